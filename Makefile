@@ -1,0 +1,45 @@
+# The ways in. Every target that runs something first makes the environment .venv (envs/setup.sh) and needs no root.
+#
+# PYTHON=/path/to/python3.12   the Python to make .venv with; default: the first of python3.12, python3.11, python3 that fits
+# ARGS="..."                   more arguments for the command that demo, test or test-full runs
+# UPGRADE=1                    make lock: newest versions inside pyproject.toml's ranges, not those of the locks
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-full lint lock docs clean
+MAKEFLAGS += --no-print-directory
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+
+help:       ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup:      ## the environment .venv, made or brought up to date (the other targets do this by themselves)
+	@PYTHON="$(PYTHON)" bash envs/setup.sh
+
+demo: setup ## the miniature study, start to report: minutes on a laptop's CPU
+	@augbench run --configfile config/demo.yaml $(ARGS)
+
+test: setup ## the tests
+	@python -m pytest -q -m "not full" $(ARGS)
+
+test-full: setup ## the heavier checks
+	@python -m pytest -q -m full $(ARGS) || { status=$$?; [ $$status -eq 5 ] && echo "no heavier check is there yet"; }
+
+lint: setup ## style, types and the workflow's own lint
+	ruff check
+	ruff format --check
+	snakefmt --check Snakefile workflow
+	snakemake --lint
+	mypy
+
+lock: setup ## the locks and envs/conda.yaml from pyproject.toml and envs/bootstrap.in (UPGRADE=1: newest versions)
+	@$(COMPILE) --extra dev pyproject.toml -o envs/requirements.lock
+	@$(COMPILE) --constraints envs/requirements.lock envs/bootstrap.in -o envs/bootstrap.lock
+	@python envs/make_conda.py > envs/conda.yaml
+
+docs: setup ## docs/configuration.md from the schema
+	@python -m augbench.configuration_docs > docs/configuration.md
+
+clean:      ## remove the demo's results (downloads and .venv stay)
+	rm -rf results/demo

@@ -1,0 +1,59 @@
+# What training data should I add? The workflow, stage by stage, in the order the data flows.
+#
+#   augbench run                                          the demo (config/demo.yaml)
+#   snakemake --cores 2 --configfile config/demo.yaml     the same, without the launcher
+#   snakemake -n                                          the plan
+#   snakemake --cores 2 figure1                           one figure and what it needs
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/corpus.smk"
+include: "workflow/rules/pretrain.smk"
+include: "workflow/rules/models.smk"
+include: "workflow/rules/prompts.smk"
+include: "workflow/rules/generate.smk"
+include: "workflow/rules/retrieve.smk"
+include: "workflow/rules/resample.smk"
+include: "workflow/rules/classify.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+    table1,
+    figure1,
+    pretrain,
+
+
+# Everything the study promises.
+rule all:
+    default_target: True
+    input:
+        PLAN.table1.values(),
+        PLAN.figure1.values(),
+        PLAN.path("config.yaml"),
+
+
+rule table1:
+    input:
+        PLAN.table1.values(),
+
+
+rule figure1:
+    input:
+        PLAN.figure1.values(),
+
+
+# The miniature's models from the corpus, and how good they are (the shipped ones in resources/mini were made so).
+rule pretrain:
+    input:
+        PLAN.path("pretrain/quality.json"),
+
+
+onstart:
+    guard_plain_run()

@@ -1,0 +1,274 @@
+"""Early errors: config against data, models and disk, before any job starts (invariant 8).
+
+Flows in: a checked :class:`~augbench.config.Study`. Flows out: lines that say what was found, or one
+:class:`~augbench.config.ConfigError` with all problems, a line each: key or file, what stands there, what is allowed. Models
+are judged by their JSON files: nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from augbench.config import ConfigError, FashionMnist, MiniatureCorpus, RealMethod, RetrieveMethod, Study
+from augbench.data.fashion_target import TEST_PER_CLASS, FashionMnistSource
+from augbench.data.image_folder import NAMED, first_problems
+from augbench.data.source import ClassImages, ImageSource, open_source
+from augbench.data.splits import SplitSizes, resolve_shares, split_sizes
+from augbench.errors import UserError
+
+LEAST_FREE_BYTES = 10**9
+TEXT_WIDTH, CROSS_ATTENTION_WIDTH = 512, 1280  # what transformers and diffusers take where a config.json is silent
+PIPELINE_FILES = (
+    "unet/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer_config.json",
+    "safety_checker/config.json",
+    "feature_extractor/preprocessor_config.json",
+)
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """Images of one class; None where validation or test images are not given."""
+
+    class_id: str
+    pool: int
+    validation: int | None
+    test: int | None
+
+
+def check_study(study: Study, *, models: bool = True, verify_images: bool = False) -> list[str]:
+    """Check all that can be known before a run.
+
+    Parameters
+    ----------
+    models : bool
+        Check the folders of the diffusion model and CLIP; not wanted where they are about to be pre-trained.
+    verify_images : bool
+        Open every image file of the data set, too.
+
+    Returns
+    -------
+    list of str
+        What was found, a line each.
+
+    Raises
+    ------
+    ConfigError
+        All problems, a line each.
+    """
+    problems: list[UserError] = []
+    notes: list[str] = []
+    source = open_source(study.dataset, study.seed, study.corpus)
+    problems += _published_files(study)
+    images: list[ClassImages] | None = None
+    try:
+        if isinstance(source, FashionMnistSource):  # its counts are known before it is fetched
+            counts = [ClassCounts(info.class_id, source.pool_size(), None, TEST_PER_CLASS) for info in source.classes()]
+        else:
+            images = source.scan()
+            counts = [
+                ClassCounts(found.class_id, len(found.pool), *(None if part is None else len(part) for part in (found.validation, found.test)))
+                for found in images
+            ]
+        sizes = _split_sizes(study, counts)
+    except UserError as error:
+        problems += error.problems if isinstance(error, ConfigError) else [error]
+    else:
+        notes.append(_summary(sizes, study.dataset.test_images_per_class))
+        problems += _added_images(study, {class_id: size.train for class_id, size in sizes.items()})
+    if images is not None and verify_images:
+        problems += _damaged_images(source, images)
+    if models:
+        problems += _models(study)
+    problems += _results(Path("results") / study.study)
+    if problems:
+        raise ConfigError(problems)
+    return notes
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def _published_files(study: Study) -> Iterator[UserError]:
+    """Fashion-MNIST's files, where they are, have the published MD5; missing ones are fetched later."""
+    sections = {"dataset": study.dataset, "corpus": study.corpus}
+    folders = {section.downloads: name for name, section in sections.items() if isinstance(section, FashionMnist | MiniatureCorpus)}
+    for folder, name in folders.items():
+        from augbench.data.fashion_mnist import FILES
+
+        if Path(folder).exists() and not Path(folder).is_dir():
+            yield UserError(f"{name}.downloads", f"{folder!r} is a file", "allowed: a folder, which is made if need be")
+            continue
+        for file in FILES:
+            path = Path(folder) / f"{file.name}.gz"
+            if path.is_file() and (found := hashlib.md5(path.read_bytes()).hexdigest()) != file.md5:
+                yield UserError(str(path), f"its MD5 is {found}", f"the published file has {file.md5}; delete it and run again: it is fetched")
+
+
+def _split_sizes(study: Study, counts: list[ClassCounts]) -> dict[str, SplitSizes]:
+    needed = {method.split for method in study.methods.values() if isinstance(method, RealMethod)}
+    given = [any(getattr(count, part) is not None for count in counts) for part in ("validation", "test")]
+    shares = resolve_shares(study.dataset, given[0], given[1], needed)
+    sizes, problems = {}, []
+    for count in counts:
+        try:
+            sizes[count.class_id] = split_sizes(count.class_id, count.pool, shares, count.validation, count.test, needed)
+        except UserError as error:
+            problems.append(error)
+    if problems:
+        raise ConfigError(first_problems(problems))
+    return sizes
+
+
+def _summary(sizes: dict[str, SplitSizes], test_cut: int | None) -> str:
+    def span(values: list[int]) -> str:
+        return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"
+
+    train, validation = span([size.train for size in sizes.values()]), span([size.validation for size in sizes.values()])
+    test = span([min(size.test, test_cut or size.test) for size in sizes.values()])
+    return f"dataset: {len(sizes)} classes with {train} training, {validation} validation and {test} test images each"
+
+
+def _damaged_images(source: ImageSource, images: list[ClassImages]) -> list[UserError]:
+    from augbench.data.decode import in_order
+    from augbench.progress import track
+
+    sources = [name for found in images for part in (found.pool, found.validation, found.test) if part is not None for name in part.sources]
+    damaged = [problem for problem in track(in_order(source.damage, sources), "images checked", "image", len(sources)) if problem is not None]
+    if len(damaged) > NAMED:
+        return [*damaged[:NAMED], UserError("dataset", f"{len(damaged)} corrupt images of {len(sources)}", f"the first {NAMED} are named above")]
+    return damaged
+
+
+# --- how much is added ----------------------------------------------------------------------------------------------
+
+
+def _added_images(study: Study, train: dict[str, int]) -> Iterator[UserError]:
+    """Every pool must hold as many images of a class as the class has for training: each resample draws that many."""
+    largest = max(train, key=lambda class_id: train[class_id])
+    size = train[largest]
+    because = f"class {largest!r} has {size} training images, and a resample adds as many"
+    augmentation = study.augmentation
+    generated = [method for method in study.methods.values() if not isinstance(method, RealMethod | RetrieveMethod)]
+    if generated and augmentation.images_per_class is not None:
+        part = augmentation.images_per_part
+        if augmentation.images_per_class < size:
+            yield UserError("augmentation.images_per_class", augmentation.images_per_class, f"allowed: at least {size}; {because}")
+        elif part is not None and part < size:
+            yield UserError("augmentation.images_per_part", part, f"allowed: at least {size}; {because}, from part 0 alone during selection")
+    for name, method in study.methods.items():
+        if not isinstance(method, RetrieveMethod):
+            continue
+        key, wanted = f"methods.{name}.images_per_class", method.images_per_class or size
+        if wanted < size:
+            yield UserError(key, wanted, f"allowed: at least {size}; {because}")
+        if isinstance(study.corpus, MiniatureCorpus):
+            rows = study.corpus.images + study.corpus.distractors
+            if math.ceil(method.first_k * wanted) > rows:
+                yield UserError(
+                    key, wanted, f"allowed: at most {math.floor(rows / method.first_k)}, for the corpus has {rows} images and first_k is {method.first_k:g}"
+                )
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(str(path), f"not readable as JSON ({' '.join(str(error).split())})", "download the model again") from None
+    if not isinstance(data, dict):
+        raise UserError(str(path), f"holds a {type(data).__name__}", "a JSON object is needed; download the model again")
+    return data
+
+
+def _model_folder(key: str, folder: Path, layout: str, first_file: str) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise UserError(key, f"{str(folder)!r}, no such folder", f"allowed: a folder in {layout} layout")
+    if not (folder / first_file).is_file():
+        raise UserError(key, f"{str(folder)!r} has no {first_file}", f"allowed: a folder in {layout} layout")
+    return _json(folder / first_file)
+
+
+def _weights(folder: Path) -> Iterator[UserError]:
+    """Weights are there, and not only the pointers that git leaves without git-lfs."""
+    files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
+    if not files:
+        yield UserError(str(folder), "no weights", "allowed: a .safetensors or .bin file; download the model again")
+    for path in files:
+        with path.open("rb") as stream:
+            start = stream.read(24)
+        if not start:
+            yield UserError(str(path), "an empty file", "the weights are needed; download the model again")
+        elif start.startswith(b"version https://git-lfs"):
+            yield UserError(str(path), "a git-lfs pointer", "the weights themselves are needed: git lfs pull")
+
+
+def _models(study: Study) -> Iterator[UserError]:
+    text_width: int | None = None
+    try:
+        text_width, problems = _diffusion(study)
+        yield from problems
+    except UserError as error:
+        yield error
+    try:
+        folder = Path(study.clip.model)
+        config = _model_folder("clip.model", folder, "transformers' CLIP", "config.json")
+        if config.get("model_type") != "clip":
+            yield UserError("clip.model", f"{str(folder)!r} is a model of type {config.get('model_type')!r}", "allowed: 'clip'")
+            return
+        yield from _weights(folder)
+        width = (config.get("text_config") or {}).get("hidden_size", TEXT_WIDTH)
+        if text_width is not None and width != text_width:
+            yield UserError(
+                "clip.model", f"{str(folder)!r} has text states of width {width}", f"allowed: {text_width}, as the text encoder of diffusion.model has"
+            )
+    except UserError as error:
+        yield error
+
+
+def _diffusion(study: Study) -> tuple[int, list[UserError]]:
+    """The width of the text encoder's states, and what is wrong with the diffusion model otherwise."""
+    key, folder = "diffusion.model", Path(study.diffusion.model)
+    index = _model_folder(key, folder, "diffusers' Stable Diffusion", "model_index.json")
+    if index.get("_class_name") != "StableDiffusionPipeline":
+        raise UserError(key, f"{str(folder)!r} is a {index.get('_class_name')}", "allowed: a StableDiffusionPipeline")
+    if missing := [name for name in PIPELINE_FILES if not (folder / name).is_file()]:
+        raise UserError(key, f"{str(folder)!r} has no {', '.join(missing)}", "a whole pipeline folder is needed; download the model again")
+    problems = [problem for part in ("unet", "vae") for problem in _weights(folder / part)]
+    unet, vae, text = (_json(folder / part / "config.json") for part in ("unet", "vae", "text_encoder"))
+    width = int(text.get("hidden_size", TEXT_WIDTH))
+    crossed = unet.get("cross_attention_dim", CROSS_ATTENTION_WIDTH)
+    if isinstance(crossed, int) and crossed != width:
+        problems.append(UserError(str(folder / "unet/config.json"), f"cross_attention_dim {crossed}", f"allowed: {width}, the text encoder's width"))
+    latent, channels = unet.get("sample_size"), vae.get("block_out_channels")
+    if isinstance(latent, int) and isinstance(channels, list):
+        side = latent * 2 ** (len(channels) - 1)
+        if study.diffusion.resolution != side:
+            problems.append(UserError("diffusion.resolution", study.diffusion.resolution, f"allowed: {side}, the model's own"))
+    return width, problems
+
+
+# --- results --------------------------------------------------------------------------------------------------------
+
+
+def _results(folder: Path) -> Iterator[UserError]:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        yield UserError(str(existing), "a file", "a folder for results is needed")
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        yield UserError(str(existing), "not writable", "a writable folder for results is needed")
+    elif (free := shutil.disk_usage(existing).free) < LEAST_FREE_BYTES:
+        yield UserError(str(existing), f"{free / 1e9:.2f} GB free", f"at least {LEAST_FREE_BYTES / 1e9:g} GB are needed")

@@ -1,0 +1,141 @@
+"""The class table: one row per class, in label order, with everything that prompts and reports say about a class.
+
+Flows in: a shipped YAML table, a user's YAML, or a scan of folder names. Flows out: :class:`ClassInfo` rows and
+``classes.parquet``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from augbench.errors import UserError
+
+CLASS_ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
+RESOURCES = Path(__file__).resolve().parents[2] / "resources"
+SHIPPED_TABLES = {path.stem: path for path in sorted((RESOURCES / "classes").glob("*.yaml"))}
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """One class.
+
+    Attributes
+    ----------
+    class_id : str
+        Unique, safe in a path: an ImageNet wnid, a folder name, a slug.
+    lemmas : tuple of str
+        Names of the class, the first one the best known (for ImageNet the synset's lemmas; paper, section 3.1).
+    hypernyms : tuple of str
+        More general terms; needed by the prompts of Sariyildiz et al. only.
+    definition : str
+        One phrase; needed by the same.
+    """
+
+    class_id: str
+    lemmas: tuple[str, ...]
+    hypernyms: tuple[str, ...] = ()
+    definition: str = ""
+
+    @property
+    def name(self) -> str:
+        """The paper's n: all lemmas joined by ", " (paper, section 3.1)."""
+        return ", ".join(self.lemmas)
+
+
+def _texts(where: str, value: Any) -> tuple[str, ...]:
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(item, str) and item.strip() for item in items):
+        raise UserError(where, repr(value), "allowed: a text or a list of non-empty texts")
+    return tuple(item.strip() for item in items)
+
+
+def class_from_mapping(row: Any, where: str) -> ClassInfo:
+    """Check one row of a YAML class table; ``where`` names it in errors."""
+    allowed = {"class_id", "lemmas", "hypernyms", "definition"}
+    if not isinstance(row, dict) or "class_id" not in row:
+        raise UserError(where, repr(row), f"allowed: a mapping with class_id and any of {sorted(allowed)}")
+    if unknown := set(row) - allowed:
+        raise UserError(where, f"unknown keys {sorted(unknown)}", f"allowed: {sorted(allowed)}")
+    class_id = str(row["class_id"])
+    if not re.fullmatch(CLASS_ID_PATTERN, class_id):
+        raise UserError(f"{where}.class_id", repr(class_id), f"allowed: text that matches {CLASS_ID_PATTERN}")
+    return ClassInfo(
+        class_id=class_id,
+        lemmas=_texts(f"{where}.lemmas", row.get("lemmas", readable_name(class_id))),
+        hypernyms=_texts(f"{where}.hypernyms", row.get("hypernyms", [])),
+        definition=str(row.get("definition", "")).strip(),
+    )
+
+
+def readable_name(folder: str) -> str:
+    """A class name from a folder name: underscores and hyphens are read as spaces."""
+    return re.sub(r"[\s_-]+", " ", folder).strip()
+
+
+def check_unique(classes: Sequence[ClassInfo], where: str) -> None:
+    """Raise :class:`UserError` if two classes share an id, or if there are fewer than two."""
+    ids = [info.class_id for info in classes]
+    if len(ids) < 2:
+        raise UserError(where, f"{len(ids)} class(es)", "at least 2 classes are needed")
+    if twice := sorted({class_id for class_id in ids if ids.count(class_id) > 1}):
+        raise UserError(where, f"class_id given twice: {twice}", "each class_id may appear once")
+
+
+def load_class_table(table: str | Path) -> list[ClassInfo]:
+    """Read a class table: the name of a shipped one (``fashion_mnist``) or the path of a YAML list.
+
+    Raises
+    ------
+    UserError
+        Unknown table, unreadable YAML, bad or repeated rows.
+    """
+    path = SHIPPED_TABLES.get(str(table), Path(table))
+    if not path.is_file():
+        raise UserError("dataset.classes", repr(str(table)), f"allowed: {sorted(SHIPPED_TABLES)} or a YAML file")
+    try:
+        rows = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(str(path), f"not readable as YAML ({str(error).splitlines()[0]})", "a list of classes") from None
+    if not isinstance(rows, list):
+        raise UserError(str(path), type(rows).__name__, "a list of classes is needed")
+    classes = [class_from_mapping(row, f"{path.name}[{index}]") for index, row in enumerate(rows)]
+    check_unique(classes, str(path))
+    return classes
+
+
+def write_class_table(classes: Sequence[ClassInfo], path: str | Path) -> None:
+    """Write ``classes.parquet``: label, class_id, name, lemmas, hypernyms, definition; rows in label order."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from augbench.files import atomic_path
+
+    rows = [{"label": label, **asdict(info), "name": info.name} for label, info in enumerate(classes)]
+    schema = pa.schema(
+        [
+            ("label", pa.int32()),
+            ("class_id", pa.string()),
+            ("name", pa.string()),
+            ("lemmas", pa.list_(pa.string())),
+            ("hypernyms", pa.list_(pa.string())),
+            ("definition", pa.string()),
+        ]
+    )
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
+
+
+def read_class_table(path: str | Path) -> list[ClassInfo]:
+    """Read ``classes.parquet`` back; rows come in label order."""
+    import pyarrow.parquet as pq
+
+    rows = sorted(pq.read_table(path).to_pylist(), key=lambda row: row["label"])
+    return [
+        ClassInfo(row["class_id"], tuple(row["lemmas"]), tuple(row["hypernyms"]), row["definition"]) for row in rows
+    ]

@@ -1,0 +1,57 @@
+"""Final scoring: the only code that reads test images (invariant 6).
+
+Flows in: a finished classifier and the test split. Flows out: one prediction per image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from augbench.classifier.images import LabelledImages
+from augbench.classifier.model import build
+from augbench.classifier.sizes import evaluation_resize
+from augbench.classifier.train import predict
+from augbench.config import Classifier
+from augbench.files import atomic_path
+
+SCHEMA = pa.schema([("image_id", pa.string()), ("label", pa.int32()), ("predicted", pa.int32()), ("probability", pa.float32())])
+
+
+def score_test(state: Mapping[str, torch.Tensor], config: Classifier, classes: int, test: LabelledImages, device: torch.device) -> pa.Table:
+    """Classify the test images.
+
+    Parameters
+    ----------
+    state : mapping of str to Tensor
+        Weights of the network that ``config`` describes.
+
+    Returns
+    -------
+    Table
+        :data:`SCHEMA`, in the order of ``test``; ``probability`` is that of the true label.
+    """
+    model = build(config, classes, 0)
+    model.load_state_dict(state)
+    model = model.to(device, memory_format=torch.channels_last)
+    probabilities = predict(model, test.pool(evaluation_resize(config), device), config, device).softmax(dim=1)
+    labels = torch.from_numpy(test.labels)
+    of_truth = probabilities.gather(1, labels[:, None])[:, 0]
+    columns = [test.ids, labels.numpy(), probabilities.argmax(dim=1).numpy(), of_truth.numpy()]
+    return pa.Table.from_arrays([pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+
+
+def write_predictions(predictions: pa.Table, path: str | Path) -> None:
+    """Write predictions, atomically."""
+    with atomic_path(path) as temporary:
+        pq.write_table(predictions, temporary)
+
+
+def top1(predictions: pa.Table) -> float:
+    """Share of images whose predicted label is the true one."""
+    hits = sum(label == predicted for label, predicted in zip(*(predictions.column(name).to_pylist() for name in ("label", "predicted")), strict=True))
+    return hits / predictions.num_rows

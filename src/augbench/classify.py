@@ -1,0 +1,212 @@
+"""Classify: training sets to classifiers, their histories and their predictions on the test split (paper, section 3).
+
+Flows in: a split of real images, the validation and test splits, and the manifests of added images of a method's runs. Flows out:
+per run ``model.safetensors`` (the checkpoint with the best validation accuracy), ``history.json``, ``predictions.parquet``,
+``result.json`` and, undeclared because it never repeats, ``timing.json``. Real images are decoded once for all runs, and only
+if a run is missing from the store. Test images are read by :func:`augbench.classifier.score.score_test` alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save_file
+
+from augbench.classes import read_class_table
+from augbench.classifier.images import LabelledImages
+from augbench.classifier.score import score_test, top1, write_predictions
+from augbench.classifier.train import RunResult, train_run
+from augbench.config import Study
+from augbench.data.source import open_source
+from augbench.data.splits import check_labels, read_split
+from augbench.files import canonical_hash, read_json, sha256_file, write_json
+from augbench.models import pick_device
+from augbench.pool import load_images, read_index
+from augbench.recipes import classifier_recipe
+from augbench.resample import check_same_labels
+from augbench.store import Recipe, Store
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Block:
+    """What the runs of a block share.
+
+    Attributes
+    ----------
+    method : str
+        The method's name.
+    classes : int
+        Number of classes.
+    real, validation, test : LabelledImages
+        Splits; ``test`` is None for candidates, which are compared on the validation split.
+    """
+
+    method: str
+    classes: int
+    real: LabelledImages
+    validation: LabelledImages
+    test: LabelledImages | None
+
+
+def train_block(
+    study: Study,
+    store: Store,
+    method: str,
+    train_path: str | Path,
+    validation_path: str | Path,
+    test_path: str | Path | None,
+    classes_path: str | Path,
+    added_paths: Sequence[str | Path],
+    folders: Sequence[str | Path],
+) -> None:
+    """Train and score the classifiers of some runs of a method; what the store holds already is linked.
+
+    Parameters
+    ----------
+    store : Store
+        The study's; its folder lies in the study's, below which the shards are.
+    test_path : path, optional
+        The test split; None trains without scoring (model selection).
+    classes_path : path
+        ``classes.parquet``.
+    added_paths : sequence of path
+        One manifest per folder, or none at all for a baseline.
+    folders : sequence of path
+        Where each run's files go; a folder's name is the number of the run.
+
+    Raises
+    ------
+    UserError
+        Damaged manifests or shards, or sources that disagree about the classes.
+    """
+    info = read_class_table(classes_path)
+    source = open_source(study.dataset, study.seed, study.corpus)
+
+    def labelled(path: str | Path) -> LabelledImages:
+        split = read_split(path)
+        check_labels(split, info, str(path))
+        return LabelledImages(split.image_ids, split.labels, lambda: source.load(split.sources), Path(path).stem)
+
+    test = None if test_path is None else labelled(test_path)
+    block = Block(method, len(info), labelled(train_path), labelled(validation_path), test)
+    labels = {row.class_id: label for label, row in enumerate(info)}
+    manifests: Sequence[str | Path | None] = added_paths or [None] * len(folders)
+    for folder, manifest in zip(map(Path, folders), manifests, strict=True):
+        added = None
+        if manifest is not None:
+            if Path(manifest).stem != folder.name:
+                raise ValueError(f"run {folder.name} is given the added images of run {Path(manifest).stem}")
+            rows = read_index(manifest)
+            check_same_labels(rows, labels, str(manifest))
+            added = _added(rows, store.root.parent, f"{method}, set {folder.name}")
+        provide_run(study, store, block, added, folder)
+
+
+def _added(rows: pa.Table, study_folder: Path, what: str) -> LabelledImages:
+    return LabelledImages(rows.column("sha256").to_pylist(), rows.column("label").to_numpy(), lambda: load_images(rows, study_folder), what)
+
+
+def run_recipe(study: Study, block: Block, added: LabelledImages | None, run: int) -> dict[str, Any]:
+    """What decides the weights of a run: config, seed, and the ordered ids and labels of all images that training sees."""
+    return {
+        "classifier": classifier_recipe(study, block.method),
+        "classes": block.classes,
+        "real": block.real.key,
+        "added": None if added is None else added.key,
+        "validation": block.validation.key,
+        "run": run,
+    }
+
+
+def provide_run(study: Study, store: Store, block: Block, added: LabelledImages | None, folder: Path) -> None:
+    """Put one run's files into ``folder``, training and scoring only what the store does not hold."""
+    run = int(folder.name)
+    what = f"{block.method}, run {run}"
+    recipe = run_recipe(study, block, added, run)
+    device = pick_device(study.execution.device)
+    if _is_trained(store, recipe):
+        store.tally.reused += 1
+    else:
+        checkpoint = store.root.parent / ".work" / "classifiers" / f"{canonical_hash(recipe)}.pt"
+        result = train_run(
+            study.classifier, block.classes, block.real, added, block.validation, run, study.seed, device, checkpoint, what
+        )  # fmt: skip
+        _commit(store, recipe, result, device)
+        checkpoint.unlink(missing_ok=True)
+    store.publish("classifiers", recipe, folder / "model.safetensors")
+    store.publish("classifiers", recipe, folder / "history.json")
+    store.publish("classifier_timings", recipe, folder / "timing.json")
+    history = read_json(folder / "history.json")
+    report = {
+        "method": block.method,
+        "run": run,
+        "classes": block.classes,
+        "best_epoch": history["best_epoch"],
+        "epochs": len(history["epochs"]),
+        "val_top1": history["val_top1"],
+        "test_top1": None,
+        "n_real": len(block.real),
+        "n_added": 0 if added is None else len(added),
+        "n_val": len(block.validation),
+        "n_test": 0 if block.test is None else len(block.test),
+    }
+    if block.test is not None:
+        test, predictions = block.test, folder / "predictions.parquet"
+        scoring = {"classifier": recipe["classifier"], "classes": block.classes, "model": history["model_sha256"], "test": test.key}
+
+        def score(path: Path) -> None:
+            state = load_file(folder / "model.safetensors")
+            write_predictions(score_test(state, study.classifier, block.classes, test, device), path)
+
+        store.provide("predictions", scoring, predictions, score, lambda path: _has_rows(path, len(test)))
+        report["test_top1"] = top1(pq.read_table(predictions))
+    write_json(folder / "result.json", report)
+    test_note = "" if report["test_top1"] is None else f", test top-1 {report['test_top1']:.4f}"
+    logger.info("%s: best epoch %d of %d, val top-1 %.4f%s", what, report["best_epoch"] + 1, report["epochs"], report["val_top1"], test_note)
+
+
+def _commit(store: Store, recipe: Recipe, result: RunResult, device: torch.device) -> None:
+    """Commit weights and history; the history comes last and names the weights' hash, so a half-committed run is trained anew."""
+    model = store.commit("classifiers", recipe, ".safetensors", lambda path: save_file(result.state, path))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    timing = {"device": name, "threads": torch.get_num_threads(), "seconds_per_epoch": [round(seconds, 4) for seconds in result.seconds]}
+    store.commit("classifier_timings", recipe, ".json", lambda path: write_json(path, timing))
+    history = {
+        "best_epoch": result.best_epoch,
+        "val_top1": result.val_top1,
+        "model_sha256": sha256_file(model),
+        "epochs": [asdict(epoch) for epoch in result.history],
+    }
+    store.commit("classifiers", recipe, ".json", lambda path: write_json(path, history))
+
+
+def _is_trained(store: Store, recipe: Recipe) -> bool:
+    """Whether weights, history and timing are in the store and belong together."""
+    if not store.has("classifiers", recipe, ".json", _is_json) or not store.has("classifier_timings", recipe, ".json", _is_json):
+        return False
+    expected = read_json(store.path("classifiers", recipe, ".json"))["model_sha256"]
+    return store.has("classifiers", recipe, ".safetensors", lambda path: sha256_file(path) == expected)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return bool(read_json(path))
+    except ValueError:
+        return False
+
+
+def _has_rows(path: Path, rows: int) -> bool:
+    try:
+        return pq.read_table(path).num_rows == rows
+    except (pa.ArrowException, OSError):
+        return False

@@ -1,0 +1,86 @@
+"""The command line: ``augbench check``, ``augbench run``, ``augbench show``.
+
+Flows in: arguments. Flows out: an exit status; problems that a user can fix are one line each on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from augbench.config import load_study
+from augbench.errors import UserError
+
+DEMO = "config/demo.yaml"
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from augbench.check import check_study
+
+    study = load_study(arguments.configfile or [DEMO])
+    for line in check_study(study, verify_images=arguments.images):
+        print(line)
+    print(f"{study.study}: config and data are in order")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from augbench import launcher
+    from augbench.check import check_study
+    from augbench.progress import clock
+
+    configfiles = arguments.configfile or [DEMO]
+    study = load_study(configfiles)
+    check_study(study, models="pretrain" not in arguments.targets)
+    start = time.monotonic()
+    extra = arguments.snakemake
+    status = launcher.run(configfiles, arguments.targets, arguments.cores or len(os.sched_getaffinity(0)), extra)
+    if status:
+        print(f"augbench: stopped after {clock(time.monotonic() - start)}; what is finished is kept, run again to go on", file=sys.stderr)
+        return 1
+    table = Path(f"results/{study.study}/tables/table1.txt")
+    if not arguments.targets and "-n" not in extra and table.is_file():
+        print(table.read_text(encoding="utf-8"))
+        print(f"Done in {clock(time.monotonic() - start)}. Next: results/{study.study}/figures/figure1.png, tables/ beside it; README.md.")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = argparse.ArgumentParser(prog="augbench", description="Which added training data helps a classifier most?")
+    commands = top.add_subparsers(dest="command", required=True)
+    for name, function, text in (
+        ("check", _check, "validate config and data before anything runs"),
+        ("run", _run, "run a study, or go on with it after an interruption"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(function=function)
+        command.add_argument("--configfile", nargs="+", metavar="YAML", help=f"study and overlays (default: {DEMO})")
+        if name == "check":
+            command.add_argument("--images", action="store_true", help="open every image of the data set, too")
+        else:
+            command.add_argument("--cores", type=int, help="cores to use (default: all)")
+            command.add_argument("--target", dest="targets", action="append", default=[], help="file or named target; repeatable")
+            command.add_argument("snakemake", nargs="*", help="after --: arguments for snakemake, for example -- -n")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    arguments = parser().parse_args(argv)
+    try:
+        return int(arguments.function(arguments))
+    except UserError as error:
+        print("\n".join(f"augbench: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("augbench: interrupted; run again to go on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,604 @@
+"""The study as typed data: one YAML file, checked before anything runs.
+
+Flows in: YAML files (later ones are merged over earlier ones) or the dictionary that Snakemake has merged. Flows out: a
+frozen :class:`Study`. Each key carries its description, unit and source here and nowhere else; ``docs/configuration.md``
+is generated from it. This module imports nothing heavy: every job of a cluster parses it twice.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from augbench.errors import UserError
+
+SLUG = r"^[a-z0-9][a-z0-9_]*$"
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+def key(default: Any, description: str, unit: str = "", source: str = "", **constraints: Any) -> Any:
+    """A config key with all that the documentation says of it."""
+    return Field(default, description=description, json_schema_extra={"unit": unit, "source": source}, **constraints)
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are errors, values are not coerced between kinds, nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_silent_conversion(cls, data: Any) -> Any:
+        """YAML's ``lr: "0.1"`` and ``seed: yes`` are mistakes; pydantic would convert them."""
+        for name, value in data.items() if isinstance(data, Mapping) else ():
+            field = cls.model_fields.get(name)
+            wanted = _plain_types(field.annotation) if field else set()
+            if isinstance(value, bool) and wanted and not wanted & {bool, Any}:
+                raise ValueError(f"{name}: {value!r} is a true/false value, which does not fit here")
+            if isinstance(value, str) and wanted & {int, float} and str not in wanted:
+                raise ValueError(f"{name}: {value!r} is text; a number without quotes is needed")
+        return data
+
+
+def _plain_types(annotation: Any) -> set[Any]:
+    """The plain types that a key may hold; empty for sections and collections."""
+    if get_origin(annotation) is Annotated:
+        return _plain_types(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return set().union(*(_plain_types(option) for option in get_args(annotation)))
+    if get_origin(annotation) is Literal:
+        return {type(value) for value in get_args(annotation)}
+    return {annotation} if annotation in (int, float, str, bool) else set()
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+class _Splits(Section):
+    train_fraction: float = key(0.1, "Share of each class's training pool that is the training split; ceil(share x n).", source="paper, section 3", gt=0, lt=1)
+    validation_fraction: float | None = key(None, "Share that is the validation split. Default: train_fraction where test images are given, else half of what train leaves.", source="paper, section 3", gt=0, lt=1)
+    test_fraction: float | None = key(None, "Share that is the test split, where no test images are given. Default: half of what train leaves.", source="paper, section 3 (Caltech256)", gt=0, lt=1)
+    test_images_per_class: Positive | None = key(None, "Cut the test split to this many images per class (a cut against the protocol; the table's footer says so).", "images")
+
+    @model_validator(mode="after")
+    def _fractions_fit(self) -> _Splits:
+        given = {name: getattr(self, name) for name in ("train_fraction", "validation_fraction", "test_fraction")}
+        total = sum(value for value in given.values() if value is not None)
+        if total > 1:
+            raise ValueError(f"the fractions sum to {total:g}; at most 1 is possible")
+        return self
+
+
+class FashionMnist(_Splits):
+    """Fashion-MNIST; 10,000 of its training images are the target's pool, the others may be the miniature corpus."""
+
+    kind: Literal["fashion_mnist"]
+    classes: str = key("fashion_mnist", "Class table: the shipped one, or a YAML file with its ten classes in label order under other names.")
+    downloads: str = key("results/downloads/fashion_mnist", "Folder that keeps the four published files.")
+
+
+class ImageFolder(_Splits):
+    """Any data set of the form ``root/class/*`` or ``root/split/class/*`` (ImageNet's layout is one)."""
+
+    kind: Literal["image_folder"]
+    root: str = key(..., "Folder of the data set.")
+    classes: str | None = key(None, "Class table: the name of a shipped one, or a YAML file. Default: the folder names.")
+    train_folder: str | None = key(None, "Folder under root that holds the training images, one folder per class. Default: root itself.")
+    validation_folder: str | None = key(None, "Folder under root with given validation images. Default: sampled from the training images.")
+    test_folder: str | None = key(None, "Folder under root with the test images (ImageNet: val). Default: sampled from the training images.")
+
+
+class Caltech256(_Splits):
+    """Caltech256 as published: ``root/001.ak47/*.jpg``; the clutter class (257) is left out."""
+
+    kind: Literal["caltech256"]
+    root: str = key(..., "Folder 256_ObjectCategories.")
+    train_fraction: float = key(0.8, "Share of each class that is the training split.", source="paper, section 3", gt=0, lt=1)
+
+
+Dataset = Annotated[Union[FashionMnist, ImageFolder, Caltech256], Field(discriminator="kind")]
+
+
+class MiniatureCorpus(Section):
+    """The miniature web corpus made from Fashion-MNIST's training images."""
+
+    kind: Literal["miniature"]
+    downloads: str = key("results/downloads/fashion_mnist", "Folder that keeps Fashion-MNIST's four published files.")
+    images: int = key(50_000, "Garments in the corpus, disjoint from target and test.", "images", ge=100, le=59_000)
+    shift: Literal["none", "mild", "strong"] = key("mild", "How far the corpus's style is from the target's.")
+    distractors: int = key(5_000, "Images of other kinds.", "images", ge=0)
+    wrong_captions: Fraction = key(0.05, "Share of garments whose caption names another class.")
+    captions: dict[Literal["template", "wordnet", "shop", "hashtags", "unnamed"], Annotated[float, Field(ge=0)]] = key(
+        {"template": 0.55, "wordnet": 0.2, "shop": 0.1, "hashtags": 0.05, "unnamed": 0.1},
+        "Rates of the kinds of caption; `unnamed` ones do not name the class.",
+    )
+
+    @model_validator(mode="after")
+    def _some_captions(self) -> MiniatureCorpus:
+        if sum(self.captions.values()) <= 0:
+            raise ValueError("captions: at least one rate must be above 0")
+        return self
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+class Diffusion(Section):
+    """The diffusion model and how it is sampled."""
+
+    model: str = key(..., "Folder of a Stable Diffusion model in diffusers' layout.", source="paper, section 3.2")
+    resolution: int = key(512, "Side of the images made.", "pixels", "paper, section 3.2", ge=8, multiple_of=8)
+    scheduler: Literal["pndm", "ddim", "dpmsolver++"] = key("pndm", "Sampler; pndm is the model's own default.", source="Stable Diffusion v1.4's model card")
+    steps: Positive = key(50, "Sampling steps.", "steps", "Stable Diffusion v1.4's default")
+    guidance_scale: float = key(7.5, "Classifier-free guidance; 1 means none. A method may set its own.", source="Stable Diffusion v1.4's default", ge=1)
+    dtype: Literal["float32", "float16", "bfloat16"] = key("float16", "Precision of sampling.")
+
+
+class Clip(Section):
+    """The CLIP model that compares texts with images."""
+
+    model: str = key(..., "Folder of a CLIP model in transformers' layout; its text tower is the diffusion model's.", source="paper, section 3.2")
+
+
+# --- methods --------------------------------------------------------------------------------------------------------
+
+ClassName = Literal["lemmas", "no_whitespace"]
+
+
+class Prompting(Section):
+    """How a class becomes text."""
+
+    templates: Literal["simple", "clip", "textual_inversion"] = key("simple", "Templates; several are drawn from with replacement.", source="paper, section 3.1")
+    class_name: ClassName = key("no_whitespace", "The class's lemmas joined by ', ', as they are or without white space.", source="paper, section 3.1")
+
+
+class _Method(Section):
+    label: str | None = key(None, "Name in tables and figures. Default: the key.")
+    family: Literal["real", "unconditional", "prompting", "personalised", "retrieval"] | None = key(None, "Group in Figure 1. Default: by mechanism.", source="paper, Table 1")
+
+
+class RealMethod(_Method):
+    """A baseline: real images only."""
+
+    mechanism: Literal["real"]
+    split: Literal["train", "train2x", "full"] = key("train", "Which real images: the training split, twice as many, or all but validation.", source="paper, section 3")
+
+
+class SampleMethod(_Method):
+    """Images sampled from the diffusion model by prompts."""
+
+    mechanism: Literal["sample"]
+    prompt: Prompting = key(Prompting(), "How a class becomes text.")
+    guidance_scale: float | None = key(None, "Classifier-free guidance of this method. Default: diffusion.guidance_scale.", ge=1)
+
+
+class RetrieveMethod(_Method):
+    """Images retrieved from the corpus: nearest neighbours of a prompt in CLIP space."""
+
+    mechanism: Literal["retrieve"]
+    query: Prompting = key(Prompting(), "The query's text; the first template is used.", source="paper, section 3.1")
+    images_per_class: Positive | None = key(None, "Images to keep per class. Default: as many as the class has training images.", "images", "paper, section 3.2 (ImageNet: 130)")
+    first_k: float = key(1.4, "Neighbours asked for at first, per image wanted.", source="paper, section 3.2", ge=1)
+    growth_limit: Positive = key(10, "k grows in steps of the first k up to this many times.", source="paper, section 3.2")
+    duplicate_threshold: float | None = key(0.94, "Neighbours of each other above this cosine similarity are one image; the nearest to the query is kept. null: off.", source="clip-retrieval's detector; calibrated for ViT-L/14", gt=0, le=1)
+    drop_unsafe: bool = key(True, "Leave out what the corpus's NSFW column or the safety checker marks.", source="paper, section 3.2")
+
+
+Method = Annotated[Union[RealMethod, SampleMethod, RetrieveMethod], Field(discriminator="mechanism")]
+
+
+class Augmentation(Section):
+    """How much is added, and how it is resampled."""
+
+    images_per_class: Positive | None = key(None, "Images made per class and method (ImageNet: 390).", "images", "paper, section 3")
+    images_per_training_image: Positive | None = key(None, "The same as a multiple of the class's training images (Caltech256: 3).", "images", "paper, section 3")
+    images_per_part: Positive | None = key(None, "Images in one shard file, with images_per_class; part 0 should hold a class's training size. Default: all in one.", "images")
+    resamples: int = key(5, "Training sets drawn from the pool; each has as many added images per class as real ones.", "sets", "paper, section 3", ge=1)
+    image_format: Literal["png", "jpeg", "webp"] = key("png", "Encoding of images in shards; png is lossless and small at 32 pixels, jpeg is 20 times faster at 512.")
+    quality: int = key(95, "Quality of jpeg and webp.", ge=1, le=100)
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Augmentation:
+        if (self.images_per_class is None) == (self.images_per_training_image is None):
+            raise ValueError("give exactly one of images_per_class and images_per_training_image")
+        if self.images_per_part is not None and self.images_per_class is None:
+            raise ValueError("images_per_part goes with images_per_class only")
+        return self
+
+    @property
+    def parts(self) -> int:
+        """Shard files per class and method."""
+        if self.images_per_class is None:
+            return self.images_per_training_image or 1
+        return -(-self.images_per_class // (self.images_per_part or self.images_per_class))
+
+    def part_range(self, part: int, training_images: int) -> range:
+        """Indices of the images in ``part`` of a class with ``training_images`` real images."""
+        if self.images_per_class is None:
+            return range(part * training_images, (part + 1) * training_images)
+        size = self.images_per_part or self.images_per_class
+        return range(part * size, min((part + 1) * size, self.images_per_class))
+
+
+class Classifier(Section):
+    """The classifier that measures how much an augmentation helps: torchvision's ResNet and the paper's schedule."""
+
+    arch: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = key("resnet50", "torchvision's architecture: kind and number of blocks.", source="paper, section 3")
+    layers: tuple[Positive, Positive, Positive, Positive] | None = key(None, "Blocks per stage, where they differ from the architecture's.")
+    base_width: int = key(64, "Channels of the first stage (64 in torchvision); the others follow.", "channels", ge=4)
+    stem: Literal["imagenet", "small"] = key("imagenet", "First layer: 7x7 stride 2 with max-pooling, or 3x3 stride 1 for images of about 32 pixels.")
+    resolution: int = key(224, "Side of the crop that the classifier sees.", "pixels", "torchvision's reference", ge=16)
+    evaluation_resize: int | None = key(None, "Shorter side before the centre crop in evaluation. Default: resolution x 256 / 224.", "pixels", "torchvision's reference", ge=16)
+    min_crop_area: float = key(0.08, "Smallest area of the random resized crop.", "share of the image", "torchvision's default", gt=0, le=1)
+    batch_size: Positive = key(256, "Global batch.", "images", "paper, section 3")
+    lr: float = key(0.1, "Initial learning rate.", source="paper, section 3", gt=0)
+    momentum: Fraction = key(0.9, "SGD momentum.", source="torchvision's reference")
+    weight_decay: float = key(1e-4, "SGD weight decay.", source="torchvision's reference", ge=0)
+    plateau_patience: Positive = key(10, "Epochs without better validation accuracy after which lr is divided by 10.", "epochs", "paper, section 3")
+    stop_patience: Positive = key(20, "Epochs without better validation accuracy after which training stops.", "epochs", "paper, section 3")
+    max_epochs: Positive = key(270, "Most epochs.", "epochs", "paper, section 3")
+
+
+class Report(Section):
+    """What stands beside our numbers."""
+
+    paper_study: Literal["imagenet10", "imagenet_full", "caltech256"] = key("imagenet10", "Rows of the paper shown beside ours.", source="paper, Tables 1 ff.")
+    notes: tuple[str, ...] = key((), "Lines for the footer of the tables, for example cuts against the protocol.")
+
+
+class Execution(Section):
+    """How the work is cut into jobs and batches. Nothing here changes a result."""
+
+    classes_per_job: Positive = key(25, "Classes whose shards one generate job makes.", "classes")
+    runs_per_job: Positive = key(5, "Classifiers that one job trains.", "runs")
+    batch_size: Positive = key(32, "Images sampled together.", "images")
+    device: Literal["auto", "cpu", "cuda"] = key("auto", "Where torch runs; auto takes CUDA where there is one.")
+
+
+# --- pre-training (miniature studies only) ----------------------------------------------------------------------------
+
+
+class PretrainClip(Section):
+    """The small CLIP: OpenAI's architecture and vocabulary, fewer and narrower layers."""
+
+    width: int = key(128, "Hidden size of both towers and of the shared space.", "channels", ge=16)
+    vision_layers: Positive = key(4, "Layers of the image tower (patches of 4 pixels).", "layers")
+    text_layers: Positive = key(3, "Layers of the text tower.", "layers")
+    heads: Positive = key(4, "Attention heads.")
+    epochs: Positive = key(8, "Passes over the corpus.", "epochs")
+    batch_size: Positive = key(256, "Image-caption pairs per step.", "images")
+    lr: float = key(1e-3, "Peak learning rate; linear warm-up, then cosine.", gt=0)
+
+
+class PretrainAutoencoder(Section):
+    """The VAE: 32 pixels to 8 x 8 x 4 latents."""
+
+    channels: tuple[Positive, Positive, Positive] = key((32, 64, 64), "Channels per resolution.", "channels")
+    steps: Positive = key(2500, "Training steps.", "steps")
+    batch_size: Positive = key(64, "Images per step.", "images")
+    lr: float = key(2e-3, "Peak learning rate; linear warm-up, then cosine.", gt=0)
+    kl_weight: float = key(1e-6, "Weight of the KL term, as in latent diffusion.", source="Rombach et al., 2022", ge=0)
+
+
+class PretrainUnet(Section):
+    """The conditional U-Net on 8 x 8 x 4 latents."""
+
+    channels: tuple[Positive, Positive] = key((64, 128), "Channels per resolution.", "channels")
+    layers_per_block: Positive = key(1, "ResNet blocks per resolution.")
+    steps: Positive = key(8000, "Training steps.", "steps")
+    batch_size: Positive = key(64, "Latents per step.", "images")
+    lr: float = key(1e-3, "Peak learning rate; linear warm-up, then cosine.", gt=0)
+    caption_dropout: Fraction = key(0.1, "Share of captions replaced by the empty one, for guidance.", source="Ho and Salimans, 2022")
+    ema_decay: float = key(0.999, "Decay of the averaged weights that are kept.", gt=0, lt=1)
+
+
+class PretrainReference(Section):
+    """The reference classifier that judges generated images: trained on the corpus's images in clean form, true labels."""
+
+    epochs: Positive = key(4, "Passes over the garments.", "epochs")
+    batch_size: Positive = key(128, "Images per step.", "images")
+    lr: float = key(3e-3, "Peak learning rate; linear warm-up, then cosine.", gt=0)
+    base_width: int = key(16, "Channels of the first stage of its ResNet.", "channels", ge=4)
+
+
+class Pretrain(Section):
+    """How the miniature's models are pre-trained on the corpus."""
+
+    clip: PretrainClip = key(PretrainClip(), "The small CLIP.")
+    autoencoder: PretrainAutoencoder = key(PretrainAutoencoder(), "The VAE.")
+    unet: PretrainUnet = key(PretrainUnet(), "The U-Net.")
+    reference: PretrainReference = key(PretrainReference(), "The reference classifier.")
+    checkpoint_steps: Positive = key(250, "Steps between checkpoints, from which an interrupted run goes on.", "steps")
+    measured_images_per_class: int = key(100, "Images generated per class to measure agreement and diversity.", "images", ge=4)
+
+
+# --- the study --------------------------------------------------------------------------------------------------------
+
+
+class Study(Section):
+    """A study: one data set, one diffusion model, one corpus, and the methods to compare."""
+
+    study: str = key(..., "Name of the study; results go to results/{study}.", pattern=SLUG)
+    seed: int = key(0, "Every random choice derives from it.", ge=0)
+    dataset: Dataset = key(..., "The target data set.")
+    diffusion: Diffusion = key(..., "The diffusion model.")
+    clip: Clip = key(..., "The CLIP model.")
+    corpus: MiniatureCorpus | None = key(None, "The pre-training corpus that retrieval searches; needed by `retrieve` and by pre-training.")
+    methods: dict[str, Method] = key(..., "Rows of the comparison by name; `null` in an overlay removes one.", source="paper, section 3.1", min_length=1)
+    augmentation: Augmentation = key(..., "How much is added.")
+    classifier: Classifier = key(Classifier(), "The classifier.")
+    report: Report = key(Report(), "What stands beside our numbers.")
+    execution: Execution = key(Execution(), "How the work is cut into jobs; changes no result.")
+    pretrain: Pretrain = key(Pretrain(), "How the miniature's models are made (`snakemake pretrain`).")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_removed_methods(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("methods"), Mapping):
+            data = {**data, "methods": {name: row for name, row in data["methods"].items() if row is not None}}
+        return data
+
+    @model_validator(mode="after")
+    def _methods_have_what_they_need(self) -> Study:
+        import re
+
+        folders = [section.downloads for section in (self.dataset, self.corpus) if isinstance(section, FashionMnist | MiniatureCorpus)]
+        if len(set(folders)) > 1:
+            raise ValueError(f"corpus.downloads: {folders[1]!r} differs from dataset.downloads; give the same folder")
+        for name, method in self.methods.items():
+            if not re.fullmatch(SLUG, name):
+                raise ValueError(f"methods.{name}: a name may hold a-z, 0-9 and _ only")
+            if isinstance(method, RetrieveMethod) and self.corpus is None:
+                raise ValueError(f"methods.{name}: retrieval needs a corpus section")
+            if isinstance(method, RealMethod) and method.split == "train2x" and 3 * self.dataset.train_fraction > 1:
+                raise ValueError(
+                    f"methods.{name}.split: train2x needs three disjoint train_fractions; {self.dataset.train_fraction:g} leaves no room"
+                )
+        return self
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def merge(base: dict[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """``overlay`` over ``base``, mapping by mapping, as Snakemake merges several ``--configfile``."""
+    merged = dict(base)
+    for name, value in overlay.items():
+        both = isinstance(merged.get(name), dict) and isinstance(value, Mapping)
+        merged[name] = merge(merged[name], value) if both else value
+    return merged
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping, else :class:`UserError`."""
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(str(path), "no such file", "give a study's YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(str(path), "not readable as YAML: " + " ".join(str(error).split()), "fix the file") from None
+    if not isinstance(data, dict):
+        raise UserError(str(path), f"holds a {type(data).__name__}", "a mapping of config keys is needed")
+    return data
+
+
+def load_study(paths: Sequence[str | Path]) -> Study:
+    """Merge the files, later over earlier, and check the result; raises :class:`UserError`."""
+    merged: dict[str, Any] = {}
+    for path in paths:
+        merged = merge(merged, read_yaml(path))
+    return parse_study(merged)
+
+
+def parse_study(data: Mapping[str, Any]) -> Study:
+    """Check a merged config; every problem is one line of the :class:`UserError`."""
+    try:
+        return Study.model_validate(dict(data))
+    except ValidationError as error:
+        raise ConfigError(list(_describe(error))) from None
+
+
+class ConfigError(UserError):
+    """One or more problems in the config, a line each."""
+
+    def __init__(self, problems: list[UserError]) -> None:
+        self.problems = problems
+        self.where, self.found, self.allowed = problems[0].where, problems[0].found, problems[0].allowed
+        Exception.__init__(self, "\n".join(map(str, problems)))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a problem is: the key as the user writes it, the section that holds it, and what the schema allows there."""
+
+    where: str
+    section: type[Section] | None
+    annotation: Any
+
+
+def _locate(location: Sequence[str | int]) -> _Place:
+    """Follow pydantic's ``location`` through the schema; tags of unions are part of it, and of no user's key."""
+    names: list[str] = []
+    section: type[Section] | None = None
+    current: Any = Study
+    for step in location:
+        options = _section_options(current)
+        if len(options) > 1 and (tagged := [option for option in options if step in _tags(option)]):
+            current = tagged[0]
+            continue
+        if step == "[key]":
+            continue
+        names.append(str(step))
+        section = options[0] if len(options) == 1 else None
+        if section is not None:
+            field = section.model_fields.get(str(step))
+            current = field.annotation if field else None
+        else:
+            inner = get_args(_required(current))
+            current = inner[-1] if get_origin(_required(current)) is dict else inner[0] if inner else None
+    return _Place(".".join(names) or "config", section, current)
+
+
+def _tags(section: type[Section]) -> tuple[str, ...]:
+    for name in ("kind", "mechanism"):
+        if name in section.model_fields:
+            return get_args(section.model_fields[name].annotation)
+    return ()
+
+
+def _required(annotation: Any) -> Any:
+    """``annotation`` without ``| None`` and constraints."""
+    if get_origin(annotation) is Annotated:
+        return _required(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        options = [option for option in get_args(annotation) if option is not type(None)]
+        return _required(options[0]) if len(options) == 1 else annotation
+    return annotation
+
+
+def _section_options(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    if get_origin(annotation) in (Annotated, Union, types.UnionType):
+        return [option for inner in get_args(annotation) for option in _section_options(inner)]
+    return []
+
+
+def _expected(annotation: Any) -> str:
+    """The kind of value that fits, in a user's words."""
+    annotation = _required(annotation)
+    if get_origin(annotation) is tuple:
+        inner = get_args(annotation)
+        return "a list" if ... in inner else f"a list of {len(inner)} values, each {_expected(inner[0])}"
+    if get_origin(annotation) is dict or _section_options(annotation):
+        return "a mapping"
+    if get_origin(annotation) is Literal:
+        return ", ".join(map(repr, get_args(annotation)))
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(annotation, "another kind of value")
+
+
+def _shown(value: Any) -> str:
+    """A value on one short line."""
+    text = " ".join(repr(value).split())
+    if len(text) <= 80:
+        return text
+    return "does not fit" if isinstance(value, Mapping) else f"{text[:77]}..."
+
+
+def _instead_of(value: Any, annotation: Any) -> str:
+    """What is allowed instead of a value of the wrong kind, and how YAML came to read it so."""
+    expected = _expected(annotation)
+    if not isinstance(value, str) or expected not in ("a number", "a whole number"):
+        return f"allowed: {expected}"
+    if re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", value):
+        mantissa, exponent = re.split("[eE]", value)
+        written = f"{mantissa}{'' if '.' in mantissa else '.0'}e{exponent if exponent[0] in '+-' else '+' + exponent}"
+        return f"allowed: {expected} (YAML reads {value} as text; write {written})"
+    return f"allowed: {expected}{' without quotes' if re.fullmatch(r'[-+]?[0-9]*[.]?[0-9]+', value) else ''}"
+
+
+_WRONG_KINDS = ("_type", "_parsing", "int_from_float", "too_long")
+
+
+def _describe(error: ValidationError) -> Iterator[UserError]:
+    incomplete: set[str] = set()  # lists of fixed length that have been named: pydantic names every missing item
+    for problem in error.errors():
+        location, kind, value, context = problem["loc"], problem["type"], problem["input"], problem.get("ctx", {})
+        place = _locate(location)
+        message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        if kind == "extra_forbidden":
+            names = sorted(place.section.model_fields) if place.section else []
+            close = difflib.get_close_matches(str(location[-1]), names, 1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            yield UserError(place.where, "unknown key", f"{hint}allowed here: {', '.join(names)}")
+        elif kind == "missing" and isinstance(location[-1], int):
+            place = _locate(location[:-1])
+            if place.where not in incomplete:
+                incomplete.add(place.where)
+                yield UserError(place.where, _shown(value), f"allowed: {_expected(place.annotation)}")
+        elif kind == "missing":
+            yield UserError(place.where, "missing", "this key is required")
+        elif kind == "invalid_key":
+            yield UserError(place.where, f"a key that is no text: {value!r}", "allowed: keys of text")
+        elif kind in ("union_tag_invalid", "union_tag_not_found"):
+            tag = str(context["discriminator"]).strip("'")
+            found = value.get(tag) if isinstance(value, Mapping) else value
+            allowed = ", ".join(repr(name) for option in _section_options(place.annotation) for name in _tags(option))
+            yield UserError(f"{place.where}.{tag}", "missing" if found is None else _shown(found), f"allowed: {allowed}")
+        elif kind == "value_error":
+            yield _from_validator(location, value, message)
+        elif kind.endswith(_WRONG_KINDS):
+            yield UserError(place.where, _shown(value), _instead_of(value, place.annotation))
+        elif kind == "too_short":
+            yield UserError(place.where, _shown(value), "allowed: at least 1 entry")
+        elif kind == "string_pattern_mismatch":
+            yield UserError(place.where, _shown(value), f"allowed: text that matches {context['pattern']}")
+        else:
+            yield UserError(place.where, _shown(value), f"allowed: {message}")
+
+
+def _from_validator(location: Sequence[str | int], value: Any, message: str) -> UserError:
+    """What a validator of this module says of a section; ``key: reason`` is about one key of it."""
+    name, separator, reason = message.partition(": ")
+    inner, steps, rest = value, list(location), name
+    while rest:
+        step = rest if isinstance(inner, Mapping) and rest in inner else rest.partition(".")[0]  # a name may hold dots
+        if not (separator and isinstance(inner, Mapping) and step in inner):
+            return UserError(_locate(location).where, _shown(value), message)
+        inner, rest = inner[step], rest[len(step) + 1 :]
+        steps.append(step)
+    place = _locate(steps)
+    wrong_kind = isinstance(inner, bool | str) and reason.startswith(f"{inner!r} is ")
+    return UserError(place.where, _shown(inner), _instead_of(inner, place.annotation) if wrong_kind else reason)
+
+
+def sections() -> list[tuple[str, type[Section]]]:
+    """Every section of the schema with the path of its keys, in the order of the documentation."""
+    found: list[tuple[str, type[Section]]] = []
+
+    def visit(prefix: str, section: type[Section]) -> None:
+        found.append((prefix, section))
+        for name, field in section.model_fields.items():
+            annotation = field.annotation
+            path = f"{prefix}.{name}" if prefix else name
+            if get_origin(annotation) is dict:
+                annotation, path = get_args(annotation)[1], f"{path}.<name>"
+            for option in _section_options(annotation):
+                visit(path, option)
+
+    visit("", Study)
+    return found
+
+
+def describe_type(field: FieldInfo) -> str:
+    """The type of a key as the documentation shows it."""
+
+    def show(annotation: Any) -> str:
+        origin, arguments = get_origin(annotation), get_args(annotation)
+        if origin is Annotated:
+            return show(arguments[0])
+        if origin is Literal:
+            return " \\| ".join(str(value) for value in arguments)
+        if origin in (Union, types.UnionType):
+            return " \\| ".join("null" if option is type(None) else show(option) for option in arguments)
+        if origin is tuple:
+            return f"list of {show(arguments[0])}"
+        if origin is dict:
+            return f"mapping to {show(arguments[1])}"
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            return "section"
+        return {"str": "text", "int": "integer", "float": "number", "bool": "true \\| false"}.get(
+            getattr(annotation, "__name__", ""), str(annotation)
+        )
+
+    return show(field.annotation)

@@ -1,0 +1,127 @@
+"""``docs/configuration.md``, the manual of the config file, from the schema alone: text and code cannot drift.
+
+Flows in: the sections of :mod:`augbench.config`. Flows out: Markdown, printed by ``python -m augbench.configuration_docs``; ``make docs``
+writes it to its place, and a test fails where file and schema differ.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+import types
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+import yaml
+from pydantic.fields import FieldInfo
+
+from augbench.config import Section, describe_type, sections
+
+INTRODUCTION = """\
+# Configuration
+
+<!-- Made from src/augbench/config.py by `make docs`; change it there. -->
+
+A study is one YAML file. Every key that it may hold is below; a key that is not is an error, reported with its nearest neighbour before any
+job starts. `required` marks keys without a default. Files given after the first are laid over it, mapping by mapping, and
+`methods.<name>: null` in one of them removes that row. The column *source* says where a value comes from; "paper" is Burg et al., 2023
+(see `CITATION.cff`).
+"""
+
+
+def is_tag(field: FieldInfo) -> bool:
+    """Whether a key only says which kind its section is (``kind: image_folder``): one value is possible, and it must be given."""
+    return get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1 and field.is_required()
+
+
+def render() -> str:
+    """The whole document as Markdown."""
+    return "\n".join([INTRODUCTION, *(_render_section(path, section) for path, section in sections())])
+
+
+def _render_section(path: str, section: type[Section]) -> str:
+    tags = [f"`{name}: {get_args(field.annotation)[0]}`" for name, field in section.model_fields.items() if is_tag(field)]
+    heading = ", ".join([f"`{path}`" if path else "Top level", *tags])
+    rows = [_row(name, field) for name, field in section.model_fields.items()]
+    return "\n".join(
+        [
+            f"## {heading}",
+            "",
+            (inspect.getdoc(section) or "").replace("``", "`"),
+            "",
+            "| key | type | default | unit | description | source |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *(f"| {' | '.join(row)} |" for row in rows),
+            "",
+        ]
+    )
+
+
+def _row(name: str, field: FieldInfo) -> list[str]:
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    kind = re.sub(r"section( \\\| section)+", "section", describe_type(field))
+    description = "Says which kind of section this is." if is_tag(field) else field.description or ""
+    texts = [description, str(extra.get("source", ""))]
+    return [f"`{name}`", "; ".join([kind, *_bounds(field)]), _default(field), str(extra.get("unit", "")), *(text.replace("|", r"\|") for text in texts)]
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, Section):
+        return "that section's defaults"
+    plain = list(value) if isinstance(value, tuple) else value
+    return f"`{yaml.safe_dump([plain], default_flow_style=True, sort_keys=False, width=math.inf).strip()[1:-1]}`"
+
+
+def _bounds(field: FieldInfo) -> list[str]:
+    """What a value must satisfy beyond its type, phrase by phrase."""
+    return [*_constraints(field.metadata), *_inner_bounds(field.annotation)]
+
+
+def _inner_bounds(annotation: Any) -> Iterator[str]:
+    """The bounds that stand inside a type: of a union's options, of a list's or mapping's values."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        yield from _inner_bounds(arguments[0])
+        for constraint in arguments[1:]:
+            yield from _constraints(constraint.metadata if isinstance(constraint, FieldInfo) else [constraint])
+    elif origin in (Union, types.UnionType):
+        for option in arguments:
+            yield from _inner_bounds(option)
+    elif origin is tuple:
+        if arguments[-1] is not Ellipsis:
+            yield f"{len(arguments)} values"
+        yield from (f"each {bound}" for bound in _inner_bounds(arguments[0]))
+    elif origin is dict:
+        if get_origin(arguments[0]) is Literal:
+            yield "of " + ", ".join(f"`{key}`" for key in get_args(arguments[0]))
+        yield from (f"each {bound}" for bound in _inner_bounds(arguments[1]))
+
+
+def _constraints(metadata: Iterable[Any]) -> Iterator[str]:
+    for item in metadata:
+        match item:
+            case annotated_types.Ge():
+                yield f"≥ {item.ge}"
+            case annotated_types.Gt():
+                yield f"> {item.gt}"
+            case annotated_types.Le():
+                yield f"≤ {item.le}"
+            case annotated_types.Lt():
+                yield f"< {item.lt}"
+            case annotated_types.MultipleOf():
+                yield f"a multiple of {item.multiple_of}"
+            case annotated_types.MinLen():
+                yield f"at least {item.min_length}"
+            case annotated_types.MaxLen():
+                yield f"at most {item.max_length}"
+            case _ if getattr(item, "pattern", None):
+                yield f"matches `{item.pattern}`"
+
+
+if __name__ == "__main__":
+    print(render(), end="")

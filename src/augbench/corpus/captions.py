@@ -1,0 +1,95 @@
+"""Captions of the miniature web corpus: as varied, vague and wrong as the web's, at stated rates.
+
+Flows in: the class of an image and a random generator. Flows out: one caption and its kind. The vocabularies cover what
+the methods will later ask for: every prompt template, hypernyms, definitions, scene names, names without white space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from augbench.classes import ClassInfo
+from augbench.templates import TEMPLATE_SETS, load_scenes, load_templates, strip_whitespace
+
+CAPTION_KINDS = ("template", "wordnet", "shop", "hashtags", "unnamed")
+
+_SHOP = (
+    "{n} size {s}, free shipping",
+    "new {n} for sale",
+    "buy {n} online - {c}",
+    "{c} {n}, worn once",
+    "vintage {c} {n}",
+    "{n} - {c} - {s}",
+    "best price: {n}",
+    "our {c} {n} is back in stock",
+)
+_UNNAMED = (
+    "IMG_{d}.jpg",
+    "new arrival, now in {c}",
+    "summer sale, up to 70% off",
+    "free shipping on all orders",
+    "product photo {d}",
+    "look of the day",
+    "size {s}, good condition",
+    "untitled",
+)
+_COLOURS = ("black", "white", "grey", "red", "blue", "green", "brown", "pink", "beige", "striped")
+_SIZES = ("S", "M", "L", "XL", "36", "38", "40", "42")
+
+
+def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def class_name_variants(info: ClassInfo) -> tuple[str, ...]:
+    """The forms in which the corpus names a class: each lemma, all lemmas, and both without white space."""
+    forms = [*info.lemmas, info.name, *map(strip_whitespace, info.lemmas), strip_whitespace(info.name)]
+    return tuple(dict.fromkeys(forms))
+
+
+def _templated(info: ClassInfo, rng: np.random.Generator) -> str:
+    template = _pick(load_templates(_pick(TEMPLATE_SETS, rng)), rng)
+    return template.format(_pick(class_name_variants(info), rng))
+
+
+def _wordnet(info: ClassInfo, rng: np.random.Generator) -> str:
+    name = _pick(class_name_variants(info), rng)
+    hypernym = _pick(info.hypernyms, rng)
+    forms = (
+        name,
+        f"{name}, {hypernym}",
+        f"multiple {name}, {hypernym}",
+        f"multiple different {name}, {hypernym}",
+        f"{name}, {info.definition}",
+        f"{name}, {hypernym} inside {_pick(load_scenes(), rng)}",
+    )
+    return _pick(forms, rng)
+
+
+def _filled(forms: Sequence[str], name: str, rng: np.random.Generator) -> str:
+    return _pick(forms, rng).format(n=name, c=_pick(_COLOURS, rng), s=_pick(_SIZES, rng), d=int(rng.integers(1000, 9999)))
+
+
+def _hashtags(info: ClassInfo, rng: np.random.Generator) -> str:
+    tags = [strip_whitespace(name).replace("/", "").replace(",", "") for name in (*info.lemmas, *info.hypernyms)]
+    tags += ["fashion", "ootd", "style", "sale"]
+    order = rng.permutation(len(tags))[: 2 + int(rng.integers(3))]
+    named = {0} | set(order.tolist())
+    return " ".join(f"#{tags[index]}" for index in sorted(named))
+
+
+def caption_for(info: ClassInfo, kind: str, rng: np.random.Generator) -> str:
+    """A caption of ``kind`` (one of :data:`CAPTION_KINDS`) for an image of the class ``info``."""
+    if kind == "template":
+        return _templated(info, rng)
+    if kind == "wordnet":
+        return _wordnet(info, rng)
+    if kind == "shop":
+        return _filled(_SHOP, _pick(info.lemmas, rng), rng)
+    if kind == "hashtags":
+        return _hashtags(info, rng)
+    if kind == "unnamed":
+        return _filled(_UNNAMED, "", rng)
+    raise ValueError(f"unknown kind of caption {kind!r}; allowed: {CAPTION_KINDS}")

@@ -1,0 +1,145 @@
+"""The miniature web corpus: 50,000 Fashion-MNIST images in web style with captions, and distractors, in LAION's manner.
+
+Flows in: Fashion-MNIST's files and the ``corpus`` section of the config. Flows out: a folder of Parquet parts, one row per
+image: id, image (PNG bytes), caption, url, width, height, NSFW, punsafe, and, for measuring only, the true label, the kind of
+caption and the index of the source image. Retrieval and pre-training read image and caption, as they would from the web.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from augbench.classes import ClassInfo
+from augbench.config import MiniatureCorpus
+from augbench.corpus.captions import caption_for
+from augbench.corpus.distractors import UNSAFE_KIND, distractor
+from augbench.corpus.style import web_style
+from augbench.data import fashion_mnist
+from augbench.files import atomic_path
+from augbench.plan import CORPUS_ROWS_PER_PART
+from augbench.progress import track
+from augbench.seeds import derive_seed
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("caption", pa.string()),
+        ("url", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("NSFW", pa.string()),
+        ("punsafe", pa.float32()),
+        ("true_label", pa.int32()),
+        ("caption_kind", pa.string()),
+        ("source_index", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class CorpusRow:
+    """What the corpus says of one image, before it is encoded; ``true_label`` is -1 for distractors."""
+
+    caption: str
+    caption_kind: str
+    true_label: int
+    source_index: int
+    unsafe: bool = False
+
+
+def garment_row(index: int, source: int, label: int, classes: list[ClassInfo], config: MiniatureCorpus, seed: int) -> CorpusRow:
+    """The caption of garment ``index``; with the stated probability it names another class."""
+    rng = np.random.default_rng(derive_seed(seed, "caption", index))
+    named, wrong = label, rng.random() < config.wrong_captions
+    if wrong:
+        named = (label + 1 + int(rng.integers(len(classes) - 1))) % len(classes)
+    kinds, shares = zip(*config.captions.items(), strict=True)
+    kind = kinds[int(rng.choice(len(kinds), p=np.array(shares) / sum(shares)))]
+    caption = caption_for(classes[named], kind, rng)
+    return CorpusRow(caption, f"wrong {kind}" if wrong else kind, label, source)
+
+
+def _png(image: np.ndarray) -> bytes:
+    stream = BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
+
+
+def _part_rows(
+    ids: range, sources: np.ndarray, images: np.ndarray, labels: np.ndarray, classes: list[ClassInfo], config: MiniatureCorpus, seed: int
+) -> Iterator[tuple[CorpusRow, np.ndarray]]:
+    garments = np.array([i for i in ids if i < len(sources)], dtype=int)
+    if len(garments):
+        styled = web_style(images[sources[garments]], garments, config.shift, seed).numpy()
+        for i, image in zip(garments.tolist(), styled, strict=True):
+            source = int(sources[i])
+            yield garment_row(i, source, int(labels[source]), classes, config, seed), image
+    for i in ids:
+        if i >= len(sources):
+            image, caption, kind = distractor(i - len(sources), seed)
+            yield CorpusRow(caption, kind, -1, -1, kind == UNSAFE_KIND), image
+
+
+def build(
+    downloads: str | Path, classes: list[ClassInfo], config: MiniatureCorpus, seed: int, folder: str | Path
+) -> None:
+    """Write the corpus to ``folder/part_00000.parquet``, ...; ids shuffle garments and distractors over the parts.
+
+    Parameters
+    ----------
+    downloads : path
+        Folder with Fashion-MNIST's four files.
+    config : MiniatureCorpus
+        Number of images, level of shift, rates of caption kinds, of wrong captions, number of distractors.
+    """
+    images, labels = fashion_mnist.load(downloads, "train")
+    sources, _ = fashion_mnist.split_corpus_and_target(labels, config.images, seed)
+    total = len(sources) + config.distractors
+    places = np.random.default_rng(derive_seed(seed, "corpus order")).permutation(total)
+    starts = range(0, total, CORPUS_ROWS_PER_PART)
+    buffers: list[list[dict[str, object]]] = [[] for _ in starts]
+    for start in track(starts, "corpus", unit="block"):
+        ids = range(start, min(start + CORPUS_ROWS_PER_PART, total))
+        for i, (row, image) in zip(ids, _part_rows(ids, sources, images, labels, classes, config, seed), strict=True):
+            key = int(places[i])
+            buffers[key // CORPUS_ROWS_PER_PART].append(
+                {
+                    "id": key,
+                    "image": {"bytes": _png(image), "path": f"{key:08d}.png"},
+                    "caption": row.caption,
+                    "url": f"miniature://corpus/{key:08d}.png",
+                    "width": image.shape[2],
+                    "height": image.shape[1],
+                    "NSFW": "NSFW" if row.unsafe else "UNLIKELY",
+                    "punsafe": 0.99 if row.unsafe else 0.01,
+                    "true_label": row.true_label,
+                    "caption_kind": row.caption_kind,
+                    "source_index": row.source_index,
+                }
+            )
+    for part, rows in enumerate(buffers):
+        rows.sort(key=lambda row: row["id"])  # type: ignore[arg-type,return-value]
+        with atomic_path(Path(folder) / f"part_{part:05d}.parquet") as temporary:
+            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary, row_group_size=500)
+
+
+def part_paths(folder: str | Path) -> list[Path]:
+    """The corpus's parts, in order."""
+    return sorted(Path(folder).glob("part_*.parquet"))
+
+
+def load_images(folder: str | Path) -> tuple[np.ndarray, pa.Table]:
+    """All images ``uint8 (N, 3, 32, 32)`` and the other columns as a table; rows in order of id."""
+    table = pq.ParquetDataset(part_paths(folder)).read()
+    encoded = table.column("image").combine_chunks().field("bytes").to_pylist()
+    images = np.stack([np.asarray(Image.open(BytesIO(data)).convert("RGB")).transpose(2, 0, 1) for data in encoded])
+    return images, table.drop(["image"])

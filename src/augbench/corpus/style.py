@@ -1,0 +1,122 @@
+"""The web style: what separates the miniature corpus from the target data set, at levels none, mild and strong.
+
+Flows in: clean grey garments. Flows out: RGB images in ``uint8 (N, 3, 32, 32)``: rotated, scaled, cropped, mirrored, with
+inverted contrast, tinted, before a textured background, blurred. Every image's look depends on (seed, its index) alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from augbench.seeds import derive_seed
+
+SIDE = 32
+
+
+@dataclass(frozen=True)
+class StyleLevel:
+    """Probabilities and sizes of the changes. Angles in degrees, shift and blur in pixels of the 32-pixel image."""
+
+    rotation: float
+    scale: tuple[float, float]
+    shift: float
+    mirror: float
+    invert: float
+    tint: float
+    background: float
+    blur: float
+    blur_sigma: float
+
+
+LEVELS = {
+    "none": StyleLevel(0.0, (1.0, 1.0), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+    "mild": StyleLevel(10.0, (0.85, 1.1), 2.0, 0.3, 0.3, 0.4, 0.35, 0.3, 0.7),
+    "strong": StyleLevel(30.0, (0.65, 1.3), 4.0, 0.5, 0.5, 0.9, 0.8, 0.6, 1.2),
+}
+
+
+def clean_images(images: np.ndarray) -> torch.Tensor:
+    """Grey 28 x 28 images ``uint8 (N, 28, 28)`` as the target shows them: ``uint8 (N, 3, 32, 32)``, padded with black."""
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2)))
+    return torch.from_numpy(padded)[:, None].repeat(1, 3, 1, 1)
+
+
+def _warp(grey: torch.Tensor, level: StyleLevel, draws: torch.Tensor) -> torch.Tensor:
+    angle = torch.deg2rad((draws[:, 0] * 2 - 1) * level.rotation)
+    scale = level.scale[0] + draws[:, 1] * (level.scale[1] - level.scale[0])
+    shift = (draws[:, 2:4] * 2 - 1) * level.shift * 2 / SIDE
+    mirror = torch.where(draws[:, 4] < level.mirror, -1.0, 1.0)
+    cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
+    affine = torch.stack(
+        [torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)], 1
+    )
+    grid = F.affine_grid(affine, list(grey.shape), align_corners=False)
+    return F.grid_sample(grey, grid, align_corners=False)
+
+
+def _textures(draws: torch.Tensor) -> torch.Tensor:
+    """Soft clouds, half of them with stripes: ``(N, 3, 32, 32)`` in 0..1 from 64 uniform draws each."""
+    count = len(draws)
+    clouds = F.interpolate(draws[:, :48].reshape(count, 3, 4, 4), size=SIDE, mode="bilinear", align_corners=False)
+    colour = draws[:, 48:51, None, None]
+    axis = torch.linspace(0, 1, SIDE)
+    frequency = 4 + 8 * draws[:, 51]
+    angle = np.pi * draws[:, 52]
+    ramp = torch.cos(angle)[:, None, None] * axis[None, :, None] + torch.sin(angle)[:, None, None] * axis[None, None, :]
+    stripes = 0.5 + 0.5 * torch.sin(2 * np.pi * frequency[:, None, None] * ramp)
+    striped = (draws[:, 53] < 0.5).float()[:, None, None, None]
+    return 0.5 * colour + 0.5 * clouds * (1 - striped + striped * stripes[:, None])
+
+
+def _blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    offsets = torch.arange(-2, 3).float()
+    kernel = torch.exp(-(offsets**2) / (2 * sigma.clamp(min=1e-3)[:, None] ** 2))
+    kernel = kernel / kernel.sum(1, keepdim=True)
+    count = len(images)
+    flat = F.pad(images.reshape(1, count * 3, SIDE, SIDE), (2, 2, 2, 2), mode="replicate")
+    weights = kernel.repeat_interleave(3, 0)
+    flat = F.conv2d(flat, weights[:, None, None, :], groups=count * 3)
+    return F.conv2d(flat, weights[:, None, :, None], groups=count * 3).reshape(count, 3, SIDE, SIDE)
+
+
+def web_style(images: np.ndarray, indices: np.ndarray, level: str, seed: int) -> torch.Tensor:
+    """Give clean images the web's look.
+
+    Parameters
+    ----------
+    images : ndarray, uint8 (N, 28, 28)
+        Garments, light on black.
+    indices : ndarray, int (N,)
+        Index of each image in the corpus; with ``seed`` it decides the look.
+    level : str
+        A key of :data:`LEVELS`.
+
+    Returns
+    -------
+    Tensor, uint8 (N, 3, 32, 32)
+    """
+    style = LEVELS[level]
+    if level == "none":
+        return clean_images(images)
+    rows = [np.random.default_rng(derive_seed(seed, "style", int(index))).random(96) for index in indices]
+    draws = torch.from_numpy(np.stack(rows).astype(np.float32))
+    grey = F.pad(torch.from_numpy(images).float()[:, None] / 255, (2, 2, 2, 2))
+    grey = _warp(grey, style, draws)
+    mask = (grey * 4).clamp(0, 1)
+
+    def chosen(column: int, probability: float) -> torch.Tensor:
+        return (draws[:, column] < probability)[:, None, None, None]
+
+    tint = torch.where(chosen(5, style.tint), 0.35 + 0.65 * draws[:, 6:9, None, None], torch.ones(1, 1, 1, 1))
+    inverted = chosen(9, style.invert)
+    garment = torch.where(inverted, 1 - 0.85 * grey, grey) * tint
+    plain = torch.where(inverted, torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)).expand_as(garment)
+    background = torch.where(chosen(10, style.background), _textures(draws[:, 32:]), plain)
+    image = mask * garment + (1 - mask) * background
+    sigma = style.blur_sigma * draws[:, 12]
+    image = torch.where(chosen(11, style.blur), _blur(image, sigma), image)
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -1,0 +1,90 @@
+"""Fashion-MNIST as a target data set: the training images that the miniature corpus leaves, and the published test images.
+
+Flows in: the four published files. Flows out: lists of images and RGB images of 32 x 32 pixels, padded with black as the
+miniature's models know them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from augbench.classes import ClassInfo, load_class_table
+from augbench.config import FashionMnist
+from augbench.data.source import ClassImages, ImageList, ImageSource
+from augbench.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+PADDING = 2  # pixels on each side: 28 + 2 x 2 = 32
+CLASSES, TRAIN_PER_CLASS, TEST_PER_CLASS = 10, 6000, 1000  # Xiao et al., 2017
+
+
+def _image_list(split: str, indices: np.ndarray) -> ImageList:
+    ids = [f"{split}-{index:05d}" for index in indices.tolist()]
+    return ImageList(ids, ids)
+
+
+class FashionMnistSource(ImageSource):
+    """The target's part of Fashion-MNIST.
+
+    Parameters
+    ----------
+    seed, corpus_images : int
+        As for :func:`~augbench.data.fashion_mnist.split_corpus_and_target`, which the corpus uses, too: the two are disjoint.
+    """
+
+    def __init__(self, dataset: FashionMnist, seed: int, corpus_images: int) -> None:
+        self.folder, self.table, self.seed, self.corpus_images = Path(dataset.downloads), dataset.classes, seed, corpus_images
+
+    def classes(self) -> list[ClassInfo]:
+        """The class table: the shipped one, or the user's with other names for the ten classes.
+
+        Raises
+        ------
+        UserError
+            A table that does not have ten classes.
+        """
+        classes = load_class_table(self.table)
+        if len(classes) != CLASSES:
+            raise UserError("dataset.classes", f"{self.table!r} has {len(classes)} classes", f"allowed: Fashion-MNIST's {CLASSES}, in label order")
+        return classes
+
+    def pool_size(self) -> int:
+        """Images per class in the target's training pool; known without the files, for the data set is balanced."""
+        return TRAIN_PER_CLASS - round(self.corpus_images / (CLASSES * TRAIN_PER_CLASS) * TRAIN_PER_CLASS)
+
+    def scan(self) -> list[ClassImages]:
+        """The target's images: ``train-00012`` is the 13th published training image, ``test-00007`` the 8th test image."""
+        import numpy as np
+
+        from augbench.data import fashion_mnist
+
+        _, train_labels = fashion_mnist.load(self.folder, "train")
+        _, test_labels = fashion_mnist.load(self.folder, "test")
+        _, target = fashion_mnist.split_corpus_and_target(train_labels, self.corpus_images, self.seed)
+        return [
+            ClassImages(
+                info.class_id,
+                pool=_image_list("train", target[train_labels[target] == label]),
+                test=_image_list("test", np.flatnonzero(test_labels == label)),
+            )
+            for label, info in enumerate(self.classes())
+        ]
+
+    def load(self, sources: Sequence[str]) -> Iterator[Image]:
+        """RGB images of 32 x 32 pixels; equal to :func:`augbench.corpus.style.clean_images`."""
+        import numpy as np
+        from PIL import Image
+
+        from augbench.data import fashion_mnist
+
+        arrays: dict[str, np.ndarray] = {}
+        for source in sources:
+            split, number = source.split("-")
+            if split not in arrays:
+                arrays[split] = fashion_mnist.load(self.folder, split)[0]
+            yield Image.fromarray(np.pad(arrays[split][int(number)], PADDING)).convert("RGB")

@@ -1,0 +1,304 @@
+"""Splits: which images of each class are for training, validation and test (paper, section 3; protocol, section 1).
+
+Flows in: the images of every class as a data source lists them, the fractions of the config, the study's seed. Flows out:
+manifests ``splits/{train,train2x,full,val,test}.parquet``. A class's split depends on the seed, its id and its list of
+images alone. train, val and test are always made; train2x and full where a method needs them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from augbench.errors import UserError
+from augbench.files import atomic_path
+from augbench.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from augbench.classes import ClassInfo
+    from augbench.config import Dataset
+    from augbench.data.source import ClassImages
+
+ALWAYS = frozenset({"train", "val", "test"})
+SPLITS = (*sorted(ALWAYS), "train2x", "full")
+SCHEMA = pa.schema([("image_id", pa.string()), ("class_id", pa.string()), ("label", pa.int32()), ("source", pa.string())])
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Exact shares of the training pool; validation and test are 0 where the data set gives their images."""
+
+    train: Fraction
+    validation: Fraction
+    test: Fraction
+
+
+def resolve_shares(dataset: Dataset, given_validation: bool, given_test: bool, needed: Collection[str] = ()) -> Shares:
+    """The shares that the config asks for, its defaults filled in (protocol, section 1).
+
+    Validation is as large as train where test images are given, and half of what train leaves where they are not (ImageNet
+    and Caltech256 in the paper, section 3); test, where it is not given, is half of what train leaves.
+
+    Raises
+    ------
+    UserError
+        The shares do not fit into the pool, train2x included where ``needed`` holds it.
+    """
+    train, half = Fraction(str(dataset.train_fraction)), (1 - Fraction(str(dataset.train_fraction))) / 2
+
+    def share(given: bool, configured: float | None, default: Fraction) -> Fraction:
+        return Fraction(0) if given else default if configured is None else Fraction(str(configured))
+
+    validation = share(given_validation, dataset.validation_fraction, train if given_test else half)
+    test = share(given_test, dataset.test_fraction, half)
+    room = 1 - train
+    if validation + test > room:
+        names = [name for name, value in (("validation_fraction", validation), ("test_fraction", test)) if value]
+        values = " + ".join(f"{float(value):g}" for value in (validation, test) if value)
+        keys = " + ".join(f"dataset.{name}" for name in names)
+        raise UserError(keys, f"{values} beside train_fraction {float(train):g}", f"allowed: at most {float(room):g} in all; set them")
+    if "train2x" in needed and train > room - validation - test:
+        left = float(room - validation - test)
+        raise UserError(
+            "dataset.train_fraction",
+            f"{float(train):g}, and train2x needs as much again",
+            f"allowed: at most the {left:g} that validation and test leave; lower the fractions",
+        )
+    return Shares(train, validation, test)
+
+
+@dataclass(frozen=True)
+class SplitSizes:
+    """Images of one class per split; ``pool_validation`` and ``pool_test`` of them are taken from the training pool."""
+
+    train: int
+    validation: int
+    test: int
+    pool_validation: int
+    pool_test: int
+    room: int  # images of the pool that no split has taken: train2x's further images come from here
+
+
+def _sizes(pool: int, shares: Shares, given_validation: int | None, given_test: int | None) -> SplitSizes:
+    train = math.ceil(shares.train * pool)
+    rest = pool - train
+    validation, test = math.ceil(shares.validation * pool), math.ceil(shares.test * pool)
+    if validation + test > rest:  # rounding up has asked for more than is left: share what is left
+        validation = math.floor(rest * shares.validation / (shares.validation + shares.test))
+        test = rest - validation if shares.test else 0
+    return SplitSizes(
+        train=train,
+        validation=validation if given_validation is None else given_validation,
+        test=test if given_test is None else given_test,
+        pool_validation=validation,
+        pool_test=test,
+        room=rest - validation - test,
+    )
+
+
+def split_sizes(
+    class_id: str,
+    pool: int,
+    shares: Shares,
+    given_validation: int | None,
+    given_test: int | None,
+    needed: Collection[str] = (),
+) -> SplitSizes:
+    """How many images each split of one class gets: ceil(share x n), so that class imbalance is kept (protocol, section 1).
+
+    Parameters
+    ----------
+    pool : int
+        Images in the class's training pool.
+    given_validation, given_test : int or None
+        Images that the data set gives for these splits; None: they are sampled from the pool.
+    needed : collection of str
+        Splits that the study's methods use; ``train2x`` asks for room for a second training split.
+
+    Raises
+    ------
+    UserError
+        A split of this class would be empty, or train2x has no room.
+    """
+
+    def fits(size: int) -> bool:
+        sizes = _sizes(size, shares, given_validation, given_test)
+        twice = "train2x" not in needed or sizes.room >= sizes.train
+        return twice and sizes.train > 0 and (given_validation is not None or sizes.validation > 0) and (given_test is not None or sizes.test > 0)
+
+    for name, given in (("validation", given_validation), ("test", given_test)):
+        if given == 0:
+            raise UserError("dataset", f"class {class_id!r} has 0 {name} images", "at least 1 is needed")
+    if not fits(pool):
+        enough = next((size for size in range(pool + 1, pool + 10_000) if fits(size)), "many more")
+        sampled = ["train", *(["val"] if given_validation is None else []), *(["test"] if given_test is None else [])]
+        names = sampled + (["train2x"] if "train2x" in needed else [])
+        raise UserError("dataset", f"class {class_id!r} has {pool} images", f"{enough} are enough for {', '.join(names)} at these fractions")
+    return _sizes(pool, shares, given_validation, given_test)
+
+
+def split_class(
+    class_id: str,
+    pool: int,
+    dataset: Dataset,
+    given_validation: int | None,
+    given_test: int | None,
+    rng: np.random.Generator,
+    needed: Collection[str] = (),
+) -> dict[str, np.ndarray]:
+    """Split one class (paper, section 3; protocol, section 1).
+
+    - ``train``: ceil(train_fraction x n) images of the pool;
+    - ``val``: the given images, else a disjoint sample: as large as train where test images are given, else half of the rest;
+    - ``test``: the given images, else a disjoint sample; ``test_images_per_class`` of them where the config cuts it;
+    - ``train2x`` (if needed): train and as many further images, none of them in val or test;
+    - ``full`` (if needed): all of the pool but val, and but test (before any cut) where it is sampled.
+
+    Parameters
+    ----------
+    pool, given_validation, given_test : int or int or None
+        As in :func:`split_sizes`.
+    rng : numpy Generator
+        This class's own: see :func:`class_generator`. Which further splits are needed does not change the others.
+
+    Returns
+    -------
+    dict of str to ndarray, int64, sorted
+        Indices into the pool, or into the given images for a ``val`` or ``test`` that is given.
+
+    Raises
+    ------
+    UserError
+        As :func:`resolve_shares` and :func:`split_sizes`.
+    """
+    shares = resolve_shares(dataset, given_validation is not None, given_test is not None, needed)
+    sizes = split_sizes(class_id, pool, shares, given_validation, given_test, needed)
+    order = rng.permutation(pool)
+    train, val, test, rest = np.split(order, np.cumsum([sizes.train, sizes.pool_validation, sizes.pool_test]))
+    full = np.concatenate([train, rest])
+    if given_test is not None:
+        test = rng.permutation(given_test)
+    chosen = {
+        "train": train,
+        "val": val if given_validation is None else np.arange(given_validation),
+        "test": test[: dataset.test_images_per_class],
+        "train2x": np.concatenate([train, rest[: sizes.train]]),
+        "full": full,
+    }
+    return {name: np.sort(chosen[name]).astype(np.int64) for name in SPLITS if name in ALWAYS or name in needed}
+
+
+def class_generator(seed: int, class_id: str) -> np.random.Generator:
+    """The generator that splits one class: other classes, added or removed, do not change it (invariant 3)."""
+    return np.random.default_rng(derive_seed(seed, "split", class_id))
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A manifest: one entry per image in all four columns, sorted by (label, image_id)."""
+
+    image_ids: list[str]
+    class_ids: list[str]
+    labels: np.ndarray  # int32
+    sources: list[str]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+
+def make_splits(classes: Sequence[ClassInfo], images: Sequence[ClassImages], dataset: Dataset, seed: int, needed: Collection[str]) -> dict[str, Split]:
+    """Split every class; ``images`` are in label order, as :meth:`~augbench.data.source.ImageSource.scan` gives them.
+
+    Parameters
+    ----------
+    needed : collection of str
+        The splits to make, of :data:`SPLITS`; train, val and test are made in any case.
+
+    Raises
+    ------
+    UserError
+        The first class that cannot be split; ``augbench check`` names all of them.
+    """
+    columns: dict[str, list[tuple[int, str, str, str]]] = {name: [] for name in SPLITS if name in ALWAYS or name in needed}
+    for label, (info, found) in enumerate(zip(classes, images, strict=True)):
+        if found.class_id != info.class_id:
+            raise ValueError(f"class {label} is {info.class_id!r} in the table and {found.class_id!r} in the scan")
+        given = [None if part is None else len(part) for part in (found.validation, found.test)]
+        rng = class_generator(seed, info.class_id)
+        for name, indices in split_class(info.class_id, len(found.pool), dataset, given[0], given[1], rng, needed).items():
+            given_images = {"val": found.validation, "test": found.test}.get(name)
+            origin = found.pool if given_images is None else given_images
+            columns[name] += sorted((label, origin.image_ids[i], info.class_id, origin.sources[i]) for i in indices.tolist())
+    return {name: _split(rows) for name, rows in columns.items()}
+
+
+def _split(rows: list[tuple[int, str, str, str]]) -> Split:
+    labels, image_ids, class_ids, sources = (list(column) for column in zip(*rows, strict=True))
+    return Split(image_ids, class_ids, np.array(labels, dtype=np.int32), sources)
+
+
+def write_split(split: Split, path: str | Path) -> None:
+    """Write a manifest: columns image_id, class_id, label (int32), source; rows sorted by (label, image_id); atomically."""
+    if len(set(split.image_ids)) != len(split):
+        raise ValueError("an image_id stands twice in the split")
+    labels = split.labels.tolist()
+    order = sorted(range(len(split)), key=lambda i: (labels[i], split.image_ids[i]))
+    columns = [
+        [split.image_ids[i] for i in order],
+        [split.class_ids[i] for i in order],
+        split.labels[order],
+        [split.sources[i] for i in order],
+    ]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), temporary)
+
+
+def read_split(path: str | Path) -> Split:
+    """Read a manifest.
+
+    Raises
+    ------
+    UserError
+        Not a whole Parquet file, other columns than :data:`SCHEMA`, missing values, or an image that stands twice.
+    """
+    remedy = "delete it and run again: it is remade"
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise UserError(str(path), "missing", "run the splits rule first") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(str(path), f"not a whole Parquet file ({str(error).splitlines()[0]})", remedy) from None
+    if table.schema.names != SCHEMA.names or table.schema.types != SCHEMA.types:
+        found = ", ".join(f"{field.name} {field.type}" for field in table.schema)
+        wanted = ", ".join(f"{field.name} {field.type}" for field in SCHEMA)
+        raise UserError(str(path), f"columns {found}", f"a split has {wanted}; {remedy}")
+    if any(column.null_count for column in table.columns):
+        raise UserError(str(path), "a split with missing values", remedy)
+    image_ids, class_ids, sources = (table.column(name).to_pylist() for name in ("image_id", "class_id", "source"))
+    if len(set(image_ids)) != len(image_ids):
+        raise UserError(str(path), "an image_id stands twice", remedy)
+    return Split(image_ids, class_ids, table.column("label").to_numpy(), sources)
+
+
+def check_labels(split: Split, classes: Sequence[ClassInfo], where: str = "split") -> None:
+    """Class order is checked by id wherever two sources meet (invariant 6): label i must be class i of the table.
+
+    Raises
+    ------
+    UserError
+        A label without a class, or one whose class_id is another one in the table.
+    """
+    ids = [info.class_id for info in classes]
+    for label, class_id in sorted(set(zip(split.labels.tolist(), split.class_ids, strict=True))):
+        expected = ids[label] if 0 <= label < len(ids) else None
+        if class_id != expected:
+            raise UserError(where, f"label {label} is class {class_id!r}", f"the class table says {expected!r}; delete both and run again")

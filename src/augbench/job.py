@@ -1,0 +1,93 @@
+"""What every script of the workflow does around its one call: log, threads, offline mode, lock, clear errors.
+
+Flows in: the ``snakemake`` object of a script. Flows out: a :class:`Job` with the checked study. This module must be imported
+before torch, because it sets the number of threads through the environment.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from augbench.config import Study, parse_study
+from augbench.errors import UserError
+
+if TYPE_CHECKING:
+    from augbench.plan import Plan
+    from augbench.store import Store
+
+logger = logging.getLogger("augbench")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A running job: the study, its store, and the number of threads it may use."""
+
+    study: Study
+    store: Store
+    threads: int
+
+    @property
+    def plan(self) -> Plan:
+        """Paths of the study (class ids are not needed by scripts: they get their files from the rule)."""
+        from augbench.plan import Plan
+
+        return Plan(self.study, ())
+
+
+def set_threads(threads: int) -> None:
+    """One process uses ``threads`` threads, in every library; oversubscription costs a multiple."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def go_offline() -> None:
+    """Compute jobs use no network: model hubs are told so (invariant 9)."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        os.environ[name] = "1"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+@contextmanager
+def running(snakemake: Any, network: bool = False) -> Iterator[Job]:
+    """Set up a script's surroundings and yield its :class:`Job`.
+
+    Log lines and tracebacks go to the rule's log file. A :class:`UserError` ends the process with its one line and status 1.
+    ``network`` is for fetch rules only.
+    """
+    from augbench.launcher import hold_job_lock
+    from augbench.store import Store
+
+    set_threads(snakemake.threads)
+    if not network:
+        go_offline()
+    log = Path(snakemake.log[0])
+    log.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(log, mode="w")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    try:
+        hold_job_lock()
+        study = parse_study(snakemake.config)
+        store = Store(Path(f"results/{study.study}/.store"))
+        yield Job(study, store, snakemake.threads)
+        if store.tally.made or store.tally.reused:
+            logger.info("done: %s", store.tally)
+    except UserError as error:
+        logger.error("%s", error)
+        sys.exit(f"augbench: {error}")
+    except Exception:
+        logger.error("failed:\n%s", traceback.format_exc())
+        raise

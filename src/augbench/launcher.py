@@ -1,0 +1,128 @@
+"""Running Snakemake so that an interrupted run can simply be started again.
+
+Flows in: a study's files and Snakemake's arguments. Flows out: Snakemake's exit status. Two files in ``results/.locks`` are
+locked by the operating system, which forgets a lock when its process dies, however it dies:
+
+- ``run``: held exclusively by the one launcher (or plain ``snakemake``) that works in this folder;
+- ``jobs``: held, shared, by every running job. After a ``kill -9`` of Snakemake its jobs may live on and write; a new run
+  waits for none of them but says which they are.
+
+The holder of both knows that nothing else writes here, so it may skip Snakemake's own lock files, which survive a kill, and
+rerun what was left incomplete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from augbench.errors import UserError
+
+LOCKS = Path("results/.locks")
+_held: list[IO[str]] = []  # kept open: closing a file gives its lock back
+
+
+def _open(name: str) -> IO[str]:
+    LOCKS.mkdir(parents=True, exist_ok=True)
+    return (LOCKS / name).open("a+")
+
+
+def _try_lock(stream: IO[str], how: int) -> bool:
+    try:
+        fcntl.flock(stream, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holders(path: Path) -> list[int]:
+    """Ids of the processes that have ``path`` open, as far as ``/proc`` shows them."""
+    target, pids = path.resolve(), []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if any(Path(os.readlink(link)) == target for link in (process / "fd").iterdir()):
+                pids.append(int(process.name))
+        except OSError:
+            continue
+    return sorted(set(pids) - {os.getpid()})
+
+
+def acquire_run_lock() -> str:
+    """Become the one run of this folder and return its id.
+
+    Raises
+    ------
+    UserError
+        Another run is alive, or a job of a killed run is.
+    """
+    run = _open("run")
+    if not _try_lock(run, fcntl.LOCK_EX):
+        run.seek(0)
+        holder = " ".join(run.read().split()[1:]) or "another process"
+        raise UserError(str(LOCKS / "run"), f"a run is under way here ({holder})", "wait for it to end, or stop it")
+    jobs = _open("jobs")
+    if not _try_lock(jobs, fcntl.LOCK_EX):
+        pids = ", ".join(map(str, _holders(LOCKS / "jobs")))
+        raise UserError(str(LOCKS / "jobs"), f"jobs of an earlier run are still alive (process {pids})", "wait for them to end, or stop them (kill)")
+    jobs.close()
+    run_id = uuid.uuid4().hex
+    run.seek(0)
+    run.truncate()
+    run.write(f"{run_id} process {os.getpid()}\n")
+    run.flush()
+    os.set_inheritable(run.fileno(), True)
+    _held.append(run)
+    return run_id
+
+
+def hold_job_lock() -> None:
+    """Called by every job: show that it is alive until it ends, and refuse to work for a run that is gone.
+
+    Raises
+    ------
+    UserError
+        The run that started this job has been replaced by another one.
+    """
+    jobs = _open("jobs")
+    fcntl.flock(jobs, fcntl.LOCK_SH)
+    _held.append(jobs)
+    expected = os.environ.get("AUGBENCH_RUN")
+    text = (LOCKS / "run").read_text().split() if (LOCKS / "run").exists() else []
+    if expected and text and text[0] != expected:
+        raise UserError(str(LOCKS / "run"), "the run that started this job has been replaced", "nothing to do: the new run makes what is missing")
+
+
+def guard_plain_run() -> None:
+    """For ``onstart:`` of the Snakefile: a plain ``snakemake`` takes the run lock too, unless our launcher holds it."""
+    if "AUGBENCH_RUN" not in os.environ:
+        os.environ["AUGBENCH_RUN"] = acquire_run_lock()
+
+
+def run(configfiles: Sequence[str], targets: Sequence[str], cores: int, extra: Sequence[str]) -> int:
+    """Run the workflow; returns Snakemake's exit status.
+
+    Parameters
+    ----------
+    configfiles : sequence of str
+        Study and overlays; empty: the demo.
+    targets : sequence of str
+        Files or named targets; empty: everything.
+    cores : int
+        Cores to use on this machine.
+    extra : sequence of str
+        Passed on to Snakemake.
+    """
+    run_id = acquire_run_lock()
+    command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete", "--cores", str(cores)]
+    command += ["--logger", "augbench", *extra, *targets]
+    if configfiles:
+        command += ["--configfile", *configfiles]
+    environment = {**os.environ, "AUGBENCH_RUN": run_id}
+    fd = _held[-1].fileno()
+    return subprocess.run(command, env=environment, pass_fds=(fd,)).returncode

@@ -1,0 +1,203 @@
+"""The plan: which files a study consists of, as a pure function of config and class ids (invariant 1).
+
+Flows in: a :class:`~augbench.config.Study` and the class ids. Flows out: paths and blocks, which the rules use and the
+tests check. Nothing here reads a file, so ``snakemake -n`` can show the whole study where the data is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from augbench.classes import SHIPPED_TABLES
+from augbench.config import FashionMnist, ImageFolder, MiniatureCorpus, RealMethod, RetrieveMethod, SampleMethod, Study
+from augbench.data.fashion_mnist import FILES
+from augbench.models import model_files
+
+CORPUS_ROWS_PER_PART = 5000
+RUN_FILES = ("result.json", "history.json", "predictions.parquet", "model.safetensors")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some classes, or some runs, that one job makes; ``name`` goes into the name of its rule."""
+
+    name: str
+    members: tuple[str, ...]
+
+
+def blocks(members: Sequence[str], size: int) -> list[Block]:
+    """Cut ``members`` into blocks of ``size``, named by their number."""
+    cut = [tuple(members[start : start + size]) for start in range(0, len(members), size)]
+    return [Block(f"{number:03d}", part) for number, part in enumerate(cut)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Paths of a study, all relative to the working directory.
+
+    ``{method}``, ``{candidate}``, ``{class_id}``, ``{part}`` and ``{run}`` in patterns are Snakemake's wildcards.
+    """
+
+    study: Study
+    class_ids: tuple[str, ...]
+
+    @property
+    def root(self) -> str:
+        """Folder of the study's results."""
+        return f"results/{self.study.study}"
+
+    def path(self, *parts: str) -> str:
+        """A path below the study's folder."""
+        return "/".join((self.root, *parts))
+
+    # --- methods ---
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """All rows, in the order of the config."""
+        return list(self.study.methods)
+
+    @cached_property
+    def real(self) -> list[str]:
+        """Rows that add nothing."""
+        return [name for name, method in self.study.methods.items() if isinstance(method, RealMethod)]
+
+    @cached_property
+    def sampled(self) -> list[str]:
+        """Rows whose images the diffusion model makes."""
+        return [name for name, method in self.study.methods.items() if isinstance(method, SampleMethod)]
+
+    @cached_property
+    def retrieved(self) -> list[str]:
+        """Rows whose images are retrieved."""
+        return [name for name, method in self.study.methods.items() if isinstance(method, RetrieveMethod)]
+
+    @cached_property
+    def augmented(self) -> list[str]:
+        """Rows that add images."""
+        return [name for name in self.methods if name not in self.real]
+
+    def parts(self, method: str) -> list[str]:
+        """Numbers of a method's shards per class; a retrieved pool is one shard."""
+        return ["0"] if method in self.retrieved else [str(part) for part in range(self.study.augmentation.parts)]
+
+    # --- blocks ---
+
+    @cached_property
+    def class_blocks(self) -> list[Block]:
+        """The classes of one generate or retrieve job."""
+        return blocks(self.class_ids, self.study.execution.classes_per_job)
+
+    @cached_property
+    def runs(self) -> list[str]:
+        """Numbers of the resampled sets, and of the classifiers trained."""
+        return [str(run) for run in range(self.study.augmentation.resamples)]
+
+    @cached_property
+    def run_blocks(self) -> list[Block]:
+        """The runs of one classify job."""
+        return blocks(self.runs, self.study.execution.runs_per_job)
+
+    # --- files ---
+
+    @cached_property
+    def fashion_mnist_files(self) -> list[str]:
+        """Fashion-MNIST's files, where the data set or the miniature corpus is made from them."""
+        for section in (self.study.dataset, self.study.corpus):
+            if isinstance(section, FashionMnist | MiniatureCorpus):
+                return [f"{section.downloads}/{file.name}.gz" for file in FILES]
+        return []
+
+    @cached_property
+    def dataset_files(self) -> list[str]:
+        """Files that a change of which changes class table or splits; image folders are scanned, not tracked file by file."""
+        dataset = self.study.dataset
+        if isinstance(dataset, FashionMnist):
+            return [*self.fashion_mnist_files, self.class_table(dataset.classes)]
+        if isinstance(dataset, ImageFolder) and dataset.classes is not None:
+            return [self.class_table(dataset.classes)]
+        return []
+
+    @staticmethod
+    def class_table(name: str) -> str:
+        """File of a class table: a shipped one by name, or the path given."""
+        return str(SHIPPED_TABLES.get(name, name))
+
+    @staticmethod
+    def model_files(folder: str) -> list[str]:
+        """Files of a model's folder; a folder that is not there yet is named by the file it must have."""
+        found = [str(path) for path in model_files(folder)]
+        return found or [f"{folder}/config.json"]
+
+    @cached_property
+    def splits(self) -> dict[str, str]:
+        """Split manifests that the study needs, by name."""
+        names = {"train", "val", "test"} | {m.split for m in self.study.methods.values() if isinstance(m, RealMethod)}
+        return {name: self.path("splits", f"{name}.parquet") for name in sorted(names)}
+
+    def split_of(self, method: str) -> str:
+        """The real images that a method's classifiers are trained on."""
+        row = self.study.methods[method]
+        return self.splits[row.split if isinstance(row, RealMethod) else "train"]
+
+    @cached_property
+    def corpus_parts(self) -> list[str]:
+        """Files of the miniature corpus."""
+        if self.study.corpus is None:
+            return []
+        rows = self.study.corpus.images + self.study.corpus.distractors
+        return [self.path("corpus/images", f"part_{part:05d}.parquet") for part in range(-(-rows // CORPUS_ROWS_PER_PART))]
+
+    @cached_property
+    def embedding_files(self) -> dict[str, list[str]]:
+        """CLIP embeddings and metadata of the corpus in clip-retrieval's layout."""
+        count = len(self.corpus_parts)
+        return {
+            "embeddings": [self.path("corpus/embeddings/img_emb", f"img_emb_{part:05d}.npy") for part in range(count)],
+            "metadata": [self.path("corpus/embeddings/metadata", f"metadata_{part:05d}.parquet") for part in range(count)],
+        }
+
+    def shard(self, method: str = "{method}", class_id: str = "{class_id}", part: str = "{part}") -> str:
+        """One class's images of one part."""
+        return self.path("shards", method, "selected", class_id, f"{part}.parquet")
+
+    def shards(self, method: str) -> list[str]:
+        """All shards of a method."""
+        return [self.shard(method, class_id, part) for class_id in self.class_ids for part in self.parts(method)]
+
+    def pool(self, method: str = "{method}") -> str:
+        """The index of a method's pool: one row per image."""
+        return self.path("shards", method, "selected", "index.parquet")
+
+    def ledger(self, method: str, block: str) -> str:
+        """What became of every candidate that a block of a retrieval method looked at."""
+        return self.path("retrieval", method, f"ledger_{block}.parquet")
+
+    def resample(self, method: str = "{method}", run: str = "{run}") -> str:
+        """The added images of one training set."""
+        return self.path("resamples", method, "selected", f"{run}.parquet")
+
+    def run_files(self, method: str, run: str) -> list[str]:
+        """What one trained classifier leaves."""
+        return [self.path("classifiers", method, "selected", run, name) for name in RUN_FILES]
+
+    def block_run_files(self, block: Block) -> list[str]:
+        """Patterns of all files of a block of runs; ``{method}`` is the wildcard."""
+        return [path for run in block.members for path in self.run_files("{method}", run)]
+
+    def results(self) -> list[str]:
+        """The result of every classifier, in the order of the table."""
+        return [self.run_files(method, run)[0] for method in self.methods for run in self.runs]
+
+    @cached_property
+    def table1(self) -> dict[str, str]:
+        """Table 1 in its formats."""
+        names = {"csv": "table1.csv", "runs": "table1_runs.csv", "md": "table1.md", "tex": "table1.tex", "txt": "table1.txt"}
+        return {kind: self.path("tables", name) for kind, name in names.items()}
+
+    @cached_property
+    def figure1(self) -> dict[str, str]:
+        """Figure 1 in its formats."""
+        return {kind: self.path("figures", f"figure1.{kind}") for kind in ("pdf", "png")}

@@ -1,0 +1,133 @@
+"""The pool of a method: the index of all images in its shards, and the images of chosen rows.
+
+Flows in: shards, one or more per class. Flows out: ``shards/{method}/selected/index.parquet``, one small row per image, from which
+training sets are drawn without opening a shard; and, for chosen rows, the images, each shard read once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from augbench.errors import UserError
+from augbench.files import atomic_path
+from augbench.progress import track
+from augbench.shards import read_shard
+
+REMEDY = "delete it and run again: it is remade"
+SCHEMA = pa.schema(
+    [
+        ("class_id", pa.string()),
+        ("label", pa.int32()),
+        ("index", pa.int32()),  # i of "image i of class c"
+        ("path", pa.string()),  # of the shard, below the study's folder
+        ("row", pa.int32()),  # in the shard
+        ("sha256", pa.string()),  # of the encoded image
+        ("similarity", pa.float32()),  # to the query; null for generated images
+    ]
+)
+
+
+def build_index(shard_paths: Sequence[str | Path], study_folder: str | Path, out: str | Path) -> None:
+    """Write the index of ``shard_paths``, rows sorted by (label, index); images are not read.
+
+    Parameters
+    ----------
+    shard_paths : sequence of path
+        All shards of a method; they lie below ``study_folder``.
+
+    Raises
+    ------
+    UserError
+        A shard is damaged, lies elsewhere, holds several classes or another one than its folder's name, a class has two
+        labels or a label two classes, or an image stands twice.
+    """
+    tables = []
+    for path in track(shard_paths, "index", "shard"):
+        table = read_shard(path, ["class_id", "label", "index", "sha256", "similarity"])
+        found = set(table.column("class_id").to_pylist())
+        if found - {Path(path).parent.name}:
+            raise UserError(str(path), f"images of {sorted(found)}", f"a shard of class {Path(path).parent.name!r} only is expected here; {REMEDY}")
+        try:
+            relative = Path(path).resolve().relative_to(Path(study_folder).resolve()).as_posix()
+        except ValueError:
+            raise UserError(str(path), f"not below {study_folder}", "the shards of a study lie in its folder") from None
+        rows = table.num_rows
+        table = table.append_column("path", pa.array([relative] * rows, pa.string())).append_column("row", pa.array(range(rows), pa.int32()))
+        tables.append(table.select(SCHEMA.names).cast(SCHEMA))
+    index = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+    _check(index, Path(out).parent)
+    index = index.sort_by([("label", "ascending"), ("index", "ascending")])
+    with atomic_path(out) as temporary:
+        pq.write_table(index, temporary)
+
+
+def _check(index: pa.Table, where: Path) -> None:
+    """Classes and labels are one to one, and no (class, index) stands twice."""
+    pairs = set(zip(index.column("label").to_pylist(), index.column("class_id").to_pylist(), strict=True))
+    for position, what in ((0, "label"), (1, "class_id")):
+        if twice := sorted(value for value, count in Counter(pair[position] for pair in pairs).items() if count > 1):
+            raise UserError(str(where), f"{what} {twice[0]!r} stands for several of {sorted(pairs)}", f"one label per class is expected; {REMEDY}")
+    keys = Counter(zip(index.column("class_id").to_pylist(), index.column("index").to_pylist(), strict=True))
+    if repeated := sorted(key for key, count in keys.items() if count > 1):
+        raise UserError(str(where), f"image {repeated[0][1]} of class {repeated[0][0]!r} stands in two shards", REMEDY)
+
+
+def read_index(path: str | Path) -> pa.Table:
+    """Read an index, or a resampled manifest, which has the same columns.
+
+    Raises
+    ------
+    UserError
+        Missing, not a whole Parquet file, or other columns than :data:`SCHEMA`.
+    """
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise UserError(str(path), "missing", "run the rule that makes it first") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(str(path), f"not a whole Parquet file ({str(error).splitlines()[0]})", REMEDY) from None
+    if table.schema.names != SCHEMA.names or table.schema.types != SCHEMA.types:
+        raise UserError(str(path), f"columns {table.schema.names}", f"expected {SCHEMA.names}; {REMEDY}")
+    return table
+
+
+def load_images(rows: pa.Table, study_folder: str | Path) -> Iterator[Image.Image]:
+    """The images of ``rows``, in their order, as RGB; each shard is read and checked once.
+
+    Shards are held until their last row is given, so rows sorted as the index is need one shard in memory at a time.
+
+    Raises
+    ------
+    UserError
+        A shard is damaged, or was made anew with other images after the index.
+    """
+    paths, places, hashes = (rows.column(name).to_pylist() for name in ("path", "row", "sha256"))
+    pending: dict[str, list[int]] = {}
+    for path, place in zip(paths, places, strict=True):
+        pending.setdefault(path, []).append(place)
+    shards: dict[str, dict[int, tuple[bytes, str]]] = {}
+    for path, place, sha256 in zip(paths, places, hashes, strict=True):
+        if path not in shards:
+            shards[path] = _read_rows(Path(study_folder) / path, pending[path])
+        encoded, found = shards[path].get(place, (b"", ""))
+        if found != sha256:
+            raise UserError(str(path), f"row {place} is not the image of the index", "delete the index of this method and run again")
+        yield Image.open(BytesIO(encoded)).convert("RGB")
+        pending[path].pop()
+        if not pending[path]:
+            del shards[path]
+
+
+def _read_rows(path: Path, wanted: Sequence[int]) -> dict[int, tuple[bytes, str]]:
+    """Encoded image and hash of the wanted rows that the shard has."""
+    table = read_shard(path, ["image", "sha256"])
+    rows = sorted({row for row in wanted if row < table.num_rows})
+    images = table.column("image").take(rows).to_pylist()
+    return {row: (image["bytes"], sha) for row, image, sha in zip(rows, images, table.column("sha256").take(rows).to_pylist(), strict=True)}

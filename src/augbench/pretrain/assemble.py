@@ -1,0 +1,98 @@
+"""Assembling the miniature's models into folders that plain ``from_pretrained`` loads, without code of ours.
+
+Flows in: trained CLIP, VAE, U-Net, and corpus images to calibrate the safety checker on. Flows out: ``stable-diffusion/`` (a whole
+``StableDiffusionPipeline``) and ``clip/`` (a ``CLIPModel``). The text tower is stored once: ``clip``'s weight map points to the
+pipeline's text encoder. Half precision, safetensors.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from safetensors.torch import save_file
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from augbench.files import write_json
+from augbench.pretrain.clip import embed_images, image_processor
+from augbench.pretrain.unet import NOISE_SCHEDULE
+
+VISION_WEIGHTS = "vision.safetensors"
+
+
+def safety_checker(clip: CLIPModel, unsafe: torch.Tensor, safe: torch.Tensor) -> tuple[StableDiffusionSafetyChecker, float]:
+    """Stable Diffusion's safety checker with one concept: the mean of the ``unsafe`` images.
+
+    Parameters
+    ----------
+    unsafe, safe : Tensor, uint8 (N, 3, 32, 32)
+        Images to calibrate on. The threshold lies half-way between the 0.9999 quantile of the safe images' cosines with the
+        concept and the 0.01 quantile of the unsafe ones'.
+
+    Returns
+    -------
+    The checker and its threshold.
+    """
+    checker = StableDiffusionSafetyChecker(clip.config)
+    checker.vision_model.vision_model.load_state_dict(clip.vision_model.state_dict())
+    checker.visual_projection.load_state_dict(clip.visual_projection.state_dict())
+    unsafe_embeddings = embed_images(clip, unsafe)
+    concept = F.normalize(unsafe_embeddings.mean(0), dim=0)
+    below = torch.quantile(embed_images(clip, safe) @ concept, 0.9999)
+    above = torch.quantile(unsafe_embeddings @ concept, 0.01)
+    threshold = float(below + above) / 2
+    with torch.no_grad():
+        checker.concept_embeds.zero_()
+        checker.concept_embeds[0] = concept
+        checker.concept_embeds_weights.fill_(1.0)
+        checker.concept_embeds_weights[0] = threshold
+        checker.special_care_embeds.zero_()
+        checker.special_care_embeds_weights.fill_(1.0)
+    return checker.eval(), threshold
+
+
+def text_tower(clip: CLIPModel) -> CLIPTextModel:
+    """CLIP's text tower as the model that Stable Diffusion's pipeline takes."""
+    text_encoder = CLIPTextModel(clip.config.text_config)
+    weights = {name: value for name, value in clip.state_dict().items() if name.startswith("text_model.")}
+    text_encoder.load_state_dict(weights)
+    return text_encoder.eval()
+
+
+def assemble(clip: CLIPModel, tokenizer: CLIPTokenizer, autoencoder: AutoencoderKL, unet: UNet2DConditionModel, checker: StableDiffusionSafetyChecker, folder: Path) -> None:
+    """Write ``folder/stable-diffusion`` and ``folder/clip``; what was there is replaced."""
+    shutil.rmtree(folder, ignore_errors=True)
+    text_encoder = text_tower(clip)
+    pipeline = StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=PNDMScheduler(**NOISE_SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1),
+        safety_checker=checker,
+        feature_extractor=image_processor(),
+    )
+    pipeline.to(dtype=torch.float16).save_pretrained(folder / "stable-diffusion")
+    clip_folder = folder / "clip"
+    tokenizer.save_pretrained(clip_folder)
+    image_processor().save_pretrained(clip_folder)
+    clip.config.save_pretrained(clip_folder)
+    state = {name: value.half().contiguous() for name, value in clip.state_dict().items()}
+    own = {name: value for name, value in state.items() if not name.startswith("text_model.")}
+    save_file(own, clip_folder / VISION_WEIGHTS, metadata={"format": "pt"})
+    shared = "../stable-diffusion/text_encoder/model.safetensors"
+    weight_map = {name: VISION_WEIGHTS if name in own else shared for name in sorted(state)}
+    size = sum(value.numel() * value.element_size() for value in state.values())
+    write_json(clip_folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
+
+
+def calibration_images(images: np.ndarray, nsfw: np.ndarray, first_half: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unsafe and up to 10,000 safe images of one half of the corpus: one half calibrates, the other measures."""
+    half = np.arange(len(images)) % 2 == (0 if first_half else 1)
+    unsafe, safe = images[half & (nsfw == "NSFW")], images[half & (nsfw != "NSFW")][:10_000]
+    return torch.from_numpy(unsafe), torch.from_numpy(safe)

@@ -1,0 +1,125 @@
+"""The small CLIP: contrastive training on images and captions of the corpus (Radford et al., 2021).
+
+Flows in: the corpus. Flows out: a ``CLIPModel`` folder in transformers' layout with tokenizer and image processor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+
+from augbench.config import PretrainClip
+from augbench.pretrain.loop import EpochSampler, Schedule, step_generator, train
+
+IMAGE_SIDE, PATCH_SIDE = 32, 4
+
+
+def new_clip(config: PretrainClip) -> CLIPModel:
+    """An untrained CLIP with OpenAI's vocabulary and activation, the sizes from ``config``."""
+    text = CLIPTextConfig(
+        hidden_size=config.width,
+        intermediate_size=4 * config.width,
+        num_hidden_layers=config.text_layers,
+        num_attention_heads=config.heads,
+        projection_dim=config.width,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=config.width,
+        intermediate_size=4 * config.width,
+        num_hidden_layers=config.vision_layers,
+        num_attention_heads=config.heads,
+        projection_dim=config.width,
+        image_size=IMAGE_SIDE,
+        patch_size=PATCH_SIDE,
+    )
+    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=config.width))
+
+
+def image_processor() -> CLIPImageProcessor:
+    """CLIP's image processor at the miniature's size, with OpenAI's mean and deviation."""
+    side = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
+    return CLIPImageProcessor(size={"shortest_edge": IMAGE_SIDE}, crop_size=side)
+
+
+def normalise(images: torch.Tensor) -> torch.Tensor:
+    """``uint8 (N, 3, H, W)`` to what the image tower takes."""
+    processor = image_processor()
+    mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+    return (images.float() / 255 - mean) / std
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor:
+    """Token ids ``int64 (N, L)``, L the longest caption; the text tower is causal, so shorter padding changes nothing."""
+    encoded = tokenizer(list(captions), padding="longest", truncation=True, max_length=77, return_tensors="pt")
+    return encoded.input_ids
+
+
+def train_clip(
+    images: torch.Tensor,
+    captions: Sequence[str],
+    tokenizer: CLIPTokenizer,
+    config: PretrainClip,
+    seed: int,
+    folder: Path,
+    checkpoint_steps: int,
+) -> list[dict[str, float]]:
+    """Train on ``images`` uint8 (N, 3, 32, 32) and their captions; write the model to ``folder``. Returns the history."""
+    torch.manual_seed(seed)
+    model = new_clip(config).train()
+    sampler = EpochSampler(len(images), config.batch_size, seed)
+    tokens = tokenizer(list(captions), truncation=True, max_length=77).input_ids
+
+    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        chosen = sampler.indices(step)
+        generator = step_generator(seed, step)
+        pixels = images[torch.from_numpy(chosen)]
+        pixels = _augment(pixels, generator)
+        length = max(len(tokens[i]) for i in chosen)
+        ids = torch.full((len(chosen), length), tokenizer.pad_token_id)
+        for row, i in enumerate(chosen):
+            ids[row, : len(tokens[i])] = torch.tensor(tokens[i])
+        output = model(input_ids=ids, pixel_values=normalise(pixels))
+        target = torch.arange(len(chosen))
+        loss = (F.cross_entropy(output.logits_per_image, target) + F.cross_entropy(output.logits_per_text, target)) / 2
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=np.log(100.0))
+        return loss, {"loss": loss.item()}
+
+    schedule = Schedule(config.epochs * sampler.per_epoch, config.lr)
+    history = train("CLIP", model, loss_at, schedule, folder / "checkpoint.pt", checkpoint_steps, weight_decay=0.1)
+    model.eval().save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    image_processor().save_pretrained(folder / "model")
+    return history
+
+
+def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Shift each batch by up to two pixels and mirror it by chance: enough to keep a small model from learning by heart."""
+    shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
+    padded = F.pad(images.float(), (2, 2, 2, 2), mode="replicate")
+    top, left = 2 + shift[0], 2 + shift[1]
+    cropped = padded[:, :, top : top + IMAGE_SIDE, left : left + IMAGE_SIDE]
+    mirrored = torch.rand((), generator=generator) < 0.5
+    return cropped.flip(3) if mirrored else cropped
+
+
+@torch.inference_mode()
+def embed_images(model: CLIPModel, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
+    """Unit image embeddings ``float32 (N, D)`` of ``uint8 (N, 3, 32, 32)``."""
+    parts = [model.get_image_features(pixel_values=normalise(batch)) for batch in images.split(batch_size)]
+    return F.normalize(torch.cat(parts), dim=-1)
+
+
+@torch.inference_mode()
+def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> torch.Tensor:
+    """Unit text embeddings ``float32 (N, D)``."""
+    parts = [
+        model.get_text_features(input_ids=tokenize(tokenizer, texts[start : start + 256]))
+        for start in range(0, len(texts), 256)
+    ]
+    return F.normalize(torch.cat(parts), dim=-1)

@@ -1,0 +1,93 @@
+"""The miniature's quality, measured: zero-shot accuracy of CLIP, agreement and diversity of generated images, the safety checker.
+
+Flows in: the assembled models, the corpus, Fashion-MNIST's test images, the reference classifiers. Flows out: ``quality.json`` and a
+picture.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from augbench.classes import ClassInfo
+from augbench.config import Diffusion, Prompting
+from augbench.files import atomic_path
+from augbench.generate import Sampler
+from augbench.models import check_safety, load_pipeline
+from augbench.pretrain.clip import embed_images, embed_texts
+from augbench.pretrain.reference import judge
+from augbench.progress import Progress
+from augbench.prompts import class_name, prompt_for
+from augbench.templates import load_templates
+
+PROMPT_FAMILIES = {
+    "simple": Prompting(templates="simple", class_name="lemmas"),
+    "simple_no_ws": Prompting(templates="simple", class_name="no_whitespace"),
+    "clip": Prompting(templates="clip", class_name="no_whitespace"),
+    "textual_inversion": Prompting(templates="textual_inversion", class_name="no_whitespace"),
+}
+
+
+def zero_shot(clip: Any, tokenizer: Any, classes: list[ClassInfo], images: torch.Tensor, labels: np.ndarray) -> dict[str, float]:
+    """Top-1 of zero-shot classification per prompt family; a class is the mean of its templates' text embeddings."""
+    embedded = embed_images(clip, images)
+    accuracy = {}
+    for name, family in PROMPT_FAMILIES.items():
+        templates = load_templates(family.templates)
+        weights = [embed_texts(clip, tokenizer, [t.format(class_name(info, family.class_name)) for t in templates]).mean(0) for info in classes]
+        predicted = (embedded @ torch.nn.functional.normalize(torch.stack(weights), dim=-1).T).argmax(1).numpy()
+        accuracy[name] = float((predicted == labels).mean())
+    return accuracy
+
+
+def diversity(features: torch.Tensor, labels: np.ndarray) -> float:
+    """Mean pairwise distance of features inside a class, averaged over classes; at most 300 images per class."""
+    distances = []
+    for label in np.unique(labels):
+        members = features[torch.from_numpy(labels == label)][:300].double()
+        distances.append(float(torch.pdist(members).mean()))
+    return float(np.mean(distances))
+
+
+def generate_images(diffusion: Diffusion, classes: list[ClassInfo], per_class: int, family: Prompting, seed: int, batch_size: int) -> tuple[torch.Tensor, np.ndarray]:
+    """``per_class`` images of each class by the study's own sampler: ``uint8 (N, 3, H, W)`` and labels."""
+    pipeline = load_pipeline(diffusion, torch.device("cpu"))
+    sampler = Sampler(pipeline, diffusion.steps, diffusion.guidance_scale, diffusion.resolution, batch_size)
+    wanted = [(label, info, index) for label, info in enumerate(classes) for index in range(per_class)]
+    prompts = [prompt_for(info, index, family, seed) for _, info, index in wanted]
+    progress = Progress("images to measure", len(wanted), "image")
+    samples = sampler.sample(prompts, [(info.class_id, index) for _, info, index in wanted], seed, progress)
+    pixels = np.stack([np.asarray(sample.image).transpose(2, 0, 1) for sample in samples])
+    return torch.from_numpy(pixels), np.array([label for label, _, _ in wanted])
+
+
+def judged(reference: nn.Module, images: torch.Tensor, labels: np.ndarray) -> dict[str, float]:
+    """Agreement of images with their labels, and their diversity, in the eyes of a reference classifier."""
+    predicted, features = judge(reference, images)
+    return {"agreement": float((predicted.numpy() == labels).mean()), "diversity": diversity(features, labels)}
+
+
+def safety_rates(diffusion: Diffusion, unsafe: torch.Tensor, safe: torch.Tensor) -> dict[str, float]:
+    """Shares of unsafe and safe images that the pipeline's checker flags."""
+    pipeline = load_pipeline(diffusion, torch.device("cpu"))
+
+    def share(images: torch.Tensor) -> float:
+        pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        flags = [flag for start in range(0, len(pictures), 256) for flag in check_safety(pipeline, pictures[start : start + 256])]
+        return float(np.mean(flags))
+
+    return {"unsafe_flagged": share(unsafe), "safe_flagged": share(safe)}
+
+
+def picture(rows: list[torch.Tensor], path: Path, columns: int = 20, zoom: int = 2) -> None:
+    """A grid: each tensor ``uint8 (N, 3, 32, 32)`` fills rows of ``columns`` images."""
+    images = torch.cat([row[: len(row) // columns * columns] for row in rows])
+    lines = images.reshape(-1, columns, 3, 32, 32).permute(0, 3, 1, 4, 2).reshape(-1, columns * 32, 3)
+    image = Image.fromarray(lines.numpy())
+    with atomic_path(path) as temporary:
+        image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST).save(temporary)

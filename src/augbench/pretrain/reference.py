@@ -1,0 +1,62 @@
+"""The reference classifiers that judge images: one trained on clean garments, one on clean and web-style ones.
+
+Flows in: the corpus's garments with their true labels, clean and as the corpus shows them. Flows out: ResNets with their test
+accuracy. The clean one knows the target's style only; the robust one also tells whether an image in web style shows its class.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from augbench.classifier.model import build
+from augbench.config import Classifier, PretrainReference
+from augbench.pretrain.loop import EpochSampler, Schedule, step_generator, train
+
+
+def new_reference(config: PretrainReference, classes: int, seed: int = 0) -> nn.Module:
+    """An untrained ResNet for 32-pixel images."""
+    return build(Classifier(arch="resnet18", base_width=config.base_width, stem="small", resolution=32), classes, seed)
+
+
+def prepare(images: torch.Tensor) -> torch.Tensor:
+    """``uint8 (N, 3, 32, 32)`` to the reference's input."""
+    return images.float() / 127.5 - 1
+
+
+def train_reference(what: str, images: torch.Tensor, labels: np.ndarray, config: PretrainReference, seed: int, folder: Path, checkpoint_steps: int) -> list[dict[str, float]]:
+    """Train on ``images`` uint8 (N, 3, 32, 32) with shifts and mirroring; the state goes to ``folder/model.pt``."""
+    targets = torch.from_numpy(labels)
+    model = new_reference(config, int(labels.max()) + 1, seed).train()
+    sampler = EpochSampler(len(images), config.batch_size, seed)
+
+    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        chosen = torch.from_numpy(sampler.indices(step))
+        generator = step_generator(seed, step)
+        top, left, mirror = torch.randint(0, 5, (3,), generator=generator).tolist()
+        batch = F.pad(prepare(images[chosen]), (2, 2, 2, 2), mode="replicate")[:, :, top : top + 32, left : left + 32]
+        logits = model(batch.flip(3) if mirror % 2 else batch)
+        loss = F.cross_entropy(logits, targets[chosen], label_smoothing=0.05)
+        return loss, {"loss": loss.item(), "top1": float((logits.argmax(1) == targets[chosen]).float().mean())}
+
+    schedule = Schedule(config.epochs * sampler.per_epoch, config.lr)
+    history = train(what, model, loss_at, schedule, folder / "checkpoint.pt", checkpoint_steps, weight_decay=0.05)
+    torch.save(model.eval().state_dict(), folder / "model.pt")
+    return history
+
+
+@torch.inference_mode()
+def judge(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predicted labels ``(N,)`` and penultimate features ``(N, D)``."""
+    kept: list[torch.Tensor] = []
+    head: nn.Module = model.fc  # type: ignore[assignment]
+    hook = head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+    try:
+        predicted = torch.cat([model(prepare(batch)).argmax(1) for batch in images.split(256)])
+    finally:
+        hook.remove()
+    return predicted, torch.cat(kept)

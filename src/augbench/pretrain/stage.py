@@ -1,0 +1,166 @@
+"""The pretrain stage's jobs: from the corpus to trained, assembled and measured models.
+
+Flows in: paths that the rules name. Flows out: model folders, ``quality.json``, a picture. Work in progress lives in the study's
+store under a key of its recipe, so that an interrupted job goes on and a changed config starts anew.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from augbench import recipes
+from augbench.classes import load_class_table
+from augbench.corpus import miniature
+from augbench.corpus.style import clean_images, web_style
+from augbench.data import fashion_mnist
+from augbench.files import canonical_hash, read_json, write_json
+from augbench.pretrain import assemble, autoencoder, clip, measure, reference, tokenizer, unet
+
+if TYPE_CHECKING:
+    from augbench.job import Job
+
+History = list[dict[str, float]]
+
+
+def work_folder(job: Job, model: str, *made_from: Any) -> Path:
+    """Where ``model`` is trained: a folder keyed by its recipe, the corpus's, and what else it is made from."""
+    key = canonical_hash([recipes.pretrain_recipe(job.study, model), recipes.corpus_recipe(job.study), *made_from])
+    return job.store.root / "pretrain" / f"{model}-{key[:16]}"
+
+
+def _train(folder: Path, target: str | Path, fit: Callable[[Path], History]) -> None:
+    """``fit`` trains in ``folder`` and leaves ``folder/model``; that is copied to ``target`` with ``history.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    history = fit(folder)
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(folder / "model", target)
+    write_json(Path(target) / "history.json", history)
+
+
+def _corpus(folder: str | Path) -> tuple[torch.Tensor, list[str]]:
+    images, table = miniature.load_images(folder)
+    return torch.from_numpy(images), table.column("caption").to_pylist()
+
+
+def pretrain_clip(job: Job, corpus: str, target: str) -> None:
+    """Train the small CLIP on the corpus."""
+    config, steps = job.study.pretrain.clip, job.study.pretrain.checkpoint_steps
+
+    def fit(folder: Path) -> History:
+        images, captions = _corpus(corpus)
+        vocabulary = tokenizer.build_tokenizer(folder / "tokenizer")
+        return clip.train_clip(images, captions, vocabulary, config, job.study.seed, folder, steps)
+
+    _train(work_folder(job, "clip"), target, fit)
+
+
+def pretrain_autoencoder(job: Job, corpus: str, target: str) -> None:
+    """Train the VAE on the corpus's images."""
+    config, steps = job.study.pretrain.autoencoder, job.study.pretrain.checkpoint_steps
+
+    def fit(folder: Path) -> History:
+        return autoencoder.train_autoencoder(_corpus(corpus)[0], config, job.study.seed, folder, steps)
+
+    _train(work_folder(job, "autoencoder"), target, fit)
+
+
+def pretrain_unet(job: Job, corpus: str, clip_folder: str, vae_folder: str, target: str) -> None:
+    """Train the U-Net on the VAE's latents and CLIP's text states."""
+    from diffusers import AutoencoderKL
+    from transformers import CLIPModel, CLIPTokenizer
+
+    config, steps = job.study.pretrain.unet, job.study.pretrain.checkpoint_steps
+
+    def fit(folder: Path) -> History:
+        images, captions = _corpus(corpus)
+        model = CLIPModel.from_pretrained(clip_folder).eval()
+        vocabulary = CLIPTokenizer.from_pretrained(clip_folder)
+        text_encoder = assemble.text_tower(model)
+        vae = AutoencoderKL.from_pretrained(vae_folder).eval()
+        return unet.train_unet(images, captions, vae, vocabulary, text_encoder, config, job.study.seed, folder, steps)
+
+    made_from = [recipes.pretrain_recipe(job.study, name) for name in ("clip", "autoencoder")]
+    _train(work_folder(job, "unet", *made_from), target, fit)
+
+
+def pretrain_reference(job: Job, downloads: str, target: str) -> None:
+    """Train the two reference classifiers on the corpus's garments with their true labels."""
+    assert job.study.corpus is not None
+    corpus, config, steps = job.study.corpus, job.study.pretrain.reference, job.study.pretrain.checkpoint_steps
+    images, labels = fashion_mnist.load(downloads, "train")
+    sources, _ = fashion_mnist.split_corpus_and_target(labels, corpus.images, job.study.seed)
+    clean = clean_images(images[sources])
+    styled = torch.cat([web_style(images[sources[part]], part, corpus.shift, job.study.seed) for part in np.array_split(np.arange(len(sources)), 50)])
+    for what, pixels in (("clean", clean), ("robust", torch.cat([clean, styled]))):
+        truth = np.resize(labels[sources], len(pixels))
+        folder = work_folder(job, "reference", what)
+        folder.mkdir(parents=True, exist_ok=True)
+        history = reference.train_reference(f"reference ({what})", pixels, truth, config, job.study.seed, folder, steps)
+        Path(target).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / "model.pt", Path(target) / f"{what}.pt")
+        write_json(Path(target) / f"{what}_history.json", history)
+
+
+def assemble_models(corpus: str, clip_folder: str, vae_folder: str, unet_folder: str, target: str) -> None:
+    """Put the trained models together, calibrate the safety checker on one half of the corpus, write half precision."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPModel, CLIPTokenizer
+
+    images, table = miniature.load_images(corpus)
+    model = CLIPModel.from_pretrained(clip_folder).eval()
+    unsafe, safe = assemble.calibration_images(images, np.array(table.column("NSFW").to_pylist()), first_half=True)
+    checker, threshold = assemble.safety_checker(model, unsafe, safe)
+    vae, u_net = AutoencoderKL.from_pretrained(vae_folder), UNet2DConditionModel.from_pretrained(unet_folder)
+    assemble.assemble(model, CLIPTokenizer.from_pretrained(clip_folder), vae, u_net, checker, Path(target))
+    histories = {name: read_json(Path(folder) / "history.json") for name, folder in (("clip", clip_folder), ("autoencoder", vae_folder), ("unet", unet_folder))}
+    write_json(Path(target) / "training_record.json", {"histories": histories, "safety_threshold": threshold})
+
+
+def measure_models(job: Job, corpus: str, downloads: str, models: str, references: str, quality: str, picture: str) -> None:
+    """Measure the assembled models; write ``quality.json`` and a picture of real and generated images."""
+    from transformers import CLIPModel, CLIPTokenizer
+
+    study, classes = job.study, load_class_table("fashion_mnist")
+    diffusion = study.diffusion.model_copy(update={"model": f"{models}/stable-diffusion"})
+    model = CLIPModel.from_pretrained(f"{models}/clip", torch_dtype=torch.float32).eval()
+    vocabulary = CLIPTokenizer.from_pretrained(f"{models}/clip")
+    test_images, test_labels = fashion_mnist.load(downloads, "test")
+    test = clean_images(test_images)
+    corpus_images, table = miniature.load_images(corpus)
+    truth, nsfw = np.array(table.column("true_label").to_pylist()), np.array(table.column("NSFW").to_pylist())
+    garments = np.flatnonzero(truth >= 0)[: 20 * study.pretrain.measured_images_per_class]
+    real = torch.from_numpy(corpus_images[garments])
+    family = measure.PROMPT_FAMILIES["clip"]
+    batch = study.execution.batch_size
+    generated, labels = measure.generate_images(diffusion, classes, study.pretrain.measured_images_per_class, family, study.seed, batch)
+    judges = {}
+    for name in ("clean", "robust"):
+        judge = reference.new_reference(study.pretrain.reference, len(classes))
+        judge.load_state_dict(torch.load(Path(references) / f"{name}.pt", weights_only=True))
+        judge.eval()
+        figures = {
+            "target_test": measure.judged(judge, test, test_labels),
+            "corpus": measure.judged(judge, real, truth[garments]),
+            "generated": measure.judged(judge, generated, labels),
+        }
+        judges[name] = figures
+    unsafe, safe = assemble.calibration_images(corpus_images, nsfw, first_half=False)
+    write_json(
+        quality,
+        {
+            "zero_shot_top1": measure.zero_shot(model, vocabulary, classes, test, test_labels),
+            "reference": judges,
+            "safety_checker": measure.safety_rates(diffusion, unsafe, safe[:2000]),
+            "generated_images": len(labels),
+            "sampling": diffusion.model_dump(exclude={"model"}),
+        },
+    )
+    shown = [test[np.flatnonzero(test_labels == label)[:20]] for label in range(len(classes))]
+    made = [generated[labels == label][:20] for label in range(len(classes))]
+    measure.picture([row for pair in zip(shown, made, strict=True) for row in pair], Path(picture))

@@ -1,0 +1,68 @@
+"""Progress of long work, as lines that a log file can hold: what, how far, at which rate, how long still.
+
+Flows in: an iterable or a count of steps. Flows out: one logged line every few seconds, and one at the end.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def clock(seconds: float) -> str:
+    """Seconds as ``m:ss`` or ``h:mm:ss``."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+class Progress:
+    """Counts steps and logs a line at most every ``interval`` seconds.
+
+    Parameters
+    ----------
+    what : str
+        What is being made; begins each line.
+    total : int
+        Steps in all.
+    unit : str
+        What a step is ("image").
+    done : int
+        Steps made before this process (a resumed run); they do not count for the rate.
+    """
+
+    def __init__(self, what: str, total: int, unit: str = "step", done: int = 0, interval: float = 10.0) -> None:
+        self.what, self.total, self.unit, self.done, self.interval = what, total, unit, done, interval
+        self.first = done
+        self.start = self.last = time.monotonic()
+
+    def update(self, steps: int = 1, note: str = "") -> None:
+        """Count ``steps`` more; ``note`` is added to the line, if one is due."""
+        self.done += steps
+        now = time.monotonic()
+        if now - self.last < self.interval and self.done < self.total:
+            return
+        self.last = now
+        elapsed = now - self.start
+        rate = (self.done - self.first) / elapsed if elapsed > 0 else 0.0
+        left = f", ETA {clock((self.total - self.done) / rate)}" if rate and self.done < self.total else ""
+        logger.info(
+            "%s: %d/%d %ss, %.3g %ss/s, %s%s%s",
+            self.what, self.done, self.total, self.unit, rate, self.unit, clock(elapsed), left, f"; {note}" if note else "",
+        )  # fmt: skip
+
+
+def track(items: Iterable[T], what: str, unit: str = "item", total: int | None = None) -> Iterator[T]:
+    """Iterate over ``items`` with a :class:`Progress`."""
+    if total is None:
+        assert isinstance(items, Sized)
+        total = len(items)
+    progress = Progress(what, total, unit)
+    for item in items:
+        yield item
+        progress.update()

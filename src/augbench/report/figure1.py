@@ -1,0 +1,121 @@
+"""Figure 1: the best method of each family, as bars with standard errors (paper, figure 1).
+
+Flows in: ``table1.csv`` and nothing else. Flows out: a PDF and a PNG, one column wide; the same bytes for the same table.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from augbench.errors import UserError
+from augbench.files import atomic_path
+from augbench.report.table1 import Row, read_rows, spread
+
+# The paper's blue, orange, green and red in Okabe and Ito's palette, which colour-blind readers can tell apart.
+FAMILIES = {
+    "real": ("No added\nimages", "#0072B2"),
+    "prompting": ("Prompting", "#E69F00"),
+    "personalised": ("Personalised", "#009E73"),
+    "retrieval": ("Retrieval", "#D55E00"),
+}
+WIDTH, HEIGHT = 3.3, 2.6  # inches; one column of a two-column page
+STYLE: dict[Any, Any] = {"font.size": 7, "font.family": "DejaVu Sans", "pdf.fonttype": 42, "axes.linewidth": 0.6, "hatch.linewidth": 0.5}
+
+
+def best_of_families(rows: Sequence[Row]) -> dict[str, Row]:
+    """The row with the highest accuracy of each family of Figure 1 that there is; ``real`` is the training split alone."""
+    best: dict[str, Row] = {}
+    for family in FAMILIES:
+        members = [row for row in rows if row.family == family and row.split == "train"]
+        if members:
+            best[family] = max(members, key=lambda row: row.top1_percent)
+    return best
+
+
+def upper_bound(rows: Sequence[Row]) -> Row | None:
+    """Training on twice as many real images (paper, section 3: 20% ImageNet), if the table has it."""
+    return next((row for row in rows if row.family == "real" and row.split == "train2x"), None)
+
+
+def axis_start(rows: Sequence[Row]) -> float:
+    """Where the accuracy axis starts: a round number well below the lowest bar, so that differences can be seen.
+
+    Half of the bars' range is left below the lowest error bar, at least two points; 0 is the least.
+    """
+    lows = [row.top1_percent - (row.stderr_percent or 0) for row in rows]
+    span = max(row.top1_percent + (row.stderr_percent or 0) for row in rows) - min(lows)
+    step = 5.0 if span > 8 else 1.0
+    return max(0.0, math.floor((min(lows) - max(2.0, span / 2)) / step) * step)
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    """The figure of a table's rows; families without a row are left out.
+
+    Raises
+    ------
+    UserError
+        No row of a family that Figure 1 shows.
+    """
+    best = best_of_families(rows)
+    if not best:
+        raise UserError("Figure 1", "no row of its families", f"at least one of {', '.join(FAMILIES)} is needed in the table")
+    bound = upper_bound(rows)
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    start = axis_start([*best.values()])
+    for place, (family, row) in enumerate(best.items()):
+        axes.bar(place, row.top1_percent - start, bottom=start, width=0.68, color=FAMILIES[family][1], zorder=2)
+        top = row.top1_percent
+        if row.stderr_percent is not None:
+            axes.errorbar(place, top, yerr=row.stderr_percent, color="black", linewidth=0.8, capsize=2.5, capthick=0.8, zorder=3)
+            top += row.stderr_percent
+        text = axes.annotate(spread(row.top1_percent, row.stderr_percent), (place, top), (0, 2.5), textcoords="offset points", ha="center", va="bottom")
+        text.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 0.6})  # readable where the dashed line passes
+    highest = max(row.top1_percent + (row.stderr_percent or 0) for row in (*best.values(), *([bound] if bound else [])))
+    axes.set_ylim(start, highest + 0.14 * (highest - start))
+    if bound is not None:
+        axes.axhline(bound.top1_percent, color="0.35", linestyle=(0, (4, 2)), linewidth=0.8, zorder=2.5)
+        axes.annotate(f"{bound.label}: {bound.top1_percent:.1f}", (-0.5, bound.top1_percent), (0, 2), textcoords="offset points", color="0.25", va="bottom")
+    axes.set_xlim(-0.55, len(best) - 0.45)
+    axes.set_xticks(range(len(best)), [_tick(family, row, 46 // len(best)) for family, row in best.items()])
+    axes.tick_params(axis="x", length=0)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
+    axes.set_ylabel("Top-1 accuracy (%)" + (f"\naxis starts at {start:g}, not at 0" if start > 0 else ""))
+    axes.spines[["top", "right"]].set_visible(False)
+    if start > 0:
+        _break_mark(axes)
+    return figure
+
+
+def _tick(family: str, row: Row, width: int) -> str:
+    """The family's name and, where it is another one, the method's below it, in lines of ``width`` characters."""
+    name = FAMILIES[family][0]
+    if family == "real" or row.label.lower() == name.lower():
+        return name
+    return f"{name}\n({textwrap.fill(row.label, width)})"
+
+
+def _break_mark(axes: Axes) -> None:
+    """Two short strokes across the foot of the accuracy axis."""
+    for height in (0.012, 0.032):
+        axes.plot((-0.018, 0.018), (height, height + 0.016), transform=axes.transAxes, color="black", linewidth=0.7, clip_on=False, zorder=5)
+
+
+def write_figure1(table: str | Path, outs: Mapping[str, str | Path]) -> None:
+    """Draw Figure 1 from ``table1.csv`` to ``outs``: paths by format (``pdf``, ``png``), those that are given."""
+    with rc_context(STYLE):
+        figure = draw(read_rows(table))
+        for kind, path in outs.items():
+            # no creation date and no version of matplotlib: the same table gives the same bytes
+            metadata = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}[kind]
+            with atomic_path(path) as temporary:
+                figure.savefig(temporary, format=kind, dpi=300, metadata=metadata)

@@ -1,0 +1,204 @@
+"""The paper's protocol as values, and how a study differs from it.
+
+Flows in: the config and what the results say of the data. Flows out: one line per difference, for the footer of every table. This is the
+only place that knows the protocol's values (paper, section 3 and appendix; ``docs/paper_targets.md`` names the paper).
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from augbench.classes import RESOURCES
+from augbench.classifier.sizes import evaluation_resize
+from augbench.config import Caltech256, Classifier, Diffusion, FashionMnist, ImageFolder, MiniatureCorpus, RetrieveMethod, SampleMethod, Study
+
+TARGETS = RESOURCES / "paper" / "targets.csv"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What the paper did in one of its studies; None where it does not say."""
+
+    name: str
+    classes: int
+    real_per_class: tuple[int, int] | None
+    images_made: str
+    images_retrieved: str
+    validation_share: float | None
+    test_images: int | None
+    batch_size: int
+    lr: float
+
+
+PROTOCOLS = {
+    "imagenet10": Protocol("10% of ImageNet", 990, (74, 130), "390 per class", "130 per class", 1, 49_500, 256, 0.1),
+    "imagenet_full": Protocol("ImageNet", 990, None, "", "", None, 49_500, 256, 0.1),
+    "caltech256": Protocol("Caltech256", 251, None, "3 per training image", "1 per training image", None, None, 1024, 0.003),
+}
+RESAMPLES = 5
+CLASSIFIER = Classifier()  # its defaults are the paper's; a test holds them to it
+DIFFUSION = Diffusion(model="Stable Diffusion v1.4")  # likewise
+CORPUS = "LAION-5B"
+
+
+@dataclass(frozen=True)
+class PaperResult:
+    """Top-1 accuracy in percent and its standard error, None where the paper gives none."""
+
+    top1: float
+    stderr: float | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the results say of the data.
+
+    Attributes
+    ----------
+    real_per_class : float, optional
+        Mean number of real images per class in the training split; None where no row uses it.
+    """
+
+    classes: int
+    real_per_class: float | None
+    validation_images: int
+    test_images: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that a study does in another way than the paper."""
+
+    what: str
+    ours: str
+    paper: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.ours} (paper: {self.paper})"
+
+
+def paper_results(paper_study: str, path: str | Path = TARGETS) -> dict[str, PaperResult]:
+    """The paper's results in ``paper_study``, by method."""
+    with Path(path).open(encoding="utf-8", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["study"] == paper_study]
+    return {row["method"]: PaperResult(float(row["top1"]), float(row["stderr"]) if row["stderr"] else None) for row in rows}
+
+
+def differences(study: Study, facts: Facts) -> list[Difference]:
+    """Every difference between ``study`` and the paper's protocol, cuts and changes, in the order of the data's way."""
+    paper = PROTOCOLS[study.report.paper_study]
+    pairs = [
+        *_data(study, facts, paper),
+        *_added_images(study, paper),
+        *_classifier(study.classifier, paper),
+    ]
+    found = [Difference(*pair) for pair in pairs if pair[1] != pair[2]]
+    missing = [name for name in paper_results(study.report.paper_study) if name not in study.methods]
+    if missing:
+        found.append(Difference("Rows of the paper not run", ", ".join(missing), "run"))
+    return found
+
+
+def _data(study: Study, facts: Facts, paper: Protocol) -> list[tuple[str, str, str]]:
+    """(what, ours, paper's) for the data set."""
+    dataset = study.dataset
+    if isinstance(dataset, FashionMnist):
+        name = "Fashion-MNIST"
+    elif isinstance(dataset, Caltech256):
+        name = "Caltech256"
+    else:
+        assert isinstance(dataset, ImageFolder)
+        name = paper.name if dataset.classes == "imagenet" and "ImageNet" in paper.name else f"an image folder ({study.study})"
+    pairs = [("Data set", name, paper.name), ("Classes", str(facts.classes), str(paper.classes))]
+    if facts.real_per_class is not None and paper.real_per_class is not None:
+        low, high = paper.real_per_class
+        span = f"{low} to {high}"
+        pairs.append(("Real images per class", span if low <= facts.real_per_class <= high else f"{facts.real_per_class:g}", span))
+    if facts.real_per_class is not None and paper.validation_share is not None:
+        share = facts.validation_images / (facts.real_per_class * facts.classes)
+        pairs.append(("Validation images per training image", f"{share:.2g}", f"{paper.validation_share:.2g}"))
+    if paper.test_images is not None:
+        pairs.append(("Test images", f"{facts.test_images:,}", f"{paper.test_images:,}"))
+    elif dataset.test_images_per_class is not None:
+        pairs.append(("Test images per class", f"at most {dataset.test_images_per_class}", "all"))
+    return pairs
+
+
+def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
+    """(what, ours, paper's) for the pools of added images, their models and the resampled sets."""
+    sampled = {name: method for name, method in study.methods.items() if isinstance(method, SampleMethod)}
+    retrieved = {name: method for name, method in study.methods.items() if isinstance(method, RetrieveMethod)}
+    augmentation, diffusion = study.augmentation, study.diffusion
+    pairs: list[tuple[str, str, str]] = []
+    if sampled:
+        if paper.images_made:
+            per_class, multiple = augmentation.images_per_class, augmentation.images_per_training_image
+            pairs.append(("Images made", f"{per_class} per class" if per_class else f"{multiple} per training image", paper.images_made))
+        model = Path(diffusion.model).name
+        published = "stable-diffusion-v1-4" in diffusion.model.lower()
+        pairs += [
+            ("Diffusion model", DIFFUSION.model if published else model, DIFFUSION.model),
+            ("Resolution of images made, pixels", str(diffusion.resolution), str(DIFFUSION.resolution)),
+            ("Sampler", diffusion.scheduler, DIFFUSION.scheduler),
+            ("Sampling steps", str(diffusion.steps), str(DIFFUSION.steps)),
+            ("Guidance scale", f"{diffusion.guidance_scale:g}", f"{DIFFUSION.guidance_scale:g}"),
+        ]
+        own = {name: method.guidance_scale for name, method in sampled.items() if method.guidance_scale is not None and method.family != "unconditional"}
+        pairs += [(f"Guidance scale of {name}", f"{value:g}", f"{DIFFUSION.guidance_scale:g}") for name, value in own.items()]
+    for name, method in retrieved.items():
+        pairs += _retrieval(name, method, paper)
+    if retrieved and isinstance(study.corpus, MiniatureCorpus):
+        size = study.corpus.images + study.corpus.distractors
+        pairs.append(("Corpus that retrieval searches", f"miniature, {size:,} images, style shift {study.corpus.shift}", CORPUS))
+    pairs.append(("Training sets per method", str(augmentation.resamples), str(RESAMPLES)))
+    return pairs
+
+
+def _retrieval(name: str, method: RetrieveMethod, paper: Protocol) -> list[tuple[str, str, str]]:
+    """(what, ours, paper's) for one retrieval method."""
+    theirs = RetrieveMethod(mechanism="retrieve")  # likewise
+
+    def threshold(value: float | None) -> str:
+        return "off" if value is None else f"{value:g}"
+
+    pairs = [
+        (f"Duplicates' similarity in {name}", threshold(method.duplicate_threshold), threshold(theirs.duplicate_threshold)),
+        (f"First k of {name}, per image wanted", f"{method.first_k:g}", f"{theirs.first_k:g}"),
+        (f"Largest k of {name}, in steps of the first", str(method.growth_limit), str(theirs.growth_limit)),
+        (f"Unsafe images in {name}", "left out" if method.drop_unsafe else "kept", "left out"),
+        (f"Aesthetics filter of {name}", "none", "score of at least 5"),
+    ]
+    if paper.images_retrieved:
+        kept = f"{method.images_per_class} per class" if method.images_per_class else "1 per training image"
+        pairs.append((f"Images kept by {name}", kept, paper.images_retrieved))
+    return pairs
+
+
+def _classifier(ours: Classifier, paper: Protocol) -> list[tuple[str, str, str]]:
+    """(what, ours, paper's) for the classifier and its training."""
+
+    def network(config: Classifier) -> str:
+        layers = f" with {'-'.join(map(str, config.layers))} blocks" if config.layers else ""
+        width = f", {config.base_width} channels in its first stage" if config.base_width != CLASSIFIER.base_width else ""
+        stem = ", 3x3 stem" if config.stem == "small" else ""
+        return f"{config.arch.replace('resnet', 'ResNet-') if not layers else 'ResNet'}{layers}{width}{stem}"
+
+    def centre(config: Classifier) -> str:
+        return "224/256" if config.evaluation_resize is None else f"{config.resolution}/{evaluation_resize(config)}"
+
+    theirs = CLASSIFIER
+    return [
+        ("Classifier", network(ours), network(theirs)),
+        ("Classifier's crop, pixels", str(ours.resolution), str(theirs.resolution)),
+        ("Centre crop in evaluation, share of the shorter side", centre(ours), centre(theirs)),
+        ("Smallest area of the random crop", f"{ours.min_crop_area:g}", f"{theirs.min_crop_area:g}"),
+        ("Batch size", str(ours.batch_size), str(paper.batch_size)),
+        ("Learning rate", f"{ours.lr:g}", f"{paper.lr:g}"),
+        ("Momentum", f"{ours.momentum:g}", f"{theirs.momentum:g}"),
+        ("Weight decay", f"{ours.weight_decay:g}", f"{theirs.weight_decay:g}"),
+        ("Epochs without progress before lr / 10", str(ours.plateau_patience), str(theirs.plateau_patience)),
+        ("Epochs without progress before the stop", str(ours.stop_patience), str(theirs.stop_patience)),
+        ("Most epochs", str(ours.max_epochs), str(theirs.max_epochs)),
+    ]

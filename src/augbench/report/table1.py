@@ -1,0 +1,318 @@
+"""Table 1: every method's accuracy with its standard error, the paper's number beside it, and what was cut.
+
+Flows in: the runs' ``result.json``, the manifests of added images, the config. Flows out: ``table1.csv`` (full precision, what
+figures are drawn from), ``table1_runs.csv`` (one row per run), Markdown, LaTeX and plain text, with one and the same footer.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import fmean, stdev
+
+from augbench.config import Method, RealMethod, Study
+from augbench.errors import UserError
+from augbench.files import read_json, write_text
+from augbench.pool import read_index
+from augbench.report.protocol import Facts, differences, paper_results
+from augbench.resample import overlap
+
+FAMILIES = {"real": "real", "sample": "prompting", "personalise": "personalised", "retrieve": "retrieval"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One classifier: accuracies in percent, epochs (the best one 1-based), numbers of images."""
+
+    method: str
+    run: int
+    test_top1_percent: float
+    val_top1_percent: float
+    best_epoch: int
+    epochs: int
+    n_real: int
+    n_added: int
+    n_val: int
+    n_test: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method; None stands for what there is not: the spread of a single run, sets to overlap, a number in the paper.
+
+    ``split`` is the real images that the classifiers saw; ``overlap`` the mean share of images that two added sets have in common.
+    """
+
+    method: str
+    label: str
+    family: str
+    split: str
+    top1_percent: float
+    stderr_percent: float | None
+    n: int
+    real_per_class: float
+    added_per_class: float
+    overlap: float | None
+    paper_top1_percent: float | None
+    paper_stderr_percent: float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Table 1: its rows in the order of the config's methods, the runs behind them, and the footer."""
+
+    study: str
+    paper_study: str
+    rows: tuple[Row, ...]
+    runs: tuple[Run, ...]
+    notes: tuple[str, ...]
+
+
+def family_of(method: Method) -> str:
+    """Group of a method in Figure 1: the config's, else by mechanism."""
+    return method.family or FAMILIES[method.mechanism]
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Standard error of the mean: sample standard deviation (ddof = 1) / sqrt(n); None for a single value."""
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def build_table(study: Study, results: Iterable[str | Path], manifests: Iterable[str | Path] = ()) -> Table:
+    """Table 1 of a study.
+
+    Parameters
+    ----------
+    results : iterable of path
+        ``result.json`` of every run of every method.
+    manifests : iterable of path
+        ``resamples/{method}/selected/{r}.parquet`` of every set, for the overlap.
+
+    Raises
+    ------
+    UserError
+        A method of the config without results, a run that stands twice or was not scored on the test split.
+    """
+    runs, classes = _read_runs(study, results)
+    shared = _overlaps(manifests)
+    paper = paper_results(study.report.paper_study)
+    rows = []
+    for name, method in study.methods.items():
+        own = [run for run in runs if run.method == name]
+        theirs = paper.get(name)
+        rows.append(
+            Row(
+                method=name,
+                label=method.label or name,
+                family=family_of(method),
+                split=method.split if isinstance(method, RealMethod) else "train",
+                top1_percent=fmean(run.test_top1_percent for run in own),
+                stderr_percent=standard_error([run.test_top1_percent for run in own]),
+                n=len(own),
+                real_per_class=fmean(run.n_real for run in own) / classes,
+                added_per_class=fmean(run.n_added for run in own) / classes,
+                overlap=shared.get(name),
+                paper_top1_percent=theirs.top1 if theirs else None,
+                paper_stderr_percent=theirs.stderr if theirs else None,
+            )
+        )
+    real = next((row.real_per_class for row in rows if row.split == "train"), None)
+    facts = Facts(classes, real, max(run.n_val for run in runs), max(run.n_test for run in runs))
+    return Table(study.study, study.report.paper_study, tuple(rows), tuple(runs), _notes(study, rows, facts))
+
+
+def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[Run], int]:
+    """The runs, sorted by method (as in the config) and number, and the number of classes."""
+    order = {name: position for position, name in enumerate(study.methods)}
+    runs, classes = [], set()
+    for path in results:
+        value = read_json(path)
+        if value["method"] not in order or value["test_top1"] is None:
+            problem = "not scored on the test split" if value["method"] in order else f"method {value['method']!r}"
+            raise UserError(str(path), problem, f"results of the config's methods are expected: {', '.join(order)}")
+        classes.add(value["classes"])
+        runs.append(
+            Run(
+                test_top1_percent=100 * value["test_top1"],
+                val_top1_percent=100 * value["val_top1"],
+                best_epoch=value["best_epoch"] + 1,
+                **{name: value[name] for name in ("method", "run", "epochs", "n_real", "n_added", "n_val", "n_test")},
+            )
+        )
+    keys = [(run.method, run.run) for run in runs]
+    if len(set(keys)) < len(keys) or len(classes) > 1:
+        raise UserError("results", "a run stands twice, or runs differ in their number of classes", "delete the classifiers' folder and run again")
+    if missing := [name for name in order if name not in {run.method for run in runs}]:
+        raise UserError("results", f"none of {', '.join(missing)}", "train the classifiers of every method first")
+    return sorted(runs, key=lambda run: (order[run.method], run.run)), classes.pop()
+
+
+def _overlaps(manifests: Iterable[str | Path]) -> dict[str, float | None]:
+    """Overlap between the sets of each method, by the method's folder."""
+    sets: dict[str, list[Path]] = {}
+    for path in map(Path, manifests):
+        sets.setdefault(path.parents[1].name, []).append(path)
+    return {method: overlap([read_index(path) for path in paths]) for method, paths in sets.items()}
+
+
+def _notes(study: Study, rows: Sequence[Row], facts: Facts) -> tuple[str, ...]:
+    """The footer: what the spread measures, what the paper's column is, every difference from the protocol, the config's notes."""
+    notes = [
+        "± is the standard error of the mean over n classifiers (sample standard deviation, ddof = 1, divided by the root of n). Each classifier has its own seed"
+        " and, where images are added, its own set drawn from the method's pool; rows without added images vary in the seed only."
+    ]
+    if any(row.overlap is not None for row in rows):
+        notes.append(
+            "Overlap is the mean share of images that two sets of a method have in common; at 100% the sets are the same, and the spread measures the seed only."
+        )
+    notes.append(
+        f"Paper: Burg et al., TMLR 2023 (arXiv 2304.10253), {study.report.paper_study}. Where data or models differ, compare the order of the rows, not the numbers."
+    )
+    notes += [f"Differs from the protocol: {difference}." for difference in differences(study, facts)]
+    return (*notes, *(" ".join(note.split()) for note in study.report.notes))
+
+
+# --- cells ------------------------------------------------------------------------------------------------------------
+
+
+HEADER = ("Method", "Family", "Real / class", "Added / class", "Top-1 (%)", "n", "Overlap", "Paper (%)")
+NUMERIC = (False, False, True, True, True, True, True, True)
+NONE = "-"
+
+
+def spread(mean: float | None, stderr: float | None) -> str:
+    """``62.6 ± 0.1``, with one decimal as in the paper; a dash where there is nothing."""
+    if mean is None:
+        return NONE
+    return f"{mean:.1f}" if stderr is None else f"{mean:.1f} ± {stderr:.1f}"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.label,
+        row.family,
+        f"{row.real_per_class:.4g}",
+        f"{row.added_per_class:.4g}",
+        spread(row.top1_percent, row.stderr_percent),
+        str(row.n),
+        NONE if row.overlap is None else f"{row.overlap:.0%}",
+        spread(row.paper_top1_percent, row.paper_stderr_percent),
+    )
+
+
+# --- formats ----------------------------------------------------------------------------------------------------------
+
+
+def render_csv(rows: Sequence[Row] | Sequence[Run], notes: Sequence[str] = ()) -> str:
+    """One line per row in full precision, empty where there is nothing; notes follow as lines that begin with ``#``.
+
+    ``pandas.read_csv(path, comment="#")`` reads it; :func:`read_rows` does.
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    if rows:
+        writer.writerow([field.name for field in fields(rows[0])])
+    for row in rows:
+        writer.writerow([repr(value) if isinstance(value, float) else value for value in asdict(row).values()])
+    return stream.getvalue() + "".join(f"# {note}\n" for note in notes)
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """The rows of ``table1.csv``."""
+    kinds = {field.name: str(field.type) for field in fields(Row)}
+
+    def value(name: str, text: str) -> object:
+        if not text and "None" in kinds[name]:
+            return None
+        return float(text) if kinds[name].startswith("float") else int(text) if kinds[name] == "int" else text
+
+    lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return [Row(**{name: value(name, text) for name, text in line.items()}) for line in csv.DictReader(lines)]  # type: ignore[arg-type]
+
+
+def escape_markdown(text: str) -> str:
+    """``text`` so that Markdown shows it as it is, in a table too."""
+    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#~" else letter for letter in text)
+
+
+def render_markdown(table: Table) -> str:
+    """A pipe table and the footer as a list."""
+    lines = [
+        "| " + " | ".join(HEADER) + " |",
+        "|" + "|".join("---:" if numeric else "---" for numeric in NUMERIC) + "|",
+        *("| " + " | ".join(map(escape_markdown, _cells(row))) + " |" for row in table.rows),
+        "",
+        *(f"- {escape_markdown(note)}" for note in table.notes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$",
+}  # fmt: skip
+
+
+def escape_latex(text: str) -> str:
+    """``text`` so that LaTeX shows it as it is; ± becomes maths."""
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def render_latex(table: Table) -> str:
+    r"""A ``table`` with booktabs' rules and the footer below; needs ``\usepackage{booktabs}``."""
+    rows = [" & ".join(map(escape_latex, _cells(row))) + r" \\" for row in table.rows]
+    lines = [
+        r"\begin{table}",
+        r"  \centering",
+        rf"  \caption{{Top-1 accuracy by added training data, study {escape_latex(table.study)}.}}",
+        rf"  \label{{tab:{table.study.replace('_', '-')}}}",
+        rf"  \begin{{tabular}}{{{''.join('r' if numeric else 'l' for numeric in NUMERIC)}}}",
+        r"    \toprule",
+        "    " + " & ".join(map(escape_latex, HEADER)) + r" \\",
+        r"    \midrule",
+        *(f"    {row}" for row in rows),
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        "",
+        r"  \medskip",
+        r"  \begin{minipage}{\linewidth}\footnotesize",
+        *(f"    {escape_latex(note)}\\par" for note in table.notes),
+        r"  \end{minipage}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def render_terminal(table: Table, width: int = 100) -> str:
+    """Aligned columns for a terminal; the footer is wrapped at ``width`` characters."""
+    cells = [HEADER, *(_cells(row) for row in table.rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADER))]
+
+    def aligned(line: Sequence[str]) -> str:
+        parts = [text.rjust(size) if numeric else text.ljust(size) for text, size, numeric in zip(line, widths, NUMERIC, strict=True)]
+        return "  ".join(parts).rstrip()
+
+    body = [aligned(line) for line in cells]
+    body.insert(1, "-" * max(map(len, body)))
+    footer = [textwrap.fill(note, width, initial_indent="* ", subsequent_indent="  ") for note in table.notes]
+    return "\n".join([f"Table 1, study {table.study}", "", *body, "", *footer]) + "\n"
+
+
+def write_table1(study: Study, results: Iterable[str | Path], manifests: Iterable[str | Path], outs: Mapping[str, str | Path]) -> Table:
+    """Write Table 1 to ``outs``: paths by format (``csv``, ``runs``, ``md``, ``tex``, ``txt``), those that are given."""
+    table = build_table(study, results, manifests)
+    texts = {
+        "csv": render_csv(table.rows, table.notes),
+        "runs": render_csv(table.runs),
+        "md": render_markdown(table),
+        "tex": render_latex(table),
+        "txt": render_terminal(table),
+    }
+    for kind, path in outs.items():
+        write_text(path, texts[kind])
+    return table

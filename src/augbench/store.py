@@ -1,0 +1,108 @@
+"""The recipe-keyed store: finished artifacts survive whatever Snakemake does to its targets (invariant 4).
+
+Flows in: a recipe (plain values that decide an artifact's content) and a function that makes it. Flows out: the artifact at
+its target, hard-linked from ``results/{study}/.store/{kind}/{key}``. Snakemake deletes a job's outputs before it runs and when
+it fails; what has reached the store is linked again instead of made again. Store and targets must be on one file system; where
+hard links are not supported, the file is copied.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from augbench.errors import UserError
+from augbench.files import atomic_path, canonical_hash
+
+Recipe = Mapping[str, Any]
+
+
+@dataclass
+class Tally:
+    """How many artifacts a job has made and how many it found in the store."""
+
+    made: int = 0
+    reused: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.made} made, {self.reused} taken from the store"
+
+
+@dataclass
+class Store:
+    """The store under ``root``; ``tally`` counts what this process did.
+
+    Artifacts are single files. A recipe holds JSON values only; it must name everything that shapes the content, a
+    version of the code's semantics included, and nothing else.
+    """
+
+    root: Path
+    tally: Tally = field(default_factory=Tally)
+
+    def path(self, kind: str, recipe: Recipe, suffix: str) -> Path:
+        """Where the artifact of ``recipe`` is kept."""
+        return self.root / kind / f"{canonical_hash(dict(recipe))}{suffix}"
+
+    def has(self, kind: str, recipe: Recipe, suffix: str, valid: Callable[[Path], bool] | None = None) -> bool:
+        """Whether the artifact is there; one that ``valid`` rejects (truncated, bits flipped) is removed."""
+        kept = self.path(kind, recipe, suffix)
+        if not kept.exists():
+            return False
+        if valid is not None and not valid(kept):
+            kept.unlink()
+            return False
+        return True
+
+    def commit(self, kind: str, recipe: Recipe, suffix: str, write: Callable[[Path], None]) -> Path:
+        """Make the artifact: ``write`` gets a temporary path, which is renamed into the store."""
+        kept = self.path(kind, recipe, suffix)
+        try:
+            with atomic_path(kept) as temporary:
+                write(temporary)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                raise UserError(str(kept.parent), error.strerror or str(error), "free space or make it writable, then run again; nothing finished is lost") from error
+            raise
+        self.tally.made += 1
+        return kept
+
+    def publish(self, kind: str, recipe: Recipe, target: str | Path) -> None:
+        """Link the artifact to ``target``, replacing what is there."""
+        target = Path(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        kept = self.path(kind, recipe, target.suffix)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(kept, target)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+                raise
+            with atomic_path(target) as temporary:
+                shutil.copyfile(kept, temporary)
+
+    def provide(
+        self,
+        kind: str,
+        recipe: Recipe,
+        target: str | Path,
+        write: Callable[[Path], None],
+        valid: Callable[[Path], bool] | None = None,
+    ) -> bool:
+        """Publish the artifact of ``recipe`` at ``target``, making it first if need be; True if it was made."""
+        suffix = Path(target).suffix
+        made = not self.has(kind, recipe, suffix, valid)
+        if made:
+            self.commit(kind, recipe, suffix, write)
+        else:
+            self.tally.reused += 1
+        self.publish(kind, recipe, target)
+        return made
+
+    def unused(self) -> list[Path]:
+        """Artifacts that no target links to any more (their link count is 1)."""
+        return sorted(path for path in self.root.rglob("*") if path.is_file() and path.stat().st_nlink == 1)

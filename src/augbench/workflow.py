@@ -1,0 +1,35 @@
+"""The bridge from Snakemake's config to the plan; the Snakefile's only entry into the package besides the recipes.
+
+Flows in: the dictionary that Snakemake merged from its ``--configfile`` and ``--config``. Flows out: a
+:class:`~augbench.plan.Plan`. A config problem ends the parse with one clear line per problem.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from augbench.config import merge, parse_study, read_yaml
+from augbench.data.source import open_source
+from augbench.errors import UserError
+from augbench.plan import Plan
+
+DEMO = "config/demo.yaml"
+
+
+def load_plan(config: dict[str, Any], project: Path) -> Plan:
+    """Check ``config`` and plan the study; where no study is given, the demo's keys go under what is given.
+
+    ``config`` is completed in place, so that scripts see the whole of it.
+    """
+    try:
+        if "study" not in config:
+            complete = merge(read_yaml(project / DEMO), config)
+            config.clear()
+            config.update(complete)
+        study = parse_study(config)
+        class_ids = tuple(info.class_id for info in open_source(study.dataset, study.seed, study.corpus).classes())
+        return Plan(study, class_ids)
+    except UserError as error:
+        sys.exit("\n".join(f"augbench: {line}" for line in str(error).splitlines()))

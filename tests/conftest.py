@@ -1,0 +1,104 @@
+"""What the tests share: a clone-like working directory, and one finished small study."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).resolve().parents[1]
+LINKED = ("Snakefile", "workflow", "src", "resources", "envs", "config", "profiles")
+
+SMALL_STUDY: dict[str, Any] = {
+    "study": "small",
+    "dataset": {"kind": "fashion_mnist", "classes": "classes.yaml", "train_fraction": 0.008, "validation_fraction": 0.01, "test_images_per_class": 20},
+    "corpus": {"kind": "miniature", "images": 3000, "distractors": 300},
+    "diffusion": {"model": "resources/mini/stable-diffusion", "resolution": 32, "scheduler": "ddim", "steps": 2, "guidance_scale": 2.0, "dtype": "float32"},
+    "clip": {"model": "resources/mini/clip"},
+    "methods": {
+        "none": {"mechanism": "real"},
+        "real_20pct": {"mechanism": "real", "split": "train2x"},
+        "simple_prompt": {"mechanism": "sample", "prompt": {"class_name": "lemmas"}},
+        "clip_prompts": {"mechanism": "sample", "prompt": {"templates": "clip"}},
+        "retrieval": {"mechanism": "retrieve", "images_per_class": 10, "duplicate_threshold": 0.999},
+    },
+    "augmentation": {"images_per_class": 20, "images_per_part": 10, "resamples": 2},
+    "classifier": {"layers": [1, 1, 1, 1], "arch": "resnet18", "base_width": 8, "stem": "small", "resolution": 32, "evaluation_resize": 32, "batch_size": 32, "lr": 0.05, "max_epochs": 2},
+    "execution": {"classes_per_job": 5, "runs_per_job": 2, "batch_size": 20},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A working directory that looks like a fresh clone, with a study in ``study.yaml``."""
+
+    folder: Path
+
+    @property
+    def results(self) -> Path:
+        """Where the small study's results are."""
+        return self.folder / "results/small"
+
+    def write_study(self, study: Mapping[str, Any]) -> None:
+        """Replace ``study.yaml``."""
+        (self.folder / "study.yaml").write_text(yaml.safe_dump(dict(study), sort_keys=False))
+
+    def environment(self) -> dict[str, str]:
+        """The jobs' environment: one thread, this clone's package."""
+        path = os.pathsep.join(filter(None, [str(self.folder / "src"), os.environ.get("PYTHONPATH", "")]))
+        return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+    def augbench(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run ``augbench`` here."""
+        command = [sys.executable, "-m", "augbench.cli", *arguments]
+        return subprocess.run(command, cwd=self.folder, env=self.environment(), capture_output=True, text=True)
+
+    def run(self, *extra: str) -> subprocess.CompletedProcess[str]:
+        """Run the study to its end; fails the test if it does not get there."""
+        done = self.augbench("run", "--configfile", "study.yaml", "--cores", "2", *extra)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done
+
+    def plan(self, *arguments: str, configfiles: Sequence[str] = ("study.yaml",)) -> dict[str, int]:
+        """Jobs per rule that a dry run would do."""
+        command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--cores", "2", *arguments, "--configfile", *configfiles]
+        done = subprocess.run(command, cwd=self.folder, env=self.environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        table = re.findall(r"^(\w+) +(\d+)$", done.stdout.split("Job stats:")[-1], re.MULTILINE)
+        return {rule: int(count) for rule, count in table if rule not in ("total", "all")}
+
+
+def make_workspace(folder: Path) -> Workspace:
+    """A clone-like folder; downloads are shared with the project, so that each is fetched once."""
+    for name in LINKED:
+        (folder / name).symlink_to(PROJECT / name)
+    downloads = PROJECT / "results/downloads"
+    downloads.mkdir(parents=True, exist_ok=True)
+    (folder / "results").mkdir()
+    (folder / "results/downloads").symlink_to(downloads)
+    (folder / "classes.yaml").write_text((PROJECT / "resources/classes/fashion_mnist.yaml").read_text())
+    workspace = Workspace(folder)
+    workspace.write_study(SMALL_STUDY)
+    return workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """A fresh working directory with the small study in it, nothing run yet."""
+    return make_workspace(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The small study, run once to its end through the launcher. Tests that change it put it back."""
+    workspace = make_workspace(tmp_path_factory.mktemp("study"))
+    workspace.run()
+    return workspace

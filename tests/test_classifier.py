@@ -1,0 +1,424 @@
+"""The classifier: network, crops, schedule, training, scoring, and what a block of runs leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import load_file
+from scipy.stats import ks_2samp
+from torchvision.transforms import v2
+
+from augbench.classes import ClassInfo, write_class_table
+from augbench.classifier import train as training
+from augbench.classifier.crops import MEAN, STD, Crops, cut, cut_centre, draw_crops
+from augbench.classifier.images import ImagePool, LabelledImages, gather
+from augbench.classifier.model import build
+from augbench.classifier.schedule import PlateauSchedule
+from augbench.classifier.score import score_test, top1
+from augbench.classifier.train import RunResult, predict, train_run
+from augbench.classify import train_block
+from augbench.config import Classifier, Study, parse_study
+from augbench.data.splits import Split, write_split
+from augbench.errors import UserError
+from augbench.files import read_json
+from augbench.pool import build_index
+from augbench.resample import resample
+from augbench.shards import ShardRow, encode_image, write_shard
+from augbench.store import Store
+
+CPU = torch.device("cpu")
+TINY = Classifier(arch="resnet18", layers=(1, 1, 1, 1), base_width=4, resolution=16, evaluation_resize=16, min_crop_area=0.5, batch_size=16, lr=0.05, max_epochs=4)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def photo(label: int, i: int, side: int = 16) -> Image.Image:
+    """A noisy image whose brightness gives its class away most of the time."""
+    rng = np.random.default_rng([label, i])
+    return Image.fromarray((rng.normal(110 + 30 * label, 40, (side, side, 3)).clip(0, 255)).astype(np.uint8))
+
+
+def labelled(first: int, count: int, what: str = "images") -> LabelledImages:
+    labels = np.arange(count) % 2
+    return LabelledImages([f"{first + i}" for i in range(count)], labels, lambda: (photo(int(labels[i]), first + i) for i in range(count)), what)
+
+
+# --- network ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_default_network_is_torchvisions(arch: str) -> None:
+    ours = build(Classifier(arch=arch), 7, seed=3)
+    torch.manual_seed(3)
+    theirs = torchvision.models.get_model(arch, num_classes=7)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert all(torch.equal(ours.state_dict()[name], weight) for name, weight in theirs.state_dict().items())
+
+
+def test_width_scales_every_stage() -> None:
+    wide = {name: weight.shape for name, weight in torchvision.models.resnet50(num_classes=1000).state_dict().items()}
+    narrow = {name: weight.shape for name, weight in build(Classifier(base_width=16), 1000, 0).state_dict().items()}
+    assert narrow.keys() == wide.keys()
+    for name, shape in narrow.items():
+        assert all(theirs in (ours, 4 * ours) for ours, theirs in zip(shape, wide[name], strict=True)), name
+    assert narrow["layer4.2.conv3.weight"] == (512, 128, 1, 1)
+
+
+def test_small_stem_keeps_the_resolution() -> None:
+    model = build(Classifier(arch="resnet18", base_width=8, stem="small", layers=(1, 1, 1, 1)), 5, 0)
+    assert model.maxpool(model.conv1(torch.zeros(2, 3, 32, 32))).shape == (2, 8, 32, 32)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+
+
+def test_building_a_network_leaves_the_global_random_state() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    build(TINY, 2, 99)
+    assert torch.rand(1) == expected
+
+
+# --- crops ------------------------------------------------------------------------------------------------------------
+
+
+def test_crops_are_distributed_as_torchvisions() -> None:
+    count, height, width = 3000, 48, 80
+    torch.manual_seed(0)
+    reference = v2.RandomResizedCrop(32, scale=(0.08, 1.0))
+    image = torch.zeros(3, height, width)
+    theirs = [reference.make_params([image]) for _ in range(count)]
+    ours = draw_crops(np.random.default_rng(0), np.tile([height, width], (count, 1)), 0.08)
+    for column, name in enumerate(("top", "left", "height", "width")):
+        assert ks_2samp(ours.boxes[:, column], [box[name] for box in theirs]).pvalue > 0.01, name
+    assert abs(ours.flips.mean() - 0.5) < 0.03
+
+
+@pytest.mark.parametrize("size", [(20, 200), (200, 20)])
+def test_hopeless_crops_fall_back_to_torchvisions_central_one(size: tuple[int, int]) -> None:
+    theirs = v2.RandomResizedCrop(32, scale=(1.0, 1.0)).make_params([torch.zeros(3, *size)])
+    (ours,) = draw_crops(np.random.default_rng(0), np.array([size]), 1.0).boxes.tolist()
+    assert ours == [theirs[name] for name in ("top", "left", "height", "width")]
+
+
+def undo_normalisation(images: torch.Tensor) -> torch.Tensor:
+    return (images * torch.tensor(STD).view(1, 3, 1, 1) + torch.tensor(MEAN).view(1, 3, 1, 1)) * 255
+
+
+def test_cutting_equals_torchvisions_resized_crop() -> None:
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (3, 3, 40, 50), dtype=torch.uint8)
+    boxes = np.array([[3, 5, 30, 44], [20, 10, 9, 7], [0, 0, 40, 50]])  # smaller, larger and the whole
+    ours = undo_normalisation(cut(images, Crops(boxes, np.array([False, True, True])), 16))
+    for image, box, flip, got in zip(images, boxes.tolist(), (False, True, True), ours, strict=True):
+        expected = v2.functional.resized_crop(image.float(), *box, size=[16, 16], antialias=True)
+        assert torch.allclose(got, expected.flip(2) if flip else expected, atol=1e-2)
+
+
+@pytest.mark.parametrize(("resize", "side"), [(24, 20), (64, 48)])
+def test_evaluation_crop_equals_torchvisions(resize: int, side: int) -> None:
+    torch.manual_seed(0)
+    sizes = np.array([[40, 50], [37, 30]])
+    canvas = torch.full((2, 3, 40, 50), 255, dtype=torch.uint8)
+    for image, (height, width) in zip(canvas, sizes.tolist(), strict=True):
+        image[:, :height, :width] = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    ours = undo_normalisation(cut_centre(canvas, sizes, resize, side))
+    reference = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(side)])
+    for image, (height, width), got in zip(canvas, sizes.tolist(), ours, strict=True):
+        assert torch.allclose(got, reference(image[:, :height, :width].float()), atol=1e-2)
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def test_large_images_are_kept_at_the_size_that_evaluation_needs() -> None:
+    pool = ImagePool(iter([Image.new("RGB", (100, 80)), Image.new("L", (10, 12))]), 2, 40, CPU, "images")
+    assert pool.sizes.tolist() == [[40, 50], [12, 10]]
+
+
+def test_batches_mix_pools_and_sizes() -> None:
+    one = ImagePool((Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(3)), 3, 32, CPU, "images")
+    two = ImagePool((Image.new("RGB", (5 + i, 3), (10 + i, 0, 0)) for i in range(2)), 2, 32, CPU, "images")
+    images, sizes = gather([one, two], np.array([4, 0, 2, 3]), CPU)
+    assert images.shape == (4, 3, 4, 6) and images[:, 0, 0, 0].tolist() == [11, 0, 2, 10]
+    assert sizes.tolist() == [[3, 6], [4, 4], [4, 4], [3, 5]]
+
+
+def test_a_missing_image_is_an_error() -> None:
+    with pytest.raises(UserError, match="2 images read; 3 are listed"):
+        ImagePool((photo(0, i) for i in range(2)), 3, 16, CPU, "images")
+
+
+# --- schedule ---------------------------------------------------------------------------------------------------------
+
+
+def test_schedule_follows_a_sequence_of_accuracies() -> None:
+    config = Classifier(lr=1.0, plateau_patience=2, stop_patience=4, max_epochs=20)
+    state, rates = PlateauSchedule(config.lr), []
+    for top1_value in (0.1, 0.3, 0.3, 0.2, 0.4, 0.3, 0.4, 0.2, 0.1):
+        assert not state.finished(config)
+        rates.append(state.lr)
+        state = state.step(top1_value, config)
+    # no gain in epochs 2 and 3: lr falls before 4, which gains; none in 5 and 6, none in 7 and 8: the end
+    assert rates == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
+    assert state.finished(config) and (state.best_epoch, state.best_top1) == (4, 0.4)
+
+
+def test_schedule_ends_at_the_most_epochs() -> None:
+    state, config = PlateauSchedule(0.1), Classifier(max_epochs=3)
+    for top1_value in (0.1, 0.2, 0.3):
+        assert not state.finished(config)
+        state = state.step(top1_value, config)
+    assert state.finished(config) and state.improved
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sets() -> tuple[LabelledImages, LabelledImages, LabelledImages]:
+    return labelled(0, 60), labelled(1000, 40), labelled(2000, 50)
+
+
+def run_tiny(sets: tuple[LabelledImages, LabelledImages, LabelledImages], run: int = 0, checkpoint: Path | None = None, **changes: Any) -> RunResult:
+    real, added, validation = sets
+    return train_run(TINY.model_copy(update=changes), 2, real, added, validation, run, 5, CPU, checkpoint)
+
+
+@pytest.fixture(scope="module")
+def finished(sets: tuple[LabelledImages, LabelledImages, LabelledImages]) -> RunResult:
+    torch.set_num_threads(1)
+    return run_tiny(sets)
+
+
+def test_training_learns(finished: RunResult) -> None:
+    assert finished.val_top1 > 0.8
+    assert finished.history[-1].train_loss < finished.history[0].train_loss
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    save = training._State.save
+
+    def save_and_stop(self: Any, path: Path) -> None:
+        save(self, path)
+        if self.schedule.epochs == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._State, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(sets, checkpoint=tmp_path / "run.pt")
+    resumed = run_tiny(sets, checkpoint=tmp_path / "run.pt")
+    assert resumed.history == finished.history
+    assert all(torch.equal(resumed.state[name], weight) for name, weight in finished.state.items())
+    assert len(resumed.seconds) == len(resumed.history)
+
+
+def test_an_unreadable_checkpoint_costs_time_only(sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult, tmp_path: Path) -> None:
+    (tmp_path / "run.pt").write_bytes(b"not a checkpoint")
+    assert run_tiny(sets, checkpoint=tmp_path / "run.pt").history == finished.history
+
+
+def test_the_weights_kept_are_those_of_the_best_epoch(sets: tuple[LabelledImages, LabelledImages, LabelledImages]) -> None:
+    # with a high learning rate accuracy jumps about; take a run whose last epoch is not its best
+    results = ((run, run_tiny(sets, run=run, lr=0.5, max_epochs=6)) for run in range(20))
+    run, result = next((run, result) for run, result in results if result.best_epoch < 5)
+    accuracies = [epoch.val_top1 for epoch in result.history]
+    assert result.best_epoch == int(np.argmax(accuracies)) and result.val_top1 == max(accuracies)
+    stopped_there = run_tiny(sets, run=run, lr=0.5, max_epochs=result.best_epoch + 1)
+    assert all(torch.equal(result.state[name], weight) for name, weight in stopped_there.state.items())
+    model = build(TINY, 2, 0)
+    model.load_state_dict(result.state)
+    logits = predict(model, sets[2].pool(16, CPU), TINY, CPU)
+    assert float((logits.argmax(1).numpy() == sets[2].labels).mean()) == pytest.approx(result.val_top1)
+
+
+def test_another_run_starts_from_other_weights(sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult) -> None:
+    assert run_tiny(sets, run=1, max_epochs=1).history[0] != finished.history[0]
+
+
+def test_the_first_epochs_do_not_depend_on_how_many_follow(sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult) -> None:
+    assert run_tiny(sets, max_epochs=2).history == finished.history[:2]
+
+
+def test_predictions_give_the_probability_of_the_true_label(sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult) -> None:
+    test = labelled(3000, 30)
+    predictions = score_test(finished.state, TINY, 2, test, CPU)
+    assert predictions.column("image_id").to_pylist() == test.ids
+    hit = [row["label"] == row["predicted"] for row in predictions.to_pylist()]
+    assert hit == [row["probability"] > 0.5 for row in predictions.to_pylist()]  # two classes
+    assert top1(predictions) == pytest.approx(sum(hit) / 30)
+
+
+def test_the_key_of_a_set_depends_on_ids_labels_and_order() -> None:
+    def images(ids: list[str], labels: list[int]) -> str:
+        return LabelledImages(ids, labels, lambda: iter(()), "images").key
+
+    assert images(["a", "b"], [0, 1]) == images(["a", "b"], [0, 1])
+    assert len({images(["a", "b"], [0, 1]), images(["b", "a"], [0, 1]), images(["a", "b"], [1, 0])}) == 3
+
+
+# --- blocks of runs ---------------------------------------------------------------------------------------------------
+
+
+class Project:
+    """A study on disk: an image folder of two classes, its splits, a pool of shards and two sets drawn from it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.folder = root, root / "results/s"
+        self.study: Study = parse_study(
+            {
+                "study": "s",
+                "dataset": {"kind": "image_folder", "root": str(root / "data")},
+                "diffusion": {"model": "none"},
+                "clip": {"model": "none"},
+                "methods": {"none": {"mechanism": "real"}, "m": {"mechanism": "sample"}},
+                "augmentation": {"images_per_class": 20, "resamples": 2},
+                "classifier": {**json.loads(TINY.model_dump_json()), "max_epochs": 2},
+                "execution": {"device": "cpu"},
+            }
+        )
+        for split, first in (("train", 0), ("val", 100), ("test", 200)):
+            self._split(split, first)
+        write_class_table([ClassInfo("a", ("a",)), ClassInfo("b", ("b",))], self.folder / "classes.parquet")
+        self.make_shards()
+
+    def _split(self, name: str, first: int) -> None:
+        rows = [(f"{'ab'[label]}/{first + i}.png", label) for label in (0, 1) for i in range(12)]
+        for source, label in rows:
+            path = self.root / "data" / source
+            path.parent.mkdir(parents=True, exist_ok=True)
+            photo(label, int(path.stem)).save(path)
+        ids = [source for source, _ in rows]
+        write_split(Split(ids, [source[0] for source in ids], np.array([label for _, label in rows], dtype=np.int32), ids), self.split(name))
+
+    def make_shards(self) -> None:
+        paths = []
+        for label, class_id in enumerate("ab"):
+            paths.append(self.folder / f"shards/m/selected/{class_id}/0.parquet")
+            rows = [ShardRow(encode_image(photo(label, 500 + i), "png", 95), label, class_id, i, "m", "p", "model") for i in range(20)]
+            write_shard(paths[-1], rows, {})
+        build_index(paths, self.folder, self.folder / "index.parquet")
+        resample(self.folder / "index.parquet", self.split("train"), self.manifests, 0)
+
+    def split(self, name: str) -> Path:
+        return self.folder / f"splits/{name}.parquet"
+
+    @property
+    def manifests(self) -> list[Path]:
+        return [self.folder / f"resamples/m/selected/{run}.parquet" for run in (0, 1)]
+
+    def train(self, method: str = "m", test: bool = True) -> tuple[Store, list[Path]]:
+        store = Store(self.folder / ".store")
+        folders = [self.folder / f"classifiers/{method}/selected/{run}" for run in (0, 1)]
+        manifests = self.manifests if method == "m" else []
+        train_block(
+            self.study, store, method, self.split("train"), self.split("val"), self.split("test") if test else None,
+            self.folder / "classes.parquet", manifests, folders,
+        )  # fmt: skip
+        return store, folders
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, list[Path]]:
+    torch.set_num_threads(1)
+    project = Project(tmp_path_factory.mktemp("project"))
+    return project, project.train()[1]
+
+
+def contents(folders: list[Path]) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for folder in folders for path in sorted(folder.iterdir())}
+
+
+def test_a_run_leaves_checkpoint_history_predictions_and_result(trained: tuple[Project, list[Path]]) -> None:
+    project, folders = trained
+    result, history = read_json(folders[1] / "result.json"), read_json(folders[1] / "history.json")
+    assert {name: result[name] for name in ("run", "classes", "n_real", "n_added", "n_val", "n_test", "epochs")} == {
+        "run": 1, "classes": 2, "n_real": 24, "n_added": 24, "n_val": 24, "n_test": 24, "epochs": 2,
+    }  # fmt: skip
+    assert result["val_top1"] == history["epochs"][result["best_epoch"]]["val_top1"] == max(epoch["val_top1"] for epoch in history["epochs"])
+    assert set(history["epochs"][0]) == {"epoch", "lr", "train_loss", "val_top1"}
+    predictions = pq.read_table(folders[1] / "predictions.parquet")
+    assert result["test_top1"] == top1(predictions) and predictions.num_rows == 24
+    model = build(project.study.classifier, 2, 0)
+    model.load_state_dict(load_file(folders[1] / "model.safetensors"))
+
+
+def test_a_rerun_takes_finished_runs_from_the_store(trained: tuple[Project, list[Path]]) -> None:
+    project, folders = trained
+    before = contents(folders)
+    for path in before:
+        path.unlink()
+    store, _ = project.train()
+    assert store.tally.made == 0 and contents(folders) == before
+
+
+def test_shards_remade_with_the_same_images_train_nothing(trained: tuple[Project, list[Path]]) -> None:
+    project, _ = trained
+    project.make_shards()
+    assert project.train()[0].tally.made == 0
+
+
+def test_a_damaged_checkpoint_in_the_store_is_trained_anew(trained: tuple[Project, list[Path]]) -> None:
+    project, folders = trained
+    before = contents(folders)
+    with (folders[0] / "model.safetensors").open("r+b") as stream:  # the store's own bytes: a hard link
+        stream.seek(-1, 2)
+        stream.write(b"\x55")
+    project.train()
+    without_time = {path: data for path, data in contents(folders).items() if path.name != "timing.json"}
+    assert without_time == {path: data for path, data in before.items() if path.name != "timing.json"}
+
+
+def test_another_learning_rate_trains_anew(trained: tuple[Project, list[Path]]) -> None:
+    project, _ = trained
+    other = Project.__new__(Project)
+    other.__dict__.update(project.__dict__)
+    other.study = project.study.model_copy(update={"classifier": project.study.classifier.model_copy(update={"lr": 0.01})})
+    assert other.train()[0].tally.made > 0
+
+
+def test_candidates_are_trained_without_a_look_at_test_images(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    for path in (tmp_path / "data").glob("*/2??.png"):
+        path.unlink()
+    _, folders = project.train("none", test=False)
+    assert read_json(folders[0] / "result.json")["test_top1"] is None
+    assert not (folders[0] / "predictions.parquet").exists()
+    with pytest.raises(UserError, match=r"2\d\d.png"):
+        project.train("none")
+
+
+def test_manifests_of_another_run_are_refused(trained: tuple[Project, list[Path]]) -> None:
+    project, folders = trained
+    paths = [project.split(name) for name in ("train", "val", "test")]
+    with pytest.raises(ValueError, match="run 1 is given the added images of run 0"):
+        train_block(project.study, Store(project.folder / ".store"), "m", *paths, project.folder / "classes.parquet", project.manifests[:1], folders[1:])
+
+
+def test_a_crop_larger_than_the_evaluation_size_is_a_config_error() -> None:
+    with pytest.raises(UserError, match=r"classifier\.evaluation_resize: 12; at least classifier\.resolution \(16\)"):
+        predict(build(TINY, 2, 0), labelled(0, 4).pool(16, CPU), TINY.model_copy(update={"evaluation_resize": 12}), CPU)
+
+
+def test_flips_mirror_the_crop() -> None:
+    images = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
+    plain = Crops(np.array([[0, 0, 16, 16]]), np.array([False]))
+    assert torch.allclose(cut(images, plain, 16).flip(3), cut(images, replace(plain, flips=np.array([True])), 16), atol=1e-5)

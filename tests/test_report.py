@@ -1,0 +1,331 @@
+"""Table 1 in its formats, its footer, and Figure 1."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from matplotlib import image as matplotlib_image
+from matplotlib.colors import to_hex
+
+from augbench.config import RetrieveMethod, Study, parse_study
+from augbench.errors import UserError
+from augbench.files import write_json
+from augbench.pool import SCHEMA
+from augbench.report.figure1 import axis_start, best_of_families, draw, write_figure1
+from augbench.report.protocol import CLASSIFIER, DIFFUSION, Facts, differences, paper_results
+from augbench.report.table1 import (
+    Row,
+    Table,
+    build_table,
+    escape_latex,
+    escape_markdown,
+    read_rows,
+    render_latex,
+    render_markdown,
+    render_terminal,
+    spread,
+    standard_error,
+    write_table1,
+)
+
+RUNS = {
+    "none": (0.70, 0.72, 0.74),
+    "real_20pct": (0.80, 0.80, 0.81),
+    "simple_prompt": (0.71, 0.73, 0.72),
+    "clip_prompts": (0.74, 0.75, 0.76),
+    "retrieval": (0.75, 0.77, 0.79),
+}
+
+
+def study(**changes: Any) -> Study:
+    config: dict[str, Any] = {
+        "study": "demo_1",
+        "dataset": {"kind": "fashion_mnist", "train_fraction": 0.05, "test_images_per_class": 200},
+        "corpus": {"kind": "miniature"},
+        "diffusion": {"model": "resources/mini/stable-diffusion", "resolution": 32, "steps": 25},
+        "clip": {"model": "resources/mini/clip"},
+        "methods": {
+            "none": {"mechanism": "real", "label": "No added images"},
+            "real_20pct": {"mechanism": "real", "split": "train2x", "label": "20% real"},
+            "simple_prompt": {"mechanism": "sample"},
+            "clip_prompts": {"mechanism": "sample", "label": "CLIP prompts | 50% & more_"},
+            "retrieval": {"mechanism": "retrieve"},
+        },
+        "augmentation": {"images_per_class": 75, "resamples": 3},
+        "classifier": {"arch": "resnet18", "layers": [1, 1, 1, 1], "base_width": 16, "resolution": 32, "max_epochs": 60},
+        "report": {"notes": ["The models are\nminiature."]},
+    }
+    return parse_study({**config, **changes})
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> list[Path]:
+    """Results of three runs per method, in an order that is not the config's."""
+    paths = []
+    for method, accuracies in reversed(RUNS.items()):
+        for run, accuracy in enumerate(accuracies):
+            n_real = 1000 if method == "real_20pct" else 500
+            n_added = 0 if method in ("none", "real_20pct") else 500
+            value = {"method": method, "run": run, "classes": 10, "best_epoch": 3, "epochs": 9, "val_top1": 0.5, "test_top1": accuracy}
+            paths.append(tmp_path / f"{method}{run}.json")
+            write_json(paths[-1], {**value, "n_real": n_real, "n_added": n_added, "n_val": 500, "n_test": 2000})
+    return paths
+
+
+@pytest.fixture
+def manifests(tmp_path: Path) -> list[Path]:
+    """Retrieval's sets are one and the same; those of simple_prompt share half of their images."""
+    paths = []
+    for method, sets in {"retrieval": ([0, 1], [0, 1], [0, 1]), "simple_prompt": ([0, 1], [1, 2], [2, 1])}.items():
+        for run, indices in enumerate(sets):
+            rows = [{"class_id": "a", "label": 0, "index": i, "path": "p", "row": i, "sha256": str(i), "similarity": None} for i in indices]
+            paths.append(tmp_path / "resamples" / method / "selected" / f"{run}.parquet")
+            paths[-1].parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), paths[-1])
+    return paths
+
+
+@pytest.fixture
+def table(results: list[Path], manifests: list[Path]) -> Table:
+    return build_table(study(), results, manifests)
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_standard_error_is_that_of_the_sample() -> None:
+    # deviations -2, 0, 2: variance 8 / 2 = 4, standard deviation 2, over the root of 3
+    assert standard_error([70.0, 72.0, 74.0]) == pytest.approx(2 / 3**0.5)
+    # deviations -1.5, -0.5, 0.5, 1.5: variance 5 / 3, over 4
+    assert standard_error([1.0, 2.0, 3.0, 4.0]) == pytest.approx((5 / 12) ** 0.5)
+    assert standard_error([72.0]) is None
+
+
+def test_rows_come_in_the_order_of_the_config_with_mean_and_error(table: Table) -> None:
+    assert [row.method for row in table.rows] == list(RUNS)
+    none = table.rows[0]
+    assert (none.top1_percent, none.stderr_percent, none.n) == (pytest.approx(72.0), pytest.approx(2 / 3**0.5), 3)
+    assert [row.family for row in table.rows] == ["real", "real", "prompting", "prompting", "retrieval"]
+    assert [row.added_per_class for row in table.rows] == [0, 0, 50, 50, 50]
+
+
+def test_the_papers_numbers_stand_beside_ours(table: Table) -> None:
+    assert [(row.paper_top1_percent, row.paper_stderr_percent) for row in table.rows] == [(57.2, 0.2), (70.2, 0.3), (60.1, 0.2), (60.9, 0.2), (62.6, 0.1)]
+    assert paper_results("imagenet_full")["none"].stderr is None
+
+
+def test_overlap_is_shown_where_images_are_added(table: Table) -> None:
+    assert {row.method: row.overlap for row in table.rows} == {
+        "none": None, "real_20pct": None, "simple_prompt": pytest.approx((0.5 + 0.5 + 1) / 3), "clip_prompts": None, "retrieval": 1.0,
+    }  # fmt: skip
+
+
+def test_a_single_run_has_no_spread(results: list[Path]) -> None:
+    single = build_table(study(), [path for path in results if path.stem.endswith("0")])
+    assert single.rows[0].stderr_percent is None and spread(72.0, None) == "72.0"
+
+
+def test_a_method_without_results_is_an_error(results: list[Path]) -> None:
+    with pytest.raises(UserError, match="none of retrieval"):
+        build_table(study(), [path for path in results if "retrieval" not in path.name])
+
+
+# --- formats ----------------------------------------------------------------------------------------------------------
+
+
+def test_csv_keeps_full_precision_and_reads_back(table: Table, results: list[Path], manifests: list[Path], tmp_path: Path) -> None:
+    write_table1(study(), results, manifests, {"csv": tmp_path / "t.csv"})
+    assert read_rows(tmp_path / "t.csv") == list(table.rows)
+    frame = pd.read_csv(tmp_path / "t.csv", comment="#")
+    assert frame["stderr_percent"][0] == table.rows[0].stderr_percent
+
+
+def test_there_is_one_row_per_run(results: list[Path], tmp_path: Path) -> None:
+    write_table1(study(), results, [], {"runs": tmp_path / "runs.csv"})
+    frame = pd.read_csv(tmp_path / "runs.csv")
+    assert len(frame) == 15 and list(frame.method.unique()) == list(RUNS)
+    assert frame.test_top1_percent[:3].tolist() == pytest.approx([70, 72, 74])
+    assert set(frame.best_epoch) == {4}  # counted from 1
+
+
+def test_every_format_carries_the_whole_footer(table: Table, results: list[Path], tmp_path: Path) -> None:
+    outs = {kind: tmp_path / f"t.{kind}" for kind in ("csv", "md", "tex", "txt")}
+    write_table1(study(), results, [], outs)
+    expected = build_table(study(), results).notes
+    plain = {kind: " ".join(path.read_text(encoding="utf-8").split()) for kind, path in outs.items()}
+    for note in expected:
+        assert note in plain["csv"] and note in plain["txt"]
+        assert escape_markdown(note) in plain["md"] and escape_latex(note) in plain["tex"]
+
+
+def test_markdown_cells_survive_special_characters(table: Table) -> None:
+    lines = render_markdown(table).splitlines()
+    assert r"| CLIP prompts \| 50% & more\_ |" in lines[5]
+    unescaped = lines[5].replace(r"\|", "")
+    assert unescaped.count("|") == lines[0].count("|")
+
+
+def test_latex_cells_survive_special_characters(table: Table) -> None:
+    assert r"CLIP prompts | 50\% \& more\_ &" in render_latex(table)
+    assert escape_latex(r"a_b^c~{d}\e $5 #1 ± <") == r"a\_b\textasciicircum{}c\textasciitilde{}\{d\}\textbackslash{}e \$5 \#1 $\pm$ \textless{}"
+
+
+def test_latex_rows_have_as_many_cells_as_columns(table: Table) -> None:
+    lines = [line for line in render_latex(table).splitlines() if line.endswith(r"\\")]
+    assert len(lines) == 6 and {line.replace(r"\&", "").count("&") for line in lines} == {7}
+    assert r"72.0 $\pm$ 1.2" in lines[1]
+
+
+def test_terminal_table_is_aligned(table: Table) -> None:
+    lines = render_terminal(table).splitlines()
+    rows = [line for line in lines if " ± " in line and not line.startswith(("*", " "))]
+    assert len(rows) == 5 and len({len(line) for line in rows}) == 1
+
+
+def test_notes_of_the_config_end_the_footer(table: Table) -> None:
+    assert table.notes[-1] == "The models are miniature."
+
+
+# --- cuts -------------------------------------------------------------------------------------------------------------
+
+
+def footer(config: Study) -> str:
+    return "\n".join(map(str, differences(config, Facts(10, 50, 1000, 2000))))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Data set: Fashion-MNIST (paper: 10% of ImageNet)",
+        "Real images per class: 50 (paper: 74 to 130)",
+        "Test images: 2,000 (paper: 49,500)",
+        "Validation images per training image: 2 (paper: 1)",
+        "Images made: 75 per class (paper: 390 per class)",
+        "Diffusion model: stable-diffusion (paper: Stable Diffusion v1.4)",
+        "Sampling steps: 25 (paper: 50)",
+        "Aesthetics filter of retrieval: none (paper: score of at least 5)",
+        "Images kept by retrieval: 1 per training image (paper: 130 per class)",
+        "Corpus that retrieval searches: miniature, 55,000 images, style shift mild (paper: LAION-5B)",
+        "Training sets per method: 3 (paper: 5)",
+        "Classifier: ResNet with 1-1-1-1 blocks, 16 channels in its first stage (paper: ResNet-50)",
+        "Most epochs: 60 (paper: 270)",
+    ],
+)
+def test_the_footer_names_each_cut(line: str) -> None:
+    assert line in footer(study()).splitlines()
+
+
+def test_what_is_as_in_the_paper_is_not_named() -> None:
+    text = footer(study())
+    assert "Guidance" not in text and "Batch size" not in text and "before the stop" not in text
+
+
+def test_rows_of_the_paper_that_are_missing_are_named() -> None:
+    assert "pseudoword_dm" in footer(study()).splitlines()[-1] and "clip_prompts" not in footer(study()).splitlines()[-1]
+
+
+def test_the_papers_own_protocol_has_no_cuts_but_missing_rows() -> None:
+    paper = study(
+        dataset={"kind": "image_folder", "root": "data", "classes": "imagenet"},
+        corpus=None,
+        methods={"none": {"mechanism": "real"}, "clip_prompts": {"mechanism": "sample"}},
+        diffusion={"model": "CompVis/stable-diffusion-v1-4"},
+        augmentation={"images_per_class": 390},
+        classifier={},
+    )
+    assert [difference.what for difference in differences(paper, Facts(990, 128.0, 126_720, 49_500))] == ["Rows of the paper not run"]
+
+
+def test_caltech_is_compared_with_the_papers_caltech() -> None:
+    config = study(
+        dataset={"kind": "caltech256", "root": "data"},
+        corpus=None,
+        methods={"none": {"mechanism": "real"}, "clip_prompts": {"mechanism": "sample"}},
+        diffusion={"model": "CompVis/stable-diffusion-v1-4"},
+        augmentation={"images_per_training_image": 3},
+        classifier={"batch_size": 1024, "lr": 0.003},
+        report={"paper_study": "caltech256"},
+    )
+    assert [difference.what for difference in differences(config, Facts(251, 90, 3000, 3000))] == ["Rows of the paper not run"]
+
+
+def test_the_classifiers_defaults_are_the_papers() -> None:
+    assert (CLASSIFIER.arch, CLASSIFIER.resolution, CLASSIFIER.batch_size, CLASSIFIER.lr) == ("resnet50", 224, 256, 0.1)
+    assert (CLASSIFIER.plateau_patience, CLASSIFIER.stop_patience, CLASSIFIER.max_epochs, CLASSIFIER.layers) == (10, 20, 270, None)
+    assert (CLASSIFIER.momentum, CLASSIFIER.weight_decay, CLASSIFIER.min_crop_area, CLASSIFIER.stem, CLASSIFIER.base_width) == (0.9, 1e-4, 0.08, "imagenet", 64)
+
+
+def test_the_diffusion_models_and_retrievals_defaults_are_the_papers() -> None:
+    assert (DIFFUSION.resolution, DIFFUSION.scheduler, DIFFUSION.steps, DIFFUSION.guidance_scale) == (512, "pndm", 50, 7.5)
+    method = RetrieveMethod(mechanism="retrieve")
+    assert (method.duplicate_threshold, method.first_k, method.growth_limit, method.drop_unsafe) == (0.94, 1.4, 10, True)
+
+
+# --- figure -----------------------------------------------------------------------------------------------------------
+
+
+def row(method: str, family: str, top1: float, split: str = "train") -> Row:
+    return Row(method, method, family, split, top1, 0.3, 3, 50, 50, None, None, None)
+
+
+def test_each_family_shows_its_best_method(table: Table) -> None:
+    assert {family: best.method for family, best in best_of_families(table.rows).items()} == {
+        "real": "none", "prompting": "clip_prompts", "retrieval": "retrieval",
+    }  # fmt: skip
+
+
+def test_bars_have_the_papers_colours_and_the_axis_says_where_it_starts(table: Table) -> None:
+    (axes,) = draw(table.rows).axes
+    assert [to_hex(bar.get_facecolor()).upper() for bar in axes.patches[:3]] == ["#0072B2", "#E69F00", "#D55E00"]
+    start = axes.get_ylim()[0]
+    assert f"axis starts at {start:g}, not at 0" in axes.get_ylabel()
+    assert [bar.get_y() + bar.get_height() for bar in axes.patches[:3]] == pytest.approx([72, 75, 77])
+
+
+def test_values_and_upper_bound_are_printed(table: Table) -> None:
+    (axes,) = draw(table.rows).axes
+    texts = [text.get_text() for text in axes.texts]
+    assert {"72.0 ± 1.2", "75.0 ± 0.6", "77.0 ± 1.2", "20% real: 80.3"} <= set(texts)
+
+
+def test_without_an_upper_bound_there_is_no_line(table: Table) -> None:
+    (axes,) = draw([entry for entry in table.rows if entry.split == "train"]).axes
+    assert not any("real" in text.get_text() for text in axes.texts)
+
+
+def test_the_axis_starts_below_the_lowest_bar_at_a_round_number() -> None:
+    paper = [row("none", "real", 57.2), row("retrieval", "retrieval", 62.6)]
+    assert 50 <= axis_start(paper) < 56.9 and axis_start(paper) == int(axis_start(paper))
+    assert axis_start([row("none", "real", 1.0)]) == 0
+
+
+def test_the_same_table_gives_the_same_bytes(table: Table, results: list[Path], tmp_path: Path) -> None:
+    write_table1(study(), results, [], {"csv": tmp_path / "t.csv"})
+    for name in ("one", "two"):
+        write_figure1(tmp_path / "t.csv", {"pdf": tmp_path / f"{name}.pdf", "png": tmp_path / f"{name}.png"})
+    assert (tmp_path / "one.pdf").read_bytes() == (tmp_path / "two.pdf").read_bytes()
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    width = matplotlib_image.imread(tmp_path / "one.png").shape[1]
+    assert width == 990  # 3.3 inches at 300 dpi
+
+
+def test_a_table_without_families_of_the_figure_is_an_error() -> None:
+    with pytest.raises(UserError, match="no row of its families"):
+        draw([row("boomerang", "unconditional", 50)])
+
+
+def test_texts_that_look_like_comments_stay_in_their_row(table: Table, tmp_path: Path) -> None:
+    from augbench.report.table1 import render_csv
+
+    odd = replace(table.rows[0], label='a, "b"')
+    (tmp_path / "t.csv").write_text(render_csv([odd], ["a note, with a comma"]), encoding="utf-8")
+    assert read_rows(tmp_path / "t.csv") == [odd]
+    assert len(next(csv.reader(io.StringIO(render_csv([odd]).splitlines()[1])))) == 12

@@ -1,0 +1,160 @@
+"""The pool's index, the resampled sets and their overlap."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from augbench.data.splits import Split, write_split
+from augbench.errors import UserError
+from augbench.pool import SCHEMA, build_index, load_images, read_index
+from augbench.resample import draw, overlap, resample
+from augbench.shards import ShardRow, write_shard
+
+
+def png(value: int) -> bytes:
+    stream = BytesIO()
+    Image.new("RGB", (4, 4), (value % 256, value // 256, 7)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def shard(study: Path, class_id: str, label: int, part: int, indices: range, folder: str | None = None, shift: int = 0) -> Path:
+    path = study / "shards/m/selected" / (folder or class_id) / f"{part}.parquet"
+    rows = [ShardRow(png(1000 * label + i + shift), label, class_id, i, "m", "a prompt", "model", seed=i, similarity=i / 10) for i in indices]
+    write_shard(path, rows, {"part": part})
+    return path
+
+
+def pool_of(counts: dict[str, int]) -> pa.Table:
+    rows = [
+        {"class_id": name, "label": label, "index": i, "path": f"{name}.parquet", "row": i, "sha256": f"{name}{i}", "similarity": None}
+        for label, (name, count) in enumerate(counts.items())
+        for i in range(count)
+    ]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def chosen(table: pa.Table, class_id: str) -> list[int]:
+    return [row["index"] for row in table.to_pylist() if row["class_id"] == class_id]
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    shard(tmp_path, "b", 1, 0, range(3))
+    shard(tmp_path, "a", 0, 1, range(2, 5))
+    shard(tmp_path, "a", 0, 0, range(2))
+    return tmp_path
+
+
+def paths(study: Path) -> list[Path]:
+    return sorted(study.glob("shards/m/selected/*/*.parquet"), reverse=True)
+
+
+def test_index_lists_every_image_by_label_and_index(study: Path) -> None:
+    build_index(paths(study), study, study / "index.parquet")
+    index = read_index(study / "index.parquet")
+    assert [(row["class_id"], row["label"], row["index"]) for row in index.to_pylist()] == [("a", 0, i) for i in range(5)] + [("b", 1, i) for i in range(3)]
+    third = index.to_pylist()[2]
+    assert (third["path"], third["row"], third["similarity"]) == ("shards/m/selected/a/1.parquet", 0, pytest.approx(0.2))
+
+
+def test_images_come_back_in_the_order_of_the_rows(study: Path) -> None:
+    build_index(paths(study), study, study / "index.parquet")
+    rows = read_index(study / "index.parquet").take([7, 0, 3])
+    values = [np.asarray(image)[0, 0, 0] + 256 * np.asarray(image)[0, 0, 1].astype(int) for image in load_images(rows, study)]
+    assert values == [1002, 0, 3]
+
+
+def test_images_remade_after_the_index_are_refused(study: Path) -> None:
+    build_index(paths(study), study, study / "index.parquet")
+    shard(study, "a", 0, 0, range(2), shift=500)
+    with pytest.raises(UserError, match="not the image of the index"):
+        list(load_images(read_index(study / "index.parquet"), study))
+
+
+def test_an_image_in_two_shards_is_refused(study: Path) -> None:
+    shard(study, "a", 0, 2, range(4, 6))
+    with pytest.raises(UserError, match="image 4 of class 'a' stands in two shards"):
+        build_index(paths(study), study, study / "index.parquet")
+
+
+def test_a_class_with_two_labels_is_refused(study: Path) -> None:
+    shard(study, "a", 2, 2, range(8, 9))
+    with pytest.raises(UserError, match="class_id 'a' stands for several"):
+        build_index(paths(study), study, study / "index.parquet")
+
+
+def test_a_shard_in_another_class_folder_is_refused(study: Path) -> None:
+    shard(study, "b", 1, 3, range(8, 9), folder="a")
+    with pytest.raises(UserError, match="a shard of class 'a' only"):
+        build_index(paths(study), study, study / "index.parquet")
+
+
+def test_a_set_has_as_many_images_as_the_class_has_real_ones_without_repeats() -> None:
+    drawn = draw(pool_of({"a": 30, "b": 40}), {"a": 10, "b": 13}, 0, 7)
+    assert [len(set(chosen(drawn, name))) for name in ("a", "b")] == [10, 13] and drawn.num_rows == 23
+    assert chosen(drawn, "a") == sorted(chosen(drawn, "a"))
+
+
+def test_sets_are_drawn_independently_of_each_other() -> None:
+    pool, counts = pool_of({"a": 400}), np.zeros(400)
+    sets = [draw(pool, {"a": 100}, run, 0) for run in range(40)]
+    for drawn in sets:
+        counts[chosen(drawn, "a")] += 1
+    # binomial(40, 1/4): the mean is 10, the standard deviation 2.7
+    assert abs(counts.std() - np.sqrt(7.5)) < 0.4
+    assert overlap(sets) == pytest.approx(0.25, abs=0.01)
+
+
+def test_methods_with_pools_of_one_size_share_the_draw() -> None:
+    other = pool_of({"a": 30}).set_column(5, "sha256", pa.array([f"other {i}" for i in range(30)]))
+    assert chosen(draw(pool_of({"a": 30}), {"a": 9}, 3, 1), "a") == chosen(draw(other, {"a": 9}, 3, 1), "a")
+
+
+def test_a_class_draws_the_same_whatever_other_classes_there_are() -> None:
+    alone = draw(pool_of({"a": 30}), {"a": 9}, 2, 1)
+    assert chosen(alone, "a") == chosen(draw(pool_of({"a": 30, "b": 5}), {"a": 9, "b": 5}, 2, 1), "a")
+
+
+def test_a_pool_of_just_the_size_gives_the_same_set_each_time() -> None:
+    sets = [draw(pool_of({"a": 6}), {"a": 6}, run, 0) for run in range(3)]
+    assert overlap(sets) == 1.0
+
+
+def test_too_small_pools_are_listed_with_their_counts() -> None:
+    with pytest.raises(UserError, match=r"2 class\(es\): a 3 of 5, c 0 of 1"):
+        draw(pool_of({"a": 3, "b": 9}), {"a": 5, "b": 5, "c": 1}, 0, 0)
+
+
+def test_overlap_is_the_mean_over_pairs() -> None:
+    pool = pool_of({"a": 9})
+    sets = [pool.take(rows) for rows in ([0, 1, 2, 3], [2, 3, 4, 5], [3, 5, 6, 7])]
+    assert overlap(sets) == pytest.approx((2 / 4 + 1 / 4 + 2 / 4) / 3)
+    assert overlap(sets[:1]) is None
+
+
+def train_split(path: Path, labels: dict[str, int], count: int) -> None:
+    ids = [f"{name}/{i}" for name in labels for i in range(count)]
+    classes = [name for name in labels for _ in range(count)]
+    write_split(Split(ids, classes, np.array([labels[name] for name in classes], dtype=np.int32), ids), path)
+
+
+def test_manifests_are_named_by_their_run(study: Path) -> None:
+    build_index(paths(study), study, study / "index.parquet")
+    train_split(study / "train.parquet", {"a": 0, "b": 1}, 2)
+    outs = [study / "resamples" / f"{run}.parquet" for run in (4, 1)]
+    resample(study / "index.parquet", study / "train.parquet", outs, 0)
+    pool = read_index(study / "index.parquet")
+    assert all(read_index(out).equals(draw(pool, {"a": 2, "b": 2}, int(out.stem), 0)) for out in outs)
+
+
+def test_a_pool_with_other_labels_than_the_split_is_refused(study: Path) -> None:
+    build_index(paths(study), study, study / "index.parquet")
+    train_split(study / "train.parquet", {"a": 1, "b": 0}, 2)
+    with pytest.raises(UserError, match="class 'a' has label 0; the training split says 1"):
+        resample(study / "index.parquet", study / "train.parquet", [study / "0.parquet"], 0)

@@ -1,0 +1,140 @@
+"""The workflow as users see it: what a change plans, what a rerun makes, what a finished study holds."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from conftest import SMALL_STUDY, Workspace
+
+
+@pytest.fixture
+def study(finished: Workspace) -> Iterator[Workspace]:
+    """The finished study; config and class table are put back afterwards."""
+    table = (finished.folder / "classes.yaml").read_text()
+    yield finished
+    finished.write_study(SMALL_STUDY)
+    if (finished.folder / "classes.yaml").read_text() != table:
+        (finished.folder / "classes.yaml").write_text(table)
+
+
+def shards(workspace: Workspace, method: str) -> dict[str, tuple[int, float]]:
+    """Inode and time of content of a method's shards: an inode that stays says that the shard was not made again."""
+    found = sorted((workspace.results / "shards" / method).rglob("[0-9]*.parquet"))
+    return {str(path.relative_to(workspace.results)): (path.stat().st_ino, 0.0) for path in found}
+
+
+def test_a_finished_study_has_its_table_figure_and_config(finished: Workspace) -> None:
+    for name in ("table1.csv", "table1.md", "table1.tex", "table1.txt"):
+        assert (finished.results / "tables" / name).stat().st_size > 0
+    for kind in ("pdf", "png"):
+        assert (finished.results / f"figures/figure1.{kind}").stat().st_size > 0
+    resolved = yaml.safe_load((finished.results / "config.yaml").read_text())
+    assert resolved["classifier"]["momentum"] == 0.9
+
+
+def test_every_training_set_doubles_the_real_images(finished: Workspace) -> None:
+    for method in ("simple_prompt", "clip_prompts", "retrieval"):
+        for run in range(2):
+            result = json.loads((finished.results / f"classifiers/{method}/selected/{run}/result.json").read_text())
+            assert result["n_real"] == result["n_added"] == 80
+            assert result["n_test"] == 200
+
+
+def test_a_finished_study_has_nothing_to_do(finished: Workspace) -> None:
+    assert finished.plan() == {}
+
+
+def test_snakemake_n_shows_the_whole_study_before_anything_ran(workspace: Workspace) -> None:
+    plan = workspace.plan()
+    assert plan["prompts"] == 3
+    assert plan["generate_000"] == plan["generate_001"] == 4  # 2 methods x 2 parts, in 2 blocks of classes
+    assert plan["retrieve_000"] == plan["retrieve_001"] == 1
+    assert plan["classify_000"] == 3 and plan["classify_real_000"] == 2
+    assert plan["table1_files"] == plan["figure1_files"] == 1
+
+
+def test_another_guidance_scale_plans_that_methods_shards_and_what_follows(study: Workspace) -> None:
+    changed = copy.deepcopy(SMALL_STUDY)
+    changed["methods"]["clip_prompts"]["guidance_scale"] = 4.0
+    study.write_study(changed)
+    plan = study.plan()
+    assert plan.pop("resolved_config") == 1
+    assert plan == {"generate_000": 2, "generate_001": 2, "index_pool": 1, "resample": 1, "classify_000": 1, "table1_files": 1, "figure1_files": 1}
+
+
+def test_a_deleted_figure_plans_one_job(study: Workspace) -> None:
+    figure = study.results / "figures/figure1.pdf"
+    content = figure.read_bytes()
+    figure.unlink()
+    assert study.plan() == {"figure1_files": 1}
+    study.run()
+    assert figure.read_bytes() == content
+
+
+def test_another_block_size_or_batch_size_plans_nothing(study: Workspace) -> None:
+    changed = copy.deepcopy(SMALL_STUDY)
+    changed["execution"] = {"classes_per_job": 3, "runs_per_job": 1, "batch_size": 7}
+    study.write_study(changed)
+    assert study.plan() == {}
+
+
+def test_a_newer_script_or_readme_plans_nothing(study: Workspace) -> None:
+    scripts = study.folder / "workflow"
+    scripts.unlink()
+    import shutil
+
+    source = Path(__file__).resolve().parents[1] / "workflow"
+    shutil.copytree(source, scripts)
+    try:
+        script = scripts / "scripts/generate.py"
+        script.write_text(script.read_text() + "\n# a comment\n")
+        (study.folder / "README.md").write_text("changed")
+        assert study.plan() == {}
+    finally:
+        shutil.rmtree(scripts)
+        scripts.symlink_to(source)
+
+
+def test_one_deleted_shard_is_taken_from_the_store(study: Workspace) -> None:
+    before = shards(study, "simple_prompt")
+    gone = study.results / "shards/simple_prompt/selected/bag/1.parquet"
+    gone.unlink()
+    assert study.plan()["generate_001"] == 1
+    study.run()
+    assert shards(study, "simple_prompt") == before
+    log = (study.results / "logs/generate/simple_prompt_1_001.log").read_text()
+    assert "0 made, 5 taken from the store" in log
+
+
+def test_one_shard_deleted_from_store_and_results_remakes_only_its_own_images(study: Workspace) -> None:
+    before = shards(study, "simple_prompt")
+    gone = study.results / "shards/simple_prompt/selected/bag/1.parquet"
+    content, inode = gone.read_bytes(), gone.stat().st_ino
+    (kept,) = [path for path in (study.results / ".store/shards").iterdir() if path.stat().st_ino == inode]
+    kept.unlink()
+    gone.unlink()
+    study.run()
+    after = shards(study, "simple_prompt")
+    changed = [name for name in before if before[name] != after[name]]
+    assert changed in ([], ["shards/simple_prompt/selected/bag/1.parquet"])  # the file system may give the inode again
+    assert "1 made, 4 taken from the store" in (study.results / "logs/generate/simple_prompt_1_001.log").read_text()
+    assert gone.read_bytes() == content
+
+
+def test_one_edited_class_name_remakes_only_its_own_images(study: Workspace) -> None:
+    before = shards(study, "clip_prompts")
+    table = study.folder / "classes.yaml"
+    table.write_text(table.read_text().replace("lemmas: [sandal]", "lemmas: [flip-flop]"))
+    study.run()
+    after = shards(study, "clip_prompts")
+    changed = {Path(name).parent.name for name in before if before[name] != after[name]}
+    assert changed == {"sandal"}
+    prompts = pq.read_table(study.results / "shards/clip_prompts/selected/sandal/0.parquet").column("prompt").to_pylist()
+    assert all("flip-flop" in prompt for prompt in prompts)

@@ -1,0 +1,60 @@
+# Training split + manifest -> checkpoint, history, per-image predictions. The only rules that read the test split.
+
+for block in PLAN.run_blocks:
+
+    rule:
+        name:
+            f"classify_{block.name}"
+        input:
+            train=get_split,
+            val=PLAN.splits["val"],
+            test=PLAN.splits["test"],
+            classes=PLAN.path("classes.parquet"),
+            added=expand(PLAN.resample(), run=block.members, allow_missing=True),
+        output:
+            PLAN.block_run_files(block),
+        log:
+            PLAN.path(f"logs/classify/{{method}}_{block.name}.log"),
+        benchmark:
+            PLAN.path(f"benchmarks/classify/{{method}}_{block.name}.tsv")
+        conda:
+            ENVIRONMENT
+        wildcard_constraints:
+            method=any_of(PLAN.augmented),
+        params:
+            recipe=get_classifier_recipe,
+        resources:
+            mem_mb=3000,
+            runtime=120,
+        message:
+            "train classifiers: {wildcards.method}"
+        script:
+            "../scripts/classify.py"
+
+    rule:
+        name:
+            f"classify_real_{block.name}"
+        input:
+            train=get_split,
+            val=PLAN.splits["val"],
+            test=PLAN.splits["test"],
+            classes=PLAN.path("classes.parquet"),
+        output:
+            PLAN.block_run_files(block),
+        log:
+            PLAN.path(f"logs/classify/{{method}}_{block.name}.log"),
+        benchmark:
+            PLAN.path(f"benchmarks/classify/{{method}}_{block.name}.tsv")
+        conda:
+            ENVIRONMENT
+        wildcard_constraints:
+            method=any_of(PLAN.real),
+        params:
+            recipe=get_classifier_recipe,
+        resources:
+            mem_mb=3000,
+            runtime=120,
+        message:
+            "train classifiers: {wildcards.method}"
+        script:
+            "../scripts/classify.py"

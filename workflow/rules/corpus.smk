@@ -1,0 +1,64 @@
+# The pre-training corpus -> images with captions, CLIP embeddings, index.
+
+if STUDY.corpus is not None:
+
+    rule corpus:
+        input:
+            PLAN.fashion_mnist_files,
+        output:
+            PLAN.corpus_parts,
+        log:
+            PLAN.path("logs/corpus.log"),
+        benchmark:
+            PLAN.path("benchmarks/corpus.tsv")
+        conda:
+            ENVIRONMENT
+        params:
+            recipe=recipes.corpus_recipe(STUDY),
+        resources:
+            mem_mb=2000,
+            runtime=20,
+        message:
+            "miniature web corpus"
+        script:
+            "../scripts/corpus.py"
+
+    rule embed_corpus:
+        input:
+            parts=PLAN.corpus_parts,
+            clip=PLAN.path("models/clip.json"),
+        output:
+            **PLAN.embedding_files,
+        log:
+            PLAN.path("logs/embed_corpus.log"),
+        benchmark:
+            PLAN.path("benchmarks/embed_corpus.tsv")
+        conda:
+            ENVIRONMENT
+        resources:
+            mem_mb=3000,
+            runtime=60,
+        message:
+            "CLIP embeddings of the corpus"
+        script:
+            "../scripts/embed_corpus.py"
+
+    rule index_corpus:
+        input:
+            **PLAN.embedding_files,
+            clip=PLAN.path("models/clip.json"),
+        output:
+            directory(PLAN.path("corpus/index")),
+        log:
+            PLAN.path("logs/index_corpus.log"),
+        benchmark:
+            PLAN.path("benchmarks/index_corpus.tsv")
+        conda:
+            ENVIRONMENT
+        resources:
+            mem_mb=4000,
+            runtime=60,
+        message:
+            "index of the corpus"
+        script:
+            "../scripts/index_corpus.py"

@@ -1,0 +1,58 @@
+# Image data set -> class table, split manifests.
+
+
+if STUDY.dataset.kind == "fashion_mnist" or STUDY.corpus is not None:
+
+    rule fetch_fashion_mnist:
+        output:
+            PLAN.fashion_mnist_files,
+        log:
+            PLAN.path("logs/fetch_fashion_mnist.log"),
+        benchmark:
+            PLAN.path("benchmarks/fetch_fashion_mnist.tsv")
+        conda:
+            ENVIRONMENT
+        retries: 2
+        message:
+            "fetch Fashion-MNIST"
+        script:
+            "../scripts/fetch_fashion_mnist.py"
+
+
+rule classes:
+    input:
+        PLAN.dataset_files,
+    output:
+        PLAN.path("classes.parquet"),
+    log:
+        PLAN.path("logs/classes.log"),
+    benchmark:
+        PLAN.path("benchmarks/classes.tsv")
+    conda:
+        ENVIRONMENT
+    params:
+        recipe=recipes.classes_recipe(STUDY),
+    message:
+        "class table"
+    script:
+        "../scripts/classes.py"
+
+
+rule splits:
+    input:
+        dataset=PLAN.dataset_files,
+        classes=PLAN.path("classes.parquet"),
+    output:
+        **PLAN.splits,
+    log:
+        PLAN.path("logs/splits.log"),
+    benchmark:
+        PLAN.path("benchmarks/splits.tsv")
+    conda:
+        ENVIRONMENT
+    params:
+        recipe=recipes.splits_recipe(STUDY),
+    message:
+        "splits: train, validation, test"
+    script:
+        "../scripts/splits.py"

@@ -1,0 +1,21 @@
+# Classes x method -> prompts, one row per image to make.
+
+
+rule prompts:
+    input:
+        classes=PLAN.path("classes.parquet"),
+        train=PLAN.splits["train"],
+    output:
+        PLAN.path("prompts/{method}.parquet"),
+    log:
+        PLAN.path("logs/prompts/{method}.log"),
+    benchmark:
+        PLAN.path("benchmarks/prompts/{method}.tsv")
+    conda:
+        ENVIRONMENT
+    params:
+        recipe=get_prompts_recipe,
+    message:
+        "prompts of {wildcards.method}"
+    script:
+        "../scripts/prompts.py"

@@ -1,0 +1,10 @@
+"""Write the class table."""
+
+from augbench.job import running
+
+with running(snakemake) as job:
+    from augbench.classes import write_class_table
+    from augbench.data.source import open_source
+
+    source = open_source(job.study.dataset, job.study.seed, job.study.corpus)
+    write_class_table(source.classes(), snakemake.output[0])

@@ -1,0 +1,22 @@
+"""Train and score a block of a method's classifiers."""
+
+from pathlib import Path
+
+from augbench.job import running
+
+with running(snakemake) as job:
+    from augbench.classify import train_block
+
+    source = snakemake.input
+    folders = dict.fromkeys(Path(path).parent for path in snakemake.output)
+    train_block(
+        job.study,
+        job.store,
+        snakemake.wildcards.method,
+        source.train,
+        source.val,
+        source.test,
+        source.classes,
+        source.get("added", []),
+        list(folders),
+    )

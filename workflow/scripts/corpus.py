@@ -1,0 +1,13 @@
+"""Make the miniature web corpus."""
+
+from pathlib import Path
+
+from augbench.job import running
+
+with running(snakemake) as job:
+    from augbench.classes import load_class_table
+    from augbench.corpus import miniature
+
+    downloads = Path(snakemake.input[0]).parent
+    classes = load_class_table("fashion_mnist")
+    miniature.build(downloads, classes, job.study.corpus, job.study.seed, Path(snakemake.output[0]).parent)

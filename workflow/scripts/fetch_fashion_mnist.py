@@ -1,0 +1,10 @@
+"""Bring Fashion-MNIST's four published files into the downloads folder."""
+
+from pathlib import Path
+
+from augbench.job import running
+
+with running(snakemake, network=True):
+    from augbench.data import fashion_mnist
+
+    fashion_mnist.fetch(Path(snakemake.output[0]).parent)

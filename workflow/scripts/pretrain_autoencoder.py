@@ -1,0 +1,10 @@
+"""Pre-train the miniature's autoencoder."""
+
+from pathlib import Path
+
+from augbench.job import running
+
+with running(snakemake) as job:
+    from augbench.pretrain.stage import pretrain_autoencoder
+
+    pretrain_autoencoder(job, Path(snakemake.input[0]).parent, snakemake.output[0])

@@ -1,0 +1,10 @@
+"""Train the reference classifiers that judge images."""
+
+from pathlib import Path
+
+from augbench.job import running
+
+with running(snakemake) as job:
+    from augbench.pretrain.stage import pretrain_reference
+
+    pretrain_reference(job, Path(snakemake.input[0]).parent, snakemake.output[0])

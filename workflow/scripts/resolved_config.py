@@ -1,0 +1,10 @@
+"""Write the whole checked config, defaults included, beside the results."""
+
+import yaml
+
+from augbench.job import running
+
+with running(snakemake):
+    from augbench.files import write_text
+
+    write_text(snakemake.output[0], yaml.safe_dump(snakemake.params.config, sort_keys=False))

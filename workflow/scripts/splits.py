@@ -1,0 +1,14 @@
+"""Draw the split manifests."""
+
+from augbench.job import running
+
+with running(snakemake) as job:
+    from augbench.classes import read_class_table
+    from augbench.data.source import open_source
+    from augbench.data.splits import make_splits, write_split
+
+    study, wanted = job.study, dict(snakemake.output.items())
+    images = open_source(study.dataset, study.seed, study.corpus).scan()
+    classes = read_class_table(snakemake.input.classes)
+    for name, split in make_splits(classes, images, study.dataset, study.seed, set(wanted)).items():
+        write_split(split, wanted[name])
