@@ -19,7 +19,7 @@ LINKED = ("Snakefile", "workflow", "src", "resources", "envs", "config", "profil
 
 SMALL_STUDY: dict[str, Any] = {
     "study": "small",
-    "dataset": {"kind": "fashion_mnist", "classes": "classes.yaml", "train_fraction": 0.008, "validation_fraction": 0.01, "test_images_per_class": 20},
+    "dataset": {"kind": "fashion_mnist", "classes": "classes.yaml", "train_fraction": 0.0014, "validation_fraction": 0.002, "test_images_per_class": 20},
     "corpus": {"kind": "miniature", "images": 3000, "distractors": 300},
     "diffusion": {"model": "resources/mini/stable-diffusion", "resolution": 32, "scheduler": "ddim", "steps": 2, "guidance_scale": 2.0, "dtype": "float32"},
     "clip": {"model": "resources/mini/clip"},

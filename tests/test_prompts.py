@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from conftest import SMALL_STUDY
+
 from augbench.classes import ClassInfo, load_class_table
 from augbench.config import Prompting, parse_study
 from augbench.prompts import prompt_for, read_prompts, write_prompts
 from augbench.templates import load_scenes, load_templates, strip_whitespace
-from conftest import SMALL_STUDY
 
 SHARK = ClassInfo("n01491361", ("tiger shark", "Galeocerdo cuvieri"))
 T_SHIRT = load_class_table("fashion_mnist")[0]

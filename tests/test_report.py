@@ -28,6 +28,7 @@ from augbench.report.table1 import (
     escape_latex,
     escape_markdown,
     read_rows,
+    render_csv,
     render_latex,
     render_markdown,
     render_terminal,
@@ -322,9 +323,7 @@ def test_a_table_without_families_of_the_figure_is_an_error() -> None:
         draw([row("boomerang", "unconditional", 50)])
 
 
-def test_texts_that_look_like_comments_stay_in_their_row(table: Table, tmp_path: Path) -> None:
-    from augbench.report.table1 import render_csv
-
+def test_labels_with_commas_and_quotes_read_back(table: Table, tmp_path: Path) -> None:
     odd = replace(table.rows[0], label='a, "b"')
     (tmp_path / "t.csv").write_text(render_csv([odd], ["a note, with a comma"]), encoding="utf-8")
     assert read_rows(tmp_path / "t.csv") == [odd]

@@ -59,7 +59,7 @@ def test_every_image_format_can_be_read(image_format: str, tmp_path: Path) -> No
 def test_a_truncated_shard_is_refused(shard: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-100])
     assert not is_whole(shard)
-    with pytest.raises(UserError, match="not a whole Parquet file.*delete it and run again"):
+    with pytest.raises(UserError, match=r"not a whole Parquet file.*delete it and run again"):
         read_shard(shard)
 
 

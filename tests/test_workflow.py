@@ -10,7 +10,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-
 from conftest import SMALL_STUDY, Workspace
 
 
@@ -54,7 +53,7 @@ def test_a_finished_study_has_nothing_to_do(finished: Workspace) -> None:
 def test_snakemake_n_shows_the_whole_study_before_anything_ran(workspace: Workspace) -> None:
     plan = workspace.plan()
     assert plan["prompts"] == 3
-    assert plan["generate_000"] == plan["generate_001"] == 4  # 2 methods x 2 parts, in 2 blocks of classes
+    assert plan["generate_000"] == plan["generate_001"] == 2  # 2 methods, in 2 blocks of classes
     assert plan["retrieve_000"] == plan["retrieve_001"] == 1
     assert plan["classify_000"] == 3 and plan["classify_real_000"] == 2
     assert plan["table1_files"] == plan["figure1_files"] == 1
@@ -66,7 +65,7 @@ def test_another_guidance_scale_plans_that_methods_shards_and_what_follows(study
     study.write_study(changed)
     plan = study.plan()
     assert plan.pop("resolved_config") == 1
-    assert plan == {"generate_000": 2, "generate_001": 2, "index_pool": 1, "resample": 1, "classify_000": 1, "table1_files": 1, "figure1_files": 1}
+    assert plan == {"generate_000": 1, "generate_001": 1, "index_pool": 1, "resample": 1, "classify_000": 1, "table1_files": 1, "figure1_files": 1}
 
 
 def test_a_deleted_figure_plans_one_job(study: Workspace) -> None:
@@ -109,8 +108,8 @@ def test_one_deleted_shard_is_taken_from_the_store(study: Workspace) -> None:
     assert study.plan()["generate_001"] == 1
     study.run()
     assert shards(study, "simple_prompt") == before
-    log = (study.results / "logs/generate/simple_prompt_1_001.log").read_text()
-    assert "0 made, 5 taken from the store" in log
+    log = (study.results / "logs/generate/simple_prompt_001.log").read_text()
+    assert "0 made, 10 taken from the store" in log
 
 
 def test_one_shard_deleted_from_store_and_results_remakes_only_its_own_images(study: Workspace) -> None:
@@ -124,7 +123,7 @@ def test_one_shard_deleted_from_store_and_results_remakes_only_its_own_images(st
     after = shards(study, "simple_prompt")
     changed = [name for name in before if before[name] != after[name]]
     assert changed in ([], ["shards/simple_prompt/selected/bag/1.parquet"])  # the file system may give the inode again
-    assert "1 made, 4 taken from the store" in (study.results / "logs/generate/simple_prompt_1_001.log").read_text()
+    assert "1 made, 9 taken from the store" in (study.results / "logs/generate/simple_prompt_001.log").read_text()
     assert gone.read_bytes() == content
 
 

@@ -136,6 +136,4 @@ def read_class_table(path: str | Path) -> list[ClassInfo]:
     import pyarrow.parquet as pq
 
     rows = sorted(pq.read_table(path).to_pylist(), key=lambda row: row["label"])
-    return [
-        ClassInfo(row["class_id"], tuple(row["lemmas"]), tuple(row["hypernyms"]), row["definition"]) for row in rows
-    ]
+    return [ClassInfo(row["class_id"], tuple(row["lemmas"]), tuple(row["hypernyms"]), row["definition"]) for row in rows]

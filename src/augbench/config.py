@@ -66,9 +66,23 @@ def _plain_types(annotation: Any) -> set[Any]:
 
 class _Splits(Section):
     train_fraction: float = key(0.1, "Share of each class's training pool that is the training split; ceil(share x n).", source="paper, section 3", gt=0, lt=1)
-    validation_fraction: float | None = key(None, "Share that is the validation split. Default: train_fraction where test images are given, else half of what train leaves.", source="paper, section 3", gt=0, lt=1)
-    test_fraction: float | None = key(None, "Share that is the test split, where no test images are given. Default: half of what train leaves.", source="paper, section 3 (Caltech256)", gt=0, lt=1)
-    test_images_per_class: Positive | None = key(None, "Cut the test split to this many images per class (a cut against the protocol; the table's footer says so).", "images")
+    validation_fraction: float | None = key(
+        None,
+        "Share that is the validation split. Default: train_fraction where test images are given, else half of what train leaves.",
+        source="paper, section 3",
+        gt=0,
+        lt=1,
+    )
+    test_fraction: float | None = key(
+        None,
+        "Share that is the test split, where no test images are given. Default: half of what train leaves.",
+        source="paper, section 3 (Caltech256)",
+        gt=0,
+        lt=1,
+    )
+    test_images_per_class: Positive | None = key(
+        None, "Cut the test split to this many images per class (a cut against the protocol; the table's footer says so).", "images"
+    )
 
     @model_validator(mode="after")
     def _fractions_fit(self) -> _Splits:
@@ -106,7 +120,7 @@ class Caltech256(_Splits):
     train_fraction: float = key(0.8, "Share of each class that is the training split.", source="paper, section 3", gt=0, lt=1)
 
 
-Dataset = Annotated[Union[FashionMnist, ImageFolder, Caltech256], Field(discriminator="kind")]
+Dataset = Annotated[FashionMnist | ImageFolder | Caltech256, Field(discriminator="kind")]
 
 
 class MiniatureCorpus(Section):
@@ -158,20 +172,26 @@ ClassName = Literal["lemmas", "no_whitespace"]
 class Prompting(Section):
     """How a class becomes text."""
 
-    templates: Literal["simple", "clip", "textual_inversion"] = key("simple", "Templates; several are drawn from with replacement.", source="paper, section 3.1")
+    templates: Literal["simple", "clip", "textual_inversion"] = key(
+        "simple", "Templates; several are drawn from with replacement.", source="paper, section 3.1"
+    )
     class_name: ClassName = key("no_whitespace", "The class's lemmas joined by ', ', as they are or without white space.", source="paper, section 3.1")
 
 
 class _Method(Section):
     label: str | None = key(None, "Name in tables and figures. Default: the key.")
-    family: Literal["real", "unconditional", "prompting", "personalised", "retrieval"] | None = key(None, "Group in Figure 1. Default: by mechanism.", source="paper, Table 1")
+    family: Literal["real", "unconditional", "prompting", "personalised", "retrieval"] | None = key(
+        None, "Group in Figure 1. Default: by mechanism.", source="paper, Table 1"
+    )
 
 
 class RealMethod(_Method):
     """A baseline: real images only."""
 
     mechanism: Literal["real"]
-    split: Literal["train", "train2x", "full"] = key("train", "Which real images: the training split, twice as many, or all but validation.", source="paper, section 3")
+    split: Literal["train", "train2x", "full"] = key(
+        "train", "Which real images: the training split, twice as many, or all but validation.", source="paper, section 3"
+    )
 
 
 class SampleMethod(_Method):
@@ -187,24 +207,38 @@ class RetrieveMethod(_Method):
 
     mechanism: Literal["retrieve"]
     query: Prompting = key(Prompting(), "The query's text; the first template is used.", source="paper, section 3.1")
-    images_per_class: Positive | None = key(None, "Images to keep per class. Default: as many as the class has training images.", "images", "paper, section 3.2 (ImageNet: 130)")
+    images_per_class: Positive | None = key(
+        None, "Images to keep per class. Default: as many as the class has training images.", "images", "paper, section 3.2 (ImageNet: 130)"
+    )
     first_k: float = key(1.4, "Neighbours asked for at first, per image wanted.", source="paper, section 3.2", ge=1)
     growth_limit: Positive = key(10, "k grows in steps of the first k up to this many times.", source="paper, section 3.2")
-    duplicate_threshold: float | None = key(0.94, "Neighbours of each other above this cosine similarity are one image; the nearest to the query is kept. null: off.", source="clip-retrieval's detector; calibrated for ViT-L/14", gt=0, le=1)
+    duplicate_threshold: float | None = key(
+        0.94,
+        "Neighbours of each other above this cosine similarity are one image; the nearest to the query is kept. null: off.",
+        source="clip-retrieval's detector; calibrated for ViT-L/14",
+        gt=0,
+        le=1,
+    )
     drop_unsafe: bool = key(True, "Leave out what the corpus's NSFW column or the safety checker marks.", source="paper, section 3.2")
 
 
-Method = Annotated[Union[RealMethod, SampleMethod, RetrieveMethod], Field(discriminator="mechanism")]
+Method = Annotated[RealMethod | SampleMethod | RetrieveMethod, Field(discriminator="mechanism")]
 
 
 class Augmentation(Section):
     """How much is added, and how it is resampled."""
 
     images_per_class: Positive | None = key(None, "Images made per class and method (ImageNet: 390).", "images", "paper, section 3")
-    images_per_training_image: Positive | None = key(None, "The same as a multiple of the class's training images (Caltech256: 3).", "images", "paper, section 3")
-    images_per_part: Positive | None = key(None, "Images in one shard file, with images_per_class; part 0 should hold a class's training size. Default: all in one.", "images")
+    images_per_training_image: Positive | None = key(
+        None, "The same as a multiple of the class's training images (Caltech256: 3).", "images", "paper, section 3"
+    )
+    images_per_part: Positive | None = key(
+        None, "Images in one shard file, with images_per_class; part 0 should hold a class's training size. Default: all in one.", "images"
+    )
     resamples: int = key(5, "Training sets drawn from the pool; each has as many added images per class as real ones.", "sets", "paper, section 3", ge=1)
-    image_format: Literal["png", "jpeg", "webp"] = key("png", "Encoding of images in shards; png is lossless and small at 32 pixels, jpeg is 20 times faster at 512.")
+    image_format: Literal["png", "jpeg", "webp"] = key(
+        "png", "Encoding of images in shards; png is lossless and small at 32 pixels, jpeg is 20 times faster at 512."
+    )
     quality: int = key(95, "Quality of jpeg and webp.", ge=1, le=100)
 
     @model_validator(mode="after")
@@ -233,12 +267,16 @@ class Augmentation(Section):
 class Classifier(Section):
     """The classifier that measures how much an augmentation helps: torchvision's ResNet and the paper's schedule."""
 
-    arch: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = key("resnet50", "torchvision's architecture: kind and number of blocks.", source="paper, section 3")
+    arch: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = key(
+        "resnet50", "torchvision's architecture: kind and number of blocks.", source="paper, section 3"
+    )
     layers: tuple[Positive, Positive, Positive, Positive] | None = key(None, "Blocks per stage, where they differ from the architecture's.")
     base_width: int = key(64, "Channels of the first stage (64 in torchvision); the others follow.", "channels", ge=4)
     stem: Literal["imagenet", "small"] = key("imagenet", "First layer: 7x7 stride 2 with max-pooling, or 3x3 stride 1 for images of about 32 pixels.")
     resolution: int = key(224, "Side of the crop that the classifier sees.", "pixels", "torchvision's reference", ge=16)
-    evaluation_resize: int | None = key(None, "Shorter side before the centre crop in evaluation. Default: resolution x 256 / 224.", "pixels", "torchvision's reference", ge=16)
+    evaluation_resize: int | None = key(
+        None, "Shorter side before the centre crop in evaluation. Default: resolution x 256 / 224.", "pixels", "torchvision's reference", ge=16
+    )
     min_crop_area: float = key(0.08, "Smallest area of the random resized crop.", "share of the image", "torchvision's default", gt=0, le=1)
     batch_size: Positive = key(256, "Global batch.", "images", "paper, section 3")
     lr: float = key(0.1, "Initial learning rate.", source="paper, section 3", gt=0)
@@ -361,9 +399,7 @@ class Study(Section):
             if isinstance(method, RetrieveMethod) and self.corpus is None:
                 raise ValueError(f"methods.{name}: retrieval needs a corpus section")
             if isinstance(method, RealMethod) and method.split == "train2x" and 3 * self.dataset.train_fraction > 1:
-                raise ValueError(
-                    f"methods.{name}.split: train2x needs three disjoint train_fractions; {self.dataset.train_fraction:g} leaves no room"
-                )
+                raise ValueError(f"methods.{name}.split: train2x needs three disjoint train_fractions; {self.dataset.train_fraction:g} leaves no room")
         return self
 
 
@@ -597,8 +633,6 @@ def describe_type(field: FieldInfo) -> str:
             return f"mapping to {show(arguments[1])}"
         if isinstance(annotation, type) and issubclass(annotation, Section):
             return "section"
-        return {"str": "text", "int": "integer", "float": "number", "bool": "true \\| false"}.get(
-            getattr(annotation, "__name__", ""), str(annotation)
-        )
+        return {"str": "text", "int": "integer", "float": "number", "bool": "true \\| false"}.get(getattr(annotation, "__name__", ""), str(annotation))
 
     return show(field.annotation)

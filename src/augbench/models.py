@@ -56,7 +56,9 @@ def load_pipeline(diffusion: Diffusion, device: torch.device) -> StableDiffusion
     import torch
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(diffusion.model, torch_dtype=getattr(torch, diffusion.dtype), local_files_only=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        diffusion.model, torch_dtype=getattr(torch, diffusion.dtype), local_files_only=True, low_cpu_mem_usage=False
+    )
     schedulers = {"pndm": PNDMScheduler, "ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
     pipeline.scheduler = schedulers[diffusion.scheduler].from_config(pipeline.scheduler.config)
     if pipeline.safety_checker is None:

@@ -79,9 +79,14 @@ class Plan:
         """Rows that add images."""
         return [name for name in self.methods if name not in self.real]
 
+    @cached_property
+    def pool_parts(self) -> list[str]:
+        """Numbers of the shards per class of a generated pool."""
+        return [str(part) for part in range(self.study.augmentation.parts)]
+
     def parts(self, method: str) -> list[str]:
         """Numbers of a method's shards per class; a retrieved pool is one shard."""
-        return ["0"] if method in self.retrieved else [str(part) for part in range(self.study.augmentation.parts)]
+        return ["0"] if method in self.retrieved else self.pool_parts
 
     # --- blocks ---
 

@@ -48,6 +48,11 @@ def image_recipe(study: Study) -> Recipe:
     return study.augmentation.model_dump(include={"image_format", "quality"})
 
 
+def model_recipe(folder: str) -> Recipe:
+    """Which folder a model is in; what it is comes in through its files."""
+    return {"version": 1, "folder": folder}
+
+
 def sampling_recipe(study: Study) -> Recipe:
     """How the diffusion model is sampled; the model itself comes in through its fingerprint."""
     return study.diffusion.model_dump(mode="json", exclude={"model"})

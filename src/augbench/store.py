@@ -66,7 +66,9 @@ class Store:
                 write(temporary)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-                raise UserError(str(kept.parent), error.strerror or str(error), "free space or make it writable, then run again; nothing finished is lost") from error
+                raise UserError(
+                    str(kept.parent), error.strerror or str(error), "free space or make it writable, then run again; nothing finished is lost"
+                ) from error
             raise
         self.tally.made += 1
         return kept

@@ -6,6 +6,7 @@ Flows in: the dictionary that Snakemake merged from its ``--configfile`` and ``-
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ DEMO = "config/demo.yaml"
 def load_plan(config: dict[str, Any], project: Path) -> Plan:
     """Check ``config`` and plan the study; where no study is given, the demo's keys go under what is given.
 
-    ``config`` is completed in place, so that scripts see the whole of it.
+    ``config`` is completed in place, so that scripts see the whole of it. Jobs inherit a ``PYTHONPATH`` with the package of this
+    clone, whatever interpreter they run in (``--sdm conda``).
     """
+    paths = [str(project / "src"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))
     try:
         if "study" not in config:
             complete = merge(read_yaml(project / DEMO), config)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, field
-from logging import LogRecord, getLogger
+from logging import ERROR, LogRecord, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,16 @@ from snakemake_interface_logger_plugins.settings import LogHandlerSettingsBase
 from augbench.progress import clock
 
 # Rough seconds of a step on one CPU core of the miniature study, by the beginning of its rule's name; others count 2.
-WEIGHTS = {"pretrain_": 2000.0, "generate": 40.0, "classify": 60.0, "retrieve": 15.0, "embed_corpus": 90.0, "index_corpus": 10.0, "corpus": 45.0, "measure": 200.0}
+WEIGHTS = {
+    "pretrain_": 2000.0,
+    "generate": 40.0,
+    "classify": 60.0,
+    "retrieve": 15.0,
+    "embed_corpus": 90.0,
+    "index_corpus": 10.0,
+    "corpus": 45.0,
+    "measure": 200.0,
+}
 LOG_TAIL = 4
 
 
@@ -44,6 +53,7 @@ class _Run:
     done: int = 0
     weight_total: float = 0.0
     weight_done: float = 0.0
+    failed: bool = False
     began: float = field(default_factory=time.monotonic)
     steps: dict[int, _Step] = field(default_factory=dict)
 
@@ -72,10 +82,10 @@ class LogHandler(LogHandlerBase):
             self._finished(int(record.job_id))  # type: ignore[attr-defined]
         elif event == LogEvent.JOB_ERROR:
             self._failed(int(record.jobid))  # type: ignore[attr-defined]
-        elif event in (None, LogEvent.ERROR) and record.levelno >= 40:
-            text = record.getMessage().strip()
+        elif event in (None, LogEvent.ERROR) and record.levelno >= ERROR and not self.run.failed:
+            text = record.getMessage().strip()  # a failed step has said it better already
             if text and text != "None":
-                self._say(text.splitlines()[0])
+                self._say(text)
 
     def _plan(self, stats: dict[str, int]) -> None:
         counts = {rule: number for rule, number in stats.items() if rule != "total"}
@@ -98,6 +108,7 @@ class LogHandler(LogHandlerBase):
         step = self.run.steps.pop(jobid, None)
         if step is None:
             return
+        self.run.failed = True
         self._say(f"FAILED: {step.message}")
         for log in step.log:
             if Path(log).is_file():

@@ -17,15 +17,15 @@ for block in PLAN.run_blocks:
             PLAN.path(f"logs/classify/{{method}}_{block.name}.log"),
         benchmark:
             PLAN.path(f"benchmarks/classify/{{method}}_{block.name}.tsv")
-        conda:
-            ENVIRONMENT
         wildcard_constraints:
             method=any_of(PLAN.augmented),
-        params:
-            recipe=get_classifier_recipe,
+        conda:
+            ENVIRONMENT
         resources:
             mem_mb=3000,
             runtime=120,
+        params:
+            recipe=get_classifier_recipe,
         message:
             "train classifiers: {wildcards.method}"
         script:
@@ -45,15 +45,15 @@ for block in PLAN.run_blocks:
             PLAN.path(f"logs/classify/{{method}}_{block.name}.log"),
         benchmark:
             PLAN.path(f"benchmarks/classify/{{method}}_{block.name}.tsv")
-        conda:
-            ENVIRONMENT
         wildcard_constraints:
             method=any_of(PLAN.real),
-        params:
-            recipe=get_classifier_recipe,
+        conda:
+            ENVIRONMENT
         resources:
             mem_mb=3000,
             runtime=120,
+        params:
+            recipe=get_classifier_recipe,
         message:
             "train classifiers: {wildcards.method}"
         script:

@@ -1,15 +1,10 @@
 # Config to plan. The only rules file with Python; everything it calls is in the package, typed and tested.
 
-import os
 import sys
 from pathlib import Path
 
 PROJECT = Path(workflow.basedir)
 sys.path.insert(0, str(PROJECT / "src"))
-# Jobs use this clone's package, wherever their interpreter comes from.
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    dict.fromkeys([str(PROJECT / "src"), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
-)
 
 from augbench import recipes
 from augbench.launcher import guard_plain_run

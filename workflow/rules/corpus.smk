@@ -13,11 +13,11 @@ if STUDY.corpus is not None:
             PLAN.path("benchmarks/corpus.tsv")
         conda:
             ENVIRONMENT
-        params:
-            recipe=recipes.corpus_recipe(STUDY),
         resources:
             mem_mb=2000,
             runtime=20,
+        params:
+            recipe=recipes.corpus_recipe(STUDY),
         message:
             "miniature web corpus"
         script:

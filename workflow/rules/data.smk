@@ -10,9 +10,9 @@ if STUDY.dataset.kind == "fashion_mnist" or STUDY.corpus is not None:
             PLAN.path("logs/fetch_fashion_mnist.log"),
         benchmark:
             PLAN.path("benchmarks/fetch_fashion_mnist.tsv")
+        retries: 2
         conda:
             ENVIRONMENT
-        retries: 2
         message:
             "fetch Fashion-MNIST"
         script:

@@ -1,5 +1,5 @@
-# Prompts -> per-class image shards. One rule per block of classes: a job loads the model once and makes the whole block; its
-# files, inputs and params do not depend on how the classes are cut into blocks.
+# Prompts -> per-class image shards. One rule per block of classes: a job loads the model once and makes the block's whole
+# pool; its files, inputs and params do not depend on how the classes are cut into blocks.
 
 for block in PLAN.class_blocks:
 
@@ -10,21 +10,26 @@ for block in PLAN.class_blocks:
             prompts=PLAN.path("prompts/{method}.parquet"),
             diffusion=PLAN.path("models/diffusion.json"),
         output:
-            expand(PLAN.shard(), class_id=block.members, allow_missing=True),
+            expand(
+                PLAN.shard(),
+                class_id=block.members,
+                part=PLAN.pool_parts,
+                allow_missing=True,
+            ),
         log:
-            PLAN.path(f"logs/generate/{{method}}_{{part}}_{block.name}.log"),
+            PLAN.path(f"logs/generate/{{method}}_{block.name}.log"),
         benchmark:
-            PLAN.path(f"benchmarks/generate/{{method}}_{{part}}_{block.name}.tsv")
-        conda:
-            ENVIRONMENT
+            PLAN.path(f"benchmarks/generate/{{method}}_{block.name}.tsv")
         wildcard_constraints:
             method=any_of(PLAN.sampled),
-        params:
-            recipe=get_generate_recipe,
+        conda:
+            ENVIRONMENT
         resources:
             mem_mb=3000,
             runtime=120,
+        params:
+            recipe=get_generate_recipe,
         message:
-            "generate images of {wildcards.method}, part {wildcards.part}"
+            "generate images of {wildcards.method}"
         script:
             "../scripts/generate.py"

@@ -13,7 +13,7 @@ rule fingerprint_diffusion:
     conda:
         ENVIRONMENT
     params:
-        folder=STUDY.diffusion.model,
+        recipe=recipes.model_recipe(STUDY.diffusion.model),
     message:
         "hash the diffusion model"
     script:
@@ -32,7 +32,7 @@ rule fingerprint_clip:
     conda:
         ENVIRONMENT
     params:
-        folder=STUDY.clip.model,
+        recipe=recipes.model_recipe(STUDY.clip.model),
     message:
         "hash CLIP"
     script:

@@ -14,11 +14,11 @@ if STUDY.corpus is not None:
             PLAN.path("benchmarks/pretrain_clip.tsv")
         conda:
             ENVIRONMENT
-        params:
-            recipe=recipes.pretrain_recipe(STUDY, "clip"),
         resources:
             mem_mb=4000,
             runtime=240,
+        params:
+            recipe=recipes.pretrain_recipe(STUDY, "clip"),
         message:
             "pre-train CLIP"
         script:
@@ -35,11 +35,11 @@ if STUDY.corpus is not None:
             PLAN.path("benchmarks/pretrain_autoencoder.tsv")
         conda:
             ENVIRONMENT
-        params:
-            recipe=recipes.pretrain_recipe(STUDY, "autoencoder"),
         resources:
             mem_mb=4000,
             runtime=240,
+        params:
+            recipe=recipes.pretrain_recipe(STUDY, "autoencoder"),
         message:
             "pre-train the VAE"
         script:
@@ -58,11 +58,11 @@ if STUDY.corpus is not None:
             PLAN.path("benchmarks/pretrain_unet.tsv")
         conda:
             ENVIRONMENT
-        params:
-            recipe=recipes.pretrain_recipe(STUDY, "unet"),
         resources:
             mem_mb=6000,
             runtime=480,
+        params:
+            recipe=recipes.pretrain_recipe(STUDY, "unet"),
         message:
             "pre-train the U-Net"
         script:
@@ -79,12 +79,12 @@ if STUDY.corpus is not None:
             PLAN.path("benchmarks/pretrain_reference.tsv")
         conda:
             ENVIRONMENT
-        params:
-            recipe=recipes.pretrain_recipe(STUDY, "reference"),
-            corpus=recipes.corpus_recipe(STUDY),
         resources:
             mem_mb=6000,
             runtime=120,
+        params:
+            recipe=recipes.pretrain_recipe(STUDY, "reference"),
+            corpus=recipes.corpus_recipe(STUDY),
         message:
             "train the reference classifiers"
         script:
@@ -127,11 +127,11 @@ if STUDY.corpus is not None:
             PLAN.path("benchmarks/measure_models.tsv")
         conda:
             ENVIRONMENT
-        params:
-            sampling=recipes.sampling_recipe(STUDY),
         resources:
             mem_mb=4000,
             runtime=60,
+        params:
+            sampling=recipes.sampling_recipe(STUDY),
         message:
             "measure the pre-trained models"
         script:

@@ -10,10 +10,10 @@ rule index_pool:
         PLAN.path("logs/index_pool/{method}.log"),
     benchmark:
         PLAN.path("benchmarks/index_pool/{method}.tsv")
-    conda:
-        ENVIRONMENT
     wildcard_constraints:
         method=any_of(PLAN.augmented),
+    conda:
+        ENVIRONMENT
     message:
         "index the pool of {wildcards.method}"
     script:
@@ -30,10 +30,10 @@ rule resample:
         PLAN.path("logs/resample/{method}.log"),
     benchmark:
         PLAN.path("benchmarks/resample/{method}.tsv")
-    conda:
-        ENVIRONMENT
     wildcard_constraints:
         method=any_of(PLAN.augmented),
+    conda:
+        ENVIRONMENT
     params:
         recipe=recipes.resample_recipe(STUDY),
     message:

@@ -13,23 +13,21 @@ for block in PLAN.class_blocks:
             clip=PLAN.path("models/clip.json"),
             diffusion=PLAN.path("models/diffusion.json"),
         output:
-            shards=expand(
-                PLAN.shard(part="0"), class_id=block.members, allow_missing=True
-            ),
+            shards=expand(PLAN.shard(part="0"), class_id=block.members, allow_missing=True),
             ledger=PLAN.ledger("{method}", block.name),
         log:
             PLAN.path(f"logs/retrieve/{{method}}_{block.name}.log"),
         benchmark:
             PLAN.path(f"benchmarks/retrieve/{{method}}_{block.name}.tsv")
-        conda:
-            ENVIRONMENT
         wildcard_constraints:
             method=any_of(PLAN.retrieved),
-        params:
-            recipe=get_retrieve_recipe,
+        conda:
+            ENVIRONMENT
         resources:
             mem_mb=4000,
             runtime=120,
+        params:
+            recipe=get_retrieve_recipe,
         message:
             "retrieve images: {wildcards.method}"
         script:

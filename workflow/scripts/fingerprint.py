@@ -6,4 +6,4 @@ with running(snakemake):
     from augbench.files import write_json
     from augbench.models import fingerprint
 
-    write_json(snakemake.output[0], fingerprint(snakemake.params.folder))
+    write_json(snakemake.output[0], fingerprint(snakemake.params.recipe["folder"]))

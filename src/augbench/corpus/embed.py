@@ -36,9 +36,9 @@ def embed_corpus(job: Job, parts: Sequence[str], model_path: str, embeddings: Se
     """
     import torch
     import torch.nn.functional as F
+    from transformers import CLIPImageProcessor
 
     from augbench.models import load_clip, pick_device
-    from transformers import CLIPImageProcessor
 
     fingerprint = read_json(model_path)
     device = pick_device(job.study.execution.device)
@@ -85,5 +85,7 @@ def build_index(embeddings: Sequence[str], index_folder: str | Path, clip_folder
     shutil.rmtree(index_folder, ignore_errors=True)
     index_folder.mkdir(parents=True)
     embeddings_folder = Path(embeddings[0]).parents[1]
-    clip_index(str(embeddings_folder), str(index_folder), max_index_memory_usage="4G", current_memory_available="4G", nb_cores=threads)
+    clip_index(str(embeddings_folder), str(index_folder), max_index_memory_usage="4G", current_memory_available="12G", nb_cores=threads)
+    if not (index_folder / "image.index").is_file():  # autofaiss only logs what went wrong
+        raise RuntimeError(f"autofaiss made no index in {index_folder}; its reason stands above in this log")
     write_json(index_folder / "augbench.json", {"clip": clip_folder, "corpus": canonical_hash([sha256_file(path) for path in embeddings])})

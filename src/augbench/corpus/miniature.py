@@ -89,9 +89,7 @@ def _part_rows(
             yield CorpusRow(caption, kind, -1, -1, kind == UNSAFE_KIND), image
 
 
-def build(
-    downloads: str | Path, classes: list[ClassInfo], config: MiniatureCorpus, seed: int, folder: str | Path
-) -> None:
+def build(downloads: str | Path, classes: list[ClassInfo], config: MiniatureCorpus, seed: int, folder: str | Path) -> None:
     """Write the corpus to ``folder/part_00000.parquet``, ...; ids shuffle garments and distractors over the parts.
 
     Parameters

@@ -51,9 +51,7 @@ def _warp(grey: torch.Tensor, level: StyleLevel, draws: torch.Tensor) -> torch.T
     shift = (draws[:, 2:4] * 2 - 1) * level.shift * 2 / SIDE
     mirror = torch.where(draws[:, 4] < level.mirror, -1.0, 1.0)
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
-    affine = torch.stack(
-        [torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)], 1
-    )
+    affine = torch.stack([torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)], 1)
     grid = F.affine_grid(affine, list(grey.shape), align_corners=False)
     return F.grid_sample(grey, grid, align_corners=False)
 

@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,12 +109,15 @@ def fetch(folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        sources = [("the authors' site", _from_mirror), (f"Debian's {DEBIAN_PACKAGE}", _DebianSource(Path(scratch)))]
+        sources: list[tuple[str, Callable[[PublishedFile], bytes]]] = [
+            ("the authors' site", _from_mirror),
+            (f"Debian's {DEBIAN_PACKAGE}", _DebianSource(Path(scratch))),
+        ]
+        problems: list[str] = []  # of sources that have been given up, too
         for file in FILES:
             target = folder / f"{file.name}.gz"
             if target.exists() and hashlib.md5(target.read_bytes()).hexdigest() == file.md5:
                 continue
-            problems = []
             for name, source in list(sources):
                 try:
                     data = published_bytes(source(file), file)
@@ -129,9 +133,7 @@ def fetch(folder: str | Path) -> None:
                 logger.info("fetched %s from %s, MD5 as published", target.name, name)
                 break
             else:
-                raise UserError(
-                    str(target), f"not to be had ({'; '.join(problems)})", f"put a file with MD5 {file.md5} there by hand"
-                )
+                raise UserError(str(target), f"not to be had ({'; '.join(problems)})", f"put a file with MD5 {file.md5} there by hand")
 
 
 def load(folder: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:

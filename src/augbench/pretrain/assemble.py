@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from safetensors.torch import save_file
-from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from augbench.files import write_json
 from augbench.pretrain.clip import embed_images, image_processor
@@ -38,7 +38,7 @@ def safety_checker(clip: CLIPModel, unsafe: torch.Tensor, safe: torch.Tensor) ->
     -------
     The checker and its threshold.
     """
-    checker = StableDiffusionSafetyChecker(clip.config)
+    checker = StableDiffusionSafetyChecker(CLIPConfig.from_dict({**clip.config.to_dict(), "attn_implementation": "eager"}))
     checker.vision_model.vision_model.load_state_dict(clip.vision_model.state_dict())
     checker.visual_projection.load_state_dict(clip.visual_projection.state_dict())
     unsafe_embeddings = embed_images(clip, unsafe)
@@ -64,7 +64,9 @@ def text_tower(clip: CLIPModel) -> CLIPTextModel:
     return text_encoder.eval()
 
 
-def assemble(clip: CLIPModel, tokenizer: CLIPTokenizer, autoencoder: AutoencoderKL, unet: UNet2DConditionModel, checker: StableDiffusionSafetyChecker, folder: Path) -> None:
+def assemble(
+    clip: CLIPModel, tokenizer: CLIPTokenizer, autoencoder: AutoencoderKL, unet: UNet2DConditionModel, checker: StableDiffusionSafetyChecker, folder: Path
+) -> None:
     """Write ``folder/stable-diffusion`` and ``folder/clip``; what was there is replaced."""
     shutil.rmtree(folder, ignore_errors=True)
     text_encoder = text_tower(clip)

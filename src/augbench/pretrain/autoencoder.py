@@ -37,9 +37,7 @@ def _edges(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return images.diff(dim=-1), images.diff(dim=-2)
 
 
-def train_autoencoder(
-    images: torch.Tensor, config: PretrainAutoencoder, seed: int, folder: Path, checkpoint_steps: int
-) -> list[dict[str, float]]:
+def train_autoencoder(images: torch.Tensor, config: PretrainAutoencoder, seed: int, folder: Path, checkpoint_steps: int) -> list[dict[str, float]]:
     """Train on ``images`` uint8 (N, 3, 32, 32): L1 on pixels and on their differences (sharp edges), and the KL term."""
     torch.manual_seed(seed)
     model = new_autoencoder(config).train()

@@ -118,8 +118,5 @@ def embed_images(model: CLIPModel, images: torch.Tensor, batch_size: int = 256) 
 @torch.inference_mode()
 def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> torch.Tensor:
     """Unit text embeddings ``float32 (N, D)``."""
-    parts = [
-        model.get_text_features(input_ids=tokenize(tokenizer, texts[start : start + 256]))
-        for start in range(0, len(texts), 256)
-    ]
+    parts = [model.get_text_features(input_ids=tokenize(tokenizer, texts[start : start + 256])) for start in range(0, len(texts), 256)]
     return F.normalize(torch.cat(parts), dim=-1)

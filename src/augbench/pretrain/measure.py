@@ -54,7 +54,9 @@ def diversity(features: torch.Tensor, labels: np.ndarray) -> float:
     return float(np.mean(distances))
 
 
-def generate_images(diffusion: Diffusion, classes: list[ClassInfo], per_class: int, family: Prompting, seed: int, batch_size: int) -> tuple[torch.Tensor, np.ndarray]:
+def generate_images(
+    diffusion: Diffusion, classes: list[ClassInfo], per_class: int, family: Prompting, seed: int, batch_size: int
+) -> tuple[torch.Tensor, np.ndarray]:
     """``per_class`` images of each class by the study's own sampler: ``uint8 (N, 3, H, W)`` and labels."""
     pipeline = load_pipeline(diffusion, torch.device("cpu"))
     sampler = Sampler(pipeline, diffusion.steps, diffusion.guidance_scale, diffusion.resolution, batch_size)

@@ -28,7 +28,9 @@ def prepare(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 127.5 - 1
 
 
-def train_reference(what: str, images: torch.Tensor, labels: np.ndarray, config: PretrainReference, seed: int, folder: Path, checkpoint_steps: int) -> list[dict[str, float]]:
+def train_reference(
+    what: str, images: torch.Tensor, labels: np.ndarray, config: PretrainReference, seed: int, folder: Path, checkpoint_steps: int
+) -> list[dict[str, float]]:
     """Train on ``images`` uint8 (N, 3, 32, 32) with shifts and mirroring; the state goes to ``folder/model.pt``."""
     targets = torch.from_numpy(labels)
     model = new_reference(config, int(labels.max()) + 1, seed).train()

@@ -5,6 +5,7 @@ Flows in: ``table1.csv`` and nothing else. Flows out: a PDF and a PNG, one colum
 
 from __future__ import annotations
 
+import logging
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from matplotlib.ticker import MaxNLocator
 from augbench.errors import UserError
 from augbench.files import atomic_path
 from augbench.report.table1 import Row, read_rows, spread
+
+logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports every glyph that it embeds in a PDF
 
 # The paper's blue, orange, green and red in Okabe and Ito's palette, which colour-blind readers can tell apart.
 FAMILIES = {

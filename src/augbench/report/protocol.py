@@ -69,14 +69,14 @@ class Facts:
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that a study does in another way than the paper."""
+    """One thing that a study does in another way than the paper; ``paper`` is empty where ``what`` says it all."""
 
     what: str
     ours: str
     paper: str
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.ours} (paper: {self.paper})"
+        return f"{self.what}: {self.ours}" + (f" (paper: {self.paper})" if self.paper else "")
 
 
 def paper_results(paper_study: str, path: str | Path = TARGETS) -> dict[str, PaperResult]:
@@ -97,7 +97,7 @@ def differences(study: Study, facts: Facts) -> list[Difference]:
     found = [Difference(*pair) for pair in pairs if pair[1] != pair[2]]
     missing = [name for name in paper_results(study.report.paper_study) if name not in study.methods]
     if missing:
-        found.append(Difference("Rows of the paper not run", ", ".join(missing), "run"))
+        found.append(Difference("Rows of the paper not run", ", ".join(missing), ""))
     return found
 
 

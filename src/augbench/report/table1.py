@@ -108,7 +108,7 @@ def build_table(study: Study, results: Iterable[str | Path], manifests: Iterable
         rows.append(
             Row(
                 method=name,
-                label=method.label or name,
+                label=" ".join((method.label or name).split()),
                 family=family_of(method),
                 split=method.split if isinstance(method, RealMethod) else "train",
                 top1_percent=fmean(run.test_top1_percent for run in own),

@@ -82,10 +82,7 @@ class Fates:
         if self.method.drop_unsafe:
             unseen = [n.id for n, fate in zip(neighbours, fates, strict=True) if fate == KEPT and n.id not in self._unsafe]
             self._unsafe.update(zip(unseen, self.flags(unseen), strict=True))
-            fates = [
-                "unsafe: checker" if fate == KEPT and self._unsafe[n.id] else fate
-                for n, fate in zip(neighbours, fates, strict=True)
-            ]
+            fates = ["unsafe: checker" if fate == KEPT and self._unsafe[n.id] else fate for n, fate in zip(neighbours, fates, strict=True)]
         return fates
 
 
@@ -164,7 +161,9 @@ def retrieve(
         }  # fmt: skip
 
         def write(path: Path, kept: list[LedgerRow] = kept, recipe: dict[str, Any] = recipe, label: Any = prompt["label"]) -> None:
-            write_shard(path, [_shard_row(row, i, label, name, clip["id"], images(row.id), side, image_recipe(job.study)) for i, row in enumerate(kept)], recipe)
+            write_shard(
+                path, [_shard_row(row, i, label, name, clip["id"], images(row.id), side, image_recipe(job.study)) for i, row in enumerate(kept)], recipe
+            )
 
         job.store.provide("shards", recipe, target, write, is_whole)
     with atomic_path(ledger_path) as temporary:

@@ -1,0 +1,80 @@
+"""The miniature corpus: disjoint from the target, shifted and contaminated as configured, the same on every build."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from augbench.classes import load_class_table
+from augbench.config import MiniatureCorpus
+from augbench.corpus import miniature
+from augbench.corpus.captions import CAPTION_KINDS, caption_for, class_name_variants
+from augbench.corpus.distractors import KINDS, distractor
+from augbench.corpus.style import clean_images, web_style
+from augbench.data import fashion_mnist
+
+CLASSES = load_class_table("fashion_mnist")
+DOWNLOADS = Path(__file__).resolve().parents[1] / "results/downloads/fashion_mnist"
+
+
+@pytest.fixture(scope="module")
+def garments() -> tuple[np.ndarray, np.ndarray]:
+    fashion_mnist.fetch(DOWNLOADS)
+    return fashion_mnist.load(DOWNLOADS, "train")
+
+
+def test_level_none_leaves_images_as_the_target_shows_them(garments: tuple[np.ndarray, np.ndarray]) -> None:
+    images = garments[0][:8]
+    assert np.array_equal(web_style(images, np.arange(8), "none", 0), clean_images(images))
+
+
+def test_levels_differ_in_how_far_they_shift(garments: tuple[np.ndarray, np.ndarray]) -> None:
+    images = garments[0][:200]
+    clean = clean_images(images).float()
+    distance = {level: (web_style(images, np.arange(200), level, 0).float() - clean).abs().mean().item() for level in ("mild", "strong")}
+    assert 10 < distance["mild"] < distance["strong"]
+
+
+def test_an_images_look_depends_on_seed_and_index_only(garments: tuple[np.ndarray, np.ndarray]) -> None:
+    images = garments[0][:20]
+    together = web_style(images, np.arange(20), "mild", 0)
+    alone = web_style(images[7:8], np.array([7]), "mild", 0)
+    assert np.abs(together[7].numpy().astype(int) - alone[0].numpy().astype(int)).max() <= 1
+    assert not np.array_equal(together, web_style(images, np.arange(20), "mild", 1))
+
+
+@pytest.mark.parametrize("kind", CAPTION_KINDS)
+def test_captions_name_the_class_unless_they_are_unnamed_ones(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    info = CLASSES[9]
+    names = [variant.lower().replace(" ", "") for variant in class_name_variants(info)]
+    captions = [caption_for(info, kind, rng) for _ in range(50)]
+    named = [any(name in caption.lower().replace(" ", "") for name in names) for caption in captions]
+    assert all(named) if kind != "unnamed" else not any(named)
+    assert len(set(captions)) > 5
+
+
+def test_distractors_come_in_equal_numbers_and_repeat() -> None:
+    made = [distractor(index, 0) for index in range(10)]
+    assert Counter(kind for _, _, kind in made) == dict.fromkeys(KINDS, 2)
+    assert all(image.shape == (3, 32, 32) and image.dtype == np.uint8 for image, _, _ in made)
+    assert np.array_equal(made[3][0], distractor(3, 0)[0])
+
+
+def test_the_corpus_holds_what_the_config_says(tmp_path: Path, garments: tuple[np.ndarray, np.ndarray]) -> None:
+    config = MiniatureCorpus(kind="miniature", images=2000, distractors=200, wrong_captions=0.1)
+    miniature.build(DOWNLOADS, CLASSES, config, 0, tmp_path)
+    images, table = miniature.load_images(tmp_path)
+    truth = np.array(table.column("true_label").to_pylist())
+    assert images.shape == (2200, 3, 32, 32) and (truth < 0).sum() == 200
+    assert table.column("id").to_pylist() == list(range(2200))
+    kinds = Counter(kind.split()[0] for kind in table.column("caption_kind").to_pylist())
+    assert 0.07 < kinds["wrong"] / 2000 < 0.13
+    assert abs(kinds["template"] / 2000 - 0.55 * 0.9) < 0.04
+    assert sum(mark == "NSFW" for mark in table.column("NSFW").to_pylist()) == 40
+    sources = {index for index in table.column("source_index").to_pylist() if index >= 0}
+    _, target = fashion_mnist.split_corpus_and_target(garments[1], 2000, 0)
+    assert len(sources) == 2000 and not sources & set(target.tolist())
