@@ -84,6 +84,14 @@ def test_another_block_size_or_batch_size_plans_nothing(study: Workspace) -> Non
     assert study.plan() == {}
 
 
+def test_a_named_target_makes_what_it_needs_only(study: Workspace) -> None:
+    (study.results / "figures/figure1.png").unlink()
+    (study.results / "config.yaml").unlink()
+    study.run("--target", "figure1")
+    assert (study.results / "figures/figure1.png").exists() and not (study.results / "config.yaml").exists()
+    study.run()
+
+
 def test_a_newer_script_or_readme_plans_nothing(study: Workspace) -> None:
     scripts = study.folder / "workflow"
     scripts.unlink()

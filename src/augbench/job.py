@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from augbench.config import Study, parse_study
 from augbench.errors import UserError
@@ -59,9 +59,8 @@ def go_offline() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
-def _output_to(log: Path) -> TextIO:
-    """Send everything that this process and its libraries print to ``log``; returns the terminal that was there before."""
-    terminal = os.fdopen(os.dup(2), "w", buffering=1)
+def _output_to(log: Path) -> None:
+    """Send everything that this process and its libraries print to ``log``."""
     with log.open("a") as stream:
         for number in (1, 2):
             os.dup2(stream.fileno(), number)
@@ -69,14 +68,13 @@ def _output_to(log: Path) -> TextIO:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    return terminal
 
 
 @contextmanager
 def running(snakemake: Any, network: bool = False) -> Iterator[Job]:
     """Set up a script's surroundings and yield its :class:`Job`.
 
-    Log lines and tracebacks go to the rule's log file. A :class:`UserError` ends the process with its one line and status 1.
+    All output goes to the rule's log file, of which Snakemake shows the end when the job fails. A :class:`UserError` is one line there.
     ``network`` is for fetch rules only.
     """
     from augbench.launcher import hold_job_lock
@@ -88,7 +86,7 @@ def running(snakemake: Any, network: bool = False) -> Iterator[Job]:
     log = Path(snakemake.log[0])
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("")
-    terminal = _output_to(log)
+    _output_to(log)
     try:
         hold_job_lock()
         study = parse_study(snakemake.config)
@@ -98,7 +96,6 @@ def running(snakemake: Any, network: bool = False) -> Iterator[Job]:
             logger.info("done: %s", store.tally)
     except UserError as error:
         logger.error("%s", error)
-        print(f"augbench: {error}", file=terminal)
         sys.exit(1)
     except Exception:
         logger.error("failed:\n%s", traceback.format_exc())

@@ -119,8 +119,9 @@ def run(configfiles: Sequence[str], targets: Sequence[str], cores: int, extra: S
         Passed on to Snakemake.
     """
     run_id = acquire_run_lock()
-    command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete", "--cores", str(cores)]
-    command += ["--logger", "augbench", *extra, *targets]
+    # targets come first: options that take several values would swallow them
+    command = [sys.executable, "-m", "snakemake", *targets, "--nolock", "--rerun-incomplete", "--cores", str(cores)]
+    command += ["--logger", "augbench", *extra]
     if configfiles:
         command += ["--configfile", *configfiles]
     environment = {**os.environ, "AUGBENCH_RUN": run_id}

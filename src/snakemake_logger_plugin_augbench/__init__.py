@@ -32,6 +32,7 @@ WEIGHTS = {
     "measure": 200.0,
 }
 LOG_TAIL = 4
+STEP_FAILED = ("RuleException", "Exiting because a job execution failed")  # our own line says more
 
 
 @dataclass
@@ -84,7 +85,7 @@ class LogHandler(LogHandlerBase):
             self._failed(int(record.jobid))  # type: ignore[attr-defined]
         elif event in (None, LogEvent.ERROR) and record.levelno >= ERROR and not self.run.failed:
             text = record.getMessage().strip()  # a failed step has said it better already
-            if text and text != "None":
+            if text and text != "None" and not text.startswith(STEP_FAILED):
                 self._say(text)
 
     def _plan(self, stats: dict[str, int]) -> None:

@@ -1,4 +1,5 @@
-# Training split + manifest -> checkpoint, history, per-image predictions. The only rules that read the test split.
+# Training split + manifest -> checkpoint, history, per-image predictions. The only rules that read the test split. A job gets
+# the manifests of all runs, so that its inputs are the same however the runs are cut into blocks.
 
 for block in PLAN.run_blocks:
 
@@ -10,7 +11,7 @@ for block in PLAN.run_blocks:
             val=PLAN.splits["val"],
             test=PLAN.splits["test"],
             classes=PLAN.path("classes.parquet"),
-            added=expand(PLAN.resample(), run=block.members, allow_missing=True),
+            added=expand(PLAN.resample(), run=PLAN.runs, allow_missing=True),
         output:
             PLAN.block_run_files(block),
         log:

@@ -8,7 +8,8 @@ with running(snakemake) as job:
     from augbench.classify import train_block
 
     source = snakemake.input
-    folders = dict.fromkeys(Path(path).parent for path in snakemake.output)
+    folders = list(dict.fromkeys(Path(path).parent for path in snakemake.output))
+    manifests = {Path(path).stem: path for path in source.get("added", [])}
     train_block(
         job.study,
         job.store,
@@ -17,6 +18,6 @@ with running(snakemake) as job:
         source.val,
         source.test,
         source.classes,
-        source.get("added", []),
-        list(folders),
+        [manifests[folder.name] for folder in folders] if manifests else [],
+        folders,
     )

@@ -102,7 +102,7 @@ def web_style(images: np.ndarray, indices: np.ndarray, level: str, seed: int) ->
         return clean_images(images)
     rows = [np.random.default_rng(derive_seed(seed, "style", int(index))).random(96) for index in indices]
     draws = torch.from_numpy(np.stack(rows).astype(np.float32))
-    grey = F.pad(torch.from_numpy(images).float()[:, None] / 255, (2, 2, 2, 2))
+    grey = F.pad(torch.tensor(images, dtype=torch.float32)[:, None] / 255, (2, 2, 2, 2))
     grey = _warp(grey, style, draws)
     mask = (grey * 4).clamp(0, 1)
 

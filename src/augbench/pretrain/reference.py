@@ -20,7 +20,7 @@ from augbench.pretrain.loop import EpochSampler, Schedule, step_generator, train
 
 def new_reference(config: PretrainReference, classes: int, seed: int = 0) -> nn.Module:
     """An untrained ResNet for 32-pixel images."""
-    return build(Classifier(arch="resnet18", base_width=config.base_width, stem="small", resolution=32), classes, seed)
+    return build(Classifier(arch="resnet18", base_width=config.base_width, resolution=32), classes, seed)
 
 
 def prepare(images: torch.Tensor) -> torch.Tensor:

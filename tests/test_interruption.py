@@ -1,0 +1,80 @@
+"""``kill -9`` of the whole run, at three stages: a rerun completes, makes nothing finished again, and gives the same table."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Workspace, make_workspace
+
+pytestmark = pytest.mark.full
+
+
+def store_files(workspace: Workspace, kind: str) -> dict[str, int]:
+    """Finished artifacts of a kind in the store, by name, with their inodes: an inode that changes was made again."""
+    folder = workspace.results / ".store" / kind
+    return {path.name: path.stat().st_ino for path in folder.glob("*") if not path.name.startswith(".")} if folder.exists() else {}
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """``kill -9`` of the launcher, of Snakemake and of every job: the whole process group."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run_until(workspace: Workspace, reached: Callable[[], bool]) -> None:
+    """Start the study, wait until ``reached``, kill everything."""
+    command = [sys.executable, "-m", "augbench.cli", "run", "--configfile", "study.yaml", "--cores", "2"]
+    with (workspace.folder / "run.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=workspace.folder, env=workspace.environment(), stdout=log, stderr=log, text=True, start_new_session=True)
+        while not reached():
+            assert process.poll() is None, f"the run ended before the stage was reached: {Path(log.name).read_text()[-2000:]}"
+            time.sleep(0.05)
+        kill_all(process)
+
+
+def test_a_study_killed_at_three_stages_gives_the_same_table_and_makes_nothing_twice(finished: Workspace, tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path)
+    stages: list[tuple[str, Callable[[], bool]]] = [
+        ("embeddings", lambda: (workspace.results / "corpus/images").exists()),
+        ("shards", lambda: len(store_files(workspace, "shards")) >= 3),
+        ("classifiers", lambda: len(store_files(workspace, "predictions")) >= 3),
+    ]
+    kept: dict[str, dict[str, int]] = {}
+    for _, reached in stages:
+        run_until(workspace, reached)
+        for kind in ("shards", "classifiers", "predictions"):
+            now = store_files(workspace, kind)
+            before = kept.get(kind, {})
+            assert {name: now.get(name) for name in before} == before
+            kept[kind] = now
+    assert len(kept["shards"]) >= 3 and len(kept["predictions"]) >= 3
+    workspace.run()
+    for kind, before in kept.items():
+        now = store_files(workspace, kind)
+        assert {name: now.get(name) for name in before} == before, f"finished {kind} were made again"
+    for table in ("table1.csv", "table1_runs.csv"):
+        assert (workspace.results / "tables" / table).read_text() == (finished.results / "tables" / table).read_text()
+    assert workspace.plan() == {}
+
+
+def test_a_second_run_beside_a_running_one_gets_one_clear_line(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path)
+    command = [sys.executable, "-m", "augbench.cli", "run", "--configfile", "study.yaml", "--cores", "1"]
+    first = subprocess.Popen(command, cwd=workspace.folder, env=workspace.environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert first.stderr is not None
+        assert "steps to do" in first.stderr.readline()
+        second = workspace.augbench("run", "--configfile", "study.yaml")
+        assert second.returncode == 1
+        assert second.stderr.strip().startswith("augbench: results/.locks/run: a run is under way here")
+        assert len(second.stderr.strip().splitlines()) == 1
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
