@@ -30,10 +30,11 @@ localrules:
     pretrain,
 
 
-# Everything the study promises.
+# Everything the study promises; a deleted shard is noticed because it is one of the things promised.
 rule all:
     default_target: True
     input:
+        [PLAN.shards(method) for method in PLAN.augmented],
         PLAN.table1.values(),
         PLAN.figure1.values(),
         PLAN.path("config.yaml"),

@@ -1,0 +1,69 @@
+"""The terminal during a run: one line per finished step, with an estimate; the end of the log where a step fails."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from snakemake_interface_logger_plugins.common import LogEvent
+
+from augbench.progress import Progress, clock, track
+from snakemake_logger_plugin_augbench import LogHandler, weight_of
+
+
+def send(handler: LogHandler, event: Any, level: int = logging.INFO, text: str = "", **fields: Any) -> None:
+    record = logging.LogRecord("snakemake", level, "", 0, text, None, None)
+    record.__dict__.update(event=event, **fields)
+    handler.emit(record)
+
+
+@pytest.fixture
+def handler(capsys: pytest.CaptureFixture[str]) -> LogHandler:
+    made = LogHandler(None, None)  # type: ignore[arg-type]
+    send(made, LogEvent.RUN_INFO, stats={"generate_000": 2, "resample": 1, "total": 3})
+    assert capsys.readouterr().err == "3 steps to do\n"
+    return made
+
+
+def test_a_finished_step_is_one_line_with_count_and_estimate(handler: LogHandler, capsys: pytest.CaptureFixture[str]) -> None:
+    send(handler, LogEvent.JOB_INFO, jobid=7, rule_name="generate_000", rule_msg="generate images of clip_prompts", log=[])
+    send(handler, LogEvent.JOB_FINISHED, job_id=7)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("[1/3] 0:00 generate images of clip_prompts (0 s), about ") and lines[0].endswith(" left")
+
+
+def test_estimates_weigh_steps_by_their_kind() -> None:
+    assert weight_of("generate_017") > 10 * weight_of("resample")
+
+
+def test_a_failed_step_shows_the_end_of_its_log(handler: LogHandler, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    log = tmp_path / "job.log"
+    log.write_text("starting\n" * 50 + "ERROR dataset.root: no such folder; give one\n")
+    send(handler, LogEvent.JOB_INFO, jobid=1, rule_name="splits", rule_msg="splits", log=[str(log)])
+    send(handler, None, logging.ERROR, "RuleException:\nCalledProcessError in file x")
+    send(handler, LogEvent.JOB_ERROR, jobid=1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "FAILED: splits"
+    assert "ERROR dataset.root: no such folder; give one" in lines[-2] and str(log) in lines[-1]
+    assert len(lines) < 10
+
+
+def test_other_errors_are_shown_whole(handler: LogHandler, capsys: pytest.CaptureFixture[str]) -> None:
+    send(handler, None, logging.ERROR, "MissingInputException in rule splits:\nMissing input files")
+    assert "Missing input files" in capsys.readouterr().err
+
+
+def test_long_work_logs_rate_and_estimate(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    progress = Progress("images", 10, "image", interval=0)
+    progress.update(4, note="1 flagged")
+    assert "images: 4/10 images" in caplog.text and "ETA" in caplog.text and "1 flagged" in caplog.text
+    assert list(track("ab", "letters", unit="letter")) == ["a", "b"]
+    assert "letters: 2/2 letters" in caplog.text
+
+
+def test_times_are_readable() -> None:
+    assert [clock(seconds) for seconds in (5, 65, 3605)] == ["0:05", "1:05", "1:00:05"]
