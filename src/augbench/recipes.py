@@ -106,3 +106,8 @@ def figure_recipe() -> Recipe:
 def pretrain_recipe(study: Study, model: str) -> Recipe:
     """How a model of the miniature is pre-trained (``clip``, ``autoencoder``, ``unet``, ``reference``)."""
     return {"version": 1, "seed": study.seed, "pretrain": study.pretrain.model_dump(mode="json")[model]}
+
+
+def measure_recipe(study: Study) -> Recipe:
+    """How the pre-trained models are measured."""
+    return {"version": 1, "sampling": sampling_recipe(study), "images_per_class": study.pretrain.measured_images_per_class}

@@ -131,7 +131,7 @@ if STUDY.corpus is not None:
             mem_mb=4000,
             runtime=60,
         params:
-            sampling=recipes.sampling_recipe(STUDY),
+            recipe=recipes.measure_recipe(STUDY),
         message:
             "measure the pre-trained models"
         script:
