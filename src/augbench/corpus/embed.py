@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+BATCH = 32  # images embedded together; on a CPU, more do not fit into its cache and take half as long again
 METADATA = ("id", "url", "caption", "width", "height", "NSFW", "punsafe")
 
 
@@ -51,11 +52,11 @@ def embed_corpus(job: Job, parts: Sequence[str], model_path: str, embeddings: Se
         images, texts = [], []
         captions = table.column("caption").to_pylist()
         encoded = table.column("image").combine_chunks().field("bytes")
-        for start in range(0, len(captions), 256):
-            batch = [Image.open(BytesIO(data.as_py())).convert("RGB") for data in encoded[start : start + 256]]
+        for start in range(0, len(captions), BATCH):
+            batch = [Image.open(BytesIO(data.as_py())).convert("RGB") for data in encoded[start : start + BATCH]]
             pixels = processor(batch, return_tensors="pt").pixel_values.to(device)
             images.append(F.normalize(model.get_image_features(pixel_values=pixels), dim=-1).cpu())
-            tokens = tokenizer(captions[start : start + 256], padding="longest", truncation=True, max_length=77, return_tensors="pt")
+            tokens = tokenizer(captions[start : start + BATCH], padding="longest", truncation=True, max_length=77, return_tensors="pt")
             texts.append(F.normalize(model.get_text_features(**tokens.to(device)), dim=-1).cpu())
         image, text = torch.cat(images), torch.cat(texts)
         return image.half().numpy(), (image * text).sum(1).numpy()
