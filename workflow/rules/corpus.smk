@@ -2,6 +2,7 @@
 
 if STUDY.corpus is not None:
 
+    # The longest chain of the study begins here, so it goes first.
     rule corpus:
         input:
             PLAN.fashion_mnist_files,
@@ -11,6 +12,7 @@ if STUDY.corpus is not None:
             PLAN.path("logs/corpus.log"),
         benchmark:
             PLAN.path("benchmarks/corpus.tsv")
+        priority: 20
         conda:
             ENVIRONMENT
         resources:
@@ -33,6 +35,7 @@ if STUDY.corpus is not None:
             PLAN.path("logs/embed_corpus.log"),
         benchmark:
             PLAN.path("benchmarks/embed_corpus.tsv")
+        priority: 20
         conda:
             ENVIRONMENT
         resources:
@@ -53,6 +56,7 @@ if STUDY.corpus is not None:
             PLAN.path("logs/index_corpus.log"),
         benchmark:
             PLAN.path("benchmarks/index_corpus.tsv")
+        priority: 20
         conda:
             ENVIRONMENT
         resources:

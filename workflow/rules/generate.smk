@@ -22,6 +22,8 @@ for block in PLAN.class_blocks:
             PLAN.path(f"benchmarks/generate/{{method}}_{block.name}.tsv")
         wildcard_constraints:
             method=any_of(PLAN.sampled),
+        # the longest work first: training fills in around it
+        priority: 10
         conda:
             ENVIRONMENT
         resources:
