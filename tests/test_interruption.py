@@ -70,7 +70,7 @@ def test_a_second_run_beside_a_running_one_gets_one_clear_line(tmp_path: Path) -
     first = subprocess.Popen(command, cwd=workspace.folder, env=workspace.environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert first.stderr is not None
-        assert "steps to do" in first.stderr.readline()
+        assert any("steps to do" in line for line in iter(first.stderr.readline, ""))
         second = workspace.augbench("run", "--configfile", "study.yaml")
         assert second.returncode == 1
         assert second.stderr.strip().startswith("augbench: results/.locks/run: a run is under way here")
