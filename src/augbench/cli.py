@@ -12,10 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from augbench.config import load_study
+from augbench.config import DEMO, load_study
 from augbench.errors import UserError
-
-DEMO = "config/demo.yaml"
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -75,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.function(arguments))
     except UserError as error:
-        print("\n".join(f"augbench: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        print(error.for_terminal(), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("augbench: interrupted; run again to go on", file=sys.stderr)

@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from augbench.errors import UserError
 
+DEMO = "config/demo.yaml"  # the study that runs where none is given, relative to the project
 SLUG = r"^[a-z0-9][a-z0-9_]*$"
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -318,7 +319,7 @@ class PretrainUnet(Section):
 
 
 class PretrainReference(Section):
-    """The reference classifier that judges generated images: trained on the corpus's images in clean form, true labels."""
+    """The reference classifiers that judge generated images: one saw the corpus's garments in clean form, one in web style, too."""
 
     epochs: Positive = key(3, "Passes over the garments.", "epochs")
     batch_size: Positive = key(128, "Images per step.", "images")

@@ -24,3 +24,7 @@ class UserError(Exception):
     def __init__(self, where: str, found: object, allowed: str) -> None:
         self.where, self.found, self.allowed = where, found, allowed
         super().__init__(f"{where}: {found if not isinstance(found, str) else found.strip()}; {allowed}")
+
+    def for_terminal(self) -> str:
+        """What entry points print: each line of the message, under the program's name."""
+        return "\n".join(f"augbench: {line}" for line in str(self).splitlines())

@@ -11,12 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from augbench.config import merge, parse_study, read_yaml
+from augbench.config import DEMO, merge, parse_study, read_yaml
 from augbench.data.source import open_source
 from augbench.errors import UserError
 from augbench.plan import Plan
-
-DEMO = "config/demo.yaml"
 
 
 def load_plan(config: dict[str, Any], project: Path) -> Plan:
@@ -36,4 +34,4 @@ def load_plan(config: dict[str, Any], project: Path) -> Plan:
         class_ids = tuple(info.class_id for info in open_source(study.dataset, study.seed, study.corpus).classes())
         return Plan(study, class_ids)
     except UserError as error:
-        sys.exit("\n".join(f"augbench: {line}" for line in str(error).splitlines()))
+        sys.exit(error.for_terminal())
