@@ -16,6 +16,8 @@ include: "workflow/rules/corpus.smk"
 include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/prompts.smk"
+include: "workflow/rules/finetune.smk"
+include: "workflow/rules/select.smk"
 include: "workflow/rules/generate.smk"
 include: "workflow/rules/retrieve.smk"
 include: "workflow/rules/resample.smk"
@@ -37,6 +39,7 @@ rule all:
         [PLAN.shards(method) for method in PLAN.augmented],
         PLAN.table1.values(),
         PLAN.figure1.values(),
+        PLAN.diagnostics.values(),
         PLAN.path("config.yaml"),
 
 

@@ -28,8 +28,13 @@ SMALL_STUDY: dict[str, Any] = {
         "real_20pct": {"mechanism": "real", "split": "train2x"},
         "simple_prompt": {"mechanism": "sample", "prompt": {"class_name": "lemmas"}},
         "clip_prompts": {"mechanism": "sample", "prompt": {"templates": "clip"}},
+        "boomerang": {"mechanism": "sample", "start": "training_images", "steps": 10, "guidance_scale": 1.0, "prompt": {"templates": "empty"}},
+        # neither of these two is in the paper: a new method is a new row
+        "pseudoword_clip": {"mechanism": "personalise", "learn": "pseudoword", "prompt": {"templates": "clip"}, "candidates": ["val_loss", 1]},
+        "imagic_k2": {"mechanism": "personalise", "learn": "conditioning", "clusters": 2, "train_unet": True, "lr_grid": [1.0, 3.0], "candidates": [1, 2]},
         "retrieval": {"mechanism": "retrieve", "images_per_class": 10, "duplicate_threshold": 0.999},
     },
+    "finetune": {"features": "clip", "max_epochs": 2, "patience": 1},
     "augmentation": {"images_per_class": 20, "images_per_part": 10, "resamples": 2},
     "classifier": {"layers": [1, 1, 1, 1], "arch": "resnet18", "base_width": 8, "stem": "small", "resolution": 32, "evaluation_resize": 32, "batch_size": 32, "lr": 0.05, "max_epochs": 2},
     "execution": {"classes_per_job": 5, "runs_per_job": 2, "batch_size": 20},

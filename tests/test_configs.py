@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from augbench.config import load_study
+from augbench.config import PersonaliseMethod, load_study
+from augbench.report.protocol import CANDIDATES, IMAGIC_CANDIDATES, paper_results
 
 PROJECT = Path(__file__).resolve().parents[1]
 STUDIES = [*sorted((PROJECT / "config").glob("*.yaml")), PROJECT / "docs/examples/digits.yaml"]
@@ -23,12 +24,23 @@ def test_the_demo_is_no_toy() -> None:
     assert study.dataset.train_fraction * target_pool >= 50  # real images per class, and as many added ones
     assert study.augmentation.resamples >= 3
     assert study.diffusion.steps >= 20
-    assert list(study.methods) == ["none", "real_20pct", "simple_prompt", "clip_prompts", "retrieval"]
+    assert {row.clusters for row in study.methods.values() if isinstance(row, PersonaliseMethod)} == {1, 5}
+    assert all(len(row.candidates) >= 2 for row in study.methods.values() if isinstance(row, PersonaliseMethod))
+
+
+@pytest.mark.parametrize("name", ["demo", "mini"])
+def test_the_rows_of_the_papers_table_are_all_there(name: str) -> None:
+    study, rows = load_study([PROJECT / f"config/{name}.yaml"]), set(paper_results("imagenet10"))
+    missing = {"ft_cluster_conditioning_k10", "ft_cluster_conditioning_k15"} if name == "demo" else set()
+    assert rows - set(study.methods) == missing
 
 
 def test_the_full_miniature_keeps_the_papers_sizes() -> None:
     study = load_study([PROJECT / "config/mini.yaml"])
     assert (study.augmentation.images_per_class, study.augmentation.resamples, study.diffusion.steps) == (390, 5, 50)
+    assert (study.finetune.max_epochs, study.execution.keep_candidates) == (40, True)
+    rows = {name: row.candidates for name, row in study.methods.items() if isinstance(row, PersonaliseMethod)}
+    assert rows.pop("imagic") == IMAGIC_CANDIDATES and set(rows.values()) == {CANDIDATES}
     assert (study.classifier.plateau_patience, study.classifier.stop_patience, study.classifier.max_epochs) == (10, 20, 270)
 
 
@@ -36,5 +48,5 @@ def test_an_overlay_changes_and_removes(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("augmentation: {resamples: 4}\nmethods: {retrieval: null}\n")
     study = load_study([PROJECT / "config/demo.yaml", overlay])
-    assert study.augmentation.resamples == 4 and study.augmentation.images_per_class == 100
+    assert study.augmentation.resamples == 4 and study.augmentation.images_per_class == 60
     assert "retrieval" not in study.methods

@@ -6,15 +6,25 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
+import torch.nn.functional as F
+from transformers import CLIPImageProcessor
 
 from augbench.classes import load_class_table
-from augbench.config import MiniatureCorpus
-from augbench.corpus import miniature
+from augbench.config import MiniatureCorpus, parse_study
+from augbench.corpus import miniature, style
 from augbench.corpus.captions import CAPTION_KINDS, caption_for, class_name_variants
 from augbench.corpus.distractors import KINDS, distractor
+from augbench.corpus.embed import embed_corpus
 from augbench.corpus.style import clean_images, web_style
 from augbench.data import fashion_mnist
+from augbench.files import write_json
+from augbench.job import Job
+from augbench.models import fingerprint, load_clip
+from augbench.seeds import derive_seed
+from augbench.store import Store
 
 CLASSES = load_class_table("fashion_mnist")
 DOWNLOADS = Path(__file__).resolve().parents[1] / "results/downloads/fashion_mnist"
@@ -57,6 +67,24 @@ def test_captions_name_the_class_unless_they_are_unnamed_ones(kind: str) -> None
     assert len(set(captions)) > 5
 
 
+def test_a_batch_is_styled_as_its_pieces_are(garments: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    images, indices = garments[0][:48], np.arange(48)
+    whole = web_style(images, indices, "mild", 0)
+    monkeypatch.setattr(style, "AT_ONCE", 16)
+    assert np.array_equal(web_style(images, indices, "mild", 0), whole)
+
+
+def test_kinds_of_captions_are_drawn_as_numpys_choice_draws_them() -> None:
+    config = MiniatureCorpus(kind="miniature", wrong_captions=0.0)
+    kinds, shares = zip(*config.captions.items(), strict=True)
+    for index in range(200):
+        rng = np.random.default_rng(derive_seed(3, "caption", index))
+        rng.random()  # whether the caption is a wrong one
+        expected = kinds[int(rng.choice(len(kinds), p=np.array(shares) / sum(shares)))]
+        row = miniature.garment_row(index, 0, 4, CLASSES, config, 3)
+        assert (row.caption_kind, row.caption) == (expected, caption_for(CLASSES[4], expected, rng))
+
+
 def test_distractors_come_in_equal_numbers_and_repeat() -> None:
     made = [distractor(index, 0) for index in range(10)]
     assert Counter(kind for _, _, kind in made) == dict.fromkeys(KINDS, 2)
@@ -78,3 +106,27 @@ def test_the_corpus_holds_what_the_config_says(tmp_path: Path, garments: tuple[n
     sources = {index for index in table.column("source_index").to_pylist() if index >= 0}
     _, target = fashion_mnist.split_corpus_and_target(garments[1], 2000, 0)
     assert len(sources) == 2000 and not sources & set(target.tolist())
+
+
+def test_embeddings_and_similarities_are_those_of_each_image_and_its_own_caption(tmp_path: Path, garments: tuple[np.ndarray, np.ndarray]) -> None:
+    clip_folder = DOWNLOADS.parents[2] / "resources/mini/clip"
+    miniature.build(DOWNLOADS, CLASSES, MiniatureCorpus(kind="miniature", images=120, distractors=60), 0, tmp_path)
+    (part,) = miniature.part_paths(tmp_path)
+    write_json(tmp_path / "clip.json", fingerprint(clip_folder))
+    study = parse_study({"study": "s", "dataset": {"kind": "fashion_mnist"}, "diffusion": {"model": "none"}, "clip": {"model": "none"}, "methods": {"none": {"mechanism": "real"}}, "augmentation": {"images_per_class": 1}, "execution": {"device": "cpu"}})  # fmt: skip
+    vectors, metadata = tmp_path / "img_emb.npy", tmp_path / "metadata.parquet"
+    embed_corpus(Job(study, Store(tmp_path / ".store"), 1), [str(part)], str(tmp_path / "clip.json"), [str(vectors)], [str(metadata)])
+
+    images, table = miniature.load_images(tmp_path)
+    captions = table.column("caption").to_pylist()
+    assert len(set(captions)) < len(captions)  # some repeat
+    model, tokenizer = load_clip(clip_folder, torch.device("cpu"))
+    processor = CLIPImageProcessor.from_pretrained(clip_folder, local_files_only=True)
+    rows = (0, 1, 77, 150, 179)
+    with torch.inference_mode():
+        for row in rows:
+            pixels = processor(images[row], return_tensors="pt").pixel_values
+            image = F.normalize(model.get_image_features(pixel_values=pixels), dim=-1)[0]
+            text = F.normalize(model.get_text_features(**tokenizer([captions[row]], return_tensors="pt")), dim=-1)[0]
+            assert np.load(vectors)[row] == pytest.approx(image.numpy(), abs=1e-3)
+            assert pq.read_table(metadata).column("similarity")[row].as_py() == pytest.approx(float(image @ text), abs=1e-5)

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from augbench.classes import load_class_table
 from augbench.config import Diffusion
 from augbench.errors import UserError
-from augbench.generate import MAX_ATTEMPTS, Sampler
+from augbench.generate import MAX_ATTEMPTS, Sampler, square
 
 MINI = Path(__file__).resolve().parents[1] / "resources/mini"
 PROMPTS = [f"A photo of {info.name}." for info in load_class_table("fashion_mnist")] * 2
@@ -106,3 +107,53 @@ def test_clips_text_tower_is_the_diffusion_models() -> None:
 
 def test_the_shipped_weights_stay_small() -> None:
     assert sum(path.stat().st_size for path in MINI.rglob("*") if path.is_file()) <= 40e6
+
+
+def garments(count: int) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 255, (count, 4, 4, 3), dtype=np.uint8)
+    return [Image.fromarray(values).resize((40, 48)) for values in coarse]
+
+
+def boomerangs(pipeline: Any, noise: float, batch_size: int = 4) -> np.ndarray:
+    sampler = Sampler(pipeline, 100, 1.0, 32, batch_size, noise=noise)
+    samples = sampler.sample([""] * 4, SCOPES[:4], 0, starts=garments(4))
+    return np.stack([np.asarray(sample.image, dtype=float) for sample in samples])
+
+
+@pytest.fixture(scope="module")
+def ddim_pipeline() -> Any:
+    import torch
+
+    from augbench.models import load_pipeline
+
+    return load_pipeline(Diffusion(model=str(MINI / "stable-diffusion"), resolution=32, scheduler="ddim", dtype="float32"), torch.device("cpu"))
+
+
+def test_a_boomerang_comes_back_nearer_to_its_image_the_less_noise_it_got(ddim_pipeline: Any) -> None:
+    originals = np.stack([np.asarray(square(image, 32), dtype=float) for image in garments(4)])
+    distances = [np.abs(boomerangs(ddim_pipeline, noise) - originals).mean() for noise in (0.05, 0.3, 0.9)]
+    assert distances[0] < distances[1] < distances[2]
+
+
+def test_a_boomerang_walks_its_share_of_the_steps_without_guidance(ddim_pipeline: Any) -> None:
+    sizes: list[int] = []
+    hook = ddim_pipeline.unet.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    try:
+        boomerangs(ddim_pipeline, 0.2)
+    finally:
+        hook.remove()
+    assert sizes == [4] * 20  # 100 steps x 0.2; one sample per image, not two
+
+
+def test_a_boomerang_is_the_same_in_any_batch(ddim_pipeline: Any) -> None:
+    assert np.abs(boomerangs(ddim_pipeline, 0.1) - boomerangs(ddim_pipeline, 0.1, batch_size=1)).max() <= TOLERANCE
+
+
+def test_learned_conditioning_stands_for_its_prompt(pipeline: Any) -> None:
+    states, _ = pipeline.encode_prompt(["A photo of bag."], pipeline.device, 1, False)
+    plain = Sampler(pipeline, 2, 3.0, 32, 2).sample(["A photo of bag."], SCOPES[:1], 0)
+    learned = Sampler(pipeline, 2, 3.0, 32, 2, conditioning={"<bag>": states[0]}).sample(["<bag>"], SCOPES[:1], 0)
+    other = Sampler(pipeline, 2, 3.0, 32, 2, conditioning={"<bag>": -states[0]}).sample(["<bag>"], SCOPES[:1], 0)
+    assert np.array_equal(np.asarray(plain[0].image), np.asarray(learned[0].image))
+    assert not np.array_equal(np.asarray(plain[0].image), np.asarray(other[0].image))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from augbench.config import PretrainAutoencoder, PretrainClip, PretrainUnet
+from augbench.config import PretrainAutoencoder, PretrainClip, PretrainReference, PretrainUnet
+from augbench.errors import UserError
+from augbench.files import read_json, write_json
+from augbench.pretrain.judge import check_judge
 from augbench.pretrain.loop import EpochSampler, Schedule, step_generator, train
 
 torch.set_num_threads(1)
+MINI = Path(__file__).resolve().parents[1] / "resources/mini"
 
 
 def test_the_vocabulary_is_openais(tmp_path: Path) -> None:
@@ -104,3 +110,140 @@ def test_assembled_folders_load_and_flag_what_they_were_calibrated_on(tmp_path: 
     assert all(torch.allclose(value, loaded.state_dict()[name], atol=2e-3) for name, value in clip.state_dict().items())
     assert len(CLIPTokenizer.from_pretrained(tmp_path / "models/clip")) == 49408
     assert diversity(torch.tensor([[0.0], [3.0], [1.0], [1.0]]), np.array([0, 0, 1, 1])) == 1.5
+
+
+# --- judges -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def judge_folder(tmp_path: Path) -> Path:
+    """An untrained reference classifier of three classes, saved as a judge."""
+    from augbench.pretrain.reference import network, new_reference, save_judge
+
+    config = PretrainReference(base_width=8)
+    save_judge(new_reference(config, 3, seed=1).eval(), ["a", "b", "c"], network(config), tmp_path / "judge")
+    return tmp_path / "judge"
+
+
+def test_a_judge_is_the_classifier_that_was_saved(judge_folder: Path) -> None:
+    from augbench.pretrain.reference import load_judge, new_reference, prepare
+
+    images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    judge = load_judge(judge_folder, ["a", "b", "c"], torch.device("cpu"))
+    original = new_reference(PretrainReference(base_width=8), 3, seed=1).eval()
+    with torch.inference_mode():
+        expected, found = original(prepare(images)), judge.model(prepare(images))
+    assert torch.allclose(expected, found, atol=2e-2 * float(expected.abs().max()))
+    assert torch.equal(judge.labels(images), found.argmax(1))
+
+
+def test_a_judge_speaks_of_the_studys_classes_only_and_in_their_order(judge_folder: Path) -> None:
+    from augbench.pretrain.reference import load_judge, prepare
+
+    images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    judge = load_judge(judge_folder, ["c", "a"], torch.device("cpu"))
+    with torch.inference_mode():
+        judge.model.fc.bias[:] = torch.tensor([0.0, 100.0, 0.0])  # "b", which the study does not have, would win
+        logits = judge.model(prepare(images))
+    assert logits.argmax(1).tolist() == [1] * 64
+    assert judge.labels(images).tolist() == (logits[:, 2] < logits[:, 0]).long().tolist()
+
+
+def test_a_judge_sees_the_central_square(judge_folder: Path) -> None:
+    from PIL import Image
+
+    from augbench.pretrain.reference import load_judge
+
+    judge = load_judge(judge_folder, ["a", "b"], torch.device("cpu"))
+    wide = np.zeros((64, 128, 3), dtype=np.uint8)
+    wide[:, 32:96] = 200
+    assert judge.pixels(Image.fromarray(wide)).unique().tolist() == [200]
+    small = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    assert np.array_equal(judge.pixels(Image.fromarray(small)).permute(1, 2, 0).numpy(), small)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), r"report.judge: .* has no model.safetensors; allowed: a folder with"),
+        (lambda folder: (folder / "config.json").write_text("{"), r"config.json: not a judge's"),
+        (lambda folder: write_json(folder / "config.json", {"model_type": "clip"}), r"report.judge: .* is a model of type 'clip'; allowed: 'augbench_judge'"),
+        (lambda folder: write_json(folder / "config.json", {"model_type": "augbench_judge", "network": {}}), r"config.json: not a judge's"),
+        (
+            lambda folder: write_json(folder / "config.json", {**read_json(folder / "config.json"), "class_ids": ["a"]}),
+            r"report.judge: .* does not know class 'b'; allowed: a judge of the study's classes, or null",
+        ),
+    ],
+)
+def test_a_judge_that_cannot_judge_is_refused_early(judge_folder: Path, spoil: Callable[[Path], object], message: str) -> None:
+    assert check_judge(judge_folder, ["a", "b"]).class_ids == ("a", "b", "c")
+    spoil(judge_folder)
+    with pytest.raises(UserError, match=message):
+        check_judge(judge_folder, ["a", "b"])
+
+
+def test_a_judge_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"report.judge: .*no such folder"):
+        check_judge(tmp_path / "none", ["a"])
+
+
+def test_weights_of_another_network_are_refused(judge_folder: Path) -> None:
+    from augbench.pretrain.reference import load_judge
+
+    value = read_json(judge_folder / "config.json")
+    write_json(judge_folder / "config.json", {**value, "network": {**value["network"], "base_width": 16}})
+    with pytest.raises(UserError, match=r"model.safetensors: not the weights of its config.json"):
+        load_judge(judge_folder, ["a"], torch.device("cpu"))
+
+
+def test_the_robust_judge_is_shipped(tmp_path: Path, judge_folder: Path) -> None:
+    from augbench.pretrain.card import ship
+
+    trained, target = tmp_path / "pretrain", tmp_path / "mini"
+    for name in ("clip", "stable-diffusion"):
+        shutil.copytree(MINI / name, trained / "models" / name)
+    record = read_json(MINI / "training_record.json")
+    record["histories"]["clip"] = [{"step": 5, "loss": 2.5}, {"image_step": 7, "image_loss": 1.5}]  # trained in two stages
+    write_json(trained / "models/training_record.json", record)
+    for name in ("quality.json", "generated.png"):
+        shutil.copyfile(MINI / name, trained / name)
+    shutil.copytree(judge_folder, trained / "reference/robust")
+    ship(trained, target)
+    assert check_judge(target / "judge", ["a"]).class_ids == ("a", "b", "c")
+    card = (target / "README.md").read_text(encoding="utf-8")
+    assert "judge 0." in card and "| clip: step | loss |\n|---:|---:|\n| 5 | 2.5 |\n\n| clip: image step | image_loss |\n|---:|---:|\n| 7 | 1.5 |\n" in card
+    ship(trained, target)  # over an older one
+
+
+def test_training_leaves_both_reference_classifiers_as_judges(tmp_path: Path) -> None:
+    from augbench.classes import load_class_table
+    from augbench.config import parse_study
+    from augbench.data import fashion_mnist
+    from augbench.job import Job
+    from augbench.pretrain import stage
+    from augbench.pretrain.reference import load_judge, prepare
+    from augbench.store import Store
+
+    downloads = Path(__file__).resolve().parents[1] / "results/downloads/fashion_mnist"
+    fashion_mnist.fetch(downloads)
+    study = parse_study(
+        {
+            "study": "tiny",
+            "dataset": {"kind": "fashion_mnist", "downloads": str(downloads)},
+            "corpus": {"kind": "miniature", "downloads": str(downloads), "images": 200},
+            "diffusion": {"model": "none", "resolution": 32},
+            "clip": {"model": "none"},
+            "methods": {"none": {"mechanism": "real"}},
+            "augmentation": {"images_per_class": 1},
+            "pretrain": {"reference": {"base_width": 8, "epochs": 1, "batch_size": 50}},
+        }
+    )
+    stage.pretrain_reference(Job(study, Store(tmp_path / ".store"), 1), str(downloads), str(tmp_path / "reference"))
+    ids = [info.class_id for info in load_class_table("fashion_mnist")]
+    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for what in ("clean", "robust"):
+        trained = load_judge(tmp_path / "reference" / what, ids, torch.device("cpu"))
+        state = torch.load(tmp_path / "reference" / f"{what}.pt", weights_only=True)
+        assert all(torch.allclose(value.float(), state[name].float(), atol=2e-3) for name, value in trained.model.state_dict().items())
+        with torch.inference_mode():
+            assert trained.model(prepare(images)).shape == (8, 10)

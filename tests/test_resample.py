@@ -30,9 +30,9 @@ def shard(study: Path, class_id: str, label: int, part: int, indices: range, fol
     return path
 
 
-def pool_of(counts: dict[str, int]) -> pa.Table:
+def pool_of(counts: dict[str, int], part_size: int = 1000) -> pa.Table:
     rows = [
-        {"class_id": name, "label": label, "index": i, "path": f"{name}.parquet", "row": i, "sha256": f"{name}{i}", "similarity": None}
+        {"class_id": name, "label": label, "index": i, "path": f"{name}/{i // part_size}.parquet", "row": i, "sha256": f"{name}{i}", "similarity": None}
         for label, (name, count) in enumerate(counts.items())
         for i in range(count)
     ]
@@ -109,6 +109,12 @@ def test_sets_are_drawn_independently_of_each_other() -> None:
     # binomial(40, 1/4): the mean is 10, the standard deviation 2.7
     assert abs(counts.std() - np.sqrt(7.5)) < 0.4
     assert overlap(sets) == pytest.approx(0.25, abs=0.01)
+
+
+def test_set_0_is_drawn_from_part_0_so_that_a_candidate_of_one_part_gives_the_same_set() -> None:
+    whole, part = pool_of({"a": 40}, part_size=12), pool_of({"a": 12}, part_size=12)
+    assert draw(whole, {"a": 9}, 0, 3).equals(draw(part, {"a": 9}, 0, 3))
+    assert max(chosen(draw(whole, {"a": 9}, 1, 3), "a")) >= 12
 
 
 def test_methods_with_pools_of_one_size_share_the_draw() -> None:

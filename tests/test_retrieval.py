@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Workspace
 
 from augbench.config import RetrieveMethod
+from augbench.corpus import embed
+from augbench.corpus.embed import build_index
 from augbench.errors import UserError
+from augbench.files import read_json
 from augbench.retrieval.index import IndexBackend, Neighbour
 from augbench.retrieval.retrieve import Fates, find
 
@@ -94,11 +99,45 @@ def test_neighbours_of_the_real_index_are_the_exact_ones(finished: Workspace, mo
     with torch.inference_mode():
         text = torch.nn.functional.normalize(model.get_text_features(**tokenizer([query], return_tensors="pt")), dim=-1)
     (embeddings,) = [np.load(path) for path in (finished.results / "corpus/embeddings/img_emb").glob("*.npy")]
-    exact = np.argsort(-(embeddings.astype(np.float32) @ text[0].numpy()))[:50]
+    exact = embeddings.astype(np.float32) @ text[0].numpy()
     found = backend.search(query, 50)
-    assert len(set(exact.tolist()) & {neighbour.id for neighbour in found}) >= 45  # autofaiss may choose an approximate index
     similarities = [neighbour.similarity for neighbour in found]
     assert similarities == sorted(similarities, reverse=True)
+    assert similarities == pytest.approx(np.sort(exact)[::-1][:50].tolist(), abs=1e-5)
+    assert similarities == pytest.approx(exact[[neighbour.id for neighbour in found]].tolist(), abs=1e-5)
+
+
+def write_embeddings(folder: Path, rows: int) -> list[str]:
+    """Random embeddings in two parts, with metadata, as :func:`embed_corpus` leaves them."""
+    vectors = np.random.default_rng(0).normal(size=(rows, 16))
+    paths = [folder / f"img_emb/img_emb_{part:05d}.npy" for part in range(2)]
+    for part, (path, rows_of_part) in enumerate(zip(paths, np.array_split(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), 2), strict=True)):
+        table = folder / f"metadata/metadata_{part:05d}.parquet"
+        for parent in (path.parent, table.parent):
+            parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, rows_of_part.astype(np.float16))
+        pq.write_table(pa.table({"url": [f"u{part}-{i}" for i in range(len(rows_of_part))]}), table)
+    return [str(path) for path in paths]
+
+
+def test_an_index_of_a_small_corpus_misses_no_neighbour(tmp_path: Path) -> None:
+    import faiss
+
+    paths = write_embeddings(tmp_path / "embeddings", 3000)
+    build_index(paths, tmp_path / "index", "clip", 1)
+    vectors = np.concatenate([np.load(path) for path in paths]).astype(np.float32)
+    _, found = faiss.read_index(str(tmp_path / "index/image.index")).search(vectors[:50], 20)
+    assert np.array_equal(found, np.argsort(-(vectors[:50] @ vectors.T), axis=1)[:, :20])
+    assert read_json(tmp_path / "index/image.json")["index_key"] == "Flat"
+    urls = pq.read_table(tmp_path / "index/metadata").column("url").to_pylist()
+    assert len(urls) == 3000 and urls[1500] == "u1-0"
+
+
+def test_a_large_corpus_gets_the_index_that_autofaiss_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = write_embeddings(tmp_path / "embeddings", 3000)
+    monkeypatch.setattr(embed, "EXACT_UP_TO", 2999)
+    build_index(paths, tmp_path / "index", "clip", 1)
+    assert read_json(tmp_path / "index/image.json")["index_key"] != "Flat"
 
 
 def test_an_image_found_twice_is_one_image(finished: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

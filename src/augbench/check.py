@@ -11,18 +11,25 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from augbench.config import ConfigError, FashionMnist, MiniatureCorpus, RealMethod, RetrieveMethod, Study
+from augbench.classes import ClassInfo
+from augbench.config import ConfigError, FashionMnist, MiniatureCorpus, PersonaliseMethod, RealMethod, RetrieveMethod, Study
 from augbench.data.fashion_target import TEST_PER_CLASS, FashionMnistSource
 from augbench.data.image_folder import NAMED, first_problems
 from augbench.data.source import ClassImages, ImageSource, open_source
 from augbench.data.splits import SplitSizes, resolve_shares, split_sizes
 from augbench.errors import UserError
+from augbench.fetch_models import HUB_ID, HubModel
+from augbench.models import NO_SAFETY_CHECKER
+from augbench.personalise.tasks import check_clusters
+from augbench.pretrain.judge import check_judge
+from augbench.prompts import check_prompts
 
 LEAST_FREE_BYTES = 10**9
 TEXT_WIDTH, CROSS_ATTENTION_WIDTH = 512, 1280  # what transformers and diffusers take where a config.json is silent
@@ -32,9 +39,9 @@ PIPELINE_FILES = (
     "text_encoder/config.json",
     "scheduler/scheduler_config.json",
     "tokenizer/tokenizer_config.json",
-    "safety_checker/config.json",
-    "feature_extractor/preprocessor_config.json",
 )
+HUB_HINT = ", or a model's id on the Hub with its revision"
+SAFETY_FILES = ("safety_checker/config.json", "feature_extractor/preprocessor_config.json")
 
 
 @dataclass(frozen=True)
@@ -86,11 +93,17 @@ def check_study(study: Study, *, models: bool = True, verify_images: bool = Fals
         problems += error.problems if isinstance(error, ConfigError) else [error]
     else:
         notes.append(_summary(sizes, study.dataset.test_images_per_class))
+        problems += _prompts(study, source.classes())
+        for name, method in study.methods.items():
+            if isinstance(method, PersonaliseMethod):
+                problems += check_clusters(f"methods.{name}.clusters", method.clusters, {class_id: size.train for class_id, size in sizes.items()})
+        problems += _judge(study, list(sizes))
         problems += _added_images(study, {class_id: size.train for class_id, size in sizes.items()})
     if images is not None and verify_images:
         problems += _damaged_images(source, images)
     if models:
         problems += _models(study)
+        notes += _to_fetch(study)
     problems += _results(Path("results") / study.study)
     if problems:
         raise ConfigError(problems)
@@ -181,6 +194,28 @@ def _added_images(study: Study, train: dict[str, int]) -> Iterator[UserError]:
                 )
 
 
+# --- diagnostics ---------------------------------------------------------------------------------------
+
+
+def _judge(study: Study, class_ids: list[str]) -> Iterator[UserError]:
+    if study.report.judge is None:
+        return
+    try:
+        check_judge(study.report.judge, class_ids)
+    except UserError as error:
+        yield error
+
+
+# --- prompts --------------------------------------------------------------------------------------------------------
+
+
+def _prompts(study: Study, classes: list[ClassInfo]) -> Iterator[UserError]:
+    """Every method's templates are there, and the class table has what they ask for."""
+    for name, method in study.methods.items():
+        if not isinstance(method, RealMethod):
+            yield from check_prompts(study, name, classes)
+
+
 # --- models ---------------------------------------------------------------------------------------------------------
 
 
@@ -196,7 +231,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _model_folder(key: str, folder: Path, layout: str, first_file: str) -> dict[str, Any]:
     if not folder.is_dir():
-        raise UserError(key, f"{str(folder)!r}, no such folder", f"allowed: a folder in {layout} layout")
+        raise UserError(key, f"{str(folder)!r}, no such folder", f"allowed: a folder in {layout} layout{HUB_HINT if re.fullmatch(HUB_ID, str(folder)) else ''}")
     if not (folder / first_file).is_file():
         raise UserError(key, f"{str(folder)!r} has no {first_file}", f"allowed: a folder in {layout} layout")
     return _json(folder / first_file)
@@ -217,39 +252,65 @@ def _weights(folder: Path) -> Iterator[UserError]:
 
 
 def _models(study: Study) -> Iterator[UserError]:
-    text_width: int | None = None
+    text: dict[str, Any] = {}
     try:
-        text_width, problems = _diffusion(study)
-        yield from problems
+        if _is_here(study.diffusion.hub):
+            text, problems = _diffusion(study)
+            yield from problems
     except UserError as error:
         yield error
     try:
-        folder = Path(study.clip.model)
-        config = _model_folder("clip.model", folder, "transformers' CLIP", "config.json")
-        if config.get("model_type") != "clip":
-            yield UserError("clip.model", f"{str(folder)!r} is a model of type {config.get('model_type')!r}", "allowed: 'clip'")
-            return
-        yield from _weights(folder)
-        width = (config.get("text_config") or {}).get("hidden_size", TEXT_WIDTH)
-        if text_width is not None and width != text_width:
-            yield UserError(
-                "clip.model", f"{str(folder)!r} has text states of width {width}", f"allowed: {text_width}, as the text encoder of diffusion.model has"
-            )
+        if _is_here(study.diffusion.safety_checker_hub):
+            yield from _safety_checker(study)
+    except UserError as error:
+        yield error
+    try:
+        if _is_here(study.clip.hub):
+            yield from _clip(study, text)
     except UserError as error:
         yield error
 
 
-def _diffusion(study: Study) -> tuple[int, list[UserError]]:
-    """The width of the text encoder's states, and what is wrong with the diffusion model otherwise."""
-    key, folder = "diffusion.model", Path(study.diffusion.model)
+def _is_here(hub: HubModel | None) -> bool:
+    """Whether a model can be looked at: one that is fetched is not there at first, and is no mistake."""
+    return hub is None or Path(hub.marker).is_file()
+
+
+def _to_fetch(study: Study) -> Iterator[str]:
+    models = {"diffusion.model": study.diffusion.hub, "diffusion.safety_checker": study.diffusion.safety_checker_hub, "clip.model": study.clip.hub}
+    for key, hub in models.items():
+        if hub is not None and not _is_here(hub):
+            yield f"{key}: {hub.repository} at {hub.revision} is fetched to {hub.folder}"
+
+
+def _clip(study: Study, text: dict[str, Any]) -> Iterator[UserError]:
+    """What is wrong with CLIP; ``text`` is the config of the diffusion model's text encoder, empty where it is unknown."""
+    folder = Path(study.clip.folder)
+    config = _model_folder("clip.model", folder, "transformers' CLIP", "config.json")
+    if config.get("model_type") != "clip":
+        yield UserError("clip.model", f"{str(folder)!r} is a model of type {config.get('model_type')!r}", "allowed: 'clip'")
+        return
+    yield from _weights(folder)
+    width, wanted = (config.get("text_config") or {}).get("hidden_size", TEXT_WIDTH), text.get("hidden_size", TEXT_WIDTH)
+    # Stable Diffusion 2.x takes a text encoder of OpenCLIP's (plain GELU); what is retrieved with is the user's choice there
+    if text and text.get("hidden_act", "quick_gelu") == "quick_gelu" and width != wanted:
+        yield UserError("clip.model", f"{str(folder)!r} has text states of width {width}", f"allowed: {wanted}, as the text encoder of diffusion.model has")
+
+
+def _diffusion(study: Study) -> tuple[dict[str, Any], list[UserError]]:
+    """The config of the text encoder, and what is wrong with the diffusion model otherwise."""
+    key, folder = "diffusion.model", Path(study.diffusion.folder)
     index = _model_folder(key, folder, "diffusers' Stable Diffusion", "model_index.json")
     if index.get("_class_name") != "StableDiffusionPipeline":
         raise UserError(key, f"{str(folder)!r} is a {index.get('_class_name')}", "allowed: a StableDiffusionPipeline")
-    if missing := [name for name in PIPELINE_FILES if not (folder / name).is_file()]:
+    own_checker = study.diffusion.safety_checker == "model"
+    if own_checker and None in index.get("safety_checker", []):
+        raise UserError("diffusion.safety_checker", f"{str(folder)!r} has none of its own", NO_SAFETY_CHECKER)
+    if missing := [name for name in (*PIPELINE_FILES, *(SAFETY_FILES if own_checker else ())) if not (folder / name).is_file()]:
         raise UserError(key, f"{str(folder)!r} has no {', '.join(missing)}", "a whole pipeline folder is needed; download the model again")
     problems = [problem for part in ("unet", "vae") for problem in _weights(folder / part)]
     unet, vae, text = (_json(folder / part / "config.json") for part in ("unet", "vae", "text_encoder"))
-    width = int(text.get("hidden_size", TEXT_WIDTH))
+    width = text.get("hidden_size", TEXT_WIDTH)
     crossed = unet.get("cross_attention_dim", CROSS_ATTENTION_WIDTH)
     if isinstance(crossed, int) and crossed != width:
         problems.append(UserError(str(folder / "unet/config.json"), f"cross_attention_dim {crossed}", f"allowed: {width}, the text encoder's width"))
@@ -258,7 +319,19 @@ def _diffusion(study: Study) -> tuple[int, list[UserError]]:
         side = latent * 2 ** (len(channels) - 1)
         if study.diffusion.resolution != side:
             problems.append(UserError("diffusion.resolution", study.diffusion.resolution, f"allowed: {side}, the model's own"))
-    return width, problems
+    return text, problems
+
+
+def _safety_checker(study: Study) -> Iterator[UserError]:
+    """What is wrong with a safety checker that is not the model's own."""
+    checker = study.diffusion.safety_checker_folder
+    if checker in (None, "model"):
+        return
+    key, folder = "diffusion.safety_checker", Path(str(checker))
+    _model_folder(key, folder, "transformers' safety checker", "config.json")
+    if not (folder / "preprocessor_config.json").is_file():
+        raise UserError(key, f"{str(folder)!r} has no preprocessor_config.json", "allowed: a folder with a safety checker and its feature extractor")
+    yield from _weights(folder)
 
 
 # --- results --------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from augbench.errors import UserError
+from augbench.fetch_models import COMMIT, HUB_ID, HubModel, hub_model
 
 DEMO = "config/demo.yaml"  # the study that runs where none is given, relative to the project
 SLUG = r"^[a-z0-9][a-z0-9_]*$"
@@ -75,7 +76,7 @@ class FashionMnist(_Splits):
     """Fashion-MNIST; 10,000 of its training images are the target's pool, the others may be the miniature corpus."""
 
     kind: Literal["fashion_mnist"]
-    classes: str = key("fashion_mnist", "Class table: the shipped one, or a YAML file with its ten classes in label order under other names.")
+    classes: str = key("fashion_mnist", "Class table: the shipped one, or a YAML or TSV file with its ten classes in label order under other names.")
     downloads: str = key("results/downloads/fashion_mnist", "Folder that keeps the four published files.")
 
 
@@ -84,7 +85,7 @@ class ImageFolder(_Splits):
 
     kind: Literal["image_folder"]
     root: str = key(..., "Folder of the data set.")
-    classes: str | None = key(None, "Class table: the name of a shipped one, or a YAML file. Default: the folder names.")
+    classes: str | None = key(None, "Class table: the name of a shipped one, or a YAML or TSV file. Default: the folder names.")
     train_folder: str | None = key(None, "Folder under root that holds the training images, one folder per class. Default: root itself.")
     validation_folder: str | None = key(None, "Folder under root with given validation images. Default: sampled from the training images.")
     test_folder: str | None = key(None, "Folder under root with the test images (ImageNet: val). Default: sampled from the training images.")
@@ -125,35 +126,109 @@ class MiniatureCorpus(Section):
 # --- models ---------------------------------------------------------------------------------------------------------
 
 
-class Diffusion(Section):
+Scheduler = Literal["pndm", "ddim", "dpmsolver++"]
+
+
+class _Model(Section):
+    model: str
+    revision: str | None = key(
+        None, "Commit of a model on the Hub, 40 hexadecimal digits. Default: the one in resources/models; required for models that are not there."
+    )
+    mirrors: tuple[str, ...] = key((), "Where to look before the Hub: addresses that speak its protocol, or folders of fetched models.")
+    downloads: str = key("results/downloads/models", "Folder that keeps fetched models.")
+
+    @model_validator(mode="after")
+    def _pinned(self) -> _Model:
+        if self.revision is not None and not re.fullmatch(COMMIT, self.revision):
+            raise ValueError("revision: allowed: a commit, 40 hexadecimal digits; a branch or tag may move")
+        if self.revision is not None and not re.fullmatch(HUB_ID, self.model):
+            raise ValueError("revision: goes with a model's id on the Hub (owner/name) only")
+        return self
+
+    @property
+    def hub(self) -> HubModel | None:
+        """The model on the Hub, or None where ``model`` is a folder."""
+        return hub_model(self.model, self.revision, self.mirrors, self.downloads)
+
+    @property
+    def folder(self) -> str:
+        """Where the model is, or will be once it is fetched."""
+        return self.hub.folder if self.hub else self.model
+
+
+class Diffusion(_Model):
     """The diffusion model and how it is sampled."""
 
-    model: str = key(..., "Folder of a Stable Diffusion model in diffusers' layout.", source="paper, section 3.2")
+    model: str = key(
+        ...,
+        "Folder of a Stable Diffusion 1.x or 2.x model in diffusers' layout, or its id on the Hub (owner/name), from where it is fetched once.",
+        source="paper, section 3.2",
+    )
+    safety_checker: str | None = key(
+        "model",
+        "Safety checker: `model` is the model's own; else a folder with one and its feature extractor, or its id on the Hub. null switches it off.",
+        source="paper, section 3.2",
+    )
+    safety_checker_revision: str | None = key(None, "Commit of a safety checker on the Hub, as `revision`.")
     resolution: int = key(512, "Side of the images made.", "pixels", "paper, section 3.2", ge=8, multiple_of=8)
-    scheduler: Literal["pndm", "ddim", "dpmsolver++"] = key("pndm", "Sampler; pndm is the model's own default.", source="Stable Diffusion v1.4's model card")
+    scheduler: Scheduler = key("pndm", "Sampler; pndm is the model's own default.", source="Stable Diffusion v1.4's model card")
     steps: Positive = key(50, "Sampling steps.", "steps", "Stable Diffusion v1.4's default")
     guidance_scale: float = key(7.5, "Classifier-free guidance; 1 means none. A method may set its own.", source="Stable Diffusion v1.4's default", ge=1)
     dtype: Literal["float32", "float16", "bfloat16"] = key("float16", "Precision of sampling.")
 
+    @model_validator(mode="after")
+    def _pinned_checker(self) -> Diffusion:
+        if self.safety_checker_revision is None:
+            return self
+        if not re.fullmatch(COMMIT, self.safety_checker_revision):
+            raise ValueError("safety_checker_revision: allowed: a commit, 40 hexadecimal digits; a branch or tag may move")
+        if self.safety_checker is None or not re.fullmatch(HUB_ID, self.safety_checker):
+            raise ValueError("safety_checker_revision: goes with a safety checker's id on the Hub (owner/name) only")
+        return self
 
-class Clip(Section):
+    @property
+    def safety_checker_hub(self) -> HubModel | None:
+        """The safety checker on the Hub, or None where it is the model's own, off, or in a folder."""
+        return hub_model(self.safety_checker or "", self.safety_checker_revision, self.mirrors, self.downloads)
+
+    @property
+    def safety_checker_folder(self) -> str | None:
+        """Where the safety checker is, if it is not the model's own (``model``); None if it is off."""
+        return self.safety_checker_hub.folder if self.safety_checker_hub else self.safety_checker
+
+
+class Clip(_Model):
     """The CLIP model that compares texts with images."""
 
-    model: str = key(..., "Folder of a CLIP model in transformers' layout; its text tower is the diffusion model's.", source="paper, section 3.2")
+    model: str = key(
+        ...,
+        "Folder of a CLIP model in transformers' layout, or its id on the Hub (owner/name), from where it is fetched once; its text tower is the diffusion model's.",
+        source="paper, section 3.2",
+    )
 
 
 # --- methods --------------------------------------------------------------------------------------------------------
 
 ClassName = Literal["lemmas", "no_whitespace"]
+TEMPLATE_SETS = ("simple", "clip", "textual_inversion", "sariyildiz", "empty")
 
 
 class Prompting(Section):
     """How a class becomes text."""
 
-    templates: Literal["simple", "clip", "textual_inversion"] = key(
-        "simple", "Templates; several are drawn from with replacement.", source="paper, section 3.1"
+    templates: str = key(
+        "simple",
+        "Templates: simple (1), clip (80), textual_inversion (27), sariyildiz (6), empty (1), or a text file (.txt) with one template per line.",
+        source="paper, section 3.1",
     )
+    draw: Literal["random", "cycle"] = key("random", "Which template image i gets: one drawn with replacement, or each in turn.", source="paper, section 3.1")
     class_name: ClassName = key("no_whitespace", "The class's lemmas joined by ', ', as they are or without white space.", source="paper, section 3.1")
+
+    @model_validator(mode="after")
+    def _known_templates(self) -> Prompting:
+        if self.templates not in TEMPLATE_SETS and not self.templates.endswith(".txt"):
+            raise ValueError(f"templates: allowed: {', '.join(map(repr, TEMPLATE_SETS))} or a text file (.txt)")
+        return self
 
 
 class _Method(Section):
@@ -172,12 +247,94 @@ class RealMethod(_Method):
     )
 
 
-class SampleMethod(_Method):
-    """Images sampled from the diffusion model by prompts."""
+class _Sampled(_Method):
+    guidance_scale: float | None = key(None, "Classifier-free guidance of this method; 1 means none. Default: diffusion.guidance_scale.", ge=1)
+    steps: Positive | None = key(None, "Sampling steps of this method. Default: diffusion.steps.", "steps")
+    scheduler: Scheduler | None = key(None, "Sampler of this method. Default: diffusion.scheduler, or ddim with start: training_images.")
+
+
+class SampleMethod(_Sampled):
+    """Images sampled from the diffusion model as it is: from noise by prompts, or from the training images."""
 
     mechanism: Literal["sample"]
     prompt: Prompting = key(Prompting(), "How a class becomes text.")
-    guidance_scale: float | None = key(None, "Classifier-free guidance of this method. Default: diffusion.guidance_scale.", ge=1)
+    start: Literal["noise", "training_images"] = key(
+        "noise", "What sampling starts from; training images are used in turn, so that each is used equally often.", source="Luzi et al., 2022 (Boomerang)"
+    )
+    noise: float | None = key(
+        None, "With start: training_images, the share of the noise schedule that is added before denoising. Default: 0.2.",
+        source="Luzi et al., 2022; the paper does not say", gt=0, le=1,
+    )  # fmt: skip
+
+    @property
+    def noise_share(self) -> float:
+        """Share of the noise schedule that is added to training images."""
+        return 0.2 if self.noise is None else self.noise
+
+    @model_validator(mode="after")
+    def _noise_of_images(self) -> SampleMethod:
+        if self.noise is not None and self.start == "noise":
+            raise ValueError("noise: goes with start: training_images only")
+        return self
+
+
+Candidate = Literal["train_loss", "val_loss"] | Positive
+
+
+class PersonaliseMethod(_Sampled):
+    """Images sampled after fine-tuning on the training images: what is learned, whether the U-Net trains, from which prompts."""
+
+    mechanism: Literal["personalise"]
+    learn: Literal["conditioning", "pseudoword"] = key(
+        ..., "What is learned per class: the conditioning (all text states), or the token embedding of a pseudo-word.", source="paper, section 3.1"
+    )
+    clusters: Positive = key(
+        1, "How many are learned per class, one for each k-means cluster of its training images.", "clusters", "paper, section 3.1 (1, 5, 10, 15)"
+    )
+    train_unet: bool = key(False, "Whether the U-Net trains too, one for all classes (Imagic, Pseudoword+DM).", source="paper, section 3.1")
+    prompt: Prompting | None = key(
+        None,
+        "Conditioning: the prompt that it starts from; default: simple, no_whitespace. Pseudo-word: the templates that it is put into; default: textual_inversion.",
+        source="paper, section 3.1",
+    )
+    lr: float | None = key(
+        None,
+        "Learning rate of what is learned, at lr_batch_size. Default: 0.001 for conditioning, 0.005 for pseudo-words.",
+        source="Kawar et al., 2023; Gal et al., 2023",
+        gt=0,
+    )
+    unet_lr: float = key(2e-6, "Learning rate of the U-Net, at batch size 1.", source="Stable Diffusion's fine-tuning code (1e-7 to 2e-6)", gt=0)
+    lr_batch_size: Positive | None = key(
+        None, "Batch size that lr was chosen for; lr is multiplied by the square root of the ratio. Default: 1 for conditioning, 4 for pseudo-words.",
+        "images", "paper, section 3.2",
+    )  # fmt: skip
+    lr_grid: tuple[Annotated[float, Field(gt=0)], ...] = key(
+        (1.0,), "Factors on the learning rates; the one with the lowest validation loss is taken.", source="paper, section 3.2", min_length=1
+    )
+    candidates: tuple[Candidate, ...] = key(
+        ("train_loss", "val_loss", 1, 2, 3),
+        "Checkpoints to choose from by validation accuracy: those with the best training and validation loss, and numbers of epochs.",
+        "epochs",
+        "paper, section 3.2 (Imagic: epochs 1 to 8)",
+        min_length=1,
+    )
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> PersonaliseMethod:
+        for name in ("lr_grid", "candidates"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name}: an entry stands twice")
+        return self
+
+    @property
+    def prompting(self) -> Prompting:
+        """The prompt, or the default that goes with what is learned."""
+        return self.prompt or Prompting(templates="simple" if self.learn == "conditioning" else "textual_inversion")
+
+    @property
+    def candidate_names(self) -> tuple[str, ...]:
+        """``train_loss``, ``val_loss``, ``epoch1``, ... in the order of the config."""
+        return tuple(f"epoch{value}" if isinstance(value, int) else value for value in self.candidates)
 
 
 class RetrieveMethod(_Method):
@@ -200,7 +357,28 @@ class RetrieveMethod(_Method):
     drop_unsafe: bool = key(True, "Leave out what the corpus's NSFW column or the safety checker marks.", source="paper, section 3.2")
 
 
-Method = Annotated[RealMethod | SampleMethod | RetrieveMethod, Field(discriminator="mechanism")]
+Method = Annotated[RealMethod | SampleMethod | PersonaliseMethod | RetrieveMethod, Field(discriminator="mechanism")]
+
+
+class Finetune(Section):
+    """How the `personalise` methods are fine-tuned on the training split (paper, section 3.2)."""
+
+    batch_size: Positive = key(
+        4, "Images per step: of each class where the U-Net is frozen and classes are independent, of all classes together where it trains.", "images"
+    )
+    max_epochs: Positive = key(40, "Most epochs.", "epochs", "paper, section 3.2")
+    patience: Positive = key(5, "Epochs without better validation loss after which training stops; the paper says only 'until it stagnates'.", "epochs")
+    flip: Fraction = key(0.5, "Probability that a training image is mirrored.", source="latent diffusion's fine-tuning code")
+    validation_draws: Positive = key(1, "Fixed pairs of noise and timestep per validation image that its loss is measured on.", "draws")
+    weight_decay: float = key(0.0, "Decoupled weight decay of everything that trains.", ge=0)
+    dtype: Literal["float32", "bfloat16"] = key("float32", "Precision of the frozen parts; what trains is kept in float32.")
+    features: Literal["inception_v3", "clip"] = key(
+        "inception_v3", "Features that clusters are found in: Inception-v3's pool features, or the study's CLIP.", source="paper, section 3.1"
+    )
+    inception_weights: str = key(
+        "results/downloads/inception_v3_google-0cc3c7bd.pth", "File with torchvision's published Inception-v3 weights; fetched if it is not there."
+    )
+    inception_mirrors: tuple[str, ...] = key((), "Where to look for these weights before the published address: web addresses, or files.")
 
 
 class Augmentation(Section):
@@ -270,6 +448,10 @@ class Report(Section):
 
     paper_study: Literal["imagenet10", "imagenet_full", "caltech256"] = key("imagenet10", "Rows of the paper shown beside ours.", source="paper, Tables 1 ff.")
     notes: tuple[str, ...] = key((), "Lines for the footer of the tables, for example cuts against the protocol.")
+    judge: str | None = key(
+        None, "Folder of a reference classifier that says whether added images show their class; it must know the study's classes. Default: none."
+    )
+    diagnosed_images_per_class: Positive = key(200, "Images per class that the diagnostics look at, drawn at random from each method's pool and from the splits.", "images")
 
 
 class Execution(Section):
@@ -279,6 +461,7 @@ class Execution(Section):
     runs_per_job: Positive = key(5, "Classifiers that one job trains.", "runs")
     batch_size: Positive = key(32, "Images sampled together.", "images")
     device: Literal["auto", "cpu", "cuda"] = key("auto", "Where torch runs; auto takes CUDA where there is one.")
+    keep_candidates: bool = key(True, "Keep the images of candidates that were not selected; false deletes them once the choice is made.")
 
 
 # --- pre-training (miniature studies only) ----------------------------------------------------------------------------
@@ -294,6 +477,8 @@ class PretrainClip(Section):
     epochs: Positive = key(8, "Passes over the corpus.", "epochs")
     batch_size: Positive = key(256, "Image-caption pairs per step.", "images")
     lr: float = key(1e-3, "Peak learning rate; linear warm-up, then cosine.", gt=0)
+    image_epochs: Positive = key(3, "Passes of the image tower alone after that, against the finished text tower.", "epochs", "after Zhai et al., 2022")
+    image_lr: float = key(5e-4, "Peak learning rate of the image tower alone.", gt=0)
 
 
 class PretrainAutoencoder(Section):
@@ -353,6 +538,7 @@ class Study(Section):
     methods: dict[str, Method] = key(..., "Rows of the comparison by name; `null` in an overlay removes one.", source="paper, section 3.1", min_length=1)
     augmentation: Augmentation = key(..., "How much is added.")
     classifier: Classifier = key(Classifier(), "The classifier.")
+    finetune: Finetune = key(Finetune(), "How the `personalise` methods are fine-tuned.")
     report: Report = key(Report(), "What stands beside our numbers.")
     execution: Execution = key(Execution(), "How the work is cut into jobs; changes no result.")
     pretrain: Pretrain = key(Pretrain(), "How the miniature's models are made (`snakemake pretrain`).")
@@ -369,6 +555,10 @@ class Study(Section):
                 raise ValueError(f"methods.{name}: a name may hold a-z, 0-9 and _ only")
             if isinstance(method, RetrieveMethod) and self.corpus is None:
                 raise ValueError(f"methods.{name}: retrieval needs a corpus section")
+            if isinstance(method, PersonaliseMethod):
+                epochs = [value for value in method.candidates if isinstance(value, int)]
+                if max(epochs, default=0) > self.finetune.max_epochs:
+                    raise ValueError(f"methods.{name}.candidates: epoch {max(epochs)} is after finetune.max_epochs, {self.finetune.max_epochs}")
             if isinstance(method, RealMethod) and method.split == "train2x" and 3 * self.dataset.train_fraction > 1:
                 raise ValueError(f"methods.{name}.split: train2x needs three disjoint train_fractions; {self.dataset.train_fraction:g} leaves no room")
         return self

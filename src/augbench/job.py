@@ -59,6 +59,11 @@ def go_offline() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
+def cache_bytecode() -> None:
+    """Let this process keep what it compiles: containers often switch that off, and every job would compile 7,000 modules again."""
+    sys.dont_write_bytecode = False
+
+
 def _output_to(log: Path) -> None:
     """Send everything that this process and its libraries print to ``log``."""
     with log.open("a") as stream:
@@ -80,6 +85,7 @@ def running(snakemake: Any, network: bool = False) -> Iterator[Job]:
     from augbench.launcher import hold_job_lock
     from augbench.store import Store
 
+    cache_bytecode()
     set_threads(snakemake.threads)
     if not network:
         go_offline()
@@ -94,6 +100,7 @@ def running(snakemake: Any, network: bool = False) -> Iterator[Job]:
         yield Job(study, store, snakemake.threads)
         if store.tally.made or store.tally.reused:
             logger.info("done: %s", store.tally)
+        logger.info("ended; torch %s", "imported" if "torch" in sys.modules else "not imported")
     except UserError as error:
         logger.error("%s", error)
         sys.exit(1)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from augbench.config import Diffusion
 from augbench.errors import UserError
-from augbench.files import canonical_hash, sha256_file
+from augbench.fetch_models import MARKER
+from augbench.files import canonical_hash, read_json, sha256_file
 
 if TYPE_CHECKING:
     import torch
@@ -20,26 +21,43 @@ if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
 
 MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".txt", ".model"}
+SAFETY_FOLDERS = ("safety_checker/", "feature_extractor/")
+NO_SAFETY_CHECKER = "allowed: a folder or Hub id of a safety checker (CompVis/stable-diffusion-safety-checker), or null to go without"
 
 
 def model_files(folder: str | Path) -> list[Path]:
     """The files that make a model: configuration, vocabulary, weights; sorted."""
-    return sorted(path for path in Path(folder).rglob("*") if path.suffix in MODEL_SUFFIXES and path.is_file())
+    return sorted(path for path in Path(folder).rglob("*") if path.suffix in MODEL_SUFFIXES and path.name != MARKER and path.is_file())
 
 
-def fingerprint(folder: str | Path) -> dict[str, Any]:
-    """Hashes of a model's files, and one ``id`` over them all.
+def fingerprint(folder: str | Path, safety_checker: str | None = "model") -> dict[str, Any]:
+    """Hashes of a model's files, and one ``id`` over them all; a fetched model's says from which repository and revision it is.
+
+    Parameters
+    ----------
+    safety_checker : str, optional
+        As ``diffusion.safety_checker`` with a folder: its files stand for the model's own, which are left out if it is another or none.
 
     Raises
     ------
     UserError
-        The folder holds no model.
+        The folder holds no model, or one that was fetched and has changed since.
     """
     folder = Path(folder)
     files = {path.relative_to(folder).as_posix(): sha256_file(path) for path in model_files(folder)}
     if not any(name.endswith((".safetensors", ".bin")) for name in files):
         raise UserError(str(folder), "no weights there", "a folder in diffusers' or transformers' layout is needed")
-    return {"id": canonical_hash(files)[:16], "folder": str(folder), "files": files}
+    fetched = read_json(folder / MARKER) if (folder / MARKER).is_file() else {"files": {}}
+    for name, file in fetched["files"].items():
+        if files.get(name) != file["sha256"]:
+            raise UserError(str(folder / name), f"SHA-256 {files.get(name)}, fetched with {file['sha256']}", f"delete {folder / MARKER} and run again")
+    if safety_checker != "model":
+        files = {name: digest for name, digest in files.items() if not name.startswith(SAFETY_FOLDERS)}
+        if safety_checker is not None:
+            apart = fingerprint(safety_checker)["files"]
+            files |= {f"safety_checker/{name}": digest for name, digest in apart.items()}
+    pinned = {key: fetched[key] for key in ("repository", "revision") if key in fetched}
+    return {"id": canonical_hash(files)[:16], "folder": str(folder), "files": files, **pinned}
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -51,36 +69,68 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def _require(folder: str | Path) -> None:
+    if not Path(folder).is_dir():
+        raise UserError(str(folder), "no such folder", "put the model back; one that was fetched comes again if the study's folder models/ is deleted")
+
+
 def load_pipeline(diffusion: Diffusion, device: torch.device) -> StableDiffusionPipeline:
-    """Stable Diffusion with the study's sampler and precision; the safety checker stays on."""
+    """Stable Diffusion with the study's sampler, precision and safety checker; ``safety_checker`` is None only if the study says so.
+
+    Raises
+    ------
+    UserError
+        The model's folder is gone; or it has no safety checker, and the study does not say what should stand for it.
+    """
     import torch
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        diffusion.model, torch_dtype=getattr(torch, diffusion.dtype), local_files_only=True, low_cpu_mem_usage=False
-    )
+    _require(diffusion.folder)
+    dtype = getattr(torch, diffusion.dtype)
+    checker = _safety_components(diffusion.safety_checker_folder, dtype)
+    pipeline = StableDiffusionPipeline.from_pretrained(diffusion.folder, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False, **checker)
     schedulers = {"pndm": PNDMScheduler, "ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
     pipeline.scheduler = schedulers[diffusion.scheduler].from_config(pipeline.scheduler.config)
-    if pipeline.safety_checker is None:
-        raise UserError("diffusion.model", f"{diffusion.model} has no safety checker", "a pipeline folder with safety_checker is needed")
+    if pipeline.safety_checker is None and diffusion.safety_checker is not None:
+        raise UserError("diffusion.safety_checker", f"{diffusion.model} has none of its own", NO_SAFETY_CHECKER)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
 
+def _safety_components(folder: str | None, dtype: torch.dtype) -> dict[str, Any]:
+    """What stands for the pipeline's own safety checker: nothing for ``model``, none at all for None, else what is in the folder."""
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPImageProcessor
+
+    if folder == "model":
+        return {}
+    if folder is None:
+        return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    _require(folder)
+    return {
+        "safety_checker": StableDiffusionSafetyChecker.from_pretrained(folder, torch_dtype=dtype, local_files_only=True),
+        "feature_extractor": CLIPImageProcessor.from_pretrained(folder, local_files_only=True),
+        "requires_safety_checker": True,
+    }
+
+
 def load_clip(folder: str | Path, device: torch.device) -> tuple[CLIPModel, CLIPTokenizer]:
-    """CLIP and its tokenizer, in single precision."""
+    """CLIP and its tokenizer, in single precision; raises :class:`UserError` where the folder is gone."""
     import torch
     from transformers import CLIPModel, CLIPTokenizer
 
+    _require(folder)
     model = CLIPModel.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
     return model.eval().to(device), CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def check_safety(pipeline: StableDiffusionPipeline, images: Sequence[Any]) -> list[bool]:
-    """Whether the pipeline's safety checker flags each of the PIL ``images``."""
+    """Whether the pipeline's safety checker flags each of the PIL ``images``; one that is off flags none."""
     import numpy as np
     import torch
 
+    if pipeline.safety_checker is None:
+        return [False] * len(images)
     device, dtype = pipeline.safety_checker.device, pipeline.safety_checker.dtype
     pixels = pipeline.feature_extractor(list(images), return_tensors="pt").pixel_values.to(device, dtype)
     blank = [np.zeros((1, 1, 3), dtype=np.float32) for _ in images]

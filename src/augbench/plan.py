@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from augbench.classes import SHIPPED_TABLES
-from augbench.config import FashionMnist, ImageFolder, MiniatureCorpus, RealMethod, RetrieveMethod, SampleMethod, Study
+from augbench.config import FashionMnist, ImageFolder, MiniatureCorpus, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod, Study
 from augbench.data.fashion_mnist import FILES
+from augbench.fetch_models import HubModel, Layout
 from augbench.models import model_files
 
 CORPUS_ROWS_PER_PART = 5000
+SELECTED = "selected"  # stands where a candidate's name stands: what the study goes on with
 RUN_FILES = ("result.json", "history.json", "predictions.parquet", "model.safetensors")
 
 
@@ -66,8 +68,18 @@ class Plan:
 
     @cached_property
     def sampled(self) -> list[str]:
-        """Rows whose images the diffusion model makes."""
+        """Rows whose images the diffusion model makes as it is."""
         return [name for name, method in self.study.methods.items() if isinstance(method, SampleMethod)]
+
+    @cached_property
+    def personalised(self) -> dict[str, PersonaliseMethod]:
+        """Rows whose images the diffusion model makes after fine-tuning."""
+        return {name: method for name, method in self.study.methods.items() if isinstance(method, PersonaliseMethod)}
+
+    @cached_property
+    def generated(self) -> list[str]:
+        """Rows whose images the diffusion model makes, one way or the other."""
+        return [name for name in self.methods if name in self.sampled or name in self.personalised]
 
     @cached_property
     def retrieved(self) -> list[str]:
@@ -116,6 +128,11 @@ class Plan:
         return []
 
     @cached_property
+    def judge_files(self) -> list[str]:
+        """Files of the classifier that judges added images, where there is one."""
+        return [] if self.study.report.judge is None else self._model_files(self.study.report.judge, None)
+
+    @cached_property
     def dataset_files(self) -> list[str]:
         """Files that a change of which changes class table or splits; image folders are scanned, not tracked file by file."""
         dataset = self.study.dataset
@@ -130,9 +147,35 @@ class Plan:
         """File of a class table: a shipped one by name, or the path given."""
         return str(SHIPPED_TABLES.get(name, name))
 
+    @cached_property
+    def hub_models(self) -> dict[Layout, HubModel]:
+        """The models that are fetched, by what they are."""
+        study = self.study
+        models: dict[Layout, HubModel | None] = {
+            "diffusion": study.diffusion.hub,
+            "safety_checker": study.diffusion.safety_checker_hub,
+            "clip": study.clip.hub,
+        }
+        return {layout: model for layout, model in models.items() if model is not None}
+
+    @cached_property
+    def diffusion_files(self) -> list[str]:
+        """Files that make the diffusion model, its safety checker included."""
+        diffusion = self.study.diffusion
+        checker = diffusion.safety_checker_folder
+        apart = [] if checker in (None, "model") else self._model_files(str(checker), diffusion.safety_checker_hub)
+        return [*self._model_files(diffusion.folder, diffusion.hub), *apart]
+
+    @cached_property
+    def clip_files(self) -> list[str]:
+        """Files that make the CLIP model."""
+        return self._model_files(self.study.clip.folder, self.study.clip.hub)
+
     @staticmethod
-    def model_files(folder: str) -> list[str]:
-        """Files of a model's folder; a folder that is not there yet is named by the file it must have."""
+    def _model_files(folder: str, hub: HubModel | None) -> list[str]:
+        """Files of a model's folder; one that is fetched, or not there yet, is named by the file it must have."""
+        if hub is not None:
+            return [hub.marker]
         found = [str(path) for path in model_files(folder)]
         return found or [f"{folder}/config.json"]
 
@@ -164,33 +207,98 @@ class Plan:
             "metadata": [self.path("corpus/embeddings/metadata", f"metadata_{part:05d}.parquet") for part in range(count)],
         }
 
-    def shard(self, method: str = "{method}", class_id: str = "{class_id}", part: str = "{part}") -> str:
+    def shard(self, method: str = "{method}", class_id: str = "{class_id}", part: str = "{part}", candidate: str = SELECTED) -> str:
         """One class's images of one part."""
-        return self.path("shards", method, "selected", class_id, f"{part}.parquet")
+        return self.path("shards", method, candidate, class_id, f"{part}.parquet")
 
     def shards(self, method: str) -> list[str]:
         """All shards of a method."""
         return [self.shard(method, class_id, part) for class_id in self.class_ids for part in self.parts(method)]
 
-    def pool(self, method: str = "{method}") -> str:
+    def pool(self, method: str = "{method}", candidate: str = SELECTED) -> str:
         """The index of a method's pool: one row per image."""
-        return self.path("shards", method, "selected", "index.parquet")
+        return self.path("shards", method, candidate, "index.parquet")
 
     def ledger(self, method: str, block: str) -> str:
         """What became of every candidate that a block of a retrieval method looked at."""
         return self.path("retrieval", method, f"ledger_{block}.parquet")
 
-    def resample(self, method: str = "{method}", run: str = "{run}") -> str:
+    def resample(self, method: str = "{method}", run: str = "{run}", candidate: str = SELECTED) -> str:
         """The added images of one training set."""
-        return self.path("resamples", method, "selected", f"{run}.parquet")
+        return self.path("resamples", method, candidate, f"{run}.parquet")
 
-    def run_files(self, method: str, run: str) -> list[str]:
-        """What one trained classifier leaves."""
-        return [self.path("classifiers", method, "selected", run, name) for name in RUN_FILES]
+    def run_files(self, method: str, run: str, candidate: str = SELECTED) -> list[str]:
+        """What one trained classifier leaves; a candidate's is never scored on the test split."""
+        names = [name for name in RUN_FILES if candidate == SELECTED or name != "predictions.parquet"]
+        return [self.path("classifiers", method, candidate, run, name) for name in names]
 
     def block_run_files(self, block: Block) -> list[str]:
         """Patterns of all files of a block of runs; ``{method}`` is the wildcard."""
         return [path for run in block.members for path in self.run_files("{method}", run)]
+
+    def template_files(self, method: str) -> list[str]:
+        """A user's own file of templates, where the method names one."""
+        row = self.study.methods[method]
+        if isinstance(row, RealMethod):
+            return []
+        prompting = row.query if isinstance(row, RetrieveMethod) else row.prompting if isinstance(row, PersonaliseMethod) else row.prompt
+        return [prompting.templates] if prompting.templates.endswith(".txt") else []
+
+    # --- fine-tuning and selection ---
+
+    @cached_property
+    def cluster_files(self) -> dict[int, str]:
+        """Which cluster each training and validation image belongs to, by the number of clusters per class."""
+        counts = sorted({method.clusters for method in self.personalised.values() if method.clusters > 1})
+        return {count: self.path("finetune/clusters", f"k{count}.parquet") for count in counts}
+
+    @cached_property
+    def feature_files(self) -> list[str]:
+        """Published weights that clusters are found with."""
+        finetune = self.study.finetune
+        return [finetune.inception_weights] if finetune.features == "inception_v3" else []
+
+    def finetune_blocks(self, method: str) -> list[Block]:
+        """The classes of one fine-tuning job: all of them where they share a U-Net that trains."""
+        return [Block("all", self.class_ids)] if self.personalised[method].train_unet else self.class_blocks
+
+    def vectors(self, method: str, factor: float | str, class_id: str) -> str:
+        """What one class learned at one learning rate: every candidate's vectors."""
+        return self.path("finetune", method, f"lr{factor if isinstance(factor, str) else f'{factor:g}'}", "vectors", f"{class_id}.safetensors")
+
+    def trained_unets(self, method: str, factor: float | str) -> dict[str, str]:
+        """The U-Net of every candidate at one learning rate; none where it stays frozen."""
+        row = self.personalised[method]
+        folder = f"lr{factor if isinstance(factor, str) else f'{factor:g}'}"
+        return {name: self.path("finetune", method, folder, "unet", name) for name in row.candidate_names} if row.train_unet else {}
+
+    def embeddings(self, method: str) -> dict[str, str]:
+        """What all classes learned, by candidate."""
+        return {name: self.path("finetune", method, name, "embeddings.safetensors") for name in self.personalised[method].candidate_names}
+
+    def unets(self, method: str) -> dict[str, str]:
+        """The candidates' U-Nets at the learning rate that was chosen; none where it stays frozen."""
+        row = self.personalised[method]
+        return {name: self.path("finetune", method, name, "unet") for name in row.candidate_names} if row.train_unet else {}
+
+    def finetune_history(self, method: str) -> str:
+        """Losses of every class, epoch and learning rate."""
+        return self.path("finetune", method, "history.parquet")
+
+    def lr(self, method: str) -> str:
+        """Which learning rate was chosen, and by which losses."""
+        return self.path("finetune", method, "lr.json")
+
+    def candidate_shards(self, method: str, class_ids: Sequence[str] | None = None) -> list[str]:
+        """Part 0 of every candidate, which is what selection looks at."""
+        ids = self.class_ids if class_ids is None else class_ids
+        return [self.shard(method, class_id, "0", name) for name in self.personalised[method].candidate_names for class_id in ids]
+
+    def selected(self, method: str) -> str:
+        """Which candidate was selected, and every candidate's validation accuracy."""
+        return self.path("selected", f"{method}.json")
+
+    # --- results ---
 
     def results(self) -> list[str]:
         """The result of every classifier, in the order of the table."""
@@ -201,6 +309,11 @@ class Plan:
         """Table 1 in its formats."""
         names = {"csv": "table1.csv", "runs": "table1_runs.csv", "md": "table1.md", "tex": "table1.tex", "txt": "table1.txt"}
         return {kind: self.path("tables", name) for kind, name in names.items()}
+
+    @cached_property
+    def diagnostics(self) -> dict[str, str]:
+        """The table of what the added images are like, in its formats; none where no row adds any."""
+        return {kind: self.path("tables", f"diagnostics.{kind}") for kind in ("csv", "md", "txt")} if self.augmented else {}
 
     @cached_property
     def figure1(self) -> dict[str, str]:

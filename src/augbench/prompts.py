@@ -1,12 +1,12 @@
 """Prompts: one row per image to make, a function of (method, class, i) only (paper, section 3.1).
 
-Flows in: the class table, the number of training images per class, a method. Flows out: ``prompts/{method}.parquet`` with
-label, class_id, part, index, prompt; for retrieval one query per class.
+Flows in: the class table, the training images of each class, a method. Flows out: ``prompts/{method}.parquet`` with label,
+class_id, part, index, prompt, source; for retrieval one query per class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from augbench.classes import ClassInfo
-from augbench.config import Prompting, RetrieveMethod, SampleMethod, Study
+from augbench.config import ConfigError, PersonaliseMethod, Prompting, RealMethod, RetrieveMethod, SampleMethod, Study
+from augbench.errors import UserError
 from augbench.files import atomic_path
+from augbench.personalise.tokens import placeholder
 from augbench.seeds import derive_seed
-from augbench.templates import load_templates, strip_whitespace
+from augbench.templates import check_prompting, fill, load_scenes, load_templates, placeholders_of, strip_whitespace
 
 SCHEMA = pa.schema(
     [
@@ -26,6 +28,7 @@ SCHEMA = pa.schema(
         ("part", pa.int32()),
         ("index", pa.int32()),
         ("prompt", pa.string()),
+        ("source", pa.string()),  # the training image that sampling starts from; null where it starts from noise
     ]
 )
 
@@ -35,38 +38,104 @@ def class_name(info: ClassInfo, how: str) -> str:
     return strip_whitespace(info.name) if how == "no_whitespace" else info.name
 
 
-def prompt_for(info: ClassInfo, index: int, prompting: Prompting, seed: int) -> str:
-    """The prompt of image ``index`` of a class; templates are drawn with replacement, per image."""
+def template_of(prompting: Prompting, class_id: str, index: int, seed: int, clusters: int = 1) -> str:
+    """The template of image ``index`` of a class: drawn with replacement, or each in turn.
+
+    Parameters
+    ----------
+    clusters : int
+        Image i belongs to cluster i mod ``clusters``; templates that are taken in turn are taken in turn by each cluster.
+    """
     templates = load_templates(prompting.templates)
-    chosen = 0
-    if len(templates) > 1:
-        rng = np.random.default_rng(derive_seed(seed, "template", info.class_id, index))
-        chosen = int(rng.integers(len(templates)))
-    return templates[chosen].format(class_name(info, prompting.class_name))
+    if prompting.draw == "cycle":
+        return templates[index // clusters % len(templates)]
+    if len(templates) == 1:
+        return templates[0]
+    rng = np.random.default_rng(derive_seed(seed, "template", class_id, index))
+    return templates[int(rng.integers(len(templates)))]
 
 
-def write_prompts(study: Study, name: str, classes: Sequence[ClassInfo], training_images: Mapping[str, int], path: str | Path) -> None:
+def scene_of(class_id: str, index: int, seed: int) -> str:
+    """The background of image ``index`` of a class, drawn with replacement from the 365 scenes (Sariyildiz et al., 2023)."""
+    scenes = load_scenes()
+    rng = np.random.default_rng(derive_seed(seed, "scene", class_id, index))
+    return scenes[int(rng.integers(len(scenes)))]
+
+
+def prompt_for(info: ClassInfo, index: int, prompting: Prompting, seed: int, name: str | None = None, clusters: int = 1) -> str:
+    """The prompt of image ``index`` of a class.
+
+    Parameters
+    ----------
+    name : str, optional
+        What stands for the class: the placeholder of a pseudo-word. Default: its name, as ``prompting.class_name`` says.
+    clusters : int
+        As in :func:`template_of`.
+
+    Raises
+    ------
+    UserError
+        Bad templates, or the class has no hypernyms or definition for them; :func:`check_prompts` says so early.
+    """
+    template = template_of(prompting, info.class_id, index, seed, clusters)
+    scene = scene_of(info.class_id, index, seed) if "scene" in placeholders_of(template) else ""
+    return fill(template, class_name(info, prompting.class_name) if name is None else name, info, scene)
+
+
+def check_prompts(study: Study, name: str, classes: Sequence[ClassInfo]) -> list[UserError]:
+    """What keeps method ``name`` from its prompts, before anything runs: bad templates, or classes that lack what templates ask for."""
+    method = study.methods[name]
+    assert not isinstance(method, RealMethod)
+    prompting = method.query if isinstance(method, RetrieveMethod) else method.prompting if isinstance(method, PersonaliseMethod) else method.prompt
+    key = f"methods.{name}.{'query' if isinstance(method, RetrieveMethod) else 'prompt'}"
+    if problems := check_prompting(classes, prompting, key):
+        return problems
+    must_name = isinstance(method, RetrieveMethod) or (isinstance(method, PersonaliseMethod) and method.learn == "pseudoword")
+    if must_name and any("" not in placeholders_of(template) for template in load_templates(prompting.templates)):
+        return [UserError(f"{key}.templates", repr(prompting.templates), "allowed: templates that name the class: a query and a pseudo-word need the place")]
+    return []
+
+
+def write_prompts(study: Study, name: str, classes: Sequence[ClassInfo], training_images: Mapping[str, Sequence[str]], path: str | Path) -> None:
     """Write the prompts of method ``name``.
 
     Parameters
     ----------
     training_images : mapping
-        Number of images per class id in the training split; sizes of pools may depend on it.
+        Image ids per class id in the training split, in its order: sizes of pools may depend on their number, and sampling may start from them.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`check_prompts`, a line each.
     """
-    method = study.methods[name]
-    assert isinstance(method, SampleMethod | RetrieveMethod)
-    rows = []
-    for label, info in enumerate(classes):
-        if isinstance(method, RetrieveMethod):
-            rows.append((label, info.class_id, 0, 0, prompt_for(info, 0, method.query, study.seed)))
-            continue
-        for part in range(study.augmentation.parts):
-            for index in study.augmentation.part_range(part, training_images[info.class_id]):
-                rows.append((label, info.class_id, part, index, prompt_for(info, index, method.prompt, study.seed)))
-    columns = zip(*rows, strict=True)
-    table = pa.table([pa.array(list(column), field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+    if problems := check_prompts(study, name, classes):
+        raise ConfigError(problems)
+    rows = [{"label": label, "class_id": info.class_id, **row} for label, info in enumerate(classes) for row in _class_rows(study, name, info, training_images)]
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
+
+
+def _class_rows(study: Study, name: str, info: ClassInfo, training_images: Mapping[str, Sequence[str]]) -> Iterator[dict[str, object]]:
+    method = study.methods[name]
+    if isinstance(method, RetrieveMethod):
+        first = method.query.model_copy(update={"draw": "cycle"})
+        yield {"part": 0, "index": 0, "prompt": prompt_for(info, 0, first, study.seed), "source": None}
+        return
+    images = training_images[info.class_id]
+    for part in range(study.augmentation.parts):
+        for index in study.augmentation.part_range(part, len(images)):
+            if isinstance(method, PersonaliseMethod):
+                prompt, starts = _personalised_prompt(method, info, index, study.seed), False
+            else:
+                assert isinstance(method, SampleMethod)
+                prompt, starts = prompt_for(info, index, method.prompt, study.seed), method.start == "training_images"
+            yield {"part": part, "index": index, "prompt": prompt, "source": images[index % len(images)] if starts else None}
+
+
+def _personalised_prompt(method: PersonaliseMethod, info: ClassInfo, index: int, seed: int) -> str:
+    learned = placeholder(info.class_id, index % method.clusters, method.clusters)
+    return learned if method.learn == "conditioning" else prompt_for(info, index, method.prompting, seed, learned, method.clusters)
 
 
 def read_prompts(path: str | Path) -> dict[tuple[str, int], list[dict[str, object]]]:

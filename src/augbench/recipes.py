@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from augbench.config import RealMethod, RetrieveMethod, SampleMethod, Study
+from augbench.config import Clip, Diffusion, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod, Study
+from augbench.fetch_models import HubModel
 
 Recipe = dict[str, Any]
 
@@ -36,9 +37,13 @@ def prompts_recipe(study: Study, name: str) -> Recipe:
     """The prompts of a method, one row per image to make (retrieval: one query per class)."""
     method = study.methods[name]
     recipe: Recipe = {"version": 1, "seed": study.seed}
-    if isinstance(method, SampleMethod):
+    if isinstance(method, SampleMethod | PersonaliseMethod):
         sizes = study.augmentation.model_dump(include={"images_per_class", "images_per_training_image", "images_per_part"})
-        return {**recipe, "prompt": method.prompt.model_dump(), "augmentation": sizes}
+        recipe["augmentation"] = sizes
+    if isinstance(method, SampleMethod):
+        return {**recipe, "prompt": method.prompt.model_dump(), "start": method.start}
+    if isinstance(method, PersonaliseMethod):
+        return {**recipe, "prompt": method.prompting.model_dump(), "learn": method.learn, "clusters": method.clusters}
     assert isinstance(method, RetrieveMethod)
     return {**recipe, "query": method.query.model_dump()}
 
@@ -48,24 +53,40 @@ def image_recipe(study: Study) -> Recipe:
     return study.augmentation.model_dump(include={"image_format", "quality"})
 
 
-def model_recipe(folder: str) -> Recipe:
-    """Which folder a model is in; what it is comes in through its files."""
-    return {"version": 1, "folder": folder}
+def model_recipe(model: Diffusion | Clip) -> Recipe:
+    """Which folder a model is in, and which safety checker belongs to it if not its own; what they are comes in through their files."""
+    recipe: Recipe = {"version": 1, "folder": model.folder}
+    if isinstance(model, Diffusion) and model.safety_checker != "model":
+        recipe["safety_checker"] = model.safety_checker_folder
+    return recipe
+
+
+def fetch_recipe(model: HubModel) -> Recipe:
+    """Which model is fetched; from where changes nothing, for every file is checked."""
+    return {"version": 1, "repository": model.repository, "revision": model.revision}
 
 
 def sampling_recipe(study: Study) -> Recipe:
-    """How the diffusion model is sampled; the model itself comes in through its fingerprint."""
-    return study.diffusion.model_dump(mode="json", exclude={"model"})
+    """How the diffusion model is sampled; the model itself, its safety checker included, comes in through its fingerprint."""
+    where = {"model", "revision", "mirrors", "downloads", "safety_checker", "safety_checker_revision"}
+    return study.diffusion.model_dump(mode="json", exclude=where)
+
+
+def method_sampling(study: Study, name: str) -> Recipe:
+    """How one method's images are sampled: the study's settings, the method's own over them."""
+    method = study.methods[name]
+    assert isinstance(method, SampleMethod | PersonaliseMethod)
+    own = {key: getattr(method, key) for key in ("guidance_scale", "steps", "scheduler") if getattr(method, key) is not None}
+    sampling = {**sampling_recipe(study), **own}
+    if isinstance(method, SampleMethod) and method.start == "training_images":
+        sampling["noise"] = method.noise_share
+        sampling["scheduler"] = method.scheduler or "ddim"
+    return sampling
 
 
 def generate_recipe(study: Study, name: str) -> Recipe:
-    """How a sampled method's images are made from its prompts."""
-    method = study.methods[name]
-    assert isinstance(method, SampleMethod)
-    diffusion = sampling_recipe(study)
-    if method.guidance_scale is not None:
-        diffusion["guidance_scale"] = method.guidance_scale
-    return {"version": 1, "seed": study.seed, "method": name, "diffusion": diffusion, "image": image_recipe(study)}
+    """How a method's images are made from its prompts; what was learned comes in through files."""
+    return {"version": 1, "seed": study.seed, "method": name, "diffusion": method_sampling(study, name), "image": image_recipe(study)}
 
 
 def retrieve_recipe(study: Study, name: str) -> Recipe:
@@ -81,9 +102,38 @@ def retrieve_recipe(study: Study, name: str) -> Recipe:
     }
 
 
+def cluster_recipe(study: Study) -> Recipe:
+    """How the images of a class are clustered."""
+    finetune = study.finetune.model_dump(mode="json", include={"features", "inception_weights"})
+    return {"version": 1, "seed": study.seed, "features": finetune}
+
+
+def finetune_recipe(study: Study, name: str, factor: float) -> Recipe:
+    """How a method is fine-tuned at one factor of its learning rates; its name does not matter, nor does sampling."""
+    method = study.methods[name]
+    assert isinstance(method, PersonaliseMethod)
+    learned = method.model_dump(
+        mode="json", include={"learn", "clusters", "train_unet", "lr", "unet_lr", "lr_batch_size", "candidates"}
+    )  # fmt: skip
+    training = study.finetune.model_dump(mode="json", exclude={"features", "inception_weights", "inception_mirrors"})
+    return {
+        "version": 1,
+        "seed": study.seed,
+        "learned": {**learned, "prompting": method.prompting.model_dump()},
+        "factor": factor,
+        "finetune": training,
+        "resolution": study.diffusion.resolution,
+    }
+
+
+def select_recipe() -> Recipe:
+    """How a candidate is selected: by validation accuracy alone."""
+    return {"version": 1}
+
+
 def resample_recipe(study: Study) -> Recipe:
     """How the pools are resampled."""
-    return {"version": 1, "seed": study.seed}
+    return {"version": 2, "seed": study.seed}
 
 
 def classifier_recipe(study: Study, name: str) -> Recipe:
@@ -96,6 +146,17 @@ def classifier_recipe(study: Study, name: str) -> Recipe:
 def table_recipe(study: Study) -> Recipe:
     """What the tables show beside the results; the config is in it because the footer lists cuts against the protocol."""
     return {"version": 1, "study": study.model_dump(mode="json", exclude={"execution", "pretrain"})}
+
+
+def diagnostics_recipe(study: Study) -> Recipe:
+    """What is said of the added images, and how it is shown."""
+    rows = {
+        name: method.model_dump(mode="json", include={"label", "family", "mechanism", "train_unet"})
+        for name, method in study.methods.items()
+        if not isinstance(method, RealMethod)
+    }
+    report = study.report.model_dump(mode="json", include={"judge", "diagnosed_images_per_class"})
+    return {"version": 1, "seed": study.seed, "dataset": study.dataset.model_dump(mode="json"), "report": report, "methods": rows}
 
 
 def figure_recipe() -> Recipe:

@@ -5,6 +5,10 @@ of a class as the class has real training images, drawn without replacement insi
 
 The generator of a draw derives from the study's seed, the set's number and the class, not from the method: pools of one size
 give the same indices for every method (common random numbers), so that methods differ by their images and not by the draw.
+
+Set 0 is drawn from part 0 alone. Images of a generated pool are independent of each other given their class, so that is as random a
+set as any other; and candidates of a fine-tuned method, of which only part 0 is made, are compared on the very set that the
+selected one goes on with.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ def draw(pool: pa.Table, class_sizes: Mapping[str, int], run: int, study_seed: i
     Parameters
     ----------
     pool : Table
-        An index (:data:`augbench.pool.SCHEMA`), rows sorted by (label, index).
+        An index (:data:`augbench.pool.SCHEMA`), rows sorted by (label, index); set 0 sees its part 0 only.
     class_sizes : mapping of str to int
         Real training images per class id.
     where : str
@@ -43,7 +47,9 @@ def draw(pool: pa.Table, class_sizes: Mapping[str, int], run: int, study_seed: i
         Classes with fewer images than are needed, all of them listed with their counts.
     """
     members: dict[str, list[int]] = {class_id: [] for class_id in class_sizes}
-    for row, class_id in enumerate(pool.column("class_id").to_pylist()):
+    for row, (class_id, path) in enumerate(zip(pool.column("class_id").to_pylist(), pool.column("path").to_pylist(), strict=True)):
+        if run == 0 and Path(path).stem != "0":
+            continue
         members.setdefault(class_id, []).append(row)
     if short := [f"{name} {len(members[name])} of {size}" for name, size in class_sizes.items() if len(members[name]) < size]:
         raise UserError(where, f"too few images for {len(short)} class(es): {', '.join(short)}", "make or retrieve more per class, or leave these classes out")

@@ -22,6 +22,20 @@ from augbench.files import atomic_path, canonical_hash
 Recipe = Mapping[str, Any]
 
 
+def link_file(kept: str | Path, target: str | Path) -> None:
+    """Hard-link ``kept`` to ``target``, replacing what is there; copy it where links are not supported."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(kept, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+            raise
+        with atomic_path(target) as temporary:
+            shutil.copyfile(kept, temporary)
+
+
 @dataclass
 class Tally:
     """How many artifacts a job has made and how many it found in the store."""
@@ -76,16 +90,7 @@ class Store:
     def publish(self, kind: str, recipe: Recipe, target: str | Path) -> None:
         """Link the artifact to ``target``, replacing what is there."""
         target = Path(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        kept = self.path(kind, recipe, target.suffix)
-        target.unlink(missing_ok=True)
-        try:
-            os.link(kept, target)
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
-                raise
-            with atomic_path(target) as temporary:
-                shutil.copyfile(kept, temporary)
+        link_file(self.path(kind, recipe, target.suffix), target)
 
     def provide(
         self,

@@ -1,23 +1,133 @@
 """Prompt templates and class names: pure text, no model.
 
-Flows in: shipped template lists and a class. Flows out: prompts.
+Flows in: shipped template lists or a user's, and a class. Flows out: prompts, and what a class lacks for them.
 """
 
 from __future__ import annotations
 
 import re
+import string
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
-from augbench.classes import RESOURCES
+from augbench.classes import RESOURCES, ClassInfo
+from augbench.config import TEMPLATE_SETS, Prompting
+from augbench.errors import UserError
 
 PROMPTS = RESOURCES / "prompts"
-TEMPLATE_SETS = ("simple", "clip", "textual_inversion")
+PLACEHOLDERS = ("", "hypernyms", "definition", "scene")
+CLASSES_NAMED = 3  # an error about many classes names this many
 
 
 @cache
 def load_templates(name: str) -> tuple[str, ...]:
-    """A shipped list of templates with one ``{}`` each: ``simple`` (1), ``clip`` (80), ``textual_inversion`` (27)."""
-    return tuple((PROMPTS / f"{name}.txt").read_text(encoding="utf-8").splitlines())
+    """The templates of a shipped list or of a user's text file, in the file's order.
+
+    A template has ``{}`` where the class's name goes and may have ``{hypernyms}``, ``{definition}`` and ``{scene}``; ``{{`` and
+    ``}}`` are braces. Empty lines of a user's file are skipped: the empty prompt is the shipped list ``empty``.
+
+    Parameters
+    ----------
+    name : str
+        ``simple`` (1), ``clip`` (80), ``textual_inversion`` (27), ``sariyildiz`` (6; paper, section 3.1), ``empty`` (1), or the path
+        of a UTF-8 text file with one template per line.
+
+    Raises
+    ------
+    UserError
+        No such file, no template in it, or a line that is no template; the error names file and line.
+    """
+    if name in TEMPLATE_SETS:
+        return tuple((PROMPTS / f"{name}.txt").read_text(encoding="utf-8").splitlines())
+    try:
+        lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = "no such file" if isinstance(error, FileNotFoundError) else f"not readable as text ({error})"
+        raise UserError("templates", f"{name!r}, {why}", f"allowed: {', '.join(TEMPLATE_SETS)} or a text file with one template per line") from None
+    templates = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+    for number, template in templates:
+        _check_template(template, f"{name}, line {number}")
+    if not templates:
+        raise UserError(name, "no template", "one template per line is needed, for example: a photo of a {}")
+    return tuple(template for _, template in templates)
+
+
+def _check_template(template: str, where: str) -> None:
+    allowed = f"allowed: {{}} for the class's name, which each template needs, and {', '.join(f'{{{word}}}' for word in PLACEHOLDERS if word)}"
+    try:
+        parsed = [(field, spec, conversion) for _, field, spec, conversion in string.Formatter().parse(template) if field is not None]
+    except ValueError as error:
+        raise UserError(where, f"{template!r} ({error})", allowed) from None
+    for field, spec, conversion in parsed:
+        if field not in PLACEHOLDERS or spec or conversion:
+            shown = "{" + field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
+            raise UserError(where, f"unknown placeholder {shown} in {template!r}", allowed)
+    if "" not in placeholders_of(template):
+        raise UserError(where, f"no {{}} in {template!r}", allowed)
+
+
+def placeholders_of(template: str) -> frozenset[str]:
+    """What a template is filled with: some of :data:`PLACEHOLDERS`; the class's name is ``""``."""
+    return frozenset(field for _, field, _, _ in string.Formatter().parse(template) if field is not None)
+
+
+def missing(template: str, info: ClassInfo) -> list[str]:
+    """Which of hypernyms and definition the template asks for and the class does not have."""
+    return [word for word in ("hypernyms", "definition") if word in placeholders_of(template) and not getattr(info, word)]
+
+
+def fill(template: str, name: str, info: ClassInfo, scene: str = "") -> str:
+    """The prompt that a template gives.
+
+    Parameters
+    ----------
+    name : str
+        What stands for the class: its lemmas, the same without white space, or the placeholder of a pseudo-word.
+    info : ClassInfo
+        The class; several hypernyms are joined by ", ", as lemmas are.
+    scene : str
+        One of :func:`load_scenes`; needed by templates with ``{scene}``.
+
+    Raises
+    ------
+    UserError
+        The class has no hypernyms or no definition, and the template asks for them.
+    ValueError
+        No scene was given, and the template asks for one.
+    """
+    if lacks := missing(template, info):
+        raise UserError(f"class {info.class_id!r}", f"no {' and no '.join(lacks)}", f"the template {template!r} needs them: give them in the class table")
+    if not scene and "scene" in placeholders_of(template):
+        raise ValueError(f"{template!r} needs a scene")
+    return template.format(name, hypernyms=", ".join(info.hypernyms), definition=info.definition, scene=scene)
+
+
+def check_prompting(classes: Sequence[ClassInfo], prompting: Prompting, key: str) -> list[UserError]:
+    """What keeps classes from being put into templates.
+
+    Parameters
+    ----------
+    key : str
+        The config key of ``prompting``, for example ``methods.clip_prompts.prompt``.
+
+    Returns
+    -------
+    list of UserError
+        Bad templates, or a line each for missing hypernyms and definitions, which names the classes.
+    """
+    try:
+        templates = load_templates(prompting.templates)
+    except UserError as error:
+        return [UserError(f"{key}.{error.where}" if error.where == "templates" else error.where, error.found, error.allowed)]
+    problems = []
+    for word in ("hypernyms", "definition"):
+        without = [info.class_id for info in classes if any(word in missing(template, info) for template in templates)]
+        if without:
+            named = ", ".join(map(repr, without[:CLASSES_NAMED])) + (f" and {len(without) - CLASSES_NAMED} more" if len(without) > CLASSES_NAMED else "")
+            what = f"no {word} of {'class' if len(without) == 1 else 'classes'} {named}, which templates {prompting.templates!r} need"
+            problems.append(UserError(key, what, f"give {word} in a class table (dataset.classes), or choose other templates"))
+    return problems
 
 
 @cache

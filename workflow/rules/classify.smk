@@ -7,35 +7,7 @@ for block in PLAN.run_blocks:
         name:
             f"classify_{block.name}"
         input:
-            train=get_split,
-            val=PLAN.splits["val"],
-            test=PLAN.splits["test"],
-            classes=PLAN.path("classes.parquet"),
-            added=expand(PLAN.resample(), run=PLAN.runs, allow_missing=True),
-        output:
-            PLAN.block_run_files(block),
-        log:
-            PLAN.path(f"logs/classify/{{method}}_{block.name}.log"),
-        benchmark:
-            PLAN.path(f"benchmarks/classify/{{method}}_{block.name}.tsv")
-        wildcard_constraints:
-            method=any_of(PLAN.augmented),
-        conda:
-            ENVIRONMENT
-        resources:
-            mem_mb=3000,
-            runtime=120,
-        params:
-            recipe=get_classifier_recipe,
-        message:
-            "train classifiers: {wildcards.method}"
-        script:
-            "../scripts/classify.py"
-
-    rule:
-        name:
-            f"classify_real_{block.name}"
-        input:
+            unpack(get_added),
             train=get_split,
             val=PLAN.splits["val"],
             test=PLAN.splits["test"],
@@ -47,7 +19,7 @@ for block in PLAN.run_blocks:
         benchmark:
             PLAN.path(f"benchmarks/classify/{{method}}_{block.name}.tsv")
         wildcard_constraints:
-            method=any_of(PLAN.real),
+            method=any_of(PLAN.methods),
         conda:
             ENVIRONMENT
         resources:

@@ -21,6 +21,7 @@ wildcard_constraints:
     class_id="[A-Za-z0-9][A-Za-z0-9._+-]*",
     part=r"\d+",
     run=r"\d+",
+    factor=r"[0-9.e+-]+",
 
 
 def any_of(names):
@@ -30,6 +31,10 @@ def any_of(names):
 
 def get_prompts_recipe(wildcards):
     return recipes.prompts_recipe(STUDY, wildcards.method)
+
+
+def get_templates(wildcards):
+    return PLAN.template_files(wildcards.method)
 
 
 def get_generate_recipe(wildcards):
@@ -44,8 +49,36 @@ def get_classifier_recipe(wildcards):
     return recipes.classifier_recipe(STUDY, wildcards.method)
 
 
+def get_finetune_recipe(method):
+    """A function of the wildcards, as rules that are made in a loop need it."""
+    return lambda wildcards: recipes.finetune_recipe(STUDY, method, float(wildcards.factor))
+
+
+def get_selected(wildcards):
+    """What generating for a fine-tuned method needs besides: which candidate won is known only when the job runs."""
+    method = wildcards.method
+    if method not in PLAN.personalised:
+        return {}
+    return {
+        "selected": PLAN.selected(method),
+        "embeddings": list(PLAN.embeddings(method).values()),
+        "unets": list(PLAN.unets(method).values()),
+    }
+
+
+def of_candidate(paths):
+    """Shards of candidates are deleted after the choice where the config says so."""
+    return paths if STUDY.execution.keep_candidates else temp(paths)
+
+
 def get_shards(wildcards):
     return PLAN.shards(wildcards.method)
+
+
+def get_added(wildcards):
+    """The manifests of added images of all runs; none for a baseline."""
+    method = wildcards.method
+    return {"added": [PLAN.resample(method, run) for run in PLAN.runs]} if method in PLAN.augmented else {}
 
 
 def get_split(wildcards):

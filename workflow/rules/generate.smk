@@ -1,4 +1,4 @@
-# Prompts -> per-class image shards. One rule per block of classes: a job loads the model once and makes the block's whole
+# Prompts, and the candidate that was selected -> per-class image shards. One rule per block of classes: a job loads the model once and makes the block's whole
 # pool; its files, inputs and params do not depend on how the classes are cut into blocks.
 
 for block in PLAN.class_blocks:
@@ -7,8 +7,10 @@ for block in PLAN.class_blocks:
         name:
             f"generate_{block.name}"
         input:
+            unpack(get_selected),
             prompts=PLAN.path("prompts/{method}.parquet"),
             diffusion=PLAN.path("models/diffusion.json"),
+            train=PLAN.splits["train"],
         output:
             expand(
                 PLAN.shard(),
@@ -21,7 +23,7 @@ for block in PLAN.class_blocks:
         benchmark:
             PLAN.path(f"benchmarks/generate/{{method}}_{block.name}.tsv")
         wildcard_constraints:
-            method=any_of(PLAN.sampled),
+            method=any_of(PLAN.generated),
         # the longest work first: training fills in around it
         priority: 10
         conda:

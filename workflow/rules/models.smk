@@ -1,9 +1,56 @@
-# Model folders -> fingerprints: what recipes and provenance call the models.
+# Models: ids on the Hub -> folders, fetched once and checked file by file; folders -> fingerprints, which are what recipes and provenance
+# call the models. The only rules here that use the network are the fetch rules.
+
+for model, source in PLAN.hub_models.items():
+
+    rule:
+        name:
+            f"fetch_{model}"
+        output:
+            source.marker,
+        log:
+            PLAN.path(f"logs/fetch_{model}.log"),
+        benchmark:
+            PLAN.path(f"benchmarks/fetch_{model}.tsv")
+        retries: 2
+        conda:
+            ENVIRONMENT
+        resources:
+            mem_mb=1000,
+            runtime=240,
+        params:
+            model=model,
+            recipe=recipes.fetch_recipe(source),
+        message:
+            f"fetch {source.repository}"
+        script:
+            "../scripts/fetch_model.py"
+
+
+if PLAN.cluster_files and PLAN.feature_files:
+
+    rule fetch_inception:
+        output:
+            PLAN.feature_files,
+        log:
+            PLAN.path("logs/fetch_inception.log"),
+        benchmark:
+            PLAN.path("benchmarks/fetch_inception.tsv")
+        retries: 2
+        conda:
+            ENVIRONMENT
+        resources:
+            mem_mb=1000,
+            runtime=60,
+        message:
+            "fetch Inception-v3"
+        script:
+            "../scripts/fetch_inception.py"
 
 
 rule fingerprint_diffusion:
     input:
-        PLAN.model_files(STUDY.diffusion.model),
+        PLAN.diffusion_files,
     output:
         PLAN.path("models/diffusion.json"),
     log:
@@ -13,7 +60,7 @@ rule fingerprint_diffusion:
     conda:
         ENVIRONMENT
     params:
-        recipe=recipes.model_recipe(STUDY.diffusion.model),
+        recipe=recipes.model_recipe(STUDY.diffusion),
     message:
         "hash the diffusion model"
     script:
@@ -22,7 +69,7 @@ rule fingerprint_diffusion:
 
 rule fingerprint_clip:
     input:
-        PLAN.model_files(STUDY.clip.model),
+        PLAN.clip_files,
     output:
         PLAN.path("models/clip.json"),
     log:
@@ -32,7 +79,7 @@ rule fingerprint_clip:
     conda:
         ENVIRONMENT
     params:
-        recipe=recipes.model_recipe(STUDY.clip.model),
+        recipe=recipes.model_recipe(STUDY.clip),
     message:
         "hash CLIP"
     script:

@@ -5,6 +5,7 @@ rule prompts:
     input:
         classes=PLAN.path("classes.parquet"),
         train=PLAN.splits["train"],
+        templates=get_templates,
     output:
         PLAN.path("prompts/{method}.parquet"),
     log:

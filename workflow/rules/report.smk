@@ -21,6 +21,38 @@ rule table1_files:
         "../scripts/table1.py"
 
 
+if PLAN.augmented:
+
+    rule diagnostics:
+        input:
+            pools=[PLAN.pool(method) for method in PLAN.augmented],
+            train=PLAN.splits["train"],
+            val=PLAN.splits["val"],
+            classes=PLAN.path("classes.parquet"),
+            clip=PLAN.path("models/clip.json"),
+            judge=PLAN.judge_files,
+            histories=[PLAN.finetune_history(method) for method in PLAN.personalised],
+            lrs=[PLAN.lr(method) for method in PLAN.personalised],
+            selected=[PLAN.selected(method) for method in PLAN.personalised],
+        output:
+            **PLAN.diagnostics,
+        log:
+            PLAN.path("logs/diagnostics.log"),
+        benchmark:
+            PLAN.path("benchmarks/diagnostics.tsv")
+        conda:
+            ENVIRONMENT
+        resources:
+            mem_mb=4000,
+            runtime=60,
+        params:
+            recipe=recipes.diagnostics_recipe(STUDY),
+        message:
+            "diagnostics of the added images"
+        script:
+            "../scripts/diagnostics.py"
+
+
 rule figure1_files:
     input:
         table=PLAN.table1["csv"],

@@ -6,4 +6,5 @@ with running(snakemake):
     from augbench.files import write_json
     from augbench.models import fingerprint
 
-    write_json(snakemake.output[0], fingerprint(snakemake.params.recipe["folder"]))
+    recipe = snakemake.params.recipe
+    write_json(snakemake.output[0], fingerprint(recipe["folder"], recipe.get("safety_checker", "model")))

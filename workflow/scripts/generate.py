@@ -1,8 +1,16 @@
-"""Make a block of image shards of a sampled method."""
+"""Make a block of image shards of a method that samples the diffusion model."""
 
 from augbench.job import running
 
 with running(snakemake) as job:
-    from augbench.generate import generate
+    from augbench.files import read_json
+    from augbench.generate import Learned, generate
+    from augbench.plan import SELECTED
 
-    generate(job, snakemake.wildcards.method, snakemake.input.prompts, snakemake.input.diffusion, snakemake.output)
+    method, source = snakemake.wildcards.method, snakemake.input
+    learned = None
+    if selected := source.get("selected"):
+        winner = read_json(selected)["selected"]
+        plan = job.plan
+        learned = {SELECTED: Learned(plan.embeddings(method)[winner], plan.unets(method).get(winner))}
+    generate(job, method, source.prompts, source.diffusion, source.train, {SELECTED: snakemake.output}, learned)

@@ -1,7 +1,5 @@
 """Write the prompts of a method."""
 
-from collections import Counter
-
 from augbench.job import running
 
 with running(snakemake) as job:
@@ -10,5 +8,8 @@ with running(snakemake) as job:
     from augbench.prompts import write_prompts
 
     classes = read_class_table(snakemake.input.classes)
-    counts = Counter(read_split(snakemake.input.train).class_ids)
-    write_prompts(job.study, snakemake.wildcards.method, classes, counts, snakemake.output[0])
+    train = read_split(snakemake.input.train)
+    images = {info.class_id: [] for info in classes}
+    for class_id, image_id in zip(train.class_ids, train.image_ids, strict=True):
+        images[class_id].append(image_id)
+    write_prompts(job.study, snakemake.wildcards.method, classes, images, snakemake.output[0])

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from augbench.classes import ClassInfo
-from augbench.templates import TEMPLATE_SETS, load_scenes, load_templates, strip_whitespace
+from augbench.templates import load_scenes, load_templates, strip_whitespace
 
 CAPTION_KINDS = ("template", "wordnet", "shop", "hashtags", "unnamed")
+CAPTION_TEMPLATES = ("simple", "clip", "textual_inversion")
 
 _SHOP = (
     "{n} size {s}, free shipping",
@@ -50,22 +51,14 @@ def class_name_variants(info: ClassInfo) -> tuple[str, ...]:
 
 
 def _templated(info: ClassInfo, rng: np.random.Generator) -> str:
-    template = _pick(load_templates(_pick(TEMPLATE_SETS, rng)), rng)
+    template = _pick(load_templates(_pick(CAPTION_TEMPLATES, rng)), rng)
     return template.format(_pick(class_name_variants(info), rng))
 
 
 def _wordnet(info: ClassInfo, rng: np.random.Generator) -> str:
     name = _pick(class_name_variants(info), rng)
-    hypernym = _pick(info.hypernyms, rng)
-    forms = (
-        name,
-        f"{name}, {hypernym}",
-        f"multiple {name}, {hypernym}",
-        f"multiple different {name}, {hypernym}",
-        f"{name}, {info.definition}",
-        f"{name}, {hypernym} inside {_pick(load_scenes(), rng)}",
-    )
-    return _pick(forms, rng)
+    hypernym, scene = _pick(info.hypernyms, rng), _pick(load_scenes(), rng)
+    return _pick(load_templates("sariyildiz"), rng).format(name, hypernyms=hypernym, definition=info.definition, scene=scene)
 
 
 def _filled(forms: Sequence[str], name: str, rng: np.random.Generator) -> str:

@@ -30,10 +30,10 @@ def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
 
 
 @cache
-def _photographs() -> tuple[np.ndarray, ...]:
+def _photographs() -> tuple[Image.Image, ...]:
     from sklearn.datasets import load_sample_images
 
-    return tuple(load_sample_images().images)
+    return tuple(map(Image.fromarray, load_sample_images().images))
 
 
 def _colour(rng: np.random.Generator, low: int = 0, high: int = 256) -> tuple[int, int, int]:
@@ -58,10 +58,10 @@ def _texture(rng: np.random.Generator) -> Image.Image:
 
 def _photograph(rng: np.random.Generator) -> tuple[Image.Image, str]:
     which = int(rng.integers(2))
-    array = _photographs()[which]
-    side = int(rng.integers(96, min(array.shape[:2])))
-    top, left = (int(rng.integers(extent - side + 1)) for extent in array.shape[:2])
-    image = Image.fromarray(array[top : top + side, left : left + side]).resize((SIDE, SIDE), Image.Resampling.BOX)
+    photograph = _photographs()[which]
+    side = int(rng.integers(96, min(photograph.size)))
+    top, left = (int(rng.integers(extent - side + 1)) for extent in (photograph.height, photograph.width))
+    image = photograph.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.BOX)
     return image, ("temple and trees, travel photo", "flower in the garden, close-up")[which]
 
 

@@ -1,7 +1,7 @@
 """CLIP embeddings of the corpus in clip-retrieval's layout, and its index.
 
 Flows in: corpus parts and CLIP. Flows out: ``img_emb/img_emb_00000.npy`` (float16, unit length) with ``metadata_00000.parquet``
-beside it, row by row; then an autofaiss index folder as ``clip-retrieval index`` makes it.
+beside it, row by row; then an index folder as ``clip-retrieval index`` lays it out.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BATCH = 32  # images embedded together; on a CPU, more do not fit into its cache and take half as long again
+EXACT_UP_TO = 1_000_000  # vectors; to compare a query with all of them takes a fraction of a second, and no neighbour is missed
 METADATA = ("id", "url", "caption", "width", "height", "NSFW", "punsafe")
 
 
@@ -48,24 +49,31 @@ def embed_corpus(job: Job, parts: Sequence[str], model_path: str, embeddings: Se
     progress = Progress("embed corpus", len(parts), "part")
 
     @torch.inference_mode()
-    def embed(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-        images, texts = [], []
-        captions = table.column("caption").to_pylist()
-        encoded = table.column("image").combine_chunks().field("bytes")
-        for start in range(0, len(captions), BATCH):
+    def embed_images(encoded: pa.BinaryArray) -> torch.Tensor:
+        vectors = []
+        for start in range(0, len(encoded), BATCH):
             batch = [Image.open(BytesIO(data.as_py())).convert("RGB") for data in encoded[start : start + BATCH]]
             pixels = processor(batch, return_tensors="pt").pixel_values.to(device)
-            images.append(F.normalize(model.get_image_features(pixel_values=pixels), dim=-1).cpu())
-            tokens = tokenizer(captions[start : start + BATCH], padding="longest", truncation=True, max_length=77, return_tensors="pt")
-            texts.append(F.normalize(model.get_text_features(**tokens.to(device)), dim=-1).cpu())
-        image, text = torch.cat(images), torch.cat(texts)
-        return image.half().numpy(), (image * text).sum(1).numpy()
+            vectors.append(F.normalize(model.get_image_features(pixel_values=pixels), dim=-1).cpu())
+        return torch.cat(vectors)
+
+    @torch.inference_mode()
+    def embed_captions(captions: Sequence[str]) -> torch.Tensor:
+        """Each distinct caption once, those of one length together: captions repeat, and padding is work too."""
+        distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))
+        vectors = []
+        for start in range(0, len(distinct), BATCH):
+            tokens = tokenizer(distinct[start : start + BATCH], padding="longest", truncation=True, max_length=77, return_tensors="pt")
+            vectors.append(F.normalize(model.get_text_features(**tokens.to(device)), dim=-1).cpu())
+        row_of = {caption: row for row, caption in enumerate(distinct)}
+        return torch.cat(vectors)[[row_of[caption] for caption in captions]]
 
     for part, embedding, table_path in zip(parts, embeddings, metadata, strict=True):
         recipe = {"version": 1, "model": fingerprint["id"], "part": sha256_file(part)}
         if not (job.store.has("embeddings", recipe, ".npy") and job.store.has("embeddings", recipe, ".parquet")):
             table = pq.read_table(part)
-            vectors, similarity = embed(table)
+            images = embed_images(table.column("image").combine_chunks().field("bytes"))
+            vectors, similarity = images.half().numpy(), (images * embed_captions(table.column("caption").to_pylist())).sum(1).numpy()
             kept = table.select(METADATA).append_column("similarity", pa.array(similarity, pa.float32()))
             job.store.commit("embeddings", recipe, ".npy", lambda path, vectors=vectors: np.save(path, vectors))  # type: ignore[misc]
             job.store.commit("embeddings", recipe, ".parquet", lambda path, kept=kept: pq.write_table(kept, path))  # type: ignore[misc]
@@ -75,18 +83,29 @@ def embed_corpus(job: Job, parts: Sequence[str], model_path: str, embeddings: Se
 
 
 def build_index(embeddings: Sequence[str], index_folder: str | Path, clip_folder: str, threads: int) -> None:
-    """Build clip-retrieval's index folder: ``image.index`` by autofaiss, and the metadata beside it.
+    """Build an index folder in clip-retrieval's layout: ``image.index`` by autofaiss, and the metadata beside it.
 
-    ``augbench.json`` in the folder records the CLIP model, so that a query by another model can be refused, and a hash of
+    Up to :data:`EXACT_UP_TO` vectors the index is exact; for more, autofaiss chooses an approximate one, as ``clip-retrieval index`` does for
+    any number. ``augbench.json`` in the folder records the CLIP model, so that a query by another model can be refused, and a hash of
     the embeddings.
     """
-    from clip_retrieval.clip_index import clip_index
+    from autofaiss import build_index as build_autofaiss_index
 
     index_folder = Path(index_folder)
     shutil.rmtree(index_folder, ignore_errors=True)
     index_folder.mkdir(parents=True)
     embeddings_folder = Path(embeddings[0]).parents[1]
-    clip_index(str(embeddings_folder), str(index_folder), max_index_memory_usage="4G", current_memory_available="12G", nb_cores=threads)
+    count = sum(len(np.load(path, mmap_mode="r")) for path in embeddings)
+    build_autofaiss_index(
+        str(embeddings_folder / "img_emb"),
+        index_path=str(index_folder / "image.index"),
+        index_infos_path=str(index_folder / "image.json"),
+        index_key="Flat" if count <= EXACT_UP_TO else None,
+        max_index_memory_usage="4G",
+        current_memory_available="12G",
+        nb_cores=threads,
+    )
     if not (index_folder / "image.index").is_file():  # autofaiss only logs what went wrong
         raise RuntimeError(f"autofaiss made no index in {index_folder}; its reason stands above in this log")
+    shutil.copytree(embeddings_folder / "metadata", index_folder / "metadata")
     write_json(index_folder / "augbench.json", {"clip": clip_folder, "corpus": canonical_hash([sha256_file(path) for path in embeddings])})

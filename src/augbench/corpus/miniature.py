@@ -63,14 +63,15 @@ def garment_row(index: int, source: int, label: int, classes: list[ClassInfo], c
     if wrong:
         named = (label + 1 + int(rng.integers(len(classes) - 1))) % len(classes)
     kinds, shares = zip(*config.captions.items(), strict=True)
-    kind = kinds[int(rng.choice(len(kinds), p=np.array(shares) / sum(shares)))]
+    limits = np.cumsum(np.array(shares) / sum(shares))
+    kind = kinds[int(np.searchsorted(limits / limits[-1], rng.random(), side="right"))]  # as rng.choice draws, in half its time
     caption = caption_for(classes[named], kind, rng)
     return CorpusRow(caption, f"wrong {kind}" if wrong else kind, label, source)
 
 
 def _png(image: np.ndarray) -> bytes:
     stream = BytesIO()
-    Image.fromarray(image.transpose(1, 2, 0)).save(stream, "PNG", compress_level=1)
+    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(stream, "PNG", compress_level=1)
     return stream.getvalue()
 
 

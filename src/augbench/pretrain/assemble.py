@@ -79,6 +79,7 @@ def assemble(
         safety_checker=checker,
         feature_extractor=image_processor(),
     )
+    pipeline.scheduler.register_to_config(clip_sample=False)  # as in Stable Diffusion's file, for those samplers that ask
     pipeline.to(dtype=torch.float16).save_pretrained(folder / "stable-diffusion")
     clip_folder = folder / "clip"
     tokenizer.save_pretrained(clip_folder)

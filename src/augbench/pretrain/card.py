@@ -1,6 +1,6 @@
 """Shipping the pre-trained models: ``python -m augbench.pretrain.card results/mini/pretrain resources/mini``.
 
-Flows in: the results of the pretrain rules. Flows out: the models, the picture, the measurements, and a model card made from
+Flows in: the results of the pretrain rules. Flows out: the models, the judge, the picture, the measurements, and a model card made from
 them. A separate step, so that no timestamp makes a demo train.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,17 @@ def _percent(value: float) -> str:
 
 
 def _history(name: str, rows: list[dict[str, float]]) -> list[str]:
-    figures = [key for key in rows[0] if key != "step"]
-    shown = [rows[round(i * (len(rows) - 1) / 7)] for i in range(8)] if len(rows) > 8 else rows
-    lines = [f"| {name}: step | {' | '.join(figures)} |", "|---:|" + "---:|" * len(figures)]
-    lines += [f"| {row['step']:.0f} | {' | '.join(f'{row[key]:.4g}' for key in figures)} |" for row in shown]
-    return [*lines, ""]
+    """A table per stage of training: rows of one stage have the same figures and count their steps under a name of their own."""
+    lines = []
+    for keys, stage in groupby(rows, key=lambda row: sorted(row)):
+        of_stage = list(stage)
+        step = next(key for key in keys if key.endswith("step"))
+        figures = [key for key in keys if key != step]
+        shown = [of_stage[round(i * (len(of_stage) - 1) / 7)] for i in range(8)] if len(of_stage) > 8 else of_stage
+        lines += [f"| {name}: {step.replace('_', ' ')} | {' | '.join(figures)} |", "|---:|" + "---:|" * len(figures)]
+        lines += [f"| {row[step]:.0f} | {' | '.join(f'{row[key]:.4g}' for key in figures)} |" for row in shown]
+        lines += [""]
+    return lines
 
 
 def render_card(record: dict[str, Any], quality: dict[str, Any], sizes: dict[str, int]) -> str:
@@ -78,6 +85,7 @@ def render_card(record: dict[str, Any], quality: dict[str, Any], sizes: dict[str
         f"Generated images: {quality['generated_images']}, {sampling['scheduler']}, {sampling['steps']} steps, guidance {sampling['guidance_scale']:g}, CLIP prompts.",
         "They are judged by two ResNets trained on the corpus's garments with their true labels: `clean` saw them in clean form only, `robust` in clean and in web style.",
         "Agreement is the share that the judge gives its intended class; diversity the mean pairwise distance inside a class in the judge's features.",
+        "The robust one is shipped in `judge`: a study that names it (`report.judge`) has its added images judged.",
         "",
         "| judge | images | agreement | diversity |",
         "|---|---|---:|---:|",
@@ -102,13 +110,14 @@ def render_card(record: dict[str, Any], quality: dict[str, Any], sizes: dict[str
 
 
 def ship(pretrained: Path, target: Path) -> None:
-    """Copy the models to ``target`` and write their card."""
+    """Copy the models and the robust judge to ``target`` and write their card."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(pretrained / "models", target)
+    shutil.copytree(pretrained / "reference" / "robust", target / "judge")
     shutil.copyfile(pretrained / "generated.png", target / "generated.png")
     record, quality = read_json(target / "training_record.json"), read_json(pretrained / "quality.json")
     write_json(target / "quality.json", quality)
-    folders = [*sorted((target / "stable-diffusion").iterdir()), target / "clip"]
+    folders = [*sorted((target / "stable-diffusion").iterdir()), target / "clip", target / "judge"]
     sizes = {folder.name: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) for folder in folders if folder.is_dir()}
     write_text(target / "README.md", render_card(record, quality, sizes))
 

@@ -1,6 +1,8 @@
 """The small CLIP: contrastive training on images and captions of the corpus (Radford et al., 2021).
 
-Flows in: the corpus. Flows out: a ``CLIPModel`` folder in transformers' layout with tokenizer and image processor.
+Both towers are trained first; then the image tower goes on alone against the finished text tower, as in locked-text tuning (after
+Zhai et al., 2022, who lock the images): that is cheap, for every caption is encoded once, and it leaves what the U-Net is conditioned
+on as it was. Flows in: the corpus. Flows out: a ``CLIPModel`` folder in transformers' layout with tokenizer and image processor.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConf
 
 from augbench.config import PretrainClip
 from augbench.pretrain.loop import EpochSampler, Schedule, step_generator, train
+from augbench.seeds import derive_seed
 
+GREY = 0.3  # share of images that lose their colour while the image tower is trained alone
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL converts to grey
 IMAGE_SIDE, PATCH_SIDE = 32, 4
 
 
@@ -92,10 +97,45 @@ def train_clip(
 
     schedule = Schedule(config.epochs * sampler.per_epoch, config.lr)
     history = train("CLIP", model, loss_at, schedule, folder / "checkpoint.pt", checkpoint_steps, weight_decay=0.1)
+    for record in _train_image_tower(model, images, captions, tokenizer, config, seed, folder, checkpoint_steps):
+        history.append({"image_step": record["step"], "image_loss": record["loss"]})
     model.eval().save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     image_processor().save_pretrained(folder / "model")
     return history
+
+
+def _train_image_tower(
+    model: CLIPModel,
+    images: torch.Tensor,
+    captions: Sequence[str],
+    tokenizer: CLIPTokenizer,
+    config: PretrainClip,
+    seed: int,
+    folder: Path,
+    checkpoint_steps: int,
+) -> list[dict[str, float]]:
+    """Train the image tower alone against the captions' embeddings; nothing else of ``model`` changes."""
+    distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))
+    targets = embed_texts(model.eval(), tokenizer, distinct).clone()
+    row = {caption: place for place, caption in enumerate(distinct)}
+    rows = torch.tensor([row[caption] for caption in captions])
+    scale = model.logit_scale.detach().exp()
+    seed = derive_seed(seed, "image tower")
+    sampler = EpochSampler(len(images), config.batch_size, seed)
+    tower = torch.nn.ModuleList([model.vision_model, model.visual_projection]).train()
+
+    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        chosen = torch.from_numpy(sampler.indices(step))
+        pixels = _augment_each(images[chosen], step_generator(seed, step))
+        embedded = F.normalize(model.get_image_features(pixel_values=normalise(pixels)), dim=-1)
+        logits = scale * embedded @ targets[rows[chosen]].T
+        own = torch.arange(len(chosen))
+        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        return loss, {"loss": loss.item()}
+
+    schedule = Schedule(config.image_epochs * sampler.per_epoch, config.image_lr)
+    return train("CLIP, image tower", tower, loss_at, schedule, folder / "image_checkpoint.pt", checkpoint_steps, weight_decay=0.1)
 
 
 def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -108,6 +148,21 @@ def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return cropped.flip(3) if mirrored else cropped
 
 
+def _augment_each(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Shift every image of ``(N, 3, H, W)`` by up to two pixels, mirror half of them, turn some to grey."""
+    count = len(images)
+    top, left = torch.randint(0, 5, (2, count), generator=generator)
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    grey = torch.rand(count, generator=generator) < GREY
+    padded = F.pad(images.float(), (2, 2, 2, 2), mode="replicate")
+    along = torch.arange(IMAGE_SIDE)
+    rows, columns = top[:, None] + along, left[:, None] + along
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    cropped = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    luma = (cropped * torch.tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+    return torch.where(grey[:, None, None, None], luma.expand_as(cropped), cropped)
+
+
 @torch.inference_mode()
 def embed_images(model: CLIPModel, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
     """Unit image embeddings ``float32 (N, D)`` of ``uint8 (N, 3, 32, 32)``."""
@@ -117,6 +172,6 @@ def embed_images(model: CLIPModel, images: torch.Tensor, batch_size: int = 256) 
 
 @torch.inference_mode()
 def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> torch.Tensor:
-    """Unit text embeddings ``float32 (N, D)``."""
-    parts = [model.get_text_features(input_ids=tokenize(tokenizer, texts[start : start + 256])) for start in range(0, len(texts), 256)]
+    """Unit text embeddings ``float32 (N, D)``, on the model's device."""
+    parts = [model.get_text_features(input_ids=tokenize(tokenizer, texts[start : start + 256]).to(model.device)) for start in range(0, len(texts), 256)]
     return F.normalize(torch.cat(parts), dim=-1)

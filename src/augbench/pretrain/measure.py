@@ -33,25 +33,31 @@ PROMPT_FAMILIES = {
 }
 
 
+def class_embeddings(clip: Any, tokenizer: Any, classes: list[ClassInfo], family: Prompting) -> torch.Tensor:
+    """What zero-shot classification compares images with: unit embeddings ``float32 (C, D)``, each the mean of its templates' text embeddings."""
+    templates = load_templates(family.templates)
+    means = [embed_texts(clip, tokenizer, [t.format(class_name(info, family.class_name)) for t in templates]).mean(0) for info in classes]
+    return torch.nn.functional.normalize(torch.stack(means), dim=-1)
+
+
 def zero_shot(clip: Any, tokenizer: Any, classes: list[ClassInfo], images: torch.Tensor, labels: np.ndarray) -> dict[str, float]:
     """Top-1 of zero-shot classification per prompt family; a class is the mean of its templates' text embeddings."""
     embedded = embed_images(clip, images)
     accuracy = {}
     for name, family in PROMPT_FAMILIES.items():
-        templates = load_templates(family.templates)
-        weights = [embed_texts(clip, tokenizer, [t.format(class_name(info, family.class_name)) for t in templates]).mean(0) for info in classes]
-        predicted = (embedded @ torch.nn.functional.normalize(torch.stack(weights), dim=-1).T).argmax(1).numpy()
+        predicted = (embedded @ class_embeddings(clip, tokenizer, classes, family).T).argmax(1).numpy()
         accuracy[name] = float((predicted == labels).mean())
     return accuracy
 
 
 def diversity(features: torch.Tensor, labels: np.ndarray) -> float:
-    """Mean pairwise distance of features inside a class, averaged over classes; at most 300 images per class."""
+    """Mean pairwise distance of features inside a class, averaged over classes of two images or more (NaN: none); 300 per class at most."""
     distances = []
     for label in np.unique(labels):
         members = features[torch.from_numpy(labels == label)][:300].double()
-        distances.append(float(torch.pdist(members).mean()))
-    return float(np.mean(distances))
+        if len(members) > 1:
+            distances.append(float(torch.pdist(members).mean()))
+    return float(np.mean(distances)) if distances else float("nan")
 
 
 def generate_images(

@@ -16,6 +16,7 @@ import torch
 
 from augbench import recipes
 from augbench.classes import load_class_table
+from augbench.config import PretrainReference
 from augbench.corpus import miniature
 from augbench.corpus.style import clean_images, web_style
 from augbench.data import fashion_mnist
@@ -90,7 +91,7 @@ def pretrain_unet(job: Job, corpus: str, clip_folder: str, vae_folder: str, targ
 
 
 def pretrain_reference(job: Job, downloads: str, target: str) -> None:
-    """Train the two reference classifiers on the corpus's garments with their true labels."""
+    """Train the two reference classifiers on the corpus's garments with their true labels; each is also saved as a judge."""
     assert job.study.corpus is not None
     corpus, config, steps = job.study.corpus, job.study.pretrain.reference, job.study.pretrain.checkpoint_steps
     images, labels = fashion_mnist.load(downloads, "train")
@@ -105,6 +106,15 @@ def pretrain_reference(job: Job, downloads: str, target: str) -> None:
         Path(target).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "model.pt", Path(target) / f"{what}.pt")
         write_json(Path(target) / f"{what}_history.json", history)
+        _save_reference(folder / "model.pt", config, Path(target) / what)
+
+
+def _save_reference(state: Path, config: PretrainReference, target: Path) -> None:
+    """A trained reference classifier as a judge of Fashion-MNIST's classes."""
+    class_ids = [info.class_id for info in load_class_table("fashion_mnist")]
+    model = reference.new_reference(config, len(class_ids))
+    model.load_state_dict(torch.load(state, weights_only=True))
+    reference.save_judge(model, class_ids, reference.network(config), target)
 
 
 def assemble_models(corpus: str, clip_folder: str, vae_folder: str, unet_folder: str, target: str) -> None:
@@ -158,7 +168,7 @@ def measure_models(job: Job, corpus: str, downloads: str, models: str, reference
             "reference": judges,
             "safety_checker": measure.safety_rates(diffusion, unsafe, safe[:2000]),
             "generated_images": len(labels),
-            "sampling": diffusion.model_dump(exclude={"model"}),
+            "sampling": recipes.sampling_recipe(study),
         },
     )
     shown = [test[np.flatnonzero(test_labels == label)[:20]] for label in range(len(classes))]

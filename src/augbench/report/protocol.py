@@ -7,12 +7,25 @@ only place that knows the protocol's values (paper, section 3 and appendix; ``do
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from augbench.classes import RESOURCES
 from augbench.classifier.sizes import evaluation_resize
-from augbench.config import Caltech256, Classifier, Diffusion, FashionMnist, ImageFolder, MiniatureCorpus, RetrieveMethod, SampleMethod, Study
+from augbench.config import (
+    Caltech256,
+    Classifier,
+    Diffusion,
+    FashionMnist,
+    Finetune,
+    ImageFolder,
+    MiniatureCorpus,
+    PersonaliseMethod,
+    RetrieveMethod,
+    SampleMethod,
+    Study,
+)
 
 TARGETS = RESOURCES / "paper" / "targets.csv"
 
@@ -40,6 +53,9 @@ PROTOCOLS = {
 RESAMPLES = 5
 CLASSIFIER = Classifier()  # its defaults are the paper's; a test holds them to it
 DIFFUSION = Diffusion(model="Stable Diffusion v1.4")  # likewise
+FINETUNE = Finetune()  # likewise
+CANDIDATES: tuple[str | int, ...] = ("train_loss", "val_loss", 1, 2, 3)
+IMAGIC_CANDIDATES: tuple[str | int, ...] = tuple(range(1, 9))
 CORPUS = "LAION-5B"
 
 
@@ -128,7 +144,7 @@ def _data(study: Study, facts: Facts, paper: Protocol) -> list[tuple[str, str, s
 
 def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
     """(what, ours, paper's) for the pools of added images, their models and the resampled sets."""
-    sampled = {name: method for name, method in study.methods.items() if isinstance(method, SampleMethod)}
+    sampled = {name: method for name, method in study.methods.items() if isinstance(method, SampleMethod | PersonaliseMethod)}
     retrieved = {name: method for name, method in study.methods.items() if isinstance(method, RetrieveMethod)}
     augmentation, diffusion = study.augmentation, study.diffusion
     pairs: list[tuple[str, str, str]] = []
@@ -147,6 +163,7 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
         ]
         own = {name: method.guidance_scale for name, method in sampled.items() if method.guidance_scale is not None and method.family != "unconditional"}
         pairs += [(f"Guidance scale of {name}", f"{value:g}", f"{DIFFUSION.guidance_scale:g}") for name, value in own.items()]
+    pairs += _fine_tuning(study)
     for name, method in retrieved.items():
         pairs += _retrieval(name, method, paper)
     if retrieved and isinstance(study.corpus, MiniatureCorpus):
@@ -154,6 +171,28 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
         pairs.append(("Corpus that retrieval searches", f"miniature, {size:,} images, style shift {study.corpus.shift}", CORPUS))
     pairs.append(("Training sets per method", str(augmentation.resamples), str(RESAMPLES)))
     return pairs
+
+
+def _fine_tuning(study: Study) -> list[tuple[str, str, str]]:
+    """(what, ours, paper's) for the fine-tuned methods; what the paper does not say (batch sizes, patience, rates) differs from nothing."""
+    methods = {name: method for name, method in study.methods.items() if isinstance(method, PersonaliseMethod)}
+    if not methods:
+        return []
+    pairs = [("Most epochs of fine-tuning", str(study.finetune.max_epochs), str(FINETUNE.max_epochs))]
+    if any(method.clusters > 1 for method in methods.values()):
+        names = {"inception_v3": "Inception-v3", "clip": "the study's CLIP"}
+        pairs.append(("Features that clusters are found in", names[study.finetune.features], names[FINETUNE.features]))
+    checkpoints: dict[tuple[str, str], list[str]] = {}
+    for name, method in methods.items():
+        theirs = IMAGIC_CANDIDATES if method.learn == "conditioning" and method.train_unet else CANDIDATES
+        checkpoints.setdefault((_listed(method.candidates), _listed(theirs)), []).append(name)
+    pairs += [(f"Candidates of {', '.join(names)}", ours, theirs) for (ours, theirs), names in checkpoints.items() if ours != theirs]
+    return pairs
+
+
+def _listed(candidates: Sequence[str | int]) -> str:
+    words = {"train_loss": "best training loss", "val_loss": "best validation loss"}
+    return ", ".join(f"epoch {name}" if isinstance(name, int) else words[name] for name in candidates)
 
 
 def _retrieval(name: str, method: RetrieveMethod, paper: Protocol) -> list[tuple[str, str, str]]:

@@ -6,12 +6,9 @@ figures are drawn from), ``table1_runs.csv`` (one row per run), Markdown, LaTeX 
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -19,7 +16,9 @@ from augbench.config import Method, RealMethod, Study
 from augbench.errors import UserError
 from augbench.files import read_json, write_text
 from augbench.pool import read_index
+from augbench.report import render
 from augbench.report.protocol import Facts, differences, paper_results
+from augbench.report.render import NONE, Layout, render_csv
 from augbench.resample import overlap
 
 FAMILIES = {"real": "real", "sample": "prompting", "personalise": "personalised", "retrieve": "retrieval"}
@@ -182,7 +181,6 @@ def _notes(study: Study, rows: Sequence[Row], facts: Facts) -> tuple[str, ...]:
 
 HEADER = ("Method", "Family", "Real / class", "Added / class", "Top-1 (%)", "n", "Overlap", "Paper (%)")
 NUMERIC = (False, False, True, True, True, True, True, True)
-NONE = "-"
 
 
 def spread(mean: float | None, stderr: float | None) -> str:
@@ -208,48 +206,18 @@ def _cells(row: Row) -> tuple[str, ...]:
 # --- formats ----------------------------------------------------------------------------------------------------------
 
 
-def render_csv(rows: Sequence[Row] | Sequence[Run], notes: Sequence[str] = ()) -> str:
-    """One line per row in full precision, empty where there is nothing; notes follow as lines that begin with ``#``.
-
-    ``pandas.read_csv(path, comment="#")`` reads it; :func:`read_rows` does.
-    """
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    if rows:
-        writer.writerow([field.name for field in fields(rows[0])])
-    for row in rows:
-        writer.writerow([repr(value) if isinstance(value, float) else value for value in asdict(row).values()])
-    return stream.getvalue() + "".join(f"# {note}\n" for note in notes)
-
-
 def read_rows(path: str | Path) -> list[Row]:
     """The rows of ``table1.csv``."""
-    kinds = {field.name: str(field.type) for field in fields(Row)}
-
-    def value(name: str, text: str) -> object:
-        if not text and "None" in kinds[name]:
-            return None
-        return float(text) if kinds[name].startswith("float") else int(text) if kinds[name] == "int" else text
-
-    lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    return [Row(**{name: value(name, text) for name, text in line.items()}) for line in csv.DictReader(lines)]  # type: ignore[arg-type]
+    return render.read_csv(path, Row)
 
 
-def escape_markdown(text: str) -> str:
-    """``text`` so that Markdown shows it as it is, in a table too."""
-    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#~" else letter for letter in text)
+def _layout(table: Table) -> Layout:
+    return Layout(f"Table 1, study {table.study}", HEADER, NUMERIC, tuple(map(_cells, table.rows)), table.notes)
 
 
 def render_markdown(table: Table) -> str:
     """A pipe table and the footer as a list."""
-    lines = [
-        "| " + " | ".join(HEADER) + " |",
-        "|" + "|".join("---:" if numeric else "---" for numeric in NUMERIC) + "|",
-        *("| " + " | ".join(map(escape_markdown, _cells(row))) + " |" for row in table.rows),
-        "",
-        *(f"- {escape_markdown(note)}" for note in table.notes),
-    ]
-    return "\n".join(lines) + "\n"
+    return render.render_markdown(_layout(table))
 
 
 LATEX = {
@@ -288,19 +256,9 @@ def render_latex(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_terminal(table: Table, width: int = 100) -> str:
-    """Aligned columns for a terminal; the footer is wrapped at ``width`` characters."""
-    cells = [HEADER, *(_cells(row) for row in table.rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADER))]
-
-    def aligned(line: Sequence[str]) -> str:
-        parts = [text.rjust(size) if numeric else text.ljust(size) for text, size, numeric in zip(line, widths, NUMERIC, strict=True)]
-        return "  ".join(parts).rstrip()
-
-    body = [aligned(line) for line in cells]
-    body.insert(1, "-" * max(map(len, body)))
-    footer = [textwrap.fill(note, width, initial_indent="* ", subsequent_indent="  ") for note in table.notes]
-    return "\n".join([f"Table 1, study {table.study}", "", *body, "", *footer]) + "\n"
+def render_terminal(table: Table) -> str:
+    """Aligned columns for a terminal, and the footer."""
+    return render.render_terminal(_layout(table))
 
 
 def write_table1(study: Study, results: Iterable[str | Path], manifests: Iterable[str | Path], outs: Mapping[str, str | Path]) -> Table:

@@ -33,7 +33,7 @@ class IndexBackend:
     Parameters
     ----------
     folder : path
-        Made by ``clip-retrieval index``; with ``augbench.json``, which names the CLIP model of the embeddings.
+        As ``clip-retrieval index`` lays it out; with ``augbench.json``, which names the CLIP model of the embeddings.
     clip_folder : str
         CLIP model for the queries, in transformers' layout.
 

@@ -1,0 +1,446 @@
+"""Real models from the Hugging Face Hub or a mirror: at a pinned commit, every file checked, offline afterwards.
+
+Flows in: the id of a model, its commit, mirrors. Flows out: a folder in diffusers' or transformers' layout that holds what is needed and no
+more, and in it ``fetched.json``, written last: where each file came from and its SHA-256. A folder without that file is unfinished; the
+next attempt goes on with it. Light to import, for the config asks it what is an id and what a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import yaml
+
+from augbench.errors import UserError
+from augbench.files import atomic_path, read_json, sha256_file, write_json
+from augbench.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+MARKER = "fetched.json"
+HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+COMMIT = r"[0-9a-f]{40}"
+TABLES = Path(__file__).resolve().parents[2] / "resources/models"
+INCEPTION_URL = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
+INCEPTION_SHA256 = "0cc3c7bd"  # the first digits, as torchvision publishes them in the file's name
+SECONDS_TO_ANSWER = 20
+
+Layout = Literal["diffusion", "clip", "safety_checker"]
+WEIGHTS = re.compile(r"(model|pytorch_model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
+SETTINGS = {".json", ".txt", ".model"}
+COMPONENTS_WITH_WEIGHTS = {"unet", "vae", "text_encoder", "safety_checker", "image_encoder"}
+
+
+# --- what there is to fetch -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a file must be; ``origin`` says who says so.
+
+    Attributes
+    ----------
+    size : int, optional
+        In bytes.
+    sha256, git_blob : str, optional
+        Its SHA-256, or the name that git gives a blob: SHA-1 over a header and the content.
+    """
+
+    origin: str
+    size: int | None = None
+    sha256: str | None = None
+    git_blob: str | None = None
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model on the Hub at one commit, and where it is kept here.
+
+    Attributes
+    ----------
+    repository : str
+        ``owner/name``.
+    revision : str
+        The commit: 40 hexadecimal digits.
+    mirrors : tuple of str
+        Tried before the Hub: addresses that speak its protocol, or folders.
+    downloads : str
+        Folder that keeps all fetched models.
+    """
+
+    repository: str
+    revision: str
+    mirrors: tuple[str, ...]
+    downloads: str
+
+    @property
+    def place(self) -> str:
+        """The model's folder below any folder of fetched models."""
+        return f"{self.repository.replace('/', '--')}/{self.revision}"
+
+    @property
+    def folder(self) -> str:
+        """The model's folder."""
+        return f"{self.downloads}/{self.place}"
+
+    @property
+    def marker(self) -> str:
+        """The file that is written when all others are there."""
+        return f"{self.folder}/{MARKER}"
+
+
+@cache
+def known_models() -> dict[str, tuple[str, dict[str, Expected]]]:
+    """Revision and known files of the models in ``resources/models``, by id."""
+    known = {}
+    for path in sorted(TABLES.glob("*.yaml")):
+        table = yaml.safe_load(path.read_text(encoding="utf-8"))
+        files = {name: Expected("our table", file["size"], file["sha256"]) for name, file in table["files"].items()}
+        known[table["repository"]] = (table["revision"], files)
+    return known
+
+
+def hub_model(model: str, revision: str | None, mirrors: Sequence[str], downloads: str) -> HubModel | None:
+    """The Hub's model that ``model`` names, or None where it names a folder.
+
+    ``owner/name`` is an id if ``resources/models`` pins it or a revision is given, whatever folders there are: the plan of a study must
+    not depend on what has been fetched. A folder of such a name is written ``./owner/name``.
+    """
+    if not re.fullmatch(HUB_ID, model):
+        return None
+    if revision is None and model in known_models():
+        revision = known_models()[model][0]
+    return None if revision is None else HubModel(model, revision, tuple(mirrors), downloads)
+
+
+def _known_files(model: HubModel) -> dict[str, Expected]:
+    """What our table says of the model's files at this revision."""
+    revision, files = known_models().get(model.repository, ("", {}))
+    return files if revision == model.revision else {}
+
+
+# --- which of its files are needed --------------------------------------------------------------------------------------
+
+
+def needed_files(layout: Layout, names: Iterable[str], index: Mapping[str, Any] | None = None) -> list[str]:
+    """The files that loading needs: settings, vocabulary, and one format of weights for each component.
+
+    Safetensors are preferred to pickled weights; half-precision and other variants, and other frameworks' weights, are left out.
+
+    Parameters
+    ----------
+    names : iterable of str
+        All files of the model.
+    index : mapping, optional
+        ``model_index.json`` of a pipeline, whose components are looked for.
+
+    Raises
+    ------
+    UserError
+        The model is no Stable Diffusion pipeline, or a component has no weights.
+    """
+    present = set(names)
+    if layout != "diffusion":
+        return _of_folder("", present, needs_weights=True)
+    assert index is not None
+    if index.get("_class_name") != "StableDiffusionPipeline":
+        raise UserError("diffusion.model", f"a {index.get('_class_name')}", "allowed: a StableDiffusionPipeline")
+    components = [name for name, kind in index.items() if isinstance(kind, list) and None not in kind]
+    found = {"model_index.json"}
+    for name in components:
+        found.update(_of_folder(f"{name}/", present, needs_weights=name in COMPONENTS_WITH_WEIGHTS))
+    return sorted(found)
+
+
+def _of_folder(folder: str, present: set[str], needs_weights: bool) -> list[str]:
+    names = sorted(name.removeprefix(folder) for name in present if name.startswith(folder) and "/" not in name.removeprefix(folder))
+    weights = [name for name in names if WEIGHTS.fullmatch(name)]
+    chosen = [name for name in weights if name.endswith(".safetensors")] or weights
+    if needs_weights and not chosen:
+        raise UserError(folder.rstrip("/") or "model", "no weights in PyTorch's formats", "allowed: a model with .safetensors or .bin files")
+    settings = [name for name in names if Path(name).suffix in SETTINGS and ".index" not in name and name != MARKER]
+    kept = {re.sub(r"-\d{5}-of-\d{5}", "", name) + ".index.json" for name in chosen} & set(names)
+    return [folder + name for name in sorted({*settings, *chosen, *kept})]
+
+
+# --- where it is to be had ----------------------------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """A place that may have the model; everything that can go wrong there is an :class:`OSError`."""
+
+    name: str
+
+    def files(self, model: HubModel) -> dict[str, Expected]:
+        """All files of the model, with what is known of each."""
+
+    def get(self, model: HubModel, name: str, folder: Path) -> None:
+        """Bring one file into ``folder``, under its own name."""
+
+
+class Endpoint:
+    """The Hub, or a mirror that speaks its protocol; an interrupted download is gone on with.
+
+    Parameters
+    ----------
+    url : str
+        Its address.
+    is_hub : bool
+        Whether the user's access token may be shown to it.
+    """
+
+    def __init__(self, url: str, is_hub: bool) -> None:
+        self.url, self.token = url.rstrip("/"), None if is_hub else False
+        self.name = f"the Hub ({self.url})" if is_hub else self.url
+
+    def files(self, model: HubModel) -> dict[str, Expected]:
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=self.url, token=self.token)
+        info = api.model_info(model.repository, revision=model.revision, files_metadata=True, timeout=SECONDS_TO_ANSWER)
+        if info.sha != model.revision:
+            raise OSError(f"answers with revision {info.sha}")
+        return {
+            file.rfilename: Expected(self.name, file.size, file.lfs.sha256 if file.lfs else None, None if file.lfs else file.blob_id)
+            for file in info.siblings or []
+        }
+
+    def get(self, model: HubModel, name: str, folder: Path) -> None:
+        from huggingface_hub import hf_hub_download
+
+        hf_hub_download(model.repository, name, revision=model.revision, local_dir=folder, endpoint=self.url, token=self.token, etag_timeout=SECONDS_TO_ANSWER)
+
+
+class Folder:
+    """Models on a disk: another folder of fetched models, or a cache as the Hub's own library keeps it."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.name = Path(path), path
+
+    def _model(self, model: HubModel) -> Path:
+        places = [self.path / model.place, self.path / f"models--{model.repository.replace('/', '--')}" / "snapshots" / model.revision]
+        for place in places:
+            if place.is_dir():
+                return place
+        raise FileNotFoundError(f"no folder {places[0]} or {places[1]}")
+
+    def files(self, model: HubModel) -> dict[str, Expected]:
+        folder = self._model(model)
+        recorded = read_json(folder / MARKER)["files"] if (folder / MARKER).is_file() else {}
+        found = {}
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if path.is_file() and not name.startswith(".cache/"):
+                blob = path.resolve().name if path.is_symlink() else ""  # a cache's files are links to what is named by its hash
+                found[name] = Expected(
+                    self.name,
+                    path.stat().st_size,
+                    recorded.get(name, {}).get("sha256") or (blob if len(blob) == 64 else None),
+                    blob if re.fullmatch(COMMIT, blob) else None,
+                )
+        return found
+
+    def get(self, model: HubModel, name: str, folder: Path) -> None:
+        with atomic_path(folder / name) as temporary:
+            shutil.copyfile(self._model(model) / name, temporary)
+
+
+def _sources(model: HubModel) -> list[Source]:
+    """In the order in which they are asked for files: the user's mirrors, then the Hub."""
+    # read when the library is imported: no bars in log files; plain HTTPS, which goes on byte by byte and passes more firewalls than Xet
+    os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"}
+    from huggingface_hub import constants
+
+    mirrors: list[Source] = [Endpoint(mirror, False) if re.match("https?://", mirror) else Folder(mirror) for mirror in model.mirrors]
+    return [*mirrors, Endpoint(constants.ENDPOINT, True)]
+
+
+def _reason(error: OSError) -> str:
+    """Why a source failed, on one line."""
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    kinds = {
+        LocalEntryNotFoundError: "no answer",
+        GatedRepoError: "access must be granted there first",
+        RepositoryNotFoundError: "no such model there",
+        RevisionNotFoundError: "no such revision there",
+        EntryNotFoundError: "no such file there",
+    }
+    for kind, text in kinds.items():
+        if isinstance(error, kind):
+            return text
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+# --- fetching -----------------------------------------------------------------------------------------------------------
+
+
+def fetch(model: HubModel, layout: Layout) -> None:
+    """Bring a model into its folder; what is there and right is kept.
+
+    Files are judged by our table's SHA-256 where it has one, else by what the Hub says of the revision, else by what the first mirror says
+    that has it. ``fetched.json`` records which it was.
+
+    Raises
+    ------
+    UserError
+        No source has the model at this revision, it is no model of this layout, a file is nowhere to be had as it should be, or the disk
+        is too small.
+    """
+    folder, sources = Path(model.folder), _sources(model)
+    if _is_complete(folder):
+        logger.info("%s is there and whole", folder)
+        return
+    (folder / MARKER).unlink(missing_ok=True)
+    expected, sources = _expected_files(model, sources)
+    index, origins = None, {}
+    if layout == "diffusion":
+        if "model_index.json" not in expected:
+            raise UserError(model.repository, "no model_index.json", "allowed: a model in diffusers' Stable Diffusion layout")
+        origins["model_index.json"] = _bring(model, "model_index.json", expected["model_index.json"], sources)
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    names = sorted({*needed_files(layout, expected, index), *_known_files(model)})
+    sizes = {name: expected[name].size or 0 for name in names}
+    _check_space(folder, sum(size for name, size in sizes.items() if not (folder / name).is_file()))
+    progress = Progress(f"fetch {model.repository}", -(-sum(sizes.values()) // 10**6), "MB")
+    whole = 0
+    for name in names:
+        origins[name] = _bring(model, name, expected[name], sources)
+        done, whole = whole, whole + sizes[name]
+        progress.update(-(-whole // 10**6) - -(-done // 10**6), note=name)
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    files = {
+        name: {"size": (folder / name).stat().st_size, "sha256": sha256_file(folder / name), "from": origins[name], "checked_against": expected[name].origin}
+        for name in names
+    }
+    write_json(folder / MARKER, {"repository": model.repository, "revision": model.revision, "files": files})
+
+
+def _is_complete(folder: Path) -> bool:
+    if not (folder / MARKER).is_file():
+        return False
+    recorded = read_json(folder / MARKER)["files"]
+    return all((folder / name).is_file() and (folder / name).stat().st_size == file["size"] for name, file in recorded.items())
+
+
+def _expected_files(model: HubModel, sources: Sequence[Source]) -> tuple[dict[str, Expected], list[Source]]:
+    """What is known of the model's files (our table's word, else the Hub's, else the first mirror's that has the revision), and who is left to ask."""
+    problems, left = [], list(sources)
+    for source in (sources[-1], *sources[:-1]):
+        try:
+            listed = source.files(model)
+        except OSError as error:
+            problems.append(f"{source.name}: {_reason(error)}")
+            left.remove(source)
+            continue
+        if problems:
+            logger.warning("files are checked against what %s says of them, for there was no answer elsewhere (%s)", source.name, "; ".join(problems))
+        return {**listed, **_known_files(model)}, left
+    raise UserError(
+        model.repository, f"revision {model.revision} is not to be had ({'; '.join(problems)})", "check the revision, give a mirror, or a folder with the model"
+    )
+
+
+def _bring(model: HubModel, name: str, expected: Expected, sources: Sequence[Source]) -> str:
+    """One file into its place, from the first source that has it right; returns where it came from."""
+    folder = Path(model.folder)
+    path, problems = folder / name, []
+    if path.is_file():
+        if (wrong := _mismatch(path, expected)) is None:
+            return "an earlier attempt"
+        _forget(folder, name)
+        problems.append(f"what was there: {wrong}")
+    for source in sources:
+        try:
+            source.get(model, name, folder)
+        except OSError as error:
+            problems.append(f"{source.name}: {_reason(error)}")
+            if expected.size is not None:
+                _forget(folder, name, expected.size)
+            continue
+        if (wrong := _mismatch(path, expected)) is None:
+            logger.info("fetched %s from %s, checked against %s", name, source.name, expected.origin)
+            return source.name
+        _forget(folder, name)
+        problems.append(f"{source.name}: {wrong}")
+    raise UserError(str(path), f"not to be had as it should be ({'; '.join(problems)})", "run again to go on, give another mirror, or a folder with the model")
+
+
+def _mismatch(path: Path, expected: Expected) -> str | None:
+    """How a file differs from what is expected, or None."""
+    size = path.stat().st_size
+    if expected.size is not None and size != expected.size:
+        return f"{size} bytes, expected {expected.size}"
+    if expected.sha256 is not None and (found := sha256_file(path)) != expected.sha256:
+        return f"SHA-256 {found}, expected {expected.sha256}"
+    if expected.sha256 is None and expected.git_blob is not None and (found := git_blob(path)) != expected.git_blob:
+        return f"git blob {found}, expected {expected.git_blob}"
+    return None
+
+
+def git_blob(path: Path) -> str:
+    """The name that git gives a file's content: SHA-1 over ``blob``, the size, a zero byte and the content."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _forget(folder: Path, name: str, size: int | None = None) -> None:
+    """Delete a wrong file and what the Hub's library remembers of it; of a download that failed, only parts that grew beyond ``size``."""
+    notes = folder / ".cache/huggingface/download" / name
+    if size is not None:
+        traces = [path for path in notes.parent.glob("*.incomplete") if path.stat().st_size > size]
+    else:
+        traces = [folder / name, *notes.parent.glob("*.incomplete"), *notes.parent.glob(f"{notes.name}.*")]
+    for path in traces:
+        path.unlink(missing_ok=True)
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if (free := shutil.disk_usage(existing).free) < needed:
+        raise UserError(str(folder), f"{free / 1e9:.1f} GB free", f"the model needs {needed / 1e9:.1f} GB; set downloads to a folder on a larger disk")
+
+
+def fetch_weights(target: str | Path, addresses: Sequence[str], sha256: str) -> None:
+    """Bring one file of published weights to ``target``; one that is there and right is kept.
+
+    Parameters
+    ----------
+    addresses : sequence of str
+        Tried in order: web addresses, or files.
+    sha256 : str
+        The first digits of its SHA-256, as many as are published.
+
+    Raises
+    ------
+    UserError
+        No address gave a file with this SHA-256.
+    """
+    from torch.hub import download_url_to_file
+
+    target = Path(target)
+    if target.is_file() and sha256_file(target).startswith(sha256):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    problems = []
+    for address in addresses:
+        url = address if "://" in address else Path(address).absolute().as_uri()
+        try:
+            download_url_to_file(url, str(target), hash_prefix=sha256, progress=False)
+        except (OSError, RuntimeError) as error:  # RuntimeError: another hash
+            problems.append(f"{address}: {' '.join(str(error).split())}")
+        else:
+            logger.info("fetched %s from %s, SHA-256 as published", target.name, address)
+            return
+    raise UserError(str(target), f"not to be had ({'; '.join(problems)})", f"put a file whose SHA-256 begins with {sha256} there by hand")

@@ -1,0 +1,180 @@
+"""Clusters of each class's images, for one learned conditioning per cluster (paper, section 3.1: k-means on Inception-v3 pool features).
+
+Flows in: the training and validation splits, and the network that features come from. Flows out: per number of clusters a table
+with the cluster of every image. Features are computed once for all tables; validation images go to the nearest centroid.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from augbench.classes import read_class_table
+from augbench.config import Study
+from augbench.data.source import open_source
+from augbench.data.splits import Split, check_labels, read_split
+from augbench.errors import UserError
+from augbench.files import canonical_hash, read_json, sha256_file
+from augbench.personalise.tasks import check_clusters
+from augbench.progress import Progress
+from augbench.recipes import Recipe
+from augbench.seeds import derive_seed
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+    from augbench.job import Job
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = pa.schema([("image_id", pa.string()), ("class_id", pa.string()), ("split", pa.string()), ("cluster", pa.int32())])
+STARTS = 10  # of k-means; the best is kept
+Features = Callable[["Sequence[Image]"], "torch.Tensor"]
+
+
+def clip_features(folder: str | Path, device: torch.device) -> Features:
+    """CLIP's image embeddings, after its own image processor."""
+    from transformers import CLIPImageProcessor
+
+    from augbench.models import load_clip
+
+    model, _ = load_clip(folder, device)
+    processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+    return lambda images: model.get_image_features(pixel_values=processor(list(images), return_tensors="pt").pixel_values.to(device))
+
+
+def inception_features(weights: str | Path, device: torch.device) -> Features:
+    """Inception-v3's 2,048 pool features, after the published weights' preprocessing (299 pixels, ImageNet's mean and deviation).
+
+    Raises
+    ------
+    UserError
+        ``weights`` is missing, or holds something else.
+    """
+    import pickle
+
+    import torch
+    from torchvision.models import Inception_V3_Weights, inception_v3
+
+    published = Inception_V3_Weights.IMAGENET1K_V1
+    remedy = f"put {published.url.rsplit('/', 1)[-1]} of torchvision there, or set finetune.features: clip"
+    if not Path(weights).is_file():
+        raise UserError("finetune.inception_weights", f"no file {str(weights)!r}", remedy)
+    # as torchvision builds it for these weights, which expect values in -1..1
+    network = inception_v3(weights=None, aux_logits=True, transform_input=True, init_weights=False)
+    try:
+        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
+        raise UserError("finetune.inception_weights", f"{str(weights)!r} holds no weights of Inception-v3 ({str(error).splitlines()[0]})", remedy) from None
+    network.fc = torch.nn.Identity()
+    network.eval().to(device)
+    preprocess = published.transforms()
+    return lambda images: network(torch.stack([preprocess(image) for image in images]).to(device))
+
+
+def load_features(study: Study, clip_path: str | Path) -> Features:
+    """The network that ``finetune.features`` names."""
+    from augbench.models import pick_device
+
+    device = pick_device(study.execution.device)
+    if study.finetune.features == "clip":
+        return clip_features(read_json(clip_path)["folder"], device)
+    return inception_features(study.finetune.inception_weights, device)
+
+
+def compute_features(features: Features, images: Iterable[Image], batch_size: int, progress: Progress) -> np.ndarray:
+    """Features of all images, float32 ``(N, width)``."""
+    import torch
+
+    from augbench.personalise.data import in_batches
+
+    parts = []
+    with torch.inference_mode():
+        for batch in in_batches(images, batch_size):
+            parts.append(features(batch).float().cpu().numpy())
+            progress.update(len(batch))
+    return np.concatenate(parts)
+
+
+def cluster_class(train: np.ndarray, validation: np.ndarray, clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """k-means on a class's training features ``(n, width)``; the cluster of each training and validation image."""
+    from sklearn.cluster import KMeans
+
+    fitted = KMeans(clusters, n_init=STARTS, random_state=seed % 2**32).fit(train)
+    return fitted.labels_, fitted.predict(validation) if len(validation) else np.empty(0, dtype=np.int32)
+
+
+def _recipe(study: Study, clusters: int, network: str, splits: Sequence[Split]) -> Recipe:
+    images = canonical_hash([[split.image_ids, split.class_ids] for split in splits])
+    return {"version": 1, "seed": study.seed, "clusters": clusters, "features": study.finetune.features, "network": network, "images": images}
+
+
+def cluster_images(
+    job: Job, ks: Sequence[int], train_path: str | Path, val_path: str | Path, classes_path: str | Path, clip_path: str | Path, outs: Sequence[str | Path]
+) -> None:
+    """Cluster the images of every class; what the store holds is linked.
+
+    Parameters
+    ----------
+    ks : sequence of int
+        Numbers of clusters per class.
+    clip_path : path
+        Fingerprint of the study's CLIP; read where ``finetune.features`` is ``clip``.
+    outs : sequence of path
+        A table per number of clusters: image_id, class_id, split (``train``, ``val``), cluster (int32, from 0).
+
+    Raises
+    ------
+    UserError
+        A class has fewer training images than clusters, or the weights of Inception-v3 are missing.
+    """
+    study = job.study
+    classes = read_class_table(classes_path)
+    splits = {"train": read_split(train_path), "val": read_split(val_path)}
+    for path, split in zip((train_path, val_path), splits.values(), strict=True):
+        check_labels(split, classes, str(path))
+    sizes = {info.class_id: splits["train"].class_ids.count(info.class_id) for info in classes}
+    for k in ks:
+        for problem in check_clusters("clusters", k, sizes):
+            raise problem
+    if study.finetune.features == "clip":
+        network = read_json(clip_path)["id"]
+    elif Path(study.finetune.inception_weights).is_file():
+        network = sha256_file(study.finetune.inception_weights)
+    else:
+        network = ""
+    recipes = {k: _recipe(study, k, network, list(splits.values())) for k in ks}
+    computed: dict[str, np.ndarray] = {}
+
+    def write(path: Path, k: int) -> None:
+        if not computed:
+            source, features = open_source(study.dataset, study.seed, study.corpus), load_features(study, clip_path)
+            progress = Progress(f"features ({study.finetune.features})", sum(map(len, splits.values())), "image")
+            for name, split in splits.items():
+                computed[name] = compute_features(features, source.load(split.sources), study.execution.batch_size, progress)
+        pq.write_table(_cluster_table(splits, computed, k, study.seed), path)
+
+    for k, out in zip(ks, outs, strict=True):
+        made = job.store.provide("clusters", recipes[k], out, lambda path, k=k: write(path, k))  # type: ignore[misc]
+        logger.info("%d clusters per class: %s", k, "found" if made else "taken from the store")
+
+
+def _cluster_table(splits: dict[str, Split], features: dict[str, np.ndarray], k: int, seed: int) -> pa.Table:
+    found = {name: np.zeros(len(split), dtype=np.int32) for name, split in splits.items()}
+    members = {name: np.array(split.class_ids) for name, split in splits.items()}
+    for class_id in dict.fromkeys(splits["train"].class_ids):
+        train, validation = (np.flatnonzero(members[name] == class_id) for name in ("train", "val"))
+        labels = cluster_class(features["train"][train], features["val"][validation], k, derive_seed(seed, "clusters", class_id, k))
+        found["train"][train], found["val"][validation] = labels
+    parts = [
+        pa.table([split.image_ids, split.class_ids, [name] * len(split), found[name]], schema=SCHEMA)
+        for name, split in splits.items()
+    ]  # fmt: skip
+    return pa.concat_tables(parts)

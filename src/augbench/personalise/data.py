@@ -1,0 +1,125 @@
+"""What fine-tuning sees of the images: cached latents, and random numbers that depend on the image and the epoch alone.
+
+Flows in: images, the VAE, names of images and epochs. Flows out: latent moments, computed once per image and mirror image, and
+for every sample its flip, noise and timestep. Nothing here knows which other images are in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from augbench.progress import Progress
+from augbench.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The random numbers of one sample.
+
+    Attributes
+    ----------
+    mirrored : bool
+        Whether the mirror image is used.
+    posterior, noise : Tensor
+        Standard normal, of the latent's shape: for the VAE's posterior, and what the denoiser shall find.
+    timestep : int
+        Of the noise schedule.
+    prompt : int
+        Chooses the prompt, where there are several.
+    """
+
+    mirrored: bool
+    posterior: torch.Tensor
+    noise: torch.Tensor
+    timestep: int
+    prompt: int
+
+
+def fit(image: Image.Image, resolution: int) -> Image.Image:
+    """Shorter side to ``resolution`` pixels, then the centre (protocol: Stable Diffusion's fine-tuning)."""
+    width, height = image.size
+    if min(width, height) != resolution:
+        scale = resolution / min(width, height)
+        width, height = max(resolution, round(width * scale)), max(resolution, round(height * scale))
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - resolution) // 2, (height - resolution) // 2
+    return image.crop((left, top, left + resolution, top + resolution))
+
+
+def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of at most ``size`` items."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+@torch.no_grad()
+def cache_moments(
+    vae: AutoencoderKL, images: Iterable[Image.Image], resolution: int, mirror: bool, batch_size: int, dtype: torch.dtype, progress: Progress
+) -> torch.Tensor:
+    """Latent moments of every image, on the CPU.
+
+    Parameters
+    ----------
+    images : iterable of Image
+        8-bit RGB of any size.
+    mirror : bool
+        Whether mirror images are encoded, too.
+    dtype
+        In which they are kept.
+
+    Returns
+    -------
+    Tensor
+        ``(images, 1 or 2, 2, channels, height, width)``: the image and its mirror image; mean and standard deviation of the VAE's
+        posterior, both times ``scaling_factor``.
+    """
+    parts = []
+    for batch in in_batches(images, batch_size):
+        pixels = torch.from_numpy(np.stack([np.asarray(fit(image, resolution)) for image in batch])).permute(0, 3, 1, 2)
+        pixels = (pixels.to(vae.device).float() / 127.5 - 1).to(vae.dtype)
+        views = []
+        for view in (pixels, pixels.flip(-1)) if mirror else (pixels,):
+            posterior = vae.encode(view).latent_dist
+            views.append(torch.stack([posterior.mean, posterior.std], 1).float() * vae.config.scaling_factor)
+        parts.append(torch.stack(views, 1).to(dtype).cpu())
+        progress.update(len(batch))
+    return torch.cat(parts)
+
+
+def epoch_order(seed: int, scope: Sequence[str], epoch: int, size: int) -> np.ndarray:
+    """The order of an epoch's ``size`` images; ``scope`` names the classes that share their steps."""
+    return np.random.default_rng(derive_seed(seed, "finetune order", *scope, epoch)).permutation(size)
+
+
+def draw_training(seed: int, class_id: str, image_id: str, epoch: int, shape: Sequence[int], flip: float, timesteps: int) -> Draw:
+    """The random numbers of a training image in an epoch, a function of the arguments alone (invariant 3)."""
+    scope = ("finetune", class_id, image_id, epoch)
+    generator = torch.Generator().manual_seed(derive_seed(seed, *scope))
+    mirrored = bool(torch.rand((), generator=generator) < flip)
+    posterior, noise = torch.randn((2, *shape), generator=generator)
+    timestep = int(torch.randint(0, timesteps, (), generator=generator))
+    return Draw(mirrored, posterior, noise, timestep, derive_seed(seed, *scope, "prompt"))
+
+
+def draw_validation(seed: int, class_id: str, image_id: str, number: int, shape: Sequence[int], timesteps: int) -> Draw:
+    """The fixed random numbers that a validation image's loss is measured on, so that epochs compare; one prompt per image.
+
+    The image is not mirrored, and its latent is the mode of the VAE's posterior.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "finetune validation", class_id, image_id, number))
+    noise = torch.randn(tuple(shape), generator=generator)
+    timestep = int(torch.randint(0, timesteps, (), generator=generator))
+    return Draw(False, torch.zeros(tuple(shape)), noise, timestep, derive_seed(seed, "finetune validation", class_id, image_id, "prompt"))

@@ -1,0 +1,124 @@
+"""From a study's section to a training: the parts of Stable Diffusion that are needed, each in memory for as long as it is.
+
+Flows in: classes with their images, the study's ``finetune`` section, a method's row, one factor on its learning rates. Flows out: what
+every class has learned. The safety checker is never loaded, the VAE goes once the latents are cached, and the text encoder stays
+only where a pseudo-word is learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from augbench.config import PersonaliseMethod, Study
+from augbench.data.source import ImageSource
+from augbench.models import pick_device
+from augbench.personalise.data import cache_moments
+from augbench.personalise.embedding import ConditioningRows, PseudowordRows, Rows, token_ids, word_embedding
+from augbench.personalise.tasks import ClassTask, ImageSet, learning_rates, start_prompt, start_word
+from augbench.personalise.tokens import placeholders
+from augbench.personalise.train import Learned, Settings, Trainer, micro_batches
+from augbench.progress import Progress
+from augbench.prompts import prompt_for
+
+T = TypeVar("T")
+
+
+def settings_of(study: Study, method: PersonaliseMethod, factor: float) -> Settings:
+    """The settings of a method's fine-tuning at one factor of its learning rates."""
+    finetune = study.finetune
+    lr, unet_lr = learning_rates(study, method, factor)
+    return Settings(
+        seed=study.seed,
+        lr=lr,
+        unet_lr=unet_lr,
+        clusters=method.clusters,
+        train_unet=method.train_unet,
+        candidates=method.candidate_names,
+        batch_size=finetune.batch_size,
+        max_epochs=finetune.max_epochs,
+        patience=finetune.patience,
+        flip=finetune.flip,
+        validation_draws=finetune.validation_draws,
+        weight_decay=finetune.weight_decay,
+        micro_batch=study.execution.batch_size,
+        autocast=None if not method.train_unet or finetune.dtype == "float32" else getattr(torch, finetune.dtype),
+    )
+
+
+def load_part(kind: type[T], folder: str, part: str, dtype: torch.dtype, device: torch.device) -> T:
+    """One part of a Stable Diffusion folder, frozen, in evaluation mode; the others are not read."""
+    # transformers calls it dtype; diffusers asks for accelerate unless told not to save memory
+    options = {"dtype": dtype} if issubclass(kind, CLIPTextModel) else {"torch_dtype": dtype, "low_cpu_mem_usage": False}
+    module = kind.from_pretrained(folder, subfolder=part, local_files_only=True, **options)  # type: ignore[attr-defined]
+    return module.eval().requires_grad_(False).to(device)
+
+
+def new_rows(study: Study, method: PersonaliseMethod, tasks: Sequence[ClassTask], device: torch.device) -> Rows:
+    """What is learned, at its start; all clusters of a class start equal. The text encoder is kept only where it is needed."""
+    folder, clusters = study.diffusion.folder, method.clusters
+    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
+    if method.learn == "conditioning":
+        encoder = load_part(CLIPTextModel, folder, "text_encoder", torch.float32, device)
+        with torch.no_grad():
+            prompts = [start_prompt(task, method, study.seed) for task in tasks]
+            parts = micro_batches(prompts, study.execution.batch_size)
+            states = torch.cat([encoder(token_ids(tokenizer, part).to(device)).last_hidden_state for part in parts])
+        return ConditioningRows(states.repeat_interleave(clusters, 0))
+    encoder = load_part(CLIPTextModel, folder, "text_encoder", getattr(torch, study.finetune.dtype), device)
+    words = [word for task in tasks for word in placeholders(task.info.class_id, clusters)]
+    starts = torch.stack([word_embedding(encoder, tokenizer, start_word(task)) for task in tasks])
+
+    def prompt(row: int, draw: int) -> str:
+        return prompt_for(tasks[row // clusters].info, draw, method.prompting, study.seed, words[row])
+
+    return PseudowordRows(encoder, tokenizer, words, starts.repeat_interleave(clusters, 0), prompt)
+
+
+def encode_images(study: Study, tasks: Sequence[ClassTask], source: ImageSource, device: torch.device, what: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latent moments of all training and all validation images, class by class; the VAE is in memory for as long only."""
+    dtype = getattr(torch, study.finetune.dtype)
+    vae = load_part(AutoencoderKL, study.diffusion.folder, "vae", dtype, device)
+    kept = torch.float32 if dtype == torch.float32 else torch.float16
+    sets = [task.train for task in tasks], [task.validation for task in tasks]
+    progress = Progress(f"{what}, latents", sum(len(images) for part in sets for images in part), "image")
+
+    def moments(images: Sequence[ImageSet], mirror: bool) -> torch.Tensor:
+        sources = [place for part in images for place in part.sources]
+        return cache_moments(vae, source.load(sources), study.diffusion.resolution, mirror, study.execution.batch_size, kept, progress)
+
+    return moments(sets[0], study.finetune.flip > 0), moments(sets[1], False)
+
+
+def fine_tune(
+    study: Study, method: PersonaliseMethod, factor: float, tasks: Sequence[ClassTask], source: ImageSource, folder: Path, what: str
+) -> dict[str, Learned]:
+    """Fine-tune ``method`` for the classes of ``tasks``.
+
+    Parameters
+    ----------
+    factor : float
+        On the learning rates.
+    folder : Path
+        Working folder of this training: its checkpoint, and afterwards ``unet_epoch{epoch}`` for the candidates of a trained U-Net.
+    what : str
+        Begins the lines of progress.
+
+    Returns
+    -------
+    dict of Learned
+        By class_id.
+    """
+    device = pick_device(study.execution.device)
+    settings = settings_of(study, method, factor)
+    moments, validation_moments = encode_images(study, tasks, source, device, what)
+    rows = new_rows(study, method, tasks, device)
+    dtype = torch.float32 if method.train_unet else getattr(torch, study.finetune.dtype)
+    unet = load_part(UNet2DConditionModel, study.diffusion.folder, "unet", dtype, device)
+    scheduler = DDPMScheduler.from_config(DDPMScheduler.load_config(study.diffusion.folder, subfolder="scheduler", local_files_only=True))
+    return Trainer(tasks, rows, unet, scheduler, moments, validation_moments, settings, folder, what).run()

@@ -1,0 +1,256 @@
+"""The stage: fine-tune a block of classes, choose the learning rate, gather what all classes learned (paper, section 3.2).
+
+Flows in: splits, the class table, the diffusion model, clusters. Flows out: one file of vectors per class with the losses of every
+epoch; U-Nets of candidates; then per method the best learning rate's, as ``embeddings.safetensors`` with placeholders for keys.
+What the store holds is not learned again. torch is imported only where something is to be learned.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from augbench.config import PersonaliseMethod
+from augbench.data.source import open_source
+from augbench.errors import UserError
+from augbench.files import atomic_path, canonical_hash, read_json, write_json
+from augbench.personalise.tasks import ClassTask, class_tasks, start_prompt, start_word
+from augbench.personalise.tokens import placeholders
+from augbench.recipes import Recipe, finetune_recipe
+from augbench.store import link_file
+from augbench.templates import fill, load_templates
+
+if TYPE_CHECKING:
+    from augbench.job import Job
+    from augbench.personalise.train import Learned
+
+logger = logging.getLogger(__name__)
+
+KIND = "finetune"
+MODEL_PARTS = ("scheduler/", "text_encoder/", "tokenizer/", "unet/", "vae/")  # what fine-tuning sees of a model
+UNET_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+HISTORY = pa.schema([("factor", pa.float64()), ("class_id", pa.string()), ("epoch", pa.int32()), ("train_loss", pa.float64()), ("val_loss", pa.float64())])
+
+
+# --- recipes ---
+
+
+def _task_recipe(task: ClassTask, method: PersonaliseMethod, seed: int) -> Recipe:
+    """What one class contributes: its texts, its images, their clusters."""
+    if method.learn == "conditioning":
+        texts = {"start": start_prompt(task, method, seed)}
+    else:
+        filled = [fill(template, "{}", task.info, "{scene}") for template in load_templates(method.prompting.templates)]
+        texts = {"start": start_word(task), "prompts": canonical_hash(filled)}
+    images = {name: canonical_hash([part.image_ids, part.clusters]) for name, part in (("train", task.train), ("validation", task.validation))}
+    return {"class_id": task.info.class_id, **texts, **images}
+
+
+def group_recipes(job: Job, name: str, factor: float, tasks: Sequence[ClassTask], diffusion_path: str | Path) -> dict[str, Recipe]:
+    """The recipe of each class's group, by class_id: all classes where they share a U-Net that trains, else the class alone."""
+    method = job.study.methods[name]
+    assert isinstance(method, PersonaliseMethod)
+    files = {path: digest for path, digest in read_json(diffusion_path)["files"].items() if path.startswith(MODEL_PARTS)}
+    base = {**finetune_recipe(job.study, name, factor), "model": canonical_hash(files)}
+    each = {task.info.class_id: _task_recipe(task, method, job.study.seed) for task in tasks}
+    together = canonical_hash(list(each.values()))
+    return {class_id: {**base, "group": together if method.train_unet else canonical_hash([own])} for class_id, own in each.items()}
+
+
+# --- fine-tuning ---
+
+
+def write_vectors(learned: Learned, recipe: Recipe, path: Path) -> None:
+    """Write what a class learned: a tensor per candidate ``(clusters, ...)``; losses, epochs of candidates and recipe in the metadata."""
+    metadata = {"history": learned.history, "epochs": learned.epochs, "best_epoch": learned.best_epoch, "recipe": recipe}
+    tensors = {name: np.ascontiguousarray(values.numpy()) for name, values in learned.vectors.items()}
+    save_file(tensors, path, {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()})
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """``history``, ``epochs``, ``best_epoch`` and ``recipe`` of a class's vectors."""
+    with safe_open(path, "np") as file:
+        return {key: json.loads(value) for key, value in file.metadata().items()}
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with safe_open(path, "np") as file:
+            return bool(file.keys())
+    except (SafetensorError, OSError):
+        return False
+
+
+def _unet_recipe(group: Recipe, epoch: int) -> Recipe:
+    return {**group, "unet_epoch": epoch}
+
+
+def finetune_classes(
+    job: Job,
+    method: str,
+    factor: float,
+    train_path: str | Path,
+    val_path: str | Path,
+    classes_path: str | Path,
+    diffusion_path: str | Path,
+    clusters_path: str | Path | None,
+    vectors: Sequence[str],
+    unets: Mapping[str, str],
+) -> None:
+    """Fine-tune the classes whose files are ``vectors`` at one factor of the learning rates; what the store holds is linked.
+
+    Parameters
+    ----------
+    method : str
+        A `personalise` row of the study.
+    clusters_path : path, optional
+        As :func:`augbench.personalise.cluster.cluster_images` writes it; None where a class is one cluster.
+    vectors : sequence of str
+        Targets ``.../{class_id}.safetensors``; of all classes where the U-Net trains.
+    unets : mapping
+        Target folders by candidate; empty where the U-Net is frozen.
+
+    Raises
+    ------
+    UserError
+        Sources disagree, images are missing or damaged, or the model can't be fine-tuned.
+    """
+    targets = {Path(target).stem: target for target in vectors}
+    row = job.study.methods[method]
+    assert isinstance(row, PersonaliseMethod)
+    tasks = class_tasks(train_path, val_path, classes_path, clusters_path, list(targets))
+    groups = group_recipes(job, method, factor, tasks, diffusion_path)
+    recipes = {class_id: {**group, "class_id": class_id} for class_id, group in groups.items()}
+
+    def is_known(class_id: str) -> bool:
+        if not job.store.has(KIND, recipes[class_id], ".safetensors", _is_whole):
+            return False
+        epochs = read_metadata(job.store.path(KIND, recipes[class_id], ".safetensors"))["epochs"]
+        suffixes = [Path(name).suffix for name in UNET_FILES]
+        kept = [_unet_recipe(groups[class_id], epochs[candidate]) for candidate in unets]
+        return all(job.store.has(KIND, recipe, suffix, _is_whole if suffix == ".safetensors" else None) for recipe in kept for suffix in suffixes)
+
+    missing = [class_id for class_id in targets if not is_known(class_id)]
+    if missing and row.train_unet:
+        missing = list(targets)
+    job.store.tally.reused += len(targets) - len(missing)
+    if missing:
+        _learn(job, method, factor, tasks, set(missing), groups, recipes, train_path)
+    for class_id, target in targets.items():
+        job.store.publish(KIND, recipes[class_id], target)
+    epochs = read_metadata(vectors[0])["epochs"]
+    for candidate, folder in unets.items():
+        for name in UNET_FILES:
+            job.store.publish(KIND, _unet_recipe(groups[next(iter(targets))], epochs[candidate]), Path(folder) / name)
+
+
+def _learn(
+    job: Job,
+    name: str,
+    factor: float,
+    tasks: Sequence[ClassTask],
+    missing: set[str],
+    groups: Mapping[str, Recipe],
+    recipes: Mapping[str, Recipe],
+    split: str | Path,
+) -> None:
+    """Learn the ``missing`` classes and commit them; an interrupted training goes on, with the classes that it was begun with."""
+    from augbench.personalise.fine_tune import fine_tune
+    from augbench.personalise.train import read_checkpoint
+
+    row = job.study.methods[name]
+    assert isinstance(row, PersonaliseMethod)
+    folder = job.store.root.parent / ".work" / KIND / canonical_hash([recipes[class_id] for class_id in recipes])
+    begun = read_checkpoint(folder)
+    if begun is not None and missing <= set(begun["classes"]):
+        missing = set(begun["classes"])
+    wanted = [task for task in tasks if task.info.class_id in missing]
+    source = open_source(job.study.dataset, job.study.seed, job.study.corpus)
+    learned = fine_tune(job.study, row, factor, wanted, source, folder, f"{name}, lr x {factor:g}")
+    for epoch in sorted({epoch for result in learned.values() for epoch in result.epochs.values()}) if row.train_unet else ():
+        for file in UNET_FILES:
+            made = folder / f"unet_epoch{epoch}" / file
+            recipe = _unet_recipe(groups[wanted[0].info.class_id], epoch)
+            job.store.commit(KIND, recipe, made.suffix, lambda path, made=made: shutil.copyfile(made, path))  # type: ignore[misc]
+    for class_id, result in learned.items():
+        write = lambda path, result=result, class_id=class_id: write_vectors(result, recipes[class_id], path)  # noqa: E731
+        job.store.commit(KIND, recipes[class_id], ".safetensors", write)
+    shutil.rmtree(folder)
+
+
+# --- the best learning rate ---
+
+
+def _best_loss(path: str | Path) -> float:
+    """A class's validation loss at the best epoch of its group."""
+    metadata = read_metadata(path)
+    loss = next(entry["val_loss"] for entry in metadata["history"] if entry["epoch"] == metadata["best_epoch"])
+    return math.inf if loss is None else float(loss)
+
+
+def choose_lr(
+    method: PersonaliseMethod,
+    vectors: Mapping[float, Sequence[str]],
+    unet_folders: Mapping[float, Mapping[str, str]],
+    lr_path: str | Path,
+    history_path: str | Path,
+    embeddings: Mapping[str, str],
+    unets: Mapping[str, str],
+) -> None:
+    """Choose the factor on the learning rates with the lowest validation loss, and gather what it gave.
+
+    Parameters
+    ----------
+    vectors : mapping
+        Files of all classes in the order of the class table, by factor.
+    unet_folders : mapping
+        By factor, then by candidate; inner mappings are empty where the U-Net is frozen.
+    lr_path, history_path : path
+        Get the choice with each factor's mean over classes of the best validation loss, and all losses.
+    embeddings, unets : mapping
+        Targets by candidate: a file with a tensor per placeholder, ``(tokens, width)`` for conditioning and ``(1, width)`` for a pseudo-word, as
+        diffusers' ``load_textual_inversion`` takes it; a folder that diffusers loads.
+
+    Raises
+    ------
+    UserError
+        No factor gave a finite loss.
+    """
+    losses = {factor: float(np.mean([_best_loss(path) for path in paths])) for factor, paths in vectors.items()}
+    chosen = min(losses, key=lambda factor: losses[factor])
+    if not math.isfinite(losses[chosen]):
+        raise UserError("lr_grid", f"no finite validation loss with any of {list(losses)}", "lower factors, or lower lr and unet_lr")
+    with atomic_path(history_path) as temporary:
+        rows = [
+            {"factor": factor, "class_id": Path(path).stem, **entry}
+            for factor, paths in vectors.items()
+            for path in paths
+            for entry in read_metadata(path)["history"]
+        ]
+        pq.write_table(pa.Table.from_pylist(rows, HISTORY), temporary)
+    for candidate, target in embeddings.items():
+        tensors = {}
+        for path in vectors[chosen]:
+            with safe_open(path, "np") as file:
+                values = file.get_tensor(candidate)
+            for name, value in zip(placeholders(Path(path).stem, method.clusters), values, strict=True):
+                tensors[name] = np.ascontiguousarray(np.atleast_2d(value))
+        with atomic_path(target) as temporary:
+            save_file(tensors, temporary, {"format": "pt"})
+    for candidate, folder in unets.items():
+        for file_name in UNET_FILES:
+            link_file(Path(unet_folders[chosen][candidate]) / file_name, Path(folder) / file_name)
+    factors = [{"factor": factor, "val_loss": loss if math.isfinite(loss) else None} for factor, loss in losses.items()]
+    write_json(lr_path, {"factor": chosen, "factors": factors})
+    logger.info("learning rates x %g, mean best validation loss %.4f", chosen, losses[chosen])

@@ -1,0 +1,116 @@
+"""What there is to learn: a class's images with their clusters, where its vectors start, and how fast they learn.
+
+Flows in: the class table, the training and validation splits, clusters, a method's row. Flows out: one :class:`ClassTask` per class.
+Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from augbench.classes import ClassInfo, read_class_table
+from augbench.config import PersonaliseMethod, Study
+from augbench.data.splits import Split, check_labels, read_split
+from augbench.errors import UserError
+from augbench.prompts import prompt_for
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one class in one split, one entry per image in all three columns."""
+
+    image_ids: tuple[str, ...]
+    sources: tuple[str, ...]
+    clusters: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+
+@dataclass(frozen=True)
+class ClassTask:
+    """One class to learn, from its training images; validation images say when to stop."""
+
+    info: ClassInfo
+    train: ImageSet
+    validation: ImageSet
+
+
+def read_clusters(path: str | Path) -> dict[str, int]:
+    """The cluster of every training and validation image, by image_id."""
+    table = pq.read_table(path, columns=["image_id", "cluster"])
+    return dict(zip(table.column("image_id").to_pylist(), table.column("cluster").to_pylist(), strict=True))
+
+
+def _image_sets(split: Split, clusters: Mapping[str, int] | None) -> dict[str, ImageSet]:
+    """A split by class; without clusters all images are in the first."""
+    rows: dict[str, list[tuple[str, str, int]]] = {}
+    for image_id, class_id, source in zip(split.image_ids, split.class_ids, split.sources, strict=True):
+        rows.setdefault(class_id, []).append((image_id, source, 0 if clusters is None else clusters[image_id]))
+    return {class_id: ImageSet(*zip(*entries, strict=True)) for class_id, entries in rows.items()}
+
+
+def class_tasks(
+    train_path: str | Path, val_path: str | Path, classes_path: str | Path, clusters_path: str | Path | None, class_ids: Sequence[str]
+) -> list[ClassTask]:
+    """What there is to learn for ``class_ids``, in that order.
+
+    Raises
+    ------
+    UserError
+        Sources disagree about the classes, or a class has no training or no validation image.
+    """
+    classes = read_class_table(classes_path)
+    info: dict[str, ClassInfo] = {row.class_id: row for row in classes}
+    clusters = None if clusters_path is None else read_clusters(clusters_path)
+    sets = []
+    for path in (train_path, val_path):
+        split = read_split(path)
+        check_labels(split, classes, str(path))
+        sets.append(_image_sets(split, clusters))
+        if without := [class_id for class_id in class_ids if class_id not in sets[-1]]:
+            raise UserError(str(path), f"no image of class {without[0]!r}", "fine-tuning needs training and validation images of every class")
+    return [ClassTask(info[class_id], sets[0][class_id], sets[1][class_id]) for class_id in class_ids]
+
+
+def start_word(task: ClassTask) -> str:
+    """What a class's pseudo-word starts from: the last word of its first lemma (paper, section 3.1)."""
+    return task.info.lemmas[0].split()[-1]
+
+
+def start_prompt(task: ClassTask, method: PersonaliseMethod, seed: int) -> str:
+    """The prompt that a class's conditioning starts from."""
+    return prompt_for(task.info, 0, method.prompting, seed)
+
+
+def learning_rates(study: Study, method: PersonaliseMethod, factor: float) -> tuple[float, float]:
+    """Learning rates of the vectors and of the U-Net: times the square root of the ratio of batch sizes (paper, section 3.2), times ``factor``.
+
+    Defaults are those of the methods' publications: 0.005 at batch size 4 for pseudo-words, 0.001 at 1 for conditioning.
+    """
+    default, default_batch = (5e-3, 4) if method.learn == "pseudoword" else (1e-3, 1)
+    batch = study.finetune.batch_size
+    lr = (method.lr or default) * math.sqrt(batch / (method.lr_batch_size or default_batch))
+    return lr * factor, method.unet_lr * math.sqrt(batch) * factor
+
+
+def check_clusters(key: str, clusters: int, training_images: Mapping[str, int]) -> list[UserError]:
+    """What keeps classes from being clustered: k-means needs a training image per cluster.
+
+    Parameters
+    ----------
+    key : str
+        The config key of ``clusters``, for example ``methods.ft_cluster_conditioning_k5.clusters``.
+    training_images : mapping
+        Number of training images by class_id.
+    """
+    small = {class_id: count for class_id, count in training_images.items() if count < clusters}
+    if not small:
+        return []
+    class_id = min(small, key=lambda name: small[name])
+    return [UserError(key, f"{clusters}, and class {class_id!r} has {small[class_id]} training images", f"allowed: at most {small[class_id]}")]

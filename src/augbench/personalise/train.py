@@ -1,0 +1,423 @@
+"""Fine-tuning: one trainer for every combination of what is learned, how many clusters, and whether the U-Net trains.
+
+Flows in: classes with their images, a diffusion model, settings. Flows out: per class the learned vectors of every candidate and
+the losses of every epoch; the U-Net of every epoch that is a candidate. Classes that do not share a trained U-Net are groups of
+their own, with own epochs, steps and early stopping: they learn in one process and end where they would have ended alone.
+Resumable after any epoch, because all random numbers derive from (seed, class, image, epoch).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import pickle
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
+
+from augbench.errors import UserError
+from augbench.files import atomic_path
+from augbench.personalise.adam import RowAdam
+from augbench.personalise.data import Draw, draw_training, draw_validation, epoch_order
+from augbench.personalise.embedding import Rows
+from augbench.personalise.tasks import ClassTask, ImageSet
+from augbench.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_SECONDS = 5.0  # an epoch of a tiny study takes less than writing a checkpoint
+UNET_WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What shapes the training (the ``finetune`` section and the method's row), and the size of a micro-batch, which does not.
+
+    Attributes
+    ----------
+    lr, unet_lr : float
+        Learning rates of the vectors and of the U-Net, all factors included.
+    clusters : int
+        Vectors per class.
+    candidates : tuple of str
+        ``train_loss``, ``val_loss``, ``epoch1``, ...
+    micro_batch : int
+        Samples that go through the U-Net together.
+    autocast : dtype, optional
+        Precision of a trained U-Net's operations; its weights stay float32.
+    """
+
+    seed: int
+    lr: float
+    unet_lr: float
+    clusters: int
+    train_unet: bool
+    candidates: tuple[str, ...]
+    batch_size: int
+    max_epochs: int
+    patience: int
+    flip: float
+    validation_draws: int
+    weight_decay: float
+    micro_batch: int
+    autocast: torch.dtype | None = None
+
+    @property
+    def least_epochs(self) -> int:
+        """The largest epoch that is a candidate: nothing stops before it."""
+        return max((int(name.removeprefix("epoch")) for name in self.candidates if name.startswith("epoch")), default=1)
+
+
+@dataclass
+class Group:
+    """Classes that share their steps, by their number; when they stop, and which epoch is which candidate.
+
+    ``best`` and ``best_train`` are the lowest losses (validation, training) after at least one epoch.
+    """
+
+    classes: tuple[int, ...]
+    best: float = math.inf
+    best_epoch: int = 0
+    best_train: float = math.inf
+    epochs: dict[str, int] = field(default_factory=dict)
+    stopped: bool = False
+
+    def record(self, epoch: int, train_loss: float, val_loss: float, settings: Settings) -> list[str]:
+        """Take note of an epoch; returns the candidates that it becomes. A loss that is not finite is never the best, but for want of another."""
+        taken = []
+        if "train_loss" not in self.epochs or train_loss < self.best_train:
+            self.best_train = train_loss if math.isfinite(train_loss) else math.inf
+            taken.append("train_loss")
+        if self.best_epoch == 0 or val_loss < self.best:
+            self.best, self.best_epoch = val_loss if math.isfinite(val_loss) else math.inf, epoch
+            taken.append("val_loss")
+        taken.append(f"epoch{epoch}")
+        self.epochs.update(dict.fromkeys(taken, epoch))
+        self.stopped = epoch >= settings.max_epochs or (epoch >= settings.least_epochs and epoch - self.best_epoch >= settings.patience)
+        return [name for name in taken if name in settings.candidates]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a class has learned.
+
+    Attributes
+    ----------
+    vectors : dict of Tensor
+        By candidate, float32 ``(clusters, ...)``, on the CPU.
+    epochs : dict of int
+        The epoch of every candidate.
+    best_epoch : int
+        Epoch (from 1) with the lowest validation loss of the class's group.
+    history : tuple of dict
+        ``epoch``, ``train_loss``, ``val_loss`` of this class; epoch 0 is before training. Losses that are not finite are None.
+    """
+
+    vectors: dict[str, torch.Tensor]
+    epochs: dict[str, int]
+    best_epoch: int
+    history: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One image in one step: its class, its number in the cached moments, the row it teaches, its share of the loss."""
+
+    number: int
+    moments: int
+    row: int
+    draw: Draw
+    weight: float = 0.0
+
+
+def micro_batches(samples: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Equal pieces of at most ``size``."""
+    ends = np.linspace(0, len(samples), -(-len(samples) // size) + 1).round().astype(int).tolist()
+    for start, end in pairwise(ends):
+        yield samples[start:end]
+
+
+def diffusion_target(scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """What the U-Net shall predict: the noise, or the velocity for models that were trained so (Stable Diffusion 2.x).
+
+    Raises
+    ------
+    UserError
+        The model predicts something else.
+    """
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return scheduler.get_velocity(latents, noise, timesteps)
+    raise UserError("diffusion.model", f"its scheduler's prediction_type is {kind!r}", "allowed: epsilon, v_prediction")
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+class Trainer:
+    """Everything that changes during fine-tuning.
+
+    Parameters
+    ----------
+    tasks : sequence of ClassTask
+        The classes to learn.
+    rows : Rows
+        Row ``number x clusters + cluster`` belongs to that cluster of class ``number``.
+    unet : UNet2DConditionModel
+        On its device; float32 if it trains.
+    scheduler : DDPMScheduler
+        The model's noise schedule.
+    moments, validation_moments : Tensor
+        As :func:`~augbench.personalise.data.cache_moments` gives them, class by class.
+    folder : Path
+        Where checkpoint and the U-Nets of candidates are kept.
+    what : str
+        Begins the lines of progress.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[ClassTask],
+        rows: Rows,
+        unet: UNet2DConditionModel,
+        scheduler: DDPMScheduler,
+        moments: torch.Tensor,
+        validation_moments: torch.Tensor,
+        settings: Settings,
+        folder: Path,
+        what: str = "fine-tune",
+    ) -> None:
+        self.tasks, self.rows, self.unet, self.scheduler, self.settings = tasks, rows, unet, scheduler, settings
+        self.moments, self.validation_moments, self.folder, self.what = moments, validation_moments, folder, what
+        self.first = np.cumsum([0, *(len(task.train) for task in tasks)]).tolist()
+        self.first_validation = np.cumsum([0, *(len(task.validation) for task in tasks)]).tolist()
+        self.device = rows.values.device
+        self.optimizer = RowAdam(rows.values, settings.lr, settings.weight_decay)
+        unet.requires_grad_(settings.train_unet)
+        self.unet_optimizer = torch.optim.AdamW(unet.parameters(), lr=settings.unet_lr, weight_decay=settings.weight_decay) if settings.train_unet else None
+        numbers = tuple(range(len(tasks)))
+        self.groups = [Group(numbers)] if settings.train_unet else [Group((number,)) for number in numbers]
+        self.snapshots = {name: torch.zeros(rows.values.shape) for name in settings.candidates}
+        self.histories: list[list[dict[str, Any]]] = [[] for _ in tasks]
+        self.epoch = 0
+        self._saved = time.monotonic()
+
+    # --- one sample ---
+
+    def _row(self, number: int, images: ImageSet, image: int) -> int:
+        return number * self.settings.clusters + images.clusters[image]
+
+    def training_sample(self, number: int, image: int, epoch: int, weight: float) -> _Sample:
+        """Training image ``image`` of class ``number`` in ``epoch``."""
+        task = self.tasks[number]
+        shape, timesteps = self.moments.shape[-3:], self.scheduler.config.num_train_timesteps
+        draw = draw_training(self.settings.seed, task.info.class_id, task.train.image_ids[image], epoch, shape, self.settings.flip, timesteps)
+        return _Sample(number, self.first[number] + image, self._row(number, task.train, image), draw, weight)
+
+    def validation_sample(self, number: int, image: int, repeat: int) -> _Sample:
+        """Validation image ``image`` of class ``number`` with its fixed noise and timestep number ``repeat``."""
+        task = self.tasks[number]
+        shape, timesteps = self.moments.shape[-3:], self.scheduler.config.num_train_timesteps
+        draw = draw_validation(self.settings.seed, task.info.class_id, task.validation.image_ids[image], repeat, shape, timesteps)
+        return _Sample(number, self.first_validation[number] + image, self._row(number, task.validation, image), draw)
+
+    def losses(self, samples: Sequence[_Sample], moments: torch.Tensor) -> torch.Tensor:
+        """Stable Diffusion's own loss of every sample: mean squared error of the prediction, float32 ``(N,)``."""
+        chosen = torch.stack([moments[sample.moments, int(sample.draw.mirrored)] for sample in samples]).float()
+        latents = chosen[:, 0] + chosen[:, 1] * torch.stack([sample.draw.posterior for sample in samples])
+        latents, noise = latents.to(self.device), torch.stack([sample.draw.noise for sample in samples]).to(self.device)
+        timesteps = torch.tensor([sample.draw.timestep for sample in samples], device=self.device)
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        states = self.rows.states([sample.row for sample in samples], [sample.draw.prompt for sample in samples])
+        with self._precision():
+            predicted = self.unet(noisy.to(self.unet.dtype), timesteps, states.to(self.unet.dtype)).sample
+        return (predicted.float() - diffusion_target(self.scheduler, latents, noise, timesteps)).square().mean((1, 2, 3))
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.settings.autocast is None else torch.autocast(self.device.type, self.settings.autocast)
+
+    # --- one epoch ---
+
+    def epoch_steps(self, active: Sequence[Group], epoch: int) -> Iterator[list[_Sample]]:
+        """The samples of every step: a batch of every group that has one left; the losses of a group's batch are averaged."""
+        batches = []
+        for group in active:
+            images = [(number, image) for number in group.classes for image in range(len(self.tasks[number].train))]
+            order = epoch_order(self.settings.seed, [self.tasks[number].info.class_id for number in group.classes], epoch, len(images)).tolist()
+            batches.append([[images[i] for i in order[start : start + self.settings.batch_size]] for start in range(0, len(order), self.settings.batch_size)])
+        for step in range(max(map(len, batches))):
+            due = [group[step] for group in batches if step < len(group)]
+            yield [self.training_sample(number, image, epoch, 1 / len(batch)) for batch in due for number, image in batch]
+
+    def step(self, samples: Sequence[_Sample]) -> torch.Tensor:
+        """One step of both optimisers; returns the losses ``(N,)`` before it."""
+        losses = []
+        for part in micro_batches(samples, self.settings.micro_batch):
+            loss = self.losses(part, self.moments)
+            (loss * torch.tensor([sample.weight for sample in part], device=self.device)).sum().backward()
+            losses.append(loss.detach())
+        self.optimizer.step(sorted({sample.row for sample in samples}))
+        if self.unet_optimizer is not None:
+            self.unet_optimizer.step()
+            self.unet_optimizer.zero_grad(set_to_none=True)
+        return torch.cat(losses)
+
+    def _by_class(self, numbers: Sequence[int], losses: Sequence[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+        """Sums of losses and numbers of samples per class."""
+        values = torch.cat(list(losses)).double().cpu().numpy()
+        size = len(self.tasks)
+        return np.bincount(numbers, values, size), np.bincount(numbers, minlength=size)
+
+    def _train_epoch(self, active: Sequence[Group], progress: Progress) -> tuple[np.ndarray, np.ndarray]:
+        numbers: list[int] = []
+        losses = []
+        for samples in self.epoch_steps(active, self.epoch):
+            losses.append(self.step(samples))
+            numbers += [sample.number for sample in samples]
+            progress.update(len(samples))
+        return self._by_class(numbers, losses)
+
+    @torch.no_grad()
+    def validate(self, active: Sequence[Group]) -> tuple[np.ndarray, np.ndarray]:
+        """Sums of validation losses and numbers of samples per class."""
+        wanted = [
+            (number, image, repeat)
+            for group in active
+            for number in group.classes
+            for image in range(len(self.tasks[number].validation))
+            for repeat in range(self.settings.validation_draws)
+        ]
+        parts = micro_batches(wanted, self.settings.micro_batch)
+        losses = [self.losses([self.validation_sample(*item) for item in part], self.validation_moments) for part in parts]
+        return self._by_class([number for number, _, _ in wanted], losses)
+
+    def _record(self, active: Sequence[Group], train: tuple[np.ndarray, np.ndarray] | None, validation: tuple[np.ndarray, np.ndarray]) -> None:
+        """Histories of the active groups' classes, and what the epoch is to the groups."""
+        values = self.rows.values.detach()
+        for group in active:
+            classes = list(group.classes)
+            for number in classes:
+                train_loss = None if train is None else _finite(train[0][number] / train[1][number])
+                val_loss = _finite(validation[0][number] / validation[1][number])
+                self.histories[number].append({"epoch": self.epoch, "train_loss": train_loss, "val_loss": val_loss})
+            if train is not None:
+                train_mean, val_mean = (float(sums[classes].sum() / counts[classes].sum()) for sums, counts in (train, validation))
+                rows = [row for number in classes for row in range(number * self.settings.clusters, (number + 1) * self.settings.clusters)]
+                for name in group.record(self.epoch, train_mean, val_mean, self.settings):
+                    self.snapshots[name][rows] = values[rows].cpu()
+
+    def run(self) -> dict[str, Learned]:
+        """Train to the end, from the last checkpoint if there is one; what every class has learned by class_id."""
+        self._load()
+        if not any(self.histories):
+            self._record(self.groups, None, self.validate(self.groups))
+        while active := [group for group in self.groups if not group.stopped]:
+            self.epoch += 1
+            classes = [number for group in active for number in group.classes]
+            images = sum(len(self.tasks[number].train) + len(self.tasks[number].validation) * self.settings.validation_draws for number in classes)
+            progress = Progress(f"{self.what}, epoch {self.epoch} of at most {self.settings.max_epochs}", images, "image")
+            train = self._train_epoch(active, progress)
+            validation = self.validate(active)
+            self._record(active, train, validation)
+            means = [sums.sum() / counts.sum() for sums, counts in (train, validation)]
+            progress.update(int(validation[1].sum()), f"{len(classes)} classes, training loss {means[0]:.4f}, validation loss {means[1]:.4f}")
+            self._keep_unets()
+            if any(not group.stopped for group in self.groups) and time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
+                self._save()
+        self._save()
+        return {self.tasks[number].info.class_id: self._learned(group, number) for group in self.groups for number in group.classes}
+
+    def _learned(self, group: Group, number: int) -> Learned:
+        rows = slice(number * self.settings.clusters, (number + 1) * self.settings.clusters)
+        vectors = {name: values[rows].clone() for name, values in self.snapshots.items()}
+        epochs = {name: group.epochs[name] for name in self.settings.candidates}
+        return Learned(vectors, epochs, group.best_epoch, tuple(self.histories[number]))
+
+    # --- files ---
+
+    def unet_folder(self, epoch: int) -> Path:
+        """Where the U-Net of a candidate's epoch is."""
+        return self.folder / f"unet_epoch{epoch}"
+
+    def _candidate_epochs(self) -> set[int]:
+        return {group.epochs[name] for group in self.groups for name in self.settings.candidates if name in group.epochs}
+
+    def _keep_unets(self) -> None:
+        """Write the U-Net if this epoch is a candidate."""
+        if self.settings.train_unet and self.epoch in self._candidate_epochs():
+            folder = self.unet_folder(self.epoch)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.unet.save_config(folder)
+            state = {name: tensor.cpu().contiguous() for name, tensor in self.unet.state_dict().items()}
+            with atomic_path(folder / UNET_WEIGHTS) as temporary:
+                save_file(state, temporary, {"format": "pt"})
+
+    def _drop_unets(self) -> None:
+        """Remove U-Nets of epochs that are no candidate any more."""
+        kept = {self.unet_folder(epoch) for epoch in self._candidate_epochs()}
+        for folder in set(self.folder.glob("unet_epoch*")) - kept:
+            shutil.rmtree(folder)
+
+    def _save(self) -> None:
+        """Write the checkpoint; only then may U-Nets go that an earlier checkpoint names."""
+        state: dict[str, Any] = {
+            "classes": [task.info.class_id for task in self.tasks],
+            "epoch": self.epoch,
+            "values": self.rows.values.detach(),
+            "optimizer": self.optimizer.state_dict(),
+            "snapshots": self.snapshots,
+            "histories": self.histories,
+            "groups": [vars(group) for group in self.groups],
+        }
+        if self.unet_optimizer is not None:
+            state |= {"unet": self.unet.state_dict(), "unet_optimizer": self.unet_optimizer.state_dict()}
+        with atomic_path(checkpoint_path(self.folder)) as temporary:
+            torch.save(state, temporary)
+        self._drop_unets()
+        self._saved = time.monotonic()
+
+    def _load(self) -> None:
+        state = read_checkpoint(self.folder)
+        if state is None or state["classes"] != [task.info.class_id for task in self.tasks]:
+            return
+        with torch.no_grad():
+            self.rows.values.copy_(state["values"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.unet_optimizer is not None:
+            self.unet.load_state_dict(state["unet"])
+            self.unet_optimizer.load_state_dict(state["unet_optimizer"])
+        self.snapshots = {name: values.clone() for name, values in state["snapshots"].items()}
+        self.histories, self.epoch = state["histories"], state["epoch"]
+        self.groups = [Group(**group) for group in state["groups"]]
+        logger.info("%s: going on after epoch %d", self.what, self.epoch)
+
+
+def checkpoint_path(folder: Path) -> Path:
+    """The checkpoint in a working folder."""
+    return folder / "checkpoint.pt"
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The state of an interrupted training, its tensors read when they are used; a file that can't be read is only a loss of time."""
+    path = checkpoint_path(folder)
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        logger.warning("%s can't be read (%s): starting anew", path, str(error).partition("\n")[0])
+        return None

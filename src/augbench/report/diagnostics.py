@@ -1,0 +1,491 @@
+"""Diagnostics of added images: how far they show their class, and how far they are from the target's own style.
+
+Flows in: the pools of all methods that add images, the real training and validation images, CLIP, a reference classifier where the config
+names one, and the records of fine-tuning. Flows out: ``diagnostics.csv`` (full precision), Markdown and plain text, one row per method
+below two rows of real images, which say what the figures can be at best. Test images are not looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from augbench.classes import ClassInfo, read_class_table
+from augbench.config import PersonaliseMethod, Prompting, RetrieveMethod, Study
+from augbench.data.source import ImageSource, open_source
+from augbench.data.splits import check_labels, read_split
+from augbench.errors import UserError
+from augbench.files import read_json, write_text
+from augbench.pool import load_images, read_index
+from augbench.progress import Progress
+from augbench.report.render import NONE, Layout, read_csv, render_csv, render_markdown, render_terminal
+from augbench.report.table1 import family_of
+from augbench.resample import check_same_labels
+from augbench.seeds import derive_seed
+from augbench.shards import read_shard
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+    from PIL import Image
+
+    from augbench.job import Job
+    from augbench.pretrain.reference import Judge
+
+BATCH = 32  # images embedded together; on a CPU, more do not fit into its cache
+KERNEL_VALUES = 2**25  # held at once
+ZERO_SHOT = Prompting(templates="clip", class_name="lemmas")
+REAL = {"train": "real training images", "val": "real validation images"}
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How a personalised method was fine-tuned; losses and epochs are means over classes.
+
+    ``val_loss_start`` is before training, ``val_loss_best`` at each class's best epoch of training (of all classes where the U-Net trains),
+    both at the learning rate chosen.
+    """
+
+    val_loss_start: float
+    val_loss_best: float
+    lr_factor: float
+    candidate: str
+    candidate_epoch: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method, or the real images of a split (``method`` is then ``real:train`` or ``real:val``); None stands for what there is not.
+
+    ``pool`` counts all images, ``images`` those looked at. :func:`style_distance` and :func:`augbench.pretrain.measure.diversity` say what
+    their figures are; the last five columns are :class:`Learning`'s.
+    """
+
+    method: str
+    label: str
+    family: str
+    pool: int
+    images: int
+    agreement_clip_percent: float
+    agreement_judge_percent: float | None
+    style_mmd2: float | None
+    style_mmd2_within_class: float | None
+    diversity: float | None
+    refused_per_image: float | None
+    val_loss_start: float | None = None
+    val_loss_best: float | None = None
+    lr_factor: float | None = None
+    candidate: str | None = None
+    candidate_epoch: float | None = None
+
+
+# --- measures ---------------------------------------------------------------------------------------------------------
+
+
+def _kernel_sum(x: torch.Tensor, y: torch.Tensor, x_weights: torch.Tensor, y_weights: torch.Tensor) -> float:
+    """Weighted sum of (x . y + 1)^3 over all pairs, in double precision."""
+    rows = max(1, KERNEL_VALUES // len(y))
+    parts = zip(x.split(rows), x_weights.split(rows), strict=True)
+    return math.fsum(float(weights @ ((part @ y.T).double().add(1).pow(3) @ y_weights)) for part, weights in parts)
+
+
+@dataclass(frozen=True)
+class StyleDistance:
+    """Squared maximum mean discrepancies: of the classes mixed in equal shares, and within a class, averaged over classes."""
+
+    mixed: float
+    within_class: float
+
+
+def style_distance(x: torch.Tensor, x_labels: np.ndarray, y: torch.Tensor, y_labels: np.ndarray) -> StyleDistance | None:
+    """Unbiased estimates of the squared maximum mean discrepancy (MMD) between two sets of embeddings.
+
+    The kernel is that of KID (Binkowski et al., 2018), (a . b / D + 1)^3, on embeddings scaled to length sqrt(D), hence (cos + 1)^3.
+    Within a class, MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y), where an image is not paired with itself (their equation 4). The
+    sets hold fixed numbers of images per class, so the same formula over all of them would be too low, since it would miss pairs of one
+    class only. The mixture's MMD^2 is therefore summed over pairs of classes, each in equal share, and only within a class is an image not
+    paired with itself. Both are 0 in expectation for equal distributions and may then be a little below 0.
+
+    Parameters
+    ----------
+    x, y : Tensor, float (M, D) and (N, D)
+        Unit embeddings.
+    x_labels, y_labels : ndarray, int (M,) and (N,)
+
+    Returns
+    -------
+    StyleDistance or None
+        Over the labels of which both sets have two images or more; None if there is no such label.
+    """
+    import torch
+
+    shared = [label for label in np.intersect1d(x_labels, y_labels) if min((x_labels == label).sum(), (y_labels == label).sum()) > 1]
+    if not shared:
+        return None
+    share = 1 / len(shared)
+    groups = [[points[torch.from_numpy(labels == label)] for label in shared] for points, labels in ((x, x_labels), (y, y_labels))]
+    pooled = [torch.cat(members) for members in groups]
+    weights = [torch.cat([torch.full((len(part),), share / len(part), dtype=torch.float64, device=part.device) for part in members]) for members in groups]
+    mixed, within = -2 * _kernel_sum(*pooled, *weights), 0.0
+    for members, points, weight in zip(groups, pooled, weights, strict=True):
+        mixed += _kernel_sum(points, points, weight, weight)
+        for part in members:
+            count, ones = len(part), torch.ones(len(part), dtype=torch.float64, device=part.device)
+            total = _kernel_sum(part, part, ones, ones)
+            itself = float(part.double().square().sum(1).add(1).pow(3).sum())
+            unbiased = (total - itself) / (count * (count - 1))
+            within += share * unbiased
+            mixed += share**2 * (unbiased - total / count**2)
+    for one, other in zip(*groups, strict=True):
+        even = [torch.full((len(part),), 1 / len(part), dtype=torch.float64, device=part.device) for part in (one, other)]
+        within -= 2 * share * _kernel_sum(one, other, *even)
+    return StyleDistance(mixed, within)
+
+
+def agreement_percent(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Share of images whose predicted label is the one that they are meant to show, in percent."""
+    return 100 * float((predicted == labels).mean())
+
+
+def refused_per_image(index: pa.Table, study_folder: str | Path) -> float:
+    """Samples that the safety checker refused, per image of the pool.
+
+    Raises
+    ------
+    UserError
+        A shard is missing or damaged.
+    """
+    refused = sum(pc.sum(read_shard(Path(study_folder) / path, ["safety_flags"]).column(0)).as_py() for path in pc.unique(index.column("path")).to_pylist())
+    return refused / index.num_rows
+
+
+def sample_per_class(labels: np.ndarray, class_ids: Sequence[str], most: int, seed: int) -> np.ndarray:
+    """Positions of at most ``most`` images per class, drawn at random from ``seed`` and the class's id; ascending.
+
+    Images at the front of a pool are not like the others: a retrieved one is nearer to its query, templates and clusters come in turn.
+    """
+    chosen = []
+    for label in np.unique(labels):
+        rng = np.random.default_rng(derive_seed(seed, "diagnostics", class_ids[label]))
+        members = np.flatnonzero(labels == label)
+        chosen.append(members[rng.permutation(len(members))[:most]])
+    return np.sort(np.concatenate(chosen)) if chosen else np.array([], dtype=np.int64)
+
+
+def read_learning(history: str | Path, lr: str | Path, selected: str | Path, together: bool) -> Learning:
+    """What the records of fine-tuning say of one method.
+
+    Parameters
+    ----------
+    history : path
+        ``finetune/{method}/history.parquet``: factor, class_id, epoch (0 is before training), train_loss, val_loss (null: not finite).
+    lr : path
+        ``finetune/{method}/lr.json``: ``factor`` is the one chosen.
+    selected : path
+        ``selected/{method}.json``: ``selected`` is the candidate chosen.
+    together : bool
+        Whether the classes share a U-Net that trains, and so their best epoch: that of the mean loss over classes.
+
+    Raises
+    ------
+    UserError
+        The history holds no training at the factor chosen, or the candidate is none of ``train_loss``, ``val_loss``, ``epoch{N}``.
+    """
+    factor, candidate = float(read_json(lr)["factor"]), str(read_json(selected)["selected"])
+    classes: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(pq.read_table(history).to_pylist(), key=lambda row: row["epoch"]):
+        if math.isclose(row["factor"], factor, rel_tol=1e-6):
+            losses = {name: math.inf if row[name] is None else row[name] for name in ("train_loss", "val_loss")}
+            classes.setdefault(row["class_id"], []).append({"epoch": row["epoch"], **losses})
+    if not classes or any(rows[0]["epoch"] != 0 or len(rows) < 2 for rows in classes.values()):
+        raise UserError(str(history), f"no whole history at factor {factor:g}", "delete the method's folder in finetune and run again")
+    courses = list(classes.values())
+    if together:
+        courses = [[{name: fmean(row[name] for row in rows) for name in rows[0]} for rows in zip(*courses, strict=True)]]
+
+    def epoch_of(course: list[dict[str, Any]]) -> float:
+        if candidate in ("train_loss", "val_loss"):
+            return float(min(course[1:], key=lambda row: row[candidate])["epoch"])
+        number = candidate.removeprefix("epoch")
+        if not number.isdigit():
+            raise UserError(str(selected), f"candidate {candidate!r}", "allowed: train_loss, val_loss, epoch1, epoch2, ...")
+        return float(number)
+
+    return Learning(
+        val_loss_start=fmean(course[0]["val_loss"] for course in courses),
+        val_loss_best=fmean(min(row["val_loss"] for row in course[1:]) for course in courses),
+        lr_factor=factor,
+        candidate=candidate,
+        candidate_epoch=fmean(epoch_of(course) for course in courses),
+    )
+
+
+# --- looking at images ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Images as CLIP and the judge see them.
+
+    Attributes
+    ----------
+    labels : ndarray, int (N,)
+        The classes that they are meant to show.
+    embeddings : Tensor, float32 (N, D)
+        CLIP's, of unit length, on the device.
+    clip, judge : ndarray, int (N,)
+        The labels that CLIP and the judge give; None without a judge.
+    """
+
+    labels: np.ndarray
+    embeddings: torch.Tensor
+    clip: np.ndarray
+    judge: np.ndarray | None
+
+
+class Eyes:
+    """CLIP and the judge, loaded once for all methods.
+
+    Parameters
+    ----------
+    clip_folder : path
+        CLIP in transformers' layout.
+    judge_folder : path or None
+        A judge as :func:`augbench.pretrain.reference.save_judge` writes it.
+    classes : sequence of ClassInfo
+        The study's, in label order.
+
+    Raises
+    ------
+    UserError
+        The judge doesn't know all classes.
+    """
+
+    def __init__(self, clip_folder: str | Path, judge_folder: str | Path | None, classes: Sequence[ClassInfo], device: torch.device) -> None:
+        from transformers import CLIPImageProcessor
+
+        from augbench.models import load_clip
+        from augbench.pretrain.measure import class_embeddings
+        from augbench.pretrain.reference import load_judge
+
+        self.judge: Judge | None = None if judge_folder is None else load_judge(judge_folder, [info.class_id for info in classes], device)
+        self.model, tokenizer = load_clip(clip_folder, device)
+        self.processor = CLIPImageProcessor.from_pretrained(clip_folder, local_files_only=True)
+        self.texts = class_embeddings(self.model, tokenizer, list(classes), ZERO_SHOT)
+        self.device = device
+
+    def look(self, images: Iterable[Image.Image], labels: np.ndarray, what: str) -> Seen:
+        """Embed and judge ``images``, which are meant to show ``labels`` int (N,)."""
+        import torch
+
+        embeddings, judged, batch = [], [], []
+        progress = Progress(f"diagnostics: {what}", len(labels), "image")
+        for position, image in enumerate(images, start=1):
+            batch.append(image)
+            if len(batch) == BATCH or position == len(labels):
+                embeddings.append(self._embed(batch))
+                if self.judge is not None:
+                    judged.append(self.judge.labels(torch.stack([self.judge.pixels(image) for image in batch])))
+                progress.update(len(batch))
+                batch = []
+        embedded = torch.cat(embeddings)
+        return Seen(
+            labels=labels,
+            embeddings=embedded,
+            clip=(embedded @ self.texts.T).argmax(1).cpu().numpy(),
+            judge=torch.cat(judged).numpy() if judged else None,
+        )
+
+    def _embed(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        import torch
+
+        with torch.inference_mode():
+            pixels = self.processor(list(images), return_tensors="pt").pixel_values.to(self.device)
+            return torch.nn.functional.normalize(self.model.get_image_features(pixel_values=pixels), dim=-1)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What all rows share: the study, its folder, its classes, eyes, and the real training images as they see them."""
+
+    study: Study
+    folder: Path
+    classes: list[ClassInfo]
+    eyes: Eyes
+
+    def _chosen(self, labels: np.ndarray) -> np.ndarray:
+        ids = [info.class_id for info in self.classes]
+        return sample_per_class(labels, ids, self.study.report.diagnosed_images_per_class, self.study.seed)
+
+    def real(self, path: str | Path, source: ImageSource, what: str) -> tuple[int, Seen]:
+        """The number of images in a split, and those looked at."""
+        split = read_split(path)
+        check_labels(split, self.classes, str(path))
+        chosen = self._chosen(split.labels)
+        return len(split), self.eyes.look(source.load([split.sources[i] for i in chosen]), split.labels[chosen], what)
+
+    def added(self, index: pa.Table, where: str, what: str) -> Seen:
+        """The images of a pool that are looked at."""
+        check_same_labels(index, {info.class_id: label for label, info in enumerate(self.classes)}, where)
+        if not index.num_rows:
+            raise UserError(where, "a pool without images", "run the rule that makes it again")
+        chosen = self._chosen(index.column("label").to_numpy())
+        rows = index.take(chosen)
+        return self.eyes.look(load_images(rows, self.folder), rows.column("label").to_numpy(), what)
+
+    def row(self, method: str, pool: int, seen: Seen, train: Seen | None, **others: Any) -> Row:
+        """The figures of one set of images; ``train`` is what their style is compared with."""
+        from augbench.pretrain.measure import diversity
+
+        spread = diversity(seen.embeddings, seen.labels)
+        style = None if train is None else style_distance(seen.embeddings, seen.labels, train.embeddings, train.labels)
+        return Row(
+            method=method,
+            pool=pool,
+            images=len(seen.labels),
+            agreement_clip_percent=agreement_percent(seen.clip, seen.labels),
+            agreement_judge_percent=None if seen.judge is None else agreement_percent(seen.judge, seen.labels),
+            style_mmd2=None if style is None else style.mixed,
+            style_mmd2_within_class=None if style is None else style.within_class,
+            diversity=None if math.isnan(spread) else spread,
+            **others,
+        )
+
+
+def write_diagnostics(
+    job: Job,
+    indexes: Mapping[str, str | Path],
+    train_path: str | Path,
+    val_path: str | Path,
+    classes_path: str | Path,
+    clip_path: str | Path,
+    histories: Mapping[str, str | Path],
+    lrs: Mapping[str, str | Path],
+    selected: Mapping[str, str | Path],
+    outs: Mapping[str, str | Path],
+) -> None:
+    """Look at the added images of all methods and write the table.
+
+    Parameters
+    ----------
+    indexes : mapping of method to path
+        ``shards/{method}/selected/index.parquet`` of every method that adds images.
+    train_path, val_path, classes_path : path
+        Split manifests and ``classes.parquet``.
+    clip_path : path
+        ``models/clip.json``.
+    histories, lrs, selected : mapping of method to path
+        Records of fine-tuning (:func:`read_learning`) of the personalised methods.
+    outs : mapping of str to path
+        Where to write, by format: ``csv``, ``md``, ``txt``.
+
+    Raises
+    ------
+    UserError
+        Damaged files, sources that disagree about the classes, or a judge that doesn't know them.
+    """
+    from augbench.models import pick_device
+
+    study = job.study
+    classes = read_class_table(classes_path)
+    eyes = Eyes(read_json(clip_path)["folder"], study.report.judge, classes, pick_device(study.execution.device))
+    diagnosis = Diagnosis(study, job.store.root.parent, classes, eyes)
+    source = open_source(study.dataset, study.seed, study.corpus)
+    train_size, train = diagnosis.real(train_path, source, REAL["train"])
+    val_size, val = diagnosis.real(val_path, source, REAL["val"])
+    rows = [
+        diagnosis.row("real:train", train_size, train, None, label=REAL["train"], family="real", refused_per_image=None),
+        diagnosis.row("real:val", val_size, val, train, label=REAL["val"], family="real", refused_per_image=None),
+    ]
+    for name, method in study.methods.items():
+        if name not in indexes:
+            continue
+        index = read_index(indexes[name])
+        seen = diagnosis.added(index, str(indexes[name]), name)
+        refused = None if isinstance(method, RetrieveMethod) else refused_per_image(index, diagnosis.folder)
+        learning = {}
+        if isinstance(method, PersonaliseMethod):
+            learning = asdict(read_learning(histories[name], lrs[name], selected[name], together=method.train_unet))
+        label = " ".join((method.label or name).split())
+        rows.append(diagnosis.row(name, index.num_rows, seen, train, label=label, family=family_of(method), refused_per_image=refused, **learning))
+    _write(study, rows, outs)
+
+
+# --- formats ----------------------------------------------------------------------------------------------------------
+
+
+HEADER = ("Images of", "Seen", "CLIP (%)", "Judge (%)", "Style", "In class", "Diversity", "Refused", "Validation loss", "lr x", "Candidate")
+NUMERIC = (False, *[True] * 9, False)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    def number(value: float | None, form: str) -> str:
+        return NONE if value is None else format(value, form)
+
+    return (
+        row.label,
+        f"{row.images:,} of {row.pool:,}" if row.images < row.pool else f"{row.pool:,}",
+        number(row.agreement_clip_percent, ".1f"),
+        number(row.agreement_judge_percent, ".1f"),
+        number(row.style_mmd2, ".4f"),
+        number(row.style_mmd2_within_class, ".4f"),
+        number(row.diversity, ".3f"),
+        number(row.refused_per_image, ".3g"),
+        NONE if row.val_loss_start is None else f"{row.val_loss_start:.4f} to {number(row.val_loss_best, '.4f')}",
+        number(row.lr_factor, "g"),
+        NONE if row.candidate is None else f"{row.candidate} (epoch {number(row.candidate_epoch, '.3g')})",
+    )
+
+
+def _notes(study: Study, rows: Sequence[Row]) -> tuple[str, ...]:
+    """What each column is, and how to read it."""
+    judge = study.report.judge
+    notes = [
+        f"Seen: images that the figures are of, at most {study.report.diagnosed_images_per_class} per class, drawn at random from the method's pool or from the split.",
+        "CLIP: share of images whose own class is the nearest text in CLIP's space (zero-shot classification); a class is the mean of CLIP's 80 prompts with its"
+        " lemmas. The real images' share is what can be reached.",
+        f"Judge: share of images that the reference classifier in {judge} gives their own class, among the study's classes. The real validation images' share is what"
+        " can be reached."
+        if judge is not None
+        else "Judge: share of images that a reference classifier gives their own class; report.judge names none here.",
+        "Style: distance between the images and the real training images in CLIP's image space: squared maximum mean discrepancy (MMD) of the mixtures of all classes in"
+        " equal shares. An image that shows another class than its own counts only as far as the mix of what is shown differs from the real one. The kernel is KID's (Binkowski et"
+        " al., 2018), (x . y / d + 1)^3, on embeddings scaled to length sqrt(d), that is (cos + 1)^3; the estimate is unbiased, so one of about 0 may be negative. The real"
+        " validation images' distance is what can be reached.",
+        "In class: the same between the images and the real training images of one class, averaged over classes. It, too, grows with style, but also where images show"
+        " another class than their own: read it beside the agreement.",
+        "Diversity: mean distance between two images of a class, as unit embeddings in CLIP's space, averaged over classes (the first 300 seen of each).",
+        "Refused: samples that the safety checker refused and that were replaced, per image of the whole pool. Retrieval leaves marked neighbours out; its ledger counts them.",
+    ]
+    if any(row.candidate is not None for row in rows):
+        notes += [
+            "Validation loss: of fine-tuning at the learning rate chosen, before training and at each class's best epoch (one for all classes where"
+            " the U-Net trains); mean over classes. Losses compare within a method only.",
+            "lr x: factor on the learning rate that was chosen by validation loss. Candidate: checkpoint that was selected by validation accuracy, and its epoch (mean over"
+            " classes).",
+        ]
+    return tuple(notes)
+
+
+def _write(study: Study, rows: Sequence[Row], outs: Mapping[str, str | Path]) -> None:
+    notes = _notes(study, rows)
+    layout = Layout(f"Diagnostics of added images, study {study.study}", HEADER, NUMERIC, tuple(map(_cells, rows)), notes)
+    texts = {"csv": render_csv(rows, notes), "md": render_markdown(layout), "txt": render_terminal(layout)}
+    for kind, path in outs.items():
+        write_text(path, texts[kind])
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """The rows of ``diagnostics.csv``."""
+    return read_csv(path, Row)

@@ -1,0 +1,105 @@
+"""Tables in their formats: what all tables of the report share.
+
+Flows in: rows (dataclasses), their cells as text, the footer's notes. Flows out: CSV in full precision, which reads back as the same
+rows, Markdown, and aligned text for a terminal.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    R = TypeVar("R", bound=DataclassInstance)
+
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A table as people see it.
+
+    Attributes
+    ----------
+    title : str
+        First line in the terminal.
+    header : tuple of str
+    numeric : tuple of bool
+        Columns that are aligned at the right.
+    cells : tuple of tuple of str
+        As many per line as the header has.
+    notes : tuple of str
+        The footer, one paragraph each.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    numeric: tuple[bool, ...]
+    cells: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+
+def render_csv(rows: Sequence[DataclassInstance], notes: Sequence[str] = ()) -> str:
+    """One line per row in full precision, empty where there is nothing; notes follow as lines that begin with ``#``.
+
+    ``pandas.read_csv(path, comment="#")`` reads it; :func:`read_csv` does.
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    if rows:
+        writer.writerow([field.name for field in fields(rows[0])])
+    for row in rows:
+        writer.writerow([repr(value) if isinstance(value, float) else value for value in asdict(row).values()])
+    return stream.getvalue() + "".join(f"# {note}\n" for note in notes)
+
+
+def read_csv(path: str | Path, kind: type[R]) -> list[R]:
+    """The rows, of dataclass ``kind``, of a file that :func:`render_csv` made."""
+    kinds = {field.name: str(field.type) for field in fields(kind)}
+
+    def value(name: str, text: str) -> object:
+        if not text and "None" in kinds[name]:
+            return None
+        return float(text) if kinds[name].startswith("float") else int(text) if kinds[name].startswith("int") else text
+
+    lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return [kind(**{name: value(name, text) for name, text in line.items()}) for line in csv.DictReader(lines)]
+
+
+def escape_markdown(text: str) -> str:
+    """``text`` so that Markdown shows it as it is, in a table too."""
+    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#~" else letter for letter in text)
+
+
+def render_markdown(layout: Layout) -> str:
+    """A pipe table and the footer as a list."""
+    lines = [
+        "| " + " | ".join(layout.header) + " |",
+        "|" + "|".join("---:" if numeric else "---" for numeric in layout.numeric) + "|",
+        *("| " + " | ".join(map(escape_markdown, line)) + " |" for line in layout.cells),
+        "",
+        *(f"- {escape_markdown(note)}" for note in layout.notes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def render_terminal(layout: Layout, width: int = 100) -> str:
+    """Aligned columns for a terminal; the footer is wrapped at ``width`` characters."""
+    cells = [layout.header, *layout.cells]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(layout.header))]
+
+    def aligned(line: Sequence[str]) -> str:
+        parts = [text.rjust(size) if numeric else text.ljust(size) for text, size, numeric in zip(line, widths, layout.numeric, strict=True)]
+        return "  ".join(parts).rstrip()
+
+    body = [aligned(line) for line in cells]
+    body.insert(1, "-" * max(map(len, body)))
+    footer = [textwrap.fill(note, width, initial_indent="* ", subsequent_indent="  ") for note in layout.notes]
+    return "\n".join([layout.title, "", *body, "", *footer]) + "\n"

@@ -1,0 +1,124 @@
+"""What an image of Stable Diffusion v1.4's real size costs, counted through our sampling loop on tensors without content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTokenizer
+
+from augbench.generate import Sampler
+
+TOKENIZER = Path(__file__).resolve().parents[1] / "resources/mini/stable-diffusion/tokenizer"
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1, "set_alpha_to_one": False}  # the model card's
+
+
+class OnHost:
+    """A scheduler that keeps its timesteps where they have values."""
+
+    def set_timesteps(self, count: int, device: Any = None) -> None:
+        super().set_timesteps(count)  # type: ignore[misc]
+
+
+class HostPNDM(OnHost, PNDMScheduler): ...
+
+
+class HostDDIM(OnHost, DDIMScheduler): ...
+
+
+def real_size(scheduler: PNDMScheduler | DDIMScheduler) -> StableDiffusionPipeline:
+    """Stable Diffusion v1.4 by its published configs, without weights; only the last step, pixels to a picture, is left out."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, block_out_channels=(320, 640, 1280, 1280), attention_head_dim=8)
+        down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+        vae = AutoencoderKL(3, 3, down, up, (128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512)
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        unet=unet,
+        scheduler=scheduler,
+        tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
+        text_encoder=None,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.image_processor.postprocess = lambda pixels, **_: [Image.new("RGB", tuple(pixels.shape[-2:])) for _ in pixels]
+    return pipeline
+
+
+@dataclass
+class Cost:
+    """Forward passes, a batch of n counting n, and floating-point operations (two per multiply-add)."""
+
+    unet: int = 0
+    decodes: int = 0
+    flop: int = 0
+
+
+@contextmanager
+def counted(pipeline: StableDiffusionPipeline) -> Iterator[Cost]:
+    """Count what runs inside. A U-Net call costs what its shapes say, so each shape runs once and is added up from then on."""
+    cost, forward, decode = Cost(), pipeline.unet.forward, pipeline.vae.decode
+    known: dict[torch.Size, tuple[Any, int]] = {}
+
+    def unet(sample: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+        cost.unet += len(sample)
+        if sample.shape in known:
+            cost.flop += known[sample.shape][1]
+        else:
+            before = counter.get_total_flops()
+            output = forward(sample, *arguments, **named)
+            known[sample.shape] = (output, counter.get_total_flops() - before)
+        return known[sample.shape][0]
+
+    def decoder(latents: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+        cost.decodes += len(latents)
+        return decode(latents, *arguments, **named)
+
+    pipeline.unet.forward, pipeline.vae.decode = unet, decoder
+    with FlopCounterMode(display=False) as counter:
+        yield cost
+    cost.flop += counter.get_total_flops()
+
+
+def cost_of(scheduler: PNDMScheduler | DDIMScheduler, images: int, guidance_scale: float = 7.5) -> Cost:
+    """What our sampling of so many images costs at the model's own size and 50 steps; text states are there already."""
+    pipeline = real_size(scheduler)
+    states = {prompt: torch.zeros(77, 768) for prompt in ("a photo of a bag.", "")}
+    sampler = Sampler(pipeline, 50, guidance_scale, 512, batch_size=4, conditioning=states)
+    with counted(pipeline) as cost:
+        samples = sampler.sample(["a photo of a bag."] * images, [("bag", i) for i in range(images)], 0)
+    assert [sample.image.size for sample in samples] == [(512, 512)] * images
+    return cost
+
+
+def pndm() -> PNDMScheduler:
+    return HostPNDM(**SCHEDULE, skip_prk_steps=True)
+
+
+def test_a_guided_image_with_pndm_is_102_forwards_and_one_decode() -> None:
+    cost = cost_of(pndm(), 1)
+    assert (cost.unet, cost.decodes) == (102, 1)
+    assert cost.flop / 1e12 == pytest.approx(84.45, abs=0.01)
+
+
+def test_a_guided_image_with_ddim_is_100_forwards_and_one_decode() -> None:
+    cost = cost_of(HostDDIM(**SCHEDULE, clip_sample=False), 1)
+    assert (cost.unet, cost.decodes) == (100, 1)
+    assert cost.flop / 1e12 == pytest.approx(82.84, abs=0.01)
+
+
+def test_batches_cost_nothing_extra_and_no_guidance_half_the_forwards() -> None:
+    five = cost_of(pndm(), 5)
+    assert (five.unet, five.decodes) == (5 * 102, 5)
+    assert five.flop / 1e12 == pytest.approx(5 * 84.45, abs=0.05)
+    assert cost_of(pndm(), 1, guidance_scale=1.0).unet == 51

@@ -1,0 +1,627 @@
+"""Fine-tuning with the miniature's models on scikit-learn's digits: independence of classes, what trains, resuming, files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from diffusers import DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from safetensors.numpy import load_file
+from sklearn.datasets import load_digits
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from augbench.classes import ClassInfo, read_class_table, write_class_table
+from augbench.config import PersonaliseMethod, Study, parse_study
+from augbench.data.source import ImageSource, open_source
+from augbench.data.splits import make_splits, write_split
+from augbench.errors import UserError
+from augbench.files import write_json
+from augbench.job import Job
+from augbench.models import fingerprint
+from augbench.personalise import fine_tune as parts
+from augbench.personalise import train
+from augbench.personalise.adam import RowAdam
+from augbench.personalise.data import fit
+from augbench.personalise.embedding import ConditioningRows, PseudowordRows, token_ids
+from augbench.personalise.stage import choose_lr, finetune_classes, read_metadata
+from augbench.personalise.tasks import ClassTask, ImageSet, check_clusters, class_tasks, learning_rates, read_clusters
+from augbench.personalise.train import Group, Learned, Settings, Trainer, diffusion_target
+from augbench.store import Store
+
+MINI = Path(__file__).resolve().parents[1] / "resources/mini"
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+# Distance between vectors that learned together and alone, as a share of the way that they went: float32 sums in another order,
+# which Adam enlarges where a gradient is nearly zero. Sharing one step count between rows would make it 0.1 and more.
+TOLERANCE = 0.01
+CPU = torch.device("cpu")
+
+METHODS: dict[str, dict[str, Any]] = {
+    "conditioning": {"learn": "conditioning", "lr": 0.02},
+    "clusters": {"learn": "conditioning", "clusters": 2, "lr": 0.02},
+    "imagic": {"learn": "conditioning", "train_unet": True, "unet_lr": 1e-4},
+    "pseudoword": {"learn": "pseudoword"},
+    "pseudoword_dm": {"learn": "pseudoword", "train_unet": True, "unet_lr": 1e-4},
+    "pseudoword_clip": {"learn": "pseudoword", "prompt": {"templates": "clip"}},
+    "pseudoword_again": {"learn": "pseudoword", "label": "Another name"},
+    "pseudoword_clusters": {"learn": "pseudoword", "clusters": 2},
+}
+KINDS = ["conditioning", "clusters", "imagic", "pseudoword", "pseudoword_dm"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Files of a study on digits, as the earlier stages leave them."""
+
+    folder: Path
+    root: Path
+
+    def study(self, finetune: Mapping[str, Any] | None = None, batch_size: int = 32, **methods: Mapping[str, Any]) -> Study:
+        rows = {name: {"mechanism": "personalise", "candidates": ["train_loss", "val_loss", 1], **row} for name, row in {**METHODS, **methods}.items()}
+        return parse_study(
+            {
+                "study": "digits",
+                "dataset": {"kind": "image_folder", "root": str(self.root), "train_fraction": 0.4, "validation_fraction": 0.2},
+                "diffusion": {"model": str(MINI / "stable-diffusion"), "resolution": 32, "dtype": "float32"},
+                "clip": {"model": str(MINI / "clip")},
+                "methods": rows,
+                "augmentation": {"images_per_class": 10},
+                "finetune": {"max_epochs": 2, "patience": 1, **(finetune or {})},
+                "execution": {"batch_size": batch_size, "device": "cpu"},
+            }
+        )
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def tasks(self, study: Study, method: str, class_ids: Sequence[str] = NAMES) -> list[ClassTask]:
+        """Clusters alternate from image to image."""
+        tasks = class_tasks(self.path("train.parquet"), self.path("val.parquet"), self.path("classes.parquet"), None, class_ids)
+        clusters = row_of(study, method).clusters
+
+        def clustered(images: ImageSet) -> ImageSet:
+            return replace(images, clusters=tuple(i % clusters for i in range(len(images))))
+
+        return [replace(task, train=clustered(task.train), validation=clustered(task.validation)) for task in tasks]
+
+    def fine_tune(self, study: Study, method: str, folder: Path, class_ids: Sequence[str] = NAMES) -> dict[str, Learned]:
+        return parts.fine_tune(study, row_of(study, method), 1.0, self.tasks(study, method, class_ids), self.source(study), folder, method)
+
+    def source(self, study: Study) -> ImageSource:
+        return open_source(study.dataset, study.seed, study.corpus)
+
+    def trainer(self, study: Study, method: str, folder: Path, class_ids: Sequence[str] = NAMES) -> Trainer:
+        """A trainer of the miniature, its latents cached."""
+        row, tasks = row_of(study, method), self.tasks(study, method, class_ids)
+        moments = parts.encode_images(study, tasks, self.source(study), CPU, method)
+        rows = parts.new_rows(study, row, tasks, CPU)
+        unet = parts.load_part(UNet2DConditionModel, study.diffusion.folder, "unet", torch.float32, CPU)
+        scheduler = DDPMScheduler.from_pretrained(study.diffusion.folder, subfolder="scheduler")
+        return Trainer(tasks, rows, unet, scheduler, *moments, parts.settings_of(study, row, 1.0), folder)
+
+    def stage(
+        self, study: Study, method: str, folder: Path, class_ids: Sequence[str] = NAMES, factor: float = 1.0, **others: Path
+    ) -> tuple[Job, list[str], dict[str, str]]:
+        """Run the stage on ``class_ids``; its targets are below ``folder``. ``others`` stand for the class table or the clusters."""
+        job = Job(study, Store(folder / ".store"), 1)
+        place = folder / f"{method}/lr{factor:g}"
+        vectors = [str(place / "vectors" / f"{class_id}.safetensors") for class_id in class_ids]
+        unets = {name: str(place / "unet" / name) for name in row_of(study, method).candidate_names} if row_of(study, method).train_unet else {}
+        clusters = others.get("clusters") if row_of(study, method).clusters == 1 else others.get("clusters", self.path("k2.parquet"))
+        files = [self.path("train.parquet"), self.path("val.parquet"), others.get("classes", self.path("classes.parquet")), self.path("diffusion.json")]
+        finetune_classes(job, method, factor, *files, clusters, vectors, unets)  # type: ignore[arg-type]
+        return job, vectors, unets
+
+
+def row_of(study: Study, method: str) -> PersonaliseMethod:
+    row = study.methods[method]
+    assert isinstance(row, PersonaliseMethod)
+    return row
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """Ten classes of 12 to 14 digits, so that epochs differ in length."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("digits")
+    digits = load_digits()
+    for label, name in enumerate(NAMES):
+        (folder / "images" / name).mkdir(parents=True)
+        for number, image in enumerate(digits.images[digits.target == label][: 12 + label % 3]):
+            picture = Image.fromarray((image / 16 * 255).astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
+            picture.save(folder / "images" / name / f"{number:02d}.png")
+    made = Inputs(folder, folder / "images")
+    study = made.study()
+    source = made.source(study)
+    classes = source.classes()
+    for name, split in make_splits(classes, source.scan(), study.dataset, study.seed, {"train", "val"}).items():
+        write_split(split, made.path(f"{name}.parquet"))
+    write_class_table(classes, made.path("classes.parquet"))
+    write_json(made.path("diffusion.json"), fingerprint(study.diffusion.folder))
+    write_clusters(made, made.path("k2.parquet"), {})
+    return made
+
+
+def write_clusters(inputs: Inputs, path: Path, moved: Mapping[str, int]) -> None:
+    """A table of clusters: every other image is in the second, but for ``moved``."""
+    ids = [image_id for name in ("train", "val") for image_id in pq.read_table(inputs.path(f"{name}.parquet")).column("image_id").to_pylist()]
+    pq.write_table(pa.table({"image_id": ids, "cluster": pa.array([moved.get(name, i % 2) for i, name in enumerate(ids)], pa.int32())}), path)
+
+
+# --- the optimiser ---
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_row_adam_is_adamw_for_every_row_by_itself(weight_decay: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn((3, 4, 5), generator=generator)
+    stack = torch.nn.Parameter(start.clone())
+    together = RowAdam(stack, 0.01, weight_decay)
+    rows = [torch.nn.Parameter(row.clone()) for row in start]
+    alone = [torch.optim.AdamW([row], 0.01, weight_decay=weight_decay) for row in rows]
+    for seen in ([0, 1], [1], [0, 1], [1]):  # row 2 is never seen
+        gradient = torch.randn(start.shape, generator=generator)
+        stack.grad = torch.zeros_like(stack)
+        for row in seen:
+            stack.grad[row] = rows[row].grad = gradient[row].clone()
+            alone[row].step()
+        together.step(seen)
+    torch.testing.assert_close(stack[:2], torch.stack(rows[:2]), rtol=1e-6, atol=1e-7)
+    assert torch.equal(stack[2], start[2])
+
+
+# --- classes are independent where the U-Net is frozen ---
+
+
+@pytest.mark.parametrize("method", ["conditioning", "clusters", "pseudoword"])
+def test_ten_classes_in_one_process_equal_ten_separate_runs(inputs: Inputs, method: str, tmp_path: Path) -> None:
+    study = inputs.study()
+    together = inputs.fine_tune(study, method, tmp_path / "all")
+    starts = parts.new_rows(study, row_of(study, method), inputs.tasks(study, method), CPU).values.detach().unflatten(0, (10, -1))
+    for class_id, start in zip(NAMES, starts, strict=True):
+        alone = inputs.fine_tune(study, method, tmp_path / class_id, [class_id])[class_id]
+        assert alone.epochs == together[class_id].epochs
+        for key in ("train_loss", "val_loss"):
+            ours, theirs = ([entry[key] for entry in result.history[1:]] for result in (alone, together[class_id]))
+            assert ours == pytest.approx(theirs, rel=1e-4)
+        for name, vectors in alone.vectors.items():
+            way = (vectors - start).norm()
+            assert way > 0 and (vectors - together[class_id].vectors[name]).norm() < TOLERANCE * way, (class_id, name)
+
+
+@pytest.mark.parametrize("method", ["clusters", "pseudoword_dm"])
+def test_the_micro_batch_changes_nothing_but_rounding(inputs: Inputs, method: str, tmp_path: Path) -> None:
+    trainers = [inputs.trainer(inputs.study(batch_size=size), method, tmp_path, NAMES[:4]) for size in (3, 32)]
+    start = trainers[0].rows.values.detach().clone()
+    for trainer in trainers:
+        for samples in trainer.epoch_steps(trainer.groups, 1):
+            trainer.step(samples)
+    small, large = (trainer.rows.values.detach() for trainer in trainers)
+    assert (small - large).norm() < TOLERANCE * (large - start).norm()
+    validation = [trainer.validate(trainer.groups)[0] for trainer in trainers]
+    np.testing.assert_allclose(validation[0], validation[1], rtol=1e-4)
+
+
+def test_epochs_differ_and_validation_does_not(inputs: Inputs, tmp_path: Path) -> None:
+    trainer = inputs.trainer(inputs.study(), "pseudoword", tmp_path, NAMES[:2])
+    first, second = trainer.training_sample(0, 0, 1, 1.0).draw, trainer.training_sample(0, 0, 2, 1.0).draw
+    assert not torch.equal(first.noise, second.noise) and not torch.equal(first.posterior, second.posterior)
+    assert torch.equal(trainer.validation_sample(1, 0, 0).draw.noise, trainer.validation_sample(1, 0, 0).draw.noise)
+    assert not torch.equal(trainer.validation_sample(1, 0, 0).draw.noise, trainer.validation_sample(1, 0, 1).draw.noise)
+    orders = [[sample.moments for samples in trainer.epoch_steps(trainer.groups, epoch) for sample in samples] for epoch in (1, 2)]
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) == list(range(len(trainer.moments)))
+
+
+# --- what trains, and that it learns ---
+
+
+@dataclass
+class Watched:
+    """A finished training, and the parts of the model that it loaded: their tensors when loaded and afterwards."""
+
+    learned: dict[str, Learned]
+    before: dict[str, list[torch.Tensor]]
+    after: dict[str, list[torch.Tensor]]
+    starts: torch.Tensor
+
+
+@pytest.fixture(scope="module")
+def watched(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Watched]:
+    """A training of each kind, three epochs of four classes."""
+    known: dict[str, Watched] = {}
+
+    def get(method: str) -> Watched:
+        if method not in known:
+            live: dict[str, list[torch.Tensor]] = {}
+            before: dict[str, list[torch.Tensor]] = {}
+            load_part = parts.load_part
+
+            def load(kind: Any, folder: str, part: str, *rest: Any) -> Any:
+                module = load_part(kind, folder, part, *rest)
+                live[part] = [*module.parameters(), *module.buffers()]
+                before[part] = [tensor.detach().clone() for tensor in live[part]]
+                return module
+
+            study = inputs.study({"max_epochs": 3, "patience": 3, "validation_draws": 2})
+            starts = parts.new_rows(study, row_of(study, method), inputs.tasks(study, method, NAMES[:4]), CPU).values.detach()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(parts, "load_part", load)
+                learned = inputs.fine_tune(study, method, tmp_path_factory.mktemp(method), NAMES[:4])
+            known[method] = Watched(learned, before, {part: [tensor.detach() for tensor in tensors] for part, tensors in live.items()}, starts)
+        return known[method]
+
+    return get
+
+
+@pytest.mark.parametrize("method", KINDS)
+def test_frozen_parts_are_bit_identical_after_training(watched: Callable[[str], Watched], method: str) -> None:
+    run = watched(method)
+    assert set(run.before) == {"vae", "text_encoder", "unet"}  # the safety checker is not loaded
+    for part in run.before:
+        same = all(torch.equal(old, new) for old, new in zip(run.before[part], run.after[part], strict=True))
+        assert same == (part != "unet" or not METHODS[method].get("train_unet", False)), part
+
+
+@pytest.mark.parametrize("method", KINDS)
+def test_validation_loss_falls_from_its_start(watched: Callable[[str], Watched], method: str) -> None:
+    learned = watched(method).learned.values()
+    first = np.mean([result.history[0]["val_loss"] for result in learned])
+    best = np.mean([result.history[result.best_epoch]["val_loss"] for result in learned])
+    assert best < 0.995 * first
+    for result in learned:
+        assert [entry["epoch"] for entry in result.history] == [0, 1, 2, 3]
+        assert result.history[0]["train_loss"] is None and result.epochs["val_loss"] == result.best_epoch
+        assert result.epochs["epoch1"] == 1
+
+
+def test_all_clusters_start_equal_and_learn_apart(watched: Callable[[str], Watched]) -> None:
+    run = watched("clusters")
+    assert torch.equal(run.starts[0], run.starts[1])
+    first, second = run.learned["zero"].vectors["epoch1"]
+    assert first.shape == (77, run.starts.shape[-1]) and not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("method", ["imagic", "pseudoword_dm"])
+def test_a_joint_step_changes_the_unet_and_the_rows_seen(inputs: Inputs, method: str, tmp_path: Path) -> None:
+    trainer = inputs.trainer(inputs.study(), method, tmp_path)
+    rows, unet = trainer.rows.values.detach().clone(), [p.detach().clone() for p in trainer.unet.parameters()]
+    samples = next(iter(trainer.epoch_steps(trainer.groups, 1)))
+    assert len(samples) == 4 and {sample.weight for sample in samples} == {0.25}  # a batch of all classes together
+    trainer.step(samples)
+    moved = (trainer.rows.values.detach() != rows).flatten(1).any(1).nonzero().flatten().tolist()
+    assert moved == sorted({sample.row for sample in samples}) and len(moved) < 10
+    assert any(not torch.equal(old, new) for old, new in zip(unet, trainer.unet.parameters(), strict=True))
+
+
+def test_a_row_of_yaml_is_a_new_method(inputs: Inputs, tmp_path: Path) -> None:
+    study = inputs.study({"max_epochs": 1})
+    clip = inputs.fine_tune(study, "pseudoword_clip", tmp_path / "a", NAMES[:2])
+    plain = inputs.fine_tune(study, "pseudoword", tmp_path / "b", NAMES[:2])
+    assert not torch.equal(clip["zero"].vectors["epoch1"], plain["zero"].vectors["epoch1"])
+    assert inputs.fine_tune(study, "pseudoword_clusters", tmp_path / "c", NAMES[:2])["one"].vectors["epoch1"].shape[0] == 2
+
+
+@pytest.mark.parametrize("method", ["imagic", "pseudoword"])
+def test_bfloat16_keeps_what_trains_in_float32(inputs: Inputs, method: str, tmp_path: Path) -> None:
+    half = inputs.fine_tune(inputs.study({"max_epochs": 1, "dtype": "bfloat16"}), method, tmp_path / "half", NAMES[:2])
+    full = inputs.fine_tune(inputs.study({"max_epochs": 1}), method, tmp_path / "full", NAMES[:2])
+    for class_id in NAMES[:2]:
+        assert half[class_id].vectors["epoch1"].dtype == torch.float32
+        assert half[class_id].history[1]["val_loss"] == pytest.approx(full[class_id].history[1]["val_loss"], rel=0.05)
+    for folder in (tmp_path / "half").glob("unet_epoch*"):
+        assert all(values.dtype == np.float32 for values in load_file(folder / train.UNET_WEIGHTS).values())
+
+
+# --- where vectors start ---
+
+
+def test_a_pseudo_word_starts_from_the_last_word_of_the_first_lemma(inputs: Inputs) -> None:
+    study = inputs.study()
+    encoder = parts.load_part(CLIPTextModel, study.diffusion.folder, "text_encoder", torch.float32, CPU)
+    table = encoder.get_input_embeddings().weight
+    tokenizer = CLIPTokenizer.from_pretrained(study.diffusion.folder, subfolder="tokenizer")
+    images = ImageSet(("a",), ("a",), (0,))
+    tasks = [ClassTask(ClassInfo(name, lemmas), images, images) for name, lemmas in (("n1", ("tiger shark", "Galeocerdo cuvieri")), ("n2", ("T-shirt/top",)))]
+    values = parts.new_rows(study, row_of(study, "pseudoword"), tasks, CPU).values
+    pieces = [tokenizer("shark", add_special_tokens=False).input_ids, tokenizer("T-shirt/top", add_special_tokens=False).input_ids]
+    assert len(pieces[0]) == 1 and len(pieces[1]) == 5
+    for value, ids in zip(values, pieces, strict=True):
+        torch.testing.assert_close(value, table[ids].mean(0))
+
+
+def test_conditioning_starts_from_the_encoded_prompt_without_white_space(inputs: Inputs) -> None:
+    study = inputs.study()
+    encoder = parts.load_part(CLIPTextModel, study.diffusion.folder, "text_encoder", torch.float32, CPU)
+    tokenizer = CLIPTokenizer.from_pretrained(study.diffusion.folder, subfolder="tokenizer")
+    images = ImageSet(("a",), ("a",), (0,))
+    task = ClassTask(ClassInfo("n1", ("tiger shark", "Galeocerdo cuvieri")), images, images)
+    values = parts.new_rows(study, row_of(study, "conditioning"), [task], CPU).values
+    states = encoder(token_ids(tokenizer, ["A photo of tigershark,Galeocerdocuvieri."])).last_hidden_state
+    torch.testing.assert_close(values, states)
+
+
+@pytest.mark.parametrize("class_id", ["n01491361", "T-Shirt.top", "001.ak47"])
+def test_every_placeholder_is_one_token_wherever_it_stands(inputs: Inputs, class_id: str) -> None:
+    study = inputs.study()
+    encoder = parts.load_part(CLIPTextModel, study.diffusion.folder, "text_encoder", torch.float32, CPU)
+    tokenizer = CLIPTokenizer.from_pretrained(study.diffusion.folder, subfolder="tokenizer")
+    first, words = len(tokenizer), [f"<{class_id}:{cluster}>" for cluster in range(11)]
+    PseudowordRows(encoder, tokenizer, words, torch.zeros(11, encoder.config.hidden_size), lambda row, draw: words[row])
+    for row, word in enumerate(words):
+        assert (token_ids(tokenizer, [f"a close-up photo of the {word}."]) == first + row).sum() == 1
+    with pytest.raises(UserError, match="is a token of the text encoder"):
+        PseudowordRows(encoder, tokenizer, words, torch.zeros(11, encoder.config.hidden_size), lambda row, draw: words[row])
+
+
+# --- cost ---
+
+
+@pytest.mark.parametrize("method", ["conditioning", "pseudoword"])
+def test_a_step_calls_no_vae_and_no_needless_text_encoder(inputs: Inputs, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = inputs.trainer(inputs.study(batch_size=8), method, tmp_path)
+    encoded: list[int] = []
+    denoised: list[int] = []
+    vae: list[int] = []
+    monkeypatch.setattr("diffusers.AutoencoderKL.encode", lambda *_: vae.append(1))
+    forward = CLIPTextModel.forward
+    monkeypatch.setattr(CLIPTextModel, "forward", lambda self, ids, **rest: encoded.append(len(ids)) or forward(self, ids, **rest))
+    trainer.unet.register_forward_hook(lambda module, arguments, output: denoised.append(len(arguments[0])))
+    samples = next(iter(trainer.epoch_steps(trainer.groups, 1)))
+    trainer.step(samples)
+    assert sum(denoised) == len(samples) == 40 and max(denoised) == 8 and not vae
+    distinct = 0
+    for part in train.micro_batches(samples, 8):
+        distinct += len({trainer.rows.prompt(sample.row, sample.draw.prompt) for sample in part}) if isinstance(trainer.rows, PseudowordRows) else 0
+    assert sum(encoded) == distinct < 40
+
+
+def full_size(rows: Any, samples: int) -> Trainer:
+    """A trainer of Stable Diffusion v1.4's architecture, without weights, on cached latents of 512 pixels."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+    images = ImageSet(tuple(map(str, range(samples))), ("",) * samples, (0,) * samples)
+    settings = Settings(0, 1e-3, 1e-6, 1, False, ("val_loss",), samples, 1, 1, 0.5, 1, 0.0, samples)
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    moments = torch.ones(samples, 2, 2, 4, 64, 64)
+    return Trainer([ClassTask(ClassInfo("a", ("a",)), images, images)], rows, unet, scheduler, moments, moments[:, :1], settings, Path())
+
+
+def test_flops_of_a_step_of_stable_diffusions_real_size() -> None:
+    """1,669 GFLOP per sample for U-Net forward and the gradient to text states; a VAE would add 1,117 each."""
+    meta = torch.device("meta")
+    trainer = full_size(ConditioningRows(torch.zeros(1, 77, 768, device=meta)), 2)
+    samples = next(iter(trainer.epoch_steps(trainer.groups, 1)))
+    with FlopCounterMode(display=False) as conditioning:
+        trainer.losses(samples, trainer.moments).sum().backward()
+    assert conditioning.get_total_flops() / 2 / 1e9 == pytest.approx(1669, rel=0.005)
+
+    with meta:
+        encoder = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
+    tokenizer = CLIPTokenizer.from_pretrained(MINI / "stable-diffusion", subfolder="tokenizer")
+    words = PseudowordRows(encoder.requires_grad_(False), tokenizer, ["<a>"], torch.zeros(1, 768), lambda row, draw: "a photo of <a>")
+    trainer = full_size(words, 2)
+    with FlopCounterMode(display=False) as pseudoword:
+        trainer.losses(samples, trainer.moments).sum().backward()
+    one_prompt = pseudoword.get_total_flops() - conditioning.get_total_flops()
+    assert one_prompt / 1e9 == pytest.approx(2 * 13.3, rel=0.02)  # forward and gradient to the input, once for both samples
+
+
+# --- loss, stopping, settings ---
+
+
+def test_the_noise_schedule_is_the_pipelines() -> None:
+    ours = DDPMScheduler.from_config(DDPMScheduler.load_config(MINI / "stable-diffusion", subfolder="scheduler"))
+    theirs = PNDMScheduler.from_pretrained(MINI / "stable-diffusion", subfolder="scheduler")
+    assert torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod) and ours.config.prediction_type == "epsilon"
+
+
+def test_the_target_is_the_noise_or_the_velocity_as_the_model_predicts() -> None:
+    latents, noise, timesteps = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([10, 900])
+    assert diffusion_target(DDPMScheduler(), latents, noise, timesteps) is noise
+    velocity = diffusion_target(DDPMScheduler(prediction_type="v_prediction"), latents, noise, timesteps)
+    alpha = DDPMScheduler().alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    torch.testing.assert_close(velocity, alpha.sqrt() * noise - (1 - alpha).sqrt() * latents)
+    with pytest.raises(UserError, match="prediction_type is 'sample'"):
+        diffusion_target(DDPMScheduler(prediction_type="sample"), latents, noise, timesteps)
+
+
+def settings(**changes: Any) -> Settings:
+    return replace(Settings(0, 1e-3, 1e-6, 1, False, ("train_loss", "val_loss", "epoch1", "epoch3"), 4, 10, 2, 0.5, 1, 0.0, 8), **changes)
+
+
+def test_training_stops_when_the_validation_loss_stagnates_but_not_before_the_last_candidate() -> None:
+    group, losses = Group((0,)), {1: 0.5, 2: 0.6, 3: 0.6, 4: 0.4, 5: 0.45, 6: 0.41}
+    taken = {}
+    for epoch, loss in losses.items():
+        assert not group.stopped or epoch == 4
+        group.stopped = False
+        taken[epoch] = group.record(epoch, 1 / epoch, loss, settings())
+        if epoch == 3:
+            assert group.stopped  # two epochs without a better one, and epoch 3 was the last candidate
+    assert group.stopped and group.best_epoch == 4
+    assert taken[1] == ["train_loss", "val_loss", "epoch1"] and taken[2] == ["train_loss"] and taken[3] == ["train_loss", "epoch3"]
+    assert group.epochs["val_loss"] == 4 and group.epochs["train_loss"] == 6
+
+
+def test_training_ends_at_max_epochs_and_survives_losses_that_are_not_finite() -> None:
+    group = Group((0,))
+    group.record(1, math.nan, math.nan, settings(max_epochs=2, candidates=("val_loss",)))
+    assert group.best_epoch == 1 and not group.stopped
+    group.record(2, 0.5, 0.5, settings(max_epochs=2, candidates=("val_loss",)))
+    assert group.best_epoch == 2 and group.stopped and group.best == 0.5
+
+
+def test_learning_rates_scale_with_the_square_root_of_the_batch(inputs: Inputs) -> None:
+    study = inputs.study({"batch_size": 16}, plain={"learn": "conditioning"}, given={"learn": "pseudoword", "lr": 0.1, "lr_batch_size": 1})
+    assert learning_rates(study, row_of(study, "plain"), 1.0) == pytest.approx((1e-3 * 4, 2e-6 * 4))
+    assert learning_rates(study, row_of(study, "pseudoword"), 0.5) == pytest.approx((5e-3 * 2 * 0.5, 2e-6 * 4 * 0.5))
+    assert learning_rates(study, row_of(study, "given"), 1.0)[0] == pytest.approx(0.4)
+
+
+def test_images_are_scaled_by_their_shorter_side_and_cut_from_the_centre() -> None:
+    wide = Image.new("RGB", (80, 40), "black")
+    wide.paste("white", (20, 0, 60, 40))
+    assert fit(wide, 20).size == (20, 20) and np.asarray(fit(wide, 20)).min() > 200
+    assert fit(wide.resize((33, 67)), 32).size == (32, 32)
+
+
+def test_fewer_images_than_clusters_are_named() -> None:
+    assert check_clusters("methods.k5.clusters", 5, {"cat": 5, "dog": 9}) == []
+    (problem,) = check_clusters("methods.k5.clusters", 5, {"cat": 4, "dog": 9, "eel": 3})
+    assert str(problem) == "methods.k5.clusters: 5, and class 'eel' has 3 training images; allowed: at most 3"
+
+
+# --- the stage: store, resuming, files ---
+
+
+class Interrupted(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("method", ["conditioning", "pseudoword_dm"])
+def test_interrupted_and_resumed_equals_uninterrupted(inputs: Inputs, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = inputs.study({"max_epochs": 3, "patience": 3})
+    _, expected, expected_unets = inputs.stage(study, method, tmp_path / "whole", NAMES[:3])
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0)
+    validate, epochs = Trainer.validate, []
+
+    def validate_twice(self: Trainer, active: Sequence[Group]) -> Any:
+        if self.epoch == 3:
+            raise Interrupted
+        epochs.append(self.epoch)
+        return validate(self, active)
+
+    monkeypatch.setattr(Trainer, "validate", validate_twice)
+    with pytest.raises(Interrupted):
+        inputs.stage(study, method, tmp_path / "cut", NAMES[:3])
+    assert epochs == [0, 1, 2] and not list((tmp_path / "cut" / method).rglob("*.safetensors"))
+    monkeypatch.setattr(Trainer, "validate", lambda self, active: epochs.append(self.epoch) or validate(self, active))
+    _, vectors, unets = inputs.stage(study, method, tmp_path / "cut", NAMES[:3])
+    assert epochs == [0, 1, 2, 3]
+    for ours, theirs in zip(vectors, expected, strict=True):
+        assert Path(ours).read_bytes()[:8] and read_metadata(ours) == read_metadata(theirs)
+        assert all(np.array_equal(values, load_file(theirs)[name]) for name, values in load_file(ours).items())
+    for name, folder in unets.items():
+        mine, whole = (Path(place) / train.UNET_WEIGHTS for place in (folder, expected_unets[name]))
+        assert mine.read_bytes() == whole.read_bytes()
+    assert not list((tmp_path / "cut/.work").rglob("*.*"))
+
+
+def test_a_damaged_checkpoint_is_only_a_loss_of_time(inputs: Inputs, tmp_path: Path) -> None:
+    study = inputs.study({"max_epochs": 1})
+    trainer = inputs.trainer(study, "pseudoword", tmp_path, NAMES[:2])
+    trainer.run()
+    path = train.checkpoint_path(tmp_path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    assert train.read_checkpoint(tmp_path) is None
+
+
+def test_what_is_known_is_not_learned_again(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = inputs.study({"max_epochs": 1})
+    job, vectors, _ = inputs.stage(study, "pseudoword", tmp_path, NAMES[:2])
+    assert (job.store.tally.made, job.store.tally.reused) == (2, 0)
+    job, vectors, _ = inputs.stage(study, "pseudoword", tmp_path, NAMES[:3])  # another block of classes
+    assert (job.store.tally.made, job.store.tally.reused) == (1, 2)
+    monkeypatch.setattr(parts, "fine_tune", lambda *_: pytest.fail("nothing is to be learned"))
+    Path(vectors[0]).unlink()
+    job, _, _ = inputs.stage(study, "pseudoword", tmp_path, NAMES[:3])
+    assert (job.store.tally.made, job.store.tally.reused) == (0, 3) and Path(vectors[0]).exists()
+    job, _, _ = inputs.stage(study, "pseudoword_again", tmp_path, NAMES[:3])  # a method's name shapes nothing
+    assert job.store.tally.made == 0
+    metadata = read_metadata(vectors[0])
+    assert metadata["recipe"]["class_id"] == "zero" and "pseudoword_again" not in json.dumps(metadata["recipe"])
+
+
+def test_an_edited_class_or_cluster_concerns_its_class_alone(inputs: Inputs, tmp_path: Path) -> None:
+    study = inputs.study({"max_epochs": 1})
+    _, vectors, _ = inputs.stage(study, "clusters", tmp_path, NAMES[:2])
+    assert all(len(values) == 2 for values in load_file(vectors[0]).values())
+    classes = read_class_table(inputs.path("classes.parquet"))
+    renamed = [replace(info, lemmas=("nought",)) if info.class_id == "zero" else info for info in classes]
+    write_class_table(renamed, tmp_path / "classes.parquet")
+    job, _, _ = inputs.stage(study, "clusters", tmp_path, NAMES[:2], classes=tmp_path / "classes.parquet")
+    assert (job.store.tally.made, job.store.tally.reused) == (1, 1)
+    first = next(task.train.image_ids[0] for task in inputs.tasks(study, "clusters") if task.info.class_id == "one")
+    known = read_clusters(inputs.path("k2.parquet"))
+    write_clusters(inputs, tmp_path / "moved.parquet", {first: 1 - known[first]})
+    job, _, _ = inputs.stage(study, "clusters", tmp_path, NAMES[:2], clusters=tmp_path / "moved.parquet")
+    assert (job.store.tally.made, job.store.tally.reused) == (1, 1)
+
+
+def test_a_trained_unet_is_a_diffusers_folder_that_is_not_made_twice(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = inputs.study({"max_epochs": 1})
+    _, _, unets = inputs.stage(study, "imagic", tmp_path, NAMES[:2])
+    assert set(unets) == {"train_loss", "val_loss", "epoch1"}
+    trained = UNet2DConditionModel.from_pretrained(unets["epoch1"])
+    original = UNet2DConditionModel.from_pretrained(study.diffusion.folder, subfolder="unet")
+    changes = [(a.float() - b.float()).abs().max() for a, b in zip(trained.parameters(), original.parameters(), strict=True)]
+    assert 0 < max(changes) < 0.01
+    monkeypatch.setattr(parts, "fine_tune", lambda *_: pytest.fail("nothing is to be learned"))
+    (Path(unets["val_loss"]) / "config.json").unlink()
+    inputs.stage(study, "imagic", tmp_path, NAMES[:2])
+    UNet2DConditionModel.from_pretrained(unets["val_loss"])
+
+
+def test_a_class_without_validation_images_is_named(inputs: Inputs, tmp_path: Path) -> None:
+    study = inputs.study()
+    split = pq.read_table(inputs.path("val.parquet"))
+    pq.write_table(split.filter(np.array(split.column("class_id").to_pylist()) != "two"), tmp_path / "val.parquet")
+    with pytest.raises(UserError, match="no image of class 'two'"):
+        class_tasks(inputs.path("train.parquet"), tmp_path / "val.parquet", inputs.path("classes.parquet"), None, NAMES)
+    assert study.finetune.validation_draws == 1
+
+
+def chosen(inputs: Inputs, study: Study, method: str, folder: Path, class_ids: Sequence[str]) -> dict[str, Path]:
+    """Fine-tune at every factor and choose; the files by what they are."""
+    row = row_of(study, method)
+    runs = {factor: inputs.stage(study, method, folder, class_ids, factor) for factor in row.lr_grid}
+    embeddings = {name: folder / method / name / "embeddings.safetensors" for name in row.candidate_names}
+    unets = {name: folder / method / name / "unet" for name in row.candidate_names} if row.train_unet else {}
+    vectors, folders = {factor: run[1] for factor, run in runs.items()}, {factor: run[2] for factor, run in runs.items()}
+    texts = ({name: str(path) for name, path in group.items()} for group in (embeddings, unets))
+    choose_lr(row, vectors, folders, folder / "lr.json", folder / "history.parquet", *texts)
+    return {"lr": folder / "lr.json", "history": folder / "history.parquet", **embeddings, **{f"unet_{name}": path for name, path in unets.items()}}
+
+
+def test_the_learning_rate_with_the_lowest_validation_loss_is_chosen(inputs: Inputs, tmp_path: Path) -> None:
+    study = inputs.study({"max_epochs": 1}, row={"learn": "conditioning", "train_unet": True, "lr": 0.01, "unet_lr": 5e-5, "lr_grid": [1.0, 0.001]})
+    files = chosen(inputs, study, "row", tmp_path, NAMES[:2])
+    choice = json.loads(files["lr"].read_text())
+    assert choice["factor"] == 1.0 and [entry["factor"] for entry in choice["factors"]] == [1.0, 0.001]
+    history = pq.read_table(files["history"]).to_pandas()
+    assert list(history.columns) == ["factor", "class_id", "epoch", "train_loss", "val_loss"] and len(history) == 2 * 2 * 2
+    for entry in choice["factors"]:
+        rows = history[(history.factor == entry["factor"]) & (history.epoch == 1)]
+        assert rows.val_loss.mean() == pytest.approx(entry["val_loss"])
+    vectors = load_file(files["val_loss"])
+    assert list(vectors) == sorted(["<zero>", "<one>"]) and vectors["<one>"].shape[0] == 77
+    linked = files["unet_val_loss"] / train.UNET_WEIGHTS
+    assert linked.samefile(tmp_path / "row/lr1/unet/val_loss" / train.UNET_WEIGHTS)
+
+
+def test_learned_words_work_in_plain_diffusers(inputs: Inputs, tmp_path: Path) -> None:
+    study = inputs.study({"max_epochs": 1})
+    files = chosen(inputs, study, "pseudoword_clusters", tmp_path, NAMES[:2])
+    vectors = {name: torch.from_numpy(value) for name, value in load_file(files["val_loss"]).items()}
+    assert set(vectors) == {"<zero:0>", "<zero:1>", "<one:0>", "<one:1>"} and vectors["<one:0>"].shape[0] == 1
+    pipeline = StableDiffusionPipeline.from_pretrained(study.diffusion.folder, torch_dtype=torch.float32)
+    before, _ = pipeline.encode_prompt("a photo of a <one:1>", CPU, 1, False)
+    pipeline.load_textual_inversion([{name: vector} for name, vector in vectors.items()])
+    after, _ = pipeline.encode_prompt("a photo of a <one:1>", CPU, 1, False)
+    rows = parts.new_rows(study, row_of(study, "pseudoword_clusters"), inputs.tasks(study, "pseudoword_clusters", NAMES[:2]), CPU)
+    assert isinstance(rows, PseudowordRows)
+    rows.values.data = torch.cat([vectors[name] for name in ("<zero:0>", "<zero:1>", "<one:0>", "<one:1>")])
+    rows.text_encoder.get_input_embeddings().values = rows.values
+    rows.prompt = lambda row, draw: "a photo of a <one:1>"
+    torch.testing.assert_close(after, rows.states([3], [0]))
+    assert (before - after).abs().max() > 0.1

@@ -1,0 +1,53 @@
+"""Selection: validation accuracy alone decides, and what is dropped is no one else's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from augbench.errors import UserError
+from augbench.files import write_json
+from augbench.select import drop_from_store, select
+from augbench.shards import ShardRow, encode_image, write_shard
+from augbench.store import Store
+
+
+def results(folder: Path, **accuracies: float) -> dict[str, Path]:
+    paths = {}
+    for candidate, val_top1 in accuracies.items():
+        paths[candidate] = folder / candidate / "result.json"
+        write_json(paths[candidate], {"val_top1": val_top1, "n_val": 100, "test_top1": None})
+    return paths
+
+
+def test_the_best_validation_accuracy_wins_and_all_are_recorded(tmp_path: Path) -> None:
+    assert select("m", results(tmp_path, train_loss=0.4, val_loss=0.6, epoch1=0.5), tmp_path / "m.json") == "val_loss"
+    written = json.loads((tmp_path / "m.json").read_text())
+    assert written["selected"] == "val_loss"
+    assert [(row["candidate"], row["val_top1"]) for row in written["candidates"]] == [("train_loss", 0.4), ("val_loss", 0.6), ("epoch1", 0.5)]
+
+
+def test_the_first_of_equals_wins(tmp_path: Path) -> None:
+    assert select("m", results(tmp_path, val_loss=0.6, epoch1=0.6), tmp_path / "m.json") == "val_loss"
+
+
+def test_a_candidate_that_saw_the_test_split_is_refused(tmp_path: Path) -> None:
+    paths = results(tmp_path, val_loss=0.6, epoch1=0.5)
+    write_json(paths["epoch1"], {"val_top1": 0.5, "n_val": 100, "test_top1": 0.9})
+    with pytest.raises(UserError, match=r"epoch1/result\.json: scored on the test split"):
+        select("m", paths, tmp_path / "m.json")
+    assert not (tmp_path / "m.json").exists()
+
+
+def test_dropping_the_losers_spares_what_is_the_winners_too(tmp_path: Path) -> None:
+    store = Store(tmp_path / ".store")
+    rows = [ShardRow(encode_image(Image.new("RGB", (4, 4)), "png", 95), 0, "bag", 0, "m", "a bag", "model")]
+    paths = {}
+    for name, recipe in (("winner", {"learned": 1}), ("same", {"learned": 1}), ("loser", {"learned": 2})):
+        paths[name] = tmp_path / name / "bag/0.parquet"
+        store.provide("shards", recipe, paths[name], lambda path, recipe=recipe: write_shard(path, rows, recipe))  # type: ignore[misc]
+    assert drop_from_store(store, [paths["winner"]], [paths["same"], paths["loser"]]) == 1
+    assert store.has("shards", {"learned": 1}, ".parquet") and not store.has("shards", {"learned": 2}, ".parquet")

@@ -1,0 +1,108 @@
+# Candidates of a fine-tuned method -> part 0 of each, one classifier each, the best on the validation split.
+
+for method in PLAN.personalised:
+    for block in PLAN.class_blocks:
+
+        rule:
+            name:
+                f"candidates_{method}_{block.name}"
+            input:
+                prompts=PLAN.path(f"prompts/{method}.parquet"),
+                diffusion=PLAN.path("models/diffusion.json"),
+                train=PLAN.splits["train"],
+                embeddings=list(PLAN.embeddings(method).values()),
+                unets=list(PLAN.unets(method).values()),
+            output:
+                of_candidate(PLAN.candidate_shards(method, block.members)),
+            log:
+                PLAN.path(f"logs/candidates/{method}_{block.name}.log"),
+            benchmark:
+                PLAN.path(f"benchmarks/candidates/{method}_{block.name}.tsv")
+            priority: 12
+            conda:
+                ENVIRONMENT
+            resources:
+                mem_mb=3000,
+                runtime=240,
+            params:
+                method=method,
+                recipe=recipes.generate_recipe(STUDY, method),
+            message:
+                f"generate candidates of {method}"
+            script:
+                "../scripts/generate_candidates.py"
+
+    rule:
+        name:
+            f"pool_candidates_{method}"
+        input:
+            shards=PLAN.candidate_shards(method),
+            train=PLAN.splits["train"],
+        output:
+            indexes=[PLAN.pool(method, name) for name in PLAN.embeddings(method)],
+            manifests=[PLAN.resample(method, "0", name) for name in PLAN.embeddings(method)],
+        log:
+            PLAN.path(f"logs/pool_candidates/{method}.log"),
+        benchmark:
+            PLAN.path(f"benchmarks/pool_candidates/{method}.tsv")
+        conda:
+            ENVIRONMENT
+        params:
+            method=method,
+            recipe=recipes.resample_recipe(STUDY),
+        message:
+            f"training sets of the candidates of {method}"
+        script:
+            "../scripts/pool_candidates.py"
+
+    rule:
+        name:
+            f"classify_candidates_{method}"
+        input:
+            train=PLAN.splits["train"],
+            val=PLAN.splits["val"],
+            classes=PLAN.path("classes.parquet"),
+            manifests=[PLAN.resample(method, "0", name) for name in PLAN.embeddings(method)],
+            shards=PLAN.candidate_shards(method),
+        output:
+            [path for name in PLAN.embeddings(method) for path in PLAN.run_files(method, "0", name)],
+        log:
+            PLAN.path(f"logs/classify_candidates/{method}.log"),
+        benchmark:
+            PLAN.path(f"benchmarks/classify_candidates/{method}.tsv")
+        priority: 12
+        conda:
+            ENVIRONMENT
+        resources:
+            mem_mb=3000,
+            runtime=120,
+        params:
+            method=method,
+            recipe=recipes.classifier_recipe(STUDY, method),
+        message:
+            f"train classifiers of the candidates of {method}"
+        script:
+            "../scripts/classify_candidates.py"
+
+    rule:
+        name:
+            f"select_{method}"
+        input:
+            results=[PLAN.run_files(method, "0", name)[0] for name in PLAN.embeddings(method)],
+            shards=PLAN.candidate_shards(method),
+        output:
+            PLAN.selected(method),
+        log:
+            PLAN.path(f"logs/select/{method}.log"),
+        benchmark:
+            PLAN.path(f"benchmarks/select/{method}.tsv")
+        priority: 12
+        conda:
+            ENVIRONMENT
+        params:
+            method=method,
+            recipe=recipes.select_recipe(),
+        message:
+            f"select a candidate of {method}"
+        script:
+            "../scripts/select.py"

@@ -1,0 +1,12 @@
+"""Choose a fine-tuned method's learning rate by validation loss, and gather what all classes learned."""
+
+from augbench.job import running
+
+with running(snakemake) as job:
+    from augbench.personalise.stage import choose_lr
+
+    method, plan = snakemake.params.method, job.plan
+    row = plan.personalised[method]
+    vectors = {factor: [path for path in snakemake.input.vectors if f"/lr{factor:g}/" in path] for factor in row.lr_grid}
+    unets = {factor: plan.trained_unets(method, factor) for factor in row.lr_grid}
+    choose_lr(row, vectors, unets, snakemake.output.lr, snakemake.output.history, plan.embeddings(method), plan.unets(method))

@@ -1,0 +1,9 @@
+"""Bring a model from the Hub, or from a mirror, into the downloads folder."""
+
+from augbench.job import running
+
+with running(snakemake, network=True) as job:
+    from augbench.fetch_models import fetch
+
+    layout = snakemake.params.model
+    fetch(job.plan.hub_models[layout], layout)
