@@ -112,8 +112,9 @@ trap 'kill $ticker 2>/dev/null || true' EXIT
 say "packages of envs/requirements.lock: $(grep -c '^[a-z0-9].*==' envs/requirements.lock) (the first time 3.5 GB of downloads; 6 GB on disk)"
 again="failed, see above; the next make tries again. No network? pip and uv take PIP_INDEX_URL, UV_DEFAULT_INDEX and HTTPS_PROXY"
 $venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r envs/bootstrap.lock || fail "installing uv $again"
+# Compiled once here, and not in every job: containers often forbid Python to keep what it compiles.
 uv=(env VIRTUAL_ENV="$PWD/$venv" "$venv/bin/uv" pip)
-"${uv[@]}" sync --quiet --require-hashes --require-build-hashes --build-constraints envs/bootstrap.lock envs/requirements.lock || fail "installing packages $again"
+"${uv[@]}" sync --quiet --compile-bytecode --require-hashes --require-build-hashes --build-constraints envs/bootstrap.lock envs/requirements.lock || fail "installing packages $again"
 "${uv[@]}" install --quiet --no-deps --no-build-isolation --editable . || fail "installing augbench $again"
 
 wanted_state $venv/bin/python >$stamp.part

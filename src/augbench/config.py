@@ -267,6 +267,11 @@ class SampleMethod(_Sampled):
     )  # fmt: skip
 
     @property
+    def from_images(self) -> bool:
+        """Whether sampling starts from training images."""
+        return self.start == "training_images"
+
+    @property
     def noise_share(self) -> float:
         """Share of the noise schedule that is added to training images."""
         return 0.2 if self.noise is None else self.noise
@@ -381,6 +386,16 @@ class Finetune(Section):
     inception_mirrors: tuple[str, ...] = key((), "Where to look for these weights before the published address: web addresses, or files.")
 
 
+FAMILIES = {"real": "real", "sample": "prompting", "personalise": "personalised", "retrieve": "retrieval"}
+
+
+def family_of(method: Method) -> str:
+    """Group of a method in Figure 1: the config's, else by mechanism; what starts from training images follows no prompt."""
+    if method.family is None and isinstance(method, SampleMethod) and method.from_images:
+        return "unconditional"
+    return method.family or FAMILIES[method.mechanism]
+
+
 class Augmentation(Section):
     """How much is added, and how it is resampled."""
 
@@ -451,7 +466,9 @@ class Report(Section):
     judge: str | None = key(
         None, "Folder of a reference classifier that says whether added images show their class; it must know the study's classes. Default: none."
     )
-    diagnosed_images_per_class: Positive = key(200, "Images per class that the diagnostics look at, drawn at random from each method's pool and from the splits.", "images")
+    diagnosed_images_per_class: Positive = key(
+        200, "Images per class that the diagnostics look at, drawn at random from each method's pool and from the splits.", "images"
+    )
 
 
 class Execution(Section):

@@ -324,7 +324,7 @@ class _Maker:
     def _rows(self, sampler: Sampler, shard: _Shard) -> list[ShardRow]:
         scopes = [(row["class_id"], row["index"]) for row in shard.rows]
         starts = None
-        if isinstance(self.row, SampleMethod) and self.row.start == "training_images":
+        if isinstance(self.row, SampleMethod) and self.row.from_images:
             starts = self._training_images([row["source"] for row in shard.rows])
         samples = sampler.sample([row["prompt"] for row in shard.rows], scopes, self.job.study.seed, self.progress, starts)
         encoding = image_recipe(self.job.study)

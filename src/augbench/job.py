@@ -59,11 +59,6 @@ def go_offline() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
-def cache_bytecode() -> None:
-    """Let this process keep what it compiles: containers often switch that off, and every job would compile 7,000 modules again."""
-    sys.dont_write_bytecode = False
-
-
 def _output_to(log: Path) -> None:
     """Send everything that this process and its libraries print to ``log``."""
     with log.open("a") as stream:
@@ -85,7 +80,6 @@ def running(snakemake: Any, network: bool = False) -> Iterator[Job]:
     from augbench.launcher import hold_job_lock
     from augbench.store import Store
 
-    cache_bytecode()
     set_threads(snakemake.threads)
     if not network:
         go_offline()

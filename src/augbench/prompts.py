@@ -129,7 +129,7 @@ def _class_rows(study: Study, name: str, info: ClassInfo, training_images: Mappi
                 prompt, starts = _personalised_prompt(method, info, index, study.seed), False
             else:
                 assert isinstance(method, SampleMethod)
-                prompt, starts = prompt_for(info, index, method.prompt, study.seed), method.start == "training_images"
+                prompt, starts = prompt_for(info, index, method.prompt, study.seed), method.from_images
             yield {"part": part, "index": index, "prompt": prompt, "source": images[index % len(images)] if starts else None}
 
 

@@ -78,7 +78,7 @@ def method_sampling(study: Study, name: str) -> Recipe:
     assert isinstance(method, SampleMethod | PersonaliseMethod)
     own = {key: getattr(method, key) for key in ("guidance_scale", "steps", "scheduler") if getattr(method, key) is not None}
     sampling = {**sampling_recipe(study), **own}
-    if isinstance(method, SampleMethod) and method.start == "training_images":
+    if isinstance(method, SampleMethod) and method.from_images:
         sampling["noise"] = method.noise_share
         sampling["scheduler"] = method.scheduler or "ddim"
     return sampling

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from augbench.classes import ClassInfo, read_class_table
-from augbench.config import PersonaliseMethod, Prompting, RetrieveMethod, Study
+from augbench.config import PersonaliseMethod, Prompting, RetrieveMethod, Study, family_of
 from augbench.data.source import ImageSource, open_source
 from augbench.data.splits import check_labels, read_split
 from augbench.errors import UserError
@@ -27,7 +27,6 @@ from augbench.files import read_json, write_text
 from augbench.pool import load_images, read_index
 from augbench.progress import Progress
 from augbench.report.render import NONE, Layout, read_csv, render_csv, render_markdown, render_terminal
-from augbench.report.table1 import family_of
 from augbench.resample import check_same_labels
 from augbench.seeds import derive_seed
 from augbench.shards import read_shard

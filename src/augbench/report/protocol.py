@@ -25,6 +25,7 @@ from augbench.config import (
     RetrieveMethod,
     SampleMethod,
     Study,
+    family_of,
 )
 
 TARGETS = RESOURCES / "paper" / "targets.csv"
@@ -161,7 +162,7 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
             ("Sampling steps", str(diffusion.steps), str(DIFFUSION.steps)),
             ("Guidance scale", f"{diffusion.guidance_scale:g}", f"{DIFFUSION.guidance_scale:g}"),
         ]
-        own = {name: method.guidance_scale for name, method in sampled.items() if method.guidance_scale is not None and method.family != "unconditional"}
+        own = {name: method.guidance_scale for name, method in sampled.items() if method.guidance_scale is not None and family_of(method) != "unconditional"}
         pairs += [(f"Guidance scale of {name}", f"{value:g}", f"{DIFFUSION.guidance_scale:g}") for name, value in own.items()]
     pairs += _fine_tuning(study)
     for name, method in retrieved.items():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
-from augbench.config import Method, RealMethod, Study
+from augbench.config import RealMethod, Study, family_of
 from augbench.errors import UserError
 from augbench.files import read_json, write_text
 from augbench.pool import read_index
@@ -20,8 +20,6 @@ from augbench.report import render
 from augbench.report.protocol import Facts, differences, paper_results
 from augbench.report.render import NONE, Layout, render_csv
 from augbench.resample import overlap
-
-FAMILIES = {"real": "real", "sample": "prompting", "personalise": "personalised", "retrieve": "retrieval"}
 
 
 @dataclass(frozen=True)
@@ -70,11 +68,6 @@ class Table:
     rows: tuple[Row, ...]
     runs: tuple[Run, ...]
     notes: tuple[str, ...]
-
-
-def family_of(method: Method) -> str:
-    """Group of a method in Figure 1: the config's, else by mechanism."""
-    return method.family or FAMILIES[method.mechanism]
 
 
 def standard_error(values: Sequence[float]) -> float | None:
