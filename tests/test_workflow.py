@@ -93,7 +93,7 @@ def test_another_guidance_scale_plans_that_methods_shards_and_what_follows(study
     study.write_study(changed)
     plan = study.plan()
     assert plan.pop("resolved_config") == 1
-    assert plan == {"generate_000": 1, "generate_001": 1, "resample": 1, "classify_000": 1, "table1_files": 1, "figure1_files": 1}
+    assert plan == {"generate_000": 1, "generate_001": 1, "resample": 1, "classify_000": 1, "table1_files": 1, "figure1_files": 1, "diagnostics": 1}
 
 
 def test_a_deleted_figure_plans_one_job(study: Workspace) -> None:
