@@ -48,5 +48,5 @@ def test_an_overlay_changes_and_removes(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("augmentation: {resamples: 4}\nmethods: {retrieval: null}\n")
     study = load_study([PROJECT / "config/demo.yaml", overlay])
-    assert study.augmentation.resamples == 4 and study.augmentation.images_per_class == 60
+    assert study.augmentation.resamples == 4 and study.augmentation.images_per_class == 54
     assert "retrieval" not in study.methods

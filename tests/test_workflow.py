@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,8 +125,6 @@ def test_a_named_target_makes_what_it_needs_only(study: Workspace) -> None:
 def test_a_newer_script_or_readme_plans_nothing(study: Workspace) -> None:
     scripts = study.folder / "workflow"
     scripts.unlink()
-    import shutil
-
     source = Path(__file__).resolve().parents[1] / "workflow"
     shutil.copytree(source, scripts)
     try:
@@ -239,3 +239,36 @@ def test_the_demo_starts_a_process_that_imports_torch_40_times_at_most(workspace
     if study.augmentation.parts == 1:  # the winner's only part comes from the store: see the test of one deleted shard
         starts -= sum(isinstance(row, PersonaliseMethod) for row in study.methods.values())
     assert starts <= 40
+
+
+@pytest.fixture
+def spoilable(study: Workspace) -> Iterator[Path]:
+    """The test split's manifest, put back with its old time afterwards."""
+    path = study.results / "splits/test.parquet"
+    content, stat = path.read_bytes(), path.stat()
+    yield path
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    study.run()
+
+
+def test_nothing_but_final_scoring_and_what_follows_depends_on_the_test_split(study: Workspace, spoilable: Path) -> None:
+    os.utime(spoilable)
+    assert study.plan() == {"classify_000": 2 + len(ADDED), "table1_files": 1, "figure1_files": 1}
+
+
+def test_selection_never_opens_the_test_split(study: Workspace, spoilable: Path) -> None:
+    method, stat = "pseudoword_clip", spoilable.stat()
+    before = selected(study, method)
+    classifiers = study.results / f"classifiers/{method}"
+    shutil.rmtree(study.results / ".store/classifiers")
+    for candidate in PERSONALISED[method]:
+        shutil.rmtree(classifiers / candidate)
+    (classifiers / "selected/0/result.json").unlink()
+    spoilable.write_bytes(b"no manifest")
+    os.utime(spoilable, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    study.run("--target", f"results/small/selected/{method}.json")
+    assert selected(study, method) == before
+    scored = study.augbench("run", "--configfile", "study.yaml", "--cores", "2")
+    assert scored.returncode == 1
+    assert "splits/test.parquet: not a whole Parquet file" in (study.results / f"logs/classify/{method}_000.log").read_text()

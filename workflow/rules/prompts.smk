@@ -12,6 +12,8 @@ rule prompts:
         PLAN.path("logs/prompts/{method}.log"),
     benchmark:
         PLAN.path("benchmarks/prompts/{method}.tsv")
+    # a second's work that minutes of work wait for
+    priority: 20
     conda:
         ENVIRONMENT
     params:

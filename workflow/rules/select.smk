@@ -45,6 +45,7 @@ for method in PLAN.personalised:
             PLAN.path(f"logs/pool_candidates/{method}.log"),
         benchmark:
             PLAN.path(f"benchmarks/pool_candidates/{method}.tsv")
+        priority: 12
         conda:
             ENVIRONMENT
         params:
