@@ -37,6 +37,7 @@ rule all:
     default_target: True
     input:
         [PLAN.shards(method) for method in PLAN.augmented],
+        [PLAN.selected(method) for method in PLAN.personalised],
         PLAN.table1.values(),
         PLAN.figure1.values(),
         PLAN.diagnostics.values(),
