@@ -252,12 +252,14 @@ def test_selection_never_opens_the_test_split(study: Workspace, spoilable: Path)
     shutil.rmtree(study.results / ".store/classifiers")
     for candidate in PERSONALISED[method]:
         shutil.rmtree(classifiers / candidate)
-    (classifiers / "selected/0/result.json").unlink()
+    for path in (study.results / f"selected/{method}.json", classifiers / "selected/0/result.json"):
+        path.unlink()
     (study.results / "tables/table1.csv").unlink()
     spoilable.write_bytes(b"no manifest")
     os.utime(spoilable, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     study.run("--target", f"results/small/selected/{method}.json")
     assert selected(study, method) == before
+    assert "; torch imported" in (study.results / f"logs/classify_candidates/{method}.log").read_text()  # trained anew, not taken from the store
     scored = study.augbench("run", "--configfile", "study.yaml", "--cores", "2")
     assert scored.returncode == 1
     assert "splits/test.parquet: not a whole Parquet file" in (study.results / f"logs/classify/{method}_000.log").read_text()
