@@ -11,6 +11,6 @@ with running(snakemake) as job:
     by_candidate: dict[str, list[str]] = {}
     for path in snakemake.input.shards:
         by_candidate.setdefault(Path(path).parts[-3], []).append(path)
-    for (candidate, shards), index, manifest in zip(by_candidate.items(), snakemake.output.indexes, snakemake.output.manifests, strict=True):
+    for shards, index, manifest in zip(by_candidate.values(), snakemake.output.indexes, snakemake.output.manifests, strict=True):
         build_index(shards, job.plan.root, index)
         resample(index, snakemake.input.train, [manifest], job.study.seed)
