@@ -23,6 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from augbench.classes import ClassInfo, read_class_table, write_class_table
 from augbench.config import PersonaliseMethod, Study, parse_study
+from augbench.data.decode import square
 from augbench.data.source import ImageSource, open_source
 from augbench.data.splits import make_splits, write_split
 from augbench.errors import UserError
@@ -32,7 +33,6 @@ from augbench.models import fingerprint
 from augbench.personalise import fine_tune as parts
 from augbench.personalise import train
 from augbench.personalise.adam import RowAdam
-from augbench.personalise.data import fit
 from augbench.personalise.embedding import ConditioningRows, PseudowordRows, token_ids
 from augbench.personalise.stage import choose_lr, finetune_classes, read_metadata
 from augbench.personalise.tasks import ClassTask, ImageSet, check_clusters, class_tasks, learning_rates, read_clusters
@@ -471,8 +471,8 @@ def test_learning_rates_scale_with_the_square_root_of_the_batch(inputs: Inputs) 
 def test_images_are_scaled_by_their_shorter_side_and_cut_from_the_centre() -> None:
     wide = Image.new("RGB", (80, 40), "black")
     wide.paste("white", (20, 0, 60, 40))
-    assert fit(wide, 20).size == (20, 20) and np.asarray(fit(wide, 20)).min() > 200
-    assert fit(wide.resize((33, 67)), 32).size == (32, 32)
+    assert square(wide, 20).size == (20, 20) and np.asarray(square(wide, 20)).min() > 200
+    assert square(wide.resize((33, 67)), 32).size == (32, 32)
 
 
 def test_fewer_images_than_clusters_are_named() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from augbench.config import PersonaliseMethod, SampleMethod
+from augbench.data.decode import square
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json
 from augbench.models import fingerprint, load_pipeline, pick_device
@@ -168,15 +169,8 @@ class Sampler:
         )
 
 
-def square(image: Image.Image, side: int) -> Image.Image:
-    """``image`` with its shorter side at ``side`` pixels, cropped to the centre, as diffusion models are trained."""
-    from torchvision.transforms import v2
-
-    return v2.functional.center_crop(v2.functional.resize(image, [side], v2.InterpolationMode.BICUBIC), [side, side])
-
-
 @dataclass(frozen=True)
-class Learned:
+class LearnedFiles:
     """What fine-tuning left of one candidate: files, read for the classes that are asked for.
 
     Attributes
@@ -218,7 +212,7 @@ def generate(
     model_path: str,
     train_path: str,
     targets: Mapping[str, Sequence[str]],
-    learned: Mapping[str, Learned] | None = None,
+    learned: Mapping[str, LearnedFiles] | None = None,
 ) -> None:
     """Make shards (paths that end in ``{class}/{part}.parquet``) of a method that samples the diffusion model.
 
@@ -231,7 +225,7 @@ def generate(
         The training split, which holds the images that sampling may start from.
     targets : mapping of str to sequence of path
         Shards by candidate (one key, of any name, for a method without candidates).
-    learned : mapping of str to Learned, optional
+    learned : mapping of str to LearnedFiles, optional
         What each of these candidates has learned.
     """
     model = read_json(model_path)
@@ -250,7 +244,7 @@ def generate(
 
 
 def _shards(
-    job: Job, method: str, model: str, prompts: Mapping[tuple[str, int], list[dict[str, Any]]], targets: Sequence[str], learned: Learned | None
+    job: Job, method: str, model: str, prompts: Mapping[tuple[str, int], list[dict[str, Any]]], targets: Sequence[str], learned: LearnedFiles | None
 ) -> list[_Shard]:
     row = job.study.methods[method]
     recipe = generate_recipe(job.study, method)
@@ -284,7 +278,7 @@ class _Maker:
         self.pipeline = load_pipeline(diffusion, pick_device(job.study.execution.device))
         self.train_path = train_path
 
-    def make(self, shards: Sequence[_Shard], learned: Learned | None) -> None:
+    def make(self, shards: Sequence[_Shard], learned: LearnedFiles | None) -> None:
         """Make and commit each of ``shards``."""
         if not shards:
             return
@@ -299,7 +293,7 @@ class _Maker:
     def _learns_words(self) -> bool:
         return isinstance(self.row, PersonaliseMethod) and self.row.learn == "pseudoword"
 
-    def _sampler(self, learned: Learned | None, class_ids: Sequence[str]) -> Sampler:
+    def _sampler(self, learned: LearnedFiles | None, class_ids: Sequence[str]) -> Sampler:
         """A sampler that knows what ``learned`` holds for these classes."""
         import torch
 

@@ -6,7 +6,7 @@ pipeline, in evaluation mode, on the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from augbench.files import canonical_hash, read_json, sha256_file
 if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
+    from PIL import Image
     from transformers import CLIPModel, CLIPTokenizer
 
 MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".txt", ".model"}
@@ -122,6 +123,27 @@ def load_clip(folder: str | Path, device: torch.device) -> tuple[CLIPModel, CLIP
     _require(folder)
     model = CLIPModel.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
     return model.eval().to(device), CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def load_image_tower(folder: str | Path, device: torch.device, model: CLIPModel | None = None) -> Callable[[Sequence[Image.Image]], torch.Tensor]:
+    """CLIP's image embeddings ``float32 (N, D)``, not of unit length, after its own image processor.
+
+    Parameters
+    ----------
+    model : CLIPModel, optional
+        What :func:`load_clip` gave for the same folder, where that is needed beside it.
+    """
+    import torch
+    from transformers import CLIPImageProcessor
+
+    tower = load_clip(folder, device)[0] if model is None else model
+    processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+
+    @torch.inference_mode()
+    def embed(images: Sequence[Image.Image]) -> torch.Tensor:
+        return tower.get_image_features(pixel_values=processor(list(images), return_tensors="pt").pixel_values.to(device))
+
+    return embed
 
 
 def check_safety(pipeline: StableDiffusionPipeline, images: Sequence[Any]) -> list[bool]:

@@ -6,7 +6,7 @@ tests check. Nothing here reads a file, so ``snakemake -n`` can show the whole s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -215,6 +215,14 @@ class Plan:
         """All shards of a method."""
         return [self.shard(method, class_id, part) for class_id in self.class_ids for part in self.parts(method)]
 
+    @staticmethod
+    def by_candidate(shards: Iterable[str]) -> dict[str, list[str]]:
+        """Shards by the candidate that they are of."""
+        found: dict[str, list[str]] = {}
+        for path in shards:
+            found.setdefault(path.split("/")[-3], []).append(path)
+        return found
+
     def pool(self, method: str = "{method}", candidate: str = SELECTED) -> str:
         """The index of a method's pool: one row per image."""
         return self.path("shards", method, candidate, "index.parquet")
@@ -262,15 +270,18 @@ class Plan:
         """The classes of one fine-tuning job: all of them where they share a U-Net that trains."""
         return [Block("all", self.class_ids)] if self.personalised[method].train_unet else self.class_blocks
 
+    def lr_folder(self, method: str, factor: float | str) -> str:
+        """What a method learned at one factor of its learning rates."""
+        return self.path("finetune", method, f"lr{factor if isinstance(factor, str) else f'{factor:g}'}")
+
     def vectors(self, method: str, factor: float | str, class_id: str) -> str:
         """What one class learned at one learning rate: every candidate's vectors."""
-        return self.path("finetune", method, f"lr{factor if isinstance(factor, str) else f'{factor:g}'}", "vectors", f"{class_id}.safetensors")
+        return f"{self.lr_folder(method, factor)}/vectors/{class_id}.safetensors"
 
     def trained_unets(self, method: str, factor: float | str) -> dict[str, str]:
         """The U-Net of every candidate at one learning rate; none where it stays frozen."""
         row = self.personalised[method]
-        folder = f"lr{factor if isinstance(factor, str) else f'{factor:g}'}"
-        return {name: self.path("finetune", method, folder, "unet", name) for name in row.candidate_names} if row.train_unet else {}
+        return {name: f"{self.lr_folder(method, factor)}/unet/{name}" for name in row.candidate_names} if row.train_unet else {}
 
     def embeddings(self, method: str) -> dict[str, str]:
         """What all classes learned, by candidate."""

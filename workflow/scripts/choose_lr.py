@@ -7,6 +7,6 @@ with running(snakemake) as job:
 
     method, plan = snakemake.params.method, job.plan
     row = plan.personalised[method]
-    vectors = {factor: [path for path in snakemake.input.vectors if f"/lr{factor:g}/" in path] for factor in row.lr_grid}
+    vectors = {factor: [path for path in snakemake.input.vectors if path.startswith(f"{plan.lr_folder(method, factor)}/")] for factor in row.lr_grid}
     unets = {factor: plan.trained_unets(method, factor) for factor in row.lr_grid}
     choose_lr(row, vectors, unets, snakemake.output.lr, snakemake.output.history, plan.embeddings(method), plan.unets(method))

@@ -4,7 +4,7 @@ from augbench.job import running
 
 with running(snakemake) as job:
     from augbench.files import read_json
-    from augbench.generate import Learned, generate
+    from augbench.generate import LearnedFiles, generate
     from augbench.plan import SELECTED
 
     method, source = snakemake.wildcards.method, snakemake.input
@@ -12,5 +12,5 @@ with running(snakemake) as job:
     if selected := source.get("selected"):
         winner = read_json(selected)["selected"]
         plan = job.plan
-        learned = {SELECTED: Learned(plan.embeddings(method)[winner], plan.unets(method).get(winner))}
+        learned = {SELECTED: LearnedFiles(plan.embeddings(method)[winner], plan.unets(method).get(winner))}
     generate(job, method, source.prompts, source.diffusion, source.train, {SELECTED: snakemake.output}, learned)

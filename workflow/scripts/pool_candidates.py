@@ -1,16 +1,12 @@
 """Index part 0 of every candidate of a fine-tuned method, and draw the training set that they are compared on."""
 
-from pathlib import Path
-
 from augbench.job import running
 
 with running(snakemake) as job:
     from augbench.pool import build_index
     from augbench.resample import resample
 
-    by_candidate: dict[str, list[str]] = {}
-    for path in snakemake.input.shards:
-        by_candidate.setdefault(Path(path).parts[-3], []).append(path)
+    by_candidate = job.plan.by_candidate(snakemake.input.shards)
     for shards, index, manifest in zip(by_candidate.values(), snakemake.output.indexes, snakemake.output.manifests, strict=True):
         build_index(shards, job.plan.root, index)
         resample(index, snakemake.input.train, [manifest], job.study.seed)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from augbench.batches import in_batches
 from augbench.files import canonical_hash, read_json, sha256_file, write_json
 from augbench.progress import Progress
 
@@ -38,32 +39,26 @@ def embed_corpus(job: Job, parts: Sequence[str], model_path: str, embeddings: Se
     """
     import torch
     import torch.nn.functional as F
-    from transformers import CLIPImageProcessor
 
-    from augbench.models import load_clip, pick_device
+    from augbench.models import load_clip, load_image_tower, pick_device
 
     fingerprint = read_json(model_path)
     device = pick_device(job.study.execution.device)
     model, tokenizer = load_clip(fingerprint["folder"], device)
-    processor = CLIPImageProcessor.from_pretrained(fingerprint["folder"], local_files_only=True)
+    tower = load_image_tower(fingerprint["folder"], device, model)
     progress = Progress("embed corpus", len(parts), "part")
 
-    @torch.inference_mode()
     def embed_images(encoded: pa.BinaryArray) -> torch.Tensor:
-        vectors = []
-        for start in range(0, len(encoded), BATCH):
-            batch = [Image.open(BytesIO(data.as_py())).convert("RGB") for data in encoded[start : start + BATCH]]
-            pixels = processor(batch, return_tensors="pt").pixel_values.to(device)
-            vectors.append(F.normalize(model.get_image_features(pixel_values=pixels), dim=-1).cpu())
-        return torch.cat(vectors)
+        images = (Image.open(BytesIO(data.as_py())).convert("RGB") for data in encoded)
+        return torch.cat([F.normalize(tower(batch), dim=-1).cpu() for batch in in_batches(images, BATCH)])
 
     @torch.inference_mode()
     def embed_captions(captions: Sequence[str]) -> torch.Tensor:
         """Each distinct caption once, those of one length together: captions repeat, and padding is work too."""
         distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))
         vectors = []
-        for start in range(0, len(distinct), BATCH):
-            tokens = tokenizer(distinct[start : start + BATCH], padding="longest", truncation=True, max_length=77, return_tensors="pt")
+        for batch in in_batches(distinct, BATCH):
+            tokens = tokenizer(batch, padding="longest", truncation=True, max_length=77, return_tensors="pt")
             vectors.append(F.normalize(model.get_text_features(**tokens.to(device)), dim=-1).cpu())
         row_of = {caption: row for row, caption in enumerate(distinct)}
         return torch.cat(vectors)[[row_of[caption] for caption in captions]]

@@ -52,6 +52,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def square(image: Image.Image, side: int) -> Image.Image:
+    """``image`` with its shorter side at ``side`` pixels, cropped to the centre, as diffusion models are trained."""
+    from torchvision.transforms import v2
+
+    return v2.functional.center_crop(v2.functional.resize(image, [side], v2.InterpolationMode.BICUBIC), [side, side])
+
+
 def _turn_upright(image: Image.Image, path: Path) -> None:
     try:
         ImageOps.exif_transpose(image, in_place=True)

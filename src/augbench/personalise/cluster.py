@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from augbench.batches import in_batches
 from augbench.classes import read_class_table
 from augbench.config import Study
 from augbench.data.source import open_source
@@ -37,17 +38,6 @@ logger = logging.getLogger(__name__)
 SCHEMA = pa.schema([("image_id", pa.string()), ("class_id", pa.string()), ("split", pa.string()), ("cluster", pa.int32())])
 STARTS = 10  # of k-means; the best is kept
 Features = Callable[["Sequence[Image]"], "torch.Tensor"]
-
-
-def clip_features(folder: str | Path, device: torch.device) -> Features:
-    """CLIP's image embeddings, after its own image processor."""
-    from transformers import CLIPImageProcessor
-
-    from augbench.models import load_clip
-
-    model, _ = load_clip(folder, device)
-    processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-    return lambda images: model.get_image_features(pixel_values=processor(list(images), return_tensors="pt").pixel_values.to(device))
 
 
 def inception_features(weights: str | Path, device: torch.device) -> Features:
@@ -81,19 +71,17 @@ def inception_features(weights: str | Path, device: torch.device) -> Features:
 
 def load_features(study: Study, clip_path: str | Path) -> Features:
     """The network that ``finetune.features`` names."""
-    from augbench.models import pick_device
+    from augbench.models import load_image_tower, pick_device
 
     device = pick_device(study.execution.device)
     if study.finetune.features == "clip":
-        return clip_features(read_json(clip_path)["folder"], device)
+        return load_image_tower(read_json(clip_path)["folder"], device)
     return inception_features(study.finetune.inception_weights, device)
 
 
 def compute_features(features: Features, images: Iterable[Image], batch_size: int, progress: Progress) -> np.ndarray:
     """Features of all images, float32 ``(N, width)``."""
     import torch
-
-    from augbench.personalise.data import in_batches
 
     parts = []
     with torch.inference_mode():

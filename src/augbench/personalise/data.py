@@ -6,22 +6,21 @@ for every sample its flip, noise and timestep. Nothing here knows which other im
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 
+from augbench.batches import in_batches
+from augbench.data.decode import square
 from augbench.progress import Progress
 from augbench.seeds import derive_seed
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,24 +46,6 @@ class Draw:
     prompt: int
 
 
-def fit(image: Image.Image, resolution: int) -> Image.Image:
-    """Shorter side to ``resolution`` pixels, then the centre (protocol: Stable Diffusion's fine-tuning)."""
-    width, height = image.size
-    if min(width, height) != resolution:
-        scale = resolution / min(width, height)
-        width, height = max(resolution, round(width * scale)), max(resolution, round(height * scale))
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - resolution) // 2, (height - resolution) // 2
-    return image.crop((left, top, left + resolution, top + resolution))
-
-
-def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of at most ``size`` items."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
-
-
 @torch.no_grad()
 def cache_moments(
     vae: AutoencoderKL, images: Iterable[Image.Image], resolution: int, mirror: bool, batch_size: int, dtype: torch.dtype, progress: Progress
@@ -88,7 +69,7 @@ def cache_moments(
     """
     parts = []
     for batch in in_batches(images, batch_size):
-        pixels = torch.from_numpy(np.stack([np.asarray(fit(image, resolution)) for image in batch])).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.stack([np.asarray(square(image, resolution)) for image in batch])).permute(0, 3, 1, 2)
         pixels = (pixels.to(vae.device).float() / 127.5 - 1).to(vae.dtype)
         views = []
         for view in (pixels, pixels.flip(-1)) if mirror else (pixels,):

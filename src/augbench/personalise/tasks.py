@@ -15,21 +15,17 @@ import pyarrow.parquet as pq
 
 from augbench.classes import ClassInfo, read_class_table
 from augbench.config import PersonaliseMethod, Study
+from augbench.data.source import ImageList
 from augbench.data.splits import Split, check_labels, read_split
 from augbench.errors import UserError
 from augbench.prompts import prompt_for
 
 
 @dataclass(frozen=True)
-class ImageSet:
-    """Images of one class in one split, one entry per image in all three columns."""
+class ImageSet(ImageList):
+    """Images of one class in one split, and the cluster of each."""
 
-    image_ids: tuple[str, ...]
-    sources: tuple[str, ...]
-    clusters: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
+    clusters: Sequence[int]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from augbench.batches import in_batches
 from augbench.classes import ClassInfo, read_class_table
 from augbench.config import PersonaliseMethod, Prompting, RetrieveMethod, Study, family_of
 from augbench.data.source import ImageSource, open_source
@@ -269,32 +270,26 @@ class Eyes:
     """
 
     def __init__(self, clip_folder: str | Path, judge_folder: str | Path | None, classes: Sequence[ClassInfo], device: torch.device) -> None:
-        from transformers import CLIPImageProcessor
-
-        from augbench.models import load_clip
+        from augbench.models import load_clip, load_image_tower
         from augbench.pretrain.measure import class_embeddings
         from augbench.pretrain.reference import load_judge
 
         self.judge: Judge | None = None if judge_folder is None else load_judge(judge_folder, [info.class_id for info in classes], device)
-        self.model, tokenizer = load_clip(clip_folder, device)
-        self.processor = CLIPImageProcessor.from_pretrained(clip_folder, local_files_only=True)
-        self.texts = class_embeddings(self.model, tokenizer, list(classes), ZERO_SHOT)
-        self.device = device
+        model, tokenizer = load_clip(clip_folder, device)
+        self.embed = load_image_tower(clip_folder, device, model)
+        self.texts = class_embeddings(model, tokenizer, list(classes), ZERO_SHOT)
 
     def look(self, images: Iterable[Image.Image], labels: np.ndarray, what: str) -> Seen:
         """Embed and judge ``images``, which are meant to show ``labels`` int (N,)."""
         import torch
 
-        embeddings, judged, batch = [], [], []
+        embeddings, judged = [], []
         progress = Progress(f"diagnostics: {what}", len(labels), "image")
-        for position, image in enumerate(images, start=1):
-            batch.append(image)
-            if len(batch) == BATCH or position == len(labels):
-                embeddings.append(self._embed(batch))
-                if self.judge is not None:
-                    judged.append(self.judge.labels(torch.stack([self.judge.pixels(image) for image in batch])))
-                progress.update(len(batch))
-                batch = []
+        for batch in in_batches(images, BATCH):
+            embeddings.append(torch.nn.functional.normalize(self.embed(batch), dim=-1))
+            if self.judge is not None:
+                judged.append(self.judge.labels(torch.stack([self.judge.pixels(image) for image in batch])))
+            progress.update(len(batch))
         embedded = torch.cat(embeddings)
         return Seen(
             labels=labels,
@@ -302,13 +297,6 @@ class Eyes:
             clip=(embedded @ self.texts.T).argmax(1).cpu().numpy(),
             judge=torch.cat(judged).numpy() if judged else None,
         )
-
-    def _embed(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        import torch
-
-        with torch.inference_mode():
-            pixels = self.processor(list(images), return_tensors="pt").pixel_values.to(self.device)
-            return torch.nn.functional.normalize(self.model.get_image_features(pixel_values=pixels), dim=-1)
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
