@@ -8,6 +8,9 @@
 .PHONY: help setup demo test test-full lint lock docs clean
 MAKEFLAGS += --no-print-directory
 
+# a process per core; more than four gain nothing beside the one that runs the study
+SIDE_BY_SIDE = --numprocesses logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
+
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
@@ -21,7 +24,7 @@ demo: setup ## the miniature study, start to report: minutes on a laptop's CPU
 	@augbench run --configfile config/demo.yaml $(ARGS)
 
 test: setup ## the tests
-	@python -m pytest -q -m "not full" $(ARGS)
+	@OMP_NUM_THREADS=1 python -m pytest -q -m "not full" $(SIDE_BY_SIDE) $(ARGS)
 
 test-full: setup ## the heavier checks
 	@python -m pytest -q -m full $(ARGS) || { status=$$?; [ $$status -eq 5 ] && echo "no heavier check is there yet"; }

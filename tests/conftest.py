@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from xdist.scheduler import LoadScopeScheduling
 
 PROJECT = Path(__file__).resolve().parents[1]
 LINKED = ("Snakefile", "workflow", "src", "resources", "envs", "config", "profiles")
@@ -39,6 +40,30 @@ SMALL_STUDY: dict[str, Any] = {
     "classifier": {"layers": [1, 1, 1, 1], "arch": "resnet18", "base_width": 8, "stem": "small", "resolution": 32, "evaluation_resize": 32, "batch_size": 32, "lr": 0.05, "max_epochs": 2},
     "execution": {"classes_per_job": 5, "runs_per_job": 2, "batch_size": 20},
 }  # fmt: skip
+
+
+def uses_the_finished_study(path: Path) -> bool:
+    """Whether a module of tests looks at the study that is run once for all."""
+    return "finished: Workspace" in path.read_text(encoding="utf-8")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins."""
+    study = {path: uses_the_finished_study(path) for path in {item.path for item in items}}
+    items.sort(key=lambda item: not study[item.path])
+
+
+class ByModule(LoadScopeScheduling):
+    """Modules side by side; those that share the finished study stay together, so that one process runs it once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        return "the finished study" if uses_the_finished_study(PROJECT / module) else module
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModule:
+    """How ``make test`` shares tests out among its processes."""
+    return ByModule(config, log)
 
 
 @dataclass(frozen=True)

@@ -270,7 +270,7 @@ def test_one_edited_class_name_remakes_only_its_own_images(study: Workspace) -> 
     before = shards(study, "clip_prompts")
     table = study.folder / "classes.yaml"
     table.write_text(table.read_text().replace("lemmas: [sandal]", "lemmas: [flip-flop]"))
-    study.run()
+    study.run(*(argument for name in before for argument in ("--target", f"results/small/{name}")))
     after = shards(study, "clip_prompts")
     changed = {Path(name).parent.name for name in before if before[name] != after[name]}
     assert changed == {"sandal"}
