@@ -21,6 +21,7 @@ include: "workflow/rules/select.smk"
 include: "workflow/rules/generate.smk"
 include: "workflow/rules/retrieve.smk"
 include: "workflow/rules/resample.smk"
+include: "workflow/rules/leakage.smk"
 include: "workflow/rules/classify.smk"
 include: "workflow/rules/report.smk"
 
@@ -41,6 +42,8 @@ rule all:
         PLAN.table1.values(),
         PLAN.figure1.values(),
         PLAN.diagnostics.values(),
+        PLAN.retrieval_summary.values(),
+        PLAN.leakage_table.values(),
         PLAN.path("config.yaml"),
 
 

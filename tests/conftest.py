@@ -37,6 +37,7 @@ SMALL_STUDY: dict[str, Any] = {
     },
     "finetune": {"features": "clip", "max_epochs": 2, "patience": 1},
     "augmentation": {"images_per_class": 20, "images_per_part": 10, "resamples": 2},
+    "leakage": {"clip_threshold": 0.98, "neighbours": 1},
     "classifier": {"layers": [1, 1, 1, 1], "arch": "resnet18", "base_width": 8, "stem": "small", "resolution": 32, "evaluation_resize": 32, "batch_size": 32, "lr": 0.05, "max_epochs": 2},
     "execution": {"classes_per_job": 5, "runs_per_job": 2, "batch_size": 20},
 }  # fmt: skip

@@ -260,7 +260,7 @@ def test_the_first_epochs_do_not_depend_on_how_many_follow(sets: tuple[LabelledI
 
 def test_predictions_give_the_probability_of_the_true_label(sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult) -> None:
     test = labelled(3000, 30)
-    predictions = score_test(finished.state, TINY, 2, test, CPU)
+    predictions = score_test(finished.state, TINY, np.arange(2), test, CPU)
     assert predictions.column("image_id").to_pylist() == test.ids
     hit = [row["label"] == row["predicted"] for row in predictions.to_pylist()]
     assert hit == [row["probability"] > 0.5 for row in predictions.to_pylist()]  # two classes

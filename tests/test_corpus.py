@@ -10,19 +10,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from transformers import CLIPImageProcessor
 
 from augbench.classes import load_class_table
 from augbench.config import MiniatureCorpus, parse_study
-from augbench.corpus import miniature, style
+from augbench.corpus import embed, miniature, style
 from augbench.corpus.captions import CAPTION_KINDS, caption_for, class_name_variants
 from augbench.corpus.distractors import KINDS, distractor
-from augbench.corpus.embed import embed_corpus
+from augbench.corpus.embed import embed_folder, embed_miniature
 from augbench.corpus.style import clean_images, web_style
 from augbench.data import fashion_mnist
+from augbench.errors import UserError
 from augbench.files import write_json
 from augbench.job import Job
-from augbench.models import fingerprint, load_clip
+from augbench.models import fingerprint, load_clip, load_image_tower
 from augbench.seeds import derive_seed
 from augbench.store import Store
 
@@ -114,8 +116,8 @@ def test_embeddings_and_similarities_are_those_of_each_image_and_its_own_caption
     (part,) = miniature.part_paths(tmp_path)
     write_json(tmp_path / "clip.json", fingerprint(clip_folder))
     study = parse_study({"study": "s", "dataset": {"kind": "fashion_mnist"}, "diffusion": {"model": "none"}, "clip": {"model": "none"}, "methods": {"none": {"mechanism": "real"}}, "augmentation": {"images_per_class": 1}, "execution": {"device": "cpu"}})  # fmt: skip
-    vectors, metadata = tmp_path / "img_emb.npy", tmp_path / "metadata.parquet"
-    embed_corpus(Job(study, Store(tmp_path / ".store"), 1), [str(part)], str(tmp_path / "clip.json"), [str(vectors)], [str(metadata)])
+    embed_miniature(Job(study, Store(tmp_path / ".store"), 1), [part], tmp_path / "clip.json", tmp_path / "embeddings")
+    vectors, metadata = (tmp_path / f"embeddings/{name}" for name in ("img_emb/img_emb_00000.npy", "metadata/metadata_00000.parquet"))
 
     images, table = miniature.load_images(tmp_path)
     captions = table.column("caption").to_pylist()
@@ -130,3 +132,29 @@ def test_embeddings_and_similarities_are_those_of_each_image_and_its_own_caption
             text = F.normalize(model.get_text_features(**tokenizer([captions[row]], return_tensors="pt")), dim=-1)[0]
             assert np.load(vectors)[row] == pytest.approx(image.numpy(), abs=1e-3)
             assert pq.read_table(metadata).column("similarity")[row].as_py() == pytest.approx(float(image @ text), abs=1e-5)
+
+
+def test_a_folder_of_images_is_embedded_with_their_paths_and_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed, "ROWS_PER_FILE", 2)
+    colours = {"b/red.png": (255, 0, 0), "a/blue.jpg": (0, 0, 255), "green.webp": (0, 255, 0)}
+    for name, colour in colours.items():
+        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 50), colour).save(tmp_path / "pictures" / name)
+    (tmp_path / "pictures/notes.txt").write_text("no image")
+    clip_folder = DOWNLOADS.parents[2] / "resources/mini/clip"
+    write_json(tmp_path / "clip.json", fingerprint(clip_folder))
+    study = parse_study({"study": "s", "dataset": {"kind": "fashion_mnist"}, "diffusion": {"model": "none"}, "clip": {"model": "none"}, "methods": {"none": {"mechanism": "real"}}, "augmentation": {"images_per_class": 1}, "execution": {"device": "cpu"}})  # fmt: skip
+    job = Job(study, Store(tmp_path / ".store"), 1)
+    embed_folder(job, tmp_path / "pictures", tmp_path / "clip.json", tmp_path / "out")
+    rows = [row for path in sorted((tmp_path / "out/metadata").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    assert [(row["id"], row["width"], row["height"]) for row in rows] == [(name, 40, 50) for name in sorted(colours)]
+    vectors = np.concatenate([np.load(path) for path in sorted((tmp_path / "out/img_emb").glob("*.npy"))])
+    tower = load_image_tower(clip_folder, torch.device("cpu"))
+    for row, name in enumerate(sorted(colours)):
+        with Image.open(tmp_path / "pictures" / name) as image:
+            assert vectors[row] == pytest.approx(F.normalize(tower([image.convert("RGB")]), dim=-1)[0].numpy(), abs=1e-3)
+    made = job.store.tally.made
+    embed_folder(job, tmp_path / "pictures", tmp_path / "clip.json", tmp_path / "again")
+    assert job.store.tally.made == made, "what is embedded is taken from the store"
+    with pytest.raises(UserError, match=r"corpus\.root: no image in"):
+        embed_folder(job, tmp_path / "out", tmp_path / "clip.json", tmp_path / "none")

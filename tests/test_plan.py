@@ -59,7 +59,8 @@ def test_execution_settings_are_in_no_recipe() -> None:
         study = plan.study
         per_method = [f(study, m) for m in plan.sampled for f in (recipes.prompts_recipe, recipes.generate_recipe)]
         per_method += [recipes.retrieve_recipe(study, m) for m in plan.retrieved] + [recipes.classifier_recipe(study, m) for m in plan.methods]
-        return [*per_method, recipes.splits_recipe(study), recipes.corpus_recipe(study), recipes.table_recipe(study), recipes.resample_recipe(study)]
+        per_method += [f(study, m) for m in plan.retrieved for f in (recipes.search_recipe, recipes.resample_recipe)]
+        return [*per_method, recipes.splits_recipe(study), recipes.corpus_recipe(study), recipes.table_recipe(study), recipes.shortfall_recipe(study)]
 
     changed = plan_of(execution__batch_size=3, execution__classes_per_job=1, execution__device="cpu")
     assert everything(plan_of()) == everything(changed)

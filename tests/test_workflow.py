@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,8 @@ ADDED = ("simple_prompt", "clip_prompts", "boomerang", "pseudoword_clip", "imagi
 HEAVY = {
     "corpus",
     "embed_corpus",
-    "index_corpus",
+    "search",
+    "leakage",
     "cluster",
     "finetune",
     "candidates",
@@ -95,7 +100,17 @@ def test_another_guidance_scale_plans_that_methods_shards_and_what_follows(study
     study.write_study(changed)
     plan = study.plan()
     assert plan.pop("resolved_config") == 1
-    assert plan == {"generate_000": 1, "generate_001": 1, "resample": 1, "classify_000": 1, "table1_files": 1, "figure1_files": 1, "diagnostics": 1}
+    assert plan == {
+        "generate_000": 1,
+        "generate_001": 1,
+        "resample": 1,
+        "classify_000": 1,
+        "table1_files": 1,
+        "figure1_files": 1,
+        "diagnostics": 1,
+        "leakage": 1,
+        "near_duplicates": 1,
+    }
 
 
 def test_a_deleted_figure_plans_one_job(study: Workspace) -> None:
@@ -240,9 +255,9 @@ def spoilable(study: Workspace) -> Iterator[Path]:
     study.run()
 
 
-def test_nothing_but_final_scoring_and_what_follows_depends_on_the_test_split(study: Workspace, spoilable: Path) -> None:
+def test_nothing_but_final_scoring_and_the_guard_depends_on_the_test_split(study: Workspace, spoilable: Path) -> None:
     spoilable.write_bytes(spoilable.read_bytes() + b"another content")
-    assert study.plan() == {"classify_000": 2 + len(ADDED), "table1_files": 1, "figure1_files": 1}
+    assert study.plan() == {"classify_000": 2 + len(ADDED), "table1_files": 1, "figure1_files": 1, "leakage": 1, "near_duplicates": 1}
 
 
 def test_selection_never_opens_the_test_split(study: Workspace, spoilable: Path) -> None:
@@ -263,6 +278,16 @@ def test_selection_never_opens_the_test_split(study: Workspace, spoilable: Path)
     scored = study.augbench("run", "--configfile", "study.yaml", "--cores", "2")
     assert scored.returncode == 1
     assert "splits/test.parquet: not a whole Parquet file" in (study.results / f"logs/classify/{method}_000.log").read_text()
+
+
+def test_only_final_scoring_and_the_guard_are_given_the_test_split(finished: Workspace) -> None:
+    command = [sys.executable, "-m", "snakemake", "--detailed-summary", "--configfile", "study.yaml"]
+    done = subprocess.run(command, cwd=finished.folder, env=finished.environment(), capture_output=True, text=True)
+    files = list(csv.DictReader(StringIO(done.stdout), delimiter="\t"))
+    rules = {file["rule"] for file in files if any(path.endswith("splits/train.parquet") for path in file["input-file(s)"].split(","))}
+    assert {"finetune_imagic_k2_all", "classify_candidates_imagic_k2", "classify_000", "resample"} <= rules, "what a rule is given is listed"
+    given = {file["rule"] for file in files if any(path.endswith("splits/test.parquet") for path in file["input-file(s)"].split(","))}
+    assert given == {"classify_000", "leakage", "near_duplicates"}
 
 
 # the last one: putting the class table back makes it newer than all that was made from it

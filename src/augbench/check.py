@@ -19,9 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from augbench.classes import ClassInfo
-from augbench.config import ConfigError, FashionMnist, MiniatureCorpus, PersonaliseMethod, RealMethod, RetrieveMethod, Study
+from augbench.config import (
+    ConfigError,
+    FashionMnist,
+    IndexCorpus,
+    MiniatureCorpus,
+    OwnCorpus,
+    PersonaliseMethod,
+    RealMethod,
+    RetrieveMethod,
+    SampleMethod,
+    Study,
+)
 from augbench.data.fashion_target import TEST_PER_CLASS, FashionMnistSource
-from augbench.data.image_folder import NAMED, first_problems
+from augbench.data.image_folder import NAMED, first_problems, some
 from augbench.data.source import ClassImages, ImageSource, open_source
 from augbench.data.splits import SplitSizes, resolve_shares, split_sizes
 from augbench.errors import UserError
@@ -30,6 +41,7 @@ from augbench.models import NO_SAFETY_CHECKER
 from augbench.personalise.tasks import check_clusters
 from augbench.pretrain.judge import check_judge
 from augbench.prompts import check_prompts
+from augbench.resample import needed_images
 
 LEAST_FREE_BYTES = 10**9
 TEXT_WIDTH, CROSS_ATTENTION_WIDTH = 512, 1280  # what transformers and diffusers take where a config.json is silent
@@ -98,6 +110,7 @@ def check_study(study: Study, *, models: bool = True, verify_images: bool = Fals
             if isinstance(method, PersonaliseMethod):
                 problems += check_clusters(f"methods.{name}.clusters", method.clusters, {class_id: size.train for class_id, size in sizes.items()})
         problems += _judge(study, list(sizes))
+        problems += _corpus(study, list(sizes))
         problems += _added_images(study, {class_id: size.train for class_id, size in sizes.items()})
     if images is not None and verify_images:
         problems += _damaged_images(source, images)
@@ -170,12 +183,23 @@ def _damaged_images(source: ImageSource, images: list[ClassImages]) -> list[User
 def _added_images(study: Study, train: dict[str, int]) -> Iterator[UserError]:
     """Every pool must hold as many images of a class as the class has for training: each resample draws that many."""
     largest = max(train, key=lambda class_id: train[class_id])
-    size = train[largest]
-    because = f"class {largest!r} has {size} training images, and a resample adds as many"
     augmentation = study.augmentation
-    generated = [method for method in study.methods.values() if not isinstance(method, RealMethod | RetrieveMethod)]
+
+    def needed(method: SampleMethod | PersonaliseMethod | RetrieveMethod) -> tuple[int, str]:
+        size, times = train[largest], method.added_per_training_image
+        added = "as many" if times == 1 else f"{times:g} times as many"
+        return needed_images(times, size), f"class {largest!r} has {size} training images, and a resample adds {added}"
+
+    generated = [needed(method) for method in study.methods.values() if not isinstance(method, RealMethod | RetrieveMethod)]
+    if generated and augmentation.images_per_training_image is not None:
+        most = max(method.added_per_training_image for method in study.methods.values() if isinstance(method, SampleMethod | PersonaliseMethod))
+        if augmentation.images_per_training_image < most:
+            yield UserError(
+                "augmentation.images_per_training_image", augmentation.images_per_training_image, f"allowed: at least {most:g}, which a method adds"
+            )
     if generated and augmentation.images_per_class is not None:
         part = augmentation.images_per_part
+        size, because = max(generated)
         if augmentation.images_per_class < size:
             yield UserError("augmentation.images_per_class", augmentation.images_per_class, f"allowed: at least {size}; {because}")
         elif part is not None and part < size:
@@ -183,15 +207,44 @@ def _added_images(study: Study, train: dict[str, int]) -> Iterator[UserError]:
     for name, method in study.methods.items():
         if not isinstance(method, RetrieveMethod):
             continue
+        size, because = needed(method)
         key, wanted = f"methods.{name}.images_per_class", method.images_per_class or size
-        if wanted < size:
+        if wanted < size and not method.may_fall_short:
             yield UserError(key, wanted, f"allowed: at least {size}; {because}")
-        if isinstance(study.corpus, MiniatureCorpus):
-            rows = study.corpus.images + study.corpus.distractors
+        if study.miniature is not None:
+            rows = study.miniature.images + study.miniature.distractors
             if math.ceil(method.first_k * wanted) > rows:
                 yield UserError(
                     key, wanted, f"allowed: at most {math.floor(rows / method.first_k)}, for the corpus has {rows} images and first_k is {method.first_k:g}"
                 )
+
+
+# --- retrieval ------------------------------------------------------------------------------------------------------
+
+
+def _corpus(study: Study, class_ids: list[str]) -> Iterator[UserError]:
+    """The corpus is there, manifests and weights that are named are there, and classes that are left out are classes."""
+    retrieved = {name: method for name, method in study.methods.items() if isinstance(method, RetrieveMethod)}
+    exclude = study.retrieval.exclude
+    for class_id in sorted(set(exclude) - set(class_ids)) if isinstance(exclude, tuple) else ():
+        yield UserError("retrieval.exclude", repr(class_id), f"allowed: class_ids of the data set, {some(class_ids)}")
+    if isinstance(exclude, tuple) and len(set(class_ids) - set(exclude)) < 2:
+        yield UserError("retrieval.exclude", f"{len(exclude)} of {len(class_ids)} classes", "at least 2 must stay")
+    if not retrieved:
+        return
+    corpus = study.corpus
+    places = {"root": getattr(corpus, "root", None), "folder": getattr(corpus, "folder", None)}
+    for key, place in places.items():
+        if place is not None and not Path(place).is_dir():
+            yield UserError(f"corpus.{key}", f"{place!r}, no such folder", "allowed: a folder")
+    if isinstance(corpus, IndexCorpus) and Path(corpus.folder).is_dir() and not (Path(corpus.folder) / "image.index").is_file():
+        yield UserError("corpus.folder", f"no image.index in {corpus.folder!r}", "allowed: a folder that `clip-retrieval index` has made")
+    for name, method in retrieved.items():
+        if method.manifest is not None and not Path(method.manifest).is_file():
+            yield UserError(f"methods.{name}.manifest", f"{method.manifest!r}, no such file", "allowed: a manifest.parquet that a study has frozen")
+        if method.min_aesthetics is not None and isinstance(corpus, OwnCorpus) and not Path(study.retrieval.aesthetics_weights).is_file():
+            wanted = f"{study.retrieval.aesthetics_weights!r}, no such file"
+            yield UserError("retrieval.aesthetics_weights", wanted, f"methods.{name}.min_aesthetics needs the predictor's published weights; or null there")
 
 
 # --- diagnostics ---------------------------------------------------------------------------------------

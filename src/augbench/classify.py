@@ -3,18 +3,19 @@
 Flows in: a split of real images, the validation and test splits, and the manifests of added images of a method's runs. Flows out:
 per run ``model.safetensors`` (the checkpoint with the best validation accuracy), ``history.json``, ``predictions.parquet``,
 ``result.json`` and, undeclared because it never repeats, ``timing.json``. Real images are decoded once for all runs, and only
-if a run is missing from the store. Test images are read by :func:`augbench.classifier.score.score_test` alone.
+if a run is missing from the store. Test images are read by :func:`augbench.classifier.score.score_test`.
 """
 
 from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -27,6 +28,7 @@ from augbench.classifier.train import RunResult, train_run
 from augbench.config import Study
 from augbench.data.source import open_source
 from augbench.data.splits import check_labels, read_split
+from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file, write_json
 from augbench.models import pick_device
 from augbench.pool import load_images, read_index
@@ -45,17 +47,22 @@ class Block:
     ----------
     method : str
         The method's name.
-    classes : int
-        Number of classes.
+    kept : ndarray, int (C,)
+        Labels of the classes that take part; the classifier calls them 0 to C - 1.
     real, validation, test : LabelledImages
         Splits; ``test`` is None for candidates, which are compared on the validation split.
     """
 
     method: str
-    classes: int
+    kept: np.ndarray
     real: LabelledImages
     validation: LabelledImages
     test: LabelledImages | None
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that take part."""
+        return len(self.kept)
 
 
 def train_block(
@@ -68,6 +75,7 @@ def train_block(
     classes_path: str | Path,
     added_paths: Sequence[str | Path],
     folders: Sequence[str | Path],
+    excluded: Collection[str] = (),
 ) -> None:
     """Train and score the classifiers of some runs of a method; what the store holds already is linked.
 
@@ -83,6 +91,8 @@ def train_block(
         One manifest per folder, or none at all for a baseline.
     folders : sequence of path
         Where each run's files go; a folder's name is the number of the run.
+    excluded : collection of str
+        Classes that are left out of training and scoring; the classifier numbers the others anew, its predictions are in the study's labels.
 
     Raises
     ------
@@ -92,13 +102,19 @@ def train_block(
     info = read_class_table(classes_path)
     source = open_source(study.dataset, study.seed, study.corpus)
 
+    kept = np.array([label for label, row in enumerate(info) if row.class_id not in excluded])
+    number = np.full(len(info), -1)
+    number[kept] = np.arange(len(kept))
+
     def labelled(path: str | Path) -> LabelledImages:
         split = read_split(path)
         check_labels(split, info, str(path))
-        return LabelledImages(split.image_ids, split.labels, lambda: source.load(split.sources), Path(path).stem)
+        rows = np.flatnonzero(number[split.labels] >= 0)
+        ids, sources = ([column[row] for row in rows] for column in (split.image_ids, split.sources))
+        return LabelledImages(ids, number[split.labels[rows]], lambda: source.load(sources), Path(path).stem)
 
     test = None if test_path is None else labelled(test_path)
-    block = Block(method, len(info), labelled(train_path), labelled(validation_path), test)
+    block = Block(method, kept, labelled(train_path), labelled(validation_path), test)
     labels = {row.class_id: label for label, row in enumerate(info)}
     manifests: Sequence[str | Path | None] = added_paths or [None] * len(folders)
     for folder, manifest in zip(map(Path, folders), manifests, strict=True):
@@ -108,12 +124,14 @@ def train_block(
                 raise ValueError(f"run {folder.name} is given the added images of run {Path(manifest).stem}")
             rows = read_index(manifest)
             check_same_labels(rows, labels, str(manifest))
-            added = _added(rows, store.root.parent, f"{method}, set {folder.name}")
+            if left := sorted(set(rows.column("class_id").to_pylist()) & set(excluded)):
+                raise UserError(str(manifest), f"images of class {left[0]!r}, which is left out", "delete it and run again: it is remade")
+            added = _added(rows, number, store.root.parent, f"{method}, set {folder.name}")
         provide_run(study, store, block, added, folder)
 
 
-def _added(rows: pa.Table, study_folder: Path, what: str) -> LabelledImages:
-    return LabelledImages(rows.column("sha256").to_pylist(), rows.column("label").to_numpy(), lambda: load_images(rows, study_folder), what)
+def _added(rows: pa.Table, number: np.ndarray, study_folder: Path, what: str) -> LabelledImages:
+    return LabelledImages(rows.column("sha256").to_pylist(), number[rows.column("label").to_numpy()], lambda: load_images(rows, study_folder), what)
 
 
 def run_recipe(study: Study, block: Block, added: LabelledImages | None, run: int) -> dict[str, Any]:
@@ -166,7 +184,7 @@ def provide_run(study: Study, store: Store, block: Block, added: LabelledImages 
 
         def score(path: Path) -> None:
             state = load_file(folder / "model.safetensors")
-            write_predictions(score_test(state, study.classifier, block.classes, test, device), path)
+            write_predictions(score_test(state, study.classifier, block.kept, test, device), path)
 
         store.provide("predictions", scoring, predictions, score, lambda path: _has_rows(path, len(test)))
         report["test_top1"] = top1(pq.read_table(predictions))

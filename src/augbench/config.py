@@ -102,10 +102,17 @@ class Caltech256(_Splits):
 Dataset = Annotated[FashionMnist | ImageFolder | Caltech256, Field(discriminator="kind")]
 
 
+Search = Literal["exact", "clip_retrieval_index"]
+_SEARCH = (
+    "How it is searched: exact compares each query with every image, in one pass; clip_retrieval_index builds clip-retrieval's index and asks its service."
+)
+
+
 class MiniatureCorpus(Section):
     """The miniature web corpus made from Fashion-MNIST's training images."""
 
     kind: Literal["miniature"]
+    search: Search = key("exact", _SEARCH)
     downloads: str = key("results/downloads/fashion_mnist", "Folder that keeps Fashion-MNIST's four published files.")
     images: int = key(50_000, "Garments in the corpus, disjoint from target and test.", "images", ge=100, le=59_000)
     shift: Literal["none", "mild", "strong"] = key("mild", "How far the corpus's style is from the target's.")
@@ -121,6 +128,53 @@ class MiniatureCorpus(Section):
         if sum(self.captions.values()) <= 0:
             raise ValueError("captions: at least one rate must be above 0")
         return self
+
+
+class ImageCorpus(Section):
+    """A folder of images, searched through the study's CLIP."""
+
+    kind: Literal["image_folder"]
+    root: str = key(..., "Folder of the images; folders below it are looked into.")
+    search: Search = key("exact", _SEARCH)
+
+
+class _PublishedCorpus(Section):
+    clip: str = key(..., "CLIP model that the embeddings were made with, written as clip.model is: a query through another model is refused.")
+
+
+MetadataColumn = Literal["id", "url", "caption", "width", "height", "nsfw", "punsafe", "aesthetic"]
+
+
+class EmbeddingCorpus(_PublishedCorpus):
+    """CLIP embeddings on a disk, searched exactly in one pass: clip-retrieval's folders, DataComp's, or Parquet with a column of vectors."""
+
+    kind: Literal["embeddings"]
+    folder: str = key(
+        ...,
+        "Folder with img_emb/*.npy and metadata/*.parquet (clip-retrieval), *.npz and *.parquet of equal names (DataComp), or *.parquet with a column of vectors.",
+    )
+    vector_column: str | None = key(None, "Column of the vectors, where they are in Parquet (LAION-5B's 100-million-row subset: vector).")
+    npz_key: str | None = key(None, "Name of the image embeddings in .npz files (DataComp: l14_img or b32_img).")
+    columns: dict[MetadataColumn, str] = key({}, "Columns of the metadata by our names, where theirs are none of the usual.")
+
+
+class IndexCorpus(_PublishedCorpus):
+    """An index folder as `clip-retrieval index` makes it, searched through clip-retrieval's own service, in process."""
+
+    kind: Literal["clip_retrieval_index"]
+    folder: str = key(..., "Folder with image.index and metadata.")
+
+
+class ServerCorpus(_PublishedCorpus):
+    """A server that `clip-retrieval back` runs, anywhere; it gives no embeddings, so duplicates are found after download."""
+
+    kind: Literal["clip_retrieval_server"]
+    url: str = key(..., "Address of its knn-service, for example http://localhost:1234/knn-service.", pattern="^https?://")
+    index: str = key(..., "Name of the index there.")
+
+
+OwnCorpus = MiniatureCorpus | ImageCorpus
+Corpus = Annotated[MiniatureCorpus | ImageCorpus | EmbeddingCorpus | IndexCorpus | ServerCorpus, Field(discriminator="kind")]
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
@@ -247,7 +301,16 @@ class RealMethod(_Method):
     )
 
 
-class _Sampled(_Method):
+class _Added(_Method):
+    added_per_training_image: float = key(
+        1.0,
+        "Images added per class, as a multiple of its training images: 1 doubles the training set.",
+        source="paper, section 3; Figure 5B: 1, 5, 10, 25",
+        gt=0,
+    )
+
+
+class _Sampled(_Added):
     guidance_scale: float | None = key(None, "Classifier-free guidance of this method; 1 means none. Default: diffusion.guidance_scale.", ge=1)
     steps: Positive | None = key(None, "Sampling steps of this method. Default: diffusion.steps.", "steps")
     scheduler: Scheduler | None = key(None, "Sampler of this method. Default: diffusion.scheduler, or ddim with start: training_images.")
@@ -342,7 +405,7 @@ class PersonaliseMethod(_Sampled):
         return tuple(f"epoch{value}" if isinstance(value, int) else value for value in self.candidates)
 
 
-class RetrieveMethod(_Method):
+class RetrieveMethod(_Added):
     """Images retrieved from the corpus: nearest neighbours of a prompt in CLIP space."""
 
     mechanism: Literal["retrieve"]
@@ -360,6 +423,32 @@ class RetrieveMethod(_Method):
         le=1,
     )
     drop_unsafe: bool = key(True, "Leave out what the corpus's NSFW column or the safety checker marks.", source="paper, section 3.2")
+    max_punsafe: float | None = key(None, "Leave out what the corpus says is unsafe with a higher probability (column punsafe).", ge=0, le=1)
+    min_side: Positive | None = key(None, "Leave out images with a shorter side, by the corpus's columns and again once they are there.", "pixels")
+    min_aesthetics: float | None = key(
+        None,
+        "Leave out images with a lower aesthetics score: the corpus's column, or LAION's predictor V2 on its ViT-L/14 embeddings (ImageNet: 5).",
+        source="paper, section 3.2",
+    )
+    one_class: bool = key(False, "Give an image to the class with the most similar query only (ties: the first class_id), before anything is downloaded.")
+    corpus_share: float = key(
+        1.0, "Search a random share of the corpus only; a smaller share is part of a larger one. Servers can't do it.", "share of the images", gt=0, le=1
+    )
+    ranked: bool = key(
+        False, "Training sets hold the images most similar to the query, all the same ones, instead of random draws from the pool.", source="paper, Figure 5B"
+    )
+    may_fall_short: bool = key(
+        False, "A class with too few images gets those that there are, and is not left out because of this method.", source="paper, Figure 5B"
+    )
+    manifest: str | None = key(
+        None, "A manifest that an earlier study has frozen (retrieval/{method}/manifest.parquet): its images are fetched instead of searched."
+    )
+
+    @model_validator(mode="after")
+    def _replayed_as_it_was(self) -> RetrieveMethod:
+        if self.manifest is not None and self.corpus_share < 1:
+            raise ValueError("corpus_share: nothing is searched with a manifest")
+        return self
 
 
 Method = Annotated[RealMethod | SampleMethod | PersonaliseMethod | RetrieveMethod, Field(discriminator="mechanism")]
@@ -384,6 +473,50 @@ class Finetune(Section):
         "results/downloads/inception_v3_google-0cc3c7bd.pth", "File with torchvision's published Inception-v3 weights; fetched if it is not there."
     )
     inception_mirrors: tuple[str, ...] = key((), "Where to look for these weights before the published address: web addresses, or files.")
+
+
+class Download(Section):
+    """How images are fetched from the web, and what is refused."""
+
+    concurrency: Positive = key(64, "Images fetched at a time.", "images")
+    per_host: Positive = key(4, "Images fetched at a time from one host.", "images")
+    timeout: float = key(20.0, "Longest time for one image: redirects, retries and slow bytes included.", "seconds", gt=0)
+    max_bytes: Positive = key(20_000_000, "Largest file.", "bytes")
+    max_pixels: Positive = key(64_000_000, "Largest image; its header is read before it is decoded.", "pixels")
+    max_redirects: int = key(5, "Redirects that are followed.", ge=0)
+    retries: int = key(2, "Further attempts after a broken connection, or an answer 429 or 5xx.", ge=0)
+    retry_transient: bool = key(
+        False, "In a later run, ask again for images that timed out or whose server did not answer; else such a fate stands, like any other."
+    )
+    allow_private: tuple[str, ...] = key((), "Networks that are asked although they are private, for example 127.0.0.0/8. Default: none.")
+    respect_opt_out: bool = key(True, "Leave out images whose X-Robots-Tag header forbids their use for training or indexing.")
+    user_agent: str = key("augbench", "How requests introduce themselves.")
+    keep: bool = key(True, "Keep the files fetched, so that other filters fetch nothing again; links die. false frees the disk once a class is done.")
+
+
+class Retrieval(Section):
+    """What all `retrieve` methods share."""
+
+    exclude: Literal["auto", "none"] | tuple[str, ...] = key(
+        "auto",
+        "Classes left out of all training and scoring: auto, those for which a `retrieve` method found too few images; a list of class_ids; or none.",
+        source="paper, section 3 (ImageNet: 10 of 1000, Caltech256: 5 of 256)",
+    )
+    download: Download = key(Download(), "How images are fetched.")
+    aesthetics_weights: str = key("results/downloads/sac+logos+ava1-l14-linearMSE.pth", "File with the published weights of LAION's aesthetics predictor V2.")
+    aesthetics_sha256: str | None = key(None, "SHA-256 that this file must have. Default: that of the published file.", pattern="^[0-9a-f]{64}$")
+
+
+class Leakage(Section):
+    """The guard against added images that are near-duplicates of validation or test images, retrieved or generated."""
+
+    action: Literal["report", "drop", "off"] = key(
+        "report", "Report them; leave them out of training sets, too (images of candidates that are only compared are not looked at); or don't look."
+    )
+    clip_threshold: float = key(0.9, "Cosine of CLIP embeddings from which a pair is looked at; a low one costs time, for pixels decide.", gt=0, le=1)
+    neighbours: Positive = key(5, "Real images of a split that are looked at per added image, the nearest ones.", "images")
+    hash_threshold: int = key(24, "Largest distance of the perceptual hashes of the aligned pictures.", "bits of 256", ge=0, le=256)
+    correlation: Fraction = key(0.8, "Least correlation of their fine detail at 32 x 32 pixels.")
 
 
 FAMILIES = {"real": "real", "sample": "prompting", "personalise": "personalised", "retrieve": "retrieval"}
@@ -551,11 +684,13 @@ class Study(Section):
     dataset: Dataset = key(..., "The target data set.")
     diffusion: Diffusion = key(..., "The diffusion model.")
     clip: Clip = key(..., "The CLIP model.")
-    corpus: MiniatureCorpus | None = key(None, "The pre-training corpus that retrieval searches; needed by `retrieve` and by pre-training.")
+    corpus: Corpus | None = key(None, "The pre-training corpus that retrieval searches; needed by `retrieve`, and by pre-training (miniature).")
     methods: dict[str, Method] = key(..., "Rows of the comparison by name; `null` in an overlay removes one.", source="paper, section 3.1", min_length=1)
     augmentation: Augmentation = key(..., "How much is added.")
     classifier: Classifier = key(Classifier(), "The classifier.")
     finetune: Finetune = key(Finetune(), "How the `personalise` methods are fine-tuned.")
+    retrieval: Retrieval = key(Retrieval(), "What all `retrieve` methods share.")
+    leakage: Leakage = key(Leakage(), "The guard against near-duplicates of validation and test images.")
     report: Report = key(Report(), "What stands beside our numbers.")
     execution: Execution = key(Execution(), "How the work is cut into jobs; changes no result.")
     pretrain: Pretrain = key(Pretrain(), "How the miniature's models are made (`snakemake pretrain`).")
@@ -570,8 +705,8 @@ class Study(Section):
         for name, method in self.methods.items():
             if not re.fullmatch(SLUG, name):
                 raise ValueError(f"methods.{name}: a name may hold a-z, 0-9 and _ only")
-            if isinstance(method, RetrieveMethod) and self.corpus is None:
-                raise ValueError(f"methods.{name}: retrieval needs a corpus section")
+            if isinstance(method, RetrieveMethod):
+                self._check_retrieval(name, method)
             if isinstance(method, PersonaliseMethod):
                 epochs = [value for value in method.candidates if isinstance(value, int)]
                 if max(epochs, default=0) > self.finetune.max_epochs:
@@ -579,6 +714,21 @@ class Study(Section):
             if isinstance(method, RealMethod) and method.split == "train2x" and 3 * self.dataset.train_fraction > 1:
                 raise ValueError(f"methods.{name}.split: train2x needs three disjoint train_fractions; {self.dataset.train_fraction:g} leaves no room")
         return self
+
+    def _check_retrieval(self, name: str, method: RetrieveMethod) -> None:
+        if self.corpus is None:
+            raise ValueError(f"methods.{name}: retrieval needs a corpus section")
+        if isinstance(self.corpus, _PublishedCorpus) and self.corpus.clip != self.clip.model:
+            raise ValueError(
+                f"corpus.clip: {self.corpus.clip!r} differs from clip.model, {self.clip.model!r}: queries and images must go through the same model"
+            )
+        if isinstance(self.corpus, ServerCorpus) and method.corpus_share < 1:
+            raise ValueError(f"methods.{name}.corpus_share: a server searches all of its corpus; allowed: 1")
+
+    @property
+    def miniature(self) -> MiniatureCorpus | None:
+        """The miniature corpus, where it is this study's."""
+        return self.corpus if isinstance(self.corpus, MiniatureCorpus) else None
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from augbench.batches import in_batches
 from augbench.config import Diffusion
 from augbench.errors import UserError
 from augbench.fetch_models import MARKER
@@ -123,6 +124,27 @@ def load_clip(folder: str | Path, device: torch.device) -> tuple[CLIPModel, CLIP
     _require(folder)
     model = CLIPModel.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
     return model.eval().to(device), CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+TEXTS_AT_ONCE = 64
+
+
+def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> torch.Tensor:
+    """Unit text embeddings ``float32 (N, D)``, on the model's device.
+
+    Each distinct text is encoded once, with others of about its length: texts repeat, and padding is work too. The text tower is causal,
+    so padding changes nothing.
+    """
+    import torch
+
+    distinct = sorted(set(texts), key=lambda text: (len(text), text))
+    parts = []
+    with torch.inference_mode():
+        for batch in in_batches(distinct, TEXTS_AT_ONCE):
+            tokens = tokenizer(batch, padding="longest", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt")
+            parts.append(torch.nn.functional.normalize(model.get_text_features(**tokens.to(model.device)), dim=-1))
+    row_of = {text: row for row, text in enumerate(distinct)}
+    return torch.cat(parts)[[row_of[text] for text in texts]]
 
 
 def load_image_tower(folder: str | Path, device: torch.device, model: CLIPModel | None = None) -> Callable[[Sequence[Image.Image]], torch.Tensor]:

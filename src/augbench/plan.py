@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from augbench.classes import SHIPPED_TABLES
-from augbench.config import FashionMnist, ImageFolder, MiniatureCorpus, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod, Study
+from augbench.config import FashionMnist, ImageFolder, MiniatureCorpus, OwnCorpus, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod, Study
 from augbench.data.fashion_mnist import FILES
 from augbench.fetch_models import HubModel, Layout
 from augbench.models import model_files
@@ -193,19 +194,62 @@ class Plan:
     @cached_property
     def corpus_parts(self) -> list[str]:
         """Files of the miniature corpus."""
-        if self.study.corpus is None:
+        if self.study.miniature is None:
             return []
-        rows = self.study.corpus.images + self.study.corpus.distractors
+        rows = self.study.miniature.images + self.study.miniature.distractors
         return [self.path("corpus/images", f"part_{part:05d}.parquet") for part in range(-(-rows // CORPUS_ROWS_PER_PART))]
 
     @cached_property
-    def embedding_files(self) -> dict[str, list[str]]:
-        """CLIP embeddings and metadata of the corpus in clip-retrieval's layout."""
-        count = len(self.corpus_parts)
-        return {
-            "embeddings": [self.path("corpus/embeddings/img_emb", f"img_emb_{part:05d}.npy") for part in range(count)],
-            "metadata": [self.path("corpus/embeddings/metadata", f"metadata_{part:05d}.parquet") for part in range(count)],
-        }
+    def embeddings_folder(self) -> str:
+        """CLIP embeddings and metadata of a corpus that the study embeds itself, in clip-retrieval's layout."""
+        return self.path("corpus/embeddings")
+
+    @cached_property
+    def searched(self) -> list[str]:
+        """What a search reads of a corpus that the study embeds itself: its embeddings, or the index of them."""
+        corpus = self.study.corpus
+        if not isinstance(corpus, OwnCorpus):
+            return []
+        return [self.embeddings_folder if corpus.search == "exact" else self.path("corpus/index")]
+
+    def neighbours(self, method: str = "{method}") -> str:
+        """The neighbours of every class's query."""
+        return self.path("retrieval", method, "neighbours.parquet")
+
+    def manifest(self, method: str) -> str:
+        """Which images a retrieval method kept."""
+        return self.path("retrieval", method, "manifest.parquet")
+
+    def replayed(self, method: str) -> list[str]:
+        """A manifest that is fetched instead of searched."""
+        row = self.study.methods[method]
+        return [row.manifest] if isinstance(row, RetrieveMethod) and row.manifest else []
+
+    @cached_property
+    def excluded(self) -> list[str]:
+        """The file that names the classes that are left out, where there may be any."""
+        exclude = self.study.retrieval.exclude
+        wanted = exclude != "none" and (isinstance(exclude, tuple) or bool(self.retrieved))
+        return [self.path("retrieval/excluded.json")] if wanted else []
+
+    @cached_property
+    def retrieval_summary(self) -> dict[str, str]:
+        """What retrieval gave: a manifest per method, the yield, the classes that are left out."""
+        if not self.retrieved and not self.excluded:
+            return {}
+        manifests = {f"manifest_{method}": self.manifest(method) for method in self.retrieved}
+        return {**manifests, "fates": self.path("retrieval/yield.csv"), "excluded": self.path("retrieval/excluded.json")}
+
+    def ledgers(self, method: str) -> list[str]:
+        """The ledgers of all classes of a retrieval method."""
+        return [self.ledger(method, class_id) for class_id in self.class_ids]
+
+    @cached_property
+    def aesthetics_files(self) -> list[str]:
+        """The weights of the aesthetics predictor, where a method asks for scores."""
+        asked = any(isinstance(row, RetrieveMethod) and row.min_aesthetics is not None and row.manifest is None for row in self.study.methods.values())
+        weights = self.study.retrieval.aesthetics_weights
+        return [weights] if asked and Path(weights).is_file() else []
 
     def shard(self, method: str = "{method}", class_id: str = "{class_id}", part: str = "{part}", candidate: str = SELECTED) -> str:
         """One class's images of one part."""
@@ -227,9 +271,9 @@ class Plan:
         """The index of a method's pool: one row per image."""
         return self.path("shards", method, candidate, "index.parquet")
 
-    def ledger(self, method: str, block: str) -> str:
-        """What became of every candidate that a block of a retrieval method looked at."""
-        return self.path("retrieval", method, f"ledger_{block}.parquet")
+    def ledger(self, method: str = "{method}", class_id: str = "{class_id}") -> str:
+        """What became of every candidate that was looked at for a class."""
+        return self.path("retrieval", method, "ledgers", f"{class_id}.parquet")
 
     def resample(self, method: str = "{method}", run: str = "{run}", candidate: str = SELECTED) -> str:
         """The added images of one training set."""
@@ -309,7 +353,41 @@ class Plan:
         """Which candidate was selected, and every candidate's validation accuracy."""
         return self.path("selected", f"{method}.json")
 
+    # --- leakage ---
+
+    @cached_property
+    def guarded(self) -> list[str]:
+        """Rows whose images are compared with validation and test images."""
+        return [] if self.study.leakage.action == "off" else self.augmented
+
+    def leaks(self, method: str) -> str:
+        """Pairs of an added image and its near-duplicate."""
+        return self.path("leakage", f"{method}.parquet")
+
+    def leak_counts(self, method: str) -> str:
+        """How many images of a method that are."""
+        return self.path("leakage", f"{method}.json")
+
+    def leaks_to_drop(self, method: str) -> list[str]:
+        """The pairs whose added images are left out of a method's training sets."""
+        return [self.leaks(method)] if self.study.leakage.action == "drop" else []
+
+    @cached_property
+    def embedded_splits(self) -> dict[str, str]:
+        """CLIP embeddings of the images that added ones are compared with."""
+        return {name: self.path("leakage/splits", f"{name}.npy") for name in ("val", "test")} if self.guarded else {}
+
+    @cached_property
+    def leakage_table(self) -> dict[str, str]:
+        """The table of near-duplicates in its formats, and a picture of examples per method."""
+        pictures = {f"pairs_{method}": self.path("figures/leakage", f"{method}.png") for method in self.guarded}
+        return {**{kind: self.path("tables", f"leakage.{kind}") for kind in ("csv", "md", "txt")}, **pictures} if self.guarded else {}
+
     # --- results ---
+
+    def predictions(self, method: str) -> list[str]:
+        """Predictions of all of a method's classifiers."""
+        return [self.path("classifiers", method, SELECTED, run, "predictions.parquet") for run in self.runs]
 
     def results(self) -> list[str]:
         """The result of every classifier, in the order of the table."""

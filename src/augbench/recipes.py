@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from augbench.config import Clip, Diffusion, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod, Study
+from augbench.config import Clip, Diffusion, ImageCorpus, OwnCorpus, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod, Study
 from augbench.fetch_models import HubModel
 
 Recipe = dict[str, Any]
@@ -23,14 +23,19 @@ def classes_recipe(study: Study) -> Recipe:
 def splits_recipe(study: Study) -> Recipe:
     """The split manifests."""
     wanted = sorted({"train", "val", "test"} | {m.split for m in study.methods.values() if isinstance(m, RealMethod)})
-    images = study.corpus.images if study.corpus is not None else None
+    images = study.miniature.images if study.miniature is not None else None
     return {"version": 1, "seed": study.seed, "dataset": study.dataset.model_dump(mode="json"), "splits": wanted, "corpus_images": images}
 
 
 def corpus_recipe(study: Study) -> Recipe:
     """The miniature corpus."""
-    assert study.corpus is not None
-    return {"version": 1, "seed": study.seed, "corpus": study.corpus.model_dump(mode="json", exclude={"downloads"})}
+    assert study.miniature is not None
+    return {"version": 1, "seed": study.seed, "corpus": study.miniature.model_dump(mode="json", exclude={"downloads", "search"})}
+
+
+def embed_recipe(study: Study) -> Recipe:
+    """Which images are embedded; the miniature corpus comes in through its files."""
+    return {"version": 1, "root": study.corpus.root if isinstance(study.corpus, ImageCorpus) else None}
 
 
 def prompts_recipe(study: Study, name: str) -> Recipe:
@@ -89,17 +94,37 @@ def generate_recipe(study: Study, name: str) -> Recipe:
     return {"version": 1, "seed": study.seed, "method": name, "diffusion": method_sampling(study, name), "image": image_recipe(study)}
 
 
+def search_recipe(study: Study, name: str) -> Recipe:
+    """Which neighbours a retrieval method looks for, and where; queries and embeddings come in through files."""
+    method = study.methods[name]
+    assert isinstance(method, RetrieveMethod) and study.corpus is not None
+    asked = method.model_dump(mode="json", include={"images_per_class", "added_per_training_image", "first_k", "growth_limit", "corpus_share", "manifest"})
+    corpus = study.corpus.model_dump(mode="json") if not isinstance(study.corpus, OwnCorpus) else {"search": study.corpus.search}
+    return {"version": 1, "seed": study.seed, "asked": asked, "corpus": corpus}
+
+
 def retrieve_recipe(study: Study, name: str) -> Recipe:
-    """How a retrieval method's images are found and filtered."""
+    """How a retrieval method's neighbours are fetched and filtered."""
     method = study.methods[name]
     assert isinstance(method, RetrieveMethod)
     return {
-        "version": 1,
+        "version": 2,
         "method": name,
-        "retrieve": method.model_dump(mode="json", exclude={"label", "family", "query", "mechanism"}),
+        "retrieve": method.model_dump(mode="json", exclude={"label", "family", "query", "mechanism", "ranked", "may_fall_short", "corpus_share"}),
+        "limits": study.retrieval.download.model_dump(mode="json", include={"max_bytes", "max_pixels", "max_redirects", "respect_opt_out"}),
         "resolution": study.diffusion.resolution,
         "image": image_recipe(study),
     }
+
+
+def shortfall_recipe(study: Study) -> Recipe:
+    """Which classes are left out for want of images."""
+    rows = {
+        name: row.model_dump(mode="json", include={"added_per_training_image", "may_fall_short"})
+        for name, row in study.methods.items()
+        if isinstance(row, RetrieveMethod)
+    }
+    return {"version": 1, "exclude": study.retrieval.model_dump(mode="json")["exclude"], "methods": rows}
 
 
 def cluster_recipe(study: Study) -> Recipe:
@@ -131,9 +156,10 @@ def select_recipe() -> Recipe:
     return {"version": 1}
 
 
-def resample_recipe(study: Study) -> Recipe:
-    """How the pools are resampled."""
-    return {"version": 2, "seed": study.seed}
+def resample_recipe(study: Study, name: str) -> Recipe:
+    """How a method's pool is resampled."""
+    drawn = study.methods[name].model_dump(mode="json", include={"added_per_training_image", "ranked", "may_fall_short"})
+    return {"version": 2, "seed": study.seed, **drawn}
 
 
 def classifier_recipe(study: Study, name: str) -> Recipe:
@@ -157,6 +183,16 @@ def diagnostics_recipe(study: Study) -> Recipe:
     }
     report = study.report.model_dump(mode="json", include={"judge", "diagnosed_images_per_class"})
     return {"version": 1, "seed": study.seed, "dataset": study.dataset.model_dump(mode="json"), "report": report, "methods": rows}
+
+
+def leakage_recipe(study: Study) -> Recipe:
+    """What makes a near-duplicate."""
+    return {"version": 1, "limits": study.leakage.model_dump(mode="json", exclude={"action"}), "dataset": study.dataset.model_dump(mode="json")}
+
+
+def leakage_table_recipe(study: Study) -> Recipe:
+    """How near-duplicates are shown."""
+    return {"version": 1, "labels": {name: method.label for name, method in study.methods.items()}}
 
 
 def figure_recipe() -> Recipe:

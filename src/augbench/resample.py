@@ -13,8 +13,10 @@ selected one goes on with.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -22,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from augbench.config import RealMethod, RetrieveMethod, Study
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import atomic_path
@@ -29,8 +32,40 @@ from augbench.pool import read_index
 from augbench.seeds import derive_seed
 
 
-def draw(pool: pa.Table, class_sizes: Mapping[str, int], run: int, study_seed: int, where: str = "pool") -> pa.Table:
-    """Set number ``run``: of each class as many rows of ``pool`` as ``class_sizes`` says, in the order of the pool.
+def needed_images(added: float, training_images: int) -> int:
+    """Images of a class that a set gets, where ``added`` are added for each real one."""
+    return math.ceil(added * training_images)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a method's sets are drawn.
+
+    Attributes
+    ----------
+    added : float
+        Images per real training image.
+    ranked : bool
+        Take the first images of the pool, the same for each set, instead of random ones.
+    may_fall_short : bool
+        A class with too few images gets those that there are.
+    """
+
+    added: float = 1.0
+    ranked: bool = False
+    may_fall_short: bool = False
+
+    @classmethod
+    def of(cls, study: Study, method: str) -> Drawing:
+        """As the method's row says."""
+        row = study.methods[method]
+        assert not isinstance(row, RealMethod)
+        retrieved = isinstance(row, RetrieveMethod)
+        return cls(row.added_per_training_image, retrieved and row.ranked, retrieved and row.may_fall_short)  # type: ignore[union-attr]
+
+
+def draw(pool: pa.Table, class_sizes: Mapping[str, int], run: int, study_seed: int, where: str = "pool", drawing: Drawing | None = None) -> pa.Table:
+    """Set number ``run``: of each class as many rows of ``pool`` as ``class_sizes`` and ``drawing`` say, in the order of the pool.
 
     Parameters
     ----------
@@ -46,21 +81,33 @@ def draw(pool: pa.Table, class_sizes: Mapping[str, int], run: int, study_seed: i
     UserError
         Classes with fewer images than are needed, all of them listed with their counts.
     """
+    drawing = drawing or Drawing()
+    sizes = {class_id: needed_images(drawing.added, size) for class_id, size in class_sizes.items()}
     members: dict[str, list[int]] = {class_id: [] for class_id in class_sizes}
     for row, (class_id, path) in enumerate(zip(pool.column("class_id").to_pylist(), pool.column("path").to_pylist(), strict=True)):
         if run == 0 and Path(path).stem != "0":
             continue
         members.setdefault(class_id, []).append(row)
-    if short := [f"{name} {len(members[name])} of {size}" for name, size in class_sizes.items() if len(members[name]) < size]:
+    short = [f"{name} {len(members[name])} of {size}" for name, size in sizes.items() if len(members[name]) < size]
+    if short and not drawing.may_fall_short:
         raise UserError(where, f"too few images for {len(short)} class(es): {', '.join(short)}", "make or retrieve more per class, or leave these classes out")
     chosen = []
-    for class_id, size in class_sizes.items():
+    for class_id, size in sizes.items():
+        rows = np.array(members[class_id], dtype=np.int64)
         rng = np.random.default_rng(derive_seed(study_seed, "resample", run, class_id))
-        chosen.append(np.array(members[class_id], dtype=np.int64)[rng.permutation(len(members[class_id]))[:size]])
+        chosen.append(rows[:size] if drawing.ranked else rows[rng.permutation(len(rows))[:size]])
     return pool.take(np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64))
 
 
-def resample(pool_path: str | Path, train_path: str | Path, outs: Sequence[str | Path], study_seed: int) -> None:
+def resample(
+    pool_path: str | Path,
+    train_path: str | Path,
+    outs: Sequence[str | Path],
+    study_seed: int,
+    drawing: Drawing | None = None,
+    excluded: Collection[str] = (),
+    leaks_path: str | Path | None = None,
+) -> None:
     """Write the sets; the number of each is the stem of its file (``0.parquet``, ``1.parquet``, ...).
 
     Parameters
@@ -69,6 +116,10 @@ def resample(pool_path: str | Path, train_path: str | Path, outs: Sequence[str |
         Index of the method's pool.
     train_path : path
         The training split; it decides how many images each class gets.
+    excluded : collection of str
+        Classes that are left out.
+    leaks_path : path, optional
+        Near-duplicates of validation and test images (:func:`augbench.leakage.guard`), which no set gets.
 
     Raises
     ------
@@ -77,10 +128,16 @@ def resample(pool_path: str | Path, train_path: str | Path, outs: Sequence[str |
     """
     pool, train = read_index(pool_path), read_split(train_path)
     check_same_labels(pool, dict(zip(train.class_ids, train.labels.tolist(), strict=True)), str(pool_path))
-    sizes = Counter(train.class_ids)
+    sizes = Counter(class_id for class_id in train.class_ids if class_id not in excluded)
+    if leaks_path is not None:
+        from augbench.leakage import read_leaks, without_leaks
+
+        drawn = drawing or Drawing()
+        needed = None if drawn.may_fall_short else {class_id: needed_images(drawn.added, size) for class_id, size in sizes.items()}
+        pool = without_leaks(pool, read_leaks(leaks_path), needed, str(pool_path))
     for out in outs:
         with atomic_path(out) as temporary:
-            pq.write_table(draw(pool, sizes, int(Path(out).stem), study_seed, str(pool_path)), temporary)
+            pq.write_table(draw(pool, sizes, int(Path(out).stem), study_seed, str(pool_path), drawing), temporary)
 
 
 def check_same_labels(rows: pa.Table, labels: Mapping[str, int], where: str) -> None:

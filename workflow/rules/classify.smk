@@ -12,6 +12,7 @@ for block in PLAN.run_blocks:
             val=PLAN.splits["val"],
             test=PLAN.splits["test"],
             classes=PLAN.path("classes.parquet"),
+            excluded=PLAN.excluded,
         output:
             PLAN.block_run_files(block),
         log:

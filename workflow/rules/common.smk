@@ -41,6 +41,22 @@ def get_generate_recipe(wildcards):
     return recipes.generate_recipe(STUDY, wildcards.method)
 
 
+def get_search_recipe(wildcards):
+    return recipes.search_recipe(STUDY, wildcards.method)
+
+
+def get_replayed(wildcards):
+    return PLAN.replayed(wildcards.method)
+
+
+def get_resample_recipe(wildcards):
+    return recipes.resample_recipe(STUDY, wildcards.method)
+
+
+def get_leaks_to_drop(wildcards):
+    return PLAN.leaks_to_drop(wildcards.method)
+
+
 def get_retrieve_recipe(wildcards):
     return recipes.retrieve_recipe(STUDY, wildcards.method)
 

@@ -1,6 +1,6 @@
-# The pre-training corpus -> images with captions, CLIP embeddings, index.
+# The pre-training corpus -> images with captions; what the study embeds itself -> CLIP embeddings, index.
 
-if STUDY.corpus is not None:
+if STUDY.miniature is not None:
 
     # The longest chain of the study begins here, so it goes first.
     rule corpus:
@@ -25,12 +25,15 @@ if STUDY.corpus is not None:
         script:
             "../scripts/corpus.py"
 
+
+if PLAN.searched:
+
     rule embed_corpus:
         input:
             parts=PLAN.corpus_parts,
             clip=PLAN.path("models/clip.json"),
         output:
-            **PLAN.embedding_files,
+            directory(PLAN.embeddings_folder),
         log:
             PLAN.path("logs/embed_corpus.log"),
         benchmark:
@@ -40,7 +43,9 @@ if STUDY.corpus is not None:
             ENVIRONMENT
         resources:
             mem_mb=3000,
-            runtime=60,
+            runtime=240,
+        params:
+            recipe=recipes.embed_recipe(STUDY),
         message:
             "CLIP embeddings of the corpus"
         script:
@@ -48,8 +53,7 @@ if STUDY.corpus is not None:
 
     rule index_corpus:
         input:
-            **PLAN.embedding_files,
-            clip=PLAN.path("models/clip.json"),
+            PLAN.embeddings_folder,
         output:
             directory(PLAN.path("corpus/index")),
         log:

@@ -5,6 +5,7 @@ rule table1_files:
     input:
         results=PLAN.results(),
         pools=[PLAN.resample(method, run) for method in PLAN.augmented for run in PLAN.runs],
+        excluded=PLAN.excluded,
     output:
         **PLAN.table1,
     log:

@@ -1,4 +1,35 @@
-# Query prompts -> neighbours in the corpus -> filtered per-class image shards and a ledger.
+# Query prompts -> neighbours in the corpus -> filtered per-class image shards and a ledger -> what retrieval gave, and the classes that are left out.
+# The jobs that fetch images from the web are retrieve's, where the corpus is not here.
+
+
+rule search:
+    input:
+        prompts=PLAN.path("prompts/{method}.parquet"),
+        train=PLAN.splits["train"],
+        clip=PLAN.path("models/clip.json"),
+        corpus=PLAN.searched,
+        manifest=get_replayed,
+    output:
+        PLAN.neighbours(),
+    log:
+        PLAN.path("logs/search/{method}.log"),
+    benchmark:
+        PLAN.path("benchmarks/search/{method}.tsv")
+    wildcard_constraints:
+        method=any_of(PLAN.retrieved),
+    priority: 20
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=6000,
+        runtime=480,
+    params:
+        recipe=get_search_recipe,
+    message:
+        "search the corpus: {wildcards.method}"
+    script:
+        "../scripts/search.py"
+
 
 for block in PLAN.class_blocks:
 
@@ -8,27 +39,54 @@ for block in PLAN.class_blocks:
         input:
             prompts=PLAN.path("prompts/{method}.parquet"),
             train=PLAN.splits["train"],
-            index=PLAN.path("corpus/index"),
+            neighbours=PLAN.neighbours(),
             images=PLAN.corpus_parts,
             clip=PLAN.path("models/clip.json"),
             diffusion=PLAN.path("models/diffusion.json"),
+            aesthetics=PLAN.aesthetics_files,
         output:
             shards=expand(PLAN.shard(part="0"), class_id=block.members, allow_missing=True),
-            ledger=PLAN.ledger("{method}", block.name),
+            ledgers=expand(PLAN.ledger(), class_id=block.members, allow_missing=True),
         log:
             PLAN.path(f"logs/retrieve/{{method}}_{block.name}.log"),
         benchmark:
             PLAN.path(f"benchmarks/retrieve/{{method}}_{block.name}.tsv")
         wildcard_constraints:
             method=any_of(PLAN.retrieved),
+        priority: 20
         conda:
             ENVIRONMENT
         resources:
             mem_mb=4000,
-            runtime=120,
+            runtime=480,
         params:
             recipe=get_retrieve_recipe,
         message:
             "retrieve images: {wildcards.method}"
         script:
             "../scripts/retrieve.py"
+
+
+if PLAN.retrieval_summary:
+
+    rule retrieval_summary:
+        input:
+            **{f"neighbours_{method}": PLAN.neighbours(method) for method in PLAN.retrieved},
+            **{f"ledgers_{method}": PLAN.ledgers(method) for method in PLAN.retrieved},
+            train=PLAN.splits["train"],
+            classes=PLAN.path("classes.parquet"),
+        output:
+            **PLAN.retrieval_summary,
+        log:
+            PLAN.path("logs/retrieval_summary.log"),
+        benchmark:
+            PLAN.path("benchmarks/retrieval_summary.tsv")
+        priority: 20
+        conda:
+            ENVIRONMENT
+        params:
+            recipe=recipes.shortfall_recipe(STUDY),
+        message:
+            "what retrieval gave"
+        script:
+            "../scripts/retrieval_summary.py"

@@ -38,6 +38,7 @@ for method in PLAN.personalised:
         input:
             shards=PLAN.candidate_shards(method),
             train=PLAN.splits["train"],
+            excluded=PLAN.excluded,
         output:
             indexes=[PLAN.pool(method, name) for name in PLAN.embeddings(method)],
             manifests=[PLAN.resample(method, "0", name) for name in PLAN.embeddings(method)],
@@ -50,7 +51,7 @@ for method in PLAN.personalised:
             ENVIRONMENT
         params:
             method=method,
-            recipe=recipes.resample_recipe(STUDY),
+            recipe=recipes.resample_recipe(STUDY, method),
         message:
             f"training sets of the candidates of {method}"
         script:
@@ -65,6 +66,7 @@ for method in PLAN.personalised:
             classes=PLAN.path("classes.parquet"),
             manifests=[PLAN.resample(method, "0", name) for name in PLAN.embeddings(method)],
             shards=PLAN.candidate_shards(method),
+            excluded=PLAN.excluded,
         output:
             [path for name in PLAN.embeddings(method) for path in PLAN.run_files(method, "0", name)],
         log:

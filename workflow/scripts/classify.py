@@ -6,6 +6,7 @@ from augbench.job import running
 
 with running(snakemake) as job:
     from augbench.classify import train_block
+    from augbench.retrieval.shortfall import read_excluded
 
     source = snakemake.input
     folders = list(dict.fromkeys(Path(path).parent for path in snakemake.output))
@@ -20,4 +21,5 @@ with running(snakemake) as job:
         source.classes,
         [manifests[folder.name] for folder in folders] if manifests else [],
         folders,
+        read_excluded(source.excluded),
     )

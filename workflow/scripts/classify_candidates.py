@@ -6,7 +6,9 @@ from augbench.job import running
 
 with running(snakemake) as job:
     from augbench.classify import train_block
+    from augbench.retrieval.shortfall import read_excluded
 
     source = snakemake.input
     folders = list(dict.fromkeys(Path(path).parent for path in snakemake.output))
-    train_block(job.study, job.store, snakemake.params.method, source.train, source.val, None, source.classes, source.manifests, folders)
+    excluded = read_excluded(source.excluded)
+    train_block(job.study, job.store, snakemake.params.method, source.train, source.val, None, source.classes, source.manifests, folders, excluded)

@@ -3,7 +3,10 @@
 from augbench.job import running
 
 with running(snakemake) as job:
-    from augbench.corpus.embed import embed_corpus
+    from augbench.corpus.embed import embed_folder, embed_miniature
 
-    output = snakemake.output
-    embed_corpus(job, snakemake.input.parts, snakemake.input.clip, output.embeddings, output.metadata)
+    source, out = snakemake.input, snakemake.output[0]
+    if job.study.miniature is None:
+        embed_folder(job, job.study.corpus.root, source.clip, out)
+    else:
+        embed_miniature(job, source.parts, source.clip, out)

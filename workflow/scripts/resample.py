@@ -1,11 +1,15 @@
-"""Index a method's pool of added images, and draw those of each training set."""
+"""Draw the added images of each training set from a method's pool, which is indexed first if that has not been done."""
 
 from augbench.job import running
 
 with running(snakemake) as job:
     from augbench.pool import build_index
-    from augbench.resample import resample
+    from augbench.resample import Drawing, resample
+    from augbench.retrieval.shortfall import read_excluded
 
     source, output = snakemake.input, snakemake.output
-    build_index(source.shards, job.plan.root, output.index)
-    resample(output.index, source.train, output.manifests, job.study.seed)
+    index = source.get("index", output.get("index"))
+    if shards := source.get("shards"):
+        build_index(shards, job.plan.root, index)
+    drawing, leaks = Drawing.of(job.study, snakemake.wildcards.method), next(iter(source.get("leaks", [])), None)
+    resample(index, source.train, output.manifests, job.study.seed, drawing, read_excluded(source.excluded), leaks)

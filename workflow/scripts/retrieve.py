@@ -1,4 +1,4 @@
-"""Make a block of image shards of a retrieval method, and its ledger."""
+"""Make a block of image shards of a retrieval method, and their ledgers."""
 
 from collections import Counter
 
@@ -6,18 +6,19 @@ from augbench.job import running
 
 with running(snakemake) as job:
     from augbench.data.splits import read_split
-    from augbench.retrieval.images import CorpusImages
+    from augbench.retrieval.images import open_origin
     from augbench.retrieval.retrieve import retrieve
 
+    source, method = snakemake.input, snakemake.wildcards.method
     retrieve(
         job,
-        snakemake.wildcards.method,
-        snakemake.input.prompts,
-        Counter(read_split(snakemake.input.train).class_ids),
-        snakemake.input.index,
-        snakemake.input.clip,
-        snakemake.input.diffusion,
-        CorpusImages(snakemake.input.images).__getitem__,
+        method,
+        source.prompts,
+        Counter(read_split(source.train).class_ids),
+        source.neighbours,
+        source.clip,
+        source.diffusion,
+        open_origin(job, method, source.get("images", [])),
         snakemake.output.shards,
-        snakemake.output.ledger,
+        snakemake.output.ledgers,
     )

@@ -4,5 +4,7 @@ from augbench.job import running
 
 with running(snakemake) as job:
     from augbench.report.table1 import write_table1
+    from augbench.retrieval.shortfall import read_excluded
 
-    write_table1(job.study, snakemake.input.results, snakemake.input.pools, dict(snakemake.output.items()))
+    source = snakemake.input
+    write_table1(job.study, source.results, source.pools, dict(snakemake.output.items()), read_excluded(source.excluded))

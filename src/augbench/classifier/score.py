@@ -1,4 +1,4 @@
-"""Final scoring: the only code that reads test images (invariant 6).
+"""Final scoring: the only code that reads test images, but for the guard against leakage (invariant 6).
 
 Flows in: a finished classifier and the test split. Flows out: one prediction per image.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -22,26 +23,28 @@ from augbench.files import atomic_path
 SCHEMA = pa.schema([("image_id", pa.string()), ("label", pa.int32()), ("predicted", pa.int32()), ("probability", pa.float32())])
 
 
-def score_test(state: Mapping[str, torch.Tensor], config: Classifier, classes: int, test: LabelledImages, device: torch.device) -> pa.Table:
+def score_test(state: Mapping[str, torch.Tensor], config: Classifier, kept: np.ndarray, test: LabelledImages, device: torch.device) -> pa.Table:
     """Classify the test images.
 
     Parameters
     ----------
     state : mapping of str to Tensor
         Weights of the network that ``config`` describes.
+    kept : ndarray, int (C,)
+        The study's labels of the classes that the network calls 0 to C - 1, as ``test`` does.
 
     Returns
     -------
     Table
-        :data:`SCHEMA`, in the order of ``test``; ``probability`` is that of the true label.
+        :data:`SCHEMA`, in the order of ``test``, with the study's labels; ``probability`` is that of the true label.
     """
-    model = build(config, classes, 0)
+    model = build(config, len(kept), 0)
     model.load_state_dict(state)
     model = model.to(device, memory_format=torch.channels_last)
     probabilities = predict(model, test.pool(evaluation_resize(config), device), config, device).softmax(dim=1)
     labels = torch.from_numpy(test.labels)
     of_truth = probabilities.gather(1, labels[:, None])[:, 0]
-    columns = [test.ids, labels.numpy(), probabilities.argmax(dim=1).numpy(), of_truth.numpy()]
+    columns = [test.ids, kept[labels.numpy()], kept[probabilities.argmax(dim=1).numpy()], of_truth.numpy()]
     return pa.Table.from_arrays([pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 
 

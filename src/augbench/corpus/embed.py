@@ -1,14 +1,16 @@
-"""CLIP embeddings of the corpus in clip-retrieval's layout, and its index.
+"""CLIP embeddings of a corpus of images in clip-retrieval's layout, and its index.
 
-Flows in: corpus parts and CLIP. Flows out: ``img_emb/img_emb_00000.npy`` (float16, unit length) with ``metadata_00000.parquet``
-beside it, row by row; then an index folder as ``clip-retrieval index`` lays it out.
+Flows in: the miniature corpus or a folder of images, and CLIP. Flows out: a folder with ``img_emb/img_emb_00000.npy`` (float16, unit length),
+``metadata/metadata_00000.parquet`` beside it, row by row, and ``augbench.json``, which names the CLIP model and the content; then an
+index folder as ``clip-retrieval index`` lays it out.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +21,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from augbench.batches import in_batches
+from augbench.data.decode import in_order, open_rgb
+from augbench.data.image_folder import EXTENSIONS
+from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file, write_json
 from augbench.progress import Progress
+from augbench.recipes import Recipe
 
 if TYPE_CHECKING:
     from augbench.job import Job
@@ -28,71 +34,120 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BATCH = 32  # images embedded together; on a CPU, more do not fit into its cache and take half as long again
+ROWS_PER_FILE = 5000
 EXACT_UP_TO = 1_000_000  # vectors; to compare a query with all of them takes a fraction of a second, and no neighbour is missed
 METADATA = ("id", "url", "caption", "width", "height", "NSFW", "punsafe")
+IDENTITY = "augbench.json"
 
 
-def embed_corpus(job: Job, parts: Sequence[str], model_path: str, embeddings: Sequence[str], metadata: Sequence[str]) -> None:
-    """Embed every image of ``parts``; ``similarity`` in the metadata is the cosine between image and caption, as in LAION.
+@dataclass(frozen=True)
+class _Part:
+    """Some images of a corpus: what they are, how many, and how to read them with their captions (where there are any) and metadata."""
 
-    Each part goes through the store, so an interrupted job goes on where it was.
+    recipe: Recipe
+    rows: int
+    read: Callable[[], tuple[Iterable[Image.Image], Sequence[str] | None, pa.Table]]
+
+
+def _miniature_part(path: str | Path) -> _Part:
+    def read() -> tuple[Iterable[Image.Image], Sequence[str] | None, pa.Table]:
+        table = pq.read_table(path)
+        encoded = table.column("image").combine_chunks().field("bytes")
+        images = (Image.open(BytesIO(data.as_py())).convert("RGB") for data in encoded)
+        return images, table.column("caption").to_pylist(), table.select(METADATA)
+
+    return _Part({"part": sha256_file(path)}, pq.read_metadata(path).num_rows, read)
+
+
+def _folder_parts(root: Path) -> list[_Part]:
+    if not root.is_dir():
+        raise UserError("corpus.root", f"{str(root)!r}, no such folder", "allowed: a folder of images")
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix.lower()[1:] in EXTENSIONS and path.is_file())
+    if not names:
+        raise UserError("corpus.root", f"no image in {str(root)!r}", f"allowed: a folder with files of the kinds {', '.join(sorted(EXTENSIONS))}")
+
+    def part(chosen: Sequence[str]) -> _Part:
+        def read() -> tuple[Iterable[Image.Image], Sequence[str] | None, pa.Table]:
+            sizes = []
+            for name in chosen:
+                with Image.open(root / name) as image:
+                    sizes.append(image.size)
+            columns = {"id": list(chosen), "url": list(chosen), "width": [size[0] for size in sizes], "height": [size[1] for size in sizes]}
+            return in_order(open_rgb, [root / name for name in chosen]), None, pa.table(columns)
+
+        stats = [(root / name).stat() for name in chosen]
+        return _Part({"files": canonical_hash([[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(chosen, stats, strict=True)])}, len(chosen), read)
+
+    return [part(batch) for batch in in_batches(names, ROWS_PER_FILE)]
+
+
+def embed_miniature(job: Job, parts: Sequence[str | Path], clip_path: str | Path, out: str | Path) -> None:
+    """Embed every image of the miniature corpus; ``similarity`` in the metadata is the cosine between image and caption, as in LAION."""
+    _embed(job, [_miniature_part(path) for path in parts], clip_path, Path(out))
+
+
+def embed_folder(job: Job, root: str | Path, clip_path: str | Path, out: str | Path) -> None:
+    """Embed every image below ``root``; ids are paths relative to it.
+
+    Raises
+    ------
+    UserError
+        There is no such folder, no image in it, or an image is damaged.
     """
+    _embed(job, _folder_parts(Path(root)), clip_path, Path(out))
+
+
+def _embed(job: Job, parts: Sequence[_Part], clip_path: str | Path, out: Path) -> None:
+    """Embed parts; each goes through the store, so an interrupted job goes on where it was."""
     import torch
     import torch.nn.functional as F
 
-    from augbench.models import load_clip, load_image_tower, pick_device
+    from augbench.models import embed_texts, load_clip, load_image_tower, pick_device
 
-    fingerprint = read_json(model_path)
+    clip = read_json(clip_path)
     device = pick_device(job.study.execution.device)
-    model, tokenizer = load_clip(fingerprint["folder"], device)
-    tower = load_image_tower(fingerprint["folder"], device, model)
-    progress = Progress("embed corpus", len(parts), "part")
+    model, tokenizer = load_clip(clip["folder"], device)
+    tower = load_image_tower(clip["folder"], device, model)
+    progress = Progress("embed corpus", sum(part.rows for part in parts), "image")
 
-    def embed_images(encoded: pa.BinaryArray) -> torch.Tensor:
-        images = (Image.open(BytesIO(data.as_py())).convert("RGB") for data in encoded)
-        return torch.cat([F.normalize(tower(batch), dim=-1).cpu() for batch in in_batches(images, BATCH)])
-
-    @torch.inference_mode()
-    def embed_captions(captions: Sequence[str]) -> torch.Tensor:
-        """Each distinct caption once, those of one length together: captions repeat, and padding is work too."""
-        distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))
+    def embed_images(images: Iterable[Image.Image]) -> torch.Tensor:
         vectors = []
-        for batch in in_batches(distinct, BATCH):
-            tokens = tokenizer(batch, padding="longest", truncation=True, max_length=77, return_tensors="pt")
-            vectors.append(F.normalize(model.get_text_features(**tokens.to(device)), dim=-1).cpu())
-        row_of = {caption: row for row, caption in enumerate(distinct)}
-        return torch.cat(vectors)[[row_of[caption] for caption in captions]]
+        for batch in in_batches(images, BATCH):
+            vectors.append(F.normalize(tower(batch), dim=-1).cpu())
+            progress.update(len(batch))
+        return torch.cat(vectors)
 
-    for part, embedding, table_path in zip(parts, embeddings, metadata, strict=True):
-        recipe = {"version": 1, "model": fingerprint["id"], "part": sha256_file(part)}
-        if not (job.store.has("embeddings", recipe, ".npy") and job.store.has("embeddings", recipe, ".parquet")):
-            table = pq.read_table(part)
-            images = embed_images(table.column("image").combine_chunks().field("bytes"))
-            vectors, similarity = images.half().numpy(), (images * embed_captions(table.column("caption").to_pylist())).sum(1).numpy()
-            kept = table.select(METADATA).append_column("similarity", pa.array(similarity, pa.float32()))
-            job.store.commit("embeddings", recipe, ".npy", lambda path, vectors=vectors: np.save(path, vectors))  # type: ignore[misc]
+    shutil.rmtree(out, ignore_errors=True)
+    recipes = [{"version": 2, "model": clip["id"], **part.recipe} for part in parts]
+    for number, (part, recipe) in enumerate(zip(parts, recipes, strict=True)):
+        if job.store.has("embeddings", recipe, ".npy") and job.store.has("embeddings", recipe, ".parquet"):
+            progress.update(part.rows, "from the store")
+        else:
+            images, captions, kept = part.read()
+            vectors = embed_images(images)
+            if captions is not None:
+                kept = kept.append_column("similarity", pa.array((vectors * embed_texts(model, tokenizer, captions).cpu()).sum(1).numpy(), pa.float32()))
+            job.store.commit("embeddings", recipe, ".npy", lambda path, vectors=vectors: np.save(path, vectors.half().numpy()))  # type: ignore[misc]
             job.store.commit("embeddings", recipe, ".parquet", lambda path, kept=kept: pq.write_table(kept, path))  # type: ignore[misc]
-        job.store.publish("embeddings", recipe, embedding)
-        job.store.publish("embeddings", recipe, table_path)
-        progress.update()
+        job.store.publish("embeddings", recipe, out / "img_emb" / f"img_emb_{number:05d}.npy")
+        job.store.publish("embeddings", recipe, out / "metadata" / f"metadata_{number:05d}.parquet")
+    write_json(out / IDENTITY, {"clip": clip["id"], "corpus": canonical_hash(recipes)})
 
 
-def build_index(embeddings: Sequence[str], index_folder: str | Path, clip_folder: str, threads: int) -> None:
+def build_index(embeddings: str | Path, index_folder: str | Path, threads: int) -> None:
     """Build an index folder in clip-retrieval's layout: ``image.index`` by autofaiss, and the metadata beside it.
 
     Up to :data:`EXACT_UP_TO` vectors the index is exact; for more, autofaiss chooses an approximate one, as ``clip-retrieval index`` does for
-    any number. ``augbench.json`` in the folder records the CLIP model, so that a query by another model can be refused, and a hash of
-    the embeddings.
+    any number. ``augbench.json`` comes along: it names the CLIP model, so that a query by another can be refused.
     """
     from autofaiss import build_index as build_autofaiss_index
 
-    index_folder = Path(index_folder)
+    embeddings, index_folder = Path(embeddings), Path(index_folder)
     shutil.rmtree(index_folder, ignore_errors=True)
     index_folder.mkdir(parents=True)
-    embeddings_folder = Path(embeddings[0]).parents[1]
-    count = sum(len(np.load(path, mmap_mode="r")) for path in embeddings)
+    count = sum(len(np.load(path, mmap_mode="r")) for path in (embeddings / "img_emb").glob("*.npy"))
     build_autofaiss_index(
-        str(embeddings_folder / "img_emb"),
+        str(embeddings / "img_emb"),
         index_path=str(index_folder / "image.index"),
         index_infos_path=str(index_folder / "image.json"),
         index_key="Flat" if count <= EXACT_UP_TO else None,
@@ -102,5 +157,5 @@ def build_index(embeddings: Sequence[str], index_folder: str | Path, clip_folder
     )
     if not (index_folder / "image.index").is_file():  # autofaiss only logs what went wrong
         raise RuntimeError(f"autofaiss made no index in {index_folder}; its reason stands above in this log")
-    shutil.copytree(embeddings_folder / "metadata", index_folder / "metadata")
-    write_json(index_folder / "augbench.json", {"clip": clip_folder, "corpus": canonical_hash([sha256_file(path) for path in embeddings])})
+    shutil.copytree(embeddings / "metadata", index_folder / "metadata")
+    shutil.copy(embeddings / IDENTITY, index_folder / IDENTITY)

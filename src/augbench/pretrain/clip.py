@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from augbench.config import PretrainClip
+from augbench.models import embed_texts
 from augbench.pretrain.loop import EpochSampler, Schedule, step_generator, train
 from augbench.seeds import derive_seed
 
@@ -56,12 +57,6 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
     processor = image_processor()
     mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
     return (images.float() / 255 - mean) / std
-
-
-def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor:
-    """Token ids ``int64 (N, L)``, L the longest caption; the text tower is causal, so shorter padding changes nothing."""
-    encoded = tokenizer(list(captions), padding="longest", truncation=True, max_length=77, return_tensors="pt")
-    return encoded.input_ids
 
 
 def train_clip(
@@ -116,10 +111,7 @@ def _train_image_tower(
     checkpoint_steps: int,
 ) -> list[dict[str, float]]:
     """Train the image tower alone against the captions' embeddings; nothing else of ``model`` changes."""
-    distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))
-    targets = embed_texts(model.eval(), tokenizer, distinct).clone()
-    row = {caption: place for place, caption in enumerate(distinct)}
-    rows = torch.tensor([row[caption] for caption in captions])
+    targets = embed_texts(model.eval(), tokenizer, captions)
     scale = model.logit_scale.detach().exp()
     seed = derive_seed(seed, "image tower")
     sampler = EpochSampler(len(images), config.batch_size, seed)
@@ -129,7 +121,7 @@ def _train_image_tower(
         chosen = torch.from_numpy(sampler.indices(step))
         pixels = _augment_each(images[chosen], step_generator(seed, step))
         embedded = F.normalize(model.get_image_features(pixel_values=normalise(pixels)), dim=-1)
-        logits = scale * embedded @ targets[rows[chosen]].T
+        logits = scale * embedded @ targets[chosen].T
         own = torch.arange(len(chosen))
         loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
         return loss, {"loss": loss.item()}
@@ -167,11 +159,4 @@ def _augment_each(images: torch.Tensor, generator: torch.Generator) -> torch.Ten
 def embed_images(model: CLIPModel, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
     """Unit image embeddings ``float32 (N, D)`` of ``uint8 (N, 3, 32, 32)``."""
     parts = [model.get_image_features(pixel_values=normalise(batch)) for batch in images.split(batch_size)]
-    return F.normalize(torch.cat(parts), dim=-1)
-
-
-@torch.inference_mode()
-def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> torch.Tensor:
-    """Unit text embeddings ``float32 (N, D)``, on the model's device."""
-    parts = [model.get_text_features(input_ids=tokenize(tokenizer, texts[start : start + 256]).to(model.device)) for start in range(0, len(texts), 256)]
     return F.normalize(torch.cat(parts), dim=-1)

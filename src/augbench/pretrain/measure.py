@@ -18,8 +18,8 @@ from augbench.classes import ClassInfo
 from augbench.config import Diffusion, Prompting
 from augbench.files import atomic_path
 from augbench.generate import Sampler
-from augbench.models import check_safety, load_pipeline
-from augbench.pretrain.clip import embed_images, embed_texts
+from augbench.models import check_safety, embed_texts, load_pipeline
+from augbench.pretrain.clip import embed_images
 from augbench.pretrain.reference import judge
 from augbench.progress import Progress
 from augbench.prompts import class_name, prompt_for

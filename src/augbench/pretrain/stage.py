@@ -92,8 +92,8 @@ def pretrain_unet(job: Job, corpus: str, clip_folder: str, vae_folder: str, targ
 
 def pretrain_reference(job: Job, downloads: str, target: str) -> None:
     """Train the two reference classifiers on the corpus's garments with their true labels; each is also saved as a judge."""
-    assert job.study.corpus is not None
-    corpus, config, steps = job.study.corpus, job.study.pretrain.reference, job.study.pretrain.checkpoint_steps
+    assert job.study.miniature is not None
+    corpus, config, steps = job.study.miniature, job.study.pretrain.reference, job.study.pretrain.checkpoint_steps
     images, labels = fashion_mnist.load(downloads, "train")
     sources, _ = fashion_mnist.split_corpus_and_target(labels, corpus.images, job.study.seed)
     clean = clean_images(images[sources])

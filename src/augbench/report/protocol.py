@@ -20,7 +20,6 @@ from augbench.config import (
     FashionMnist,
     Finetune,
     ImageFolder,
-    MiniatureCorpus,
     PersonaliseMethod,
     RetrieveMethod,
     SampleMethod,
@@ -167,9 +166,12 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
     pairs += _fine_tuning(study)
     for name, method in retrieved.items():
         pairs += _retrieval(name, method, paper)
-    if retrieved and isinstance(study.corpus, MiniatureCorpus):
-        size = study.corpus.images + study.corpus.distractors
-        pairs.append(("Corpus that retrieval searches", f"miniature, {size:,} images, style shift {study.corpus.shift}", CORPUS))
+    if retrieved and study.miniature is not None:
+        size = study.miniature.images + study.miniature.distractors
+        pairs.append(("Corpus that retrieval searches", f"miniature, {size:,} images, style shift {study.miniature.shift}", CORPUS))
+    elif retrieved and study.corpus is not None:
+        place = next(str(value) for name, value in study.corpus if name in ("root", "folder", "url"))
+        pairs.append(("Corpus that retrieval searches", place, CORPUS))
     pairs.append(("Training sets per method", str(augmentation.resamples), str(RESAMPLES)))
     return pairs
 
@@ -208,7 +210,7 @@ def _retrieval(name: str, method: RetrieveMethod, paper: Protocol) -> list[tuple
         (f"First k of {name}, per image wanted", f"{method.first_k:g}", f"{theirs.first_k:g}"),
         (f"Largest k of {name}, in steps of the first", str(method.growth_limit), str(theirs.growth_limit)),
         (f"Unsafe images in {name}", "left out" if method.drop_unsafe else "kept", "left out"),
-        (f"Aesthetics filter of {name}", "none", "score of at least 5"),
+        (f"Aesthetics filter of {name}", "none" if method.min_aesthetics is None else f"score of at least {method.min_aesthetics:g}", "score of at least 5"),
     ]
     if paper.images_retrieved:
         kept = f"{method.images_per_class} per class" if method.images_per_class else "1 per training image"

@@ -7,7 +7,7 @@ figures are drawn from), ``table1_runs.csv`` (one row per run), Markdown, LaTeX 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -75,7 +75,7 @@ def standard_error(values: Sequence[float]) -> float | None:
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
-def build_table(study: Study, results: Iterable[str | Path], manifests: Iterable[str | Path] = ()) -> Table:
+def build_table(study: Study, results: Iterable[str | Path], manifests: Iterable[str | Path] = (), excluded: Collection[str] = ()) -> Table:
     """Table 1 of a study.
 
     Parameters
@@ -84,6 +84,8 @@ def build_table(study: Study, results: Iterable[str | Path], manifests: Iterable
         ``result.json`` of every run of every method.
     manifests : iterable of path
         ``resamples/{method}/selected/{r}.parquet`` of every set, for the overlap.
+    excluded : collection of str
+        Classes that were left out.
 
     Raises
     ------
@@ -115,7 +117,7 @@ def build_table(study: Study, results: Iterable[str | Path], manifests: Iterable
         )
     real = next((row.real_per_class for row in rows if row.split == "train"), None)
     facts = Facts(classes, real, max(run.n_val for run in runs), max(run.n_test for run in runs))
-    return Table(study.study, study.report.paper_study, tuple(rows), tuple(runs), _notes(study, rows, facts))
+    return Table(study.study, study.report.paper_study, tuple(rows), tuple(runs), _notes(study, rows, facts, excluded))
 
 
 def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[Run], int]:
@@ -152,7 +154,7 @@ def _overlaps(manifests: Iterable[str | Path]) -> dict[str, float | None]:
     return {method: overlap([read_index(path) for path in paths]) for method, paths in sets.items()}
 
 
-def _notes(study: Study, rows: Sequence[Row], facts: Facts) -> tuple[str, ...]:
+def _notes(study: Study, rows: Sequence[Row], facts: Facts, excluded: Collection[str]) -> tuple[str, ...]:
     """The footer: what the spread measures, what the paper's column is, every difference from the protocol, the config's notes."""
     notes = [
         "± is the standard error of the mean over n classifiers (sample standard deviation, ddof = 1, divided by the root of n). Each classifier has its own seed"
@@ -165,6 +167,8 @@ def _notes(study: Study, rows: Sequence[Row], facts: Facts) -> tuple[str, ...]:
     notes.append(
         f"Paper: Burg et al., TMLR 2023 (arXiv 2304.10253), {study.report.paper_study}. Where data or models differ, compare the order of the rows, not the numbers."
     )
+    if excluded:
+        notes.append(f"Left out everywhere, because retrieval found too few images: {len(excluded)} classes ({', '.join(sorted(excluded))}).")
     notes += [f"Differs from the protocol: {difference}." for difference in differences(study, facts)]
     return (*notes, *(" ".join(note.split()) for note in study.report.notes))
 
@@ -254,9 +258,11 @@ def render_terminal(table: Table) -> str:
     return render.render_terminal(_layout(table))
 
 
-def write_table1(study: Study, results: Iterable[str | Path], manifests: Iterable[str | Path], outs: Mapping[str, str | Path]) -> Table:
+def write_table1(
+    study: Study, results: Iterable[str | Path], manifests: Iterable[str | Path], outs: Mapping[str, str | Path], excluded: Collection[str] = ()
+) -> Table:
     """Write Table 1 to ``outs``: paths by format (``csv``, ``runs``, ``md``, ``tex``, ``txt``), those that are given."""
-    table = build_table(study, results, manifests)
+    table = build_table(study, results, manifests, excluded)
     texts = {
         "csv": render_csv(table.rows, table.notes),
         "runs": render_csv(table.runs),

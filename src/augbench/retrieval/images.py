@@ -1,30 +1,205 @@
-"""Images of retrieved neighbours.
+"""Where the images of neighbours come from: the miniature corpus, a folder, or the web.
 
-Flows in: ids of the miniature corpus. Flows out: RGB images, read from the corpus's Parquet parts.
+Flows in: neighbours of a class. Flows out: for each what came of it, and how to open the image; nothing here raises because of one image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import pyarrow.parquet as pq
 from PIL import Image
 
+from augbench.config import Download, ImageCorpus, MiniatureCorpus, RetrieveMethod
+from augbench.data.decode import open_rgb
+from augbench.errors import UserError
+from augbench.files import sha256_file
 from augbench.plan import CORPUS_ROWS_PER_PART
+from augbench.progress import Progress
+from augbench.retrieval.neighbours import Neighbour
+from augbench.retrieval.web.fates import FETCHED, Limits
+
+if TYPE_CHECKING:
+    from augbench.job import Job
+    from augbench.retrieval.web.cache import Cache
+
+CLASSES_AT_ONCE = 8
+LEAST_SIDE = 32  # pixels; smaller files are trackers and placeholders
 
 
-class CorpusImages:
-    """Random access to the miniature corpus's images by id; the last parts read are kept."""
+@dataclass(frozen=True)
+class Arrival:
+    """What came of one neighbour.
+
+    Attributes
+    ----------
+    fate : str
+        ``fetched``, or why there is no image.
+    sha256 : str, optional
+        Of the image's file.
+    width, height : int, optional
+        In pixels.
+    open : callable, optional
+        Gives the RGB image; None where there is none.
+    """
+
+    fate: str
+    sha256: str | None = None
+    width: int | None = None
+    height: int | None = None
+    open: Callable[[], Image.Image] | None = None
+
+
+class Origin(Protocol):
+    """A place that has the images of a corpus."""
+
+    def fetch(self, wanted: Mapping[str, Sequence[Neighbour]]) -> dict[str, dict[str, Arrival]]:
+        """What came of neighbours, by class_id and id; asked again for the same ones, it need not fetch them again."""
+
+    def close(self, class_id: str) -> None:
+        """A class is done."""
+
+
+class CorpusOrigin:
+    """The miniature corpus's Parquet parts; the parts read are kept."""
 
     def __init__(self, parts: Sequence[str | Path]) -> None:
         self.parts = [Path(part) for part in parts]
         self._encoded: dict[int, list[bytes]] = {}
 
-    def __getitem__(self, key: int) -> Image.Image:
+    def _bytes(self, key: int) -> bytes:
         part, row = divmod(key, CORPUS_ROWS_PER_PART)
         if part not in self._encoded:
             column = pq.read_table(self.parts[part], columns=["image"]).column("image").combine_chunks()
             self._encoded[part] = column.field("bytes").to_pylist()
-        return Image.open(BytesIO(self._encoded[part][row])).convert("RGB")
+        return self._encoded[part][row]
+
+    def _arrival(self, key: int) -> Arrival:
+        encoded = self._bytes(key)
+        with Image.open(BytesIO(encoded)) as image:
+            width, height = image.size
+        return Arrival(FETCHED, hashlib.sha256(encoded).hexdigest(), width, height, lambda: Image.open(BytesIO(encoded)).convert("RGB"))
+
+    def fetch(self, wanted: Mapping[str, Sequence[Neighbour]]) -> dict[str, dict[str, Arrival]]:
+        """Images by their number in the corpus."""
+        return {class_id: {neighbour.id: self._arrival(int(neighbour.id)) for neighbour in rows} for class_id, rows in wanted.items()}
+
+    def close(self, class_id: str) -> None:
+        """Keep what was read: other classes need it."""
+
+
+class FolderOrigin:
+    """A folder of images; nothing outside of it is opened, whatever an id says."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).resolve()
+
+    def _arrival(self, neighbour: Neighbour) -> Arrival:
+        path = (self.root / neighbour.id).resolve()
+        if not path.is_relative_to(self.root):
+            return Arrival("refused: outside the folder")
+        if not path.is_file():
+            return Arrival("dead: no such file")
+        try:
+            width, height = open_rgb(path).size
+        except UserError:
+            return Arrival("undecodable")
+        return Arrival(FETCHED, sha256_file(path), width, height, lambda: open_rgb(path))
+
+    def fetch(self, wanted: Mapping[str, Sequence[Neighbour]]) -> dict[str, dict[str, Arrival]]:
+        """Images by their path below the folder."""
+        return {class_id: {neighbour.id: self._arrival(neighbour) for neighbour in rows} for class_id, rows in wanted.items()}
+
+    def close(self, class_id: str) -> None:
+        """Nothing is kept."""
+
+
+class WebOrigin:
+    """The web, through :mod:`augbench.retrieval.web`: one cache per class, so that an interrupted job goes on where it was.
+
+    Parameters
+    ----------
+    folder : path
+        Gets a cache per class. One process writes to it at a time.
+    """
+
+    def __init__(self, folder: str | Path, method: RetrieveMethod, download: Download) -> None:
+        self.folder, self.method, self.download = Path(folder), method, download
+        self._caches: dict[str, Cache] = {}
+        self._homes: dict[str, str] = {}  # the class in whose cache an address is
+
+    def _cache(self, class_id: str) -> Cache:
+        from augbench.retrieval.web.cache import Cache
+
+        if class_id not in self._caches:
+            self._caches[class_id] = Cache(self.folder / f"{class_id}.sqlite")
+            self._caches[class_id].open()
+        return self._caches[class_id]
+
+    def fetch(self, wanted: Mapping[str, Sequence[Neighbour]]) -> dict[str, dict[str, Arrival]]:
+        """Images by their addresses, several classes at a time; what several classes ask for is fetched once, for the first."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        urls: dict[str, dict[str, None]] = {}
+        for class_id, rows in wanted.items():
+            for neighbour in rows:
+                urls.setdefault(self._homes.setdefault(neighbour.url or "", class_id), {})[neighbour.url or ""] = None
+        # each class has connections of its own, so what is allowed in all is shared out among them
+        at_once = max(1, min(CLASSES_AT_ONCE, self.download.per_host, self.download.concurrency, len(urls)))
+        limits = self._limits(at_once)
+        progress = Progress("fetch", sum(map(len, urls.values())), "image")
+        with ThreadPoolExecutor(at_once) as pool:
+            arrived = pool.map(lambda home: self._fetch(home, list(urls[home]), limits, progress), urls)
+            by_url = {url: arrival for arrivals in arrived for url, arrival in arrivals.items()}
+        return {class_id: {neighbour.id: by_url[neighbour.url or ""] for neighbour in rows} for class_id, rows in wanted.items()}
+
+    def _limits(self, classes: int) -> Limits:
+        config = self.download
+        return Limits(
+            concurrency=config.concurrency // classes,
+            per_host=config.per_host // classes,
+            timeout_s=config.timeout,
+            max_bytes=config.max_bytes,
+            max_pixels=config.max_pixels,
+            min_side=self.method.min_side or LEAST_SIDE,
+            max_redirects=config.max_redirects,
+            retries=config.retries,
+            allow_private=config.allow_private,
+            respect_opt_out=config.respect_opt_out,
+            user_agent=config.user_agent,
+        )
+
+    def _fetch(self, home: str, urls: Sequence[str], limits: Limits, progress: Progress) -> dict[str, Arrival]:
+        from augbench.retrieval.web.download import download
+
+        cache = self._cache(home)
+        fetched = download(urls, cache, limits, progress, retry_transient=self.download.retry_transient)
+
+        def arrival(url: str) -> Arrival:
+            row = fetched[url]
+            return Arrival(row.fate, row.sha256, row.width, row.height, (lambda: cache.image(url)) if row.fate == FETCHED else None)
+
+        return {url: arrival(url) for url in urls}
+
+    def close(self, class_id: str) -> None:
+        """Close the class's cache; its files go as well where the config says so."""
+        if (cache := self._caches.pop(class_id, None)) is not None:
+            cache.close()
+        if not self.download.keep:
+            (self.folder / f"{class_id}.sqlite").unlink(missing_ok=True)
+
+
+def open_origin(job: Job, name: str, corpus_parts: Sequence[str | Path]) -> Origin:
+    """Where the images of the study's corpus are."""
+    study, method = job.study, job.study.methods[name]
+    assert isinstance(method, RetrieveMethod)
+    if isinstance(study.corpus, MiniatureCorpus):
+        return CorpusOrigin(corpus_parts)
+    if isinstance(study.corpus, ImageCorpus):
+        return FolderOrigin(study.corpus.root)
+    return WebOrigin(job.store.root.parent / ".downloads" / name, method, study.retrieval.download)

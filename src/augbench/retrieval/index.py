@@ -1,30 +1,36 @@
-"""Nearest neighbours from a clip-retrieval index folder, through clip-retrieval's own service, in process.
+"""Nearest neighbours through clip-retrieval: from its index folder by its own service, in process, or from any server that runs it.
 
-Flows in: a query text and k. Flows out: neighbours in order of similarity. The service's hidden behaviour is switched off:
-no aesthetics vector shifts the query, no filter drops results after the top-k (filters are ours, each with its reason).
+Flows in: query vectors and k. Flows out: neighbours in order of similarity. Hidden behaviour of both is switched off: no aesthetics vector
+shifts the query (the client's default weight is 0.5), no filter drops results after the top-k (filters are ours, each with its reason).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
+from augbench.corpus.embed import IDENTITY
 from augbench.errors import UserError
 from augbench.files import read_json
+from augbench.progress import Progress
+from augbench.retrieval.neighbours import METADATA, Found, metadata_table
+
+ATTEMPTS, SECONDS_BETWEEN = 5, 2.0
+THEIR_NAMES = {"NSFW": "nsfw", "image_path": "url", **{name: name for name in METADATA if name not in ("id", "nsfw")}}
 
 
-@dataclass(frozen=True)
-class Neighbour:
-    """One candidate: its row in the corpus, where it is, and how similar it is to the query (cosine)."""
-
-    id: int
-    url: str
-    caption: str
-    similarity: float
-    nsfw: str
+def _found(rows: Sequence[Mapping[str, Any]], embeddings: np.ndarray | None) -> Found:
+    columns: dict[str, list[Any]] = {"id": [str(row["id"]) for row in rows]}
+    for theirs, ours in THEIR_NAMES.items():
+        if any(row.get(theirs) is not None for row in rows):
+            columns[ours] = [row.get(theirs) for row in rows]
+    return Found(metadata_table(columns, len(rows)), np.array([row["similarity"] for row in rows], dtype=np.float32), embeddings)
 
 
 class IndexBackend:
@@ -33,28 +39,36 @@ class IndexBackend:
     Parameters
     ----------
     folder : path
-        As ``clip-retrieval index`` lays it out; with ``augbench.json``, which names the CLIP model of the embeddings.
+        As ``clip-retrieval index`` lays it out. ``augbench.json`` in it, where it is one of ours, names the CLIP model of the embeddings.
+    clip : str
+        Content hash of the CLIP model that queries go through.
     clip_folder : str
-        CLIP model for the queries, in transformers' layout.
+        Its folder, in transformers' layout; the service loads it, though queries come as vectors.
 
     Raises
     ------
     UserError
-        The index was made with another CLIP model.
+        There is no index, or it was made with another CLIP model.
     """
 
-    def __init__(self, folder: str | Path, clip_folder: str) -> None:
-        made_with = read_json(Path(folder) / "augbench.json")["clip"]
-        if made_with != clip_folder:
-            raise UserError(str(folder), f"embeddings of {made_with!r}", f"a query by {clip_folder!r} needs embeddings of the same CLIP model")
+    name = "clip_retrieval_index"
+
+    def __init__(self, folder: str | Path, clip: str, clip_folder: str) -> None:
+        folder = Path(folder)
+        if not (folder / "image.index").is_file():
+            raise UserError("corpus.folder", f"no image.index in {str(folder)!r}", "allowed: a folder that `clip-retrieval index` has made")
+        if (folder / IDENTITY).is_file() and (made_with := read_json(folder / IDENTITY)["clip"]) != clip:
+            raise UserError(str(folder), f"embeddings of CLIP {made_with}", f"a query by CLIP {clip} needs embeddings of the same model")
         from clip_retrieval.clip_back import ClipOptions, KnnService, load_clip_index
 
+        parts = sorted((folder / "metadata").glob("*.parquet"))
+        present = set(pq.read_schema(parts[0]).names) if parts else set(THEIR_NAMES)
         options = ClipOptions(
             indice_folder=str(folder),
             clip_model=f"hf_clip:{clip_folder}",
             enable_hdf5=False,
             enable_faiss_memory_mapping=True,
-            columns_to_return=["url", "caption", "NSFW"],
+            columns_to_return=[name for name in THEIR_NAMES if name in present],
             reorder_metadata_by_ivf_index=False,
             enable_mclip_option=False,
             use_jit=False,
@@ -63,21 +77,81 @@ class IndexBackend:
             provide_violence_detector=False,
             provide_aesthetic_embeddings=False,
         )
-        self.resource = load_clip_index(options)
-        self.service = KnnService(clip_resources={"corpus": self.resource})
+        self.index = load_clip_index(options)
+        self.service = KnnService(clip_resources={"corpus": self.index})
+        if self.index.image_index.ntotal and self.index.image_index.d != (width := _width(clip_folder)):
+            raise UserError(
+                str(folder), f"vectors of {self.index.image_index.d} numbers", f"CLIP in {clip_folder!r} gives {width}: another model made the index"
+            )
 
-    def search(self, query: str, k: int) -> list[Neighbour]:
-        """The k nearest images of a text, nearest first (fewer if the corpus is smaller)."""
-        rows = self.service.query(text_input=query, num_images=k, num_result_ids=k, deduplicate=False)
-        return [Neighbour(row["id"], row["url"], row["caption"], row["similarity"], row["NSFW"]) for row in rows]
+    def search(self, queries: np.ndarray, k: int) -> list[Found]:
+        """The k nearest images of each query, float32 ``(Q, D)`` of unit length; embeddings are the index's, which may be compressed."""
+        progress, found = Progress("search the index", len(queries), "query"), []
+        for query in queries:
+            rows = self.service.query(embedding_input=query.tolist(), num_images=k, num_result_ids=k, deduplicate=False)
+            found.append(_found(rows, self._vectors([row["id"] for row in rows])))
+            progress.update()
+        return found
 
-    def duplicates(self, ids: Sequence[int], threshold: float) -> set[int]:
-        """Ids that duplicate an earlier one: connected components of cosine above ``threshold``, the first is kept.
-
-        clip-retrieval's own detector with the threshold as a parameter (its 0.94 is calibrated for ViT-L/14).
-        """
+    def _vectors(self, ids: Sequence[int]) -> np.ndarray:
         if not ids:
-            return set()
-        vectors = np.stack([self.resource.image_index.reconstruct(int(i)) for i in ids]).astype(np.float32)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        return {ids[position] for position in self.service.get_non_uniques(vectors, threshold)}
+            return np.empty((0, self.index.image_index.d), dtype=np.float16)
+        vectors = np.stack([self.index.image_index.reconstruct(int(i)) for i in ids]).astype(np.float32)
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+
+
+def _width(clip_folder: str) -> int:
+    return int(read_json(Path(clip_folder) / "config.json").get("projection_dim", 512))
+
+
+class ServerBackend:
+    """Asks a server that ``clip-retrieval back`` runs, through clip-retrieval's client.
+
+    Parameters
+    ----------
+    url : str
+        Address of its ``knn-service``.
+    index : str
+        Name of the index there.
+    """
+
+    name = "clip_retrieval_server"
+
+    def __init__(self, url: str, index: str) -> None:
+        self.url, self.index = url, index
+
+    def search(self, queries: np.ndarray, k: int) -> list[Found]:
+        """The k nearest images of each query; servers give no embeddings.
+
+        Raises
+        ------
+        UserError
+            The server does not answer, or answers with an error, several times in a row.
+        """
+        from clip_retrieval.clip_client import ClipClient
+
+        client = ClipClient(
+            self.url, self.index, aesthetic_weight=0, num_images=k, deduplicate=False, use_safety_model=False, use_violence_detector=False
+        )  # fmt: skip
+        progress, found = Progress("ask the server", len(queries), "query"), []
+        for query in queries:
+            found.append(_found(self._ask(client, query), None))
+            progress.update()
+        return found
+
+    def _ask(self, client: Any, query: np.ndarray) -> list[dict[str, Any]]:
+        import requests
+
+        problem = ""
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(SECONDS_BETWEEN * attempt)
+            try:
+                answer = client.query(embedding_input=query.tolist())
+            except (requests.RequestException, json.JSONDecodeError) as error:
+                problem = " ".join(str(error).split())[:200]
+                continue
+            if isinstance(answer, list) and all({"id", "similarity"} <= row.keys() for row in answer):
+                return answer
+            problem = f"answered {str(answer)[:200]}"
+        raise UserError("corpus.url", f"{self.url}: {problem}", "allowed: the address of a clip-retrieval server's knn-service that runs")

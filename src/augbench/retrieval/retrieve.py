@@ -1,27 +1,32 @@
-"""Retrieve: the corpus images nearest to a class's prompt, filtered, as a shard (paper, section 3.2).
+"""Retrieve: neighbours to images, filtered, as shards (paper, section 3.2).
 
-Flows in: query prompts, a search backend, the corpus's images, the number of images wanted per class. Flows out: one shard per
-class, and a ledger with one row per candidate looked at and what became of it.
+Flows in: the neighbours of each class's query, where their images are, the number of images wanted. Flows out: one shard per class, and a
+ledger with one row per candidate looked at and what became of it.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from augbench.config import RetrieveMethod
 from augbench.files import atomic_path, read_json
-from augbench.progress import track
 from augbench.prompts import read_prompts
 from augbench.recipes import image_recipe, retrieve_recipe
-from augbench.retrieval.index import IndexBackend, Neighbour
+from augbench.resample import needed_images
+from augbench.retrieval.filters import KEPT, Filters, check_scores, owners
+from augbench.retrieval.images import Arrival, Origin
+from augbench.retrieval.manifest import read_manifest
+from augbench.retrieval.neighbours import Neighbour, read_neighbours
+from augbench.retrieval.web.fates import FETCHED
 from augbench.shards import ShardRow, encode_image, is_whole, write_shard
 
 if TYPE_CHECKING:
@@ -31,155 +36,253 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-KEPT = "kept"
-LEDGER_SCHEMA = pa.schema(
+NOT_NEEDED = "not needed"
+UNSAFE = "unsafe: checker"
+IMAGES_AT_ONCE = 64  # that the safety checker looks at
+LEDGER = pa.schema(
     [
         ("class_id", pa.string()),
         ("query", pa.string()),
         ("rank", pa.int32()),
-        ("id", pa.int64()),
+        ("id", pa.string()),
         ("url", pa.string()),
         ("caption", pa.string()),
         ("similarity", pa.float32()),
-        ("k", pa.int32()),
+        ("k", pa.int32()),  # neighbours asked for when the class was done
         ("fate", pa.string()),
+        ("sha256", pa.string()),  # of the file fetched; null where there is none
+        ("width", pa.int32()),  # of the file fetched, in pixels
+        ("height", pa.int32()),
     ]
 )
+Flags = Callable[[Sequence["Image.Image"]], Sequence[bool]]
+Embed = Callable[[Sequence["Image.Image"]], np.ndarray]
 
 
-@dataclass(frozen=True)
-class LedgerRow:
-    """A candidate and its fate: ``kept``, ``duplicate``, ``unsafe: metadata``, ``unsafe: checker`` or ``not needed``."""
+def wanted_images(method: RetrieveMethod, training_images: int) -> int:
+    """Images to keep of a class: as the config says, else as many as are added to a training set."""
+    return method.images_per_class or needed_images(method.added_per_training_image, training_images)
+
+
+def prefix_sizes(method: RetrieveMethod, wanted: int) -> list[int]:
+    """k = first_k x wanted, 2 x first_k x wanted, ... growth_limit x first_k x wanted (paper, section 3.2)."""
+    return [round(step * method.first_k * wanted) for step in range(1, method.growth_limit + 1)]
+
+
+@dataclass
+class Hunt:
+    """The search for one class's images, through growing prefixes of its neighbours.
+
+    Parameters
+    ----------
+    neighbours : list of Neighbour
+        Nearest first, at most as many as the largest prefix; embeddings that a backend did not give are filled in when images arrive.
+    wanted : int
+        Images to keep.
+    sizes : sequence of int
+        Of the prefixes.
+    promised : mapping, optional
+        SHA-256 by id, where a manifest says what the files must be.
+    """
 
     class_id: str
-    query: str
-    rank: int
-    id: int
-    url: str
-    caption: str
-    similarity: float
-    k: int
-    fate: str
+    neighbours: list[Neighbour]
+    wanted: int
+    sizes: Sequence[int]
+    promised: Mapping[str, str] | None = None
+    step: int = 0
+    arrivals: dict[str, Arrival] = field(default_factory=dict)
+    unsafe: dict[str, bool] = field(default_factory=dict)
 
+    @property
+    def k(self) -> int:
+        """Neighbours looked at, as asked for."""
+        return self.sizes[self.step]
 
-class Fates:
-    """Decides, once per candidate, whether its own content rules it out; images are looked at in batches."""
+    @property
+    def prefix(self) -> list[Neighbour]:
+        """Neighbours looked at, as far as there are any."""
+        return self.neighbours[: self.k]
 
-    def __init__(self, method: RetrieveMethod, flags: Callable[[Sequence[int]], list[bool]]) -> None:
-        self.method, self.flags = method, flags
-        self._unsafe: dict[int, bool] = {}
-
-    def of(self, neighbours: Sequence[Neighbour], duplicates: set[int]) -> list[str]:
-        """The fate of each neighbour, filters in the paper's order: duplicates, NSFW mark, safety checker."""
-        fates = []
-        for neighbour in neighbours:
-            if neighbour.id in duplicates:
-                fates.append("duplicate")
-            elif self.method.drop_unsafe and neighbour.nsfw == "NSFW":
-                fates.append("unsafe: metadata")
+    def fates(self, filters: Filters) -> list[str]:
+        """The fate of each neighbour of the prefix, as far as it is known: ``kept`` stands for what has yet to arrive, too."""
+        fates, files = filters.fates(self.prefix), set()
+        for place, neighbour in enumerate(self.prefix):
+            arrival = self.arrivals.get(neighbour.id)
+            if fates[place] != KEPT or arrival is None:
+                continue
+            if arrival.fate != FETCHED:
+                fates[place] = arrival.fate
+            elif self.promised is not None and self.promised.get(neighbour.id) != arrival.sha256:
+                fates[place] = "changed since the manifest"
+            elif arrival.sha256 in files:
+                fates[place] = "same file"
+            elif self.unsafe.get(neighbour.id):
+                fates[place] = UNSAFE
             else:
-                fates.append(KEPT)
-        if self.method.drop_unsafe:
-            unseen = [n.id for n, fate in zip(neighbours, fates, strict=True) if fate == KEPT and n.id not in self._unsafe]
-            self._unsafe.update(zip(unseen, self.flags(unseen), strict=True))
-            fates = ["unsafe: checker" if fate == KEPT and self._unsafe[n.id] else fate for n, fate in zip(neighbours, fates, strict=True)]
+                files.add(arrival.sha256)
         return fates
 
+    def missing(self, filters: Filters) -> list[Neighbour]:
+        """Neighbours of the prefix that pass all filters and have not been asked for."""
+        return [n for n, fate in zip(self.prefix, self.fates(filters), strict=True) if fate == KEPT and n.id not in self.arrivals]
 
-def find(class_id: str, query: str, wanted: int, method: RetrieveMethod, backend: IndexBackend, fates: Fates) -> list[LedgerRow]:
-    """Candidates of one class with their fates, nearest first; k grows until ``wanted`` are kept or the limit is reached.
+    def is_done(self, filters: Filters) -> bool:
+        """Whether enough images are kept, or there is nothing left to look at; else the prefix grows."""
+        if self.fates(filters).count(KEPT) >= self.wanted or len(self.neighbours) <= self.k or self.step + 1 == len(self.sizes):
+            return True
+        self.step += 1
+        return False
 
-    k = first_k x wanted, 2 x first_k x wanted, ... growth_limit x first_k x wanted (paper, section 3.2).
+    def ledger(self, filters: Filters) -> list[dict[str, Any]]:
+        """A row per neighbour looked at, nearest first."""
+        rows, kept = [], 0
+        for neighbour, found in zip(self.prefix, self.fates(filters), strict=True):
+            kept += found == KEPT
+            fate = NOT_NEEDED if found == KEPT and kept > self.wanted else found
+            arrival = self.arrivals.get(neighbour.id, Arrival(fate))
+            given = {name: getattr(neighbour, name) for name in ("class_id", "query", "rank", "id", "url", "caption", "similarity")}
+            rows.append({**given, "k": self.k, "fate": fate, "sha256": arrival.sha256, "width": arrival.width, "height": arrival.height})
+        return rows
+
+
+def hunt_all(hunts: Sequence[Hunt], filters: Filters, origin: Origin, flags: Flags, embed: Embed | None = None) -> None:
+    """Fetch images, in rounds of all classes together, until each class is done.
+
+    Parameters
+    ----------
+    flags : callable
+        Which of some images are unsafe.
+    embed : callable, optional
+        CLIP embeddings, float16 ``(N, D)`` of unit length, for neighbours that came without.
     """
-    rows: list[LedgerRow] = []
-    for step in range(1, method.growth_limit + 1):
-        k = round(step * method.first_k * wanted)
-        neighbours = backend.search(query, k)
-        ids = [neighbour.id for neighbour in neighbours]
-        duplicates = backend.duplicates(ids, method.duplicate_threshold) if method.duplicate_threshold is not None else set()
-        kept, rows = 0, []
-        for rank, (neighbour, fate) in enumerate(zip(neighbours, fates.of(neighbours, duplicates), strict=True)):
-            if fate == KEPT:
-                kept += 1
-                fate = KEPT if kept <= wanted else "not needed"
-            row = LedgerRow(class_id, query, rank, neighbour.id, neighbour.url, neighbour.caption, neighbour.similarity, k, fate)
-            rows.append(row)
-        if kept >= wanted or len(neighbours) < k:
-            break
-    return rows
+    open_hunts, number = list(hunts), 0
+    while open_hunts:
+        number += 1
+        wanted = {hunt.class_id: missing for hunt in open_hunts if (missing := hunt.missing(filters))}
+        logger.info("round %d: %d classes, %d images", number, len(open_hunts), sum(map(len, wanted.values())))
+        for class_id, arrivals in origin.fetch(wanted).items():
+            hunt = next(hunt for hunt in open_hunts if hunt.class_id == class_id)
+            hunt.arrivals.update(arrivals)
+            _look(hunt, [id_ for id_, arrival in arrivals.items() if arrival.fate == FETCHED], flags, embed)
+        open_hunts = [hunt for hunt in open_hunts if not hunt.is_done(filters)]
+
+
+def _look(hunt: Hunt, ids: Sequence[str], flags: Flags, embed: Embed | None) -> None:
+    """Let the safety checker, and CLIP where it is needed, see new images."""
+    for start in range(0, len(ids), IMAGES_AT_ONCE):
+        batch = ids[start : start + IMAGES_AT_ONCE]
+        images = [opened() for id_ in batch if (opened := hunt.arrivals[id_].open) is not None]
+        hunt.unsafe.update(zip(batch, flags(images), strict=True))
+        if embed is not None:
+            vectors = dict(zip(batch, embed(images), strict=True))
+            hunt.neighbours[:] = [replace(n, embedding=vectors[n.id]) if n.id in vectors and n.embedding is None else n for n in hunt.neighbours]
 
 
 def retrieve(
     job: Job,
     name: str,
-    prompts_path: str,
-    training_images: dict[str, int],
-    index_folder: str,
-    clip_path: str,
-    diffusion_path: str,
-    images: Callable[[int], Image.Image],
+    prompts_path: str | Path,
+    training_images: Mapping[str, int],
+    neighbours_path: str | Path,
+    clip_path: str | Path,
+    diffusion_path: str | Path,
+    origin: Origin,
     targets: Sequence[str],
-    ledger_path: str,
+    ledgers: Sequence[str | Path],
 ) -> None:
-    """Make the shards ``targets`` (paths that end in ``{class}/0.parquet``) and the ledger of a retrieval method.
+    """Make the shards ``targets`` (paths that end in ``{class}/0.parquet``) of a retrieval method, and their ledgers.
 
     Parameters
     ----------
-    training_images : dict
+    training_images : mapping
         Images per class in the training split; the pool's default size.
-    clip_path, diffusion_path : str
+    clip_path, diffusion_path : path
         Fingerprints of the models; the second one's safety checker looks at the images.
-    images : callable
-        From a corpus id to its image.
+    origin : Origin
+        Has the images.
+    ledgers : sequence of path
+        One per target.
+
+    Raises
+    ------
+    UserError
+        Damaged files; no scores where a least score is asked for; or, with a manifest, one that lacks a class.
     """
     from augbench.models import check_safety, load_pipeline, pick_device
 
     method = job.study.methods[name]
     assert isinstance(method, RetrieveMethod)
-    prompts = read_prompts(prompts_path)
-    clip, diffusion = read_json(clip_path), read_json(diffusion_path)
-    backend = IndexBackend(index_folder, clip["folder"])
-    pipeline = load_pipeline(job.study.diffusion, pick_device(job.study.execution.device))
-    side = job.study.diffusion.resolution
-
-    def flags(ids: Sequence[int]) -> list[bool]:
-        return [flag for start in range(0, len(ids), 64) for flag in check_safety(pipeline, [images(i) for i in ids[start : start + 64]])]
-
-    fates, ledger = Fates(method, flags), []
-    for target in track(targets, name, unit="class"):
-        class_id = Path(target).parts[-2]
-        (prompt,) = prompts[class_id, 0]
-        wanted = method.images_per_class or training_images[class_id]
-        found = find(class_id, str(prompt["prompt"]), wanted, method, backend, fates)
-        ledger += found
-        kept = [row for row in found if row.fate == KEPT]
-        counts = Counter(row.fate for row in found)
-        logger.info("%s: %s", class_id, ", ".join(f"{count} {fate}" for fate, count in counts.most_common()))
+    prompts, clip, diffusion = read_prompts(prompts_path), read_json(clip_path), read_json(diffusion_path)
+    by_class = {Path(target).parts[-2]: target for target in targets}
+    device = pick_device(job.study.execution.device)
+    pipeline = load_pipeline(job.study.diffusion, device)
+    neighbours = read_neighbours(neighbours_path, list(by_class))
+    filters, embed = _filters(job, method, neighbours_path, neighbours, clip["folder"])
+    promised = None if method.manifest is None else read_manifest(method.manifest).hashes
+    hunts = []
+    for class_id in by_class:
+        wanted = wanted_images(method, training_images[class_id])
+        sizes = prefix_sizes(method, wanted) if promised is None else [max(1, len(neighbours[class_id]))]
+        check_scores(filters, neighbours[class_id][: sizes[-1]], f"methods.{name}")
+        known = None if promised is None else promised[class_id]
+        hunts.append(Hunt(class_id, neighbours[class_id][: sizes[-1]], wanted, sizes, known))
+    hunt_all(hunts, filters, origin, lambda images: check_safety(pipeline, images) if method.drop_unsafe else [False] * len(images), embed)
+    for hunt, ledger_path in zip(hunts, ledgers, strict=True):
+        looked_at = hunt.ledger(filters)
+        counts = Counter(row["fate"] for row in looked_at)
+        logger.info("%s: %s", hunt.class_id, ", ".join(f"{count} {fate}" for fate, count in counts.most_common()))
+        kept = [row for row in looked_at if row["fate"] == KEPT]
+        (prompt,) = prompts[hunt.class_id, 0]
         recipe: dict[str, Any] = {
             **retrieve_recipe(job.study, name), "clip": clip["id"], "safety": diffusion["id"], "label": prompt["label"],
-            "class_id": class_id, "query": prompt["prompt"], "ids": [row.id for row in kept], "corpus": index_identity(index_folder),
+            "class_id": hunt.class_id, "query": prompt["prompt"], "images": [[row["id"], row["sha256"]] for row in kept],
         }  # fmt: skip
 
-        def write(path: Path, kept: list[LedgerRow] = kept, recipe: dict[str, Any] = recipe, label: Any = prompt["label"]) -> None:
-            write_shard(
-                path, [_shard_row(row, i, label, name, clip["id"], images(row.id), side, image_recipe(job.study)) for i, row in enumerate(kept)], recipe
-            )
+        def write(path: Path, hunt: Hunt = hunt, kept: list[dict[str, Any]] = kept, recipe: dict[str, Any] = recipe, label: Any = prompt["label"]) -> None:
+            side, encoding = job.study.diffusion.resolution, image_recipe(job.study)
+            write_shard(path, [_shard_row(row, hunt, i, label, name, clip["id"], side, encoding) for i, row in enumerate(kept)], recipe)
 
-        job.store.provide("shards", recipe, target, write, is_whole)
-    with atomic_path(ledger_path) as temporary:
-        pq.write_table(pa.Table.from_pylist([asdict(row) for row in ledger], schema=LEDGER_SCHEMA), temporary)
-
-
-def index_identity(folder: str) -> str:
-    """What the index was made from: written beside it, so that recipes need not hash it."""
-    return str(read_json(Path(folder) / "augbench.json")["corpus"])
+        job.store.provide("shards", recipe, by_class[hunt.class_id], write, is_whole)
+        with atomic_path(ledger_path) as temporary:
+            pq.write_table(pa.Table.from_pylist(looked_at, schema=LEDGER), temporary)
+    for class_id in by_class:
+        origin.close(class_id)
 
 
-def _shard_row(row: LedgerRow, index: int, label: int, method: str, model: str, image: Image.Image, side: int, encoding: dict[str, Any]) -> ShardRow:
+def _filters(
+    job: Job, method: RetrieveMethod, neighbours_path: str | Path, neighbours: Mapping[str, Sequence[Neighbour]], clip_folder: str
+) -> tuple[Filters, Embed | None]:
+    """The method's filters, and how to embed what came without a vector, if filters need one."""
+    score = None
+    if method.manifest is not None:  # filtered when it was frozen
+        return Filters(method.model_copy(update={"duplicate_threshold": None, "min_aesthetics": None, "one_class": False})), None
+    unscored = any(n.aesthetic is None for rows in neighbours.values() for n in rows)
+    if method.min_aesthetics is not None and unscored and Path(job.study.retrieval.aesthetics_weights).is_file():
+        from augbench.retrieval.aesthetics import WEIGHTS_SHA256, load_predictor
+
+        score = load_predictor(job.study.retrieval.aesthetics_weights, job.study.retrieval.aesthetics_sha256 or WEIGHTS_SHA256).score
+    embed = None
+    if any(n.embedding is None for rows in neighbours.values() for n in rows) and (method.duplicate_threshold is not None or score is not None):
+        from augbench.models import load_image_tower, pick_device
+
+        tower = load_image_tower(clip_folder, pick_device(job.study.execution.device))
+
+        def embed(images: Sequence[Image.Image]) -> np.ndarray:
+            vectors = tower(images).float().cpu().numpy()
+            return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+
+    return Filters(method, score, owners(neighbours_path) if method.one_class else None), embed
+
+
+def _shard_row(row: Mapping[str, Any], hunt: Hunt, index: int, label: int, method: str, model: str, side: int, encoding: dict[str, Any]) -> ShardRow:
+    opened = hunt.arrivals[row["id"]].open
+    assert opened is not None
+    image = opened()
     scale = side / min(image.size)
     if scale < 1:
         image = image.resize((max(side, round(image.width * scale)), max(side, round(image.height * scale))))
     return ShardRow(
-        image=encode_image(image, **encoding), label=label, class_id=row.class_id, index=index, method=method, prompt=row.query,
-        model=model, source=row.url, similarity=row.similarity,
+        image=encode_image(image, **encoding), label=label, class_id=row["class_id"], index=index, method=method, prompt=row["query"],
+        model=model, source=row["url"], similarity=row["similarity"],
     )  # fmt: skip

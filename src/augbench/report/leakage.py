@@ -1,0 +1,217 @@
+"""The report of the leakage guard: how many added images are near-duplicates of real ones, what that does to accuracy, and examples.
+
+Flows in: each method's pairs and summary (:mod:`augbench.leakage`), its runs' predictions, the images of some pairs. Flows out: a table
+(CSV in full precision, Markdown, plain text), and one picture per method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from augbench.config import RealMethod, Study
+from augbench.data.source import open_source
+from augbench.data.splits import read_split
+from augbench.errors import UserError
+from augbench.files import atomic_path, read_json, write_text
+from augbench.leakage import Summary, accuracy_without, read_leaks
+from augbench.pool import load_images, read_index
+from augbench.report import render
+from augbench.report.render import NONE, Layout, render_csv, render_markdown, render_terminal
+
+if TYPE_CHECKING:
+    from augbench.job import Job
+
+EXAMPLES = 12  # pairs in a picture
+PAIRS_PER_ROW = 4
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method; accuracies are means over its runs, None where nothing was predicted or no test image is left.
+
+    ``checked``, ``val``, ``test`` and ``either`` count added images; ``test_images`` the distinct test images that have a near-duplicate.
+    ``without`` is the accuracy on the ``test_left`` other ones, ``baseline`` and ``baseline_without`` the same of real training images alone.
+    """
+
+    method: str
+    label: str
+    checked: int
+    val: int
+    test: int
+    either_percent: float
+    test_images: int
+    test_left: int | None
+    top1_percent: float | None
+    without_percent: float | None
+    baseline_percent: float | None
+    baseline_without_percent: float | None
+
+
+def _accuracies(paths: Sequence[str | Path], leaks: pa.Table) -> tuple[float | None, float | None, int | None]:
+    """Mean accuracy in percent over runs on all test images, and on those without near-duplicates; how many these are."""
+    everything, without, left = [], [], None
+    for path in paths:
+        predictions = pq.read_table(path)
+        share, _ = accuracy_without(predictions, leaks.slice(0, 0))
+        share_without, left = accuracy_without(predictions, leaks)
+        everything.append(share)
+        without.append(share_without)
+
+    def mean(shares: list[float | None]) -> float | None:
+        values = [share for share in shares if share is not None]
+        return 100 * fmean(values) if values else None
+
+    return mean(everything), mean(without), left
+
+
+def build_rows(
+    study: Study,
+    leaks: Mapping[str, str | Path],
+    summaries: Mapping[str, str | Path],
+    predictions: Mapping[str, Sequence[str | Path]],
+) -> list[Row]:
+    """The rows of all methods that add images, in the order of the config.
+
+    Parameters
+    ----------
+    leaks, summaries : mapping of method to path
+        As :func:`augbench.leakage.guard` writes them.
+    predictions : mapping of method to sequence of path
+        ``predictions.parquet`` of every run; of the real images' rows, too, for the baseline.
+
+    Raises
+    ------
+    UserError
+        Damaged files, or a summary that is not of the method's pairs.
+    """
+    baseline = next((name for name, method in study.methods.items() if isinstance(method, RealMethod) and method.split == "train"), None)
+    rows = []
+    for name, method in study.methods.items():
+        if name not in leaks:
+            continue
+        pairs, summary = read_leaks(leaks[name]), Summary(**read_json(summaries[name]))
+        if set(pairs.column("method").to_pylist()) - {name} or summary.method != name:
+            raise UserError(str(leaks[name]), f"pairs of another method than {name}", "delete it and run again: it is remade")
+        full, without, left = _accuracies(predictions.get(name, ()), pairs)
+        baseline_full, baseline_without, _ = _accuracies(predictions.get(baseline or "", ()), pairs)
+        rows.append(
+            Row(
+                method=name,
+                label=" ".join((method.label or name).split()),
+                checked=summary.checked,
+                val=summary.val,
+                test=summary.test,
+                either_percent=100 * summary.either / summary.checked if summary.checked else 0.0,
+                test_images=summary.test_images,
+                test_left=left,
+                top1_percent=full,
+                without_percent=without,
+                baseline_percent=baseline_full,
+                baseline_without_percent=baseline_without,
+            )
+        )
+    return rows
+
+
+HEADER = ("Images of", "Checked", "Near val", "Near test", "Share", "Test images", "Top-1 (%)", "Without (%)", "Baseline (%)", "Baseline without (%)")
+NUMERIC = (False, *[True] * 9)
+NOTES = (
+    "Near val, near test: added images that show a picture of that split, as a copy, a part, its mirror image, at any size or quality. Share: of all added"
+    " images, those near either. Test images: distinct ones that have such a near-duplicate among the added images.",
+    "Top-1: accuracy over all test images, mean over runs. Without: over the test images that have no near-duplicate in this row's pool. Baseline: real"
+    " training images alone on the same images, since those left may be easier or harder.",
+    "Real training images are not looked at: near-duplicates between a data set's own splits stay.",
+)
+
+
+def _limits_note(summaries: Mapping[str, str | Path]) -> tuple[str, ...]:
+    """How near is near; None of it where there is no method."""
+    limits = {tuple(sorted(Summary(**read_json(path)).limits.items())) for path in summaries.values()}
+    return tuple(
+        f"A pair is looked at from a CLIP cosine of {values['clip_threshold']:g} on ({values['neighbours']:g} nearest per split), and counted if its hashes differ"
+        f" in at most {values['hash_threshold']:g} of 256 bits and its fine detail correlates with {values['correlation']:g} or more."
+        for values in map(dict, sorted(limits))
+    )
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    def percent(value: float | None) -> str:
+        return NONE if value is None else f"{value:.1f}"
+
+    counts = (f"{row.checked}", f"{row.val}", f"{row.test}", f"{row.either_percent:.2g}%", f"{row.test_images}")
+    return (
+        row.label,
+        *counts,
+        *map(percent, (row.top1_percent, row.without_percent, row.baseline_percent, row.baseline_without_percent)),
+    )
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """The rows of ``leakage.csv``."""
+    return render.read_csv(path, Row)
+
+
+def write_leakage_table(
+    study: Study,
+    leaks: Mapping[str, str | Path],
+    summaries: Mapping[str, str | Path],
+    predictions: Mapping[str, Sequence[str | Path]],
+    outs: Mapping[str, str | Path],
+) -> list[Row]:
+    """Write the table to ``outs``: paths by format (``csv``, ``md``, ``txt``), those that are given; parameters as :func:`build_rows`."""
+    rows = build_rows(study, leaks, summaries, predictions)
+    notes = (*NOTES, *_limits_note(summaries))
+    layout = Layout(f"Near-duplicates of validation and test images, study {study.study}", HEADER, NUMERIC, tuple(map(_cells, rows)), notes)
+    texts = {"csv": render_csv(rows, notes), "md": render_markdown(layout), "txt": render_terminal(layout, 110)}
+    for kind, path in outs.items():
+        write_text(path, texts[kind])
+    return rows
+
+
+# --- examples ---------------------------------------------------------------------------------------------------------
+
+
+def draw_pairs(job: Job, leaks_path: str | Path, index_path: str | Path, splits: Mapping[str, str | Path], out: str | Path) -> None:
+    """Draw up to :data:`EXAMPLES` pairs of a method, added image beside real one, as PNG; those of test images first, then the nearest ones.
+
+    Parameters
+    ----------
+    splits : mapping of str to path
+        Manifests of ``val`` and ``test``.
+
+    Raises
+    ------
+    UserError
+        A shard or an image of the data set is missing or damaged.
+    """
+    from matplotlib.figure import Figure
+
+    leaks, index = read_leaks(leaks_path), read_index(index_path)
+    pairs = sorted(leaks.to_pylist(), key=lambda pair: (pair["split"] != "test", pair["hash_distance"], -pair["correlation"]))[:EXAMPLES]
+    place = {key: row for row, key in enumerate(zip(index.column("class_id").to_pylist(), index.column("index").to_pylist(), strict=True))}
+    added = load_images(index.take(pa.array([place[pair["class_id"], pair["index"]] for pair in pairs], pa.int64())), job.store.root.parent)
+    manifests = {name: read_split(path) for name, path in splits.items()}
+    origins = {name: dict(zip(split.image_ids, split.sources, strict=True)) for name, split in manifests.items()}
+    real = open_source(job.study.dataset, job.study.seed, job.study.corpus).load([origins[pair["split"]][pair["image_id"]] for pair in pairs])
+    rows = max(1, -(-len(pairs) // PAIRS_PER_ROW))
+    figure = Figure(figsize=(2.4 * PAIRS_PER_ROW, 1.7 * rows), layout="constrained")
+    axes = figure.subplots(rows, 2 * PAIRS_PER_ROW, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    if not pairs:
+        figure.suptitle("no near-duplicates", fontsize=9)
+    for position, (pair, one, other) in enumerate(zip(pairs, added, real, strict=True)):
+        left, right = axes[2 * position : 2 * position + 2]
+        left.imshow(one)
+        left.set_title(f"added, {pair['class_id']}", fontsize=6)
+        right.imshow(other)
+        right.set_title(f"{pair['split']}, {pair['kind']}\n{pair['hash_distance']} bits, r = {pair['correlation']:.2f}", fontsize=6)
+    with atomic_path(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

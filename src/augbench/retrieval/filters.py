@@ -1,0 +1,110 @@
+"""Filters: which neighbours are left out, in the paper's order, each with its reason (paper, section 3.2).
+
+Flows in: a prefix of a class's neighbours and the method's row. Flows out: a fate per neighbour: :data:`KEPT`, or why not. What is judged here
+is known before anything is downloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from augbench.config import RetrieveMethod
+from augbench.errors import UserError
+from augbench.retrieval.neighbours import Neighbour
+
+KEPT = "kept"
+Score = Callable[[np.ndarray], np.ndarray]
+
+
+def duplicates(embeddings: np.ndarray, threshold: float) -> np.ndarray:
+    """Which rows duplicate an earlier one, bool ``(N,)``.
+
+    Rows whose cosine is above ``threshold`` are joined; of each connected component the first row is kept, as clip-retrieval's detector does.
+
+    Parameters
+    ----------
+    embeddings : ndarray, float (N, D)
+        Of unit length, nearest to the query first.
+    """
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    vectors = embeddings.astype(np.float32)
+    _, component = connected_components(csr_matrix(vectors @ vectors.T > threshold), directed=False)
+    repeated = np.ones(len(vectors), dtype=bool)
+    repeated[np.unique(component, return_index=True)[1]] = False
+    return repeated
+
+
+def owners(neighbours_path: str | Path) -> dict[str, str]:
+    """The class with the most similar query of every image found, by id; ties go to the first class_id."""
+    table = pq.read_table(neighbours_path, columns=["id", "class_id", "similarity"])
+    best: dict[str, tuple[float, str]] = {}
+    for row in table.to_pylist():
+        claim = (-row["similarity"], row["class_id"])
+        best[row["id"]] = min(best.get(row["id"], claim), claim)
+    return {image: class_id for image, (_, class_id) in best.items()}
+
+
+class Filters:
+    """All filters of a method that need no image.
+
+    Parameters
+    ----------
+    score : callable, optional
+        Aesthetics scores ``(N,)`` of embeddings ``(N, D)``, where the corpus has no column of them.
+    owner : mapping, optional
+        The class that an image goes to, by id, where it goes to one only.
+    """
+
+    def __init__(self, method: RetrieveMethod, score: Score | None = None, owner: dict[str, str] | None = None) -> None:
+        self.method, self.score, self.owner = method, score, owner
+
+    def fates(self, neighbours: Sequence[Neighbour]) -> list[str]:
+        """The fate of each neighbour of a class, nearest first; what needs an embedding passes where there is none yet."""
+        found = [KEPT] * len(neighbours)
+        with_vectors = [place for place, neighbour in enumerate(neighbours) if neighbour.embedding is not None]
+        vectors = np.stack([neighbours[place].embedding for place in with_vectors]) if with_vectors else np.empty((0, 1))  # type: ignore[misc]
+        if self.method.duplicate_threshold is not None and with_vectors:
+            for place, repeated in zip(with_vectors, duplicates(vectors, self.method.duplicate_threshold), strict=True):
+                if repeated:
+                    found[place] = "duplicate"
+        scores = self._scores(neighbours, with_vectors, vectors)
+        for place, neighbour in enumerate(neighbours):
+            if found[place] == KEPT:
+                found[place] = self._of_metadata(neighbour, scores.get(place))
+        return found
+
+    def _scores(self, neighbours: Sequence[Neighbour], with_vectors: Sequence[int], vectors: np.ndarray) -> dict[int, float]:
+        if self.method.min_aesthetics is None:
+            return {}
+        given = {place: neighbour.aesthetic for place, neighbour in enumerate(neighbours) if neighbour.aesthetic is not None}
+        if self.score is not None and with_vectors:
+            computed = zip(with_vectors, self.score(vectors.astype(np.float32)).tolist(), strict=True)
+            return {**dict(computed), **given}
+        return given
+
+    def _of_metadata(self, neighbour: Neighbour, aesthetics: float | None) -> str:
+        method = self.method
+        if method.drop_unsafe and neighbour.nsfw == "NSFW":
+            return "unsafe: metadata"
+        if method.max_punsafe is not None and neighbour.punsafe is not None and neighbour.punsafe > method.max_punsafe:
+            return "unsafe: punsafe"
+        sides = [side for side in (neighbour.width, neighbour.height) if side]
+        if method.min_side is not None and sides and min(sides) < method.min_side:
+            return "too small"
+        if aesthetics is not None and method.min_aesthetics is not None and aesthetics < method.min_aesthetics:
+            return "aesthetics"
+        if self.owner is not None and self.owner.get(neighbour.id, neighbour.class_id) != neighbour.class_id:
+            return "nearer to another class"
+        return KEPT
+
+
+def check_scores(filters: Filters, neighbours: Sequence[Neighbour], where: str) -> None:
+    """Raise :class:`UserError` where a least aesthetics score is asked for and nothing gives scores; ``where`` is the method's key."""
+    if filters.method.min_aesthetics is not None and filters.score is None and any(neighbour.aesthetic is None for neighbour in neighbours):
+        raise UserError(f"{where}.min_aesthetics", "the corpus has no scores for all images", "give retrieval.aesthetics_weights, or null")

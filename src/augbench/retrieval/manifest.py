@@ -1,0 +1,97 @@
+"""Frozen manifests: which images a retrieval kept, so that a later study, or another reader, fetches the same ones without searching.
+
+Flows in: the ledgers of a method. Flows out: ``retrieval/{method}/manifest.parquet``, one row per image kept; and, of a manifest that was
+published, neighbours and the hash that each file must have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from augbench.errors import UserError
+from augbench.files import atomic_path
+from augbench.retrieval.filters import KEPT
+from augbench.retrieval.neighbours import Found, metadata_table
+
+SCHEMA = pa.schema(
+    [
+        ("class_id", pa.string()),
+        ("query", pa.string()),
+        ("rank", pa.int32()),  # among all neighbours of the query
+        ("id", pa.string()),  # in the corpus
+        ("url", pa.string()),
+        ("caption", pa.string()),
+        ("similarity", pa.float32()),  # cosine of image and query
+        ("sha256", pa.string()),  # of the file
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("backend", pa.string()),  # that searched
+        ("clip", pa.string()),  # content hash of the CLIP model
+    ]
+)
+
+
+def freeze(ledgers: Sequence[str | Path], neighbours_path: str | Path, out: str | Path) -> None:
+    """Write the manifest of a method from the ledgers of all its classes."""
+    first = pq.ParquetFile(neighbours_path).read(columns=["backend", "clip"]).slice(0, 1).to_pylist()
+    made_by = first[0] if first else {"backend": None, "clip": None}
+    rows = [{**row, **made_by} for path in ledgers for row in pq.read_table(path).to_pylist() if row["fate"] == KEPT]
+    with atomic_path(out) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest that is replayed; ``table`` has the columns of :data:`SCHEMA`."""
+
+    path: str
+    table: pa.Table
+
+    @cached_property
+    def hashes(self) -> dict[str, dict[str, str]]:
+        """SHA-256 by class_id and id."""
+        found: dict[str, dict[str, str]] = {}
+        for row in self.table.select(["class_id", "id", "sha256"]).to_pylist():
+            found.setdefault(row["class_id"], {})[row["id"]] = row["sha256"]
+        return found
+
+    def found(self, class_ids: Sequence[str]) -> dict[str, Found]:
+        """Its images as if they had been searched, by class_id.
+
+        Raises
+        ------
+        UserError
+            It has no image of a class.
+        """
+        if missing := [class_id for class_id in class_ids if class_id not in self.hashes]:
+            raise UserError(self.path, f"no image of class {missing[0]!r}", f"allowed: a manifest with all {len(class_ids)} classes of the study")
+        results = {}
+        for class_id in class_ids:
+            rows = self.table.filter(pa.compute.equal(self.table.column("class_id"), class_id)).sort_by("rank")
+            columns = {name: rows.column(name).to_pylist() for name in ("id", "url", "caption", "width", "height")}
+            results[class_id] = Found(metadata_table(columns, rows.num_rows), rows.column("similarity").to_numpy().astype(np.float32), None)
+        return results
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """Read a manifest.
+
+    Raises
+    ------
+    UserError
+        It is missing, damaged or something else.
+    """
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(str(path), f"not readable ({str(error).splitlines()[0]})", "allowed: a manifest.parquet that a study has frozen") from None
+    if missing := [name for name in SCHEMA.names if name not in table.schema.names]:
+        raise UserError(str(path), f"no column {', '.join(missing)}", "allowed: a manifest.parquet that a study has frozen")
+    return Manifest(str(path), table.select(SCHEMA.names))

@@ -1,0 +1,142 @@
+"""Neighbours: what a search gives, whichever backend it was, as one table.
+
+Flows in: for every class the images of the corpus that are nearest to its query. Flows out: ``retrieval/{method}/neighbours.parquet``, one row
+per class and rank, with all that filters and downloads need; and the same rows as objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from augbench.errors import UserError
+from augbench.files import atomic_path
+
+METADATA = {
+    "id": pa.string(),
+    "url": pa.string(),  # where the image is: an address, or a path below a folder of images
+    "caption": pa.string(),
+    "width": pa.int32(),  # in pixels
+    "height": pa.int32(),
+    "nsfw": pa.string(),  # LAION's tag: UNLIKELY, UNSURE, NSFW
+    "punsafe": pa.float32(),  # LAION's probability that the image is unsafe
+    "aesthetic": pa.float32(),  # LAION's score, about 1 to 10
+}
+"""What a corpus may say of an image; all but ``id`` may be null."""
+
+
+def neighbour_schema(width: int | None) -> pa.Schema:
+    """Columns of the table; embeddings are float16 ``(width,)``, and null where the backend gives none."""
+    leading = [("class_id", pa.string()), ("query", pa.string()), ("rank", pa.int32())]
+    embedding = pa.null() if width is None else pa.list_(pa.float16(), width)
+    return pa.schema([*leading, *METADATA.items(), ("similarity", pa.float32()), ("embedding", embedding), ("backend", pa.string()), ("clip", pa.string())])
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """One candidate of a class; the attributes are the columns of :func:`neighbour_schema`. ``embedding`` is float16 (D,), or None."""
+
+    class_id: str
+    query: str
+    rank: int
+    id: str
+    url: str | None
+    caption: str | None
+    width: int | None
+    height: int | None
+    nsfw: str | None
+    punsafe: float | None
+    aesthetic: float | None
+    similarity: float
+    embedding: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search gives for one class, nearest first.
+
+    Attributes
+    ----------
+    metadata : Table
+        The columns of :data:`METADATA`.
+    similarity : ndarray, float32 (N,)
+        Cosine of image and query.
+    embeddings : ndarray, float16 (N, D), optional
+        Of the images, of unit length.
+    """
+
+    metadata: pa.Table
+    similarity: np.ndarray
+    embeddings: np.ndarray | None
+
+
+class Backend(Protocol):
+    """A corpus that can be searched."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+
+    def search(self, queries: np.ndarray, k: int) -> list[Found]:
+        """The k nearest images of each query, float32 ``(Q, D)`` of unit length; fewer where the corpus is smaller."""
+
+
+def metadata_table(columns: Mapping[str, Sequence[Any]], rows: int) -> pa.Table:
+    """A table of :data:`METADATA` from those columns that there are; the others are null."""
+    arrays = [pa.array(columns[name], kind) if name in columns else pa.nulls(rows, kind) for name, kind in METADATA.items()]
+    return pa.table(arrays, names=list(METADATA))
+
+
+def write_neighbours(path: str | Path, found: Mapping[str, Found], queries: Mapping[str, str], backend: str, clip: str) -> None:
+    """Write the table; ``found`` and ``queries`` are by class_id, ``clip`` is the content hash of the CLIP model that the queries went through."""
+    widths = {result.embeddings.shape[1] for result in found.values() if result.embeddings is not None}
+    schema = neighbour_schema(widths.pop() if widths else None)
+    parts = []
+    for class_id, result in found.items():
+        count = len(result.similarity)
+        if result.embeddings is None:
+            embeddings: pa.Array = pa.nulls(count, schema.field("embedding").type)
+        else:
+            embeddings = pa.FixedSizeListArray.from_arrays(pa.array(result.embeddings.astype(np.float16).ravel()), result.embeddings.shape[1])
+        columns = {
+            "class_id": pa.array([class_id] * count, pa.string()),
+            "query": pa.array([queries[class_id]] * count, pa.string()),
+            "rank": pa.array(range(count), pa.int32()),
+            **{name: result.metadata.column(name).cast(kind) for name, kind in METADATA.items()},
+            "similarity": pa.array(result.similarity, pa.float32()),
+            "embedding": embeddings,
+            "backend": pa.array([backend] * count, pa.string()),
+            "clip": pa.array([clip] * count, pa.string()),
+        }
+        parts.append(pa.table([columns[name] for name in schema.names], schema=schema))
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.concat_tables(parts) if parts else schema.empty_table(), temporary)
+
+
+def read_neighbours(path: str | Path, class_ids: Sequence[str]) -> dict[str, list[Neighbour]]:
+    """The neighbours of some classes, nearest first.
+
+    Raises
+    ------
+    UserError
+        The file is damaged.
+    """
+    wanted = [field.name for field in fields(Neighbour)]
+    try:
+        table = pq.read_table(path, columns=wanted, filters=[("class_id", "in", list(class_ids))])
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(str(path), f"damaged ({str(error).splitlines()[0]})", "delete it and run again: it is remade") from None
+    embeddings = table.column("embedding").combine_chunks()
+    vectors: Sequence[np.ndarray | None] = [None] * table.num_rows
+    if table.num_rows and not pa.types.is_null(embeddings.type):
+        vectors = list(embeddings.flatten().to_numpy().reshape(table.num_rows, -1))
+    rows: dict[str, list[Neighbour]] = {class_id: [] for class_id in class_ids}
+    for row, vector in zip(table.drop_columns(["embedding"]).to_pylist(), vectors, strict=True):
+        rows[row["class_id"]].append(Neighbour(**row, embedding=vector))
+    return rows

@@ -1,0 +1,81 @@
+"""Content: whether what arrived is an image that may be kept.
+
+Flows in: a file's bytes, and limits. Flows out: a fate, with the image's size and hash; or its pixels, upright, as 8-bit RGB.
+
+An image's format and size are read from its header before its pixels are decoded. What is not limited is the time that decoding takes:
+``max_pixels`` bounds it. JPEG, PNG, WebP, GIF (first frame) and BMP are accepted: what web pages show. TIFF is not, for its decoder's history; AVIF
+is not, because Pillow may be built without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from io import BytesIO
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from augbench.data.decode import BROKEN, to_rgb
+from augbench.retrieval.web.fates import FETCHED, NOT_AN_IMAGE, TOO_MANY_PIXELS, TOO_SMALL, UNDECODABLE, Limits
+
+logger = logging.getLogger(__name__)
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# BMP's two letters begin many a text
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
+
+
+def _begins_as_image(content: bytes) -> bool:
+    return content.startswith(_BEGINNINGS) or (content[:4] == b"RIFF" and content[8:12] == b"WEBP")
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An open image, decoded, turned as its EXIF block says, as 8-bit RGB; a broken EXIF block turns nothing.
+
+    Raises
+    ------
+    One of ``augbench.data.decode.BROKEN``
+        It is truncated or corrupt.
+    """
+    image.load()
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except BROKEN as error:  # the pixels are fine
+        logger.debug("a broken EXIF block (%s)", error)
+    return to_rgb(image)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A fate; size in pixels where the header was read (upright, once decoded); SHA-256 in hexadecimal if the file may be kept."""
+
+    fate: str
+    width: int | None = None
+    height: int | None = None
+    sha256: str | None = None
+
+
+def judge(content: bytes, limits: Limits) -> Verdict:
+    """Decode a file within limits; whatever is wrong with it is its fate, not an exception."""
+    try:
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
+            fate = fate_of_size(width, height, limits)
+            if fate != FETCHED:
+                return Verdict(fate, width, height)
+            width, height = upright_rgb(image).size
+    except Image.DecompressionBombError:
+        return Verdict(TOO_MANY_PIXELS)
+    except UnidentifiedImageError:
+        return Verdict(UNDECODABLE if _begins_as_image(content) else NOT_AN_IMAGE)
+    except BROKEN:
+        return Verdict(UNDECODABLE)
+    return Verdict(FETCHED, width, height, hashlib.sha256(content).hexdigest())
+
+
+def fate_of_size(width: int, height: int, limits: Limits) -> str:
+    """``TOO_MANY_PIXELS``, ``TOO_SMALL`` or ``FETCHED``, for a size in pixels."""
+    if width * height > limits.max_pixels:
+        return TOO_MANY_PIXELS
+    return TOO_SMALL if min(width, height) < limits.min_side else FETCHED

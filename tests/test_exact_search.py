@@ -1,0 +1,547 @@
+"""Exact search over embedding files: the same rows as brute force, from every layout, however the work is cut and wherever it was stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from augbench.errors import UserError
+from augbench.retrieval import exact
+from augbench.retrieval.embedding_files import EmbeddingFile, open_embeddings
+from augbench.retrieval.exact import ExactBackend, Hits, search, takes_part
+from augbench.retrieval.neighbours import METADATA
+from augbench.store import Store
+
+D, SIZES = 24, (150, 97, 203)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def clustered(rows: int, dimension: int, seed: int) -> np.ndarray:
+    """Unit vectors around 12 centres, float16 as on disk."""
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).normal(size=(12, dimension))
+    return unit(centres[random.integers(12, size=rows)] + random.normal(size=(rows, dimension))).astype(np.float16)
+
+
+QUERIES = clustered(19, D, 1).astype(np.float64)
+QUERIES = unit(QUERIES).astype(np.float32)
+PARTS = np.split(clustered(sum(SIZES), D, 2), np.cumsum(SIZES)[:-1])
+
+
+def urls(part: int) -> list[str]:
+    return [f"http://a/{part}/{row}" for row in range(len(PARTS[part]))]
+
+
+def write_npy(folder: Path, parts: Sequence[np.ndarray] = PARTS) -> Path:
+    """clip-retrieval's layout, with LAION's file names."""
+    (folder / "img_emb").mkdir(parents=True)
+    (folder / "metadata").mkdir()
+    for part, vectors in enumerate(parts):
+        np.save(folder / f"img_emb/img_emb_{part:04d}.npy", vectors)
+        table = pa.table({"url": [f"http://a/{part}/{row}" for row in range(len(vectors))]})
+        pq.write_table(table, folder / f"metadata/metadata_{part:04d}.parquet", row_group_size=64)
+    return folder
+
+
+def write_npz(folder: Path, save: Callable[..., None]) -> Path:
+    """DataComp's layout."""
+    folder.mkdir()
+    for part, vectors in enumerate(PARTS):
+        save(folder / f"{part:08d}.npz", b32_img=vectors[:, :8], l14_img=vectors, l14_txt=vectors[::-1])
+        pq.write_table(pa.table({"uid": [f"{part}-{row}" for row in range(len(vectors))], "url": urls(part)}), folder / f"{part:08d}.parquet")
+    return folder
+
+
+def write_parquet(folder: Path, kind: pa.DataType) -> Path:
+    """ClickHouse's layout; row groups that no tile fits."""
+    folder.mkdir()
+    for part, vectors in enumerate(PARTS):
+        lists = pa.array(list(vectors if kind.value_type == pa.float16() else vectors.astype(np.float32)), kind)
+        pq.write_table(pa.table({"id": range(len(vectors)), "url": urls(part), "vector": lists}), folder / f"part{part}.parquet", row_group_size=40)
+    return folder
+
+
+LAYOUTS: dict[str, Callable[[Path], list[EmbeddingFile]]] = {
+    "npy, float16": lambda folder: open_embeddings(write_npy(folder)),
+    "npy, float32": lambda folder: open_embeddings(write_npy(folder, [part.astype(np.float32) for part in PARTS])),
+    "npz": lambda folder: open_embeddings(write_npz(folder, np.savez), npz_key="l14_img"),
+    "npz, compressed": lambda folder: open_embeddings(write_npz(folder, np.savez_compressed), npz_key="l14_img"),
+    "parquet, lists": lambda folder: open_embeddings(write_parquet(folder, pa.list_(pa.float32()))),
+    "parquet, float16 lists of one length": lambda folder: open_embeddings(write_parquet(folder, pa.list_(pa.float16(), D))),
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[EmbeddingFile]:
+    return open_embeddings(write_npy(tmp_path / "embeddings"))
+
+
+def brute(parts: Sequence[np.ndarray], queries: np.ndarray, k: int) -> list[list[tuple[int, int]]]:
+    """(file, row) of the k nearest per query, nearest first; the data leave no doubt about their order."""
+    vectors = np.concatenate(parts).astype(np.float64)
+    places = [(part, row) for part, vectors_of_part in enumerate(parts) for row in range(len(vectors_of_part))]
+    similarity = queries.astype(np.float64) @ vectors.T
+    order = np.argsort(-similarity, axis=1)
+    ranked = np.take_along_axis(similarity, order, axis=1)[:, : k + 1]
+    assert np.diff(ranked).max() < -2e-7, "two images are equally near: other data are needed for this comparison"
+    return [[places[place] for place in row[:k]] for row in order]
+
+
+def places(hits: Hits) -> list[list[tuple[int, int]]]:
+    return [list(zip(file, row, strict=True)) for file, row in zip(hits.file.tolist(), hits.row.tolist(), strict=True)]
+
+
+def same(one: Hits, other: Hits) -> bool:
+    """Whether two results are equal to the last bit."""
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("file", "row", "similarity"))
+
+
+# --- exactness --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_nearest_images_of_brute_force(tmp_path: Path, layout: str) -> None:
+    opened = LAYOUTS[layout](tmp_path / "embeddings")
+    hits = search(opened, QUERIES, 30, partial=tmp_path / "partial", rows_per_tile=64)
+    assert [file.rows for file in opened] == list(SIZES)
+    assert places(hits) == brute(PARTS, QUERIES, 30)
+    vectors = np.stack([[PARTS[file][row] for file, row in query] for query in places(hits)]).astype(np.float64)
+    assert np.abs(hits.similarity - np.einsum("qkd,qd->qk", vectors, QUERIES)).max() < 1e-6
+    first = list(zip(hits.file[:, 0], hits.row[:, 0], strict=True))
+    assert [opened[file].metadata(np.array([row])).column("url")[0].as_py() for file, row in first] == [f"http://a/{file}/{row}" for file, row in first]
+
+
+@pytest.mark.parametrize("rows_per_tile", [1, 7, 150, 100_000])
+def test_the_tile_size_changes_no_bit_of_the_result(tmp_path: Path, files: list[EmbeddingFile], rows_per_tile: int) -> None:
+    whole = search(files, QUERIES, 30, partial=tmp_path / "one")
+    assert same(whole, search(files, QUERIES, 30, partial=tmp_path / "other", rows_per_tile=rows_per_tile))
+
+
+@pytest.mark.parametrize("product", ["float32", "bfloat16", "float16"])
+def test_the_number_format_of_the_product_changes_no_bit_of_the_result(tmp_path: Path, files: list[EmbeddingFile], product: str) -> None:
+    hits = search(files, QUERIES, 30, partial=tmp_path / "partial", product=product)
+    assert places(hits) == brute(PARTS, QUERIES, 30)
+    assert same(hits, search(files, QUERIES, 30, partial=tmp_path / "other"))
+
+
+@pytest.mark.parametrize("product", ["bfloat16", "float16"])
+def test_a_product_misses_nothing_where_similarities_are_closer_than_it_can_tell(tmp_path: Path, product: str) -> None:
+    noise = np.random.default_rng(9).normal(size=(3000, D)) * 1e-4
+    parts = np.split(unit(QUERIES[0] + noise).astype(np.float32), 3)
+    opened = open_embeddings(write_npy(tmp_path / "embeddings", parts))
+    queries = unit(QUERIES[:1] + np.random.default_rng(10).normal(size=(8, D)) * 0.1).astype(np.float32)
+    whole = search(opened, queries, 100, partial=tmp_path / "one", product="float32")
+    assert np.ptp(whole.similarity, axis=1).max() < 2e-4
+    assert same(whole, search(opened, queries, 100, partial=tmp_path / "other", product=product, rows_per_tile=100))
+
+
+def test_blocks_of_queries_and_images_change_no_bit_of_the_result(tmp_path: Path, files: list[EmbeddingFile], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = search(files, QUERIES, 30, partial=tmp_path / "one")
+    monkeypatch.setattr(exact, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(exact, "BLOCK_PRODUCTS", {"cpu": 5 * 16})
+    monkeypatch.setattr(exact, "PAIRS", 3)
+    assert same(whole, search(files, QUERIES, 30, partial=tmp_path / "other", rows_per_tile=40))
+
+
+def test_similarities_of_pairs_do_not_depend_on_how_they_are_summed(tmp_path: Path, files: list[EmbeddingFile], monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    whole = search(files, QUERIES, 30, partial=tmp_path / "one")
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    other = search(files, QUERIES, 30, partial=tmp_path / "other")
+    assert places(whole) == places(other)
+    assert np.abs(whole.similarity - other.similarity).max() < 2e-7
+
+
+def test_it_agrees_with_an_exact_index_of_faiss(tmp_path: Path) -> None:
+    import faiss
+
+    parts = np.split(clustered(9000, 64, 3), 3)
+    queries = unit(clustered(40, 64, 4).astype(np.float64)).astype(np.float32)
+    index = faiss.IndexFlatIP(64)
+    index.add(np.concatenate(parts).astype(np.float32))
+    similarity, found = index.search(queries, 100)
+    hits = search(open_embeddings(write_npy(tmp_path / "embeddings", parts)), queries, 100, partial=tmp_path / "partial")
+    ours = hits.file * 3000 + hits.row
+    assert [set(row) for row in ours.tolist()] == [set(row) for row in found.tolist()]
+    assert np.abs(hits.similarity - similarity).max() < 1e-6
+
+
+def test_equally_near_images_come_in_order_of_file_and_row(tmp_path: Path) -> None:
+    distinct = clustered(5, D, 5)
+    parts = [np.tile(distinct, (copies, 1)) for copies in (9, 4, 30)]
+    opened = open_embeddings(write_npy(tmp_path / "embeddings", parts))
+    for k in (20, 43, 60):
+        found = places(search(opened, QUERIES, k, partial=tmp_path / "partial", rows_per_tile=8))
+        nearest = np.argsort(-(QUERIES.astype(np.float64) @ distinct.astype(np.float64).T), axis=1)
+        for query, ranking in zip(found, nearest, strict=True):
+            expected = [(file, row) for vector in ranking for file, part in enumerate(parts) for row in range(vector, len(part), 5)]
+            assert query == expected[:k]
+
+
+def test_a_k_beyond_the_corpus_gives_every_image_once(tmp_path: Path, files: list[EmbeddingFile]) -> None:
+    hits = search(files, QUERIES, 1000, partial=tmp_path / "partial", rows_per_tile=50)
+    assert hits.row.shape == (len(QUERIES), sum(SIZES))
+    assert all(len(set(query)) == sum(SIZES) for query in places(hits))
+    assert (np.diff(hits.similarity) <= 0).all()
+
+
+def test_vectors_that_are_not_of_unit_length_are_compared_by_their_cosine(tmp_path: Path) -> None:
+    scale = np.random.default_rng(6).uniform(0.2, 30, size=(sum(SIZES), 1)).astype(np.float32)
+    parts = np.split(np.concatenate(PARTS).astype(np.float32) * scale, np.cumsum(SIZES)[:-1])
+    opened = open_embeddings(write_npy(tmp_path / "embeddings", parts))
+    hits = search(opened, QUERIES, 30, partial=tmp_path / "partial")
+    vectors = unit(np.concatenate(parts).astype(np.float64))
+    assert np.abs(hits.similarity - np.sort(QUERIES @ vectors.T, axis=1)[:, ::-1][:, :30]).max() < 1e-6
+    (found,) = ExactBackend(opened, Store(tmp_path / "store")).search(QUERIES[:1], 5)
+    assert found.embeddings is not None
+    assert np.abs(np.linalg.norm(found.embeddings.astype(np.float64), axis=1) - 1).max() < 1e-3
+
+
+# --- interruption -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Watched(EmbeddingFile):
+    """A real file that notes each tile that is read of it."""
+
+    read: list[str]
+
+    def tiles(self, rows_per_tile: int) -> Iterator[tuple[int, np.ndarray]]:
+        for tile in super().tiles(rows_per_tile):
+            self.read.append(self.name)
+            yield tile
+
+
+def watched(opened: Sequence[EmbeddingFile]) -> tuple[list[EmbeddingFile], list[str]]:
+    read: list[str] = []
+    return [Watched(**{part.name: getattr(file, part.name) for part in dataclasses.fields(file)}, read=read) for file in opened], read
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from augbench.retrieval import exact
+from augbench.retrieval.embedding_files import PlainVectors, open_embeddings
+
+inner = PlainVectors.tiles
+def tiles(self, rows_per_tile):
+    for start, tile in inner(self, rows_per_tile):
+        if self.path.name == "img_emb_0002.npy" and start >= 100:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield start, tile
+PlainVectors.tiles = tiles
+exact.search(open_embeddings(sys.argv[1]), np.load(sys.argv[2]), 30, partial=sys.argv[3], rows_per_tile=50)
+"""
+
+
+def test_after_a_kill_only_unfinished_files_are_read(tmp_path: Path, files: list[EmbeddingFile]) -> None:
+    np.save(tmp_path / "queries.npy", QUERIES)
+    arguments = [tmp_path / "embeddings", tmp_path / "queries.npy", tmp_path / "partial"]
+    assert subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], check=False).returncode == -9
+    again, read = watched(files)
+    hits = search(again, QUERIES, 30, partial=tmp_path / "partial", rows_per_tile=50)
+    assert read == ["img_emb_0002.npy"] * 5
+    assert same(hits, search(files, QUERIES, 30, partial=tmp_path / "other"))
+
+
+def test_a_finished_search_reads_nothing_again(tmp_path: Path, files: list[EmbeddingFile]) -> None:
+    first = search(files, QUERIES, 30, partial=tmp_path / "partial")
+    again, read = watched(files)
+    store = Store(tmp_path / "partial")
+    assert same(first, search(again, QUERIES, 30, partial=store))
+    assert read == [] and store.tally.reused == 3
+
+
+def test_a_damaged_partial_result_is_made_again(tmp_path: Path, files: list[EmbeddingFile]) -> None:
+    first = search(files, QUERIES, 30, partial=tmp_path / "partial")
+    kept = sorted((tmp_path / "partial").rglob("*.npz"))
+    kept[1].write_bytes(kept[1].read_bytes()[:-40])
+    again, read = watched(files)
+    assert same(first, search(again, QUERIES, 30, partial=tmp_path / "partial"))
+    assert len(set(read)) == 1
+
+
+@pytest.mark.parametrize("change", ["k", "queries", "share", "one file"])
+def test_what_shapes_the_result_makes_it_new(tmp_path: Path, files: list[EmbeddingFile], change: str) -> None:
+    search(files, QUERIES, 30, partial=tmp_path / "partial")
+    if change == "one file":
+        np.save(tmp_path / "embeddings/img_emb/img_emb_0001.npy", clustered(SIZES[1], D, 7))
+    again, read = watched(open_embeddings(tmp_path / "embeddings"))
+    queries = QUERIES[::-1] if change == "queries" else QUERIES
+    search(again, queries, 31 if change == "k" else 30, partial=tmp_path / "partial", share=0.5 if change == "share" else 1.0)
+    assert read == (["img_emb_0001.npy"] if change == "one file" else [f"img_emb_000{part}.npy" for part in range(3)])
+
+
+def test_a_file_added_later_is_the_only_one_read(tmp_path: Path) -> None:
+    first = write_npy(tmp_path / "two", PARTS[1:])
+    search(open_embeddings(first), QUERIES, 30, partial=tmp_path / "partial")
+    np.save(first / "img_emb/img_emb_0002.npy", PARTS[0])
+    pq.write_table(pa.table({"url": urls(0)}), first / "metadata/metadata_0002.parquet")
+    again, read = watched(open_embeddings(first))
+    hits = search(again, QUERIES, 30, partial=tmp_path / "partial")
+    assert read == ["img_emb_0002.npy"]
+    assert places(hits) == brute([*PARTS[1:], PARTS[0]], QUERIES, 30)
+
+
+def test_when_a_file_is_gone_rows_that_it_had_outdone_are_found(tmp_path: Path, files: list[EmbeddingFile]) -> None:
+    search(files, QUERIES, 30, partial=tmp_path / "partial")
+    assert places(search(files[1:], QUERIES, 30, partial=tmp_path / "partial")) == brute(PARTS[1:], QUERIES, 30)
+
+
+# --- share ------------------------------------------------------------------------------------------------------------
+
+
+def test_shares_are_nested_and_about_as_large_as_asked_for() -> None:
+    rows = np.arange(200_000)
+    chosen = {share: takes_part(rows, "img_emb_0000.npy", share, 3) for share in (0.01, 0.1, 0.5)}
+    for share, part in chosen.items():
+        assert abs(part.mean() - share) < 4 * np.sqrt(share * (1 - share) / len(rows))
+    assert not (chosen[0.01] & ~chosen[0.1]).any() and not (chosen[0.1] & ~chosen[0.5]).any()
+    for name, seed in (("img_emb_0001.npy", 3), ("img_emb_0000.npy", 4)):
+        overlap = (takes_part(rows, name, 0.1, seed) & chosen[0.1]).mean()
+        assert abs(overlap - 0.01) < 4 * np.sqrt(0.01 * 0.99 / len(rows))
+
+
+@pytest.mark.parametrize("rows_per_tile", [10, 1000])
+def test_a_search_of_a_share_finds_the_nearest_of_its_rows(tmp_path: Path, files: list[EmbeddingFile], rows_per_tile: int) -> None:
+    chosen = [np.flatnonzero(takes_part(np.arange(size), file.name, 0.3, 1)) for file, size in zip(files, SIZES, strict=True)]
+    expected = brute([part[rows] for part, rows in zip(PARTS, chosen, strict=True)], QUERIES, 20)
+    hits = search(files, QUERIES, 20, partial=tmp_path / "partial", share=0.3, seed=1, rows_per_tile=rows_per_tile)
+    assert places(hits) == [[(file, chosen[file][row]) for file, row in query] for query in expected]
+
+
+# --- what is found ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_neighbour_comes_with_its_own_metadata_and_embedding(tmp_path: Path, layout: str) -> None:
+    opened = LAYOUTS[layout](tmp_path / "embeddings")
+    found = ExactBackend(opened, Store(tmp_path / "store")).search(QUERIES, 30)
+    for query, expected in zip(found, brute(PARTS, QUERIES, 30), strict=True):
+        assert query.metadata.schema == pa.schema(list(METADATA.items()))
+        assert query.metadata.column("url").to_pylist() == [f"http://a/{file}/{row}" for file, row in expected]
+        assert query.embeddings is not None and query.embeddings.dtype == np.float16
+        assert np.array_equal(query.embeddings, [PARTS[file][row] for file, row in expected])
+        assert query.similarity.shape == (30,)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_vectors_and_metadata_are_read_in_any_order(tmp_path: Path, layout: str) -> None:
+    file = LAYOUTS[layout](tmp_path / "embeddings")[2]
+    rows = np.array([200, 3, 39, 3, 40, 0])
+    assert np.array_equal(file.vectors(rows), PARTS[2][rows])
+    assert file.metadata(rows).column("url").to_pylist() == [f"http://a/2/{row}" for row in rows]
+    assert len(file.vectors(rows[:0])) == file.metadata(rows[:0]).num_rows == 0
+
+
+SPELT = {
+    "LAION": {
+        "SAMPLE_ID": [1.0, 9007199254740991.0], "URL": ["http://a", "http://b"], "TEXT": ["cat", None], "WIDTH": [640.0, float("nan")], "HEIGHT": [480, 1],
+        "NSFW": ["UNLIKELY", "NSFW"], "similarity": [0.3, 0.4], "punsafe": [0.25, None], "AESTHETIC_SCORE": [5.5, 6.5],
+    },
+    "clip-retrieval": {
+        "key": ["1", "9007199254740991"], "image_path": ["x", "y"], "url": ["http://a", "http://b"], "caption": ["cat", None], "width": [256, 256],
+        "height": [256, 256], "original_width": [640, None], "original_height": [480, 1], "NSFW": ["UNLIKELY", "NSFW"], "punsafe": [0.25, None],
+        "aesthetic": [5.5, 6.5],
+    },
+    "ours": {
+        "id": [1, 9007199254740991], "url": ["http://a", "http://b"], "caption": ["cat", None], "width": [640, None], "height": [480, 1],
+        "nsfw": ["UNLIKELY", "NSFW"], "punsafe": [0.25, None], "aesthetic_score": [5.5, 6.5],
+    },
+}  # fmt: skip
+
+
+def with_metadata(folder: Path, columns: dict[str, list]) -> Path:
+    write_npy(folder, [PARTS[0][:2]])
+    pq.write_table(pa.table(columns), folder / "metadata/metadata_0000.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("publisher", SPELT)
+def test_metadata_is_found_as_its_publisher_spells_it(tmp_path: Path, publisher: str) -> None:
+    (file,) = open_embeddings(with_metadata(tmp_path / "embeddings", SPELT[publisher]))
+    one = {"id": "1", "url": "http://a", "caption": "cat", "width": 640, "height": 480, "nsfw": "UNLIKELY", "punsafe": 0.25, "aesthetic": 5.5}
+    other = {"id": "9007199254740991", "url": "http://b", "caption": None, "width": None, "height": 1, "nsfw": "NSFW", "punsafe": None, "aesthetic": 6.5}
+    assert file.metadata(np.array([1, 0, 1])).to_pylist() == [other, one, other]
+
+
+def test_what_a_corpus_does_not_say_is_null_and_the_id_is_file_and_row(tmp_path: Path) -> None:
+    (file,) = open_embeddings(with_metadata(tmp_path / "embeddings", {"link": ["http://a", "http://b"]}), columns={"url": "link"})
+    (row,) = file.metadata(np.array([1])).to_pylist()
+    assert row == {**dict.fromkeys(METADATA), "id": "img_emb_0000:1", "url": "http://b"}
+
+
+def test_a_column_can_be_named_where_its_spelling_is_another(tmp_path: Path) -> None:
+    folder = with_metadata(tmp_path / "embeddings", {"url": ["http://a", "http://b"], "alt": ["cat", "dog"], "caption": ["", ""]})
+    (file,) = open_embeddings(folder, columns={"caption": "alt"})
+    assert file.metadata(np.array([0, 1])).column("caption").to_pylist() == ["cat", "dog"]
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no embeddings; allowed: img_emb/\*\.npy with metadata"):
+        open_embeddings(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        open_embeddings(tmp_path / "nowhere")
+
+
+def test_metadata_of_another_length_is_refused(tmp_path: Path) -> None:
+    folder = write_npy(tmp_path / "embeddings")
+    pq.write_table(pa.table({"url": urls(1)[:-1]}), folder / "metadata/metadata_0001.parquet")
+    with pytest.raises(UserError, match=r"metadata_0001\.parquet: 96 rows, 97 vectors in img_emb_0001\.npy; row i must describe vector i"):
+        open_embeddings(folder)
+
+
+def test_vectors_without_metadata_are_refused(tmp_path: Path) -> None:
+    folder = write_npy(tmp_path / "embeddings")
+    (folder / "metadata/metadata_0001.parquet").unlink()
+    with pytest.raises(UserError, match=r"img_emb_0001\.npy: no metadata; .*metadata_0001\.parquet must say"):
+        open_embeddings(folder)
+    datacomp = write_npz(tmp_path / "datacomp", np.savez)
+    (datacomp / "00000001.parquet").unlink()
+    with pytest.raises(UserError, match=r"00000001\.npz: no metadata"):
+        open_embeddings(datacomp, npz_key="l14_img")
+
+
+def test_files_of_different_dimension_are_refused(tmp_path: Path) -> None:
+    folder = write_npy(tmp_path / "embeddings", [PARTS[0], PARTS[1][:, :8]])
+    with pytest.raises(UserError, match=rf"img_emb_0001\.npy: 8 numbers per vector, {D} in img_emb_0000\.npy"):
+        open_embeddings(folder)
+
+
+def test_queries_of_another_dimension_are_refused(tmp_path: Path, files: list[EmbeddingFile]) -> None:
+    with pytest.raises(UserError, match=rf"{D} numbers per vector; queries have 8: both must come from the same CLIP model"):
+        search(files, unit(QUERIES[:, :8]), 3, partial=tmp_path / "partial")
+
+
+@pytest.mark.parametrize(("value", "found"), [(np.nan, "is not finite"), (np.inf, "is not finite"), (0, "is zero")])
+def test_a_vector_that_cannot_be_compared_is_named(tmp_path: Path, value: float, found: str) -> None:
+    broken = PARTS[1].copy()
+    broken[41] = value
+    opened = open_embeddings(write_npy(tmp_path / "embeddings", [PARTS[0], broken]))
+    with pytest.raises(UserError, match=rf"img_emb_0001\.npy: the vector of row 41 {found}"):
+        search(opened, QUERIES, 3, partial=tmp_path / "partial", rows_per_tile=20)
+
+
+def test_a_truncated_array_is_refused(tmp_path: Path) -> None:
+    folder = write_npy(tmp_path / "embeddings")
+    array = folder / "img_emb/img_emb_0002.npy"
+    array.write_bytes(array.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"img_emb_0002\.npy: \d+ bytes, \d+ promised by its header"):
+        open_embeddings(folder)
+    array.write_bytes(b"no array")
+    with pytest.raises(UserError, match=r"img_emb_0002\.npy: no NumPy array"):
+        open_embeddings(folder)
+
+
+def test_an_array_of_another_type_or_order_is_refused(tmp_path: Path) -> None:
+    for number, array in enumerate((PARTS[0].astype(np.float64), np.asfortranarray(PARTS[0]), PARTS[0].ravel())):
+        folder = write_npy(tmp_path / f"embeddings{number}", [array])
+        with pytest.raises(UserError, match="allowed: float16 or float32 of shape"):
+            open_embeddings(folder)
+
+
+def test_one_of_several_arrays_must_be_named(tmp_path: Path) -> None:
+    folder = write_npz(tmp_path / "embeddings", np.savez)
+    with pytest.raises(UserError, match=r"2 arrays of image embeddings; name one of b32_img, l14_img, l14_txt"):
+        open_embeddings(folder)
+    with pytest.raises(UserError, match=r"no array 'h14_img'; it has b32_img, l14_img, l14_txt"):
+        open_embeddings(folder, npz_key="h14_img")
+    with pytest.raises(UserError, match="hold one array: leave it out"):
+        open_embeddings(write_npy(tmp_path / "other"), npz_key="l14_img")
+
+
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    folder = write_npz(tmp_path / "embeddings", np.savez_compressed)
+    archive = folder / "00000001.npz"
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:-100])
+    with pytest.raises(UserError, match=r"00000001\.npz: damaged"):
+        open_embeddings(folder, npz_key="l14_img")
+    middle = len(whole) // 2
+    archive.write_bytes(whole[:middle] + bytes(64) + whole[middle + 64 :])
+    with pytest.raises(UserError, match=r"00000001\.npz: damaged"):
+        search(open_embeddings(folder, npz_key="l14_img"), QUERIES, 3, partial=tmp_path / "partial")
+
+
+def test_a_column_that_holds_no_vectors_is_refused(tmp_path: Path) -> None:
+    folder = write_parquet(tmp_path / "embeddings", pa.list_(pa.float32()))
+    with pytest.raises(UserError, match=r"part0\.parquet: no column 'embedding'; columns of vectors: vector"):
+        open_embeddings(folder, vector_column="embedding")
+    with pytest.raises(UserError, match=r"part0\.parquet: url: string; columns of vectors: vector"):
+        open_embeddings(folder, vector_column="url")
+    (folder / "part0.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"part0\.parquet: not a whole Parquet file"):
+        open_embeddings(folder)
+
+
+@pytest.mark.parametrize(
+    ("broken", "found"), [(None, "no vector near row 45"), ([1.0, 2.0], "a vector of 2 numbers near row 45"), ([None] * D, "a missing number")]
+)
+def test_a_row_without_a_whole_vector_is_refused(tmp_path: Path, broken: list | None, found: str) -> None:
+    lists = [vector.tolist() for vector in PARTS[0].astype(np.float32)]
+    lists[45] = broken
+    (tmp_path / "embeddings").mkdir()
+    table = pa.table({"url": urls(0), "vector": pa.array(lists, pa.list_(pa.float32()))})
+    pq.write_table(table, tmp_path / "embeddings/part0.parquet", row_group_size=40)
+    with pytest.raises(UserError, match=found):
+        search(open_embeddings(tmp_path / "embeddings"), QUERIES, 3, partial=tmp_path / "partial", rows_per_tile=16)
+
+
+def test_columns_that_are_not_there_or_do_not_fit_are_refused(tmp_path: Path) -> None:
+    folder = with_metadata(tmp_path / "embeddings", {"url": ["http://a", "http://b"], "size": ["big", "small"]})
+    with pytest.raises(UserError, match=r"columns\.link: unknown column; allowed: id, url, caption"):
+        open_embeddings(folder, columns={"link": "url"})
+    with pytest.raises(UserError, match=r"columns\.caption: no column 'alt' in .*metadata_0000\.parquet; it has url, size"):
+        open_embeddings(folder, columns={"caption": "alt"})
+    (file,) = open_embeddings(folder, columns={"width": "size"})
+    with pytest.raises(UserError, match=r"metadata_0000\.parquet: size: string .*; int32 is needed for 'width'; name another column"):
+        file.metadata(np.array([0]))
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+MEMORY = """
+import sys
+from pathlib import Path
+import numpy as np
+from augbench.retrieval.embedding_files import open_embeddings
+from augbench.retrieval.exact import search
+
+def peak():
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1])
+
+queries = np.load(sys.argv[3])
+search(open_embeddings(sys.argv[1]), queries, 10, partial=sys.argv[4], rows_per_tile=4096)
+before = peak()
+search(open_embeddings(sys.argv[2]), queries, 10, partial=sys.argv[4], rows_per_tile=4096)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    few = clustered(4 * 4096, 512, 8)
+    write_npy(tmp_path / "small", [few])
+    write_npy(tmp_path / "large", [np.tile(few, (10, 1))])
+    np.save(tmp_path / "queries.npy", unit(few[:4].astype(np.float64)).astype(np.float32))
+    arguments = [str(tmp_path / name) for name in ("small", "large", "queries.npy", "partial")]
+    grown = subprocess.run([sys.executable, "-c", MEMORY, *arguments], check=True, capture_output=True, text=True).stdout
+    assert (tmp_path / "large/img_emb/img_emb_0000.npy").stat().st_size > 160e6
+    assert int(grown) < 40_000  # KiB

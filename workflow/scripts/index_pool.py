@@ -1,0 +1,8 @@
+"""Index a method's pool of added images."""
+
+from augbench.job import running
+
+with running(snakemake) as job:
+    from augbench.pool import build_index
+
+    build_index(list(snakemake.input), job.plan.root, snakemake.output[0])

@@ -1,0 +1,14 @@
+"""Look for near-duplicates of validation and test images in the pools of all methods."""
+
+from augbench.job import running
+
+with running(snakemake) as job:
+    from augbench.leakage import Limits, embed_splits, guard
+    from augbench.retrieval.shortfall import read_excluded
+
+    source, output, methods = snakemake.input, snakemake.output, job.plan.guarded
+    splits, embedded = {name: source[name] for name in ("val", "test")}, {name: output[name] for name in ("val", "test")}
+    limits = Limits(**job.study.leakage.model_dump(exclude={"action"}))
+    embed_splits(job, splits, source.clip, embedded)
+    indexes, leaks, counts = (dict(zip(methods, paths, strict=True)) for paths in (source.pools, output.leaks, output.counts))
+    guard(job, indexes, splits, embedded, source.clip, limits, leaks, counts, read_excluded(source.excluded))
