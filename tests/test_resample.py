@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.pool import SCHEMA, build_index, load_images, read_index
-from augbench.resample import draw, overlap, resample
+from augbench.resample import Drawing, draw, overlap, resample
 from augbench.shards import ShardRow, write_shard
 
 
@@ -164,3 +165,36 @@ def test_a_pool_with_other_labels_than_the_split_is_refused(study: Path) -> None
     train_split(study / "train.parquet", {"a": 1, "b": 0}, 2)
     with pytest.raises(UserError, match="class 'a' has label 0; the training split says 1"):
         resample(study / "index.parquet", study / "train.parquet", [study / "0.parquet"], 0)
+
+
+def test_more_than_one_image_can_be_added_for_each_real_one() -> None:
+    table = draw(pool_of({"a": 30, "b": 30}), {"a": 4, "b": 3}, 1, 0, drawing=Drawing(added=2.5))
+    assert [len(chosen(table, name)) for name in "ab"] == [10, 8]
+
+
+def test_ranked_sets_hold_the_first_images_of_the_pool_in_every_set() -> None:
+    sets = [draw(pool_of({"a": 30}), {"a": 4}, run, 0, drawing=Drawing(ranked=True)) for run in range(3)]
+    assert [chosen(table, "a") for table in sets] == [[0, 1, 2, 3]] * 3
+
+
+def test_a_class_may_fall_short_where_the_method_says_so() -> None:
+    pool = pool_of({"a": 30, "b": 2})
+    with pytest.raises(UserError, match=r"too few images for 1 class\(es\): b 2 of 8"):
+        draw(pool, {"a": 4, "b": 4}, 1, 0, drawing=Drawing(added=2))
+    table = draw(pool, {"a": 4, "b": 4}, 1, 0, drawing=Drawing(added=2, may_fall_short=True))
+    assert len(chosen(table, "a")) == 8 and chosen(table, "b") == [0, 1]
+
+
+def test_classes_that_are_left_out_and_images_that_leak_are_in_no_set(study: Path) -> None:
+    from augbench.leakage import SCHEMA as LEAKS
+
+    build_index(paths(study), study, study / "index.parquet")
+    index = read_index(study / "index.parquet")
+    write_split(Split(["x", "y", "z"], ["a", "a", "b"], np.array([0, 0, 1], dtype=np.int32), ["x", "y", "z"]), study / "train.parquet")
+    resample(study / "index.parquet", study / "train.parquet", [study / "out/1.parquet"], 0, excluded={"b"})
+    assert set(read_index(study / "out/1.parquet").column("class_id").to_pylist()) == {"a"}
+    leaking = {"method": "m", "class_id": "a", "index": 3, "sha256": index.column("sha256")[3].as_py(), "split": "test", "image_id": "t", "real_class_id": "a"}
+    pq.write_table(pa.Table.from_pylist([leaking], schema=LEAKS), study / "leaks.parquet")
+    for run in range(1, 6):
+        resample(study / "index.parquet", study / "train.parquet", [study / f"out/{run}.parquet"], 0, excluded={"b"}, leaks_path=study / "leaks.parquet")
+        assert 3 not in chosen(read_index(study / f"out/{run}.parquet"), "a")

@@ -248,6 +248,7 @@ def test_a_corpus_of_another_clip_and_a_missing_predictor_are_refused_early(stud
     with pytest.raises(UserError, match=r"corpus\.clip: .*differs from clip\.model"):
         parse_study(other)
     scored = study_of(study.folder, min_aesthetics=5.0)
+    scored.config["retrieval"]["aesthetics_weights"] = None
     with hostile_server(300, seed=8, kinds=["jpeg"]) as web:
         write_corpus(study.folder / "corpus", web, queries_of(study))
         scored.search()

@@ -21,6 +21,7 @@ import yaml
 from conftest import SMALL_STUDY, Workspace
 
 from augbench.config import PersonaliseMethod, load_study
+from augbench.errors import UserError
 
 ADDED = ("simple_prompt", "clip_prompts", "boomerang", "pseudoword_clip", "imagic_k2", "retrieval")
 HEAVY = {
@@ -278,6 +279,31 @@ def test_selection_never_opens_the_test_split(study: Workspace, spoilable: Path)
     scored = study.augbench("run", "--configfile", "study.yaml", "--cores", "2")
     assert scored.returncode == 1
     assert "splits/test.parquet: not a whole Parquet file" in (study.results / f"logs/classify/{method}_000.log").read_text()
+
+
+def test_classes_that_are_left_out_are_in_no_training_set_and_no_score(finished: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from augbench.classify import train_block
+    from augbench.resample import resample
+    from augbench.store import Store
+
+    monkeypatch.chdir(finished.folder)
+    study, results, gone = load_study(["study.yaml"]), Path("results/small"), {"bag", "pullover"}
+    train, val, test = (results / f"splits/{name}.parquet" for name in ("train", "val", "test"))
+    manifest = tmp_path / "0.parquet"
+    resample(results / "shards/simple_prompt/selected/index.parquet", train, [manifest], 0, excluded=gone)
+    rest = (study, Store(results / ".store"), "simple_prompt", train, val, test, results / "classes.parquet", [manifest], [tmp_path / "0"])
+    train_block(*rest, excluded=gone)
+    result = json.loads((tmp_path / "0/result.json").read_text())
+    assert [result[name] for name in ("classes", "n_real", "n_added", "n_val", "n_test")] == [8, 64, 64, 96, 160]
+    predictions = pq.read_table(tmp_path / "0/predictions.parquet").to_pydict()
+    names = pq.read_table(results / "classes.parquet").column("class_id").to_pylist()
+    truth = dict(zip(*(pq.read_table(test).column(name).to_pylist() for name in ("image_id", "class_id")), strict=True))
+    assert [names[label] for label in predictions["label"]] == [truth[image] for image in predictions["image_id"]]
+    assert not gone & {names[label] for label in (*predictions["label"], *predictions["predicted"])}
+    shutil.rmtree(tmp_path / "0")
+    full = results / "resamples/simple_prompt/selected/0.parquet"
+    with pytest.raises(UserError, match="which is left out"):
+        train_block(*rest[:-2], [full], [tmp_path / "0"], excluded=gone)
 
 
 def test_only_final_scoring_and_the_guard_are_given_the_test_split(finished: Workspace) -> None:

@@ -242,9 +242,8 @@ def _corpus(study: Study, class_ids: list[str]) -> Iterator[UserError]:
     for name, method in retrieved.items():
         if method.manifest is not None and not Path(method.manifest).is_file():
             yield UserError(f"methods.{name}.manifest", f"{method.manifest!r}, no such file", "allowed: a manifest.parquet that a study has frozen")
-        if method.min_aesthetics is not None and isinstance(corpus, OwnCorpus) and not Path(study.retrieval.aesthetics_weights).is_file():
-            wanted = f"{study.retrieval.aesthetics_weights!r}, no such file"
-            yield UserError("retrieval.aesthetics_weights", wanted, f"methods.{name}.min_aesthetics needs the predictor's published weights; or null there")
+        if method.min_aesthetics is not None and isinstance(corpus, OwnCorpus) and study.retrieval.aesthetics_weights is None:
+            yield UserError("retrieval.aesthetics_weights", "null", f"methods.{name}.min_aesthetics needs the predictor's weights: {corpus.kind} has no scores")
 
 
 # --- diagnostics ---------------------------------------------------------------------------------------

@@ -503,7 +503,11 @@ class Retrieval(Section):
         source="paper, section 3 (ImageNet: 10 of 1000, Caltech256: 5 of 256)",
     )
     download: Download = key(Download(), "How images are fetched.")
-    aesthetics_weights: str = key("results/downloads/sac+logos+ava1-l14-linearMSE.pth", "File with the published weights of LAION's aesthetics predictor V2.")
+    aesthetics_weights: str | None = key(
+        "results/downloads/sac+logos+ava1-l14-linearMSE.pth",
+        "File with the published weights of LAION's aesthetics predictor V2, fetched if it is not there and a method asks for scores. null: the corpus has them.",
+    )
+    aesthetics_mirrors: tuple[str, ...] = key((), "Where to look for these weights before the published address: web addresses, or files.")
     aesthetics_sha256: str | None = key(None, "SHA-256 that this file must have. Default: that of the published file.", pattern="^[0-9a-f]{64}$")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from augbench.classes import SHIPPED_TABLES
 from augbench.config import FashionMnist, ImageFolder, MiniatureCorpus, OwnCorpus, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod, Study
@@ -249,7 +248,7 @@ class Plan:
         """The weights of the aesthetics predictor, where a method asks for scores."""
         asked = any(isinstance(row, RetrieveMethod) and row.min_aesthetics is not None and row.manifest is None for row in self.study.methods.values())
         weights = self.study.retrieval.aesthetics_weights
-        return [weights] if asked and Path(weights).is_file() else []
+        return [weights] if asked and weights is not None else []
 
     def shard(self, method: str = "{method}", class_id: str = "{class_id}", part: str = "{part}", candidate: str = SELECTED) -> str:
         """One class's images of one part."""

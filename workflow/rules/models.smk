@@ -48,6 +48,27 @@ if PLAN.cluster_files and PLAN.feature_files:
             "../scripts/fetch_inception.py"
 
 
+if PLAN.aesthetics_files:
+
+    rule fetch_aesthetics:
+        output:
+            PLAN.aesthetics_files,
+        log:
+            PLAN.path("logs/fetch_aesthetics.log"),
+        benchmark:
+            PLAN.path("benchmarks/fetch_aesthetics.tsv")
+        retries: 2
+        conda:
+            ENVIRONMENT
+        resources:
+            mem_mb=1000,
+            runtime=60,
+        message:
+            "fetch the aesthetics predictor"
+        script:
+            "../scripts/fetch_aesthetics.py"
+
+
 rule fingerprint_diffusion:
     input:
         PLAN.diffusion_files,

@@ -23,6 +23,7 @@ WEIGHTS_FILE = "sac+logos+ava1-l14-linearMSE.pth"
 WEIGHTS_SHA256 = "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0"
 """Of the published file (3,714,759 bytes), as several independent public projects pin it."""
 
+WEIGHTS_URL = "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth"
 WIDTH = 768
 LAYERS = {"layers.0": (1024, WIDTH), "layers.2": (128, 1024), "layers.4": (64, 128), "layers.6": (16, 64), "layers.7": (1, 16)}
 """The published layers in order, with the shapes (out, in) of their weights."""

@@ -258,10 +258,11 @@ def _filters(
     if method.manifest is not None:  # filtered when it was frozen
         return Filters(method.model_copy(update={"duplicate_threshold": None, "min_aesthetics": None, "one_class": False})), None
     unscored = any(n.aesthetic is None for rows in neighbours.values() for n in rows)
-    if method.min_aesthetics is not None and unscored and Path(job.study.retrieval.aesthetics_weights).is_file():
+    weights = job.study.retrieval.aesthetics_weights
+    if method.min_aesthetics is not None and unscored and weights is not None:
         from augbench.retrieval.aesthetics import WEIGHTS_SHA256, load_predictor
 
-        score = load_predictor(job.study.retrieval.aesthetics_weights, job.study.retrieval.aesthetics_sha256 or WEIGHTS_SHA256).score
+        score = load_predictor(weights, job.study.retrieval.aesthetics_sha256 or WEIGHTS_SHA256).score
     embed = None
     if any(n.embedding is None for rows in neighbours.values() for n in rows) and (method.duplicate_threshold is not None or score is not None):
         from augbench.models import load_image_tower, pick_device

@@ -1,0 +1,10 @@
+"""Bring the published weights of LAION's aesthetics predictor into their place."""
+
+from augbench.job import running
+
+with running(snakemake, network=True) as job:
+    from augbench.fetch_models import fetch_weights
+    from augbench.retrieval.aesthetics import WEIGHTS_SHA256, WEIGHTS_URL
+
+    retrieval = job.study.retrieval
+    fetch_weights(snakemake.output[0], [*retrieval.aesthetics_mirrors, WEIGHTS_URL], retrieval.aesthetics_sha256 or WEIGHTS_SHA256)
