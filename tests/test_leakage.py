@@ -314,14 +314,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_guard(folder: Path, method: str, clip: Path, out: Path, excluded: Sequence[str] = ()) -> tuple[pa.Table, Store]:
+def run_guard(folder: Path, method: str, clip: Path, out: Path, excluded: Sequence[str] = (), limits: Limits = SEARCH) -> tuple[pa.Table, Store]:
     job = Job(study(), Store(folder / ".store"), 1)
     splits = {name: folder / f"splits/{name}.parquet" for name in ("val", "test")}
     embeddings = {name: out / f"{name}.npy" for name in splits}
     embed_splits(job, splits, clip, embeddings)
     indexes = {method: folder / f"shards/{method}/selected/index.parquet"}
     leaks, summaries = ({method: out / f"{method}.{kind}"} for kind in ("parquet", "json"))
-    guard(job, indexes, splits, embeddings, clip, SEARCH, leaks, summaries, excluded)
+    guard(job, indexes, splits, embeddings, clip, limits, leaks, summaries, excluded)
     return read_leaks(out / f"{method}.parquet"), job.store
 
 
@@ -344,6 +344,11 @@ def test_every_planted_image_is_named_with_the_real_one(small: Path, leaks: pa.T
     assert all(row["hash_distance"] <= SEARCH.hash_threshold and row["clip_similarity"] >= SEARCH.clip_threshold for row in rows)
     summary = read_json(small / "leakage/web.json")
     assert [summary[name] for name in ("checked", "val", "test", "either", "val_images", "test_images")] == [60, 1, 10, 11, 1, 10]
+
+
+def test_where_no_pair_is_near_enough_to_be_looked_at_nothing_is_found(small: Path, tmp_path: Path) -> None:
+    found, _ = run_guard(small, "clean", small / "clip.json", tmp_path, limits=replace(SEARCH, clip_threshold=1.0))
+    assert found.num_rows == 0 and read_json(tmp_path / "clean.json")["checked"] == 60
 
 
 def test_a_pool_without_planted_images_is_clean(small: Path, leaks: pa.Table) -> None:

@@ -572,7 +572,9 @@ def _find_leaks(method: str, index: pa.Table, embedder: _Embedder, splits: Seque
     for real in splits:
         if len(added) and real.embeddings.shape[1] != added.shape[1]:
             raise UserError(real.where, f"{real.embeddings.shape[1]} numbers per image", f"the study's CLIP gives {added.shape[1]}; {REMEDY}")
-        found = find_near_duplicates(added, real.embeddings, lambda rows: load_images(index.take(rows), folder), real.load, limits, f"{method}, {real.split}")
+        found = find_near_duplicates(
+            added, real.embeddings, lambda rows: load_images(index.take(pa.array(rows, pa.int64())), folder), real.load, limits, f"{method}, {real.split}"
+        )
         for pair in found:
             row = {column: index.column(column)[pair.added].as_py() for column in ("class_id", "index", "sha256")}
             other = {"split": real.split, "image_id": real.image_ids[pair.real], "real_class_id": real.class_ids[pair.real]}
