@@ -553,6 +553,7 @@ def test_the_address_is_torchvisions() -> None:
 # --- the workflow -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_workflow_fetches_once_and_hashes_what_it_fetched(hub: Hub, workspace: Workspace, published: Path) -> None:
     models = {"model": "owner/mini", "revision": REVISION, "downloads": "models"}
     hub.repositories["owner/checker"] = checker = workspace.folder / "published_checker"

@@ -439,6 +439,7 @@ def test_an_index_of_a_small_corpus_misses_no_neighbour(tmp_path: Path) -> None:
     assert len(urls) == 3000 and urls[1500] == "u1-0"
 
 
+@pytest.mark.full
 def test_a_large_corpus_gets_the_index_that_autofaiss_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_embeddings(tmp_path / "embeddings", 3000)
     monkeypatch.setattr(embed, "EXACT_UP_TO", 2999)

@@ -211,6 +211,7 @@ def test_every_training_image_starts_as_many_boomerangs(finished: Workspace) -> 
     assert len(counts) == 8 and set(counts.values()) == {2, 3}  # 20 images from 8
 
 
+@pytest.mark.full
 def test_dropped_candidates_are_not_planned_again(study: Workspace) -> None:
     method, winner = "pseudoword_clip", selected(study, "pseudoword_clip")["selected"]
     changed = copy.deepcopy(SMALL_STUDY)
