@@ -1,0 +1,96 @@
+"""What the machine can do at most, measured: reading files, copying memory, matrix products. Every benchmark compares itself with these.
+
+Flows in: files or shapes. Flows out: seconds, bytes, and a description of the machine for the record.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PIECE = 16 << 20  # bytes read at a time
+
+
+def describe(device: str = "cpu") -> dict[str, Any]:
+    """The processor, its cores, the memory (GiB) and, for "cuda", the GPU."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    found: dict[str, Any] = {"processor": processor, "cores": os.cpu_count(), "memory_gib": round(memory, 1), "device": device}
+    if device == "cuda":
+        import torch
+
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping."""
+    (line,) = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")]
+    return int(line.split()[1]) * 1024
+
+
+def peak_memory() -> int:
+    """Bytes of this process's largest resident set, pages of mapped files included."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+
+def drop_from_cache(paths: Sequence[Path]) -> None:
+    """Ask the system to forget its copy of the files, so that the next reader has to go to the disk; the disk's own cache stays."""
+    for path in paths:
+        with path.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_seconds(paths: Sequence[Path]) -> float:
+    """Seconds to read the files one after the other into the same buffer."""
+    buffer = memoryview(bytearray(PIECE))
+    start = time.perf_counter()
+    for path in paths:
+        with path.open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):  # type: ignore[attr-defined]
+                pass
+    return time.perf_counter() - start
+
+
+def copy_rate(size: int = 1 << 28, repeats: int = 5) -> float:
+    """Bytes per second, read plus written, of the fastest of some copies within memory."""
+    source, target = np.random.default_rng(0).integers(256, size=size, dtype=np.uint8), np.ones(size, np.uint8)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        np.copyto(target, source)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size / min(seconds)
+
+
+def product_seconds(queries: int, dimension: int, rows: int, block: int, dtype: str, device: str) -> float:
+    """Seconds for the products of all queries with ``rows`` vectors that are in memory, ``block`` vectors at a time; the products are dropped.
+
+    The vectors are random, never zero, and come from 64 blocks in turn, which are together larger than a processor's cache.
+    """
+    import torch
+
+    generator = torch.Generator(device).manual_seed(0)
+    kind = getattr(torch, dtype)
+    left = torch.randn(queries, dimension, generator=generator, device=device).to(kind)
+    blocks = [torch.randn(block, dimension, generator=generator, device=device).to(kind) for _ in range(64)]
+    out = torch.empty(queries, block, dtype=kind, device=device)
+    torch.mm(left, blocks[0].T, out=out)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for number in range(rows // block):
+        torch.mm(left, blocks[number % len(blocks)].T, out=out)
+    if rest := rows % block:
+        torch.mm(left, blocks[0][:rest].T)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -1,0 +1,340 @@
+"""Exact search, side by side with the machine's limits and with what one would use instead.
+
+Flows in: a number of vectors and queries. Flows out: a Markdown table, and JSON with ``--json``: time, peak memory and recall of
+
+- reading the files, and the matrix product of the same shapes from memory: together the least that any exact search of files costs;
+- ours;
+- faiss's exact index (``IndexFlatIP``), filled from the same files;
+- clip-retrieval's service over that index, one query at a time as its clients use it.
+
+Each candidate runs in a process of its own, with the files dropped from the page cache (``--warm``: read before); the repeats alternate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.machine import available_memory, copy_rate, describe, drop_from_cache, peak_memory, product_seconds, read_seconds
+
+Result = dict[str, Any]
+CLUSTERS = 2000
+MADE_AT_A_TIME = 50_000
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def make_embeddings(folder: Path, vectors: int, dimension: int, files: int) -> None:
+    """Random unit vectors around 2,000 centres, float16, in clip-retrieval's layout with metadata; queries around the same centres."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    random = np.random.default_rng(0)
+    centres = _unit(random.standard_normal((CLUSTERS, dimension), np.float32))
+
+    def around_centres(rows: int) -> np.ndarray:
+        noise = random.standard_normal((rows, dimension), np.float32) / np.sqrt(dimension)
+        return _unit(centres[random.integers(CLUSTERS, size=rows)] + noise)
+
+    (folder / "img_emb").mkdir()
+    (folder / "metadata").mkdir()
+    first = 0
+    for number, rows in enumerate(np.diff(np.linspace(0, vectors, files + 1).astype(int))):
+        path = folder / f"img_emb/img_emb_{number:05d}.npy"
+        array = np.lib.format.open_memmap(path, "w+", np.float16, (int(rows), dimension))
+        for start in range(0, rows, MADE_AT_A_TIME):
+            piece = array[start : start + MADE_AT_A_TIME]
+            piece[:] = around_centres(len(piece))
+        array.flush()
+        del array
+        ids = range(first, first + int(rows))
+        table = pa.table({"id": [str(i) for i in ids], "url": [f"http://images/{i}.jpg" for i in ids], "caption": [f"image {i}" for i in ids]})
+        pq.write_table(table, folder / f"metadata/metadata_{number:05d}.parquet")
+        first += int(rows)
+    np.save(folder / "queries.npy", around_centres(10_000))
+    os.sync()  # pages that are not yet on the disk cannot be dropped
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def arrays_of(folder: Path) -> list[Path]:
+    """The files of vectors."""
+    return sorted((folder / "img_emb").glob("*.npy"))
+
+
+# --- candidates -------------------------------------------------------------------------------------------------------
+
+
+def run_read(options: argparse.Namespace) -> Result:
+    """The files, once."""
+    return {"seconds": read_seconds(arrays_of(options.folder))}
+
+
+def run_product(options: argparse.Namespace) -> Result:
+    """The matrix product in float32."""
+    from augbench.retrieval.exact import BLOCK_ROWS, ROWS_PER_TILE
+
+    block = BLOCK_ROWS if options.device == "cpu" else ROWS_PER_TILE
+    return {"seconds": product_seconds(options.queries, options.dim, options.vectors, block, "float32", options.device)}
+
+
+def run_product_low(options: argparse.Namespace) -> Result:
+    """The matrix product in the number format that our search uses here."""
+    import torch
+
+    from augbench.retrieval.exact import BLOCK_ROWS, ROWS_PER_TILE, fastest_product
+
+    block = BLOCK_ROWS if options.device == "cpu" else ROWS_PER_TILE
+    dtype = str(fastest_product(torch.device(options.device))).removeprefix("torch.")
+    return {"seconds": product_seconds(options.queries, options.dim, options.vectors, block, dtype, options.device), "format": dtype}
+
+
+def run_ours(options: argparse.Namespace) -> Result:
+    """Our search, from opening the files to the hits; then the metadata and embeddings of the hits."""
+    import torch
+
+    from augbench.retrieval.embedding_files import open_embeddings
+    from augbench.retrieval.exact import collect, search
+
+    queries = _queries(options)
+    torch.zeros(1, device=options.device)
+    start = time.perf_counter()
+    files = open_embeddings(options.folder)
+    with tempfile.TemporaryDirectory(dir=options.folder) as partial:
+        hits = search(files, queries, options.k, partial=partial, device=options.device)
+    seconds, memory = time.perf_counter() - start, peak_memory()
+    start = time.perf_counter()
+    collect(hits, files)
+    offsets = np.cumsum([0, *(file.rows for file in files)])
+    return {
+        "seconds": seconds, "peak_memory": memory, "collect_seconds": time.perf_counter() - start, "collect_peak_memory": peak_memory(),
+        "found": offsets[hits.file] + hits.row, "similarity": hits.similarity,
+    }  # fmt: skip
+
+
+def run_faiss(options: argparse.Namespace) -> Result:
+    """``IndexFlatIP`` over all vectors; if they do not fit into memory, an index per file, with the results merged."""
+    import faiss
+    import torch
+
+    queries = _queries(options)
+    whole = _fits(options)
+    start = time.perf_counter()
+    if whole:
+        index = _faiss_index(options)
+        filled = time.perf_counter() - start
+        similarity, found = index.search(queries, options.k)
+        return {"seconds": time.perf_counter() - start, "fill_seconds": filled, "whole": True, "found": found, "similarity": similarity}
+    best = faiss.ResultHeap(len(queries), options.k, keep_max=True)
+    first = 0
+    for path in arrays_of(options.folder):
+        index = faiss.IndexFlatIP(options.dim)
+        index.add(torch.from_numpy(np.load(path)).float().numpy())
+        similarity, found = index.search(queries, options.k)
+        best.add_result(similarity, found + first)
+        first += index.ntotal
+    best.finalize()
+    return {"seconds": time.perf_counter() - start, "whole": False, "found": best.I, "similarity": best.D}
+
+
+def run_clip_retrieval(options: argparse.Namespace) -> Result:
+    """clip-retrieval's service in process, with query embeddings, deduplication and safety filters off; some queries, scaled to all."""
+    from clip_retrieval.clip_back import ClipResource, KnnService, ParquetMetadataProvider
+
+    if not _fits(options):
+        return {"seconds": None, "note": "the index does not fit into memory"}
+    queries = _queries(options)[: options.clip_queries]
+    start = time.perf_counter()
+    resource = ClipResource(
+        device="cpu", model=None, preprocess=None, tokenizer=None, model_txt_mclip=None, safety_model=None, violence_detector=None,
+        metadata_provider=ParquetMetadataProvider(str(options.folder / "metadata")), image_index=_faiss_index(options), text_index=None,
+        ivf_old_to_new_mapping=None, columns_to_return=["id", "url", "caption"], metadata_is_ordered_by_ivf=False, aesthetic_embeddings=None,
+    )  # fmt: skip
+    service = KnnService(clip_resources={"corpus": resource})
+    filled = time.perf_counter() - start
+    start = time.perf_counter()
+    found = [service.query(embedding_input=query, num_images=options.k, num_result_ids=options.k, deduplicate=False) for query in queries]
+    per_query = (time.perf_counter() - start) / len(queries)
+    start = time.perf_counter()
+    for query in queries:
+        service.knn_search(query[None], "image", options.k, resource, deduplicate=False, use_safety_model=False, use_violence_detector=False)
+    search_per_query = (time.perf_counter() - start) / len(queries)
+    return {
+        "seconds": filled + per_query * options.queries, "fill_seconds": filled, "seconds_per_query": per_query, "queries": len(queries),
+        "search_seconds_per_query": search_per_query,
+        "found": np.array([[int(row["id"]) for row in rows] for rows in found]),
+    }  # fmt: skip
+
+
+CANDIDATES: dict[str, Callable[[argparse.Namespace], Result]] = {
+    "read": run_read, "product": run_product, "product_low": run_product_low, "ours": run_ours, "faiss": run_faiss, "clip_retrieval": run_clip_retrieval,
+}  # fmt: skip
+
+
+def _queries(options: argparse.Namespace) -> np.ndarray:
+    return np.load(options.folder / "queries.npy")[: options.queries]
+
+
+def _fits(options: argparse.Namespace) -> bool:
+    return 2.5 * 4 * options.vectors * options.dim < available_memory()  # faiss's vector grows by doubling
+
+
+def _faiss_index(options: argparse.Namespace) -> Any:
+    import faiss
+    import torch
+
+    index = faiss.IndexFlatIP(options.dim)
+    for path in arrays_of(options.folder):
+        array = np.load(path, mmap_mode="c")
+        for start in range(0, len(array), MADE_AT_A_TIME):
+            index.add(torch.from_numpy(array[start : start + MADE_AT_A_TIME]).float().numpy())  # NumPy takes five times as long to convert
+    return index
+
+
+# --- comparison -------------------------------------------------------------------------------------------------------
+
+
+def run_candidate(options: argparse.Namespace) -> None:
+    """In a process of its own: run it, and write what it found beside the figures."""
+    result = CANDIDATES[options.candidate](options)
+    result.setdefault("peak_memory", peak_memory())
+    arrays = {name: value for name, value in result.items() if isinstance(value, np.ndarray)}
+    np.savez(options.folder / f"{options.candidate}.npz", **arrays)
+    print(json.dumps({name: value for name, value in result.items() if name not in arrays}))
+
+
+def compare(options: argparse.Namespace, arguments: Sequence[str]) -> Result:
+    """All candidates, ``options.repeats`` times in turn."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    results: dict[str, list[Result]] = {name: [] for name in options.candidates}
+    for repeat in range(options.repeats):
+        for name in options.candidates:
+            if options.warm:
+                read_seconds(arrays_of(options.folder))
+            else:
+                drop_from_cache([*arrays_of(options.folder), *(options.folder / "metadata").glob("*.parquet")])
+            command = [sys.executable, __file__, *arguments, "--candidate", name]
+            lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout.splitlines()
+            results[name].append(json.loads(lines[-1]))
+            print(f"repeat {repeat + 1}: {name}: {results[name][-1]}", file=sys.stderr)
+    return {
+        "command": "python benchmarks/search.py " + " ".join(arguments),
+        "date": datetime.date.today().isoformat(),
+        "machine": {**describe(options.device), "copy_gb_per_second": round(copy_rate() / 1e9, 1)},
+        "threads": options.threads,
+        "page_cache": "warm" if options.warm else "cold (POSIX_FADV_DONTNEED)",
+        "bytes": sum(path.stat().st_size for path in arrays_of(options.folder)),
+        "results": results,
+        "recall": {name: recall(options.folder, name) for name in ("ours", "clip_retrieval") if name in results and "faiss" in results},
+    }
+
+
+def recall(folder: Path, name: str) -> float:
+    """Part of faiss's neighbours that the candidate found, over its queries."""
+    with np.load(folder / "faiss.npz") as exact, np.load(folder / f"{name}.npz") as other:
+        if "found" not in other:
+            return float("nan")
+        pairs = list(zip(exact["found"], other["found"], strict=False))
+    return float(np.mean([len(np.intersect1d(one, two)) / len(one) for one, two in pairs]))
+
+
+def markdown(report: Result, options: argparse.Namespace) -> str:
+    """The table, and the ratio that is the benchmark's goal."""
+
+    def seconds(name: str) -> float:
+        return statistics.median(result["seconds"] for result in results[name])
+
+    results = {name: runs for name, runs in report["results"].items() if runs[0]["seconds"] is not None}
+    names = {
+        "read": "reading the files",
+        "product": "matrix product, float32",
+        "product_low": f"matrix product, {results.get('product_low', [{}])[0].get('format', '')}",
+        "ours": "**ours**",
+        "faiss": "faiss `IndexFlatIP`" if results.get("faiss", [{}])[0].get("whole", True) else "faiss `IndexFlatIP`, file by file",
+        "clip_retrieval": f"clip-retrieval, query by query (scaled from {results.get('clip_retrieval', [{}])[0].get('queries', '')})",
+    }
+    lines = ["| | seconds: median (least - most) | peak memory, GiB | recall |", "|---|---|---|---|"]
+    for name, runs in results.items():
+        times = sorted(run["seconds"] for run in runs)
+        memory = max(run["peak_memory"] for run in runs) / 2**30
+        exact = "1 (reference)" if name == "faiss" else f"{report['recall'][name]:.6g}" if name in report["recall"] else ""
+        lines.append(f"| {names[name]} | {seconds(name):.1f} ({times[0]:.1f} - {times[-1]:.1f}) | {memory:.2f} | {exact} |")
+    lines.append("")
+    for product in ("product", "product_low"):
+        if {"ours", "read", product} <= set(results):
+            lines.append(f"- Ours / (reading + {names[product]}) = {seconds('ours') / (seconds('read') + seconds(product)):.2f}")
+    if "ours" in results:
+        gather = statistics.median(run["collect_seconds"] for run in results["ours"])
+        lines.append(f"- Metadata and embeddings of the {options.queries * options.k:,} hits, which ours reads afterwards: {gather:.1f} s")
+    if "clip_retrieval" in results:
+        (fill, whole, search) = (
+            statistics.median(run[name] for run in results["clip_retrieval"]) for name in ("fill_seconds", "seconds_per_query", "search_seconds_per_query")
+        )
+        lines.append(
+            f"- clip-retrieval: {fill:.1f} s to fill the index, then {whole:.3f} s per query, of which the index takes {search:.3f} s and metadata the rest"
+        )
+    machine = report["machine"]
+    lines.append(
+        f"\n{options.vectors:,} vectors of {options.dim} float16 numbers in {options.files} files ({report['bytes'] / 1e9:.1f} GB), {options.queries:,} queries, "
+        f"k = {options.k}; {machine['processor']}, {report['threads']} threads, {machine['memory_gib']} GiB; {machine.get('gpu', 'no GPU')}; "
+        f"page cache {report['page_cache']}; {options.repeats} repeats; {report['date']}; `{report['command']}`"
+    )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Make the data, compare, print, remove the data."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--vectors", type=int, default=2_000_000)
+    parser.add_argument("--dim", type=int, default=768)
+    parser.add_argument("--queries", type=int, default=1000, help="10,000 at most")
+    parser.add_argument("--k", type=int, default=182)
+    parser.add_argument("--files", type=int, default=4)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of ours and of the matrix product")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--clip-queries", type=int, default=10, help="queries that clip-retrieval answers; its time is scaled to all")
+    parser.add_argument("--warm", action="store_true", help="with the files in the page cache")
+    parser.add_argument("--folder", type=Path, required=True, help="a new folder for the data: 2 bytes x vectors x dim")
+    parser.add_argument("--keep", action="store_true", help="leave the data there, and use them if they are there")
+    parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
+    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--candidate", choices=CANDIDATES, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.candidate:
+        run_candidate(options)
+        return
+    if not (options.keep and (options.folder / "queries.npy").exists()):
+        if options.folder.exists():
+            parser.error(f"--folder {options.folder} is there already, and would be removed at the end; give a new one")
+        options.folder.mkdir(parents=True)
+        make_embeddings(options.folder, options.vectors, options.dim, options.files)
+    try:
+        report = compare(options, arguments)
+    finally:
+        if not options.keep:
+            shutil.rmtree(options.folder)
+    print(markdown(report, options))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
