@@ -47,6 +47,6 @@ def test_the_full_miniature_keeps_the_papers_sizes() -> None:
 def test_an_overlay_changes_and_removes(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("augmentation: {resamples: 4}\nmethods: {retrieval: null}\n")
-    study = load_study([PROJECT / "config/demo.yaml", overlay])
-    assert study.augmentation.resamples == 4 and study.augmentation.images_per_class == 54
+    study, demo = load_study([PROJECT / "config/demo.yaml", overlay]), load_study([PROJECT / "config/demo.yaml"])
+    assert study.augmentation == demo.augmentation.model_copy(update={"resamples": 4}) != demo.augmentation
     assert "retrieval" not in study.methods
