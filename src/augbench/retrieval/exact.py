@@ -6,6 +6,7 @@ number of threads, the order of the work or the device. The files are read once,
 How it stays exact at the speed of a matrix product: a tile costs the product with the queries and one look at each query's best
 product. Only where that could belong among the query's k nearest are single similarities computed anew, in float64, from the stored vectors.
 So the product itself may be of lower precision: its error is bounded (Cauchy-Schwarz and the unit roundoff), and the bound widens the net.
+On a CPU each thread compares a block of its own: threads that share one small product wait for each other after every step.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import hashlib
 import logging
 import warnings
 import zipfile
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock, local
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -125,15 +128,16 @@ def search(
         done = sum(file.rows for file, there in zip(files, kept, strict=True) if there)
         progress = Progress("exact search", sum(file.rows for file in files), "vector", done)
         best, highest = _Best(len(queries), k), np.full(len(queries), -np.inf, np.float32)
-        with closing(_read_ahead(_pieces(unfinished, rows_per_tile, share, seed))) as pieces:
+        with comparison.workers() as compare, closing(_read_ahead(_pieces(unfinished, rows_per_tile, share, seed))) as pieces:
             for number, (file, recipe, there) in enumerate(zip(files, recipes, kept, strict=True)):
                 if not there:
                     nearest = comparison.begin(best.floor())
                     for piece in pieces:
                         if piece is None:
                             break
-                        comparison.look(piece.vectors, piece.rows, nearest, file)
+                        compare(piece.vectors, piece.rows, nearest, file)
                         progress.update(piece.read)
+                    compare.finish()
                     store.commit(KIND, recipe, ".npz", nearest.result().write)
                 else:
                     store.tally.reused += 1
@@ -309,28 +313,35 @@ class _Nearest:
     def __init__(self, floor: torch.Tensor, k: int) -> None:
         import torch
 
-        self.k, self.floor, self.threshold = k, floor, floor.clone()
+        self.k, self.floor = k, floor
+        self.lock = Lock()
+        self.threshold = floor  # replaced, never changed: other threads read it meanwhile, and an older one is lower
         self.entries = torch.full((len(floor), k + max(32, k // 2)), _EMPTY, device=floor.device)
         self.filled = torch.zeros(len(floor), dtype=torch.int64, device=floor.device)
         self.waiting = 0
         self.open = bool(torch.isinf(floor).any())  # whether some query takes whatever comes
 
     def add(self, query: torch.Tensor, row: torch.Tensor, similarity: torch.Tensor) -> None:
-        """Take candidates, ``(P,)`` each; ``query`` ascends."""
+        """Take candidates, ``(P,)`` each; ``query`` ascends. Any thread may."""
         import torch
-        import torch.nn.functional as F
 
         wanted = torch.nonzero(similarity >= self.threshold.index_select(0, query)).squeeze(1)
-        if not len(wanted):
-            return
-        query, row, similarity = query.index_select(0, wanted), row.index_select(0, wanted), similarity.index_select(0, wanted)
-        count = torch.bincount(query, minlength=len(self.filled))
+        if len(wanted):
+            query, entries = query.index_select(0, wanted), _entries(similarity.index_select(0, wanted), row.index_select(0, wanted))
+            count = torch.bincount(query, minlength=len(self.filled))
+            position = torch.arange(len(query), device=query.device) - (count.cumsum(0) - count).index_select(0, query)
+            with self.lock:
+                self._append(query, position, entries, count)
+
+    def _append(self, query: torch.Tensor, position: torch.Tensor, entries: torch.Tensor, count: torch.Tensor) -> None:
+        """Append ``count`` ``(Q,)`` entries to each query's, ``position`` of them after what is there."""
+        import torch.nn.functional as F
+
         if int((self.filled + count).max()) > self.entries.shape[1]:
             self.sort_in()
             if (room := int((self.filled + count).max()) - self.entries.shape[1]) > 0:
                 self.entries = F.pad(self.entries, (0, room), value=_EMPTY)
-        first = self.filled - count.cumsum(0) + count
-        self.entries[query, first.index_select(0, query) + torch.arange(len(query), device=query.device)] = _entries(similarity, row)
+        self.entries[query, self.filled.index_select(0, query) + position] = entries
         self.filled += count
         self.waiting += len(query)
         if self.waiting > self.filled.numel() * self.k // 4:
@@ -347,8 +358,7 @@ class _Nearest:
         self.waiting = 0
         last = nearest.amin(dim=1)
         similarity, _ = _from_entries(last)
-        above = torch.nextafter(similarity, torch.full_like(similarity, torch.inf))  # rows come in order: a later tie loses
-        self.threshold = torch.where(last == _EMPTY, self.floor, torch.maximum(self.floor, above))
+        self.threshold = torch.where(last == _EMPTY, self.floor, torch.maximum(self.floor, similarity))
         self.open = bool(torch.isinf(self.threshold).any())
 
     def result(self) -> _Partial:
@@ -387,7 +397,7 @@ class _Comparison:
         self.error = self._error_of_products()
         self.rows = BLOCK_ROWS if self.device.type == "cpu" else ROWS_PER_TILE
         self.queries_together = max(1, BLOCK_PRODUCTS[self.device.type] // self.rows)
-        self.products = torch.empty(min(len(queries), self.queries_together) * self.rows, dtype=self.dtype, device=self.device)
+        self.own = local()  # each thread's own space for products
         if self.device.type == "cuda":  # sums in float32 throughout, as the bound assumes
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
@@ -418,21 +428,31 @@ class _Comparison:
 
         return _Nearest(torch.from_numpy(floor).to(self.device), self.k)
 
-    def look(self, stored: np.ndarray, rows: np.ndarray, nearest: _Nearest, file: EmbeddingFile) -> None:
-        """Compare vectors ``(n, D)`` of ``rows`` with all queries, and give what may be near to ``nearest``."""
+    @contextmanager
+    def workers(self) -> Iterator[_Workers]:
+        """As many threads as torch has, one for each block of images; meanwhile torch's own operations take one thread each."""
         import torch
 
-        for start in range(0, len(stored), self.rows):
-            numbers = rows[start : start + self.rows]
-            block = stored[start : start + self.rows]
-            if not block.flags.writeable:  # Arrow's, at which torch takes offence
-                block = block.copy()
-            images = self._unit(torch.from_numpy(block).to(self.device), numbers, file)
-            rounded, row = images.to(self.dtype), torch.from_numpy(numbers).to(self.device)
-            for first in range(0, len(self.queries), self.queries_together):
-                query, position = self._candidates(rounded, first, nearest)
-                if len(query):
-                    nearest.add(query, row[position], self._similarities(query, images, position))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(threads if self.device.type == "cpu" else 1) as pool:
+                yield _Workers(self, pool, 2 * threads)
+        finally:
+            torch.set_num_threads(threads)
+
+    def look(self, stored: np.ndarray, rows: np.ndarray, nearest: _Nearest, file: EmbeddingFile) -> None:
+        """Compare a block of vectors ``(n, D)`` of ``rows`` with all queries, and give what may be near to ``nearest``."""
+        import torch
+
+        if not stored.flags.writeable:  # Arrow's, at which torch takes offence
+            stored = stored.copy()
+        images = self._unit(torch.from_numpy(stored).to(self.device), rows, file)
+        rounded, row = images.to(self.dtype), torch.from_numpy(rows).to(self.device)
+        for first in range(0, len(self.queries), self.queries_together):
+            query, position = self._candidates(rounded, first, nearest)
+            if len(query):
+                nearest.add(query, row.index_select(0, position), self._similarities(query, images, position))
 
     def _unit(self, stored: torch.Tensor, rows: np.ndarray, file: EmbeddingFile) -> torch.Tensor:
         """Float32 ``(n, D)``; as :func:`~augbench.retrieval.embedding_files.unit`."""
@@ -452,7 +472,9 @@ class _Comparison:
 
         part = slice(first, first + self.queries_together)
         queries = self.rounded[part]
-        products = torch.mm(queries, rounded.T, out=self.products[: len(queries) * len(rounded)].view(len(queries), -1))
+        if not hasattr(self.own, "products"):
+            self.own.products = torch.empty(min(len(self.queries), self.queries_together) * self.rows, dtype=self.dtype, device=self.device)
+        products = torch.mm(queries, rounded.T, out=self.own.products[: len(queries) * len(rounded)].view(len(queries), -1))
         bound = nearest.threshold[part] - self.error[part]
         if nearest.open:  # of this block, only its own k nearest can count
             last = products.topk(min(self.k, products.shape[1]), dim=1).values[:, -1].float()
@@ -477,6 +499,27 @@ class _Comparison:
             part = slice(start, start + PAIRS)
             similarity[part] = (images[position[part]].double() * self.exact[query[part]]).sum(dim=1).float()
         return similarity
+
+
+class _Workers:
+    """Hands out blocks to threads; at most ``most`` are under way, so that reading does not run ahead of comparing."""
+
+    def __init__(self, comparison: _Comparison, pool: ThreadPoolExecutor, most: int) -> None:
+        self.comparison, self.pool, self.most = comparison, pool, most
+        self.under_way: deque[Future[None]] = deque()
+
+    def __call__(self, stored: np.ndarray, rows: np.ndarray, nearest: _Nearest, file: EmbeddingFile) -> None:
+        """Have vectors ``(n, D)`` of ``rows`` compared; what was wrong with earlier ones is raised here."""
+        for start in range(0, len(rows), self.comparison.rows):
+            block = slice(start, start + self.comparison.rows)
+            self.under_way.append(self.pool.submit(self.comparison.look, stored[block], rows[block], nearest, file))
+            while len(self.under_way) > self.most:
+                self.under_way.popleft().result()
+
+    def finish(self) -> None:
+        """Wait for all blocks."""
+        while self.under_way:
+            self.under_way.popleft().result()
 
 
 def _sampled(first: torch.Tensor, column: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
