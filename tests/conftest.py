@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import subprocess
@@ -15,7 +16,10 @@ import pytest
 import yaml
 from xdist.scheduler import LoadScopeScheduling
 
+from augbench.data import fashion_mnist
+
 PROJECT = Path(__file__).resolve().parents[1]
+DOWNLOADS = PROJECT / "results/downloads"
 LINKED = ("Snakefile", "workflow", "src", "resources", "envs", "config", "profiles")
 
 SMALL_STUDY: dict[str, Any] = {
@@ -107,18 +111,35 @@ class Workspace:
         return {rule: int(count) for rule, count in table if rule not in ("total", "all")}
 
 
+def fetch_garments() -> Path:
+    """The folder of Fashion-MNIST's files, all there: fetched by the first process that asks, while the others wait.
+
+    Before any workflow starts: Snakemake removes what is there before it makes it, and other tests read it.
+    """
+    DOWNLOADS.mkdir(parents=True, exist_ok=True)
+    with open(DOWNLOADS / "tests.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fashion_mnist.fetch(DOWNLOADS / "fashion_mnist")
+    return DOWNLOADS / "fashion_mnist"
+
+
 def make_workspace(folder: Path) -> Workspace:
     """A clone-like folder; downloads are shared with the project, so that each is fetched once."""
+    fetch_garments()
     for name in LINKED:
         (folder / name).symlink_to(PROJECT / name)
-    downloads = PROJECT / "results/downloads"
-    downloads.mkdir(parents=True, exist_ok=True)
     (folder / "results").mkdir()
-    (folder / "results/downloads").symlink_to(downloads)
+    (folder / "results/downloads").symlink_to(DOWNLOADS)
     (folder / "classes.yaml").write_text((PROJECT / "resources/classes/fashion_mnist.yaml").read_text())
     workspace = Workspace(folder)
     workspace.write_study(SMALL_STUDY)
     return workspace
+
+
+@pytest.fixture(scope="session")
+def garment_files() -> Path:
+    """The folder of Fashion-MNIST's files."""
+    return fetch_garments()
 
 
 @pytest.fixture

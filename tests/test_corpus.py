@@ -29,13 +29,12 @@ from augbench.seeds import derive_seed
 from augbench.store import Store
 
 CLASSES = load_class_table("fashion_mnist")
-DOWNLOADS = Path(__file__).resolve().parents[1] / "results/downloads/fashion_mnist"
+CLIP = Path(__file__).resolve().parents[1] / "resources/mini/clip"
 
 
 @pytest.fixture(scope="module")
-def garments() -> tuple[np.ndarray, np.ndarray]:
-    fashion_mnist.fetch(DOWNLOADS)
-    return fashion_mnist.load(DOWNLOADS, "train")
+def garments(garment_files: Path) -> tuple[np.ndarray, np.ndarray]:
+    return fashion_mnist.load(garment_files, "train")
 
 
 def test_level_none_leaves_images_as_the_target_shows_them(garments: tuple[np.ndarray, np.ndarray]) -> None:
@@ -94,9 +93,9 @@ def test_distractors_come_in_equal_numbers_and_repeat() -> None:
     assert np.array_equal(made[3][0], distractor(3, 0)[0])
 
 
-def test_the_corpus_holds_what_the_config_says(tmp_path: Path, garments: tuple[np.ndarray, np.ndarray]) -> None:
+def test_the_corpus_holds_what_the_config_says(tmp_path: Path, garment_files: Path, garments: tuple[np.ndarray, np.ndarray]) -> None:
     config = MiniatureCorpus(kind="miniature", images=2000, distractors=200, wrong_captions=0.1)
-    miniature.build(DOWNLOADS, CLASSES, config, 0, tmp_path)
+    miniature.build(garment_files, CLASSES, config, 0, tmp_path)
     images, table = miniature.load_images(tmp_path)
     truth = np.array(table.column("true_label").to_pylist())
     assert images.shape == (2200, 3, 32, 32) and (truth < 0).sum() == 200
@@ -110,11 +109,10 @@ def test_the_corpus_holds_what_the_config_says(tmp_path: Path, garments: tuple[n
     assert len(sources) == 2000 and not sources & set(target.tolist())
 
 
-def test_embeddings_and_similarities_are_those_of_each_image_and_its_own_caption(tmp_path: Path, garments: tuple[np.ndarray, np.ndarray]) -> None:
-    clip_folder = DOWNLOADS.parents[2] / "resources/mini/clip"
-    miniature.build(DOWNLOADS, CLASSES, MiniatureCorpus(kind="miniature", images=120, distractors=60), 0, tmp_path)
+def test_embeddings_and_similarities_are_those_of_each_image_and_its_own_caption(tmp_path: Path, garment_files: Path) -> None:
+    miniature.build(garment_files, CLASSES, MiniatureCorpus(kind="miniature", images=120, distractors=60), 0, tmp_path)
     (part,) = miniature.part_paths(tmp_path)
-    write_json(tmp_path / "clip.json", fingerprint(clip_folder))
+    write_json(tmp_path / "clip.json", fingerprint(CLIP))
     study = parse_study({"study": "s", "dataset": {"kind": "fashion_mnist"}, "diffusion": {"model": "none"}, "clip": {"model": "none"}, "methods": {"none": {"mechanism": "real"}}, "augmentation": {"images_per_class": 1}, "execution": {"device": "cpu"}})  # fmt: skip
     embed_miniature(Job(study, Store(tmp_path / ".store"), 1), [part], tmp_path / "clip.json", tmp_path / "embeddings")
     vectors, metadata = (tmp_path / f"embeddings/{name}" for name in ("img_emb/img_emb_00000.npy", "metadata/metadata_00000.parquet"))
@@ -122,8 +120,8 @@ def test_embeddings_and_similarities_are_those_of_each_image_and_its_own_caption
     images, table = miniature.load_images(tmp_path)
     captions = table.column("caption").to_pylist()
     assert len(set(captions)) < len(captions)  # some repeat
-    model, tokenizer = load_clip(clip_folder, torch.device("cpu"))
-    processor = CLIPImageProcessor.from_pretrained(clip_folder, local_files_only=True)
+    model, tokenizer = load_clip(CLIP, torch.device("cpu"))
+    processor = CLIPImageProcessor.from_pretrained(CLIP, local_files_only=True)
     rows = (0, 1, 77, 150, 179)
     with torch.inference_mode():
         for row in rows:
@@ -141,15 +139,14 @@ def test_a_folder_of_images_is_embedded_with_their_paths_and_sizes(tmp_path: Pat
         (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 50), colour).save(tmp_path / "pictures" / name)
     (tmp_path / "pictures/notes.txt").write_text("no image")
-    clip_folder = DOWNLOADS.parents[2] / "resources/mini/clip"
-    write_json(tmp_path / "clip.json", fingerprint(clip_folder))
+    write_json(tmp_path / "clip.json", fingerprint(CLIP))
     study = parse_study({"study": "s", "dataset": {"kind": "fashion_mnist"}, "diffusion": {"model": "none"}, "clip": {"model": "none"}, "methods": {"none": {"mechanism": "real"}}, "augmentation": {"images_per_class": 1}, "execution": {"device": "cpu"}})  # fmt: skip
     job = Job(study, Store(tmp_path / ".store"), 1)
     embed_folder(job, tmp_path / "pictures", tmp_path / "clip.json", tmp_path / "out")
     rows = [row for path in sorted((tmp_path / "out/metadata").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
     assert [(row["id"], row["width"], row["height"]) for row in rows] == [(name, 40, 50) for name in sorted(colours)]
     vectors = np.concatenate([np.load(path) for path in sorted((tmp_path / "out/img_emb").glob("*.npy"))])
-    tower = load_image_tower(clip_folder, torch.device("cpu"))
+    tower = load_image_tower(CLIP, torch.device("cpu"))
     for row, name in enumerate(sorted(colours)):
         with Image.open(tmp_path / "pictures" / name) as image:
             assert vectors[row] == pytest.approx(F.normalize(tower([image.convert("RGB")]), dim=-1)[0].numpy(), abs=1e-3)

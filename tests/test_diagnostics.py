@@ -40,7 +40,6 @@ from augbench.store import Store
 
 torch.set_num_threads(1)
 PROJECT = Path(__file__).resolve().parents[1]
-DOWNLOADS = PROJECT / "results/downloads/fashion_mnist"
 CLIP, JUDGE = PROJECT / "resources/mini/clip", PROJECT / "resources/mini/judge"
 CLASSES = load_class_table("fashion_mnist")
 PER_CLASS = 12
@@ -52,10 +51,9 @@ def eyes() -> Eyes:
 
 
 @pytest.fixture(scope="module")
-def garments() -> tuple[np.ndarray, np.ndarray]:
+def garments(garment_files: Path) -> tuple[np.ndarray, np.ndarray]:
     """Three disjoint parts of 30 garments per class, one after the other: grey images ``uint8 (900, 28, 28)`` and labels."""
-    fashion_mnist.fetch(DOWNLOADS)
-    images, labels = fashion_mnist.load(DOWNLOADS, "train")
+    images, labels = fashion_mnist.load(garment_files, "train")
     chosen = np.concatenate([np.flatnonzero(labels == label)[30 * part : 30 * part + 30] for part in range(3) for label in range(10)])
     return images[chosen], labels[chosen]
 
@@ -280,8 +278,8 @@ def study(**report: object) -> Study:
     return parse_study(
         {
             "study": "small",
-            "dataset": {"kind": "fashion_mnist", "downloads": str(DOWNLOADS)},
-            "corpus": {"kind": "miniature", "downloads": str(DOWNLOADS)},
+            "dataset": {"kind": "fashion_mnist"},
+            "corpus": {"kind": "miniature"},
             "diffusion": {"model": "resources/mini/stable-diffusion", "resolution": 32},
             "clip": {"model": str(CLIP)},
             "methods": {
@@ -312,11 +310,10 @@ def write_pool(folder: Path, method: str, images: torch.Tensor, labels: np.ndarr
 
 
 @pytest.fixture(scope="module")
-def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_study(tmp_path_factory: pytest.TempPathFactory, garment_files: Path) -> Path:
     """A study's folder with splits and pools: clean garments under wrong labels, clean ones, and ones in strong web style."""
     folder = tmp_path_factory.mktemp("small")
-    fashion_mnist.fetch(DOWNLOADS)
-    images, labels = fashion_mnist.load(DOWNLOADS, "train")
+    images, labels = fashion_mnist.load(garment_files, "train")
     parts = [np.concatenate([np.flatnonzero(labels == label)[PER_CLASS * k : PER_CLASS * (k + 1)] for label in range(10)]) for k in range(5)]
     for name, part in (("train", parts[0]), ("val", parts[1])):
         ids = [f"train-{index:05d}" for index in part]

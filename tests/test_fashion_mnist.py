@@ -15,37 +15,25 @@ from augbench.data.fashion_target import FashionMnistSource
 from augbench.data.source import ImageSource, open_source
 from augbench.data.splits import make_splits
 
-DOWNLOADS = Path(__file__).resolve().parents[1] / "results/downloads/fashion_mnist"
+
+@pytest.fixture(scope="session")
+def labels(garment_files: Path) -> np.ndarray:
+    return fashion_mnist.load(garment_files, "train")[1]
 
 
 @pytest.fixture(scope="session")
-def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real files: the ones that a run has left here, else fetched."""
-    if all((DOWNLOADS / f"{file.name}.gz").is_file() for file in FILES):
-        return DOWNLOADS
-    folder = tmp_path_factory.mktemp("fashion_mnist")
-    fashion_mnist.fetch(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def labels(downloads: Path) -> np.ndarray:
-    return fashion_mnist.load(downloads, "train")[1]
-
-
-@pytest.fixture(scope="session")
-def target(downloads: Path) -> ImageSource:
-    return open_source(FashionMnist(kind="fashion_mnist", downloads=str(downloads)), seed=0)
+def target(garment_files: Path) -> ImageSource:
+    return open_source(FashionMnist(kind="fashion_mnist", downloads=str(garment_files)), seed=0)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_the_files_have_the_published_md5(downloads: Path, file: PublishedFile) -> None:
-    assert hashlib.md5((downloads / f"{file.name}.gz").read_bytes()).hexdigest() == file.md5
+def test_the_files_have_the_published_md5(garment_files: Path, file: PublishedFile) -> None:
+    assert hashlib.md5((garment_files / f"{file.name}.gz").read_bytes()).hexdigest() == file.md5
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_a_stripped_gzip_header_is_put_back(downloads: Path, file: PublishedFile) -> None:
-    published = (downloads / f"{file.name}.gz").read_bytes()
+def test_a_stripped_gzip_header_is_put_back(garment_files: Path, file: PublishedFile) -> None:
+    published = (garment_files / f"{file.name}.gz").read_bytes()
     named = 10 + len(file.name) + 1
     stripped = b"\x1f\x8b\x08\x00" + bytes(4) + b"\x00\x03" + published[named:]  # as Debian's package has it: no name, no time
     assert stripped != published
@@ -53,16 +41,16 @@ def test_a_stripped_gzip_header_is_put_back(downloads: Path, file: PublishedFile
     assert published_bytes(published, file) == published
 
 
-def test_fetching_keeps_files_that_are_whole(downloads: Path, tmp_path: Path) -> None:
+def test_fetching_keeps_files_that_are_whole(garment_files: Path, tmp_path: Path) -> None:
     for file in FILES:
-        (tmp_path / f"{file.name}.gz").symlink_to(downloads / f"{file.name}.gz")
+        (tmp_path / f"{file.name}.gz").symlink_to(garment_files / f"{file.name}.gz")
     fashion_mnist.fetch(tmp_path)
     assert all((tmp_path / f"{file.name}.gz").is_symlink() for file in FILES)
 
 
-def test_images_and_labels_have_the_published_shapes(downloads: Path) -> None:
+def test_images_and_labels_have_the_published_shapes(garment_files: Path) -> None:
     for split, count in (("train", 60_000), ("test", 10_000)):
-        images, labels = fashion_mnist.load(downloads, split)
+        images, labels = fashion_mnist.load(garment_files, split)
         assert (images.shape, images.dtype) == ((count, 28, 28), np.uint8)
         assert np.bincount(labels).tolist() == [count // 10] * 10
 
@@ -75,8 +63,8 @@ def test_corpus_and_target_are_disjoint_and_stratified(labels: np.ndarray, corpu
     assert np.bincount(labels[corpus]).tolist() == [corpus_images // 10] * 10
 
 
-def test_target_has_100_training_images_per_class_as_imagenet10_has(target: ImageSource, downloads: Path) -> None:
-    dataset = FashionMnist(kind="fashion_mnist", downloads=str(downloads), train_fraction=0.1)
+def test_target_has_100_training_images_per_class_as_imagenet10_has(target: ImageSource, garment_files: Path) -> None:
+    dataset = FashionMnist(kind="fashion_mnist", downloads=str(garment_files), train_fraction=0.1)
     splits = make_splits(target.classes(), target.scan(), dataset, seed=0, needed={"train2x", "full"})
     assert {name: np.bincount(split.labels).tolist() for name, split in splits.items()} == {
         "train": [100] * 10,
@@ -94,20 +82,20 @@ def test_no_image_of_any_split_is_in_the_corpus(target: ImageSource, labels: np.
 
 
 @pytest.mark.parametrize("corpus_images", [2_000, 50_000, 59_000])
-def test_the_target_is_what_the_corpus_leaves(downloads: Path, corpus_images: int) -> None:
-    dataset = FashionMnist(kind="fashion_mnist", downloads=str(downloads))
+def test_the_target_is_what_the_corpus_leaves(garment_files: Path, corpus_images: int) -> None:
+    dataset = FashionMnist(kind="fashion_mnist", downloads=str(garment_files))
     data = open_source(dataset, 0, MiniatureCorpus(kind="miniature", images=corpus_images))
     assert isinstance(data, FashionMnistSource)
     assert {len(found.pool) for found in data.scan()} == {data.pool_size()} == {6000 - corpus_images // 10}
 
 
-def test_images_are_rgb_padded_with_black_to_32_pixels_with_the_labels_of_their_ids(target: ImageSource, downloads: Path, labels: np.ndarray) -> None:
+def test_images_are_rgb_padded_with_black_to_32_pixels_with_the_labels_of_their_ids(target: ImageSource, garment_files: Path, labels: np.ndarray) -> None:
     bags = target.scan()[8]
     assert bags.class_id == "bag"
     assert {int(labels[int(image_id.removeprefix("train-"))]) for image_id in bags.pool.image_ids} == {8}
     assert bags.test is not None
     for split, sources in (("train", bags.pool.sources[:3]), ("test", bags.test.sources[:3])):
-        published = fashion_mnist.load(downloads, split)[0]
+        published = fashion_mnist.load(garment_files, split)[0]
         for source, image in zip(sources, target.load(sources), strict=True):
             grey = published[int(source.split("-")[1])]
             assert image.mode == "RGB"
@@ -115,10 +103,10 @@ def test_images_are_rgb_padded_with_black_to_32_pixels_with_the_labels_of_their_
 
 
 @pytest.mark.full
-def test_the_target_looks_as_the_corpus_does_without_web_style(target: ImageSource, downloads: Path) -> None:
+def test_the_target_looks_as_the_corpus_does_without_web_style(target: ImageSource, garment_files: Path) -> None:
     from augbench.corpus.style import clean_images
 
     sources = target.scan()[0].pool.sources[:5]
-    published = fashion_mnist.load(downloads, "train")[0][[int(source.split("-")[1]) for source in sources]]
+    published = fashion_mnist.load(garment_files, "train")[0][[int(source.split("-")[1]) for source in sources]]
     loaded = np.stack([np.asarray(image) for image in target.load(sources)])
     assert np.array_equal(loaded.transpose(0, 3, 1, 2), clean_images(published).numpy())

@@ -46,7 +46,6 @@ from augbench.store import Store
 
 torch.set_num_threads(1)
 PROJECT = Path(__file__).resolve().parents[1]
-DOWNLOADS = PROJECT / "results/downloads/fashion_mnist"
 CLIP = PROJECT / "resources/mini/clip"
 CLASSES = load_class_table("fashion_mnist")
 LIMITS = Limits()
@@ -59,21 +58,20 @@ def padded(images: np.ndarray) -> list[Image.Image]:
 
 
 @pytest.fixture(scope="module")
-def garments() -> list[Image.Image]:
+def garments(garment_files: Path) -> list[Image.Image]:
     """The first 1000 test images, 32 x 32 pixels."""
-    fashion_mnist.fetch(DOWNLOADS)
-    return padded(fashion_mnist.load(DOWNLOADS, "test")[0][:1000])
+    return padded(fashion_mnist.load(garment_files, "test")[0][:1000])
 
 
 @pytest.fixture(scope="module")
-def garment_labels() -> np.ndarray:
-    return fashion_mnist.load(DOWNLOADS, "test")[1][:1000]
+def garment_labels(garment_files: Path) -> np.ndarray:
+    return fashion_mnist.load(garment_files, "test")[1][:1000]
 
 
 @pytest.fixture(scope="module")
-def strangers() -> tuple[list[Image.Image], np.ndarray]:
+def strangers(garment_files: Path) -> tuple[list[Image.Image], np.ndarray]:
     """200 training images, which show none of the test images."""
-    images, labels = fashion_mnist.load(DOWNLOADS, "train")
+    images, labels = fashion_mnist.load(garment_files, "train")
     return padded(images[:200]), labels[:200]
 
 
@@ -261,8 +259,8 @@ def study() -> Study:
     return parse_study(
         {
             "study": "small",
-            "dataset": {"kind": "fashion_mnist", "downloads": str(DOWNLOADS)},
-            "corpus": {"kind": "miniature", "downloads": str(DOWNLOADS)},
+            "dataset": {"kind": "fashion_mnist"},
+            "corpus": {"kind": "miniature"},
             "diffusion": {"model": "resources/mini/stable-diffusion", "resolution": 32},
             "clip": {"model": str(CLIP)},
             "methods": {
@@ -287,12 +285,11 @@ def write_pool(folder: Path, method: str, images: dict[int, list[Image.Image]]) 
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small(tmp_path_factory: pytest.TempPathFactory, garment_files: Path) -> Path:
     """Splits and two pools: in ``web``, image 0 of each class is a test image, and image 1 of the first class a crop of a validation image."""
     folder = tmp_path_factory.mktemp("small")
-    fashion_mnist.fetch(DOWNLOADS)
-    images, labels = fashion_mnist.load(DOWNLOADS, "train")
-    test, test_labels = fashion_mnist.load(DOWNLOADS, "test")
+    images, labels = fashion_mnist.load(garment_files, "train")
+    test, test_labels = fashion_mnist.load(garment_files, "test")
 
     def members(of: np.ndarray, part: int) -> np.ndarray:
         return np.concatenate([np.flatnonzero(of == label)[PER_CLASS * part : PER_CLASS * (part + 1)] for label in range(10)])

@@ -215,22 +215,19 @@ def test_the_robust_judge_is_shipped(tmp_path: Path, judge_folder: Path) -> None
     ship(trained, target)  # over an older one
 
 
-def test_training_leaves_both_reference_classifiers_as_judges(tmp_path: Path) -> None:
+def test_training_leaves_both_reference_classifiers_as_judges(tmp_path: Path, garment_files: Path) -> None:
     from augbench.classes import load_class_table
     from augbench.config import parse_study
-    from augbench.data import fashion_mnist
     from augbench.job import Job
     from augbench.pretrain import stage
     from augbench.pretrain.reference import load_judge, prepare
     from augbench.store import Store
 
-    downloads = Path(__file__).resolve().parents[1] / "results/downloads/fashion_mnist"
-    fashion_mnist.fetch(downloads)
     study = parse_study(
         {
             "study": "tiny",
-            "dataset": {"kind": "fashion_mnist", "downloads": str(downloads)},
-            "corpus": {"kind": "miniature", "downloads": str(downloads), "images": 200},
+            "dataset": {"kind": "fashion_mnist", "downloads": str(garment_files)},
+            "corpus": {"kind": "miniature", "downloads": str(garment_files), "images": 200},
             "diffusion": {"model": "none", "resolution": 32},
             "clip": {"model": "none"},
             "methods": {"none": {"mechanism": "real"}},
@@ -238,7 +235,7 @@ def test_training_leaves_both_reference_classifiers_as_judges(tmp_path: Path) ->
             "pretrain": {"reference": {"base_width": 8, "epochs": 1, "batch_size": 50}},
         }
     )
-    stage.pretrain_reference(Job(study, Store(tmp_path / ".store"), 1), str(downloads), str(tmp_path / "reference"))
+    stage.pretrain_reference(Job(study, Store(tmp_path / ".store"), 1), str(garment_files), str(tmp_path / "reference"))
     ids = [info.class_id for info in load_class_table("fashion_mnist")]
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for what in ("clean", "robust"):
