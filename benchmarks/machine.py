@@ -42,6 +42,23 @@ def peak_memory() -> int:
     return int(line.split()[1]) * 1024
 
 
+def busy_seconds() -> float:
+    """Processor seconds that all processes together have used since the machine started, the system's own included."""
+    names = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
+    ticks = dict(zip(names, map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:]), strict=False))
+    return sum(ticks[name] for name in names if name not in ("idle", "iowait")) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_until_idle(limit: float, cores: float = 0.1, watched: float = 5.0) -> None:
+    """Return once less than ``cores`` processor cores were in use for ``watched`` seconds, or after ``limit`` seconds."""
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        before = busy_seconds()
+        time.sleep(watched)
+        if busy_seconds() - before < cores * watched:
+            return
+
+
 def drop_from_cache(paths: Sequence[Path]) -> None:
     """Ask the system to forget its copy of the files, so that the next reader has to go to the disk; the disk's own cache stays."""
     for path in paths:

@@ -16,6 +16,7 @@ import argparse
 import datetime
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -29,7 +30,17 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.machine import available_memory, copy_rate, describe, drop_from_cache, peak_memory, product_seconds, read_seconds
+from benchmarks.machine import (
+    available_memory,
+    busy_seconds,
+    copy_rate,
+    describe,
+    drop_from_cache,
+    peak_memory,
+    product_seconds,
+    read_seconds,
+    wait_until_idle,
+)
 
 Result = dict[str, Any]
 CLUSTERS = 2000
@@ -230,9 +241,12 @@ def compare(options: argparse.Namespace, arguments: Sequence[str]) -> Result:
                 read_seconds(arrays_of(options.folder))
             else:
                 drop_from_cache([*arrays_of(options.folder), *(options.folder / "metadata").glob("*.parquet")])
+            wait_until_idle(60 * options.wait)
             command = [sys.executable, __file__, *arguments, "--candidate", name]
+            start, busy, own = time.perf_counter(), busy_seconds(), _children_seconds()
             lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout.splitlines()
-            results[name].append(json.loads(lines[-1]))
+            others = (busy_seconds() - busy) - (_children_seconds() - own)
+            results[name].append({**json.loads(lines[-1]), "cores_used_by_others": round(others / (time.perf_counter() - start), 2)})
             print(f"repeat {repeat + 1}: {name}: {results[name][-1]}", file=sys.stderr)
     return {
         "command": "python benchmarks/search.py " + " ".join(arguments),
@@ -244,6 +258,11 @@ def compare(options: argparse.Namespace, arguments: Sequence[str]) -> Result:
         "results": results,
         "recall": {name: recall(options.folder, name) for name in ("ours", "clip_retrieval") if name in results and "faiss" in results},
     }
+
+
+def _children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def recall(folder: Path, name: str) -> float:
@@ -294,6 +313,7 @@ def markdown(report: Result, options: argparse.Namespace) -> str:
     lines.append(
         f"\n{options.vectors:,} vectors of {options.dim} float16 numbers in {options.files} files ({report['bytes'] / 1e9:.1f} GB), {options.queries:,} queries, "
         f"k = {options.k}; {machine['processor']}, {report['threads']} threads, {machine['memory_gib']} GiB; {machine.get('gpu', 'no GPU')}; "
+        f"at most {max(run['cores_used_by_others'] for runs in results.values() for run in runs)} cores used by other processes; "
         f"page cache {report['page_cache']}; {options.repeats} repeats; {report['date']}; `{report['command']}`"
     )
     return "\n".join(lines)
@@ -311,6 +331,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clip-queries", type=int, default=10, help="queries that clip-retrieval answers; its time is scaled to all")
+    parser.add_argument("--wait", type=float, default=0, help="minutes to wait at most, before each candidate, for other processes to be idle")
     parser.add_argument("--warm", action="store_true", help="with the files in the page cache")
     parser.add_argument("--folder", type=Path, required=True, help="a new folder for the data: 2 bytes x vectors x dim")
     parser.add_argument("--keep", action="store_true", help="leave the data there, and use them if they are there")
