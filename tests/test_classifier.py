@@ -20,14 +20,17 @@ from torchvision.transforms import v2
 
 from augbench.classes import ClassInfo, write_class_table
 from augbench.classifier import train as training
+from augbench.classifier.compute import Compute, Storage, compute_of
 from augbench.classifier.crops import MEAN, STD, Crops, cut, cut_centre, draw_crops
-from augbench.classifier.images import ImagePool, LabelledImages, gather
+from augbench.classifier.images import ImagePool, LabelledImages, gather, stream
+from augbench.classifier.memory import free_memory
 from augbench.classifier.model import build
 from augbench.classifier.schedule import PlateauSchedule
 from augbench.classifier.score import score_test, top1
+from augbench.classifier.spool import Spool
 from augbench.classifier.train import RunResult, predict, train_run
 from augbench.classify import train_block
-from augbench.config import Classifier, Study, parse_study
+from augbench.config import Classifier, Execution, Study, parse_study
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import read_json
@@ -37,6 +40,7 @@ from augbench.shards import ShardRow, encode_image, write_shard
 from augbench.store import Store
 
 CPU = torch.device("cpu")
+ALONE = Compute(CPU)
 TINY = Classifier(arch="resnet18", layers=(1, 1, 1, 1), base_width=4, resolution=16, evaluation_resize=16, min_crop_area=0.5, batch_size=16, lr=0.05, max_epochs=4)  # fmt: skip
 
 
@@ -56,7 +60,11 @@ def photo(label: int, i: int, side: int = 16) -> Image.Image:
 
 def labelled(first: int, count: int, what: str = "images") -> LabelledImages:
     labels = np.arange(count) % 2
-    return LabelledImages([f"{first + i}" for i in range(count)], labels, lambda: (photo(int(labels[i]), first + i) for i in range(count)), what)
+
+    def load(rows: slice) -> Iterator[Image.Image]:
+        return (photo(int(labels[i]), first + i) for i in range(count)[rows])
+
+    return LabelledImages([f"{first + i}" for i in range(count)], labels, load, what)
 
 
 # --- network ----------------------------------------------------------------------------------------------------------
@@ -147,21 +155,97 @@ def test_evaluation_crop_equals_torchvisions(resize: int, side: int) -> None:
 
 
 def test_large_images_are_kept_at_the_size_that_evaluation_needs() -> None:
-    pool = ImagePool(iter([Image.new("RGB", (100, 80)), Image.new("L", (10, 12))]), 2, 40, CPU, "images")
+    pool = ImagePool(iter([Image.new("RGB", (100, 80)), Image.new("L", (10, 12))]), 2, 40, ALONE, "images")
     assert pool.sizes.tolist() == [[40, 50], [12, 10]]
 
 
 def test_batches_mix_pools_and_sizes() -> None:
-    one = ImagePool((Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(3)), 3, 32, CPU, "images")
-    two = ImagePool((Image.new("RGB", (5 + i, 3), (10 + i, 0, 0)) for i in range(2)), 2, 32, CPU, "images")
+    one = ImagePool((Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(3)), 3, 32, ALONE, "images")
+    two = ImagePool((Image.new("RGB", (5 + i, 3), (10 + i, 0, 0)) for i in range(2)), 2, 32, ALONE, "images")
     images, sizes = gather([one, two], np.array([4, 0, 2, 3]), CPU)
     assert images.shape == (4, 3, 4, 6) and images[:, 0, 0, 0].tolist() == [11, 0, 2, 10]
     assert sizes.tolist() == [[3, 6], [4, 4], [4, 4], [3, 5]]
 
 
+def mixed(first: int, count: int) -> list[Image.Image]:
+    """Images of a few sizes."""
+    return [photo(i % 2, first + i).resize((16 + i % 5, 16 + i % 3)) for i in range(count)]
+
+
+@pytest.mark.parametrize("images", [mixed(0, 40), [photo(0, i) for i in range(40)]], ids=["of several sizes", "of one size"])
+def test_images_in_a_file_are_those_in_memory(images: list[Image.Image], tmp_path: Path) -> None:
+    memory, disk = (ImagePool(iter(images), 40, 18, replace(ALONE, storage=Storage(where, tmp_path)), "images") for where in ("memory", "disk"))
+    assert isinstance(disk.images, Spool) and not isinstance(memory.images, Spool)
+    assert (memory.sizes == disk.sizes).all()
+    batches = [np.array([3, 39, 0, 3]), np.array([7]), np.arange(40)]
+    for (expected, sizes), (found, again) in zip(stream([memory], batches, CPU), stream([disk], batches, CPU), strict=True):
+        assert torch.equal(expected, found) and (sizes == again).all()
+    for (expected, _), (found, _) in zip(stream([memory, memory], batches, CPU), stream([memory, disk], batches, CPU), strict=True):
+        assert torch.equal(expected, found)
+    assert list(tmp_path.iterdir()) == []  # the file has no name, so nothing is left behind
+
+
+@pytest.mark.parametrize("images", [mixed(0, 40), [photo(0, i) for i in range(40)]], ids=["of several sizes", "of one size"])
+def test_images_that_outgrow_the_memory_go_on_in_a_file(images: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = replace(ALONE, storage=Storage("auto", tmp_path))
+    monkeypatch.setattr("augbench.classifier.images.free_memory", lambda: 2 * 3 * 16 * 16 * 10)
+    small = ImagePool(iter(images), 40, 18, compute, "images")
+    monkeypatch.undo()
+    large = ImagePool(iter(images), 40, 18, compute, "images")
+    assert isinstance(small.images, Spool) and not isinstance(large.images, Spool)
+    assert torch.equal(gather([small], np.arange(40), CPU)[0], gather([large], np.arange(40), CPU)[0])
+
+
+def test_a_full_disk_names_the_key_that_helps(tmp_path: Path) -> None:
+    compute = replace(ALONE, storage=Storage("disk", Path("/dev/full/no/folder")))
+    with pytest.raises(UserError, match=r"execution\.scratch: Not a directory"):
+        ImagePool(iter(mixed(0, 3)), 3, 16, compute, "images")
+    spool = Spool(tmp_path)
+    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(UserError, match=r"execution\.scratch: No space left on device in .*more space"):
+        spool.files = [full]
+        spool.append(torch.zeros(3, 4, 4, dtype=torch.uint8))
+
+
+def test_scratch_may_name_an_environment_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAST_DISK", str(tmp_path))
+    assert compute_of(Execution(scratch="$FAST_DISK/pools"), CPU, Path("work")).storage.scratch == tmp_path / "pools"
+    assert compute_of(Execution(), CPU, Path("work")).storage.scratch == Path("work")
+    with pytest.raises(UserError, match=r"execution\.scratch: '\$NO_SUCH_DISK'"):
+        compute_of(Execution(scratch="$NO_SUCH_DISK"), CPU, Path("work"))
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("files", "slurm", "expected"),
+    [
+        ({}, None, 64 * GIB),
+        ({"proc/self/cgroup": "0::/slurm/job_1/step_0", "sys/fs/cgroup/slurm/job_1/memory.max": f"{8 * GIB}", "sys/fs/cgroup/slurm/job_1/memory.stat": f"anon {GIB}\nfile {5 * GIB}"}, None, 7 * GIB),
+        ({"proc/self/cgroup": "0::/slurm/job_1", "sys/fs/cgroup/slurm/job_1/memory.max": "max", "sys/fs/cgroup/slurm/job_1/memory.stat": "anon 5"}, None, 64 * GIB),
+        ({"proc/self/cgroup": "7:cpu:/\n4:memory:/job", "sys/fs/cgroup/memory/job/memory.limit_in_bytes": f"{4 * GIB}", "sys/fs/cgroup/memory/job/memory.stat": f"total_rss {GIB}"}, None, 3 * GIB),
+        ({"proc/self/cgroup": "4:memory:/elsewhere", "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2 * GIB}", "sys/fs/cgroup/memory/memory.stat": f"total_rss {3 * GIB}"}, None, 0),
+        ({}, "1024", GIB),
+    ],
+    ids=["machine", "cgroup 2", "cgroup 2 without limit", "cgroup 1", "container", "Slurm without cgroups"],
+)  # fmt: skip
+def test_free_memory_is_what_the_job_may_take(files: dict[str, str], slurm: str | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_MEM_PER_NODE", raising=False)
+    if slurm is not None:
+        monkeypatch.setenv("SLURM_MEM_PER_NODE", slurm)
+    for name, text in {"proc/meminfo": f"MemTotal: {1 << 27} kB\nMemAvailable: {64 << 20} kB", **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert free_memory(tmp_path) == expected
+
+
+def test_free_memory_of_this_machine_is_some() -> None:
+    assert 1 << 20 < free_memory() < 1 << 50
+
+
 def test_a_missing_image_is_an_error() -> None:
     with pytest.raises(UserError, match="2 images read; 3 are listed"):
-        ImagePool((photo(0, i) for i in range(2)), 3, 16, CPU, "images")
+        ImagePool((photo(0, i) for i in range(2)), 3, 16, ALONE, "images")
 
 
 # --- schedule ---------------------------------------------------------------------------------------------------------
@@ -195,9 +279,11 @@ def sets() -> tuple[LabelledImages, LabelledImages, LabelledImages]:
     return labelled(0, 60), labelled(1000, 40), labelled(2000, 50)
 
 
-def run_tiny(sets: tuple[LabelledImages, LabelledImages, LabelledImages], run: int = 0, checkpoint: Path | None = None, **changes: Any) -> RunResult:
+def run_tiny(
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages], run: int = 0, checkpoint: Path | None = None, compute: Compute = ALONE, **changes: Any
+) -> RunResult:
     real, added, validation = sets
-    return train_run(TINY.model_copy(update=changes), 2, real, added, validation, run, 5, CPU, checkpoint)
+    return train_run(TINY.model_copy(update=changes), 2, real, added, validation, run, 5, compute, checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +322,29 @@ def test_an_unreadable_checkpoint_costs_time_only(sets: tuple[LabelledImages, La
     assert run_tiny(sets, checkpoint=tmp_path / "run.pt").history == finished.history
 
 
+def test_streaming_from_a_file_trains_as_images_in_memory_do(
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult, tmp_path: Path
+) -> None:
+    apart = labelled(0, 60), labelled(1000, 40), labelled(2000, 50)
+    streamed = run_tiny(apart, compute=replace(ALONE, storage=Storage("disk", tmp_path)))
+    assert isinstance(apart[0].pool(16, ALONE).images, Spool) and not isinstance(sets[0].pool(16, ALONE).images, Spool)
+    assert streamed.history == finished.history
+    assert all(torch.equal(streamed.state[name], weight) for name, weight in finished.state.items())
+
+
+def test_half_precision_is_a_choice_that_recipes_know(sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult) -> None:
+    half = run_tiny(sets, dtype="bfloat16", max_epochs=1).history[0]
+    assert half.train_loss != finished.history[0].train_loss and half.train_loss == pytest.approx(finished.history[0].train_loss, rel=0.2)
+    assert TINY.model_dump()["dtype"] == "auto" and TINY.model_copy(update={"dtype": "bfloat16"}).model_dump()["dtype"] == "bfloat16"
+
+
+@pytest.mark.full
+def test_a_compiled_network_trains_as_one_that_is_not(sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult) -> None:
+    compiled = run_tiny(sets, compute=replace(ALONE, compiled=True))
+    assert compiled.history[0].train_loss == pytest.approx(finished.history[0].train_loss, rel=1e-4)
+    assert compiled.state.keys() == finished.state.keys()
+
+
 def test_the_weights_kept_are_those_of_the_best_epoch(sets: tuple[LabelledImages, LabelledImages, LabelledImages]) -> None:
     # with a high learning rate accuracy jumps about; take a run whose last epoch is not its best
     results = ((run, run_tiny(sets, run=run, lr=0.5, max_epochs=6)) for run in range(20))
@@ -246,7 +355,7 @@ def test_the_weights_kept_are_those_of_the_best_epoch(sets: tuple[LabelledImages
     assert all(torch.equal(result.state[name], weight) for name, weight in stopped_there.state.items())
     model = build(TINY, 2, 0)
     model.load_state_dict(result.state)
-    logits = predict(model, sets[2].pool(16, CPU), TINY, CPU)
+    logits = predict(model, sets[2].pool(16, ALONE), TINY, CPU)
     assert float((logits.argmax(1).numpy() == sets[2].labels).mean()) == pytest.approx(result.val_top1)
 
 
@@ -260,7 +369,7 @@ def test_the_first_epochs_do_not_depend_on_how_many_follow(sets: tuple[LabelledI
 
 def test_predictions_give_the_probability_of_the_true_label(sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult) -> None:
     test = labelled(3000, 30)
-    predictions = score_test(finished.state, TINY, np.arange(2), test, CPU)
+    predictions = score_test(finished.state, TINY, np.arange(2), test, ALONE)
     assert predictions.column("image_id").to_pylist() == test.ids
     hit = [row["label"] == row["predicted"] for row in predictions.to_pylist()]
     assert hit == [row["probability"] > 0.5 for row in predictions.to_pylist()]  # two classes
@@ -269,7 +378,7 @@ def test_predictions_give_the_probability_of_the_true_label(sets: tuple[Labelled
 
 def test_the_key_of_a_set_depends_on_ids_labels_and_order() -> None:
     def images(ids: list[str], labels: list[int]) -> str:
-        return LabelledImages(ids, labels, lambda: iter(()), "images").key
+        return LabelledImages(ids, labels, lambda rows: iter(()), "images").key
 
     assert images(["a", "b"], [0, 1]) == images(["a", "b"], [0, 1])
     assert len({images(["a", "b"], [0, 1]), images(["b", "a"], [0, 1]), images(["a", "b"], [1, 0])}) == 3
@@ -415,7 +524,7 @@ def test_manifests_of_another_run_are_refused(trained: tuple[Project, list[Path]
 
 def test_a_crop_larger_than_the_evaluation_size_is_a_config_error() -> None:
     with pytest.raises(UserError, match=r"classifier\.evaluation_resize: 12; at least classifier\.resolution \(16\)"):
-        predict(build(TINY, 2, 0), labelled(0, 4).pool(16, CPU), TINY.model_copy(update={"evaluation_resize": 12}), CPU)
+        predict(build(TINY, 2, 0), labelled(0, 4).pool(16, ALONE), TINY.model_copy(update={"evaluation_resize": 12}), CPU)
 
 
 def test_flips_mirror_the_crop() -> None:

@@ -86,11 +86,11 @@ def test_a_finished_study_has_nothing_to_do(finished: Workspace) -> None:
 def test_snakemake_n_shows_the_whole_study_before_anything_ran(workspace: Workspace) -> None:
     plan = workspace.plan()
     assert plan["prompts"] == len(ADDED)
-    assert plan["generate_000"] == plan["generate_001"] == 5  # 5 methods, in 2 blocks of classes
-    assert plan["retrieve_000"] == plan["retrieve_001"] == 1
-    assert plan["finetune_pseudoword_clip_000"] == plan["finetune_pseudoword_clip_001"] == 1
-    assert plan["finetune_imagic_k2_all"] == 2  # all classes share a U-Net; 2 learning rates
-    assert plan["candidates_imagic_k2_000"] == plan["candidates_imagic_k2_001"] == 1  # all candidates in one job
+    blocks = ("000", "001")  # of classes
+    assert all(plan[f"generate_{method}_{block}"] == 1 for method in ADDED[:-1] for block in blocks)
+    assert all(plan[f"retrieve_retrieval_{block}"] == plan[f"finetune_pseudoword_clip_lr1_{block}"] == 1 for block in blocks)
+    assert plan["finetune_imagic_k2_lr1_all"] == plan["finetune_imagic_k2_lr3_all"] == 1  # all classes share a U-Net
+    assert all(plan[f"candidates_imagic_k2_{block}"] == 1 for block in blocks)  # all candidates in one job
     assert plan["classify_000"] == 2 + len(ADDED)
     assert plan["table1_files"] == plan["figure1_files"] == 1
 
@@ -102,9 +102,9 @@ def test_another_guidance_scale_plans_that_methods_shards_and_what_follows(study
     plan = study.plan()
     assert plan.pop("resolved_config") == 1
     assert plan == {
-        "generate_000": 1,
-        "generate_001": 1,
-        "resample": 1,
+        "generate_clip_prompts_000": 1,
+        "generate_clip_prompts_001": 1,
+        "resample_clip_prompts": 1,
         "classify_000": 1,
         "table1_files": 1,
         "figure1_files": 1,
@@ -157,7 +157,7 @@ def test_one_deleted_shard_is_taken_from_the_store(study: Workspace) -> None:
     before = shards(study, "simple_prompt")
     gone = study.results / "shards/simple_prompt/selected/bag/1.parquet"
     gone.unlink()
-    assert study.plan()["generate_001"] == 1
+    assert study.plan()["generate_simple_prompt_001"] == 1
     study.run()
     assert shards(study, "simple_prompt") == before
     log = (study.results / "logs/generate/simple_prompt_001.log").read_text()
@@ -186,8 +186,8 @@ def test_the_best_candidate_on_validation_images_goes_on_and_is_not_remade(finis
     assert tuple(figures) == PERSONALISED[method]
     winner = choice["selected"]
     assert figures[winner] == max(figures.values())
-    for class_id in ("bag", "shirt"):
-        part = finished.results / f"shards/{method}/{winner}/{class_id}/0.parquet"
+    for folder, class_id in (("000", "trouser"), ("001", "bag")):
+        part = finished.results / f"shards/{method}/{winner}/{folder}/{class_id}/0.parquet"
         assert part.samefile(finished.results / f"shards/{method}/selected/{class_id}/0.parquet")
     weights = finished.results / f"classifiers/{method}/{winner}/0/model.safetensors"
     assert weights.samefile(finished.results / f"classifiers/{method}/selected/0/model.safetensors")
@@ -312,7 +312,7 @@ def test_only_final_scoring_and_the_guard_are_given_the_test_split(finished: Wor
     done = subprocess.run(command, cwd=finished.folder, env=finished.environment(), capture_output=True, text=True)
     files = list(csv.DictReader(StringIO(done.stdout), delimiter="\t"))
     rules = {file["rule"] for file in files if any(path.endswith("splits/train.parquet") for path in file["input-file(s)"].split(","))}
-    assert {"finetune_imagic_k2_all", "classify_candidates_imagic_k2", "classify_000", "resample"} <= rules, "what a rule is given is listed"
+    assert {"finetune_imagic_k2_lr1_all", "classify_candidates_imagic_k2", "classify_000", "resample_imagic_k2"} <= rules, "what a rule is given is listed"
     given = {file["rule"] for file in files if any(path.endswith("splits/test.parquet") for path in file["input-file(s)"].split(","))}
     assert given == {"classify_000", "leakage", "near_duplicates"}
 

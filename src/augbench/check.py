@@ -21,6 +21,7 @@ from typing import Any
 from augbench.classes import ClassInfo
 from augbench.config import (
     ConfigError,
+    DrawMethod,
     FashionMnist,
     IndexCorpus,
     MiniatureCorpus,
@@ -185,12 +186,12 @@ def _added_images(study: Study, train: dict[str, int]) -> Iterator[UserError]:
     largest = max(train, key=lambda class_id: train[class_id])
     augmentation = study.augmentation
 
-    def needed(method: SampleMethod | PersonaliseMethod | RetrieveMethod) -> tuple[int, str]:
+    def needed(method: SampleMethod | PersonaliseMethod | RetrieveMethod | DrawMethod) -> tuple[int, str]:
         size, times = train[largest], method.added_per_training_image
         added = "as many" if times == 1 else f"{times:g} times as many"
         return needed_images(times, size), f"class {largest!r} has {size} training images, and a resample adds {added}"
 
-    generated = [needed(method) for method in study.methods.values() if not isinstance(method, RealMethod | RetrieveMethod)]
+    generated = [needed(method) for method in study.methods.values() if isinstance(method, SampleMethod | PersonaliseMethod)]
     if generated and augmentation.images_per_training_image is not None:
         most = max(method.added_per_training_image for method in study.methods.values() if isinstance(method, SampleMethod | PersonaliseMethod))
         if augmentation.images_per_training_image < most:
@@ -205,6 +206,8 @@ def _added_images(study: Study, train: dict[str, int]) -> Iterator[UserError]:
         elif part is not None and part < size:
             yield UserError("augmentation.images_per_part", part, f"allowed: at least {size}; {because}, from part 0 alone during selection")
     for name, method in study.methods.items():
+        if isinstance(method, DrawMethod):
+            yield from _drawn_images(study, name, method, *needed(method))
         if not isinstance(method, RetrieveMethod):
             continue
         size, because = needed(method)
@@ -217,6 +220,21 @@ def _added_images(study: Study, train: dict[str, int]) -> Iterator[UserError]:
                 yield UserError(
                     key, wanted, f"allowed: at most {math.floor(rows / method.first_k)}, for the corpus has {rows} images and first_k is {method.first_k:g}"
                 )
+
+
+def _drawn_images(study: Study, name: str, method: DrawMethod, size: int, because: str) -> Iterator[UserError]:
+    """What a row draws from must hold a set of its size, too."""
+    pool = study.methods[method.pool]
+    if isinstance(pool, RetrieveMethod):
+        retrieved = pool.images_per_class
+        if retrieved is not None and retrieved < size and not method.may_fall_short:
+            yield UserError(f"methods.{method.pool}.images_per_class", retrieved, f"allowed: at least {size}, for {name} draws from it; {because}")
+        if retrieved is None and pool.added_per_training_image < method.added_per_training_image and not method.may_fall_short:
+            yield UserError(f"methods.{name}.added_per_training_image", method.added_per_training_image, f"allowed: at most that of {method.pool}")
+    elif study.augmentation.images_per_class is not None:
+        images = method.images_per_class or study.augmentation.images_per_class
+        if images < size:
+            yield UserError(f"methods.{name}.images_per_class", images, f"allowed: at least {size}; {because}")
 
 
 # --- retrieval ------------------------------------------------------------------------------------------------------
@@ -264,7 +282,7 @@ def _judge(study: Study, class_ids: list[str]) -> Iterator[UserError]:
 def _prompts(study: Study, classes: list[ClassInfo]) -> Iterator[UserError]:
     """Every method's templates are there, and the class table has what they ask for."""
     for name, method in study.methods.items():
-        if not isinstance(method, RealMethod):
+        if not isinstance(method, RealMethod | DrawMethod):
             yield from check_prompts(study, name, classes)
 
 

@@ -3,14 +3,15 @@
 Flows in: a split of real images, the validation and test splits, and the manifests of added images of a method's runs. Flows out:
 per run ``model.safetensors`` (the checkpoint with the best validation accuracy), ``history.json``, ``predictions.parquet``,
 ``result.json`` and, undeclared because it never repeats, ``timing.json``. Real images are decoded once for all runs, and only
-if a run is missing from the store. Test images are read by :func:`augbench.classifier.score.score_test`.
+if a run is missing from the store. Test images are read by :func:`augbench.classifier.score.score_test`. Where there are several GPUs, a
+process on each trains what is missing, together with the others; this one reads, scores and publishes.
 """
 
 from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 
 from augbench.classes import read_class_table
+from augbench.classifier.compute import Compute, Group, compute_of, count_processes
 from augbench.classifier.images import LabelledImages
+from augbench.classifier.launch import in_processes
 from augbench.classifier.score import score_test, top1, write_predictions
 from augbench.classifier.train import RunResult, train_run
 from augbench.config import Study
@@ -65,6 +69,25 @@ class Block:
         return len(self.kept)
 
 
+@dataclass(frozen=True)
+class Run:
+    """One run of a block: its folder, whose name is its number, and the images added to the real ones (None: a baseline)."""
+
+    block: Block
+    folder: Path
+    added: LabelledImages | None
+
+    @property
+    def number(self) -> int:
+        """Number of the resample."""
+        return int(self.folder.name)
+
+    @property
+    def what(self) -> str:
+        """Name in progress lines and errors."""
+        return f"{self.block.method}, run {self.number}"
+
+
 def train_block(
     study: Study,
     store: Store,
@@ -97,8 +120,68 @@ def train_block(
     Raises
     ------
     UserError
-        Damaged manifests or shards, or sources that disagree about the classes.
+        Damaged manifests or shards, sources that disagree about the classes, or a process that was killed.
     """
+    device = pick_device(study.execution.device)
+    processes = count_processes(study.execution, device)
+    compute = _compute(study, store, device)
+    added: Sequence[str | Path | None] = added_paths or [None] * len(folders)
+    manifests = dict(zip(map(Path, folders), added, strict=True))
+    runs = open_runs(study, store, method, train_path, validation_path, test_path, classes_path, manifests, excluded)
+    absent = [run.folder for run in runs if not _is_trained(store, run_recipe(study, run))]
+    store.tally.reused += len(runs) - len(absent)
+    if absent and processes > 1:
+        missing = {folder: manifests[folder] for folder in absent}
+        store.tally.made += in_processes(
+            processes, device, _train_together, study, store.root, method, train_path, validation_path, classes_path, missing, excluded
+        )  # fmt: skip
+    for run in runs:
+        if run.folder in absent and processes == 1:
+            train_missing(study, store, run, compute)
+        publish_run(study, store, run, compute)
+
+
+def _compute(study: Study, store: Store, device: torch.device, group: Group | None = None) -> Compute:
+    return compute_of(study.execution, device, _work(store), group)
+
+
+def _work(store: Store) -> Path:
+    """Where unfinished work of the study is kept."""
+    return store.root.parent / ".work"
+
+
+def _train_together(
+    group: Group,
+    study: Study,
+    store_root: Path,
+    method: str,
+    train_path: str | Path,
+    validation_path: str | Path,
+    classes_path: str | Path,
+    manifests: Mapping[Path, str | Path | None],
+    excluded: Collection[str],
+) -> int:
+    """What each process of a group does: train the runs; the first one commits them to the store, and says how many artifacts it made."""
+    store = Store(store_root)
+    kind = pick_device(study.execution.device).type
+    compute = _compute(study, store, torch.device(kind, group.rank) if kind == "cuda" else torch.device(kind), group)
+    for run in open_runs(study, store, method, train_path, validation_path, None, classes_path, manifests, excluded):
+        train_missing(study, store, run, compute)
+    return store.tally.made
+
+
+def open_runs(
+    study: Study,
+    store: Store,
+    method: str,
+    train_path: str | Path,
+    validation_path: str | Path,
+    test_path: str | Path | None,
+    classes_path: str | Path,
+    manifests: Mapping[Path, str | Path | None],
+    excluded: Collection[str],
+) -> list[Run]:
+    """The runs of :func:`train_block`, by their folders; their images are not read yet, those of the splits later once for all."""
     info = read_class_table(classes_path)
     source = open_source(study.dataset, study.seed, study.corpus)
 
@@ -111,13 +194,13 @@ def train_block(
         check_labels(split, info, str(path))
         rows = np.flatnonzero(number[split.labels] >= 0)
         ids, sources = ([column[row] for row in rows] for column in (split.image_ids, split.sources))
-        return LabelledImages(ids, number[split.labels[rows]], lambda: source.load(sources), Path(path).stem)
+        return LabelledImages(ids, number[split.labels[rows]], lambda wanted: source.load(sources[wanted]), Path(path).stem)
 
     test = None if test_path is None else labelled(test_path)
     block = Block(method, kept, labelled(train_path), labelled(validation_path), test)
     labels = {row.class_id: label for label, row in enumerate(info)}
-    manifests: Sequence[str | Path | None] = added_paths or [None] * len(folders)
-    for folder, manifest in zip(map(Path, folders), manifests, strict=True):
+    runs = []
+    for folder, manifest in manifests.items():
         added = None
         if manifest is not None:
             if Path(manifest).stem != folder.name:
@@ -127,54 +210,61 @@ def train_block(
             if left := sorted(set(rows.column("class_id").to_pylist()) & set(excluded)):
                 raise UserError(str(manifest), f"images of class {left[0]!r}, which is left out", "delete it and run again: it is remade")
             added = _added(rows, number, store.root.parent, f"{method}, set {folder.name}")
-        provide_run(study, store, block, added, folder)
+        runs.append(Run(block, folder, added))
+    return runs
 
 
 def _added(rows: pa.Table, number: np.ndarray, study_folder: Path, what: str) -> LabelledImages:
-    return LabelledImages(rows.column("sha256").to_pylist(), number[rows.column("label").to_numpy()], lambda: load_images(rows, study_folder), what)
+    def load(wanted: slice) -> Iterable[Image]:
+        return load_images(rows.slice(wanted.start, wanted.stop - wanted.start), study_folder)
+
+    return LabelledImages(rows.column("sha256").to_pylist(), number[rows.column("label").to_numpy()], load, what)
 
 
-def run_recipe(study: Study, block: Block, added: LabelledImages | None, run: int) -> dict[str, Any]:
+def run_recipe(study: Study, run: Run) -> dict[str, Any]:
     """What decides the weights of a run: config, seed, and the ordered ids and labels of all images that training sees."""
+    block, added = run.block, run.added
     return {
         "classifier": classifier_recipe(study, block.method),
         "classes": block.classes,
         "real": block.real.key,
         "added": None if added is None else added.key,
         "validation": block.validation.key,
-        "run": run,
+        "run": run.number,
     }
 
 
-def provide_run(study: Study, store: Store, block: Block, added: LabelledImages | None, folder: Path) -> None:
-    """Put one run's files into ``folder``, training and scoring only what the store does not hold."""
-    run = int(folder.name)
-    what = f"{block.method}, run {run}"
-    recipe = run_recipe(study, block, added, run)
-    device = pick_device(study.execution.device)
-    if _is_trained(store, recipe):
-        store.tally.reused += 1
-    else:
-        checkpoint = store.root.parent / ".work" / "classifiers" / f"{canonical_hash(recipe)}.pt"
-        result = train_run(
-            study.classifier, block.classes, block.real, added, block.validation, run, study.seed, device, checkpoint, what
-        )  # fmt: skip
-        _commit(store, recipe, result, device)
+def train_missing(study: Study, store: Store, run: Run, compute: Compute) -> None:
+    """Train a run that the store does not hold, from its checkpoint if there is one, and commit it; of a group, every process does."""
+    block, recipe = run.block, run_recipe(study, run)
+    checkpoint = _work(store) / "classifiers" / f"{canonical_hash(recipe)}.pt"
+    result = train_run(
+        study.classifier, block.classes, block.real, run.added, block.validation, run.number, study.seed, compute, checkpoint, run.what
+    )  # fmt: skip
+    if run.added is not None:
+        run.added.forget()
+    if compute.group.rank == 0:
+        _commit(store, recipe, result, compute)
         checkpoint.unlink(missing_ok=True)
+
+
+def publish_run(study: Study, store: Store, run: Run, compute: Compute) -> None:
+    """Put a trained run's files into its folder, scoring only what the store does not hold."""
+    block, folder, recipe = run.block, run.folder, run_recipe(study, run)
     store.publish("classifiers", recipe, folder / "model.safetensors")
     store.publish("classifiers", recipe, folder / "history.json")
     store.publish("classifier_timings", recipe, folder / "timing.json")
     history = read_json(folder / "history.json")
     report = {
         "method": block.method,
-        "run": run,
+        "run": run.number,
         "classes": block.classes,
         "best_epoch": history["best_epoch"],
         "epochs": len(history["epochs"]),
         "val_top1": history["val_top1"],
         "test_top1": None,
         "n_real": len(block.real),
-        "n_added": 0 if added is None else len(added),
+        "n_added": 0 if run.added is None else len(run.added),
         "n_val": len(block.validation),
         "n_test": 0 if block.test is None else len(block.test),
     }
@@ -184,20 +274,24 @@ def provide_run(study: Study, store: Store, block: Block, added: LabelledImages 
 
         def score(path: Path) -> None:
             state = load_file(folder / "model.safetensors")
-            write_predictions(score_test(state, study.classifier, block.kept, test, device), path)
+            write_predictions(score_test(state, study.classifier, block.kept, test, compute), path)
 
         store.provide("predictions", scoring, predictions, score, lambda path: _has_rows(path, len(test)))
         report["test_top1"] = top1(pq.read_table(predictions))
     write_json(folder / "result.json", report)
     test_note = "" if report["test_top1"] is None else f", test top-1 {report['test_top1']:.4f}"
-    logger.info("%s: best epoch %d of %d, val top-1 %.4f%s", what, report["best_epoch"] + 1, report["epochs"], report["val_top1"], test_note)
+    logger.info("%s: best epoch %d of %d, val top-1 %.4f%s", run.what, report["best_epoch"] + 1, report["epochs"], report["val_top1"], test_note)
 
 
-def _commit(store: Store, recipe: Recipe, result: RunResult, device: torch.device) -> None:
+def _commit(store: Store, recipe: Recipe, result: RunResult, compute: Compute) -> None:
     """Commit weights and history; the history comes last and names the weights' hash, so a half-committed run is trained anew."""
     model = store.commit("classifiers", recipe, ".safetensors", lambda path: save_file(result.state, path))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    timing = {"device": name, "threads": torch.get_num_threads(), "seconds_per_epoch": [round(seconds, 4) for seconds in result.seconds]}
+    timing = {
+        "device": torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else platform.machine(),
+        "processes": compute.group.size,
+        "threads": torch.get_num_threads(),
+        "seconds_per_epoch": [round(seconds, 4) for seconds in result.seconds],
+    }
     store.commit("classifier_timings", recipe, ".json", lambda path: write_json(path, timing))
     history = {
         "best_epoch": result.best_epoch,

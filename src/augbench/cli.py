@@ -1,4 +1,4 @@
-"""The command line: ``augbench check``, ``augbench run``, ``augbench show``.
+"""The command line: ``augbench check``, ``augbench plan``, ``augbench run``.
 
 Flows in: arguments. Flows out: an exit status; problems that a user can fix are one line each on stderr.
 """
@@ -6,6 +6,7 @@ Flows in: arguments. Flows out: an exit status; problems that a user can fix are
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -23,6 +24,14 @@ def _check(arguments: argparse.Namespace) -> int:
     for line in check_study(study, verify_images=arguments.images):
         print(line)
     print(f"{study.study}: config and data are in order")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from augbench.estimate import as_json, estimate_study, render
+
+    estimate = estimate_study(load_study(arguments.configfile or [DEMO]), arguments.device, arguments.throughput)
+    print(json.dumps(as_json(estimate), indent=2) if arguments.json else render(estimate), end="\n" if arguments.json else "")
     return 0
 
 
@@ -53,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     for name, function, text in (
         ("check", _check, "validate config and data before anything runs"),
+        ("plan", _plan, "what a study costs in jobs, images, GPU-hours, disk and downloads; what is done and what is left"),
         ("run", _run, "run a study, or go on with it after an interruption"),
     ):
         command = commands.add_parser(name, help=text, description=text)
@@ -60,6 +70,10 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--configfile", nargs="+", metavar="YAML", help=f"study and overlays (default: {DEMO})")
         if name == "check":
             command.add_argument("--images", action="store_true", help="open every image of the data set, too")
+        elif name == "plan":
+            command.add_argument("--device", help="key of the GPU in the table of figures, for example h200 or a100 (default: the one measured, else h200)")
+            command.add_argument("--throughput", metavar="YAML", help="table of measured figures (default: results/throughput.yaml, if it is there)")
+            command.add_argument("--json", action="store_true", help="as JSON")
         else:
             command.add_argument("--cores", type=int, help="cores to use (default: all)")
             command.add_argument("--target", dest="targets", action="append", default=[], help="file or named target; repeatable")

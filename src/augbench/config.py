@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -287,8 +288,8 @@ class Prompting(Section):
 
 class _Method(Section):
     label: str | None = key(None, "Name in tables and figures. Default: the key.")
-    family: Literal["real", "unconditional", "prompting", "personalised", "retrieval"] | None = key(
-        None, "Group in Figure 1. Default: by mechanism.", source="paper, Table 1"
+    family: Literal["real", "unconditional", "prompting", "personalised", "retrieval", "scaling"] | None = key(
+        None, "Group in Figure 1, which leaves scaling out. Default: by mechanism.", source="paper, Table 1"
     )
 
 
@@ -451,7 +452,23 @@ class RetrieveMethod(_Added):
         return self
 
 
-Method = Annotated[RealMethod | SampleMethod | PersonaliseMethod | RetrieveMethod, Field(discriminator="mechanism")]
+class DrawMethod(_Added):
+    """Training sets of another size, drawn from the pool of another row: nothing is learned, selected or searched again."""
+
+    mechanism: Literal["draw"]
+    pool: str = key(..., "Row whose images the sets are drawn from.", source="paper, Figure 5B")
+    images_per_class: Positive | None = key(
+        None,
+        "Images per class to draw from, where that row generates them; those that it does not make for itself are made in further shards. Default: as many as the"
+        " row makes; with images_per_training_image: as many as are added.",
+        "images",
+        "paper, Figure 5B",
+    )
+    ranked: bool = key(False, "As in `retrieve`, for a row that retrieves.", source="paper, Figure 5B")
+    may_fall_short: bool = key(False, "A class with too few images gets those that there are, for a row that retrieves.", source="paper, Figure 5B")
+
+
+Method = Annotated[RealMethod | SampleMethod | PersonaliseMethod | RetrieveMethod | DrawMethod, Field(discriminator="mechanism")]
 
 
 class Finetune(Section):
@@ -523,7 +540,7 @@ class Leakage(Section):
     correlation: Fraction = key(0.8, "Least correlation of their fine detail at 32 x 32 pixels.")
 
 
-FAMILIES = {"real": "real", "sample": "prompting", "personalise": "personalised", "retrieve": "retrieval"}
+FAMILIES = {"real": "real", "sample": "prompting", "personalise": "personalised", "retrieve": "retrieval", "draw": "scaling"}
 
 
 def family_of(method: Method) -> str:
@@ -565,11 +582,23 @@ class Augmentation(Section):
         return -(-self.images_per_class // (self.images_per_part or self.images_per_class))
 
     def part_range(self, part: int, training_images: int) -> range:
-        """Indices of the images in ``part`` of a class with ``training_images`` real images."""
+        """Indices of the images in ``part`` of a class with ``training_images`` real images; parts beyond :attr:`parts` go on where the pool ends."""
         if self.images_per_class is None:
             return range(part * training_images, (part + 1) * training_images)
         size = self.images_per_part or self.images_per_class
+        if part >= self.parts:
+            start = self.images_per_class + (part - self.parts) * size
+            return range(start, start + size)
         return range(part * size, min((part + 1) * size, self.images_per_class))
+
+    def parts_for(self, images: int | None, added: float) -> int:
+        """Shard files per class that hold ``images`` images, or a set with ``added`` images per training image where pools are measured so."""
+        if self.images_per_class is None:
+            return max(1, math.ceil(added))
+        size = self.images_per_part or self.images_per_class
+        if images is None:
+            return self.parts
+        return self.parts + -(-(images - self.images_per_class) // size) if images > self.images_per_class else -(-images // size)
 
 
 class Classifier(Section):
@@ -593,6 +622,9 @@ class Classifier(Section):
     plateau_patience: Positive = key(10, "Epochs without better validation accuracy after which lr is divided by 10.", "epochs", "paper, section 3")
     stop_patience: Positive = key(20, "Epochs without better validation accuracy after which training stops.", "epochs", "paper, section 3")
     max_epochs: Positive = key(270, "Most epochs.", "epochs", "paper, section 3")
+    dtype: Literal["auto", "float32", "bfloat16"] = key(
+        "auto", "Precision of the network's products; weights are kept in float32. auto: bfloat16 on CUDA, float32 on the CPU."
+    )
 
 
 class Report(Section):
@@ -609,12 +641,28 @@ class Report(Section):
 
 
 class Execution(Section):
-    """How the work is cut into jobs and batches. Nothing here changes a result."""
+    """How the work is cut into jobs and batches, and what it runs on. Nothing here changes a result, but in float rounding."""
 
     classes_per_job: Positive = key(25, "Classes whose shards one generate job makes.", "classes")
+    finetune_classes_per_job: Positive | None = key(
+        None, "Classes that one fine-tuning job learns, where the U-Net is frozen; together they fill a GPU. Default: classes_per_job.", "classes"
+    )
     runs_per_job: Positive = key(5, "Classifiers that one job trains.", "runs")
     batch_size: Positive = key(32, "Images sampled together.", "images")
     device: Literal["auto", "cpu", "cuda"] = key("auto", "Where torch runs; auto takes CUDA where there is one.")
+    processes: Positive | None = key(
+        None, "Processes that train one classifier together, each its part of the global batch. Default: one per visible GPU; one on the CPU.", "processes"
+    )
+    compile: bool = key(False, "Compile the classifier with torch.compile: minutes at the start of a job, for faster epochs; needs a C compiler.")
+    image_pool: Literal["auto", "device", "memory", "disk"] = key(
+        "auto",
+        "Where a classifier's images lie, decoded: on the GPU, in main memory, or in a file that is read ahead of training. auto: the first of them with room.",
+    )
+    scratch: str | None = key(
+        None,
+        "Folder for that file, best on a fast local disk; environment variables are expanded ($TMPDIR). Several GPUs share images through it. "
+        "Default: the study's results.",
+    )
     keep_candidates: bool = key(True, "Keep the images of candidates that were not selected; false deletes them once the choice is made.")
 
 
@@ -711,6 +759,8 @@ class Study(Section):
                 raise ValueError(f"methods.{name}: a name may hold a-z, 0-9 and _ only")
             if isinstance(method, RetrieveMethod):
                 self._check_retrieval(name, method)
+            if isinstance(method, DrawMethod):
+                self._check_draw(name, method)
             if isinstance(method, PersonaliseMethod):
                 epochs = [value for value in method.candidates if isinstance(value, int)]
                 if max(epochs, default=0) > self.finetune.max_epochs:
@@ -728,6 +778,35 @@ class Study(Section):
             )
         if isinstance(self.corpus, ServerCorpus) and method.corpus_share < 1:
             raise ValueError(f"methods.{name}.corpus_share: a server searches all of its corpus; allowed: 1")
+
+    def _check_draw(self, name: str, method: DrawMethod) -> None:
+        pool = self.methods.get(method.pool)
+        if pool is None or isinstance(pool, RealMethod | DrawMethod):
+            rows = [other for other, row in self.methods.items() if not isinstance(row, RealMethod | DrawMethod)]
+            raise ValueError(f"methods.{name}.pool: allowed: a row that makes or retrieves images: {', '.join(rows) or 'there is none'}")
+        if isinstance(pool, RetrieveMethod):
+            if method.images_per_class is not None:
+                raise ValueError(f"methods.{name}.images_per_class: methods.{method.pool}.images_per_class says how many are retrieved")
+            return
+        for key_name in ("ranked", "may_fall_short"):
+            if getattr(method, key_name):
+                raise ValueError(f"methods.{name}.{key_name}: goes with a row that retrieves; {method.pool} generates its images")
+        if method.images_per_class is not None and self.augmentation.images_per_class is None:
+            raise ValueError(f"methods.{name}.images_per_class: goes with augmentation.images_per_class only")
+
+    def parts_drawn(self, name: str) -> int:
+        """Shard files per class that the training sets of row ``name`` are drawn from."""
+        method = self.methods[name]
+        if isinstance(method, RetrieveMethod) or (isinstance(method, DrawMethod) and isinstance(self.methods[method.pool], RetrieveMethod)):
+            return 1
+        return (
+            self.augmentation.parts_for(method.images_per_class, method.added_per_training_image) if isinstance(method, DrawMethod) else self.augmentation.parts
+        )
+
+    def parts_made(self, name: str) -> int:
+        """Shard files per class that row ``name`` makes: for itself, and for rows that draw from it."""
+        drawing = [other for other, row in self.methods.items() if isinstance(row, DrawMethod) and row.pool == name]
+        return max(map(self.parts_drawn, (name, *drawing)))
 
     @property
     def miniature(self) -> MiniatureCorpus | None:

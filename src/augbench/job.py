@@ -36,10 +36,17 @@ class Job:
 
     @property
     def plan(self) -> Plan:
-        """Paths of the study (class ids are not needed by scripts: they get their files from the rule)."""
+        """Paths of the study, without class ids: most scripts get their files from the rule."""
         from augbench.plan import Plan
 
         return Plan(self.study, ())
+
+    def plan_of(self, classes_path: str | Path) -> Plan:
+        """Paths of the study with the classes of ``classes.parquet``."""
+        from augbench.classes import read_class_table
+        from augbench.plan import Plan
+
+        return Plan(self.study, tuple(info.class_id for info in read_class_table(classes_path)))
 
 
 def set_threads(threads: int) -> None:

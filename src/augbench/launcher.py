@@ -8,12 +8,15 @@ locked by the operating system, which forgets a lock when its process dies, howe
   waits for none of them but says which they are.
 
 The holder of both knows that nothing else writes here, so it may skip Snakemake's own lock files, which survive a kill, and
-rerun what was left incomplete.
+rerun what was left incomplete. Jobs of a cluster take part: they inherit the run's id, and network file systems pass locks on. Where one
+does not, a run is not refused: jobs of a run that is gone still find out that it is, when they begin.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
 import subprocess
 import sys
@@ -24,7 +27,10 @@ from typing import IO
 
 from augbench.errors import UserError
 
+logger = logging.getLogger(__name__)
 LOCKS = Path("results/.locks")
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what file systems say that know no locks: Lustre without "-o flock", some NFS
+SCHEDULERS = ("--profile", "--executor", "-e")  # arguments that send jobs elsewhere
 _held: list[IO[str]] = []  # kept open: closing a file gives its lock back
 
 
@@ -33,11 +39,15 @@ def _open(name: str) -> IO[str]:
     return (LOCKS / name).open("a+")
 
 
-def _try_lock(stream: IO[str], how: int) -> bool:
+def _lock(stream: IO[str], how: int) -> bool:
     try:
-        fcntl.flock(stream, how | fcntl.LOCK_NB)
+        fcntl.flock(stream, how)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        logger.warning("%s: this file system knows no locks (%s); do not start a second run beside this one", LOCKS, error.strerror)
     return True
 
 
@@ -62,14 +72,15 @@ def acquire_run_lock() -> str:
         Another run is alive, or a job of a killed run is.
     """
     run = _open("run")
-    if not _try_lock(run, fcntl.LOCK_EX):
+    if not _lock(run, fcntl.LOCK_EX | fcntl.LOCK_NB):
         run.seek(0)
         holder = " ".join(run.read().split()[1:]) or "another process"
         raise UserError(str(LOCKS / "run"), f"a run is under way here ({holder})", "wait for it to end, or stop it")
     jobs = _open("jobs")
-    if not _try_lock(jobs, fcntl.LOCK_EX):
+    if not _lock(jobs, fcntl.LOCK_EX | fcntl.LOCK_NB):
         pids = ", ".join(map(str, _holders(LOCKS / "jobs")))
-        raise UserError(str(LOCKS / "jobs"), f"jobs of an earlier run are still alive (process {pids})", "wait for them to end, or stop them (kill)")
+        where = f"process {pids}" if pids else "on another machine: squeue --me lists those of Slurm"
+        raise UserError(str(LOCKS / "jobs"), f"jobs of an earlier run are still alive ({where})", "wait for them to end, or stop them (kill, scancel)")
     jobs.close()
     run_id = uuid.uuid4().hex
     run.seek(0)
@@ -90,18 +101,34 @@ def hold_job_lock() -> None:
         The run that started this job has been replaced by another one.
     """
     jobs = _open("jobs")
-    fcntl.flock(jobs, fcntl.LOCK_SH)
+    _lock(jobs, fcntl.LOCK_SH)
     _held.append(jobs)
+    _refuse_if_replaced()
+
+
+def _refuse_if_replaced() -> None:
     expected = os.environ.get("AUGBENCH_RUN")
     text = (LOCKS / "run").read_text().split() if (LOCKS / "run").exists() else []
     if expected and text and text[0] != expected:
         raise UserError(str(LOCKS / "run"), "the run that started this job has been replaced", "nothing to do: the new run makes what is missing")
 
 
+def guard_job() -> None:
+    """For the Snakefile: a job of a run that is gone, which waited in a cluster's queue, ends before Snakemake removes its outputs."""
+    try:
+        _refuse_if_replaced()
+    except UserError as error:
+        sys.exit(error.for_terminal())
+
+
 def guard_plain_run() -> None:
     """For ``onstart:`` of the Snakefile: a plain ``snakemake`` takes the run lock too, unless our launcher holds it."""
-    if "AUGBENCH_RUN" not in os.environ:
+    if "AUGBENCH_RUN" in os.environ:
+        return
+    try:
         os.environ["AUGBENCH_RUN"] = acquire_run_lock()
+    except UserError as error:
+        sys.exit(error.for_terminal())
 
 
 def run(configfiles: Sequence[str], targets: Sequence[str], cores: int, extra: Sequence[str]) -> int:
@@ -114,14 +141,15 @@ def run(configfiles: Sequence[str], targets: Sequence[str], cores: int, extra: S
     targets : sequence of str
         Files or named targets; empty: everything.
     cores : int
-        Cores to use on this machine.
+        Cores to use on this machine; of no concern where a profile or an executor sends jobs elsewhere.
     extra : sequence of str
         Passed on to Snakemake.
     """
     run_id = acquire_run_lock()
     # targets come first: options that take several values would swallow them
-    command = [sys.executable, "-m", "snakemake", *targets, "--nolock", "--rerun-incomplete", "--cores", str(cores)]
-    command += ["--logger", "augbench", *extra]
+    command = [sys.executable, "-m", "snakemake", *targets, "--nolock", "--rerun-incomplete", "--logger", "augbench", *extra]
+    if not any(argument.partition("=")[0] in SCHEDULERS for argument in extra):
+        command += ["--cores", str(cores)]
     if configfiles:
         command += ["--configfile", *configfiles]
     environment = {**os.environ, "AUGBENCH_RUN": run_id}

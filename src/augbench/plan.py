@@ -9,14 +9,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from augbench.classes import SHIPPED_TABLES
-from augbench.config import FashionMnist, ImageFolder, MiniatureCorpus, OwnCorpus, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod, Study
+from augbench.config import (
+    DrawMethod,
+    FashionMnist,
+    ImageFolder,
+    MiniatureCorpus,
+    OwnCorpus,
+    PersonaliseMethod,
+    RealMethod,
+    RetrieveMethod,
+    SampleMethod,
+    Study,
+)
 from augbench.data.fashion_mnist import FILES
 from augbench.fetch_models import HubModel, Layout
 from augbench.models import model_files
 
 CORPUS_ROWS_PER_PART = 5000
+CLASSES_PER_FOLDER = 5
 SELECTED = "selected"  # stands where a candidate's name stands: what the study goes on with
 RUN_FILES = ("result.json", "history.json", "predictions.parquet", "model.safetensors")
 
@@ -27,6 +40,21 @@ class Block:
 
     name: str
     members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ShardBlock(Block):
+    """Classes whose shards of these parts one job generates."""
+
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FolderBlock:
+    """Folders that one job fills, each with the files of some classes."""
+
+    name: str
+    folders: tuple[Block, ...]
 
 
 def blocks(members: Sequence[str], size: int) -> list[Block]:
@@ -92,13 +120,18 @@ class Plan:
         return [name for name in self.methods if name not in self.real]
 
     @cached_property
-    def pool_parts(self) -> list[str]:
-        """Numbers of the shards per class of a generated pool."""
-        return [str(part) for part in range(self.study.augmentation.parts)]
+    def pooled(self) -> list[str]:
+        """Rows that generate or retrieve images; the others that add some draw from these rows' pools."""
+        return [name for name in self.methods if name in self.generated or name in self.retrieved]
+
+    def pool_row(self, method: str) -> str:
+        """The row whose images a method adds: its own, or the one that it draws from."""
+        row = self.study.methods[method]
+        return row.pool if isinstance(row, DrawMethod) else method
 
     def parts(self, method: str) -> list[str]:
-        """Numbers of a method's shards per class; a retrieved pool is one shard."""
-        return ["0"] if method in self.retrieved else self.pool_parts
+        """Numbers of the shards per class that a method's training sets are drawn from; a retrieved pool is one shard."""
+        return [str(part) for part in range(self.study.parts_drawn(method))]
 
     # --- blocks ---
 
@@ -106,6 +139,26 @@ class Plan:
     def class_blocks(self) -> list[Block]:
         """The classes of one generate or retrieve job."""
         return blocks(self.class_ids, self.study.execution.classes_per_job)
+
+    def generate_blocks(self, method: str) -> list[ShardBlock]:
+        """The shards of each generate job of a method: the pool of some classes, or as many of the shards that only rows which draw from it need."""
+        own, made = len(self.parts(method)), self.study.parts_made(method)
+        groups = [tuple(str(part) for part in range(start, min(start + own, made))) for start in range(0, made, own)]
+        return [
+            ShardBlock(block.name if group[0] == "0" else f"{block.name}_part{group[0]}", block.members, group)
+            for group in groups
+            for block in self.class_blocks
+        ]
+
+    @cached_property
+    def generate_jobs(self) -> list[tuple[str, ShardBlock]]:
+        """Method and shards of every generate job."""
+        return [(method, block) for method in self.generated for block in self.generate_blocks(method)]
+
+    @cached_property
+    def retrieve_jobs(self) -> list[tuple[str, Block]]:
+        """Method and classes of every retrieve job."""
+        return [(method, block) for method in self.retrieved for block in self.class_blocks]
 
     @cached_property
     def runs(self) -> list[str]:
@@ -255,16 +308,13 @@ class Plan:
         return self.path("shards", method, candidate, class_id, f"{part}.parquet")
 
     def shards(self, method: str) -> list[str]:
-        """All shards of a method."""
-        return [self.shard(method, class_id, part) for class_id in self.class_ids for part in self.parts(method)]
+        """All shards that a method's training sets are drawn from."""
+        return [self.shard(self.pool_row(method), class_id, part) for class_id in self.class_ids for part in self.parts(method)]
 
     @staticmethod
-    def by_candidate(shards: Iterable[str]) -> dict[str, list[str]]:
-        """Shards by the candidate that they are of."""
-        found: dict[str, list[str]] = {}
-        for path in shards:
-            found.setdefault(path.split("/")[-3], []).append(path)
-        return found
+    def shards_among(paths: Iterable[str]) -> list[str]:
+        """Those of a job's files that are shards: among thousands, inputs have no name."""
+        return [path for path in paths if "/shards/" in path and Path(path).stem.isdigit()]
 
     def pool(self, method: str = "{method}", candidate: str = SELECTED) -> str:
         """The index of a method's pool: one row per image."""
@@ -290,7 +340,7 @@ class Plan:
     def template_files(self, method: str) -> list[str]:
         """A user's own file of templates, where the method names one."""
         row = self.study.methods[method]
-        if isinstance(row, RealMethod):
+        if isinstance(row, RealMethod | DrawMethod):
             return []
         prompting = row.query if isinstance(row, RetrieveMethod) else row.prompting if isinstance(row, PersonaliseMethod) else row.prompt
         return [prompting.templates] if prompting.templates.endswith(".txt") else []
@@ -309,17 +359,47 @@ class Plan:
         finetune = self.study.finetune
         return [finetune.inception_weights] if finetune.features == "inception_v3" else []
 
-    def finetune_blocks(self, method: str) -> list[Block]:
+    @cached_property
+    def folders(self) -> list[Block]:
+        """Classes whose files of one kind are one target, for a plan's cost follows the number of targets; the same whatever the block size."""
+        return blocks(self.class_ids, CLASSES_PER_FOLDER)
+
+    def folders_among(self, paths: Iterable[str]) -> list[Block]:
+        """Those whose folders are among a job's targets."""
+        names = {Path(path).name for path in paths}
+        return [folder for folder in self.folders if folder.name in names]
+
+    def _folder_blocks(self, classes_per_job: int) -> list[FolderBlock]:
+        size = max(1, classes_per_job // CLASSES_PER_FOLDER)
+        cut = [tuple(self.folders[start : start + size]) for start in range(0, len(self.folders), size)]
+        return [FolderBlock(f"{number:03d}", part) for number, part in enumerate(cut)]
+
+    @cached_property
+    def candidate_blocks(self) -> list[FolderBlock]:
+        """The classes of one job that makes candidates' images."""
+        return self._folder_blocks(self.study.execution.classes_per_job)
+
+    def finetune_blocks(self, method: str) -> list[FolderBlock]:
         """The classes of one fine-tuning job: all of them where they share a U-Net that trains."""
-        return [Block("all", self.class_ids)] if self.personalised[method].train_unet else self.class_blocks
+        if self.personalised[method].train_unet:
+            return [FolderBlock("all", tuple(self.folders))]
+        return self._folder_blocks(self.study.execution.finetune_classes_per_job or self.study.execution.classes_per_job)
+
+    def finetune_jobs(self, method: str) -> list[tuple[float, FolderBlock]]:
+        """Factor of the learning rates and classes of every fine-tuning job of a method."""
+        return [(factor, block) for factor in self.personalised[method].lr_grid for block in self.finetune_blocks(method)]
 
     def lr_folder(self, method: str, factor: float | str) -> str:
         """What a method learned at one factor of its learning rates."""
         return self.path("finetune", method, f"lr{factor if isinstance(factor, str) else f'{factor:g}'}")
 
-    def vectors(self, method: str, factor: float | str, class_id: str) -> str:
-        """What one class learned at one learning rate: every candidate's vectors."""
-        return f"{self.lr_folder(method, factor)}/vectors/{class_id}.safetensors"
+    def vectors_folder(self, method: str, factor: float | str, folder: Block) -> str:
+        """What the classes of a folder learned at one learning rate."""
+        return f"{self.lr_folder(method, factor)}/vectors/{folder.name}"
+
+    def vectors(self, method: str, factor: float | str, folders: Iterable[Block]) -> list[str]:
+        """What each class learned at one learning rate: every candidate's vectors."""
+        return [f"{self.vectors_folder(method, factor, folder)}/{class_id}.safetensors" for folder in folders for class_id in folder.members]
 
     def trained_unets(self, method: str, factor: float | str) -> dict[str, str]:
         """The U-Net of every candidate at one learning rate; none where it stays frozen."""
@@ -343,10 +423,15 @@ class Plan:
         """Which learning rate was chosen, and by which losses."""
         return self.path("finetune", method, "lr.json")
 
-    def candidate_shards(self, method: str, class_ids: Sequence[str] | None = None) -> list[str]:
+    def candidate_folder(self, method: str, name: str, folder: Block) -> str:
+        """Images of a candidate, of the classes of a folder."""
+        return self.path("shards", method, name, folder.name)
+
+    def candidate_shards(self, method: str, folders: Iterable[Block]) -> dict[str, list[str]]:
         """Part 0 of every candidate, which is what selection looks at."""
-        ids = self.class_ids if class_ids is None else class_ids
-        return [self.shard(method, class_id, "0", name) for name in self.personalised[method].candidate_names for class_id in ids]
+        classes = [(folder, class_id) for folder in folders for class_id in folder.members]
+        names = self.personalised[method].candidate_names
+        return {name: [f"{self.candidate_folder(method, name, folder)}/{class_id}/0.parquet" for folder, class_id in classes] for name in names}
 
     def selected(self, method: str) -> str:
         """Which candidate was selected, and every candidate's validation accuracy."""
@@ -356,8 +441,18 @@ class Plan:
 
     @cached_property
     def guarded(self) -> list[str]:
-        """Rows whose images are compared with validation and test images."""
-        return [] if self.study.leakage.action == "off" else self.augmented
+        """Rows whose images are compared with validation and test images; what is drawn from another row's pool, only where such images are dropped."""
+        return {"off": [], "report": self.pooled, "drop": self.augmented}[self.study.leakage.action]
+
+    @cached_property
+    def guarded_first(self) -> list[str]:
+        """Rows whose training sets wait for the guard, which needs the index of the pool before them."""
+        return self.augmented if self.study.leakage.action == "drop" else []
+
+    @cached_property
+    def indexed_with_sets(self) -> list[str]:
+        """Rows whose pool is indexed by the job that draws the training sets."""
+        return [] if self.study.leakage.action == "drop" else self.augmented
 
     def leaks(self, method: str) -> str:
         """Pairs of an added image and its near-duplicate."""
@@ -401,7 +496,7 @@ class Plan:
     @cached_property
     def diagnostics(self) -> dict[str, str]:
         """The table of what the added images are like, in its formats; none where no row adds any."""
-        return {kind: self.path("tables", f"diagnostics.{kind}") for kind in ("csv", "md", "txt")} if self.augmented else {}
+        return {kind: self.path("tables", f"diagnostics.{kind}") for kind in ("csv", "md", "txt")} if self.pooled else {}
 
     @cached_property
     def figure1(self) -> dict[str, str]:

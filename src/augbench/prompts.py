@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from augbench.classes import ClassInfo
-from augbench.config import ConfigError, PersonaliseMethod, Prompting, RealMethod, RetrieveMethod, SampleMethod, Study
+from augbench.config import ConfigError, DrawMethod, PersonaliseMethod, Prompting, RealMethod, RetrieveMethod, SampleMethod, Study
 from augbench.errors import UserError
 from augbench.files import atomic_path
 from augbench.personalise.tokens import placeholder
@@ -85,7 +85,7 @@ def prompt_for(info: ClassInfo, index: int, prompting: Prompting, seed: int, nam
 def check_prompts(study: Study, name: str, classes: Sequence[ClassInfo]) -> list[UserError]:
     """What keeps method ``name`` from its prompts, before anything runs: bad templates, or classes that lack what templates ask for."""
     method = study.methods[name]
-    assert not isinstance(method, RealMethod)
+    assert not isinstance(method, RealMethod | DrawMethod)
     prompting = method.query if isinstance(method, RetrieveMethod) else method.prompting if isinstance(method, PersonaliseMethod) else method.prompt
     key = f"methods.{name}.{'query' if isinstance(method, RetrieveMethod) else 'prompt'}"
     if problems := check_prompting(classes, prompting, key):
@@ -123,7 +123,7 @@ def _class_rows(study: Study, name: str, info: ClassInfo, training_images: Mappi
         yield {"part": 0, "index": 0, "prompt": prompt_for(info, 0, first, study.seed), "source": None}
         return
     images = training_images[info.class_id]
-    for part in range(study.augmentation.parts):
+    for part in range(study.parts_made(name)):
         for index in study.augmentation.part_range(part, len(images)):
             if isinstance(method, PersonaliseMethod):
                 prompt, starts = _personalised_prompt(method, info, index, study.seed), False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from augbench.config import Clip, Diffusion, ImageCorpus, OwnCorpus, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod, Study
+from augbench.config import Clip, Diffusion, DrawMethod, ImageCorpus, OwnCorpus, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod, Study
 from augbench.fetch_models import HubModel
 
 Recipe = dict[str, Any]
@@ -45,6 +45,8 @@ def prompts_recipe(study: Study, name: str) -> Recipe:
     if isinstance(method, SampleMethod | PersonaliseMethod):
         sizes = study.augmentation.model_dump(include={"images_per_class", "images_per_training_image", "images_per_part"})
         recipe["augmentation"] = sizes
+        if (parts := study.parts_made(name)) > study.augmentation.parts:
+            recipe["parts"] = parts
     if isinstance(method, SampleMethod):
         return {**recipe, "prompt": method.prompt.model_dump(), "start": method.start}
     if isinstance(method, PersonaliseMethod):
@@ -158,7 +160,7 @@ def select_recipe() -> Recipe:
 
 def resample_recipe(study: Study, name: str) -> Recipe:
     """How a method's pool is resampled."""
-    drawn = study.methods[name].model_dump(mode="json", include={"added_per_training_image", "ranked", "may_fall_short"})
+    drawn = study.methods[name].model_dump(mode="json", include={"added_per_training_image", "ranked", "may_fall_short", "pool"})
     return {"version": 2, "seed": study.seed, **drawn}
 
 
@@ -179,7 +181,7 @@ def diagnostics_recipe(study: Study) -> Recipe:
     rows = {
         name: method.model_dump(mode="json", include={"label", "family", "mechanism", "train_unet"})
         for name, method in study.methods.items()
-        if not isinstance(method, RealMethod)
+        if not isinstance(method, RealMethod | DrawMethod)
     }
     report = study.report.model_dump(mode="json", include={"judge", "diagnosed_images_per_class"})
     return {"version": 1, "seed": study.seed, "dataset": study.dataset.model_dump(mode="json"), "report": report, "methods": rows}

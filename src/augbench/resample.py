@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from augbench.config import RealMethod, RetrieveMethod, Study
+from augbench.config import DrawMethod, RealMethod, RetrieveMethod, Study
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import atomic_path
@@ -49,19 +49,23 @@ class Drawing:
         Take the first images of the pool, the same for each set, instead of random ones.
     may_fall_short : bool
         A class with too few images gets those that there are.
+    first_part : bool
+        Set 0 is drawn from part 0 alone.
     """
 
     added: float = 1.0
     ranked: bool = False
     may_fall_short: bool = False
+    first_part: bool = True
 
     @classmethod
     def of(cls, study: Study, method: str) -> Drawing:
         """As the method's row says."""
         row = study.methods[method]
         assert not isinstance(row, RealMethod)
-        retrieved = isinstance(row, RetrieveMethod)
-        return cls(row.added_per_training_image, retrieved and row.ranked, retrieved and row.may_fall_short)  # type: ignore[union-attr]
+        ranks = isinstance(row, RetrieveMethod | DrawMethod)
+        first_part = not isinstance(row, DrawMethod)
+        return cls(row.added_per_training_image, ranks and row.ranked, ranks and row.may_fall_short, first_part)  # type: ignore[union-attr]
 
 
 def draw(pool: pa.Table, class_sizes: Mapping[str, int], run: int, study_seed: int, where: str = "pool", drawing: Drawing | None = None) -> pa.Table:
@@ -85,7 +89,7 @@ def draw(pool: pa.Table, class_sizes: Mapping[str, int], run: int, study_seed: i
     sizes = {class_id: needed_images(drawing.added, size) for class_id, size in class_sizes.items()}
     members: dict[str, list[int]] = {class_id: [] for class_id in class_sizes}
     for row, (class_id, path) in enumerate(zip(pool.column("class_id").to_pylist(), pool.column("path").to_pylist(), strict=True)):
-        if run == 0 and Path(path).stem != "0":
+        if run == 0 and drawing.first_part and Path(path).stem != "0":
             continue
         members.setdefault(class_id, []).append(row)
     short = [f"{name} {len(members[name])} of {size}" for name, size in sizes.items() if len(members[name]) < size]
@@ -133,7 +137,7 @@ def resample(
         from augbench.leakage import read_leaks, without_leaks
 
         drawn = drawing or Drawing()
-        needed = None if drawn.may_fall_short else {class_id: needed_images(drawn.added, size) for class_id, size in sizes.items()}
+        needed = None if drawn.may_fall_short or not drawn.first_part else {class_id: needed_images(drawn.added, size) for class_id, size in sizes.items()}
         pool = without_leaks(pool, read_leaks(leaks_path), needed, str(pool_path))
     for out in outs:
         with atomic_path(out) as temporary:

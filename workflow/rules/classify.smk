@@ -23,9 +23,11 @@ for block in PLAN.run_blocks:
             method=any_of(PLAN.methods),
         conda:
             ENVIRONMENT
+        threads: NEEDS.classifier_threads
         resources:
-            mem_mb=3000,
-            runtime=120,
+            **NEEDS.classifier_gpus,
+            mem_mb=NEEDS.memory(3000, 64000),
+            runtime=NEEDS.minutes(720),
         params:
             recipe=get_classifier_recipe,
         message:

@@ -7,13 +7,19 @@ PROJECT = Path(workflow.basedir)
 sys.path.insert(0, str(PROJECT / "src"))
 
 from augbench import recipes
-from augbench.launcher import guard_plain_run
+from augbench.job_resources import load_needs
+from augbench.launcher import guard_job, guard_plain_run
 from augbench.workflow import load_plan
+
+guard_job()
 
 # A --configfile counts alone; the demo is used when none is given, and is never merged under a user's study.
 PLAN = load_plan(config, PROJECT)
 STUDY = PLAN.study
 ENVIRONMENT = str(PROJECT / "envs/conda.yaml")
+
+# What jobs ask of a scheduler, whichever it is. What a cluster has is said in its profile (slurm/config.yaml).
+NEEDS = load_needs(STUDY, workflow.resource_settings.default_resources)
 
 
 wildcard_constraints:
@@ -21,12 +27,18 @@ wildcard_constraints:
     class_id="[A-Za-z0-9][A-Za-z0-9._+-]*",
     part=r"\d+",
     run=r"\d+",
-    factor=r"[0-9.e+-]+",
 
 
 def any_of(names):
     """A wildcard constraint: one of ``names``, or nothing at all where there are none."""
     return "|".join(names) or "(?!)"
+
+
+def made_by(stage, method, kind=None, blocks=None):
+    """Outputs of all of a stage's jobs for a method, or those of one kind. Snakemake knows which rule they are of and need not search for each; it does so
+    only where an input has no name."""
+    made = [getattr(rules, f"{stage}_{method}_{block.name}").output for block in blocks or PLAN.class_blocks]
+    return made if kind is None else [getattr(output, kind) for output in made]
 
 
 def get_prompts_recipe(wildcards):
@@ -37,10 +49,6 @@ def get_templates(wildcards):
     return PLAN.template_files(wildcards.method)
 
 
-def get_generate_recipe(wildcards):
-    return recipes.generate_recipe(STUDY, wildcards.method)
-
-
 def get_search_recipe(wildcards):
     return recipes.search_recipe(STUDY, wildcards.method)
 
@@ -49,30 +57,17 @@ def get_replayed(wildcards):
     return PLAN.replayed(wildcards.method)
 
 
-def get_resample_recipe(wildcards):
-    return recipes.resample_recipe(STUDY, wildcards.method)
-
-
-def get_leaks_to_drop(wildcards):
-    return PLAN.leaks_to_drop(wildcards.method)
-
-
-def get_retrieve_recipe(wildcards):
-    return recipes.retrieve_recipe(STUDY, wildcards.method)
-
-
 def get_classifier_recipe(wildcards):
     return recipes.classifier_recipe(STUDY, wildcards.method)
 
 
-def get_finetune_recipe(method):
-    """A function of the wildcards, as rules that are made in a loop need it."""
-    return lambda wildcards: recipes.finetune_recipe(STUDY, method, float(wildcards.factor))
+def rate_name(factor):
+    """A factor of the learning rates in a rule's name."""
+    return f"lr{factor:g}".replace(".", "_").replace("+", "").replace("-", "m")
 
 
-def get_selected(wildcards):
+def get_selected(method):
     """What generating for a fine-tuned method needs besides: which candidate won is known only when the job runs."""
-    method = wildcards.method
     if method not in PLAN.personalised:
         return {}
     return {
@@ -82,13 +77,27 @@ def get_selected(wildcards):
     }
 
 
-def of_candidate(paths):
+def of_candidate(folder):
     """Shards of candidates are deleted after the choice where the config says so."""
-    return paths if STUDY.execution.keep_candidates else temp(paths)
+    return directory(folder) if STUDY.execution.keep_candidates else temp(directory(folder))
 
 
-def get_shards(wildcards):
-    return PLAN.shards(wildcards.method)
+def shards_made(method):
+    """Shards that a method makes, job by job, those included that only rows which draw from it need."""
+    if method in PLAN.retrieved:
+        return made_by("retrieve", method, "shards")
+    return made_by("generate", method, blocks=PLAN.generate_blocks(method))
+
+
+def first_shards(method):
+    """One shard of every job that makes shards."""
+    return [job[0] for job in shards_made(method)]
+
+
+def shards_of(method):
+    """The shards that a method's training sets are drawn from."""
+    row, wanted = PLAN.pool_row(method), set(PLAN.shards(method))
+    return [path for job in shards_made(row) for path in job if path in wanted]
 
 
 def get_added(wildcards):

@@ -16,8 +16,8 @@ if STUDY.miniature is not None:
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=2000,
-            runtime=20,
+            mem_mb=NEEDS.memory(2000, 2000),
+            runtime=NEEDS.minutes(60),
         params:
             recipe=recipes.corpus_recipe(STUDY),
         message:
@@ -41,9 +41,11 @@ if PLAN.searched:
         priority: 20
         conda:
             ENVIRONMENT
+        threads: NEEDS.gpu_threads
         resources:
-            mem_mb=3000,
-            runtime=240,
+            **NEEDS.gpu,
+            mem_mb=NEEDS.memory(3000, 16000),
+            runtime=NEEDS.minutes(720),
         params:
             recipe=recipes.embed_recipe(STUDY),
         message:
@@ -64,8 +66,8 @@ if PLAN.searched:
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=4000,
-            runtime=60,
+            mem_mb=NEEDS.memory(4000, 16000),
+            runtime=NEEDS.minutes(240),
         message:
             "index of the corpus"
         script:

@@ -1,7 +1,7 @@
 # Image data set -> class table, split manifests.
 
 
-if STUDY.dataset.kind == "fashion_mnist" or STUDY.corpus is not None:
+if PLAN.fashion_mnist_files:
 
     rule fetch_fashion_mnist:
         output:
@@ -11,8 +11,12 @@ if STUDY.dataset.kind == "fashion_mnist" or STUDY.corpus is not None:
         benchmark:
             PLAN.path("benchmarks/fetch_fashion_mnist.tsv")
         retries: 2
+        localrule: True
         conda:
             ENVIRONMENT
+        resources:
+            mem_mb=NEEDS.memory(1000, 1000),
+            runtime=NEEDS.minutes(60),
         message:
             "fetch Fashion-MNIST"
         script:
@@ -28,8 +32,12 @@ rule classes:
         PLAN.path("logs/classes.log"),
     benchmark:
         PLAN.path("benchmarks/classes.tsv")
+    localrule: True
     conda:
         ENVIRONMENT
+    resources:
+        mem_mb=NEEDS.memory(1000, 4000),
+        runtime=NEEDS.minutes(30),
     params:
         recipe=recipes.classes_recipe(STUDY),
     message:
@@ -48,8 +56,12 @@ rule splits:
         PLAN.path("logs/splits.log"),
     benchmark:
         PLAN.path("benchmarks/splits.tsv")
+    localrule: True
     conda:
         ENVIRONMENT
+    resources:
+        mem_mb=NEEDS.memory(1000, 8000),
+        runtime=NEEDS.minutes(60),
     params:
         recipe=recipes.splits_recipe(STUDY),
     message:

@@ -19,9 +19,11 @@ if PLAN.cluster_files:
         priority: 15
         conda:
             ENVIRONMENT
+        threads: NEEDS.gpu_threads
         resources:
-            mem_mb=4000,
-            runtime=60,
+            **NEEDS.gpu,
+            mem_mb=NEEDS.memory(4000, 16000),
+            runtime=NEEDS.minutes(240),
         params:
             recipe=recipes.cluster_recipe(STUDY),
         message:
@@ -31,11 +33,11 @@ if PLAN.cluster_files:
 
 
 for method, row in PLAN.personalised.items():
-    for block in PLAN.finetune_blocks(method):
+    for factor, block in PLAN.finetune_jobs(method):
 
         rule:
             name:
-                f"finetune_{method}_{block.name}"
+                f"finetune_{method}_{rate_name(factor)}_{block.name}"
             input:
                 **({"clusters": PLAN.cluster_files[row.clusters]} if row.clusters > 1 else {}),
                 train=PLAN.splits["train"],
@@ -44,22 +46,25 @@ for method, row in PLAN.personalised.items():
                 diffusion=PLAN.path("models/diffusion.json"),
                 templates=PLAN.template_files(method),
             output:
-                **{f"unet_{name}": directory(path) for name, path in PLAN.trained_unets(method, "{factor}").items()},
-                vectors=[PLAN.vectors(method, "{factor}", class_id) for class_id in block.members],
+                **{f"unet_{name}": directory(path) for name, path in PLAN.trained_unets(method, factor).items()},
+                vectors=[directory(PLAN.vectors_folder(method, factor, folder)) for folder in block.folders],
             log:
-                PLAN.path(f"logs/finetune/{method}_{block.name}_lr{{factor}}.log"),
+                PLAN.path(f"logs/finetune/{method}_{block.name}_lr{factor:g}.log"),
             benchmark:
-                PLAN.path(f"benchmarks/finetune/{method}_{block.name}_lr{{factor}}.tsv")
+                PLAN.path(f"benchmarks/finetune/{method}_{block.name}_lr{factor:g}.tsv")
             # a long chain hangs on it
             priority: 15
             conda:
                 ENVIRONMENT
+            threads: NEEDS.gpu_threads
             resources:
-                mem_mb=3000,
-                runtime=240,
+                **NEEDS.gpu,
+                mem_mb=NEEDS.memory(3000, 32000),
+                runtime=NEEDS.minutes(720),
             params:
                 method=method,
-                recipe=get_finetune_recipe(method),
+                factor=factor,
+                recipe=recipes.finetune_recipe(STUDY, method, factor),
             message:
                 f"fine-tune {method}"
             script:
@@ -69,8 +74,12 @@ for method, row in PLAN.personalised.items():
         name:
             f"choose_lr_{method}"
         input:
-            vectors=[PLAN.vectors(method, factor, class_id) for factor in row.lr_grid for class_id in PLAN.class_ids],
-            unets=[path for factor in row.lr_grid for path in PLAN.trained_unets(method, factor).values()],
+            [
+                made_by("finetune", f"{method}_{rate_name(f)}", "vectors", PLAN.finetune_blocks(method))
+                for f in row.lr_grid
+            ],
+            unets=[path for f in row.lr_grid for path in PLAN.trained_unets(method, f).values()],
+            classes=PLAN.path("classes.parquet"),
         output:
             **{f"unet_{name}": directory(path) for name, path in PLAN.unets(method).items()},
             lr=PLAN.lr(method),
@@ -81,8 +90,12 @@ for method, row in PLAN.personalised.items():
         benchmark:
             PLAN.path(f"benchmarks/choose_lr/{method}.tsv")
         priority: 15
+        localrule: True
         conda:
             ENVIRONMENT
+        resources:
+            mem_mb=NEEDS.memory(1000, 8000),
+            runtime=NEEDS.minutes(60),
         params:
             method=method,
         message:

@@ -1,39 +1,36 @@
-# Prompts, and the candidate that was selected -> per-class image shards. One rule per block of classes: a job loads the model once and makes the block's whole
-# pool; its files, inputs and params do not depend on how the classes are cut into blocks.
+# Prompts, and the candidate that was selected -> per-class image shards. One rule per method and block of classes: a job loads the model once and makes the
+# block's whole pool; its files, inputs and params do not depend on how the classes are cut into blocks. No file of a stage with thousands of them has a
+# wildcard: Snakemake finds a file's rule by what stands before the first one, and shards/ would stand before them all.
 
-for block in PLAN.class_blocks:
+for method, block in PLAN.generate_jobs:
 
     rule:
         name:
-            f"generate_{block.name}"
+            f"generate_{method}_{block.name}"
         input:
-            unpack(get_selected),
-            prompts=PLAN.path("prompts/{method}.parquet"),
+            **get_selected(method),
+            prompts=PLAN.path(f"prompts/{method}.parquet"),
             diffusion=PLAN.path("models/diffusion.json"),
             train=PLAN.splits["train"],
         output:
-            expand(
-                PLAN.shard(),
-                class_id=block.members,
-                part=PLAN.pool_parts,
-                allow_missing=True,
-            ),
+            [PLAN.shard(method, class_id, part) for class_id in block.members for part in block.parts],
         log:
-            PLAN.path(f"logs/generate/{{method}}_{block.name}.log"),
+            PLAN.path(f"logs/generate/{method}_{block.name}.log"),
         benchmark:
-            PLAN.path(f"benchmarks/generate/{{method}}_{block.name}.tsv")
-        wildcard_constraints:
-            method=any_of(PLAN.generated),
+            PLAN.path(f"benchmarks/generate/{method}_{block.name}.tsv")
         # the longest work first: training fills in around it
         priority: 10
         conda:
             ENVIRONMENT
+        threads: NEEDS.gpu_threads
         resources:
-            mem_mb=3000,
-            runtime=120,
+            **NEEDS.gpu,
+            mem_mb=NEEDS.memory(3000, 16000),
+            runtime=NEEDS.minutes(240),
         params:
-            recipe=get_generate_recipe,
+            method=method,
+            recipe=recipes.generate_recipe(STUDY, method),
         message:
-            "generate images of {wildcards.method}"
+            f"generate images of {method}"
         script:
             "../scripts/generate.py"

@@ -20,9 +20,11 @@ if PLAN.guarded:
             PLAN.path("benchmarks/leakage.tsv")
         conda:
             ENVIRONMENT
+        threads: NEEDS.gpu_threads
         resources:
-            mem_mb=4000,
-            runtime=240,
+            **NEEDS.gpu,
+            mem_mb=NEEDS.memory(4000, 32000),
+            runtime=NEEDS.minutes(480),
         params:
             recipe=recipes.leakage_recipe(STUDY),
         message:
@@ -44,8 +46,12 @@ if PLAN.guarded:
             PLAN.path("logs/near_duplicates.log"),
         benchmark:
             PLAN.path("benchmarks/near_duplicates.tsv")
+        localrule: True
         conda:
             ENVIRONMENT
+        resources:
+            mem_mb=NEEDS.memory(1000, 8000),
+            runtime=NEEDS.minutes(60),
         params:
             recipe=recipes.leakage_table_recipe(STUDY),
         message:

@@ -13,11 +13,12 @@ for model, source in PLAN.hub_models.items():
         benchmark:
             PLAN.path(f"benchmarks/fetch_{model}.tsv")
         retries: 2
+        localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=1000,
-            runtime=240,
+            mem_mb=NEEDS.memory(1000, 2000),
+            runtime=NEEDS.minutes(240),
         params:
             model=model,
             recipe=recipes.fetch_recipe(source),
@@ -37,11 +38,12 @@ if PLAN.cluster_files and PLAN.feature_files:
         benchmark:
             PLAN.path("benchmarks/fetch_inception.tsv")
         retries: 2
+        localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=1000,
-            runtime=60,
+            mem_mb=NEEDS.memory(1000, 2000),
+            runtime=NEEDS.minutes(240),
         message:
             "fetch Inception-v3"
         script:
@@ -58,11 +60,12 @@ if PLAN.aesthetics_files:
         benchmark:
             PLAN.path("benchmarks/fetch_aesthetics.tsv")
         retries: 2
+        localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=1000,
-            runtime=60,
+            mem_mb=NEEDS.memory(1000, 2000),
+            runtime=NEEDS.minutes(240),
         message:
             "fetch the aesthetics predictor"
         script:
@@ -78,8 +81,12 @@ rule fingerprint_diffusion:
         PLAN.path("logs/fingerprint_diffusion.log"),
     benchmark:
         PLAN.path("benchmarks/fingerprint_diffusion.tsv")
+    localrule: True
     conda:
         ENVIRONMENT
+    resources:
+        mem_mb=NEEDS.memory(1000, 2000),
+        runtime=NEEDS.minutes(60),
     params:
         recipe=recipes.model_recipe(STUDY.diffusion),
     message:
@@ -97,8 +104,12 @@ rule fingerprint_clip:
         PLAN.path("logs/fingerprint_clip.log"),
     benchmark:
         PLAN.path("benchmarks/fingerprint_clip.tsv")
+    localrule: True
     conda:
         ENVIRONMENT
+    resources:
+        mem_mb=NEEDS.memory(1000, 2000),
+        runtime=NEEDS.minutes(60),
     params:
         recipe=recipes.model_recipe(STUDY.clip),
     message:

@@ -1,7 +1,7 @@
 # The miniature's models from the corpus. Results go to the study's folder; the shipped copies in resources/mini were made by
 # these rules and copied by hand, so that no timestamp makes a demo train.
 
-if STUDY.corpus is not None:
+if STUDY.miniature is not None:
 
     rule pretrain_clip:
         input:
@@ -14,9 +14,11 @@ if STUDY.corpus is not None:
             PLAN.path("benchmarks/pretrain_clip.tsv")
         conda:
             ENVIRONMENT
+        threads: NEEDS.gpu_threads
         resources:
-            mem_mb=4000,
-            runtime=240,
+            **NEEDS.gpu,
+            mem_mb=NEEDS.memory(4000, 4000),
+            runtime=NEEDS.minutes(240),
         params:
             recipe=recipes.pretrain_recipe(STUDY, "clip"),
         message:
@@ -35,9 +37,11 @@ if STUDY.corpus is not None:
             PLAN.path("benchmarks/pretrain_autoencoder.tsv")
         conda:
             ENVIRONMENT
+        threads: NEEDS.gpu_threads
         resources:
-            mem_mb=4000,
-            runtime=240,
+            **NEEDS.gpu,
+            mem_mb=NEEDS.memory(4000, 4000),
+            runtime=NEEDS.minutes(240),
         params:
             recipe=recipes.pretrain_recipe(STUDY, "autoencoder"),
         message:
@@ -58,9 +62,11 @@ if STUDY.corpus is not None:
             PLAN.path("benchmarks/pretrain_unet.tsv")
         conda:
             ENVIRONMENT
+        threads: NEEDS.gpu_threads
         resources:
-            mem_mb=6000,
-            runtime=480,
+            **NEEDS.gpu,
+            mem_mb=NEEDS.memory(6000, 6000),
+            runtime=NEEDS.minutes(480),
         params:
             recipe=recipes.pretrain_recipe(STUDY, "unet"),
         message:
@@ -79,9 +85,11 @@ if STUDY.corpus is not None:
             PLAN.path("benchmarks/pretrain_reference.tsv")
         conda:
             ENVIRONMENT
+        threads: NEEDS.gpu_threads
         resources:
-            mem_mb=6000,
-            runtime=120,
+            **NEEDS.gpu,
+            mem_mb=NEEDS.memory(6000, 6000),
+            runtime=NEEDS.minutes(240),
         params:
             recipe=recipes.pretrain_recipe(STUDY, "reference"),
             corpus=recipes.corpus_recipe(STUDY),
@@ -102,11 +110,12 @@ if STUDY.corpus is not None:
             PLAN.path("logs/assemble_models.log"),
         benchmark:
             PLAN.path("benchmarks/assemble_models.tsv")
+        localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=4000,
-            runtime=30,
+            mem_mb=NEEDS.memory(4000, 4000),
+            runtime=NEEDS.minutes(60),
         message:
             "assemble Stable Diffusion and CLIP"
         script:
@@ -127,9 +136,11 @@ if STUDY.corpus is not None:
             PLAN.path("benchmarks/measure_models.tsv")
         conda:
             ENVIRONMENT
+        threads: NEEDS.gpu_threads
         resources:
-            mem_mb=4000,
-            runtime=60,
+            **NEEDS.gpu,
+            mem_mb=NEEDS.memory(4000, 4000),
+            runtime=NEEDS.minutes(120),
         params:
             recipe=recipes.measure_recipe(STUDY),
         message:

@@ -14,8 +14,12 @@ rule prompts:
         PLAN.path("benchmarks/prompts/{method}.tsv")
     # a second's work that minutes of work wait for
     priority: 20
+    localrule: True
     conda:
         ENVIRONMENT
+    resources:
+        mem_mb=NEEDS.memory(1000, 4000),
+        runtime=NEEDS.minutes(30),
     params:
         recipe=get_prompts_recipe,
     message:

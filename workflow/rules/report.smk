@@ -12,8 +12,12 @@ rule table1_files:
         PLAN.path("logs/table1.log"),
     benchmark:
         PLAN.path("benchmarks/table1.tsv")
+    localrule: True
     conda:
         ENVIRONMENT
+    resources:
+        mem_mb=NEEDS.memory(1000, 4000),
+        runtime=NEEDS.minutes(30),
     params:
         recipe=recipes.table_recipe(STUDY),
     message:
@@ -22,11 +26,11 @@ rule table1_files:
         "../scripts/table1.py"
 
 
-if PLAN.augmented:
+if PLAN.pooled:
 
     rule diagnostics:
         input:
-            pools=[PLAN.pool(method) for method in PLAN.augmented],
+            pools=[PLAN.pool(method) for method in PLAN.pooled],
             train=PLAN.splits["train"],
             val=PLAN.splits["val"],
             classes=PLAN.path("classes.parquet"),
@@ -43,9 +47,11 @@ if PLAN.augmented:
             PLAN.path("benchmarks/diagnostics.tsv")
         conda:
             ENVIRONMENT
+        threads: NEEDS.gpu_threads
         resources:
-            mem_mb=4000,
-            runtime=60,
+            **NEEDS.gpu,
+            mem_mb=NEEDS.memory(4000, 32000),
+            runtime=NEEDS.minutes(240),
         params:
             recipe=recipes.diagnostics_recipe(STUDY),
         message:
@@ -63,8 +69,12 @@ rule figure1_files:
         PLAN.path("logs/figure1.log"),
     benchmark:
         PLAN.path("benchmarks/figure1.tsv")
+    localrule: True
     conda:
         ENVIRONMENT
+    resources:
+        mem_mb=NEEDS.memory(1000, 4000),
+        runtime=NEEDS.minutes(30),
     params:
         recipe=recipes.figure_recipe(),
     message:
@@ -80,8 +90,12 @@ rule resolved_config:
         PLAN.path("logs/resolved_config.log"),
     benchmark:
         PLAN.path("benchmarks/resolved_config.tsv")
+    localrule: True
     conda:
         ENVIRONMENT
+    resources:
+        mem_mb=NEEDS.memory(1000, 1000),
+        runtime=NEEDS.minutes(30),
     params:
         config=recipes.table_recipe(STUDY)["study"],
     message:

@@ -1,70 +1,85 @@
 # Shards -> index of the pool -> one manifest of added images per training set. Where near-duplicates of validation and test images are left
 # out, the index comes first, for the guard needs it.
 
-if STUDY.leakage.action == "drop":
+for method in PLAN.guarded_first:
 
-    rule index_pool:
+    rule:
+        name:
+            f"index_pool_{method}"
         input:
-            get_shards,
+            shards_of(method),
         output:
-            PLAN.pool(),
+            PLAN.pool(method),
         log:
-            PLAN.path("logs/index_pool/{method}.log"),
+            PLAN.path(f"logs/index_pool/{method}.log"),
         benchmark:
-            PLAN.path("benchmarks/index_pool/{method}.tsv")
-        wildcard_constraints:
-            method=any_of(PLAN.augmented),
+            PLAN.path(f"benchmarks/index_pool/{method}.tsv")
+        localrule: True
         conda:
             ENVIRONMENT
+        resources:
+            mem_mb=NEEDS.memory(1000, 8000),
+            runtime=NEEDS.minutes(60),
         message:
-            "index the pool of {wildcards.method}"
+            f"index the pool of {method}"
         script:
             "../scripts/index_pool.py"
 
-    rule resample:
+    rule:
+        name:
+            f"resample_{method}"
         input:
-            index=PLAN.pool(),
-            leaks=get_leaks_to_drop,
+            index=PLAN.pool(method),
+            leaks=PLAN.leaks_to_drop(method),
             train=PLAN.splits["train"],
             excluded=PLAN.excluded,
         output:
-            manifests=expand(PLAN.resample(), run=PLAN.runs, allow_missing=True),
+            manifests=[PLAN.resample(method, run) for run in PLAN.runs],
         log:
-            PLAN.path("logs/resample/{method}.log"),
+            PLAN.path(f"logs/resample/{method}.log"),
         benchmark:
-            PLAN.path("benchmarks/resample/{method}.tsv")
-        wildcard_constraints:
-            method=any_of(PLAN.augmented),
+            PLAN.path(f"benchmarks/resample/{method}.tsv")
+        localrule: True
         conda:
             ENVIRONMENT
+        resources:
+            mem_mb=NEEDS.memory(1000, 8000),
+            runtime=NEEDS.minutes(60),
         params:
-            recipe=get_resample_recipe,
+            method=method,
+            recipe=recipes.resample_recipe(STUDY, method),
         message:
-            "resample {wildcards.method}"
+            f"resample {method}"
         script:
             "../scripts/resample.py"
 
-else:
 
-    rule resample:
+for method in PLAN.indexed_with_sets:
+
+    rule:
+        name:
+            f"resample_{method}"
         input:
-            shards=get_shards,
+            shards_of(method),
             train=PLAN.splits["train"],
             excluded=PLAN.excluded,
         output:
-            index=PLAN.pool(),
-            manifests=expand(PLAN.resample(), run=PLAN.runs, allow_missing=True),
+            index=PLAN.pool(method),
+            manifests=[PLAN.resample(method, run) for run in PLAN.runs],
         log:
-            PLAN.path("logs/resample/{method}.log"),
+            PLAN.path(f"logs/resample/{method}.log"),
         benchmark:
-            PLAN.path("benchmarks/resample/{method}.tsv")
-        wildcard_constraints:
-            method=any_of(PLAN.augmented),
+            PLAN.path(f"benchmarks/resample/{method}.tsv")
+        localrule: True
         conda:
             ENVIRONMENT
+        resources:
+            mem_mb=NEEDS.memory(1000, 8000),
+            runtime=NEEDS.minutes(60),
         params:
-            recipe=get_resample_recipe,
+            method=method,
+            recipe=recipes.resample_recipe(STUDY, method),
         message:
-            "resample {wildcards.method}"
+            f"resample {method}"
         script:
             "../scripts/resample.py"

@@ -18,11 +18,14 @@ rule search:
     wildcard_constraints:
         method=any_of(PLAN.retrieved),
     priority: 20
+    localrule: NEEDS.search_is_local
     conda:
         ENVIRONMENT
+    threads: NEEDS.gpu_threads
     resources:
-        mem_mb=6000,
-        runtime=480,
+        **NEEDS.gpu,
+        mem_mb=NEEDS.memory(6000, 32000),
+        runtime=NEEDS.minutes(480),
     params:
         recipe=get_search_recipe,
     message:
@@ -31,38 +34,40 @@ rule search:
         "../scripts/search.py"
 
 
-for block in PLAN.class_blocks:
+for method, block in PLAN.retrieve_jobs:
 
     rule:
         name:
-            f"retrieve_{block.name}"
+            f"retrieve_{method}_{block.name}"
         input:
-            prompts=PLAN.path("prompts/{method}.parquet"),
+            prompts=PLAN.path(f"prompts/{method}.parquet"),
             train=PLAN.splits["train"],
-            neighbours=PLAN.neighbours(),
+            neighbours=PLAN.neighbours(method),
             images=PLAN.corpus_parts,
             clip=PLAN.path("models/clip.json"),
             diffusion=PLAN.path("models/diffusion.json"),
             aesthetics=PLAN.aesthetics_files,
         output:
-            shards=expand(PLAN.shard(part="0"), class_id=block.members, allow_missing=True),
-            ledgers=expand(PLAN.ledger(), class_id=block.members, allow_missing=True),
+            shards=[PLAN.shard(method, class_id, "0") for class_id in block.members],
+            ledgers=[PLAN.ledger(method, class_id) for class_id in block.members],
         log:
-            PLAN.path(f"logs/retrieve/{{method}}_{block.name}.log"),
+            PLAN.path(f"logs/retrieve/{method}_{block.name}.log"),
         benchmark:
-            PLAN.path(f"benchmarks/retrieve/{{method}}_{block.name}.tsv")
-        wildcard_constraints:
-            method=any_of(PLAN.retrieved),
+            PLAN.path(f"benchmarks/retrieve/{method}_{block.name}.tsv")
         priority: 20
+        localrule: NEEDS.download_is_local
         conda:
             ENVIRONMENT
+        threads: NEEDS.gpu_threads
         resources:
-            mem_mb=4000,
-            runtime=480,
+            **NEEDS.gpu,
+            mem_mb=NEEDS.memory(4000, 16000),
+            runtime=NEEDS.minutes(480),
         params:
-            recipe=get_retrieve_recipe,
+            method=method,
+            recipe=recipes.retrieve_recipe(STUDY, method),
         message:
-            "retrieve images: {wildcards.method}"
+            f"retrieve images: {method}"
         script:
             "../scripts/retrieve.py"
 
@@ -82,8 +87,12 @@ if PLAN.retrieval_summary:
         benchmark:
             PLAN.path("benchmarks/retrieval_summary.tsv")
         priority: 20
+        localrule: True
         conda:
             ENVIRONMENT
+        resources:
+            mem_mb=NEEDS.memory(1000, 4000),
+            runtime=NEEDS.minutes(30),
         params:
             recipe=recipes.shortfall_recipe(STUDY),
         message:

@@ -1,7 +1,7 @@
 # Candidates of a fine-tuned method -> part 0 of each, one classifier each, the best on the validation split.
 
 for method in PLAN.personalised:
-    for block in PLAN.class_blocks:
+    for block in PLAN.candidate_blocks:
 
         rule:
             name:
@@ -10,10 +10,15 @@ for method in PLAN.personalised:
                 prompts=PLAN.path(f"prompts/{method}.parquet"),
                 diffusion=PLAN.path("models/diffusion.json"),
                 train=PLAN.splits["train"],
+                classes=PLAN.path("classes.parquet"),
                 embeddings=list(PLAN.embeddings(method).values()),
                 unets=list(PLAN.unets(method).values()),
             output:
-                of_candidate(PLAN.candidate_shards(method, block.members)),
+                [
+                    of_candidate(PLAN.candidate_folder(method, name, folder))
+                    for name in PLAN.embeddings(method)
+                    for folder in block.folders
+                ],
             log:
                 PLAN.path(f"logs/candidates/{method}_{block.name}.log"),
             benchmark:
@@ -21,9 +26,11 @@ for method in PLAN.personalised:
             priority: 12
             conda:
                 ENVIRONMENT
+            threads: NEEDS.gpu_threads
             resources:
-                mem_mb=3000,
-                runtime=240,
+                **NEEDS.gpu,
+                mem_mb=NEEDS.memory(3000, 16000),
+                runtime=NEEDS.minutes(480),
             params:
                 method=method,
                 recipe=recipes.generate_recipe(STUDY, method),
@@ -36,8 +43,9 @@ for method in PLAN.personalised:
         name:
             f"pool_candidates_{method}"
         input:
-            shards=PLAN.candidate_shards(method),
+            made_by("candidates", method, blocks=PLAN.candidate_blocks),
             train=PLAN.splits["train"],
+            classes=PLAN.path("classes.parquet"),
             excluded=PLAN.excluded,
         output:
             indexes=[PLAN.pool(method, name) for name in PLAN.embeddings(method)],
@@ -47,8 +55,12 @@ for method in PLAN.personalised:
         benchmark:
             PLAN.path(f"benchmarks/pool_candidates/{method}.tsv")
         priority: 12
+        localrule: True
         conda:
             ENVIRONMENT
+        resources:
+            mem_mb=NEEDS.memory(1000, 8000),
+            runtime=NEEDS.minutes(60),
         params:
             method=method,
             recipe=recipes.resample_recipe(STUDY, method),
@@ -61,11 +73,11 @@ for method in PLAN.personalised:
         name:
             f"classify_candidates_{method}"
         input:
+            made_by("candidates", method, blocks=PLAN.candidate_blocks),
             train=PLAN.splits["train"],
             val=PLAN.splits["val"],
             classes=PLAN.path("classes.parquet"),
             manifests=[PLAN.resample(method, "0", name) for name in PLAN.embeddings(method)],
-            shards=PLAN.candidate_shards(method),
             excluded=PLAN.excluded,
         output:
             [path for name in PLAN.embeddings(method) for path in PLAN.run_files(method, "0", name)],
@@ -76,9 +88,11 @@ for method in PLAN.personalised:
         priority: 12
         conda:
             ENVIRONMENT
+        threads: NEEDS.classifier_threads
         resources:
-            mem_mb=3000,
-            runtime=120,
+            **NEEDS.classifier_gpus,
+            mem_mb=NEEDS.memory(3000, 64000),
+            runtime=NEEDS.minutes(1440),
         params:
             method=method,
             recipe=recipes.classifier_recipe(STUDY, method),
@@ -91,8 +105,9 @@ for method in PLAN.personalised:
         name:
             f"select_{method}"
         input:
+            made_by("candidates", method, blocks=PLAN.candidate_blocks),
             results=[PLAN.run_files(method, "0", name)[0] for name in PLAN.embeddings(method)],
-            shards=PLAN.candidate_shards(method),
+            classes=PLAN.path("classes.parquet"),
         output:
             PLAN.selected(method),
         log:
@@ -100,8 +115,12 @@ for method in PLAN.personalised:
         benchmark:
             PLAN.path(f"benchmarks/select/{method}.tsv")
         priority: 12
+        localrule: True
         conda:
             ENVIRONMENT
+        resources:
+            mem_mb=NEEDS.memory(1000, 2000),
+            runtime=NEEDS.minutes(30),
         params:
             method=method,
             recipe=recipes.select_recipe(),

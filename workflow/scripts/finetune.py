@@ -5,16 +5,17 @@ from augbench.job import running
 with running(snakemake) as job:
     from augbench.personalise.stage import finetune_classes
 
-    method, source, factor = snakemake.params.method, snakemake.input, snakemake.wildcards.factor
+    method, source, factor = snakemake.params.method, snakemake.input, snakemake.params.factor
+    plan = job.plan_of(source.classes)
     finetune_classes(
         job,
         method,
-        float(factor),
+        factor,
         source.train,
         source.val,
         source.classes,
         source.diffusion,
         source.get("clusters"),
-        snakemake.output.vectors,
-        job.plan.trained_unets(method, factor),
+        plan.vectors(method, factor, plan.folders_among(snakemake.output.vectors)),
+        plan.trained_unets(method, factor),
     )

@@ -7,7 +7,7 @@ with running(snakemake) as job:
     from augbench.generate import LearnedFiles, generate
     from augbench.plan import SELECTED
 
-    method, source = snakemake.wildcards.method, snakemake.input
+    method, source = snakemake.params.method, snakemake.input
     learned = None
     if selected := source.get("selected"):
         winner = read_json(selected)["selected"]

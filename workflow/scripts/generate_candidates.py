@@ -5,7 +5,8 @@ from augbench.job import running
 with running(snakemake) as job:
     from augbench.generate import LearnedFiles, generate
 
-    method, source, plan = snakemake.params.method, snakemake.input, job.plan
-    targets = plan.by_candidate(snakemake.output)
+    method, source = snakemake.params.method, snakemake.input
+    plan = job.plan_of(source.classes)
+    targets = plan.candidate_shards(method, plan.folders_among(snakemake.output))
     learned = {name: LearnedFiles(plan.embeddings(method)[name], plan.unets(method).get(name)) for name in targets}
     generate(job, method, source.prompts, source.diffusion, source.train, targets, learned)

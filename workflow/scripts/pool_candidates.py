@@ -7,8 +7,9 @@ with running(snakemake) as job:
     from augbench.resample import Drawing, resample
     from augbench.retrieval.shortfall import read_excluded
 
-    drawing, excluded = Drawing.of(job.study, snakemake.params.method), read_excluded(snakemake.input.excluded)
-    by_candidate = job.plan.by_candidate(snakemake.input.shards)
-    for shards, index, manifest in zip(by_candidate.values(), snakemake.output.indexes, snakemake.output.manifests, strict=True):
-        build_index(shards, job.plan.root, index)
+    method, plan = snakemake.params.method, job.plan_of(snakemake.input.classes)
+    drawing, excluded = Drawing.of(job.study, method), read_excluded(snakemake.input.excluded)
+    candidates = plan.candidate_shards(method, plan.folders)
+    for shards, index, manifest in zip(candidates.values(), snakemake.output.indexes, snakemake.output.manifests, strict=True):
+        build_index(shards, plan.root, index)
         resample(index, snakemake.input.train, [manifest], job.study.seed, drawing, excluded)

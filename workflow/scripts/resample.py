@@ -9,7 +9,7 @@ with running(snakemake) as job:
 
     source, output = snakemake.input, snakemake.output
     index = source.get("index", output.get("index"))
-    if shards := source.get("shards"):
-        build_index(shards, job.plan.root, index)
-    drawing, leaks = Drawing.of(job.study, snakemake.wildcards.method), next(iter(source.get("leaks", [])), None)
+    if index == output.get("index"):
+        build_index(job.plan.shards_among(source), job.plan.root, index)
+    drawing, leaks = Drawing.of(job.study, snakemake.params.method), next(iter(source.get("leaks", [])), None)
     resample(index, source.train, output.manifests, job.study.seed, drawing, read_excluded(source.excluded), leaks)

@@ -9,7 +9,7 @@ with running(snakemake) as job:
     from augbench.retrieval.images import open_origin
     from augbench.retrieval.retrieve import retrieve
 
-    source, method = snakemake.input, snakemake.wildcards.method
+    source, method = snakemake.input, snakemake.params.method
     retrieve(
         job,
         method,

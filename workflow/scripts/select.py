@@ -6,7 +6,8 @@ with running(snakemake) as job:
     from augbench.select import drop_from_store, select
 
     source, method = snakemake.input, snakemake.params.method
-    shards = job.plan.by_candidate(source.shards)
+    plan = job.plan_of(source.classes)
+    shards = plan.candidate_shards(method, plan.folders)
     winner = select(method, dict(zip(shards, source.results, strict=True)), snakemake.output[0])
     if not job.study.execution.keep_candidates:
         drop_from_store(job.store, shards.pop(winner), [path for paths in shards.values() for path in paths])

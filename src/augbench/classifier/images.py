@@ -1,24 +1,32 @@
-"""Labelled images, decoded once and resident for many runs.
+"""Labelled images, decoded once and kept for many runs: on the device, in main memory, or in a file from which batches are read ahead.
 
-Flows in: ids, labels and a function that yields images. Flows out: an :class:`ImagePool` of uint8 tensors that stays on the device
-for all runs of a process, and a hash of what the set holds, which is known without decoding anything.
+Flows in: ids, labels and a function that yields images. Flows out: an :class:`ImagePool` of uint8 images that stays for all runs of a
+process, batches of them, which are the same wherever they are kept, and a hash of what the set holds, known without decoding anything.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
 from PIL import Image
 
+from augbench.batches import in_batches
+from augbench.classifier.compute import Compute
+from augbench.classifier.memory import free_memory
+from augbench.classifier.spool import Spool
+from augbench.data.decode import in_order
 from augbench.errors import UserError
 from augbench.files import canonical_hash
 from augbench.progress import track
 
 logger = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
+READ_TOGETHER = 256  # images, when a file of them is read back
 
 
 def as_tensor(image: Image.Image, side: int) -> torch.Tensor:
@@ -36,30 +44,75 @@ def as_tensor(image: Image.Image, side: int) -> torch.Tensor:
 
 
 class ImagePool:
-    """Images on a device: one uint8 tensor ``(N, 3, H, W)`` if all have one size, else a list of tensors.
+    """Images of any sizes, uint8.
 
     Parameters
     ----------
     images : iterable of PIL images
+        In a group of processes each decodes its :meth:`~augbench.classifier.compute.Group.rows`, through a file that all of them read;
+        then every one has them all.
     count : int
-        How many there are.
+        How many there are, in all processes.
     side : int
         Longest shorter side, in pixels; larger images are scaled down (:func:`as_tensor`).
-    device : torch.device
-        Where they are kept; a pool that would take more than half of the free CUDA memory stays in main memory.
+    compute : Compute
+        Where they are kept. ``storage.where: auto`` takes the device if half of its free memory holds them, else main memory if half of what
+        is free there does, else a file.
     what : str
         Name in progress lines.
+
+    Attributes
+    ----------
+    images : Tensor, list of Tensor or Spool
+        One tensor ``(N, 3, H, W)`` if all have one size, else one per image; or the file.
+    sizes : ndarray, int (N, 2)
+        Height and width of each image.
+
+    Raises
+    ------
+    UserError
+        More or fewer images than ``count``, or a full disk.
     """
 
-    def __init__(self, images: Iterable[Image.Image], count: int, side: int, device: torch.device, what: str) -> None:
+    def __init__(self, images: Iterable[Image.Image], count: int, side: int, compute: Compute, what: str) -> None:
+        device, group, where = compute.device, compute.group, compute.storage.where
+        rows = group.rows(count)
+        through_file = group.size > 1 or where == "disk"
+        budget = 0.0 if through_file else float("inf") if where == "memory" else free_memory() / 2
+        self.images = self._decode(images, rows.stop - rows.start, side, budget, compute, what)
+        if isinstance(self.images, Spool):
+            self.images.finish(group)
+        shapes = self.images.shapes if isinstance(self.images, Spool) else [image.shape[1:] for image in self.images]
+        self.sizes = np.array(shapes, dtype=np.int64).reshape(-1, 2)
+        size = 3 * int(self.sizes.prod(axis=1).sum())
+        if device.type == "cuda" and (where == "device" or (where == "auto" and size < torch.cuda.mem_get_info(device)[0] / 2)):
+            self._move(device)
+        elif isinstance(self.images, Spool) and (where == "memory" or (where != "disk" and size * group.size < free_memory() / 2)):
+            self._move(CPU)
+        place = "in a file" if isinstance(self.images, Spool) else "in main memory" if self.is_on(CPU) else "on the GPU"
+        logger.info("%s: %d images, %.3g GB as pixels, are kept %s", what, count, size / 1e9, place)
+
+    @staticmethod
+    def _decode(images: Iterable[Image.Image], count: int, side: int, budget: float, compute: Compute, what: str) -> torch.Tensor | list[torch.Tensor] | Spool:
+        """What this process decodes; a spool if it takes more than ``budget`` bytes, or if others need it, too."""
         stacked: torch.Tensor | None = None
         listed: list[torch.Tensor] = []
-        found = 0
+        spool = Spool(compute.storage.scratch) if compute.group.size > 1 else None
+        found = taken = 0
         for i, image in enumerate(track(images, f"decoding {what}", "image", count)):
             pixels, found = as_tensor(image, side), i + 1
             if found > count:
                 break
-            if i == 0:
+            taken += pixels.numel()
+            if spool is None and taken > budget:
+                spool = Spool(compute.storage.scratch)
+                for held in listed if stacked is None else stacked[:i]:
+                    spool.append(held)
+                stacked, listed = None, []
+            if spool is not None:
+                spool.append(pixels)
+                continue
+            if i == 0 and count * pixels.numel() <= budget:
                 stacked = torch.empty((count, *pixels.shape), dtype=torch.uint8)
             if stacked is not None and pixels.shape != stacked.shape[1:]:
                 listed, stacked = list(stacked[:i].unbind()), None
@@ -69,46 +122,125 @@ class ImagePool:
                 stacked[i] = pixels
         if found != count:
             raise UserError(what, f"{found} images read", f"{count} are listed")
-        self.images: torch.Tensor | list[torch.Tensor] = listed if stacked is None else stacked
-        self.sizes = np.array([image.shape[1:] for image in self.images], dtype=np.int64).reshape(-1, 2)
-        if device.type == "cuda" and 3 * int(self.sizes.prod(axis=1).sum()) < torch.cuda.mem_get_info(device)[0] / 2:
-            self.images = self.images.to(device) if isinstance(self.images, torch.Tensor) else [image.to(device) for image in self.images]
+        if spool is not None:
+            return spool
+        return listed if stacked is None else stacked
+
+    def _move(self, device: torch.device) -> None:
+        """Put the images into the memory of ``device``."""
+        if isinstance(self.images, torch.Tensor):
+            self.images = self.images.to(device)
+        elif isinstance(self.images, list):
+            self.images = [image.to(device) for image in self.images]
+        else:
+            one_size = len(self) > 0 and bool((self.sizes == self.sizes[0]).all())
+            stacked = torch.empty((len(self), 3, *self.sizes[0].tolist()), dtype=torch.uint8, device=device) if one_size else None
+            listed: list[torch.Tensor] = []
+            for chosen in in_batches(range(len(self)), READ_TOGETHER):
+                piece = self.take(np.array(chosen))
+                if stacked is None:
+                    sizes = self.sizes[chosen].tolist()
+                    listed += [image[:, :height, :width].to(device, copy=True) for image, (height, width) in zip(piece, sizes, strict=True)]
+                else:
+                    stacked[chosen[0] : chosen[-1] + 1] = piece.to(device)
+            self.images = listed if stacked is None else stacked
 
     def __len__(self) -> int:
         return len(self.sizes)
 
+    def is_on(self, device: torch.device) -> bool:
+        """Whether the images are in the memory of that kind of device, so that a batch is there at once."""
+        if isinstance(self.images, Spool):
+            return False
+        return not len(self) or self.images[0].device.type == device.type
 
-def gather(pools: Sequence[ImagePool], indices: np.ndarray, device: torch.device) -> tuple[torch.Tensor, np.ndarray]:
+    def take(self, chosen: np.ndarray, pinned: bool = False) -> torch.Tensor:
+        """Images ``chosen``, uint8 (len(chosen), 3, H, W), on the device that they are on; those from a file in main memory.
+
+        Parameters
+        ----------
+        pinned : bool
+            Put them into page-locked memory, from which a GPU copies while it computes; for images that are not on the device.
+
+        Returns
+        -------
+        Tensor
+            H and W are the largest height and width; smaller images lie at the upper left corner, over zeros.
+        """
+        if isinstance(self.images, torch.Tensor):
+            rows = torch.from_numpy(chosen).to(self.images.device)
+            out = torch.empty((len(chosen), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=True) if pinned else None
+            return torch.index_select(self.images, 0, rows, out=out)
+        height, width = (int(side) for side in self.sizes[chosen].max(axis=0))
+        device = CPU if isinstance(self.images, Spool) else self.images[0].device
+        canvas = torch.zeros((len(chosen), 3, height, width), dtype=torch.uint8, device=device, pin_memory=pinned)
+        if isinstance(self.images, Spool):
+            self.images.read(chosen, canvas)
+        else:
+            for place, i in enumerate(chosen.tolist()):
+                image = self.images[i]
+                canvas[place, :, : image.shape[1], : image.shape[2]] = image
+        return canvas
+
+
+def _split(pools: Sequence[ImagePool], indices: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each of the pools laid end to end: which places of a batch it fills, and with which of its images."""
+    parts, first = [], 0
+    for pool in pools:
+        places = np.flatnonzero((first <= indices) & (indices < first + len(pool)))
+        parts.append((places, indices[places] - first))
+        first += len(pool)
+    return parts
+
+
+def gather(
+    pools: Sequence[ImagePool], indices: np.ndarray, device: torch.device, ready: Sequence[torch.Tensor | None] | None = None
+) -> tuple[torch.Tensor, np.ndarray]:
     """Images at ``indices`` of the pools laid end to end.
+
+    Parameters
+    ----------
+    ready : sequence of Tensor, optional
+        For each pool, its images of this batch, if they have been read already.
 
     Returns
     -------
-    images : Tensor, uint8 (len(indices), 3, H, W)
+    images : Tensor, uint8 (len(indices), 3, H, W), on ``device``
         H and W are the largest height and width; smaller images lie at the upper left corner, the rest is undefined.
     sizes : ndarray, int (len(indices), 2)
         Height and width of each image.
     """
-    if len(pools) == 1 and isinstance(pools[0].images, torch.Tensor):
-        images = pools[0].images
-        return images[torch.from_numpy(indices).to(images.device)].to(device), pools[0].sizes[indices]
+    read = list(ready or [None] * len(pools))
+    if len(pools) == 1:
+        images = read[0] if read[0] is not None else pools[0].take(indices)
+        return images.to(device, non_blocking=True), pools[0].sizes[indices]
+    parts = _split(pools, indices)
     sizes = np.empty((len(indices), 2), dtype=np.int64)
-    members, first = [], 0
-    for pool in pools:
-        places = np.flatnonzero((first <= indices) & (indices < first + len(pool)))
-        members.append((pool, places, indices[places] - first))
-        sizes[places] = pool.sizes[members[-1][2]]
-        first += len(pool)
+    for pool, (places, chosen) in zip(pools, parts, strict=True):
+        sizes[places] = pool.sizes[chosen]
     height, width = (int(side) for side in sizes.max(axis=0))
     canvas = torch.zeros((len(indices), 3, height, width), dtype=torch.uint8, device=device)
-    for pool, places, chosen in members:
-        if isinstance(pool.images, torch.Tensor):
-            source = pool.images[torch.from_numpy(chosen).to(pool.images.device)].to(device)
-            canvas[torch.from_numpy(places).to(device), :, : source.shape[2], : source.shape[3]] = source
-        else:
-            for place, i in zip(places.tolist(), chosen.tolist(), strict=True):
-                image = pool.images[i]
-                canvas[place, :, : image.shape[1], : image.shape[2]] = image.to(device, non_blocking=True)
+    for pool, (places, chosen), found in zip(pools, parts, read, strict=True):
+        if len(places):
+            images = (pool.take(chosen) if found is None else found).to(device, non_blocking=True)
+            canvas[torch.from_numpy(places).to(device), :, : images.shape[2], : images.shape[3]] = images
     return canvas, sizes
+
+
+def stream(pools: Sequence[ImagePool], batches: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+    """:func:`gather` for one batch after the other; what is not on the device is read a few batches ahead, by another thread."""
+    if all(pool.is_on(device) for pool in pools):
+        for batch in batches:
+            yield gather(pools, batch, device)
+        return
+    pinned = device.type == "cuda"
+
+    def read(batch: np.ndarray) -> tuple[np.ndarray, list[torch.Tensor | None]]:
+        parts = zip(pools, _split(pools, batch), strict=True)
+        return batch, [None if pool.is_on(device) or not len(chosen) else pool.take(chosen, pinned) for pool, (_, chosen) in parts]
+
+    for batch, ready in in_order(read, batches, threads=1):
+        yield gather(pools, batch, device, ready)
 
 
 class LabelledImages:
@@ -120,12 +252,12 @@ class LabelledImages:
         What the images are: image ids, or hashes of their bytes. With the labels they make :attr:`key`.
     labels : array of int (N,)
     load : callable
-        Yields the images, in the order of ``ids``.
+        Yields the images of a slice, in the order of ``ids``.
     what : str
         Name in progress lines and errors.
     """
 
-    def __init__(self, ids: Sequence[str], labels: Sequence[int] | np.ndarray, load: Callable[[], Iterable[Image.Image]], what: str) -> None:
+    def __init__(self, ids: Sequence[str], labels: Sequence[int] | np.ndarray, load: Callable[[slice], Iterable[Image.Image]], what: str) -> None:
         self.ids, self.labels, self.load, self.what = list(ids), np.asarray(labels, dtype=np.int64), load, what
         if len(self.ids) != len(self.labels):
             raise ValueError(f"{len(self.ids)} ids, {len(self.labels)} labels")
@@ -139,8 +271,12 @@ class LabelledImages:
         """Hash of the ordered ids and labels."""
         return canonical_hash([self.ids, self.labels.tolist()])
 
-    def pool(self, side: int, device: torch.device) -> ImagePool:
+    def pool(self, side: int, compute: Compute) -> ImagePool:
         """The images, decoded at the first call."""
         if self._pool is None:
-            self._pool = ImagePool(self.load(), len(self), side, device, self.what)
+            self._pool = ImagePool(self.load(compute.group.rows(len(self))), len(self), side, compute, self.what)
         return self._pool
+
+    def forget(self) -> None:
+        """Give the memory of the decoded images back."""
+        self._pool = None

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from augbench.classifier.compute import Compute
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.model import build
 from augbench.classifier.sizes import evaluation_resize
@@ -23,7 +24,7 @@ from augbench.files import atomic_path
 SCHEMA = pa.schema([("image_id", pa.string()), ("label", pa.int32()), ("predicted", pa.int32()), ("probability", pa.float32())])
 
 
-def score_test(state: Mapping[str, torch.Tensor], config: Classifier, kept: np.ndarray, test: LabelledImages, device: torch.device) -> pa.Table:
+def score_test(state: Mapping[str, torch.Tensor], config: Classifier, kept: np.ndarray, test: LabelledImages, compute: Compute) -> pa.Table:
     """Classify the test images.
 
     Parameters
@@ -40,8 +41,8 @@ def score_test(state: Mapping[str, torch.Tensor], config: Classifier, kept: np.n
     """
     model = build(config, len(kept), 0)
     model.load_state_dict(state)
-    model = model.to(device, memory_format=torch.channels_last)
-    probabilities = predict(model, test.pool(evaluation_resize(config), device), config, device).softmax(dim=1)
+    model = model.to(compute.device, memory_format=torch.channels_last)
+    probabilities = predict(model, test.pool(evaluation_resize(config), compute), config, compute.device).softmax(dim=1)
     labels = torch.from_numpy(test.labels)
     of_truth = probabilities.gather(1, labels[:, None])[:, 0]
     columns = [test.ids, kept[labels.numpy()], kept[probabilities.argmax(dim=1).numpy()], of_truth.numpy()]

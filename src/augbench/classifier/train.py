@@ -3,6 +3,9 @@
 Flows in: real, added and validation images, the ``classifier`` section and a seed. Flows out: the checkpoint with the best validation
 accuracy and the history. Test images do not come near this module. Initial weights, order of the images and crops derive from
 (seed, epoch), never from what happened before, so an interrupted run goes on as if nothing had happened.
+
+Several processes, one per GPU, train as one would: each takes its part of every global batch, cut as it would be in the whole, batch
+normalisation is over the global batch, and gradients are averaged over it. What differs is the order of sums, so float rounding.
 """
 
 from __future__ import annotations
@@ -19,10 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from augbench.classifier.compute import Compute, Group
 from augbench.classifier.crops import Crops, cut, cut_centre, draw_crops
-from augbench.classifier.images import ImagePool, LabelledImages, gather
+from augbench.classifier.images import ImagePool, LabelledImages, stream
 from augbench.classifier.model import WidthResNet, build
+from augbench.classifier.normalisation import over_the_global_batch
 from augbench.classifier.schedule import PlateauSchedule
 from augbench.classifier.sizes import evaluation_resize
 from augbench.config import Classifier
@@ -74,7 +80,7 @@ class RunResult:
 
 @dataclass
 class _State:
-    """All that changes during a run; what a checkpoint holds."""
+    """All that changes during a run; what a checkpoint holds. It holds the same for any number of processes."""
 
     model: WidthResNet
     optimizer: torch.optim.SGD
@@ -97,12 +103,16 @@ class _State:
                 temporary,
             )
 
-    def load(self, path: Path, device: torch.device) -> None:
-        """Go on from ``path``; a file that can't be read is only a loss of time."""
-        try:
-            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            logger.warning("%s can't be read (%s): starting anew", path, error)
+    def load(self, path: Path, group: Group) -> None:
+        """Go on from ``path``, all processes with what the first one reads; a file that can't be read is only a loss of time."""
+        state: dict[str, Any] | None = None
+        if group.rank == 0 and path.exists():
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+                logger.warning("%s can't be read (%s): starting anew", path, error)
+        state = group.of_first(state)
+        if state is None:
             return
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -112,9 +122,15 @@ class _State:
         self.seconds = state["seconds"]
 
 
-def _precision(device: torch.device) -> AbstractContextManager[Any]:
-    """bfloat16 on CUDA; float32 elsewhere, where it is as fast."""
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+def _precision(config: Classifier, device: torch.device) -> AbstractContextManager[Any]:
+    """bfloat16 where the config says so; by default on CUDA, as float32 is as fast on the CPU."""
+    wanted = config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+    return torch.autocast(device.type, torch.bfloat16) if wanted == "bfloat16" else nullcontext()
+
+
+def _at_least_single(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision as float32."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _layout(images: torch.Tensor) -> torch.Tensor:
@@ -127,41 +143,64 @@ def _batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return np.array_split(order, -(-len(order) // batch_size))
 
 
-def _train_epoch(state: _State, pools: Sequence[ImagePool], labels: torch.Tensor, seed: int, config: Classifier) -> float:
-    """One pass over all training images; returns the mean loss."""
+def _train_epoch(state: _State, network: nn.Module, pools: Sequence[ImagePool], labels: torch.Tensor, seed: int, config: Classifier, group: Group) -> float:
+    """One pass over all training images; returns the mean loss. ``network`` is the state's, with gradients averaged over the group."""
     rng = np.random.default_rng(derive_seed(seed, "epoch", state.schedule.epochs))
     order = rng.permutation(len(labels))
     crops = draw_crops(rng, np.concatenate([pool.sizes for pool in pools]), config.min_crop_area)
-    for group in state.optimizer.param_groups:
-        group["lr"] = state.schedule.lr
+    for parameters in state.optimizer.param_groups:
+        parameters["lr"] = state.schedule.lr
     state.model.train()
     device = labels.device
     total = torch.zeros((), device=device)
-    for batch in _batches(order, config.batch_size):
-        images, _ = gather(pools, batch, device)
-        chosen = labels[torch.from_numpy(batch).to(device)]
-        with _precision(device):
-            logits = state.model(_layout(cut(images, Crops(crops.boxes[batch], crops.flips[batch]), config.resolution)))
-            loss = F.cross_entropy(logits, chosen)
+    batches = _batches(order, config.batch_size)
+    shares = [group.share(batch) for batch in batches]
+    for batch, share, (images, _) in zip(batches, shares, stream(pools, shares, device), strict=True):
+        chosen = labels[torch.from_numpy(share).to(device)]
+        with _precision(config, device):
+            logits = network(_layout(cut(images, Crops(crops.boxes[share], crops.flips[share]), config.resolution)))
+            loss = F.cross_entropy(_at_least_single(logits), chosen)
         state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        # processes are averaged as equals; where the batch can't be shared equally, the larger share counts more
+        (loss * (len(share) * group.size / len(batch))).backward()
         state.optimizer.step()
-        total += loss.detach() * len(batch)
-    return float(total) / len(labels)
+        total += loss.detach() * len(share)
+    return float(group.sum(total)) / len(labels)
 
 
 @torch.inference_mode()
-def predict(model: WidthResNet, pool: ImagePool, config: Classifier, device: torch.device) -> torch.Tensor:
-    """Logits float32 (N, classes) of every image, cut as in evaluation; on the CPU."""
+def predict(model: WidthResNet, pool: ImagePool, config: Classifier, device: torch.device, rows: slice | None = None) -> torch.Tensor:
+    """Logits float32 (N, classes) of every image, or of those in ``rows``, cut as in evaluation; on the CPU."""
     model.eval()
     # About 16 million pixels: large enough to keep a device busy, small enough for 16 GB with a ResNet-50.
     size = max(1, min(1024, 2**24 // config.resolution**2)) if device.type == "cuda" else 250
     resize, logits = evaluation_resize(config), []
-    for batch in _batches(np.arange(len(pool)), size):
-        images, sizes = gather([pool], batch, device)
-        with _precision(device):
+    batches = _batches(np.arange(len(pool))[rows or slice(None)], size)
+    for images, sizes in stream([pool], batches, device):
+        with _precision(config, device):
             logits.append(model(_layout(cut_centre(images, sizes, resize, config.resolution))).float())
     return torch.cat(logits).cpu()
+
+
+def _accuracy(model: WidthResNet, pool: ImagePool, truth: torch.Tensor, config: Classifier, compute: Compute) -> float:
+    """Share of the images whose label is predicted; each process looks at its part of them."""
+    rows = compute.group.rows(len(pool))
+    hits = torch.zeros((), dtype=torch.int64)
+    if rows.stop > rows.start:
+        hits = (predict(model, pool, config, compute.device, rows).argmax(dim=1) == truth[rows]).sum()
+    return int(compute.group.sum(hits.to(compute.device))) / len(pool)
+
+
+def _over_processes(model: WidthResNet, compute: Compute) -> nn.Module:
+    """``model`` with gradients averaged over the group; all processes start from the first one's weights."""
+    if compute.group.size == 1:
+        return model
+    devices = [compute.device] if compute.device.type == "cuda" else None
+    # There are no unused parameters. But without this option gradients are packed anew after the first step, which sums in another order,
+    # and a run that goes on after an interruption would differ.
+    return nn.parallel.DistributedDataParallel(
+        model, device_ids=devices, forward_sync_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+    )  # fmt: skip
 
 
 def _cpu_copy(model: WidthResNet) -> dict[str, torch.Tensor]:
@@ -176,7 +215,7 @@ def train_run(
     validation: LabelledImages,
     run: int,
     study_seed: int,
-    device: torch.device,
+    compute: Compute,
     checkpoint: Path | None = None,
     what: str = "classifier",
 ) -> RunResult:
@@ -191,50 +230,62 @@ def train_run(
     run : int
         Number of the resample. The seed derives from it and not from the method, so run r of every method starts from
         the same weights.
+    compute : Compute
+        Of a group, each process calls this with the same arguments but for its rank.
     checkpoint : Path, optional
-        File of the latest state; if it is there, training goes on from it. It is the caller's to delete.
+        File of the latest state; if it is there, training goes on from it, with any number of processes. It is the caller's to delete.
 
     Returns
     -------
     RunResult
-        The same for the same arguments, device and number of threads, whether or not the run was interrupted.
+        The same for the same arguments, device, number of threads and of processes, whether or not the run was interrupted.
 
     Raises
     ------
     UserError
-        Fewer than two training images, or no validation images.
+        Fewer than two training images, no validation images, or batches of fewer images than there are processes.
     """
+    device, group = compute.device, compute.group
     seed = derive_seed(study_seed, "classifier", run)
     training = [real] if added is None else [real, added]
     if sum(map(len, training)) < 2 or not len(validation):
         raise UserError(what, f"{sum(map(len, training))} training, {len(validation)} validation images", "two and one are the least")
+    if (smallest := min(map(len, _batches(np.arange(sum(map(len, training))), config.batch_size)))) < group.size:
+        raise UserError("execution.processes", f"{group.size}, and {what} has a batch of {smallest}", "at most one process per image of a batch")
     side = evaluation_resize(config)
-    pools = [images.pool(side, device) for images in training]
-    held_out = validation.pool(side, device)
+    pools = [images.pool(side, compute) for images in training]
+    held_out = validation.pool(side, compute)
     labels = torch.from_numpy(np.concatenate([images.labels for images in training])).to(device)
     truth = torch.from_numpy(validation.labels)
 
-    model = build(config, classes, derive_seed(seed, "weights")).to(device, memory_format=torch.channels_last)
+    model = build(config, classes, derive_seed(seed, "weights"))
+    if group.size > 1:
+        over_the_global_batch(model, device)
+    model = model.to(device, memory_format=torch.channels_last)
+    if compute.compiled:
+        model.compile(options={"deterministic": True})
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True)
     state = _State(model, optimizer, PlateauSchedule(config.lr))
-    if checkpoint is not None and checkpoint.exists():
-        state.load(checkpoint, device)
-        logger.info("%s: going on after epoch %d", what, state.schedule.epochs)
+    if checkpoint is not None:
+        state.load(checkpoint, group)
+        if state.schedule.epochs:
+            logger.info("%s: going on after epoch %d", what, state.schedule.epochs)
+    network = _over_processes(model, compute)
 
     resumed, start = state.schedule.epochs, time.monotonic()
     saved = logged = start
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         while not state.schedule.finished(config):
             begun, lr = time.monotonic(), state.schedule.lr
-            loss = _train_epoch(state, pools, labels, seed, config)
-            top1 = float((predict(model, held_out, config, device).argmax(dim=1) == truth).double().mean())
+            loss = _train_epoch(state, network, pools, labels, seed, config, group)
+            top1 = _accuracy(model, held_out, truth, config, compute)
             state.history.append(Epoch(state.schedule.epochs, lr, loss, top1))
             state.schedule = state.schedule.step(top1, config)
             if state.schedule.improved:
                 state.best = _cpu_copy(model)
             now = time.monotonic()
             state.seconds.append(now - begun)
-            if checkpoint is not None and now - saved >= CHECKPOINT_SECONDS:
+            if checkpoint is not None and group.rank == 0 and now - saved >= CHECKPOINT_SECONDS:
                 state.save(checkpoint)
                 saved = now
             if now - logged >= PROGRESS_SECONDS:

@@ -145,7 +145,7 @@ def _data(study: Study, facts: Facts, paper: Protocol) -> list[tuple[str, str, s
 def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
     """(what, ours, paper's) for the pools of added images, their models and the resampled sets."""
     sampled = {name: method for name, method in study.methods.items() if isinstance(method, SampleMethod | PersonaliseMethod)}
-    retrieved = {name: method for name, method in study.methods.items() if isinstance(method, RetrieveMethod)}
+    retrieved = {name: method for name, method in study.methods.items() if isinstance(method, RetrieveMethod) and family_of(method) != "scaling"}
     augmentation, diffusion = study.augmentation, study.diffusion
     pairs: list[tuple[str, str, str]] = []
     if sampled:

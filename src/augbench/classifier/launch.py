@@ -1,0 +1,97 @@
+"""Starting the processes that train together, with torch's elastic launcher (``torchrun``), and ending them all, whatever happens.
+
+Flows in: a function of a :class:`~augbench.classifier.compute.Group` and its arguments. Flows out: what it returns in the first process, or
+one error: the first that a process met. Workers (:mod:`augbench.classifier.worker`) are processes of their own, not forks: a script of
+Snakemake can't be imported a second time, as the starting methods of ``multiprocessing`` do.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+import torch
+
+from augbench.classifier import worker
+from augbench.classifier.compute import Group
+from augbench.errors import UserError
+
+logger = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_processes(processes: int, device: torch.device, function: Callable[Concatenate[Group, P], R], *arguments: P.args, **named: P.kwargs) -> R:
+    """``function(group, *arguments, **named)`` in each of ``processes`` processes; what the first one returns.
+
+    Parameters
+    ----------
+    device : torch.device
+        ``cuda``: process r has the r-th visible GPU, and they talk through NCCL; ``cpu``: through gloo.
+    function : callable
+        Of a module, so that another process finds it; it, its arguments and what it returns can be pickled.
+
+    Raises
+    ------
+    UserError
+        A process raised one, or was killed.
+    RuntimeError
+        A process raised another exception; the message is its traceback.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # what fails is reported below, in one line
+    for chatty in ("agent.server.api", "multiprocessing.api"):
+        logging.getLogger(f"torch.distributed.elastic.{chatty}").setLevel(logging.CRITICAL)
+    handlers = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    with tempfile.TemporaryDirectory(prefix="augbench-") as name:
+        folder = Path(name)
+        threads = max(1, torch.get_num_threads() // processes)
+        with (folder / worker.TASK).open("wb") as stream:
+            pickle.dump(worker.Surroundings(sys.path, os.getpid(), threads, device.type)._asdict(), stream)
+            pickle.dump((function, arguments, named), stream)
+        config = LaunchConfig(
+            min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+            local_addr="localhost", max_restarts=0, logs_specs=DefaultLogsSpecs(log_dir=name), shutdown_timeout=5,
+        )  # fmt: skip
+        logger.info("%d processes begin, one per %s", processes, "GPU" if device.type == "cuda" else f"{threads} threads")
+        try:
+            elastic_launch(config, sys.executable)("-P", str(Path(worker.__file__)), name)
+        except ChildFailedError as error:
+            raise _first_error(folder, {rank: failure.exitcode for rank, failure in error.failures.items()}, processes) from None
+        except SignalException as error:
+            logger.info("ended by %s: training goes on from the last epoch when it is started again", error.sigval.name)
+            raise SystemExit(128 + error.sigval) from None
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        with (folder / worker.RESULT).open("rb") as stream:
+            return pickle.load(stream)
+
+
+def _first_error(folder: Path, exit_codes: dict[int, int], processes: int) -> Exception:
+    """What went wrong first: other processes fail because of it."""
+    reports: list[worker.Report] = sorted(
+        (pickle.loads(path.read_bytes()) for path in folder.glob(worker.ERROR.format("*"))), key=lambda report: report["time"]
+    )
+    for report in reports:  # the only kind that is never the consequence of another process's end
+        if report["user"] is not None:
+            return UserError(*report["user"])
+    for rank, code in exit_codes.items():
+        if code < 0 and -code != signal.SIGTERM:
+            reason = "there was no memory left" if -code == signal.SIGKILL else "the lines above say why"
+            ended = f"ended by {signal.Signals(-code).name}"
+            return UserError(f"process {rank + 1} of {processes}", ended, f"most often {reason}; run again: training goes on from the last epoch")
+    if reports:
+        return RuntimeError(f"process {reports[0]['rank'] + 1} of {processes}:\n{reports[0]['traceback']}")
+    return RuntimeError(f"processes ended with {exit_codes} and without a word")

@@ -1,0 +1,112 @@
+"""Decoded images in a file, for sets that fit neither the device nor main memory, and to decode a set once for several processes.
+
+Flows in: uint8 pixels, one image after the other. Flows out: any image by its number, read by several threads at a time. Shards are
+compressed and sorted by class, while training takes images in random order: read in place, each would cost the decoding of its
+whole row group in every epoch. The file has no name, so that it is gone with its last process, however that ends.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+
+from augbench.classifier.compute import Group
+from augbench.errors import UserError
+
+READERS = 8  # a network file system answers slowly, but many at a time
+
+
+class Spool:
+    """Images of any sizes, back to back.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        Where the file lies; None: the system's folder for temporary files.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+            self.files: list[IO[bytes]] = [tempfile.TemporaryFile(dir=folder, buffering=1 << 20)]  # noqa: SIM115 - open as long as the spool
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self.shapes: list[tuple[int, int]] = []
+        self._file_of = self._offset_of = np.empty(0, dtype=np.int64)
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read-images")
+
+    def _unwritable(self, error: OSError) -> UserError:
+        where = self.folder or tempfile.gettempdir()
+        return UserError(
+            "execution.scratch", f"{error.strerror} in {str(where)!r}", "decoded images that don't fit in memory go there: name a folder with more space"
+        )
+
+    def append(self, pixels: torch.Tensor) -> None:
+        """Add an image, uint8 (3, H, W).
+
+        Raises
+        ------
+        UserError
+            The disk is full.
+        """
+        try:
+            self.files[0].write(pixels.numpy().data)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self.shapes.append((pixels.shape[1], pixels.shape[2]))
+
+    def finish(self, group: Group) -> None:
+        """Nothing more comes; the images of all processes of the group, by rank, are one spool from here on.
+
+        Raises
+        ------
+        UserError
+            The disk is full.
+        """
+        try:
+            self.files[0].flush()
+        except OSError as error:
+            raise self._unwritable(error) from error
+        parts = group.collect((os.getpid(), self.files[0].fileno(), self.shapes))
+        # a file without a name is opened through the process that has it
+        others = [None if rank == group.rank else f"/proc/{pid}/fd/{number}" for rank, (pid, number, _) in enumerate(parts)]
+        self.files = [self.files[0] if path is None else Path(path).open("rb") for path in others]  # noqa: SIM115
+        group.collect(None)  # no process may go on, and close its file, before all have opened it
+        self.shapes = [shape for _, _, shapes in parts for shape in shapes]
+        lengths = [np.array([3 * height * width for height, width in shapes], dtype=np.int64) for _, _, shapes in parts]
+        self._file_of = np.repeat(np.arange(len(parts)), [len(part) for part in lengths])
+        self._offset_of = np.concatenate([np.cumsum(part) - part for part in lengths])
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def read(self, chosen: np.ndarray, canvas: torch.Tensor) -> None:
+        """Write images ``chosen`` to the upper left corners of ``canvas``, uint8 (len(chosen), 3, H, W), in main memory."""
+        pixels = canvas.numpy()
+
+        def read_some(places: np.ndarray) -> None:
+            for place in places.tolist():
+                self._read_one(int(chosen[place]), pixels[place])
+
+        list(self._readers.map(read_some, np.array_split(np.arange(len(chosen)), READERS)))
+
+    def _read_one(self, i: int, out: np.ndarray) -> None:
+        height, width = self.shapes[i]
+        exact = out.shape[1:] == (height, width)
+        image = out if exact else np.empty((3, height, width), dtype=np.uint8)
+        left, offset = image.reshape(-1).data, int(self._offset_of[i])
+        while left:
+            count = os.preadv(self.files[self._file_of[i]].fileno(), [left], offset)
+            if not count:
+                raise RuntimeError(f"image {i}: the file of decoded images ends at byte {offset}")
+            left, offset = left[count:], offset + count
+        if not exact:
+            out[:, :height, :width] = image

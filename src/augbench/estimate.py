@@ -1,0 +1,630 @@
+"""What a study costs, before and during a run: jobs, images, GPU-hours, disk and downloads per stage and method; what is done, what is left.
+
+Flows in: the plan, a table of figures per device (``resources/throughput.yaml`` and measured ones over it), and what is on the disk already: targets, and
+the benchmark files of finished jobs, whose rate takes the place of the table's. Flows out: steps, as aligned text or JSON. Nothing is imported that takes
+long, and no data set is needed: sizes that are not known yet are the published ones.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from augbench.classes import RESOURCES
+from augbench.config import (
+    Caltech256,
+    DrawMethod,
+    FashionMnist,
+    ImageFolder,
+    PersonaliseMethod,
+    RealMethod,
+    RetrieveMethod,
+    SampleMethod,
+    Study,
+    merge,
+    read_yaml,
+)
+from augbench.data.source import open_source
+from augbench.data.splits import resolve_shares, split_sizes
+from augbench.errors import UserError
+from augbench.fetch_models import known_models
+from augbench.plan import Plan
+from augbench.recipes import method_sampling
+from augbench.resample import needed_images
+from augbench.retrieval.retrieve import prefix_sizes, wanted_images
+
+TABLE = RESOURCES / "throughput.yaml"
+MEASURED = "results/throughput.yaml"
+PUBLISHED = {"imagenet": (1_281_167, 50), "caltech256": (29_780, None)}  # training images of all classes, test images of each where they are given
+ASSUMED_IMAGES = 100  # per class, where nothing is known
+REFERENCE_CALLS = 51 * 2  # of the U-Net, for an image with PNDM, 50 steps and guidance: what the table's rate is for
+REFERENCE_SIDE, CLASSIFIER_SIDE, CLASSIFIER_WIDTH = 512, 224, 64
+RESNET_WORK = {"resnet18": 0.44, "resnet34": 0.89, "resnet50": 1.0, "resnet101": 1.9, "resnet152": 2.8}  # multiplications, in ResNet-50's
+FORWARD_SHARE = 1 / 3  # of a training step's work, that evaluation takes per image
+VECTOR_BYTES = {"conditioning": 77 * 768 * 4, "pseudoword": 768 * 4}
+NEIGHBOUR_BYTES = 768 * 2 + 300
+STAGES = ("fetch", "prepare", "search", "retrieve", "finetune", "candidates", "generate", "select", "resample", "classify", "report")
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A rate or size, and where it is from."""
+
+    value: float
+    measured: bool
+    source: str
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What a device does per second, and what is assumed besides."""
+
+    device: str
+    name: str
+    rates: Mapping[str, Figure]
+    assumed: Mapping[str, Figure]
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether all rates were measured."""
+        return all(figure.measured for figure in self.rates.values())
+
+
+def read_throughput(device: str | None = None, path: str | Path | None = None) -> Throughput:
+    """The figures of a device.
+
+    Parameters
+    ----------
+    device : str, optional
+        Key of the table. Default: the device that the measured table has, else the first of ours.
+    path : path, optional
+        A table of measured figures, read over ours. Default: ``results/throughput.yaml``, if it is there.
+
+    Raises
+    ------
+    UserError
+        No such file or device, or a figure that is no number.
+    """
+    table, own = read_yaml(TABLE), str(path or MEASURED)
+    measured = read_yaml(own) if path is not None or Path(own).is_file() else {}
+    table = merge(table, measured)
+    first = next(iter(measured.get("devices") or {}), next(iter(table["devices"])))
+    if (device := device or first) not in table["devices"]:
+        raise UserError("--device", repr(device), f"allowed: {', '.join(table['devices'])}")
+    chosen = table["devices"][device]
+
+    def figures(section: Mapping[str, Any], where: str) -> dict[str, Figure]:
+        found = {}
+        for name, entry in section.items():
+            value = entry.get("value") if isinstance(entry, Mapping) else entry
+            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+                raise UserError(f"{where}.{name}", repr(value), "allowed: a number above 0")
+            details = entry if isinstance(entry, Mapping) else {}
+            found[name] = Figure(float(value), bool(details.get("measured", False)), str(details.get("source", "")))
+        return found
+
+    rates = figures({name: entry for name, entry in chosen.items() if name != "name"}, f"devices.{device}")
+    if missing := [name for name in table["units"] if name not in rates]:
+        raise UserError(f"devices.{device}", f"no {', '.join(missing)}", f"give them in {own}")
+    return Throughput(device, str(chosen.get("name", device)), rates, figures(table["assumed"], "assumed"))
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Real images of all classes together; ``source`` says how they are known."""
+
+    classes: int
+    train: int
+    validation: int
+    test: int
+    source: str
+
+    @property
+    def per_class(self) -> float:
+        """Training images of a class, on average."""
+        return self.train / self.classes
+
+
+def sizes_of(plan: Plan) -> Sizes:
+    """Sizes of the splits: of the manifests, if they are made; else by the published sizes of the data set, else by listing its files."""
+    study, classes = plan.study, len(plan.class_ids)
+    if all(Path(plan.splits[name]).is_file() for name in ("train", "val", "test")):
+        import pyarrow.parquet as pq
+
+        train, validation, test_images = (pq.read_metadata(plan.splits[name]).num_rows for name in ("train", "val", "test"))
+        return Sizes(classes, train, validation, test_images, "split manifests")
+    dataset = study.dataset
+    table = "caltech256" if isinstance(dataset, Caltech256) else dataset.classes
+    tests: list[int | None]
+    if isinstance(dataset, FashionMnist):
+        source = open_source(dataset, study.seed, study.corpus)
+        pools, tests, known = [source.pool_size()] * classes, [1000] * classes, "published sizes"  # type: ignore[attr-defined]
+    elif table in PUBLISHED:
+        images, test = PUBLISHED[table]
+        pools, tests, known = [round(images / classes)] * classes, [test] * classes, "published sizes"
+    elif Path(dataset.root).expanduser().is_dir():
+        found = open_source(dataset, study.seed, study.corpus).scan()
+        pools, tests, known = [len(one.pool) for one in found], [None if one.test is None else len(one.test) for one in found], "the data set's files"
+    else:
+        pools, tests, known = [ASSUMED_IMAGES] * classes, [None] * classes, f"{ASSUMED_IMAGES} images per class assumed, for the data is not here"
+    given = isinstance(dataset, ImageFolder) and dataset.validation_folder is not None
+    shares = resolve_shares(dataset, given, tests[0] is not None)
+    splits = [split_sizes("", pool, shares, round(pool * 0.1) or 1 if given else None, test) for pool, test in zip(pools, tests, strict=True)]
+    cut = dataset.test_images_per_class
+    return Sizes(classes, sum(s.train for s in splits), sum(s.validation for s in splits), sum(min(s.test, cut or s.test) for s in splits), known)
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of one method.
+
+    Attributes
+    ----------
+    jobs, jobs_done : int
+        A job is done when all its files are there.
+    files, files_done : int
+        Targets.
+    images : int
+        Images that it makes, downloads, trains on or looks at, each once; 0 where images are not the measure.
+    gpu_hours : float, optional
+        Of all of it; None where there is no figure for the study's models.
+    disk_bytes, download_bytes : float
+        Of all of it.
+    measured : bool
+        The hours come from this study's own finished jobs.
+    """
+
+    stage: str
+    method: str
+    jobs: int
+    jobs_done: int
+    files: int
+    files_done: int
+    images: int = 0
+    gpu_hours: float | None = 0.0
+    disk_bytes: float = 0.0
+    download_bytes: float = 0.0
+    measured: bool = False
+
+    @property
+    def share_left(self) -> float:
+        """Share of the files that are not there."""
+        return 1 - self.files_done / self.files if self.files else 0.0
+
+    @property
+    def gpu_hours_left(self) -> float | None:
+        """GPU-hours of what is not there."""
+        return None if self.gpu_hours is None else self.gpu_hours * self.share_left
+
+
+class _Disk:
+    """Which targets are there; a folder that is not is asked for once."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, bool] = {"": True}
+
+    def _has_folder(self, folder: str) -> bool:
+        if folder not in self._folders:
+            parent = os.path.dirname(folder)
+            self._folders[folder] = (parent == folder or self._has_folder(parent)) and os.path.isdir(folder)
+        return self._folders[folder]
+
+    def count(self, paths: Iterable[str]) -> int:
+        """How many of ``paths`` there are."""
+        return sum(self._has_folder(os.path.dirname(path)) and os.path.exists(path) for path in paths)
+
+
+class Estimate:
+    """The steps of a study.
+
+    Parameters
+    ----------
+    plan : Plan
+        Of the study, with its class ids.
+    throughput : Throughput
+        Figures of the device that it runs on.
+    """
+
+    def __init__(self, plan: Plan, throughput: Throughput) -> None:
+        self.plan, self.study, self.throughput = plan, plan.study, throughput
+        self.sizes = sizes_of(plan)
+        self._disk = _Disk()
+
+    # --- figures ---
+
+    def _rate(self, name: str) -> float:
+        return self.throughput.rates[name].value
+
+    def _assume(self, name: str) -> float:
+        return self.throughput.assumed[name].value
+
+    @cached_property
+    def knows_diffusion(self) -> bool:
+        """Whether the table's figures are of the study's diffusion model: Stable Diffusion 1.x, or a U-Net of its size."""
+        config = Path(self.study.diffusion.folder) / "unet/config.json"
+        if config.is_file():
+            from augbench.files import read_json
+
+            return bool(read_json(config).get("block_out_channels") == [320, 640, 1280, 1280])
+        return self.study.diffusion.hub is not None
+
+    @cached_property
+    def _area(self) -> float:
+        """Pixels of an image made, in those of the table's."""
+        return (self.study.diffusion.resolution / REFERENCE_SIDE) ** 2
+
+    @cached_property
+    def _image_bytes(self) -> float:
+        return self._assume(f"{self.study.augmentation.image_format}_bytes") * self._area
+
+    def unet_calls(self, method: str) -> float:
+        """Calls of the U-Net per image of a method, guidance counted twice; PNDM makes one more than it has steps."""
+        sampling = method_sampling(self.study, method)
+        steps = sampling["steps"] * sampling.get("noise", 1.0) + (sampling["scheduler"] == "pndm")
+        return float(steps * (2 if sampling["guidance_scale"] > 1 else 1))
+
+    def _generate_hours(self, method: str, images: float) -> float | None:
+        if not self.knows_diffusion:
+            return None
+        return images * self.unet_calls(method) / REFERENCE_CALLS * self._area / self._rate("generate") / 3600
+
+    def _classify_hours(self, training_images: float, classifiers: int) -> float:
+        """Training with one evaluation on the validation split per epoch."""
+        classifier = self.study.classifier
+        work = RESNET_WORK[classifier.arch] * (classifier.resolution / CLASSIFIER_SIDE) ** 2 * (classifier.base_width / CLASSIFIER_WIDTH) ** 2
+        epochs = min(classifier.max_epochs, self._assume("classifier_epochs"))
+        return classifiers * epochs * (training_images + FORWARD_SHARE * self.sizes.validation) * work / self._rate("classify") / 3600
+
+    @property
+    def _classifier_bytes(self) -> float:
+        classifier = self.study.classifier
+        return self._assume("resnet50_bytes") * RESNET_WORK[classifier.arch] * (classifier.base_width / CLASSIFIER_WIDTH) ** 2
+
+    # --- images ---
+
+    def pool_images(self, method: str, parts: Sequence[str]) -> int:
+        """Images of a generated pool in some parts, of all classes."""
+        size = round(self.sizes.per_class)
+        return self.sizes.classes * sum(len(self.study.augmentation.part_range(int(part), size)) for part in parts)
+
+    def added_images(self, method: str) -> int:
+        """Images that one training set of a method adds."""
+        row = self.study.methods[method]
+        return 0 if isinstance(row, RealMethod) else self.sizes.classes * needed_images(row.added_per_training_image, round(self.sizes.per_class))
+
+    def real_images(self, method: str) -> int:
+        """Real images that a method's classifiers are trained on."""
+        row = self.study.methods[method]
+        split = row.split if isinstance(row, RealMethod) else "train"
+        everything = self.sizes.train / self.study.dataset.train_fraction - self.sizes.validation
+        return round({"train": self.sizes.train, "train2x": 2 * self.sizes.train, "full": everything}[split])
+
+    # --- steps ---
+
+    def _step(self, stage: str, method: str, jobs: Sequence[Sequence[str]], **figures: Any) -> Step:
+        counts = [(len(outputs), self._disk.count(outputs)) for outputs in jobs]
+        done = sum(1 for number, found in counts if number == found)
+        step = Step(stage, method, len(counts), done, sum(n for n, _ in counts), sum(found for _, found in counts), **figures)
+        if step.gpu_hours:
+            step = replace(step, gpu_hours=step.gpu_hours + step.jobs * self._rate("start") / 3600)
+        if step.gpu_hours != 0.0 and (seconds := self._job_seconds(stage, method)):
+            step = replace(step, gpu_hours=step.jobs * fmean(seconds) / 3600, measured=True)
+        return step
+
+    @cached_property
+    def _benchmarks(self) -> dict[str, list[str]]:
+        """Files of Snakemake's benchmarks by folder; finished jobs have one each."""
+        root = self.plan.path("benchmarks")
+        found: dict[str, list[str]] = {}
+        for folder, _, names in os.walk(root):
+            found[os.path.relpath(folder, root)] = [name for name in names if name.endswith(".tsv")]
+        return found
+
+    def _job_seconds(self, stage: str, method: str) -> list[float]:
+        """Seconds of the finished jobs of a stage of a method; a GPU is theirs meanwhile."""
+        folder = {"select": "classify_candidates"}.get(stage, stage)
+        names = self._benchmarks.get(folder, [])
+        blocks = {method} | {f"{method}_{suffix}" for suffix in self._block_names}
+        own = [name for name in names if name.removesuffix(".tsv").partition("_lr")[0].partition("_part")[0] in blocks]
+        seconds = []
+        for name in own:
+            try:
+                with open(self.plan.path("benchmarks", folder, name), encoding="utf-8", newline="") as stream:
+                    seconds += [float(row["s"]) for row in csv.DictReader(stream, delimiter="\t")]
+            except (OSError, KeyError, ValueError):
+                continue
+        return seconds
+
+    @cached_property
+    def _block_names(self) -> set[str]:
+        finetune = {block.name for method in self.plan.personalised for block in self.plan.finetune_blocks(method)}
+        others = {block.name for block in (*self.plan.class_blocks, *self.plan.run_blocks)}
+        return finetune | others | {block.name for block in self.plan.candidate_blocks}
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """All steps, in the order of :data:`STAGES` and then of the config."""
+        found = [*self._fetch(), *self._prepare(), *self._report()]
+        for method in self.plan.methods:
+            row = self.study.methods[method]
+            if isinstance(row, RetrieveMethod):
+                found += self._retrieve(method, row)
+            if isinstance(row, PersonaliseMethod):
+                found += self._personalise(method, row)
+            if isinstance(row, SampleMethod | PersonaliseMethod):
+                found.append(self._generate(method))
+            if not isinstance(row, RealMethod):
+                index = [[self.plan.pool(method)]] if self.study.leakage.action == "drop" else []
+                sets = [self.plan.resample(method, run) for run in self.plan.runs] + ([] if index else [self.plan.pool(method)])
+                found.append(self._step("resample", method, [*index, sets]))
+            found.append(self._classify(method))
+        return sorted(found, key=lambda step: STAGES.index(step.stage))
+
+    def _fetch(self) -> Iterator[Step]:
+        sizes = {"diffusion": self._assume("diffusion_bytes"), "clip": self._assume("clip_bytes"), "safety_checker": 1.2e9}
+        for layout, hub in self.plan.hub_models.items():
+            known = [file.size for file in known_models().get(hub.repository, ("", {}))[1].values()]
+            size = float(sum(file or 0 for file in known)) if known and None not in known else sizes[layout]
+            yield self._step("fetch", hub.repository, [[hub.marker]], disk_bytes=size, download_bytes=size)
+        if self.plan.cluster_files and self.plan.feature_files:
+            yield self._step("fetch", "Inception-v3", [self.plan.feature_files], disk_bytes=1.09e8, download_bytes=1.09e8)
+        if self.plan.fashion_mnist_files:
+            yield self._step("fetch", "Fashion-MNIST", [self.plan.fashion_mnist_files], disk_bytes=3.1e7, download_bytes=3.1e7)
+
+    def _prepare(self) -> Iterator[Step]:
+        plan = self.plan
+        models = [[plan.path("models/diffusion.json")], [plan.path("models/clip.json")]]
+        prompts = [[plan.path(f"prompts/{method}.parquet")] for method in plan.pooled]
+        jobs = [[plan.path("classes.parquet")], list(plan.splits.values()), *models, *prompts]
+        if plan.cluster_files:
+            jobs.append(list(plan.cluster_files.values()))
+        if plan.corpus_parts:
+            jobs.append(plan.corpus_parts)
+        yield self._step("prepare", "all methods", jobs)
+        if plan.searched:
+            corpus = self.study.miniature
+            images = corpus.images + corpus.distractors if corpus else 0
+            chain = [[plan.embeddings_folder], *([[path] for path in plan.searched if path != plan.embeddings_folder])]
+            yield self._step("prepare", "corpus", chain, images=images, gpu_hours=images / self._rate("embed") / 3600)
+
+    def _retrieve(self, method: str, row: RetrieveMethod) -> Iterator[Step]:
+        plan, classes = self.plan, self.sizes.classes
+        wanted = wanted_images(row, round(self.sizes.per_class))
+        largest = prefix_sizes(row, wanted)[-1]
+        yield self._step("search", method, [[plan.neighbours(method)]], disk_bytes=float(classes * largest * NEIGHBOUR_BYTES))
+        web = self.study.corpus is not None and self.study.corpus.kind in ("embeddings", "clip_retrieval_index", "clip_retrieval_server")
+        links = classes * min(wanted / self._assume("link_share"), largest * self._assume("filtered_share")) if web else 0.0
+        downloaded = links * self._assume("link_share") * self._assume("link_bytes")
+        kept = downloaded if self.study.retrieval.download.keep else 0.0
+        jobs = [
+            [path for class_id in block.members for path in (plan.shard(method, class_id, "0"), plan.ledger(method, class_id))] for block in plan.class_blocks
+        ]
+        images = classes * wanted
+        yield self._step("retrieve", method, jobs, images=images, disk_bytes=images * self._image_bytes + kept, download_bytes=downloaded)
+
+    def _personalise(self, method: str, row: PersonaliseMethod) -> Iterator[Step]:
+        plan, factors = self.plan, row.lr_grid
+        jobs = [
+            [*(plan.vectors_folder(method, factor, folder) for folder in block.folders), *plan.trained_unets(method, factor).values()]
+            for factor in factors
+            for block in plan.finetune_blocks(method)
+        ]
+        jobs.append([plan.lr(method), plan.finetune_history(method), *plan.embeddings(method).values(), *plan.unets(method).values()])
+        epochs = min(self.study.finetune.max_epochs, self._assume("finetune_epochs"))
+        seen = epochs * len(factors) * (self.sizes.train + FORWARD_SHARE * self.sizes.validation * self.study.finetune.validation_draws)
+        hours = seen * self._area / self._rate("finetune_unet" if row.train_unet else "finetune_vectors") / 3600 if self.knows_diffusion else None
+        vectors = self.sizes.classes * row.clusters * VECTOR_BYTES[row.learn] * len(row.candidates) * (len(factors) + 1)
+        unets = self._assume("unet_bytes") * len(factors) * len(row.candidates) if row.train_unet and self.knows_diffusion else 0.0
+        yield self._step("finetune", method, jobs, images=self.sizes.train, gpu_hours=hours, disk_bytes=vectors + unets)
+
+        shards = [[plan.candidate_folder(method, name, folder) for name in row.candidate_names for folder in block.folders] for block in plan.candidate_blocks]
+        images = len(row.candidates) * self.pool_images(method, ["0"])
+        kept = images if self.study.execution.keep_candidates else self.pool_images(method, ["0"])
+        yield self._step(
+            "candidates", method, shards, images=images, gpu_hours=self._generate_hours(method, images), disk_bytes=kept * self._image_bytes
+        )  # fmt: skip
+
+        trained = [path for name in row.candidate_names for path in plan.run_files(method, "0", name)]
+        pools = [path for name in row.candidate_names for path in (plan.pool(method, name), plan.resample(method, "0", name))]
+        training = self.real_images(method) + self.added_images(method)
+        yield self._step(
+            "select",
+            method,
+            [pools, trained, [plan.selected(method)]],
+            images=training,
+            gpu_hours=self._classify_hours(training, len(row.candidates)),
+            disk_bytes=len(row.candidates) * self._classifier_bytes,
+        )
+
+    def _generate(self, method: str) -> Step:
+        """The pool, and what rows that draw from it need besides; part 0 of a fine-tuned method is its winner's."""
+        plan = self.plan
+        blocks = plan.generate_blocks(method)
+        jobs = [[plan.shard(method, class_id, part) for class_id in block.members for part in block.parts] for block in blocks]
+        parts = [str(part) for part in range(self.study.parts_made(method))]
+        images = self.pool_images(method, parts) - (self.pool_images(method, ["0"]) if method in plan.personalised else 0)
+        return self._step("generate", method, jobs, images=images, gpu_hours=self._generate_hours(method, images), disk_bytes=images * self._image_bytes)
+
+    def _classify(self, method: str) -> Step:
+        """One classifier per run; run 0 of a fine-tuned method is its winner's."""
+        plan = self.plan
+        jobs = [[path for run in block.members for path in plan.run_files(method, run)] for block in plan.run_blocks]
+        training = self.real_images(method) + self.added_images(method)
+        runs = len(plan.runs) - (method in plan.personalised)
+        hours = self._classify_hours(training, runs)
+        return self._step("classify", method, jobs, images=training, gpu_hours=hours, disk_bytes=runs * self._classifier_bytes)
+
+    def _report(self) -> Iterator[Step]:
+        plan = self.plan
+        if plan.guarded:
+            pools = sum(self._pool_size(method) for method in plan.guarded)
+            images = pools + self.sizes.validation + self.sizes.test
+            files = [*plan.embedded_splits.values(), *(path for method in plan.guarded for path in (plan.leaks(method), plan.leak_counts(method)))]
+            yield self._step(
+                "report", "near-duplicates", [files, list(plan.leakage_table.values())], images=images, gpu_hours=images / self._rate("embed") / 3600
+            )
+        tables = [list(group.values()) for group in (plan.table1, plan.figure1, plan.diagnostics, plan.retrieval_summary) if group]
+        yield self._step("report", "tables and figures", [*tables, [plan.path("config.yaml")]])
+
+    def _pool_size(self, method: str) -> int:
+        row = self.study.methods[method]
+        source = self.study.methods[row.pool] if isinstance(row, DrawMethod) else row
+        if isinstance(source, RetrieveMethod):
+            return self.sizes.classes * wanted_images(source, round(self.sizes.per_class))
+        return self.pool_images(method, self.plan.parts(method))
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def total(steps: Iterable[Step], stage: str = "total", method: str = "") -> Step:
+    """The sum of some steps; hours that are not known are left out."""
+    summed: Counter[str] = Counter()
+    unknown = True
+    steps = list(steps)
+    for step in steps:
+        for name in ("jobs", "jobs_done", "files", "files_done", "images"):
+            summed[name] += getattr(step, name)
+        unknown = unknown and step.gpu_hours is None
+    hours = None if unknown and steps else sum(step.gpu_hours or 0.0 for step in steps)
+    disk, download = (math.fsum(getattr(step, name) for step in steps) for name in ("disk_bytes", "download_bytes"))
+    return Step(stage, method, **summed, gpu_hours=hours, disk_bytes=disk, download_bytes=download, measured=any(step.measured for step in steps))
+
+
+def hours_left(steps: Iterable[Step]) -> float:
+    """GPU-hours of what is not there, as far as they are known."""
+    return math.fsum(step.gpu_hours_left or 0.0 for step in steps)
+
+
+def _hours(value: float | None) -> str:
+    if value is None:
+        return "?"
+    return "-" if value == 0 else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _bytes(value: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value / 1e3:.0f} kB" if value else "-"
+
+
+HEADER = ("stage", "method", "jobs", "done", "images", "GPU-hours", "left", "disk", "download")
+
+
+def render(estimate: Estimate) -> str:
+    """The steps as aligned columns, totals per stage and of all, and what they rest on."""
+    study, sizes, throughput = estimate.study, estimate.sizes, estimate.throughput
+    steps = estimate.steps
+
+    def cells(step: Step, left: float | None) -> tuple[str, ...]:
+        hours = f"{'' if not step.measured else '*'}{_hours(step.gpu_hours)}"
+        images = f"{step.images:,}" if step.images else "-"
+        return (
+            step.stage,
+            step.method,
+            f"{step.jobs:,}",
+            f"{step.jobs_done:,}",
+            images,
+            hours,
+            _hours(left),
+            _bytes(step.disk_bytes),
+            _bytes(step.download_bytes),
+        )
+
+    rows = [cells(step, step.gpu_hours_left) for step in steps]
+    stages = [[step for step in steps if step.stage == stage] for stage in STAGES]
+    sums = [cells(replace(total(group, group[0].stage, f"all {len(group)}"), images=0), hours_left(group)) for group in stages if len(group) > 1]
+    everything = total(steps)
+    last = cells(replace(everything, images=0), hours_left(steps))
+    widths = [max(len(row[place]) for row in (HEADER, *rows, *sums, last)) for place in range(len(HEADER))]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(cell.ljust(width) if place < 2 else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    kind = "measured" if throughput.is_measured else "estimates, not measured"
+    text = [
+        f"{study.study}: {sizes.classes:,} classes, {sizes.per_class:.4g} training images each; {sizes.validation:,} validation and {sizes.test:,} test images"
+        f" ({sizes.source})",
+        f"GPU-hours: figures of {throughput.name} ({kind})" + ("; * from this study's finished jobs" if everything.measured else ""),
+        "",
+        line(HEADER),
+        rule,
+        *map(line, rows),
+        rule,
+        *map(line, sums),
+        rule,
+        line(last),
+        "",
+        f"files: {everything.files_done:,} of {everything.files:,} are there. "
+        + (
+            f"GPU-hours left: {_hours(hours_left(steps))} of {_hours(everything.gpu_hours)}."
+            if everything.jobs_done < everything.jobs
+            else "Nothing is left to do."
+        ),
+        *_notes(estimate),
+    ]
+    return "\n".join(text) + "\n"
+
+
+def _notes(estimate: Estimate) -> Iterator[str]:
+    assumed = estimate.throughput.assumed
+    epochs = [f"{min(limit, assumed[name].value):.0f} of at most {limit} epochs of {what}" for name, limit, what in (
+        ("classifier_epochs", estimate.study.classifier.max_epochs, "a classifier"),
+        ("finetune_epochs", estimate.study.finetune.max_epochs, "fine-tuning"),
+    )]  # fmt: skip
+    yield f"Assumed: {', '.join(epochs)}; sizes of images and links. resources/throughput.yaml says where every figure is from; measured ones go to {MEASURED}."
+    if not estimate.knows_diffusion and any(step.gpu_hours is None for step in estimate.steps):
+        yield "?: there is no figure for this diffusion model; the rate of finished jobs takes its place once there are some."
+
+
+def as_json(estimate: Estimate) -> dict[str, Any]:
+    """The same as plain values: every step, totals per stage and of all, and every figure used with its source."""
+    steps = estimate.steps
+
+    def values(step: Step) -> dict[str, Any]:
+        return {**asdict(step), "gpu_hours_left": step.gpu_hours_left}
+
+    stages = {stage: [step for step in steps if step.stage == stage] for stage in STAGES}
+    sums = {stage: {**asdict(total(group, stage)), "gpu_hours_left": hours_left(group)} for stage, group in stages.items() if group}
+    throughput = estimate.throughput
+    return {
+        "study": estimate.study.study,
+        "sizes": asdict(estimate.sizes),
+        "device": {"key": throughput.device, "name": throughput.name, "figures": {name: asdict(figure) for name, figure in throughput.rates.items()}},
+        "assumed": {name: asdict(figure) for name, figure in throughput.assumed.items()},
+        "steps": [values(step) for step in steps],
+        "stages": sums,
+        "total": {**asdict(total(steps)), "gpu_hours_left": hours_left(steps)},
+    }
+
+
+def estimate_study(study: Study, device: str | None = None, throughput: str | Path | None = None) -> Estimate:
+    """The estimate of a study in the working directory.
+
+    Raises
+    ------
+    UserError
+        No such device or table, or class ids that are not known without the data.
+    """
+    figures = read_throughput(device, throughput)
+    class_ids = tuple(info.class_id for info in open_source(study.dataset, study.seed, study.corpus).classes())
+    return Estimate(Plan(study, class_ids), figures)

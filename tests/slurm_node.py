@@ -1,0 +1,273 @@
+"""A real single-node Slurm for the tests: started, used, stopped, nothing left behind.
+
+Flows in: nothing but root and Debian's ``slurm-wlm`` and ``munge``, which are installed where apt-get is. Flows out: a node with two CPUs and
+two pretended GPUs, memory and time limits that are enforced, no accounting, and what Slurm says of its jobs. The configuration has to
+lie in /etc/slurm, because Snakemake's plugin hides SLURM_* variables from its jobs; that of another Slurm is left alone.
+
+``python tests/slurm_node.py`` keeps a node up until Ctrl-C, to try the profile by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIG, GRES = Path("/etc/slurm/slurm.conf"), Path("/etc/slurm/gres.conf")
+MARK = "# augbench's tests made this file and remove it when they end"
+PACKAGES = ("slurm-wlm", "munge")
+DAEMONS = ("munged", "slurmctld", "slurmd")
+SLURM_CONF = """{mark}
+ClusterName=augbench
+SlurmctldHost={name}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
+SlurmUser=root
+AuthType=auth/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/none
+# memory is counted once a second, and a job that takes more than it asked for is killed
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherParams=OverMemoryKill
+JobAcctGatherFrequency=task=1
+KillWait=2
+# a node that says nothing for ten seconds has failed, and takes jobs again when it is back
+SlurmdTimeout=10
+ReturnToService=2
+MinJobAge=3600
+# more memory than the machine has: here jobs wait for CPUs only
+SlurmdParameters=config_overrides
+GresTypes=gpu
+NodeName={name} NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000000 Gres=gpu:toy:2 State=UNKNOWN
+PartitionName=everyone Nodes=ALL Default=YES MaxTime=1440 State=UP
+PartitionName=gpus Nodes=ALL MaxTime=1440 State=UP
+"""
+
+
+def missing() -> str | None:
+    """Why no node can be started here, or None; installs Slurm where that is possible."""
+    if os.geteuid() != 0:
+        return "Slurm's daemons need root"
+    if CONFIG.exists() and MARK not in CONFIG.read_text():
+        return f"{CONFIG} is that of another Slurm"
+    if all(map(shutil.which, DAEMONS)):
+        return None
+    if shutil.which("apt-get") is None:
+        return "no Slurm here, and no apt-get to install it with"
+    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
+        done = subprocess.run(["apt-get", "-qq", *command], env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, capture_output=True, text=True)
+        if done.returncode:
+            return f"apt-get {command[0]}: {done.stderr.strip()[-500:]}"
+    return None
+
+
+def wait_until(reached: Callable[[], bool], what: str, seconds: float) -> None:
+    """Ask again and again.
+
+    Raises
+    ------
+    TimeoutError
+        It did not happen in time.
+    """
+    end = time.monotonic() + seconds
+    while not reached():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what}: not within {seconds:g} s")
+        time.sleep(0.1)
+
+
+def free_ports(count: int) -> list[int]:
+    """TCP ports that nobody listens on."""
+    opened = [socket.create_server(("", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in opened]
+    for server in opened:
+        server.close()
+    return ports
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """A job as Slurm sees it.
+
+    Attributes
+    ----------
+    number : str
+        Slurm's id.
+    state : str
+        For example RUNNING, COMPLETED, TIMEOUT.
+    what : str
+        Rule and wildcards, as the plugin writes them.
+    partition, memory, limit, gpus : str
+        What it asked for, in Slurm's words; ``gpus`` is empty where none was asked for.
+    restarts : int
+        How often it went back to the queue.
+    """
+
+    number: str
+    state: str
+    what: str
+    partition: str
+    memory: str
+    limit: str
+    gpus: str
+    restarts: int
+
+    @classmethod
+    def read(cls, line: str) -> SlurmJob:
+        """A line of ``scontrol --oneliner show jobs``."""
+        said = dict(re.findall(r"(\S+?)=(\S+)", line))
+        return cls(
+            said["JobId"], said["JobState"], said["Comment"], said["Partition"], said["MinMemoryNode"], said["TimeLimit"],
+            said.get("TresPerJob", ""), int(said["Restarts"]),
+        )  # fmt: skip
+
+
+class SlurmNode:
+    """Munge, controller and node daemon; ``with SlurmNode() as node`` starts them, and stops them whatever happens."""
+
+    def __init__(self) -> None:
+        self.name = socket.gethostname().partition(".")[0]
+        self.folder = Path(tempfile.mkdtemp(prefix="slurm-node-"))
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> SlurmNode:
+        try:
+            self._write_config()
+            if not self._munge_answers():
+                self._prepare_munge()
+                self._begin("munged", "--foreground", user="munge")
+                wait_until(self._munge_answers, "munge answers", 30)
+            self._begin("slurmctld", "-D")
+            self.start_node()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start_node(self) -> None:
+        """The node's daemon; returns when jobs can run."""
+        self._begin("slurmd", "-D")
+        wait_until(lambda: self._ask("sinfo", "-h", "-p", "everyone", "-o", "%T").strip() in ("idle", "mixed", "allocated"), "the node is up", 60)
+
+    def fail_node(self) -> None:
+        """What a power cut does: the daemon and all that it has started are gone at once, and nobody tells the controller."""
+        daemon = self._daemons.pop("slurmd")
+        daemon.kill()
+        daemon.wait()
+        for process in Path("/proc").glob("[0-9]*"):
+            if "slurmstepd" in _command(process):  # the parent of a step's processes
+                _kill_family(int(process.name))
+
+    def jobs(self) -> list[SlurmJob]:
+        """All jobs since the start, in the order of submission."""
+        lines = [line for line in self._ask("scontrol", "--oneliner", "show", "jobs").splitlines() if line.startswith("JobId=")]
+        return sorted(map(SlurmJob.read, lines), key=lambda job: int(job.number))
+
+    def cancel(self, number: str) -> None:
+        """``scancel``."""
+        self._ask("scancel", number)
+
+    def stop(self) -> None:
+        """End all jobs and daemons, and remove the configuration."""
+        if "slurmctld" in self._daemons:
+            for job in self.jobs():
+                if job.state in ("RUNNING", "PENDING"):
+                    subprocess.run(["scancel", "--full", "--signal=KILL", job.number], capture_output=True)
+        for daemon in reversed(self._daemons.values()):
+            daemon.terminate()
+            try:
+                daemon.wait(20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+        self._daemons.clear()
+        CONFIG.unlink(missing_ok=True)
+        GRES.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # --- how ---
+
+    def _write_config(self) -> None:
+        for name in ("state", "spool"):
+            (self.folder / name).mkdir()
+        controller_port, node_port = free_ports(2)
+        GRES.write_text(f"{MARK}\nName=gpu Type=toy File=/dev/null,/dev/zero\n")
+        CONFIG.write_text(SLURM_CONF.format(mark=MARK, name=self.name, folder=self.folder, controller_port=controller_port, node_port=node_port))
+
+    def _begin(self, name: str, *arguments: str, user: str | None = None) -> None:
+        with (self.folder / f"{name}.out").open("w") as out:
+            self._daemons[name] = subprocess.Popen(
+                [f"/usr/sbin/{name}", *arguments], user=user, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+
+    @staticmethod
+    def _munge_answers() -> bool:
+        return subprocess.run("munge --no-input | unmunge", shell=True, capture_output=True).returncode == 0
+
+    @staticmethod
+    def _prepare_munge() -> None:
+        folder = Path("/run/munge")
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)
+        shutil.chown(folder, "munge", "munge")
+
+    @staticmethod
+    def _ask(*command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def _command(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def _kill_family(pid: int) -> None:
+    """``kill -9`` of a process and all that it has started, from the top, so that none sees another end."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        os.kill(pid, signal.SIGKILL)
+    except OSError:
+        return
+    for child in children:
+        _kill_family(int(child))
+
+
+def main() -> None:
+    """Keep a node up."""
+    if reason := missing():
+        raise SystemExit(reason)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with SlurmNode() as node:
+        print(f"{node.name} is up; Ctrl-C ends it", flush=True)
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            print("ended")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,417 @@
+"""Several processes train one classifier as one process does; what goes wrong in one of them is said once; none outlives the job."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from augbench.classes import ClassInfo, write_class_table
+from augbench.classifier import train as training
+from augbench.classifier.compute import Compute, Group, Storage, count_processes
+from augbench.classifier.images import LabelledImages
+from augbench.classifier.launch import in_processes
+from augbench.classifier.normalisation import GlobalBatchNorm2d
+from augbench.classifier.train import RunResult, train_run
+from augbench.classify import _train_together, train_block
+from augbench.config import Classifier, Execution, Study, parse_study
+from augbench.data.splits import Split, write_split
+from augbench.errors import UserError
+from augbench.files import read_json
+from augbench.store import Store
+
+CPU = torch.device("cpu")
+TINY = Classifier(arch="resnet18", layers=(1, 1, 1, 1), base_width=4, resolution=16, evaluation_resize=16, min_crop_area=0.5, batch_size=40, lr=0.01, max_epochs=3)  # fmt: skip
+# Relative, of the loss of any epoch. Sums in another order round otherwise, and training makes a difference grow: most where the learning
+# rate is high. In float64 the same runs agree so closely that nothing but rounding can be what differs.
+TOLERANCE, TOLERANCE_IN_DOUBLE = 1e-4, 1e-9
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def photo(label: int, i: int) -> Image.Image:
+    """A noisy image of one of several sizes; its brightness gives its class away most of the time."""
+    rng = np.random.default_rng([label, i])
+    return Image.fromarray((rng.normal(110 + 30 * label, 40, (16 + i % 4, 16 + i % 3, 3)).clip(0, 255)).astype(np.uint8))
+
+
+def labelled(first: int, count: int) -> LabelledImages:
+    labels = np.arange(count) % 2
+
+    def load(rows: slice) -> Iterator[Image.Image]:
+        return (photo(int(labels[i]), first + i) for i in range(count)[rows])
+
+    return LabelledImages([f"{first + i}" for i in range(count)], labels, load, "images")
+
+
+def run_tiny(compute: Compute, checkpoint: Path | None = None, **changes: Any) -> RunResult:
+    """Odd numbers of images, so that neither batches nor the validation split can be shared equally."""
+    config = TINY.model_copy(update=changes)
+    return train_run(config, 2, labelled(0, 61), labelled(1000, 40), labelled(2000, 53), 0, 5, compute, checkpoint)
+
+
+@contextmanager
+def double_precision() -> Iterator[None]:
+    """Train in float64, where rounding is too small to grow into anything."""
+    crop, centre = training.cut, training.cut_centre
+    torch.set_default_dtype(torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "cut", lambda *given: crop(*given).double())
+        patch.setattr(training, "cut_centre", lambda *given: centre(*given).double())
+        yield
+    torch.set_default_dtype(torch.float32)
+
+
+def run_in_double_precision(compute: Compute) -> RunResult:
+    with double_precision():
+        return run_tiny(compute)
+
+
+class Stop(Exception):
+    """Training is stopped, in every process at the same place."""
+
+
+def run_and_stop(compute: Compute, checkpoint: Path, after: int) -> None:
+    """Stop in epoch ``after``, when the one before has been saved."""
+    accuracy, calls = training._accuracy, []
+
+    def counted(*given: Any) -> float:
+        calls.append(1)
+        if len(calls) > after:
+            raise Stop
+        return accuracy(*given)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(training, "_accuracy", counted)
+        run_tiny(compute, checkpoint)
+
+
+def batch_norm(module: nn.BatchNorm2d, images: torch.Tensor, part: slice) -> dict[str, torch.Tensor]:
+    """Two training steps; outputs, gradients and statistics."""
+    images = images[part].clone().requires_grad_()
+    for _ in range(2):
+        output = module(images)
+    (output * torch.arange(8.0)[part, None, None, None].sin()).square().sum().backward()
+    assert images.grad is not None and module.weight.grad is not None and module.bias.grad is not None
+    buffers = {"mean": module.running_mean, "var": module.running_var, "steps": module.num_batches_tracked}
+    return {"output": output.detach(), "images": images.grad, "weight": module.weight.grad, "bias": module.bias.grad, **buffers}  # type: ignore[dict-item]
+
+
+def activations() -> torch.Tensor:
+    return torch.randn(8, 3, 5, 4, generator=torch.Generator().manual_seed(0)) * 3 + 2
+
+
+def in_a_group(group: Group, folder: Path) -> dict[str, Any]:
+    """All that is asked of a group of processes, once: they take seconds to start."""
+    compute = Compute(CPU, group, Storage("memory", folder))
+    normalised = batch_norm(GlobalBatchNorm2d(3), activations(), [slice(0, 5), slice(5, 8)][group.rank])
+    whole = run_tiny(compute)
+    run_and_stop(compute, folder / "run.pt", 2)
+    if group.rank == 0:
+        (folder / "two.pt").write_bytes((folder / "run.pt").read_bytes())
+    return {
+        "normalised": group.collect(normalised),
+        "whole": whole,
+        "streamed": run_tiny(replace(compute, storage=Storage("disk", folder))),
+        "resumed": run_tiny(compute, folder / "run.pt"),
+        "double": run_in_double_precision(compute),
+    }
+
+
+@pytest.fixture(scope="module")
+def alone() -> RunResult:
+    torch.set_num_threads(1)
+    return run_tiny(Compute(CPU))
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scratch")
+
+
+@pytest.fixture(scope="module")
+def two(scratch: Path) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    return in_processes(2, CPU, in_a_group, scratch)
+
+
+def assert_close(found: RunResult, expected: RunResult, tolerance: float) -> None:
+    assert len(found.history) == len(expected.history)
+    for ours, theirs in zip(found.history, expected.history, strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=tolerance)
+        assert abs(ours.val_top1 - theirs.val_top1) <= 1 / 53 + 1e-9 and ours.lr == theirs.lr
+    for name, weight in expected.state.items():
+        assert torch.allclose(found.state[name].double(), weight.double(), rtol=0, atol=tolerance), name
+
+
+def test_two_processes_give_the_history_of_one(two: dict[str, Any], alone: RunResult) -> None:
+    assert_close(two["whole"], alone, TOLERANCE)
+
+
+def test_what_differs_is_rounding_alone(two: dict[str, Any]) -> None:
+    assert_close(two["double"], run_in_double_precision(Compute(CPU)), TOLERANCE_IN_DOUBLE)
+
+
+def test_two_processes_that_are_stopped_go_on_as_if_nothing_had_happened(two: dict[str, Any]) -> None:
+    assert two["resumed"].history == two["whole"].history
+    assert all(torch.equal(two["resumed"].state[name], weight) for name, weight in two["whole"].state.items())
+
+
+def test_one_process_goes_on_where_two_were_stopped(two: dict[str, Any], alone: RunResult, scratch: Path) -> None:
+    resumed = run_tiny(Compute(CPU), scratch / "two.pt")
+    assert resumed.history[:2] == two["whole"].history[:2]
+    assert_close(resumed, alone, TOLERANCE)
+
+
+def test_two_processes_that_read_images_from_a_file_train_as_those_with_them_in_memory(two: dict[str, Any], scratch: Path) -> None:
+    assert two["streamed"].history == two["whole"].history
+    assert {path.name for path in scratch.iterdir()} == {"run.pt", "two.pt"}
+
+
+def test_normalisation_over_two_processes_is_that_of_the_whole_batch(two: dict[str, Any]) -> None:
+    expected = batch_norm(nn.BatchNorm2d(3), activations(), slice(0, 8))
+    one, other = two["normalised"]
+    for name in ("output", "images"):
+        assert torch.allclose(torch.cat([one[name], other[name]]), expected[name], atol=1e-5), name
+    for name in ("weight", "bias"):
+        assert torch.allclose(one[name] + other[name], expected[name], rtol=1e-4, atol=1e-4), name
+    for name in ("mean", "var", "steps"):
+        assert torch.equal(one[name], other[name]) and torch.allclose(one[name], expected[name]), name
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def fail_in(group: Group, how: str) -> None:
+    """The second process fails; the first one waits for it."""
+    if group.rank == 1:
+        if how == "defect":
+            raise ZeroDivisionError("a defect")
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise UserError("some.file", "broken", "mend it")
+    group.collect(None)
+
+
+@pytest.mark.full
+def test_an_error_of_one_process_is_the_error_of_all() -> None:
+    with pytest.raises(UserError, match=r"^some\.file: broken; mend it$"):
+        in_processes(2, CPU, fail_in, "user")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.full
+def test_a_defect_in_one_process_keeps_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)^process 2 of 2:\nTraceback .*in fail_in.*ZeroDivisionError: a defect"):
+        in_processes(2, CPU, fail_in, "defect")
+
+
+@pytest.mark.full
+def test_a_process_that_is_killed_is_one_clear_error() -> None:
+    with pytest.raises(UserError, match=r"^process 2 of 2: ended by SIGKILL; most often there was no memory left; run again"):
+        in_processes(2, CPU, fail_in, "killed")
+
+
+def test_more_processes_than_images_in_a_batch_are_refused() -> None:
+    with pytest.raises(UserError, match=r"^execution\.processes: 34, and classifier has a batch of 33; at most one process per image of a batch$"):
+        run_tiny(Compute(CPU, Group(0, 34)))
+
+
+def test_the_number_of_processes_is_that_of_the_gpus_unless_the_config_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert count_processes(Execution(), CPU) == 1 and count_processes(Execution(processes=3), CPU) == 3
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    cuda = torch.device("cuda")
+    assert count_processes(Execution(), cuda) == 4 and count_processes(Execution(processes=2), cuda) == 2
+    with pytest.raises(UserError, match=r"execution\.processes: 5; at most one per visible GPU, here 4"):
+        count_processes(Execution(processes=5), cuda)
+
+
+# --- a block of runs --------------------------------------------------------------------------------------------------
+
+
+def make_study(root: Path, processes: int) -> Study:
+    """An image folder of two classes with splits, in ``root``."""
+    for name, first in (("train", 0), ("val", 100), ("test", 200)):
+        rows = [(f"{'ab'[label]}/{first + i}.png", label) for label in (0, 1) for i in range(20)]
+        for source, label in rows:
+            path = root / "data" / source
+            path.parent.mkdir(parents=True, exist_ok=True)
+            photo(label, int(path.stem)).save(path)
+        ids = [source for source, _ in rows]
+        labels = np.array([label for _, label in rows], dtype=np.int32)
+        write_split(Split(ids, [source[0] for source in ids], labels, ids), root / f"{name}.parquet")
+    write_class_table([ClassInfo("a", ("a",)), ClassInfo("b", ("b",))], root / "classes.parquet")
+    return parse_study(
+        {
+            "study": "s",
+            "dataset": {"kind": "image_folder", "root": str(root / "data")},
+            "diffusion": {"model": "none"},
+            "clip": {"model": "none"},
+            "methods": {"none": {"mechanism": "real"}},
+            "augmentation": {"images_per_class": 20, "resamples": 2},
+            "classifier": TINY.model_dump(mode="json"),
+            "execution": {"device": "cpu", "processes": processes},
+        }
+    )
+
+
+def train(root: Path, processes: int) -> tuple[Store, list[Path]]:
+    """Two runs of a baseline."""
+    study, store = make_study(root, processes), Store(root / "results/.store")
+    folders = [root / f"results/classifiers/none/{run}" for run in (0, 1)]
+    paths = [root / f"{name}.parquet" for name in ("train", "val", "test")]
+    train_block(study, store, "none", *paths, root / "classes.parquet", [], folders)
+    return store, folders
+
+
+def histories(folders: list[Path]) -> list[list[dict[str, float]]]:
+    return [read_json(folder / "history.json")["epochs"] for folder in folders]
+
+
+def test_a_block_of_runs_trained_by_two_processes_leaves_what_one_leaves(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    _, expected = train(tmp_path / "one", 1)
+    store, folders = train(tmp_path / "two", 2)
+    for run in range(2):
+        names = {path.name for path in expected[run].iterdir()}
+        assert {path.name for path in folders[run].iterdir()} == names
+        assert read_json(folders[run] / "timing.json")["processes"] == 2
+        for ours, theirs in zip(*(histories([chosen[run]])[0] for chosen in (folders, expected)), strict=True):
+            assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=TOLERANCE)
+    assert (store.tally.made, store.tally.reused) == (2 * 3 + 2, 0)  # weights, timing, history of each run; its predictions
+    before = [(path, path.stat().st_ino) for folder in folders for path in sorted(folder.iterdir()) if path.name != "result.json"]
+    again, _ = train(tmp_path / "two", 1)  # the number of processes is in no recipe
+    assert again.tally.made == 0
+    assert [(path, path.stat().st_ino) for path, _ in before] == before
+
+
+# --- kills ------------------------------------------------------------------------------------------------------------
+
+SECONDS_PER_EPOCH = 1.0
+JOB = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, {tests!r})
+import test_ddp
+from augbench import classify
+
+classify._train_together = test_ddp.train_slowly
+test_ddp.train(Path({root!r}), 2)
+"""
+
+
+def train_slowly(group: Group, *arguments: Any) -> int:
+    """What a worker does, so slowly that a test can get between two epochs."""
+    accuracy = training._accuracy
+
+    def slow(*given: Any) -> float:
+        time.sleep(SECONDS_PER_EPOCH)
+        return accuracy(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(training, "_accuracy", slow)
+        return _train_together(group, *arguments)
+
+
+def workers(folder: Path) -> list[int]:
+    """Ids of the processes that train for the job in ``folder``."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().split(b"\0")
+            if any(part.endswith(b"classifier/worker.py") for part in command) and (process / "cwd").resolve() == folder.resolve():
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def wait_until(reached: Callable[[], Any], what: str) -> None:
+    end = time.monotonic() + 120
+    while not reached():
+        assert time.monotonic() < end, what
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A job that trains with two processes and has saved an epoch."""
+    code = JOB.format(tests=str(Path(__file__).parent), root=str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: list(tmp_path.glob("results/.work/classifiers/*.pt")) or process.poll(), "no epoch was saved")
+    assert process.poll() is None and len(workers(tmp_path)) == 2
+    yield process
+    process.kill()
+    process.wait()
+    for pid in workers(tmp_path):
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.full
+def test_a_job_killed_in_training_leaves_no_process_and_goes_on_to_the_same_history(job: subprocess.Popen[str], tmp_path: Path) -> None:
+    job.kill()
+    wait_until(lambda: not workers(tmp_path), "processes outlive their job")
+    assert list(tmp_path.glob("results/.work/classifiers/*.pt"))
+    _, resumed = train(tmp_path, 2)
+    (tmp_path / "whole").mkdir()
+    _, whole = train(tmp_path / "whole", 2)
+    assert histories(resumed) == histories(whole)
+    assert all((ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes() for ours, theirs in zip(resumed, whole, strict=True))
+    assert len(read_json(resumed[0] / "timing.json")["seconds_per_epoch"]) == TINY.max_epochs
+    assert max(read_json(resumed[0] / "timing.json")["seconds_per_epoch"]) > SECONDS_PER_EPOCH  # so the first epochs are the killed job's
+
+
+@pytest.mark.full
+def test_a_job_that_is_told_to_end_ends_with_its_processes(job: subprocess.Popen[str], tmp_path: Path) -> None:
+    job.terminate()
+    _, said = job.communicate()
+    assert job.returncode == 128 + signal.SIGTERM and "Traceback" not in said, said
+    wait_until(lambda: not workers(tmp_path), "processes outlive their job")
+
+
+@pytest.mark.full
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_give_the_history_of_one() -> None:
+    device = torch.device("cuda")
+    assert_close(in_processes(2, device, run_on_gpu), run_tiny(Compute(device), dtype="float32"), 1e-2)
+
+
+def run_on_gpu(group: Group) -> RunResult:
+    return run_tiny(Compute(torch.device("cuda", group.rank), group), dtype="float32")
+
+
+def run_of_three(group: Group, folder: Path) -> tuple[RunResult, RunResult]:
+    compute = Compute(CPU, group)
+    run_and_stop(compute, folder / "run.pt", 2)
+    return run_tiny(compute), run_tiny(compute, folder / "run.pt")
+
+
+@pytest.mark.full
+def test_three_processes_that_are_stopped_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    """With three the order of sums matters, which two summands have none of."""
+    whole, resumed = in_processes(3, CPU, run_of_three, tmp_path)
+    assert whole.history == resumed.history
+    assert all(torch.equal(resumed.state[name], weight) for name, weight in whole.state.items())
