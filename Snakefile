@@ -33,12 +33,11 @@ localrules:
     pretrain,
 
 
-# Everything the study promises. Of the shards, one of each job is asked for: a job whose target is asked for here is looked at, and runs if anything that
-# others ask of it is missing. So a deleted shard is noticed, without a plan of 60,000 targets.
+# Everything the study promises; a deleted shard is noticed because it is one of the things promised.
 rule all:
     default_target: True
     input:
-        [first_shards(method) for method in PLAN.pooled],
+        get_promised_shards,
         [PLAN.selected(method) for method in PLAN.personalised],
         PLAN.table1.values(),
         PLAN.figure1.values(),
