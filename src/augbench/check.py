@@ -105,14 +105,15 @@ def check_study(study: Study, *, models: bool = True, verify_images: bool = Fals
     except UserError as error:
         problems += error.problems if isinstance(error, ConfigError) else [error]
     else:
+        problems += _excluded(study, list(sizes))
         notes.append(_summary(sizes, study.dataset.test_images_per_class))
         problems += _prompts(study, source.classes())
         for name, method in study.methods.items():
             if isinstance(method, PersonaliseMethod):
                 problems += check_clusters(f"methods.{name}.clusters", method.clusters, {class_id: size.train for class_id, size in sizes.items()})
         problems += _judge(study, list(sizes))
-        problems += _corpus(study, list(sizes))
         problems += _added_images(study, {class_id: size.train for class_id, size in sizes.items()})
+    problems += _corpus(study)
     if images is not None and verify_images:
         problems += _damaged_images(source, images)
     if models:
@@ -240,14 +241,18 @@ def _drawn_images(study: Study, name: str, method: DrawMethod, size: int, becaus
 # --- retrieval ------------------------------------------------------------------------------------------------------
 
 
-def _corpus(study: Study, class_ids: list[str]) -> Iterator[UserError]:
-    """The corpus is there, manifests and weights that are named are there, and classes that are left out are classes."""
-    retrieved = {name: method for name, method in study.methods.items() if isinstance(method, RetrieveMethod)}
+def _excluded(study: Study, class_ids: list[str]) -> Iterator[UserError]:
+    """Classes that are left out are classes."""
     exclude = study.retrieval.exclude
     for class_id in sorted(set(exclude) - set(class_ids)) if isinstance(exclude, tuple) else ():
         yield UserError("retrieval.exclude", repr(class_id), f"allowed: class_ids of the data set, {some(class_ids)}")
     if isinstance(exclude, tuple) and len(set(class_ids) - set(exclude)) < 2:
         yield UserError("retrieval.exclude", f"{len(exclude)} of {len(class_ids)} classes", "at least 2 must stay")
+
+
+def _corpus(study: Study) -> Iterator[UserError]:
+    """The corpus is there, and so are manifests and weights that are named."""
+    retrieved = {name: method for name, method in study.methods.items() if isinstance(method, RetrieveMethod)}
     if not retrieved:
         return
     corpus = study.corpus

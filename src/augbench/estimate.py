@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +30,6 @@ from augbench.config import (
     RetrieveMethod,
     SampleMethod,
     Study,
-    merge,
     read_yaml,
 )
 from augbench.data.source import open_source
@@ -94,30 +94,34 @@ def read_throughput(device: str | None = None, path: str | Path | None = None) -
     Raises
     ------
     UserError
-        No such file or device, or a figure that is no number.
+        No such file or device, an unknown figure, or one that is no number.
     """
     table, own = read_yaml(TABLE), str(path or MEASURED)
-    measured = read_yaml(own) if path is not None or Path(own).is_file() else {}
-    table = merge(table, measured)
-    first = next(iter(measured.get("devices") or {}), next(iter(table["devices"])))
-    if (device := device or first) not in table["devices"]:
-        raise UserError("--device", repr(device), f"allowed: {', '.join(table['devices'])}")
-    chosen = table["devices"][device]
+    measured = {"devices": {}, "assumed": {}, **(read_yaml(own) if path is not None or Path(own).is_file() else {})}
+    sections = [measured["devices"], measured["assumed"]]
+    if not all(isinstance(section, Mapping) for section in (*sections, *(sections[0].values() if isinstance(sections[0], Mapping) else ()))):
+        raise UserError(own, "not in the form of resources/throughput.yaml", "allowed: `devices`, a mapping of figures for each, and `assumed`, a mapping")
+    names = list(dict.fromkeys([*measured["devices"], *table["devices"]]))
+    if (device := device or names[0]) not in names:
+        raise UserError("--device", repr(device), f"allowed: {', '.join(names)}")
+    chosen = {**table["devices"].get(device, {}), **measured["devices"].get(device, {})}
 
     def figures(section: Mapping[str, Any], where: str) -> dict[str, Figure]:
         found = {}
         for name, entry in section.items():
-            value = entry.get("value") if isinstance(entry, Mapping) else entry
-            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            details = entry if isinstance(entry, Mapping) else {"value": entry}
+            value = details.get("value")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise UserError(f"{where}.{name}", repr(value), "allowed: a number above 0")
-            details = entry if isinstance(entry, Mapping) else {}
-            found[name] = Figure(float(value), bool(details.get("measured", False)), str(details.get("source", "")))
+            found[name] = Figure(float(value), bool(details.get("measured", False)), str(details.get("source", own)))
         return found
 
     rates = figures({name: entry for name, entry in chosen.items() if name != "name"}, f"devices.{device}")
     if missing := [name for name in table["units"] if name not in rates]:
         raise UserError(f"devices.{device}", f"no {', '.join(missing)}", f"give them in {own}")
-    return Throughput(device, str(chosen.get("name", device)), rates, figures(table["assumed"], "assumed"))
+    if unknown := [name for name in rates if name not in table["units"]]:
+        raise UserError(f"devices.{device}", f"unknown figures {', '.join(unknown)}", f"allowed: {', '.join(table['units'])}")
+    return Throughput(device, str(chosen.get("name", device)), rates, figures({**table["assumed"], **measured["assumed"]}, "assumed"))
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------
@@ -318,14 +322,15 @@ class Estimate:
 
     # --- steps ---
 
-    def _step(self, stage: str, method: str, jobs: Sequence[Sequence[str]], **figures: Any) -> Step:
-        counts = [(len(outputs), self._disk.count(outputs)) for outputs in jobs]
+    def _step(self, stage: str, method: str, jobs: Sequence[Sequence[str]], others: Sequence[Sequence[str]] = (), **figures: Any) -> Step:
+        """A step of ``jobs``, whose hours are counted, and of ``others`` that need no GPU; each is given by its files."""
+        counts = [(len(outputs), self._disk.count(outputs)) for outputs in (*jobs, *others)]
         done = sum(1 for number, found in counts if number == found)
         step = Step(stage, method, len(counts), done, sum(n for n, _ in counts), sum(found for _, found in counts), **figures)
         if step.gpu_hours:
-            step = replace(step, gpu_hours=step.gpu_hours + step.jobs * self._rate("start") / 3600)
+            step = replace(step, gpu_hours=step.gpu_hours + len(jobs) * self._rate("start") / 3600)
         if step.gpu_hours != 0.0 and (seconds := self._job_seconds(stage, method)):
-            step = replace(step, gpu_hours=step.jobs * fmean(seconds) / 3600, measured=True)
+            step = replace(step, gpu_hours=len(jobs) * fmean(seconds) / 3600, measured=True)
         return step
 
     @cached_property
@@ -340,23 +345,15 @@ class Estimate:
     def _job_seconds(self, stage: str, method: str) -> list[float]:
         """Seconds of the finished jobs of a stage of a method; a GPU is theirs meanwhile."""
         folder = {"select": "classify_candidates"}.get(stage, stage)
-        names = self._benchmarks.get(folder, [])
-        blocks = {method} | {f"{method}_{suffix}" for suffix in self._block_names}
-        own = [name for name in names if name.removesuffix(".tsv").partition("_lr")[0].partition("_part")[0] in blocks]
+        pattern = re.compile(rf"{method}(_(\d+|all)(_part\d+)?(_lr[^_]+)?)?\.tsv")
         seconds = []
-        for name in own:
+        for name in filter(pattern.fullmatch, self._benchmarks.get(folder, [])):
             try:
                 with open(self.plan.path("benchmarks", folder, name), encoding="utf-8", newline="") as stream:
                     seconds += [float(row["s"]) for row in csv.DictReader(stream, delimiter="\t")]
             except (OSError, KeyError, ValueError):
                 continue
         return seconds
-
-    @cached_property
-    def _block_names(self) -> set[str]:
-        finetune = {block.name for method in self.plan.personalised for block in self.plan.finetune_blocks(method)}
-        others = {block.name for block in (*self.plan.class_blocks, *self.plan.run_blocks)}
-        return finetune | others | {block.name for block in self.plan.candidate_blocks}
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -385,6 +382,8 @@ class Estimate:
             yield self._step("fetch", hub.repository, [[hub.marker]], disk_bytes=size, download_bytes=size)
         if self.plan.cluster_files and self.plan.feature_files:
             yield self._step("fetch", "Inception-v3", [self.plan.feature_files], disk_bytes=1.09e8, download_bytes=1.09e8)
+        if self.plan.aesthetics_files:
+            yield self._step("fetch", "aesthetics predictor", [self.plan.aesthetics_files], disk_bytes=3.7e6, download_bytes=3.7e6)
         if self.plan.fashion_mnist_files:
             yield self._step("fetch", "Fashion-MNIST", [self.plan.fashion_mnist_files], disk_bytes=3.1e7, download_bytes=3.1e7)
 
@@ -426,20 +425,20 @@ class Estimate:
             for factor in factors
             for block in plan.finetune_blocks(method)
         ]
-        jobs.append([plan.lr(method), plan.finetune_history(method), *plan.embeddings(method).values(), *plan.unets(method).values()])
+        choice = [plan.lr(method), plan.finetune_history(method), *plan.embeddings(method).values(), *plan.unets(method).values()]
         epochs = min(self.study.finetune.max_epochs, self._assume("finetune_epochs"))
         seen = epochs * len(factors) * (self.sizes.train + FORWARD_SHARE * self.sizes.validation * self.study.finetune.validation_draws)
         hours = seen * self._area / self._rate("finetune_unet" if row.train_unet else "finetune_vectors") / 3600 if self.knows_diffusion else None
         vectors = self.sizes.classes * row.clusters * VECTOR_BYTES[row.learn] * len(row.candidates) * (len(factors) + 1)
         unets = self._assume("unet_bytes") * len(factors) * len(row.candidates) if row.train_unet and self.knows_diffusion else 0.0
-        yield self._step("finetune", method, jobs, images=self.sizes.train, gpu_hours=hours, disk_bytes=vectors + unets)
+        yield self._step("finetune", method, jobs, [choice], images=self.sizes.train, gpu_hours=hours, disk_bytes=vectors + unets)
 
         shards = [[plan.candidate_folder(method, name, folder) for name in row.candidate_names for folder in block.folders] for block in plan.candidate_blocks]
         images = len(row.candidates) * self.pool_images(method, ["0"])
         kept = images if self.study.execution.keep_candidates else self.pool_images(method, ["0"])
-        yield self._step(
-            "candidates", method, shards, images=images, gpu_hours=self._generate_hours(method, images), disk_bytes=kept * self._image_bytes
-        )  # fmt: skip
+        made = self._step("candidates", method, shards, images=images, gpu_hours=self._generate_hours(method, images), disk_bytes=kept * self._image_bytes)
+        deleted = not self.study.execution.keep_candidates and self._disk.count([plan.selected(method)])
+        yield replace(made, jobs_done=made.jobs, files_done=made.files) if deleted else made
 
         trained = [path for name in row.candidate_names for path in plan.run_files(method, "0", name)]
         pools = [path for name in row.candidate_names for path in (plan.pool(method, name), plan.resample(method, "0", name))]
@@ -447,7 +446,8 @@ class Estimate:
         yield self._step(
             "select",
             method,
-            [pools, trained, [plan.selected(method)]],
+            [trained],
+            [pools, [plan.selected(method)]],
             images=training,
             gpu_hours=self._classify_hours(training, len(row.candidates)),
             disk_bytes=len(row.candidates) * self._classifier_bytes,
@@ -478,7 +478,7 @@ class Estimate:
             images = pools + self.sizes.validation + self.sizes.test
             files = [*plan.embedded_splits.values(), *(path for method in plan.guarded for path in (plan.leaks(method), plan.leak_counts(method)))]
             yield self._step(
-                "report", "near-duplicates", [files, list(plan.leakage_table.values())], images=images, gpu_hours=images / self._rate("embed") / 3600
+                "report", "near-duplicates", [files], [list(plan.leakage_table.values())], images=images, gpu_hours=images / self._rate("embed") / 3600
             )
         tables = [list(group.values()) for group in (plan.table1, plan.figure1, plan.diagnostics, plan.retrieval_summary) if group]
         yield self._step("report", "tables and figures", [*tables, [plan.path("config.yaml")]])

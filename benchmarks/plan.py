@@ -1,0 +1,147 @@
+"""The plan of a full study: how long Snakemake takes to make it, and to find that nothing is to be done.
+
+Flows in: a study's config; no data is needed. Flows out: Markdown lines, and JSON with ``--json``: wall and processor time, peak memory, jobs and declared
+files of
+
+- ``snakemake --version``, the least that any call of Snakemake costs;
+- ``snakemake -n -q rules`` with nothing there;
+- the same with everything there.
+
+"Everything there" is made in a throw-away folder: an empty file or folder for each declared target (shards have a length, but take no disk), then
+``snakemake --touch``, which gives them times in the order of the jobs and writes Snakemake's own records of them. That takes longer than what is measured.
+Each call is a process of its own; the repeats alternate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.machine import busy_seconds, describe, wait_until_idle
+
+Result = dict[str, Any]
+PROJECT = Path(__file__).resolve().parents[1]
+LINKED = ("Snakefile", "workflow", "src", "resources", "envs", "config", "profiles")
+SHARD_BYTES = 20_000_000  # as large as a real one: smaller files are hashed
+
+
+def snakemake(folder: Path, *arguments: str) -> tuple[str, Result]:
+    """Run Snakemake to its end; what it printed, and what it took."""
+    start, busy = time.perf_counter(), busy_seconds()
+    process = subprocess.Popen([sys.executable, "-m", "snakemake", *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    text = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds, used = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+    if process.returncode:
+        sys.exit(text[-4000:])
+    others = max(0.0, (busy_seconds() - busy - used) / seconds)
+    return text, {
+        "seconds": round(seconds, 2), "processor_seconds": round(used, 2), "peak_memory": usage.ru_maxrss * 1024, "cores_used_by_others": round(others, 2),
+    }  # fmt: skip
+
+
+def make_folder(folder: Path) -> None:
+    """A working directory without results."""
+    folder.mkdir(parents=True)
+    for name in LINKED:
+        (folder / name).symlink_to(PROJECT / name)
+
+
+def declared_files(folder: Path, configfile: str) -> list[str]:
+    """Every file and folder that a job of the study makes."""
+    text, _ = snakemake(folder, "--summary", "--configfile", configfile)
+    return [line.partition("\t")[0] for line in text.splitlines() if line.startswith("results/")]
+
+
+def make_everything(folder: Path, configfile: str, files: Sequence[str]) -> Result:
+    """Put all targets there, up to date; what that took."""
+    for name in files:
+        path = folder / name
+        if not path.suffix:
+            path.mkdir(parents=True)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as stream:
+            stream.truncate(SHARD_BYTES if "/shards/" in name else 0)
+    _, took = snakemake(folder, "--touch", "--cores", str(os.cpu_count()), "--quiet", "all", "--configfile", configfile)
+    return took
+
+
+def measure(folder: Path, options: argparse.Namespace) -> Result:
+    """All calls, ``options.repeats`` times in turn."""
+    plan = ("-n", "-q", "rules", "--configfile", options.configfile)
+    empty, full = folder / "empty", folder / "full"
+    make_folder(empty)
+    make_folder(full)
+    files = declared_files(empty, options.configfile)
+    report: Result = {"files": len(files), "results": {"version": [], "nothing there": [], "everything there": []}}
+    report["touch"] = make_everything(full, options.configfile, files)
+    for repeat in range(options.repeats):
+        calls = {"version": (empty, ("--version",)), "nothing there": (empty, plan), "everything there": (full, plan)}
+        for name, (where, arguments) in calls.items():
+            wait_until_idle(60 * options.wait)
+            text, took = snakemake(where, *arguments)
+            report["results"][name].append(took)
+            print(f"repeat {repeat + 1}: {name}: {took}", file=sys.stderr)
+            if name == "nothing there":
+                report["jobs"] = int(re.findall(r"^total +(\d+)$", text, re.MULTILINE)[0])
+            if name == "everything there" and "Nothing to be done" not in text:
+                sys.exit("something is to be done although all targets are there:\n" + text[-4000:])
+    return report
+
+
+def markdown(report: Result) -> str:
+    """A line for each call, and what was counted."""
+    lines = ["| | seconds: median (least - most) | processor seconds | peak memory, GB |", "|---|---|---|---|"]
+    names = {"version": "`snakemake --version`", "nothing there": "`snakemake -n`, nothing there", "everything there": "`snakemake -n`, everything there"}
+    for name, runs in report["results"].items():
+        times = sorted(run["seconds"] for run in runs)
+        used = statistics.median(run["processor_seconds"] for run in runs)
+        memory = max(run["peak_memory"] for run in runs) / 1e9
+        lines.append(f"| {names[name]} | {statistics.median(times):.1f} ({times[0]:.1f} - {times[-1]:.1f}) | {used:.1f} | {memory:.2f} |")
+    machine = report["machine"]
+    lines.append(
+        f"\n{report['jobs']:,} jobs, {report['files']:,} declared files; {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; at most "
+        f"{max(run['cores_used_by_others'] for runs in report['results'].values() for run in runs)} cores used by other processes; "
+        f"{len(report['results']['version'])} repeats; {report['date']}; `{report['command']}`"
+    )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Make the folders, measure, print, remove the folders."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--configfile", default="config/imagenet10.yaml", help="the study, relative to the project")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--wait", type=float, default=0, help="minutes to wait at most, before each call, for other processes to be idle")
+    parser.add_argument("--folder", type=Path, required=True, help="a new folder to work in; it is removed at the end")
+    parser.add_argument("--json", type=Path, help="where to write all figures")
+    options = parser.parse_args(arguments)
+    if options.folder.exists():
+        parser.error(f"--folder {options.folder} is there already, and would be removed at the end; give a new one")
+    try:
+        report = measure(options.folder, options)
+    finally:
+        shutil.rmtree(options.folder, ignore_errors=True)
+    report |= {"command": "python benchmarks/plan.py " + " ".join(arguments), "date": datetime.date.today().isoformat(), "machine": describe()}
+    print(markdown(report))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
