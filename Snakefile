@@ -45,6 +45,7 @@ rule all:
         PLAN.retrieval_summary.values(),
         PLAN.leakage_table.values(),
         PLAN.path("config.yaml"),
+        PLAN.path("provenance.json"),
 
 
 rule table1:

@@ -1,7 +1,7 @@
 """A real single-node Slurm for the tests: started, used, stopped, nothing left behind.
 
-Flows in: nothing but root and Debian's ``slurm-wlm`` and ``munge``, which are installed where apt-get is. Flows out: a node with two CPUs and
-two pretended GPUs, memory and time limits that are enforced, no accounting, and what Slurm says of its jobs. The configuration has to
+Flows in: nothing but root and Debian's ``slurm-wlm`` and ``munge``, which are installed where apt-get is. Flows out: a node with sixteen
+pretended CPUs and two pretended GPUs, memory and time limits that are enforced, no accounting, and what Slurm says of its jobs. The configuration has to
 lie in /etc/slurm, because Snakemake's plugin hides SLURM_* variables from its jobs; that of another Slurm is left alone.
 
 ``python tests/slurm_node.py`` keeps a node up until Ctrl-C, to try the profile by hand.
@@ -32,6 +32,8 @@ SlurmctldPort={controller_port}
 SlurmdPort={node_port}
 SlurmUser=root
 AuthType=auth/munge
+# a job that goes back to the queue waits there for as long as its credential was good for, which is two minutes by default
+AuthInfo=cred_expire=20
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -54,10 +56,10 @@ KillWait=2
 SlurmdTimeout=10
 ReturnToService=2
 MinJobAge=3600
-# more memory than the machine has: here jobs wait for CPUs only
+# more of all than the machine has: here jobs that use GPUs wait for those
 SlurmdParameters=config_overrides
 GresTypes=gpu
-NodeName={name} NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000000 Gres=gpu:toy:2 State=UNKNOWN
+NodeName={name} NodeAddr=127.0.0.1 CPUs=16 RealMemory=1000000 Gres=gpu:toy:2 State=UNKNOWN
 PartitionName=everyone Nodes=ALL Default=YES MaxTime=1440 State=UP
 PartitionName=gpus Nodes=ALL MaxTime=1440 State=UP
 """
@@ -116,7 +118,7 @@ class SlurmJob:
         For example RUNNING, COMPLETED, TIMEOUT.
     what : str
         Rule and wildcards, as the plugin writes them.
-    partition, memory, limit, gpus : str
+    partition, memory, limit, cpus, gpus : str
         What it asked for, in Slurm's words; ``gpus`` is empty where none was asked for.
     restarts : int
         How often it went back to the queue.
@@ -128,6 +130,7 @@ class SlurmJob:
     partition: str
     memory: str
     limit: str
+    cpus: str
     gpus: str
     restarts: int
 
@@ -137,7 +140,7 @@ class SlurmJob:
         said = dict(re.findall(r"(\S+?)=(\S+)", line))
         return cls(
             said["JobId"], said["JobState"], said["Comment"], said["Partition"], said["MinMemoryNode"], said["TimeLimit"],
-            said.get("TresPerJob", ""), int(said["Restarts"]),
+            said["CPUs/Task"], said.get("TresPerJob", ""), int(said["Restarts"]),
         )  # fmt: skip
 
 
@@ -180,6 +183,10 @@ class SlurmNode:
             if "slurmstepd" in _command(process):  # the parent of a step's processes
                 _kill_family(int(process.name))
 
+    def hold_queue(self, held: bool = True) -> None:
+        """Start no job until it is let go."""
+        self._ask("scontrol", "update", "PartitionName=everyone", f"State={'DOWN' if held else 'UP'}")
+
     def jobs(self) -> list[SlurmJob]:
         """All jobs since the start, in the order of submission."""
         lines = [line for line in self._ask("scontrol", "--oneliner", "show", "jobs").splitlines() if line.startswith("JobId=")]
@@ -188,6 +195,10 @@ class SlurmNode:
     def cancel(self, number: str) -> None:
         """``scancel``."""
         self._ask("scancel", number)
+
+    def shorten(self, number: str) -> None:
+        """Leave a job a minute, which ends at once if it has had that already."""
+        self._ask("scontrol", "update", f"JobId={number}", "TimeLimit=1")
 
     def stop(self) -> None:
         """End all jobs and daemons, and remove the configuration."""

@@ -14,6 +14,15 @@ SRC = str(Path(__file__).resolve().parents[1] / "src")
 HOLD_RUN = "from augbench import launcher; print(launcher.acquire_run_lock(), flush=True); input()"
 HOLD_JOB = "from augbench import launcher; launcher.hold_job_lock(); print('held', flush=True); input()"
 TRY_RUN = "from augbench import launcher; launcher.acquire_run_lock(); print('acquired')"
+BEGIN_JOB = "from augbench import launcher; launcher.guard_job(); print('begun')"
+CURRENT = "import os; from augbench import launcher; os.environ['AUGBENCH_RUN'] = launcher.acquire_run_lock(); "
+# what the system says on a disk that is mounted so
+WITHOUT_LOCKS = """
+import errno, fcntl, os
+def flock(stream, how):
+    raise OSError(errno.{error}, os.strerror(errno.{error}))
+fcntl.flock = flock
+"""
 
 
 def start(code: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
@@ -77,3 +86,42 @@ def test_jobs_of_one_run_do_not_exclude_each_other(tmp_path: Path, jobs: int) ->
     for process in running:
         process.communicate("\n")
         assert process.returncode == 0
+
+
+def test_a_job_of_a_replaced_run_ends_before_snakemake_touches_its_outputs(tmp_path: Path) -> None:
+    assert attempt(TRY_RUN, tmp_path)[0] == 0
+    line = "augbench: results/.locks/run: the run that started this job has been replaced; nothing to do: the new run makes what is missing\n"
+    assert attempt(BEGIN_JOB, tmp_path, AUGBENCH_RUN="of-yesterday") == (1, line)
+
+
+def test_jobs_of_the_run_that_is_alive_and_of_none_begin(tmp_path: Path) -> None:
+    assert attempt(CURRENT + BEGIN_JOB, tmp_path) == (0, "begun\n")
+    assert attempt(BEGIN_JOB, tmp_path) == (0, "begun\n"), "plain Snakemake reads its rules before it is a run"
+
+
+@pytest.mark.parametrize("error", ["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
+def test_a_disk_without_locks_refuses_no_run_and_is_named(tmp_path: Path, error: str) -> None:
+    status, text = attempt(WITHOUT_LOCKS.format(error=error) + TRY_RUN, tmp_path)
+    assert status == 0 and text.startswith("acquired\n")
+    assert text.count("results/.locks: this file system knows no locks") == 1 and "do not start a second run beside this one" in text
+
+
+def test_jobs_of_a_replaced_run_are_found_on_a_disk_without_locks(tmp_path: Path) -> None:
+    without = WITHOUT_LOCKS.format(error="ENOLCK")
+    assert attempt(without + TRY_RUN, tmp_path)[0] == 0
+    status, text = attempt(without + HOLD_JOB, tmp_path, AUGBENCH_RUN="of-yesterday")
+    assert status != 0 and "the run that started this job has been replaced" in text
+
+
+def test_another_failure_to_lock_is_not_passed_over(tmp_path: Path) -> None:
+    status, text = attempt(WITHOUT_LOCKS.format(error="EIO") + TRY_RUN, tmp_path)
+    assert status != 0 and "Input/output error" in text
+
+
+@pytest.mark.parametrize(
+    ("extra", "cores"), [([], True), (["-n"], True), (["--profile", "slurm"], False), (["--executor=slurm"], False), (["-e", "slurm"], False)]
+)
+def test_cores_are_for_runs_on_this_machine(tmp_path: Path, extra: list[str], cores: bool) -> None:
+    (tmp_path / "snakemake.py").write_text("import sys; print(sys.argv[1:])")
+    status, text = attempt(f"from augbench import launcher; launcher.run(['study.yaml'], [], 2, {extra!r})", tmp_path, PYTHONPATH=f"{tmp_path}:{SRC}")
+    assert status == 0 and ("'--cores', '2'" in text) is cores

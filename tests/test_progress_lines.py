@@ -51,6 +51,14 @@ def test_a_failed_step_shows_the_end_of_its_log(handler: LogHandler, capsys: pyt
     assert len(lines) < 10
 
 
+def test_a_step_that_was_killed_says_so_for_its_log_cannot(handler: LogHandler, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    log = tmp_path / "job.log"
+    log.write_text("starting\n")
+    send(handler, LogEvent.JOB_INFO, jobid=1, rule_name="splits", rule_msg="splits", log=[str(log)])
+    send(handler, LogEvent.JOB_ERROR, jobid=1)
+    assert "its log names no error: it was killed, or had no memory left" in capsys.readouterr().err.splitlines()[-2]
+
+
 def test_other_errors_are_shown_whole(handler: LogHandler, capsys: pytest.CaptureFixture[str]) -> None:
     send(handler, None, logging.ERROR, "MissingInputException in rule splits:\nMissing input files")
     assert "Missing input files" in capsys.readouterr().err

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from augbench.errors import UserError
-from augbench.shards import ShardRow, encode_image, is_whole, read_footer, read_shard, write_shard
+from augbench.files import canonical_hash
+from augbench.shards import ShardRow, encode_image, is_kept, is_whole, read_footer, read_shard, write_shard
 
 
 def rows(count: int = 5) -> list[ShardRow]:
@@ -69,6 +70,15 @@ def test_a_flipped_bit_in_an_image_is_noticed(shard: Path) -> None:
     data[middle] ^= 1
     shard.write_bytes(data)
     assert not is_whole(shard)
+
+
+def test_the_store_takes_no_shard_of_another_recipe_than_its_name_stands_for(shard: Path, tmp_path: Path) -> None:
+    for name, expected in (({"guidance_scale": 3.0}, True), ({"guidance_scale": 2.0}, False)):
+        kept = tmp_path / f"{canonical_hash(name)}.parquet"
+        kept.write_bytes(shard.read_bytes())
+        assert is_kept(kept) is expected
+    kept.write_bytes(shard.read_bytes()[:-100])
+    assert not is_kept(kept)
 
 
 def test_a_foreign_parquet_file_is_refused(tmp_path: Path) -> None:

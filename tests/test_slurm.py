@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import slurm_node
+import yaml
 from conftest import PROJECT, SMALL_STUDY, Workspace, make_workspace
 from slurm_node import SlurmJob, SlurmNode
 
@@ -23,10 +24,13 @@ pytestmark = pytest.mark.full
 STUDY = copy.deepcopy(SMALL_STUDY)
 STUDY["methods"] = {name: row for name, row in STUDY["methods"].items() if name in ("none", "simple_prompt", "pseudoword_clip", "retrieval")}
 STUDY["execution"]["classes_per_job"] = 10
+STUDY["corpus"] |= {"images": 1500, "distractors": 150}
+STUDY["finetune"]["max_epochs"] = 1
 SHARDS = 20  # of a method: 10 classes in 2 parts
-GENERATE = "rule_generate_000_wildcards_simple_prompt"
+GENERATE = "rule_generate_simple_prompt_000"
 CANDIDATES = "rule_candidates_pseudoword_clip_000"
-RETRIEVE = "rule_retrieve_000_wildcards_retrieval"
+RETRIEVE = "rule_retrieve_retrieval_000"
+WITHOUT_GPUS = ("gpus_per_job=0", "threads_per_gpu=1")
 PATIENCE = 600  # seconds
 
 
@@ -61,13 +65,18 @@ class Run:
         self.process.wait()
 
 
-def start(workspace: Workspace, *arguments: str, targets: tuple[str, ...] = ("table1",), site: tuple[str, ...] = ("gpus_per_job=0",)) -> Run:
-    """As a user types it, but that it looks after its jobs more often, for they are short."""
-    command = [sys.executable, "-m", "snakemake", "--profile", "slurm", "--configfile", "study.yaml", "--default-resources", *site]
+def start(workspace: Workspace, *arguments: str, targets: tuple[str, ...] = ("table1",), site: tuple[str, ...] = WITHOUT_GPUS) -> Run:
+    """As a user types it, but that it looks after its jobs more often, for they are short; ``site`` takes the place of the profile's values."""
+    command = [sys.executable, "-m", "snakemake", "--profile", "slurm", "--configfile", "study.yaml", *(("--default-resources", *site) if site else ())]
     command += ["--slurm-init-seconds-before-status-checks", "3", *arguments, "--", *targets]
     path = workspace.folder / f"run{len(list(workspace.folder.glob('run*.log')))}.log"
     with path.open("w") as log:
-        process = subprocess.Popen(command, cwd=workspace.folder, env=workspace.environment(), stdout=log, stderr=log, text=True, start_new_session=True)
+        # the node's CPUs are pretended: a job with many threads would wait for itself
+        environment = {**workspace.environment(), "OMP_THREAD_LIMIT": "1"}
+        process = subprocess.Popen(
+            command, cwd=workspace.folder, env=environment, stdout=log, stderr=log, text=True, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which is ignored in what a shell starts with "&"
+        )  # fmt: skip
     return Run(workspace, process, path)
 
 
@@ -129,21 +138,24 @@ def disturbed(node: SlurmNode, tmp_path_factory: pytest.TempPathFactory) -> Dist
     kept: dict[str, dict[Path, int]] = {}
 
     def stop(what: str, method: str, how: Callable[[SlurmJob], None]) -> None:
-        job = running(node, what)
-        if what not in kept and job is not None and len(finished := stored(workspace, method)) >= 3:
+        if what not in kept and (job := running(node, what)) is not None and len(finished := stored(workspace, method)) >= 3:
             how(job)
             kept[what] = finished
 
+    def hang(job: SlurmJob) -> None:
+        stop_scripts(workspace, "generate_candidates")
+        node.shorten(job.number)
+
     run = start(
         workspace,
-        *("--set-resources", f"{RETRIEVE[5:17]}:mem_mb=300 if attempt == 1 else 4000", f"{CANDIDATES[5:]}:runtime=1 if attempt == 1 else 30"),
+        *("--set-resources", f"{RETRIEVE[5:]}:mem_mb=300 if attempt == 1 else 4000"),
         site=("slurm_partition=everyone", "gpu_type=toy", "gpu_partition=gpus", "threads_per_gpu=1", "longest_job=300"),
     )
     try:
         while run.process.poll() is None:
             stop(GENERATE, "simple_prompt", lambda job: node.cancel(job.number))
-            stop(CANDIDATES, "pseudoword_clip", lambda _: stop_scripts(workspace, "generate_candidates"))
-            time.sleep(0.1)
+            stop(CANDIDATES, "pseudoword_clip", hang)
+            time.sleep(0.3)
     finally:
         run.kill()
     return Disturbed(run, node.jobs(), kept)
@@ -174,7 +186,7 @@ def test_a_job_over_its_memory_is_tried_again(disturbed: Disturbed) -> None:
 
 def test_a_job_over_its_time_is_tried_again(disturbed: Disturbed) -> None:
     jobs = disturbed.attempts(CANDIDATES)
-    assert [(job.state, job.limit) for job in jobs] == [("TIMEOUT", "00:01:00"), ("COMPLETED", "00:30:00")]
+    assert [(job.state, job.limit) for job in jobs] == [("TIMEOUT", "00:01:00"), ("COMPLETED", "05:00:00")]
 
 
 @pytest.mark.parametrize(("what", "log"), [(GENERATE, "generate/simple_prompt_000.log"), (CANDIDATES, "candidates/pseudoword_clip_000.log")])
@@ -188,16 +200,16 @@ def test_no_finished_shard_is_made_twice(disturbed: Disturbed, what: str, log: s
 
 def test_jobs_that_use_a_gpu_ask_for_the_sites_type_in_its_partition_and_no_other_does(disturbed: Disturbed) -> None:
     asked = {job.what: (job.partition, job.gpus) for job in disturbed.jobs}
-    assert asked.pop("rule_corpus") == ("everyone", "")
+    assert asked.pop("rule_corpus") == asked.pop("rule_choose_lr_pseudoword_clip") == ("everyone", "")
     assert {GENERATE, CANDIDATES, RETRIEVE} < set(asked)
     assert set(asked.values()) == {("gpus", "gres:gpu:toy:1")}
 
 
 def test_small_rules_are_no_jobs(disturbed: Disturbed) -> None:
     rules = {job.what.removeprefix("rule_").partition("_wildcards_")[0] for job in disturbed.jobs}
-    method = "pseudoword_clip"
-    large = {f"finetune_{method}_000", f"candidates_{method}_000", f"classify_candidates_{method}", "generate_000", "retrieve_000", "classify_000"}
-    assert rules == {"corpus", "embed_corpus", "search", *large}
+    learned = {"finetune_pseudoword_clip_lr1_000", "choose_lr_pseudoword_clip", "candidates_pseudoword_clip_000", "classify_candidates_pseudoword_clip"}
+    images = {"corpus", "embed_corpus", "search", "retrieve_retrieval_000", "generate_simple_prompt_000", "generate_pseudoword_clip_000"}
+    assert rules == {*images, *learned, "classify_000"}
 
 
 def test_a_finished_study_has_nothing_to_do(disturbed: Disturbed) -> None:
@@ -205,14 +217,91 @@ def test_a_finished_study_has_nothing_to_do(disturbed: Disturbed) -> None:
     assert run.ended() == 0 and "Nothing to be done" in run.text
 
 
+# --- what happens to the node, or to Snakemake: with the finished study, a method's shards being made again ---
+
+
+@dataclass
+class Unmade:
+    """The finished study without a method's shards."""
+
+    node: SlurmNode
+    workspace: Workspace
+    targets: tuple[str, ...]
+    before: int  # jobs that Slurm had seen
+
+    def start(self, site: tuple[str, ...] = WITHOUT_GPUS) -> Run:
+        return start(self.workspace, targets=self.targets, site=site)
+
+    def jobs(self) -> list[SlurmJob]:
+        """The jobs since then."""
+        return self.node.jobs()[self.before :]
+
+    def working(self) -> dict[Path, int]:
+        """Wait for a job to have finished some shards, not all; those."""
+        slurm_node.wait_until(lambda: len(stored(self.workspace, "simple_prompt")) >= 3, "a job makes shards", PATIENCE)
+        (job,) = self.jobs()
+        assert job.state == "RUNNING"
+        return stored(self.workspace, "simple_prompt")
+
+
 @pytest.fixture
-def unmade(disturbed: Disturbed) -> Iterator[tuple[Workspace, tuple[str, ...]]]:
-    """The finished study without a method's shards, and those."""
+def unmade(node: SlurmNode, disturbed: Disturbed) -> Unmade:
     workspace = disturbed.workspace
-    for path in stored(workspace, "simple_prompt"):
-        path.unlink()
-    shards = sorted((workspace.results / "shards/simple_prompt/selected").rglob("[0-9].parquet"))
-    assert len(shards) == SHARDS
-    for path in shards:
-        path.unlink()
-    yield workspace, tuple(str(path.relative_to(workspace.folder)) for path in shards)
+    classes = [entry["class_id"] for entry in yaml.safe_load((workspace.folder / "classes.yaml").read_text())]
+    targets = [workspace.results / f"shards/simple_prompt/selected/{class_id}/{part}.parquet" for class_id in classes for part in (0, 1)]
+    for path in (*stored(workspace, "simple_prompt"), *targets):
+        path.unlink(missing_ok=True)
+    return Unmade(node, workspace, tuple(str(path.relative_to(workspace.folder)) for path in targets), len(node.jobs()))
+
+
+def test_the_profile_as_shipped_needs_no_partition_no_account_and_no_type_of_gpu(unmade: Unmade) -> None:
+    run = unmade.start(site=())
+    unmade.working()
+    (job,) = unmade.jobs()
+    assert (job.what, job.partition, job.cpus, job.gpus) == (GENERATE, "everyone", "8", "gres:gpu:1")
+    run.process.send_signal(signal.SIGINT)
+    assert run.ended() != 0
+    slurm_node.wait_until(lambda: unmade.jobs()[0].state == "CANCELLED", "Ctrl-C cancels the jobs", PATIENCE)
+
+
+def test_a_job_whose_node_fails_goes_back_to_the_queue(unmade: Unmade) -> None:
+    run = unmade.start()
+    kept = unmade.working()
+    unmade.node.fail_node()
+    slurm_node.wait_until(lambda: not any(job.state == "RUNNING" for job in unmade.jobs()), "Slurm misses the node", PATIENCE)
+    unmade.node.start_node()
+    assert run.ended() == 0, run.text[-4000:]
+    assert unmade.jobs()[-1].state == "COMPLETED" and sum(job.restarts + 1 for job in unmade.jobs()) == 2
+    assert stored(unmade.workspace, "simple_prompt").items() >= kept.items()
+
+
+def test_a_job_that_outlives_snakemake_is_named_and_what_it_made_is_kept(unmade: Unmade) -> None:
+    first = unmade.start()
+    kept = unmade.working()
+    stop_scripts(unmade.workspace, "generate")
+    first.kill()
+    second = unmade.start()
+    assert second.ended() != 0 and "jobs of an earlier run are still alive (process " in second.text, second.text[-4000:]
+    unmade.node.cancel(unmade.jobs()[0].number)
+    slurm_node.wait_until(lambda: unmade.jobs()[0].state == "CANCELLED", "the job is cancelled", PATIENCE)
+    third = unmade.start()
+    assert third.ended() == 0, third.text[-4000:]
+    assert [job.state for job in unmade.jobs()] == ["CANCELLED", "COMPLETED"]
+    assert stored(unmade.workspace, "simple_prompt").items() >= kept.items()
+
+
+def test_a_job_that_waits_in_the_queue_when_snakemake_is_killed_does_not_disturb_the_next_run(unmade: Unmade) -> None:
+    unmade.node.hold_queue()
+    try:
+        first = unmade.start()
+        slurm_node.wait_until(lambda: len(unmade.jobs()) == 1, "a job is queued", PATIENCE)
+        first.kill()
+        second = unmade.start()
+        slurm_node.wait_until(lambda: len(unmade.jobs()) == 2, "the next run's is, too", PATIENCE)
+    finally:
+        unmade.node.hold_queue(False)
+    assert second.ended() == 0, second.text[-4000:]
+    orphan, job = unmade.jobs()
+    assert (orphan.state, job.state) == ("FAILED", "COMPLETED")
+    (log,) = (unmade.workspace.folder / "results/slurm_logs").rglob(f"{orphan.number}.log")
+    assert "the run that started this job has been replaced" in log.read_text()

@@ -100,7 +100,7 @@ def test_another_guidance_scale_plans_that_methods_shards_and_what_follows(study
     changed["methods"]["clip_prompts"]["guidance_scale"] = 4.0
     study.write_study(changed)
     plan = study.plan()
-    assert plan.pop("resolved_config") == 1
+    assert plan.pop("resolved_config") == plan.pop("provenance") == 1
     assert plan == {
         "generate_clip_prompts_000": 1,
         "generate_clip_prompts_001": 1,
@@ -259,7 +259,14 @@ def spoilable(study: Workspace) -> Iterator[Path]:
 
 def test_nothing_but_final_scoring_and_the_guard_depends_on_the_test_split(study: Workspace, spoilable: Path) -> None:
     spoilable.write_bytes(spoilable.read_bytes() + b"another content")
-    assert study.plan() == {"classify_000": 2 + len(ADDED), "table1_files": 1, "figure1_files": 1, "leakage": 1, "near_duplicates": 1}
+    assert study.plan() == {
+        "classify_000": 2 + len(ADDED),
+        "table1_files": 1,
+        "figure1_files": 1,
+        "leakage": 1,
+        "near_duplicates": 1,
+        "provenance": 1,
+    }
 
 
 def test_selection_never_opens_the_test_split(study: Workspace, spoilable: Path) -> None:

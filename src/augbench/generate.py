@@ -26,7 +26,7 @@ from augbench.progress import Progress
 from augbench.prompts import read_prompts
 from augbench.recipes import Recipe, generate_recipe, image_recipe
 from augbench.seeds import derive_seed
-from augbench.shards import ShardRow, encode_image, is_whole, write_shard
+from augbench.shards import ShardRow, encode_image, is_kept, write_shard
 
 if TYPE_CHECKING:
     import numpy as np
@@ -231,7 +231,7 @@ def generate(
     model = read_json(model_path)
     prompts = read_prompts(prompts_path)
     work = {name: _shards(job, method, model["id"], prompts, paths, learned[name] if learned else None) for name, paths in targets.items()}
-    missing = {name: [shard for shard in shards if not job.store.has("shards", shard.key, ".parquet", is_whole)] for name, shards in work.items()}
+    missing = {name: [shard for shard in shards if not job.store.has("shards", shard.key, ".parquet", is_kept)] for name, shards in work.items()}
     job.store.tally.reused += sum(len(shards) - len(missing[name]) for name, shards in work.items())
     if any(missing.values()):
         images = sum(len(shard.rows) for shards in missing.values() for shard in shards)

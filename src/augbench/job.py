@@ -1,4 +1,4 @@
-"""What every script of the workflow does around its one call: log, threads, offline mode, lock, clear errors.
+"""What every script of the workflow does around its one call: log, threads, network off, lock, clear errors, a record of what computed.
 
 Flows in: the ``snakemake`` object of a script. Flows out: a :class:`Job` with the checked study. This module must be imported
 before torch, because it sets the number of threads through the environment.
@@ -59,13 +59,6 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def go_offline() -> None:
-    """Compute jobs use no network: model hubs are told so (invariant 9)."""
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
-        os.environ[name] = "1"
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
-
 def _output_to(log: Path) -> None:
     """Send everything that this process and its libraries print to ``log``."""
     with log.open("a") as stream:
@@ -78,18 +71,17 @@ def _output_to(log: Path) -> None:
 
 
 @contextmanager
-def running(snakemake: Any, network: bool = False) -> Iterator[Job]:
+def running(snakemake: Any) -> Iterator[Job]:
     """Set up a script's surroundings and yield its :class:`Job`.
 
     All output goes to the rule's log file, of which Snakemake shows the end when the job fails. A :class:`UserError` is one line there.
-    ``network`` is for fetch rules only.
+    The network is off but for the rules of :func:`augbench.network.uses_network`.
     """
+    from augbench import network
     from augbench.launcher import hold_job_lock
     from augbench.store import Store
 
     set_threads(snakemake.threads)
-    if not network:
-        go_offline()
     log = Path(snakemake.log[0])
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("")
@@ -97,10 +89,15 @@ def running(snakemake: Any, network: bool = False) -> Iterator[Job]:
     try:
         hold_job_lock()
         study = parse_study(snakemake.config)
+        network.restrict(snakemake.rule, study)
         store = Store(Path(f"results/{study.study}/.store"))
         yield Job(study, store, snakemake.threads)
         if store.tally.made or store.tally.reused:
             logger.info("done: %s", store.tally)
+        if "torch" in sys.modules and (store.tally.made or not store.tally.reused):
+            from augbench.provenance import record_surroundings
+
+            record_surroundings(store.root.parent, log)
         logger.info("ended; torch %s", "imported" if "torch" in sys.modules else "not imported")
     except UserError as error:
         logger.error("%s", error)

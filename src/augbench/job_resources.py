@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from augbench.config import OwnCorpus, ServerCorpus, Study
+from augbench.config import Study
 from augbench.errors import UserError
+from augbench.network import uses_network
 
 SMALL_RESOLUTION = 128  # pixels; models that make smaller images are the miniature's: some MB instead of some GB
 NOT_GIVEN = ("", "None")
@@ -33,9 +34,11 @@ class Site:
     gpus_per_job : int
         GPUs that a job may use: classifiers train on all of them, other jobs use one; 0 where there are none, and jobs compute on CPUs.
     threads_per_gpu : int
-        CPUs of a job that uses GPUs, for each of them.
+        CPUs of a job that uses GPUs, for each of them; where there are none, of a job that would.
     longest_job : int
         Minutes that no job asks to exceed, however often it is tried.
+    largest_job : int
+        Memory in MB that no job asks to exceed, likewise.
     web_jobs : str
         Where images are retrieved from the web: ``nodes``, as jobs; ``login``, where Snakemake runs.
     """
@@ -45,6 +48,7 @@ class Site:
     gpus_per_job: int = 1
     threads_per_gpu: int = 1
     longest_job: int = 1440
+    largest_job: int = 256_000
     web_jobs: str = "nodes"
 
 
@@ -83,9 +87,9 @@ class Needs:
     site: Site
 
     def memory(self, miniature: int, full: int) -> Callable[[Any, int], int]:
-        """Main memory in MB at the first attempt, by the size of the study's models; doubled with each further one."""
+        """Main memory in MB at the first attempt, by the size of the study's models; doubled with each further one, up to the site's largest job."""
         small = self.study.diffusion.resolution < SMALL_RESOLUTION
-        return _growing(miniature if small else full)
+        return _growing(miniature if small else full, self.site.largest_job)
 
     def minutes(self, first: int) -> Callable[[Any, int], int]:
         """Run time at the first attempt; doubled with each further one, up to the site's longest job."""
@@ -114,12 +118,12 @@ class Needs:
     @property
     def download_is_local(self) -> bool:
         """Whether the jobs that download images from the web run where Snakemake does."""
-        return self.site.web_jobs == "login" and self.study.corpus is not None and not isinstance(self.study.corpus, OwnCorpus)
+        return self.site.web_jobs == "login" and uses_network("retrieve_", self.study)
 
     @property
     def search_is_local(self) -> bool:
         """Whether the jobs that ask a retrieval server run where Snakemake does."""
-        return self.site.web_jobs == "login" and isinstance(self.study.corpus, ServerCorpus)
+        return self.site.web_jobs == "login" and uses_network("search", self.study)
 
     def _gpus(self, count: int) -> dict[str, int | str]:
         """One task on one node: a job starts further processes itself, and the plugin would start the whole job once per GPU."""
@@ -144,9 +148,8 @@ def load_needs(study: Study, default_resources: Mapping[str, Any] | None) -> Nee
         sys.exit(error.for_terminal())
 
 
-def _growing(first: int, most: int | None = None) -> Callable[[Any, int], int]:
+def _growing(first: int, most: int) -> Callable[[Any, int], int]:
     def needed(wildcards: Any, attempt: int) -> int:
-        wanted = int(first * 2 ** (attempt - 1))
-        return wanted if most is None else min(wanted, most)
+        return int(min(first * 2 ** (attempt - 1), most))
 
     return needed

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -47,8 +48,13 @@ def _lock(stream: IO[str], how: int) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        logger.warning("%s: this file system knows no locks (%s); do not start a second run beside this one", LOCKS, error.strerror)
+        _warn_once(error.strerror)
     return True
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    logger.warning("%s: this file system knows no locks (%s); do not start a second run beside this one", LOCKS, reason)
 
 
 def _holders(path: Path) -> list[int]:

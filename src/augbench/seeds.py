@@ -15,3 +15,8 @@ def derive_seed(study_seed: int, *scope: str | int) -> int:
     """
     text = "\x1f".join(str(part) for part in (study_seed, *scope))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def classifier_seed(study_seed: int, run: int) -> int:
+    """The seed of a run's classifier: its weights, batches and crops; the same for all methods, so that they differ by their images."""
+    return derive_seed(study_seed, "classifier", run)

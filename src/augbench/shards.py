@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from augbench.errors import UserError
-from augbench.files import atomic_path
+from augbench.files import atomic_path, canonical_hash
 
 _HF_FEATURES = {"info": {"features": {"image": {"_type": "Image"}}}}
 SCHEMA = pa.schema(
@@ -135,3 +135,8 @@ def is_whole(path: str | Path) -> bool:
     except UserError:
         return False
     return True
+
+
+def is_kept(path: str | Path) -> bool:
+    """Whether ``path``, a file of the store, is a whole shard and was made by the recipe that its name is the hash of: not a foreign one put there."""
+    return is_whole(path) and canonical_hash(read_footer(path)["recipe"]) == Path(path).stem

@@ -79,7 +79,7 @@ class Store:
             with atomic_path(kept) as temporary:
                 write(temporary)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
                 raise UserError(
                     str(kept.parent), error.strerror or str(error), "free space or make it writable, then run again; nothing finished is lost"
                 ) from error

@@ -32,6 +32,7 @@ WEIGHTS = {
     "measure": 200.0,
 }
 LOG_TAIL = 4
+UNSAID = "its log names no error: it was killed, or had no memory left; what it had finished is kept, run again"
 STEP_FAILED = ("RuleException", "Exiting because a job execution failed")  # our own line says more
 
 
@@ -113,8 +114,11 @@ class LogHandler(LogHandlerBase):
         self._say(f"FAILED: {step.message}")
         for log in step.log:
             if Path(log).is_file():
-                for line in Path(log).read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL:]:
+                lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines()
+                for line in lines[-LOG_TAIL:]:
                     self._say(f"    {line}")
+                if not any("ERROR " in line for line in lines):
+                    self._say(f"    {UNSAID}")
                 self._say(f"    the whole log: {log}")
 
     def _say(self, line: str) -> None:

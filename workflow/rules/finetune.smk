@@ -90,12 +90,12 @@ for method, row in PLAN.personalised.items():
         benchmark:
             PLAN.path(f"benchmarks/choose_lr/{method}.tsv")
         priority: 15
-        localrule: True
         conda:
             ENVIRONMENT
+        # what all classes learned goes through its hands: gigabytes, where they are many
         resources:
-            mem_mb=NEEDS.memory(1000, 8000),
-            runtime=NEEDS.minutes(60),
+            mem_mb=NEEDS.memory(1000, 16000),
+            runtime=NEEDS.minutes(120),
         params:
             method=method,
         message:

@@ -102,3 +102,27 @@ rule resolved_config:
         "resolved config"
     script:
         "../scripts/resolved_config.py"
+
+
+# Made anew with the tables, and with nothing else: the code's revision is in no params.
+rule provenance:
+    input:
+        PLAN.table1.values(),
+        config=PLAN.path("config.yaml"),
+        models=[PLAN.path(f"models/{model}.json") for model in ("diffusion", "clip") if PLAN.pooled],
+    output:
+        PLAN.path("provenance.json"),
+    log:
+        PLAN.path("logs/provenance.log"),
+    benchmark:
+        PLAN.path("benchmarks/provenance.tsv")
+    localrule: True
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=NEEDS.memory(1000, 4000),
+        runtime=NEEDS.minutes(30),
+    message:
+        "what made the results"
+    script:
+        "../scripts/provenance.py"

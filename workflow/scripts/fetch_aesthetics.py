@@ -2,7 +2,7 @@
 
 from augbench.job import running
 
-with running(snakemake, network=True) as job:
+with running(snakemake) as job:
     from augbench.fetch_models import fetch_weights
     from augbench.retrieval.aesthetics import WEIGHTS_SHA256, WEIGHTS_URL
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from augbench.job import running
 
-with running(snakemake, network=True):
+with running(snakemake):
     from augbench.data import fashion_mnist
 
     fashion_mnist.fetch(Path(snakemake.output[0]).parent)

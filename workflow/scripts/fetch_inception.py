@@ -2,7 +2,7 @@
 
 from augbench.job import running
 
-with running(snakemake, network=True) as job:
+with running(snakemake) as job:
     from augbench.fetch_models import INCEPTION_SHA256, INCEPTION_URL, fetch_weights
 
     fetch_weights(snakemake.output[0], [*job.study.finetune.inception_mirrors, INCEPTION_URL], INCEPTION_SHA256)

@@ -35,7 +35,7 @@ from augbench.config import Classifier
 from augbench.errors import UserError
 from augbench.files import atomic_path
 from augbench.progress import clock
-from augbench.seeds import derive_seed
+from augbench.seeds import classifier_seed, derive_seed
 
 logger = logging.getLogger(__name__)
 
@@ -246,7 +246,7 @@ def train_run(
         Fewer than two training images, no validation images, or batches of fewer images than there are processes.
     """
     device, group = compute.device, compute.group
-    seed = derive_seed(study_seed, "classifier", run)
+    seed = classifier_seed(study_seed, run)
     training = [real] if added is None else [real, added]
     if sum(map(len, training)) < 2 or not len(validation):
         raise UserError(what, f"{sum(map(len, training))} training, {len(validation)} validation images", "two and one are the least")

@@ -74,8 +74,10 @@ def main(folder: Path) -> None:
         here = Surroundings(**pickle.load(stream))
         _end_with(here.parent)
         sys.path[:] = here.path
+        from augbench import network
         from augbench.job import set_threads
 
+        network.close_as_parent()
         set_threads(here.threads)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns of an option that training sets on purpose
         rank = int(os.environ["RANK"])

@@ -27,7 +27,7 @@ from augbench.retrieval.images import Arrival, Origin
 from augbench.retrieval.manifest import read_manifest
 from augbench.retrieval.neighbours import Neighbour, read_neighbours
 from augbench.retrieval.web.fates import FETCHED
-from augbench.shards import ShardRow, encode_image, is_whole, write_shard
+from augbench.shards import ShardRow, encode_image, is_kept, write_shard
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -243,7 +243,7 @@ def retrieve(
             side, encoding = job.study.diffusion.resolution, image_recipe(job.study)
             write_shard(path, [_shard_row(row, hunt, i, label, name, clip["id"], side, encoding) for i, row in enumerate(kept)], recipe)
 
-        job.store.provide("shards", recipe, by_class[hunt.class_id], write, is_whole)
+        job.store.provide("shards", recipe, by_class[hunt.class_id], write, is_kept)
         with atomic_path(ledger_path) as temporary:
             pq.write_table(pa.Table.from_pylist(looked_at, schema=LEDGER), temporary)
     for class_id in by_class:
