@@ -21,17 +21,15 @@ from augbench.files import write_json
 from augbench.pool import SCHEMA
 from augbench.report.figure1 import axis_start, best_of_families, draw, write_figure1
 from augbench.report.protocol import CLASSIFIER, DIFFUSION, Facts, differences, paper_results
-from augbench.report.render import escape_markdown, render_csv
+from augbench.report.render import escape_latex, escape_markdown, render_csv, spread
 from augbench.report.table1 import (
     Row,
     Table,
     build_table,
-    escape_latex,
     read_rows,
     render_latex,
     render_markdown,
     render_terminal,
-    spread,
     standard_error,
     write_table1,
 )

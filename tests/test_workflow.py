@@ -38,6 +38,8 @@ HEAVY = {
     "classify",
     "diagnostics",
 }
+FROM_TABLE1 = {"table1_files": 1, "statistics": 1, "paper_tables": 1, "cost": 1, "figure1_files": 1}  # what a new accuracy makes anew
+FROM_PREDICTIONS = {**FROM_TABLE1, "per_class": 1, "figure5a_data": 1, "figure5a_files": 1}
 PERSONALISED = {"pseudoword_clip": ("val_loss", "epoch1"), "imagic_k2": ("epoch1", "epoch2")}
 
 
@@ -65,8 +67,11 @@ def shards(workspace: Workspace, method: str) -> dict[str, tuple[int, float]]:
 def test_a_finished_study_has_its_table_figure_and_config(finished: Workspace) -> None:
     for name in ("table1.csv", "table1.md", "table1.tex", "table1.txt"):
         assert (finished.results / "tables" / name).stat().st_size > 0
-    for kind in ("pdf", "png"):
-        assert (finished.results / f"figures/figure1.{kind}").stat().st_size > 0
+    for name in ("figure1", "figure3", "figure4", "figure5a"):
+        for kind in ("pdf", "png"):
+            assert (finished.results / f"figures/{name}.{kind}").stat().st_size > 0
+    for name in ("statistics.csv", "per_class.parquet", "imagenet_full.tex", "caltech256.md", "cost.csv"):
+        assert (finished.results / "tables" / name).stat().st_size > 0
     resolved = yaml.safe_load((finished.results / "config.yaml").read_text())
     assert resolved["classifier"]["momentum"] == 0.9
 
@@ -92,7 +97,9 @@ def test_snakemake_n_shows_the_whole_study_before_anything_ran(workspace: Worksp
     assert plan["finetune_imagic_k2_lr1_all"] == plan["finetune_imagic_k2_lr3_all"] == 1  # all classes share a U-Net
     assert all(plan[f"candidates_imagic_k2_{block}"] == 1 for block in blocks)  # all candidates in one job
     assert plan["classify_000"] == 2 + len(ADDED)
-    assert plan["table1_files"] == plan["figure1_files"] == 1
+    assert plan["table1_files"] == plan["figure1_files"] == plan["statistics"] == plan["per_class"] == plan["cost"] == 1
+    assert all(plan[f"{figure}_{step}"] == 1 for figure in ("figure3", "figure4", "figure5a") for step in ("data", "files"))
+    assert not any(rule.startswith("figure5b") for rule in plan), "no row of this study draws from another one's pool"
 
 
 def test_another_guidance_scale_plans_that_methods_shards_and_what_follows(study: Workspace) -> None:
@@ -106,21 +113,40 @@ def test_another_guidance_scale_plans_that_methods_shards_and_what_follows(study
         "generate_clip_prompts_001": 1,
         "resample_clip_prompts": 1,
         "classify_000": 1,
-        "table1_files": 1,
-        "figure1_files": 1,
+        **FROM_PREDICTIONS,
+        "figure4_data": 1,
+        "figure4_files": 1,
         "diagnostics": 1,
         "leakage": 1,
         "near_duplicates": 1,
     }
 
 
-def test_a_deleted_figure_plans_one_job(study: Workspace) -> None:
-    figure = study.results / "figures/figure1.pdf"
+@pytest.mark.parametrize("name", ["figure1", "figure3", "figure4", "figure5a"])
+def test_a_deleted_figure_plans_one_job(study: Workspace, name: str) -> None:
+    figure = study.results / f"figures/{name}.pdf"
     content = figure.read_bytes()
     figure.unlink()
-    assert study.plan() == {"figure1_files": 1}
+    assert study.plan() == {f"{name}_files": 1}
     study.run()
     assert figure.read_bytes() == content
+
+
+def test_figure5b_of_rows_that_draw_is_drawn_alone(study: Workspace) -> None:
+    changed = copy.deepcopy(SMALL_STUDY)
+    changed["methods"]["retrieval_200"] = {"mechanism": "draw", "pool": "retrieval", "added_per_training_image": 2, "ranked": True, "may_fall_short": True}
+    study.write_study(changed)
+    study.run("--target", "figure5b")
+    rows = {row["method"]: row for row in csv.DictReader((study.results / "figures/figure5b.csv").read_text().splitlines())}
+    assert (rows["retrieval_200"]["added_images"], rows["retrieval_200"]["short_classes"]) == (
+        "100",
+        "10",
+    )  # ten of each class were kept, and sixteen asked for
+    assert (rows["retrieval_200"]["worst_percent"], rows["retrieval_200"]["best_percent"]) == ("0.0", "100.0")
+    (study.results / "figures/figure5b.pdf").unlink()
+    assert study.plan("figure5b") == {"figure5b_files": 1, "figure5b": 1}
+    study.write_study(SMALL_STUDY)
+    study.run()  # Table 1 without that row
 
 
 def test_another_block_size_or_batch_size_plans_nothing(study: Workspace) -> None:
@@ -259,14 +285,7 @@ def spoilable(study: Workspace) -> Iterator[Path]:
 
 def test_nothing_but_final_scoring_and_the_guard_depends_on_the_test_split(study: Workspace, spoilable: Path) -> None:
     spoilable.write_bytes(spoilable.read_bytes() + b"another content")
-    assert study.plan() == {
-        "classify_000": 2 + len(ADDED),
-        "table1_files": 1,
-        "figure1_files": 1,
-        "leakage": 1,
-        "near_duplicates": 1,
-        "provenance": 1,
-    }
+    assert study.plan() == {"classify_000": 2 + len(ADDED), **FROM_PREDICTIONS, "leakage": 1, "near_duplicates": 1, "provenance": 1}
 
 
 def test_selection_never_opens_the_test_split(study: Workspace, spoilable: Path) -> None:

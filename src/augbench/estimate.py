@@ -480,8 +480,7 @@ class Estimate:
             yield self._step(
                 "report", "near-duplicates", [files], [list(plan.leakage_table.values())], images=images, gpu_hours=images / self._rate("embed") / 3600
             )
-        tables = [list(group.values()) for group in (plan.table1, plan.figure1, plan.diagnostics, plan.retrieval_summary) if group]
-        yield self._step("report", "tables and figures", [*tables, [plan.path("config.yaml")], [plan.path("provenance.json")]])
+        yield self._step("report", "tables and figures", [*plan.report_jobs, [plan.path("config.yaml")], [plan.path("provenance.json")]])
 
     def _pool_size(self, method: str) -> int:
         row = self.study.methods[method]

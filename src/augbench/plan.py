@@ -23,6 +23,7 @@ from augbench.config import (
     RetrieveMethod,
     SampleMethod,
     Study,
+    family_of,
 )
 from augbench.data.fashion_mnist import FILES
 from augbench.fetch_models import HubModel, Layout
@@ -31,6 +32,8 @@ from augbench.models import model_files
 CORPUS_ROWS_PER_PART = 5000
 CLASSES_PER_FOLDER = 5
 SELECTED = "selected"  # stands where a candidate's name stands: what the study goes on with
+CLUSTER_ABLATION = "cluster_ablation"
+BEST_ROWS = ("none", "clip_prompts", "pseudoword_dm", "retrieval")  # of the paper on full ImageNet and on Caltech256
 RUN_FILES = ("result.json", "history.json", "predictions.parquet", "model.safetensors")
 
 
@@ -499,6 +502,98 @@ class Plan:
         return {kind: self.path("tables", f"diagnostics.{kind}") for kind in ("csv", "md", "txt")} if self.pooled else {}
 
     @cached_property
+    def statistics(self) -> dict[str, str]:
+        """The statistics of Table 1 in their formats."""
+        return self._table("statistics")
+
+    @property
+    def per_class(self) -> str:
+        """Accuracy of every classifier per class."""
+        return self.path("tables/per_class.parquet")
+
+    def _table(self, name: str) -> dict[str, str]:
+        return {kind: self.path("tables", f"{name}.{kind}") for kind in ("csv", "md", "tex")}
+
+    def _figure(self, name: str) -> dict[str, str]:
+        return {kind: self.path("figures", f"{name}.{kind}") for kind in ("pdf", "png")}
+
+    @cached_property
     def figure1(self) -> dict[str, str]:
         """Figure 1 in its formats."""
-        return {kind: self.path("figures", f"figure1.{kind}") for kind in ("pdf", "png")}
+        return self._figure("figure1")
+
+    @cached_property
+    def clusters(self) -> dict[str, int]:
+        """Vectors learned per class by the rows that learn conditioning of a frozen U-Net, fewest first."""
+        learning = {name: row.clusters for name, row in self.personalised.items() if row.learn == "conditioning" and not row.train_unet}
+        return dict(sorted(learning.items(), key=lambda item: item[1]))
+
+    @cached_property
+    def paper_tables(self) -> dict[str, list[str]]:
+        """The paper's smaller tables that the study has rows for, and these rows; a miniature stands for each of the paper's data sets."""
+        known = [name for name in BEST_ROWS if name in self.study.methods]
+        rows = {
+            ("imagenet10", CLUSTER_ABLATION): [*self.clusters] if len({*self.clusters.values()}) > 1 else [],
+            ("imagenet_full", "imagenet_full"): known if len(known) > 1 else [],
+            ("caltech256", "caltech256"): known if len(known) > 1 else [],
+        }
+        own = self.study.report.paper_study
+        return {name: methods for (paper_study, name), methods in rows.items() if methods and (paper_study == own or self.study.miniature is not None)}
+
+    @cached_property
+    def paper_table_files(self) -> dict[str, str]:
+        """These tables in their formats."""
+        return {f"{name}_{kind}": path for name in self.paper_tables for kind, path in self._table(name).items()}
+
+    @cached_property
+    def cost(self) -> dict[str, str]:
+        """What each method cost, in its formats."""
+        return {kind: self.path("tables", f"cost.{kind}") for kind in ("csv", "md")}
+
+    @cached_property
+    def figures(self) -> dict[str, dict[str, str]]:
+        """Figures 3 to 5B in their formats, by name: those that the study has rows for."""
+        wanted = {
+            "figure3": self.reconstructing,
+            "figure4": self.exemplified,
+            "figure5a": self.compared if any(self.split_of(method) == self.splits["train"] for method in self.real) else [],
+            "figure5b": self.scaling,
+        }
+        return {name: self._figure(name) for name, rows in wanted.items() if rows}
+
+    def figure_data(self, name: str) -> dict[str, str]:
+        """What a figure is drawn from: its table, and the images in it."""
+        images = {"images": self.path("figures", f"{name}_images.parquet")} if name != "figure5b" else {}
+        return {"table": self.path("figures", f"{name}.csv"), **images}
+
+    @cached_property
+    def report_jobs(self) -> list[list[str]]:
+        """Files of every job that makes tables and figures, but for the guard's."""
+        tables = (self.table1, self.statistics, self.paper_table_files, self.cost, self.diagnostics, self.retrieval_summary)
+        figures = (self.figure1, *(files for name, drawn in self.figures.items() for files in (self.figure_data(name), drawn)))
+        return [[self.per_class], *(list(files.values()) for files in (*tables, *figures) if files)]
+
+    @cached_property
+    def reconstructing(self) -> list[str]:
+        """Rows whose images start from training images."""
+        return [name for name, method in self.study.methods.items() if isinstance(method, SampleMethod) and method.from_images]
+
+    @cached_property
+    def exemplified(self) -> list[str]:
+        """Rows that Figure 4 shows images of."""
+        return [name for name in self.pooled if self.family(name) in ("prompting", "personalised", "retrieval")]
+
+    @cached_property
+    def compared(self) -> list[str]:
+        """Rows that Figure 5A may show: the best one that generates, and the best one that retrieves."""
+        return [name for name in self.augmented if self.family(name) != "scaling"]
+
+    @cached_property
+    def scaling(self) -> dict[str, str]:
+        """Rows of Figure 5B, and the row whose pool each draws from: rows of mechanism ``draw``, and these pools' own."""
+        pools = {method.pool for method in self.study.methods.values() if isinstance(method, DrawMethod)}
+        return {name: self.pool_row(name) for name in self.methods if name in pools or self.pool_row(name) != name}
+
+    def family(self, method: str) -> str:
+        """Group of a row in the figures."""
+        return family_of(self.study.methods[method])

@@ -6,6 +6,7 @@ the code's semantics change; execution settings (blocks, batches, devices) are i
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from augbench.config import Clip, Diffusion, DrawMethod, ImageCorpus, OwnCorpus, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod, Study
@@ -195,6 +196,32 @@ def leakage_recipe(study: Study) -> Recipe:
 def leakage_table_recipe(study: Study) -> Recipe:
     """How near-duplicates are shown."""
     return {"version": 1, "labels": {name: method.label for name, method in study.methods.items()}}
+
+
+def statistics_recipe() -> Recipe:
+    """How the spread and differences of Table 1 are computed."""
+    return {"version": 1}
+
+
+def per_class_recipe() -> Recipe:
+    """How accuracies per class are counted."""
+    return {"version": 1}
+
+
+def paper_tables_recipe(study: Study, tables: Mapping[str, Sequence[str]]) -> Recipe:
+    """What stands beside the paper's smaller tables; accuracies and labels come in through Table 1."""
+    return {"version": 1, "paper_study": study.report.paper_study, "miniature": study.miniature is not None, "tables": dict(tables)}
+
+
+def cost_recipe() -> Recipe:
+    """How costs are added up."""
+    return {"version": 1}
+
+
+def figure_data_recipe(study: Study, methods: Iterable[str]) -> Recipe:
+    """What a figure shows of some rows: which images, and what the rows are called."""
+    rows = {name: study.methods[name].model_dump(mode="json", include={"label", "family", "added_per_training_image", "pool"}) for name in methods}
+    return {"version": 1, "seed": study.seed, "dataset": study.dataset.model_dump(mode="json"), "methods": rows}
 
 
 def figure_recipe() -> Recipe:

@@ -26,6 +26,104 @@ rule table1_files:
         "../scripts/table1.py"
 
 
+rule statistics:
+    input:
+        table=PLAN.table1["csv"],
+        runs=PLAN.table1["runs"],
+    output:
+        **PLAN.statistics,
+    log:
+        PLAN.path("logs/statistics.log"),
+    benchmark:
+        PLAN.path("benchmarks/statistics.tsv")
+    localrule: True
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=NEEDS.memory(1000, 4000),
+        runtime=NEEDS.minutes(30),
+    params:
+        recipe=recipes.statistics_recipe(),
+    message:
+        "statistics of Table 1"
+    script:
+        "../scripts/statistics.py"
+
+
+rule per_class:
+    input:
+        predictions=[path for method in PLAN.methods for path in PLAN.predictions(method)],
+        classes=PLAN.path("classes.parquet"),
+    output:
+        PLAN.per_class,
+    log:
+        PLAN.path("logs/per_class.log"),
+    benchmark:
+        PLAN.path("benchmarks/per_class.tsv")
+    localrule: True
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=NEEDS.memory(1000, 4000),
+        runtime=NEEDS.minutes(30),
+    params:
+        recipe=recipes.per_class_recipe(),
+    message:
+        "accuracy per class"
+    script:
+        "../scripts/per_class.py"
+
+
+if PLAN.paper_tables:
+
+    rule paper_tables:
+        input:
+            table=PLAN.table1["csv"],
+        output:
+            **PLAN.paper_table_files,
+        log:
+            PLAN.path("logs/paper_tables.log"),
+        benchmark:
+            PLAN.path("benchmarks/paper_tables.tsv")
+        localrule: True
+        conda:
+            ENVIRONMENT
+        resources:
+            mem_mb=NEEDS.memory(1000, 4000),
+            runtime=NEEDS.minutes(30),
+        params:
+            recipe=recipes.paper_tables_recipe(STUDY, PLAN.paper_tables),
+        message:
+            "the paper's smaller tables"
+        script:
+            "../scripts/paper_tables.py"
+
+
+# The benchmark files of all jobs are read where they lie: as inputs, they would tie this table to how the work is cut into blocks.
+rule cost:
+    input:
+        PLAN.retrieval_summary.values(),
+        table=PLAN.table1["csv"],
+    output:
+        **PLAN.cost,
+    log:
+        PLAN.path("logs/cost.log"),
+    benchmark:
+        PLAN.path("benchmarks/cost.tsv")
+    localrule: True
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=NEEDS.memory(1000, 4000),
+        runtime=NEEDS.minutes(30),
+    params:
+        recipe=recipes.cost_recipe(),
+    message:
+        "cost of each method"
+    script:
+        "../scripts/cost.py"
+
+
 if PLAN.pooled:
 
     rule diagnostics:
@@ -81,6 +179,154 @@ rule figure1_files:
         "Figure 1"
     script:
         "../scripts/figure1.py"
+
+
+# Figures 3 to 5B are drawn from files beside them, which name or hold all that is shown; those that the study has no rows for are not planned.
+
+if "figure3" in PLAN.figures:
+
+    rule figure3_data:
+        input:
+            sets=[PLAN.resample(method, "0") for method in PLAN.reconstructing],
+            train=PLAN.splits["train"],
+            classes=PLAN.path("classes.parquet"),
+        output:
+            **PLAN.figure_data("figure3"),
+        log:
+            PLAN.path("logs/figure3_data.log"),
+        benchmark:
+            PLAN.path("benchmarks/figure3_data.tsv")
+        localrule: True
+        conda:
+            ENVIRONMENT
+        resources:
+            mem_mb=NEEDS.memory(1000, 8000),
+            runtime=NEEDS.minutes(30),
+        params:
+            recipe=recipes.figure_data_recipe(STUDY, PLAN.reconstructing),
+        message:
+            "images of Figure 3"
+        script:
+            "../scripts/figure3_data.py"
+
+
+if "figure4" in PLAN.figures:
+
+    rule figure4_data:
+        input:
+            sets=[PLAN.resample(method, "0") for method in PLAN.exemplified],
+            train=PLAN.splits["train"],
+            classes=PLAN.path("classes.parquet"),
+        output:
+            **PLAN.figure_data("figure4"),
+        log:
+            PLAN.path("logs/figure4_data.log"),
+        benchmark:
+            PLAN.path("benchmarks/figure4_data.tsv")
+        localrule: True
+        conda:
+            ENVIRONMENT
+        resources:
+            mem_mb=NEEDS.memory(1000, 8000),
+            runtime=NEEDS.minutes(30),
+        params:
+            recipe=recipes.figure_data_recipe(STUDY, PLAN.exemplified),
+        message:
+            "images of Figure 4"
+        script:
+            "../scripts/figure4_data.py"
+
+
+if "figure5a" in PLAN.figures:
+
+    rule figure5a_data:
+        input:
+            per_class=PLAN.per_class,
+            table=PLAN.table1["csv"],
+            sets=[PLAN.resample(method, "0") for method in PLAN.compared],
+            train=PLAN.splits["train"],
+            classes=PLAN.path("classes.parquet"),
+        output:
+            **PLAN.figure_data("figure5a"),
+        log:
+            PLAN.path("logs/figure5a_data.log"),
+        benchmark:
+            PLAN.path("benchmarks/figure5a_data.tsv")
+        localrule: True
+        conda:
+            ENVIRONMENT
+        resources:
+            mem_mb=NEEDS.memory(1000, 8000),
+            runtime=NEEDS.minutes(30),
+        params:
+            recipe=recipes.figure_data_recipe(STUDY, PLAN.compared),
+        message:
+            "changes and images of Figure 5A"
+        script:
+            "../scripts/figure5a_data.py"
+
+
+if "figure5b" in PLAN.figures:
+
+    rule figure5b_data:
+        input:
+            per_class=PLAN.per_class,
+            table=PLAN.table1["csv"],
+            sets=[PLAN.resample(method, "0") for method in PLAN.scaling],
+            train=PLAN.splits["train"],
+        output:
+            **PLAN.figure_data("figure5b"),
+        log:
+            PLAN.path("logs/figure5b_data.log"),
+        benchmark:
+            PLAN.path("benchmarks/figure5b_data.tsv")
+        localrule: True
+        conda:
+            ENVIRONMENT
+        resources:
+            mem_mb=NEEDS.memory(1000, 4000),
+            runtime=NEEDS.minutes(30),
+        params:
+            recipe=recipes.figure_data_recipe(STUDY, PLAN.scaling),
+        message:
+            "accuracies of Figure 5B"
+        script:
+            "../scripts/figure5b_data.py"
+
+
+for name, drawn in PLAN.figures.items():
+
+    rule:
+        name:
+            f"{name}_files"
+        input:
+            **PLAN.figure_data(name),
+        output:
+            **drawn,
+        log:
+            PLAN.path(f"logs/{name}.log"),
+        benchmark:
+            PLAN.path(f"benchmarks/{name}.tsv")
+        localrule: True
+        conda:
+            ENVIRONMENT
+        resources:
+            mem_mb=NEEDS.memory(1000, 4000),
+            runtime=NEEDS.minutes(30),
+        params:
+            figure=name,
+            recipe=recipes.figure_recipe(),
+        message:
+            f"Figure {name.removeprefix('figure').upper()}"
+        script:
+            "../scripts/draw_figure.py"
+
+    rule:
+        name:
+            name
+        input:
+            drawn.values(),
+        localrule: True
 
 
 rule resolved_config:

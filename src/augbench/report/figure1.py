@@ -5,33 +5,22 @@ Flows in: ``table1.csv`` and nothing else. Flows out: a PDF and a PNG, one colum
 
 from __future__ import annotations
 
-import logging
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from augbench.errors import UserError
-from augbench.files import atomic_path
-from augbench.report.table1 import Row, read_rows, spread
+from augbench.report.render import spread
+from augbench.report.style import COLOURS, WIDTH, open_axes, save, styled
+from augbench.report.table1 import Row, read_rows
 
-logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports every glyph that it embeds in a PDF
-
-# The paper's blue, orange, green and red in Okabe and Ito's palette, which colour-blind readers can tell apart.
-FAMILIES = {
-    "real": ("No added\nimages", "#0072B2"),
-    "prompting": ("Prompting", "#E69F00"),
-    "personalised": ("Personalised", "#009E73"),
-    "retrieval": ("Retrieval", "#D55E00"),
-}
-WIDTH, HEIGHT = 3.3, 2.6  # inches; one column of a two-column page
-STYLE: dict[Any, Any] = {"font.size": 7, "font.family": "DejaVu Sans", "pdf.fonttype": 42, "axes.linewidth": 0.6, "hatch.linewidth": 0.5}
+FAMILIES = {"real": "No added\nimages", "prompting": "Prompting", "personalised": "Personalised", "retrieval": "Retrieval"}
+HEIGHT = 2.6  # inches
 
 
 def best_of_families(rows: Sequence[Row]) -> dict[str, Row]:
@@ -76,7 +65,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     axes = figure.subplots()
     start = axis_start([*best.values()])
     for place, (family, row) in enumerate(best.items()):
-        axes.bar(place, row.top1_percent - start, bottom=start, width=0.68, color=FAMILIES[family][1], zorder=2)
+        axes.bar(place, row.top1_percent - start, bottom=start, width=0.68, color=COLOURS[family], zorder=2)
         top = row.top1_percent
         if row.stderr_percent is not None:
             axes.errorbar(place, top, yerr=row.stderr_percent, color="black", linewidth=0.8, capsize=2.5, capthick=0.8, zorder=3)
@@ -93,7 +82,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     axes.tick_params(axis="x", length=0)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
     axes.set_ylabel("Top-1 accuracy (%)" + (f"\naxis starts at {start:g}, not at 0" if start > 0 else ""))
-    axes.spines[["top", "right"]].set_visible(False)
+    open_axes(axes)
     if start > 0:
         _break_mark(axes)
     return figure
@@ -101,7 +90,7 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 def _tick(family: str, row: Row, width: int) -> str:
     """The family's name and, where it is another one, the method's below it, in lines of ``width`` characters."""
-    name = FAMILIES[family][0]
+    name = FAMILIES[family]
     if family == "real" or row.label.lower() == name.lower():
         return name
     return f"{name}\n({textwrap.fill(row.label, width)})"
@@ -115,10 +104,5 @@ def _break_mark(axes: Axes) -> None:
 
 def write_figure1(table: str | Path, outs: Mapping[str, str | Path]) -> None:
     """Draw Figure 1 from ``table1.csv`` to ``outs``: paths by format (``pdf``, ``png``), those that are given."""
-    with rc_context(STYLE):
-        figure = draw(read_rows(table))
-        for kind, path in outs.items():
-            # no creation date and no version of matplotlib: the same table gives the same bytes
-            metadata = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}[kind]
-            with atomic_path(path) as temporary:
-                figure.savefig(temporary, format=kind, dpi=300, metadata=metadata)
+    with styled():
+        save(draw(read_rows(table)), outs)

@@ -1,7 +1,7 @@
 """Tables in their formats: what all tables of the report share.
 
 Flows in: rows (dataclasses), their cells as text, the footer's notes. Flows out: CSV in full precision, which reads back as the same
-rows, Markdown, and aligned text for a terminal.
+rows, Markdown, LaTeX, and aligned text for a terminal.
 """
 
 from __future__ import annotations
@@ -20,6 +20,18 @@ if TYPE_CHECKING:
     R = TypeVar("R", bound=DataclassInstance)
 
 NONE = "-"
+
+
+def spread(mean: float | None, stderr: float | None) -> str:
+    """``62.6 ± 0.1``, with one decimal as in the paper; a dash where there is nothing."""
+    if mean is None:
+        return NONE
+    return f"{mean:.1f}" if stderr is None else f"{mean:.1f} ± {stderr:.1f}"
+
+
+def signed(points: float | None) -> str:
+    """A difference in percentage points, with its sign; a dash where there is nothing."""
+    return NONE if points is None else f"{points:+.1f}"
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,42 @@ def render_markdown(layout: Layout) -> str:
         *("| " + " | ".join(map(escape_markdown, line)) + " |" for line in layout.cells),
         "",
         *(f"- {escape_markdown(note)}" for note in layout.notes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$",
+}  # fmt: skip
+
+
+def escape_latex(text: str) -> str:
+    """``text`` so that LaTeX shows it as it is; ± becomes maths."""
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def render_latex(layout: Layout, caption: str, label: str) -> str:
+    r"""A ``table`` with booktabs' rules and the footer below; needs ``\usepackage{booktabs}``."""
+    rows = [" & ".join(map(escape_latex, line)) + r" \\" for line in layout.cells]
+    lines = [
+        r"\begin{table}",
+        r"  \centering",
+        rf"  \caption{{{escape_latex(caption)}}}",
+        rf"  \label{{tab:{label.replace('_', '-')}}}",
+        rf"  \begin{{tabular}}{{{''.join('r' if numeric else 'l' for numeric in layout.numeric)}}}",
+        r"    \toprule",
+        "    " + " & ".join(map(escape_latex, layout.header)) + r" \\",
+        r"    \midrule",
+        *(f"    {row}" for row in rows),
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        "",
+        r"  \medskip",
+        r"  \begin{minipage}{\linewidth}\footnotesize",
+        *(f"    {escape_latex(note)}\\par" for note in layout.notes),
+        r"  \end{minipage}",
+        r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
 

@@ -18,7 +18,7 @@ from augbench.files import read_json, write_text
 from augbench.pool import read_index
 from augbench.report import render
 from augbench.report.protocol import Facts, differences, paper_results
-from augbench.report.render import NONE, Layout, render_csv
+from augbench.report.render import NONE, Layout, render_csv, spread
 from augbench.resample import overlap
 
 
@@ -180,13 +180,6 @@ HEADER = ("Method", "Family", "Real / class", "Added / class", "Top-1 (%)", "n",
 NUMERIC = (False, False, True, True, True, True, True, True)
 
 
-def spread(mean: float | None, stderr: float | None) -> str:
-    """``62.6 ± 0.1``, with one decimal as in the paper; a dash where there is nothing."""
-    if mean is None:
-        return NONE
-    return f"{mean:.1f}" if stderr is None else f"{mean:.1f} ± {stderr:.1f}"
-
-
 def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.label,
@@ -217,40 +210,9 @@ def render_markdown(table: Table) -> str:
     return render.render_markdown(_layout(table))
 
 
-LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$",
-}  # fmt: skip
-
-
-def escape_latex(text: str) -> str:
-    """``text`` so that LaTeX shows it as it is; ± becomes maths."""
-    return "".join(LATEX.get(letter, letter) for letter in text)
-
-
 def render_latex(table: Table) -> str:
     r"""A ``table`` with booktabs' rules and the footer below; needs ``\usepackage{booktabs}``."""
-    rows = [" & ".join(map(escape_latex, _cells(row))) + r" \\" for row in table.rows]
-    lines = [
-        r"\begin{table}",
-        r"  \centering",
-        rf"  \caption{{Top-1 accuracy by added training data, study {escape_latex(table.study)}.}}",
-        rf"  \label{{tab:{table.study.replace('_', '-')}}}",
-        rf"  \begin{{tabular}}{{{''.join('r' if numeric else 'l' for numeric in NUMERIC)}}}",
-        r"    \toprule",
-        "    " + " & ".join(map(escape_latex, HEADER)) + r" \\",
-        r"    \midrule",
-        *(f"    {row}" for row in rows),
-        r"    \bottomrule",
-        r"  \end{tabular}",
-        "",
-        r"  \medskip",
-        r"  \begin{minipage}{\linewidth}\footnotesize",
-        *(f"    {escape_latex(note)}\\par" for note in table.notes),
-        r"  \end{minipage}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+    return render.render_latex(_layout(table), f"Top-1 accuracy by added training data, study {table.study}.", table.study)
 
 
 def render_terminal(table: Table) -> str:

@@ -1,0 +1,258 @@
+"""Figure 5A: which classes gain and which lose, with images of both ends (paper, figure 5A).
+
+Flows in: accuracies per class, Table 1, the training split and the first training set of the methods shown. Flows out: every class's change against the
+baseline (``figure5a.csv``), thumbnails of the classes at both ends, and from these a PDF and a PNG.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator
+
+from augbench.classes import read_class_table
+from augbench.data.splits import read_split
+from augbench.errors import UserError
+from augbench.files import write_text
+from augbench.pool import read_index
+from augbench.report import table1
+from augbench.report.per_class import ClassAccuracies, read_per_class
+from augbench.report.pictures import REAL, Picture, Shown, added_pictures, choose, read_pictures, real_pictures, rows_of, short_name, write_pictures
+from augbench.report.render import read_csv, render_csv, signed
+from augbench.report.statistics import baseline_of
+from augbench.report.style import COLOURS, MARKERS, WIDTH, open_axes, open_canvas, place_image, save, styled
+
+if TYPE_CHECKING:
+    from augbench.job import Job
+
+GENERATED = ("unconditional", "prompting", "personalised")
+ENDS = 2  # classes shown at each end
+PER_CLASS = 2  # real images of each, and as many added ones
+MINUS = "\u2212"
+FEW = 40  # classes up to which each one is marked and carries its error bar
+PLOT, HEAD, CAPTION, GAP = 2.0, 0.15, 0.24, 0.06  # inches
+
+
+@dataclass(frozen=True)
+class Row:
+    """One class of one method; ``rank`` counts from 0, the worst-hit class first.
+
+    ``change_points`` is the mean over runs of accuracy less the baseline's of the same run, in percentage points; ``stderr_points`` its standard error, None
+    for a single run. ``n_test`` test images of the class make one of them 100 / n_test points.
+    """
+
+    method: str
+    label: str
+    family: str
+    rank: int
+    class_id: str
+    class_name: str
+    n_test: int
+    baseline_percent: float
+    top1_percent: float
+    change_points: float
+    stderr_points: float | None
+
+
+def shown_methods(rows: Sequence[table1.Row]) -> list[table1.Row]:
+    """The most accurate row that generates images and the most accurate one that retrieves them, those that there are."""
+    groups = ([row for row in rows if row.family in GENERATED], [row for row in rows if row.family == "retrieval"])
+    return [max(group, key=lambda row: row.top1_percent) for group in groups if group]
+
+
+def changes(own: ClassAccuracies, baseline: ClassAccuracies) -> tuple[np.ndarray, np.ndarray | None]:
+    """Mean change of every class against the baseline, and its standard error, in percentage points, paired by run.
+
+    Returns
+    -------
+    mean : ndarray, float (C,)
+    stderr : ndarray, float (C,), or None
+        None where fewer than two runs are in both.
+
+    Raises
+    ------
+    UserError
+        Other classes than the baseline's, or no run in common.
+    """
+    runs = sorted(set(own.runs) & set(baseline.runs))
+    if own.class_ids != baseline.class_ids or not runs:
+        raise UserError("tables/per_class.parquet", "a method and the baseline differ in classes, or share no run", "delete it and run again: it is remade")
+    pairs = [own.top1[own.runs.index(run)] - baseline.top1[baseline.runs.index(run)] for run in runs]
+    differences = 100 * np.stack(pairs)
+    return differences.mean(axis=0), differences.std(axis=0, ddof=1) / np.sqrt(len(runs)) if len(runs) > 1 else None
+
+
+def build_rows(per_class: Mapping[str, ClassAccuracies], table: Sequence[table1.Row], names: Mapping[str, str]) -> list[Row]:
+    """Every class of the methods shown, sorted by change, ties in label order.
+
+    Parameters
+    ----------
+    names : mapping of str to str
+        What each class_id is called.
+    """
+    baseline = per_class[str(baseline_of(table))]
+    rows = []
+    for entry in shown_methods(table):
+        own = per_class[entry.method]
+        mean, stderr = changes(own, baseline)
+        before, after = (100 * accuracies.top1.mean(axis=0) for accuracies in (baseline, own))
+        for rank, place in enumerate(np.argsort(mean, kind="stable")):
+            class_id = own.class_ids[place]
+            rows.append(
+                Row(
+                    entry.method,
+                    entry.label,
+                    entry.family,
+                    rank,
+                    class_id,
+                    names[class_id],
+                    int(own.n_test[place]),
+                    float(before[place]),
+                    float(after[place]),
+                    float(mean[place]),
+                    None if stderr is None else float(stderr[place]),
+                )
+            )
+    return rows
+
+
+def ends(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The worst-hit and the most-helped classes of one method, most changed first; no class is in both."""
+    count = min(ENDS, len(rows) // 2)
+    ordered = sorted(rows, key=lambda row: row.rank)
+    return ordered[:count], ordered[::-1][:count]
+
+
+def collect(
+    job: Job,
+    per_class: str | Path,
+    table: str | Path,
+    manifests: Mapping[str, str | Path],
+    train_path: str | Path,
+    classes_path: str | Path,
+    out: str | Path,
+    images: str | Path,
+) -> None:
+    """Write every class's change, and images of the classes at both ends.
+
+    Parameters
+    ----------
+    per_class, table : path
+        ``per_class.parquet`` and ``table1.csv``.
+    manifests : mapping of method to path
+        ``resamples/{method}/selected/0.parquet`` of every method that may be shown.
+
+    Raises
+    ------
+    UserError
+        Damaged files, or a missing shard or training image.
+    """
+    by_id = {info.class_id: info for info in read_class_table(classes_path)}
+    entries = table1.read_rows(table)
+    rows = build_rows(read_per_class(per_class), entries, {class_id: short_name(info) for class_id, info in by_id.items()})
+    train = read_split(train_path)
+    shown: list[Shown] = []
+    pictured: dict[str, None] = {}
+    for entry in shown_methods(entries):
+        wanted = [row.class_id for end in ends([row for row in rows if row.method == entry.method]) for row in end]
+        pictured.update(dict.fromkeys(wanted))
+        pool = read_index(manifests[entry.method])
+        parts = []
+        for class_id in wanted:
+            own = rows_of(pool, class_id)
+            parts.append(own.take(pa.array(choose(own.num_rows, PER_CLASS, job.study.seed, "5A", class_id), pa.int64())))
+        shown += added_pictures(entry.method, pa.concat_tables(parts), by_id, job.store.root.parent)
+    real = []
+    for class_id in pictured:
+        own_rows = [row for row, name in enumerate(train.class_ids) if name == class_id]
+        real += [(by_id[class_id], own_rows[place]) for place in choose(len(own_rows), PER_CLASS, job.study.seed, "5A", REAL, class_id)]
+    write_pictures([*real_pictures(job, train, real), *shown], images)
+    notes = (
+        "change_points: mean over runs of a class's accuracy less the baseline's of the same run. Methods: the most accurate one that generates images, and the most"
+        " accurate one that retrieves them, by test accuracy.",
+    )
+    write_text(out, render_csv(rows, notes))
+
+
+# --- drawing ----------------------------------------------------------------------------------------------------------
+
+
+def draw(rows: list[Row], pictures: list[tuple[Picture, np.ndarray]]) -> Figure:
+    """Sorted changes of every class above; real and added images of the classes at both ends below."""
+    methods = {row.method: [other for other in rows if other.method == row.method] for row in rows}
+    images = {(picture.panel, picture.class_id, picture.place): image for picture, image in pictures}
+    half = (WIDTH - 2 * GAP) / 2
+    cell = half / (2 * PER_CLASS)
+    lines = {method: max(map(len, ends(own))) for method, own in methods.items()}
+    block = CAPTION + cell + 0.04
+    height = PLOT + 0.1 + sum(2 * HEAD + count * block for count in lines.values())
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.add_axes((0.42 / WIDTH, 1 - (PLOT - 0.44) / height, 1 - 0.47 / WIDTH, (PLOT - 0.5) / height))
+    _draw_changes(axes, methods)
+    canvas = open_canvas(figure)
+    top = height - PLOT - 0.1
+    for method, own in methods.items():
+        figure.text(0, (top - HEAD + 0.04) / height, own[0].label, weight="bold", color=COLOURS[own[0].family], va="baseline")
+        top -= HEAD
+        for side, (title, end) in enumerate(zip(("Worst hit", "Most helped"), ends(own), strict=True)):
+            left = side * (half + 2 * GAP)
+            figure.text(left / WIDTH, (top - HEAD + 0.05) / height, f"{title}: real | added", va="baseline", style="italic")
+            for line, row in enumerate(end):
+                foot = top - HEAD - line * block - CAPTION
+                text = textwrap.shorten(row.class_name, 26, placeholder="...")
+                error = "" if row.stderr_points is None else f" ± {row.stderr_points:.1f}"
+                for lift, words in ((0.145, text), (0.04, signed(row.change_points).replace("-", MINUS) + error)):
+                    figure.text(left / WIDTH, (foot + lift) / height, words, va="baseline")
+                for place in range(2 * PER_CLASS):
+                    panel = REAL if place < PER_CLASS else method
+                    if (image := images.get((panel, row.class_id, place % PER_CLASS))) is None:
+                        continue
+                    shift = GAP / 2 if panel == method else 0.0
+                    place_image(canvas, image, left + place * (cell - GAP / 8) + shift, foot - cell, 0.94 * cell)
+        top -= HEAD + lines[method] * block
+    return figure
+
+
+def _draw_changes(axes: Axes, methods: Mapping[str, Sequence[Row]]) -> None:
+    """One line per method, its classes sorted by change: marks with error bars where there are few, a line with a band where there are many."""
+    axes.axhline(0, color="0.35", linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
+    classes = max(map(len, methods.values()))
+    for number, own in enumerate(methods.values()):
+        family = own[0].family
+        ranks = np.array([row.rank for row in own]) + 1
+        means = np.array([row.change_points for row in own])
+        errors = np.array([row.stderr_points or 0.0 for row in own])
+        up, down = int((means > 0).sum()), int((means < 0).sum())
+        label = f"{own[0].label}: {up} up, {down} down"
+        if classes <= FEW:
+            shift = 0.12 * (2 * number - 1) if len(methods) > 1 else 0.0
+            axes.errorbar(
+                ranks + shift, means, yerr=errors, color=COLOURS[family], marker=MARKERS[family], markersize=3, linestyle="none", capsize=1.5, elinewidth=0.7, label=label
+            )  # fmt: skip
+        else:
+            axes.fill_between(ranks, means - errors, means + errors, color=COLOURS[family], alpha=0.25, linewidth=0)
+            axes.plot(ranks, means, color=COLOURS[family], linestyle=("-", (0, (5, 1)))[number], label=label)
+    bars = "bars" if classes <= FEW else "band"
+    spread = any(row.stderr_points is not None for own in methods.values() for row in own)
+    axes.set_xlabel("Classes, in each method's own order" + (f"\n({bars}: standard error of the mean over runs)" if spread else ""))
+    axes.set_ylabel("Change of accuracy (points)", labelpad=1)
+    axes.xaxis.set_major_locator(FixedLocator(range(1, classes + 1)) if classes <= 12 else MaxNLocator(nbins=6, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    axes.legend(loc="upper left", frameon=False, borderpad=0, handlelength=1.2, handletextpad=0.4, labelspacing=0.25)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.12 * (high - low))
+    open_axes(axes)
+
+
+def write_figure(table: str | Path, images: str | Path, outs: Mapping[str, str | Path]) -> None:
+    """Draw Figure 5A from its data to ``outs``: paths by format (``pdf``, ``png``)."""
+    with styled():
+        save(draw(read_csv(table, Row), read_pictures(images)), outs)

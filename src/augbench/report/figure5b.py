@@ -1,0 +1,199 @@
+"""Figure 5B: accuracy against the number of added images (paper, figure 5B).
+
+Flows in: Table 1, accuracies per class, the training split and the first training set of every row shown. Flows out: one row per series and point
+(``figure5b.csv``), and from it a PDF and a PNG. Where a class ran out of images, two marks say what the accuracy would be if that class were always right, or
+never: the paper's estimate for the classes that it left out at 1000%.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
+from augbench.config import RealMethod, Study, family_of
+from augbench.data.splits import read_split
+from augbench.errors import UserError
+from augbench.files import write_text
+from augbench.pool import read_index
+from augbench.report import table1
+from augbench.report.per_class import ClassAccuracies, read_per_class
+from augbench.report.render import read_csv, render_csv
+from augbench.report.statistics import baseline_of
+from augbench.report.style import COLOURS, MARKERS, WIDTH, open_axes, save, styled
+from augbench.resample import needed_images
+
+if TYPE_CHECKING:
+    from augbench.plan import Plan
+
+HEIGHT = 2.5  # inches
+BASELINE = "real"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point: a training set's size and its accuracy, in percent.
+
+    ``series`` is the row whose pool is drawn from; the baseline is a series of its own. ``asked_percent`` is added images per real one, ``added_images`` what
+    the first training set holds in all. ``worst_percent`` and ``best_percent`` count the ``short_classes``, which had fewer images than asked for, as never
+    and always right; None where no class ran out.
+    """
+
+    series: str
+    series_label: str
+    family: str
+    method: str
+    asked_percent: float
+    added_images: int
+    top1_percent: float
+    stderr_percent: float | None
+    n: int
+    short_classes: int
+    worst_percent: float | None
+    best_percent: float | None
+
+
+def bounds(accuracies: ClassAccuracies, short: Sequence[str]) -> tuple[float, float]:
+    """Mean accuracy in percent over runs if every test image of the classes ``short`` were wrong, and if it were right."""
+    rest = np.array([class_id not in short for class_id in accuracies.class_ids])
+    total = accuracies.n_test.sum()
+    worst = float((accuracies.top1[:, rest] * accuracies.n_test[rest]).sum(axis=1).mean() / total)
+    return 100 * worst, 100 * (worst + float(accuracies.n_test[~rest].sum() / total))
+
+
+def collect(plan: Plan, table: str | Path, per_class: str | Path, train_path: str | Path, manifests: Mapping[str, str | Path], out: str | Path) -> list[Row]:
+    """Write the points, by series and size.
+
+    Parameters
+    ----------
+    table, per_class : path
+        ``table1.csv`` and ``per_class.parquet``.
+    manifests : mapping of method to path
+        ``resamples/{method}/selected/0.parquet`` of the rows of ``plan.scaling``. A class runs out in all sets of a row alike.
+
+    Raises
+    ------
+    UserError
+        Damaged files.
+    """
+    entries = {row.method: row for row in table1.read_rows(table)}
+    accuracies = read_per_class(per_class)
+    sizes = Counter(read_split(train_path).class_ids)
+    rows = []
+    for method, pool in plan.scaling.items():
+        config, source = plan.study.methods[method], plan.study.methods[pool]
+        assert not isinstance(config, RealMethod)
+        added = Counter(read_index(manifests[method]).column("class_id").to_pylist())
+        classes = accuracies[method].class_ids
+        short = [class_id for class_id in classes if added[class_id] < needed_images(config.added_per_training_image, sizes[class_id])]
+        family = family_of(source)
+        rows.append(
+            Row(
+                pool,
+                _series_label(plan.study, pool),
+                "retrieval" if family == "scaling" else family,
+                method,
+                100 * config.added_per_training_image,
+                added.total(),
+                entries[method].top1_percent,
+                entries[method].stderr_percent,
+                entries[method].n,
+                len(short),
+                *(bounds(accuracies[method], short) if short else (None, None)),
+            )
+        )
+    order = list(dict.fromkeys(row.series for row in rows))
+    rows.sort(key=lambda row: (order.index(row.series), row.asked_percent))
+    if (name := baseline_of([*entries.values()])) is not None:
+        base = entries[name]
+        rows.append(Row(BASELINE, base.label, "real", name, 0.0, 0, base.top1_percent, base.stderr_percent, base.n, 0, None, None))
+    notes = (
+        "asked_percent: added images per hundred real ones. short_classes: classes with fewer images than that; they were trained and scored with those that"
+        " there were. worst_percent, best_percent: the accuracy if these classes were never, or always, right.",
+    )
+    write_text(out, render_csv(rows, notes))
+    return rows
+
+
+def _series_label(study: Study, pool: str) -> str:
+    """The pool's name without its size."""
+    label = " ".join((study.methods[pool].label or pool).split())
+    return re.sub(r"\s*\(\d+ ?%\)$", "", label)
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    """A line per series; bars are standard errors, triangles the best and the worst case.
+
+    Raises
+    ------
+    UserError
+        No point.
+    """
+    series = {row.series: [other for other in rows if other.series == row.series] for row in rows if row.series != BASELINE}
+    if not series:
+        raise UserError("Figure 5B", "no row to draw", "rows with mechanism draw give the sizes")
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    ticks = sorted({row.asked_percent for own in series.values() for row in own})
+    # on a logarithmic axis, a hundredth of its width: so that error bars do not hide each other
+    shift = {name: (ticks[-1] / ticks[0]) ** (0.01 * (number - (len(series) - 1) / 2)) for number, name in enumerate(series)}
+    for number, (name, own) in enumerate(series.items()):
+        colour, x = COLOURS[own[0].family], [row.asked_percent * shift[name] for row in own]
+        y, errors = [row.top1_percent for row in own], [row.stderr_percent or 0.0 for row in own]
+        style = ("-", (0, (5, 1.5)), (0, (1, 1)), "-.")[number % 4]
+        axes.errorbar(
+            x, y, yerr=errors, color=colour, marker=MARKERS[own[0].family], markersize=3.5, linestyle=style, capsize=2, elinewidth=0.8, label=own[0].series_label, zorder=3
+        )  # fmt: skip
+        for row, place in zip(own, x, strict=True):
+            if row.worst_percent is not None and row.best_percent is not None:
+                axes.plot([place] * 2, [row.worst_percent, row.best_percent], color=colour, linewidth=0.6, linestyle=":", zorder=2)
+                axes.plot(place, row.best_percent, marker="v", markersize=4, color=colour, markerfacecolor="white", linestyle="none", zorder=4)
+                axes.plot(place, row.worst_percent, marker="^", markersize=4, color=colour, markerfacecolor="white", linestyle="none", zorder=4)
+    for row in rows:
+        if row.series == BASELINE:
+            axes.axhline(row.top1_percent, color=COLOURS["real"], linewidth=0.8, linestyle=(0, (4, 2)), zorder=1, label=row.series_label)
+            if row.stderr_percent is not None:
+                low, high = row.top1_percent - row.stderr_percent, row.top1_percent + row.stderr_percent
+                axes.axhspan(low, high, color=COLOURS["real"], alpha=0.15, linewidth=0, zorder=0)
+    if any(row.worst_percent is not None for row in rows):
+        # the legend says once what the open triangles are
+        for marker, text in (("v", "best case: short classes all right"), ("^", "worst case: all wrong")):
+            axes.plot([], [], marker=marker, markersize=4, color="0.3", markerfacecolor="white", linestyle="none", label=text)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(ticks, [f"{tick:g}%\n{_count(rows, tick)}" for tick in ticks])
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    axes.set_xlabel("Added images: in % of the real ones, and how many")
+    spread = any(row.stderr_percent is not None for row in rows)
+    axes.set_ylabel("Top-1 accuracy (%)" + (f"\nbars: standard error, n = {min(row.n for row in rows)}" if spread else ""))
+    open_axes(axes)
+    handles, labels = axes.get_legend_handles_labels()
+    entries = dict(zip(labels, handles, strict=True))
+    texts = list(dict.fromkeys(own[0].series_label for own in series.values()))
+    texts += [label for label in entries if label not in texts]
+    figure.legend(
+        [entries[text] for text in texts], texts, loc="outside upper left", ncols=2, frameon=False, handlelength=1.8, columnspacing=1.0, labelspacing=0.25
+    )
+    return figure
+
+
+def _count(rows: Sequence[Row], tick: float) -> str:
+    """How many images a size is: the mean of the series that have it and did not run short."""
+    whole = [row.added_images for row in rows if row.asked_percent == tick and row.series != BASELINE and not row.short_classes]
+    images = fmean(whole or [row.added_images for row in rows if row.asked_percent == tick and row.series != BASELINE])
+    return f"{images:,.0f}" if images < 10_000 else f"{images / 1000:,.0f}k" if images < 1_000_000 else f"{images / 1_000_000:.1f}M"
+
+
+def write_figure(table: str | Path, outs: Mapping[str, str | Path]) -> None:
+    """Draw Figure 5B from its table to ``outs``: paths by format (``pdf``, ``png``)."""
+    with styled():
+        save(draw(read_csv(table, Row)), outs)

@@ -1,0 +1,162 @@
+"""Pictures in figures: which images are shown, and their thumbnails.
+
+Flows in: the training split, a training set's manifest of added images and the shards behind it. Flows out: a Parquet file with every image shown, its
+origin and its thumbnail, from which the figure is drawn: shards and data set are read once.
+Images are drawn at random from what classifiers were trained on, never chosen by looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image, ImageOps
+
+from augbench.classes import ClassInfo
+from augbench.data.source import open_source
+from augbench.data.splits import Split
+from augbench.errors import UserError
+from augbench.files import atomic_path
+from augbench.pool import load_images
+from augbench.seeds import derive_seed
+from augbench.shards import encode_image, read_shard
+
+if TYPE_CHECKING:
+    from augbench.job import Job
+
+REAL = "real"  # panel of training images
+SIDE = 192  # pixels of a thumbnail at most: more than a column has room for
+LOSSLESS_SIDE = 64  # up to here thumbnails are PNG: small anyway, and exact
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image shown; None stands for what it does not have.
+
+    ``panel`` is a method, or :data:`REAL`; ``place`` counts the images of a class in a panel; ``image`` is a training image's id, or i of "image i of class
+    c"; ``source`` the training image that an added one started from, or the address that it was retrieved from.
+    """
+
+    panel: str
+    class_id: str
+    class_name: str
+    place: int
+    image: str
+    source: str | None = None
+    prompt: str | None = None
+    seed: int | None = None
+    similarity: float | None = None
+
+
+Shown = tuple[Picture, Image.Image]
+SCHEMA = pa.schema(
+    [
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        *[(name, pa.string()) for name in ("panel", "class_id", "class_name")],
+        ("place", pa.int32()),
+        ("origin", pa.string()),  # Picture.image
+        *[(name, pa.string()) for name in ("source", "prompt")],
+        ("seed", pa.int64()),
+        ("similarity", pa.float64()),
+    ]
+)
+
+
+def short_name(info: ClassInfo) -> str:
+    """What a class is called in a figure: its best known name."""
+    return info.lemmas[0]
+
+
+def choose(rows: int, count: int, study_seed: int, *scope: str) -> list[int]:
+    """``count`` of ``rows`` places at random, in order, all of them where there are fewer; a function of seed and scope alone."""
+    rng = np.random.default_rng(derive_seed(study_seed, "figures", *scope))
+    return sorted(int(place) for place in rng.permutation(rows)[:count])
+
+
+def spread_classes(classes: Sequence[ClassInfo], count: int) -> list[ClassInfo]:
+    """``count`` classes, evenly spaced in label order; all of them where there are fewer."""
+    places = np.linspace(0, len(classes) - 1, min(count, len(classes))).round().astype(int)
+    return [classes[place] for place in places]
+
+
+def real_pictures(job: Job, train: Split, wanted: Sequence[tuple[ClassInfo, int]]) -> list[Shown]:
+    """Training images, as (class, row of the split) each."""
+    source = open_source(job.study.dataset, job.study.seed, job.study.corpus)
+    images = source.load([train.sources[row] for _, row in wanted])
+    counted: dict[str, int] = {}
+    shown = []
+    for (info, row), image in zip(wanted, images, strict=True):
+        place = counted[info.class_id] = counted.get(info.class_id, -1) + 1
+        shown.append((Picture(REAL, info.class_id, short_name(info), place, train.image_ids[row]), image))
+    return shown
+
+
+def added_pictures(panel: str, rows: pa.Table, classes: Mapping[str, ClassInfo], study_folder: Path) -> list[Shown]:
+    """Added images, as rows of an index, in its order.
+
+    Raises
+    ------
+    UserError
+        A shard is missing or damaged.
+    """
+    details: dict[str, list[dict[str, object]]] = {}
+    counted: dict[str, int] = {}
+    shown = []
+    for row, image in zip(rows.to_pylist(), load_images(rows, study_folder), strict=True):
+        if row["path"] not in details:
+            details[row["path"]] = read_shard(study_folder / row["path"], ["source", "prompt", "seed", "similarity"]).to_pylist()
+        info = classes[row["class_id"]]
+        place = counted[info.class_id] = counted.get(info.class_id, -1) + 1
+        known = details[row["path"]][row["row"]]
+        shown.append((Picture(panel, info.class_id, short_name(info), place, str(row["index"]), **known), image))
+    return shown
+
+
+def rows_of(manifest: pa.Table, class_id: str) -> pa.Table:
+    """The rows of a class in an index."""
+    return manifest.filter(pc.equal(manifest.column("class_id"), class_id))
+
+
+def thumbnail(image: Image.Image) -> Image.Image:
+    """The central square, at most :data:`SIDE` pixels wide."""
+    side = min(*image.size, SIDE)
+    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+
+
+def write_pictures(shown: Iterable[Shown], path: str | Path) -> None:
+    """Write pictures with their thumbnails as Parquet, which Hugging Face's ``datasets`` opens as images."""
+    rows = []
+    for picture, image in shown:
+        small = thumbnail(image)
+        kind = "png" if max(small.size) <= LOSSLESS_SIDE else "jpeg"
+        values = asdict(picture)
+        values["origin"] = values.pop("image")
+        rows.append({**values, "image": {"bytes": encode_image(small, kind, 92), "path": f"{picture.panel}_{picture.class_id}_{picture.place}.{kind}"}})
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
+
+
+def read_pictures(path: str | Path) -> list[tuple[Picture, np.ndarray]]:
+    """Pictures and their thumbnails, uint8 (H, W, 3), in the order they were written.
+
+    Raises
+    ------
+    UserError
+        Damaged, or another file.
+    """
+    try:
+        rows = pq.read_table(path, schema=SCHEMA).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(str(path), f"not a whole Parquet file of pictures ({str(error).splitlines()[0]})", "delete it and run again: it is remade") from None
+    shown = []
+    for row in rows:
+        encoded = row.pop("image")["bytes"]
+        shown.append((Picture(image=row.pop("origin"), **row), np.asarray(Image.open(BytesIO(encoded)).convert("RGB"))))
+    return shown

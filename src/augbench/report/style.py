@@ -1,0 +1,76 @@
+"""How figures look: one palette, one size of type, one column; and how they are saved.
+
+Flows in: a figure of matplotlib. Flows out: PDF and PNG, the same bytes for the same figure.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from augbench.files import atomic_path
+
+logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports every glyph that it embeds in a PDF
+
+# The paper's blue, orange, green and red in Okabe and Ito's palette, which colour-blind readers can tell apart.
+COLOURS = {"real": "#0072B2", "unconditional": "#CC79A7", "prompting": "#E69F00", "personalised": "#009E73", "retrieval": "#D55E00"}
+# Families are told apart without colour, too.
+MARKERS = {"unconditional": "P", "prompting": "D", "personalised": "o", "retrieval": "s"}
+WIDTH = 3.3  # inches; one column of a two-column page
+FONT_SIZE = 7  # points
+DPI = 300
+PIXELS_SEEN = 64  # up to here an image is shown pixel by pixel
+STYLE: dict[Any, Any] = {
+    "font.size": FONT_SIZE,
+    "axes.titlesize": FONT_SIZE,
+    "axes.labelsize": FONT_SIZE,
+    "xtick.labelsize": FONT_SIZE,
+    "ytick.labelsize": FONT_SIZE,
+    "legend.fontsize": FONT_SIZE,
+    "font.family": "DejaVu Sans",
+    "pdf.fonttype": 42,
+    "axes.linewidth": 0.6,
+    "hatch.linewidth": 0.5,
+    "lines.linewidth": 1.0,
+}
+
+
+def styled() -> Any:
+    """A context in which figures are drawn as here."""
+    return rc_context(STYLE)
+
+
+def open_axes(axes: Axes) -> None:
+    """No frame at the top and at the right."""
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def open_canvas(figure: Figure) -> Axes:
+    """Axes over the whole figure, in inches from its lower left corner: many images cost little on one."""
+    canvas = figure.add_axes((0, 0, 1, 1))
+    width, height = figure.get_size_inches()
+    canvas.set(xlim=(0, width), ylim=(0, height), autoscale_on=False)
+    canvas.set_axis_off()
+    return canvas
+
+
+def place_image(canvas: Axes, image: np.ndarray, left: float, bottom: float, side: float) -> None:
+    """A square image, uint8 (H, W, 3), at a place in inches; small ones keep their pixels."""
+    interpolation = "nearest" if image.shape[0] <= PIXELS_SEEN else "auto"
+    canvas.imshow(image, extent=(left, left + side, bottom, bottom + side), interpolation=interpolation, aspect="auto")
+
+
+def save(figure: Figure, outs: Mapping[str, str | Path]) -> None:
+    """Write ``figure`` to ``outs``: paths by format (``pdf``, ``png``), those that are given."""
+    for kind, path in outs.items():
+        # no creation date and no version of matplotlib: the same data gives the same bytes
+        metadata = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}[kind]
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)

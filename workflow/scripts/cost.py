@@ -1,0 +1,8 @@
+"""Write what each method cost."""
+
+from augbench.job import running
+
+with running(snakemake) as job:
+    from augbench.report.cost import write_cost
+
+    write_cost(job.plan, snakemake.input.table, dict(snakemake.output.items()))

@@ -1,0 +1,9 @@
+"""Draw one of Figures 3 to 5B from its table, and from its images where it has some."""
+
+from importlib import import_module
+
+from augbench.job import running
+
+with running(snakemake):
+    figure = import_module(f"augbench.report.{snakemake.params.figure}")
+    figure.write_figure(**dict(snakemake.input.items()), outs=dict(snakemake.output.items()))

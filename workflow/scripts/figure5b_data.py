@@ -1,0 +1,9 @@
+"""Gather the points of Figure 5B."""
+
+from augbench.job import running
+
+with running(snakemake) as job:
+    from augbench.report.figure5b import collect
+
+    source, plan = snakemake.input, job.plan
+    collect(plan, source.table, source.per_class, source.train, dict(zip(plan.scaling, source.sets, strict=True)), snakemake.output.table)

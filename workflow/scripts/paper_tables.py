@@ -1,0 +1,8 @@
+"""Write the paper's smaller tables, ours beside the paper's."""
+
+from augbench.job import running
+
+with running(snakemake) as job:
+    from augbench.report.paper_tables import write_paper_tables
+
+    write_paper_tables(job.plan, snakemake.input.table, dict(snakemake.output.items()))

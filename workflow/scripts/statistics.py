@@ -1,0 +1,8 @@
+"""Write the statistics of Table 1 in all their formats."""
+
+from augbench.job import running
+
+with running(snakemake) as job:
+    from augbench.report.statistics import write_statistics
+
+    write_statistics(job.study.study, snakemake.input.table, snakemake.input.runs, dict(snakemake.output.items()))
