@@ -612,6 +612,7 @@ def megabyte(index: int) -> bytes:
 
 
 @pytest.mark.full
+@pytest.mark.skipif("AUGBENCH_LARGE" not in os.environ, reason="minutes of downloads; set AUGBENCH_LARGE=1 to run it")
 def test_50000_urls_have_their_fates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     limits = replace(LOOPBACK, timeout_s=6)
     with hostile_server(50_000, seed=3) as web, Cache(tmp_path / "images.sqlite") as cache:
