@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,36 @@ def busy_seconds() -> float:
     names = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
     ticks = dict(zip(names, map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:]), strict=False))
     return sum(ticks[name] for name in names if name not in ("idle", "iowait")) / os.sysconf("SC_CLK_TCK")
+
+
+def _children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+class Neighbours:
+    """While it is entered: what other processes use of the machine beside our own children.
+
+    Attributes
+    ----------
+    seconds : float
+        Wall time until it was left.
+    own : float
+        Processor seconds of the children that ended meanwhile.
+    cores : float
+        Processor cores used by other processes, on average.
+    """
+
+    seconds = own = cores = 0.0
+
+    def __enter__(self) -> Neighbours:
+        self._start, self._busy, self._own = time.perf_counter(), busy_seconds(), _children_seconds()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self._start
+        self.own = _children_seconds() - self._own
+        self.cores = round(max(0.0, (busy_seconds() - self._busy - self.own) / self.seconds), 2)
 
 
 def wait_until_idle(limit: float, cores: float = 0.1, watched: float = 5.0) -> None:

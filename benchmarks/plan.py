@@ -23,13 +23,12 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.machine import busy_seconds, describe, wait_until_idle
+from benchmarks.machine import Neighbours, describe, wait_until_idle
 
 Result = dict[str, Any]
 PROJECT = Path(__file__).resolve().parents[1]
@@ -39,19 +38,20 @@ SHARD_BYTES = 20_000_000  # as large as a real one: smaller files are hashed
 
 def snakemake(folder: Path, *arguments: str) -> tuple[str, Result]:
     """Run Snakemake to its end; what it printed, and what it took."""
-    start, busy = time.perf_counter(), busy_seconds()
-    process = subprocess.Popen([sys.executable, "-m", "snakemake", *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    text = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    seconds, used = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+    with Neighbours() as neighbours:
+        process = subprocess.Popen([sys.executable, "-m", "snakemake", *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert process.stdout is not None
+        text = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(text[-4000:])
-    others = max(0.0, (busy_seconds() - busy - used) / seconds)
     return text, {
-        "seconds": round(seconds, 2), "processor_seconds": round(used, 2), "peak_memory": usage.ru_maxrss * 1024, "cores_used_by_others": round(others, 2),
-    }  # fmt: skip
+        "seconds": round(neighbours.seconds, 2),
+        "processor_seconds": round(neighbours.own, 2),
+        "peak_memory": usage.ru_maxrss * 1024,
+        "cores_used_by_others": neighbours.cores,
+    }
 
 
 def make_folder(folder: Path) -> None:

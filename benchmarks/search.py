@@ -16,7 +16,6 @@ import argparse
 import datetime
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -31,8 +30,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import (
+    Neighbours,
     available_memory,
-    busy_seconds,
     copy_rate,
     describe,
     drop_from_cache,
@@ -243,10 +242,9 @@ def compare(options: argparse.Namespace, arguments: Sequence[str]) -> Result:
                 drop_from_cache([*arrays_of(options.folder), *(options.folder / "metadata").glob("*.parquet")])
             wait_until_idle(60 * options.wait)
             command = [sys.executable, __file__, *arguments, "--candidate", name]
-            start, busy, own = time.perf_counter(), busy_seconds(), _children_seconds()
-            lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout.splitlines()
-            others = (busy_seconds() - busy) - (_children_seconds() - own)
-            results[name].append({**json.loads(lines[-1]), "cores_used_by_others": round(others / (time.perf_counter() - start), 2)})
+            with Neighbours() as neighbours:
+                lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout.splitlines()
+            results[name].append({**json.loads(lines[-1]), "cores_used_by_others": neighbours.cores})
             print(f"repeat {repeat + 1}: {name}: {results[name][-1]}", file=sys.stderr)
     return {
         "command": "python benchmarks/search.py " + " ".join(arguments),
@@ -258,11 +256,6 @@ def compare(options: argparse.Namespace, arguments: Sequence[str]) -> Result:
         "results": results,
         "recall": {name: recall(options.folder, name) for name in ("ours", "clip_retrieval") if name in results and "faiss" in results},
     }
-
-
-def _children_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def recall(folder: Path, name: str) -> float:

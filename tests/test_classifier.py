@@ -44,12 +44,7 @@ ALONE = Compute(CPU)
 TINY = Classifier(arch="resnet18", layers=(1, 1, 1, 1), base_width=4, resolution=16, evaluation_resize=16, min_crop_area=0.5, batch_size=16, lr=0.05, max_epochs=4)  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def photo(label: int, i: int, side: int = 16) -> Image.Image:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from augbench.benchmark_files import job_files
 from augbench.config import parse_study
 from augbench.errors import UserError
 from augbench.files import write_json, write_text
@@ -153,7 +154,7 @@ def test_names_of_benchmark_files_are_told_apart(plan: Plan) -> None:
         "generate/a_000_part12",
     ):
         write_benchmark(plan, name, 1, 1)
-    found = {(job.stage, job.path.stem): (job.method, job.part) for job in cost.job_files(plan.path("benchmarks"))}
+    found = {(job.stage, job.path.stem): (job.method, job.part) for job in job_files(plan.path("benchmarks"), ("generate", "finetune"))}
     assert found["generate", "pseudoword_dm_000"] == found["generate", "pseudoword_dm_1000"] == ("pseudoword_dm", 0)
     assert found["generate", "pseudoword_dm_500_000"] == ("pseudoword_dm_500", 0)
     assert found["finetune", "imagic_all_lr0.3"] == ("imagic", 0) and found["generate", "a_000_part12"] == ("a", 12)
@@ -165,7 +166,7 @@ def test_a_damaged_benchmark_file_is_named(plan: Plan) -> None:
         cost.hours_of(path, 0)
     write_text(plan.path("benchmarks/generate/clip_prompts.tsv"), "s\n1\n")
     with pytest.raises(UserError, match=r"generate/clip_prompts\.tsv: not a benchmark file of a block"):
-        cost.job_files(plan.path("benchmarks"))
+        list(job_files(plan.path("benchmarks"), ("generate",)))
 
 
 def test_the_files_say_what_is_counted_and_read_back(plan: Plan, tmp_path: Path) -> None:

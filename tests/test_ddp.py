@@ -40,12 +40,7 @@ TINY = Classifier(arch="resnet18", layers=(1, 1, 1, 1), base_width=4, resolution
 TOLERANCE, TOLERANCE_IN_DOUBLE = 1e-4, 1e-9
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def photo(label: int, i: int) -> Image.Image:

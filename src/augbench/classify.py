@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,37 @@ from augbench.data.splits import check_labels, read_split
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file, write_json
 from augbench.models import pick_device
+from augbench.parquet import REMAKE
 from augbench.pool import load_images, read_index
 from augbench.recipes import classifier_recipe
 from augbench.resample import check_same_labels
 from augbench.store import Recipe, Store
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the runs of a block are trained on: files, and what is left out of them.
+
+    Attributes
+    ----------
+    method : str
+        The method's name.
+    train, validation, classes : path
+        Splits and the class table.
+    manifests : mapping of path to path or None
+        By each run's folder, its manifest of added images; None for a baseline.
+    excluded : collection of str
+        Classes that are left out.
+    """
+
+    method: str
+    train: str | Path
+    validation: str | Path
+    classes: str | Path
+    manifests: Mapping[Path, str | Path | None]
+    excluded: Collection[str]
 
 
 @dataclass(frozen=True)
@@ -127,14 +152,13 @@ def train_block(
     compute = _compute(study, store, device)
     added: Sequence[str | Path | None] = added_paths or [None] * len(folders)
     manifests = dict(zip(map(Path, folders), added, strict=True))
-    runs = open_runs(study, store, method, train_path, validation_path, test_path, classes_path, manifests, excluded)
+    sources = Sources(method, train_path, validation_path, classes_path, manifests, excluded)
+    runs = open_runs(study, store, sources, test_path)
     absent = [run.folder for run in runs if not _is_trained(store, run_recipe(study, run))]
     store.tally.reused += len(runs) - len(absent)
     if absent and processes > 1:
-        missing = {folder: manifests[folder] for folder in absent}
-        store.tally.made += in_processes(
-            processes, device, _train_together, study, store.root, method, train_path, validation_path, classes_path, missing, excluded
-        )  # fmt: skip
+        missing = replace(sources, manifests={folder: manifests[folder] for folder in absent})
+        store.tally.made += in_processes(processes, device, _train_together, study, store.root, missing)
     for run in runs:
         if run.folder in absent and processes == 1:
             train_missing(study, store, run, compute)
@@ -150,42 +174,22 @@ def _work(store: Store) -> Path:
     return store.root.parent / ".work"
 
 
-def _train_together(
-    group: Group,
-    study: Study,
-    store_root: Path,
-    method: str,
-    train_path: str | Path,
-    validation_path: str | Path,
-    classes_path: str | Path,
-    manifests: Mapping[Path, str | Path | None],
-    excluded: Collection[str],
-) -> int:
+def _train_together(group: Group, study: Study, store_root: Path, sources: Sources) -> int:
     """What each process of a group does: train the runs; the first one commits them to the store, and says how many artifacts it made."""
     store = Store(store_root)
     kind = pick_device(study.execution.device).type
     compute = _compute(study, store, torch.device(kind, group.rank) if kind == "cuda" else torch.device(kind), group)
-    for run in open_runs(study, store, method, train_path, validation_path, None, classes_path, manifests, excluded):
+    for run in open_runs(study, store, sources):
         train_missing(study, store, run, compute)
     return store.tally.made
 
 
-def open_runs(
-    study: Study,
-    store: Store,
-    method: str,
-    train_path: str | Path,
-    validation_path: str | Path,
-    test_path: str | Path | None,
-    classes_path: str | Path,
-    manifests: Mapping[Path, str | Path | None],
-    excluded: Collection[str],
-) -> list[Run]:
+def open_runs(study: Study, store: Store, sources: Sources, test_path: str | Path | None = None) -> list[Run]:
     """The runs of :func:`train_block`, by their folders; their images are not read yet, those of the splits later once for all."""
-    info = read_class_table(classes_path)
-    source = open_source(study.dataset, study.seed, study.corpus)
+    info = read_class_table(sources.classes)
+    images = open_source(study.dataset, study.seed, study.corpus)
 
-    kept = np.array([label for label, row in enumerate(info) if row.class_id not in excluded])
+    kept = np.array([label for label, row in enumerate(info) if row.class_id not in sources.excluded])
     number = np.full(len(info), -1)
     number[kept] = np.arange(len(kept))
 
@@ -193,23 +197,23 @@ def open_runs(
         split = read_split(path)
         check_labels(split, info, str(path))
         rows = np.flatnonzero(number[split.labels] >= 0)
-        ids, sources = ([column[row] for row in rows] for column in (split.image_ids, split.sources))
-        return LabelledImages(ids, number[split.labels[rows]], lambda wanted: source.load(sources[wanted]), Path(path).stem)
+        ids, where = ([column[row] for row in rows] for column in (split.image_ids, split.sources))
+        return LabelledImages(ids, number[split.labels[rows]], lambda wanted: images.load(where[wanted]), Path(path).stem)
 
     test = None if test_path is None else labelled(test_path)
-    block = Block(method, kept, labelled(train_path), labelled(validation_path), test)
+    block = Block(sources.method, kept, labelled(sources.train), labelled(sources.validation), test)
     labels = {row.class_id: label for label, row in enumerate(info)}
     runs = []
-    for folder, manifest in manifests.items():
+    for folder, manifest in sources.manifests.items():
         added = None
         if manifest is not None:
             if Path(manifest).stem != folder.name:
                 raise ValueError(f"run {folder.name} is given the added images of run {Path(manifest).stem}")
             rows = read_index(manifest)
             check_same_labels(rows, labels, str(manifest))
-            if left := sorted(set(rows.column("class_id").to_pylist()) & set(excluded)):
-                raise UserError(str(manifest), f"images of class {left[0]!r}, which is left out", "delete it and run again: it is remade")
-            added = _added(rows, number, store.root.parent, f"{method}, set {folder.name}")
+            if left := sorted(set(rows.column("class_id").to_pylist()) & set(sources.excluded)):
+                raise UserError(str(manifest), f"images of class {left[0]!r}, which is left out", REMAKE)
+            added = _added(rows, number, store.root.parent, f"{sources.method}, set {folder.name}")
         runs.append(Run(block, folder, added))
     return runs
 

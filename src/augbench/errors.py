@@ -7,6 +7,10 @@ any other exception is a defect and keeps its traceback.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """A problem that the user can fix.
@@ -28,3 +32,12 @@ class UserError(Exception):
     def for_terminal(self) -> str:
         """What entry points print: each line of the message, under the program's name."""
         return "\n".join(f"augbench: {line}" for line in str(self).splitlines())
+
+
+@contextmanager
+def ending_in_one_line() -> Iterator[None]:
+    """Around what the Snakefile calls: a :class:`UserError` ends the process with its line and status 1."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(error.for_terminal())

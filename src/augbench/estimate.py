@@ -7,10 +7,8 @@ long, and no data set is needed: sizes that are not known yet are the published 
 
 from __future__ import annotations
 
-import csv
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from augbench.benchmark_files import job_file, read_seconds
 from augbench.classes import RESOURCES
 from augbench.config import (
     Caltech256,
@@ -345,13 +344,13 @@ class Estimate:
     def _job_seconds(self, stage: str, method: str) -> list[float]:
         """Seconds of the finished jobs of a stage of a method; a GPU is theirs meanwhile."""
         folder = {"select": "classify_candidates"}.get(stage, stage)
-        pattern = re.compile(rf"{method}(_(\d+|all)(_part\d+)?(_lr[^_]+)?)?\.tsv")
         seconds = []
-        for name in filter(pattern.fullmatch, self._benchmarks.get(folder, [])):
+        for name in self._benchmarks.get(folder, []):
             try:
-                with open(self.plan.path("benchmarks", folder, name), encoding="utf-8", newline="") as stream:
-                    seconds += [float(row["s"]) for row in csv.DictReader(stream, delimiter="\t")]
-            except (OSError, KeyError, ValueError):
+                job = job_file(Path(self.plan.path("benchmarks", folder, name)))
+                if job.method == method:
+                    seconds.append(read_seconds(job.path)[0])
+            except UserError:
                 continue
         return seconds
 

@@ -7,13 +7,12 @@ one before, so that a job that was stopped for its memory or its time gets throu
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from augbench.config import Study
-from augbench.errors import UserError
+from augbench.errors import UserError, ending_in_one_line
 from augbench.network import uses_network
 
 SMALL_RESOLUTION = 128  # pixels; models that make smaller images are the miniature's: some MB instead of some GB
@@ -142,10 +141,8 @@ def load_needs(study: Study, default_resources: Mapping[str, Any] | None) -> Nee
     default_resources : mapping, optional
         Snakemake's, by name: plain values, or objects with the value as it was written in ``raw``.
     """
-    try:
+    with ending_in_one_line():
         return Needs(study, read_site({name: getattr(value, "raw", value) for name, value in (default_resources or {}).items()}))
-    except UserError as error:
-        sys.exit(error.for_terminal())
 
 
 def _growing(first: int, most: int) -> Callable[[Any, int], int]:

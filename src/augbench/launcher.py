@@ -26,7 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-from augbench.errors import UserError
+from augbench.errors import UserError, ending_in_one_line
 
 logger = logging.getLogger(__name__)
 LOCKS = Path("results/.locks")
@@ -121,20 +121,16 @@ def _refuse_if_replaced() -> None:
 
 def guard_job() -> None:
     """For the Snakefile: a job of a run that is gone, which waited in a cluster's queue, ends before Snakemake removes its outputs."""
-    try:
+    with ending_in_one_line():
         _refuse_if_replaced()
-    except UserError as error:
-        sys.exit(error.for_terminal())
 
 
 def guard_plain_run() -> None:
     """For ``onstart:`` of the Snakefile: a plain ``snakemake`` takes the run lock too, unless our launcher holds it."""
     if "AUGBENCH_RUN" in os.environ:
         return
-    try:
+    with ending_in_one_line():
         os.environ["AUGBENCH_RUN"] = acquire_run_lock()
-    except UserError as error:
-        sys.exit(error.for_terminal())
 
 
 def run(configfiles: Sequence[str], targets: Sequence[str], cores: int, extra: Sequence[str]) -> int:

@@ -29,7 +29,8 @@ from augbench.data.source import open_source
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import atomic_path, canonical_hash, read_json, sha256_file, write_json
-from augbench.pool import REMEDY, load_images, read_index
+from augbench.parquet import REMAKE, read_table
+from augbench.pool import load_images, read_index
 from augbench.progress import Progress, track
 
 if TYPE_CHECKING:
@@ -557,7 +558,7 @@ class _Real:
         study = job.study
         split, embeddings = read_split(split_path), np.load(embeddings_path)
         if embeddings.ndim != 2 or len(split) != len(embeddings):
-            raise UserError(str(embeddings_path), f"an array {embeddings.shape}", f"{len(split)} embeddings are expected; {REMEDY}")
+            raise UserError(str(embeddings_path), f"an array {embeddings.shape}", f"{len(split)} embeddings are expected; {REMAKE}")
         scored = [place for place, class_id in enumerate(split.class_ids) if class_id not in excluded]
         ids, class_ids, sources = ([column[place] for place in scored] for column in (split.image_ids, split.class_ids, split.sources))
         source = open_source(study.dataset, study.seed, study.corpus)
@@ -571,7 +572,7 @@ def _find_leaks(method: str, index: pa.Table, embedder: _Embedder, splits: Seque
     records: list[dict[str, Any]] = []
     for real in splits:
         if len(added) and real.embeddings.shape[1] != added.shape[1]:
-            raise UserError(real.where, f"{real.embeddings.shape[1]} numbers per image", f"the study's CLIP gives {added.shape[1]}; {REMEDY}")
+            raise UserError(real.where, f"{real.embeddings.shape[1]} numbers per image", f"the study's CLIP gives {added.shape[1]}; {REMAKE}")
         found = find_near_duplicates(
             added, real.embeddings, lambda rows: load_images(index.take(pa.array(rows, pa.int64())), folder), real.load, limits, f"{method}, {real.split}"
         )
@@ -609,15 +610,7 @@ def read_leaks(path: str | Path) -> pa.Table:
     UserError
         Missing, not a whole Parquet file, or other columns than :data:`SCHEMA`.
     """
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise UserError(str(path), "missing", "run the rule that makes it first") from None
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(str(path), f"not a whole Parquet file ({str(error).splitlines()[0]})", REMEDY) from None
-    if table.schema.names != SCHEMA.names or table.schema.types != SCHEMA.types:
-        raise UserError(str(path), f"columns {table.schema.names}", f"expected {SCHEMA.names}; {REMEDY}")
-    return table
+    return read_table(path, SCHEMA)
 
 
 # --- what follows -----------------------------------------------------------------------------------------------------

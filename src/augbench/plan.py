@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from augbench.classes import SHIPPED_TABLES
 from augbench.config import (
@@ -62,8 +63,16 @@ class FolderBlock:
 
 def blocks(members: Sequence[str], size: int) -> list[Block]:
     """Cut ``members`` into blocks of ``size``, named by their number."""
-    cut = [tuple(members[start : start + size]) for start in range(0, len(members), size)]
-    return [Block(f"{number:03d}", part) for number, part in enumerate(cut)]
+    return [Block(name, part) for name, part in _cut(members, size)]
+
+
+Member = TypeVar("Member")
+
+
+def _cut(members: Sequence[Member], size: int) -> list[tuple[str, tuple[Member, ...]]]:
+    """Pieces of ``size`` members, each with its number as three digits."""
+    starts = range(0, len(members), size)
+    return [(f"{number:03d}", tuple(members[start : start + size])) for number, start in enumerate(starts)]
 
 
 @dataclass(frozen=True)
@@ -374,8 +383,7 @@ class Plan:
 
     def _folder_blocks(self, classes_per_job: int) -> list[FolderBlock]:
         size = max(1, classes_per_job // CLASSES_PER_FOLDER)
-        cut = [tuple(self.folders[start : start + size]) for start in range(0, len(self.folders), size)]
-        return [FolderBlock(f"{number:03d}", part) for number, part in enumerate(cut)]
+        return [FolderBlock(name, part) for name, part in _cut(self.folders, size)]
 
     @cached_property
     def candidate_blocks(self) -> list[FolderBlock]:

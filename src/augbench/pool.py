@@ -17,10 +17,10 @@ from PIL import Image
 
 from augbench.errors import UserError
 from augbench.files import atomic_path
+from augbench.parquet import REMAKE, read_table
 from augbench.progress import track
 from augbench.shards import read_shard
 
-REMEDY = "delete it and run again: it is remade"
 SCHEMA = pa.schema(
     [
         ("class_id", pa.string()),
@@ -53,7 +53,7 @@ def build_index(shard_paths: Sequence[str | Path], study_folder: str | Path, out
         table = read_shard(path, ["class_id", "label", "index", "sha256", "similarity"])
         found = set(table.column("class_id").to_pylist())
         if found - {Path(path).parent.name}:
-            raise UserError(str(path), f"images of {sorted(found)}", f"a shard of class {Path(path).parent.name!r} only is expected here; {REMEDY}")
+            raise UserError(str(path), f"images of {sorted(found)}", f"a shard of class {Path(path).parent.name!r} only is expected here; {REMAKE}")
         try:
             relative = Path(path).resolve().relative_to(Path(study_folder).resolve()).as_posix()
         except ValueError:
@@ -73,10 +73,10 @@ def _check(index: pa.Table, where: Path) -> None:
     pairs = set(zip(index.column("label").to_pylist(), index.column("class_id").to_pylist(), strict=True))
     for position, what in ((0, "label"), (1, "class_id")):
         if twice := sorted(value for value, count in Counter(pair[position] for pair in pairs).items() if count > 1):
-            raise UserError(str(where), f"{what} {twice[0]!r} stands for several of {sorted(pairs)}", f"one label per class is expected; {REMEDY}")
+            raise UserError(str(where), f"{what} {twice[0]!r} stands for several of {sorted(pairs)}", f"one label per class is expected; {REMAKE}")
     keys = Counter(zip(index.column("class_id").to_pylist(), index.column("index").to_pylist(), strict=True))
     if repeated := sorted(key for key, count in keys.items() if count > 1):
-        raise UserError(str(where), f"image {repeated[0][1]} of class {repeated[0][0]!r} stands in two shards", REMEDY)
+        raise UserError(str(where), f"image {repeated[0][1]} of class {repeated[0][0]!r} stands in two shards", REMAKE)
 
 
 def read_index(path: str | Path) -> pa.Table:
@@ -87,15 +87,7 @@ def read_index(path: str | Path) -> pa.Table:
     UserError
         Missing, not a whole Parquet file, or other columns than :data:`SCHEMA`.
     """
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise UserError(str(path), "missing", "run the rule that makes it first") from None
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(str(path), f"not a whole Parquet file ({str(error).splitlines()[0]})", REMEDY) from None
-    if table.schema.names != SCHEMA.names or table.schema.types != SCHEMA.types:
-        raise UserError(str(path), f"columns {table.schema.names}", f"expected {SCHEMA.names}; {REMEDY}")
-    return table
+    return read_table(path, SCHEMA)
 
 
 def load_images(rows: pa.Table, study_folder: str | Path) -> Iterator[Image.Image]:

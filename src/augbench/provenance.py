@@ -21,6 +21,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from augbench import __version__
+from augbench.benchmark_files import read_seconds
 from augbench.config import Study
 from augbench.files import canonical_hash, read_json, sha256_file, write_json
 from augbench.seeds import classifier_seed
@@ -119,8 +120,6 @@ def write_provenance(study: Study, study_folder: Path, config: str | Path, model
     models : iterable of path
         Fingerprints.
     """
-    import pandas as pd
-
     stages: dict[str, dict[str, str]] = defaultdict(dict)
     computed: dict[str, dict[str, Any]] = {}
     for record in map(read_json, sorted((study_folder / RECORDS).glob("*.json"))):
@@ -131,7 +130,7 @@ def write_provenance(study: Study, study_folder: Path, config: str | Path, model
     seconds: dict[str, float] = defaultdict(float)
     benchmarks = study_folder / "benchmarks"
     for path in sorted(benchmarks.rglob("*.tsv")):
-        seconds[_stage(path, benchmarks)] += float(pd.read_csv(path, sep="\t")["s"].sum())
+        seconds[_stage(path, benchmarks)] += read_seconds(path)[0]
     fingerprints = {Path(path).stem: read_json(path) for path in models}
     write_json(
         out,

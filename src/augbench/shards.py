@@ -20,6 +20,7 @@ from PIL import Image
 
 from augbench.errors import UserError
 from augbench.files import atomic_path, canonical_hash
+from augbench.parquet import REMAKE, whole
 
 _HF_FEATURES = {"info": {"features": {"image": {"_type": "Image"}}}}
 SCHEMA = pa.schema(
@@ -97,16 +98,14 @@ def read_footer(path: str | Path) -> dict[str, Any]:
     UserError
         The file is not a whole Parquet file, or not one of ours.
     """
-    try:
+    with whole(path):
         metadata = pq.read_schema(path).metadata or {}
         rows = pq.read_metadata(path).num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(str(path), f"not a whole Parquet file ({str(error).splitlines()[0]})", "delete it and run again: it is remade") from None
     if b"augbench" not in metadata:
-        raise UserError(str(path), "a Parquet file that is not a shard of ours", "delete it and run again: it is remade")
+        raise UserError(str(path), "a Parquet file that is not a shard of ours", REMAKE)
     footer: dict[str, Any] = json.loads(metadata[b"augbench"])
     if rows != footer["rows"]:
-        raise UserError(str(path), f"{rows} rows, {footer['rows']} promised", "delete it and run again: it is remade")
+        raise UserError(str(path), f"{rows} rows, {footer['rows']} promised", REMAKE)
     return footer
 
 
@@ -117,14 +116,14 @@ def read_shard(path: str | Path, columns: Sequence[str] | None = None) -> pa.Tab
     try:
         table = pq.read_table(path, columns=list(dict.fromkeys([*wanted, "class_id", "index", "sha256"])))
     except (pa.ArrowException, OSError) as error:
-        raise UserError(str(path), f"damaged ({str(error).splitlines()[0]})", "delete it and run again: it is remade") from None
+        raise UserError(str(path), f"damaged ({str(error).splitlines()[0]})", REMAKE) from None
     intact = _checksum(table.select(["class_id", "index", "sha256"]).to_pylist()) == footer["checksum"]
     if intact and "image" in wanted:
         encoded = table.column("image").combine_chunks().field("bytes")
         sums = table.column("sha256").to_pylist()
         intact = all(hashlib.sha256(image.as_py()).hexdigest() == sha for image, sha in zip(encoded, sums, strict=True))
     if not intact:
-        raise UserError(str(path), "its content does not match its checksum", "delete it and run again: it is remade")
+        raise UserError(str(path), "its content does not match its checksum", REMAKE)
     return table.select(wanted)
 
 

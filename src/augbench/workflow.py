@@ -7,13 +7,12 @@ Flows in: the dictionary that Snakemake merged from its ``--configfile`` and ``-
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from augbench.config import DEMO, merge, parse_study, read_yaml
 from augbench.data.source import open_source
-from augbench.errors import UserError
+from augbench.errors import ending_in_one_line
 from augbench.plan import Plan
 
 
@@ -25,7 +24,7 @@ def load_plan(config: dict[str, Any], project: Path) -> Plan:
     """
     paths = [str(project / "src"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))
-    try:
+    with ending_in_one_line():
         if "study" not in config:
             complete = merge(read_yaml(project / DEMO), config)
             config.clear()
@@ -33,5 +32,3 @@ def load_plan(config: dict[str, Any], project: Path) -> Plan:
         study = parse_study(config)
         class_ids = tuple(info.class_id for info in open_source(study.dataset, study.seed, study.corpus).classes())
         return Plan(study, class_ids)
-    except UserError as error:
-        sys.exit(error.for_terminal())

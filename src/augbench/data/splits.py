@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from augbench.errors import UserError
 from augbench.files import atomic_path
+from augbench.parquet import REMAKE, read_table
 from augbench.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -270,22 +271,12 @@ def read_split(path: str | Path) -> Split:
     UserError
         Not a whole Parquet file, other columns than :data:`SCHEMA`, missing values, or an image that stands twice.
     """
-    remedy = "delete it and run again: it is remade"
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise UserError(str(path), "missing", "run the splits rule first") from None
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(str(path), f"not a whole Parquet file ({str(error).splitlines()[0]})", remedy) from None
-    if table.schema.names != SCHEMA.names or table.schema.types != SCHEMA.types:
-        found = ", ".join(f"{field.name} {field.type}" for field in table.schema)
-        wanted = ", ".join(f"{field.name} {field.type}" for field in SCHEMA)
-        raise UserError(str(path), f"columns {found}", f"a split has {wanted}; {remedy}")
+    table = read_table(path, SCHEMA)
     if any(column.null_count for column in table.columns):
-        raise UserError(str(path), "a split with missing values", remedy)
+        raise UserError(str(path), "a split with missing values", REMAKE)
     image_ids, class_ids, sources = (table.column(name).to_pylist() for name in ("image_id", "class_id", "source"))
     if len(set(image_ids)) != len(image_ids):
-        raise UserError(str(path), "an image_id stands twice", remedy)
+        raise UserError(str(path), "an image_id stands twice", REMAKE)
     return Split(image_ids, class_ids, table.column("label").to_numpy(), sources)
 
 

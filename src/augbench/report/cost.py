@@ -9,27 +9,23 @@ and the guard against leakage look at all methods alike and are left out.
 
 from __future__ import annotations
 
-import csv
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from augbench.benchmark_files import job_files, read_seconds
 from augbench.config import DrawMethod, RealMethod
-from augbench.errors import UserError
 from augbench.files import read_json, write_text
 from augbench.plan import Plan
 from augbench.report import table1
 from augbench.report.render import NONE, Layout, read_csv, render_csv, render_markdown, signed
 from augbench.report.statistics import baseline_of
 
-# Stages with a job per method, or per method and block of classes, runs or learning rates: the file is named after them.
+# Stages with jobs that belong to one method.
 MAKING = ("prompts", "search", "retrieve", "finetune", "choose_lr", "candidates", "pool_candidates", "classify_candidates", "select", "generate")
 TRAINING = ("index_pool", "resample", "classify")
-IN_BLOCKS = frozenset({"retrieve", "finetune", "candidates", "generate", "classify"})
 ON_GPU = frozenset({"search", "retrieve", "finetune", "candidates", "generate", "cluster", "embed_corpus"})
 ON_CLASSIFIER_GPUS = frozenset({"classify", "classify_candidates"})
-BLOCK = re.compile(r"(?P<method>.+?)_(?P<block>\d{3,}|all)(?:_part(?P<part>\d+))?(?:_lr.+)?")
 # Steps that methods share, and which methods need them.
 ALL, GENERATION, RETRIEVAL, CLUSTERED = "all rows", "generation", "retrieval", "rows with clusters"
 SHARED = {
@@ -95,37 +91,6 @@ class Row:
     points_per_hour_with_shared: float | None
 
 
-@dataclass(frozen=True)
-class JobFile:
-    """A benchmark file: the stage and method of its job, and the first part of the shards it made (0 where there are no parts)."""
-
-    path: Path
-    stage: str
-    method: str
-    part: int
-
-
-def job_files(folder: str | Path) -> list[JobFile]:
-    """The benchmark files of jobs that belong to one method.
-
-    Raises
-    ------
-    UserError
-        A file of a stage in blocks whose name has no block.
-    """
-    found = []
-    for stage in (*MAKING, *TRAINING):
-        for path in sorted((Path(folder) / stage).glob("*.tsv")):
-            if stage not in IN_BLOCKS:
-                found.append(JobFile(path, stage, path.stem, 0))
-                continue
-            named = BLOCK.fullmatch(path.stem)
-            if named is None:
-                raise UserError(str(path), "not a benchmark file of a block", "delete it: the report goes on without it")
-            found.append(JobFile(path, stage, named["method"], int(named["part"] or 0)))
-    return found
-
-
 def hours_of(path: str | Path, gpus: int) -> Hours:
     """The time in a benchmark file, all its repeats; ``gpus`` is how many its job held.
 
@@ -134,16 +99,7 @@ def hours_of(path: str | Path, gpus: int) -> Hours:
     UserError
         Another file, or a damaged one.
     """
-
-    def number(text: str | None) -> float:
-        return float(text) if text and text not in ("-", "NA") else 0.0
-
-    try:
-        with Path(path).open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
-        wall, cpu = sum(float(row["s"]) for row in rows) / HOUR, sum(number(row["cpu_time"]) for row in rows) / HOUR
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(str(path), f"not a benchmark file ({error})", "delete it: the report goes on without it") from None
+    wall, cpu = (seconds / HOUR for seconds in read_seconds(path))
     return Hours(wall, cpu, wall * gpus)
 
 
@@ -187,7 +143,7 @@ def build_rows(plan: Plan, table: str | Path) -> list[Row]:
     baseline = baseline_of([*entries.values()])
     gpus, classifier_gpus = gpus_used(plan)
     held = {**dict.fromkeys(ON_GPU, gpus), **dict.fromkeys(ON_CLASSIFIER_GPUS, classifier_gpus)}
-    jobs = job_files(plan.path("benchmarks"))
+    jobs = job_files(plan.path("benchmarks"), (*MAKING, *TRAINING))
     times = {job: hours_of(job.path, held.get(job.stage, 0)) for job in jobs}
     shared = _shared(plan, held)
     rows = []

@@ -22,6 +22,7 @@ from augbench.classes import read_class_table
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import write_text
+from augbench.parquet import REMAKE
 from augbench.pool import read_index
 from augbench.report import table1
 from augbench.report.per_class import ClassAccuracies, read_per_class
@@ -84,7 +85,7 @@ def changes(own: ClassAccuracies, baseline: ClassAccuracies) -> tuple[np.ndarray
     """
     runs = sorted(set(own.runs) & set(baseline.runs))
     if own.class_ids != baseline.class_ids or not runs:
-        raise UserError("tables/per_class.parquet", "a method and the baseline differ in classes, or share no run", "delete it and run again: it is remade")
+        raise UserError("tables/per_class.parquet", "a method and the baseline differ in classes, or share no run", REMAKE)
     pairs = [own.top1[own.runs.index(run)] - baseline.top1[baseline.runs.index(run)] for run in runs]
     differences = 100 * np.stack(pairs)
     return differences.mean(axis=0), differences.std(axis=0, ddof=1) / np.sqrt(len(runs)) if len(runs) > 1 else None

@@ -21,6 +21,7 @@ from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import atomic_path, read_json, write_text
 from augbench.leakage import Summary, accuracy_without, read_leaks
+from augbench.parquet import REMAKE
 from augbench.pool import load_images, read_index
 from augbench.report import render
 from augbench.report.render import NONE, Layout, render_csv, render_markdown, render_terminal
@@ -98,7 +99,7 @@ def build_rows(
             continue
         pairs, summary = read_leaks(leaks[name]), Summary(**read_json(summaries[name]))
         if set(pairs.column("method").to_pylist()) - {name} or summary.method != name:
-            raise UserError(str(leaks[name]), f"pairs of another method than {name}", "delete it and run again: it is remade")
+            raise UserError(str(leaks[name]), f"pairs of another method than {name}", REMAKE)
         full, without, left = _accuracies(predictions.get(name, ()), pairs)
         baseline_full, baseline_without, _ = _accuracies(predictions.get(baseline or "", ()), pairs)
         rows.append(

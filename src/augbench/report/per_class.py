@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from augbench.classes import read_class_table
 from augbench.errors import UserError
 from augbench.files import atomic_path
+from augbench.parquet import REMAKE, whole
 
 SCHEMA = pa.schema(
     [
@@ -27,7 +28,6 @@ SCHEMA = pa.schema(
         ("top1", pa.float64()),  # share of them whose predicted label is the true one, 0 to 1
     ]
 )
-REMEDY = "delete it and run again: it is remade"
 
 
 def class_accuracies(labels: np.ndarray, predicted: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +71,7 @@ def write_per_class(classes_path: str | Path, predictions: Mapping[str, Sequence
         for path in map(Path, paths):
             labels, predicted = _read(path)
             if len(labels) and labels.max() >= len(class_ids):
-                raise UserError(str(path), f"label {labels.max()}, and there are {len(class_ids)} classes", REMEDY)
+                raise UserError(str(path), f"label {labels.max()}, and there are {len(class_ids)} classes", REMAKE)
             n_test, accuracy = class_accuracies(labels, predicted, len(class_ids))
             kept = np.flatnonzero(n_test)
             columns = [[method] * len(kept), [int(path.parent.name)] * len(kept), [class_ids[label] for label in kept], n_test[kept], accuracy[kept]]
@@ -81,10 +81,8 @@ def write_per_class(classes_path: str | Path, predictions: Mapping[str, Sequence
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    try:
+    with whole(path):
         table = pq.read_table(path, columns=["label", "predicted"])
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(str(path), f"not a whole Parquet file ({str(error).splitlines()[0]})", REMEDY) from None
     return table.column("label").to_numpy(), table.column("predicted").to_numpy()
 
 
@@ -117,10 +115,8 @@ def read_per_class(path: str | Path) -> dict[str, ClassAccuracies]:
     UserError
         Damaged, or runs of a method that differ in their classes.
     """
-    try:
+    with whole(path):
         table = pq.read_table(path, schema=SCHEMA)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(str(path), f"not a whole Parquet file ({str(error).splitlines()[0]})", REMEDY) from None
     methods, runs, class_ids, n_test, accuracy = (table.column(name).to_numpy() for name in SCHEMA.names)
     found = {}
     for method in dict.fromkeys(methods):
@@ -128,6 +124,6 @@ def read_per_class(path: str | Path) -> dict[str, ClassAccuracies]:
         numbers = tuple(dict.fromkeys(int(run) for run in runs[own]))
         names = class_ids[own].reshape(len(numbers), -1) if own.sum() % len(numbers) == 0 else class_ids[own][None]
         if len(names) != len(numbers) or (names != names[0]).any():
-            raise UserError(str(path), f"runs of {method} differ in their classes", REMEDY)
+            raise UserError(str(path), f"runs of {method} differ in their classes", REMAKE)
         found[str(method)] = ClassAccuracies(numbers, tuple(map(str, names[0])), n_test[own][: names.shape[1]], accuracy[own].reshape(names.shape))
     return found

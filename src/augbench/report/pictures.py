@@ -22,8 +22,8 @@ from PIL import Image, ImageOps
 from augbench.classes import ClassInfo
 from augbench.data.source import open_source
 from augbench.data.splits import Split
-from augbench.errors import UserError
 from augbench.files import atomic_path
+from augbench.parquet import whole
 from augbench.pool import load_images
 from augbench.seeds import derive_seed
 from augbench.shards import encode_image, read_shard
@@ -151,10 +151,8 @@ def read_pictures(path: str | Path) -> list[tuple[Picture, np.ndarray]]:
     UserError
         Damaged, or another file.
     """
-    try:
+    with whole(path, " of pictures"):
         rows = pq.read_table(path, schema=SCHEMA).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(str(path), f"not a whole Parquet file of pictures ({str(error).splitlines()[0]})", "delete it and run again: it is remade") from None
     shown = []
     for row in rows:
         encoded = row.pop("image")["bytes"]

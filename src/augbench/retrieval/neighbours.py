@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from augbench.errors import UserError
 from augbench.files import atomic_path
+from augbench.parquet import REMAKE
 
 METADATA = {
     "id": pa.string(),
@@ -131,7 +132,7 @@ def read_neighbours(path: str | Path, class_ids: Sequence[str]) -> dict[str, lis
     try:
         table = pq.read_table(path, columns=wanted, filters=[("class_id", "in", list(class_ids))])
     except (pa.ArrowException, OSError) as error:
-        raise UserError(str(path), f"damaged ({str(error).splitlines()[0]})", "delete it and run again: it is remade") from None
+        raise UserError(str(path), f"damaged ({str(error).splitlines()[0]})", REMAKE) from None
     embeddings = table.column("embedding").combine_chunks()
     vectors: Sequence[np.ndarray | None] = [None] * table.num_rows
     if table.num_rows and not pa.types.is_null(embeddings.type):
