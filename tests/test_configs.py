@@ -18,6 +18,14 @@ def test_every_shipped_study_is_valid(path: Path) -> None:
     assert load_study([path]).study == path.stem
 
 
+@pytest.mark.parametrize("path", sorted((PROJECT / "config/overlays").glob("shift_*.yaml")), ids=lambda path: path.stem)
+def test_shifts_differ_in_nothing_but_the_corpus(path: Path) -> None:
+    study, mild = (load_study([PROJECT / "config/demo.yaml", overlay]) for overlay in (path, path.with_name("shift_mild.yaml")))
+    assert study.study == path.stem == f"shift_{study.miniature.shift}"
+    assert study.model_copy(update={"study": mild.study, "corpus": mild.corpus}) == mild
+    assert study.miniature.model_copy(update={"shift": "mild"}) == mild.miniature
+
+
 def test_the_demo_is_no_toy() -> None:
     study = load_study([PROJECT / "config/demo.yaml"])
     target_pool = (60_000 - 50_000) // 10
