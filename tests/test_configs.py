@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from augbench.config import PersonaliseMethod, load_study
+from augbench.plan import Plan
 from augbench.report.protocol import CANDIDATES, IMAGIC_CANDIDATES, paper_results
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -24,6 +25,13 @@ def test_shifts_differ_in_nothing_but_the_corpus(path: Path) -> None:
     assert study.study == path.stem == f"shift_{study.miniature.shift}"
     assert study.model_copy(update={"study": mild.study, "corpus": mild.corpus}) == mild
     assert study.miniature.model_copy(update={"shift": "mild"}) == mild.miniature
+
+
+def test_the_scaling_overlay_plans_figure5b() -> None:
+    demo, overlay = PROJECT / "config/demo.yaml", PROJECT / "config/overlays/scaling.yaml"
+    assert "figure5b" not in Plan(load_study([demo]), ()).figures
+    plan = Plan(load_study([demo, overlay]), ())
+    assert "figure5b" in plan.figures and len(plan.scaling) == 6
 
 
 def test_the_demo_is_no_toy() -> None:
