@@ -4,10 +4,14 @@
 #   snakemake --cores 2 --configfile config/demo.yaml     the same, without the launcher
 #   snakemake -n                                          the plan
 #   snakemake --cores 2 figure1                           one figure and what it needs
+#   snakemake --report report.html                        Snakemake's own report of a finished study
 
 from snakemake.utils import min_version
 
 min_version("9.27")
+
+
+report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"

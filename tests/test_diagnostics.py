@@ -1,4 +1,4 @@
-"""Diagnostics of added images: style distance, agreement, what fine-tuning records, and the table."""
+"""Diagnostics of added images: style distance, precision and coverage, agreement, what fine-tuning records, and the table."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from sklearn.neighbors import NearestNeighbors
 
 from augbench.classes import load_class_table, write_class_table
 from augbench.config import Study, parse_study
@@ -23,14 +24,18 @@ from augbench.files import read_json, write_json
 from augbench.job import Job
 from augbench.pool import build_index, read_index
 from augbench.report.diagnostics import (
+    NEAREST,
+    Coverage,
     Eyes,
     Row,
     Seen,
     StyleDistance,
     agreement_percent,
+    precision_and_coverage,
     read_learning,
     read_rows,
     refused_per_image,
+    repeated_percent,
     sample_per_class,
     style_distance,
     write_diagnostics,
@@ -157,6 +162,95 @@ def test_wrong_labels_are_no_style(seen: dict[str, Seen]) -> None:
     right, wrong = between(images, real), between(replace(images, labels=(images.labels + 1) % 10), real)
     assert wrong.mixed == pytest.approx(right.mixed, abs=1e-9)
     assert wrong.within_class > 10 * abs(right.within_class)
+
+
+# --- precision, coverage, repeated images -----------------------------------------------------------------------------
+
+
+def on_a_line(*places: float) -> torch.Tensor:
+    return torch.tensor(places)[:, None]
+
+
+def covered(added: torch.Tensor, added_labels: object, real: torch.Tensor, real_labels: object) -> Coverage:
+    found = precision_and_coverage(added, np.array(added_labels), real, np.array(real_labels))
+    assert found is not None
+    return found
+
+
+SIX = on_a_line(0, 1, 2, 3, 4, 5)  # balls reach to the fifth nearest of the others: 5, 4, 3, 3, 4, 5 far
+
+
+def test_precision_and_coverage_are_those_computed_by_hand() -> None:
+    # -5 is on the ball of 0, 10 on that of 5, 10.5 in none; 0 and 5 have an added image in theirs
+    found = covered(on_a_line(-5, 10, 10.5), [0, 0, 0], SIX, [0] * 6)
+    assert found == Coverage(pytest.approx(200 / 3), pytest.approx(200 / 6))
+    # one image in the middle is in all balls
+    assert covered(on_a_line(2.5), [0], SIX, [0] * 6) == Coverage(100, 100)
+    assert covered(on_a_line(99), [0], SIX, [0] * 6) == Coverage(0, 0)
+
+
+def test_classes_count_equally_and_only_for_themselves() -> None:
+    real, labels = torch.cat([SIX, SIX + 100]), np.arange(12) // 6
+    # class 0: two of two images, every ball; class 1: one of four, which is where class 1 is; the others show class 0
+    added = torch.cat([on_a_line(2.5, 2.5), on_a_line(2.5, 2.5, 2.5, 102.5)])
+    assert covered(added, [0, 0, 1, 1, 1, 1], real, labels) == Coverage((100 + 25) / 2, 100)
+
+
+def test_classes_with_too_few_real_images_or_none_added_count_in_neither() -> None:
+    real, labels = torch.cat([SIX, SIX[:5] + 100, SIX + 200]), np.repeat([0, 1, 2], [6, 5, 6])
+    assert covered(on_a_line(2.5, 102), [0, 1], real, labels) == Coverage(100, 100)
+    assert precision_and_coverage(on_a_line(102), np.array([1]), real, labels) is None
+
+
+def test_a_set_covers_itself_whole_even_where_images_repeat() -> None:
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        points = torch.nn.functional.normalize(torch.randn(24, 5, generator=generator), dim=1)
+        points = torch.cat([points, points[:1].repeat(NEAREST + 3, 1)])  # a ball of radius 0
+        labels = torch.randint(2, (len(points),), generator=generator).numpy()
+        assert covered(points, labels, points, labels) == Coverage(100, 100)
+
+
+def test_another_sample_of_one_distribution_is_covered_as_theory_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+    many, few = 30, 12
+    found = [
+        covered(torch.randn(few, 4, generator=generator), [0] * few, torch.randn(many, 4, generator=generator), [0] * many).coverage_percent for _ in range(200)
+    ]
+    steps = np.arange(1, NEAREST + 1)
+    expected = 100 * (1 - np.prod((many - steps) / (few + many - steps)))  # Naeem et al., 2020, section 4
+    assert abs(np.mean(found) - expected) < 3 * np.std(found) / 200**0.5 < 4
+
+
+def test_scikit_learns_neighbours_give_the_same_figures(seen: dict[str, Seen]) -> None:
+    real, added = seen["one"], seen["mild"]
+    precision, coverage = [], []
+    for label in range(10):
+        centres, images = (part.embeddings[torch.from_numpy(part.labels == label)].double().numpy() for part in (real, added))
+        fitted = NearestNeighbors(algorithm="ball_tree").fit(centres)
+        radii = fitted.kneighbors(n_neighbors=NEAREST)[0][:, -1]
+        distances, places = fitted.kneighbors(images, len(centres))
+        precision.append((distances <= radii[places]).any(1).mean())
+        nearest = NearestNeighbors(n_neighbors=1, algorithm="ball_tree").fit(images).kneighbors(centres)[0][:, 0]
+        coverage.append((nearest <= radii).mean())
+    expected = Coverage(pytest.approx(100 * np.mean(precision)), pytest.approx(100 * np.mean(coverage)))
+    assert covered(added.embeddings, added.labels, real.embeddings, real.labels) == expected
+    assert 0.5 < np.mean(coverage) < 1 and 0.5 < np.mean(precision) < 1
+
+
+def test_another_style_covers_less(seen: dict[str, Seen]) -> None:
+    real = seen["one"]
+    clean, mild, strong = (covered(seen[name].embeddings, seen[name].labels, real.embeddings, real.labels) for name in ("two", "mild", "strong"))
+    assert clean.coverage_percent > 85 > mild.coverage_percent > strong.coverage_percent
+    assert clean.precision_percent > mild.precision_percent > strong.precision_percent
+
+
+def test_repeated_images_are_those_that_the_filter_of_duplicates_would_remove() -> None:
+    near = torch.nn.functional.normalize(torch.tensor([1.0, 0.1]), dim=0)  # cosine 0.995 with RIGHT
+    points, labels = torch.stack([RIGHT, near, UP, RIGHT, RIGHT]), np.array([0, 0, 0, 1, 1])
+    assert repeated_percent(points, labels, 0.99) == pytest.approx(40)  # near in class 0, the second in class 1
+    assert repeated_percent(points, labels, 0.999) == pytest.approx(20)
+    assert repeated_percent(points, np.arange(5), 0.99) == 0
 
 
 # --- agreement --------------------------------------------------------------------------------------------------------
@@ -364,6 +458,9 @@ def test_another_style_shows_in_the_distance(rows: dict[str, Row]) -> None:
     assert web.style_mmd2 > 5 * abs(floor.style_mmd2)
     assert web.diversity is not None and floor.diversity is not None and web.diversity > floor.diversity
     assert rows["real:train"].style_mmd2 is None and rows["real:train"].style_mmd2_within_class is None
+    assert web.coverage_percent is not None and floor.coverage_percent is not None and web.coverage_percent < floor.coverage_percent
+    assert web.precision_percent is not None and floor.precision_percent is not None and web.precision_percent < floor.precision_percent
+    assert rows["real:train"].coverage_percent is None and rows["real:train"].precision_percent is None
 
 
 def test_refused_samples_are_counted_over_the_whole_pool(finished_study: Path, rows: dict[str, Row]) -> None:
@@ -385,10 +482,10 @@ def test_every_format_has_every_row_and_the_footer(finished_study: Path, rows: d
     assert frame.style_mmd2[4] == rows["web"].style_mmd2
     plain = " ".join((tables / "diagnostics.txt").read_text(encoding="utf-8").split())
     notes = [line[2:] for line in (tables / "diagnostics.csv").read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
-    assert len(notes) == 9 and all(" ".join(note.split()) in plain for note in notes)
+    assert len(notes) == 12 and all(" ".join(note.split()) in plain for note in notes)
     assert "0.8000 to 0.4000 1 val_loss (epoch 1.5)" in plain
     markdown = (tables / "diagnostics.md").read_text(encoding="utf-8").splitlines()
-    assert r"| Wrong \| labels | 100 of 120 |" in markdown[4] and len(markdown) == 2 + 5 + 1 + 9
+    assert r"| Wrong \| labels | 100 of 120 |" in markdown[4] and len(markdown) == 2 + 5 + 1 + 12
 
 
 def test_without_a_judge_its_column_is_empty(finished_study: Path, tmp_path: Path) -> None:

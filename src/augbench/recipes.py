@@ -180,12 +180,12 @@ def table_recipe(study: Study) -> Recipe:
 def diagnostics_recipe(study: Study) -> Recipe:
     """What is said of the added images, and how it is shown."""
     rows = {
-        name: method.model_dump(mode="json", include={"label", "family", "mechanism", "train_unet"})
+        name: method.model_dump(mode="json", include={"label", "family", "mechanism", "train_unet", "duplicate_threshold"})
         for name, method in study.methods.items()
         if not isinstance(method, RealMethod | DrawMethod)
     }
     report = study.report.model_dump(mode="json", include={"judge", "diagnosed_images_per_class"})
-    return {"version": 1, "seed": study.seed, "dataset": study.dataset.model_dump(mode="json"), "report": report, "methods": rows}
+    return {"version": 2, "seed": study.seed, "dataset": study.dataset.model_dump(mode="json"), "report": report, "methods": rows}
 
 
 def leakage_recipe(study: Study) -> Recipe:

@@ -77,6 +77,19 @@ def get_selected(method):
     }
 
 
+def captioned(files, category, captions):
+    """``files`` with some of them marked for ``snakemake --report``: by their kind, the name of a caption in workflow/report."""
+    return files | {
+        kind: report(
+            files[kind],
+            caption=f"../report/{caption}.rst",
+            category=category,
+            labels={"result": Path(files[kind]).stem.replace("_", " ")},
+        )
+        for kind, caption in captions.items()
+    }
+
+
 def of_candidate(folder):
     """Shards of candidates are deleted after the choice where the config says so."""
     return directory(folder) if STUDY.execution.keep_candidates else temp(directory(folder))

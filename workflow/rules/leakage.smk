@@ -41,7 +41,11 @@ if PLAN.guarded:
             test=PLAN.splits["test"],
             predictions=[path for method in PLAN.methods for path in PLAN.predictions(method)],
         output:
-            **PLAN.leakage_table,
+            **captioned(
+                captioned(PLAN.leakage_table, "Tables", {"csv": "leakage"}),
+                "Near-duplicates",
+                {f"pairs_{method}": "leakage_pairs" for method in PLAN.guarded},
+            ),
         log:
             PLAN.path("logs/near_duplicates.log"),
         benchmark:

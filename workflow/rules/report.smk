@@ -7,7 +7,7 @@ rule table1_files:
         pools=[PLAN.resample(method, run) for method in PLAN.augmented for run in PLAN.runs],
         excluded=PLAN.excluded,
     output:
-        **PLAN.table1,
+        **captioned(PLAN.table1, "Tables", {"csv": "table1"}),
     log:
         PLAN.path("logs/table1.log"),
     benchmark:
@@ -31,7 +31,7 @@ rule statistics:
         table=PLAN.table1["csv"],
         runs=PLAN.table1["runs"],
     output:
-        **PLAN.statistics,
+        **captioned(PLAN.statistics, "Tables", {"csv": "statistics"}),
     log:
         PLAN.path("logs/statistics.log"),
     benchmark:
@@ -80,7 +80,7 @@ if PLAN.paper_tables:
         input:
             table=PLAN.table1["csv"],
         output:
-            **PLAN.paper_table_files,
+            **captioned(PLAN.paper_table_files, "Tables", {f"{name}_csv": name for name in PLAN.paper_tables}),
         log:
             PLAN.path("logs/paper_tables.log"),
         benchmark:
@@ -105,7 +105,7 @@ rule cost:
         PLAN.retrieval_summary.values(),
         table=PLAN.table1["csv"],
     output:
-        **PLAN.cost,
+        **captioned(PLAN.cost, "Tables", {"csv": "cost"}),
     log:
         PLAN.path("logs/cost.log"),
     benchmark:
@@ -138,7 +138,7 @@ if PLAN.pooled:
             lrs=[PLAN.lr(method) for method in PLAN.personalised],
             selected=[PLAN.selected(method) for method in PLAN.personalised],
         output:
-            **PLAN.diagnostics,
+            **captioned(PLAN.diagnostics, "Tables", {"csv": "diagnostics"}),
         log:
             PLAN.path("logs/diagnostics.log"),
         benchmark:
@@ -162,7 +162,7 @@ rule figure1_files:
     input:
         table=PLAN.table1["csv"],
     output:
-        **PLAN.figure1,
+        **captioned(PLAN.figure1, "Figures", {"png": "figure1"}),
     log:
         PLAN.path("logs/figure1.log"),
     benchmark:
@@ -302,7 +302,7 @@ for name, drawn in PLAN.figures.items():
         input:
             **PLAN.figure_data(name),
         output:
-            **drawn,
+            **captioned(drawn, "Figures", {"png": name}),
         log:
             PLAN.path(f"logs/{name}.log"),
         benchmark:

@@ -81,7 +81,7 @@ if PLAN.retrieval_summary:
             train=PLAN.splits["train"],
             classes=PLAN.path("classes.parquet"),
         output:
-            **PLAN.retrieval_summary,
+            **captioned(PLAN.retrieval_summary, "Tables", {"fates": "retrieval_yield"}),
         log:
             PLAN.path("logs/retrieval_summary.log"),
         benchmark:

@@ -1,4 +1,4 @@
-"""Diagnostics of added images: how far they show their class, and how far they are from the target's own style.
+"""Diagnostics of added images: how far they show their class, how far they are from the target's own style, how much of it they cover.
 
 Flows in: the pools of all methods that add images, the real training and validation images, CLIP, a reference classifier where the config
 names one, and the records of fine-tuning. Flows out: ``diagnostics.csv`` (full precision), Markdown and plain text, one row per method
@@ -29,6 +29,7 @@ from augbench.pool import load_images, read_index
 from augbench.progress import Progress
 from augbench.report.render import NONE, Layout, read_csv, render_csv, render_markdown, render_terminal
 from augbench.resample import check_same_labels
+from augbench.retrieval.filters import duplicates
 from augbench.seeds import derive_seed
 from augbench.shards import read_shard
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 BATCH = 32  # images embedded together; on a CPU, more do not fit into its cache
 KERNEL_VALUES = 2**25  # held at once
+NEAREST = 5  # neighbours that a ball reaches to: with as many added as real images, 97% of one distribution is then covered (Naeem et al., 2020)
 ZERO_SHOT = Prompting(templates="clip", class_name="lemmas")
 REAL = {"train": "real training images", "val": "real validation images"}
 
@@ -65,8 +67,8 @@ class Learning:
 class Row:
     """One method, or the real images of a split (``method`` is then ``real:train`` or ``real:val``); None stands for what there is not.
 
-    ``pool`` counts all images, ``images`` those looked at. :func:`style_distance` and :func:`augbench.pretrain.measure.diversity` say what
-    their figures are; the last five columns are :class:`Learning`'s.
+    ``pool`` counts all images, ``images`` those looked at. :func:`style_distance`, :func:`augbench.pretrain.measure.diversity`,
+    :func:`precision_and_coverage` and :func:`repeated_percent` say what their figures are; the last five columns are :class:`Learning`'s.
     """
 
     method: str
@@ -79,6 +81,9 @@ class Row:
     style_mmd2: float | None
     style_mmd2_within_class: float | None
     diversity: float | None
+    precision_percent: float | None
+    coverage_percent: float | None
+    repeated_percent: float | None
     refused_per_image: float | None
     val_loss_start: float | None = None
     val_loss_best: float | None = None
@@ -148,6 +153,67 @@ def style_distance(x: torch.Tensor, x_labels: np.ndarray, y: torch.Tensor, y_lab
         even = [torch.full((len(part),), 1 / len(part), dtype=torch.float64, device=part.device) for part in (one, other)]
         within -= 2 * share * _kernel_sum(one, other, *even)
     return StyleDistance(mixed, within)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How far two sets of images lie in the same places, in percent, averaged over classes."""
+
+    precision_percent: float
+    coverage_percent: float
+
+
+def precision_and_coverage(added: torch.Tensor, added_labels: np.ndarray, real: torch.Tensor, real_labels: np.ndarray) -> Coverage | None:
+    """How many added images lie where real ones do, and how many real ones have an added one near.
+
+    A real image's ball reaches to its :data:`NEAREST`-th nearest other real image of its class, surface included. Precision is the share of added
+    images in the ball of some real image of their class (Kynkäänniemi et al., 2019, equation 1), coverage the share of real images with an added image of
+    their class in their ball (Naeem et al., 2020, section 3). Two samples of one distribution, M added and N real images, have a coverage of
+    1 - (N - 1)...(N - k) / (M + N - 1)...(M + N - k) in expectation (their section 4), so it grows with M.
+
+    Parameters
+    ----------
+    added, real : Tensor, float (M, D) and (N, D)
+        Embeddings.
+    added_labels, real_labels : ndarray, int (M,) and (N,)
+
+    Returns
+    -------
+    Coverage or None
+        Over the labels with added images and more than :data:`NEAREST` real ones; None if there is no such label.
+    """
+    import torch
+
+    def between(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        # the faster way, through products, is inexact near 0: an image would not be in its own ball
+        return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+    found = []
+    for label in np.intersect1d(added_labels, real_labels):
+        images, centres = (points[torch.from_numpy(labels == label)] for points, labels in ((added, added_labels), (real, real_labels)))
+        if len(centres) > NEAREST:
+            radii = between(centres, centres).kthvalue(NEAREST + 1).values  # the nearest is the image itself
+            inside = between(images, centres) <= radii
+            found.append((float(inside.any(1).double().mean()), float(inside.any(0).double().mean())))
+    if not found:
+        return None
+    precision, coverage = (100 * fmean(shares) for shares in zip(*found, strict=True))
+    return Coverage(precision, coverage)
+
+
+def repeated_percent(embeddings: torch.Tensor, labels: np.ndarray, threshold: float) -> float:
+    """Share of images that retrieval's filter of duplicates would remove from their class, in percent (:func:`augbench.retrieval.filters.duplicates`).
+
+    Parameters
+    ----------
+    embeddings : Tensor, float (N, D)
+        Of unit length.
+    labels : ndarray, int (N,)
+    threshold : float
+        Cosine above which two images of a class are one.
+    """
+    points = embeddings.cpu().numpy()
+    return 100 * sum(int(duplicates(points[labels == label], threshold).sum()) for label in np.unique(labels)) / len(labels)
 
 
 def agreement_percent(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -302,6 +368,11 @@ class Eyes:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
+def duplicate_threshold(study: Study) -> float | None:
+    """Cosine above which the study's first row of retrieval takes two images for one; None where no row retrieves, or its filter is off."""
+    return next((method.duplicate_threshold for method in study.methods.values() if isinstance(method, RetrieveMethod)), None)
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """What all rows share: the study, its folder, its classes, eyes, and the real training images as they see them."""
@@ -332,11 +403,14 @@ class Diagnosis:
         return self.eyes.look(load_images(rows, self.folder), rows.column("label").to_numpy(), what)
 
     def row(self, method: str, pool: int, seen: Seen, train: Seen | None, **others: Any) -> Row:
-        """The figures of one set of images; ``train`` is what their style is compared with."""
+        """The figures of one set of images; ``train`` is what they are compared with."""
         from augbench.pretrain.measure import diversity
 
         spread = diversity(seen.embeddings, seen.labels)
-        style = None if train is None else style_distance(seen.embeddings, seen.labels, train.embeddings, train.labels)
+        sets = None if train is None else (seen.embeddings, seen.labels, train.embeddings, train.labels)
+        style = None if sets is None else style_distance(*sets)
+        overlap = None if sets is None else precision_and_coverage(*sets)
+        threshold = duplicate_threshold(self.study)
         return Row(
             method=method,
             pool=pool,
@@ -346,6 +420,9 @@ class Diagnosis:
             style_mmd2=None if style is None else style.mixed,
             style_mmd2_within_class=None if style is None else style.within_class,
             diversity=None if math.isnan(spread) else spread,
+            precision_percent=None if overlap is None else overlap.precision_percent,
+            coverage_percent=None if overlap is None else overlap.coverage_percent,
+            repeated_percent=None if threshold is None else repeated_percent(seen.embeddings, seen.labels, threshold),
             **others,
         )
 
@@ -412,8 +489,23 @@ def write_diagnostics(
 # --- formats ----------------------------------------------------------------------------------------------------------
 
 
-HEADER = ("Images of", "Seen", "CLIP (%)", "Judge (%)", "Style", "In class", "Diversity", "Refused", "Validation loss", "lr x", "Candidate")
-NUMERIC = (False, *[True] * 9, False)
+HEADER = (
+    "Images of",
+    "Seen",
+    "CLIP (%)",
+    "Judge (%)",
+    "Style",
+    "In class",
+    "Diversity",
+    "Precision (%)",
+    "Coverage (%)",
+    "Repeated (%)",
+    "Refused",
+    "Validation loss",
+    "lr x",
+    "Candidate",
+)
+NUMERIC = (False, *[True] * 12, False)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -428,6 +520,9 @@ def _cells(row: Row) -> tuple[str, ...]:
         number(row.style_mmd2, ".4f"),
         number(row.style_mmd2_within_class, ".4f"),
         number(row.diversity, ".3f"),
+        number(row.precision_percent, ".1f"),
+        number(row.coverage_percent, ".1f"),
+        number(row.repeated_percent, ".1f"),
         number(row.refused_per_image, ".3g"),
         NONE if row.val_loss_start is None else f"{row.val_loss_start:.4f} to {number(row.val_loss_best, '.4f')}",
         number(row.lr_factor, "g"),
@@ -437,7 +532,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _notes(study: Study, rows: Sequence[Row]) -> tuple[str, ...]:
     """What each column is, and how to read it."""
-    judge = study.report.judge
+    judge, threshold = study.report.judge, duplicate_threshold(study)
     notes = [
         f"Seen: images that the figures are of, at most {study.report.diagnosed_images_per_class} per class, drawn at random from the method's pool or from the split.",
         "CLIP: share of images whose own class is the nearest text in CLIP's space (zero-shot classification); a class is the mean of CLIP's 80 prompts with its"
@@ -453,6 +548,15 @@ def _notes(study: Study, rows: Sequence[Row]) -> tuple[str, ...]:
         "In class: the same between the images and the real training images of one class, averaged over classes. It, too, grows with style, but also where images show"
         " another class than their own: read it beside the agreement.",
         "Diversity: mean distance between two images of a class, as unit embeddings in CLIP's space, averaged over classes (the first 300 seen of each).",
+        f"Precision: share of images that lie in the ball of some real training image of their class, which reaches to that image's {NEAREST}th nearest neighbour among the"
+        " real training images seen (Kynkäänniemi et al., 2019), in CLIP's space, averaged over classes. What starts from training images lies near them by construction.",
+        f"Coverage: share of real training images of a class in whose ball one of the images lies (Naeem et al., 2020), averaged over classes. It grows with the number of"
+        " images, so compare rows of which equally many are seen. The real validation images' precision and coverage are what can be reached. Classes of which"
+        f" {NEAREST} real training images or fewer are seen count in neither.",
+        f"Repeated: share of the images seen that retrieval's filter of duplicates would remove: an earlier image of the class has a cosine above {threshold:g} in CLIP's"
+        " space, directly or through others (duplicate_threshold of the first row that retrieves)."
+        if threshold is not None
+        else "Repeated: share of images that retrieval's filter of duplicates would remove; no row that retrieves has such a filter here.",
         "Refused: samples that the safety checker refused and that were replaced, per image of the whole pool. Retrieval leaves marked neighbours out; its ledger counts them.",
     ]
     if any(row.candidate is not None for row in rows):

@@ -1,0 +1,125 @@
+"""The documentation holds: its links lead somewhere, and the files, commands and snippets of config that it shows are there and right."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import PROJECT
+
+from augbench import __version__
+from augbench.cli import parser
+from augbench.config import merge, parse_study, read_yaml
+
+PAGES = sorted([PROJECT / "README.md", *(PROJECT / "docs").glob("*.md"), *(PROJECT / "resources").rglob("README.md"), PROJECT / "benchmarks/README.md"])
+FOLDERS = "|".join(sorted(path.name for path in PROJECT.iterdir() if path.is_dir() and not path.name.startswith(".") and path.name != "results"))
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`]+)`")
+EXAMPLE = PROJECT / "docs/examples/digits.yaml"
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(PROJECT).as_posix())
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def commands(page: Path, programs: str) -> Iterator[list[str]]:
+    """The words of each command of some programs that a page shows, in a line of code or a block of it."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line for language, block in BLOCK.findall(text) if language in ("", "sh") for line in block.splitlines()]
+    spans = [" ".join(span.split()) for span in SPAN.findall(BLOCK.sub("", text))]
+    for line in [*lines, *spans]:
+        if found := re.match(rf"(?:\w+=\S+ +)*(?:\.venv/bin/)?((?:{programs}) .*)", line):
+            yield shlex.split(found[1], comments=True)
+
+
+@every_page
+def test_every_link_to_a_file_of_ours_resolves(page: Path) -> None:
+    broken = []
+    for link in LINK.findall(BLOCK.sub("", page.read_text(encoding="utf-8"))):
+        if re.match(r"https?:|mailto:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@every_page
+def test_every_path_of_the_repository_that_is_named_is_there(page: Path) -> None:
+    text = LINK.sub("", page.read_text(encoding="utf-8"))
+    named = re.findall(rf"(?<![\w./{{}}-])(?:{FOLDERS})/[\w./*-]*[\w*]", text)
+    assert [name for name in named if not any(PROJECT.glob(name))] == []
+
+
+@every_page
+def test_every_target_of_make_that_is_shown_is_in_the_makefile(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    shown = {word for command in commands(page, "make") for word in command[1:] if "=" not in word}
+    assert "demo" in targets and shown <= targets
+
+
+@every_page
+def test_every_augbench_command_that_is_shown_is_understood(page: Path) -> None:
+    wrong = []
+    for command in commands(page, "augbench"):
+        errors = io.StringIO()
+        with contextlib.redirect_stderr(errors), contextlib.suppress(SystemExit):
+            parser().parse_args(command[1:])
+        if errors.getvalue():
+            wrong.append((shlex.join(command), errors.getvalue().splitlines()[-1]))
+    assert wrong == []
+
+
+@every_page
+def test_every_snippet_of_config_is_what_the_schema_takes(page: Path) -> None:
+    """Laid over the study that it names, else over a small one; what is no study (a class table, figures of a GPU) is a list, or has a key of its own."""
+    for language, block in BLOCK.findall(page.read_text(encoding="utf-8")):
+        snippet = yaml.safe_load(block) if language == "yaml" else None
+        if isinstance(snippet, dict) and "devices" not in snippet:
+            base = re.search(r"config/\w+\.yaml", block)
+            parse_study(merge(read_yaml(PROJECT / base[0] if base else EXAMPLE), snippet))
+
+
+@pytest.mark.parametrize(
+    ("check", "text", "message"),
+    [
+        (test_every_link_to_a_file_of_ours_resolves, "[a](nowhere.md)", "nowhere"),
+        (test_every_link_to_a_file_of_ours_resolves, "# One\n[a](#two)", "#two"),
+        (test_every_path_of_the_repository_that_is_named_is_there, "`config/nothing.yaml`", "nothing"),
+        (test_every_target_of_make_that_is_shown_is_in_the_makefile, "`make coffee`", "coffee"),
+        (test_every_augbench_command_that_is_shown_is_understood, "```sh\naugbench check --speed 3\n```", "speed"),
+        (test_every_snippet_of_config_is_what_the_schema_takes, "```yaml\nclip: {modle: a}\n```", "modle"),
+    ],
+    ids=["link", "anchor", "path", "make", "augbench", "config"],
+)
+def test_these_checks_find_what_is_wrong(check: Callable[[Path], None], text: str, message: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(text + "\n")
+    with pytest.raises(Exception, match=message):
+        check(page)
+
+
+def test_every_page_of_docs_is_in_the_index() -> None:
+    linked = {link.partition("#")[0] for link in LINK.findall((PROJECT / "docs/README.md").read_text(encoding="utf-8"))}
+    assert {path.name for path in (PROJECT / "docs").glob("*.md")} - {"README.md"} <= linked
+    assert "docs/README.md" in LINK.findall((PROJECT / "README.md").read_text(encoding="utf-8"))
+
+
+def test_the_version_is_the_same_wherever_it_is_said() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert project["version"] == citation["version"] == __version__
