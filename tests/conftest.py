@@ -49,7 +49,7 @@ SMALL_STUDY: dict[str, Any] = {
 
 def uses_the_finished_study(path: Path) -> bool:
     """Whether a module of tests looks at the study that is run once for all."""
-    return "finished: Workspace" in path.read_text(encoding="utf-8")
+    return re.search("(finished|current): Workspace", path.read_text(encoding="utf-8")) is not None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -102,6 +102,16 @@ class Workspace:
         assert done.returncode == 0, done.stderr[-4000:]
         return done
 
+    def leave_behind(self) -> None:
+        """Say that not everything is up to date any more: a whole run takes its time, and not every test needs it."""
+        (self.folder / "behind").touch()
+
+    def catch_up(self) -> None:
+        """Run the study if a test has left it behind."""
+        if (self.folder / "behind").exists():
+            self.run()
+            (self.folder / "behind").unlink()
+
     def plan(self, *arguments: str, configfiles: Sequence[str] = ("study.yaml",)) -> dict[str, int]:
         """Jobs per rule that a dry run would do."""
         command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--cores", "2", *arguments, "--configfile", *configfiles]
@@ -150,10 +160,17 @@ def workspace(tmp_path: Path) -> Workspace:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """The small study, run once to its end through the launcher. Tests that change it put it back."""
+    """The small study, run once to its end through the launcher. Tests that change it put it back, or say that it is behind."""
     workspace = make_workspace(tmp_path_factory.mktemp("study"))
     workspace.run()
     return workspace
+
+
+@pytest.fixture
+def current(finished: Workspace) -> Workspace:
+    """The same with everything up to date, whatever tests there were before."""
+    finished.catch_up()
+    return finished
 
 
 @pytest.fixture

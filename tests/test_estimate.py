@@ -247,10 +247,10 @@ def test_jobs_and_files_are_those_of_the_workflow(workspace: Workspace, monkeypa
     assert sum(found.files for found in ours) == sum(line.startswith("results/") for line in summary.splitlines())
 
 
-def test_nothing_is_left_of_a_finished_study(finished: Workspace) -> None:
-    shown = finished.augbench("plan", "--configfile", "study.yaml")
+def test_nothing_is_left_of_a_finished_study(current: Workspace) -> None:
+    shown = current.augbench("plan", "--configfile", "study.yaml")
     assert shown.returncode == 0 and "Nothing is left to do." in shown.stdout, shown.stdout + shown.stderr
-    total = json.loads(finished.augbench("plan", "--configfile", "study.yaml", "--json").stdout)["total"]
+    total = json.loads(current.augbench("plan", "--configfile", "study.yaml", "--json").stdout)["total"]
     assert total["jobs_done"] == total["jobs"] > 50 and total["files_done"] == total["files"]
     assert total["gpu_hours_left"] == 0 < total["gpu_hours"] and total["measured"]
 

@@ -39,7 +39,7 @@ def run_until(workspace: Workspace, reached: Callable[[], bool]) -> None:
         kill_all(process)
 
 
-def test_a_study_killed_at_three_stages_gives_the_same_table_and_makes_nothing_twice(finished: Workspace, tmp_path: Path) -> None:
+def test_a_study_killed_at_three_stages_gives_the_same_table_and_makes_nothing_twice(current: Workspace, tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path)
     stages: list[tuple[str, Callable[[], bool]]] = [
         ("embeddings", lambda: (workspace.results / "corpus/images").exists()),
@@ -60,7 +60,7 @@ def test_a_study_killed_at_three_stages_gives_the_same_table_and_makes_nothing_t
         now = store_files(workspace, kind)
         assert {name: now.get(name) for name in before} == before, f"finished {kind} were made again"
     for table in ("table1.csv", "table1_runs.csv"):
-        assert (workspace.results / "tables" / table).read_text() == (finished.results / "tables" / table).read_text()
+        assert (workspace.results / "tables" / table).read_text() == (current.results / "tables" / table).read_text()
     assert workspace.plan() == {}
 
 

@@ -179,7 +179,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 @pytest.mark.full
-def test_the_whole_small_study_runs_without_a_network_and_gives_the_same_table(finished: Workspace, tmp_path: Path) -> None:
+def test_the_whole_small_study_runs_without_a_network_and_gives_the_same_table(current: Workspace, tmp_path: Path) -> None:
     alone = [*namespace("--net"), sys.executable, "-c", LOOPBACK_UP, sys.executable]
     reach = f"import socket; print(socket.socket().connect_ex(('{OUTSIDE}', 80)))"
     assert subprocess.run([*alone, "-c", reach], capture_output=True, text=True).stdout.strip() == "101"  # network is unreachable
@@ -188,4 +188,4 @@ def test_the_whole_small_study_runs_without_a_network_and_gives_the_same_table(f
     done = subprocess.run(command, cwd=workspace.folder, env=workspace.environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     for table in ("table1.csv", "table1_runs.csv"):
-        assert (workspace.results / "tables" / table).read_text() == (finished.results / "tables" / table).read_text()
+        assert (workspace.results / "tables" / table).read_text() == (current.results / "tables" / table).read_text()

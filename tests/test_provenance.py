@@ -102,24 +102,24 @@ def test_jobs_of_a_stage_in_equal_surroundings_leave_one_record_and_others_their
     assert computed[()]["packages"] == package_versions()
 
 
-def test_a_finished_study_says_what_made_it(finished: Workspace) -> None:
-    made = json.loads((finished.results / "provenance.json").read_text())
+def test_a_finished_study_says_what_made_it(current: Workspace) -> None:
+    made = json.loads((current.results / "provenance.json").read_text())
     (computed,) = made["computed"]
     assert set(computed["stages"]) >= STAGES and "table1" not in computed["stages"]
     assert set(made["models"]) == {"diffusion", "clip"}
-    assert made["config"]["sha256"] == hashlib.sha256((finished.results / "config.yaml").read_bytes()).hexdigest()
+    assert made["config"]["sha256"] == hashlib.sha256((current.results / "config.yaml").read_bytes()).hexdigest()
     assert {"generate", "classify", "splits", "table1"} <= set(made["job_seconds"])
 
 
-def test_another_revision_of_the_code_plans_nothing(finished: Workspace, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_revision_of_the_code_plans_nothing(current: Workspace, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = revision()
     monkeypatch.setenv("GIT_DIR", str(repository / ".git"))
     assert before is None or revision() not in (None, before)  # a copy without history has no revision
-    assert finished.plan() == {}
+    assert current.plan() == {}
 
 
-def test_it_is_made_again_when_it_is_gone_and_remakes_nothing_else(finished: Workspace) -> None:
-    shutil.move(finished.results / "provenance.json", finished.folder / "provenance.json")
-    assert finished.plan() == {"provenance": 1}
-    shutil.move(finished.folder / "provenance.json", finished.results / "provenance.json")
-    assert finished.plan() == {}
+def test_it_is_made_again_when_it_is_gone_and_remakes_nothing_else(current: Workspace) -> None:
+    shutil.move(current.results / "provenance.json", current.folder / "provenance.json")
+    assert current.plan() == {"provenance": 1}
+    shutil.move(current.folder / "provenance.json", current.results / "provenance.json")
+    assert current.plan() == {}

@@ -28,17 +28,17 @@ def value(report: str, name: str) -> Any:
     return json.loads(found[1])
 
 
-def test_the_report_of_a_finished_study_is_one_file_made_offline(finished: Workspace, tmp_path: Path) -> None:
+def test_the_report_of_a_finished_study_is_one_file_made_offline(current: Workspace, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     command = [*namespace("--net"), sys.executable, "-m", "snakemake", "--configfile", "study.yaml", "--report", str(path)]
-    done = subprocess.run(command, cwd=finished.folder, env=finished.environment(), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=current.folder, env=current.environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     report = path.read_text(encoding="utf-8")
     description, results, categories = (value(report, name) for name in ("workflow_desc", "results", "categories"))
     assert '<tt class="docutils literal">small</tt>' in description and "system-message" not in description
     assert re.findall(r"app\.showCategory\('([^']+)'\)", description) == sorted(categories)
     shown = {Path(name).relative_to("results/small").as_posix(): result for name, result in results.items()}
-    plan = Plan(load_study([finished.folder / "study.yaml"]), ())
+    plan = Plan(load_study([current.folder / "study.yaml"]), ())
     figures = {f"figures/{name}.png" for name in ("figure1", *plan.figures)}
     tables = {f"tables/{name}.csv" for name in ("table1", "statistics", "cost", "diagnostics", "leakage", *plan.paper_tables)} | {"retrieval/yield.csv"}
     pairs = {f"figures/leakage/{method}.png" for method in plan.guarded}
@@ -52,7 +52,7 @@ def test_the_report_of_a_finished_study_is_one_file_made_offline(finished: Works
         assert result["caption"].startswith("<p>") and "system-message" not in result["caption"], name
         assert result["data_uri"].startswith(f"data:{'image/png' if name.endswith('png') else 'text/csv'}"), name
     assert "from at most 200 images" in shown["tables/diagnostics.csv"]["caption"]
-    assert finished.plan() == {}
+    assert current.plan() == {}
 
 
 def test_the_studies_that_ship_have_a_caption_for_each_result_and_no_caption_is_left_over() -> None:

@@ -59,18 +59,9 @@ def study(finished: Workspace) -> Iterator[Workspace]:
 
 
 @pytest.fixture
-def current(study: Workspace) -> Workspace:
-    """The finished study with everything up to date: run again if a test before has left it behind."""
-    mark = study.folder / "behind"
-    if mark.exists():
-        study.run()
-        mark.unlink()
+def current(current: Workspace, study: Workspace) -> Workspace:
+    """The finished study with everything up to date; config and class table are put back afterwards."""
     return study
-
-
-def leave_behind(study: Workspace) -> None:
-    """Say that something is not up to date: a whole run takes its time, and not every test needs it."""
-    (study.folder / "behind").touch()
 
 
 def shards(workspace: Workspace, method: str) -> dict[str, tuple[int, float]]:
@@ -190,7 +181,7 @@ def test_figure5b_of_rows_that_draw_is_drawn_alone(study: Workspace) -> None:
     assert (rows["retrieval_200"]["worst_percent"], rows["retrieval_200"]["best_percent"]) == ("0.0", "100.0")
     (study.results / "figures/figure5b.pdf").unlink()
     assert study.plan("figure5b") == {"figure5b_files": 1, "figure5b": 1}
-    leave_behind(study)  # Table 1 has that row
+    study.leave_behind()  # Table 1 has that row
 
 
 def test_one_deleted_shard_is_taken_from_the_store(study: Workspace) -> None:
@@ -202,7 +193,7 @@ def test_one_deleted_shard_is_taken_from_the_store(study: Workspace) -> None:
     assert shards(study, "simple_prompt") == before
     log = (study.results / "logs/generate/simple_prompt_001.log").read_text()
     assert "0 made, 10 taken from the store" in log and "torch not imported" in log
-    leave_behind(study)
+    study.leave_behind()
 
 
 def test_one_shard_deleted_from_store_and_results_remakes_only_its_own_images(study: Workspace) -> None:
@@ -218,7 +209,7 @@ def test_one_shard_deleted_from_store_and_results_remakes_only_its_own_images(st
     assert changed in ([], ["shards/simple_prompt/selected/bag/1.parquet"])  # the file system may give the inode again
     assert "1 made, 9 taken from the store" in (study.results / "logs/generate/simple_prompt_001.log").read_text()
     assert gone.read_bytes() == content
-    leave_behind(study)
+    study.leave_behind()
 
 
 @pytest.mark.parametrize("method", PERSONALISED)
@@ -321,7 +312,7 @@ def test_selection_never_opens_the_test_split(study: Workspace, spoilable: Path)
     scored = study.augbench("run", "--configfile", "study.yaml", "--cores", "2")
     assert scored.returncode == 1
     assert "splits/test.parquet: not a whole Parquet file" in (study.results / f"logs/classify/{method}_000.log").read_text()
-    leave_behind(study)
+    study.leave_behind()
 
 
 def test_classes_that_are_left_out_are_in_no_training_set_and_no_score(finished: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

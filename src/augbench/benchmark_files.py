@@ -66,6 +66,8 @@ def read_seconds(path: str | Path) -> tuple[float, float]:
     try:
         with Path(path).open(encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream, delimiter="\t"))
+        if not rows:
+            raise ValueError("no measurement")
         return sum(float(row["s"]) for row in rows), sum(number(row.get("cpu_time")) for row in rows)
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise UserError(str(path), f"not a benchmark file ({error})", REMEDY) from None
