@@ -207,6 +207,8 @@ class Trainer:
         self.first_validation = np.cumsum([0, *(len(task.validation) for task in tasks)]).tolist()
         self.device = rows.values.device
         self.optimizer = RowAdam(rows.values, settings.lr, settings.weight_decay)
+        if self.device.type == "cuda":
+            unet.to(memory_format=torch.channels_last)  # what its tensor cores work in; otherwise every convolution converts
         unet.requires_grad_(settings.train_unet)
         self.unet_optimizer = torch.optim.AdamW(unet.parameters(), lr=settings.unet_lr, weight_decay=settings.weight_decay) if settings.train_unet else None
         numbers = tuple(range(len(tasks)))

@@ -1,0 +1,255 @@
+"""CLIP embeddings of a folder of images, side by side with what one would use instead.
+
+Flows in: a number of random photograph-like JPEG files, CLIP with random weights (``--size full``: ViT-L/14) or the shipped miniature. Flows out: a Markdown
+table, and JSON with ``--json``: images per second of
+
+- ``clip-retrieval inference`` on the folder, with as many workers as there are cores;
+- the loop of transformers' documentation, file by file, in float32;
+- ours, from files to files, and from pixels that are in memory.
+
+The candidates take turns in one process. clip-retrieval starts processes at each call and ours loads the model: both are also called with one batch, and
+what the further images take is given beside the whole. Before anything is timed, all embeddings are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.paired import Candidate, Paired, run_paired, surroundings, surroundings_line
+from benchmarks.pictures import make_pictures
+from benchmarks.throughput import product_rate, write_figures
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import CLIPModel
+
+Result = dict[str, Any]
+MINIATURE = Path(__file__).resolve().parents[1] / "resources" / "mini" / "clip"
+BATCH = {"cpu": 32, "cuda": 256}
+THEIRS, ONE_BATCH = "clip-retrieval inference", ", one batch"
+
+
+def make_model(folder: Path, device: str) -> None:
+    """CLIP ViT-L/14 with random weights, and the miniature's tokenizer, whose vocabulary is the same."""
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+
+    text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768)
+    vision = CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14, projection_dim=768)
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = CLIPModel(CLIPConfig(text.to_dict(), vision.to_dict(), projection_dim=768))
+    model.cpu().save_pretrained(folder)
+    CLIPImageProcessor().save_pretrained(folder)
+    CLIPTokenizer.from_pretrained(MINIATURE).save_pretrained(folder)
+
+
+def transformers_loop(model: CLIPModel, processor: Any, paths: Sequence[Path], batch: int) -> torch.Tensor:
+    """The frozen baseline: what transformers' documentation shows, batch by batch; unit vectors on the CPU."""
+    import torch
+    from PIL import Image
+
+    parts = []
+    for first in range(0, len(paths), batch):
+        images = [Image.open(path).convert("RGB") for path in paths[first : first + batch]]
+        inputs = processor(images=images, return_tensors="pt").to(model.device)
+        with torch.no_grad():
+            features = model.get_image_features(**inputs)
+        parts.append((features / features.norm(dim=-1, keepdim=True)).cpu())
+    return torch.cat(parts)
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Let what this process and those that it starts print go to where the lines of progress go."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def clip_retrieval(images: Path, model: Path, out: Path, batch: int, workers: int) -> np.ndarray:
+    """``clip-retrieval inference`` with its own defaults but for the model, the batch and the workers; unit vectors."""
+    from clip_retrieval import clip_inference
+
+    shutil.rmtree(out, ignore_errors=True)
+    with stdout_to_stderr():
+        clip_inference(str(images), str(out), batch_size=batch, num_prepro_workers=workers, enable_text=False, clip_model=f"hf_clip:{model}")
+    return np.concatenate([np.load(path) for path in sorted((out / "img_emb").glob("*.npy"))])
+
+
+def ours(images: Path, model: Path, folder: Path, device: str, threads: int) -> np.ndarray:
+    """The workflow's own job for a folder of images, with an empty store."""
+    from augbench.config import parse_study
+    from augbench.corpus.embed import embed_folder
+    from augbench.files import write_json
+    from augbench.job import Job
+    from augbench.models import fingerprint
+    from augbench.store import Store
+
+    shutil.rmtree(folder, ignore_errors=True)
+    study = {
+        "study": "benchmark",
+        "dataset": {"kind": "fashion_mnist"},
+        "diffusion": {"model": str(MINIATURE)},
+        "clip": {"model": str(model)},
+        "methods": {"none": {"mechanism": "real"}},
+        "augmentation": {"images_per_class": 1},
+        "execution": {"device": device},
+    }
+    if not (identity := folder.parent / "clip.json").exists():
+        write_json(identity, fingerprint(model))
+    embed_folder(Job(parse_study(study), Store(folder / "store"), threads), images, identity, folder / "out")
+    return np.concatenate([np.load(path) for path in sorted((folder / "out" / "img_emb").glob("*.npy"))])
+
+
+def flops_per_image(model: CLIPModel, side: int) -> int:
+    """Multiplications and additions of transformers' forward pass for an image, all tokens in all layers."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model.get_image_features(pixel_values=torch.randn(1, 3, side, side, device=model.device))
+    return int(counter.get_total_flops())
+
+
+def further_seconds(paired: Paired, name: str, images: int, batch: int) -> list[float]:
+    """Seconds that the images beyond the first batch take, window by window."""
+    pairs = zip(paired.windows[name], paired.windows[name + ONE_BATCH], strict=True)
+    return [images / whole.rate - batch / one.rate for whole, one in pairs]
+
+
+def compare_further(paired: Paired, images: int, batch: int) -> Result | None:
+    """Images per second beyond the first batch, and their ratio; None where starting takes so long that it cannot be told."""
+    theirs, ours = (further_seconds(paired, name, images, batch) for name in (THEIRS, "ours"))
+    if min(*theirs, *ours) <= 0:
+        return None
+    ratios = sorted(one / other for one, other in zip(theirs, ours, strict=True))
+    rates = {name: (images - batch) / statistics.median(seconds) for name, seconds in ((THEIRS, theirs), ("ours", ours))}
+    return {"rates": rates, "ratio": {"median": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]}}
+
+
+def measure(options: argparse.Namespace, folder: Path) -> Result:
+    """Make images and model, compare the embeddings, then the speeds."""
+    import torch
+    from transformers import CLIPImageProcessor
+
+    from augbench.data.decode import open_rgb
+    from augbench.models import load_clip, load_image_tower
+
+    torch.set_num_threads(options.threads)
+    device, images, model_folder = torch.device(options.device), folder / "images", MINIATURE
+    if options.size == "full":
+        model_folder = folder / "model"
+        make_model(model_folder, options.device)
+    paths = make_pictures(images, options.images, options.size)
+    batch = BATCH[options.device]
+    plain, processor = load_clip(model_folder, device)[0], CLIPImageProcessor.from_pretrained(model_folder)
+    flops = flops_per_image(plain, plain.config.vision_config.image_size)
+    tower = load_image_tower(model_folder, device, half=options.device == "cuda")
+    pixels = tower.prepare([open_rgb(path) for path in paths[:batch]])
+    small = folder / "one_batch"
+    small.mkdir()
+    for path in paths[:batch]:
+        os.link(path, small / path.name)
+
+    def from_pixels() -> None:
+        for _ in range(options.images // batch):
+            tower.embed(pixels)
+
+    def call_clip_retrieval(where: Path) -> np.ndarray:
+        return clip_retrieval(where, model_folder, folder / "clip_retrieval", batch, options.threads)
+
+    def call_ours(where: Path) -> np.ndarray:
+        return ours(where, model_folder, folder / "ours", options.device, options.threads)
+
+    reference = transformers_loop(plain, processor, paths, batch).numpy()
+    errors = {name: float(np.abs(call(images) - reference).max()) for name, call in ((THEIRS, call_clip_retrieval), ("ours", call_ours))}
+    candidates = {
+        THEIRS: Candidate(lambda: call_clip_retrieval(images), options.images),
+        THEIRS + ONE_BATCH: Candidate(lambda: call_clip_retrieval(small), batch),
+        "transformers' loop": Candidate(lambda: transformers_loop(plain, processor, paths, batch), options.images),
+        "ours": Candidate(lambda: call_ours(images), options.images),
+        "ours" + ONE_BATCH: Candidate(lambda: call_ours(small), batch),
+        "ours, from pixels in memory": Candidate(from_pixels, options.images // batch * batch),
+    }
+    paired = run_paired(candidates, options.device, options.repeats, options.seconds, said=lambda line: print(line, file=sys.stderr))
+    ceiling = product_rate(options.device, "float16" if options.device == "cuda" else "float32")
+    return {
+        "images": options.images,
+        "flops_per_image": flops,
+        "product_rate": ceiling,
+        "results": paired.summary(),
+        "largest_differences": errors,
+        "ours_share_of_ceiling": {name: paired.rate(name) * flops / ceiling for name in ("ours", "ours, from pixels in memory")},
+        "beyond_the_first_batch": compare_further(paired, options.images, batch),
+        "table": paired.markdown("image"),
+    }
+
+
+def markdown(report: Result) -> str:
+    """The table, the share of the ceiling, how far embeddings differ."""
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in report["ours_share_of_ceiling"].items())
+    further = "too few to tell"
+    if found := report["beyond_the_first_batch"]:
+        rates = ", ".join(f"{name} {rate:.4g}" for name, rate in found["rates"].items())
+        further = rates + "; ours / theirs {median:.3g} ({least:.3g} to {most:.3g})".format(**found["ratio"])
+    errors = ", ".join(f"{name} {error:.1e}" for name, error in report["largest_differences"].items())
+    return "\n".join(
+        [
+            report["table"],
+            "",
+            f"{report['images']:,} images, {report['flops_per_image'] / 1e9:.3g} GFLOP each; bare matrix products {report['product_rate'] / 1e12:.3g} TFLOP/s, of which: {shares}. "
+            f"Images per second beyond the first batch: {further}. "
+            f"Largest difference of a unit vector's number from transformers' float32: {errors}.",
+            "",
+            surroundings_line(report),
+        ]
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Make the data, compare, print, remove the data."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--size", choices=["full", "mini"], default="full", help="CLIP ViT-L/14 with random weights, or the shipped miniature")
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of decoding, and of everything on the CPU")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=10.0, help="that a window takes at least")
+    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--throughput-out", type=Path, help="table for `augbench plan`, results/throughput.yaml; with --size full on a GPU")
+    options = parser.parse_args(arguments)
+    os.environ.update({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+    if options.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # clip-retrieval takes a GPU wherever there is one
+    with tempfile.TemporaryDirectory() as place:
+        report = measure(options, Path(place)) | surroundings("benchmarks/embed.py", arguments, options.device)
+    print(markdown(report))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    if options.throughput_out and options.size == "full" and options.device == "cuda":
+        rate = report["results"]["ours"]["rate"]["median"]
+        write_figures(options.throughput_out, report["machine"]["gpu"], {"embed": rate}, f"{report['command']}, {report['date']}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,183 @@
+"""Candidates timed in turn, in one process: A, B, A, B, ... so that whatever else the machine does, or how warm it is, meets them all alike.
+
+Flows in: callables by name, each with what one call of it makes (images, samples). Flows out: seconds of every window, rates, the ratio of each candidate's
+rate to the baseline's window by window, what other processes used meanwhile; as a Markdown table and as plain values for JSON.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.machine import busy_seconds, describe
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something to time.
+
+    Attributes
+    ----------
+    call : callable
+        Does the work once. What it returns is dropped; work that it leaves queued on the device is waited for.
+    work : float
+        Units (images, samples) that one call makes.
+    """
+
+    call: Callable[[], object]
+    work: float = 1.0
+
+
+@dataclass(frozen=True)
+class Window:
+    """One measurement of one candidate: so many units of work in so many seconds.
+
+    Attributes
+    ----------
+    processor_seconds : float
+        Of this process and of its children that ended meanwhile.
+    cores_used_by_others : float
+        Processor cores that all other processes used, on average.
+    peak_memory : int, optional
+        Bytes of the device's memory, on a GPU only.
+    """
+
+    work: float
+    seconds: float
+    processor_seconds: float
+    cores_used_by_others: float
+    peak_memory: int | None = None
+
+    @property
+    def rate(self) -> float:
+        """Units per second."""
+        return self.work / self.seconds
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Windows by candidate, in the order in which they were measured; window i of all candidates belongs together."""
+
+    baseline: str
+    windows: dict[str, list[Window]] = field(default_factory=dict)
+
+    def rate(self, name: str) -> float:
+        """Median of a candidate's rates, units per second."""
+        return statistics.median(window.rate for window in self.windows[name])
+
+    def ratios(self, name: str, baseline: str | None = None) -> list[float]:
+        """A candidate's rate as a multiple of the baseline's, window by window."""
+        return [window.rate / base.rate for window, base in zip(self.windows[name], self.windows[baseline or self.baseline], strict=True)]
+
+    def summary(self) -> Result:
+        """Plain values: per candidate the median rate with its range, ratios to the baseline, processor time, peak memory, and every window."""
+        found: Result = {}
+        for name, windows in self.windows.items():
+            rates, ratios = sorted(window.rate for window in windows), sorted(self.ratios(name))
+            peaks = [window.peak_memory for window in windows if window.peak_memory is not None]
+            found[name] = {
+                "rate": {"median": statistics.median(rates), "least": rates[0], "most": rates[-1]},
+                "ratio": {"median": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]},
+                "processor_seconds_per_unit": statistics.median(window.processor_seconds / window.work for window in windows),
+                "peak_memory": max(peaks, default=None),
+                "cores_used_by_others": max(window.cores_used_by_others for window in windows),
+                "windows": [vars(window) for window in windows],
+            }
+        return found
+
+    def markdown(self, unit: str) -> str:
+        """A line per candidate: rate, ratio to the baseline, processor time per unit; medians, with the range of the windows in brackets."""
+        lines = [f"| | {unit}s per second | times {self.baseline} | processor seconds per {unit} | peak memory, GB |", "|---|---:|---:|---:|---:|"]
+        for name, row in self.summary().items():
+            rate, ratio = (f"{row[key]['median']:.3g} ({row[key]['least']:.3g} to {row[key]['most']:.3g})" for key in ("rate", "ratio"))
+            peak = "" if row["peak_memory"] is None else f"{row['peak_memory'] / 1e9:.1f}"
+            lines.append(f"| {name} | {rate} | {ratio} | {row['processor_seconds_per_unit']:.3g} | {peak} |")
+        return "\n".join(lines)
+
+
+def synchronise(device: str) -> None:
+    """Wait until the device has done all that was asked of it."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def _own_seconds() -> float:
+    """Processor seconds of this process and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
+def _window(candidate: Candidate, least_seconds: float, device: str) -> Window:
+    """Call the candidate at least once, and until ``least_seconds`` are over."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+    synchronise(device)
+    calls, busy, own, start = 0, busy_seconds(), _own_seconds(), time.perf_counter()
+    while True:
+        candidate.call()
+        synchronise(device)
+        calls += 1
+        seconds = time.perf_counter() - start
+        if seconds >= least_seconds:
+            break
+    own = _own_seconds() - own
+    others = max(0.0, (busy_seconds() - busy - own) / seconds)
+    peak = None
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    return Window(calls * candidate.work, seconds, own, round(others, 2), peak)
+
+
+def run_paired(
+    candidates: Mapping[str, Candidate],
+    device: str = "cpu",
+    repeats: int = 5,
+    least_seconds: float = 10.0,
+    warm_up: int = 1,
+    said: Callable[[str], object] = lambda line: None,
+) -> Paired:
+    """Time the candidates in turn, ``repeats`` windows each; the first one is the baseline.
+
+    Parameters
+    ----------
+    device : str
+        ``cpu`` or ``cuda``: what is waited for at the end of each call.
+    least_seconds : float
+        A window goes on until so many seconds are over.
+    warm_up : int
+        Calls of each candidate before anything is timed.
+    said : callable
+        Gets a line for each window (``print``, say).
+    """
+    for candidate in candidates.values():
+        for _ in range(warm_up):
+            candidate.call()
+    paired = Paired(next(iter(candidates)), {name: [] for name in candidates})
+    for repeat in range(repeats):
+        for name, candidate in candidates.items():
+            window = _window(candidate, least_seconds, device)
+            paired.windows[name].append(window)
+            said(f"window {repeat + 1} of {repeats}: {name}: {window.rate:.4g} per second, {window.cores_used_by_others} cores used by others")
+    return paired
+
+
+def surroundings(script: str, arguments: Sequence[str], device: str = "cpu") -> Result:
+    """The command, the date and the machine, for the record."""
+    return {"command": " ".join(["python", script, *arguments]), "date": datetime.date.today().isoformat(), "machine": describe(device)}
+
+
+def surroundings_line(record: Result) -> str:
+    """The same as a line below a table."""
+    machine = record["machine"]
+    device = machine.get("gpu") or f"{machine['processor']}, {machine['cores']} cores"
+    return f"{device}, {machine['memory_gib']} GiB; {record['date']}; `{record['command']}`"

@@ -1,0 +1,321 @@
+"""Learning pseudo-words, conditioning vectors and U-Nets, side by side with the loops of diffusers' examples.
+
+Flows in: Stable Diffusion v1.4's architecture with random weights (``--size full``) or the shipped miniature, and random images. Flows out: a Markdown table,
+and JSON with ``--json``: training images per second of
+
+- diffusers' textual-inversion example for one class: images are prepared and encoded at every step, the optimiser holds the whole table of embeddings;
+- ours for many classes in one process: pseudo-words and conditioning vectors, latents cached; and the same with latents encoded at every step;
+- diffusers' text-to-image example, which trains the U-Net, and ours (Imagic: conditioning and U-Net), at the same batch size.
+
+The baselines are those examples' steps with their defaults, written out here so that they stay as they are. Weights are bfloat16 on a GPU and float32 on the
+CPU in all candidates; a U-Net that trains has float32 weights and computes in bfloat16 on a GPU. That many classes learn what each learns alone is tested by
+``tests/test_personalise.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from augbench.classes import ClassInfo
+from augbench.personalise.data import cache_moments
+from augbench.personalise.embedding import ConditioningRows, PseudowordRows, Rows, token_ids, word_embedding
+from augbench.personalise.fine_tune import load_part
+from augbench.personalise.tasks import ClassTask, ImageSet
+from augbench.personalise.train import Settings, Trainer
+from augbench.progress import Progress
+from benchmarks.paired import Candidate, run_paired, surroundings, surroundings_line
+from benchmarks.throughput import product_rate, write_figures
+
+Result = dict[str, Any]
+MINIATURE = Path(__file__).resolve().parents[1] / "resources" / "mini" / "stable-diffusion"
+RESOLUTION = {"full": 512, "mini": 32}
+PROMPT = "a photo of a {}"
+WORD = "<new>"
+ACCUMULATED = 4  # steps of one image each: the command in the example's documentation
+ONE_CLASS, UNET_LOOP = "diffusers' textual inversion, one class", "diffusers' text-to-image training"
+PSEUDOWORDS, UNCACHED, CONDITIONING, UNET = (
+    "ours, pseudo-words",
+    "ours, pseudo-words, latents not cached",
+    "ours, conditioning vectors",
+    "ours, conditioning and U-Net",
+)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of Stable Diffusion that training sees, on the device; frozen ones in ``dtype``."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler: DDPMScheduler
+    dtype: torch.dtype
+    device: torch.device
+    resolution: int
+
+
+def make_parts(size: str, device: torch.device, dtype: torch.dtype, unet_dtype: torch.dtype) -> Parts:
+    """Models of the wanted size; the full one has random weights."""
+    torch.manual_seed(0)
+    if size == "mini":
+        unet, vae, text = (
+            load_part(kind, str(MINIATURE), name, kind_dtype, device)
+            for kind, name, kind_dtype in ((UNet2DConditionModel, "unet", unet_dtype), (AutoencoderKL, "vae", dtype), (CLIPTextModel, "text_encoder", dtype))
+        )
+    else:
+        with device:
+            unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, block_out_channels=(320, 640, 1280, 1280), attention_head_dim=8)
+            down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+            vae = AutoencoderKL(3, 3, down, up, (128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512)
+            text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
+        unet, vae, text = (module.eval().requires_grad_(False).to(kind) for module, kind in ((unet, unet_dtype), (vae, dtype), (text, dtype)))
+    tokenizer = CLIPTokenizer.from_pretrained(MINIATURE, subfolder="tokenizer", local_files_only=True)
+    scheduler = DDPMScheduler.from_config(DDPMScheduler.load_config(MINIATURE, subfolder="scheduler", local_files_only=True))
+    return Parts(unet, vae, text, tokenizer, scheduler, dtype, device, RESOLUTION[size])
+
+
+def random_images(count: int, side: int) -> list[Image.Image]:
+    """Noise, a quarter larger than the model's resolution."""
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (side * 5 // 4, side * 5 // 4, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def as_example(image: Image.Image, side: int) -> torch.Tensor:
+    """The example's preparation of an image: resized, flipped by chance, -1 to 1, float32 ``(3, side, side)``."""
+    resized = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+    if torch.rand(()) < 0.5:
+        resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return torch.from_numpy((np.array(resized) / 127.5 - 1.0).astype(np.float32)).permute(2, 0, 1)
+
+
+def example_loss(parts: Parts, unet: Callable[..., Any], states: torch.Tensor, images: Sequence[Image.Image]) -> torch.Tensor:
+    """The examples' loss of a batch: encoded by the VAE at every step."""
+    pixels = torch.stack([as_example(image, parts.resolution) for image in images]).to(parts.device, parts.dtype)
+    latents = parts.vae.encode(pixels).latent_dist.sample().detach() * parts.vae.config.scaling_factor
+    noise = torch.randn_like(latents)
+    timesteps = torch.randint(0, parts.scheduler.config.num_train_timesteps, (len(latents),), device=parts.device).long()
+    noisy = parts.scheduler.add_noise(latents, noise, timesteps)
+    predicted = unet(noisy, timesteps, states).sample
+    return F.mse_loss(predicted.float(), noise.float(), reduction="mean")
+
+
+def textual_inversion(parts: Parts, images: Sequence[Image.Image]) -> Callable[[], None]:
+    """A step of diffusers' ``textual_inversion.py`` for one class: :data:`ACCUMULATED` batches of one image."""
+    unet = deepcopy(parts.unet)  # ours changes its memory format
+    encoder = CLIPTextModel(parts.text_encoder.config)  # float32, as the example keeps what it trains
+    encoder.load_state_dict(parts.text_encoder.state_dict())
+    encoder.to(parts.device).requires_grad_(False)
+    tokenizer = CLIPTokenizer.from_pretrained(MINIATURE, subfolder="tokenizer", local_files_only=True)
+    tokenizer.add_tokens([WORD])
+    encoder.resize_token_embeddings(len(tokenizer))
+    embeddings = encoder.get_input_embeddings()
+    embeddings.weight.requires_grad_(True)
+    original = embeddings.weight.data.clone()
+    optimizer = torch.optim.AdamW(embeddings.parameters(), lr=5e-4, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
+    ids = token_ids(tokenizer, [PROMPT.format(WORD)]).to(parts.device)
+    fixed = torch.ones(len(tokenizer), dtype=torch.bool)
+    fixed[-1] = False
+    endless = cycle(images)
+
+    def step() -> None:
+        for number in range(ACCUMULATED):
+            with torch.autocast(parts.device.type, parts.dtype, enabled=parts.device.type == "cuda"):
+                states = encoder(ids)[0].to(parts.dtype)
+                loss = example_loss(parts, unet, states, [next(endless)])
+            (loss / ACCUMULATED).backward()
+            if number == ACCUMULATED - 1:
+                optimizer.step()
+                optimizer.zero_grad()
+            with torch.no_grad():
+                embeddings.weight[fixed] = original[fixed]
+            loss.item()  # for its progress bar
+
+    return step
+
+
+def text_to_image(parts: Parts, unet: UNet2DConditionModel, images: Sequence[Image.Image], batch: int) -> Callable[[], None]:
+    """A step of diffusers' ``train_text_to_image.py``: the U-Net trains in float32, computes in bfloat16 on a GPU."""
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
+    ids = token_ids(parts.tokenizer, [PROMPT.format("thing")] * batch).to(parts.device)
+    endless = cycle(images)
+
+    def step() -> None:
+        with torch.no_grad():
+            states = parts.text_encoder(ids)[0]
+        with torch.autocast(parts.device.type, torch.bfloat16, enabled=parts.device.type == "cuda"):
+            loss = example_loss(parts, unet, states, [next(endless) for _ in range(batch)])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def make_trainer(parts: Parts, unet: UNet2DConditionModel, rows: Rows, classes: int, per_class: int, micro_batch: int, folder: Path) -> Trainer:
+    """Our trainer over cached random latents; the U-Net trains if it is not the frozen one."""
+    trains = unet is not parts.unet
+    latent = parts.resolution // 2 ** (len(parts.vae.config.block_out_channels) - 1)
+    moments = torch.randn(classes * per_class, 2, 2, parts.vae.config.latent_channels, latent, latent)
+    tasks = []
+    for number in range(classes):
+        names = [f"{number}/{image}" for image in range(per_class)]
+        images = ImageSet(names, names, [0] * per_class)
+        tasks.append(ClassTask(ClassInfo(f"class{number}", ("thing",)), images, images))
+    settings = Settings(
+        seed=0, lr=5e-3, unet_lr=1e-5, clusters=1, train_unet=trains, candidates=("val_loss",), batch_size=micro_batch if trains else 4, max_epochs=1,
+        patience=1, flip=0.5, validation_draws=1, weight_decay=0.0, micro_batch=micro_batch, autocast=torch.bfloat16 if trains and parts.device.type == "cuda" else None,
+    )  # fmt: skip
+    return Trainer(tasks, rows, unet, parts.scheduler, moments, moments[:, :1], settings, folder)
+
+
+def endless_steps(trainer: Trainer) -> Iterator[Any]:
+    """The samples of each step, epoch after epoch."""
+    epoch = 0
+    while True:
+        epoch += 1
+        yield from trainer.epoch_steps(trainer.groups, epoch)
+
+
+def ours(trainer: Trainer, images_at_once: int) -> Callable[[], None]:
+    """One call takes as many steps as make ``images_at_once`` training images."""
+    steps = endless_steps(trainer)
+
+    def call() -> None:
+        done = 0
+        while done < images_at_once:
+            samples = next(steps)
+            trainer.step(samples)
+            done += len(samples)
+
+    return call
+
+
+def new_unet(parts: Parts) -> UNet2DConditionModel:
+    """A U-Net to train: the same weights, float32."""
+    unet = UNet2DConditionModel.from_config(parts.unet.config).to(parts.device)
+    unet.load_state_dict(parts.unet.state_dict())
+    return unet
+
+
+def measure(options: argparse.Namespace, folder: Path) -> Result:
+    """Build all candidates, time them in turn."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
+    parts = make_parts(options.size, device, dtype, dtype)
+    images = random_images(options.classes * 4, parts.resolution)
+    words = [f"<class{number}>" for number in range(options.classes)]
+    calls: dict[str, tuple[Callable[[], Any], int]] = {}
+    calls[ONE_CLASS] = (textual_inversion(parts, images), ACCUMULATED)
+    with torch.no_grad():
+        states = parts.text_encoder(token_ids(parts.tokenizer, [PROMPT.format("thing")]).to(device))[0].float()
+    conditioning = ConditioningRows(states.expand(options.classes, -1, -1))
+    trainer = make_trainer(parts, parts.unet, conditioning, options.classes, 4, options.batch, folder)
+    calls[CONDITIONING] = (ours(trainer, options.classes * 4), options.classes * 4)
+    calls[UNET_LOOP] = (text_to_image(parts, new_unet(parts), images, options.unet_batch), options.unet_batch)
+    unet_trainer = make_trainer(
+        parts, new_unet(parts), ConditioningRows(states.expand(options.classes, -1, -1)), options.classes, 4, options.unet_batch, folder
+    )
+    calls[UNET] = (ours(unet_trainer, options.unet_batch), options.unet_batch)
+    start = word_embedding(parts.text_encoder, parts.tokenizer, "thing")
+    rows = PseudowordRows(parts.text_encoder, parts.tokenizer, words, start.expand(options.classes, -1), lambda row, _: PROMPT.format(words[row]))
+    word_trainer = make_trainer(parts, parts.unet, rows, options.classes, 4, options.batch, folder)
+    word_call = ours(word_trainer, options.classes * 4)
+    calls[PSEUDOWORDS] = (word_call, options.classes * 4)
+
+    def uncached() -> None:
+        cache_moments(parts.vae, images, parts.resolution, False, options.batch, dtype, Progress("latents", len(images), "image"))
+        word_call()
+
+    calls[UNCACHED] = (uncached, options.classes * 4)
+    flops = {}
+    for name in (PSEUDOWORDS, CONDITIONING, UNET):
+        call, work = calls[name]
+        with FlopCounterMode(display=False) as counter:
+            call()
+        flops[name] = counter.get_total_flops() / work
+    order = (ONE_CLASS, PSEUDOWORDS, UNCACHED, CONDITIONING, UNET_LOOP, UNET)
+    candidates = {name: Candidate(*calls[name]) for name in order}
+    paired = run_paired(candidates, options.device, options.repeats, options.seconds, said=lambda line: print(line, file=sys.stderr))
+    ceiling = product_rate(options.device, str(dtype).removeprefix("torch."))
+    ratios = {name: sorted(paired.ratios(name, base)) for name, base in ((PSEUDOWORDS, UNCACHED), (UNET, UNET_LOOP))}
+    return {
+        "classes": options.classes,
+        "batch": options.batch,
+        "unet_batch": options.unet_batch,
+        "flops_per_image": flops,
+        "product_rate": ceiling,
+        "share_of_ceiling": {name: paired.rate(name) * work / ceiling for name, work in flops.items()},
+        "further_ratios": {name: {"median": float(np.median(values)), "least": values[0], "most": values[-1]} for name, values in ratios.items()},
+        "results": paired.summary(),
+        "table": paired.markdown("image"),
+    }
+
+
+def markdown(report: Result) -> str:
+    """The table, and what its ratios to the first line do not say."""
+    shares = "; ".join(
+        f"{name}: {report['flops_per_image'][name] / 1e12:.3g} TFLOP an image, {share:.0%}" for name, share in report["share_of_ceiling"].items()
+    )
+    spread = {name: "{median:.3g} ({least:.3g} to {most:.3g})".format(**ratio) for name, ratio in report["further_ratios"].items()}
+    return "\n".join(
+        [
+            report["table"],
+            "",
+            f"{report['classes']} classes in one process, {report['batch']} images at once, {report['unet_batch']} where the U-Net trains. Cached latents / "
+            f"latents encoded at every step: {spread[PSEUDOWORDS]}. Training the U-Net, ours / diffusers': {spread[UNET]}. "
+            f"Share of bare matrix products ({report['product_rate'] / 1e12:.3g} TFLOP/s): {shares}.",
+            "",
+            surroundings_line(report),
+        ]
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--size", choices=["full", "mini"], default="full", help="Stable Diffusion v1.4 with random weights, or the shipped miniature")
+    parser.add_argument("--classes", type=int, default=64, help="that ours learns in one process")
+    parser.add_argument("--batch", type=int, default=64, help="images that go through a frozen U-Net together")
+    parser.add_argument("--unet-batch", type=int, default=16, help="images per step where the U-Net trains, in both candidates")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=10.0, help="that a window takes at least")
+    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--throughput-out", type=Path, help="table for `augbench plan`, results/throughput.yaml; with --size full on a GPU")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as place:
+        report = measure(options, Path(place)) | surroundings("benchmarks/personalise.py", arguments, options.device)
+    print(markdown(report))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    if options.throughput_out and options.size == "full" and options.device == "cuda":
+        rates = {figure: report["results"][name]["rate"]["median"] for figure, name in (("finetune_vectors", PSEUDOWORDS), ("finetune_unet", UNET))}
+        write_figures(options.throughput_out, report["machine"]["gpu"], rates, f"{report['command']}, {report['date']}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,169 @@
+"""Starting a job: what each script of the workflow spends before its work begins, and after it.
+
+Flows in: the scripts of this checkout, and of another one with ``--against``. Flows out: Markdown lines, and JSON with ``--json``: wall and processor
+time, peak memory, modules and heavy packages of
+
+- each script of ``workflow/scripts``: a process that sets up its surroundings, imports what the script imports, and ends;
+- jobs up to their first step: what they import only where it is needed, the model loaded, one step (image, batch) done.
+
+Each run is a process of its own with the time it takes to end; checkouts take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.paired import surroundings, surroundings_line
+
+Result = dict[str, Any]
+PROJECT = Path(__file__).resolve().parents[1]
+HEAVY = ("torch", "torchvision", "transformers", "diffusers", "scipy", "sklearn", "pandas", "matplotlib")
+
+CHILD = """
+import json, sys
+from types import SimpleNamespace
+from augbench.job import running
+config, device, out = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
+with running(SimpleNamespace(threads=1, log=[f"results/{{config['study']}}/logs/startup.log"], config=config, rule="startup")) as job:
+{work}
+    with open(out, "w") as stream:
+        json.dump({{"modules": len(sys.modules), "heavy": [name for name in {heavy} if name in sys.modules]}}, stream)
+"""
+
+FIRST_STEPS = {
+    "sample: to the first image of one step": """
+from augbench.models import load_pipeline, pick_device
+pipeline = load_pipeline(job.study.diffusion, pick_device(device))
+side = job.study.diffusion.resolution
+pipeline("a bag", num_inference_steps=1, height=side, width=side)
+""",
+    "embed: to the first image": """
+from PIL import Image
+from augbench.models import load_image_tower, pick_device
+load_image_tower(job.study.clip.folder, pick_device(device))([Image.new("RGB", (300, 200), "red")])
+""",
+    "fine-tune: to the loaded U-Net": """
+from augbench.models import pick_device
+from augbench.personalise.fine_tune import UNet2DConditionModel, load_part, torch
+load_part(UNet2DConditionModel, job.study.diffusion.folder, "unet", torch.float32, pick_device(device))
+""",
+    "classify: to the first epoch of eight images": """
+from pathlib import Path
+from PIL import Image
+from augbench.classify import train_run, LabelledImages, Compute, pick_device
+colours = ["red", "green", "blue", "white", "black", "grey", "pink", "cyan"]
+images = LabelledImages(colours, [0, 1] * 4, lambda rows: [Image.new("RGB", (32, 32), colour) for colour in colours[rows]], "colours")
+train_run(job.study.classifier.model_copy(update={"max_epochs": 1}), 2, images, None, images, 0, 0, Compute(pick_device(device)))
+""",
+}
+
+
+def script_imports(path: Path) -> str:
+    """The import statements of a script but for that of ``running``, one a line."""
+    found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return "\n".join(ast.unparse(node) for node in found if getattr(node, "module", None) != "augbench.job")
+
+
+def entries(checkout: Path) -> dict[str, str]:
+    """What is measured of a checkout: names, and the statements of each."""
+    return {path.stem: script_imports(path) for path in sorted((checkout / "workflow" / "scripts").glob("*.py"))} | FIRST_STEPS
+
+
+def run_entry(checkout: Path, work: str, config: Result, device: str, folder: Path) -> Result:
+    """Run one entry in a process of its own, from its start to its end."""
+    out = folder / "report.json"
+    code = CHILD.format(work="\n".join("    " + line for line in work.splitlines()), heavy=HEAVY)
+    environment = {**os.environ, "PYTHONPATH": str(checkout / "src")}
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-c", code, json.dumps(config), device, str(out)], cwd=folder, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit((folder / "results" / config["study"] / "logs" / "startup.log").read_text()[-4000:])
+    return {
+        "seconds": round(seconds, 2),
+        "processor_seconds": round(usage.ru_utime + usage.ru_stime, 2),
+        "peak_memory": usage.ru_maxrss * 1024,
+        **json.loads(out.read_text()),
+    }
+
+
+def measure(options: argparse.Namespace) -> Result:
+    """All entries of all checkouts, in turn."""
+    import yaml
+
+    config = yaml.safe_load((PROJECT / "config" / "demo.yaml").read_text())
+    config["execution"]["device"] = options.device
+    if options.diffusion:
+        config["diffusion"] |= {"model": str(options.diffusion.resolve()), "resolution": options.resolution}
+    checkouts = {"ours": PROJECT} | ({"before": options.against.resolve()} if options.against else {})
+    works = {name: entries(checkout) for name, checkout in checkouts.items()}
+    wanted = [entry for entry in works["ours"] if not options.only or entry.partition(":")[0] in options.only]
+    results: dict[str, dict[str, list[Result]]] = {entry: {name: [] for name in checkouts if entry in works[name]} for entry in wanted}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        (folder / "resources").symlink_to(PROJECT / "resources")
+        for repeat in range(options.repeats + 1):
+            for entry, runs in results.items():
+                for name in runs:
+                    took = run_entry(checkouts[name], works[name][entry], config, options.device, folder)
+                    if repeat:  # the first one fills the page cache and Python's own cache of compiled files
+                        runs[name].append(took)
+            print(f"round {repeat} of {options.repeats} done", file=sys.stderr)
+    return {"results": results, "repeats": options.repeats}
+
+
+def _spread(runs: Sequence[Result], key: str) -> str:
+    values = sorted(run[key] for run in runs)
+    return f"{statistics.median(values):.2f} ({values[0]:.2f} to {values[-1]:.2f})"
+
+
+def markdown(report: Result) -> str:
+    """A line per entry: medians with the range in brackets; beside another checkout, both and their ratio."""
+    compared = any("before" in runs for runs in report["results"].values())
+    before = " before: seconds | before: processor seconds | ours / before, processor seconds |" if compared else ""
+    lines = [f"| | seconds | processor seconds |{before} peak memory, MB | heavy packages |", "|---|---:|---:|" + "---:|" * (4 if compared else 1) + "---|"]
+    for entry, runs in report["results"].items():
+        cells = [_spread(runs["ours"], key) for key in ("seconds", "processor_seconds")]
+        if "before" in runs:
+            ours, other = (statistics.median(run["processor_seconds"] for run in runs[name]) for name in ("ours", "before"))
+            cells += [*(_spread(runs["before"], key) for key in ("seconds", "processor_seconds")), f"{ours / other:.2f}"]
+        elif compared:
+            cells += ["", "", ""]
+        memory = max(run["peak_memory"] for run in runs["ours"]) / 1e6
+        lines.append(f"| {entry} | {' | '.join(cells)} | {memory:.0f} | {', '.join(runs['ours'][0]['heavy'])} |")
+    return "\n".join([*lines, "", f"Median of {report['repeats']}, processes from start to end; {surroundings_line(report)}"])
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of the first steps")
+    parser.add_argument("--diffusion", type=Path, help="a model in diffusers' layout for the first steps; default: the miniature")
+    parser.add_argument("--resolution", type=int, default=512, help="of that model, pixels")
+    parser.add_argument("--against", type=Path, help="another checkout, measured in turn with this one")
+    parser.add_argument("--only", nargs="+", help="scripts, and first steps by the word before their colon; default: all")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="where to write all figures")
+    options = parser.parse_args(arguments)
+    report = measure(options) | surroundings("benchmarks/startup.py", arguments, options.device)
+    print(markdown(report))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

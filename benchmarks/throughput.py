@@ -1,0 +1,45 @@
+"""What a benchmark measured, in the form that ``augbench plan`` reads; and how near that is to what the device's matrix units can do.
+
+Flows in: rates, device, data type. Flows out: ``results/throughput.yaml`` (or another file) with the measured figures beside those of other benchmarks;
+multiplications and additions per second of bare matrix products.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from augbench.config import read_yaml
+from augbench.estimate import TABLE
+from augbench.files import write_text
+from benchmarks.machine import product_seconds
+
+SIDES = {"cpu": 1024, "cuda": 8192}  # of square matrices: large enough to be limited by arithmetic
+SECONDS = 2.0  # of products that are timed
+
+
+def product_rate(device: str, dtype: str) -> float:
+    """Multiplications and additions per second of matrix products in ``dtype``, the most that a network can hope for."""
+    side = SIDES[device]
+    work = 2 * side**3
+    one = product_seconds(side, side, side, side, dtype, device)
+    count = max(1, int(SECONDS / one))
+    return count * work / product_seconds(side, side, count * side, side, dtype, device)
+
+
+def device_key(name: str) -> str:
+    """The key of a GPU in the table of figures: the shipped one, if it has that GPU, else its name in lower case."""
+    known = {key: entry["name"] for key, entry in read_yaml(TABLE)["devices"].items()}
+    return next((key for key, known_name in known.items() if known_name in name), re.sub(r"\W+", "_", name.lower()))
+
+
+def write_figures(path: Path, name: str, figures: Mapping[str, float], source: str) -> None:
+    """Put measured figures of the device ``name`` into the table ``path``; what else is there stays."""
+    table: dict[str, Any] = read_yaml(path) if path.is_file() else {}
+    device = table.setdefault("devices", {}).setdefault(device_key(name), {"name": name})
+    device.update({figure: {"value": float(f"{value:.4g}"), "measured": True, "source": source} for figure, value in figures.items()})
+    write_text(path, yaml.safe_dump(table, sort_keys=False))

@@ -1,0 +1,57 @@
+"""The benchmarks of training, embedding and start-up run from end to end with the miniature's models, and say what they measured and where."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+SHORT = ("--size", "mini", "--threads", "1", "--repeats", "1", "--seconds", "0")
+
+
+def run(folder: Path, script: str, *arguments: str) -> tuple[str, dict[str, Any]]:
+    """The table that a benchmark prints, and its JSON."""
+    out = folder / "report.json"
+    done = subprocess.run(
+        [sys.executable, PROJECT / "benchmarks" / script, *arguments, "--device", "cpu", "--json", out], capture_output=True, text=True, cwd=folder, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(out.read_text())
+    assert report["machine"]["device"] == "cpu" and report["date"] in done.stdout and f"python benchmarks/{script}" in done.stdout
+    return done.stdout, report
+
+
+def test_start_up_tells_what_a_script_imports_in_this_checkout_and_another(tmp_path: Path) -> None:
+    table, report = run(tmp_path, "startup.py", "--repeats", "1", "--only", "prompts", "--against", str(PROJECT))
+    (ours,), (before,) = report["results"]["prompts"].values()
+    assert ours["heavy"] == before["heavy"] == [] and ours["modules"] == before["modules"] > 100
+    assert "| prompts | " in table and "before: seconds" in table
+
+
+@pytest.mark.full
+def test_classifier_is_compared_with_torchvisions_script(tmp_path: Path) -> None:
+    table, report = run(tmp_path, "classifier.py", *SHORT, "--workers", "1", "--images", "500", "--epochs", "1")
+    assert list(report["results"]) == ["torchvision's reference", "ours", "our step, batch ready"]
+    assert table.startswith("| | images per second | times torchvision's reference |")
+    assert 5e6 < report["flops_per_image"] < 2e7
+
+
+@pytest.mark.full
+def test_personalisation_is_compared_with_diffusers_examples(tmp_path: Path) -> None:
+    table, report = run(tmp_path, "personalise.py", *SHORT, "--classes", "3", "--batch", "6", "--unet-batch", "4")
+    assert len(report["results"]) == 6 and table.startswith("| | images per second | times diffusers' textual inversion, one class |")
+    flops = report["flops_per_image"]
+    assert flops["ours, pseudo-words"] > flops["ours, conditioning vectors"] > 0  # the text encoder's, and no VAE in either
+    assert flops["ours, conditioning and U-Net"] > 1.3 * flops["ours, conditioning vectors"]
+
+
+@pytest.mark.full
+def test_embeddings_are_compared_with_clip_retrieval_and_are_the_same(tmp_path: Path) -> None:
+    table, report = run(tmp_path, "embed.py", *SHORT, "--images", "64")
+    assert table.startswith("| | images per second | times clip-retrieval inference |")
+    assert set(report["largest_differences"]) == {"clip-retrieval inference", "ours"} and max(report["largest_differences"].values()) < 2**-11
