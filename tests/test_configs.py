@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from augbench.config import PersonaliseMethod, load_study
+from augbench.estimate import Estimate, read_throughput
 from augbench.plan import Plan
+from augbench.recipes import method_sampling
 from augbench.report.protocol import CANDIDATES, IMAGIC_CANDIDATES, paper_results
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -66,3 +68,26 @@ def test_an_overlay_changes_and_removes(tmp_path: Path) -> None:
     study, demo = load_study([PROJECT / "config/demo.yaml", overlay]), load_study([PROJECT / "config/demo.yaml"])
     assert study.augmentation == demo.augmentation.model_copy(update={"resamples": 4}) != demo.augmentation
     assert "retrieval" not in study.methods
+
+
+def test_the_fast_mode_takes_little_more_than_a_third_of_the_work_and_is_never_the_default() -> None:
+    studies = [load_study([PROJECT / "config/imagenet10.yaml", *overlays]) for overlays in ([], [PROJECT / "config/overlays/fast.yaml"])]
+    default, fast = ({name: method_sampling(study, name) for name in study.methods if name in ("clip_prompts", "boomerang")} for study in studies)
+    assert "guidance_interval" not in default["clip_prompts"] and default["clip_prompts"]["scheduler"] == "pndm"
+    assert fast["clip_prompts"] == default["clip_prompts"] | {"scheduler": "dpmsolver++", "steps": 20, "guidance_interval": [0.28, 5.42]}
+    assert fast["boomerang"] == default["boomerang"]  # it has steps of its own, and no guidance
+    exact, cheap = (Estimate(Plan(study, ("n01440764",)), read_throughput()).unet_calls("clip_prompts") for study in studies)
+    assert 0.3 < cheap / exact < 0.35
+
+
+def test_exact_and_fast_rows_stand_side_by_side_in_the_miniature() -> None:
+    study = load_study([PROJECT / "config/demo.yaml", PROJECT / "config/overlays/fast_demo.yaml"])
+    rows = {name: method_sampling(study, name) for name in study.methods if name.startswith("clip_prompts")}
+    exact = rows.pop("clip_prompts")
+    assert exact == method_sampling(load_study([PROJECT / "config/demo.yaml"]), "clip_prompts")
+    both = {"scheduler": "dpmsolver++", "steps": 8, "guidance_interval": [0.28, 5.42]}
+    assert rows == {
+        "clip_prompts_few_steps": exact | {"scheduler": "dpmsolver++", "steps": 8},
+        "clip_prompts_interval": exact | {"guidance_interval": [0.28, 5.42]},
+        "clip_prompts_fast": exact | both,
+    }

@@ -10,31 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTokenizer
 
+from augbench.config import load_study
 from augbench.generate import Sampler
 
-TOKENIZER = Path(__file__).resolve().parents[1] / "resources/mini/stable-diffusion/tokenizer"
+PROJECT = Path(__file__).resolve().parents[1]
+TOKENIZER = PROJECT / "resources/mini/stable-diffusion/tokenizer"
+Scheduler = PNDMScheduler | DDIMScheduler | DPMSolverMultistepScheduler
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1, "set_alpha_to_one": False}  # the model card's
 
 
-class OnHost:
-    """A scheduler that keeps its timesteps where they have values."""
-
-    def set_timesteps(self, count: int, device: Any = None) -> None:
-        super().set_timesteps(count)  # type: ignore[misc]
-
-
-class HostPNDM(OnHost, PNDMScheduler): ...
-
-
-class HostDDIM(OnHost, DDIMScheduler): ...
-
-
-def real_size(scheduler: PNDMScheduler | DDIMScheduler) -> StableDiffusionPipeline:
+def real_size(scheduler: Scheduler) -> StableDiffusionPipeline:
     """Stable Diffusion v1.4 by its published configs, without weights; only the last step, pixels to a picture, is left out."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, block_out_channels=(320, 640, 1280, 1280), attention_head_dim=8)
@@ -90,11 +80,11 @@ def counted(pipeline: StableDiffusionPipeline) -> Iterator[Cost]:
     cost.flop += counter.get_total_flops()
 
 
-def cost_of(scheduler: PNDMScheduler | DDIMScheduler, images: int, guidance_scale: float = 7.5) -> Cost:
-    """What our sampling of so many images costs at the model's own size and 50 steps; text states are there already."""
+def cost_of(scheduler: Scheduler, images: int, guidance_scale: float = 7.5, steps: int = 50, interval: tuple[float, float] | None = None) -> Cost:
+    """What our sampling of so many images costs at the model's own size; text states are there already."""
     pipeline = real_size(scheduler)
     states = {prompt: torch.zeros(77, 768) for prompt in ("a photo of a bag.", "")}
-    sampler = Sampler(pipeline, 50, guidance_scale, 512, batch_size=4, conditioning=states)
+    sampler = Sampler(pipeline, steps, guidance_scale, 512, batch_size=4, conditioning=states, guidance_interval=interval)
     with counted(pipeline) as cost:
         samples = sampler.sample(["a photo of a bag."] * images, [("bag", i) for i in range(images)], 0)
     assert [sample.image.size for sample in samples] == [(512, 512)] * images
@@ -102,7 +92,7 @@ def cost_of(scheduler: PNDMScheduler | DDIMScheduler, images: int, guidance_scal
 
 
 def pndm() -> PNDMScheduler:
-    return HostPNDM(**SCHEDULE, skip_prk_steps=True)
+    return PNDMScheduler(**SCHEDULE, skip_prk_steps=True)
 
 
 def test_a_guided_image_with_pndm_is_102_forwards_and_one_decode() -> None:
@@ -112,7 +102,7 @@ def test_a_guided_image_with_pndm_is_102_forwards_and_one_decode() -> None:
 
 
 def test_a_guided_image_with_ddim_is_100_forwards_and_one_decode() -> None:
-    cost = cost_of(HostDDIM(**SCHEDULE, clip_sample=False), 1)
+    cost = cost_of(DDIMScheduler(**SCHEDULE, clip_sample=False), 1)
     assert (cost.unet, cost.decodes) == (100, 1)
     assert cost.flop / 1e12 == pytest.approx(82.84, abs=0.01)
 
@@ -122,3 +112,18 @@ def test_batches_cost_nothing_extra_and_no_guidance_half_the_forwards() -> None:
     assert (five.unet, five.decodes) == (5 * 102, 5)
     assert five.flop / 1e12 == pytest.approx(5 * 84.45, abs=0.05)
     assert cost_of(pndm(), 1, guidance_scale=1.0).unet == 51
+
+
+def test_steps_outside_the_guidance_interval_cost_half() -> None:
+    cost = cost_of(DDIMScheduler(**SCHEDULE, clip_sample=False), 2, interval=(0.28, 5.42))
+    guided = 37  # of timesteps 981, 961, ..., 1 those from 801 down to 81, by the schedule's noise levels
+    assert (cost.unet, cost.decodes) == (2 * (50 + guided), 2)
+    assert cost.flop / 1e12 == pytest.approx(2 * ((50 + guided) * 0.8032 + 2.5145), abs=0.02)
+
+
+def test_the_fast_mode_costs_little_more_than_a_third_of_the_default() -> None:
+    fast = load_study([PROJECT / "config/imagenet10.yaml", PROJECT / "config/overlays/fast.yaml"]).diffusion
+    scheduler = DPMSolverMultistepScheduler.from_config(pndm().config)
+    cost = cost_of(scheduler, 1, steps=fast.steps, interval=fast.guidance_interval)
+    assert (cost.unet, cost.decodes) == (20 + 15, 1)
+    assert cost.flop / 1e12 == pytest.approx(30.63, abs=0.01)

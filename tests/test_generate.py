@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from augbench.classes import load_class_table
 from augbench.config import Diffusion
 from augbench.errors import UserError
 from augbench.generate import MAX_ATTEMPTS, Sampler, square
+from augbench.seeds import derive_seed
 
+SCHEDULERS = ("pndm", "ddim", "dpmsolver++")
 MINI = Path(__file__).resolve().parents[1] / "resources/mini"
 PROMPTS = [f"A photo of {info.name}." for info in load_class_table("fashion_mnist")] * 2
 SCOPES = [("class", index) for index in range(len(PROMPTS))]
@@ -21,15 +25,21 @@ SCOPES = [("class", index) for index in range(len(PROMPTS))]
 TOLERANCE = 2
 
 
-@pytest.fixture(scope="module")
-def pipeline() -> Any:
+@cache
+def loaded(scheduler: Any = "pndm") -> Any:
+    """The miniature's pipeline."""
     import torch
 
     from augbench.models import load_pipeline
 
     torch.set_num_threads(1)
-    diffusion = Diffusion(model=str(MINI / "stable-diffusion"), resolution=32, dtype="float32")
+    diffusion = Diffusion(model=str(MINI / "stable-diffusion"), resolution=32, dtype="float32", scheduler=scheduler)
     return load_pipeline(diffusion, torch.device("cpu"))
+
+
+@pytest.fixture
+def pipeline() -> Any:
+    return loaded()
 
 
 def sampled(pipeline: Any, batch_size: int, chosen: slice = slice(None)) -> np.ndarray:
@@ -50,21 +60,118 @@ def test_another_index_is_another_image(pipeline: Any) -> None:
     assert np.abs(images[0] - images[10]).mean() > 3  # the same prompt, another seed
 
 
+def seeds_of(count: int) -> list[int]:
+    return [derive_seed(0, "image", *SCOPES[i], 0) for i in range(count)]
+
+
+def pixels(images: Sequence[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in images])
+
+
+@pytest.mark.parametrize("guidance_scale", [3.0, 1.0])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_images_are_those_of_diffusers_own_pipeline_bit_for_bit(scheduler: str, guidance_scale: float) -> None:
+    import torch
+
+    ours = Sampler(loaded(scheduler), 5, guidance_scale, 32, 4).sample(PROMPTS[:4], SCOPES[:4], 0)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds_of(4)]
+    theirs = loaded(scheduler)(PROMPTS[:4], num_inference_steps=5, guidance_scale=guidance_scale, height=32, width=32, generator=generators)
+    assert np.array_equal(pixels([sample.image for sample in ours]), pixels(theirs.images))
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_images_from_images_are_those_of_diffusers_own_pipeline_bit_for_bit(scheduler: str) -> None:
+    import torch
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    ours = Sampler(loaded(scheduler), 20, 1.0, 32, 3, noise=0.25).sample([""] * 3, SCOPES[:3], 0, starts=garments(3))
+    theirs = StableDiffusionImg2ImgPipeline(**loaded(scheduler).components)
+    with torch.inference_mode():
+        start = theirs.image_processor.preprocess([square(image, 32) for image in garments(3)])
+        latents = theirs.vae.encode(start).latent_dist.mode() * theirs.vae.config.scaling_factor
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds_of(3)]
+        expected = theirs([""] * 3, latents, strength=0.25, num_inference_steps=20, guidance_scale=1.0, generator=generators)
+    assert np.array_equal(pixels([sample.image for sample in ours]), pixels(expected.images))
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_no_step_of_the_loop_reads_a_value_back(scheduler: str) -> None:
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Reads(TorchDispatchMode):
+        """Counts what would wait for a GPU."""
+
+        count = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+            waiting = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal, torch.ops.aten.is_nonzero}
+            self.count += function.overloadpacket in waiting
+            return function(*arguments, **(named or {}))
+
+    def reads(function: Any) -> int:
+        with Reads() as found:
+            function()
+        return found.count
+
+    sampler = Sampler(loaded(scheduler), 7, 3.0, 32, 2, guidance_interval=(0.28, 5.42))
+    with torch.inference_mode():
+        states, empty = sampler._text_states(PROMPTS[:2]), sampler._text_states(["", ""])
+        steps = sampler.schedule()
+        latents = sampler._first_latents([0, 1], None, steps[0])
+        assert reads(lambda: sampler._denoise(latents, steps, states, empty)) == 0
+    theirs = loaded(scheduler)
+    assert scheduler == "dpmsolver++" or reads(lambda: theirs(PROMPTS[:2], num_inference_steps=7, height=32, width=32, output_type="latent")) >= 7
+
+
+def unet_batches(sampler: Sampler, count: int) -> tuple[list[int], np.ndarray]:
+    """How many rows each call of the U-Net had, and the images."""
+    sizes: list[int] = []
+    hook = sampler.pipeline.unet.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    try:
+        images = sampler.sample(PROMPTS[:count], SCOPES[:count], 0)
+    finally:
+        hook.remove()
+    return sizes, pixels([sample.image for sample in images])
+
+
+def test_only_steps_inside_the_guidance_interval_are_guided() -> None:
+    sizes, _ = unet_batches(Sampler(loaded("ddim"), 10, 3.0, 32, 2, guidance_interval=(0.28, 5.42)), 2)
+    # timesteps 901, 801, ..., 1 of Stable Diffusion's schedule have noise levels 8.4, 5.1, 3.4, 2.3, 1.6, 1.2, 0.84, 0.57, 0.35 and 0.04
+    assert sizes == [2, 4, 4, 4, 4, 4, 4, 4, 4, 2]
+
+
+def test_an_interval_of_everything_is_full_guidance_and_one_of_nothing_none(ddim_pipeline: Any) -> None:
+    def images(scale: float, interval: tuple[float, float] | None) -> np.ndarray:
+        return unet_batches(Sampler(ddim_pipeline, 6, scale, 32, 2, guidance_interval=interval), 2)[1]
+
+    assert np.array_equal(images(3.0, (0.0, 1e6)), images(3.0, None))
+    assert np.array_equal(images(3.0, (1e5, 1e6)), images(1.0, None))
+    assert not np.array_equal(images(3.0, (0.28, 5.42)), images(3.0, None))
+
+
+def test_images_begun_together_end_as_they_do_alone(pipeline: Any) -> None:
+    sampler = Sampler(pipeline, 3, 3.0, 32, 2)
+    first, second = sampler.begin(PROMPTS[:3], SCOPES[:3], 0), sampler.begin(PROMPTS[3:6], SCOPES[3:6], 0)
+    together = [*sampler.end(first), *sampler.end(second)]
+    alone = [*sampler.sample(PROMPTS[:3], SCOPES[:3], 0), *sampler.sample(PROMPTS[3:6], SCOPES[3:6], 0)]
+    assert np.array_equal(pixels([s.image for s in together]), pixels([s.image for s in alone]))
+    assert [s.seed for s in together] == [s.seed for s in alone]
+
+
 class Flagging:
-    """The pipeline with a safety checker that also flags the first ``times`` samples of given batches' first images."""
+    """The pipeline with a safety checker that also flags the first image of the first ``times`` batches."""
 
     def __init__(self, pipeline: Any, times: int) -> None:
-        self.pipeline, self.times, self.calls = pipeline, times, 0
+        self.pipeline, self.times, self.calls, self.safety_checker = pipeline, times, 0, self
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.pipeline, name)
+        return getattr(self.pipeline.safety_checker if name in ("device", "dtype") else self.pipeline, name)
 
     def __call__(self, **arguments: Any) -> Any:
-        output = self.pipeline(**arguments)
+        images, flags = self.pipeline.safety_checker(**arguments)
         self.calls += 1
-        if self.calls <= self.times:
-            output.nsfw_content_detected = [True, *output.nsfw_content_detected[1:]]
-        return output
+        return images, [self.calls <= self.times, *flags[1:]]
 
 
 def test_a_flagged_image_is_replaced_by_the_next_seed_and_counted(pipeline: Any) -> None:
@@ -121,13 +228,9 @@ def boomerangs(pipeline: Any, noise: float, batch_size: int = 4) -> np.ndarray:
     return np.stack([np.asarray(sample.image, dtype=float) for sample in samples])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def ddim_pipeline() -> Any:
-    import torch
-
-    from augbench.models import load_pipeline
-
-    return load_pipeline(Diffusion(model=str(MINI / "stable-diffusion"), resolution=32, scheduler="ddim", dtype="float32"), torch.device("cpu"))
+    return loaded("ddim")
 
 
 def test_a_boomerang_comes_back_nearer_to_its_image_the_less_noise_it_got(ddim_pipeline: Any) -> None:

@@ -65,6 +65,17 @@ class Figure:
     source: str
 
 
+def guided_share(interval: Sequence[float]) -> float:
+    """Share of the timesteps of Stable Diffusion's noise schedule (Rombach et al., 2022) whose noise level is above the first value and at most the second."""
+    low, high = interval
+    first, last, steps = 0.00085**0.5, 0.012**0.5, 1000
+    kept, guided = 1.0, 0
+    for step in range(steps):
+        kept *= 1 - (first + (last - first) * step / (steps - 1)) ** 2
+        guided += low < ((1 - kept) / kept) ** 0.5 <= high
+    return guided / steps
+
+
 @dataclass(frozen=True)
 class Throughput:
     """What a device does per second, and what is assumed besides."""
@@ -281,7 +292,8 @@ class Estimate:
         """Calls of the U-Net per image of a method, guidance counted twice; PNDM makes one more than it has steps."""
         sampling = method_sampling(self.study, method)
         steps = sampling["steps"] * sampling.get("noise", 1.0) + (sampling["scheduler"] == "pndm")
-        return float(steps * (2 if sampling["guidance_scale"] > 1 else 1))
+        guided = 0.0 if sampling["guidance_scale"] <= 1 else guided_share(sampling.get("guidance_interval", (0.0, math.inf)))
+        return float(steps * (1 + guided))
 
     def _generate_hours(self, method: str, images: float) -> float | None:
         if not self.knows_diffusion:

@@ -1,26 +1,35 @@
-"""Generate: prompts to shards of images, through diffusers' own Stable Diffusion pipelines.
+"""Generate: prompts to shards of images, through diffusers' own Stable Diffusion models and schedulers.
 
 Flows in: ``prompts/{method}.parquet``, the model, what was learned, the training images that sampling may start from, the shard
 files of a block. Flows out: the shards. Image i of class c depends on (recipe, c, i) alone: it has a generator of its own, seeded
 from the study's seed, c and i, not from the method, so that methods differ by what they do and not by their noise. A batch never
 crosses a shard, so what a job finds already made changes no bit of what it makes.
+
+The sampling loop is the one of diffusers' pipelines, and gives their images bit for bit; it is written out here because theirs reads a value back from the
+GPU at every step, and guides every step. What follows it (pixels to pictures, the safety checker, encoding, writing) happens in threads while the next
+batch is sampled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from augbench.batches import in_batches
+from augbench.compiling import cache_folder, compile_pipeline, first_alone
 from augbench.config import PersonaliseMethod, SampleMethod
 from augbench.data.decode import square
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json
-from augbench.models import fingerprint, load_pipeline, pick_device
+from augbench.models import check_safety, fingerprint, load_pipeline, load_unet, pick_device
 from augbench.personalise.tokens import placeholders
 from augbench.progress import Progress
 from augbench.prompts import read_prompts
@@ -50,6 +59,36 @@ class Sample:
     safety_flags: int
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step of the sampling loop: its timestep for the scheduler (on the host) and for the U-Net (on its device), and whether it is guided."""
+
+    timestep: int
+    on_device: torch.Tensor
+    guided: bool
+
+
+@dataclass
+class Pending:
+    """Images whose sampling has begun.
+
+    Attributes
+    ----------
+    done : dict of int to Sample
+        Finished and not refused, by their place.
+    batches : list
+        Places and seeds of each batch under way, with its images and the safety checker's flags, or the promise of them.
+    """
+
+    prompts: Sequence[str]
+    scopes: Sequence[tuple[str | int, ...]]
+    study_seed: int
+    progress: Progress | None
+    starts: Sequence[Image.Image] | None
+    done: dict[int, Sample] = field(default_factory=dict)
+    batches: list[tuple[list[int], list[int], Future[tuple[list[Image.Image], list[bool]]]]] = field(default_factory=list)
+
+
 class Sampler:
     """Batched sampling with one generator per image.
 
@@ -66,6 +105,10 @@ class Sampler:
         Luzi et al., 2022). None: from pure noise.
     conditioning : mapping of str to Tensor, optional
         Text states ``(77, D)`` that stand for a prompt instead of what the text encoder makes of it.
+    guidance_interval : tuple of float, optional
+        Noise levels between which steps are guided, the lower one excluded (Kynkäänniemi et al., 2024); the others evaluate the prompt alone. None: all.
+    compiled : bool
+        Whether the networks are compiled, for batches of ``batch_size``: one that is nearly as large is filled up, and a small one runs as it is.
     """
 
     def __init__(
@@ -77,11 +120,15 @@ class Sampler:
         batch_size: int,
         noise: float | None = None,
         conditioning: Mapping[str, torch.Tensor] | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        compiled: bool = False,
     ) -> None:
         self.pipeline, self.steps, self.guidance_scale = pipeline, steps, guidance_scale
         self.resolution, self.batch_size, self.noise = resolution, batch_size, noise
+        self.guidance_interval, self.compiled = guidance_interval, compiled
         device, dtype = pipeline.unet.device, pipeline.unet.dtype
         self._states = {prompt: states.to(device, dtype) for prompt, states in (conditioning or {}).items()}
+        self._finisher = ThreadPoolExecutor(1, "finish")
 
     def _text_states(self, prompts: Sequence[str]) -> torch.Tensor:
         """Text states ``(N, 77, D)``; each distinct prompt is encoded once."""
@@ -93,12 +140,39 @@ class Sampler:
         return torch.stack([self._states[prompt] for prompt in prompts])
 
     @cached_property
-    def _from_images(self) -> Any:
-        from diffusers import StableDiffusionImg2ImgPipeline
+    def _noise_levels(self) -> list[float]:
+        """Standard deviation of the noise relative to the image's, by timestep."""
+        return [((1 - alpha) / alpha) ** 0.5 for alpha in self.pipeline.scheduler.alphas_cumprod.tolist()]
 
-        pipeline = StableDiffusionImg2ImgPipeline(**self.pipeline.components)
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+    def _is_guided(self, timestep: int) -> bool:
+        if self.guidance_scale <= 1 or self.guidance_interval is None:
+            return self.guidance_scale > 1
+        low, high = self.guidance_interval
+        return low < self._noise_levels[timestep] <= high
+
+    def schedule(self) -> list[Step]:
+        """Set the scheduler back to its first step; all steps from there on."""
+        scheduler = self.pipeline.scheduler
+        scheduler.set_timesteps(self.steps)
+        skipped = 0 if self.noise is None else (self.steps - min(int(self.steps * self.noise), self.steps)) * scheduler.order
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(skipped)
+        timesteps = scheduler.timesteps[skipped:]
+        on_device = timesteps.to(self.pipeline.unet.device)
+        return [Step(timestep, there, self._is_guided(timestep)) for timestep, there in zip(timesteps.tolist(), on_device, strict=True)]
+
+    def _first_latents(self, seeds: Sequence[int], starts: Sequence[Image.Image] | None, first: Step) -> torch.Tensor:
+        """What sampling starts from, ``(N, 4, h, w)``: noise, or images with noise added."""
+        import torch
+        from diffusers.utils.torch_utils import randn_tensor
+
+        unet, scheduler = self.pipeline.unet, self.pipeline.scheduler
+        side = self.resolution // self.pipeline.vae_scale_factor
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = randn_tensor((len(seeds), unet.config.in_channels, side, side), generators, unet.device, unet.dtype)
+        if starts is None:
+            return noise * scheduler.init_noise_sigma
+        return scheduler.add_noise(self._latents(starts), noise, first.on_device.expand(len(seeds)))
 
     def _latents(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """The mode of the VAE's posterior of each image, scaled: ``(N, 4, h, w)``."""
@@ -107,23 +181,153 @@ class Sampler:
         mode = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
         return mode * vae.config.scaling_factor
 
-    def _batch(self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Image.Image] | None) -> tuple[list[Image.Image], list[bool]]:
+    def _denoise(self, latents: torch.Tensor, steps: Sequence[Step], prompted: torch.Tensor, unprompted: torch.Tensor | None) -> torch.Tensor:
+        """Walk the steps; nothing here waits for the device.
+
+        Parameters
+        ----------
+        latents : Tensor
+            ``(N, 4, h, w)``.
+        prompted, unprompted : Tensor
+            Text states ``(N, 77, D)`` of the prompts and of the empty one; the latter may be missing where no step is guided.
+        """
         import torch
 
-        arguments: dict[str, Any] = {
-            "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
-            "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance_scale,
-        }
+        unet, scheduler = self.pipeline.unet, self.pipeline.scheduler
+        both = prompted if unprompted is None else torch.cat([unprompted, prompted])
+        for step in steps:
+            inputs = scheduler.scale_model_input(torch.cat([latents] * 2) if step.guided else latents, step.timestep)
+            predicted = unet(inputs, step.on_device, encoder_hidden_states=both if step.guided else prompted, return_dict=False)[0]
+            if step.guided:
+                without, towards = predicted.chunk(2)
+                predicted = without + self.guidance_scale * (towards - without)
+            latents = scheduler.step(predicted, step.timestep, latents, return_dict=False)[0]
+        return latents
+
+    def pixels(self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Image.Image] | None) -> torch.Tensor:
+        """One batch of images ``(N, 3, H, W)`` from -1 to 1, on the device, which may still be at work on them.
+
+        Where the networks are compiled they are so for whole batches: at least half of one is filled up with copies of its last image, less runs uncompiled.
+        """
+        import torch
+
+        images, missing = len(prompts), self.batch_size - len(prompts)
+        if not self.compiled or not missing:
+            return self._sampled(prompts, seeds, starts)
+        if missing > images:
+            with torch.compiler.set_stance("force_eager"):
+                return self._sampled(prompts, seeds, starts)
+        more = None if starts is None else [*starts, *[starts[-1]] * missing]
+        return self._sampled([*prompts, *[prompts[-1]] * missing], [*seeds, *[seeds[-1]] * missing], more)[:images]
+
+    def _sampled(self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Image.Image] | None) -> torch.Tensor:
+        import torch
+
+        vae = self.pipeline.vae
         with torch.inference_mode():
-            arguments["prompt_embeds"] = self._text_states(prompts)
-            if self.guidance_scale > 1:
-                arguments["negative_prompt_embeds"] = self._text_states([""] * len(prompts))
-            if starts is None:
-                output = self.pipeline(**arguments, height=self.resolution, width=self.resolution)
-            else:
-                output = self._from_images(**arguments, image=self._latents(starts), strength=self.noise)
-        return output.images, [bool(flag) for flag in output.nsfw_content_detected or [False] * len(prompts)]
+            prompted = self._text_states(prompts)
+            unprompted = self._text_states([""] * len(prompts)) if self.guidance_scale > 1 else None
+            steps = self.schedule()
+            latents = self._denoise(self._first_latents(seeds, starts, steps[0]), steps, prompted, unprompted)
+            return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+
+    def compiled_for(self) -> dict[str, Any]:
+        """What decides the kernels that :meth:`warm_up` compiles: versions, device, networks, sizes."""
+        import torch
+
+        unet = self.pipeline.unet
+        device = torch.cuda.get_device_name() if unet.device.type == "cuda" else "cpu"
+        guided = sorted({step.guided for step in self.schedule()})
+        networks = [unet.to_json_string(), self.pipeline.vae.to_json_string(), str(unet.dtype)]
+        return {"torch": torch.__version__, "device": device, "networks": networks, "batch": [self.batch_size, self.resolution], "guided": guided}
+
+    def warm_up(self) -> None:
+        """Meet every size that whole batches have: the U-Net's with guidance and without, as the steps ask, and the decoder's."""
+        import torch
+
+        with torch.inference_mode():
+            steps = {step.guided: step for step in self.schedule()}
+            states = self._text_states([""] * self.batch_size)
+            latents = self._first_latents(range(self.batch_size), None, next(iter(steps.values())))
+            self.pipeline.vae.decode(self._denoise(latents, list(steps.values()), states, states), return_dict=False)
+
+    @cached_property
+    def _beside(self) -> Any:
+        """On a GPU, a stream for what happens to finished images, beside the one that samples."""
+        import torch
+
+        return torch.cuda.Stream() if self.pipeline.unet.device.type == "cuda" else None
+
+    def _finish(self, pixels: torch.Tensor, made: Any, progress: Progress | None) -> tuple[list[Image.Image], list[bool]]:
+        """Pictures of a batch, and the safety checker's flags; ``made`` is the event after which the GPU has the pixels."""
+        import torch
+
+        stream: AbstractContextManager[Any] = nullcontext() if made is None else torch.cuda.stream(self._beside)
+        with torch.inference_mode(), stream:
+            if made is not None:
+                self._beside.wait_event(made)
+            images = self.pipeline.image_processor.postprocess(pixels)
+            flags = check_safety(self.pipeline, images)
+        if progress is not None:
+            progress.update(len(flags) - sum(flags), note=f"{sum(flags)} flagged" if any(flags) else "")
+        return images, flags
+
+    def _attempt(self, pending: Pending, places: Sequence[int], attempt: int) -> None:
+        """Sample these images with their seeds of this attempt, batch by batch."""
+        import torch
+
+        for batch in in_batches(places, self.batch_size):
+            seeds = [derive_seed(pending.study_seed, "image", *pending.scopes[i], attempt) for i in batch]
+            starts = None if pending.starts is None else [pending.starts[i] for i in batch]
+            pixels = self.pixels([pending.prompts[i] for i in batch], seeds, starts)
+            made = torch.cuda.current_stream().record_event() if pixels.device.type == "cuda" else None
+            pending.batches.append((batch, seeds, self._finisher.submit(self._finish, pixels, made, pending.progress)))
+
+    def begin(
+        self,
+        prompts: Sequence[str],
+        scopes: Sequence[tuple[str | int, ...]],
+        study_seed: int,
+        progress: Progress | None = None,
+        starts: Sequence[Image.Image] | None = None,
+    ) -> Pending:
+        """Sample one image per prompt for the first time, without waiting for what the safety checker says; :meth:`end` gives the images.
+
+        Parameters
+        ----------
+        scopes : sequence of tuple
+            What each image's seeds derive from: (class_id, i).
+        starts : sequence of Image, optional
+            The image that each one starts from, with ``noise`` only.
+        """
+        pending = Pending(prompts, scopes, study_seed, progress, starts)
+        self._attempt(pending, range(len(prompts)), 0)
+        return pending
+
+    def end(self, pending: Pending) -> list[Sample]:
+        """The images; flagged ones are replaced by new samples with their next seeds (paper, section 3.2).
+
+        Raises
+        ------
+        UserError
+            An image was flagged ``MAX_ATTEMPTS`` times.
+        """
+        prompts = pending.prompts
+        for attempt in range(MAX_ATTEMPTS):
+            for batch, seeds, finished in pending.batches:
+                images, flags = finished.result()
+                pending.done |= {i: Sample(image, seed, attempt) for i, seed, image, flag in zip(batch, seeds, images, flags, strict=True) if not flag}
+            pending.batches.clear()
+            refused = [i for i in range(len(prompts)) if i not in pending.done]
+            if not refused:
+                return [pending.done[i] for i in range(len(prompts))]
+            if attempt + 1 < MAX_ATTEMPTS:
+                self._attempt(pending, refused, attempt + 1)
+        raise UserError(
+            "safety checker",
+            f"{len(refused)} of {len(prompts)} images flagged {MAX_ATTEMPTS} times each, first prompt {prompts[refused[0]]!r}",
+            "change the prompts or leave the class out",
+        )
 
     def sample(
         self,
@@ -133,40 +337,8 @@ class Sampler:
         progress: Progress | None = None,
         starts: Sequence[Image.Image] | None = None,
     ) -> list[Sample]:
-        """Sample one image per prompt; flagged ones are replaced by new samples with their next seeds (paper, section 3.2).
-
-        Parameters
-        ----------
-        scopes : sequence of tuple
-            What each image's seeds derive from: (class_id, i).
-        starts : sequence of Image, optional
-            The image that each one starts from, with ``noise`` only.
-
-        Raises
-        ------
-        UserError
-            An image was flagged ``MAX_ATTEMPTS`` times.
-        """
-        done: dict[int, Sample] = {}
-        for attempt in range(MAX_ATTEMPTS):
-            pending = [i for i in range(len(prompts)) if i not in done]
-            for start in range(0, len(pending), self.batch_size):
-                batch = pending[start : start + self.batch_size]
-                seeds = [derive_seed(study_seed, "image", *scopes[i], attempt) for i in batch]
-                images, flags = self._batch([prompts[i] for i in batch], seeds, None if starts is None else [starts[i] for i in batch])
-                for i, seed, image, flagged in zip(batch, seeds, images, flags, strict=True):
-                    if not flagged:
-                        done[i] = Sample(image, seed, attempt)
-                if progress is not None:
-                    progress.update(len(batch) - sum(flags), note=f"{sum(flags)} flagged" if any(flags) else "")
-            if len(done) == len(prompts):
-                return [done[i] for i in range(len(prompts))]
-        first = next(i for i in range(len(prompts)) if i not in done)
-        raise UserError(
-            "safety checker",
-            f"{len(prompts) - len(done)} of {len(prompts)} images flagged {MAX_ATTEMPTS} times each, first prompt {prompts[first]!r}",
-            "change the prompts or leave the class out",
-        )
+        """One image per prompt: :meth:`begin` and :meth:`end`."""
+        return self.end(self.begin(prompts, scopes, study_seed, progress, starts))
 
 
 @dataclass(frozen=True)
@@ -277,17 +449,68 @@ class _Maker:
         diffusion = job.study.diffusion.model_copy(update={"scheduler": self.sampling["scheduler"]})
         self.pipeline = load_pipeline(diffusion, pick_device(job.study.execution.device))
         self.train_path = train_path
+        self.compiled = job.study.execution.compile
+        if self.compiled:
+            compile_pipeline(self.pipeline)
 
     def make(self, shards: Sequence[_Shard], learned: LearnedFiles | None) -> None:
-        """Make and commit each of ``shards``."""
+        """Make and commit each of ``shards``; each is encoded and written while the next one is sampled."""
         if not shards:
             return
         sampler = self._sampler(learned, sorted({shard.key["class_id"] for shard in shards}))
-        for shard in shards:
-            made = self._rows(sampler, shard)
-            self.job.store.commit("shards", shard.key, ".parquet", lambda path, made=made, shard=shard: write_shard(path, made, shard.key))  # type: ignore[misc]
+        if self.compiled:
+            with first_alone(cache_folder(), sampler.compiled_for()):
+                sampler.warm_up()
+        with ThreadPoolExecutor(1, "write") as writer:
+            writing: Future[None] | None = None
+            for shard, samples in self._sampled(sampler, shards):
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(self._commit, shard, samples)
+            if writing is not None:
+                writing.result()
         if learned is not None and self._learns_words:
             self.pipeline.unload_textual_inversion()
+
+    def _sampled(self, sampler: Sampler, shards: Sequence[_Shard]) -> Iterator[tuple[_Shard, list[Sample]]]:
+        """Each shard's images, once the next one's are under way: a device does not wait for the safety checker."""
+        begun: deque[tuple[_Shard, Pending]] = deque()
+        for shard in shards:
+            begun.append((shard, self._begin(sampler, shard)))
+            if len(begun) > 1:
+                earlier, pending = begun.popleft()
+                yield earlier, sampler.end(pending)
+        for last, pending in begun:
+            yield last, sampler.end(pending)
+
+    def _begin(self, sampler: Sampler, shard: _Shard) -> Pending:
+        scopes = [(row["class_id"], row["index"]) for row in shard.rows]
+        starts = None
+        if isinstance(self.row, SampleMethod) and self.row.from_images:
+            starts = self._training_images([row["source"] for row in shard.rows])
+        return sampler.begin([row["prompt"] for row in shard.rows], scopes, self.job.study.seed, self.progress, starts)
+
+    def _commit(self, shard: _Shard, samples: Sequence[Sample]) -> None:
+        """Encode a shard's images, on all of the job's threads, and write it to the store."""
+        encoding = image_recipe(self.job.study)
+        with ThreadPoolExecutor(self.job.threads, "encode") as encoders:
+            encoded = list(encoders.map(lambda sample: encode_image(sample.image, **encoding), samples))
+        made = [
+            ShardRow(
+                image=image,
+                label=row["label"],
+                class_id=row["class_id"],
+                index=row["index"],
+                method=self.method,
+                prompt=row["prompt"],
+                model=shard.key["model"],
+                seed=sample.seed,
+                source=row["source"],
+                safety_flags=sample.safety_flags,
+            )
+            for row, sample, image in zip(shard.rows, samples, encoded, strict=True)
+        ]
+        self.job.store.commit("shards", shard.key, ".parquet", lambda path: write_shard(path, made, shard.key))
 
     @property
     def _learns_words(self) -> bool:
@@ -302,41 +525,23 @@ class _Maker:
             assert isinstance(self.row, PersonaliseMethod)
             vectors = {name: torch.from_numpy(vector) for name, vector in learned.read(class_ids, self.row.clusters).items()}
             if learned.unet is not None:
-                from diffusers import UNet2DConditionModel
-
-                unet = UNet2DConditionModel.from_pretrained(learned.unet, torch_dtype=self.pipeline.unet.dtype, local_files_only=True)
-                self.pipeline.unet = unet.to(self.pipeline.device)
+                load_unet(self.pipeline, learned.unet)
             if self._learns_words:
                 self.pipeline.load_textual_inversion([{name: vector} for name, vector in vectors.items()])
             else:
                 conditioning = vectors
-        sampling, batch_size = self.sampling, self.job.study.execution.batch_size
+        sampling, execution = self.sampling, self.job.study.execution
         return Sampler(
-            self.pipeline, sampling["steps"], sampling["guidance_scale"], sampling["resolution"], batch_size, sampling.get("noise"), conditioning
-        )  # fmt: skip
-
-    def _rows(self, sampler: Sampler, shard: _Shard) -> list[ShardRow]:
-        scopes = [(row["class_id"], row["index"]) for row in shard.rows]
-        starts = None
-        if isinstance(self.row, SampleMethod) and self.row.from_images:
-            starts = self._training_images([row["source"] for row in shard.rows])
-        samples = sampler.sample([row["prompt"] for row in shard.rows], scopes, self.job.study.seed, self.progress, starts)
-        encoding = image_recipe(self.job.study)
-        return [
-            ShardRow(
-                image=encode_image(sample.image, **encoding),
-                label=row["label"],
-                class_id=row["class_id"],
-                index=row["index"],
-                method=self.method,
-                prompt=row["prompt"],
-                model=shard.key["model"],
-                seed=sample.seed,
-                source=row["source"],
-                safety_flags=sample.safety_flags,
-            )
-            for row, sample in zip(shard.rows, samples, strict=True)
-        ]
+            self.pipeline,
+            sampling["steps"],
+            sampling["guidance_scale"],
+            sampling["resolution"],
+            execution.batch_size,
+            sampling.get("noise"),
+            conditioning,
+            sampling.get("guidance_interval"),
+            self.compiled,
+        )
 
     @cached_property
     def _places(self) -> dict[str, str]:

@@ -90,6 +90,7 @@ def running(snakemake: Any) -> Iterator[Job]:
     The network is off but for the rules of :func:`augbench.network.uses_network`.
     """
     from augbench import network
+    from augbench.compiling import share_cache
     from augbench.launcher import hold_job_lock
     from augbench.store import Store
 
@@ -106,6 +107,8 @@ def running(snakemake: Any) -> Iterator[Job]:
         study = parse_study(snakemake.config)
         network.restrict(snakemake.rule, study)
         store = Store(Path(f"results/{study.study}/.store"))
+        if study.execution.compile:
+            share_cache(store.root.parent / ".work/compiled")
         yield Job(study, store, snakemake.threads)
         if store.tally.made or store.tally.reused:
             logger.info("done: %s", store.tally)

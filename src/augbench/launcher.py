@@ -40,7 +40,8 @@ def _open(name: str) -> IO[str]:
     return (LOCKS / name).open("a+")
 
 
-def _lock(stream: IO[str], how: int) -> bool:
+def lock_file(stream: IO[str], how: int) -> bool:
+    """Lock an open file as ``fcntl.flock`` does, until it is closed; False if another process has it. Where a file system knows no locks, go without."""
     try:
         fcntl.flock(stream, how)
     except BlockingIOError:
@@ -78,12 +79,12 @@ def acquire_run_lock() -> str:
         Another run is alive, or a job of a killed run is.
     """
     run = _open("run")
-    if not _lock(run, fcntl.LOCK_EX | fcntl.LOCK_NB):
+    if not lock_file(run, fcntl.LOCK_EX | fcntl.LOCK_NB):
         run.seek(0)
         holder = " ".join(run.read().split()[1:]) or "another process"
         raise UserError(str(LOCKS / "run"), f"a run is under way here ({holder})", "wait for it to end, or stop it")
     jobs = _open("jobs")
-    if not _lock(jobs, fcntl.LOCK_EX | fcntl.LOCK_NB):
+    if not lock_file(jobs, fcntl.LOCK_EX | fcntl.LOCK_NB):
         pids = ", ".join(map(str, _holders(LOCKS / "jobs")))
         where = f"process {pids}" if pids else "on another machine: squeue --me lists those of Slurm"
         raise UserError(str(LOCKS / "jobs"), f"jobs of an earlier run are still alive ({where})", "wait for them to end, or stop them (kill, scancel)")
@@ -107,7 +108,7 @@ def hold_job_lock() -> None:
         The run that started this job has been replaced by another one.
     """
     jobs = _open("jobs")
-    _lock(jobs, fcntl.LOCK_SH)
+    lock_file(jobs, fcntl.LOCK_SH)
     _held.append(jobs)
     _refuse_if_replaced()
 

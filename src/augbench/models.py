@@ -96,7 +96,19 @@ def load_pipeline(diffusion: Diffusion, device: torch.device) -> StableDiffusion
     if pipeline.safety_checker is None and diffusion.safety_checker is not None:
         raise UserError("diffusion.safety_checker", f"{diffusion.model} has none of its own", NO_SAFETY_CHECKER)
     pipeline.set_progress_bar_config(disable=True)
+    if device.type == "cuda":  # its half-precision units want channels last, and everything else would be copied for each convolution
+        for network in (pipeline.unet, pipeline.vae):
+            network.to(memory_format=torch.channels_last)
     return pipeline.to(device)
+
+
+def load_unet(pipeline: StableDiffusionPipeline, folder: str | Path) -> None:
+    """Give the pipeline's U-Net the weights that are in ``folder``; the network stays the same, and compiled if it was."""
+    from diffusers import UNet2DConditionModel
+
+    _require(folder)
+    unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=pipeline.unet.dtype, local_files_only=True)
+    pipeline.unet.load_state_dict(unet.state_dict())
 
 
 def _safety_components(folder: str | None, dtype: torch.dtype) -> dict[str, Any]:

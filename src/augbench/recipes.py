@@ -77,15 +77,20 @@ def fetch_recipe(model: HubModel) -> Recipe:
 def sampling_recipe(study: Study) -> Recipe:
     """How the diffusion model is sampled; the model itself, its safety checker included, comes in through its fingerprint."""
     where = {"model", "revision", "mirrors", "downloads", "safety_checker", "safety_checker_revision"}
-    return study.diffusion.model_dump(mode="json", exclude=where)
+    recipe = study.diffusion.model_dump(mode="json", exclude=where)
+    if recipe["guidance_interval"] is None:
+        del recipe["guidance_interval"]
+    return recipe
 
 
 def method_sampling(study: Study, name: str) -> Recipe:
     """How one method's images are sampled: the study's settings, the method's own over them."""
     method = study.methods[name]
     assert isinstance(method, SampleMethod | PersonaliseMethod)
-    own = {key: getattr(method, key) for key in ("guidance_scale", "steps", "scheduler") if getattr(method, key) is not None}
+    own = method.model_dump(mode="json", include={"guidance_scale", "steps", "scheduler", "guidance_interval"}, exclude_none=True)
     sampling = {**sampling_recipe(study), **own}
+    if sampling["guidance_scale"] <= 1:
+        sampling.pop("guidance_interval", None)
     if isinstance(method, SampleMethod) and method.from_images:
         sampling["noise"] = method.noise_share
         sampling["scheduler"] = method.scheduler or "ddim"

@@ -142,6 +142,10 @@ def _data(study: Study, facts: Facts, paper: Protocol) -> list[tuple[str, str, s
     return pairs
 
 
+def _interval(levels: tuple[float, float] | None) -> str:
+    return "all" if levels is None else f"{levels[0]:g} to {levels[1]:g}"
+
+
 def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
     """(what, ours, paper's) for the pools of added images, their models and the resampled sets."""
     sampled = {name: method for name, method in study.methods.items() if isinstance(method, SampleMethod | PersonaliseMethod)}
@@ -160,9 +164,12 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
             ("Sampler", diffusion.scheduler, DIFFUSION.scheduler),
             ("Sampling steps", str(diffusion.steps), str(DIFFUSION.steps)),
             ("Guidance scale", f"{diffusion.guidance_scale:g}", f"{DIFFUSION.guidance_scale:g}"),
+            ("Noise levels that are guided", _interval(diffusion.guidance_interval), _interval(DIFFUSION.guidance_interval)),
         ]
         own = {name: method.guidance_scale for name, method in sampled.items() if method.guidance_scale is not None and family_of(method) != "unconditional"}
         pairs += [(f"Guidance scale of {name}", f"{value:g}", f"{DIFFUSION.guidance_scale:g}") for name, value in own.items()]
+        intervals = {name: method.guidance_interval for name, method in sampled.items() if method.guidance_interval is not None}
+        pairs += [(f"Noise levels guided in {name}", _interval(value), _interval(DIFFUSION.guidance_interval)) for name, value in intervals.items()]
     pairs += _fine_tuning(study)
     for name, method in retrieved.items():
         pairs += _retrieval(name, method, paper)

@@ -1,0 +1,59 @@
+"""Compiled networks: the cache of kernels that a study's jobs share, and who fills it.
+
+Flows in: the folder of a cache; what is about to be compiled. Flows out: nothing but files of torch's own in that folder, and a marker for each thing that was
+compiled whole. No rule fills the cache ahead of the others: it would be an input of every job that makes images, and switching compilation on would then make
+Snakemake run them all again. Instead the first job to need something compiles it, and those beside it wait for that, as long as compiling takes them too.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from augbench.files import canonical_hash
+from augbench.launcher import lock_file
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def share_cache(folder: str | Path) -> None:
+    """Let torch keep compiled kernels in ``folder``, or where the user's environment says.
+
+    To be called before diffusers or transformers are imported: then torch writes a folder of its own choice into the environment.
+    """
+    os.environ.setdefault(VARIABLE, str(Path(folder).resolve()))
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return Path(cache_dir())
+
+
+def compile_pipeline(pipeline: StableDiffusionPipeline) -> None:
+    """Compile the whole U-Net and the decoder, each for the sizes of batches that it meets; that happens when it meets them."""
+    for network in (pipeline.unet, pipeline.vae.decoder):
+        network.compile(fullgraph=True, dynamic=False)
+
+
+@contextmanager
+def first_alone(folder: Path, what: Any) -> Iterator[None]:
+    """Of all jobs that compile ``what`` (plain values) into the cache in ``folder``, let the first one go ahead and the others wait until it is done."""
+    name = canonical_hash(what)
+    done = folder / f"{name}.done"
+    with (folder / f"{name}.lock").open("a") as stream:
+        lock_file(stream, fcntl.LOCK_EX)
+        first = not done.exists()
+        if first:
+            yield
+            done.touch()
+    if not first:
+        yield
