@@ -34,6 +34,7 @@ localrules:
     all,
     table1,
     figure1,
+    report,
     pretrain,
 
 
@@ -55,6 +56,7 @@ rule all:
         PLAN.leakage_table.values(),
         PLAN.path("config.yaml"),
         PLAN.path("provenance.json"),
+        PLAN.report,
 
 
 rule table1:
@@ -65,6 +67,11 @@ rule table1:
 rule figure1:
     input:
         PLAN.figure1.values(),
+
+
+rule report:
+    input:
+        PLAN.report,
 
 
 # The miniature's models from the corpus, and how good they are (the shipped ones in resources/mini were made so).

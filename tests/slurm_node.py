@@ -21,6 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from debian import install
+
 CONFIG, GRES = Path("/etc/slurm/slurm.conf"), Path("/etc/slurm/gres.conf")
 MARK = "# augbench's tests made this file and remove it when they end"
 PACKAGES = ("slurm-wlm", "munge")
@@ -73,13 +75,7 @@ def missing() -> str | None:
         return f"{CONFIG} is that of another Slurm"
     if all(map(shutil.which, DAEMONS)):
         return None
-    if shutil.which("apt-get") is None:
-        return "no Slurm here, and no apt-get to install it with"
-    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
-        done = subprocess.run(["apt-get", "-qq", *command], env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, capture_output=True, text=True)
-        if done.returncode:
-            return f"apt-get {command[0]}: {done.stderr.strip()[-500:]}"
-    return None
+    return install(*PACKAGES)
 
 
 def wait_until(reached: Callable[[], bool], what: str, seconds: float) -> None:

@@ -113,8 +113,11 @@ class Squares:
 
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory: pytest.TempPathFactory) -> Squares:
+    return make_squares(tmp_path_factory.mktemp("squares"))
+
+
+def make_squares(folder: Path) -> Squares:
     """Training images, shards, sets, Table 1 and accuracies per class of six classes."""
-    folder = tmp_path_factory.mktemp("squares")
     study = study_of(folder / "data")
     root = folder / "results/squares"
     old = Path.cwd()

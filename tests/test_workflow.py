@@ -38,7 +38,15 @@ HEAVY = {
     "classify",
     "diagnostics",
 }
-FROM_TABLE1 = {"table1_files": 1, "statistics": 1, "paper_tables": 1, "cost": 1, "figure1_files": 1}  # what a new accuracy makes anew
+FROM_TABLE1 = {
+    "table1_files": 1,
+    "statistics": 1,
+    "paper_tables": 1,
+    "cost": 1,
+    "figure1_files": 1,
+    "report_images": 1,
+    "report_html": 1,
+}  # what a new accuracy makes anew
 FROM_PREDICTIONS = {**FROM_TABLE1, "per_class": 1, "figure5a_data": 1, "figure5a_files": 1}
 PERSONALISED = {"pseudoword_clip": ("val_loss", "epoch1"), "imagic_k2": ("epoch1", "epoch2")}
 
@@ -78,6 +86,8 @@ def test_a_finished_study_has_its_table_figure_and_config(finished: Workspace) -
             assert (finished.results / f"figures/{name}.{kind}").stat().st_size > 0
     for name in ("statistics.csv", "per_class.parquet", "imagenet_full.tex", "caltech256.md", "cost.csv"):
         assert (finished.results / "tables" / name).stat().st_size > 0
+    report = (finished.results / "report.html").read_text()
+    assert "study small" in report and report.count('<template id="class-') == 10
     resolved = yaml.safe_load((finished.results / "config.yaml").read_text())
     assert resolved["classifier"]["momentum"] == 0.9
 
@@ -133,9 +143,18 @@ def test_a_deleted_figure_plans_one_job(current: Workspace, name: str) -> None:
     figure = current.results / f"figures/{name}.pdf"
     content = figure.read_bytes()
     figure.unlink()
+    assert current.plan(name) == {f"{name}_files": 1, name: 1}
     assert current.plan() == {f"{name}_files": 1}
     current.run()
     assert figure.read_bytes() == content
+
+
+def test_the_page_is_made_anew_without_its_images(current: Workspace) -> None:
+    page = current.results / "report.html"
+    page.unlink()
+    assert current.plan("report") == {"report_html": 1, "report": 1}
+    current.run("--target", "report")
+    assert page.exists()
 
 
 def test_another_block_size_or_batch_size_plans_nothing(current: Workspace) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``augbench check``, ``augbench plan``, ``augbench run``.
+"""The command line: ``augbench check``, ``augbench plan``, ``augbench run``, ``augbench browse``.
 
 Flows in: arguments. Flows out: an exit status; problems that a user can fix are one line each on stderr.
 """
@@ -52,7 +52,21 @@ def _run(arguments: argparse.Namespace) -> int:
     table = Path(f"results/{study.study}/tables/table1.txt")
     if not arguments.targets and "-n" not in extra and table.is_file():
         print(table.read_text(encoding="utf-8"))
-        print(f"Done in {clock(time.monotonic() - start)}. Next: results/{study.study}/figures/figure1.png, tables/ beside it; README.md.")
+        print(f"Done in {clock(time.monotonic() - start)}. Next: open results/{study.study}/report.html in a browser; tables/ and figures/ beside it.")
+    return 0
+
+
+def _browse(arguments: argparse.Namespace) -> int:
+    from augbench.browse import open_server
+    from augbench.plan import Plan
+
+    study = load_study(arguments.configfile or [DEMO])
+    with open_server(Plan(study, ()), arguments.port) as server:
+        print(f"{study.study}: http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print("ended")
     return 0
 
 
@@ -64,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
         ("check", _check, "validate config and data before anything runs"),
         ("plan", _plan, "what a study costs in jobs, images, GPU-hours, disk and downloads; what is done and what is left"),
         ("run", _run, "run a study, or go on with it after an interruption"),
+        ("browse", _browse, "look at all added images of a study, in a browser on this machine"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(function=function)
@@ -74,6 +89,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--device", help="key of the GPU in the table of figures, for example h200 or a100 (default: the one measured, else h200)")
             command.add_argument("--throughput", metavar="YAML", help="table of measured figures (default: results/throughput.yaml, if it is there)")
             command.add_argument("--json", action="store_true", help="as JSON")
+        elif name == "browse":
+            command.add_argument("--port", type=int, default=8700, help="port of this machine, 0 for any that is free (default: 8700)")
         else:
             command.add_argument("--cores", type=int, help="cores to use (default: all)")
             command.add_argument("--target", dest="targets", action="append", default=[], help="file or named target; repeatable")

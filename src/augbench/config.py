@@ -658,6 +658,10 @@ class Report(Section):
     diagnosed_images_per_class: Positive = key(
         200, "Images per class that the diagnostics look at, drawn at random from each method's pool and from the splits.", "images"
     )
+    page_megabytes: int = key(
+        30, "Size of report.html at most; where images of all classes do not fit, it shows those that changed most.", "10^6 bytes", ge=5, le=50
+    )
+    page_images_per_class: Positive = key(6, "Images of each class that report.html shows per method, drawn at random from its first training set.", "images")
 
 
 class Execution(Section):

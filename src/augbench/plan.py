@@ -574,12 +574,56 @@ class Plan:
         images = {"images": self.path("figures", f"{name}_images.parquet")} if name != "figure5b" else {}
         return {"table": self.path("figures", f"{name}.csv"), **images}
 
+    @property
+    def report_images(self) -> str:
+        """Thumbnails of the report's image browser."""
+        return self.path("report_images.parquet")
+
+    @property
+    def report(self) -> str:
+        """The report as one page."""
+        return self.path("report.html")
+
+    @cached_property
+    def report_tables(self) -> dict[str, str]:
+        """Tables in the report, as people see them, by name."""
+        tables = {
+            "table1": self.table1,
+            "statistics": self.statistics,
+            **{name: self._table(name) for name in self.paper_tables},
+            "diagnostics": self.diagnostics,
+            "leakage": self.leakage_table,
+            "cost": self.cost,
+        }
+        return {name: files["md"] for name, files in tables.items() if files}
+
+    @cached_property
+    def report_figures(self) -> dict[str, str]:
+        """Figures in the report, by name."""
+        return {name: files["png"] for name, files in {"figure1": self.figure1, **self.figures}.items()}
+
+    @cached_property
+    def report_sources(self) -> list[str]:
+        """All that the report is made from, but for :attr:`report_figures`, which show what is in these."""
+        return [
+            self.report_images,
+            self.table1["csv"],
+            self.statistics["csv"],
+            self.per_class,
+            *self.report_tables.values(),
+            *(self.figure_data(name)["table"] for name in self.figures),
+            *(path for kind, path in self.retrieval_summary.items() if kind in ("fates", "excluded")),
+            self.path("classes.parquet"),
+            self.path("config.yaml"),
+            self.path("provenance.json"),
+        ]
+
     @cached_property
     def report_jobs(self) -> list[list[str]]:
         """Files of every job that makes tables and figures, but for the guard's."""
         tables = (self.table1, self.statistics, self.paper_table_files, self.cost, self.diagnostics, self.retrieval_summary)
         figures = (self.figure1, *(files for name, drawn in self.figures.items() for files in (self.figure_data(name), drawn)))
-        return [[self.per_class], *(list(files.values()) for files in (*tables, *figures) if files)]
+        return [[self.per_class], [self.report_images], [self.report], *(list(files.values()) for files in (*tables, *figures) if files)]
 
     @cached_property
     def reconstructing(self) -> list[str]:
@@ -601,6 +645,10 @@ class Plan:
         """Rows of Figure 5B, and the row whose pool each draws from: rows of mechanism ``draw``, and these pools' own."""
         pools = {method.pool for method in self.study.methods.values() if isinstance(method, DrawMethod)}
         return {name: self.pool_row(name) for name in self.methods if name in pools or self.pool_row(name) != name}
+
+    def label(self, method: str) -> str:
+        """What a row is called in tables and figures."""
+        return " ".join((self.study.methods[method].label or method).split())
 
     def family(self, method: str) -> str:
         """Group of a row in the figures."""

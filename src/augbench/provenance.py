@@ -1,7 +1,7 @@
 """What made a study's results: config, code, packages, machines, seeds, models, times.
 
 Flows in: what each job that computed leaves about its surroundings, the resolved config, the models' fingerprints, Snakemake's benchmarks. Flows out:
-``results/{study}/provenance.json``. Nothing here is an input of anything else: another revision of the code alone remakes nothing.
+``results/{study}/provenance.json``, which the report shows and nothing else reads: another revision of the code alone remakes nothing.
 """
 
 from __future__ import annotations

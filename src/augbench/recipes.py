@@ -234,6 +234,17 @@ def figure_recipe() -> Recipe:
     return {"version": 1}
 
 
+def report_images_recipe(study: Study, methods: Iterable[str]) -> Recipe:
+    """Which images the report shows; what rows are called comes in with the page."""
+    report = study.report.model_dump(include={"page_megabytes", "page_images_per_class"})
+    return {"version": 1, "seed": study.seed, "dataset": study.dataset.model_dump(mode="json"), "report": report, "methods": list(methods)}
+
+
+def report_recipe() -> Recipe:
+    """How the report is laid out; config, tables, images and what figures show come in through files."""
+    return {"version": 1, "figures": figure_recipe()}
+
+
 def pretrain_recipe(study: Study, model: str) -> Recipe:
     """How a model of the miniature is pre-trained (``clip``, ``autoencoder``, ``unet``, ``reference``)."""
     return {"version": 1, "seed": study.seed, "pretrain": study.pretrain.model_dump(mode="json")[model]}

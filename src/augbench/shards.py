@@ -65,6 +65,11 @@ def encode_image(image: Image.Image, image_format: str, quality: int) -> bytes:
     return stream.getvalue()
 
 
+def image_kind(encoded: bytes) -> str:
+    """``png``, ``webp`` or ``jpg``: which of the three an encoded image is."""
+    return {b"\x89PNG": "png", b"RIFF": "webp"}.get(encoded[:4], "jpg")
+
+
 def _checksum(rows: Iterable[Mapping[str, Any]]) -> str:
     digest = hashlib.sha256()
     for row in rows:
@@ -76,9 +81,8 @@ def write_shard(path: str | Path, rows: Sequence[ShardRow], recipe: Mapping[str,
     """Write rows to ``path``, atomically; the footer keeps ``recipe``, the number of rows and a checksum over the images."""
     table_rows = []
     for row in rows:
-        kind = {b"\x89PNG": "png", b"RIFF": "webp"}.get(row.image[:4], "jpg")
         values = {name: getattr(row, name) for name in SCHEMA.names if name not in ("image", "sha256")}
-        values["image"] = {"bytes": row.image, "path": f"{row.class_id}_{row.index:06d}.{kind}"}
+        values["image"] = {"bytes": row.image, "path": f"{row.class_id}_{row.index:06d}.{image_kind(row.image)}"}
         values["sha256"] = hashlib.sha256(row.image).hexdigest()
         table_rows.append(values)
     metadata = {

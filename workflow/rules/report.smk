@@ -372,3 +372,56 @@ rule provenance:
         "what made the results"
     script:
         "../scripts/provenance.py"
+
+
+# The report: thumbnails apart from the page, so that the page is made anew in seconds. A figure that is drawn again from the same data is no reason to make it
+# anew: what the figures show comes in through their data.
+rule report_images:
+    input:
+        per_class=PLAN.per_class,
+        table=PLAN.table1["csv"],
+        sets=[PLAN.resample(method, "0") for method in PLAN.pooled],
+        train=PLAN.splits["train"],
+        classes=PLAN.path("classes.parquet"),
+    output:
+        PLAN.report_images,
+    log:
+        PLAN.path("logs/report_images.log"),
+    benchmark:
+        PLAN.path("benchmarks/report_images.tsv")
+    localrule: True
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=NEEDS.memory(1000, 8000),
+        runtime=NEEDS.minutes(60),
+    params:
+        recipe=recipes.report_images_recipe(STUDY, PLAN.pooled),
+    message:
+        "images of the report"
+    script:
+        "../scripts/report_images.py"
+
+
+rule report_html:
+    input:
+        PLAN.report_sources,
+        figures=ancient(list(PLAN.report_figures.values())),
+    output:
+        PLAN.report,
+    log:
+        PLAN.path("logs/report_html.log"),
+    benchmark:
+        PLAN.path("benchmarks/report_html.tsv")
+    localrule: True
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=NEEDS.memory(1000, 4000),
+        runtime=NEEDS.minutes(30),
+    params:
+        recipe=recipes.report_recipe(),
+    message:
+        "the report"
+    script:
+        "../scripts/report_html.py"

@@ -26,7 +26,7 @@ from augbench.files import atomic_path
 from augbench.parquet import whole
 from augbench.pool import load_images
 from augbench.seeds import derive_seed
-from augbench.shards import encode_image, read_shard
+from augbench.shards import encode_image, image_kind, read_shard
 
 if TYPE_CHECKING:
     from augbench.job import Job
@@ -41,7 +41,8 @@ class Picture:
     """One image shown; None stands for what it does not have.
 
     ``panel`` is a method, or :data:`REAL`; ``place`` counts the images of a class in a panel; ``image`` is a training image's id, or i of "image i of class
-    c"; ``source`` the training image that an added one started from, or the address that it was retrieved from.
+    c"; ``source`` the training image that an added one started from, or the address that it was retrieved from. ``safety_flags`` and ``model`` are a
+    shard's columns.
     """
 
     panel: str
@@ -53,6 +54,8 @@ class Picture:
     prompt: str | None = None
     seed: int | None = None
     similarity: float | None = None
+    safety_flags: int | None = None
+    model: str | None = None
 
 
 Shown = tuple[Picture, Image.Image]
@@ -65,8 +68,11 @@ SCHEMA = pa.schema(
         *[(name, pa.string()) for name in ("source", "prompt")],
         ("seed", pa.int64()),
         ("similarity", pa.float64()),
+        ("safety_flags", pa.int32()),
+        ("model", pa.string()),
     ]
 )
+RECORDED = ("source", "prompt", "seed", "similarity", "safety_flags", "model")  # what a picture takes over from its shard
 
 
 def short_name(info: ClassInfo) -> str:
@@ -111,7 +117,7 @@ def added_pictures(panel: str, rows: pa.Table, classes: Mapping[str, ClassInfo],
     shown = []
     for row, image in zip(rows.to_pylist(), load_images(rows, study_folder), strict=True):
         if row["path"] not in details:
-            details[row["path"]] = read_shard(study_folder / row["path"], ["source", "prompt", "seed", "similarity"]).to_pylist()
+            details[row["path"]] = read_shard(study_folder / row["path"], RECORDED).to_pylist()
         info = classes[row["class_id"]]
         place = counted[info.class_id] = counted.get(info.class_id, -1) + 1
         known = details[row["path"]][row["row"]]
@@ -124,21 +130,31 @@ def rows_of(manifest: pa.Table, class_id: str) -> pa.Table:
     return manifest.filter(pc.equal(manifest.column("class_id"), class_id))
 
 
-def thumbnail(image: Image.Image) -> Image.Image:
-    """The central square, at most :data:`SIDE` pixels wide."""
-    side = min(*image.size, SIDE)
+def thumbnail(image: Image.Image, largest: int = SIDE) -> Image.Image:
+    """The central square, at most ``largest`` pixels wide."""
+    side = min(*image.size, largest)
     return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+
+
+def encode_thumbnail(image: Image.Image, largest: int = SIDE, quality: int = 92) -> bytes:
+    """A thumbnail as PNG where it is small, else as JPEG of ``quality``."""
+    small = thumbnail(image, largest)
+    return encode_image(small, "png" if max(small.size) <= LOSSLESS_SIDE else "jpeg", quality)
 
 
 def write_pictures(shown: Iterable[Shown], path: str | Path) -> None:
     """Write pictures with their thumbnails as Parquet, which Hugging Face's ``datasets`` opens as images."""
+    write_encoded([(picture, encode_thumbnail(image)) for picture, image in shown], path)
+
+
+def write_encoded(shown: Iterable[tuple[Picture, bytes]], path: str | Path) -> None:
+    """Write pictures whose thumbnails are encoded already."""
     rows = []
-    for picture, image in shown:
-        small = thumbnail(image)
-        kind = "png" if max(small.size) <= LOSSLESS_SIDE else "jpeg"
+    for picture, encoded in shown:
         values = asdict(picture)
         values["origin"] = values.pop("image")
-        rows.append({**values, "image": {"bytes": encode_image(small, kind, 92), "path": f"{picture.panel}_{picture.class_id}_{picture.place}.{kind}"}})
+        kind = image_kind(encoded)
+        rows.append({**values, "image": {"bytes": encoded, "path": f"{picture.panel}_{picture.class_id}_{picture.place}.{kind}"}})
     with atomic_path(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
 
@@ -151,10 +167,15 @@ def read_pictures(path: str | Path) -> list[tuple[Picture, np.ndarray]]:
     UserError
         Damaged, or another file.
     """
+    return [(picture, np.asarray(Image.open(BytesIO(encoded)).convert("RGB"))) for picture, encoded in read_encoded(path)]
+
+
+def read_encoded(path: str | Path) -> list[tuple[Picture, bytes]]:
+    """Pictures and their thumbnails as they are in the file; raises as :func:`read_pictures`."""
     with whole(path, " of pictures"):
         rows = pq.read_table(path, schema=SCHEMA).to_pylist()
     shown = []
     for row in rows:
         encoded = row.pop("image")["bytes"]
-        shown.append((Picture(image=row.pop("origin"), **row), np.asarray(Image.open(BytesIO(encoded)).convert("RGB"))))
+        shown.append((Picture(image=row.pop("origin"), **row), encoded))
     return shown

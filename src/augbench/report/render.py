@@ -1,13 +1,14 @@
 """Tables in their formats: what all tables of the report share.
 
 Flows in: rows (dataclasses), their cells as text, the footer's notes. Flows out: CSV in full precision, which reads back as the same
-rows, Markdown, LaTeX, and aligned text for a terminal.
+rows, Markdown, which reads back as what people see, LaTeX, and aligned text for a terminal.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -100,6 +101,23 @@ def render_markdown(layout: Layout) -> str:
         *(f"- {escape_markdown(note)}" for note in layout.notes),
     ]
     return "\n".join(lines) + "\n"
+
+
+def read_markdown(path: str | Path, title: str) -> Layout:
+    """The table of a file that :func:`render_markdown` made, under ``title``."""
+    head, align, *rest = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = [line for line in rest if line.startswith("|")]
+    notes = tuple(_unescape_markdown(line.removeprefix("- ")) for line in rest if line.startswith("- "))
+    numeric = tuple(column.endswith(":") for column in align.strip("|").split("|"))
+    return Layout(title, _split(head), numeric, tuple(map(_split, lines)), notes)
+
+
+def _split(line: str) -> tuple[str, ...]:
+    return tuple(_unescape_markdown(cell) for cell in line.removeprefix("| ").removesuffix(" |").split(" | "))
+
+
+def _unescape_markdown(text: str) -> str:
+    return re.sub(r"\\([\\`*_\[\]<>|#~])", r"\1", text)
 
 
 LATEX = {

@@ -1,0 +1,163 @@
+"""Images of the report: which classes changed most, and thumbnails of what each method added to them.
+
+Flows in: accuracies per class, Table 1, the training split and each method's first training set. Flows out: ``report_images.parquet``, class by class, the
+most changed one first, as many as a page of the size asked for can hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from augbench.classes import ClassInfo, read_class_table
+from augbench.data.splits import read_split
+from augbench.pool import read_index
+from augbench.progress import Progress
+from augbench.report import table1
+from augbench.report.figure5a import changes
+from augbench.report.per_class import ClassAccuracies, read_per_class
+from augbench.report.pictures import (
+    REAL,
+    Picture,
+    Shown,
+    added_pictures,
+    choose,
+    encode_thumbnail,
+    real_pictures,
+    rows_of,
+    write_encoded,
+)
+from augbench.report.statistics import baseline_of
+
+if TYPE_CHECKING:
+    from augbench.job import Job
+
+SIDE, QUALITY = 128, 82  # pixels of a thumbnail at most, and of JPEG
+CLASSES_AT_ONCE = 25  # read together: data set and shards are opened once for them
+IN_PAGE = 4 / 3  # base64
+DETAILS_BYTES = 600  # that prompt, seed, address and so on take of the page, per image
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """What happened to a class.
+
+    Attributes
+    ----------
+    baseline_percent : float or None
+        Its accuracy without added images; None where the study has no such row.
+    points : mapping of method to float
+        Change against that, mean over runs, in percentage points; empty without a baseline.
+    size : float or None
+        Mean over the rows that add images of the change's size, in points; None where there are none, or no baseline.
+    """
+
+    info: ClassInfo
+    n_test: int
+    baseline_percent: float | None
+    points: Mapping[str, float]
+    size: float | None
+
+
+def most_changed(accuracies: Mapping[str, ClassAccuracies], table: Sequence[table1.Row], classes: Sequence[ClassInfo]) -> list[ClassChange]:
+    """The classes that take part, the most changed one first, ties in label order.
+
+    Raises
+    ------
+    UserError
+        A method and the baseline share no run, or differ in their classes.
+    """
+    baseline = baseline_of(table)
+    first = next(iter(accuracies.values()), None)
+    if first is None:
+        return []
+    points = {}
+    if baseline is not None:
+        points = {row.method: changes(accuracies[row.method], accuracies[baseline])[0] for row in table if row.method != baseline}
+        before = 100 * accuracies[baseline].top1.mean(axis=0)
+    by_id, added = {info.class_id: info for info in classes}, [row.method for row in table if row.family != "real" and row.method in points]
+    found = [
+        ClassChange(
+            by_id[class_id],
+            int(first.n_test[place]),
+            float(before[place]) if baseline is not None else None,
+            {name: float(values[place]) for name, values in points.items()},
+            fmean(abs(float(points[name][place])) for name in added) if added else None,
+        )
+        for place, class_id in enumerate(first.class_ids)
+    ]
+    return sorted(found, key=lambda change: -round(change.size or 0.0, 6))  # rounding errors decide no tie
+
+
+def collect(
+    job: Job,
+    per_class: str | Path,
+    table: str | Path,
+    manifests: Mapping[str, str | Path],
+    train_path: str | Path,
+    classes_path: str | Path,
+    out: str | Path,
+) -> None:
+    """Choose images at random, of each class and method, and write their thumbnails until the page is full.
+
+    Parameters
+    ----------
+    per_class, table : path
+        ``per_class.parquet`` and ``table1.csv``.
+    manifests : mapping of method to path
+        ``resamples/{method}/selected/0.parquet`` of the rows with images of their own.
+
+    Raises
+    ------
+    UserError
+        A shard or a training image is missing or damaged.
+    """
+    ranked = most_changed(read_per_class(per_class), table1.read_rows(table), read_class_table(classes_path))
+    budget = job.study.report.page_megabytes * MEGABYTE
+    kept: list[tuple[Picture, bytes]] = []
+    taken = 0.0
+    progress = Progress("thumbnails", len(ranked), "class")
+    for pictures in _by_class(job, [change.info for change in ranked], manifests, train_path):
+        taken += sum(IN_PAGE * len(encoded) + DETAILS_BYTES for _, encoded in pictures)
+        if taken > budget:
+            break
+        kept += pictures
+        progress.update()
+    write_encoded(kept, out)
+
+
+def _by_class(job: Job, classes: Sequence[ClassInfo], manifests: Mapping[str, str | Path], train_path: str | Path) -> Iterator[list[tuple[Picture, bytes]]]:
+    """The pictures of each class in turn: real ones, then each method's."""
+    train = read_split(train_path)
+    members: dict[str, list[int]] = {}
+    for row, class_id in enumerate(train.class_ids):
+        members.setdefault(class_id, []).append(row)
+    sets = {method: read_index(path) for method, path in manifests.items()}
+    count, seed = job.study.report.page_images_per_class, job.study.seed
+    for start in range(0, len(classes), CLASSES_AT_ONCE):
+        group = classes[start : start + CLASSES_AT_ONCE]
+        by_id = {info.class_id: info for info in group}
+        wanted = [
+            (info, own[place]) for info in group for own in [members[info.class_id]] for place in choose(len(own), count, seed, "report", REAL, info.class_id)
+        ]
+        found: dict[str, list[tuple[Picture, bytes]]] = {info.class_id: [] for info in group}
+
+        def keep(shown: Iterable[Shown], found: dict[str, list[tuple[Picture, bytes]]] = found) -> None:
+            for picture, image in shown:
+                found[picture.class_id].append((picture, encode_thumbnail(image, SIDE, QUALITY)))
+
+        keep(real_pictures(job, train, wanted))
+        for method, rows in sets.items():
+            parts = []
+            for info in group:
+                own_rows = rows_of(rows, info.class_id)
+                # the same places whatever the method: generated images of one place start from the same noise
+                parts.append(own_rows.take(pa.array(choose(own_rows.num_rows, count, seed, "report", info.class_id), pa.int64())))
+            keep(added_pictures(method, pa.concat_tables(parts), by_id, job.store.root.parent))
+        yield from found.values()

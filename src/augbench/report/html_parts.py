@@ -1,0 +1,126 @@
+"""What the report and ``augbench browse`` are built from: templates, tables that sort, thumbnails that open into details.
+
+Flows in: tables as people see them, pictures. Flows out: values that the templates beside this module show. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from augbench.report.pictures import REAL, Picture
+from augbench.report.render import Layout
+
+MINUS = "\u2212"
+NUMBER = re.compile(r"[+\-\u2212]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
+
+
+@cache
+def templates() -> Environment:
+    """The templates, in which everything but style sheet and script is escaped."""
+    return Environment(
+        loader=PackageLoader("augbench.report"),
+        autoescape=lambda name: name is not None and name.endswith(".html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell: its text, what it is sorted by (empty: last), and a tint from -1 to 1, None for no tint at all."""
+
+    text: str
+    sort: str = ""
+    tint: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that sorts: ``name`` is unique in the page; each row's first cell names the row; ``numeric`` columns sort as numbers."""
+
+    name: str
+    title: str
+    header: tuple[str, ...]
+    numeric: tuple[bool, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def number_in(text: str) -> str:
+    """The first number in a cell's text, by which it is sorted; empty where there is none."""
+    found = NUMBER.search(text)
+    return found.group().replace(",", "").replace(MINUS, "-") if found else ""
+
+
+def table_of(name: str, layout: Layout) -> Table:
+    """A table from what people see of it; a minus in front of a number is typeset as one."""
+    rows = tuple(
+        tuple(
+            Cell(re.sub(r"(?<![\w.)])-(?=\d)", MINUS, text), number_in(text)) if numeric else Cell(text)
+            for text, numeric in zip(line, layout.numeric, strict=True)
+        )
+        for line in layout.cells
+    )
+    return Table(name, layout.title, layout.header, layout.numeric, rows, layout.notes)
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Thumb:
+    """An image to look at: address or data, the text in its place, and what is known of it as pairs of name and value."""
+
+    src: str
+    alt: str
+    details: tuple[tuple[str, str], ...]
+
+
+def thumb_of(picture: Picture, src: str, label: str, models: Mapping[str, str]) -> Thumb:
+    """A picture of the row ``label``; ``models`` says what the models of given hashes are called."""
+    known = [("Method", label), ("Class", picture.class_name), ("Image", picture.image)]
+    if picture.prompt is not None:
+        known.append(("Prompt" if picture.similarity is None else "Query", picture.prompt or "(empty)"))
+    if picture.seed is not None:
+        known.append(("Seed", str(picture.seed)))
+    if picture.source is not None:
+        known.append(("Started from" if picture.similarity is None else "Found at", picture.source))
+    if picture.similarity is not None:
+        known.append(("Similarity to the query", f"{picture.similarity:.3f}"))
+    if picture.safety_flags is not None and picture.seed is not None:
+        known.append(("Samples refused before it", str(picture.safety_flags)))
+    if picture.model is not None:
+        known.append(("Model", model_name(picture.model, models)))
+    what = "real image" if picture.panel == REAL else label
+    return Thumb(src, f"{picture.class_name}, {what}, {picture.image if picture.panel == REAL else f'image {picture.image}'}", tuple(known))
+
+
+def model_name(content: str, models: Mapping[str, str]) -> str:
+    """A model by its hash, or by its hash and that of what was learned."""
+    base, _, learned = content.partition("+")
+    name = models.get(base)
+    return content if name is None else f"{name}{', fine-tuned' if learned else ''} ({content})"
+
+
+def models_of(fingerprints: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """What models are called, by hash; of fingerprints as ``provenance.json`` holds them."""
+    return {fingerprint["id"]: Path(fingerprint["folder"]).name for fingerprint in fingerprints.values()}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Images of one row, under the row's name; ``family`` colours it."""
+
+    label: str
+    family: str
+    thumbs: Sequence[Thumb]

@@ -1,0 +1,8 @@
+"""Write the report as one page."""
+
+from augbench.job import running
+
+with running(snakemake) as job:
+    from augbench.report.html_page import write_report
+
+    write_report(job.plan, snakemake.output[0])

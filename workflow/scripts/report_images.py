@@ -1,0 +1,10 @@
+"""Choose the images of the report and keep their thumbnails."""
+
+from augbench.job import running
+
+with running(snakemake) as job:
+    from augbench.report.html_images import collect
+
+    source = snakemake.input
+    sets = dict(zip(job.plan.pooled, source.get("sets", []), strict=True))
+    collect(job, source.per_class, source.table, sets, source.train, source.classes, snakemake.output[0])
