@@ -10,7 +10,7 @@ from augbench.config import PersonaliseMethod, load_study
 from augbench.estimate import Estimate, read_throughput
 from augbench.plan import Plan
 from augbench.recipes import method_sampling
-from augbench.report.protocol import CANDIDATES, IMAGIC_CANDIDATES, paper_results
+from augbench.report.protocol import CANDIDATES, IMAGIC_CANDIDATES, Facts, differences, paper_results
 
 PROJECT = Path(__file__).resolve().parents[1]
 STUDIES = [*sorted((PROJECT / "config").glob("*.yaml")), PROJECT / "docs/examples/digits.yaml"]
@@ -78,6 +78,8 @@ def test_the_fast_mode_takes_little_more_than_a_third_of_the_work_and_is_never_t
     assert fast["boomerang"] == default["boomerang"]  # it has steps of its own, and no guidance
     exact, cheap = (Estimate(Plan(study, ("n01440764",)), read_throughput()).unet_calls("clip_prompts") for study in studies)
     assert 0.3 < cheap / exact < 0.35
+    named = {difference.what: difference.ours for difference in differences(studies[1], Facts(990, 128.0, 126_720, 49_500))}
+    assert {"Sampler": "dpmsolver++", "Sampling steps": "20", "Noise levels that are guided": "0.28 to 5.42"}.items() <= named.items()
 
 
 def test_exact_and_fast_rows_stand_side_by_side_in_the_miniature() -> None:
