@@ -221,10 +221,20 @@ def test_the_command_says_where_to_look_and_ends_on_ctrl_c(squares: Squares, tmp
     study.write_text(yaml.safe_dump(squares.job.study.model_dump(mode="json")))
     environment = {**os.environ, "PYTHONPATH": str(Path(browse.__file__).parents[1])}
     command = [sys.executable, "-m", "augbench.cli", "browse", "--port", "0", "--configfile", str(study)]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which is ignored in what a shell starts with "&"
+    )
+    try:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line.startswith("squares: http://127.0.0.1:")
         assert ask(int(line.rsplit(":", 1)[1].partition("/")[0]), "/").status == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()

@@ -23,7 +23,7 @@ TRAINING = (
     "pretrain_reference",
     "pretrain_unet",
 )
-DRAWING = ("draw_figure", "figure1", "figure3_data", "figure4_data", "figure5a_data", "figure5b_data")
+DRAWING = ("draw_figure", "figure1", "figure3_data", "figure4_data", "figure5a_data", "figure5b_data", "report_images", "report_html")
 
 
 def imports_of(script: Path) -> str:
@@ -47,7 +47,7 @@ def test_scripts_that_do_not_train_start_without_torch_pandas_scipy_or_matplotli
     assert {name: heavy & set(packages) for name, packages in packages_after(light).items() if heavy & set(packages)} == {}
 
 
-def test_figures_are_drawn_without_torch() -> None:
+def test_figures_and_the_report_are_made_without_torch() -> None:
     (*_, (_, packages)) = packages_after([script for script in SCRIPTS if script.stem in DRAWING]).items()
     assert "matplotlib" in packages and not {"torch", "diffusers", "transformers"} & set(packages)
 
