@@ -294,6 +294,12 @@ def test_values_and_upper_bound_are_printed(table: Table) -> None:
     assert {"72.0 ± 1.2", "75.0 ± 0.6", "77.0 ± 1.2", "20% real: 80.3"} <= set(texts)
 
 
+def test_figure1_breaks_no_word_of_a_long_label() -> None:
+    (axes,) = draw([row("none", "real", 50), replace(row("ft", "personalised", 60), label="Electroencephalographically (k = 5)")]).axes
+    ticks = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert "(Electroencephalographically" in ticks[1].split("\n")
+
+
 def test_without_an_upper_bound_there_is_no_line(table: Table) -> None:
     (axes,) = draw([entry for entry in table.rows if entry.split == "train"]).axes
     assert not any("real" in text.get_text() for text in axes.texts)

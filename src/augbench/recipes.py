@@ -231,7 +231,7 @@ def figure_data_recipe(study: Study, methods: Iterable[str]) -> Recipe:
 
 def figure_recipe() -> Recipe:
     """How figures are drawn; their data comes in through the tables."""
-    return {"version": 1}
+    return {"version": 2}
 
 
 def report_images_recipe(study: Study, methods: Iterable[str]) -> Recipe:

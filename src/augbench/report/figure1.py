@@ -89,11 +89,11 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 
 def _tick(family: str, row: Row, width: int) -> str:
-    """The family's name and, where it is another one, the method's below it, in lines of ``width`` characters."""
+    """The family's name and, where it is another one, the method's below it, in lines of ``width`` characters; a longer word is not broken."""
     name = FAMILIES[family]
     if family == "real" or row.label.lower() == name.lower():
         return name
-    return f"{name}\n({textwrap.fill(row.label, width)})"
+    return f"{name}\n{textwrap.fill(f'({row.label})', width, break_long_words=False)}"
 
 
 def _break_mark(axes: Axes) -> None:
