@@ -16,7 +16,6 @@ Candidates take turns, an epoch or more at a time. That our crops have the distr
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -42,9 +41,10 @@ from augbench.classifier.model import build
 from augbench.classifier.train import train_run
 from augbench.config import Classifier
 from augbench.data.decode import in_order, open_rgb
-from benchmarks.paired import Candidate, run_paired, surroundings, surroundings_line
+from benchmarks.paired import Candidate, run_paired
 from benchmarks.pictures import make_pictures
-from benchmarks.throughput import product_rate, write_figures
+from benchmarks.record import publish, surroundings, surroundings_line
+from benchmarks.throughput import product_rate, write_rates
 
 Result = dict[str, Any]
 CLASSES = 10
@@ -194,12 +194,8 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:
         report = measure(options, Path(place)) | surroundings("benchmarks/classifier.py", arguments, options.device)
-    print(markdown(report))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
-    if options.throughput_out and options.size == "full" and options.device == "cuda":
-        rate = report["results"][OURS]["rate"]["median"]
-        write_figures(options.throughput_out, report["machine"]["gpu"], {"classify": rate}, f"{report['command']}, {report['date']}")
+    publish(report, markdown(report), options.json)
+    write_rates(options, report, {"classify": OURS})
 
 
 if __name__ == "__main__":

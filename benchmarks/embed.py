@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import statistics
@@ -28,9 +27,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.paired import Candidate, Paired, run_paired, surroundings, surroundings_line
+from benchmarks.paired import Candidate, Paired, run_paired
 from benchmarks.pictures import make_pictures
-from benchmarks.throughput import product_rate, write_figures
+from benchmarks.record import publish, surroundings, surroundings_line
+from benchmarks.throughput import product_rate, write_rates
 
 if TYPE_CHECKING:
     import torch
@@ -243,12 +243,8 @@ def main(arguments: Sequence[str]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # clip-retrieval takes a GPU wherever there is one
     with tempfile.TemporaryDirectory() as place:
         report = measure(options, Path(place)) | surroundings("benchmarks/embed.py", arguments, options.device)
-    print(markdown(report))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
-    if options.throughput_out and options.size == "full" and options.device == "cuda":
-        rate = report["results"]["ours"]["rate"]["median"]
-        write_figures(options.throughput_out, report["machine"]["gpu"], {"embed": rate}, f"{report['command']}, {report['date']}")
+    publish(report, markdown(report), options.json)
+    write_rates(options, report, {"embed": "ours"})
 
 
 if __name__ == "__main__":

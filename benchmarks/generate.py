@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.paired import Candidate, run_paired, surroundings, surroundings_line
+from benchmarks.paired import Candidate, run_paired
+from benchmarks.record import publish, surroundings, surroundings_line
 from benchmarks.throughput import product_rate, write_figures
 
 if TYPE_CHECKING:
@@ -374,9 +375,7 @@ def main(arguments: Sequence[str]) -> None:
     report = {"compiling": compile_twice(arguments)} if options.compiling else measure(setting, options)
     report["setting"] = {**vars(setting), "resolution": setting.resolution, "guidance_scale": setting.guidance_scale}
     report |= surroundings("benchmarks/generate.py", arguments, options.device)
-    print(markdown(report))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    publish(report, markdown(report), options.json)
     if options.throughput_out and options.size == "full" and options.steps == 50 and not options.compiling:
         rates = {name: found["rate"]["median"] for name, found in report["candidates"].items() if name.startswith("ours") and "fast mode" not in name}
         machine = report["machine"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,20 +49,20 @@ def busy_seconds() -> float:
     return sum(ticks[name] for name in names if name not in ("idle", "iowait")) / os.sysconf("SC_CLK_TCK")
 
 
-def _children_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def _own_seconds() -> float:
+    """Processor seconds of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 class Neighbours:
-    """While it is entered: what other processes use of the machine beside our own children.
+    """While it is entered: what other processes use of the machine.
 
     Attributes
     ----------
     seconds : float
         Wall time until it was left.
     own : float
-        Processor seconds of the children that ended meanwhile.
+        Processor seconds of this process and of its children that ended meanwhile.
     cores : float
         Processor cores used by other processes, on average.
     """
@@ -71,12 +70,12 @@ class Neighbours:
     seconds = own = cores = 0.0
 
     def __enter__(self) -> Neighbours:
-        self._start, self._busy, self._own = time.perf_counter(), busy_seconds(), _children_seconds()
+        self._start, self._busy, self._own = time.perf_counter(), busy_seconds(), _own_seconds()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.seconds = time.perf_counter() - self._start
-        self.own = _children_seconds() - self._own
+        self.own = _own_seconds() - self._own
         self.cores = round(max(0.0, (busy_seconds() - self._busy - self.own) / self.seconds), 2)
 
 

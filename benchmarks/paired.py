@@ -6,15 +6,13 @@ rate to the baseline's window by window, what other processes used meanwhile; as
 
 from __future__ import annotations
 
-import datetime
-import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.machine import busy_seconds, describe
+from benchmarks.machine import Neighbours
 
 Result = dict[str, Any]
 
@@ -110,11 +108,6 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _own_seconds() -> float:
-    """Processor seconds of this process and of its children that have ended."""
-    return sum(os.times()[:4])
-
-
 def _window(candidate: Candidate, least_seconds: float, device: str) -> Window:
     """Call the candidate at least once, and until ``least_seconds`` are over."""
     if device == "cuda":
@@ -122,20 +115,19 @@ def _window(candidate: Candidate, least_seconds: float, device: str) -> Window:
 
         torch.cuda.reset_peak_memory_stats()
     synchronise(device)
-    calls, busy, own, start = 0, busy_seconds(), _own_seconds(), time.perf_counter()
-    while True:
-        candidate.call()
-        synchronise(device)
-        calls += 1
-        seconds = time.perf_counter() - start
-        if seconds >= least_seconds:
-            break
-    own = _own_seconds() - own
-    others = max(0.0, (busy_seconds() - busy - own) / seconds)
+    calls = 0
+    with Neighbours() as neighbours:
+        start = time.perf_counter()
+        while True:
+            candidate.call()
+            synchronise(device)
+            calls += 1
+            if time.perf_counter() - start >= least_seconds:
+                break
     peak = None
     if device == "cuda":
         peak = torch.cuda.max_memory_allocated()
-    return Window(calls * candidate.work, seconds, own, round(others, 2), peak)
+    return Window(calls * candidate.work, neighbours.seconds, neighbours.own, neighbours.cores, peak)
 
 
 def run_paired(
@@ -169,15 +161,3 @@ def run_paired(
             paired.windows[name].append(window)
             said(f"window {repeat + 1} of {repeats}: {name}: {window.rate:.4g} per second, {window.cores_used_by_others} cores used by others")
     return paired
-
-
-def surroundings(script: str, arguments: Sequence[str], device: str = "cpu") -> Result:
-    """The command, the date and the machine, for the record."""
-    return {"command": " ".join(["python", script, *arguments]), "date": datetime.date.today().isoformat(), "machine": describe(device)}
-
-
-def surroundings_line(record: Result) -> str:
-    """The same as a line below a table."""
-    machine = record["machine"]
-    device = machine.get("gpu") or f"{machine['processor']}, {machine['cores']} cores"
-    return f"{device}, {machine['memory_gib']} GiB; {record['date']}; `{record['command']}`"

@@ -15,7 +15,6 @@ CPU in all candidates; a U-Net that trains has float32 weights and computes in b
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -41,8 +40,9 @@ from augbench.personalise.fine_tune import load_part
 from augbench.personalise.tasks import ClassTask, ImageSet
 from augbench.personalise.train import Settings, Trainer
 from augbench.progress import Progress
-from benchmarks.paired import Candidate, run_paired, surroundings, surroundings_line
-from benchmarks.throughput import product_rate, write_figures
+from benchmarks.paired import Candidate, run_paired
+from benchmarks.record import publish, surroundings, surroundings_line
+from benchmarks.throughput import product_rate, write_rates
 
 Result = dict[str, Any]
 MINIATURE = Path(__file__).resolve().parents[1] / "resources" / "mini" / "stable-diffusion"
@@ -309,12 +309,8 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:
         report = measure(options, Path(place)) | surroundings("benchmarks/personalise.py", arguments, options.device)
-    print(markdown(report))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
-    if options.throughput_out and options.size == "full" and options.device == "cuda":
-        rates = {figure: report["results"][name]["rate"]["median"] for figure, name in (("finetune_vectors", PSEUDOWORDS), ("finetune_unet", UNET))}
-        write_figures(options.throughput_out, report["machine"]["gpu"], rates, f"{report['command']}, {report['date']}")
+    publish(report, markdown(report), options.json)
+    write_rates(options, report, {"finetune_vectors": PSEUDOWORDS, "finetune_unet": UNET})
 
 
 if __name__ == "__main__":

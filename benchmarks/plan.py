@@ -15,8 +15,6 @@ Each call is a process of its own; the repeats alternate.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
 import re
 import shutil
@@ -28,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.machine import Neighbours, describe, wait_until_idle
+from benchmarks.machine import Neighbours, wait_until_idle
+from benchmarks.record import publish, surroundings
 
 Result = dict[str, Any]
 PROJECT = Path(__file__).resolve().parents[1]
@@ -48,7 +47,7 @@ def snakemake(folder: Path, *arguments: str) -> tuple[str, Result]:
         sys.exit(text[-4000:])
     return text, {
         "seconds": round(neighbours.seconds, 2),
-        "processor_seconds": round(neighbours.own, 2),
+        "processor_seconds": round(usage.ru_utime + usage.ru_stime, 2),
         "peak_memory": usage.ru_maxrss * 1024,
         "cores_used_by_others": neighbours.cores,
     }
@@ -137,10 +136,8 @@ def main(arguments: Sequence[str]) -> None:
         report = measure(options.folder, options)
     finally:
         shutil.rmtree(options.folder, ignore_errors=True)
-    report |= {"command": "python benchmarks/plan.py " + " ".join(arguments), "date": datetime.date.today().isoformat(), "machine": describe()}
-    print(markdown(report))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    report |= surroundings("benchmarks/plan.py", arguments)
+    publish(report, markdown(report), options.json)
 
 
 if __name__ == "__main__":

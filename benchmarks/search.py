@@ -13,7 +13,6 @@ Each candidate runs in a process of its own, with the files dropped from the pag
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import shutil
@@ -33,13 +32,13 @@ from benchmarks.machine import (
     Neighbours,
     available_memory,
     copy_rate,
-    describe,
     drop_from_cache,
     peak_memory,
     product_seconds,
     read_seconds,
     wait_until_idle,
 )
+from benchmarks.record import publish, surroundings
 
 Result = dict[str, Any]
 CLUSTERS = 2000
@@ -246,10 +245,10 @@ def compare(options: argparse.Namespace, arguments: Sequence[str]) -> Result:
                 lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout.splitlines()
             results[name].append({**json.loads(lines[-1]), "cores_used_by_others": neighbours.cores})
             print(f"repeat {repeat + 1}: {name}: {results[name][-1]}", file=sys.stderr)
+    record = surroundings("benchmarks/search.py", arguments, options.device)
+    record["machine"]["copy_gb_per_second"] = round(copy_rate() / 1e9, 1)
     return {
-        "command": "python benchmarks/search.py " + " ".join(arguments),
-        "date": datetime.date.today().isoformat(),
-        "machine": {**describe(options.device), "copy_gb_per_second": round(copy_rate() / 1e9, 1)},
+        **record,
         "threads": options.threads,
         "page_cache": "warm" if options.warm else "cold (POSIX_FADV_DONTNEED)",
         "bytes": sum(path.stat().st_size for path in arrays_of(options.folder)),
@@ -345,9 +344,7 @@ def main(arguments: Sequence[str]) -> None:
     finally:
         if not options.keep:
             shutil.rmtree(options.folder)
-    print(markdown(report, options))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    publish(report, markdown(report, options), options.json)
 
 
 if __name__ == "__main__":

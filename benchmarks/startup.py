@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.paired import surroundings, surroundings_line
+from benchmarks.record import publish, surroundings, surroundings_line
 
 Result = dict[str, Any]
 PROJECT = Path(__file__).resolve().parents[1]
@@ -160,9 +160,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", type=Path, help="where to write all figures")
     options = parser.parse_args(arguments)
     report = measure(options) | surroundings("benchmarks/startup.py", arguments, options.device)
-    print(markdown(report))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    publish(report, markdown(report), options.json)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ multiplications and additions per second of bare matrix products.
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,3 +44,10 @@ def write_figures(path: Path, name: str, figures: Mapping[str, float], source: s
     device = table.setdefault("devices", {}).setdefault(device_key(name), {"name": name})
     device.update({figure: {"value": float(f"{value:.4g}"), "measured": True, "source": source} for figure, value in figures.items()})
     write_text(path, yaml.safe_dump(table, sort_keys=False))
+
+
+def write_rates(options: argparse.Namespace, report: Mapping[str, Any], candidates: Mapping[str, str]) -> None:
+    """Put the rates of a report's candidates, by figure, into ``--throughput-out``: those of models of the real size on a GPU only."""
+    if options.throughput_out and options.size == "full" and options.device == "cuda":
+        rates = {figure: report["results"][name]["rate"]["median"] for figure, name in candidates.items()}
+        write_figures(options.throughput_out, report["machine"]["gpu"], rates, f"{report['command']}, {report['date']}")

@@ -24,7 +24,7 @@ from augbench.parquet import whole
 from augbench.plan import Plan
 from augbench.report.html_parts import Thumb, models_of, templates, thumb_of
 from augbench.report.pictures import RECORDED, Picture, short_name
-from augbench.shards import image_kind
+from augbench.shards import media_type
 
 logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"
@@ -227,7 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(HTTPStatus.OK, "text/html", page(self.server.gallery, query).encode())
             elif address.path == "/image":
                 encoded = self.server.gallery.image(query["method"], query["class"], query["part"], int(query["row"]))
-                self._send(HTTPStatus.OK, f"image/{image_kind(encoded).replace('jpg', 'jpeg')}", encoded)
+                self._send(HTTPStatus.OK, media_type(encoded), encoded)
             else:
                 raise KeyError(address.path)
         except (KeyError, ValueError):

@@ -70,6 +70,11 @@ def image_kind(encoded: bytes) -> str:
     return {b"\x89PNG": "png", b"RIFF": "webp"}.get(encoded[:4], "jpg")
 
 
+def media_type(encoded: bytes) -> str:
+    """Its name on the web: ``image/png``, ``image/webp`` or ``image/jpeg``."""
+    return f"image/{image_kind(encoded)}".replace("jpg", "jpeg")
+
+
 def _checksum(rows: Iterable[Mapping[str, Any]]) -> str:
     digest = hashlib.sha256()
     for row in rows:

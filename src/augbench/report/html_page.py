@@ -31,7 +31,7 @@ from augbench.report.pictures import REAL, Picture, read_encoded, short_name
 from augbench.report.render import NONE, Layout, read_markdown, signed, spread
 from augbench.report.style import COLOURS
 from augbench.retrieval.shortfall import ALL, read_excluded
-from augbench.shards import image_kind
+from augbench.shards import media_type
 
 TITLES = {
     "table1": "Table 1: accuracy of every method",
@@ -101,8 +101,7 @@ class Choice:
 
 def data_uri(encoded: bytes) -> str:
     """An encoded image as an address that holds it."""
-    kind = image_kind(encoded).replace("jpg", "jpeg")
-    return f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
+    return f"data:{media_type(encoded)};base64,{base64.b64encode(encoded).decode()}"
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
