@@ -5,7 +5,8 @@ and JSON with ``--json``: training images per second of
 
 - diffusers' textual-inversion example for one class: images are prepared and encoded at every step, the optimiser holds the whole table of embeddings;
 - ours for many classes in one process: pseudo-words and conditioning vectors, latents cached; and the same with latents encoded at every step;
-- diffusers' text-to-image example, which trains the U-Net, and ours (Imagic: conditioning and U-Net), at the same batch size.
+- diffusers' text-to-image example, which trains the U-Net, and ours (Imagic: conditioning and U-Net), at the same batch size;
+- with ``--compile`` our last two with the U-Net compiled (``execution.compile``); minutes of compilation come before anything is timed.
 
 The baselines are those examples' steps with their defaults, written out here so that they stay as they are. Weights are bfloat16 on a GPU and float32 on the
 CPU in all candidates; a U-Net that trains has float32 weights and computes in bfloat16 on a GPU. That many classes learn what each learns alone is tested by
@@ -57,6 +58,7 @@ PSEUDOWORDS, UNCACHED, CONDITIONING, UNET = (
     "ours, conditioning vectors",
     "ours, conditioning and U-Net",
 )
+COMPILED = {name: f"{name}, compiled" for name in (CONDITIONING, UNET)}
 
 
 @dataclass(frozen=True)
@@ -171,9 +173,11 @@ def text_to_image(parts: Parts, unet: UNet2DConditionModel, images: Sequence[Ima
     return step
 
 
-def make_trainer(parts: Parts, unet: UNet2DConditionModel, rows: Rows, classes: int, per_class: int, micro_batch: int, folder: Path) -> Trainer:
-    """Our trainer over cached random latents; the U-Net trains if it is not the frozen one."""
-    trains = unet is not parts.unet
+def make_trainer(
+    parts: Parts, unet: UNet2DConditionModel, rows: Rows, classes: int, per_class: int, micro_batch: int, folder: Path, compiled: bool = False
+) -> Trainer:
+    """Our trainer over cached random latents; the U-Net trains if it is not frozen."""
+    trains = next(unet.parameters()).requires_grad
     latent = parts.resolution // 2 ** (len(parts.vae.config.block_out_channels) - 1)
     moments = torch.randn(classes * per_class, 2, 2, parts.vae.config.latent_channels, latent, latent)
     tasks = []
@@ -184,6 +188,7 @@ def make_trainer(parts: Parts, unet: UNet2DConditionModel, rows: Rows, classes: 
     settings = Settings(
         seed=0, lr=5e-3, unet_lr=1e-5, clusters=1, train_unet=trains, candidates=("val_loss",), batch_size=micro_batch if trains else 4, max_epochs=1,
         patience=1, flip=0.5, validation_draws=1, weight_decay=0.0, micro_batch=micro_batch, autocast=torch.bfloat16 if trains and parts.device.type == "cuda" else None,
+        compiled=compiled,
     )  # fmt: skip
     return Trainer(tasks, rows, unet, parts.scheduler, moments, moments[:, :1], settings, folder)
 
@@ -210,10 +215,10 @@ def ours(trainer: Trainer, images_at_once: int) -> Callable[[], None]:
     return call
 
 
-def new_unet(parts: Parts) -> UNet2DConditionModel:
+def new_unet(frozen: UNet2DConditionModel) -> UNet2DConditionModel:
     """A U-Net to train: the same weights, float32."""
-    unet = UNet2DConditionModel.from_config(parts.unet.config).to(parts.device)
-    unet.load_state_dict(parts.unet.state_dict())
+    unet = UNet2DConditionModel.from_config(frozen.config).to(frozen.device)
+    unet.load_state_dict(frozen.state_dict())
     return unet
 
 
@@ -231,14 +236,15 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
     calls[ONE_CLASS] = (textual_inversion(parts, images), ACCUMULATED)
     with torch.no_grad():
         states = parts.text_encoder(token_ids(parts.tokenizer, [PROMPT.format("thing")]).to(device))[0].float()
-    conditioning = ConditioningRows(states.expand(options.classes, -1, -1))
-    trainer = make_trainer(parts, parts.unet, conditioning, options.classes, 4, options.batch, folder)
-    calls[CONDITIONING] = (ours(trainer, options.classes * 4), options.classes * 4)
-    calls[UNET_LOOP] = (text_to_image(parts, new_unet(parts), images, options.unet_batch), options.unet_batch)
-    unet_trainer = make_trainer(
-        parts, new_unet(parts), ConditioningRows(states.expand(options.classes, -1, -1)), options.classes, 4, options.unet_batch, folder
-    )
-    calls[UNET] = (ours(unet_trainer, options.unet_batch), options.unet_batch)
+    calls[UNET_LOOP] = (text_to_image(parts, new_unet(parts.unet), images, options.unet_batch), options.unet_batch)
+    for compiled in (False, True)[: 1 + options.compile]:
+        for name, new, micro_batch, at_once in (
+            (CONDITIONING, deepcopy, options.batch, options.classes * 4),
+            (UNET, new_unet, options.unet_batch, options.unet_batch),
+        ):
+            conditioning = ConditioningRows(states.expand(options.classes, -1, -1))
+            trainer = make_trainer(parts, new(parts.unet), conditioning, options.classes, 4, micro_batch, folder, compiled)
+            calls[COMPILED[name] if compiled else name] = (ours(trainer, at_once), at_once)
     start = word_embedding(parts.text_encoder, parts.tokenizer, "thing")
     rows = PseudowordRows(parts.text_encoder, parts.tokenizer, words, start.expand(options.classes, -1), lambda row, _: PROMPT.format(words[row]))
     word_trainer = make_trainer(parts, parts.unet, rows, options.classes, 4, options.batch, folder)
@@ -256,11 +262,13 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         with FlopCounterMode(display=False) as counter:
             call()
         flops[name] = counter.get_total_flops() / work
-    order = (ONE_CLASS, PSEUDOWORDS, UNCACHED, CONDITIONING, UNET_LOOP, UNET)
-    candidates = {name: Candidate(*calls[name]) for name in order}
+    flops |= {name: flops[own] for own, name in COMPILED.items() if name in calls}
+    order = (ONE_CLASS, PSEUDOWORDS, UNCACHED, CONDITIONING, COMPILED[CONDITIONING], UNET_LOOP, UNET, COMPILED[UNET])
+    candidates = {name: Candidate(*calls[name]) for name in order if name in calls}
     paired = run_paired(candidates, options.device, options.repeats, options.seconds, said=lambda line: print(line, file=sys.stderr))
     ceiling = product_rate(options.device, str(dtype).removeprefix("torch."))
-    ratios = {name: sorted(paired.ratios(name, base)) for name, base in ((PSEUDOWORDS, UNCACHED), (UNET, UNET_LOOP))}
+    compared = {PSEUDOWORDS: UNCACHED, UNET: UNET_LOOP, **({name: own for own, name in COMPILED.items()} if options.compile else {})}
+    ratios = {name: sorted(paired.ratios(name, base)) for name, base in compared.items()}
     return {
         "classes": options.classes,
         "batch": options.batch,
@@ -280,12 +288,13 @@ def markdown(report: Result) -> str:
         f"{name}: {report['flops_per_image'][name] / 1e12:.3g} TFLOP an image, {share:.0%}" for name, share in report["share_of_ceiling"].items()
     )
     spread = {name: "{median:.3g} ({least:.3g} to {most:.3g})".format(**ratio) for name, ratio in report["further_ratios"].items()}
+    compiled = "".join(f" Compiled / not, {own.removeprefix('ours, ')}: {spread[name]}." for own, name in COMPILED.items() if name in spread)
     return "\n".join(
         [
             report["table"],
             "",
             f"{report['classes']} classes in one process, {report['batch']} images at once, {report['unet_batch']} where the U-Net trains. Cached latents / "
-            f"latents encoded at every step: {spread[PSEUDOWORDS]}. Training the U-Net, ours / diffusers': {spread[UNET]}. "
+            f"latents encoded at every step: {spread[PSEUDOWORDS]}. Training the U-Net, ours / diffusers': {spread[UNET]}.{compiled} "
             f"Share of bare matrix products ({report['product_rate'] / 1e12:.3g} TFLOP/s): {shares}.",
             "",
             surroundings_line(report),
@@ -301,6 +310,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--classes", type=int, default=64, help="that ours learns in one process")
     parser.add_argument("--batch", type=int, default=64, help="images that go through a frozen U-Net together")
     parser.add_argument("--unet-batch", type=int, default=16, help="images per step where the U-Net trains, in both candidates")
+    parser.add_argument("--compile", action="store_true", help="with our compiled candidates, too; needs a C compiler")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="that a window takes at least")
@@ -310,7 +320,7 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as place:
         report = measure(options, Path(place)) | surroundings("benchmarks/personalise.py", arguments, options.device)
     publish(report, markdown(report), options.json)
-    write_rates(options, report, {"finetune_vectors": PSEUDOWORDS, "finetune_unet": UNET})
+    write_rates(options, report, {"finetune_vectors": PSEUDOWORDS, "finetune_unet": COMPILED[UNET] if options.compile else UNET})
 
 
 if __name__ == "__main__":

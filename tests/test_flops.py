@@ -56,19 +56,21 @@ class Cost:
 
 @contextmanager
 def counted(pipeline: StableDiffusionPipeline) -> Iterator[Cost]:
-    """Count what runs inside. A U-Net call costs what its shapes say, so each shape runs once and is added up from then on."""
+    """Count what runs inside. A U-Net call costs what its shapes say, but for the first one, which also makes keys and values of the text: each shape runs
+    twice, and the second run is added up from then on."""
     cost, forward, decode = Cost(), pipeline.unet.forward, pipeline.vae.decode
-    known: dict[torch.Size, tuple[Any, int]] = {}
+    known: dict[torch.Size, list[tuple[Any, int]]] = {}
 
     def unet(sample: torch.Tensor, *arguments: Any, **named: Any) -> Any:
         cost.unet += len(sample)
-        if sample.shape in known:
-            cost.flop += known[sample.shape][1]
+        runs = known.setdefault(sample.shape, [])
+        if len(runs) == 2:
+            cost.flop += runs[1][1]
         else:
             before = counter.get_total_flops()
             output = forward(sample, *arguments, **named)
-            known[sample.shape] = (output, counter.get_total_flops() - before)
-        return known[sample.shape][0]
+            runs.append((output, counter.get_total_flops() - before))
+        return runs[-1][0]
 
     def decoder(latents: torch.Tensor, *arguments: Any, **named: Any) -> Any:
         cost.decodes += len(latents)
@@ -98,19 +100,19 @@ def pndm() -> PNDMScheduler:
 def test_a_guided_image_with_pndm_is_102_forwards_and_one_decode() -> None:
     cost = cost_of(pndm(), 1)
     assert (cost.unet, cost.decodes) == (102, 1)
-    assert cost.flop / 1e12 == pytest.approx(84.45, abs=0.01)
+    assert cost.flop / 1e12 == pytest.approx(84.15, abs=0.01)
 
 
 def test_a_guided_image_with_ddim_is_100_forwards_and_one_decode() -> None:
     cost = cost_of(DDIMScheduler(**SCHEDULE, clip_sample=False), 1)
     assert (cost.unet, cost.decodes) == (100, 1)
-    assert cost.flop / 1e12 == pytest.approx(82.84, abs=0.01)
+    assert cost.flop / 1e12 == pytest.approx(82.55, abs=0.01)
 
 
 def test_batches_cost_nothing_extra_and_no_guidance_half_the_forwards() -> None:
     five = cost_of(pndm(), 5)
     assert (five.unet, five.decodes) == (5 * 102, 5)
-    assert five.flop / 1e12 == pytest.approx(5 * 84.45, abs=0.05)
+    assert five.flop / 1e12 == pytest.approx(5 * 84.15, abs=0.05)
     assert cost_of(pndm(), 1, guidance_scale=1.0).unet == 51
 
 
@@ -118,7 +120,7 @@ def test_steps_outside_the_guidance_interval_cost_half() -> None:
     cost = cost_of(DDIMScheduler(**SCHEDULE, clip_sample=False), 2, interval=(0.28, 5.42))
     guided = 37  # of timesteps 981, 961, ..., 1 those from 801 down to 81, by the schedule's noise levels
     assert (cost.unet, cost.decodes) == (2 * (50 + guided), 2)
-    assert cost.flop / 1e12 == pytest.approx(2 * ((50 + guided) * 0.8032 + 2.5145), abs=0.02)
+    assert cost.flop / 1e12 == pytest.approx(2 * ((50 + guided) * 0.8003 + 3 * 0.00295 + 2.5145), abs=0.02)  # text: with the empty prompt, and without
 
 
 def test_the_fast_mode_costs_little_more_than_a_third_of_the_default() -> None:
@@ -126,4 +128,4 @@ def test_the_fast_mode_costs_little_more_than_a_third_of_the_default() -> None:
     scheduler = DPMSolverMultistepScheduler.from_config(pndm().config)
     cost = cost_of(scheduler, 1, steps=fast.steps, interval=fast.guidance_interval)
     assert (cost.unet, cost.decodes) == (20 + 15, 1)
-    assert cost.flop / 1e12 == pytest.approx(30.63, abs=0.01)
+    assert cost.flop / 1e12 == pytest.approx(30.53, abs=0.01)

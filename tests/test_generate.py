@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -122,6 +123,20 @@ def test_no_step_of_the_loop_reads_a_value_back(scheduler: str) -> None:
         assert reads(lambda: sampler._denoise(latents, steps, states, empty)) == 0
     theirs = loaded(scheduler)
     assert scheduler == "dpmsolver++" or reads(lambda: theirs(PROMPTS[:2], num_inference_steps=7, height=32, width=32, output_type="latent")) >= 7
+
+
+def test_keys_and_values_of_the_text_are_made_once_per_batch() -> None:
+    """Those of the empty prompt, too, and once more for steps that are not guided; afterwards the U-Net is as it was."""
+    calls: Counter[int] = Counter()
+    sampler = Sampler(loaded("ddim"), 7, 3.0, 32, 2, guidance_interval=(0.28, 5.42))
+    unet = sampler.pipeline.unet
+    layers = [module.to_k for name, module in unet.named_modules() if name.endswith("attn2")]
+    for number, layer in enumerate(layers):
+        layer.forward = lambda states, number=number, forward=layer.forward: calls.update({number: len(states)}) or forward(states)
+    before = [layer.forward for layer in layers]
+    sampler.sample(PROMPTS[:3], SCOPES[:3], 0)
+    assert len(layers) == 4 and calls == Counter(dict.fromkeys(range(4), 3 * 3))
+    assert [layer.forward for layer in layers] == before
 
 
 def unet_batches(sampler: Sampler, count: int) -> tuple[list[int], np.ndarray]:

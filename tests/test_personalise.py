@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from diffusers import DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNe
 from PIL import Image
 from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
+from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -66,7 +68,7 @@ class Inputs:
     folder: Path
     root: Path
 
-    def study(self, finetune: Mapping[str, Any] | None = None, batch_size: int = 32, **methods: Mapping[str, Any]) -> Study:
+    def study(self, finetune: Mapping[str, Any] | None = None, batch_size: int = 32, compiled: bool = False, **methods: Mapping[str, Any]) -> Study:
         rows = {name: {"mechanism": "personalise", "candidates": ["train_loss", "val_loss", 1], **row} for name, row in {**METHODS, **methods}.items()}
         return parse_study(
             {
@@ -77,7 +79,7 @@ class Inputs:
                 "methods": rows,
                 "augmentation": {"images_per_class": 10},
                 "finetune": {"max_epochs": 2, "patience": 1, **(finetune or {})},
-                "execution": {"batch_size": batch_size, "device": "cpu"},
+                "execution": {"batch_size": batch_size, "device": "cpu", "compile": compiled},
             }
         )
 
@@ -210,6 +212,58 @@ def test_the_micro_batch_changes_nothing_but_rounding(inputs: Inputs, method: st
     assert (small - large).norm() < TOLERANCE * (large - start).norm()
     validation = [trainer.validate(trainer.groups)[0] for trainer in trainers]
     np.testing.assert_allclose(validation[0], validation[1], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("method", "batch_size", "micro_batch", "whole"), [("clusters", 4, 20, 16), ("pseudoword_dm", 7, 10, 7)])
+def test_a_compiled_unet_gets_batches_of_one_size_and_learns_the_same(
+    inputs: Inputs, method: str, batch_size: int, micro_batch: int, whole: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How 22 training and 12 validation images become whole batches, batches that are filled up, and small ones; nothing is compiled here."""
+    sizes: dict[str, list[int]] = {"compiled": [], "eager": []}
+    stance = ["compiled"]
+
+    @contextmanager
+    def set_stance(name: str) -> Iterator[None]:
+        assert name == "force_eager"
+        stance.append("eager")
+        yield
+        stance.pop()
+
+    monkeypatch.setattr(train, "compile_network", lambda network: network.register_forward_pre_hook(lambda _, batch: sizes[stance[-1]].append(len(batch[0]))))
+    monkeypatch.setattr(torch.compiler, "set_stance", set_stance)
+    plain, compiled = (
+        inputs.trainer(inputs.study({"batch_size": batch_size}, micro_batch, choice), method, tmp_path / str(choice), NAMES[:4]) for choice in (False, True)
+    )
+    start = plain.rows.values.detach().clone()
+    compiled.warm_up()
+    assert sizes == {"compiled": [whole] * 2, "eager": []}
+    assert torch.equal(compiled.rows.values, start) and compiled.rows.values.grad is None
+    learned = [trainer.run() for trainer in (plain, compiled)]
+    assert set(sizes["compiled"]) == {whole} and sizes["eager"] and max(sizes["eager"]) < whole / 2
+    epochs = len(learned[1]["zero"].history) - 1
+    assert sum(sizes["compiled"] + sizes["eager"]) > 22 * epochs + 12 * (epochs + 1)  # with copies
+    for class_id, ours in learned[1].items():
+        assert [entry["val_loss"] for entry in ours.history] == pytest.approx([entry["val_loss"] for entry in learned[0][class_id].history], rel=1e-4)
+    way = (plain.rows.values - start).norm()
+    assert (compiled.rows.values - plain.rows.values).norm() < TOLERANCE * way
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", ["conditioning", "imagic"])
+def test_a_compiled_unet_has_no_graph_breaks_and_is_compiled_once(inputs: Inputs, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graphs of training and of validation; without the compiler's last stage, which tests/test_compiling.py runs."""
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(train, "compile_network", lambda network: network.compile(fullgraph=True, dynamic=False, backend="aot_eager"))
+    plain, compiled = (inputs.trainer(inputs.study(batch_size=7, compiled=choice), method, tmp_path / str(choice), NAMES[:4]) for choice in (False, True))
+    start = plain.rows.values.detach().clone()
+    compiled.warm_up()
+    assert counters["stats"]["unique_graphs"] == 2
+    for trainer in (plain, compiled):
+        trainer.run()
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
+    assert (compiled.rows.values - plain.rows.values).norm() < TOLERANCE * (plain.rows.values - start).norm()
+    torch._dynamo.reset()
 
 
 def test_epochs_differ_and_validation_does_not(inputs: Inputs, tmp_path: Path) -> None:

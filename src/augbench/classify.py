@@ -290,9 +290,11 @@ def publish_run(study: Study, store: Store, run: Run, compute: Compute) -> None:
 def _commit(store: Store, recipe: Recipe, result: RunResult, compute: Compute) -> None:
     """Commit weights and history; the history comes last and names the weights' hash, so a half-committed run is trained anew."""
     model = store.commit("classifiers", recipe, ".safetensors", lambda path: save_file(result.state, path))
+    on_gpu = compute.device.type == "cuda"
     timing = {
-        "device": torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else platform.machine(),
+        "device": torch.cuda.get_device_name(compute.device) if on_gpu else platform.machine(),
         "processes": compute.group.size,
+        "gpus": compute.group.size if on_gpu else 0,
         "threads": torch.get_num_threads(),
         "seconds_per_epoch": [round(seconds, 4) for seconds in result.seconds],
     }

@@ -1,7 +1,7 @@
 """Compiled networks: the cache of kernels that a study's jobs share, and who fills it.
 
 Flows in: the folder of a cache; what is about to be compiled. Flows out: nothing but files of torch's own in that folder, and a marker for each thing that was
-compiled whole. No rule fills the cache ahead of the others: it would be an input of every job that makes images, and switching compilation on would then make
+compiled whole. Only whole batches run compiled, so that every network is compiled for one size. No rule fills the cache ahead of the others: it would be an input of every job that makes images, and switching compilation on would then make
 Snakemake run them all again. Instead the first job to need something compiles it, and those beside it wait for that, as long as compiling takes them too.
 """
 
@@ -18,7 +18,8 @@ from augbench.files import canonical_hash
 from augbench.launcher import lock_file
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    import torch
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -38,10 +39,28 @@ def cache_folder() -> Path:
     return Path(cache_dir())
 
 
+def compile_network(network: torch.nn.Module) -> None:
+    """Compile the whole of a network for the sizes of batches that it meets; that happens when it meets them."""
+    network.compile(fullgraph=True, dynamic=False)
+
+
 def compile_pipeline(pipeline: StableDiffusionPipeline) -> None:
-    """Compile the whole U-Net and the decoder, each for the sizes of batches that it meets; that happens when it meets them."""
-    for network in (pipeline.unet, pipeline.vae.decoder):
-        network.compile(fullgraph=True, dynamic=False)
+    """Compile the U-Net and the decoder."""
+    compile_network(pipeline.unet)
+    compile_network(pipeline.vae.decoder)
+
+
+def copies_to_fill(size: int, whole: int) -> int | None:
+    """How many copies of its last item make ``size`` items a batch of ``whole``; None for fewer than half a batch, which is quicker uncompiled."""
+    return whole - size if 2 * size >= whole else None
+
+
+def kernels_of(unet: UNet2DConditionModel, **others: Any) -> dict[str, Any]:
+    """What decides the kernels that a U-Net is compiled to: versions, device, architecture, precision, and ``others``, such as sizes."""
+    import torch
+
+    device = torch.cuda.get_device_name() if unet.device.type == "cuda" else "cpu"
+    return {"torch": torch.__version__, "device": device, "unet": unet.to_json_string(), "dtype": str(unet.dtype), **others}
 
 
 @contextmanager

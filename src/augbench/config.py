@@ -679,9 +679,9 @@ class Execution(Section):
     )
     compile: bool = key(
         False,
-        "Compile the classifier, and the U-Net and decoder that make images, with torch.compile: minutes at the start of the first job, seconds in later "
-        "ones, which share a cache below the study's results (or in $TORCHINDUCTOR_CACHE_DIR); needs a C compiler. Images are compiled for batches of "
-        "batch_size: let it divide the images of a shard.",
+        "Compile the classifier, the U-Net while it is fine-tuned or learned through, and the U-Net and decoder that make images, with torch.compile: minutes "
+        "at the start of the first job, seconds in later ones, which share a cache below the study's results (or in $TORCHINDUCTOR_CACHE_DIR); needs a C "
+        "compiler. Images are compiled for batches of batch_size: let it divide the images of a shard.",
     )
     image_pool: Literal["auto", "device", "memory", "disk"] = key(
         "auto",

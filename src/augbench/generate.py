@@ -15,16 +15,16 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from augbench.batches import in_batches
-from augbench.compiling import cache_folder, compile_pipeline, first_alone
+from augbench.compiling import cache_folder, compile_pipeline, copies_to_fill, first_alone, kernels_of
 from augbench.config import PersonaliseMethod, SampleMethod
 from augbench.data.decode import square
 from augbench.errors import UserError
@@ -40,7 +40,7 @@ from augbench.shards import ShardRow, encode_image, is_kept, write_shard
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from PIL import Image
 
     from augbench.job import Job
@@ -87,6 +87,31 @@ class Pending:
     starts: Sequence[Image.Image] | None
     done: dict[int, Sample] = field(default_factory=dict)
     batches: list[tuple[list[int], list[int], Future[tuple[list[Image.Image], list[bool]]]]] = field(default_factory=list)
+
+
+def _once(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The function, called once for each object that it is given."""
+    known: list[tuple[Any, Any]] = []
+
+    def remembered(given: Any) -> Any:
+        for before, result in known:
+            if before is given:
+                return result
+        known.append((given, function(given)))
+        return known[-1][1]
+
+    return remembered
+
+
+@contextmanager
+def text_once(unet: UNet2DConditionModel) -> Iterator[None]:
+    """Inside, what cross-attention makes of the same text states, keys and values, is computed once, not at every step; not a bit changes."""
+    layers = [layer for name, module in unet.named_modules() if name.endswith(".attn2") for layer in (module.to_k, module.to_v)]
+    with ExitStack() as changes:
+        for layer in layers:
+            changes.callback(setattr, layer, "forward", layer.forward)
+            layer.forward = _once(layer.forward)
+        yield
 
 
 class Sampler:
@@ -211,14 +236,12 @@ class Sampler:
         """
         import torch
 
-        images, missing = len(prompts), self.batch_size - len(prompts)
-        if not self.compiled or not missing:
-            return self._sampled(prompts, seeds, starts)
-        if missing > images:
+        images, copies = len(prompts), copies_to_fill(len(prompts), self.batch_size) if self.compiled else 0
+        if copies is None:
             with torch.compiler.set_stance("force_eager"):
                 return self._sampled(prompts, seeds, starts)
-        more = None if starts is None else [*starts, *[starts[-1]] * missing]
-        return self._sampled([*prompts, *[prompts[-1]] * missing], [*seeds, *[seeds[-1]] * missing], more)[:images]
+        more = None if starts is None else [*starts, *[starts[-1]] * copies]
+        return self._sampled([*prompts, *[prompts[-1]] * copies], [*seeds, *[seeds[-1]] * copies], more)[:images]
 
     def _sampled(self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Image.Image] | None) -> torch.Tensor:
         import torch
@@ -228,18 +251,14 @@ class Sampler:
             prompted = self._text_states(prompts)
             unprompted = self._text_states([""] * len(prompts)) if self.guidance_scale > 1 else None
             steps = self.schedule()
-            latents = self._denoise(self._first_latents(seeds, starts, steps[0]), steps, prompted, unprompted)
+            with nullcontext() if self.compiled else text_once(self.pipeline.unet):
+                latents = self._denoise(self._first_latents(seeds, starts, steps[0]), steps, prompted, unprompted)
             return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
 
     def compiled_for(self) -> dict[str, Any]:
         """What decides the kernels that :meth:`warm_up` compiles: versions, device, networks, sizes."""
-        import torch
-
-        unet = self.pipeline.unet
-        device = torch.cuda.get_device_name() if unet.device.type == "cuda" else "cpu"
         guided = sorted({step.guided for step in self.schedule()})
-        networks = [unet.to_json_string(), self.pipeline.vae.to_json_string(), str(unet.dtype)]
-        return {"torch": torch.__version__, "device": device, "networks": networks, "batch": [self.batch_size, self.resolution], "guided": guided}
+        return kernels_of(self.pipeline.unet, vae=self.pipeline.vae.to_json_string(), batch=[self.batch_size, self.resolution], guided=guided)
 
     def warm_up(self) -> None:
         """Meet every size that whole batches have: the U-Net's with guidance and without, as the steps ask, and the decoder's."""

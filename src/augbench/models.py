@@ -71,6 +71,11 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Values in main memory, on ``device``; a GPU fetches them when it gets there, and nothing waits for that."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
 def _require(folder: str | Path) -> None:
     if not Path(folder).is_dir():
         raise UserError(str(folder), "no such folder", "put the model back; one that was fetched comes again if the study's folder models/ is deleted")

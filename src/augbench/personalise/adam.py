@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from augbench.models import to_device
+
 
 class RowAdam:
     """AdamW with the state of a separate optimiser for every row.
@@ -42,7 +44,7 @@ class RowAdam:
         self.steps[index] += 1
         first, second = ((1 - beta ** self.steps[index].double()).to(self.values.dtype) for beta in self.betas)
         shape = (-1, *[1] * (self.values.dim() - 1))
-        index, first, second = (tensor.to(self.values.device) for tensor in (index, first.view(shape), second.view(shape)))
+        index, first, second = (to_device(tensor, self.values.device) for tensor in (index, first.view(shape), second.view(shape)))
         gradient = self.values.grad[index]
         mean = self.mean[index].lerp_(gradient, 1 - self.betas[0])
         square = self.square[index].mul_(self.betas[1]).addcmul_(gradient, gradient, value=1 - self.betas[1])

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from augbench.errors import UserError
+from augbench.models import to_device
 
 
 class Rows(Protocol):
@@ -45,7 +46,7 @@ class ConditioningRows:
 
     def states(self, rows: Sequence[int], draws: Sequence[int]) -> torch.Tensor:
         """The rows' values; there is no prompt to choose."""
-        return self.values[torch.tensor(rows, device=self.values.device)]
+        return self.values[to_device(torch.tensor(rows), self.values.device)]
 
 
 class LearnedEmbedding(nn.Module):
@@ -119,6 +120,6 @@ class PseudowordRows:
         distinct = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
         if unknown := [prompt for prompt in distinct if prompt not in self._ids]:
             self._ids.update(zip(unknown, token_ids(self.tokenizer, unknown), strict=True))
-        ids = torch.stack([self._ids[prompt] for prompt in distinct]).to(self.values.device)
+        ids = to_device(torch.stack([self._ids[prompt] for prompt in distinct]), self.values.device)
         states = self.text_encoder(ids).last_hidden_state
-        return states[torch.tensor([distinct[prompt] for prompt in prompts], device=states.device)]
+        return states[to_device(torch.tensor([distinct[prompt] for prompt in prompts]), states.device)]

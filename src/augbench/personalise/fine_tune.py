@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from augbench.compiling import cache_folder, first_alone
 from augbench.config import PersonaliseMethod, Study
 from augbench.data.source import ImageSource
 from augbench.models import pick_device
@@ -47,6 +48,7 @@ def settings_of(study: Study, method: PersonaliseMethod, factor: float) -> Setti
         validation_draws=finetune.validation_draws,
         weight_decay=finetune.weight_decay,
         micro_batch=study.execution.batch_size,
+        compiled=study.execution.compile,
         autocast=None if not method.train_unet or finetune.dtype == "float32" else getattr(torch, finetune.dtype),
     )
 
@@ -121,4 +123,8 @@ def fine_tune(
     dtype = torch.float32 if method.train_unet else getattr(torch, study.finetune.dtype)
     unet = load_part(UNet2DConditionModel, study.diffusion.folder, "unet", dtype, device)
     scheduler = DDPMScheduler.from_config(DDPMScheduler.load_config(study.diffusion.folder, subfolder="scheduler", local_files_only=True))
-    return Trainer(tasks, rows, unet, scheduler, moments, validation_moments, settings, folder, what).run()
+    trainer = Trainer(tasks, rows, unet, scheduler, moments, validation_moments, settings, folder, what)
+    if settings.compiled:
+        with first_alone(cache_folder(), trainer.compiled_for()):
+            trainer.warm_up()
+    return trainer.run()

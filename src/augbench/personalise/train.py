@@ -25,8 +25,11 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 
+from augbench.batches import in_batches
+from augbench.compiling import compile_network, copies_to_fill, kernels_of
 from augbench.errors import UserError
 from augbench.files import atomic_path
+from augbench.models import to_device
 from augbench.personalise.adam import RowAdam
 from augbench.personalise.data import Draw, draw_training, draw_validation, epoch_order
 from augbench.personalise.embedding import Rows
@@ -42,7 +45,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Settings:
-    """What shapes the training (the ``finetune`` section and the method's row), and the size of a micro-batch, which does not.
+    """What shapes the training (the ``finetune`` section and the method's row), and the size of a micro-batch and compilation, which do not.
 
     Attributes
     ----------
@@ -53,9 +56,11 @@ class Settings:
     candidates : tuple of str
         ``train_loss``, ``val_loss``, ``epoch1``, ...
     micro_batch : int
-        Samples that go through the U-Net together.
+        Samples that go through the U-Net together, at most.
     autocast : dtype, optional
         Precision of a trained U-Net's operations; its weights stay float32.
+    compiled : bool
+        Whether the U-Net is compiled, for micro-batches of one size.
     """
 
     seed: int
@@ -72,6 +77,7 @@ class Settings:
     weight_decay: float
     micro_batch: int
     autocast: torch.dtype | None = None
+    compiled: bool = False
 
     @property
     def least_epochs(self) -> int:
@@ -210,13 +216,56 @@ class Trainer:
         if self.device.type == "cuda":
             unet.to(memory_format=torch.channels_last)  # what its tensor cores work in; otherwise every convolution converts
         unet.requires_grad_(settings.train_unet)
-        self.unet_optimizer = torch.optim.AdamW(unet.parameters(), lr=settings.unet_lr, weight_decay=settings.weight_decay) if settings.train_unet else None
+        self.unet_optimizer = None
+        if settings.train_unet:
+            fused = True if self.device.type == "cuda" else None  # reads and writes everything once, not once per operation
+            self.unet_optimizer = torch.optim.AdamW(unet.parameters(), lr=settings.unet_lr, weight_decay=settings.weight_decay, fused=fused)
         numbers = tuple(range(len(tasks)))
         self.groups = [Group(numbers)] if settings.train_unet else [Group((number,)) for number in numbers]
+        self.micro_batch = self._compiled_batch() if settings.compiled else settings.micro_batch
+        if settings.compiled:
+            compile_network(unet)
         self.snapshots = {name: torch.zeros(rows.values.shape) for name in settings.candidates}
         self.histories: list[list[dict[str, Any]]] = [[] for _ in tasks]
         self.epoch = 0
         self._saved = time.monotonic()
+
+    # --- compilation ---
+
+    def _compiled_batch(self) -> int:
+        """Size of the equal micro-batches of a whole step of all groups: the only one that the U-Net is compiled for."""
+        images = [sum(len(self.tasks[number].train) for number in group.classes) for group in self.groups]
+        step = sum(min(count, self.settings.batch_size) for count in images)
+        return math.ceil(step / math.ceil(step / self.settings.micro_batch))
+
+    def compiled_for(self) -> dict[str, Any]:
+        """What decides the kernels that :meth:`warm_up` compiles."""
+        trained = [self.settings.train_unet, str(self.settings.autocast)]
+        return kernels_of(self.unet, latents=[self.micro_batch, *self.moments.shape[-3:]], trained=trained)
+
+    def warm_up(self) -> None:
+        """Send a whole micro-batch through the U-Net, forth and back and for validation, and forget about it."""
+        samples = [self.training_sample(0, 0, 1, 0.0)] * self.micro_batch
+        self.losses(samples, self.moments).sum().backward()
+        self.rows.values.grad = None
+        self.unet.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            self.losses(samples, self.moments)
+
+    def _parts(self, samples: Sequence[T]) -> Iterator[Sequence[T]]:
+        """Micro-batches: whole ones and a rest for a compiled U-Net, otherwise equal ones."""
+        return in_batches(samples, self.micro_batch) if self.settings.compiled else micro_batches(samples, self.micro_batch)
+
+    def _predicted(self, noisy: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """The U-Net's prediction. A compiled one gets whole micro-batches: half of one at least is filled up with copies, whose predictions nobody reads."""
+        copies = copies_to_fill(len(noisy), self.micro_batch) if self.settings.compiled else 0
+        if copies is None:
+            with torch.compiler.set_stance("force_eager"):
+                return self.unet(noisy, timesteps, states).sample
+        if not copies:
+            return self.unet(noisy, timesteps, states).sample
+        filled = [torch.cat([values, values[-1:].expand(copies, *values.shape[1:])]) for values in (noisy, timesteps, states)]
+        return self.unet(*filled).sample[: len(noisy)]
 
     # --- one sample ---
 
@@ -241,12 +290,12 @@ class Trainer:
         """Stable Diffusion's own loss of every sample: mean squared error of the prediction, float32 ``(N,)``."""
         chosen = torch.stack([moments[sample.moments, int(sample.draw.mirrored)] for sample in samples]).float()
         latents = chosen[:, 0] + chosen[:, 1] * torch.stack([sample.draw.posterior for sample in samples])
-        latents, noise = latents.to(self.device), torch.stack([sample.draw.noise for sample in samples]).to(self.device)
-        timesteps = torch.tensor([sample.draw.timestep for sample in samples], device=self.device)
+        latents, noise = (to_device(values, self.device) for values in (latents, torch.stack([sample.draw.noise for sample in samples])))
+        timesteps = to_device(torch.tensor([sample.draw.timestep for sample in samples]), self.device)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         states = self.rows.states([sample.row for sample in samples], [sample.draw.prompt for sample in samples])
         with self._precision():
-            predicted = self.unet(noisy.to(self.unet.dtype), timesteps, states.to(self.unet.dtype)).sample
+            predicted = self._predicted(noisy.to(self.unet.dtype), timesteps, states.to(self.unet.dtype))
         return (predicted.float() - diffusion_target(self.scheduler, latents, noise, timesteps)).square().mean((1, 2, 3))
 
     def _precision(self) -> AbstractContextManager[Any]:
@@ -268,9 +317,9 @@ class Trainer:
     def step(self, samples: Sequence[_Sample]) -> torch.Tensor:
         """One step of both optimisers; returns the losses ``(N,)`` before it."""
         losses = []
-        for part in micro_batches(samples, self.settings.micro_batch):
+        for part in self._parts(samples):
             loss = self.losses(part, self.moments)
-            (loss * torch.tensor([sample.weight for sample in part], device=self.device)).sum().backward()
+            (loss * to_device(torch.tensor([sample.weight for sample in part]), self.device)).sum().backward()
             losses.append(loss.detach())
         self.optimizer.step(sorted({sample.row for sample in samples}))
         if self.unet_optimizer is not None:
@@ -303,8 +352,7 @@ class Trainer:
             for image in range(len(self.tasks[number].validation))
             for repeat in range(self.settings.validation_draws)
         ]
-        parts = micro_batches(wanted, self.settings.micro_batch)
-        losses = [self.losses([self.validation_sample(*item) for item in part], self.validation_moments) for part in parts]
+        losses = [self.losses([self.validation_sample(*item) for item in part], self.validation_moments) for part in self._parts(wanted)]
         return self._by_class([number for number, _, _ in wanted], losses)
 
     def _record(self, active: Sequence[Group], train: tuple[np.ndarray, np.ndarray] | None, validation: tuple[np.ndarray, np.ndarray]) -> None:

@@ -109,15 +109,9 @@ def gpus_used(plan: Plan) -> tuple[int, int]:
         for run in plan.runs:
             path = Path(plan.run_files(method, run)[0]).with_name("timing.json")
             if path.exists():
-                timing = read_json(path)
-                on_gpu = "seconds_per_epoch" in timing and _is_gpu(timing["device"])
-                return (1, int(timing.get("processes", 1))) if on_gpu else (0, 0)
+                gpus = int(read_json(path).get("gpus", 0))
+                return min(gpus, 1), gpus
     return 0, 0
-
-
-def _is_gpu(device: str) -> bool:
-    """Whether a classifier's record names a GPU: a machine's processor is named by its architecture."""
-    return device.lower() not in ("x86_64", "amd64", "aarch64", "arm64", "i386", "i686", "ppc64le", "riscv64", "")
 
 
 def size_mb(folders: Iterable[str | Path]) -> float:

@@ -166,10 +166,7 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
             ("Guidance scale", f"{diffusion.guidance_scale:g}", f"{DIFFUSION.guidance_scale:g}"),
             ("Noise levels that are guided", _interval(diffusion.guidance_interval), _interval(DIFFUSION.guidance_interval)),
         ]
-        own = {name: method.guidance_scale for name, method in sampled.items() if method.guidance_scale is not None and family_of(method) != "unconditional"}
-        pairs += [(f"Guidance scale of {name}", f"{value:g}", f"{DIFFUSION.guidance_scale:g}") for name, value in own.items()]
-        intervals = {name: method.guidance_interval for name, method in sampled.items() if method.guidance_interval is not None}
-        pairs += [(f"Noise levels guided in {name}", _interval(value), _interval(DIFFUSION.guidance_interval)) for name, value in intervals.items()]
+        pairs += [pair for name, method in sampled.items() for pair in _sampling(name, method)]
     pairs += _fine_tuning(study)
     for name, method in retrieved.items():
         pairs += _retrieval(name, method, paper)
@@ -180,6 +177,21 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
         place = next(str(value) for name, value in study.corpus if name in ("root", "folder", "url"))
         pairs.append(("Corpus that retrieval searches", place, CORPUS))
     pairs.append(("Training sets per method", str(augmentation.resamples), str(RESAMPLES)))
+    return pairs
+
+
+def _sampling(name: str, method: SampleMethod | PersonaliseMethod) -> list[tuple[str, str, str]]:
+    """(what, ours, paper's) for what one method samples otherwise than the study; Boomerang has settings of its own, guidance aside."""
+    pairs: list[tuple[str, str, str]] = []
+    if family_of(method) != "unconditional":
+        if method.scheduler is not None:
+            pairs.append((f"Sampler of {name}", method.scheduler, DIFFUSION.scheduler))
+        if method.steps is not None:
+            pairs.append((f"Sampling steps of {name}", str(method.steps), str(DIFFUSION.steps)))
+        if method.guidance_scale is not None:
+            pairs.append((f"Guidance scale of {name}", f"{method.guidance_scale:g}", f"{DIFFUSION.guidance_scale:g}"))
+    if method.guidance_interval is not None:
+        pairs.append((f"Noise levels guided in {name}", _interval(method.guidance_interval), _interval(DIFFUSION.guidance_interval)))
     return pairs
 
 
