@@ -238,7 +238,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", type=Path, help="where to write all figures")
     parser.add_argument("--throughput-out", type=Path, help="table for `augbench plan`, results/throughput.yaml; with --size full on a GPU")
     options = parser.parse_args(arguments)
-    os.environ.update({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+    os.environ.update({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(options.threads)})
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # clip-retrieval takes a GPU wherever there is one
     with tempfile.TemporaryDirectory() as place:

@@ -235,7 +235,7 @@ def our_pixels(sampler: Sampler, texts: Sequence[str], seeds: Sequence[int]) -> 
 
 
 def work_per_image(setting: Setting, sampler: Sampler) -> float:
-    """Multiplications and additions that an image takes, counted by torch in a real call of each network."""
+    """Multiplications and additions that an image takes, counted by torch in a real call of each network, as if no step knew what an earlier one computed."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +46,15 @@ def test_what_the_network_sees_has_the_bits_that_the_image_processor_gives(image
     tower.model.vision_model.embeddings.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     tower(images)
     assert torch.equal(seen[0], tower.processor(images, return_tensors="pt").pixel_values)
+
+
+@pytest.mark.parametrize("changed", [{}, {"crop_size": {"height": 20, "width": 28}}, {"size": {"height": 32, "width": 40}}, {"size": {"shortest_edge": 24}}])
+def test_pixels_are_those_of_the_image_processor_whatever_it_does(images: list[Image.Image], changed: dict[str, Any]) -> None:
+    """The usual CLIP, a crop that is no square, no aspect ratio kept, and a crop larger than the image."""
+    processor = CLIPImageProcessor.from_pretrained(CLIP, local_files_only=True, **changed)
+    tower = ImageTower(load_clip(CLIP, CPU)[0], processor)
+    ours, theirs = tower.prepare(images), processor(images, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values
+    assert ours.dtype == torch.uint8 and ours.is_contiguous() and torch.equal(ours, theirs)
 
 
 def test_products_in_float16_change_unit_vectors_by_less_than_one_float16_step_of_1(images: list[Image.Image], plain: torch.Tensor) -> None:

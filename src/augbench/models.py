@@ -7,6 +7,7 @@ pipeline, in evaluation mode, on the device.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,6 +165,17 @@ def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, texts: Sequence[str]
     return torch.cat(parts)[[row_of[text] for text in texts]]
 
 
+def _cut(image: Image.Image, shorter: int, crop: tuple[int, int], resample: Any) -> Image.Image:
+    """What transformers' image processor cuts out of an image, bit for bit, without its way through arrays, during which other threads wait."""
+    width, height = image.size
+    short, long = sorted((width, height))
+    longer = int(shorter * long / short)
+    size = (shorter, longer) if width <= height else (longer, shorter)
+    resized = (image if image.mode == "RGB" else image.convert("RGB")).resize(size, resample)
+    left, top = ((side - cut) // 2 for side, cut in zip(size, reversed(crop), strict=True))
+    return resized.crop((left, top, left + crop[1], top + crop[0]))
+
+
 class ImageTower:
     """CLIP's image embeddings, after its own image processor; to be called with images.
 
@@ -188,17 +200,29 @@ class ImageTower:
 
     def prepare(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Resized and cropped pixels, uint8 ``(N, 3, H, W)``, on the CPU; other threads may do this ahead of :meth:`embed`."""
+        import numpy as np
         import torch
 
-        cut = self.processor(list(images), do_rescale=False, do_normalize=False, return_tensors="np")
-        return torch.from_numpy(cut.pixel_values)
+        if self._sides is None:
+            cut = self.processor(list(images), do_rescale=False, do_normalize=False, return_tensors="np")
+            return torch.from_numpy(cut.pixel_values)
+        pixels = np.stack([np.asarray(_cut(image, *self._sides)) for image in images])
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+    @cached_property
+    def _sides(self) -> tuple[int, tuple[int, int], Any] | None:
+        """Shorter side, crop ``(height, width)`` and resampling of the usual CLIP; None for a processor that does anything else."""
+        processor = self.processor
+        shorter, crop = processor.size.get("shortest_edge", 0), (processor.crop_size["height"], processor.crop_size["width"])
+        usual = processor.do_convert_rgb and processor.do_resize and processor.do_center_crop and shorter >= max(crop)
+        return (shorter, crop, processor.resample) if usual else None
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         """Embeddings of what :meth:`prepare` gave, float32 ``(N, D)``, not of unit length, on the model's device."""
         import torch
 
         device, processor = self.model.device, self.processor
-        values = pixels.to(device, non_blocking=True)
+        values = to_device(pixels, device)
         if processor.do_rescale:  # in the processor's order and precision: the same bits, but a batch at a time
             values = (values.double() * processor.rescale_factor).float()
         if processor.do_normalize:
