@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from conftest import SMALL_STUDY
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHORT = ("--size", "mini", "--threads", "1", "--repeats", "1", "--seconds", "0")
@@ -17,8 +19,9 @@ SHORT = ("--size", "mini", "--threads", "1", "--repeats", "1", "--seconds", "0")
 def run(folder: Path, script: str, *arguments: str) -> tuple[str, dict[str, Any]]:
     """The table that a benchmark prints, and its JSON."""
     out = folder / "report.json"
+    device = () if script == "study.py" else ("--device", "cpu")  # a study's own config says where it runs
     done = subprocess.run(
-        [sys.executable, PROJECT / "benchmarks" / script, *arguments, "--device", "cpu", "--json", out], capture_output=True, text=True, cwd=folder, timeout=900
+        [sys.executable, PROJECT / "benchmarks" / script, *arguments, *device, "--json", out], capture_output=True, text=True, cwd=folder, timeout=900
     )
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(out.read_text())
@@ -31,6 +34,23 @@ def test_start_up_tells_what_a_script_imports_in_this_checkout_and_another(tmp_p
     (ours,), (before,) = report["results"]["prompts"].values()
     assert ours["heavy"] == before["heavy"] == [] and ours["modules"] == before["modules"] > 100
     assert "| prompts | " in table and "before: seconds" in table
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not (PROJECT / ".git").exists(), reason="the benchmark copies the last commit, and this is no clone")
+def test_a_whole_study_is_compared_with_that_of_another_checkout(tmp_path: Path, garment_files: Path) -> None:
+    rows = {"none": {"mechanism": "real"}, "simple_prompt": {"mechanism": "sample", "prompt": {"class_name": "lemmas"}}}
+    dataset = {"kind": "fashion_mnist", "train_fraction": 0.0014, "validation_fraction": 0.002, "test_images_per_class": 20}
+    study = {key: value for key, value in SMALL_STUDY.items() if key not in ("corpus", "finetune", "leakage")}
+    config = tmp_path / "little.yaml"
+    config.write_text(yaml.safe_dump(study | {"methods": rows, "dataset": dataset}))
+    arguments = ["--config", str(config), "--against", str(PROJECT), "--repeats", "1", "--folder", str(tmp_path)]
+    table, report = run(tmp_path, "study.py", *arguments)
+    (ours,), (before,) = report["runs"]["ours"], report["runs"]["before"]
+    assert report["same_accuracies"] and ours["accuracies"] == before["accuracies"] and set(ours["accuracies"]) == set(rows)
+    assert ours["stages"]["generate"][0] == 2 and 0 < ours["stages"]["generate"][1] < 2 * ours["seconds"]  # jobs, and their seconds
+    assert ours["processor_seconds"] > 5 and "| generate | 2 | " in table and "the same accuracies in every run" in table
+    assert not list(tmp_path.glob("tmp*"))  # copies are gone
 
 
 @pytest.mark.full
