@@ -194,7 +194,7 @@ class SlurmNode:
 
     def submit_urgent(self) -> None:
         """A job that wants the whole node and goes before all others: what runs is pre-empted. It ends after a second."""
-        self._ask("sbatch", "--partition=urgent", "--comment=urgent", "--cpus-per-task=16", "--mem=1", "--output=/dev/null", "--wrap=sleep 1")
+        self._ask("sbatch", "--partition=urgent", "--comment=urgent", "--cpus-per-task=16", "--mem=200", "--output=/dev/null", "--wrap=sleep 1")
 
     def cancel(self, number: str) -> None:
         """``scancel``."""
