@@ -281,7 +281,7 @@ def test_a_job_that_is_preempted_goes_back_to_the_queue(unmade: Unmade) -> None:
     unmade.node.submit_urgent()
     assert run.ended() == 0, run.text[-4000:]
     ours, urgent = unmade.jobs()
-    assert (ours.state, ours.restarts) == (urgent.state, urgent.restarts + 1) == ("COMPLETED", 1)
+    assert (ours.state, ours.restarts) == ("COMPLETED", 1) and urgent.state == "COMPLETED"
     assert stored(unmade.workspace, "simple_prompt").items() >= kept.items()
 
 
