@@ -372,6 +372,20 @@ BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
         lambda work: work.check(corpus=CORPUS, methods={"x": {"mechanism": "retrieve", "images_per_class": 9}}),
         ["methods.x.images_per_class: 9; allowed: at least 10"],
     ),
+    "a share of the corpus through an index": (
+        lambda work: work.check(
+            corpus={**CORPUS, "search": "clip_retrieval_index"}, methods={"x": {"mechanism": "retrieve", "images_per_class": 9, "corpus_share": 0.1}}
+        ),
+        ["methods.x.corpus_share: 0.1; a server or an index searches all of its corpus; allowed: 1"],
+    ),
+    "a share of the corpus of a server": (
+        lambda work: work.check(
+            corpus={"kind": "clip_retrieval_server", "url": "http://localhost:1234", "index": "laion", "clip": "openai/clip-vit-large-patch14"},
+            clip={"model": "openai/clip-vit-large-patch14"},
+            methods={"x": {"mechanism": "retrieve", "images_per_class": 9, "corpus_share": 0.1}},
+        ),
+        ["methods.x.corpus_share: 0.1; a server or an index searches all of its corpus; allowed: 1"],
+    ),
     "more retrieved images than the corpus has": (
         lambda work: work.check(corpus=CORPUS, methods={"x": {"mechanism": "retrieve", "images_per_class": 800}}),
         ["methods.x.images_per_class: 800; allowed: at most 714", "the corpus has 1000 images"],

@@ -18,7 +18,12 @@ from conftest import PROJECT, SMALL_STUDY, Workspace
 from PIL import Image
 
 from augbench.compiling import VARIABLE, cache_folder, first_alone, share_cache
+from augbench.config import parse_study
+from augbench.errors import UserError
+from augbench.generate import compile_kernels
+from augbench.job import Job
 from augbench.shards import read_shard
+from augbench.store import Store
 
 compiles = [
     pytest.mark.full,
@@ -73,6 +78,11 @@ def test_a_job_that_fails_leaves_the_compiling_to_the_next_one(tmp_path: Path) -
     assert len(list(tmp_path.glob("*.done"))) == 1
 
 
+def test_kernels_of_a_study_that_does_not_compile_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"execution\.compile.*set it to true"):
+        compile_kernels(Job(parse_study(SMALL_STUDY), Store(tmp_path), 1), ["clip_prompts"])
+
+
 class TestCompiled:
     pytestmark = compiles
 
@@ -92,9 +102,14 @@ class TestCompiled:
         images = {}
         for compiled in (False, True):
             workspace.write_study(study | {"study": f"small{compiled:d}", "execution": study["execution"] | {"compile": compiled}})
+            if compiled:
+                workspace.run("--target", "kernels")
+                made = set((workspace.folder / "results/small1/.work/compiled").glob("*.done"))
             target = f"results/small{compiled:d}/shards/clip_prompts/selected/bag/0.parquet"
             workspace.run("--target", target)
             table = read_shard(workspace.folder / target)
             images[compiled] = [np.asarray(Image.open(BytesIO(row["bytes"])), int) for row in table.column("image").to_pylist()]
         assert max(np.abs(one - other).max() for one, other in zip(images[False], images[True], strict=True)) <= 2
-        assert list((workspace.folder / "results/small1/.work/compiled").glob("*.done")) and not (workspace.folder / "results/small0/.work/compiled").exists()
+        assert len(made) == 2  # with guidance, and without it for Boomerang; all other rows sample alike
+        assert made == set((workspace.folder / "results/small1/.work/compiled").glob("*.done"))  # the job that makes images found all it needs
+        assert not (workspace.folder / "results/small0/.work/compiled").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from augbench.config import PersonaliseMethod, load_study
+from augbench.config import PersonaliseMethod, RetrieveMethod, load_study
 from augbench.estimate import Estimate, read_throughput
 from augbench.plan import Plan
 from augbench.recipes import method_sampling
@@ -34,6 +34,13 @@ def test_the_scaling_overlay_plans_figure5b() -> None:
     assert "figure5b" not in Plan(load_study([demo]), ()).figures
     plan = Plan(load_study([demo, overlay]), ())
     assert "figure5b" in plan.figures and len(plan.scaling) == 6
+
+
+def test_rows_of_the_corpus_size_overlay_differ_in_nothing_but_the_share() -> None:
+    study = load_study([PROJECT / "config/demo.yaml", PROJECT / "config/overlays/corpus_size.yaml"])
+    rows = [row for row in study.methods.values() if isinstance(row, RetrieveMethod)]
+    assert [row.corpus_share for row in rows] == [1, 0.3, 0.1, 0.03, 0.01]
+    assert all(row.model_copy(update={"label": rows[0].label, "corpus_share": 1.0}) == rows[0] for row in rows)
 
 
 def test_the_demo_is_no_toy() -> None:

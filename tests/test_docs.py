@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import PROJECT
+from snakemake.cli import get_argument_parser
 
 from augbench import __version__
 from augbench.cli import parser
@@ -85,6 +86,20 @@ def test_every_augbench_command_that_is_shown_is_understood(page: Path) -> None:
 
 
 @every_page
+def test_every_snakemake_command_that_is_shown_is_understood(page: Path) -> None:
+    """Targets after ``--configfile`` would be taken for more configs."""
+    wrong = []
+    for command in commands(page, "snakemake"):
+        errors = io.StringIO()
+        with contextlib.redirect_stderr(errors), contextlib.suppress(SystemExit):
+            given = get_argument_parser().parse_args(command[1:])
+            errors.writelines(f"{path} is no config" for path in given.configfile if path.suffix != ".yaml")
+        if errors.getvalue():
+            wrong.append((shlex.join(command), errors.getvalue().splitlines()[-1]))
+    assert wrong == []
+
+
+@every_page
 def test_every_snippet_of_config_is_what_the_schema_takes(page: Path) -> None:
     """Laid over the study that it names, else over a small one; what is no study (a class table, figures of a GPU) is a list, or has a key of its own."""
     for language, block in BLOCK.findall(page.read_text(encoding="utf-8")):
@@ -102,9 +117,11 @@ def test_every_snippet_of_config_is_what_the_schema_takes(page: Path) -> None:
         (test_every_path_of_the_repository_that_is_named_is_there, "`config/nothing.yaml`", "nothing"),
         (test_every_target_of_make_that_is_shown_is_in_the_makefile, "`make coffee`", "coffee"),
         (test_every_augbench_command_that_is_shown_is_understood, "```sh\naugbench check --speed 3\n```", "speed"),
+        (test_every_snakemake_command_that_is_shown_is_understood, "`snakemake --configfile my.yaml figure1`", "figure1 is no config"),
+        (test_every_snakemake_command_that_is_shown_is_understood, "`snakemake --speed 3`", "speed"),
         (test_every_snippet_of_config_is_what_the_schema_takes, "```yaml\nclip: {modle: a}\n```", "modle"),
     ],
-    ids=["link", "anchor", "path", "make", "augbench", "config"],
+    ids=["link", "anchor", "path", "make", "augbench", "target", "option", "config"],
 )
 def test_these_checks_find_what_is_wrong(check: Callable[[Path], None], text: str, message: str, tmp_path: Path) -> None:
     page = tmp_path / "page.md"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import subprocess
 import sys
@@ -24,6 +25,12 @@ TRAINING = (
     "pretrain_unet",
 )
 DRAWING = ("draw_figure", "figure1", "figure3_data", "figure4_data", "figure5a_data", "figure5b_data", "report_images", "report_html")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_no_script_is_taken_for_a_library(script: Path) -> None:
+    """Snakemake puts the folder of scripts first on the path, where libraries would find ours instead of a module of the same name (`kernels`: an extra of transformers)."""
+    assert importlib.util.find_spec(script.stem) is None and script.stem not in {"kernels"}
 
 
 def imports_of(script: Path) -> str:

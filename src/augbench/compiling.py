@@ -1,8 +1,9 @@
 """Compiled networks: the cache of kernels that a study's jobs share, and who fills it.
 
 Flows in: the folder of a cache; what is about to be compiled. Flows out: nothing but files of torch's own in that folder, and a marker for each thing that was
-compiled whole. Only whole batches run compiled, so that every network is compiled for one size. No rule fills the cache ahead of the others: it would be an input of every job that makes images, and switching compilation on would then make
-Snakemake run them all again. Instead the first job to need something compiles it, and those beside it wait for that, as long as compiling takes them too.
+compiled whole. Only whole batches run compiled, so that every network is compiled for one size. The first job to need something compiles it, and those beside
+it wait for that, as long as compiling takes them too; the rule ``kernels`` does it ahead of them for what makes images, where one asks for it. No job has
+its results as an input: switching compilation on would then make Snakemake run them all again.
 """
 
 from __future__ import annotations

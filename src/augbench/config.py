@@ -453,7 +453,11 @@ class RetrieveMethod(_Added):
     )
     one_class: bool = key(False, "Give an image to the class with the most similar query only (ties: the first class_id), before anything is downloaded.")
     corpus_share: float = key(
-        1.0, "Search a random share of the corpus only; a smaller share is part of a larger one. Servers can't do it.", "share of the images", gt=0, le=1
+        1.0,
+        "Search a random share of the corpus only; a smaller share is part of a larger one. With exact search only: servers and indices can't do it.",
+        "share of the images",
+        gt=0,
+        le=1,
     )
     ranked: bool = key(
         False, "Training sets hold the images most similar to the query, all the same ones, instead of random draws from the pool.", source="paper, Figure 5B"
@@ -805,8 +809,9 @@ class Study(Section):
             raise ValueError(
                 f"corpus.clip: {self.corpus.clip!r} differs from clip.model, {self.clip.model!r}: queries and images must go through the same model"
             )
-        if isinstance(self.corpus, ServerCorpus) and method.corpus_share < 1:
-            raise ValueError(f"methods.{name}.corpus_share: a server searches all of its corpus; allowed: 1")
+        exact = self.corpus.search == "exact" if isinstance(self.corpus, OwnCorpus) else isinstance(self.corpus, EmbeddingCorpus)
+        if method.corpus_share < 1 and not exact:
+            raise ValueError(f"methods.{name}.corpus_share: a server or an index searches all of its corpus; allowed: 1")
 
     def _check_draw(self, name: str, method: DrawMethod) -> None:
         pool = self.methods.get(method.pool)

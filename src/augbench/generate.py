@@ -434,6 +434,28 @@ def generate(
             job.store.publish("shards", shard.key, shard.target)
 
 
+def compile_kernels(job: Job, methods: Sequence[str]) -> None:
+    """Compile the networks that these methods sample with into the cache that a study's jobs share; methods that sample alike are one.
+
+    Raises
+    ------
+    UserError
+        The study does not compile.
+    """
+    import torch
+
+    if not job.study.execution.compile:
+        raise UserError("execution.compile", "false, so no job uses kernels", "set it to true first")
+    alike: dict[str, str] = {}
+    for method in methods:
+        alike.setdefault(canonical_hash(generate_recipe(job.study, method)["diffusion"]), method)
+    progress = Progress("kernels", len(alike), "kind")
+    for method in alike.values():
+        _Maker(job, method, "").ready()
+        torch.compiler.reset()  # each kind's pipeline is a new one to the compiler, which gives up after a few
+        progress.update(1, note=method)
+
+
 def _shards(
     job: Job, method: str, model: str, prompts: Mapping[tuple[str, int], list[dict[str, Any]]], targets: Sequence[str], learned: LearnedFiles | None
 ) -> list[_Shard]:
@@ -461,7 +483,7 @@ def _bytes_hash(vector: np.ndarray) -> str:
 class _Maker:
     """Makes missing shards, with one pipeline for all of a job."""
 
-    def __init__(self, job: Job, method: str, train_path: str, progress: Progress) -> None:
+    def __init__(self, job: Job, method: str, train_path: str, progress: Progress | None = None) -> None:
         self.job, self.method, self.progress = job, method, progress
         self.row = job.study.methods[method]
         self.sampling = generate_recipe(job.study, method)["diffusion"]
@@ -476,10 +498,7 @@ class _Maker:
         """Make and commit each of ``shards``; each is encoded and written while the next one is sampled."""
         if not shards:
             return
-        sampler = self._sampler(learned, sorted({shard.key["class_id"] for shard in shards}))
-        if self.compiled:
-            with first_alone(cache_folder(), sampler.compiled_for()):
-                sampler.warm_up()
+        sampler = self.ready(learned, sorted({shard.key["class_id"] for shard in shards}))
         with ThreadPoolExecutor(1, "write") as writer:
             writing: Future[None] | None = None
             for shard, samples in self._sampled(sampler, shards):
@@ -535,8 +554,15 @@ class _Maker:
     def _learns_words(self) -> bool:
         return isinstance(self.row, PersonaliseMethod) and self.row.learn == "pseudoword"
 
+    def ready(self, learned: LearnedFiles | None = None, class_ids: Sequence[str] = ()) -> Sampler:
+        """A sampler that knows what ``learned`` holds for these classes, with its networks compiled where the study asks for that."""
+        sampler = self._sampler(learned, class_ids)
+        if self.compiled:
+            with first_alone(cache_folder(), sampler.compiled_for()):
+                sampler.warm_up()
+        return sampler
+
     def _sampler(self, learned: LearnedFiles | None, class_ids: Sequence[str]) -> Sampler:
-        """A sampler that knows what ``learned`` holds for these classes."""
         import torch
 
         conditioning = {}

@@ -34,3 +34,27 @@ for method, block in PLAN.generate_jobs:
             f"generate images of {method}"
         script:
             "../scripts/generate.py"
+
+
+# Compile once, before many jobs on as many GPUs wait for the first of them: `snakemake kernels`. It has no output, and nothing has it as an input: switching
+# compilation on would then make every image again.
+rule kernels:
+    input:
+        diffusion=PLAN.path("models/diffusion.json"),
+    log:
+        PLAN.path("logs/kernels.log"),
+    benchmark:
+        PLAN.path("benchmarks/kernels.tsv")
+    conda:
+        ENVIRONMENT
+    threads: NEEDS.gpu_threads
+    resources:
+        **NEEDS.gpu,
+        mem_mb=NEEDS.memory(3000, 16000),
+        runtime=NEEDS.minutes(60),
+    params:
+        methods=list(dict.fromkeys(method for method, _ in PLAN.generate_jobs)),
+    message:
+        "compile the networks that make images"
+    script:
+        "../scripts/compile_kernels.py"

@@ -47,7 +47,7 @@ rule statistics:
     message:
         "statistics of Table 1"
     script:
-        "../scripts/statistics.py"
+        "../scripts/paired_statistics.py"
 
 
 rule per_class:

@@ -127,4 +127,4 @@ for method in PLAN.personalised:
         message:
             f"select a candidate of {method}"
         script:
-            "../scripts/select.py"
+            "../scripts/select_candidate.py"

@@ -1,0 +1,8 @@
+"""Compile the networks that make images into the cache that jobs share."""
+
+from augbench.job import running
+
+with running(snakemake) as job:
+    from augbench.generate import compile_kernels
+
+    compile_kernels(job, snakemake.params.methods)
