@@ -221,6 +221,17 @@ def test_the_footer_names_each_cut(line: str) -> None:
     assert line in footer(study()).splitlines()
 
 
+def test_rows_that_differ_alike_share_a_line_of_the_footer() -> None:
+    retrieval = {"mechanism": "retrieve", "min_aesthetics": 5.0, "duplicate_threshold": 0.99}
+    rows = {"retrieval": retrieval, "all": retrieval, "part": {**retrieval, "corpus_share": 0.1, "ranked": True, "min_side": 64}}
+    lines = footer(study(methods={"none": {"mechanism": "real"}, **rows})).splitlines()
+    assert [line for line in lines if "Duplicates" in line] == ["Duplicates' similarity in retrieval, all, part: 0.99 (paper: 0.94)"]
+    assert "Share of the corpus that part searches: 0.1 (paper: all)" in lines
+    assert "Training sets of part: the most similar images (paper: random draws)" in lines
+    assert "Least side of images in part, pixels: 64 (paper: none)" in lines
+    assert not any("Aesthetics" in line or "near several queries" in line for line in lines)
+
+
 def test_what_is_as_in_the_paper_is_not_named() -> None:
     text = footer(study())
     assert "Guidance" not in text and "Batch size" not in text and "before the stop" not in text

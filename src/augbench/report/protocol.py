@@ -7,7 +7,7 @@ only place that knows the protocol's values (paper, section 3 and appendix; ``do
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,10 +166,9 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
             ("Guidance scale", f"{diffusion.guidance_scale:g}", f"{DIFFUSION.guidance_scale:g}"),
             ("Noise levels that are guided", _interval(diffusion.guidance_interval), _interval(DIFFUSION.guidance_interval)),
         ]
-        pairs += [pair for name, method in sampled.items() for pair in _sampling(name, method)]
+        pairs += _by_row({name: _sampling(method) for name, method in sampled.items()})
     pairs += _fine_tuning(study)
-    for name, method in retrieved.items():
-        pairs += _retrieval(name, method, paper)
+    pairs += _by_row({name: _retrieval(method, paper) for name, method in retrieved.items()})
     if retrieved and study.miniature is not None:
         size = study.miniature.images + study.miniature.distractors
         pairs.append(("Corpus that retrieval searches", f"miniature, {size:,} images, style shift {study.miniature.shift}", CORPUS))
@@ -180,18 +179,27 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
     return pairs
 
 
-def _sampling(name: str, method: SampleMethod | PersonaliseMethod) -> list[tuple[str, str, str]]:
-    """(what, ours, paper's) for what one method samples otherwise than the study; Boomerang has settings of its own, guidance aside."""
+def _by_row(found: Mapping[str, Sequence[tuple[str, str, str]]]) -> list[tuple[str, str, str]]:
+    """(what, ours, paper's) of each row, with the names of all rows that do the same in place of ``{}``."""
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for name, pairs in found.items():
+        for pair in pairs:
+            rows.setdefault(pair, []).append(name)
+    return [(what.format(", ".join(names)), ours, theirs) for (what, ours, theirs), names in rows.items()]
+
+
+def _sampling(method: SampleMethod | PersonaliseMethod) -> list[tuple[str, str, str]]:
+    """(what, ours, paper's) for what a method samples otherwise than the study, ``{}`` for its name; Boomerang has settings of its own, guidance aside."""
     pairs: list[tuple[str, str, str]] = []
     if family_of(method) != "unconditional":
         if method.scheduler is not None:
-            pairs.append((f"Sampler of {name}", method.scheduler, DIFFUSION.scheduler))
+            pairs.append(("Sampler of {}", method.scheduler, DIFFUSION.scheduler))
         if method.steps is not None:
-            pairs.append((f"Sampling steps of {name}", str(method.steps), str(DIFFUSION.steps)))
+            pairs.append(("Sampling steps of {}", str(method.steps), str(DIFFUSION.steps)))
         if method.guidance_scale is not None:
-            pairs.append((f"Guidance scale of {name}", f"{method.guidance_scale:g}", f"{DIFFUSION.guidance_scale:g}"))
+            pairs.append(("Guidance scale of {}", f"{method.guidance_scale:g}", f"{DIFFUSION.guidance_scale:g}"))
     if method.guidance_interval is not None:
-        pairs.append((f"Noise levels guided in {name}", _interval(method.guidance_interval), _interval(DIFFUSION.guidance_interval)))
+        pairs.append(("Noise levels guided in {}", _interval(method.guidance_interval), _interval(DIFFUSION.guidance_interval)))
     return pairs
 
 
@@ -204,12 +212,10 @@ def _fine_tuning(study: Study) -> list[tuple[str, str, str]]:
     if any(method.clusters > 1 for method in methods.values()):
         names = {"inception_v3": "Inception-v3", "clip": "the study's CLIP"}
         pairs.append(("Features that clusters are found in", names[study.finetune.features], names[FINETUNE.features]))
-    checkpoints: dict[tuple[str, str], list[str]] = {}
-    for name, method in methods.items():
-        theirs = IMAGIC_CANDIDATES if method.learn == "conditioning" and method.train_unet else CANDIDATES
-        checkpoints.setdefault((_listed(method.candidates), _listed(theirs)), []).append(name)
-    pairs += [(f"Candidates of {', '.join(names)}", ours, theirs) for (ours, theirs), names in checkpoints.items() if ours != theirs]
-    return pairs
+    imagic = {name for name, method in methods.items() if method.learn == "conditioning" and method.train_unet}
+    theirs = {name: IMAGIC_CANDIDATES if name in imagic else CANDIDATES for name in methods}
+    candidates = {name: [("Candidates of {}", _listed(method.candidates), _listed(theirs[name]))] for name, method in methods.items()}
+    return [*pairs, *_by_row(candidates)]
 
 
 def _listed(candidates: Sequence[str | int]) -> str:
@@ -217,23 +223,28 @@ def _listed(candidates: Sequence[str | int]) -> str:
     return ", ".join(f"epoch {name}" if isinstance(name, int) else words[name] for name in candidates)
 
 
-def _retrieval(name: str, method: RetrieveMethod, paper: Protocol) -> list[tuple[str, str, str]]:
-    """(what, ours, paper's) for one retrieval method."""
+def _retrieval(method: RetrieveMethod, paper: Protocol) -> list[tuple[str, str, str]]:
+    """(what, ours, paper's) for a retrieval method, ``{}`` for its name."""
     theirs = RetrieveMethod(mechanism="retrieve")  # likewise
 
     def threshold(value: float | None) -> str:
         return "off" if value is None else f"{value:g}"
 
     pairs = [
-        (f"Duplicates' similarity in {name}", threshold(method.duplicate_threshold), threshold(theirs.duplicate_threshold)),
-        (f"First k of {name}, per image wanted", f"{method.first_k:g}", f"{theirs.first_k:g}"),
-        (f"Largest k of {name}, in steps of the first", str(method.growth_limit), str(theirs.growth_limit)),
-        (f"Unsafe images in {name}", "left out" if method.drop_unsafe else "kept", "left out"),
-        (f"Aesthetics filter of {name}", "none" if method.min_aesthetics is None else f"score of at least {method.min_aesthetics:g}", "score of at least 5"),
+        ("Share of the corpus that {} searches", "all" if method.corpus_share == 1 else f"{method.corpus_share:.3g}", "all"),
+        ("Duplicates' similarity in {}", threshold(method.duplicate_threshold), threshold(theirs.duplicate_threshold)),
+        ("First k of {}, per image wanted", f"{method.first_k:g}", f"{theirs.first_k:g}"),
+        ("Largest k of {}, in steps of the first", str(method.growth_limit), str(theirs.growth_limit)),
+        ("Unsafe images in {}", "left out" if method.drop_unsafe else "kept", "left out"),
+        ("Aesthetics filter of {}", "none" if method.min_aesthetics is None else f"score of at least {method.min_aesthetics:g}", "score of at least 5"),
+        ("Limit on the corpus's probability of being unsafe in {}", "none" if method.max_punsafe is None else f"{method.max_punsafe:g}", "none"),
+        ("Least side of images in {}, pixels", "none" if method.min_side is None else str(method.min_side), "none"),
+        ("An image near several queries of {} goes to", "the nearest's class only" if method.one_class else "the class of each", "the class of each"),
+        ("Training sets of {}", "the most similar images" if method.ranked else "random draws", "random draws"),
     ]
     if paper.images_retrieved:
         kept = f"{method.images_per_class} per class" if method.images_per_class else "1 per training image"
-        pairs.append((f"Images kept by {name}", kept, paper.images_retrieved))
+        pairs.append(("Images kept by {}", kept, paper.images_retrieved))
     return pairs
 
 
