@@ -102,10 +102,7 @@ def test_exact_and_fast_rows_stand_side_by_side_in_the_miniature() -> None:
     }
     named = {difference.what: difference.ours for difference in differences(study, Facts(10, 50.0, 500, 3_000)) if "clip_prompts" in difference.what}
     assert named == {
-        "Sampler of clip_prompts_few_steps": "dpmsolver++",
-        "Sampling steps of clip_prompts_few_steps": "8",
-        "Noise levels guided in clip_prompts_interval": "0.28 to 5.42",
-        "Sampler of clip_prompts_fast": "dpmsolver++",
-        "Sampling steps of clip_prompts_fast": "8",
-        "Noise levels guided in clip_prompts_fast": "0.28 to 5.42",
+        "Sampler of clip_prompts_few_steps, clip_prompts_fast": "dpmsolver++",
+        "Sampling steps of clip_prompts_few_steps, clip_prompts_fast": "8",
+        "Noise levels guided in clip_prompts_interval, clip_prompts_fast": "0.28 to 5.42",
     }
