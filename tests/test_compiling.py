@@ -99,17 +99,17 @@ class TestCompiled:
     def test_a_study_that_compiles_makes_the_images_of_one_that_does_not(self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(VARIABLE, raising=False)  # imports in this process may have set it
         study: dict[str, Any] = SMALL_STUDY | {"execution": SMALL_STUDY["execution"] | {"batch_size": 4}}  # a shard of ten: two whole batches, one filled up
-        images = {}
+        images, compiled_by_small1 = {}, workspace.folder / "results/small1/.work/compiled"
         for compiled in (False, True):
             workspace.write_study(study | {"study": f"small{compiled:d}", "execution": study["execution"] | {"compile": compiled}})
             if compiled:
                 workspace.run("--target", "kernels")
-                made = set((workspace.folder / "results/small1/.work/compiled").glob("*.done"))
+                made = set(compiled_by_small1.glob("*.done"))
             target = f"results/small{compiled:d}/shards/clip_prompts/selected/bag/0.parquet"
             workspace.run("--target", target)
             table = read_shard(workspace.folder / target)
             images[compiled] = [np.asarray(Image.open(BytesIO(row["bytes"])), int) for row in table.column("image").to_pylist()]
         assert max(np.abs(one - other).max() for one, other in zip(images[False], images[True], strict=True)) <= 2
         assert len(made) == 2  # with guidance, and without it for Boomerang; all other rows sample alike
-        assert made == set((workspace.folder / "results/small1/.work/compiled").glob("*.done"))  # the job that makes images found all it needs
+        assert made == set(compiled_by_small1.glob("*.done"))  # the job that makes images found all it needs
         assert not (workspace.folder / "results/small0/.work/compiled").exists()

@@ -7,7 +7,7 @@ import io
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -46,6 +46,18 @@ def commands(page: Path, programs: str) -> Iterator[list[str]]:
             yield shlex.split(found[1], comments=True)
 
 
+def misunderstood(shown: Iterable[list[str]], parse: Callable[[list[str]], object]) -> list[tuple[str, str]]:
+    """The commands whose words argparse refuses, each with the last line of what it says."""
+    wrong = []
+    for command in shown:
+        errors = io.StringIO()
+        with contextlib.redirect_stderr(errors), contextlib.suppress(SystemExit):
+            parse(command[1:])
+        if errors.getvalue():
+            wrong.append((shlex.join(command), errors.getvalue().splitlines()[-1]))
+    return wrong
+
+
 @every_page
 def test_every_link_to_a_file_of_ours_resolves(page: Path) -> None:
     broken = []
@@ -75,28 +87,20 @@ def test_every_target_of_make_that_is_shown_is_in_the_makefile(page: Path) -> No
 
 @every_page
 def test_every_augbench_command_that_is_shown_is_understood(page: Path) -> None:
-    wrong = []
-    for command in commands(page, "augbench"):
-        errors = io.StringIO()
-        with contextlib.redirect_stderr(errors), contextlib.suppress(SystemExit):
-            parser().parse_args(command[1:])
-        if errors.getvalue():
-            wrong.append((shlex.join(command), errors.getvalue().splitlines()[-1]))
-    assert wrong == []
+    assert misunderstood(commands(page, "augbench"), lambda words: parser().parse_args(words)) == []
 
 
 @every_page
 def test_every_snakemake_command_that_is_shown_is_understood(page: Path) -> None:
     """Targets after ``--configfile`` would be taken for more configs."""
-    wrong = []
-    for command in commands(page, "snakemake"):
-        errors = io.StringIO()
-        with contextlib.redirect_stderr(errors), contextlib.suppress(SystemExit):
-            given = get_argument_parser().parse_args(command[1:])
-            errors.writelines(f"{path} is no config" for path in given.configfile if path.suffix != ".yaml")
-        if errors.getvalue():
-            wrong.append((shlex.join(command), errors.getvalue().splitlines()[-1]))
-    assert wrong == []
+    snakemake = get_argument_parser()
+
+    def parse(words: list[str]) -> None:
+        given = snakemake.parse_args(words)
+        if wrong := [path for path in given.configfile if path.suffix != ".yaml"]:
+            snakemake.error(f"{wrong[0]} is no config")
+
+    assert misunderstood(commands(page, "snakemake"), parse) == []
 
 
 @every_page

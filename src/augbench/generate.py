@@ -33,7 +33,7 @@ from augbench.models import check_safety, fingerprint, load_pipeline, load_unet,
 from augbench.personalise.tokens import placeholders
 from augbench.progress import Progress
 from augbench.prompts import read_prompts
-from augbench.recipes import Recipe, generate_recipe, image_recipe
+from augbench.recipes import Recipe, generate_recipe, image_recipe, method_sampling
 from augbench.seeds import derive_seed
 from augbench.shards import ShardRow, encode_image, is_kept, write_shard
 
@@ -446,9 +446,7 @@ def compile_kernels(job: Job, methods: Sequence[str]) -> None:
 
     if not job.study.execution.compile:
         raise UserError("execution.compile", "false, so no job uses kernels", "set it to true first")
-    alike: dict[str, str] = {}
-    for method in methods:
-        alike.setdefault(canonical_hash(generate_recipe(job.study, method)["diffusion"]), method)
+    alike = {canonical_hash(method_sampling(job.study, method)): method for method in methods}
     progress = Progress("kernels", len(alike), "kind")
     for method in alike.values():
         _Maker(job, method, "").ready()
@@ -486,7 +484,7 @@ class _Maker:
     def __init__(self, job: Job, method: str, train_path: str, progress: Progress | None = None) -> None:
         self.job, self.method, self.progress = job, method, progress
         self.row = job.study.methods[method]
-        self.sampling = generate_recipe(job.study, method)["diffusion"]
+        self.sampling = method_sampling(job.study, method)
         diffusion = job.study.diffusion.model_copy(update={"scheduler": self.sampling["scheduler"]})
         self.pipeline = load_pipeline(diffusion, pick_device(job.study.execution.device))
         self.train_path = train_path

@@ -53,7 +53,7 @@ rule kernels:
         mem_mb=NEEDS.memory(3000, 16000),
         runtime=NEEDS.minutes(60),
     params:
-        methods=list(dict.fromkeys(method for method, _ in PLAN.generate_jobs)),
+        methods=PLAN.generated,
     message:
         "compile the networks that make images"
     script:

@@ -212,10 +212,13 @@ def _fine_tuning(study: Study) -> list[tuple[str, str, str]]:
     if any(method.clusters > 1 for method in methods.values()):
         names = {"inception_v3": "Inception-v3", "clip": "the study's CLIP"}
         pairs.append(("Features that clusters are found in", names[study.finetune.features], names[FINETUNE.features]))
-    imagic = {name for name, method in methods.items() if method.learn == "conditioning" and method.train_unet}
-    theirs = {name: IMAGIC_CANDIDATES if name in imagic else CANDIDATES for name in methods}
-    candidates = {name: [("Candidates of {}", _listed(method.candidates), _listed(theirs[name]))] for name, method in methods.items()}
-    return [*pairs, *_by_row(candidates)]
+    return [*pairs, *_by_row({name: _candidates(method) for name, method in methods.items()})]
+
+
+def _candidates(method: PersonaliseMethod) -> list[tuple[str, str, str]]:
+    """(what, ours, paper's) for the candidates of a fine-tuned method, ``{}`` for its name."""
+    theirs = IMAGIC_CANDIDATES if method.learn == "conditioning" and method.train_unet else CANDIDATES
+    return [("Candidates of {}", _listed(method.candidates), _listed(theirs))]
 
 
 def _listed(candidates: Sequence[str | int]) -> str:
