@@ -25,10 +25,10 @@ from test_figures import CLASSES, METHODS, Squares, make_squares
 from test_html_report import Page
 
 from augbench import browse
+from augbench.artifacts.shards import ShardRow, encode_image, write_shard
 from augbench.browse import PER_PAGE, open_server
 from augbench.errors import UserError
 from augbench.plan import Plan
-from augbench.shards import ShardRow, encode_image, write_shard
 
 EXTRA = 130  # images of a second shard: with the first, three pages
 

@@ -18,6 +18,9 @@ from safetensors.torch import load_file
 from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 
+from augbench.artifacts.pool import build_index
+from augbench.artifacts.shards import ShardRow, encode_image, write_shard
+from augbench.artifacts.store import Store
 from augbench.classes import ClassInfo, write_class_table
 from augbench.classifier import train as training
 from augbench.classifier.compute import Compute, Storage, compute_of
@@ -34,10 +37,7 @@ from augbench.config import Classifier, Execution, Study, parse_study
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import read_json
-from augbench.pool import build_index
 from augbench.resample import resample
-from augbench.shards import ShardRow, encode_image, write_shard
-from augbench.store import Store
 
 CPU = torch.device("cpu")
 ALONE = Compute(CPU)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torchvision.models import inception_v3
 
+from augbench.artifacts.store import Store
 from augbench.classes import write_class_table
 from augbench.config import parse_study
 from augbench.data.source import open_source
@@ -26,7 +27,6 @@ from augbench.personalise import cluster
 from augbench.personalise.cluster import cluster_class, cluster_images, compute_features, inception_features
 from augbench.personalise.tasks import read_clusters
 from augbench.progress import Progress
-from augbench.store import Store
 
 MINI = Path(__file__).resolve().parents[1] / "resources/mini"
 CLASSES = ("cat", "dog")

@@ -17,13 +17,13 @@ import pytest
 from conftest import PROJECT, SMALL_STUDY, Workspace
 from PIL import Image
 
+from augbench.artifacts.shards import read_shard
+from augbench.artifacts.store import Store
 from augbench.compiling import VARIABLE, cache_folder, first_alone, share_cache
 from augbench.config import parse_study
 from augbench.errors import UserError
 from augbench.generate import compile_kernels
 from augbench.job import Job
-from augbench.shards import read_shard
-from augbench.store import Store
 
 compiles = [
     pytest.mark.full,

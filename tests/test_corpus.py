@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import CLIPImageProcessor
 
+from augbench.artifacts.store import Store
 from augbench.classes import load_class_table
 from augbench.config import MiniatureCorpus, parse_study
 from augbench.corpus import embed, miniature, style
@@ -26,7 +27,6 @@ from augbench.files import write_json
 from augbench.job import Job
 from augbench.models import fingerprint, load_clip, load_image_tower
 from augbench.seeds import derive_seed
-from augbench.store import Store
 
 CLASSES = load_class_table("fashion_mnist")
 CLIP = Path(__file__).resolve().parents[1] / "resources/mini/clip"

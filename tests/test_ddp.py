@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from augbench.artifacts.store import Store
 from augbench.classes import ClassInfo, write_class_table
 from augbench.classifier import train as training
 from augbench.classifier.compute import Compute, Group, Storage, count_processes
@@ -31,7 +32,6 @@ from augbench.config import Classifier, Execution, Study, parse_study
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import read_json
-from augbench.store import Store
 
 CPU = torch.device("cpu")
 TINY = Classifier(arch="resnet18", layers=(1, 1, 1, 1), base_width=4, resolution=16, evaluation_resize=16, min_crop_area=0.5, batch_size=40, lr=0.01, max_epochs=3)  # fmt: skip

@@ -14,6 +14,9 @@ import torch
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
+from augbench.artifacts.pool import build_index, read_index
+from augbench.artifacts.shards import ShardRow, encode_image, write_shard
+from augbench.artifacts.store import Store
 from augbench.classes import load_class_table, write_class_table
 from augbench.config import Study, parse_study
 from augbench.corpus.style import clean_images, web_style
@@ -22,7 +25,6 @@ from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
 from augbench.job import Job
-from augbench.pool import build_index, read_index
 from augbench.report.diagnostics import (
     NEAREST,
     Coverage,
@@ -40,8 +42,6 @@ from augbench.report.diagnostics import (
     style_distance,
     write_diagnostics,
 )
-from augbench.shards import ShardRow, encode_image, write_shard
-from augbench.store import Store
 
 torch.set_num_threads(1)
 PROJECT = Path(__file__).resolve().parents[1]

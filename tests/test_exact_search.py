@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from augbench.artifacts.store import Store
 from augbench.errors import UserError
 from augbench.retrieval import exact
 from augbench.retrieval.embedding_files import EmbeddingFile, open_embeddings
 from augbench.retrieval.exact import ExactBackend, Hits, search, takes_part
 from augbench.retrieval.neighbours import METADATA
-from augbench.store import Store
 
 D, SIZES = 24, (150, 97, 203)
 

@@ -21,8 +21,8 @@ import pytest
 from conftest import PROJECT, SMALL_STUDY, Workspace, make_workspace
 from namespaces import namespace
 
+from augbench.artifacts.shards import read_footer
 from augbench.files import canonical_hash
-from augbench.shards import read_footer
 
 pytestmark = pytest.mark.full
 

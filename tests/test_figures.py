@@ -18,6 +18,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from augbench.artifacts.pool import build_index, read_index
+from augbench.artifacts.shards import ShardRow, encode_image, write_shard
+from augbench.artifacts.store import Store
 from augbench.classes import ClassInfo, write_class_table
 from augbench.config import Study, load_study, parse_study
 from augbench.data.splits import Split, write_split
@@ -25,7 +28,6 @@ from augbench.errors import UserError
 from augbench.files import write_text
 from augbench.job import Job
 from augbench.plan import BEST_ROWS, Plan
-from augbench.pool import build_index, read_index
 from augbench.report import figure3, figure4, figure5a, figure5b, paper_tables, table1
 from augbench.report.per_class import SCHEMA, read_per_class
 from augbench.report.pictures import SIDE, choose, read_pictures, spread_classes, thumbnail
@@ -33,8 +35,6 @@ from augbench.report.protocol import paper_results
 from augbench.report.render import read_csv, render_csv
 from augbench.report.style import COLOURS, FONT_SIZE, MARKERS, WIDTH, styled
 from augbench.resample import Drawing, resample
-from augbench.shards import ShardRow, encode_image, write_shard
-from augbench.store import Store
 
 CLASSES = tuple(f"class_{letter}" for letter in "abcdef")
 REAL_IMAGES = 4

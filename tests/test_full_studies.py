@@ -20,6 +20,7 @@ from hostile_server import hostile_server
 from PIL import Image
 from pydantic_core import PydanticUndefined
 
+from augbench.artifacts.pool import SCHEMA, read_index
 from augbench.check import check_study
 from augbench.classes import load_class_table
 from augbench.config import ConfigError, DrawMethod, PersonaliseMethod, RetrieveMethod, Section, Study, load_study, parse_study
@@ -28,7 +29,6 @@ from augbench.errors import UserError
 from augbench.estimate import estimate_study
 from augbench.files import read_json
 from augbench.plan import Plan
-from augbench.pool import SCHEMA, read_index
 from augbench.prompts import write_prompts
 from augbench.report.protocol import CANDIDATES, IMAGIC_CANDIDATES, paper_results
 from augbench.resample import Drawing, draw

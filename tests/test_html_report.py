@@ -21,13 +21,15 @@ import yaml
 from PIL import Image
 from test_figures import ACCURACIES, CLASSES, METHODS, Squares, make_squares
 
+from augbench.artifacts.pool import read_index
+from augbench.artifacts.shards import encode_image
+from augbench.artifacts.store import Store
 from augbench.classes import ClassInfo, write_class_table
 from augbench.config import Study
 from augbench.errors import UserError
 from augbench.files import write_json, write_text
 from augbench.job import Job
 from augbench.plan import Plan
-from augbench.pool import read_index
 from augbench.provenance import write_provenance
 from augbench.report import diagnostics, figure3, figure4, figure5a, figure5b, statistics, table1
 from augbench.report.cost import write_cost
@@ -40,8 +42,6 @@ from augbench.report.paper_tables import write_paper_tables
 from augbench.report.per_class import SCHEMA, read_per_class
 from augbench.report.pictures import Picture, read_encoded, write_encoded
 from augbench.report.render import Layout, read_markdown, render_csv, render_markdown
-from augbench.shards import encode_image
-from augbench.store import Store
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 CUTS = ("Differs from the protocol: Classes: 6 (paper: 990).", "Differs from the protocol: Most epochs: 15 (paper: 270).")

@@ -16,6 +16,9 @@ import torch
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
+from augbench.artifacts.pool import build_index, read_index
+from augbench.artifacts.shards import ShardRow, encode_image, write_shard
+from augbench.artifacts.store import Store
 from augbench.classes import load_class_table
 from augbench.classifier.score import SCHEMA as PREDICTIONS
 from augbench.config import Study, parse_study
@@ -39,10 +42,7 @@ from augbench.leakage import (
     without_leaks,
 )
 from augbench.models import load_image_tower
-from augbench.pool import build_index, read_index
 from augbench.report.leakage import draw_pairs, read_rows, write_leakage_table
-from augbench.shards import ShardRow, encode_image, write_shard
-from augbench.store import Store
 
 torch.set_num_threads(1)
 PROJECT = Path(__file__).resolve().parents[1]

@@ -23,6 +23,7 @@ from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from augbench.artifacts.store import Store
 from augbench.classes import ClassInfo, read_class_table, write_class_table
 from augbench.config import PersonaliseMethod, Study, parse_study
 from augbench.data.decode import square
@@ -39,7 +40,6 @@ from augbench.personalise.embedding import ConditioningRows, PseudowordRows, tok
 from augbench.personalise.stage import choose_lr, finetune_classes, read_metadata
 from augbench.personalise.tasks import ClassTask, ImageSet, check_clusters, class_tasks, learning_rates, read_clusters
 from augbench.personalise.train import Group, Learned, Settings, Trainer, diffusion_target
-from augbench.store import Store
 
 MINI = Path(__file__).resolve().parents[1] / "resources/mini"
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -216,12 +216,12 @@ def test_the_robust_judge_is_shipped(tmp_path: Path, judge_folder: Path) -> None
 
 
 def test_training_leaves_both_reference_classifiers_as_judges(tmp_path: Path, garment_files: Path) -> None:
+    from augbench.artifacts.store import Store
     from augbench.classes import load_class_table
     from augbench.config import parse_study
     from augbench.job import Job
     from augbench.pretrain import stage
     from augbench.pretrain.reference import load_judge, prepare
-    from augbench.store import Store
 
     study = parse_study(
         {

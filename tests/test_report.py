@@ -15,10 +15,10 @@ import pytest
 from matplotlib import image as matplotlib_image
 from matplotlib.colors import to_hex
 
+from augbench.artifacts.pool import SCHEMA
 from augbench.config import RetrieveMethod, Study, parse_study
 from augbench.errors import UserError
 from augbench.files import write_json
-from augbench.pool import SCHEMA
 from augbench.report.figure1 import axis_start, best_of_families, draw, write_figure1
 from augbench.report.protocol import CLASSIFIER, DIFFUSION, Facts, differences, paper_results
 from augbench.report.render import escape_latex, escape_markdown, render_csv, spread

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from augbench.artifacts.pool import SCHEMA, build_index, load_images, read_index
+from augbench.artifacts.shards import ShardRow, write_shard
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
-from augbench.pool import SCHEMA, build_index, load_images, read_index
 from augbench.resample import Drawing, draw, overlap, resample
-from augbench.shards import ShardRow, write_shard
 
 
 def png(value: int) -> bytes:

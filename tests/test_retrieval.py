@@ -339,10 +339,10 @@ def check_neighbours(found: list[Found], corpus: Corpus, k: int, vectors: bool) 
 
 
 def test_exact_search_and_the_index_give_the_same_neighbours(corpus: Corpus, tmp_path: Path) -> None:
+    from augbench.artifacts.store import Store
     from augbench.retrieval.embedding_files import open_embeddings
     from augbench.retrieval.exact import ExactBackend
     from augbench.retrieval.index import IndexBackend
-    from augbench.store import Store
 
     exact = ExactBackend(open_embeddings(corpus.embeddings), Store(tmp_path / "store")).search(corpus.queries, 200)
     index = IndexBackend(corpus.index, corpus.clip, "resources/mini/clip").search(corpus.queries, 200)

@@ -13,6 +13,8 @@ import torch
 from conftest import PROJECT, SMALL_STUDY
 from PIL import Image
 
+from augbench.artifacts.pool import build_index, load_images, read_index
+from augbench.artifacts.store import Store
 from augbench.classes import load_class_table
 from augbench.config import parse_study
 from augbench.errors import UserError
@@ -20,10 +22,8 @@ from augbench.files import write_json
 from augbench.generate import MAX_ATTEMPTS, generate
 from augbench.job import Job
 from augbench.models import check_safety, fingerprint, load_pipeline
-from augbench.pool import build_index, load_images, read_index
 from augbench.prompts import write_prompts
 from augbench.report.diagnostics import refused_per_image
-from augbench.store import Store
 
 MINI = PROJECT / "resources/mini/stable-diffusion"
 CLASSES = load_class_table("fashion_mnist")[:3]

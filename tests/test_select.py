@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from augbench.artifacts.shards import ShardRow, encode_image, write_shard
+from augbench.artifacts.store import Store
 from augbench.errors import UserError
 from augbench.files import write_json
 from augbench.select import drop_from_store, select
-from augbench.shards import ShardRow, encode_image, write_shard
-from augbench.store import Store
 
 
 def results(folder: Path, **accuracies: float) -> dict[str, Path]:

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from augbench.artifacts.shards import ShardRow, encode_image, is_kept, is_whole, read_footer, read_shard, write_shard
 from augbench.errors import UserError
 from augbench.files import canonical_hash
-from augbench.shards import ShardRow, encode_image, is_kept, is_whole, read_footer, read_shard, write_shard
 
 
 def rows(count: int = 5) -> list[ShardRow]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from augbench.artifacts.store import Store
 from augbench.errors import UserError
 from augbench.files import atomic_path
-from augbench.store import Store
 
 
 def test_an_artifact_is_made_once_and_linked_again(tmp_path: Path) -> None:

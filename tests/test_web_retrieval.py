@@ -22,6 +22,7 @@ import pytest
 from conftest import PROJECT, SMALL_STUDY
 from hostile_server import PLAIN, HostileServer, hostile_server
 
+from augbench.artifacts.store import Store
 from augbench.classes import load_class_table, write_class_table
 from augbench.config import parse_study
 from augbench.errors import UserError
@@ -33,7 +34,6 @@ from augbench.retrieval.images import open_origin
 from augbench.retrieval.retrieve import retrieve
 from augbench.retrieval.search import search
 from augbench.retrieval.shortfall import summarise
-from augbench.store import Store
 
 CLASSES = load_class_table("fashion_mnist")
 WANTED = 60

@@ -17,14 +17,14 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pyarrow.parquet as pq
 
+from augbench.artifacts.parquet import whole
+from augbench.artifacts.shards import media_type
 from augbench.classes import ClassInfo, read_class_table
 from augbench.errors import UserError
 from augbench.files import read_json
-from augbench.parquet import whole
 from augbench.plan import Plan
 from augbench.report.html_parts import Thumb, models_of, templates, thumb_of
 from augbench.report.pictures import RECORDED, Picture, short_name
-from augbench.shards import media_type
 
 logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"

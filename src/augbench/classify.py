@@ -23,6 +23,9 @@ import torch
 from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 
+from augbench.artifacts.parquet import REMAKE
+from augbench.artifacts.pool import load_images, read_index
+from augbench.artifacts.store import Recipe, Store
 from augbench.classes import read_class_table
 from augbench.classifier.compute import Compute, Group, compute_of, count_processes
 from augbench.classifier.images import LabelledImages
@@ -35,11 +38,8 @@ from augbench.data.splits import check_labels, read_split
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file, write_json
 from augbench.models import pick_device
-from augbench.parquet import REMAKE
-from augbench.pool import load_images, read_index
 from augbench.recipes import classifier_recipe
 from augbench.resample import check_same_labels
-from augbench.store import Recipe, Store
 
 logger = logging.getLogger(__name__)
 

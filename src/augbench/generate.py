@@ -23,6 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from augbench.artifacts.shards import ShardRow, encode_image, is_kept, write_shard
 from augbench.batches import in_batches
 from augbench.compiling import cache_folder, compile_pipeline, copies_to_fill, first_alone, kernels_of
 from augbench.config import PersonaliseMethod, SampleMethod
@@ -35,7 +36,6 @@ from augbench.progress import Progress
 from augbench.prompts import read_prompts
 from augbench.recipes import Recipe, generate_recipe, image_recipe, method_sampling
 from augbench.seeds import derive_seed
-from augbench.shards import ShardRow, encode_image, is_kept, write_shard
 
 if TYPE_CHECKING:
     import numpy as np

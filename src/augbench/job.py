@@ -22,8 +22,8 @@ from augbench.config import Study, parse_study
 from augbench.errors import UserError
 
 if TYPE_CHECKING:
+    from augbench.artifacts.store import Store
     from augbench.plan import Plan
-    from augbench.store import Store
 
 logger = logging.getLogger("augbench")
 COLLECT_AFTER = 50_000  # new objects; at Python's own 700 the collector walks a library again and again while it is imported
@@ -90,9 +90,9 @@ def running(snakemake: Any) -> Iterator[Job]:
     The network is off but for the rules of :func:`augbench.network.uses_network`.
     """
     from augbench import network
+    from augbench.artifacts.store import Store
     from augbench.compiling import share_cache
     from augbench.launcher import hold_job_lock
-    from augbench.store import Store
 
     gc.set_threshold(COLLECT_AFTER)
     finished: list[bool] = []

@@ -24,13 +24,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
+from augbench.artifacts.parquet import REMAKE, read_table
+from augbench.artifacts.pool import load_images, read_index
 from augbench.batches import in_batches
 from augbench.data.source import open_source
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import atomic_path, canonical_hash, read_json, sha256_file, write_json
-from augbench.parquet import REMAKE, read_table
-from augbench.pool import load_images, read_index
 from augbench.progress import Progress, track
 
 if TYPE_CHECKING:
@@ -622,7 +622,7 @@ def without_leaks(index: pa.Table, leaks: pa.Table, class_sizes: Mapping[str, in
     Parameters
     ----------
     index : Table
-        :data:`augbench.pool.SCHEMA`.
+        :data:`augbench.artifacts.pool.SCHEMA`.
     leaks : Table
         :data:`SCHEMA`, of the same pool.
     class_sizes : mapping of str to int, optional

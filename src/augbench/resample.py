@@ -24,11 +24,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from augbench.artifacts.pool import read_index
 from augbench.config import DrawMethod, RealMethod, RetrieveMethod, Study
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import atomic_path
-from augbench.pool import read_index
 from augbench.seeds import derive_seed
 
 
@@ -74,7 +74,7 @@ def draw(pool: pa.Table, class_sizes: Mapping[str, int], run: int, study_seed: i
     Parameters
     ----------
     pool : Table
-        An index (:data:`augbench.pool.SCHEMA`), rows sorted by (label, index); set 0 sees its part 0 only.
+        An index (:data:`augbench.artifacts.pool.SCHEMA`), rows sorted by (label, index); set 0 sees its part 0 only.
     class_sizes : mapping of str to int
         Real training images per class id.
     where : str

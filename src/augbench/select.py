@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from augbench.artifacts.shards import read_footer
+from augbench.artifacts.store import Store
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
-from augbench.shards import read_footer
-from augbench.store import Store
 
 
 def select(method: str, results: Mapping[str, str | Path], out: str | Path) -> str:

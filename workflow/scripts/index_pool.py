@@ -3,6 +3,6 @@
 from augbench.job import running
 
 with running(snakemake) as job:
-    from augbench.pool import build_index
+    from augbench.artifacts.pool import build_index
 
     build_index(list(snakemake.input), job.plan.root, snakemake.output[0])

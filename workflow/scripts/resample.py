@@ -3,7 +3,7 @@
 from augbench.job import running
 
 with running(snakemake) as job:
-    from augbench.pool import build_index
+    from augbench.artifacts.pool import build_index
     from augbench.resample import Drawing, resample
     from augbench.retrieval.shortfall import read_excluded
 

@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from augbench.artifacts.parquet import REMAKE, read_table
 from augbench.errors import UserError
 from augbench.files import atomic_path
-from augbench.parquet import REMAKE, read_table
 from augbench.seeds import derive_seed
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from augbench.artifacts.store import link_file
 from augbench.config import PersonaliseMethod
 from augbench.data.source import open_source
 from augbench.errors import UserError
@@ -28,7 +29,6 @@ from augbench.files import atomic_path, canonical_hash, read_json, write_json
 from augbench.personalise.tasks import ClassTask, class_tasks, start_prompt, start_word
 from augbench.personalise.tokens import placeholders
 from augbench.recipes import Recipe, finetune_recipe
-from augbench.store import link_file
 from augbench.templates import fill, load_templates
 
 if TYPE_CHECKING:

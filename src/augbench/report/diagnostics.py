@@ -18,6 +18,8 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from augbench.artifacts.pool import load_images, read_index
+from augbench.artifacts.shards import read_shard
 from augbench.batches import in_batches
 from augbench.classes import ClassInfo, read_class_table
 from augbench.config import PersonaliseMethod, Prompting, RetrieveMethod, Study, family_of
@@ -25,13 +27,11 @@ from augbench.data.source import ImageSource, open_source
 from augbench.data.splits import check_labels, read_split
 from augbench.errors import UserError
 from augbench.files import read_json, write_text
-from augbench.pool import load_images, read_index
 from augbench.progress import Progress
 from augbench.report.render import NONE, Layout, read_csv, render_csv, render_markdown, render_terminal
 from augbench.resample import check_same_labels
 from augbench.retrieval.filters import duplicates
 from augbench.seeds import derive_seed
-from augbench.shards import read_shard
 
 if TYPE_CHECKING:
     import pyarrow as pa

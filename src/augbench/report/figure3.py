@@ -18,11 +18,11 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
+from augbench.artifacts.pool import read_index
 from augbench.classes import read_class_table
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import write_text
-from augbench.pool import read_index
 from augbench.report.pictures import REAL, Picture, Shown, added_pictures, choose, read_pictures, real_pictures, rows_of, spread_classes, write_pictures
 from augbench.report.render import read_csv, render_csv
 from augbench.report.style import WIDTH, open_canvas, place_image, save, styled

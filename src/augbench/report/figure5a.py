@@ -18,12 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from augbench.artifacts.parquet import REMAKE
+from augbench.artifacts.pool import read_index
 from augbench.classes import read_class_table
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import write_text
-from augbench.parquet import REMAKE
-from augbench.pool import read_index
 from augbench.report import table1
 from augbench.report.per_class import ClassAccuracies, read_per_class
 from augbench.report.pictures import REAL, Picture, Shown, added_pictures, choose, read_pictures, real_pictures, rows_of, short_name, write_pictures

@@ -19,11 +19,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
+from augbench.artifacts.pool import read_index
 from augbench.config import RealMethod, Study, family_of
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import write_text
-from augbench.pool import read_index
 from augbench.report import table1
 from augbench.report.per_class import ClassAccuracies, read_per_class
 from augbench.report.render import read_csv, render_csv

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from augbench.artifacts.pool import read_index
 from augbench.classes import ClassInfo, read_class_table
 from augbench.data.splits import read_split
-from augbench.pool import read_index
 from augbench.progress import Progress
 from augbench.report import table1
 from augbench.report.figure5a import changes

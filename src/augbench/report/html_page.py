@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from augbench.artifacts.shards import media_type
 from augbench.classes import ClassInfo, read_class_table
 from augbench.errors import UserError
 from augbench.files import read_json, write_text
@@ -31,7 +32,6 @@ from augbench.report.pictures import REAL, Picture, read_encoded, short_name
 from augbench.report.render import NONE, Layout, read_markdown, signed, spread
 from augbench.report.style import COLOURS
 from augbench.retrieval.shortfall import ALL, read_excluded
-from augbench.shards import media_type
 
 TITLES = {
     "table1": "Table 1: accuracy of every method",

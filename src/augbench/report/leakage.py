@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from augbench.artifacts.parquet import REMAKE
+from augbench.artifacts.pool import load_images, read_index
 from augbench.config import RealMethod, Study
 from augbench.data.source import open_source
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import atomic_path, read_json, write_text
 from augbench.leakage import Summary, accuracy_without, read_leaks
-from augbench.parquet import REMAKE
-from augbench.pool import load_images, read_index
 from augbench.report import render
 from augbench.report.render import NONE, Layout, render_csv, render_markdown, render_terminal
 

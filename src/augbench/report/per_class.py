@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from augbench.artifacts.parquet import REMAKE, whole
 from augbench.classes import read_class_table
 from augbench.errors import UserError
 from augbench.files import atomic_path
-from augbench.parquet import REMAKE, whole
 
 SCHEMA = pa.schema(
     [

@@ -19,14 +19,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
+from augbench.artifacts.parquet import whole
+from augbench.artifacts.pool import load_images
+from augbench.artifacts.shards import encode_image, image_kind, read_shard
 from augbench.classes import ClassInfo
 from augbench.data.source import open_source
 from augbench.data.splits import Split
 from augbench.files import atomic_path
-from augbench.parquet import whole
-from augbench.pool import load_images
 from augbench.seeds import derive_seed
-from augbench.shards import encode_image, image_kind, read_shard
 
 if TYPE_CHECKING:
     from augbench.job import Job

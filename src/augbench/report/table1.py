@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
+from augbench.artifacts.pool import read_index
 from augbench.config import RealMethod, Study, family_of
 from augbench.errors import UserError
 from augbench.files import read_json, write_text
-from augbench.pool import read_index
 from augbench.report import render
 from augbench.report.protocol import Facts, differences, paper_results
 from augbench.report.render import NONE, Layout, render_csv, spread

@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from augbench.artifacts.store import Store
 from augbench.errors import UserError
 from augbench.progress import Progress
 from augbench.retrieval.embedding_files import UNIT_TOLERANCE, EmbeddingFile, check_norms, unit
 from augbench.retrieval.neighbours import Found, metadata_table
 from augbench.seeds import derive_seed
-from augbench.store import Store
 
 if TYPE_CHECKING:
     import torch

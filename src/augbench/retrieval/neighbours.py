@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from augbench.artifacts.parquet import REMAKE
 from augbench.errors import UserError
 from augbench.files import atomic_path
-from augbench.parquet import REMAKE
 
 METADATA = {
     "id": pa.string(),

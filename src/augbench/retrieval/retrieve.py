@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from augbench.artifacts.shards import ShardRow, encode_image, is_kept, write_shard
 from augbench.config import RetrieveMethod
 from augbench.files import atomic_path, read_json
 from augbench.prompts import read_prompts
@@ -27,7 +28,6 @@ from augbench.retrieval.images import Arrival, Origin
 from augbench.retrieval.manifest import read_manifest
 from augbench.retrieval.neighbours import Neighbour, read_neighbours
 from augbench.retrieval.web.fates import FETCHED
-from augbench.shards import ShardRow, encode_image, is_kept, write_shard
 
 if TYPE_CHECKING:
     from PIL import Image

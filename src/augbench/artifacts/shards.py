@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from augbench.artifacts.parquet import REMAKE, whole
 from augbench.errors import UserError
 from augbench.files import atomic_path, canonical_hash
-from augbench.parquet import REMAKE, whole
 
 _HF_FEATURES = {"info": {"features": {"image": {"_type": "Image"}}}}
 SCHEMA = pa.schema(

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from augbench.artifacts.parquet import REMAKE, read_table
+from augbench.artifacts.shards import read_shard
 from augbench.errors import UserError
 from augbench.files import atomic_path
-from augbench.parquet import REMAKE, read_table
 from augbench.progress import track
-from augbench.shards import read_shard
 
 SCHEMA = pa.schema(
     [
