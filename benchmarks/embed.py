@@ -102,8 +102,8 @@ def ours(images: Path, model: Path, folder: Path, device: str, threads: int) -> 
     from augbench.config import parse_study
     from augbench.corpus.embed import embed_folder
     from augbench.files import write_json
-    from augbench.job import Job
     from augbench.models import fingerprint
+    from augbench.runtime.job import Job
 
     shutil.rmtree(folder, ignore_errors=True)
     study = {

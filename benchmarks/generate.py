@@ -139,9 +139,9 @@ def our_sampler(pipeline: StableDiffusionPipeline, setting: Setting, batch_size:
     import torch
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-    from augbench.compiling import compile_pipeline
     from augbench.config import load_study
     from augbench.generate import Sampler
+    from augbench.runtime.compiling import compile_pipeline
 
     mode = load_study([PROJECT / "config/imagenet10.yaml", PROJECT / "config/overlays/fast.yaml"]).diffusion
     scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config) if fast else pipeline.scheduler

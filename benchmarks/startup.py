@@ -73,7 +73,7 @@ train_run(job.study.classifier.model_copy(update={"max_epochs": 1}), 2, images, 
 def script_imports(path: Path) -> str:
     """The import statements of a script but for that of ``running``, one a line."""
     found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
-    return "\n".join(ast.unparse(node) for node in found if getattr(node, "module", None) != "augbench.job")
+    return "\n".join(ast.unparse(node) for node in found if getattr(node, "module", None) != "augbench.runtime.job")
 
 
 def entries(checkout: Path) -> dict[str, str]:

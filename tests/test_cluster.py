@@ -21,12 +21,12 @@ from augbench.data.source import open_source
 from augbench.data.splits import make_splits, write_split
 from augbench.errors import UserError
 from augbench.files import write_json
-from augbench.job import Job
 from augbench.models import fingerprint
 from augbench.personalise import cluster
 from augbench.personalise.cluster import cluster_class, cluster_images, compute_features, inception_features
 from augbench.personalise.tasks import read_clusters
 from augbench.progress import Progress
+from augbench.runtime.job import Job
 
 MINI = Path(__file__).resolve().parents[1] / "resources/mini"
 CLASSES = ("cat", "dog")

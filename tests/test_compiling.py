@@ -19,11 +19,11 @@ from PIL import Image
 
 from augbench.artifacts.shards import read_shard
 from augbench.artifacts.store import Store
-from augbench.compiling import VARIABLE, cache_folder, first_alone, share_cache
 from augbench.config import parse_study
 from augbench.errors import UserError
 from augbench.generate import compile_kernels
-from augbench.job import Job
+from augbench.runtime.compiling import VARIABLE, cache_folder, first_alone, share_cache
+from augbench.runtime.job import Job
 
 compiles = [
     pytest.mark.full,

@@ -24,8 +24,8 @@ from augbench.corpus.style import clean_images, web_style
 from augbench.data import fashion_mnist
 from augbench.errors import UserError
 from augbench.files import write_json
-from augbench.job import Job
 from augbench.models import fingerprint, load_clip, load_image_tower
+from augbench.runtime.job import Job
 from augbench.seeds import derive_seed
 
 CLASSES = load_class_table("fashion_mnist")

@@ -24,7 +24,6 @@ from augbench.data import fashion_mnist
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
-from augbench.job import Job
 from augbench.report.diagnostics import (
     NEAREST,
     Coverage,
@@ -42,6 +41,7 @@ from augbench.report.diagnostics import (
     style_distance,
     write_diagnostics,
 )
+from augbench.runtime.job import Job
 
 torch.set_num_threads(1)
 PROJECT = Path(__file__).resolve().parents[1]

@@ -26,7 +26,6 @@ from augbench.config import Study, load_study, parse_study
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import write_text
-from augbench.job import Job
 from augbench.plan import BEST_ROWS, Plan
 from augbench.report import figure3, figure4, figure5a, figure5b, paper_tables, table1
 from augbench.report.per_class import SCHEMA, read_per_class
@@ -35,6 +34,7 @@ from augbench.report.protocol import paper_results
 from augbench.report.render import read_csv, render_csv
 from augbench.report.style import COLOURS, FONT_SIZE, MARKERS, WIDTH, styled
 from augbench.resample import Drawing, resample
+from augbench.runtime.job import Job
 
 CLASSES = tuple(f"class_{letter}" for letter in "abcdef")
 REAL_IMAGES = 4

@@ -28,9 +28,7 @@ from augbench.classes import ClassInfo, write_class_table
 from augbench.config import Study
 from augbench.errors import UserError
 from augbench.files import write_json, write_text
-from augbench.job import Job
 from augbench.plan import Plan
-from augbench.provenance import write_provenance
 from augbench.report import diagnostics, figure3, figure4, figure5a, figure5b, statistics, table1
 from augbench.report.cost import write_cost
 from augbench.report.figure1 import write_figure1
@@ -42,6 +40,8 @@ from augbench.report.paper_tables import write_paper_tables
 from augbench.report.per_class import SCHEMA, read_per_class
 from augbench.report.pictures import Picture, read_encoded, write_encoded
 from augbench.report.render import Layout, read_markdown, render_csv, render_markdown
+from augbench.runtime.job import Job
+from augbench.runtime.provenance import write_provenance
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 CUTS = ("Differs from the protocol: Classes: 6 (paper: 990).", "Differs from the protocol: Most epochs: 15 (paper: 270).")

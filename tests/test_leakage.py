@@ -27,7 +27,6 @@ from augbench.data import fashion_mnist
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
-from augbench.job import Job
 from augbench.leakage import (
     SCHEMA,
     Limits,
@@ -43,6 +42,7 @@ from augbench.leakage import (
 )
 from augbench.models import load_image_tower
 from augbench.report.leakage import draw_pairs, read_rows, write_leakage_table
+from augbench.runtime.job import Job
 
 torch.set_num_threads(1)
 PROJECT = Path(__file__).resolve().parents[1]

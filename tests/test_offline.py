@@ -17,7 +17,7 @@ from namespaces import namespace
 
 from augbench.config import parse_study
 from augbench.errors import UserError
-from augbench.network import uses_network
+from augbench.runtime.network import uses_network
 
 CORPORA: dict[str, dict[str, Any]] = {
     "miniature": SMALL_STUDY["corpus"],
@@ -105,7 +105,7 @@ def test_processes_of_this_machine_still_talk() -> None:
 RESTRICTED = """
 import json
 from augbench.config import parse_study
-import augbench.job
+import augbench.runtime.job
 network.restrict(sys.argv[1], parse_study(json.loads(sys.argv[2])))
 assert "huggingface_hub" not in sys.modules
 from huggingface_hub import constants
@@ -131,7 +131,12 @@ def test_a_workflow_s_job_that_leaves_the_machine_fails_with_that_line(workspace
     workflow = workspace.folder / "workflow"
     workflow.unlink()
     shutil.copytree(PROJECT / "workflow", workflow)
-    lines = ("import socket", "from augbench.job import running", "with running(snakemake):", f"    socket.create_connection(('{OUTSIDE}', 443), timeout=1)")
+    lines = (
+        "import socket",
+        "from augbench.runtime.job import running",
+        "with running(snakemake):",
+        f"    socket.create_connection(('{OUTSIDE}', 443), timeout=1)",
+    )
     (workflow / "scripts/classes.py").write_text("\n".join(lines))
     (workspace.folder / "Snakefile").unlink()
     shutil.copyfile(PROJECT / "Snakefile", workspace.folder / "Snakefile")

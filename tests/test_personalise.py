@@ -31,7 +31,6 @@ from augbench.data.source import ImageSource, open_source
 from augbench.data.splits import make_splits, write_split
 from augbench.errors import UserError
 from augbench.files import write_json
-from augbench.job import Job
 from augbench.models import fingerprint
 from augbench.personalise import fine_tune as parts
 from augbench.personalise import train
@@ -40,6 +39,7 @@ from augbench.personalise.embedding import ConditioningRows, PseudowordRows, tok
 from augbench.personalise.stage import choose_lr, finetune_classes, read_metadata
 from augbench.personalise.tasks import ClassTask, ImageSet, check_clusters, class_tasks, learning_rates, read_clusters
 from augbench.personalise.train import Group, Learned, Settings, Trainer, diffusion_target
+from augbench.runtime.job import Job
 
 MINI = Path(__file__).resolve().parents[1] / "resources/mini"
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

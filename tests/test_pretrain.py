@@ -219,9 +219,9 @@ def test_training_leaves_both_reference_classifiers_as_judges(tmp_path: Path, ga
     from augbench.artifacts.store import Store
     from augbench.classes import load_class_table
     from augbench.config import parse_study
-    from augbench.job import Job
     from augbench.pretrain import stage
     from augbench.pretrain.reference import load_judge, prepare
+    from augbench.runtime.job import Job
 
     study = parse_study(
         {

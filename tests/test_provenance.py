@@ -14,10 +14,11 @@ import snakemake
 import torch
 from conftest import SMALL_STUDY, Workspace
 
-from augbench import __version__, provenance
+from augbench import __version__
 from augbench.config import parse_study
 from augbench.files import write_json
-from augbench.provenance import package_versions, record_surroundings, revision, write_provenance
+from augbench.runtime import provenance
+from augbench.runtime.provenance import package_versions, record_surroundings, revision, write_provenance
 from augbench.seeds import derive_seed
 
 STAGES = {"embed_corpus", "search", "cluster", "finetune", "candidates", "classify_candidates", "generate", "retrieve", "classify", "diagnostics", "leakage"}

@@ -20,10 +20,10 @@ from augbench.config import parse_study
 from augbench.errors import UserError
 from augbench.files import write_json
 from augbench.generate import MAX_ATTEMPTS, generate
-from augbench.job import Job
 from augbench.models import check_safety, fingerprint, load_pipeline
 from augbench.prompts import write_prompts
 from augbench.report.diagnostics import refused_per_image
+from augbench.runtime.job import Job
 
 MINI = PROJECT / "resources/mini/stable-diffusion"
 CLASSES = load_class_table("fashion_mnist")[:3]

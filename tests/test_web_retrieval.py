@@ -27,13 +27,13 @@ from augbench.classes import load_class_table, write_class_table
 from augbench.config import parse_study
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
-from augbench.job import Job
 from augbench.models import fingerprint
 from augbench.prompts import read_prompts, write_prompts
 from augbench.retrieval.images import open_origin
 from augbench.retrieval.retrieve import retrieve
 from augbench.retrieval.search import search
 from augbench.retrieval.shortfall import summarise
+from augbench.runtime.job import Job
 
 CLASSES = load_class_table("fashion_mnist")
 WANTED = 60

@@ -36,9 +36,9 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from augbench import launcher
     from augbench.check import check_study
     from augbench.progress import clock
+    from augbench.runtime import launcher
 
     configfiles = arguments.configfile or [DEMO]
     study = load_study(configfiles)

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 from augbench.artifacts.shards import ShardRow, encode_image, is_kept, write_shard
 from augbench.batches import in_batches
-from augbench.compiling import cache_folder, compile_pipeline, copies_to_fill, first_alone, kernels_of
 from augbench.config import PersonaliseMethod, SampleMethod
 from augbench.data.decode import square
 from augbench.errors import UserError
@@ -35,6 +34,7 @@ from augbench.personalise.tokens import placeholders
 from augbench.progress import Progress
 from augbench.prompts import read_prompts
 from augbench.recipes import Recipe, generate_recipe, image_recipe, method_sampling
+from augbench.runtime.compiling import cache_folder, compile_pipeline, copies_to_fill, first_alone, kernels_of
 from augbench.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from PIL import Image
 
-    from augbench.job import Job
+    from augbench.runtime.job import Job
 
 logger = logging.getLogger(__name__)
 

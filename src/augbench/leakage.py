@@ -34,7 +34,7 @@ from augbench.files import atomic_path, canonical_hash, read_json, sha256_file, 
 from augbench.progress import Progress, track
 
 if TYPE_CHECKING:
-    from augbench.job import Job
+    from augbench.runtime.job import Job
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ sys.path.insert(0, str(PROJECT / "src"))
 
 from augbench import recipes
 from augbench.job_resources import load_needs
-from augbench.launcher import guard_job, guard_plain_run
+from augbench.runtime.launcher import guard_job, guard_plain_run
 from augbench.workflow import load_plan
 
 guard_job()

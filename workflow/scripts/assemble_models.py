@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake):
     from augbench.pretrain.stage import assemble_models

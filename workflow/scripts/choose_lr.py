@@ -1,6 +1,6 @@
 """Choose a fine-tuned method's learning rate by validation loss, and gather what all classes learned."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.personalise.stage import choose_lr

@@ -1,6 +1,6 @@
 """Write the class table."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.classes import write_class_table

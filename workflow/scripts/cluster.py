@@ -1,6 +1,6 @@
 """Find the clusters of each class's images."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.personalise.cluster import cluster_images

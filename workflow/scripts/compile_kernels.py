@@ -1,6 +1,6 @@
 """Compile the networks that make images into the cache that jobs share."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.generate import compile_kernels

@@ -1,6 +1,6 @@
 """Write what each method cost."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.report.cost import write_cost

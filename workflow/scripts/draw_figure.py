@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake):
     figure = import_module(f"augbench.report.{snakemake.params.figure}")

@@ -1,6 +1,6 @@
 """Embed the corpus with CLIP, in clip-retrieval's layout."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.corpus.embed import embed_folder, embed_miniature

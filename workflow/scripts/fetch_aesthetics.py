@@ -1,6 +1,6 @@
 """Bring the published weights of LAION's aesthetics predictor into their place."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.fetch_models import fetch_weights

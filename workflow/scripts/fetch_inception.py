@@ -1,6 +1,6 @@
 """Bring torchvision's published Inception-v3 weights into their place."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.fetch_models import INCEPTION_SHA256, INCEPTION_URL, fetch_weights

@@ -1,6 +1,6 @@
 """Bring a model from the Hub, or from a mirror, into the downloads folder."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.fetch_models import fetch

@@ -1,6 +1,6 @@
 """Draw Figure 1 from the table."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake):
     from augbench.report.figure1 import write_figure1

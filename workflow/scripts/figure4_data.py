@@ -1,6 +1,6 @@
 """Choose the images of Figure 4."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.report.figure4 import collect

@@ -1,6 +1,6 @@
 """Compute every class's change for Figure 5A, and choose its images."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.report.figure5a import collect

@@ -1,6 +1,6 @@
 """Gather the points of Figure 5B."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.report.figure5b import collect

@@ -1,6 +1,6 @@
 """Fine-tune for a block of classes at one learning rate."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.personalise.stage import finetune_classes

@@ -1,6 +1,6 @@
 """Hash a model's files."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake):
     from augbench.files import write_json

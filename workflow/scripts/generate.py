@@ -1,6 +1,6 @@
 """Make a block of image shards of a method that samples the diffusion model."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.files import read_json

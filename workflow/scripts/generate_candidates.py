@@ -1,6 +1,6 @@
 """Make part 0 of every candidate of a fine-tuned method, for a block of classes."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.generate import LearnedFiles, generate

@@ -1,6 +1,6 @@
 """Build clip-retrieval's index of the corpus."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.corpus.embed import build_index

@@ -1,6 +1,6 @@
 """Index a method's pool of added images."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.artifacts.pool import build_index

@@ -1,6 +1,6 @@
 """Look for near-duplicates of validation and test images in the pools of all methods."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.leakage import Limits, embed_splits, guard

@@ -1,6 +1,6 @@
 """Write the table of near-duplicates, and a picture of examples per method."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.report.leakage import draw_pairs, write_leakage_table

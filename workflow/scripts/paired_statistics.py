@@ -1,6 +1,6 @@
 """Write the statistics of Table 1 in all their formats."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.report.statistics import write_statistics

@@ -1,6 +1,6 @@
 """Write the paper's smaller tables, ours beside the paper's."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.report.paper_tables import write_paper_tables

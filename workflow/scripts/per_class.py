@@ -1,6 +1,6 @@
 """Write the accuracy of every classifier per class."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.report.per_class import write_per_class

@@ -1,6 +1,6 @@
 """Index part 0 of every candidate of a fine-tuned method, and draw the training set that they are compared on."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.artifacts.pool import build_index

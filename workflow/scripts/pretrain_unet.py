@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.pretrain.stage import pretrain_unet

@@ -1,6 +1,6 @@
 """Write the prompts of a method."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.classes import read_class_table

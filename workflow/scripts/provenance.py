@@ -1,11 +1,11 @@
 """Write what made the results."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from pathlib import Path
 
-    from augbench.provenance import write_provenance
+    from augbench.runtime.provenance import write_provenance
 
     source = snakemake.input
     write_provenance(job.study, Path(job.plan.root), source.config, source.models, snakemake.output[0])

@@ -1,6 +1,6 @@
 """Write the report as one page."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.report.html_page import write_report

@@ -1,6 +1,6 @@
 """Choose the images of the report and keep their thumbnails."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.report.html_images import collect

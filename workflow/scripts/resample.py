@@ -1,6 +1,6 @@
 """Draw the added images of each training set from a method's pool, which is indexed first if that has not been done."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.artifacts.pool import build_index

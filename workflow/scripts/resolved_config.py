@@ -2,7 +2,7 @@
 
 import yaml
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake):
     from augbench.files import write_text

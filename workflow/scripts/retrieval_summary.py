@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.classes import read_class_table

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.data.splits import read_split

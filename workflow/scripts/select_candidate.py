@@ -1,6 +1,6 @@
 """Select a candidate of a fine-tuned method by validation accuracy."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.select import drop_from_store, select

@@ -1,6 +1,6 @@
 """Draw the split manifests."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.classes import read_class_table

@@ -1,6 +1,6 @@
 """Write Table 1 in all its formats."""
 
-from augbench.job import running
+from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.report.table1 import write_table1

@@ -74,8 +74,8 @@ def main(folder: Path) -> None:
         here = Surroundings(**pickle.load(stream))
         _end_with(here.parent)
         sys.path[:] = here.path
-        from augbench import network
-        from augbench.job import set_threads
+        from augbench.runtime import network
+        from augbench.runtime.job import set_threads
 
         network.close_as_parent()
         set_threads(here.threads)

@@ -29,7 +29,7 @@ from augbench.progress import Progress
 from augbench.recipes import Recipe
 
 if TYPE_CHECKING:
-    from augbench.job import Job
+    from augbench.runtime.job import Job
 
 logger = logging.getLogger(__name__)
 

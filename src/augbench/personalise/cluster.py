@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from augbench.job import Job
+    from augbench.runtime.job import Job
 
 logger = logging.getLogger(__name__)
 

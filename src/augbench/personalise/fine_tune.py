@@ -15,7 +15,6 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from augbench.compiling import cache_folder, first_alone
 from augbench.config import PersonaliseMethod, Study
 from augbench.data.source import ImageSource
 from augbench.models import pick_device
@@ -26,6 +25,7 @@ from augbench.personalise.tokens import placeholders
 from augbench.personalise.train import Learned, Settings, Trainer, micro_batches
 from augbench.progress import Progress
 from augbench.prompts import prompt_for
+from augbench.runtime.compiling import cache_folder, first_alone
 
 T = TypeVar("T")
 

@@ -32,8 +32,8 @@ from augbench.recipes import Recipe, finetune_recipe
 from augbench.templates import fill, load_templates
 
 if TYPE_CHECKING:
-    from augbench.job import Job
     from augbench.personalise.train import Learned
+    from augbench.runtime.job import Job
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,6 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 
 from augbench.batches import in_batches
-from augbench.compiling import compile_network, copies_to_fill, kernels_of
 from augbench.errors import UserError
 from augbench.files import atomic_path
 from augbench.models import to_device
@@ -35,6 +34,7 @@ from augbench.personalise.data import Draw, draw_training, draw_validation, epoc
 from augbench.personalise.embedding import Rows
 from augbench.personalise.tasks import ClassTask, ImageSet
 from augbench.progress import Progress
+from augbench.runtime.compiling import compile_network, copies_to_fill, kernels_of
 
 logger = logging.getLogger(__name__)
 

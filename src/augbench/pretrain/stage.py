@@ -24,7 +24,7 @@ from augbench.files import canonical_hash, read_json, write_json
 from augbench.pretrain import assemble, autoencoder, clip, measure, reference, tokenizer, unet
 
 if TYPE_CHECKING:
-    from augbench.job import Job
+    from augbench.runtime.job import Job
 
 History = list[dict[str, float]]
 

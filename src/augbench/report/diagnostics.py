@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from augbench.job import Job
     from augbench.pretrain.reference import Judge
+    from augbench.runtime.job import Job
 
 BATCH = 32  # images embedded together; on a CPU, more do not fit into its cache
 KERNEL_VALUES = 2**25  # held at once

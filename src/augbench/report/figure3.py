@@ -28,7 +28,7 @@ from augbench.report.render import read_csv, render_csv
 from augbench.report.style import WIDTH, open_canvas, place_image, save, styled
 
 if TYPE_CHECKING:
-    from augbench.job import Job
+    from augbench.runtime.job import Job
 
 COLUMNS, BANDS = 6, 2
 CHANGE = "change"  # panel of the differences

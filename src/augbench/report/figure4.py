@@ -26,7 +26,7 @@ from augbench.report.render import read_csv, render_csv
 from augbench.report.style import WIDTH, open_canvas, place_image, save, styled
 
 if TYPE_CHECKING:
-    from augbench.job import Job
+    from augbench.runtime.job import Job
 
 CLASSES, PER_CLASS = 4, 2
 LINE, TITLE, GAP, FOOT = 0.11, 0.125, 0.05, 0.26  # inches: a line of a class's name, a row's name, between rows and between classes, the note

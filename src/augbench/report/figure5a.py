@@ -32,7 +32,7 @@ from augbench.report.statistics import baseline_of
 from augbench.report.style import COLOURS, MARKERS, WIDTH, open_axes, open_canvas, place_image, save, styled
 
 if TYPE_CHECKING:
-    from augbench.job import Job
+    from augbench.runtime.job import Job
 
 GENERATED = ("unconditional", "prompting", "personalised")
 ENDS = 2  # classes shown at each end

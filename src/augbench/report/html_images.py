@@ -35,7 +35,7 @@ from augbench.report.pictures import (
 from augbench.report.statistics import baseline_of
 
 if TYPE_CHECKING:
-    from augbench.job import Job
+    from augbench.runtime.job import Job
 
 SIDE, QUALITY = 128, 82  # pixels of a thumbnail at most, and of JPEG
 CLASSES_AT_ONCE = 25  # read together: data set and shards are opened once for them

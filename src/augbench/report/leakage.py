@@ -27,7 +27,7 @@ from augbench.report import render
 from augbench.report.render import NONE, Layout, render_csv, render_markdown, render_terminal
 
 if TYPE_CHECKING:
-    from augbench.job import Job
+    from augbench.runtime.job import Job
 
 EXAMPLES = 12  # pairs in a picture
 PAIRS_PER_ROW = 4

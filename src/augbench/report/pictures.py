@@ -29,7 +29,7 @@ from augbench.files import atomic_path
 from augbench.seeds import derive_seed
 
 if TYPE_CHECKING:
-    from augbench.job import Job
+    from augbench.runtime.job import Job
 
 REAL = "real"  # panel of training images
 SIDE = 192  # pixels of a thumbnail at most: more than a column has room for

@@ -25,8 +25,8 @@ from augbench.retrieval.neighbours import Neighbour
 from augbench.retrieval.web.fates import FETCHED, Limits
 
 if TYPE_CHECKING:
-    from augbench.job import Job
     from augbench.retrieval.web.cache import Cache
+    from augbench.runtime.job import Job
 
 CLASSES_AT_ONCE = 8
 LEAST_SIDE = 32  # pixels; smaller files are trackers and placeholders

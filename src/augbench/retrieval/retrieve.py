@@ -32,7 +32,7 @@ from augbench.retrieval.web.fates import FETCHED
 if TYPE_CHECKING:
     from PIL import Image
 
-    from augbench.job import Job
+    from augbench.runtime.job import Job
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from augbench.retrieval.neighbours import Backend, Found, write_neighbours
 from augbench.retrieval.retrieve import prefix_sizes, wanted_images
 
 if TYPE_CHECKING:
-    from augbench.job import Job
+    from augbench.runtime.job import Job
 
 logger = logging.getLogger(__name__)
 

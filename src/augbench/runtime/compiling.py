@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from augbench.files import canonical_hash
-from augbench.launcher import lock_file
+from augbench.runtime.launcher import lock_file
 
 if TYPE_CHECKING:
     import torch

@@ -87,12 +87,12 @@ def running(snakemake: Any) -> Iterator[Job]:
     """Set up a script's surroundings and yield its :class:`Job`.
 
     All output goes to the rule's log file, of which Snakemake shows the end when the job fails. A :class:`UserError` is one line there.
-    The network is off but for the rules of :func:`augbench.network.uses_network`.
+    The network is off but for the rules of :func:`augbench.runtime.network.uses_network`.
     """
-    from augbench import network
     from augbench.artifacts.store import Store
-    from augbench.compiling import share_cache
-    from augbench.launcher import hold_job_lock
+    from augbench.runtime import network
+    from augbench.runtime.compiling import share_cache
+    from augbench.runtime.launcher import hold_job_lock
 
     gc.set_threshold(COLLECT_AFTER)
     finished: list[bool] = []
@@ -113,7 +113,7 @@ def running(snakemake: Any) -> Iterator[Job]:
         if store.tally.made or store.tally.reused:
             logger.info("done: %s", store.tally)
         if "torch" in sys.modules and (store.tally.made or not store.tally.reused):
-            from augbench.provenance import record_surroundings
+            from augbench.runtime.provenance import record_surroundings
 
             record_surroundings(store.root.parent, log)
         logger.info("ended; torch %s", "imported" if "torch" in sys.modules else "not imported")
