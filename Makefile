@@ -42,7 +42,7 @@ lock: setup ## the locks and envs/conda.yaml from pyproject.toml and envs/bootst
 	@python envs/make_conda.py > envs/conda.yaml
 
 docs: setup ## docs/configuration.md from the schema
-	@python -m augbench.configuration_docs > docs/configuration.md
+	@python -m augbench.config.manual > docs/configuration.md
 
 clean:      ## remove the demo's results (downloads and .venv stay)
 	rm -rf results/demo

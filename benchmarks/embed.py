@@ -99,7 +99,7 @@ def clip_retrieval(images: Path, model: Path, out: Path, batch: int, workers: in
 def ours(images: Path, model: Path, folder: Path, device: str, threads: int) -> np.ndarray:
     """The workflow's own job for a folder of images, with an empty store."""
     from augbench.artifacts.store import Store
-    from augbench.config import parse_study
+    from augbench.config.study import parse_study
     from augbench.corpus.embed import embed_folder
     from augbench.files import write_json
     from augbench.models import fingerprint

@@ -139,7 +139,7 @@ def our_sampler(pipeline: StableDiffusionPipeline, setting: Setting, batch_size:
     import torch
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-    from augbench.config import load_study
+    from augbench.config.study import load_study
     from augbench.generate import Sampler
     from augbench.runtime.compiling import compile_pipeline
 

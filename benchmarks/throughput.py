@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from augbench.config import read_yaml
+from augbench.config.study import read_yaml
 from augbench.estimate import TABLE
 from augbench.files import write_text
 from benchmarks.machine import product_seconds

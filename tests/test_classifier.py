@@ -33,7 +33,7 @@ from augbench.classifier.score import score_test, top1
 from augbench.classifier.spool import Spool
 from augbench.classifier.train import RunResult, predict, train_run
 from augbench.classify import train_block
-from augbench.config import Classifier, Execution, Study, parse_study
+from augbench.config.study import Classifier, Execution, Study, parse_study
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import read_json

@@ -16,7 +16,7 @@ from torchvision.models import inception_v3
 
 from augbench.artifacts.store import Store
 from augbench.classes import write_class_table
-from augbench.config import parse_study
+from augbench.config.study import parse_study
 from augbench.data.source import open_source
 from augbench.data.splits import make_splits, write_split
 from augbench.errors import UserError

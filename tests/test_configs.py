@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from augbench.config import PersonaliseMethod, RetrieveMethod, load_study
+from augbench.config.study import PersonaliseMethod, RetrieveMethod, load_study
 from augbench.estimate import Estimate, read_throughput
 from augbench.plan import Plan
 from augbench.recipes import method_sampling

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
-from augbench.config import sections
-from augbench.configuration_docs import is_tag, render
+from augbench.config.manual import is_tag, render
+from augbench.config.study import sections
 
 
 def documented_keys() -> dict[str, FieldInfo]:

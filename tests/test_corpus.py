@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessor
 
 from augbench.artifacts.store import Store
 from augbench.classes import load_class_table
-from augbench.config import MiniatureCorpus, parse_study
+from augbench.config.study import MiniatureCorpus, parse_study
 from augbench.corpus import embed, miniature, style
 from augbench.corpus.captions import CAPTION_KINDS, caption_for, class_name_variants
 from augbench.corpus.distractors import KINDS, distractor

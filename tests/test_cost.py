@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from augbench.benchmark_files import job_files
-from augbench.config import parse_study
+from augbench.config.study import parse_study
 from augbench.errors import UserError
 from augbench.files import write_json, write_text
 from augbench.plan import Plan

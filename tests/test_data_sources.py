@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from pydantic import TypeAdapter
 
-from augbench.config import ConfigError, Dataset
+from augbench.config.study import ConfigError, Dataset
 from augbench.data.decode import in_order, open_rgb
 from augbench.data.source import ImageSource, open_source
 from augbench.errors import UserError
@@ -111,7 +111,7 @@ def test_classes_of_a_shipped_table_need_no_data_and_import_nothing_heavy() -> N
     import subprocess
 
     code = (
-        "import sys; from augbench.config import FashionMnist; from augbench.data.source import open_source;"
+        "import sys; from augbench.config.study import FashionMnist; from augbench.data.source import open_source;"
         "print(len(open_source(FashionMnist(kind='fashion_mnist', downloads='/nowhere'), 0).classes()));"
         "print({'numpy', 'PIL', 'pyarrow', 'torch', 'pandas'} & set(sys.modules))"
     )

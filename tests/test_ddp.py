@@ -28,7 +28,7 @@ from augbench.classifier.launch import in_processes
 from augbench.classifier.normalisation import GlobalBatchNorm2d
 from augbench.classifier.train import RunResult, train_run
 from augbench.classify import _train_together, train_block
-from augbench.config import Classifier, Execution, Study, parse_study
+from augbench.config.study import Classifier, Execution, Study, parse_study
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import read_json

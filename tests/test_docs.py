@@ -17,7 +17,7 @@ from snakemake.cli import get_argument_parser
 
 from augbench import __version__
 from augbench.cli import parser
-from augbench.config import merge, parse_study, read_yaml
+from augbench.config.study import merge, parse_study, read_yaml
 
 PAGES = sorted([PROJECT / "README.md", *(PROJECT / "docs").glob("*.md"), *(PROJECT / "resources").rglob("README.md"), PROJECT / "benchmarks/README.md"])
 FOLDERS = "|".join(sorted(path.name for path in PROJECT.iterdir() if path.is_dir() and not path.name.startswith(".") and path.name != "results"))

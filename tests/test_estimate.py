@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import PROJECT, SMALL_STUDY, Workspace
 
-from augbench.config import load_study, parse_study
+from augbench.config.study import load_study, parse_study
 from augbench.errors import UserError
 from augbench.estimate import Estimate, Step, estimate_study, read_throughput, render
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from augbench.config import FashionMnist, MiniatureCorpus
+from augbench.config.study import FashionMnist, MiniatureCorpus
 from augbench.data import fashion_mnist
 from augbench.data.fashion_mnist import FILES, PublishedFile, published_bytes, split_corpus_and_target
 from augbench.data.fashion_target import FashionMnistSource

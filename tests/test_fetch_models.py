@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from augbench import fetch_models
 from augbench.check import check_study
-from augbench.config import ConfigError, Diffusion, Study, parse_study
+from augbench.config.study import ConfigError, Diffusion, Study, parse_study
 from augbench.errors import UserError
 from augbench.fetch_models import COMMIT, Expected, HubModel, fetch, fetch_weights, git_blob, known_models, needed_files
 from augbench.files import read_json, sha256_file

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTokenizer
 
-from augbench.config import load_study
+from augbench.config.study import load_study
 from augbench.generate import Sampler
 
 PROJECT = Path(__file__).resolve().parents[1]

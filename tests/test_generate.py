@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from augbench.classes import load_class_table
-from augbench.config import Diffusion
+from augbench.config.study import Diffusion
 from augbench.errors import UserError
 from augbench.generate import MAX_ATTEMPTS, Sampler, square
 from augbench.seeds import derive_seed

@@ -25,7 +25,7 @@ from augbench.artifacts.pool import read_index
 from augbench.artifacts.shards import encode_image
 from augbench.artifacts.store import Store
 from augbench.classes import ClassInfo, write_class_table
-from augbench.config import Study
+from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.files import write_json, write_text
 from augbench.plan import Plan
@@ -278,7 +278,7 @@ def test_generation_is_compared_with_retrieval() -> None:
 
 
 def test_what_is_not_shown_is_said_of_a_miniature_and_of_picked_rows(squares: Squares) -> None:
-    from augbench.config import load_study
+    from augbench.config.study import load_study
 
     demo = load_study([Path(__file__).resolve().parents[1] / "config/demo.yaml"])
     rows = [row(other.method, other.top1_percent) for other in TABLE]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import Workspace
 
-from augbench.config import ServerCorpus, Study, load_study
+from augbench.config.study import ServerCorpus, Study, load_study
 from augbench.errors import UserError
 from augbench.job_resources import Needs, Site, load_needs, read_site
 

@@ -21,7 +21,7 @@ from augbench.artifacts.shards import ShardRow, encode_image, write_shard
 from augbench.artifacts.store import Store
 from augbench.classes import load_class_table
 from augbench.classifier.score import SCHEMA as PREDICTIONS
-from augbench.config import Study, parse_study
+from augbench.config.study import Study, parse_study
 from augbench.corpus.style import clean_images
 from augbench.data import fashion_mnist
 from augbench.data.splits import Split, write_split

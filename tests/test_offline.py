@@ -15,7 +15,7 @@ import pytest
 from conftest import PROJECT, SMALL_STUDY, Workspace, make_workspace
 from namespaces import namespace
 
-from augbench.config import parse_study
+from augbench.config.study import parse_study
 from augbench.errors import UserError
 from augbench.runtime.network import uses_network
 

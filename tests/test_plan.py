@@ -7,7 +7,7 @@ import copy
 from conftest import SMALL_STUDY
 
 from augbench import recipes
-from augbench.config import parse_study
+from augbench.config.study import parse_study
 from augbench.plan import Plan, blocks
 
 IDS = ("a", "b", "c")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from augbench.config import PretrainAutoencoder, PretrainClip, PretrainReference, PretrainUnet
+from augbench.config.study import PretrainAutoencoder, PretrainClip, PretrainReference, PretrainUnet
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
 from augbench.pretrain.judge import check_judge
@@ -218,7 +218,7 @@ def test_the_robust_judge_is_shipped(tmp_path: Path, judge_folder: Path) -> None
 def test_training_leaves_both_reference_classifiers_as_judges(tmp_path: Path, garment_files: Path) -> None:
     from augbench.artifacts.store import Store
     from augbench.classes import load_class_table
-    from augbench.config import parse_study
+    from augbench.config.study import parse_study
     from augbench.pretrain import stage
     from augbench.pretrain.reference import load_judge, prepare
     from augbench.runtime.job import Job

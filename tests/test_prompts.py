@@ -13,7 +13,7 @@ from PIL import Image
 
 from augbench.check import check_study
 from augbench.classes import ClassInfo, load_class_table
-from augbench.config import ConfigError, Prompting, Study, merge, parse_study
+from augbench.config.study import ConfigError, Prompting, Study, merge, parse_study
 from augbench.data.caltech256 import class_name as caltech_name
 from augbench.errors import UserError
 from augbench.personalise.tokens import placeholder

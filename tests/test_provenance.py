@@ -15,7 +15,7 @@ import torch
 from conftest import SMALL_STUDY, Workspace
 
 from augbench import __version__
-from augbench.config import parse_study
+from augbench.config.study import parse_study
 from augbench.files import write_json
 from augbench.runtime import provenance
 from augbench.runtime.provenance import package_versions, record_surroundings, revision, write_provenance

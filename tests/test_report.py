@@ -16,7 +16,7 @@ from matplotlib import image as matplotlib_image
 from matplotlib.colors import to_hex
 
 from augbench.artifacts.pool import SCHEMA
-from augbench.config import RetrieveMethod, Study, parse_study
+from augbench.config.study import RetrieveMethod, Study, parse_study
 from augbench.errors import UserError
 from augbench.files import write_json
 from augbench.report.figure1 import axis_start, best_of_families, draw, write_figure1

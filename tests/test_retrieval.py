@@ -21,7 +21,7 @@ import pytest
 from conftest import SMALL_STUDY, Workspace
 from PIL import Image
 
-from augbench.config import RetrieveMethod, parse_study
+from augbench.config.study import RetrieveMethod, parse_study
 from augbench.corpus import embed
 from augbench.corpus.embed import IDENTITY, build_index
 from augbench.errors import UserError

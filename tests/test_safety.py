@@ -16,7 +16,7 @@ from PIL import Image
 from augbench.artifacts.pool import build_index, load_images, read_index
 from augbench.artifacts.store import Store
 from augbench.classes import load_class_table
-from augbench.config import parse_study
+from augbench.config.study import parse_study
 from augbench.errors import UserError
 from augbench.files import write_json
 from augbench.generate import MAX_ATTEMPTS, generate

@@ -14,7 +14,7 @@ from conftest import PROJECT, Workspace
 from docutils.core import publish_doctree
 from namespaces import namespace
 
-from augbench.config import load_study
+from augbench.config.study import load_study
 from augbench.plan import Plan
 
 CAPTIONS = sorted((PROJECT / "workflow/report").glob("*.rst"))

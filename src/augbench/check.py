@@ -1,7 +1,7 @@
 """Early errors: config against data, models and disk, before any job starts (invariant 8).
 
-Flows in: a checked :class:`~augbench.config.Study`. Flows out: lines that say what was found, or one
-:class:`~augbench.config.ConfigError` with all problems, a line each: key or file, what stands there, what is allowed. Models
+Flows in: a checked :class:`~augbench.config.study.Study`. Flows out: lines that say what was found, or one
+:class:`~augbench.config.study.ConfigError` with all problems, a line each: key or file, what stands there, what is allowed. Models
 are judged by their JSON files: nothing heavy is imported.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from augbench.classes import ClassInfo
-from augbench.config import (
+from augbench.config.study import (
     ConfigError,
     DrawMethod,
     FashionMnist,

@@ -32,7 +32,7 @@ from augbench.classifier.images import LabelledImages
 from augbench.classifier.launch import in_processes
 from augbench.classifier.score import score_test, top1, write_predictions
 from augbench.classifier.train import RunResult, train_run
-from augbench.config import Study
+from augbench.config.study import Study
 from augbench.data.source import open_source
 from augbench.data.splits import check_labels, read_split
 from augbench.errors import UserError

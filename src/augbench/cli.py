@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from augbench.config import DEMO, load_study
+from augbench.config.study import DEMO, load_study
 from augbench.errors import UserError
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from augbench.benchmark_files import job_file, read_seconds
 from augbench.classes import RESOURCES
-from augbench.config import (
+from augbench.config.study import (
     Caltech256,
     DrawMethod,
     FashionMnist,

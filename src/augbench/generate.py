@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from augbench.artifacts.shards import ShardRow, encode_image, is_kept, write_shard
 from augbench.batches import in_batches
-from augbench.config import PersonaliseMethod, SampleMethod
+from augbench.config.study import PersonaliseMethod, SampleMethod
 from augbench.data.decode import square
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from augbench.config import Study
+from augbench.config.study import Study
 from augbench.errors import UserError, ending_in_one_line
 from augbench.runtime.network import uses_network
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from augbench.batches import in_batches
-from augbench.config import Diffusion
+from augbench.config.study import Diffusion
 from augbench.errors import UserError
 from augbench.fetch_models import MARKER
 from augbench.files import canonical_hash, read_json, sha256_file

@@ -1,6 +1,6 @@
 """The plan: which files a study consists of, as a pure function of config and class ids (invariant 1).
 
-Flows in: a :class:`~augbench.config.Study` and the class ids. Flows out: paths and blocks, which the rules use and the
+Flows in: a :class:`~augbench.config.study.Study` and the class ids. Flows out: paths and blocks, which the rules use and the
 tests check. Nothing here reads a file, so ``snakemake -n`` can show the whole study where the data is not.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from augbench.classes import SHIPPED_TABLES
-from augbench.config import (
+from augbench.config.study import (
     DrawMethod,
     FashionMnist,
     ImageFolder,

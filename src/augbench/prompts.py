@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from augbench.classes import ClassInfo
-from augbench.config import ConfigError, DrawMethod, PersonaliseMethod, Prompting, RealMethod, RetrieveMethod, SampleMethod, Study
+from augbench.config.study import ConfigError, DrawMethod, PersonaliseMethod, Prompting, RealMethod, RetrieveMethod, SampleMethod, Study
 from augbench.errors import UserError
 from augbench.files import atomic_path
 from augbench.personalise.tokens import placeholder

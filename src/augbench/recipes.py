@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from augbench.config import Clip, Diffusion, DrawMethod, ImageCorpus, OwnCorpus, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod, Study
+from augbench.config.study import Clip, Diffusion, DrawMethod, ImageCorpus, OwnCorpus, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod, Study
 from augbench.fetch_models import HubModel
 
 Recipe = dict[str, Any]

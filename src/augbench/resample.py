@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from augbench.artifacts.pool import read_index
-from augbench.config import DrawMethod, RealMethod, RetrieveMethod, Study
+from augbench.config.study import DrawMethod, RealMethod, RetrieveMethod, Study
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import atomic_path

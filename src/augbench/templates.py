@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from augbench.classes import RESOURCES, ClassInfo
-from augbench.config import TEMPLATE_SETS, Prompting
+from augbench.config.study import TEMPLATE_SETS, Prompting
 from augbench.errors import UserError
 
 PROMPTS = RESOURCES / "prompts"

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from augbench.config import DEMO, merge, parse_study, read_yaml
+from augbench.config.study import DEMO, merge, parse_study, read_yaml
 from augbench.data.source import open_source
 from augbench.errors import ending_in_one_line
 from augbench.plan import Plan

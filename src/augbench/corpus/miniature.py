@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from augbench.classes import ClassInfo
-from augbench.config import MiniatureCorpus
+from augbench.config.study import MiniatureCorpus
 from augbench.corpus.captions import caption_for
 from augbench.corpus.distractors import UNSAFE_KIND, distractor
 from augbench.corpus.style import web_style

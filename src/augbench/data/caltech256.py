@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from augbench.classes import SHIPPED_TABLES, ClassInfo, check_unique, load_class_table
-from augbench.config import Caltech256
+from augbench.config.study import Caltech256
 from augbench.data.image_folder import FolderSource, some
 from augbench.errors import UserError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from augbench.classes import ClassInfo, load_class_table
-from augbench.config import FashionMnist
+from augbench.config.study import FashionMnist
 from augbench.data.source import ClassImages, ImageList, ImageSource
 from augbench.errors import UserError
 

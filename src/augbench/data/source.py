@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from augbench.classes import ClassInfo
-from augbench.config import Caltech256, Dataset, ImageFolder, MiniatureCorpus
+from augbench.config.study import Caltech256, Dataset, ImageFolder, MiniatureCorpus
 from augbench.errors import UserError
 
 if TYPE_CHECKING:

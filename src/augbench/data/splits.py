@@ -25,7 +25,7 @@ from augbench.seeds import derive_seed
 
 if TYPE_CHECKING:
     from augbench.classes import ClassInfo
-    from augbench.config import Dataset
+    from augbench.config.study import Dataset
     from augbench.data.source import ClassImages
 
 ALWAYS = frozenset({"train", "val", "test"})

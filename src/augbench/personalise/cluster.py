@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from augbench.batches import in_batches
 from augbench.classes import read_class_table
-from augbench.config import Study
+from augbench.config.study import Study
 from augbench.data.source import open_source
 from augbench.data.splits import Split, check_labels, read_split
 from augbench.errors import UserError

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from augbench.config import PersonaliseMethod, Study
+from augbench.config.study import PersonaliseMethod, Study
 from augbench.data.source import ImageSource
 from augbench.models import pick_device
 from augbench.personalise.data import cache_moments

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from augbench.artifacts.store import link_file
-from augbench.config import PersonaliseMethod
+from augbench.config.study import PersonaliseMethod
 from augbench.data.source import open_source
 from augbench.errors import UserError
 from augbench.files import atomic_path, canonical_hash, read_json, write_json

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from augbench.config import Classifier
+from augbench.config.study import Classifier
 from augbench.errors import UserError
 from augbench.files import read_json
 
@@ -24,7 +24,7 @@ NETWORK = ("arch", "layers", "base_width", "stem", "resolution")  # keys of Clas
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """A judge's network, as keys of :class:`~augbench.config.Classifier`, and its classes in the order of its outputs."""
+    """A judge's network, as keys of :class:`~augbench.config.study.Classifier`, and its classes in the order of its outputs."""
 
     network: Classifier
     class_ids: tuple[str, ...]

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from augbench.classifier.model import build
-from augbench.config import Classifier, PretrainReference
+from augbench.config.study import Classifier, PretrainReference
 from augbench.errors import UserError
 from augbench.files import atomic_path, write_json
 from augbench.pretrain.judge import REMEDY, JudgeConfig, check_judge

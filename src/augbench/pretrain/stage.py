@@ -16,7 +16,7 @@ import torch
 
 from augbench import recipes
 from augbench.classes import load_class_table
-from augbench.config import PretrainReference
+from augbench.config.study import PretrainReference
 from augbench.corpus import miniature
 from augbench.corpus.style import clean_images, web_style
 from augbench.data import fashion_mnist

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from augbench.config import PretrainUnet
+from augbench.config.study import PretrainUnet
 from augbench.pretrain.autoencoder import encode_images
 from augbench.pretrain.loop import EpochSampler, Schedule, step_generator, train
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from augbench.benchmark_files import job_files, read_seconds
-from augbench.config import DrawMethod, RealMethod
+from augbench.config.study import DrawMethod, RealMethod
 from augbench.files import read_json, write_text
 from augbench.plan import Plan
 from augbench.report import table1

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from augbench.artifacts.parquet import REMAKE
 from augbench.artifacts.pool import load_images, read_index
-from augbench.config import RealMethod, Study
+from augbench.config.study import RealMethod, Study
 from augbench.data.source import open_source
 from augbench.data.splits import read_split
 from augbench.errors import UserError

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from augbench.config import Study
+from augbench.config.study import Study
 from augbench.files import write_text
 from augbench.plan import CLUSTER_ABLATION, Plan
 from augbench.report import table1

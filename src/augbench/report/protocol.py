@@ -13,7 +13,7 @@ from pathlib import Path
 
 from augbench.classes import RESOURCES
 from augbench.classifier.sizes import evaluation_resize
-from augbench.config import (
+from augbench.config.study import (
     Caltech256,
     Classifier,
     Diffusion,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow.parquet as pq
 from PIL import Image
 
-from augbench.config import Download, ImageCorpus, MiniatureCorpus, RetrieveMethod
+from augbench.config.study import Download, ImageCorpus, MiniatureCorpus, RetrieveMethod
 from augbench.data.decode import open_rgb
 from augbench.errors import UserError
 from augbench.files import sha256_file

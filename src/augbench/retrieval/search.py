@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from augbench.config import EmbeddingCorpus, IndexCorpus, OwnCorpus, RetrieveMethod, ServerCorpus, Study
+from augbench.config.study import EmbeddingCorpus, IndexCorpus, OwnCorpus, RetrieveMethod, ServerCorpus, Study
 from augbench.corpus.embed import IDENTITY
 from augbench.errors import UserError
 from augbench.files import read_json

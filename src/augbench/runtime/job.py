@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from augbench.config import Study, parse_study
+from augbench.config.study import Study, parse_study
 from augbench.errors import UserError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import socket
 import sys
 from typing import Any
 
-from augbench.config import OwnCorpus, ServerCorpus, Study
+from augbench.config.study import OwnCorpus, ServerCorpus, Study
 from augbench.errors import UserError
 
 CLOSED = "AUGBENCH_OFFLINE"  # the rule, for processes that a job starts

@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 
 from augbench import __version__
 from augbench.benchmark_files import read_seconds
-from augbench.config import Study
+from augbench.config.study import Study
 from augbench.files import canonical_hash, read_json, sha256_file, write_json
 from augbench.seeds import classifier_seed
 

@@ -1,6 +1,6 @@
 """``docs/configuration.md``, the manual of the config file, from the schema alone: text and code cannot drift.
 
-Flows in: the sections of :mod:`augbench.config`. Flows out: Markdown, printed by ``python -m augbench.configuration_docs``; ``make docs``
+Flows in: the sections of :mod:`augbench.config.study`. Flows out: Markdown, printed by ``python -m augbench.config.manual``; ``make docs``
 writes it to its place, and a test fails where file and schema differ.
 """
 
@@ -17,12 +17,12 @@ import annotated_types
 import yaml
 from pydantic.fields import FieldInfo
 
-from augbench.config import Section, describe_type, sections
+from augbench.config.study import Section, describe_type, sections
 
 INTRODUCTION = """\
 # Configuration
 
-<!-- Made from src/augbench/config.py by `make docs`; change it there. -->
+<!-- Made from src/augbench/config/study.py by `make docs`; change it there. -->
 
 A study is one YAML file. Every key that it may hold is below; a key that is not is an error, reported with its nearest neighbour before any
 job starts. `required` marks keys without a default. Files given after the first are laid over it, mapping by mapping, and
