@@ -28,7 +28,7 @@ from augbench import browse
 from augbench.artifacts.shards import ShardRow, encode_image, write_shard
 from augbench.browse import PER_PAGE, open_server
 from augbench.errors import UserError
-from augbench.plan import Plan
+from augbench.plan.paths import Plan
 
 EXTRA = 130  # images of a second shard: with the first, three pages
 

@@ -8,8 +8,8 @@ import pytest
 
 from augbench.config.study import PersonaliseMethod, RetrieveMethod, load_study
 from augbench.estimate import Estimate, read_throughput
-from augbench.plan import Plan
-from augbench.recipes import method_sampling
+from augbench.plan.paths import Plan
+from augbench.plan.recipes import method_sampling
 from augbench.report.protocol import CANDIDATES, IMAGIC_CANDIDATES, Facts, differences, paper_results
 
 PROJECT = Path(__file__).resolve().parents[1]

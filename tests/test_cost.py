@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from augbench.benchmark_files import job_files
 from augbench.config.study import parse_study
 from augbench.errors import UserError
 from augbench.files import write_json, write_text
-from augbench.plan import Plan
+from augbench.plan.benchmark_files import job_files
+from augbench.plan.paths import Plan
 from augbench.report import cost, table1
 from augbench.report.render import render_csv
 

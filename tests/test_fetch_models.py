@@ -27,7 +27,7 @@ from augbench.errors import UserError
 from augbench.fetch_models import COMMIT, Expected, HubModel, fetch, fetch_weights, git_blob, known_models, needed_files
 from augbench.files import read_json, sha256_file
 from augbench.models import check_safety, fingerprint, load_pipeline
-from augbench.plan import Plan
+from augbench.plan.paths import Plan
 
 MINI = Path(__file__).resolve().parents[1] / "resources/mini/stable-diffusion"
 REVISION = "0123456789abcdef0123456789abcdef01234567"

@@ -26,7 +26,7 @@ from augbench.config.study import Study, load_study, parse_study
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import write_text
-from augbench.plan import BEST_ROWS, Plan
+from augbench.plan.paths import BEST_ROWS, Plan
 from augbench.report import figure3, figure4, figure5a, figure5b, paper_tables, table1
 from augbench.report.per_class import SCHEMA, read_per_class
 from augbench.report.pictures import SIDE, choose, read_pictures, spread_classes, thumbnail

@@ -28,7 +28,7 @@ from augbench.classes import ClassInfo, write_class_table
 from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.files import write_json, write_text
-from augbench.plan import Plan
+from augbench.plan.paths import Plan
 from augbench.report import diagnostics, figure3, figure4, figure5a, figure5b, statistics, table1
 from augbench.report.cost import write_cost
 from augbench.report.figure1 import write_figure1

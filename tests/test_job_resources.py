@@ -14,7 +14,7 @@ from conftest import Workspace
 
 from augbench.config.study import ServerCorpus, Study, load_study
 from augbench.errors import UserError
-from augbench.job_resources import Needs, Site, load_needs, read_site
+from augbench.plan.needs import Needs, Site, load_needs, read_site
 
 PROJECT = Path(__file__).resolve().parents[1]
 IMAGENET, DEMO = (load_study([PROJECT / f"config/{name}.yaml"]) for name in ("imagenet10", "demo"))

@@ -6,9 +6,9 @@ import copy
 
 from conftest import SMALL_STUDY
 
-from augbench import recipes
 from augbench.config.study import parse_study
-from augbench.plan import Plan, blocks
+from augbench.plan import recipes
+from augbench.plan.paths import Plan, blocks
 
 IDS = ("a", "b", "c")
 

@@ -15,7 +15,7 @@ from docutils.core import publish_doctree
 from namespaces import namespace
 
 from augbench.config.study import load_study
-from augbench.plan import Plan
+from augbench.plan.paths import Plan
 
 CAPTIONS = sorted((PROJECT / "workflow/report").glob("*.rst"))
 OF_EVERY_STUDY = {"workflow", "table1", "statistics", "cost", "diagnostics", "leakage", "leakage_pairs", "retrieval_yield", "figure1"}

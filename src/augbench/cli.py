@@ -58,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _browse(arguments: argparse.Namespace) -> int:
     from augbench.browse import open_server
-    from augbench.plan import Plan
+    from augbench.plan.paths import Plan
 
     study = load_study(arguments.configfile or [DEMO])
     with open_server(Plan(study, ()), arguments.port) as server:

@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from augbench.benchmark_files import job_file, read_seconds
 from augbench.classes import RESOURCES
 from augbench.config.study import (
     Caltech256,
@@ -35,8 +34,9 @@ from augbench.data.source import open_source
 from augbench.data.splits import resolve_shares, split_sizes
 from augbench.errors import UserError
 from augbench.fetch_models import known_models
-from augbench.plan import Plan
-from augbench.recipes import method_sampling
+from augbench.plan.benchmark_files import job_file, read_seconds
+from augbench.plan.paths import Plan
+from augbench.plan.recipes import method_sampling
 from augbench.resample import needed_images
 from augbench.retrieval.retrieve import prefix_sizes, wanted_images
 

@@ -6,10 +6,10 @@ from pathlib import Path
 PROJECT = Path(workflow.basedir)
 sys.path.insert(0, str(PROJECT / "src"))
 
-from augbench import recipes
-from augbench.job_resources import load_needs
+from augbench.plan import recipes
+from augbench.plan.needs import load_needs
 from augbench.runtime.launcher import guard_job, guard_plain_run
-from augbench.workflow import load_plan
+from augbench.plan.load import load_plan
 
 guard_job()
 

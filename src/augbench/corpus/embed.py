@@ -25,8 +25,8 @@ from augbench.data.decode import in_order, open_rgb
 from augbench.data.image_folder import EXTENSIONS
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file, write_json
+from augbench.plan.recipes import Recipe
 from augbench.progress import Progress
-from augbench.recipes import Recipe
 
 if TYPE_CHECKING:
     from augbench.runtime.job import Job

@@ -24,7 +24,7 @@ from augbench.corpus.distractors import UNSAFE_KIND, distractor
 from augbench.corpus.style import web_style
 from augbench.data import fashion_mnist
 from augbench.files import atomic_path
-from augbench.plan import CORPUS_ROWS_PER_PART
+from augbench.plan.paths import CORPUS_ROWS_PER_PART
 from augbench.progress import track
 from augbench.seeds import derive_seed
 

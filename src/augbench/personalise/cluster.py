@@ -23,8 +23,8 @@ from augbench.data.splits import Split, check_labels, read_split
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file
 from augbench.personalise.tasks import check_clusters
+from augbench.plan.recipes import Recipe
 from augbench.progress import Progress
-from augbench.recipes import Recipe
 from augbench.seeds import derive_seed
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from augbench.errors import UserError
 from augbench.files import atomic_path, canonical_hash, read_json, write_json
 from augbench.personalise.tasks import ClassTask, class_tasks, start_prompt, start_word
 from augbench.personalise.tokens import placeholders
-from augbench.recipes import Recipe, finetune_recipe
+from augbench.plan.recipes import Recipe, finetune_recipe
 from augbench.templates import fill, load_templates
 
 if TYPE_CHECKING:

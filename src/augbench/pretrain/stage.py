@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from augbench import recipes
 from augbench.classes import load_class_table
 from augbench.config.study import PretrainReference
 from augbench.corpus import miniature
 from augbench.corpus.style import clean_images, web_style
 from augbench.data import fashion_mnist
 from augbench.files import canonical_hash, read_json, write_json
+from augbench.plan import recipes
 from augbench.pretrain import assemble, autoencoder, clip, measure, reference, tokenizer, unet
 
 if TYPE_CHECKING:

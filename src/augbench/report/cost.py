@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from augbench.benchmark_files import job_files, read_seconds
 from augbench.config.study import DrawMethod, RealMethod
 from augbench.files import read_json, write_text
-from augbench.plan import Plan
+from augbench.plan.benchmark_files import job_files, read_seconds
+from augbench.plan.paths import Plan
 from augbench.report import table1
 from augbench.report.render import NONE, Layout, read_csv, render_csv, render_markdown, signed
 from augbench.report.statistics import baseline_of

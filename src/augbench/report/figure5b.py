@@ -32,7 +32,7 @@ from augbench.report.style import COLOURS, MARKERS, WIDTH, open_axes, save, styl
 from augbench.resample import needed_images
 
 if TYPE_CHECKING:
-    from augbench.plan import Plan
+    from augbench.plan.paths import Plan
 
 HEIGHT = 2.5  # inches
 BASELINE = "real"

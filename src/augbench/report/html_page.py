@@ -21,7 +21,7 @@ from augbench.artifacts.shards import media_type
 from augbench.classes import ClassInfo, read_class_table
 from augbench.errors import UserError
 from augbench.files import read_json, write_text
-from augbench.plan import Plan
+from augbench.plan.paths import Plan
 from augbench.report import statistics, table1
 from augbench.report.html_images import MEGABYTE, ClassChange, most_changed
 from augbench.report.html_parts import MINUS, Cell, Panel, Table, Thumb, models_of, table_of, templates, thumb_of

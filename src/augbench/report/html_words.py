@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from augbench.config.study import Caltech256, FashionMnist, ImageFolder, Study
-from augbench.plan import Plan
+from augbench.plan.paths import Plan
 from augbench.report import figure3, figure4, figure5a, figure5b, statistics, table1
 from augbench.report.figure1 import FAMILIES, best_of_families, upper_bound
 from augbench.report.figure5a import GENERATED

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from augbench.config.study import Study
 from augbench.files import write_text
-from augbench.plan import CLUSTER_ABLATION, Plan
+from augbench.plan.paths import CLUSTER_ABLATION, Plan
 from augbench.report import table1
 from augbench.report.protocol import PROTOCOLS, PaperResult, paper_results
 from augbench.report.render import Layout, render_csv, render_latex, render_markdown, signed, spread

@@ -19,7 +19,7 @@ from augbench.config.study import Download, ImageCorpus, MiniatureCorpus, Retrie
 from augbench.data.decode import open_rgb
 from augbench.errors import UserError
 from augbench.files import sha256_file
-from augbench.plan import CORPUS_ROWS_PER_PART
+from augbench.plan.paths import CORPUS_ROWS_PER_PART
 from augbench.progress import Progress
 from augbench.retrieval.neighbours import Neighbour
 from augbench.retrieval.web.fates import FETCHED, Limits

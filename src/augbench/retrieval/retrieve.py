@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from augbench.artifacts.shards import ShardRow, encode_image, is_kept, write_shard
 from augbench.config.study import RetrieveMethod
 from augbench.files import atomic_path, read_json
+from augbench.plan.recipes import image_recipe, retrieve_recipe
 from augbench.prompts import read_prompts
-from augbench.recipes import image_recipe, retrieve_recipe
 from augbench.resample import needed_images
 from augbench.retrieval.filters import KEPT, Filters, check_scores, owners
 from augbench.retrieval.images import Arrival, Origin

@@ -23,7 +23,7 @@ from augbench.errors import UserError
 
 if TYPE_CHECKING:
     from augbench.artifacts.store import Store
-    from augbench.plan import Plan
+    from augbench.plan.paths import Plan
 
 logger = logging.getLogger("augbench")
 COLLECT_AFTER = 50_000  # new objects; at Python's own 700 the collector walks a library again and again while it is imported
@@ -40,14 +40,14 @@ class Job:
     @property
     def plan(self) -> Plan:
         """Paths of the study, without class ids: most scripts get their files from the rule."""
-        from augbench.plan import Plan
+        from augbench.plan.paths import Plan
 
         return Plan(self.study, ())
 
     def plan_of(self, classes_path: str | Path) -> Plan:
         """Paths of the study with the classes of ``classes.parquet``."""
         from augbench.classes import read_class_table
-        from augbench.plan import Plan
+        from augbench.plan.paths import Plan
 
         return Plan(self.study, tuple(info.class_id for info in read_class_table(classes_path)))
 

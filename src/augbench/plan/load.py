@@ -1,7 +1,7 @@
 """The bridge from Snakemake's config to the plan; the Snakefile's only entry into the package besides the recipes.
 
 Flows in: the dictionary that Snakemake merged from its ``--configfile`` and ``--config``. Flows out: a
-:class:`~augbench.plan.Plan`. A config problem ends the parse with one clear line per problem.
+:class:`~augbench.plan.paths.Plan`. A config problem ends the parse with one clear line per problem.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from augbench.config.study import DEMO, merge, parse_study, read_yaml
 from augbench.data.source import open_source
 from augbench.errors import ending_in_one_line
-from augbench.plan import Plan
+from augbench.plan.paths import Plan
 
 
 def load_plan(config: dict[str, Any], project: Path) -> Plan:
