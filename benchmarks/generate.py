@@ -111,7 +111,7 @@ def random_pipeline(device: str) -> StableDiffusionPipeline:
 
 def prompts() -> Iterator[str]:
     """Prompts without end, each another one."""
-    from augbench.classes import load_class_table
+    from augbench.data.classes import load_class_table
 
     names = [info.name for info in load_class_table("imagenet")]
     return (f"a photo of a {names[number % len(names)]}, number {number}" for number in count())

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from augbench.classes import RESOURCES, SHIPPED_TABLES, ClassInfo, load_class_table
+from augbench.data.classes import RESOURCES, SHIPPED_TABLES, ClassInfo, load_class_table
 from augbench.errors import UserError
 
 WORDNET_HEAD = "  1 This software and database is being provided to you, the LICENSEE, by  \n"

@@ -21,7 +21,6 @@ from torchvision.transforms import v2
 from augbench.artifacts.pool import build_index
 from augbench.artifacts.shards import ShardRow, encode_image, write_shard
 from augbench.artifacts.store import Store
-from augbench.classes import ClassInfo, write_class_table
 from augbench.classifier import train as training
 from augbench.classifier.compute import Compute, Storage, compute_of
 from augbench.classifier.crops import MEAN, STD, Crops, cut, cut_centre, draw_crops
@@ -34,6 +33,7 @@ from augbench.classifier.spool import Spool
 from augbench.classifier.train import RunResult, predict, train_run
 from augbench.classify import train_block
 from augbench.config.study import Classifier, Execution, Study, parse_study
+from augbench.data.classes import ClassInfo, write_class_table
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import read_json

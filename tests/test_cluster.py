@@ -15,8 +15,8 @@ from PIL import Image
 from torchvision.models import inception_v3
 
 from augbench.artifacts.store import Store
-from augbench.classes import write_class_table
 from augbench.config.study import parse_study
+from augbench.data.classes import write_class_table
 from augbench.data.source import open_source
 from augbench.data.splits import make_splits, write_split
 from augbench.errors import UserError

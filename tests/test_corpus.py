@@ -14,7 +14,6 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from augbench.artifacts.store import Store
-from augbench.classes import load_class_table
 from augbench.config.study import MiniatureCorpus, parse_study
 from augbench.corpus import embed, miniature, style
 from augbench.corpus.captions import CAPTION_KINDS, caption_for, class_name_variants
@@ -22,6 +21,7 @@ from augbench.corpus.distractors import KINDS, distractor
 from augbench.corpus.embed import embed_folder, embed_miniature
 from augbench.corpus.style import clean_images, web_style
 from augbench.data import fashion_mnist
+from augbench.data.classes import load_class_table
 from augbench.errors import UserError
 from augbench.files import write_json
 from augbench.models import fingerprint, load_clip, load_image_tower

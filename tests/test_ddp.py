@@ -20,7 +20,6 @@ from PIL import Image
 from torch import nn
 
 from augbench.artifacts.store import Store
-from augbench.classes import ClassInfo, write_class_table
 from augbench.classifier import train as training
 from augbench.classifier.compute import Compute, Group, Storage, count_processes
 from augbench.classifier.images import LabelledImages
@@ -29,6 +28,7 @@ from augbench.classifier.normalisation import GlobalBatchNorm2d
 from augbench.classifier.train import RunResult, train_run
 from augbench.classify import _train_together, train_block
 from augbench.config.study import Classifier, Execution, Study, parse_study
+from augbench.data.classes import ClassInfo, write_class_table
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import read_json

@@ -21,8 +21,8 @@ from PIL import Image
 from augbench.artifacts.pool import build_index, read_index
 from augbench.artifacts.shards import ShardRow, encode_image, write_shard
 from augbench.artifacts.store import Store
-from augbench.classes import ClassInfo, write_class_table
 from augbench.config.study import Study, load_study, parse_study
+from augbench.data.classes import ClassInfo, write_class_table
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import write_text

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from augbench.classes import load_class_table
 from augbench.config.study import Diffusion
+from augbench.data.classes import load_class_table
 from augbench.errors import UserError
 from augbench.generate import MAX_ATTEMPTS, Sampler, square
 from augbench.seeds import derive_seed

@@ -24,8 +24,8 @@ from test_figures import ACCURACIES, CLASSES, METHODS, Squares, make_squares
 from augbench.artifacts.pool import read_index
 from augbench.artifacts.shards import encode_image
 from augbench.artifacts.store import Store
-from augbench.classes import ClassInfo, write_class_table
 from augbench.config.study import Study
+from augbench.data.classes import ClassInfo, write_class_table
 from augbench.errors import UserError
 from augbench.files import write_json, write_text
 from augbench.plan.paths import Plan

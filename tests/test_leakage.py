@@ -19,11 +19,11 @@ from sklearn.datasets import load_sample_images
 from augbench.artifacts.pool import build_index, read_index
 from augbench.artifacts.shards import ShardRow, encode_image, write_shard
 from augbench.artifacts.store import Store
-from augbench.classes import load_class_table
 from augbench.classifier.score import SCHEMA as PREDICTIONS
 from augbench.config.study import Study, parse_study
 from augbench.corpus.style import clean_images
 from augbench.data import fashion_mnist
+from augbench.data.classes import load_class_table
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import read_json, write_json

@@ -217,8 +217,8 @@ def test_the_robust_judge_is_shipped(tmp_path: Path, judge_folder: Path) -> None
 
 def test_training_leaves_both_reference_classifiers_as_judges(tmp_path: Path, garment_files: Path) -> None:
     from augbench.artifacts.store import Store
-    from augbench.classes import load_class_table
     from augbench.config.study import parse_study
+    from augbench.data.classes import load_class_table
     from augbench.pretrain import stage
     from augbench.pretrain.reference import load_judge, prepare
     from augbench.runtime.job import Job

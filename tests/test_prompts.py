@@ -12,9 +12,9 @@ from conftest import SMALL_STUDY
 from PIL import Image
 
 from augbench.check import check_study
-from augbench.classes import ClassInfo, load_class_table
 from augbench.config.study import ConfigError, Prompting, Study, merge, parse_study
 from augbench.data.caltech256 import class_name as caltech_name
+from augbench.data.classes import ClassInfo, load_class_table
 from augbench.errors import UserError
 from augbench.personalise.tokens import placeholder
 from augbench.prompts import check_prompts, prompt_for, read_prompts, write_prompts

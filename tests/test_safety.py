@@ -15,8 +15,8 @@ from PIL import Image
 
 from augbench.artifacts.pool import build_index, load_images, read_index
 from augbench.artifacts.store import Store
-from augbench.classes import load_class_table
 from augbench.config.study import parse_study
+from augbench.data.classes import load_class_table
 from augbench.errors import UserError
 from augbench.files import write_json
 from augbench.generate import MAX_ATTEMPTS, generate

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from augbench.classes import ClassInfo
 from augbench.config.study import Caltech256, ImageFolder
+from augbench.data.classes import ClassInfo
 from augbench.data.source import ClassImages, ImageList
 from augbench.data.splits import Split, check_labels, class_generator, make_splits, read_split, split_class, write_split
 from augbench.errors import UserError

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from augbench.classes import ClassInfo, write_class_table
 from augbench.classifier.score import SCHEMA
+from augbench.data.classes import ClassInfo, write_class_table
 from augbench.errors import UserError
 from augbench.files import write_text
 from augbench.report import table1

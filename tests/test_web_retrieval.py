@@ -23,8 +23,8 @@ from conftest import PROJECT, SMALL_STUDY
 from hostile_server import PLAIN, HostileServer, hostile_server
 
 from augbench.artifacts.store import Store
-from augbench.classes import load_class_table, write_class_table
 from augbench.config.study import parse_study
+from augbench.data.classes import load_class_table, write_class_table
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
 from augbench.models import fingerprint

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from augbench.artifacts.parquet import whole
 from augbench.artifacts.shards import media_type
-from augbench.classes import ClassInfo, read_class_table
+from augbench.data.classes import ClassInfo, read_class_table
 from augbench.errors import UserError
 from augbench.files import read_json
 from augbench.plan.paths import Plan

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from augbench.classes import ClassInfo
 from augbench.config.study import (
     ConfigError,
     DrawMethod,
@@ -32,6 +31,7 @@ from augbench.config.study import (
     SampleMethod,
     Study,
 )
+from augbench.data.classes import ClassInfo
 from augbench.data.fashion_target import TEST_PER_CLASS, FashionMnistSource
 from augbench.data.image_folder import NAMED, first_problems, some
 from augbench.data.source import ClassImages, ImageSource, open_source

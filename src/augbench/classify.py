@@ -26,13 +26,13 @@ from safetensors.torch import load_file, save_file
 from augbench.artifacts.parquet import REMAKE
 from augbench.artifacts.pool import load_images, read_index
 from augbench.artifacts.store import Recipe, Store
-from augbench.classes import read_class_table
 from augbench.classifier.compute import Compute, Group, compute_of, count_processes
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.launch import in_processes
 from augbench.classifier.score import score_test, top1, write_predictions
 from augbench.classifier.train import RunResult, train_run
 from augbench.config.study import Study
+from augbench.data.classes import read_class_table
 from augbench.data.source import open_source
 from augbench.data.splits import check_labels, read_split
 from augbench.errors import UserError

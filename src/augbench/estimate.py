@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from augbench.classes import RESOURCES
 from augbench.config.study import (
     Caltech256,
     DrawMethod,
@@ -30,6 +29,7 @@ from augbench.config.study import (
     Study,
     read_yaml,
 )
+from augbench.data.classes import RESOURCES
 from augbench.data.source import open_source
 from augbench.data.splits import resolve_shares, split_sizes
 from augbench.errors import UserError

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from augbench.classes import ClassInfo
 from augbench.config.study import ConfigError, DrawMethod, PersonaliseMethod, Prompting, RealMethod, RetrieveMethod, SampleMethod, Study
+from augbench.data.classes import ClassInfo
 from augbench.errors import UserError
 from augbench.files import atomic_path
 from augbench.personalise.tokens import placeholder

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from augbench.classes import RESOURCES, ClassInfo
 from augbench.config.study import TEMPLATE_SETS, Prompting
+from augbench.data.classes import RESOURCES, ClassInfo
 from augbench.errors import UserError
 
 PROMPTS = RESOURCES / "prompts"

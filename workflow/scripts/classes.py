@@ -3,7 +3,7 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.classes import write_class_table
+    from augbench.data.classes import write_class_table
     from augbench.data.source import open_source
 
     source = open_source(job.study.dataset, job.study.seed, job.study.corpus)

@@ -5,8 +5,8 @@ from pathlib import Path
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.classes import load_class_table
     from augbench.corpus import miniature
+    from augbench.data.classes import load_class_table
 
     downloads = Path(snakemake.input[0]).parent
     classes = load_class_table("fashion_mnist")

@@ -5,7 +5,7 @@ from collections import Counter
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.classes import read_class_table
+    from augbench.data.classes import read_class_table
     from augbench.data.splits import read_split
     from augbench.retrieval.shortfall import summarise
 

@@ -3,7 +3,7 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.classes import read_class_table
+    from augbench.data.classes import read_class_table
     from augbench.data.source import open_source
     from augbench.data.splits import make_splits, write_split
 

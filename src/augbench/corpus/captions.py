@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from augbench.classes import ClassInfo
+from augbench.data.classes import ClassInfo
 from augbench.templates import load_scenes, load_templates, strip_whitespace
 
 CAPTION_KINDS = ("template", "wordnet", "shop", "hashtags", "unnamed")

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from augbench.classes import ClassInfo
 from augbench.config.study import MiniatureCorpus
 from augbench.corpus.captions import caption_for
 from augbench.corpus.distractors import UNSAFE_KIND, distractor
 from augbench.corpus.style import web_style
 from augbench.data import fashion_mnist
+from augbench.data.classes import ClassInfo
 from augbench.files import atomic_path
 from augbench.plan.paths import CORPUS_ROWS_PER_PART
 from augbench.progress import track

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from augbench.classes import SHIPPED_TABLES, ClassInfo, check_unique, load_class_table
 from augbench.config.study import Caltech256
+from augbench.data.classes import SHIPPED_TABLES, ClassInfo, check_unique, load_class_table
 from augbench.data.image_folder import FolderSource, some
 from augbench.errors import UserError
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from augbench.classes import ClassInfo, load_class_table
 from augbench.config.study import FashionMnist
+from augbench.data.classes import ClassInfo, load_class_table
 from augbench.data.source import ClassImages, ImageList, ImageSource
 from augbench.errors import UserError
 

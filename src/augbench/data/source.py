@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from augbench.classes import ClassInfo
 from augbench.config.study import Caltech256, Dataset, ImageFolder, MiniatureCorpus
+from augbench.data.classes import ClassInfo
 from augbench.errors import UserError
 
 if TYPE_CHECKING:

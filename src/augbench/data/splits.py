@@ -24,8 +24,8 @@ from augbench.files import atomic_path
 from augbench.seeds import derive_seed
 
 if TYPE_CHECKING:
-    from augbench.classes import ClassInfo
     from augbench.config.study import Dataset
+    from augbench.data.classes import ClassInfo
     from augbench.data.source import ClassImages
 
 ALWAYS = frozenset({"train", "val", "test"})

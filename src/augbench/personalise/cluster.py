@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from augbench.batches import in_batches
-from augbench.classes import read_class_table
 from augbench.config.study import Study
+from augbench.data.classes import read_class_table
 from augbench.data.source import open_source
 from augbench.data.splits import Split, check_labels, read_split
 from augbench.errors import UserError

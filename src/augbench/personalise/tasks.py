@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from augbench.classes import ClassInfo, read_class_table
 from augbench.config.study import PersonaliseMethod, Study
+from augbench.data.classes import ClassInfo, read_class_table
 from augbench.data.source import ImageList
 from augbench.data.splits import Split, check_labels, read_split
 from augbench.errors import UserError

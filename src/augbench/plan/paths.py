@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from augbench.classes import SHIPPED_TABLES
 from augbench.config.study import (
     DrawMethod,
     FashionMnist,
@@ -26,6 +25,7 @@ from augbench.config.study import (
     Study,
     family_of,
 )
+from augbench.data.classes import SHIPPED_TABLES
 from augbench.data.fashion_mnist import FILES
 from augbench.fetch_models import HubModel, Layout
 from augbench.models import model_files

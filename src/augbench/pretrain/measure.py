@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from augbench.classes import ClassInfo
 from augbench.config.study import Diffusion, Prompting
+from augbench.data.classes import ClassInfo
 from augbench.files import atomic_path
 from augbench.generate import Sampler
 from augbench.models import check_safety, embed_texts, load_pipeline

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from augbench.classes import load_class_table
 from augbench.config.study import PretrainReference
 from augbench.corpus import miniature
 from augbench.corpus.style import clean_images, web_style
 from augbench.data import fashion_mnist
+from augbench.data.classes import load_class_table
 from augbench.files import canonical_hash, read_json, write_json
 from augbench.plan import recipes
 from augbench.pretrain import assemble, autoencoder, clip, measure, reference, tokenizer, unet

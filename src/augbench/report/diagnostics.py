@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from augbench.artifacts.pool import load_images, read_index
 from augbench.artifacts.shards import read_shard
 from augbench.batches import in_batches
-from augbench.classes import ClassInfo, read_class_table
 from augbench.config.study import PersonaliseMethod, Prompting, RetrieveMethod, Study, family_of
+from augbench.data.classes import ClassInfo, read_class_table
 from augbench.data.source import ImageSource, open_source
 from augbench.data.splits import check_labels, read_split
 from augbench.errors import UserError

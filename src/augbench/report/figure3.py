@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from augbench.artifacts.pool import read_index
-from augbench.classes import read_class_table
+from augbench.data.classes import read_class_table
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import write_text

@@ -18,7 +18,7 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 
 from augbench.artifacts.pool import read_index
-from augbench.classes import read_class_table
+from augbench.data.classes import read_class_table
 from augbench.data.splits import read_split
 from augbench.files import write_text
 from augbench.report.pictures import REAL, Picture, Shown, added_pictures, choose, read_pictures, real_pictures, rows_of, spread_classes, write_pictures

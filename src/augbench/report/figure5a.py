@@ -20,7 +20,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from augbench.artifacts.parquet import REMAKE
 from augbench.artifacts.pool import read_index
-from augbench.classes import read_class_table
+from augbench.data.classes import read_class_table
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import write_text

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from augbench.artifacts.pool import read_index
-from augbench.classes import ClassInfo, read_class_table
+from augbench.data.classes import ClassInfo, read_class_table
 from augbench.data.splits import read_split
 from augbench.progress import Progress
 from augbench.report import table1

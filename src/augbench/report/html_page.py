@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from augbench.artifacts.shards import media_type
-from augbench.classes import ClassInfo, read_class_table
+from augbench.data.classes import ClassInfo, read_class_table
 from augbench.errors import UserError
 from augbench.files import read_json, write_text
 from augbench.plan.paths import Plan

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from augbench.artifacts.parquet import REMAKE, whole
-from augbench.classes import read_class_table
+from augbench.data.classes import read_class_table
 from augbench.errors import UserError
 from augbench.files import atomic_path
 

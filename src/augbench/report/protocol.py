@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from augbench.classes import RESOURCES
 from augbench.classifier.sizes import evaluation_resize
 from augbench.config.study import (
     Caltech256,
@@ -26,6 +25,7 @@ from augbench.config.study import (
     Study,
     family_of,
 )
+from augbench.data.classes import RESOURCES
 
 TARGETS = RESOURCES / "paper" / "targets.csv"
 

@@ -46,7 +46,7 @@ class Job:
 
     def plan_of(self, classes_path: str | Path) -> Plan:
         """Paths of the study with the classes of ``classes.parquet``."""
-        from augbench.classes import read_class_table
+        from augbench.data.classes import read_class_table
         from augbench.plan.paths import Plan
 
         return Plan(self.study, tuple(info.class_id for info in read_class_table(classes_path)))
