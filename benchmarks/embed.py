@@ -102,7 +102,7 @@ def ours(images: Path, model: Path, folder: Path, device: str, threads: int) -> 
     from augbench.config.study import parse_study
     from augbench.corpus.embed import embed_folder
     from augbench.files import write_json
-    from augbench.models import fingerprint
+    from augbench.models.folders import fingerprint
     from augbench.runtime.job import Job
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -153,7 +153,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
     from transformers import CLIPImageProcessor
 
     from augbench.data.decode import open_rgb
-    from augbench.models import load_clip, load_image_tower
+    from augbench.models.folders import load_clip, load_image_tower
 
     torch.set_num_threads(options.threads)
     device, images, model_folder = torch.device(options.device), folder / "images", MINIATURE

@@ -21,7 +21,7 @@ from augbench.data.source import open_source
 from augbench.data.splits import make_splits, write_split
 from augbench.errors import UserError
 from augbench.files import write_json
-from augbench.models import fingerprint
+from augbench.models.folders import fingerprint
 from augbench.personalise import cluster
 from augbench.personalise.cluster import cluster_class, cluster_images, compute_features, inception_features
 from augbench.personalise.tasks import read_clusters

@@ -24,7 +24,7 @@ from augbench.data import fashion_mnist
 from augbench.data.classes import load_class_table
 from augbench.errors import UserError
 from augbench.files import write_json
-from augbench.models import fingerprint, load_clip, load_image_tower
+from augbench.models.folders import fingerprint, load_clip, load_image_tower
 from augbench.runtime.job import Job
 from augbench.seeds import derive_seed
 

@@ -20,13 +20,13 @@ from conftest import SMALL_STUDY, Workspace
 from PIL import Image
 from safetensors.torch import load_file
 
-from augbench import fetch_models
 from augbench.check import check_study
 from augbench.config.study import ConfigError, Diffusion, Study, parse_study
 from augbench.errors import UserError
-from augbench.fetch_models import COMMIT, Expected, HubModel, fetch, fetch_weights, git_blob, known_models, needed_files
 from augbench.files import read_json, sha256_file
-from augbench.models import check_safety, fingerprint, load_pipeline
+from augbench.models import fetch
+from augbench.models.fetch import COMMIT, Expected, HubModel, fetch, fetch_weights, git_blob, known_models, needed_files
+from augbench.models.folders import check_safety, fingerprint, load_pipeline
 from augbench.plan.paths import Plan
 
 MINI = Path(__file__).resolve().parents[1] / "resources/mini/stable-diffusion"

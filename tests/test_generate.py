@@ -31,7 +31,7 @@ def loaded(scheduler: Any = "pndm") -> Any:
     """The miniature's pipeline."""
     import torch
 
-    from augbench.models import load_pipeline
+    from augbench.models.folders import load_pipeline
 
     torch.set_num_threads(1)
     diffusion = Diffusion(model=str(MINI / "stable-diffusion"), resolution=32, dtype="float32", scheduler=scheduler)

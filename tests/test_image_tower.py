@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPVisionConfig
 
-from augbench.models import ImageTower, load_clip, load_image_tower
+from augbench.models.folders import ImageTower, load_clip, load_image_tower
 
 CLIP = Path(__file__).resolve().parents[1] / "resources/mini/clip"
 CPU = torch.device("cpu")

@@ -40,7 +40,7 @@ from augbench.leakage import (
     read_leaks,
     without_leaks,
 )
-from augbench.models import load_image_tower
+from augbench.models.folders import load_image_tower
 from augbench.report.leakage import draw_pairs, read_rows, write_leakage_table
 from augbench.runtime.job import Job
 

@@ -31,7 +31,7 @@ from augbench.data.source import ImageSource, open_source
 from augbench.data.splits import make_splits, write_split
 from augbench.errors import UserError
 from augbench.files import write_json
-from augbench.models import fingerprint
+from augbench.models.folders import fingerprint
 from augbench.personalise import fine_tune as parts
 from augbench.personalise import train
 from augbench.personalise.adam import RowAdam

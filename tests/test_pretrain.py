@@ -85,7 +85,7 @@ def test_assembled_folders_load_and_flag_what_they_were_calibrated_on(tmp_path: 
     from transformers import CLIPModel, CLIPTokenizer
 
     from augbench.corpus.distractors import UNSAFE_KIND, distractor
-    from augbench.models import check_safety
+    from augbench.models.folders import check_safety
     from augbench.pretrain.assemble import assemble, safety_checker
     from augbench.pretrain.autoencoder import new_autoencoder
     from augbench.pretrain.clip import new_clip

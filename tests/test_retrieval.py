@@ -314,7 +314,7 @@ class Corpus:
 def corpus(finished: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     import torch
 
-    from augbench.models import embed_texts, load_clip
+    from augbench.models.folders import embed_texts, load_clip
 
     embeddings, index = finished.results / "corpus/embeddings", tmp_path_factory.mktemp("index") / "index"
     build_index(embeddings, index, 1)

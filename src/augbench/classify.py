@@ -37,7 +37,7 @@ from augbench.data.source import open_source
 from augbench.data.splits import check_labels, read_split
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file, write_json
-from augbench.models import pick_device
+from augbench.models.folders import pick_device
 from augbench.plan.recipes import classifier_recipe
 from augbench.resample import check_same_labels
 

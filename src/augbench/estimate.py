@@ -33,7 +33,7 @@ from augbench.data.classes import RESOURCES
 from augbench.data.source import open_source
 from augbench.data.splits import resolve_shares, split_sizes
 from augbench.errors import UserError
-from augbench.fetch_models import known_models
+from augbench.models.fetch import known_models
 from augbench.plan.benchmark_files import job_file, read_seconds
 from augbench.plan.paths import Plan
 from augbench.plan.recipes import method_sampling

@@ -29,7 +29,7 @@ from augbench.config.study import PersonaliseMethod, SampleMethod
 from augbench.data.decode import square
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json
-from augbench.models import check_safety, fingerprint, load_pipeline, load_unet, pick_device
+from augbench.models.folders import check_safety, fingerprint, load_pipeline, load_unet, pick_device
 from augbench.personalise.tokens import placeholders
 from augbench.plan.recipes import Recipe, generate_recipe, image_recipe, method_sampling
 from augbench.progress import Progress

@@ -393,7 +393,7 @@ class _Embedder:
 
     @cached_property
     def tower(self) -> Callable[[Sequence[Image.Image]], Any]:
-        from augbench.models import load_image_tower, pick_device
+        from augbench.models.folders import load_image_tower, pick_device
 
         return load_image_tower(self.clip["folder"], pick_device(self.job.study.execution.device))
 

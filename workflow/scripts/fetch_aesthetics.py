@@ -3,7 +3,7 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.fetch_models import fetch_weights
+    from augbench.models.fetch import fetch_weights
     from augbench.retrieval.aesthetics import WEIGHTS_SHA256, WEIGHTS_URL
 
     retrieval = job.study.retrieval

@@ -3,6 +3,6 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.fetch_models import INCEPTION_SHA256, INCEPTION_URL, fetch_weights
+    from augbench.models.fetch import INCEPTION_SHA256, INCEPTION_URL, fetch_weights
 
     fetch_weights(snakemake.output[0], [*job.study.finetune.inception_mirrors, INCEPTION_URL], INCEPTION_SHA256)

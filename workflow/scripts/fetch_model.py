@@ -3,7 +3,7 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.fetch_models import fetch
+    from augbench.models.fetch import fetch
 
     layout = snakemake.params.model
     fetch(job.plan.hub_models[layout], layout)

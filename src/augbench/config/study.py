@@ -22,7 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 
 from augbench.errors import UserError
-from augbench.fetch_models import COMMIT, HUB_ID, HubModel, hub_model
+from augbench.models.fetch import COMMIT, HUB_ID, HubModel, hub_model
 
 DEMO = "config/demo.yaml"  # the study that runs where none is given, relative to the project
 SLUG = r"^[a-z0-9][a-z0-9_]*$"

@@ -102,7 +102,7 @@ def _embed(job: Job, parts: Sequence[_Part], clip_path: str | Path, out: Path) -
     import torch
     import torch.nn.functional as F
 
-    from augbench.models import embed_texts, load_clip, load_image_tower, pick_device
+    from augbench.models.folders import embed_texts, load_clip, load_image_tower, pick_device
 
     clip = read_json(clip_path)
     device = pick_device(job.study.execution.device)

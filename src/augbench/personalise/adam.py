@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from augbench.models import to_device
+from augbench.models.folders import to_device
 
 
 class RowAdam:

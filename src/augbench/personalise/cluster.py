@@ -71,7 +71,7 @@ def inception_features(weights: str | Path, device: torch.device) -> Features:
 
 def load_features(study: Study, clip_path: str | Path) -> Features:
     """The network that ``finetune.features`` names."""
-    from augbench.models import load_image_tower, pick_device
+    from augbench.models.folders import load_image_tower, pick_device
 
     device = pick_device(study.execution.device)
     if study.finetune.features == "clip":

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from augbench.errors import UserError
-from augbench.models import to_device
+from augbench.models.folders import to_device
 
 
 class Rows(Protocol):

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from augbench.config.study import PersonaliseMethod, Study
 from augbench.data.source import ImageSource
-from augbench.models import pick_device
+from augbench.models.folders import pick_device
 from augbench.personalise.data import cache_moments
 from augbench.personalise.embedding import ConditioningRows, PseudowordRows, Rows, token_ids, word_embedding
 from augbench.personalise.tasks import ClassTask, ImageSet, learning_rates, start_prompt, start_word

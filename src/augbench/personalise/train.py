@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from augbench.batches import in_batches
 from augbench.errors import UserError
 from augbench.files import atomic_path
-from augbench.models import to_device
+from augbench.models.folders import to_device
 from augbench.personalise.adam import RowAdam
 from augbench.personalise.data import Draw, draw_training, draw_validation, epoch_order
 from augbench.personalise.embedding import Rows

@@ -27,8 +27,8 @@ from augbench.config.study import (
 )
 from augbench.data.classes import SHIPPED_TABLES
 from augbench.data.fashion_mnist import FILES
-from augbench.fetch_models import HubModel, Layout
-from augbench.models import model_files
+from augbench.models.fetch import HubModel, Layout
+from augbench.models.folders import model_files
 
 CORPUS_ROWS_PER_PART = 5000
 CLASSES_PER_FOLDER = 5

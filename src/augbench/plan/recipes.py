@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from augbench.config.study import Clip, Diffusion, DrawMethod, ImageCorpus, OwnCorpus, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod, Study
-from augbench.fetch_models import HubModel
+from augbench.models.fetch import HubModel
 
 Recipe = dict[str, Any]
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from augbench.config.study import PretrainClip
-from augbench.models import embed_texts
+from augbench.models.folders import embed_texts
 from augbench.pretrain.loop import EpochSampler, Schedule, step_generator, train
 from augbench.seeds import derive_seed
 

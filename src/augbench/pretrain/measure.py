@@ -18,7 +18,7 @@ from augbench.config.study import Diffusion, Prompting
 from augbench.data.classes import ClassInfo
 from augbench.files import atomic_path
 from augbench.generate import Sampler
-from augbench.models import check_safety, embed_texts, load_pipeline
+from augbench.models.folders import check_safety, embed_texts, load_pipeline
 from augbench.pretrain.clip import embed_images
 from augbench.pretrain.reference import judge
 from augbench.progress import Progress

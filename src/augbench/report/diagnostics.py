@@ -336,7 +336,7 @@ class Eyes:
     """
 
     def __init__(self, clip_folder: str | Path, judge_folder: str | Path | None, classes: Sequence[ClassInfo], device: torch.device) -> None:
-        from augbench.models import load_clip, load_image_tower
+        from augbench.models.folders import load_clip, load_image_tower
         from augbench.pretrain.measure import class_embeddings
         from augbench.pretrain.reference import load_judge
 
@@ -459,7 +459,7 @@ def write_diagnostics(
     UserError
         Damaged files, sources that disagree about the classes, or a judge that doesn't know them.
     """
-    from augbench.models import pick_device
+    from augbench.models.folders import pick_device
 
     study = job.study
     classes = read_class_table(classes_path)

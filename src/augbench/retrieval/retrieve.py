@@ -209,7 +209,7 @@ def retrieve(
     UserError
         Damaged files; no scores where a least score is asked for; or, with a manifest, one that lacks a class.
     """
-    from augbench.models import check_safety, load_pipeline, pick_device
+    from augbench.models.folders import check_safety, load_pipeline, pick_device
 
     method = job.study.methods[name]
     assert isinstance(method, RetrieveMethod)
@@ -265,7 +265,7 @@ def _filters(
         score = load_predictor(weights, job.study.retrieval.aesthetics_sha256 or WEIGHTS_SHA256).score
     embed = None
     if any(n.embedding is None for rows in neighbours.values() for n in rows) and (method.duplicate_threshold is not None or score is not None):
-        from augbench.models import load_image_tower, pick_device
+        from augbench.models.folders import load_image_tower, pick_device
 
         tower = load_image_tower(clip_folder, pick_device(job.study.execution.device))
 

@@ -44,7 +44,7 @@ def open_backend(job: Job, method: RetrieveMethod, clip_path: str | Path, corpus
     UserError
         There is no such corpus, or it was embedded with another CLIP model.
     """
-    from augbench.models import pick_device
+    from augbench.models.folders import pick_device
     from augbench.retrieval.embedding_files import open_embeddings
     from augbench.retrieval.exact import ExactBackend
 
@@ -68,7 +68,7 @@ def open_backend(job: Job, method: RetrieveMethod, clip_path: str | Path, corpus
 
 def embed_queries(queries: Mapping[str, str], clip_folder: str, study: Study) -> np.ndarray:
     """Unit vectors float32 ``(Q, D)`` of the queries, through CLIP's text tower."""
-    from augbench.models import embed_texts, load_clip, pick_device
+    from augbench.models.folders import embed_texts, load_clip, pick_device
 
     model, tokenizer = load_clip(clip_folder, pick_device(study.execution.device))
     return embed_texts(model, tokenizer, list(queries.values())).float().cpu().numpy()

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from augbench.batches import in_batches
 from augbench.config.study import Diffusion
 from augbench.errors import UserError
-from augbench.fetch_models import MARKER
 from augbench.files import canonical_hash, read_json, sha256_file
+from augbench.models.fetch import MARKER
 
 if TYPE_CHECKING:
     import torch
