@@ -29,7 +29,7 @@ from augbench.errors import UserError
 from augbench.estimate import estimate_study
 from augbench.files import read_json
 from augbench.plan.paths import Plan
-from augbench.prompts import write_prompts
+from augbench.prompts.stage import write_prompts
 from augbench.report.protocol import CANDIDATES, IMAGIC_CANDIDATES, paper_results
 from augbench.resample import Drawing, draw
 

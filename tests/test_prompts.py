@@ -16,9 +16,9 @@ from augbench.config.study import ConfigError, Prompting, Study, merge, parse_st
 from augbench.data.caltech256 import class_name as caltech_name
 from augbench.data.classes import ClassInfo, load_class_table
 from augbench.errors import UserError
-from augbench.personalise.tokens import placeholder
-from augbench.prompts import check_prompts, prompt_for, read_prompts, write_prompts
-from augbench.templates import PROMPTS, check_prompting, fill, load_scenes, load_templates, strip_whitespace
+from augbench.prompts.placeholders import placeholder
+from augbench.prompts.stage import check_prompts, prompt_for, read_prompts, write_prompts
+from augbench.prompts.templates import PROMPTS, check_prompting, fill, load_scenes, load_templates, strip_whitespace
 
 IMAGENET = {info.class_id: info for info in load_class_table("imagenet")}
 SHARK, BIRD, MACHINE = IMAGENET["n01491361"], IMAGENET["n02012849"], IMAGENET["n03126707"]

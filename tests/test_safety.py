@@ -21,7 +21,7 @@ from augbench.errors import UserError
 from augbench.files import write_json
 from augbench.generate import MAX_ATTEMPTS, generate
 from augbench.models.folders import check_safety, fingerprint, load_pipeline
-from augbench.prompts import write_prompts
+from augbench.prompts.stage import write_prompts
 from augbench.report.diagnostics import refused_per_image
 from augbench.runtime.job import Job
 

@@ -28,7 +28,7 @@ from augbench.data.classes import load_class_table, write_class_table
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
 from augbench.models.folders import fingerprint
-from augbench.prompts import read_prompts, write_prompts
+from augbench.prompts.stage import read_prompts, write_prompts
 from augbench.retrieval.images import open_origin
 from augbench.retrieval.retrieve import retrieve
 from augbench.retrieval.search import search

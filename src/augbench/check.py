@@ -41,7 +41,7 @@ from augbench.models.fetch import HUB_ID, HubModel
 from augbench.models.folders import NO_SAFETY_CHECKER
 from augbench.personalise.tasks import check_clusters
 from augbench.pretrain.judge import check_judge
-from augbench.prompts import check_prompts
+from augbench.prompts.stage import check_prompts
 from augbench.resample import needed_images
 
 LEAST_FREE_BYTES = 10**9

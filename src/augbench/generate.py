@@ -30,10 +30,10 @@ from augbench.data.decode import square
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json
 from augbench.models.folders import check_safety, fingerprint, load_pipeline, load_unet, pick_device
-from augbench.personalise.tokens import placeholders
 from augbench.plan.recipes import Recipe, generate_recipe, image_recipe, method_sampling
 from augbench.progress import Progress
-from augbench.prompts import read_prompts
+from augbench.prompts.placeholders import placeholders
+from augbench.prompts.stage import read_prompts
 from augbench.runtime.compiling import cache_folder, compile_pipeline, copies_to_fill, first_alone, kernels_of
 from augbench.seeds import derive_seed
 

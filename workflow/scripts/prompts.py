@@ -5,7 +5,7 @@ from augbench.runtime.job import running
 with running(snakemake) as job:
     from augbench.data.classes import read_class_table
     from augbench.data.splits import read_split
-    from augbench.prompts import write_prompts
+    from augbench.prompts.stage import write_prompts
 
     classes = read_class_table(snakemake.input.classes)
     train = read_split(snakemake.input.train)

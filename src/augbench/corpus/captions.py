@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from augbench.data.classes import ClassInfo
-from augbench.templates import load_scenes, load_templates, strip_whitespace
+from augbench.prompts.templates import load_scenes, load_templates, strip_whitespace
 
 CAPTION_KINDS = ("template", "wordnet", "shop", "hashtags", "unnamed")
 CAPTION_TEMPLATES = ("simple", "clip", "textual_inversion")

@@ -27,9 +27,9 @@ from augbench.data.source import open_source
 from augbench.errors import UserError
 from augbench.files import atomic_path, canonical_hash, read_json, write_json
 from augbench.personalise.tasks import ClassTask, class_tasks, start_prompt, start_word
-from augbench.personalise.tokens import placeholders
 from augbench.plan.recipes import Recipe, finetune_recipe
-from augbench.templates import fill, load_templates
+from augbench.prompts.placeholders import placeholders
+from augbench.prompts.templates import fill, load_templates
 
 if TYPE_CHECKING:
     from augbench.personalise.train import Learned

@@ -18,7 +18,7 @@ from augbench.data.classes import ClassInfo, read_class_table
 from augbench.data.source import ImageList
 from augbench.data.splits import Split, check_labels, read_split
 from augbench.errors import UserError
-from augbench.prompts import prompt_for
+from augbench.prompts.stage import prompt_for
 
 
 @dataclass(frozen=True)

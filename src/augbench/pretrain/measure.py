@@ -22,8 +22,8 @@ from augbench.models.folders import check_safety, embed_texts, load_pipeline
 from augbench.pretrain.clip import embed_images
 from augbench.pretrain.reference import judge
 from augbench.progress import Progress
-from augbench.prompts import class_name, prompt_for
-from augbench.templates import load_templates
+from augbench.prompts.stage import class_name, prompt_for
+from augbench.prompts.templates import load_templates
 
 PROMPT_FAMILIES = {
     "simple": Prompting(templates="simple", class_name="lemmas"),

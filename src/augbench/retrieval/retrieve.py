@@ -21,7 +21,7 @@ from augbench.artifacts.shards import ShardRow, encode_image, is_kept, write_sha
 from augbench.config.study import RetrieveMethod
 from augbench.files import atomic_path, read_json
 from augbench.plan.recipes import image_recipe, retrieve_recipe
-from augbench.prompts import read_prompts
+from augbench.prompts.stage import read_prompts
 from augbench.resample import needed_images
 from augbench.retrieval.filters import KEPT, Filters, check_scores, owners
 from augbench.retrieval.images import Arrival, Origin

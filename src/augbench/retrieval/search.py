@@ -17,7 +17,7 @@ from augbench.config.study import EmbeddingCorpus, IndexCorpus, OwnCorpus, Retri
 from augbench.corpus.embed import IDENTITY
 from augbench.errors import UserError
 from augbench.files import read_json
-from augbench.prompts import read_prompts
+from augbench.prompts.stage import read_prompts
 from augbench.retrieval.index import IndexBackend, ServerBackend
 from augbench.retrieval.manifest import read_manifest
 from augbench.retrieval.neighbours import Backend, Found, write_neighbours

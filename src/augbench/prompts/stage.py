@@ -17,9 +17,9 @@ from augbench.config.study import ConfigError, DrawMethod, PersonaliseMethod, Pr
 from augbench.data.classes import ClassInfo
 from augbench.errors import UserError
 from augbench.files import atomic_path
-from augbench.personalise.tokens import placeholder
+from augbench.prompts.placeholders import placeholder
+from augbench.prompts.templates import check_prompting, fill, load_scenes, load_templates, placeholders_of, strip_whitespace
 from augbench.seeds import derive_seed
-from augbench.templates import check_prompting, fill, load_scenes, load_templates, placeholders_of, strip_whitespace
 
 SCHEMA = pa.schema(
     [
