@@ -12,7 +12,7 @@ from augbench.artifacts.shards import ShardRow, encode_image, write_shard
 from augbench.artifacts.store import Store
 from augbench.errors import UserError
 from augbench.files import write_json
-from augbench.select import drop_from_store, select
+from augbench.personalise.select import drop_from_store, select
 
 
 def results(folder: Path, **accuracies: float) -> dict[str, Path]:

@@ -3,7 +3,7 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.select import drop_from_store, select
+    from augbench.personalise.select import drop_from_store, select
 
     source, method = snakemake.input, snakemake.params.method
     plan = job.plan_of(source.classes)
