@@ -21,7 +21,7 @@ from augbench.artifacts.shards import read_shard
 from augbench.artifacts.store import Store
 from augbench.config.study import parse_study
 from augbench.errors import UserError
-from augbench.generate import compile_kernels
+from augbench.generate.stage import compile_kernels
 from augbench.runtime.compiling import VARIABLE, cache_folder, first_alone, share_cache
 from augbench.runtime.job import Job
 

@@ -15,7 +15,7 @@ from PIL import Image
 from augbench.config.study import Diffusion
 from augbench.data.classes import load_class_table
 from augbench.errors import UserError
-from augbench.generate import MAX_ATTEMPTS, Sampler, square
+from augbench.generate.stage import MAX_ATTEMPTS, Sampler, square
 from augbench.seeds import derive_seed
 
 SCHEDULERS = ("pndm", "ddim", "dpmsolver++")

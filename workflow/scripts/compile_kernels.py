@@ -3,6 +3,6 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.generate import compile_kernels
+    from augbench.generate.stage import compile_kernels
 
     compile_kernels(job, snakemake.params.methods)

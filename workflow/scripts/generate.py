@@ -4,7 +4,7 @@ from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.files import read_json
-    from augbench.generate import LearnedFiles, generate
+    from augbench.generate.stage import LearnedFiles, generate
     from augbench.plan.paths import SELECTED
 
     method, source = snakemake.params.method, snakemake.input

@@ -3,7 +3,7 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.generate import LearnedFiles, generate
+    from augbench.generate.stage import LearnedFiles, generate
 
     method, source = snakemake.params.method, snakemake.input
     plan = job.plan_of(source.classes)

@@ -17,7 +17,7 @@ from torch import nn
 from augbench.config.study import Diffusion, Prompting
 from augbench.data.classes import ClassInfo
 from augbench.files import atomic_path
-from augbench.generate import Sampler
+from augbench.generate.stage import Sampler
 from augbench.models.folders import check_safety, embed_texts, load_pipeline
 from augbench.pretrain.clip import embed_images
 from augbench.pretrain.reference import judge
