@@ -100,9 +100,9 @@ def ours(images: Path, model: Path, folder: Path, device: str, threads: int) -> 
     """The workflow's own job for a folder of images, with an empty store."""
     from augbench.artifacts.store import Store
     from augbench.config.study import parse_study
-    from augbench.corpus.embed import embed_folder
     from augbench.files import write_json
     from augbench.models.folders import fingerprint
+    from augbench.retrieval.embed import embed_folder
     from augbench.runtime.job import Job
 
     shutil.rmtree(folder, ignore_errors=True)

@@ -15,16 +15,17 @@ from transformers import CLIPImageProcessor
 
 from augbench.artifacts.store import Store
 from augbench.config.study import MiniatureCorpus, parse_study
-from augbench.corpus import embed, miniature, style
+from augbench.corpus import miniature, style
 from augbench.corpus.captions import CAPTION_KINDS, caption_for, class_name_variants
 from augbench.corpus.distractors import KINDS, distractor
-from augbench.corpus.embed import embed_folder, embed_miniature
 from augbench.corpus.style import clean_images, web_style
 from augbench.data import fashion_mnist
 from augbench.data.classes import load_class_table
 from augbench.errors import UserError
 from augbench.files import write_json
 from augbench.models.folders import fingerprint, load_clip, load_image_tower
+from augbench.retrieval import embed
+from augbench.retrieval.embed import embed_folder, embed_miniature
 from augbench.runtime.job import Job
 from augbench.seeds import derive_seed
 

@@ -30,9 +30,9 @@ from augbench.files import read_json, write_json
 from augbench.models.folders import fingerprint
 from augbench.prompts.stage import read_prompts, write_prompts
 from augbench.retrieval.images import open_origin
-from augbench.retrieval.retrieve import retrieve
 from augbench.retrieval.search import search
 from augbench.retrieval.shortfall import summarise
+from augbench.retrieval.stage import retrieve
 from augbench.runtime.job import Job
 
 CLASSES = load_class_table("fashion_mnist")

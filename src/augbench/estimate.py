@@ -38,7 +38,7 @@ from augbench.plan.benchmark_files import job_file, read_seconds
 from augbench.plan.paths import Plan
 from augbench.plan.recipes import method_sampling
 from augbench.resample import needed_images
-from augbench.retrieval.retrieve import prefix_sizes, wanted_images
+from augbench.retrieval.stage import prefix_sizes, wanted_images
 
 TABLE = RESOURCES / "throughput.yaml"
 MEASURED = "results/throughput.yaml"

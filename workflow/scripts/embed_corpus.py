@@ -3,7 +3,7 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.corpus.embed import embed_folder, embed_miniature
+    from augbench.retrieval.embed import embed_folder, embed_miniature
 
     source, out = snakemake.input, snakemake.output[0]
     if job.study.miniature is None:

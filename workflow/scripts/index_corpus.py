@@ -3,6 +3,6 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.corpus.embed import build_index
+    from augbench.retrieval.embed import build_index
 
     build_index(snakemake.input[0], snakemake.output[0], job.threads)

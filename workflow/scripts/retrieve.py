@@ -7,7 +7,7 @@ from augbench.runtime.job import running
 with running(snakemake) as job:
     from augbench.data.splits import read_split
     from augbench.retrieval.images import open_origin
-    from augbench.retrieval.retrieve import retrieve
+    from augbench.retrieval.stage import retrieve
 
     source, method = snakemake.input, snakemake.params.method
     retrieve(

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from augbench.corpus.embed import IDENTITY
 from augbench.errors import UserError
 from augbench.files import read_json
 from augbench.progress import Progress
+from augbench.retrieval.embed import IDENTITY
 from augbench.retrieval.neighbours import METADATA, Found, metadata_table
 
 ATTEMPTS, SECONDS_BETWEEN = 5, 2.0

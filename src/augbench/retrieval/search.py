@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from augbench.config.study import EmbeddingCorpus, IndexCorpus, OwnCorpus, RetrieveMethod, ServerCorpus, Study
-from augbench.corpus.embed import IDENTITY
 from augbench.errors import UserError
 from augbench.files import read_json
 from augbench.prompts.stage import read_prompts
+from augbench.retrieval.embed import IDENTITY
 from augbench.retrieval.index import IndexBackend, ServerBackend
 from augbench.retrieval.manifest import read_manifest
 from augbench.retrieval.neighbours import Backend, Found, write_neighbours
-from augbench.retrieval.retrieve import prefix_sizes, wanted_images
+from augbench.retrieval.stage import prefix_sizes, wanted_images
 
 if TYPE_CHECKING:
     from augbench.runtime.job import Job
