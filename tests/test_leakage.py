@@ -27,7 +27,7 @@ from augbench.data.classes import load_class_table
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
-from augbench.leakage import (
+from augbench.leakage.stage import (
     SCHEMA,
     Limits,
     Picture,

@@ -123,7 +123,7 @@ def resample(
     excluded : collection of str
         Classes that are left out.
     leaks_path : path, optional
-        Near-duplicates of validation and test images (:func:`augbench.leakage.guard`), which no set gets.
+        Near-duplicates of validation and test images (:func:`augbench.leakage.stage.guard`), which no set gets.
 
     Raises
     ------
@@ -134,7 +134,7 @@ def resample(
     check_same_labels(pool, dict(zip(train.class_ids, train.labels.tolist(), strict=True)), str(pool_path))
     sizes = Counter(class_id for class_id in train.class_ids if class_id not in excluded)
     if leaks_path is not None:
-        from augbench.leakage import read_leaks, without_leaks
+        from augbench.leakage.stage import read_leaks, without_leaks
 
         drawn = drawing or Drawing()
         needed = None if drawn.may_fall_short or not drawn.first_part else {class_id: needed_images(drawn.added, size) for class_id, size in sizes.items()}

@@ -3,7 +3,7 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.leakage import Limits, embed_splits, guard
+    from augbench.leakage.stage import Limits, embed_splits, guard
     from augbench.retrieval.shortfall import read_excluded
 
     source, output, methods = snakemake.input, snakemake.output, job.plan.guarded

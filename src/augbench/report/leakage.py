@@ -1,6 +1,6 @@
 """The report of the leakage guard: how many added images are near-duplicates of real ones, what that does to accuracy, and examples.
 
-Flows in: each method's pairs and summary (:mod:`augbench.leakage`), its runs' predictions, the images of some pairs. Flows out: a table
+Flows in: each method's pairs and summary (:mod:`augbench.leakage.stage`), its runs' predictions, the images of some pairs. Flows out: a table
 (CSV in full precision, Markdown, plain text), and one picture per method.
 """
 
@@ -22,7 +22,7 @@ from augbench.data.source import open_source
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import atomic_path, read_json, write_text
-from augbench.leakage import Summary, accuracy_without, read_leaks
+from augbench.leakage.stage import Summary, accuracy_without, read_leaks
 from augbench.report import render
 from augbench.report.render import NONE, Layout, render_csv, render_markdown, render_terminal
 
@@ -83,7 +83,7 @@ def build_rows(
     Parameters
     ----------
     leaks, summaries : mapping of method to path
-        As :func:`augbench.leakage.guard` writes them.
+        As :func:`augbench.leakage.stage.guard` writes them.
     predictions : mapping of method to sequence of path
         ``predictions.parquet`` of every run; of the real images' rows, too, for the baseline.
 
