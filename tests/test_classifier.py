@@ -30,8 +30,8 @@ from augbench.classifier.model import build
 from augbench.classifier.schedule import PlateauSchedule
 from augbench.classifier.score import score_test, top1
 from augbench.classifier.spool import Spool
+from augbench.classifier.stage import train_block
 from augbench.classifier.train import RunResult, predict, train_run
-from augbench.classify import train_block
 from augbench.config.study import Classifier, Execution, Study, parse_study
 from augbench.data.classes import ClassInfo, write_class_table
 from augbench.data.splits import Split, write_split

@@ -25,8 +25,8 @@ from augbench.classifier.compute import Compute, Group, Storage, count_processes
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.launch import in_processes
 from augbench.classifier.normalisation import GlobalBatchNorm2d
+from augbench.classifier.stage import _train_together, train_block
 from augbench.classifier.train import RunResult, train_run
-from augbench.classify import _train_together, train_block
 from augbench.config.study import Classifier, Execution, Study, parse_study
 from augbench.data.classes import ClassInfo, write_class_table
 from augbench.data.splits import Split, write_split

@@ -336,7 +336,7 @@ def test_selection_never_opens_the_test_split(study: Workspace, spoilable: Path)
 
 def test_classes_that_are_left_out_are_in_no_training_set_and_no_score(finished: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from augbench.artifacts.store import Store
-    from augbench.classify import train_block
+    from augbench.classifier.stage import train_block
     from augbench.resample import resample
 
     monkeypatch.chdir(finished.folder)

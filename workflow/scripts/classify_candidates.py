@@ -5,7 +5,7 @@ from pathlib import Path
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.classify import train_block
+    from augbench.classifier.stage import train_block
     from augbench.retrieval.shortfall import read_excluded
 
     source = snakemake.input
