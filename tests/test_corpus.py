@@ -15,14 +15,14 @@ from transformers import CLIPImageProcessor
 
 from augbench.artifacts.store import Store
 from augbench.config.study import MiniatureCorpus, parse_study
-from augbench.corpus import miniature, style
-from augbench.corpus.captions import CAPTION_KINDS, caption_for, class_name_variants
-from augbench.corpus.distractors import KINDS, distractor
-from augbench.corpus.style import clean_images, web_style
 from augbench.data import fashion_mnist
 from augbench.data.classes import load_class_table
 from augbench.errors import UserError
 from augbench.files import write_json
+from augbench.miniature.corpus import style
+from augbench.miniature.corpus.captions import CAPTION_KINDS, caption_for, class_name_variants
+from augbench.miniature.corpus.distractors import KINDS, distractor
+from augbench.miniature.corpus.style import clean_images, web_style
 from augbench.models.folders import fingerprint, load_clip, load_image_tower
 from augbench.retrieval import embed
 from augbench.retrieval.embed import embed_folder, embed_miniature

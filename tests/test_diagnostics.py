@@ -18,12 +18,12 @@ from augbench.artifacts.pool import build_index, read_index
 from augbench.artifacts.shards import ShardRow, encode_image, write_shard
 from augbench.artifacts.store import Store
 from augbench.config.study import Study, parse_study
-from augbench.corpus.style import clean_images, web_style
 from augbench.data import fashion_mnist
 from augbench.data.classes import load_class_table, write_class_table
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
+from augbench.miniature.corpus.style import clean_images, web_style
 from augbench.report.diagnostics import (
     NEAREST,
     Coverage,

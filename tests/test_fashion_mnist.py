@@ -104,7 +104,7 @@ def test_images_are_rgb_padded_with_black_to_32_pixels_with_the_labels_of_their_
 
 @pytest.mark.full
 def test_the_target_looks_as_the_corpus_does_without_web_style(target: ImageSource, garment_files: Path) -> None:
-    from augbench.corpus.style import clean_images
+    from augbench.miniature.corpus.style import clean_images
 
     sources = target.scan()[0].pool.sources[:5]
     published = fashion_mnist.load(garment_files, "train")[0][[int(source.split("-")[1]) for source in sources]]

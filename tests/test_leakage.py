@@ -21,7 +21,6 @@ from augbench.artifacts.shards import ShardRow, encode_image, write_shard
 from augbench.artifacts.store import Store
 from augbench.classifier.score import SCHEMA as PREDICTIONS
 from augbench.config.study import Study, parse_study
-from augbench.corpus.style import clean_images
 from augbench.data import fashion_mnist
 from augbench.data.classes import load_class_table
 from augbench.data.splits import Split, write_split
@@ -40,6 +39,7 @@ from augbench.leakage.stage import (
     read_leaks,
     without_leaks,
 )
+from augbench.miniature.corpus.style import clean_images
 from augbench.models.folders import load_image_tower
 from augbench.report.leakage import draw_pairs, read_rows, write_leakage_table
 from augbench.runtime.job import Job

@@ -15,8 +15,8 @@ from torch import nn
 from augbench.config.study import PretrainAutoencoder, PretrainClip, PretrainReference, PretrainUnet
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
-from augbench.pretrain.judge import check_judge
-from augbench.pretrain.loop import EpochSampler, Schedule, step_generator, train
+from augbench.miniature.pretrain.judge import check_judge
+from augbench.miniature.pretrain.loop import EpochSampler, Schedule, step_generator, train
 
 torch.set_num_threads(1)
 MINI = Path(__file__).resolve().parents[1] / "resources/mini"
@@ -25,7 +25,7 @@ MINI = Path(__file__).resolve().parents[1] / "resources/mini"
 def test_the_vocabulary_is_openais(tmp_path: Path) -> None:
     import open_clip
 
-    from augbench.pretrain.tokenizer import build_tokenizer
+    from augbench.miniature.pretrain.tokenizer import build_tokenizer
 
     ours = build_tokenizer(tmp_path)
     theirs = open_clip.get_tokenizer("ViT-L-14")
@@ -84,14 +84,14 @@ def test_assembled_folders_load_and_flag_what_they_were_calibrated_on(tmp_path: 
     from PIL import Image
     from transformers import CLIPModel, CLIPTokenizer
 
-    from augbench.corpus.distractors import UNSAFE_KIND, distractor
+    from augbench.miniature.corpus.distractors import UNSAFE_KIND, distractor
+    from augbench.miniature.pretrain.assemble import assemble, safety_checker
+    from augbench.miniature.pretrain.autoencoder import new_autoencoder
+    from augbench.miniature.pretrain.clip import new_clip
+    from augbench.miniature.pretrain.measure import diversity
+    from augbench.miniature.pretrain.tokenizer import build_tokenizer
+    from augbench.miniature.pretrain.unet import new_unet
     from augbench.models.folders import check_safety
-    from augbench.pretrain.assemble import assemble, safety_checker
-    from augbench.pretrain.autoencoder import new_autoencoder
-    from augbench.pretrain.clip import new_clip
-    from augbench.pretrain.measure import diversity
-    from augbench.pretrain.tokenizer import build_tokenizer
-    from augbench.pretrain.unet import new_unet
 
     torch.manual_seed(0)
     made = [distractor(index, 0) for index in range(200)]
@@ -118,7 +118,7 @@ def test_assembled_folders_load_and_flag_what_they_were_calibrated_on(tmp_path: 
 @pytest.fixture
 def judge_folder(tmp_path: Path) -> Path:
     """An untrained reference classifier of three classes, saved as a judge."""
-    from augbench.pretrain.reference import network, new_reference, save_judge
+    from augbench.miniature.pretrain.reference import network, new_reference, save_judge
 
     config = PretrainReference(base_width=8)
     save_judge(new_reference(config, 3, seed=1).eval(), ["a", "b", "c"], network(config), tmp_path / "judge")
@@ -126,7 +126,7 @@ def judge_folder(tmp_path: Path) -> Path:
 
 
 def test_a_judge_is_the_classifier_that_was_saved(judge_folder: Path) -> None:
-    from augbench.pretrain.reference import load_judge, new_reference, prepare
+    from augbench.miniature.pretrain.reference import load_judge, new_reference, prepare
 
     images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     judge = load_judge(judge_folder, ["a", "b", "c"], torch.device("cpu"))
@@ -138,7 +138,7 @@ def test_a_judge_is_the_classifier_that_was_saved(judge_folder: Path) -> None:
 
 
 def test_a_judge_speaks_of_the_studys_classes_only_and_in_their_order(judge_folder: Path) -> None:
-    from augbench.pretrain.reference import load_judge, prepare
+    from augbench.miniature.pretrain.reference import load_judge, prepare
 
     images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     judge = load_judge(judge_folder, ["c", "a"], torch.device("cpu"))
@@ -152,7 +152,7 @@ def test_a_judge_speaks_of_the_studys_classes_only_and_in_their_order(judge_fold
 def test_a_judge_sees_the_central_square(judge_folder: Path) -> None:
     from PIL import Image
 
-    from augbench.pretrain.reference import load_judge
+    from augbench.miniature.pretrain.reference import load_judge
 
     judge = load_judge(judge_folder, ["a", "b"], torch.device("cpu"))
     wide = np.zeros((64, 128, 3), dtype=np.uint8)
@@ -188,7 +188,7 @@ def test_a_judge_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_network_are_refused(judge_folder: Path) -> None:
-    from augbench.pretrain.reference import load_judge
+    from augbench.miniature.pretrain.reference import load_judge
 
     value = read_json(judge_folder / "config.json")
     write_json(judge_folder / "config.json", {**value, "network": {**value["network"], "base_width": 16}})
@@ -197,7 +197,7 @@ def test_weights_of_another_network_are_refused(judge_folder: Path) -> None:
 
 
 def test_the_robust_judge_is_shipped(tmp_path: Path, judge_folder: Path) -> None:
-    from augbench.pretrain.card import ship
+    from augbench.miniature.pretrain.card import ship
 
     trained, target = tmp_path / "pretrain", tmp_path / "mini"
     for name in ("clip", "stable-diffusion"):
@@ -219,8 +219,8 @@ def test_training_leaves_both_reference_classifiers_as_judges(tmp_path: Path, ga
     from augbench.artifacts.store import Store
     from augbench.config.study import parse_study
     from augbench.data.classes import load_class_table
-    from augbench.pretrain import stage
-    from augbench.pretrain.reference import load_judge, prepare
+    from augbench.miniature.pretrain import stage
+    from augbench.miniature.pretrain.reference import load_judge, prepare
     from augbench.runtime.job import Job
 
     study = parse_study(

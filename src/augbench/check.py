@@ -37,10 +37,10 @@ from augbench.data.image_folder import NAMED, first_problems, some
 from augbench.data.source import ClassImages, ImageSource, open_source
 from augbench.data.splits import SplitSizes, resolve_shares, split_sizes
 from augbench.errors import UserError
+from augbench.miniature.pretrain.judge import check_judge
 from augbench.models.fetch import HUB_ID, HubModel
 from augbench.models.folders import NO_SAFETY_CHECKER
 from augbench.personalise.tasks import check_clusters
-from augbench.pretrain.judge import check_judge
 from augbench.prompts.stage import check_prompts
 from augbench.resample import needed_images
 

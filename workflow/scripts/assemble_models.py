@@ -5,7 +5,7 @@ from pathlib import Path
 from augbench.runtime.job import running
 
 with running(snakemake):
-    from augbench.pretrain.stage import assemble_models
+    from augbench.miniature.pretrain.stage import assemble_models
 
     source = snakemake.input
     corpus = Path(source.parts[0]).parent

@@ -5,7 +5,6 @@ from pathlib import Path
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.corpus import miniature
     from augbench.data.classes import load_class_table
 
     downloads = Path(snakemake.input[0]).parent

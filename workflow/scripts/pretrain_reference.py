@@ -5,6 +5,6 @@ from pathlib import Path
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.pretrain.stage import pretrain_reference
+    from augbench.miniature.pretrain.stage import pretrain_reference
 
     pretrain_reference(job, Path(snakemake.input[0]).parent, snakemake.output[0])

@@ -5,7 +5,7 @@ from pathlib import Path
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.pretrain.stage import pretrain_unet
+    from augbench.miniature.pretrain.stage import pretrain_unet
 
     corpus = Path(snakemake.input.parts[0]).parent
     pretrain_unet(job, corpus, snakemake.input.clip, snakemake.input.autoencoder, snakemake.output[0])

@@ -76,7 +76,7 @@ class FashionMnistSource(ImageSource):
         ]
 
     def load(self, sources: Sequence[str]) -> Iterator[Image]:
-        """RGB images of 32 x 32 pixels; equal to :func:`augbench.corpus.style.clean_images`."""
+        """RGB images of 32 x 32 pixels; equal to :func:`augbench.miniature.corpus.style.clean_images`."""
         import numpy as np
         from PIL import Image
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from augbench.pretrain.reference import Judge
+    from augbench.miniature.pretrain.reference import Judge
     from augbench.runtime.job import Job
 
 BATCH = 32  # images embedded together; on a CPU, more do not fit into its cache
@@ -67,7 +67,7 @@ class Learning:
 class Row:
     """One method, or the real images of a split (``method`` is then ``real:train`` or ``real:val``); None stands for what there is not.
 
-    ``pool`` counts all images, ``images`` those looked at. :func:`style_distance`, :func:`augbench.pretrain.measure.diversity`,
+    ``pool`` counts all images, ``images`` those looked at. :func:`style_distance`, :func:`augbench.miniature.pretrain.measure.diversity`,
     :func:`precision_and_coverage` and :func:`repeated_percent` say what their figures are; the last five columns are :class:`Learning`'s.
     """
 
@@ -325,7 +325,7 @@ class Eyes:
     clip_folder : path
         CLIP in transformers' layout.
     judge_folder : path or None
-        A judge as :func:`augbench.pretrain.reference.save_judge` writes it.
+        A judge as :func:`augbench.miniature.pretrain.reference.save_judge` writes it.
     classes : sequence of ClassInfo
         The study's, in label order.
 
@@ -336,9 +336,9 @@ class Eyes:
     """
 
     def __init__(self, clip_folder: str | Path, judge_folder: str | Path | None, classes: Sequence[ClassInfo], device: torch.device) -> None:
+        from augbench.miniature.pretrain.measure import class_embeddings
+        from augbench.miniature.pretrain.reference import load_judge
         from augbench.models.folders import load_clip, load_image_tower
-        from augbench.pretrain.measure import class_embeddings
-        from augbench.pretrain.reference import load_judge
 
         self.judge: Judge | None = None if judge_folder is None else load_judge(judge_folder, [info.class_id for info in classes], device)
         model, tokenizer = load_clip(clip_folder, device)
@@ -404,7 +404,7 @@ class Diagnosis:
 
     def row(self, method: str, pool: int, seen: Seen, train: Seen | None, **others: Any) -> Row:
         """The figures of one set of images; ``train`` is what they are compared with."""
-        from augbench.pretrain.measure import diversity
+        from augbench.miniature.pretrain.measure import diversity
 
         spread = diversity(seen.embeddings, seen.labels)
         sets = None if train is None else (seen.embeddings, seen.labels, train.embeddings, train.labels)

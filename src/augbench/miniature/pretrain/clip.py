@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from augbench.config.study import PretrainClip
+from augbench.miniature.pretrain.loop import EpochSampler, Schedule, step_generator, train
 from augbench.models.folders import embed_texts
-from augbench.pretrain.loop import EpochSampler, Schedule, step_generator, train
 from augbench.seeds import derive_seed
 
 GREY = 0.3  # share of images that lose their colour while the image tower is trained alone

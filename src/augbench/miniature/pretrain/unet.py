@@ -16,8 +16,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from augbench.config.study import PretrainUnet
-from augbench.pretrain.autoencoder import encode_images
-from augbench.pretrain.loop import EpochSampler, Schedule, step_generator, train
+from augbench.miniature.pretrain.autoencoder import encode_images
+from augbench.miniature.pretrain.loop import EpochSampler, Schedule, step_generator, train
 
 # Stable Diffusion v1's noise schedule.
 NOISE_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

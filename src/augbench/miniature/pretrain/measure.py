@@ -18,9 +18,9 @@ from augbench.config.study import Diffusion, Prompting
 from augbench.data.classes import ClassInfo
 from augbench.files import atomic_path
 from augbench.generate.stage import Sampler
+from augbench.miniature.pretrain.clip import embed_images
+from augbench.miniature.pretrain.reference import judge
 from augbench.models.folders import check_safety, embed_texts, load_pipeline
-from augbench.pretrain.clip import embed_images
-from augbench.pretrain.reference import judge
 from augbench.progress import Progress
 from augbench.prompts.stage import class_name, prompt_for
 from augbench.prompts.templates import load_templates

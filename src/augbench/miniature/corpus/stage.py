@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from augbench.config.study import MiniatureCorpus
-from augbench.corpus.captions import caption_for
-from augbench.corpus.distractors import UNSAFE_KIND, distractor
-from augbench.corpus.style import web_style
 from augbench.data import fashion_mnist
 from augbench.data.classes import ClassInfo
 from augbench.files import atomic_path
+from augbench.miniature.corpus.captions import caption_for
+from augbench.miniature.corpus.distractors import UNSAFE_KIND, distractor
+from augbench.miniature.corpus.style import web_style
 from augbench.plan.paths import CORPUS_ROWS_PER_PART
 from augbench.progress import track
 from augbench.seeds import derive_seed

@@ -23,8 +23,8 @@ from augbench.classifier.model import build
 from augbench.config.study import Classifier, PretrainReference
 from augbench.errors import UserError
 from augbench.files import atomic_path, write_json
-from augbench.pretrain.judge import REMEDY, JudgeConfig, check_judge
-from augbench.pretrain.loop import EpochSampler, Schedule, step_generator, train
+from augbench.miniature.pretrain.judge import REMEDY, JudgeConfig, check_judge
+from augbench.miniature.pretrain.loop import EpochSampler, Schedule, step_generator, train
 
 
 def network(config: PretrainReference) -> Classifier:
@@ -136,7 +136,7 @@ def load_judge(folder: str | Path, class_ids: Sequence[str], device: torch.devic
     Raises
     ------
     UserError
-        As :func:`augbench.pretrain.judge.check_judge`, or weights that are not those of its network.
+        As :func:`augbench.miniature.pretrain.judge.check_judge`, or weights that are not those of its network.
     """
     config = check_judge(folder, class_ids)
     model = build(config.network, len(config.class_ids), 0)

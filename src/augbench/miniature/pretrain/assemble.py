@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from augbench.files import write_json
-from augbench.pretrain.clip import embed_images, image_processor
-from augbench.pretrain.unet import NOISE_SCHEDULE
+from augbench.miniature.pretrain.clip import embed_images, image_processor
+from augbench.miniature.pretrain.unet import NOISE_SCHEDULE
 
 VISION_WEIGHTS = "vision.safetensors"
 

@@ -1,4 +1,4 @@
-"""Shipping the pre-trained models: ``python -m augbench.pretrain.card results/mini/pretrain resources/mini``.
+"""Shipping the pre-trained models: ``python -m augbench.miniature.pretrain.card results/mini/pretrain resources/mini``.
 
 Flows in: the results of the pretrain rules. Flows out: the models, the judge, the picture, the measurements, and a model card made from
 them. A separate step, so that no timestamp makes a demo train.
@@ -66,7 +66,7 @@ def render_card(record: dict[str, Any], quality: dict[str, Any], sizes: dict[str
         "",
         "```sh",
         COMMAND,
-        "python -m augbench.pretrain.card results/mini/pretrain resources/mini",
+        "python -m augbench.miniature.pretrain.card results/mini/pretrain resources/mini",
         "```",
         "",
         f"Sizes: {', '.join(f'{name} {size / 1e6:.1f} MB' for name, size in sizes.items())}.",

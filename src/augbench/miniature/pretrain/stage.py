@@ -15,13 +15,12 @@ import numpy as np
 import torch
 
 from augbench.config.study import PretrainReference
-from augbench.corpus import miniature
-from augbench.corpus.style import clean_images, web_style
 from augbench.data import fashion_mnist
 from augbench.data.classes import load_class_table
 from augbench.files import canonical_hash, read_json, write_json
+from augbench.miniature.corpus.style import clean_images, web_style
+from augbench.miniature.pretrain import assemble, autoencoder, clip, measure, reference, tokenizer, unet
 from augbench.plan import recipes
-from augbench.pretrain import assemble, autoencoder, clip, measure, reference, tokenizer, unet
 
 if TYPE_CHECKING:
     from augbench.runtime.job import Job

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from augbench.config.study import PretrainAutoencoder
-from augbench.pretrain.loop import EpochSampler, Schedule, step_generator, train
+from augbench.miniature.pretrain.loop import EpochSampler, Schedule, step_generator, train
 
 
 def new_autoencoder(config: PretrainAutoencoder) -> AutoencoderKL:

@@ -1,6 +1,6 @@
 """What a judge's folder says of itself: the network and the classes that it tells apart, without its weights.
 
-Flows in: a folder with ``config.json`` and ``model.safetensors``, as :func:`augbench.pretrain.reference.save_judge` writes it. Flows
+Flows in: a folder with ``config.json`` and ``model.safetensors``, as :func:`augbench.miniature.pretrain.reference.save_judge` writes it. Flows
 out: a :class:`JudgeConfig`, or an error if the judge can't judge a study's images. Light, so that early checks can use it.
 """
 
