@@ -13,8 +13,8 @@ from augbench.errors import UserError
 from augbench.files import write_json, write_text
 from augbench.plan.benchmark_files import job_files
 from augbench.plan.paths import Plan
-from augbench.report import cost, table1
 from augbench.report.render import render_csv
+from augbench.report.tables import cost, table1
 
 METHODS: dict[str, dict[str, Any]] = {
     "none": {"mechanism": "real", "label": "no added data"},

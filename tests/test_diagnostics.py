@@ -24,7 +24,7 @@ from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
 from augbench.miniature.corpus.style import clean_images, web_style
-from augbench.report.diagnostics import (
+from augbench.report.tables.diagnostics import (
     NEAREST,
     Coverage,
     Eyes,
@@ -130,7 +130,7 @@ def test_large_sets_are_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
     points = torch.nn.functional.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     labels = np.arange(40) % 3
     whole = distance(points[:25], labels[:25], points[25:], labels[25:])
-    monkeypatch.setattr("augbench.report.diagnostics.KERNEL_VALUES", 70)
+    monkeypatch.setattr("augbench.report.tables.diagnostics.KERNEL_VALUES", 70)
     parts = distance(points[:25], labels[:25], points[25:], labels[25:])
     assert (parts.mixed, parts.within_class) == (pytest.approx(whole.mixed), pytest.approx(whole.within_class))
 

@@ -27,12 +27,13 @@ from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import write_text
 from augbench.plan.paths import BEST_ROWS, Plan
-from augbench.report import figure3, figure4, figure5a, figure5b, paper_tables, table1
-from augbench.report.per_class import SCHEMA, read_per_class
+from augbench.report.figures import figure3, figure4, figure5a, figure5b
+from augbench.report.figures.style import COLOURS, FONT_SIZE, MARKERS, WIDTH, styled
 from augbench.report.pictures import SIDE, choose, read_pictures, spread_classes, thumbnail
 from augbench.report.protocol import paper_results
 from augbench.report.render import read_csv, render_csv
-from augbench.report.style import COLOURS, FONT_SIZE, MARKERS, WIDTH, styled
+from augbench.report.tables import paper_tables, table1
+from augbench.report.tables.per_class import SCHEMA, read_per_class
 from augbench.resample import Drawing, resample
 from augbench.runtime.job import Job
 

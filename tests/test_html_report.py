@@ -29,17 +29,18 @@ from augbench.data.classes import ClassInfo, write_class_table
 from augbench.errors import UserError
 from augbench.files import write_json, write_text
 from augbench.plan.paths import Plan
-from augbench.report import diagnostics, figure3, figure4, figure5a, figure5b, statistics, table1
-from augbench.report.cost import write_cost
-from augbench.report.figure1 import write_figure1
-from augbench.report.html_images import ClassChange, collect, most_changed
-from augbench.report.html_page import class_panels, write_report
-from augbench.report.html_parts import MINUS, model_name, number_in, table_of
-from augbench.report.html_words import headlines, what_it_does_not_show, what_it_shows
-from augbench.report.paper_tables import write_paper_tables
-from augbench.report.per_class import SCHEMA, read_per_class
+from augbench.report.figures import figure3, figure4, figure5a, figure5b
+from augbench.report.figures.figure1 import write_figure1
+from augbench.report.html.images import ClassChange, collect, most_changed
+from augbench.report.html.page import class_panels, write_report
+from augbench.report.html.parts import MINUS, model_name, number_in, table_of
+from augbench.report.html.words import headlines, what_it_does_not_show, what_it_shows
 from augbench.report.pictures import Picture, read_encoded, write_encoded
 from augbench.report.render import Layout, read_markdown, render_csv, render_markdown
+from augbench.report.tables import diagnostics, statistics, table1
+from augbench.report.tables.cost import write_cost
+from augbench.report.tables.paper_tables import write_paper_tables
+from augbench.report.tables.per_class import SCHEMA, read_per_class
 from augbench.runtime.job import Job
 from augbench.runtime.provenance import write_provenance
 
@@ -387,7 +388,7 @@ def test_thumbnails_stop_where_the_page_is_full(squares: Squares) -> None:
 
 
 def test_large_images_become_small_ones(squares: Squares) -> None:
-    from augbench.report.html_images import QUALITY, SIDE
+    from augbench.report.html.images import QUALITY, SIDE
     from augbench.report.pictures import encode_thumbnail
 
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (400, 600, 3), dtype=np.uint8))

@@ -41,7 +41,7 @@ from augbench.leakage.stage import (
 )
 from augbench.miniature.corpus.style import clean_images
 from augbench.models.folders import load_image_tower
-from augbench.report.leakage import draw_pairs, read_rows, write_leakage_table
+from augbench.report.tables.leakage import draw_pairs, read_rows, write_leakage_table
 from augbench.runtime.job import Job
 
 torch.set_num_threads(1)

@@ -19,20 +19,10 @@ from augbench.artifacts.pool import SCHEMA
 from augbench.config.study import RetrieveMethod, Study, parse_study
 from augbench.errors import UserError
 from augbench.files import write_json
-from augbench.report.figure1 import axis_start, best_of_families, draw, write_figure1
+from augbench.report.figures.figure1 import axis_start, best_of_families, draw, write_figure1
 from augbench.report.protocol import CLASSIFIER, DIFFUSION, Facts, differences, paper_results
 from augbench.report.render import escape_latex, escape_markdown, render_csv, spread
-from augbench.report.table1 import (
-    Row,
-    Table,
-    build_table,
-    read_rows,
-    render_latex,
-    render_markdown,
-    render_terminal,
-    standard_error,
-    write_table1,
-)
+from augbench.report.tables.table1 import Row, Table, build_table, read_rows, render_latex, render_markdown, render_terminal, standard_error, write_table1
 
 RUNS = {
     "none": (0.70, 0.72, 0.74),

@@ -22,7 +22,7 @@ from augbench.files import write_json
 from augbench.generate.stage import MAX_ATTEMPTS, generate
 from augbench.models.folders import check_safety, fingerprint, load_pipeline
 from augbench.prompts.stage import write_prompts
-from augbench.report.diagnostics import refused_per_image
+from augbench.report.tables.diagnostics import refused_per_image
 from augbench.runtime.job import Job
 
 MINI = PROJECT / "resources/mini/stable-diffusion"

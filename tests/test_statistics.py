@@ -14,11 +14,11 @@ from augbench.classifier.score import SCHEMA
 from augbench.data.classes import ClassInfo, write_class_table
 from augbench.errors import UserError
 from augbench.files import write_text
-from augbench.report import table1
-from augbench.report.per_class import read_per_class, write_per_class
 from augbench.report.render import render_csv
-from augbench.report.statistics import binomial_error, build_rows, compare, holm, interval, read_rows, write_statistics
-from augbench.report.table1 import Run
+from augbench.report.tables import table1
+from augbench.report.tables.per_class import read_per_class, write_per_class
+from augbench.report.tables.statistics import binomial_error, build_rows, compare, holm, interval, read_rows, write_statistics
+from augbench.report.tables.table1 import Run
 
 RUNS = {
     "none": (70.0, 72.0, 74.0),

@@ -23,7 +23,7 @@ from augbench.data.classes import ClassInfo, read_class_table
 from augbench.errors import UserError
 from augbench.files import read_json
 from augbench.plan.paths import Plan
-from augbench.report.html_parts import Thumb, models_of, templates, thumb_of
+from augbench.report.html.parts import Thumb, models_of, templates, thumb_of
 from augbench.report.pictures import RECORDED, Picture, short_name
 
 logger = logging.getLogger(__name__)

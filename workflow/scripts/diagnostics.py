@@ -5,7 +5,7 @@ from pathlib import Path
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.report.diagnostics import write_diagnostics
+    from augbench.report.tables.diagnostics import write_diagnostics
 
     source = snakemake.input
     write_diagnostics(

@@ -3,6 +3,6 @@
 from augbench.runtime.job import running
 
 with running(snakemake):
-    from augbench.report.figure1 import write_figure1
+    from augbench.report.figures.figure1 import write_figure1
 
     write_figure1(snakemake.input.table, dict(snakemake.output.items()))

@@ -3,7 +3,7 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.report.figure3 import collect
+    from augbench.report.figures.figure3 import collect
 
     source, output = snakemake.input, snakemake.output
     # of several such rows the first one is shown

@@ -3,7 +3,7 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.report.figure4 import collect
+    from augbench.report.figures.figure4 import collect
 
     source, output = snakemake.input, snakemake.output
     collect(job, dict(zip(job.plan.exemplified, source.sets, strict=True)), source.train, source.classes, output.table, output.images)

@@ -3,7 +3,7 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.report.figure5a import collect
+    from augbench.report.figures.figure5a import collect
 
     source, output = snakemake.input, snakemake.output
     sets = dict(zip(job.plan.compared, source.sets, strict=True))

@@ -3,7 +3,7 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.report.leakage import draw_pairs, write_leakage_table
+    from augbench.report.tables.leakage import draw_pairs, write_leakage_table
 
     source, output, plan = snakemake.input, snakemake.output, job.plan
     leaks, counts, pools = (dict(zip(plan.guarded, paths, strict=True)) for paths in (source.leaks, source.counts, source.pools))

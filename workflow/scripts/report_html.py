@@ -3,6 +3,6 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.report.html_page import write_report
+    from augbench.report.html.page import write_report
 
     write_report(job.plan, snakemake.output[0])

@@ -3,7 +3,7 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.report.html_images import collect
+    from augbench.report.html.images import collect
 
     source = snakemake.input
     sets = dict(zip(job.plan.pooled, source.get("sets", []), strict=True))

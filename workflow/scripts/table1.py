@@ -3,7 +3,7 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.report.table1 import write_table1
+    from augbench.report.tables.table1 import write_table1
     from augbench.retrieval.shortfall import read_excluded
 
     source = snakemake.input

@@ -1,6 +1,6 @@
 """The report as one page: what people see of a study, in one file that opens from a disk and asks nobody for anything.
 
-Flows in: the tables and figures of a study as they stand in its folder, the thumbnails of :mod:`augbench.report.html_images`, config and provenance. Flows
+Flows in: the tables and figures of a study as they stand in its folder, the thumbnails of :mod:`augbench.report.html.images`, config and provenance. Flows
 out: ``report.html``, no larger than ``report.page_megabytes``: classes go into its image browser in the order of how much they changed, as long as there is room.
 """
 
@@ -22,15 +22,15 @@ from augbench.data.classes import ClassInfo, read_class_table
 from augbench.errors import UserError
 from augbench.files import read_json, write_text
 from augbench.plan.paths import Plan
-from augbench.report import statistics, table1
-from augbench.report.html_images import MEGABYTE, ClassChange, most_changed
-from augbench.report.html_parts import MINUS, Cell, Panel, Table, Thumb, models_of, table_of, templates, thumb_of
-from augbench.report.html_words import FigureWords, Headline, figure_words, headlines, what_it_does_not_show, what_it_is, what_it_shows
-from augbench.report.paper_tables import TABLES
-from augbench.report.per_class import read_per_class
+from augbench.report.figures.style import COLOURS
+from augbench.report.html.images import MEGABYTE, ClassChange, most_changed
+from augbench.report.html.parts import MINUS, Cell, Panel, Table, Thumb, models_of, table_of, templates, thumb_of
+from augbench.report.html.words import FigureWords, Headline, figure_words, headlines, what_it_does_not_show, what_it_is, what_it_shows
 from augbench.report.pictures import REAL, Picture, read_encoded, short_name
 from augbench.report.render import NONE, Layout, read_markdown, signed, spread
-from augbench.report.style import COLOURS
+from augbench.report.tables import statistics, table1
+from augbench.report.tables.paper_tables import TABLES
+from augbench.report.tables.per_class import read_per_class
 from augbench.retrieval.shortfall import ALL, read_excluded
 
 TITLES = {

@@ -21,9 +21,9 @@ from augbench.artifacts.pool import read_index
 from augbench.data.classes import read_class_table
 from augbench.data.splits import read_split
 from augbench.files import write_text
+from augbench.report.figures.style import WIDTH, open_canvas, place_image, save, styled
 from augbench.report.pictures import REAL, Picture, Shown, added_pictures, choose, read_pictures, real_pictures, rows_of, spread_classes, write_pictures
 from augbench.report.render import read_csv, render_csv
-from augbench.report.style import WIDTH, open_canvas, place_image, save, styled
 
 if TYPE_CHECKING:
     from augbench.runtime.job import Job

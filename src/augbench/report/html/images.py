@@ -18,9 +18,7 @@ from augbench.artifacts.pool import read_index
 from augbench.data.classes import ClassInfo, read_class_table
 from augbench.data.splits import read_split
 from augbench.progress import Progress
-from augbench.report import table1
-from augbench.report.figure5a import changes
-from augbench.report.per_class import ClassAccuracies, read_per_class
+from augbench.report.figures.figure5a import changes
 from augbench.report.pictures import (
     REAL,
     Picture,
@@ -32,7 +30,9 @@ from augbench.report.pictures import (
     rows_of,
     write_encoded,
 )
-from augbench.report.statistics import baseline_of
+from augbench.report.tables import table1
+from augbench.report.tables.per_class import ClassAccuracies, read_per_class
+from augbench.report.tables.statistics import baseline_of
 
 if TYPE_CHECKING:
     from augbench.runtime.job import Job

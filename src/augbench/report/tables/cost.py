@@ -17,9 +17,9 @@ from augbench.config.study import DrawMethod, RealMethod
 from augbench.files import read_json, write_text
 from augbench.plan.benchmark_files import job_files, read_seconds
 from augbench.plan.paths import Plan
-from augbench.report import table1
 from augbench.report.render import NONE, Layout, read_csv, render_csv, render_markdown, signed
-from augbench.report.statistics import baseline_of
+from augbench.report.tables import table1
+from augbench.report.tables.statistics import baseline_of
 
 # Stages with jobs that belong to one method.
 MAKING = ("prompts", "search", "retrieve", "finetune", "choose_lr", "candidates", "pool_candidates", "classify_candidates", "select", "generate")

@@ -24,12 +24,12 @@ from augbench.data.classes import read_class_table
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import write_text
-from augbench.report import table1
-from augbench.report.per_class import ClassAccuracies, read_per_class
+from augbench.report.figures.style import COLOURS, MARKERS, WIDTH, open_axes, open_canvas, place_image, save, styled
 from augbench.report.pictures import REAL, Picture, Shown, added_pictures, choose, read_pictures, real_pictures, rows_of, short_name, write_pictures
 from augbench.report.render import read_csv, render_csv, signed
-from augbench.report.statistics import baseline_of
-from augbench.report.style import COLOURS, MARKERS, WIDTH, open_axes, open_canvas, place_image, save, styled
+from augbench.report.tables import table1
+from augbench.report.tables.per_class import ClassAccuracies, read_per_class
+from augbench.report.tables.statistics import baseline_of
 
 if TYPE_CHECKING:
     from augbench.runtime.job import Job

@@ -18,9 +18,9 @@ from statistics import fmean
 import numpy as np
 
 from augbench.files import write_text
-from augbench.report import table1
 from augbench.report.render import NONE, Layout, read_csv, render_csv, render_latex, render_markdown, signed, spread
-from augbench.report.table1 import Run, standard_error
+from augbench.report.tables import table1
+from augbench.report.tables.table1 import Run, standard_error
 
 CONFIDENCE = 0.95
 

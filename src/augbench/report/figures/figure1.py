@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from augbench.errors import UserError
+from augbench.report.figures.style import COLOURS, WIDTH, open_axes, save, styled
 from augbench.report.render import spread
-from augbench.report.style import COLOURS, WIDTH, open_axes, save, styled
-from augbench.report.table1 import Row, read_rows
+from augbench.report.tables.table1 import Row, read_rows
 
 FAMILIES = {"real": "No added\nimages", "prompting": "Prompting", "personalised": "Personalised", "retrieval": "Retrieval"}
 HEIGHT = 2.6  # inches

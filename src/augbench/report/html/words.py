@@ -11,12 +11,13 @@ from pathlib import Path
 
 from augbench.config.study import Caltech256, FashionMnist, ImageFolder, Study
 from augbench.plan.paths import Plan
-from augbench.report import figure3, figure4, figure5a, figure5b, statistics, table1
-from augbench.report.figure1 import FAMILIES, best_of_families, upper_bound
-from augbench.report.figure5a import GENERATED
-from augbench.report.html_parts import MINUS
+from augbench.report.figures import figure3, figure4, figure5a, figure5b
+from augbench.report.figures.figure1 import FAMILIES, best_of_families, upper_bound
+from augbench.report.figures.figure5a import GENERATED
+from augbench.report.html.parts import MINUS
 from augbench.report.render import read_csv, signed, spread
-from augbench.report.statistics import baseline_of, retrieval_of
+from augbench.report.tables import statistics, table1
+from augbench.report.tables.statistics import baseline_of, retrieval_of
 
 SURE = 0.05  # a corrected p below this is called more than chance
 
