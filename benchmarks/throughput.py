@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
+from augbench.commands.plan.estimate import TABLE
 from augbench.config.study import read_yaml
-from augbench.estimate import TABLE
 from augbench.files import write_text
 from benchmarks.machine import product_seconds
 

@@ -24,9 +24,9 @@ from PIL import Image
 from test_figures import CLASSES, METHODS, Squares, make_squares
 from test_html_report import Page
 
-from augbench import browse
 from augbench.artifacts.shards import ShardRow, encode_image, write_shard
-from augbench.browse import PER_PAGE, open_server
+from augbench.commands import browse
+from augbench.commands.browse import PER_PAGE, open_server
 from augbench.errors import UserError
 from augbench.plan.paths import Plan
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from augbench.commands.plan.estimate import Estimate, read_throughput
 from augbench.config.study import PersonaliseMethod, RetrieveMethod, load_study
-from augbench.estimate import Estimate, read_throughput
 from augbench.plan.paths import Plan
 from augbench.plan.recipes import method_sampling
 from augbench.report.protocol import CANDIDATES, IMAGIC_CANDIDATES, Facts, differences, paper_results

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from conftest import PROJECT, SMALL_STUDY, Workspace
 
+from augbench.commands.plan.estimate import Estimate, Step, estimate_study, read_throughput, render
 from augbench.config.study import load_study, parse_study
 from augbench.errors import UserError
-from augbench.estimate import Estimate, Step, estimate_study, read_throughput, render
 
 # 10 classes with 1000 images each in the pool, as Fashion-MNIST has; figures that are easy to divide by
 RATES = {"generate": 10, "finetune_vectors": 100, "finetune_unet": 50, "classify": 1000, "embed": 500, "start": 36}

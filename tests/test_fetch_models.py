@@ -20,7 +20,7 @@ from conftest import SMALL_STUDY, Workspace
 from PIL import Image
 from safetensors.torch import load_file
 
-from augbench.check import check_study
+from augbench.commands.check import check_study
 from augbench.config.study import ConfigError, Diffusion, Study, parse_study
 from augbench.errors import UserError
 from augbench.files import read_json, sha256_file

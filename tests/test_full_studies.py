@@ -21,12 +21,12 @@ from PIL import Image
 from pydantic_core import PydanticUndefined
 
 from augbench.artifacts.pool import SCHEMA, read_index
-from augbench.check import check_study
+from augbench.commands.check import check_study
+from augbench.commands.plan.estimate import estimate_study
 from augbench.config.study import ConfigError, DrawMethod, PersonaliseMethod, RetrieveMethod, Section, Study, load_study, parse_study
 from augbench.data.classes import load_class_table
 from augbench.data.source import open_source
 from augbench.errors import UserError
-from augbench.estimate import estimate_study
 from augbench.files import read_json
 from augbench.plan.paths import Plan
 from augbench.prompts.stage import write_prompts

@@ -11,7 +11,7 @@ import pytest
 from conftest import SMALL_STUDY
 from PIL import Image
 
-from augbench.check import check_study
+from augbench.commands.check import check_study
 from augbench.config.study import ConfigError, Prompting, Study, merge, parse_study
 from augbench.data.caltech256 import class_name as caltech_name
 from augbench.data.classes import ClassInfo, load_class_table

@@ -18,7 +18,7 @@ from augbench.errors import UserError
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from augbench.check import check_study
+    from augbench.commands.check import check_study
 
     study = load_study(arguments.configfile or [DEMO])
     for line in check_study(study, verify_images=arguments.images):
@@ -28,7 +28,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from augbench.estimate import as_json, estimate_study, render
+    from augbench.commands.plan.estimate import as_json, estimate_study, render
 
     estimate = estimate_study(load_study(arguments.configfile or [DEMO]), arguments.device, arguments.throughput)
     print(json.dumps(as_json(estimate), indent=2) if arguments.json else render(estimate), end="\n" if arguments.json else "")
@@ -36,7 +36,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from augbench.check import check_study
+    from augbench.commands.check import check_study
     from augbench.progress import clock
     from augbench.runtime import launcher
 
@@ -57,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _browse(arguments: argparse.Namespace) -> int:
-    from augbench.browse import open_server
+    from augbench.commands.browse import open_server
     from augbench.plan.paths import Plan
 
     study = load_study(arguments.configfile or [DEMO])
