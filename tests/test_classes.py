@@ -10,8 +10,9 @@ from types import ModuleType
 
 import pytest
 
-from augbench.data.classes import RESOURCES, SHIPPED_TABLES, ClassInfo, load_class_table
+from augbench.data.classes import SHIPPED_TABLES, ClassInfo, load_class_table
 from augbench.errors import UserError
+from augbench.files import RESOURCES
 
 WORDNET_HEAD = "  1 This software and database is being provided to you, the LICENSEE, by  \n"
 # two synsets of our own in WordNet's format: the second below the first and below a third that is an instance only

@@ -19,6 +19,7 @@ from augbench.data import fashion_mnist
 from augbench.data.classes import load_class_table
 from augbench.errors import UserError
 from augbench.files import write_json
+from augbench.miniature.corpus import stage as corpus
 from augbench.miniature.corpus import style
 from augbench.miniature.corpus.captions import CAPTION_KINDS, caption_for, class_name_variants
 from augbench.miniature.corpus.distractors import KINDS, distractor
@@ -83,7 +84,7 @@ def test_kinds_of_captions_are_drawn_as_numpys_choice_draws_them() -> None:
         rng = np.random.default_rng(derive_seed(3, "caption", index))
         rng.random()  # whether the caption is a wrong one
         expected = kinds[int(rng.choice(len(kinds), p=np.array(shares) / sum(shares)))]
-        row = miniature.garment_row(index, 0, 4, CLASSES, config, 3)
+        row = corpus.garment_row(index, 0, 4, CLASSES, config, 3)
         assert (row.caption_kind, row.caption) == (expected, caption_for(CLASSES[4], expected, rng))
 
 
@@ -96,8 +97,8 @@ def test_distractors_come_in_equal_numbers_and_repeat() -> None:
 
 def test_the_corpus_holds_what_the_config_says(tmp_path: Path, garment_files: Path, garments: tuple[np.ndarray, np.ndarray]) -> None:
     config = MiniatureCorpus(kind="miniature", images=2000, distractors=200, wrong_captions=0.1)
-    miniature.build(garment_files, CLASSES, config, 0, tmp_path)
-    images, table = miniature.load_images(tmp_path)
+    corpus.build(garment_files, CLASSES, config, 0, tmp_path)
+    images, table = corpus.load_images(tmp_path)
     truth = np.array(table.column("true_label").to_pylist())
     assert images.shape == (2200, 3, 32, 32) and (truth < 0).sum() == 200
     assert table.column("id").to_pylist() == list(range(2200))
@@ -111,14 +112,14 @@ def test_the_corpus_holds_what_the_config_says(tmp_path: Path, garment_files: Pa
 
 
 def test_embeddings_and_similarities_are_those_of_each_image_and_its_own_caption(tmp_path: Path, garment_files: Path) -> None:
-    miniature.build(garment_files, CLASSES, MiniatureCorpus(kind="miniature", images=120, distractors=60), 0, tmp_path)
-    (part,) = miniature.part_paths(tmp_path)
+    corpus.build(garment_files, CLASSES, MiniatureCorpus(kind="miniature", images=120, distractors=60), 0, tmp_path)
+    (part,) = corpus.part_paths(tmp_path)
     write_json(tmp_path / "clip.json", fingerprint(CLIP))
     study = parse_study({"study": "s", "dataset": {"kind": "fashion_mnist"}, "diffusion": {"model": "none"}, "clip": {"model": "none"}, "methods": {"none": {"mechanism": "real"}}, "augmentation": {"images_per_class": 1}, "execution": {"device": "cpu"}})  # fmt: skip
     embed_miniature(Job(study, Store(tmp_path / ".store"), 1), [part], tmp_path / "clip.json", tmp_path / "embeddings")
     vectors, metadata = (tmp_path / f"embeddings/{name}" for name in ("img_emb/img_emb_00000.npy", "metadata/metadata_00000.parquet"))
 
-    images, table = miniature.load_images(tmp_path)
+    images, table = corpus.load_images(tmp_path)
     captions = table.column("caption").to_pylist()
     assert len(set(captions)) < len(captions)  # some repeat
     model, tokenizer = load_clip(CLIP, torch.device("cpu"))

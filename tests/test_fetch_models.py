@@ -24,7 +24,7 @@ from augbench.commands.check import check_study
 from augbench.config.study import ConfigError, Diffusion, Study, parse_study
 from augbench.errors import UserError
 from augbench.files import read_json, sha256_file
-from augbench.models import fetch
+from augbench.models import fetch as fetching
 from augbench.models.fetch import COMMIT, Expected, HubModel, fetch, fetch_weights, git_blob, known_models, needed_files
 from augbench.models.folders import check_safety, fingerprint, load_pipeline
 from augbench.plan.paths import Plan
@@ -378,7 +378,7 @@ def published_subset(published: Path) -> Path:
 
 def test_our_table_outranks_what_a_server_says(hub: Hub, mirror: Hub, monkeypatch: pytest.MonkeyPatch, published: Path) -> None:
     wrong = Expected("our table", (published / UNET).stat().st_size, "ab" * 32)
-    monkeypatch.setattr(fetch_models, "known_models", lambda: {"owner/mini": (REVISION, {UNET: wrong})})
+    monkeypatch.setattr(fetching, "known_models", lambda: {"owner/mini": (REVISION, {UNET: wrong})})
     said = fetch_fails(mirror.url)
     assert said.count(f"expected {'ab' * 32}") == 2
     assert not (Path(mini().folder) / UNET).exists()
@@ -546,8 +546,8 @@ def test_published_weights_are_fetched_once_and_checked(tmp_path: Path) -> None:
 def test_the_address_is_torchvisions() -> None:
     from torchvision.models import Inception_V3_Weights
 
-    assert fetch_models.INCEPTION_URL == Inception_V3_Weights.IMAGENET1K_V1.url
-    assert fetch_models.INCEPTION_SHA256 in fetch_models.INCEPTION_URL
+    assert fetching.INCEPTION_URL == Inception_V3_Weights.IMAGENET1K_V1.url
+    assert fetching.INCEPTION_SHA256 in fetching.INCEPTION_URL
 
 
 # --- the workflow -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+PROJECT = Path(__file__).resolve().parents[2]  # the clone
+RESOURCES = PROJECT / "resources"  # small data that ships
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:

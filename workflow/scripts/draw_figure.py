@@ -5,5 +5,5 @@ from importlib import import_module
 from augbench.runtime.job import running
 
 with running(snakemake):
-    figure = import_module(f"augbench.report.{snakemake.params.figure}")
+    figure = import_module(f"augbench.report.figures.{snakemake.params.figure}")
     figure.write_figure(**dict(snakemake.input.items()), outs=dict(snakemake.output.items()))

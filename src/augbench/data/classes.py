@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 
 from augbench.errors import UserError
+from augbench.files import RESOURCES
 
 CLASS_ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
-RESOURCES = Path(__file__).resolve().parents[2] / "resources"
 SHIPPED_TABLES = {path.stem: path for path in sorted((RESOURCES / "classes").iterdir()) if path.suffix in (".yaml", ".tsv")}
 COLUMNS = ("class_id", "lemmas", "hypernyms", "definition")
 

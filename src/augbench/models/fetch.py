@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 import yaml
 
 from augbench.errors import UserError
-from augbench.files import atomic_path, read_json, sha256_file, write_json
+from augbench.files import RESOURCES, atomic_path, read_json, sha256_file, write_json
 from augbench.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 MARKER = "fetched.json"
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 COMMIT = r"[0-9a-f]{40}"
-TABLES = Path(__file__).resolve().parents[2] / "resources/models"
+TABLES = RESOURCES / "models"
 INCEPTION_URL = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
 INCEPTION_SHA256 = "0cc3c7bd"  # the first digits, as torchvision publishes them in the file's name
 SECONDS_TO_ANSWER = 20

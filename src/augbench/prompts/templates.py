@@ -12,8 +12,9 @@ from functools import cache
 from pathlib import Path
 
 from augbench.config.study import TEMPLATE_SETS, Prompting
-from augbench.data.classes import RESOURCES, ClassInfo
+from augbench.data.classes import ClassInfo
 from augbench.errors import UserError
+from augbench.files import RESOURCES
 
 PROMPTS = RESOURCES / "prompts"
 PLACEHOLDERS = ("", "hypernyms", "definition", "scene")

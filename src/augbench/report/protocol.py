@@ -25,7 +25,7 @@ from augbench.config.study import (
     Study,
     family_of,
 )
-from augbench.data.classes import RESOURCES
+from augbench.files import RESOURCES
 
 TARGETS = RESOURCES / "paper" / "targets.csv"
 

@@ -29,10 +29,10 @@ from augbench.config.study import (
     Study,
     read_yaml,
 )
-from augbench.data.classes import RESOURCES
 from augbench.data.source import open_source
 from augbench.data.splits import resolve_shares, split_sizes
 from augbench.errors import UserError
+from augbench.files import RESOURCES
 from augbench.models.fetch import known_models
 from augbench.plan.benchmark_files import job_file, read_seconds
 from augbench.plan.paths import Plan

@@ -18,6 +18,7 @@ from augbench.config.study import PretrainReference
 from augbench.data import fashion_mnist
 from augbench.data.classes import load_class_table
 from augbench.files import canonical_hash, read_json, write_json
+from augbench.miniature.corpus import stage as corpus_stage
 from augbench.miniature.corpus.style import clean_images, web_style
 from augbench.miniature.pretrain import assemble, autoencoder, clip, measure, reference, tokenizer, unet
 from augbench.plan import recipes
@@ -44,7 +45,7 @@ def _train(folder: Path, target: str | Path, fit: Callable[[Path], History]) -> 
 
 
 def _corpus(folder: str | Path) -> tuple[torch.Tensor, list[str]]:
-    images, table = miniature.load_images(folder)
+    images, table = corpus_stage.load_images(folder)
     return torch.from_numpy(images), table.column("caption").to_pylist()
 
 
@@ -121,7 +122,7 @@ def assemble_models(corpus: str, clip_folder: str, vae_folder: str, unet_folder:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPModel, CLIPTokenizer
 
-    images, table = miniature.load_images(corpus)
+    images, table = corpus_stage.load_images(corpus)
     model = CLIPModel.from_pretrained(clip_folder).eval()
     unsafe, safe = assemble.calibration_images(images, np.array(table.column("NSFW").to_pylist()), first_half=True)
     checker, threshold = assemble.safety_checker(model, unsafe, safe)
@@ -141,7 +142,7 @@ def measure_models(job: Job, corpus: str, downloads: str, models: str, reference
     vocabulary = CLIPTokenizer.from_pretrained(f"{models}/clip")
     test_images, test_labels = fashion_mnist.load(downloads, "test")
     test = clean_images(test_images)
-    corpus_images, table = miniature.load_images(corpus)
+    corpus_images, table = corpus_stage.load_images(corpus)
     truth, nsfw = np.array(table.column("true_label").to_pylist()), np.array(table.column("NSFW").to_pylist())
     garments = np.flatnonzero(truth >= 0)[: 20 * study.pretrain.measured_images_per_class]
     real = torch.from_numpy(corpus_images[garments])

@@ -24,7 +24,7 @@ NUMBER = re.compile(r"[+\-\u2212]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 def templates() -> Environment:
     """The templates, in which everything but style sheet and script is escaped."""
     return Environment(
-        loader=PackageLoader("augbench.report"),
+        loader=PackageLoader("augbench.report.html"),
         autoescape=lambda name: name is not None and name.endswith(".html"),
         undefined=StrictUndefined,
         trim_blocks=True,
