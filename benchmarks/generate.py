@@ -37,7 +37,7 @@ from benchmarks.throughput import product_rate, write_figures
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-    from augbench.generate.stage import Sampler
+    from augbench.generate.sampler import Sampler
 
 Result = dict[str, Any]
 PROJECT = Path(__file__).resolve().parents[1]
@@ -140,7 +140,7 @@ def our_sampler(pipeline: StableDiffusionPipeline, setting: Setting, batch_size:
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
     from augbench.config.study import load_study
-    from augbench.generate.stage import Sampler
+    from augbench.generate.sampler import Sampler
     from augbench.runtime.compiling import compile_pipeline
 
     mode = load_study([PROJECT / "config/imagenet10.yaml", PROJECT / "config/overlays/fast.yaml"]).diffusion

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from augbench.commands.plan.estimate import TABLE
+from augbench.commands.plan.throughput import TABLE
 from augbench.config.study import read_yaml
 from augbench.files import write_text
 from benchmarks.machine import product_seconds

@@ -23,7 +23,7 @@ from augbench.artifacts.shards import ShardRow, encode_image, read_shard, write_
 from augbench.commands.check import check_study
 from augbench.config.study import load_study, merge, parse_study
 from augbench.data.classes import load_class_table
-from augbench.data.source import open_source
+from augbench.data.sources import open_source
 from augbench.data.splits import make_splits, read_split, write_split
 from augbench.errors import UserError
 

@@ -32,7 +32,8 @@ from augbench.classifier.score import score_test, top1
 from augbench.classifier.spool import Spool
 from augbench.classifier.stage import train_block
 from augbench.classifier.train import RunResult, predict, train_run
-from augbench.config.study import Classifier, Execution, Study, parse_study
+from augbench.config.stages import Classifier, Execution
+from augbench.config.study import Study, parse_study
 from augbench.data.classes import ClassInfo, write_class_table
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError

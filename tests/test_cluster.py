@@ -17,7 +17,7 @@ from torchvision.models import inception_v3
 from augbench.artifacts.store import Store
 from augbench.config.study import parse_study
 from augbench.data.classes import write_class_table
-from augbench.data.source import open_source
+from augbench.data.sources import open_source
 from augbench.data.splits import make_splits, write_split
 from augbench.errors import UserError
 from augbench.files import write_json

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from augbench.commands.plan.estimate import Estimate, read_throughput
-from augbench.config.study import PersonaliseMethod, RetrieveMethod, load_study
+from augbench.commands.plan.estimate import Estimate
+from augbench.commands.plan.throughput import read_throughput
+from augbench.config.methods import PersonaliseMethod, RetrieveMethod
+from augbench.config.study import load_study
 from augbench.plan.paths import Plan
 from augbench.plan.recipes import method_sampling
 from augbench.report.protocol import CANDIDATES, IMAGIC_CANDIDATES, Facts, differences, paper_results

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
-from augbench.config.manual import is_tag, render
-from augbench.config.study import sections
+from augbench.config.manual import is_tag, render, sections
 
 
 def documented_keys() -> dict[str, FieldInfo]:

@@ -14,7 +14,8 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from augbench.artifacts.store import Store
-from augbench.config.study import MiniatureCorpus, parse_study
+from augbench.config.corpus import MiniatureCorpus
+from augbench.config.study import parse_study
 from augbench.data import fashion_mnist
 from augbench.data.classes import load_class_table
 from augbench.errors import UserError

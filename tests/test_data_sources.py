@@ -12,9 +12,11 @@ import yaml
 from PIL import Image
 from pydantic import TypeAdapter
 
-from augbench.config.study import ConfigError, Dataset
+from augbench.config.data import Dataset
+from augbench.config.problems import ConfigError
 from augbench.data.decode import in_order, open_rgb
-from augbench.data.source import ImageSource, open_source
+from augbench.data.source import ImageSource
+from augbench.data.sources import open_source
 from augbench.errors import UserError
 
 RED, BLUE, WHITE = (254, 0, 0), (0, 0, 254), (255, 255, 255)

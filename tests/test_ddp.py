@@ -27,7 +27,8 @@ from augbench.classifier.launch import in_processes
 from augbench.classifier.normalisation import GlobalBatchNorm2d
 from augbench.classifier.stage import _train_together, train_block
 from augbench.classifier.train import RunResult, train_run
-from augbench.config.study import Classifier, Execution, Study, parse_study
+from augbench.config.stages import Classifier, Execution
+from augbench.config.study import Study, parse_study
 from augbench.data.classes import ClassInfo, write_class_table
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError

@@ -23,24 +23,19 @@ from augbench.data.classes import load_class_table, write_class_table
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
-from augbench.miniature.corpus.style import clean_images, web_style
-from augbench.report.tables.diagnostics import (
+from augbench.measures.distances import (
     NEAREST,
     Coverage,
-    Eyes,
-    Row,
-    Seen,
     StyleDistance,
     agreement_percent,
     precision_and_coverage,
-    read_learning,
-    read_rows,
-    refused_per_image,
     repeated_percent,
     sample_per_class,
     style_distance,
-    write_diagnostics,
 )
+from augbench.measures.eyes import Eyes, Seen
+from augbench.miniature.corpus.style import clean_images, web_style
+from augbench.report.tables.diagnostics import Row, read_learning, read_rows, refused_per_image, write_diagnostics
 from augbench.runtime.job import Job
 
 torch.set_num_threads(1)
@@ -130,7 +125,7 @@ def test_large_sets_are_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
     points = torch.nn.functional.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     labels = np.arange(40) % 3
     whole = distance(points[:25], labels[:25], points[25:], labels[25:])
-    monkeypatch.setattr("augbench.report.tables.diagnostics.KERNEL_VALUES", 70)
+    monkeypatch.setattr("augbench.measures.distances.KERNEL_VALUES", 70)
     parts = distance(points[:25], labels[:25], points[25:], labels[25:])
     assert (parts.mixed, parts.within_class) == (pytest.approx(whole.mixed), pytest.approx(whole.within_class))
 

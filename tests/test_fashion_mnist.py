@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from augbench.config.study import FashionMnist, MiniatureCorpus
+from augbench.config.corpus import MiniatureCorpus
+from augbench.config.data import FashionMnist
 from augbench.data import fashion_mnist
 from augbench.data.fashion_mnist import FILES, PublishedFile, published_bytes, split_corpus_and_target
 from augbench.data.fashion_target import FashionMnistSource
-from augbench.data.source import ImageSource, open_source
+from augbench.data.source import ImageSource
+from augbench.data.sources import open_source
 from augbench.data.splits import make_splits
 
 

@@ -21,11 +21,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from augbench.commands.check import check_study
-from augbench.config.study import ConfigError, Diffusion, Study, parse_study
+from augbench.config.hub import COMMIT, Expected, HubModel, known_models
+from augbench.config.models import Diffusion
+from augbench.config.problems import ConfigError
+from augbench.config.study import Study, parse_study
 from augbench.errors import UserError
 from augbench.files import read_json, sha256_file
 from augbench.models import fetch as fetching
-from augbench.models.fetch import COMMIT, Expected, HubModel, fetch, fetch_weights, git_blob, known_models, needed_files
+from augbench.models.fetch import fetch, fetch_weights, git_blob, needed_files
 from augbench.models.folders import check_safety, fingerprint, load_pipeline
 from augbench.plan.paths import Plan
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTokenizer
 
 from augbench.config.study import load_study
-from augbench.generate.stage import Sampler
+from augbench.generate.sampler import Sampler
 
 PROJECT = Path(__file__).resolve().parents[1]
 TOKENIZER = PROJECT / "resources/mini/stable-diffusion/tokenizer"

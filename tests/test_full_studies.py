@@ -23,9 +23,12 @@ from pydantic_core import PydanticUndefined
 from augbench.artifacts.pool import SCHEMA, read_index
 from augbench.commands.check import check_study
 from augbench.commands.plan.estimate import estimate_study
-from augbench.config.study import ConfigError, DrawMethod, PersonaliseMethod, RetrieveMethod, Section, Study, load_study, parse_study
+from augbench.config.base import Section
+from augbench.config.methods import DrawMethod, PersonaliseMethod, RetrieveMethod
+from augbench.config.problems import ConfigError
+from augbench.config.study import Study, load_study, parse_study
 from augbench.data.classes import load_class_table
-from augbench.data.source import open_source
+from augbench.data.sources import open_source
 from augbench.errors import UserError
 from augbench.files import read_json
 from augbench.plan.paths import Plan

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from augbench.config.study import Diffusion
+from augbench.config.models import Diffusion
 from augbench.data.classes import load_class_table
 from augbench.errors import UserError
-from augbench.generate.stage import MAX_ATTEMPTS, Sampler, square
+from augbench.generate.sampler import MAX_ATTEMPTS, Sampler
+from augbench.generate.stage import square
 from augbench.seeds import derive_seed
 
 SCHEDULERS = ("pndm", "ddim", "dpmsolver++")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import Workspace
 
-from augbench.config.study import ServerCorpus, Study, load_study
+from augbench.config.corpus import ServerCorpus
+from augbench.config.study import Study, load_study
 from augbench.errors import UserError
 from augbench.plan.needs import Needs, Site, load_needs, read_site
 

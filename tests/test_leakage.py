@@ -20,25 +20,18 @@ from augbench.artifacts.pool import build_index, read_index
 from augbench.artifacts.shards import ShardRow, encode_image, write_shard
 from augbench.artifacts.store import Store
 from augbench.classifier.score import SCHEMA as PREDICTIONS
+from augbench.config.stages import Leakage
 from augbench.config.study import Study, parse_study
 from augbench.data import fashion_mnist
 from augbench.data.classes import load_class_table
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
-from augbench.leakage.stage import (
-    SCHEMA,
-    Limits,
-    Picture,
-    accuracy_without,
-    compare,
-    embed_splits,
-    find_near_duplicates,
-    guard,
-    nearest,
-    read_leaks,
-    without_leaks,
-)
+from augbench.leakage.effects import accuracy_without, without_leaks
+from augbench.leakage.pictures import Picture, compare
+from augbench.leakage.records import SCHEMA, read_leaks
+from augbench.leakage.search import find_near_duplicates, nearest
+from augbench.leakage.stage import embed_splits, guard
 from augbench.miniature.corpus.style import clean_images
 from augbench.models.folders import load_image_tower
 from augbench.report.tables.leakage import draw_pairs, read_rows, write_leakage_table
@@ -48,8 +41,8 @@ torch.set_num_threads(1)
 PROJECT = Path(__file__).resolve().parents[1]
 CLIP = PROJECT / "resources/mini/clip"
 CLASSES = load_class_table("fashion_mnist")
-LIMITS = Limits()
-SEARCH = replace(LIMITS, clip_threshold=0.97, neighbours=3)  # the miniature's CLIP finds all garments alike
+LIMITS = Leakage()
+SEARCH = LIMITS.model_copy(update=dict(clip_threshold=0.97, neighbours=3))  # the miniature's CLIP finds all garments alike
 Change = Callable[[Image.Image], Image.Image]
 
 
@@ -202,8 +195,8 @@ def test_limits_decide(garments: list[Image.Image]) -> None:
     changed = Picture(recompressed(garments[0], 40))
     match = compare(changed, Picture(garments[0]), LIMITS)
     assert match is not None and match.within(LIMITS) and match.hash_distance > 0 and match.correlation < 0.999
-    assert not match.within(replace(LIMITS, hash_threshold=match.hash_distance - 1))
-    assert not match.within(replace(LIMITS, correlation=match.correlation + 1e-4))
+    assert not match.within(LIMITS.model_copy(update=dict(hash_threshold=match.hash_distance - 1)))
+    assert not match.within(LIMITS.model_copy(update=dict(correlation=match.correlation + 1e-4)))
 
 
 # --- sets of images ---------------------------------------------------------------------------------------------------
@@ -221,7 +214,7 @@ def test_only_the_nearest_above_the_threshold_are_looked_at() -> None:
     added = np.array([[1.0, 0.0], [-1.0, 0.0]])
     near = replace(LIMITS, clip_threshold=float(np.cos(np.deg2rad(25))))
     assert [pair[:2] for pair in nearest(added, real, near)] == [(0, 0), (0, 1), (0, 2)]
-    assert [pair[:2] for pair in nearest(added, real, replace(near, neighbours=2))] == [(0, 0), (0, 1)]
+    assert [pair[:2] for pair in nearest(added, real, near.model_copy(update=dict(neighbours=2)))] == [(0, 0), (0, 1)]
     assert [round(cosine, 4) for *_, cosine in nearest(added, real, near)] == [1, round(np.cos(angles[1]), 4), round(np.cos(angles[2]), 4)]
     assert not list(nearest(added[:0], real, near)) and not list(nearest(added, real[:0], near))
 
@@ -311,7 +304,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, garment_files: Path) -> Path
     return folder
 
 
-def run_guard(folder: Path, method: str, clip: Path, out: Path, excluded: Sequence[str] = (), limits: Limits = SEARCH) -> tuple[pa.Table, Store]:
+def run_guard(folder: Path, method: str, clip: Path, out: Path, excluded: Sequence[str] = (), limits: Leakage = SEARCH) -> tuple[pa.Table, Store]:
     job = Job(study(), Store(folder / ".store"), 1)
     splits = {name: folder / f"splits/{name}.parquet" for name in ("val", "test")}
     embeddings = {name: out / f"{name}.npy" for name in splits}
@@ -344,7 +337,7 @@ def test_every_planted_image_is_named_with_the_real_one(small: Path, leaks: pa.T
 
 
 def test_where_no_pair_is_near_enough_to_be_looked_at_nothing_is_found(small: Path, tmp_path: Path) -> None:
-    found, _ = run_guard(small, "clean", small / "clip.json", tmp_path, limits=replace(SEARCH, clip_threshold=1.0))
+    found, _ = run_guard(small, "clean", small / "clip.json", tmp_path, limits=SEARCH.model_copy(update=dict(clip_threshold=1.0)))
     assert found.num_rows == 0 and read_json(tmp_path / "clean.json")["checked"] == 60
 
 

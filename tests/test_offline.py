@@ -17,7 +17,7 @@ from namespaces import namespace
 
 from augbench.config.study import parse_study
 from augbench.errors import UserError
-from augbench.runtime.network import uses_network
+from augbench.plan.uses_network import uses_network
 
 CORPORA: dict[str, dict[str, Any]] = {
     "miniature": SMALL_STUDY["corpus"],

@@ -24,10 +24,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from augbench.artifacts.store import Store
-from augbench.config.study import PersonaliseMethod, Study, parse_study
+from augbench.config.methods import PersonaliseMethod
+from augbench.config.study import Study, parse_study
 from augbench.data.classes import ClassInfo, read_class_table, write_class_table
 from augbench.data.decode import square
-from augbench.data.source import ImageSource, open_source
+from augbench.data.source import ImageSource
+from augbench.data.sources import open_source
 from augbench.data.splits import make_splits, write_split
 from augbench.errors import UserError
 from augbench.files import write_json

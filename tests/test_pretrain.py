@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from augbench.config.study import PretrainAutoencoder, PretrainClip, PretrainReference, PretrainUnet
+from augbench.config.pretrain import PretrainAutoencoder, PretrainClip, PretrainReference, PretrainUnet
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
-from augbench.miniature.pretrain.judge import check_judge
+from augbench.measures.judge import check_judge
 from augbench.miniature.pretrain.loop import EpochSampler, Schedule, step_generator, train
 
 torch.set_num_threads(1)
@@ -84,11 +84,11 @@ def test_assembled_folders_load_and_flag_what_they_were_calibrated_on(tmp_path: 
     from PIL import Image
     from transformers import CLIPModel, CLIPTokenizer
 
+    from augbench.measures.distances import diversity
     from augbench.miniature.corpus.distractors import UNSAFE_KIND, distractor
     from augbench.miniature.pretrain.assemble import assemble, safety_checker
     from augbench.miniature.pretrain.autoencoder import new_autoencoder
     from augbench.miniature.pretrain.clip import new_clip
-    from augbench.miniature.pretrain.measure import diversity
     from augbench.miniature.pretrain.tokenizer import build_tokenizer
     from augbench.miniature.pretrain.unet import new_unet
     from augbench.models.folders import check_safety
@@ -118,7 +118,8 @@ def test_assembled_folders_load_and_flag_what_they_were_calibrated_on(tmp_path: 
 @pytest.fixture
 def judge_folder(tmp_path: Path) -> Path:
     """An untrained reference classifier of three classes, saved as a judge."""
-    from augbench.miniature.pretrain.reference import network, new_reference, save_judge
+    from augbench.measures.judge import save_judge
+    from augbench.miniature.pretrain.reference import network, new_reference
 
     config = PretrainReference(base_width=8)
     save_judge(new_reference(config, 3, seed=1).eval(), ["a", "b", "c"], network(config), tmp_path / "judge")
@@ -126,7 +127,8 @@ def judge_folder(tmp_path: Path) -> Path:
 
 
 def test_a_judge_is_the_classifier_that_was_saved(judge_folder: Path) -> None:
-    from augbench.miniature.pretrain.reference import load_judge, new_reference, prepare
+    from augbench.measures.judge import load_judge, prepare
+    from augbench.miniature.pretrain.reference import new_reference
 
     images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     judge = load_judge(judge_folder, ["a", "b", "c"], torch.device("cpu"))
@@ -138,7 +140,7 @@ def test_a_judge_is_the_classifier_that_was_saved(judge_folder: Path) -> None:
 
 
 def test_a_judge_speaks_of_the_studys_classes_only_and_in_their_order(judge_folder: Path) -> None:
-    from augbench.miniature.pretrain.reference import load_judge, prepare
+    from augbench.measures.judge import load_judge, prepare
 
     images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     judge = load_judge(judge_folder, ["c", "a"], torch.device("cpu"))
@@ -152,7 +154,7 @@ def test_a_judge_speaks_of_the_studys_classes_only_and_in_their_order(judge_fold
 def test_a_judge_sees_the_central_square(judge_folder: Path) -> None:
     from PIL import Image
 
-    from augbench.miniature.pretrain.reference import load_judge
+    from augbench.measures.judge import load_judge
 
     judge = load_judge(judge_folder, ["a", "b"], torch.device("cpu"))
     wide = np.zeros((64, 128, 3), dtype=np.uint8)
@@ -188,7 +190,7 @@ def test_a_judge_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_network_are_refused(judge_folder: Path) -> None:
-    from augbench.miniature.pretrain.reference import load_judge
+    from augbench.measures.judge import load_judge
 
     value = read_json(judge_folder / "config.json")
     write_json(judge_folder / "config.json", {**value, "network": {**value["network"], "base_width": 16}})
@@ -219,8 +221,8 @@ def test_training_leaves_both_reference_classifiers_as_judges(tmp_path: Path, ga
     from augbench.artifacts.store import Store
     from augbench.config.study import parse_study
     from augbench.data.classes import load_class_table
+    from augbench.measures.judge import load_judge, prepare
     from augbench.miniature.pretrain import stage
-    from augbench.miniature.pretrain.reference import load_judge, prepare
     from augbench.runtime.job import Job
 
     study = parse_study(

@@ -12,7 +12,9 @@ from conftest import SMALL_STUDY
 from PIL import Image
 
 from augbench.commands.check import check_study
-from augbench.config.study import ConfigError, Prompting, Study, merge, parse_study
+from augbench.config.methods import Prompting
+from augbench.config.problems import ConfigError
+from augbench.config.study import Study, merge, parse_study
 from augbench.data.caltech256 import class_name as caltech_name
 from augbench.data.classes import ClassInfo, load_class_table
 from augbench.errors import UserError

@@ -16,7 +16,8 @@ from matplotlib import image as matplotlib_image
 from matplotlib.colors import to_hex
 
 from augbench.artifacts.pool import SCHEMA
-from augbench.config.study import RetrieveMethod, Study, parse_study
+from augbench.config.methods import RetrieveMethod
+from augbench.config.study import Study, parse_study
 from augbench.errors import UserError
 from augbench.files import write_json
 from augbench.report.figures.figure1 import axis_start, best_of_families, draw, write_figure1

@@ -186,7 +186,7 @@ def test_a_class_may_fall_short_where_the_method_says_so() -> None:
 
 
 def test_classes_that_are_left_out_and_images_that_leak_are_in_no_set(study: Path) -> None:
-    from augbench.leakage.stage import SCHEMA as LEAKS
+    from augbench.leakage.records import SCHEMA as LEAKS
 
     build_index(paths(study), study, study / "index.parquet")
     index = read_index(study / "index.parquet")

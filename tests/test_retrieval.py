@@ -21,7 +21,8 @@ import pytest
 from conftest import SMALL_STUDY, Workspace
 from PIL import Image
 
-from augbench.config.study import RetrieveMethod, parse_study
+from augbench.config.methods import RetrieveMethod
+from augbench.config.study import parse_study
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
 from augbench.retrieval import embed

@@ -19,7 +19,8 @@ from augbench.config.study import parse_study
 from augbench.data.classes import load_class_table
 from augbench.errors import UserError
 from augbench.files import write_json
-from augbench.generate.stage import MAX_ATTEMPTS, generate
+from augbench.generate.sampler import MAX_ATTEMPTS
+from augbench.generate.stage import generate
 from augbench.models.folders import check_safety, fingerprint, load_pipeline
 from augbench.prompts.stage import write_prompts
 from augbench.report.tables.diagnostics import refused_per_image

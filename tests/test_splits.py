@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from augbench.config.study import Caltech256, ImageFolder
+from augbench.config.data import Caltech256, ImageFolder
 from augbench.data.classes import ClassInfo
 from augbench.data.source import ClassImages, ImageList
 from augbench.data.splits import Split, check_labels, class_generator, make_splits, read_split, split_class, write_split

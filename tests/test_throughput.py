@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from augbench.commands.plan.estimate import read_throughput
+from augbench.commands.plan.throughput import read_throughput
 
 PROJECT = Path(__file__).resolve().parents[1]
 

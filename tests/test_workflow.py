@@ -20,7 +20,8 @@ import pytest
 import yaml
 from conftest import SMALL_STUDY, Workspace
 
-from augbench.config.study import PersonaliseMethod, load_study
+from augbench.config.methods import PersonaliseMethod
+from augbench.config.study import load_study
 from augbench.errors import UserError
 
 ADDED = ("simple_prompt", "clip_prompts", "boomerang", "pseudoword_clip", "imagic_k2", "retrieval")

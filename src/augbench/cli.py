@@ -28,7 +28,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from augbench.commands.plan.estimate import as_json, estimate_study, render
+    from augbench.commands.plan.estimate import estimate_study
+    from augbench.commands.plan.show import as_json, render
 
     estimate = estimate_study(load_study(arguments.configfile or [DEMO]), arguments.device, arguments.throughput)
     print(json.dumps(as_json(estimate), indent=2) if arguments.json else render(estimate), end="\n" if arguments.json else "")

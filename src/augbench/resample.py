@@ -25,7 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from augbench.artifacts.pool import read_index
-from augbench.config.study import DrawMethod, RealMethod, RetrieveMethod, Study
+from augbench.config.methods import DrawMethod, RealMethod, RetrieveMethod
+from augbench.config.study import Study
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import atomic_path
@@ -134,7 +135,8 @@ def resample(
     check_same_labels(pool, dict(zip(train.class_ids, train.labels.tolist(), strict=True)), str(pool_path))
     sizes = Counter(class_id for class_id in train.class_ids if class_id not in excluded)
     if leaks_path is not None:
-        from augbench.leakage.stage import read_leaks, without_leaks
+        from augbench.leakage.effects import without_leaks
+        from augbench.leakage.records import read_leaks
 
         drawn = drawing or Drawing()
         needed = None if drawn.may_fall_short or not drawn.first_part else {class_id: needed_images(drawn.added, size) for class_id, size in sizes.items()}

@@ -4,7 +4,7 @@ from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.data.classes import write_class_table
-    from augbench.data.source import open_source
+    from augbench.data.sources import open_source
 
     source = open_source(job.study.dataset, job.study.seed, job.study.corpus)
     write_class_table(source.classes(), snakemake.output[0])

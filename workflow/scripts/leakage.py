@@ -3,12 +3,11 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.leakage.stage import Limits, embed_splits, guard
+    from augbench.leakage.stage import embed_splits, guard
     from augbench.retrieval.shortfall import read_excluded
 
     source, output, methods = snakemake.input, snakemake.output, job.plan.guarded
     splits, embedded = {name: source[name] for name in ("val", "test")}, {name: output[name] for name in ("val", "test")}
-    limits = Limits(**job.study.leakage.model_dump(exclude={"action"}))
     embed_splits(job, splits, source.clip, embedded)
     indexes, leaks, counts = (dict(zip(methods, paths, strict=True)) for paths in (source.pools, output.leaks, output.counts))
-    guard(job, indexes, splits, embedded, source.clip, limits, leaks, counts, read_excluded(source.excluded))
+    guard(job, indexes, splits, embedded, source.clip, job.study.leakage, leaks, counts, read_excluded(source.excluded))

@@ -4,7 +4,7 @@ from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.data.classes import read_class_table
-    from augbench.data.source import open_source
+    from augbench.data.sources import open_source
     from augbench.data.splits import make_splits, write_split
 
     study, wanted = job.study, dict(snakemake.output.items())

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from augbench.config.study import Execution
+from augbench.config.stages import Execution
 from augbench.errors import UserError
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from augbench.config.study import Classifier
+from augbench.config.stages import Classifier
 
 
 @dataclass(frozen=True)

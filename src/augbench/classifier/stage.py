@@ -33,7 +33,7 @@ from augbench.classifier.score import score_test, top1, write_predictions
 from augbench.classifier.train import RunResult, train_run
 from augbench.config.study import Study
 from augbench.data.classes import read_class_table
-from augbench.data.source import open_source
+from augbench.data.sources import open_source
 from augbench.data.splits import check_labels, read_split
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file, write_json

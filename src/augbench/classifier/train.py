@@ -31,7 +31,7 @@ from augbench.classifier.model import WidthResNet, build
 from augbench.classifier.normalisation import over_the_global_batch
 from augbench.classifier.schedule import PlateauSchedule
 from augbench.classifier.sizes import evaluation_resize
-from augbench.config.study import Classifier
+from augbench.config.stages import Classifier
 from augbench.errors import UserError
 from augbench.files import atomic_path
 from augbench.progress import clock

@@ -1,7 +1,7 @@
 """Early errors: config against data, models and disk, before any job starts (invariant 8).
 
 Flows in: a checked :class:`~augbench.config.study.Study`. Flows out: lines that say what was found, or one
-:class:`~augbench.config.study.ConfigError` with all problems, a line each: key or file, what stands there, what is allowed. Models
+:class:`~augbench.config.problems.ConfigError` with all problems, a line each: key or file, what stands there, what is allowed. Models
 are judged by their JSON files: nothing heavy is imported.
 """
 
@@ -18,27 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from augbench.config.study import (
-    ConfigError,
-    DrawMethod,
-    FashionMnist,
-    IndexCorpus,
-    MiniatureCorpus,
-    OwnCorpus,
-    PersonaliseMethod,
-    RealMethod,
-    RetrieveMethod,
-    SampleMethod,
-    Study,
-)
+from augbench.config.corpus import IndexCorpus, MiniatureCorpus, OwnCorpus
+from augbench.config.data import FashionMnist
+from augbench.config.hub import HUB_ID, HubModel
+from augbench.config.methods import DrawMethod, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod
+from augbench.config.problems import ConfigError
+from augbench.config.study import Study
 from augbench.data.classes import ClassInfo
 from augbench.data.fashion_target import TEST_PER_CLASS, FashionMnistSource
 from augbench.data.image_folder import NAMED, first_problems, some
-from augbench.data.source import ClassImages, ImageSource, open_source
+from augbench.data.source import ClassImages, ImageSource
+from augbench.data.sources import open_source
 from augbench.data.splits import SplitSizes, resolve_shares, split_sizes
 from augbench.errors import UserError
-from augbench.miniature.pretrain.judge import check_judge
-from augbench.models.fetch import HUB_ID, HubModel
+from augbench.measures.judge import check_judge
 from augbench.models.folders import NO_SAFETY_CHECKER
 from augbench.personalise.tasks import check_clusters
 from augbench.prompts.stage import check_prompts

@@ -17,18 +17,60 @@ import annotated_types
 import yaml
 from pydantic.fields import FieldInfo
 
-from augbench.config.study import Section, describe_type, sections
+from augbench.config.base import Section
+from augbench.config.problems import section_options
+from augbench.config.study import Study
 
 INTRODUCTION = """\
 # Configuration
 
-<!-- Made from src/augbench/config/study.py by `make docs`; change it there. -->
+<!-- Made from src/augbench/config by `make docs`; change it there. -->
 
 A study is one YAML file. Every key that it may hold is below; a key that is not is an error, reported with its nearest neighbour before any
 job starts. `required` marks keys without a default. Files given after the first are laid over it, mapping by mapping, and
 `methods.<name>: null` in one of them removes that row. The column *source* says where a value comes from; "paper" is Burg et al., 2023
 (see `CITATION.cff`).
 """
+
+
+def sections() -> list[tuple[str, type[Section]]]:
+    """Every section of the schema with the path of its keys, in the order of the documentation."""
+    found: list[tuple[str, type[Section]]] = []
+
+    def visit(prefix: str, section: type[Section]) -> None:
+        found.append((prefix, section))
+        for name, field in section.model_fields.items():
+            annotation = field.annotation
+            path = f"{prefix}.{name}" if prefix else name
+            if get_origin(annotation) is dict:
+                annotation, path = get_args(annotation)[1], f"{path}.<name>"
+            for option in section_options(annotation):
+                visit(path, option)
+
+    visit("", Study)
+    return found
+
+
+def describe_type(field: FieldInfo) -> str:
+    """The type of a key as the documentation shows it."""
+
+    def show(annotation: Any) -> str:
+        origin, arguments = get_origin(annotation), get_args(annotation)
+        if origin is Annotated:
+            return show(arguments[0])
+        if origin is Literal:
+            return " \\| ".join(str(value) for value in arguments)
+        if origin in (Union, types.UnionType):
+            return " \\| ".join("null" if option is type(None) else show(option) for option in arguments)
+        if origin is tuple:
+            return f"list of {show(arguments[0])}"
+        if origin is dict:
+            return f"mapping to {show(arguments[1])}"
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            return "section"
+        return {"str": "text", "int": "integer", "float": "number", "bool": "true \\| false"}.get(getattr(annotation, "__name__", ""), str(annotation))
+
+    return show(field.annotation)
 
 
 def is_tag(field: FieldInfo) -> bool:

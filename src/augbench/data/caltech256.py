@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from augbench.config.study import Caltech256
+from augbench.config.data import Caltech256
 from augbench.data.classes import SHIPPED_TABLES, ClassInfo, check_unique, load_class_table
 from augbench.data.image_folder import FolderSource, some
 from augbench.errors import UserError

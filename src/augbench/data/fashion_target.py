@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from augbench.config.study import FashionMnist
+from augbench.config.data import FashionMnist
 from augbench.data.classes import ClassInfo, load_class_table
 from augbench.data.source import ClassImages, ImageList, ImageSource
 from augbench.errors import UserError

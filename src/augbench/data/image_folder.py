@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from augbench.config.study import ConfigError, ImageFolder
+from augbench.config.data import ImageFolder
+from augbench.config.problems import ConfigError
 from augbench.data.classes import CLASS_ID_PATTERN, ClassInfo, check_unique, load_class_table, readable_name
 from augbench.data.source import ClassImages, ImageList, ImageSource
 from augbench.errors import UserError

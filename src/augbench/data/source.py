@@ -12,16 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel
-
-from augbench.config.study import Caltech256, Dataset, ImageFolder, MiniatureCorpus
 from augbench.data.classes import ClassInfo
 from augbench.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-DEFAULT_CORPUS_IMAGES = 50_000  # of Fashion-MNIST's 60,000 training images; the other 10,000 are the target's
 
 
 @dataclass(frozen=True)
@@ -81,27 +76,3 @@ class ImageSource(ABC):
     def damage(self, source: str) -> UserError | None:
         """What is wrong with one image's file as far as can be seen without decoding it; None if nothing is."""
         return None
-
-
-def open_source(dataset: Dataset, seed: int, corpus: BaseModel | None = None) -> ImageSource:
-    """The data set of a study.
-
-    Parameters
-    ----------
-    seed : int
-        The study's; it decides which of Fashion-MNIST's training images are the target's.
-    corpus : section of the config, optional
-        The study's corpus; a miniature one takes its images from Fashion-MNIST, the target gets the others.
-    """
-    if isinstance(dataset, ImageFolder):
-        from augbench.data.image_folder import ImageFolderSource
-
-        return ImageFolderSource(dataset)
-    if isinstance(dataset, Caltech256):
-        from augbench.data.caltech256 import Caltech256Source
-
-        return Caltech256Source(dataset)
-    from augbench.data.fashion_target import FashionMnistSource
-
-    corpus_images = corpus.images if isinstance(corpus, MiniatureCorpus) else DEFAULT_CORPUS_IMAGES
-    return FashionMnistSource(dataset, seed, corpus_images)

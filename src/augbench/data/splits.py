@@ -24,7 +24,7 @@ from augbench.files import atomic_path
 from augbench.seeds import derive_seed
 
 if TYPE_CHECKING:
-    from augbench.config.study import Dataset
+    from augbench.config.data import Dataset
     from augbench.data.classes import ClassInfo
     from augbench.data.source import ClassImages
 

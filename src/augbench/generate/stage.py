@@ -4,10 +4,6 @@ Flows in: ``prompts/{method}.parquet``, the model, what was learned, the trainin
 files of a block. Flows out: the shards. Image i of class c depends on (recipe, c, i) alone: it has a generator of its own, seeded
 from the study's seed, c and i, not from the method, so that methods differ by what they do and not by their noise. A batch never
 crosses a shard, so what a job finds already made changes no bit of what it makes.
-
-The sampling loop is the one of diffusers' pipelines, and gives their images bit for bit; it is written out here because theirs reads a value back from the
-GPU at every step, and guides every step. What follows it (pixels to pictures, the safety checker, encoding, writing) happens in threads while the next
-batch is sampled.
 """
 
 from __future__ import annotations
@@ -15,349 +11,32 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from augbench.artifacts.shards import ShardRow, encode_image, is_kept, write_shard
-from augbench.batches import in_batches
-from augbench.config.study import PersonaliseMethod, SampleMethod
-from augbench.data.decode import square
+from augbench.config.methods import PersonaliseMethod, SampleMethod
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json
-from augbench.models.folders import check_safety, fingerprint, load_pipeline, load_unet, pick_device
+from augbench.generate.sampler import Pending, Sample, Sampler
+from augbench.models.folders import fingerprint, load_pipeline, load_unet, pick_device
 from augbench.plan.recipes import Recipe, generate_recipe, image_recipe, method_sampling
 from augbench.progress import Progress
 from augbench.prompts.placeholders import placeholders
 from augbench.prompts.stage import read_prompts
-from augbench.runtime.compiling import cache_folder, compile_pipeline, copies_to_fill, first_alone, kernels_of
-from augbench.seeds import derive_seed
+from augbench.runtime.compiling import cache_folder, compile_pipeline, first_alone
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
-    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from PIL import Image
 
     from augbench.runtime.job import Job
 
 logger = logging.getLogger(__name__)
-
-MAX_ATTEMPTS = 20
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One finished image: its seed, and how many samples the safety checker refused before it."""
-
-    image: Image.Image
-    seed: int
-    safety_flags: int
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step of the sampling loop: its timestep for the scheduler (on the host) and for the U-Net (on its device), and whether it is guided."""
-
-    timestep: int
-    on_device: torch.Tensor
-    guided: bool
-
-
-@dataclass
-class Pending:
-    """Images whose sampling has begun.
-
-    Attributes
-    ----------
-    done : dict of int to Sample
-        Finished and not refused, by their place.
-    batches : list
-        Places and seeds of each batch under way, with its images and the safety checker's flags, or the promise of them.
-    """
-
-    prompts: Sequence[str]
-    scopes: Sequence[tuple[str | int, ...]]
-    study_seed: int
-    progress: Progress | None
-    starts: Sequence[Image.Image] | None
-    done: dict[int, Sample] = field(default_factory=dict)
-    batches: list[tuple[list[int], list[int], Future[tuple[list[Image.Image], list[bool]]]]] = field(default_factory=list)
-
-
-def _once(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The function, called once for each object that it is given."""
-    known: list[tuple[Any, Any]] = []
-
-    def remembered(given: Any) -> Any:
-        for before, result in known:
-            if before is given:
-                return result
-        known.append((given, function(given)))
-        return known[-1][1]
-
-    return remembered
-
-
-@contextmanager
-def text_once(unet: UNet2DConditionModel) -> Iterator[None]:
-    """Inside, what cross-attention makes of the same text states, keys and values, is computed once, not at every step; not a bit changes."""
-    layers = [layer for name, module in unet.named_modules() if name.endswith(".attn2") for layer in (module.to_k, module.to_v)]
-    with ExitStack() as changes:
-        for layer in layers:
-            changes.callback(setattr, layer, "forward", layer.forward)
-            layer.forward = _once(layer.forward)
-        yield
-
-
-class Sampler:
-    """Batched sampling with one generator per image.
-
-    Parameters
-    ----------
-    pipeline : StableDiffusionPipeline
-        On its device, with its scheduler and safety checker.
-    steps, guidance_scale, resolution
-        As in the config; resolution in pixels.
-    batch_size : int
-        Images sampled together; changes results by float rounding only.
-    noise : float, optional
-        Sampling starts from images with this share of the noise schedule added, and walks the rest of the ``steps`` (Boomerang;
-        Luzi et al., 2022). None: from pure noise.
-    conditioning : mapping of str to Tensor, optional
-        Text states ``(77, D)`` that stand for a prompt instead of what the text encoder makes of it.
-    guidance_interval : tuple of float, optional
-        Noise levels between which steps are guided, the lower one excluded (Kynkäänniemi et al., 2024); the others evaluate the prompt alone. None: all.
-    compiled : bool
-        Whether the networks are compiled, for batches of ``batch_size``: one that is nearly as large is filled up, and a small one runs as it is.
-    """
-
-    def __init__(
-        self,
-        pipeline: StableDiffusionPipeline,
-        steps: int,
-        guidance_scale: float,
-        resolution: int,
-        batch_size: int,
-        noise: float | None = None,
-        conditioning: Mapping[str, torch.Tensor] | None = None,
-        guidance_interval: tuple[float, float] | None = None,
-        compiled: bool = False,
-    ) -> None:
-        self.pipeline, self.steps, self.guidance_scale = pipeline, steps, guidance_scale
-        self.resolution, self.batch_size, self.noise = resolution, batch_size, noise
-        self.guidance_interval, self.compiled = guidance_interval, compiled
-        device, dtype = pipeline.unet.device, pipeline.unet.dtype
-        self._states = {prompt: states.to(device, dtype) for prompt, states in (conditioning or {}).items()}
-        self._finisher = ThreadPoolExecutor(1, "finish")
-
-    def _text_states(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Text states ``(N, 77, D)``; each distinct prompt is encoded once."""
-        import torch
-
-        if missing := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._states]:
-            states, _ = self.pipeline.encode_prompt(missing, self.pipeline._execution_device, 1, False)
-            self._states.update(zip(missing, states, strict=True))
-        return torch.stack([self._states[prompt] for prompt in prompts])
-
-    @cached_property
-    def _noise_levels(self) -> list[float]:
-        """Standard deviation of the noise relative to the image's, by timestep."""
-        return [((1 - alpha) / alpha) ** 0.5 for alpha in self.pipeline.scheduler.alphas_cumprod.tolist()]
-
-    def _is_guided(self, timestep: int) -> bool:
-        if self.guidance_scale <= 1 or self.guidance_interval is None:
-            return self.guidance_scale > 1
-        low, high = self.guidance_interval
-        return low < self._noise_levels[timestep] <= high
-
-    def schedule(self) -> list[Step]:
-        """Set the scheduler back to its first step; all steps from there on."""
-        scheduler = self.pipeline.scheduler
-        scheduler.set_timesteps(self.steps)
-        skipped = 0 if self.noise is None else (self.steps - min(int(self.steps * self.noise), self.steps)) * scheduler.order
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(skipped)
-        timesteps = scheduler.timesteps[skipped:]
-        on_device = timesteps.to(self.pipeline.unet.device)
-        return [Step(timestep, there, self._is_guided(timestep)) for timestep, there in zip(timesteps.tolist(), on_device, strict=True)]
-
-    def _first_latents(self, seeds: Sequence[int], starts: Sequence[Image.Image] | None, first: Step) -> torch.Tensor:
-        """What sampling starts from, ``(N, 4, h, w)``: noise, or images with noise added."""
-        import torch
-        from diffusers.utils.torch_utils import randn_tensor
-
-        unet, scheduler = self.pipeline.unet, self.pipeline.scheduler
-        side = self.resolution // self.pipeline.vae_scale_factor
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        noise = randn_tensor((len(seeds), unet.config.in_channels, side, side), generators, unet.device, unet.dtype)
-        if starts is None:
-            return noise * scheduler.init_noise_sigma
-        return scheduler.add_noise(self._latents(starts), noise, first.on_device.expand(len(seeds)))
-
-    def _latents(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """The mode of the VAE's posterior of each image, scaled: ``(N, 4, h, w)``."""
-        vae = self.pipeline.vae
-        pixels = self.pipeline.image_processor.preprocess([square(image, self.resolution) for image in images])
-        mode = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
-        return mode * vae.config.scaling_factor
-
-    def _denoise(self, latents: torch.Tensor, steps: Sequence[Step], prompted: torch.Tensor, unprompted: torch.Tensor | None) -> torch.Tensor:
-        """Walk the steps; nothing here waits for the device.
-
-        Parameters
-        ----------
-        latents : Tensor
-            ``(N, 4, h, w)``.
-        prompted, unprompted : Tensor
-            Text states ``(N, 77, D)`` of the prompts and of the empty one; the latter may be missing where no step is guided.
-        """
-        import torch
-
-        unet, scheduler = self.pipeline.unet, self.pipeline.scheduler
-        both = prompted if unprompted is None else torch.cat([unprompted, prompted])
-        for step in steps:
-            inputs = scheduler.scale_model_input(torch.cat([latents] * 2) if step.guided else latents, step.timestep)
-            predicted = unet(inputs, step.on_device, encoder_hidden_states=both if step.guided else prompted, return_dict=False)[0]
-            if step.guided:
-                without, towards = predicted.chunk(2)
-                predicted = without + self.guidance_scale * (towards - without)
-            latents = scheduler.step(predicted, step.timestep, latents, return_dict=False)[0]
-        return latents
-
-    def pixels(self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Image.Image] | None) -> torch.Tensor:
-        """One batch of images ``(N, 3, H, W)`` from -1 to 1, on the device, which may still be at work on them.
-
-        Where the networks are compiled they are so for whole batches: at least half of one is filled up with copies of its last image, less runs uncompiled.
-        """
-        import torch
-
-        images, copies = len(prompts), copies_to_fill(len(prompts), self.batch_size) if self.compiled else 0
-        if copies is None:
-            with torch.compiler.set_stance("force_eager"):
-                return self._sampled(prompts, seeds, starts)
-        more = None if starts is None else [*starts, *[starts[-1]] * copies]
-        return self._sampled([*prompts, *[prompts[-1]] * copies], [*seeds, *[seeds[-1]] * copies], more)[:images]
-
-    def _sampled(self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Image.Image] | None) -> torch.Tensor:
-        import torch
-
-        vae = self.pipeline.vae
-        with torch.inference_mode():
-            prompted = self._text_states(prompts)
-            unprompted = self._text_states([""] * len(prompts)) if self.guidance_scale > 1 else None
-            steps = self.schedule()
-            with nullcontext() if self.compiled else text_once(self.pipeline.unet):
-                latents = self._denoise(self._first_latents(seeds, starts, steps[0]), steps, prompted, unprompted)
-            return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-
-    def compiled_for(self) -> dict[str, Any]:
-        """What decides the kernels that :meth:`warm_up` compiles: versions, device, networks, sizes."""
-        guided = sorted({step.guided for step in self.schedule()})
-        return kernels_of(self.pipeline.unet, vae=self.pipeline.vae.to_json_string(), batch=[self.batch_size, self.resolution], guided=guided)
-
-    def warm_up(self) -> None:
-        """Meet every size that whole batches have: the U-Net's with guidance and without, as the steps ask, and the decoder's."""
-        import torch
-
-        with torch.inference_mode():
-            steps = {step.guided: step for step in self.schedule()}
-            states = self._text_states([""] * self.batch_size)
-            latents = self._first_latents(range(self.batch_size), None, next(iter(steps.values())))
-            self.pipeline.vae.decode(self._denoise(latents, list(steps.values()), states, states), return_dict=False)
-
-    @cached_property
-    def _beside(self) -> Any:
-        """On a GPU, a stream for what happens to finished images, beside the one that samples."""
-        import torch
-
-        return torch.cuda.Stream() if self.pipeline.unet.device.type == "cuda" else None
-
-    def _finish(self, pixels: torch.Tensor, made: Any, progress: Progress | None) -> tuple[list[Image.Image], list[bool]]:
-        """Pictures of a batch, and the safety checker's flags; ``made`` is the event after which the GPU has the pixels."""
-        import torch
-
-        stream: AbstractContextManager[Any] = nullcontext() if made is None else torch.cuda.stream(self._beside)
-        with torch.inference_mode(), stream:
-            if made is not None:
-                self._beside.wait_event(made)
-            images = self.pipeline.image_processor.postprocess(pixels)
-            flags = check_safety(self.pipeline, images)
-        if progress is not None:
-            progress.update(len(flags) - sum(flags), note=f"{sum(flags)} flagged" if any(flags) else "")
-        return images, flags
-
-    def _attempt(self, pending: Pending, places: Sequence[int], attempt: int) -> None:
-        """Sample these images with their seeds of this attempt, batch by batch."""
-        import torch
-
-        for batch in in_batches(places, self.batch_size):
-            seeds = [derive_seed(pending.study_seed, "image", *pending.scopes[i], attempt) for i in batch]
-            starts = None if pending.starts is None else [pending.starts[i] for i in batch]
-            pixels = self.pixels([pending.prompts[i] for i in batch], seeds, starts)
-            made = torch.cuda.current_stream().record_event() if pixels.device.type == "cuda" else None
-            pending.batches.append((batch, seeds, self._finisher.submit(self._finish, pixels, made, pending.progress)))
-
-    def begin(
-        self,
-        prompts: Sequence[str],
-        scopes: Sequence[tuple[str | int, ...]],
-        study_seed: int,
-        progress: Progress | None = None,
-        starts: Sequence[Image.Image] | None = None,
-    ) -> Pending:
-        """Sample one image per prompt for the first time, without waiting for what the safety checker says; :meth:`end` gives the images.
-
-        Parameters
-        ----------
-        scopes : sequence of tuple
-            What each image's seeds derive from: (class_id, i).
-        starts : sequence of Image, optional
-            The image that each one starts from, with ``noise`` only.
-        """
-        pending = Pending(prompts, scopes, study_seed, progress, starts)
-        self._attempt(pending, range(len(prompts)), 0)
-        return pending
-
-    def end(self, pending: Pending) -> list[Sample]:
-        """The images; flagged ones are replaced by new samples with their next seeds (paper, section 3.2).
-
-        Raises
-        ------
-        UserError
-            An image was flagged ``MAX_ATTEMPTS`` times.
-        """
-        prompts = pending.prompts
-        for attempt in range(MAX_ATTEMPTS):
-            for batch, seeds, finished in pending.batches:
-                images, flags = finished.result()
-                pending.done |= {i: Sample(image, seed, attempt) for i, seed, image, flag in zip(batch, seeds, images, flags, strict=True) if not flag}
-            pending.batches.clear()
-            refused = [i for i in range(len(prompts)) if i not in pending.done]
-            if not refused:
-                return [pending.done[i] for i in range(len(prompts))]
-            if attempt + 1 < MAX_ATTEMPTS:
-                self._attempt(pending, refused, attempt + 1)
-        raise UserError(
-            "safety checker",
-            f"{len(refused)} of {len(prompts)} images flagged {MAX_ATTEMPTS} times each, first prompt {prompts[refused[0]]!r}",
-            "change the prompts or leave the class out",
-        )
-
-    def sample(
-        self,
-        prompts: Sequence[str],
-        scopes: Sequence[tuple[str | int, ...]],
-        study_seed: int,
-        progress: Progress | None = None,
-        starts: Sequence[Image.Image] | None = None,
-    ) -> list[Sample]:
-        """One image per prompt: :meth:`begin` and :meth:`end`."""
-        return self.end(self.begin(prompts, scopes, study_seed, progress, starts))
 
 
 @dataclass(frozen=True)
@@ -595,7 +274,7 @@ class _Maker:
         return dict(zip(split.image_ids, split.sources, strict=True))
 
     def _training_images(self, image_ids: Sequence[str]) -> list[Image.Image]:
-        from augbench.data.source import open_source
+        from augbench.data.sources import open_source
 
         source = open_source(self.job.study.dataset, self.job.study.seed, self.job.study.corpus)
         distinct = dict.fromkeys(image_ids)

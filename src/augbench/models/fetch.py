@@ -14,122 +14,27 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import yaml
-
+from augbench.config.hub import COMMIT, MARKER, Expected, HubModel, Layout, known_models
 from augbench.errors import UserError
-from augbench.files import RESOURCES, atomic_path, read_json, sha256_file, write_json
+from augbench.files import atomic_path, read_json, sha256_file, write_json
 from augbench.progress import Progress
 
 logger = logging.getLogger(__name__)
-
-MARKER = "fetched.json"
-HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
-COMMIT = r"[0-9a-f]{40}"
-TABLES = RESOURCES / "models"
 INCEPTION_URL = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
 INCEPTION_SHA256 = "0cc3c7bd"  # the first digits, as torchvision publishes them in the file's name
 SECONDS_TO_ANSWER = 20
-
-Layout = Literal["diffusion", "clip", "safety_checker"]
 WEIGHTS = re.compile(r"(model|pytorch_model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
 SETTINGS = {".json", ".txt", ".model"}
 COMPONENTS_WITH_WEIGHTS = {"unet", "vae", "text_encoder", "safety_checker", "image_encoder"}
-
-
-# --- what there is to fetch -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What a file must be; ``origin`` says who says so.
-
-    Attributes
-    ----------
-    size : int, optional
-        In bytes.
-    sha256, git_blob : str, optional
-        Its SHA-256, or the name that git gives a blob: SHA-1 over a header and the content.
-    """
-
-    origin: str
-    size: int | None = None
-    sha256: str | None = None
-    git_blob: str | None = None
-
-
-@dataclass(frozen=True)
-class HubModel:
-    """A model on the Hub at one commit, and where it is kept here.
-
-    Attributes
-    ----------
-    repository : str
-        ``owner/name``.
-    revision : str
-        The commit: 40 hexadecimal digits.
-    mirrors : tuple of str
-        Tried before the Hub: addresses that speak its protocol, or folders.
-    downloads : str
-        Folder that keeps all fetched models.
-    """
-
-    repository: str
-    revision: str
-    mirrors: tuple[str, ...]
-    downloads: str
-
-    @property
-    def place(self) -> str:
-        """The model's folder below any folder of fetched models."""
-        return f"{self.repository.replace('/', '--')}/{self.revision}"
-
-    @property
-    def folder(self) -> str:
-        """The model's folder."""
-        return f"{self.downloads}/{self.place}"
-
-    @property
-    def marker(self) -> str:
-        """The file that is written when all others are there."""
-        return f"{self.folder}/{MARKER}"
-
-
-@cache
-def known_models() -> dict[str, tuple[str, dict[str, Expected]]]:
-    """Revision and known files of the models in ``resources/models``, by id."""
-    known = {}
-    for path in sorted(TABLES.glob("*.yaml")):
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
-        files = {name: Expected("our table", file["size"], file["sha256"]) for name, file in table["files"].items()}
-        known[table["repository"]] = (table["revision"], files)
-    return known
-
-
-def hub_model(model: str, revision: str | None, mirrors: Sequence[str], downloads: str) -> HubModel | None:
-    """The Hub's model that ``model`` names, or None where it names a folder.
-
-    ``owner/name`` is an id if ``resources/models`` pins it or a revision is given, whatever folders there are: the plan of a study must
-    not depend on what has been fetched. A folder of such a name is written ``./owner/name``.
-    """
-    if not re.fullmatch(HUB_ID, model):
-        return None
-    if revision is None and model in known_models():
-        revision = known_models()[model][0]
-    return None if revision is None else HubModel(model, revision, tuple(mirrors), downloads)
 
 
 def _known_files(model: HubModel) -> dict[str, Expected]:
     """What our table says of the model's files at this revision."""
     revision, files = known_models().get(model.repository, ("", {}))
     return files if revision == model.revision else {}
-
-
-# --- which of its files are needed --------------------------------------------------------------------------------------
 
 
 def needed_files(layout: Layout, names: Iterable[str], index: Mapping[str, Any] | None = None) -> list[str]:
@@ -171,9 +76,6 @@ def _of_folder(folder: str, present: set[str], needs_weights: bool) -> list[str]
     settings = [name for name in names if Path(name).suffix in SETTINGS and ".index" not in name and name != MARKER]
     kept = {re.sub(r"-\d{5}-of-\d{5}", "", name) + ".index.json" for name in chosen} & set(names)
     return [folder + name for name in sorted({*settings, *chosen, *kept})]
-
-
-# --- where it is to be had ----------------------------------------------------------------------------------------------
 
 
 class Source(Protocol):
@@ -281,9 +183,6 @@ def _reason(error: OSError) -> str:
             return text
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:197]}..."
-
-
-# --- fetching -----------------------------------------------------------------------------------------------------------
 
 
 def fetch(model: HubModel, layout: Layout) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from augbench.batches import in_batches
-from augbench.config.study import Diffusion
+from augbench.config.hub import MARKER
+from augbench.config.models import Diffusion
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file
-from augbench.models.fetch import MARKER
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from augbench.batches import in_batches
 from augbench.config.study import Study
 from augbench.data.classes import read_class_table
-from augbench.data.source import open_source
+from augbench.data.sources import open_source
 from augbench.data.splits import Split, check_labels, read_split
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file

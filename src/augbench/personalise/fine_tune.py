@@ -15,7 +15,8 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from augbench.config.study import PersonaliseMethod, Study
+from augbench.config.methods import PersonaliseMethod
+from augbench.config.study import Study
 from augbench.data.source import ImageSource
 from augbench.models.folders import pick_device
 from augbench.personalise.data import cache_moments

@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from augbench.artifacts.store import link_file
-from augbench.config.study import PersonaliseMethod
-from augbench.data.source import open_source
+from augbench.config.methods import PersonaliseMethod
+from augbench.data.sources import open_source
 from augbench.errors import UserError
 from augbench.files import atomic_path, canonical_hash, read_json, write_json
 from augbench.personalise.tasks import ClassTask, class_tasks, start_prompt, start_word

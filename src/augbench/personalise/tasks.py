@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from augbench.config.study import PersonaliseMethod, Study
+from augbench.config.methods import PersonaliseMethod
+from augbench.config.study import Study
 from augbench.data.classes import ClassInfo, read_class_table
 from augbench.data.source import ImageList
 from augbench.data.splits import Split, check_labels, read_split

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from augbench.config.study import DEMO, merge, parse_study, read_yaml
-from augbench.data.source import open_source
+from augbench.data.sources import open_source
 from augbench.errors import ending_in_one_line
 from augbench.plan.paths import Plan
 

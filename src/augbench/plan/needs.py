@@ -13,7 +13,7 @@ from typing import Any
 
 from augbench.config.study import Study
 from augbench.errors import UserError, ending_in_one_line
-from augbench.runtime.network import uses_network
+from augbench.plan.uses_network import uses_network
 
 SMALL_RESOLUTION = 128  # pixels; models that make smaller images are the miniature's: some MB instead of some GB
 NOT_GIVEN = ("", "None")

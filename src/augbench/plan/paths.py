@@ -12,22 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from augbench.config.study import (
-    DrawMethod,
-    FashionMnist,
-    ImageFolder,
-    MiniatureCorpus,
-    OwnCorpus,
-    PersonaliseMethod,
-    RealMethod,
-    RetrieveMethod,
-    SampleMethod,
-    Study,
-    family_of,
-)
+from augbench.config.corpus import MiniatureCorpus, OwnCorpus
+from augbench.config.data import FashionMnist, ImageFolder
+from augbench.config.hub import HubModel, Layout
+from augbench.config.methods import DrawMethod, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod, family_of
+from augbench.config.study import Study
 from augbench.data.classes import SHIPPED_TABLES
 from augbench.data.fashion_mnist import FILES
-from augbench.models.fetch import HubModel, Layout
 from augbench.models.folders import model_files
 
 CORPUS_ROWS_PER_PART = 5000

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from augbench.config.study import Clip, Diffusion, DrawMethod, ImageCorpus, OwnCorpus, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod, Study
-from augbench.models.fetch import HubModel
+from augbench.config.corpus import ImageCorpus, OwnCorpus
+from augbench.config.hub import HubModel
+from augbench.config.methods import DrawMethod, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod
+from augbench.config.models import Clip, Diffusion
+from augbench.config.study import Study
 
 Recipe = dict[str, Any]
 

@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from augbench.config.study import ConfigError, DrawMethod, PersonaliseMethod, Prompting, RealMethod, RetrieveMethod, SampleMethod, Study
+from augbench.config.methods import DrawMethod, PersonaliseMethod, Prompting, RealMethod, RetrieveMethod, SampleMethod
+from augbench.config.problems import ConfigError
+from augbench.config.study import Study
 from augbench.data.classes import ClassInfo
 from augbench.errors import UserError
 from augbench.files import atomic_path

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from augbench.config.study import TEMPLATE_SETS, Prompting
+from augbench.config.methods import TEMPLATE_SETS, Prompting
 from augbench.data.classes import ClassInfo
 from augbench.errors import UserError
 from augbench.files import RESOURCES

@@ -23,7 +23,7 @@ from augbench.artifacts.parquet import whole
 from augbench.artifacts.pool import load_images
 from augbench.artifacts.shards import encode_image, image_kind, read_shard
 from augbench.data.classes import ClassInfo
-from augbench.data.source import open_source
+from augbench.data.sources import open_source
 from augbench.data.splits import Split
 from augbench.files import atomic_path
 from augbench.seeds import derive_seed

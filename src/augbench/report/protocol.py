@@ -12,19 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from augbench.classifier.sizes import evaluation_resize
-from augbench.config.study import (
-    Caltech256,
-    Classifier,
-    Diffusion,
-    FashionMnist,
-    Finetune,
-    ImageFolder,
-    PersonaliseMethod,
-    RetrieveMethod,
-    SampleMethod,
-    Study,
-    family_of,
-)
+from augbench.config.data import Caltech256, FashionMnist, ImageFolder
+from augbench.config.methods import PersonaliseMethod, RetrieveMethod, SampleMethod, family_of
+from augbench.config.models import Diffusion
+from augbench.config.stages import Classifier, Finetune
+from augbench.config.study import Study
 from augbench.files import RESOURCES
 
 TARGETS = RESOURCES / "paper" / "targets.csv"

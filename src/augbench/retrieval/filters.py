@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from augbench.config.study import RetrieveMethod
+from augbench.config.methods import RetrieveMethod
 from augbench.errors import UserError
 from augbench.retrieval.neighbours import Neighbour
 

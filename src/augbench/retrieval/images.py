@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow.parquet as pq
 from PIL import Image
 
-from augbench.config.study import Download, ImageCorpus, MiniatureCorpus, RetrieveMethod
+from augbench.config.corpus import ImageCorpus, MiniatureCorpus
+from augbench.config.methods import RetrieveMethod
+from augbench.config.stages import Download
 from augbench.data.decode import open_rgb
 from augbench.errors import UserError
 from augbench.files import sha256_file

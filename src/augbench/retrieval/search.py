@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from augbench.config.study import EmbeddingCorpus, IndexCorpus, OwnCorpus, RetrieveMethod, ServerCorpus, Study
+from augbench.config.corpus import EmbeddingCorpus, IndexCorpus, OwnCorpus, ServerCorpus
+from augbench.config.methods import RetrieveMethod
+from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.files import read_json
 from augbench.prompts.stage import read_prompts

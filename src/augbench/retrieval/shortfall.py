@@ -16,7 +16,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from augbench.config.study import RetrieveMethod, Study
+from augbench.config.methods import RetrieveMethod
+from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.files import read_json, write_json, write_text
 from augbench.resample import needed_images

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from augbench.artifacts.shards import ShardRow, encode_image, is_kept, write_shard
-from augbench.config.study import RetrieveMethod
+from augbench.config.methods import RetrieveMethod
 from augbench.files import atomic_path, read_json
 from augbench.plan.recipes import image_recipe, retrieve_recipe
 from augbench.prompts.stage import read_prompts

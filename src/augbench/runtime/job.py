@@ -87,7 +87,7 @@ def running(snakemake: Any) -> Iterator[Job]:
     """Set up a script's surroundings and yield its :class:`Job`.
 
     All output goes to the rule's log file, of which Snakemake shows the end when the job fails. A :class:`UserError` is one line there.
-    The network is off but for the rules of :func:`augbench.runtime.network.uses_network`.
+    The network is off but for the rules of :func:`augbench.plan.uses_network.uses_network`.
     """
     from augbench.artifacts.store import Store
     from augbench.runtime import network

@@ -13,22 +13,14 @@ import socket
 import sys
 from typing import Any
 
-from augbench.config.study import OwnCorpus, ServerCorpus, Study
+from augbench.config.study import Study
 from augbench.errors import UserError
+from augbench.plan.uses_network import uses_network
 
 CLOSED = "AUGBENCH_OFFLINE"  # the rule, for processes that a job starts
 HUBS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
 CONNECTING = ("socket.connect", "socket.sendto", "socket.sendmsg")
 RESOLVING = ("socket.getaddrinfo", "socket.gethostbyname")
-
-
-def uses_network(rule: str, study: Study) -> bool:
-    """Whether a rule may use the network: `fetch_*` always, `search` to ask a server, `retrieve_*` where the images of the corpus are on the web."""
-    if rule == "search":
-        return isinstance(study.corpus, ServerCorpus)
-    if rule.startswith("retrieve_"):
-        return study.corpus is not None and not isinstance(study.corpus, OwnCorpus)
-    return rule.startswith("fetch_")
 
 
 def restrict(rule: str, study: Study) -> None:

@@ -10,179 +10,37 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from augbench.config.study import (
-    Caltech256,
-    DrawMethod,
-    FashionMnist,
-    ImageFolder,
-    PersonaliseMethod,
-    RealMethod,
-    RetrieveMethod,
-    SampleMethod,
-    Study,
-    read_yaml,
-)
-from augbench.data.source import open_source
-from augbench.data.splits import resolve_shares, split_sizes
+from augbench.commands.plan.sizes import sizes_of
+from augbench.commands.plan.throughput import Throughput, guided_share, read_throughput
+from augbench.config.hub import known_models
+from augbench.config.methods import DrawMethod, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod
+from augbench.config.study import Study
+from augbench.data.sources import open_source
 from augbench.errors import UserError
-from augbench.files import RESOURCES
-from augbench.models.fetch import known_models
 from augbench.plan.benchmark_files import job_file, read_seconds
 from augbench.plan.paths import Plan
 from augbench.plan.recipes import method_sampling
 from augbench.resample import needed_images
 from augbench.retrieval.stage import prefix_sizes, wanted_images
 
-TABLE = RESOURCES / "throughput.yaml"
-MEASURED = "results/throughput.yaml"
-PUBLISHED = {"imagenet": (1_281_167, 50), "caltech256": (29_780, None)}  # training images of all classes, test images of each where they are given
-ASSUMED_IMAGES = 100  # per class, where nothing is known
 REFERENCE_CALLS = 51 * 2  # of the U-Net, for an image with PNDM, 50 steps and guidance: what the table's rate is for
+
+
 REFERENCE_SIDE, CLASSIFIER_SIDE, CLASSIFIER_WIDTH = 512, 224, 64
+
+
 RESNET_WORK = {"resnet18": 0.44, "resnet34": 0.89, "resnet50": 1.0, "resnet101": 1.9, "resnet152": 2.8}  # multiplications, in ResNet-50's
 FORWARD_SHARE = 1 / 3  # of a training step's work, that evaluation takes per image
 VECTOR_BYTES = {"conditioning": 77 * 768 * 4, "pseudoword": 768 * 4}
 NEIGHBOUR_BYTES = 768 * 2 + 300
 STAGES = ("fetch", "prepare", "search", "retrieve", "finetune", "candidates", "generate", "select", "resample", "classify", "report")
-
-
-# --- figures ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A rate or size, and where it is from."""
-
-    value: float
-    measured: bool
-    source: str
-
-
-def guided_share(interval: Sequence[float]) -> float:
-    """Share of the timesteps of Stable Diffusion's noise schedule (Rombach et al., 2022) whose noise level is above the first value and at most the second."""
-    low, high = interval
-    first, last, steps = 0.00085**0.5, 0.012**0.5, 1000
-    kept, guided = 1.0, 0
-    for step in range(steps):
-        kept *= 1 - (first + (last - first) * step / (steps - 1)) ** 2
-        guided += low < ((1 - kept) / kept) ** 0.5 <= high
-    return guided / steps
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """What a device does per second, and what is assumed besides."""
-
-    device: str
-    name: str
-    rates: Mapping[str, Figure]
-    assumed: Mapping[str, Figure]
-
-    @property
-    def is_measured(self) -> bool:
-        """Whether all rates were measured."""
-        return all(figure.measured for figure in self.rates.values())
-
-
-def read_throughput(device: str | None = None, path: str | Path | None = None) -> Throughput:
-    """The figures of a device.
-
-    Parameters
-    ----------
-    device : str, optional
-        Key of the table. Default: the device that the measured table has, else the first of ours.
-    path : path, optional
-        A table of measured figures, read over ours. Default: ``results/throughput.yaml``, if it is there.
-
-    Raises
-    ------
-    UserError
-        No such file or device, an unknown figure, or one that is no number.
-    """
-    table, own = read_yaml(TABLE), str(path or MEASURED)
-    measured = {"devices": {}, "assumed": {}, **(read_yaml(own) if path is not None or Path(own).is_file() else {})}
-    sections = [measured["devices"], measured["assumed"]]
-    if not all(isinstance(section, Mapping) for section in (*sections, *(sections[0].values() if isinstance(sections[0], Mapping) else ()))):
-        raise UserError(own, "not in the form of resources/throughput.yaml", "allowed: `devices`, a mapping of figures for each, and `assumed`, a mapping")
-    names = list(dict.fromkeys([*measured["devices"], *table["devices"]]))
-    if (device := device or names[0]) not in names:
-        raise UserError("--device", repr(device), f"allowed: {', '.join(names)}")
-    chosen = {**table["devices"].get(device, {}), **measured["devices"].get(device, {})}
-
-    def figures(section: Mapping[str, Any], where: str) -> dict[str, Figure]:
-        found = {}
-        for name, entry in section.items():
-            details = entry if isinstance(entry, Mapping) else {"value": entry}
-            value = details.get("value")
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise UserError(f"{where}.{name}", repr(value), "allowed: a number above 0")
-            found[name] = Figure(float(value), bool(details.get("measured", False)), str(details.get("source", own)))
-        return found
-
-    rates = figures({name: entry for name, entry in chosen.items() if name != "name"}, f"devices.{device}")
-    if missing := [name for name in table["units"] if name not in rates]:
-        raise UserError(f"devices.{device}", f"no {', '.join(missing)}", f"give them in {own}")
-    if unknown := [name for name in rates if name not in table["units"]]:
-        raise UserError(f"devices.{device}", f"unknown figures {', '.join(unknown)}", f"allowed: {', '.join(table['units'])}")
-    return Throughput(device, str(chosen.get("name", device)), rates, figures({**table["assumed"], **measured["assumed"]}, "assumed"))
-
-
-# --- sizes ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Real images of all classes together; ``source`` says how they are known."""
-
-    classes: int
-    train: int
-    validation: int
-    test: int
-    source: str
-
-    @property
-    def per_class(self) -> float:
-        """Training images of a class, on average."""
-        return self.train / self.classes
-
-
-def sizes_of(plan: Plan) -> Sizes:
-    """Sizes of the splits: of the manifests, if they are made; else by the published sizes of the data set, else by listing its files."""
-    study, classes = plan.study, len(plan.class_ids)
-    if all(Path(plan.splits[name]).is_file() for name in ("train", "val", "test")):
-        import pyarrow.parquet as pq
-
-        train, validation, test_images = (pq.read_metadata(plan.splits[name]).num_rows for name in ("train", "val", "test"))
-        return Sizes(classes, train, validation, test_images, "split manifests")
-    dataset = study.dataset
-    table = "caltech256" if isinstance(dataset, Caltech256) else dataset.classes
-    tests: list[int | None]
-    if isinstance(dataset, FashionMnist):
-        source = open_source(dataset, study.seed, study.corpus)
-        pools, tests, known = [source.pool_size()] * classes, [1000] * classes, "published sizes"  # type: ignore[attr-defined]
-    elif table in PUBLISHED:
-        images, test = PUBLISHED[table]
-        pools, tests, known = [round(images / classes)] * classes, [test] * classes, "published sizes"
-    elif Path(dataset.root).expanduser().is_dir():
-        found = open_source(dataset, study.seed, study.corpus).scan()
-        pools, tests, known = [len(one.pool) for one in found], [None if one.test is None else len(one.test) for one in found], "the data set's files"
-    else:
-        pools, tests, known = [ASSUMED_IMAGES] * classes, [None] * classes, f"{ASSUMED_IMAGES} images per class assumed, for the data is not here"
-    given = isinstance(dataset, ImageFolder) and dataset.validation_folder is not None
-    shares = resolve_shares(dataset, given, tests[0] is not None)
-    splits = [split_sizes("", pool, shares, round(pool * 0.1) or 1 if given else None, test) for pool, test in zip(pools, tests, strict=True)]
-    cut = dataset.test_images_per_class
-    return Sizes(classes, sum(s.train for s in splits), sum(s.validation for s in splits), sum(min(s.test, cut or s.test) for s in splits), known)
-
-
-# --- steps ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -501,9 +359,6 @@ class Estimate:
         return self.pool_images(method, self.plan.parts(method))
 
 
-# --- what is shown ----------------------------------------------------------------------------------------------------
-
-
 def total(steps: Iterable[Step], stage: str = "total", method: str = "") -> Step:
     """The sum of some steps; hours that are not known are left out."""
     summed: Counter[str] = Counter()
@@ -521,110 +376,6 @@ def total(steps: Iterable[Step], stage: str = "total", method: str = "") -> Step
 def hours_left(steps: Iterable[Step]) -> float:
     """GPU-hours of what is not there, as far as they are known."""
     return math.fsum(step.gpu_hours_left or 0.0 for step in steps)
-
-
-def _hours(value: float | None) -> str:
-    if value is None:
-        return "?"
-    return "-" if value == 0 else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def _bytes(value: float) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value / 1e3:.0f} kB" if value else "-"
-
-
-HEADER = ("stage", "method", "jobs", "done", "images", "GPU-hours", "left", "disk", "download")
-
-
-def render(estimate: Estimate) -> str:
-    """The steps as aligned columns, totals per stage and of all, and what they rest on."""
-    study, sizes, throughput = estimate.study, estimate.sizes, estimate.throughput
-    steps = estimate.steps
-
-    def cells(step: Step, left: float | None) -> tuple[str, ...]:
-        hours = f"{'' if not step.measured else '*'}{_hours(step.gpu_hours)}"
-        images = f"{step.images:,}" if step.images else "-"
-        return (
-            step.stage,
-            step.method,
-            f"{step.jobs:,}",
-            f"{step.jobs_done:,}",
-            images,
-            hours,
-            _hours(left),
-            _bytes(step.disk_bytes),
-            _bytes(step.download_bytes),
-        )
-
-    rows = [cells(step, step.gpu_hours_left) for step in steps]
-    stages = [[step for step in steps if step.stage == stage] for stage in STAGES]
-    sums = [cells(replace(total(group, group[0].stage, f"all {len(group)}"), images=0), hours_left(group)) for group in stages if len(group) > 1]
-    everything = total(steps)
-    last = cells(replace(everything, images=0), hours_left(steps))
-    widths = [max(len(row[place]) for row in (HEADER, *rows, *sums, last)) for place in range(len(HEADER))]
-
-    def line(row: Sequence[str]) -> str:
-        return "  ".join(cell.ljust(width) if place < 2 else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
-
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    kind = "measured" if throughput.is_measured else "estimates, not measured"
-    text = [
-        f"{study.study}: {sizes.classes:,} classes, {sizes.per_class:.4g} training images each; {sizes.validation:,} validation and {sizes.test:,} test images"
-        f" ({sizes.source})",
-        f"GPU-hours: figures of {throughput.name} ({kind})" + ("; * from this study's finished jobs" if everything.measured else ""),
-        "",
-        line(HEADER),
-        rule,
-        *map(line, rows),
-        rule,
-        *map(line, sums),
-        rule,
-        line(last),
-        "",
-        f"files: {everything.files_done:,} of {everything.files:,} are there. "
-        + (
-            f"GPU-hours left: {_hours(hours_left(steps))} of {_hours(everything.gpu_hours)}."
-            if everything.jobs_done < everything.jobs
-            else "Nothing is left to do."
-        ),
-        *_notes(estimate),
-    ]
-    return "\n".join(text) + "\n"
-
-
-def _notes(estimate: Estimate) -> Iterator[str]:
-    assumed = estimate.throughput.assumed
-    epochs = [f"{min(limit, assumed[name].value):.0f} of at most {limit} epochs of {what}" for name, limit, what in (
-        ("classifier_epochs", estimate.study.classifier.max_epochs, "a classifier"),
-        ("finetune_epochs", estimate.study.finetune.max_epochs, "fine-tuning"),
-    )]  # fmt: skip
-    yield f"Assumed: {', '.join(epochs)}; sizes of images and links. resources/throughput.yaml says where every figure is from; measured ones go to {MEASURED}."
-    if not estimate.knows_diffusion and any(step.gpu_hours is None for step in estimate.steps):
-        yield "?: there is no figure for this diffusion model; the rate of finished jobs takes its place once there are some."
-
-
-def as_json(estimate: Estimate) -> dict[str, Any]:
-    """The same as plain values: every step, totals per stage and of all, and every figure used with its source."""
-    steps = estimate.steps
-
-    def values(step: Step) -> dict[str, Any]:
-        return {**asdict(step), "gpu_hours_left": step.gpu_hours_left}
-
-    stages = {stage: [step for step in steps if step.stage == stage] for stage in STAGES}
-    sums = {stage: {**asdict(total(group, stage)), "gpu_hours_left": hours_left(group)} for stage, group in stages.items() if group}
-    throughput = estimate.throughput
-    return {
-        "study": estimate.study.study,
-        "sizes": asdict(estimate.sizes),
-        "device": {"key": throughput.device, "name": throughput.name, "figures": {name: asdict(figure) for name, figure in throughput.rates.items()}},
-        "assumed": {name: asdict(figure) for name, figure in throughput.assumed.items()},
-        "steps": [values(step) for step in steps],
-        "stages": sums,
-        "total": {**asdict(total(steps)), "gpu_hours_left": hours_left(steps)},
-    }
 
 
 def estimate_study(study: Study, device: str | None = None, throughput: str | Path | None = None) -> Estimate:

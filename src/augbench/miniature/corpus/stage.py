@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from augbench.config.study import MiniatureCorpus
+from augbench.config.corpus import MiniatureCorpus
 from augbench.data import fashion_mnist
 from augbench.data.classes import ClassInfo
 from augbench.files import atomic_path

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from augbench.config.study import PretrainAutoencoder
+from augbench.config.pretrain import PretrainAutoencoder
 from augbench.miniature.pretrain.loop import EpochSampler, Schedule, step_generator, train
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
-from augbench.config.study import PretrainClip
+from augbench.config.pretrain import PretrainClip
 from augbench.miniature.pretrain.loop import EpochSampler, Schedule, step_generator, train
 from augbench.models.folders import embed_texts
 from augbench.seeds import derive_seed

@@ -14,16 +14,18 @@ import torch
 from PIL import Image
 from torch import nn
 
-from augbench.config.study import Diffusion, Prompting
+from augbench.config.methods import Prompting
+from augbench.config.models import Diffusion
 from augbench.data.classes import ClassInfo
 from augbench.files import atomic_path
-from augbench.generate.stage import Sampler
+from augbench.generate.sampler import Sampler
+from augbench.measures.clip import class_embeddings
+from augbench.measures.distances import diversity
 from augbench.miniature.pretrain.clip import embed_images
 from augbench.miniature.pretrain.reference import judge
-from augbench.models.folders import check_safety, embed_texts, load_pipeline
+from augbench.models.folders import check_safety, load_pipeline
 from augbench.progress import Progress
-from augbench.prompts.stage import class_name, prompt_for
-from augbench.prompts.templates import load_templates
+from augbench.prompts.stage import prompt_for
 
 PROMPT_FAMILIES = {
     "simple": Prompting(templates="simple", class_name="lemmas"),
@@ -31,13 +33,6 @@ PROMPT_FAMILIES = {
     "clip": Prompting(templates="clip", class_name="no_whitespace"),
     "textual_inversion": Prompting(templates="textual_inversion", class_name="no_whitespace"),
 }
-
-
-def class_embeddings(clip: Any, tokenizer: Any, classes: list[ClassInfo], family: Prompting) -> torch.Tensor:
-    """What zero-shot classification compares images with: unit embeddings ``float32 (C, D)``, each the mean of its templates' text embeddings."""
-    templates = load_templates(family.templates)
-    means = [embed_texts(clip, tokenizer, [t.format(class_name(info, family.class_name)) for t in templates]).mean(0) for info in classes]
-    return torch.nn.functional.normalize(torch.stack(means), dim=-1)
 
 
 def zero_shot(clip: Any, tokenizer: Any, classes: list[ClassInfo], images: torch.Tensor, labels: np.ndarray) -> dict[str, float]:
@@ -48,16 +43,6 @@ def zero_shot(clip: Any, tokenizer: Any, classes: list[ClassInfo], images: torch
         predicted = (embedded @ class_embeddings(clip, tokenizer, classes, family).T).argmax(1).numpy()
         accuracy[name] = float((predicted == labels).mean())
     return accuracy
-
-
-def diversity(features: torch.Tensor, labels: np.ndarray) -> float:
-    """Mean pairwise distance of features inside a class, averaged over classes of two images or more (NaN: none); 300 per class at most."""
-    distances = []
-    for label in np.unique(labels):
-        members = features[torch.from_numpy(labels == label)][:300].double()
-        if len(members) > 1:
-            distances.append(float(torch.pdist(members).mean()))
-    return float(np.mean(distances)) if distances else float("nan")
 
 
 def generate_images(

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from augbench.config.study import PretrainReference
+from augbench.config.pretrain import PretrainReference
 from augbench.data import fashion_mnist
 from augbench.data.classes import load_class_table
 from augbench.files import canonical_hash, read_json, write_json
+from augbench.measures.judge import save_judge
 from augbench.miniature.corpus import stage as corpus_stage
 from augbench.miniature.corpus.style import clean_images, web_style
 from augbench.miniature.pretrain import assemble, autoencoder, clip, measure, reference, tokenizer, unet
@@ -114,7 +115,7 @@ def _save_reference(state: Path, config: PretrainReference, target: Path) -> Non
     class_ids = [info.class_id for info in load_class_table("fashion_mnist")]
     model = reference.new_reference(config, len(class_ids))
     model.load_state_dict(torch.load(state, weights_only=True))
-    reference.save_judge(model, class_ids, reference.network(config), target)
+    save_judge(model, class_ids, reference.network(config), target)
 
 
 def assemble_models(corpus: str, clip_folder: str, vae_folder: str, unet_folder: str, target: str) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from augbench.config.study import PretrainUnet
+from augbench.config.pretrain import PretrainUnet
 from augbench.miniature.pretrain.autoencoder import encode_images
 from augbench.miniature.pretrain.loop import EpochSampler, Schedule, step_generator, train
 

@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from augbench.artifacts.pool import read_index
-from augbench.config.study import RealMethod, Study, family_of
+from augbench.config.methods import RealMethod, family_of
+from augbench.config.study import Study
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import write_text

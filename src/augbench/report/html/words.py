@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from augbench.config.study import Caltech256, FashionMnist, ImageFolder, Study
+from augbench.config.data import Caltech256, FashionMnist, ImageFolder
+from augbench.config.study import Study
 from augbench.plan.paths import Plan
 from augbench.report.figures import figure3, figure4, figure5a, figure5b
 from augbench.report.figures.figure1 import FAMILIES, best_of_families, upper_bound

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from augbench.config.study import DrawMethod, RealMethod
+from augbench.config.methods import DrawMethod, RealMethod
 from augbench.files import read_json, write_text
 from augbench.plan.benchmark_files import job_files, read_seconds
 from augbench.plan.paths import Plan

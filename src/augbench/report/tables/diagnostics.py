@@ -8,7 +8,7 @@ below two rows of real images, which say what the figures can be at best. Test i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -20,31 +20,24 @@ import pyarrow.parquet as pq
 
 from augbench.artifacts.pool import load_images, read_index
 from augbench.artifacts.shards import read_shard
-from augbench.batches import in_batches
-from augbench.config.study import PersonaliseMethod, Prompting, RetrieveMethod, Study, family_of
+from augbench.config.methods import PersonaliseMethod, RetrieveMethod, family_of
+from augbench.config.study import Study
 from augbench.data.classes import ClassInfo, read_class_table
-from augbench.data.source import ImageSource, open_source
+from augbench.data.source import ImageSource
+from augbench.data.sources import open_source
 from augbench.data.splits import check_labels, read_split
 from augbench.errors import UserError
 from augbench.files import read_json, write_text
-from augbench.progress import Progress
+from augbench.measures.distances import NEAREST, agreement_percent, precision_and_coverage, repeated_percent, sample_per_class, style_distance
+from augbench.measures.eyes import Eyes, Seen
 from augbench.report.render import NONE, Layout, read_csv, render_csv, render_markdown, render_terminal
 from augbench.resample import check_same_labels
-from augbench.retrieval.filters import duplicates
-from augbench.seeds import derive_seed
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import torch
-    from PIL import Image
 
-    from augbench.miniature.pretrain.reference import Judge
     from augbench.runtime.job import Job
 
-BATCH = 32  # images embedded together; on a CPU, more do not fit into its cache
-KERNEL_VALUES = 2**25  # held at once
-NEAREST = 5  # neighbours that a ball reaches to: with as many added as real images, 97% of one distribution is then covered (Naeem et al., 2020)
-ZERO_SHOT = Prompting(templates="clip", class_name="lemmas")
 REAL = {"train": "real training images", "val": "real validation images"}
 
 
@@ -67,7 +60,7 @@ class Learning:
 class Row:
     """One method, or the real images of a split (``method`` is then ``real:train`` or ``real:val``); None stands for what there is not.
 
-    ``pool`` counts all images, ``images`` those looked at. :func:`style_distance`, :func:`augbench.miniature.pretrain.measure.diversity`,
+    ``pool`` counts all images, ``images`` those looked at. :func:`style_distance`, :func:`augbench.measures.distances.diversity`,
     :func:`precision_and_coverage` and :func:`repeated_percent` say what their figures are; the last five columns are :class:`Learning`'s.
     """
 
@@ -92,135 +85,6 @@ class Row:
     candidate_epoch: float | None = None
 
 
-# --- measures ---------------------------------------------------------------------------------------------------------
-
-
-def _kernel_sum(x: torch.Tensor, y: torch.Tensor, x_weights: torch.Tensor, y_weights: torch.Tensor) -> float:
-    """Weighted sum of (x . y + 1)^3 over all pairs, in double precision."""
-    rows = max(1, KERNEL_VALUES // len(y))
-    parts = zip(x.split(rows), x_weights.split(rows), strict=True)
-    return math.fsum(float(weights @ ((part @ y.T).double().add(1).pow(3) @ y_weights)) for part, weights in parts)
-
-
-@dataclass(frozen=True)
-class StyleDistance:
-    """Squared maximum mean discrepancies: of the classes mixed in equal shares, and within a class, averaged over classes."""
-
-    mixed: float
-    within_class: float
-
-
-def style_distance(x: torch.Tensor, x_labels: np.ndarray, y: torch.Tensor, y_labels: np.ndarray) -> StyleDistance | None:
-    """Unbiased estimates of the squared maximum mean discrepancy (MMD) between two sets of embeddings.
-
-    The kernel is that of KID (Binkowski et al., 2018), (a . b / D + 1)^3, on embeddings scaled to length sqrt(D), hence (cos + 1)^3.
-    Within a class, MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y), where an image is not paired with itself (their equation 4). The
-    sets hold fixed numbers of images per class, so the same formula over all of them would be too low, since it would miss pairs of one
-    class only. The mixture's MMD^2 is therefore summed over pairs of classes, each in equal share, and only within a class is an image not
-    paired with itself. Both are 0 in expectation for equal distributions and may then be a little below 0.
-
-    Parameters
-    ----------
-    x, y : Tensor, float (M, D) and (N, D)
-        Unit embeddings.
-    x_labels, y_labels : ndarray, int (M,) and (N,)
-
-    Returns
-    -------
-    StyleDistance or None
-        Over the labels of which both sets have two images or more; None if there is no such label.
-    """
-    import torch
-
-    shared = [label for label in np.intersect1d(x_labels, y_labels) if min((x_labels == label).sum(), (y_labels == label).sum()) > 1]
-    if not shared:
-        return None
-    share = 1 / len(shared)
-    groups = [[points[torch.from_numpy(labels == label)] for label in shared] for points, labels in ((x, x_labels), (y, y_labels))]
-    pooled = [torch.cat(members) for members in groups]
-    weights = [torch.cat([torch.full((len(part),), share / len(part), dtype=torch.float64, device=part.device) for part in members]) for members in groups]
-    mixed, within = -2 * _kernel_sum(*pooled, *weights), 0.0
-    for members, points, weight in zip(groups, pooled, weights, strict=True):
-        mixed += _kernel_sum(points, points, weight, weight)
-        for part in members:
-            count, ones = len(part), torch.ones(len(part), dtype=torch.float64, device=part.device)
-            total = _kernel_sum(part, part, ones, ones)
-            itself = float(part.double().square().sum(1).add(1).pow(3).sum())
-            unbiased = (total - itself) / (count * (count - 1))
-            within += share * unbiased
-            mixed += share**2 * (unbiased - total / count**2)
-    for one, other in zip(*groups, strict=True):
-        even = [torch.full((len(part),), 1 / len(part), dtype=torch.float64, device=part.device) for part in (one, other)]
-        within -= 2 * share * _kernel_sum(one, other, *even)
-    return StyleDistance(mixed, within)
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How far two sets of images lie in the same places, in percent, averaged over classes."""
-
-    precision_percent: float
-    coverage_percent: float
-
-
-def precision_and_coverage(added: torch.Tensor, added_labels: np.ndarray, real: torch.Tensor, real_labels: np.ndarray) -> Coverage | None:
-    """How many added images lie where real ones do, and how many real ones have an added one near.
-
-    A real image's ball reaches to its :data:`NEAREST`-th nearest other real image of its class, surface included. Precision is the share of added
-    images in the ball of some real image of their class (Kynkäänniemi et al., 2019, equation 1), coverage the share of real images with an added image of
-    their class in their ball (Naeem et al., 2020, section 3). Two samples of one distribution, M added and N real images, have a coverage of
-    1 - (N - 1)...(N - k) / (M + N - 1)...(M + N - k) in expectation (their section 4), so it grows with M.
-
-    Parameters
-    ----------
-    added, real : Tensor, float (M, D) and (N, D)
-        Embeddings.
-    added_labels, real_labels : ndarray, int (M,) and (N,)
-
-    Returns
-    -------
-    Coverage or None
-        Over the labels with added images and more than :data:`NEAREST` real ones; None if there is no such label.
-    """
-    import torch
-
-    def between(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        # the faster way, through products, is inexact near 0: an image would not be in its own ball
-        return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
-
-    found = []
-    for label in np.intersect1d(added_labels, real_labels):
-        images, centres = (points[torch.from_numpy(labels == label)] for points, labels in ((added, added_labels), (real, real_labels)))
-        if len(centres) > NEAREST:
-            radii = between(centres, centres).kthvalue(NEAREST + 1).values  # the nearest is the image itself
-            inside = between(images, centres) <= radii
-            found.append((float(inside.any(1).double().mean()), float(inside.any(0).double().mean())))
-    if not found:
-        return None
-    precision, coverage = (100 * fmean(shares) for shares in zip(*found, strict=True))
-    return Coverage(precision, coverage)
-
-
-def repeated_percent(embeddings: torch.Tensor, labels: np.ndarray, threshold: float) -> float:
-    """Share of images that retrieval's filter of duplicates would remove from their class, in percent (:func:`augbench.retrieval.filters.duplicates`).
-
-    Parameters
-    ----------
-    embeddings : Tensor, float (N, D)
-        Of unit length.
-    labels : ndarray, int (N,)
-    threshold : float
-        Cosine above which two images of a class are one.
-    """
-    points = embeddings.cpu().numpy()
-    return 100 * sum(int(duplicates(points[labels == label], threshold).sum()) for label in np.unique(labels)) / len(labels)
-
-
-def agreement_percent(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images whose predicted label is the one that they are meant to show, in percent."""
-    return 100 * float((predicted == labels).mean())
-
-
 def refused_per_image(index: pa.Table, study_folder: str | Path) -> float:
     """Samples that the safety checker refused, per image of the pool.
 
@@ -231,19 +95,6 @@ def refused_per_image(index: pa.Table, study_folder: str | Path) -> float:
     """
     refused = sum(pc.sum(read_shard(Path(study_folder) / path, ["safety_flags"]).column(0)).as_py() for path in pc.unique(index.column("path")).to_pylist())
     return refused / index.num_rows
-
-
-def sample_per_class(labels: np.ndarray, class_ids: Sequence[str], most: int, seed: int) -> np.ndarray:
-    """Positions of at most ``most`` images per class, drawn at random from ``seed`` and the class's id; ascending.
-
-    Images at the front of a pool are not like the others: a retrieved one is nearer to its query, templates and clusters come in turn.
-    """
-    chosen = []
-    for label in np.unique(labels):
-        rng = np.random.default_rng(derive_seed(seed, "diagnostics", class_ids[label]))
-        members = np.flatnonzero(labels == label)
-        chosen.append(members[rng.permutation(len(members))[:most]])
-    return np.sort(np.concatenate(chosen)) if chosen else np.array([], dtype=np.int64)
 
 
 def read_learning(history: str | Path, lr: str | Path, selected: str | Path, together: bool) -> Learning:
@@ -294,80 +145,6 @@ def read_learning(history: str | Path, lr: str | Path, selected: str | Path, tog
     )
 
 
-# --- looking at images ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Images as CLIP and the judge see them.
-
-    Attributes
-    ----------
-    labels : ndarray, int (N,)
-        The classes that they are meant to show.
-    embeddings : Tensor, float32 (N, D)
-        CLIP's, of unit length, on the device.
-    clip, judge : ndarray, int (N,)
-        The labels that CLIP and the judge give; None without a judge.
-    """
-
-    labels: np.ndarray
-    embeddings: torch.Tensor
-    clip: np.ndarray
-    judge: np.ndarray | None
-
-
-class Eyes:
-    """CLIP and the judge, loaded once for all methods.
-
-    Parameters
-    ----------
-    clip_folder : path
-        CLIP in transformers' layout.
-    judge_folder : path or None
-        A judge as :func:`augbench.miniature.pretrain.reference.save_judge` writes it.
-    classes : sequence of ClassInfo
-        The study's, in label order.
-
-    Raises
-    ------
-    UserError
-        The judge doesn't know all classes.
-    """
-
-    def __init__(self, clip_folder: str | Path, judge_folder: str | Path | None, classes: Sequence[ClassInfo], device: torch.device) -> None:
-        from augbench.miniature.pretrain.measure import class_embeddings
-        from augbench.miniature.pretrain.reference import load_judge
-        from augbench.models.folders import load_clip, load_image_tower
-
-        self.judge: Judge | None = None if judge_folder is None else load_judge(judge_folder, [info.class_id for info in classes], device)
-        model, tokenizer = load_clip(clip_folder, device)
-        self.embed = load_image_tower(clip_folder, device, model)
-        self.texts = class_embeddings(model, tokenizer, list(classes), ZERO_SHOT)
-
-    def look(self, images: Iterable[Image.Image], labels: np.ndarray, what: str) -> Seen:
-        """Embed and judge ``images``, which are meant to show ``labels`` int (N,)."""
-        import torch
-
-        embeddings, judged = [], []
-        progress = Progress(f"diagnostics: {what}", len(labels), "image")
-        for batch in in_batches(images, BATCH):
-            embeddings.append(torch.nn.functional.normalize(self.embed(batch), dim=-1))
-            if self.judge is not None:
-                judged.append(self.judge.labels(torch.stack([self.judge.pixels(image) for image in batch])))
-            progress.update(len(batch))
-        embedded = torch.cat(embeddings)
-        return Seen(
-            labels=labels,
-            embeddings=embedded,
-            clip=(embedded @ self.texts.T).argmax(1).cpu().numpy(),
-            judge=torch.cat(judged).numpy() if judged else None,
-        )
-
-
-# --- rows -------------------------------------------------------------------------------------------------------------
-
-
 def duplicate_threshold(study: Study) -> float | None:
     """Cosine above which the study's first row of retrieval takes two images for one; None where no row retrieves, or its filter is off."""
     return next((method.duplicate_threshold for method in study.methods.values() if isinstance(method, RetrieveMethod)), None)
@@ -404,7 +181,7 @@ class Diagnosis:
 
     def row(self, method: str, pool: int, seen: Seen, train: Seen | None, **others: Any) -> Row:
         """The figures of one set of images; ``train`` is what they are compared with."""
-        from augbench.miniature.pretrain.measure import diversity
+        from augbench.measures.distances import diversity
 
         spread = diversity(seen.embeddings, seen.labels)
         sets = None if train is None else (seen.embeddings, seen.labels, train.embeddings, train.labels)
@@ -486,9 +263,6 @@ def write_diagnostics(
     _write(study, rows, outs)
 
 
-# --- formats ----------------------------------------------------------------------------------------------------------
-
-
 HEADER = (
     "Images of",
     "Seen",
@@ -505,6 +279,7 @@ HEADER = (
     "lr x",
     "Candidate",
 )
+
 NUMERIC = (False, *[True] * 12, False)
 
 

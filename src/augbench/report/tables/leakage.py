@@ -17,12 +17,14 @@ import pyarrow.parquet as pq
 
 from augbench.artifacts.parquet import REMAKE
 from augbench.artifacts.pool import load_images, read_index
-from augbench.config.study import RealMethod, Study
-from augbench.data.source import open_source
+from augbench.config.methods import RealMethod
+from augbench.config.study import Study
+from augbench.data.sources import open_source
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import atomic_path, read_json, write_text
-from augbench.leakage.stage import Summary, accuracy_without, read_leaks
+from augbench.leakage.effects import accuracy_without
+from augbench.leakage.records import Summary, read_leaks
 from augbench.report import render
 from augbench.report.render import NONE, Layout, render_csv, render_markdown, render_terminal
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from augbench.artifacts.pool import read_index
-from augbench.config.study import RealMethod, Study, family_of
+from augbench.config.methods import RealMethod, family_of
+from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.files import read_json, write_text
 from augbench.report import render

@@ -1,0 +1,114 @@
+"""Show an estimate: aligned text for people, plain values for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from augbench.commands.plan.estimate import STAGES, Estimate, Step, hours_left, total
+from augbench.commands.plan.throughput import MEASURED
+
+
+def _hours(value: float | None) -> str:
+    if value is None:
+        return "?"
+    return "-" if value == 0 else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _bytes(value: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value / 1e3:.0f} kB" if value else "-"
+
+
+HEADER = ("stage", "method", "jobs", "done", "images", "GPU-hours", "left", "disk", "download")
+
+
+def render(estimate: Estimate) -> str:
+    """The steps as aligned columns, totals per stage and of all, and what they rest on."""
+    study, sizes, throughput = estimate.study, estimate.sizes, estimate.throughput
+    steps = estimate.steps
+
+    def cells(step: Step, left: float | None) -> tuple[str, ...]:
+        hours = f"{'' if not step.measured else '*'}{_hours(step.gpu_hours)}"
+        images = f"{step.images:,}" if step.images else "-"
+        return (
+            step.stage,
+            step.method,
+            f"{step.jobs:,}",
+            f"{step.jobs_done:,}",
+            images,
+            hours,
+            _hours(left),
+            _bytes(step.disk_bytes),
+            _bytes(step.download_bytes),
+        )
+
+    rows = [cells(step, step.gpu_hours_left) for step in steps]
+    stages = [[step for step in steps if step.stage == stage] for stage in STAGES]
+    sums = [cells(replace(total(group, group[0].stage, f"all {len(group)}"), images=0), hours_left(group)) for group in stages if len(group) > 1]
+    everything = total(steps)
+    last = cells(replace(everything, images=0), hours_left(steps))
+    widths = [max(len(row[place]) for row in (HEADER, *rows, *sums, last)) for place in range(len(HEADER))]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(cell.ljust(width) if place < 2 else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    kind = "measured" if throughput.is_measured else "estimates, not measured"
+    text = [
+        f"{study.study}: {sizes.classes:,} classes, {sizes.per_class:.4g} training images each; {sizes.validation:,} validation and {sizes.test:,} test images"
+        f" ({sizes.source})",
+        f"GPU-hours: figures of {throughput.name} ({kind})" + ("; * from this study's finished jobs" if everything.measured else ""),
+        "",
+        line(HEADER),
+        rule,
+        *map(line, rows),
+        rule,
+        *map(line, sums),
+        rule,
+        line(last),
+        "",
+        f"files: {everything.files_done:,} of {everything.files:,} are there. "
+        + (
+            f"GPU-hours left: {_hours(hours_left(steps))} of {_hours(everything.gpu_hours)}."
+            if everything.jobs_done < everything.jobs
+            else "Nothing is left to do."
+        ),
+        *_notes(estimate),
+    ]
+    return "\n".join(text) + "\n"
+
+
+def _notes(estimate: Estimate) -> Iterator[str]:
+    assumed = estimate.throughput.assumed
+    epochs = [f"{min(limit, assumed[name].value):.0f} of at most {limit} epochs of {what}" for name, limit, what in (
+        ("classifier_epochs", estimate.study.classifier.max_epochs, "a classifier"),
+        ("finetune_epochs", estimate.study.finetune.max_epochs, "fine-tuning"),
+    )]  # fmt: skip
+    yield f"Assumed: {', '.join(epochs)}; sizes of images and links. resources/throughput.yaml says where every figure is from; measured ones go to {MEASURED}."
+    if not estimate.knows_diffusion and any(step.gpu_hours is None for step in estimate.steps):
+        yield "?: there is no figure for this diffusion model; the rate of finished jobs takes its place once there are some."
+
+
+def as_json(estimate: Estimate) -> dict[str, Any]:
+    """The same as plain values: every step, totals per stage and of all, and every figure used with its source."""
+    steps = estimate.steps
+
+    def values(step: Step) -> dict[str, Any]:
+        return {**asdict(step), "gpu_hours_left": step.gpu_hours_left}
+
+    stages = {stage: [step for step in steps if step.stage == stage] for stage in STAGES}
+    sums = {stage: {**asdict(total(group, stage)), "gpu_hours_left": hours_left(group)} for stage, group in stages.items() if group}
+    throughput = estimate.throughput
+    return {
+        "study": estimate.study.study,
+        "sizes": asdict(estimate.sizes),
+        "device": {"key": throughput.device, "name": throughput.name, "figures": {name: asdict(figure) for name, figure in throughput.rates.items()}},
+        "assumed": {name: asdict(figure) for name, figure in throughput.assumed.items()},
+        "steps": [values(step) for step in steps],
+        "stages": sums,
+        "total": {**asdict(total(steps)), "gpu_hours_left": hours_left(steps)},
+    }

@@ -1,0 +1,94 @@
+"""How fast a device is: rates from ``resources/throughput.yaml`` and measured ones over them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from augbench.config.study import read_yaml
+from augbench.errors import UserError
+from augbench.files import RESOURCES
+
+TABLE = RESOURCES / "throughput.yaml"
+MEASURED = "results/throughput.yaml"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A rate or size, and where it is from."""
+
+    value: float
+    measured: bool
+    source: str
+
+
+def guided_share(interval: Sequence[float]) -> float:
+    """Share of the timesteps of Stable Diffusion's noise schedule (Rombach et al., 2022) whose noise level is above the first value and at most the second."""
+    low, high = interval
+    first, last, steps = 0.00085**0.5, 0.012**0.5, 1000
+    kept, guided = 1.0, 0
+    for step in range(steps):
+        kept *= 1 - (first + (last - first) * step / (steps - 1)) ** 2
+        guided += low < ((1 - kept) / kept) ** 0.5 <= high
+    return guided / steps
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What a device does per second, and what is assumed besides."""
+
+    device: str
+    name: str
+    rates: Mapping[str, Figure]
+    assumed: Mapping[str, Figure]
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether all rates were measured."""
+        return all(figure.measured for figure in self.rates.values())
+
+
+def read_throughput(device: str | None = None, path: str | Path | None = None) -> Throughput:
+    """The figures of a device.
+
+    Parameters
+    ----------
+    device : str, optional
+        Key of the table. Default: the device that the measured table has, else the first of ours.
+    path : path, optional
+        A table of measured figures, read over ours. Default: ``results/throughput.yaml``, if it is there.
+
+    Raises
+    ------
+    UserError
+        No such file or device, an unknown figure, or one that is no number.
+    """
+    table, own = read_yaml(TABLE), str(path or MEASURED)
+    measured = {"devices": {}, "assumed": {}, **(read_yaml(own) if path is not None or Path(own).is_file() else {})}
+    sections = [measured["devices"], measured["assumed"]]
+    if not all(isinstance(section, Mapping) for section in (*sections, *(sections[0].values() if isinstance(sections[0], Mapping) else ()))):
+        raise UserError(own, "not in the form of resources/throughput.yaml", "allowed: `devices`, a mapping of figures for each, and `assumed`, a mapping")
+    names = list(dict.fromkeys([*measured["devices"], *table["devices"]]))
+    if (device := device or names[0]) not in names:
+        raise UserError("--device", repr(device), f"allowed: {', '.join(names)}")
+    chosen = {**table["devices"].get(device, {}), **measured["devices"].get(device, {})}
+
+    def figures(section: Mapping[str, Any], where: str) -> dict[str, Figure]:
+        found = {}
+        for name, entry in section.items():
+            details = entry if isinstance(entry, Mapping) else {"value": entry}
+            value = details.get("value")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise UserError(f"{where}.{name}", repr(value), "allowed: a number above 0")
+            found[name] = Figure(float(value), bool(details.get("measured", False)), str(details.get("source", own)))
+        return found
+
+    rates = figures({name: entry for name, entry in chosen.items() if name != "name"}, f"devices.{device}")
+    if missing := [name for name in table["units"] if name not in rates]:
+        raise UserError(f"devices.{device}", f"no {', '.join(missing)}", f"give them in {own}")
+    if unknown := [name for name in rates if name not in table["units"]]:
+        raise UserError(f"devices.{device}", f"unknown figures {', '.join(unknown)}", f"allowed: {', '.join(table['units'])}")
+    return Throughput(device, str(chosen.get("name", device)), rates, figures({**table["assumed"], **measured["assumed"]}, "assumed"))

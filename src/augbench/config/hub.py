@@ -1,0 +1,102 @@
+"""Models on the Hugging Face Hub as the config names them: ids, pinned commits, and what is known of their files.
+
+Flows in: ``model``, ``revision``, ``mirrors`` and ``downloads`` of a section. Flows out: a :class:`HubModel`, or None where ``model`` is a folder.
+Nothing here uses the network: :mod:`augbench.models.fetch` does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import yaml
+
+from augbench.files import RESOURCES
+
+MARKER = "fetched.json"
+HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+COMMIT = r"[0-9a-f]{40}"
+TABLES = RESOURCES / "models"
+Layout = Literal["diffusion", "clip", "safety_checker"]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a file must be; ``origin`` says who says so.
+
+    Attributes
+    ----------
+    size : int, optional
+        In bytes.
+    sha256, git_blob : str, optional
+        Its SHA-256, or the name that git gives a blob: SHA-1 over a header and the content.
+    """
+
+    origin: str
+    size: int | None = None
+    sha256: str | None = None
+    git_blob: str | None = None
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model on the Hub at one commit, and where it is kept here.
+
+    Attributes
+    ----------
+    repository : str
+        ``owner/name``.
+    revision : str
+        The commit: 40 hexadecimal digits.
+    mirrors : tuple of str
+        Tried before the Hub: addresses that speak its protocol, or folders.
+    downloads : str
+        Folder that keeps all fetched models.
+    """
+
+    repository: str
+    revision: str
+    mirrors: tuple[str, ...]
+    downloads: str
+
+    @property
+    def place(self) -> str:
+        """The model's folder below any folder of fetched models."""
+        return f"{self.repository.replace('/', '--')}/{self.revision}"
+
+    @property
+    def folder(self) -> str:
+        """The model's folder."""
+        return f"{self.downloads}/{self.place}"
+
+    @property
+    def marker(self) -> str:
+        """The file that is written when all others are there."""
+        return f"{self.folder}/{MARKER}"
+
+
+@cache
+def known_models() -> dict[str, tuple[str, dict[str, Expected]]]:
+    """Revision and known files of the models in ``resources/models``, by id."""
+    known = {}
+    for path in sorted(TABLES.glob("*.yaml")):
+        table = yaml.safe_load(path.read_text(encoding="utf-8"))
+        files = {name: Expected("our table", file["size"], file["sha256"]) for name, file in table["files"].items()}
+        known[table["repository"]] = (table["revision"], files)
+    return known
+
+
+def hub_model(model: str, revision: str | None, mirrors: Sequence[str], downloads: str) -> HubModel | None:
+    """The Hub's model that ``model`` names, or None where it names a folder.
+
+    ``owner/name`` is an id if ``resources/models`` pins it or a revision is given, whatever folders there are: the plan of a study must
+    not depend on what has been fetched. A folder of such a name is written ``./owner/name``.
+    """
+    if not re.fullmatch(HUB_ID, model):
+        return None
+    if revision is None and model in known_models():
+        revision = known_models()[model][0]
+    return None if revision is None else HubModel(model, revision, tuple(mirrors), downloads)

@@ -1,0 +1,108 @@
+"""The ``diffusion`` and ``clip`` sections: the models, and how the diffusion model is sampled."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from augbench.config.base import Positive, Section, key
+from augbench.config.hub import COMMIT, HUB_ID, HubModel, hub_model
+
+Scheduler = Literal["pndm", "ddim", "dpmsolver++"]
+
+
+def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] >= interval[1]:
+        raise ValueError(f"allowed: two noise levels, the lower one first, not {list(interval)}")
+    return interval
+
+
+GuidanceInterval = Annotated[tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]], AfterValidator(_ascending)]
+INTERVAL_SOURCE = "Kynkäänniemi et al., 2024"
+
+
+class _Model(Section):
+    model: str
+    revision: str | None = key(
+        None, "Commit of a model on the Hub, 40 hexadecimal digits. Default: the one in resources/models; required for models that are not there."
+    )
+    mirrors: tuple[str, ...] = key((), "Where to look before the Hub: addresses that speak its protocol, or folders of fetched models.")
+    downloads: str = key("results/downloads/models", "Folder that keeps fetched models.")
+
+    @model_validator(mode="after")
+    def _pinned(self) -> _Model:
+        if self.revision is not None and not re.fullmatch(COMMIT, self.revision):
+            raise ValueError("revision: allowed: a commit, 40 hexadecimal digits; a branch or tag may move")
+        if self.revision is not None and not re.fullmatch(HUB_ID, self.model):
+            raise ValueError("revision: goes with a model's id on the Hub (owner/name) only")
+        return self
+
+    @property
+    def hub(self) -> HubModel | None:
+        """The model on the Hub, or None where ``model`` is a folder."""
+        return hub_model(self.model, self.revision, self.mirrors, self.downloads)
+
+    @property
+    def folder(self) -> str:
+        """Where the model is, or will be once it is fetched."""
+        return self.hub.folder if self.hub else self.model
+
+
+class Diffusion(_Model):
+    """The diffusion model and how it is sampled."""
+
+    model: str = key(
+        ...,
+        "Folder of a Stable Diffusion 1.x or 2.x model in diffusers' layout, or its id on the Hub (owner/name), from where it is fetched once.",
+        source="paper, section 3.2",
+    )
+    safety_checker: str | None = key(
+        "model",
+        "Safety checker: `model` is the model's own; else a folder with one and its feature extractor, or its id on the Hub. null switches it off.",
+        source="paper, section 3.2",
+    )
+    safety_checker_revision: str | None = key(None, "Commit of a safety checker on the Hub, as `revision`.")
+    resolution: int = key(512, "Side of the images made.", "pixels", "paper, section 3.2", ge=8, multiple_of=8)
+    scheduler: Scheduler = key("pndm", "Sampler; pndm is the model's own default.", source="Stable Diffusion v1.4's model card")
+    steps: Positive = key(50, "Sampling steps.", "steps", "Stable Diffusion v1.4's default")
+    guidance_scale: float = key(7.5, "Classifier-free guidance; 1 means none. A method may set its own.", source="Stable Diffusion v1.4's default", ge=1)
+    guidance_interval: GuidanceInterval | None = key(
+        None,
+        "Guide only where the noise level is above the first value and at most the second; elsewhere the prompt alone is evaluated, at half the cost. "
+        "The paper has [0.28, 5.42] for a model with Stable Diffusion's noise schedule. It changes images. Default: everywhere.",
+        "standard deviations of the noise, relative to the image",
+        INTERVAL_SOURCE,
+    )
+    dtype: Literal["float32", "float16", "bfloat16"] = key("float16", "Precision of sampling.")
+
+    @model_validator(mode="after")
+    def _pinned_checker(self) -> Diffusion:
+        if self.safety_checker_revision is None:
+            return self
+        if not re.fullmatch(COMMIT, self.safety_checker_revision):
+            raise ValueError("safety_checker_revision: allowed: a commit, 40 hexadecimal digits; a branch or tag may move")
+        if self.safety_checker is None or not re.fullmatch(HUB_ID, self.safety_checker):
+            raise ValueError("safety_checker_revision: goes with a safety checker's id on the Hub (owner/name) only")
+        return self
+
+    @property
+    def safety_checker_hub(self) -> HubModel | None:
+        """The safety checker on the Hub, or None where it is the model's own, off, or in a folder."""
+        return hub_model(self.safety_checker or "", self.safety_checker_revision, self.mirrors, self.downloads)
+
+    @property
+    def safety_checker_folder(self) -> str | None:
+        """Where the safety checker is, if it is not the model's own (``model``); None if it is off."""
+        return self.safety_checker_hub.folder if self.safety_checker_hub else self.safety_checker
+
+
+class Clip(_Model):
+    """The CLIP model that compares texts with images."""
+
+    model: str = key(
+        ...,
+        "Folder of a CLIP model in transformers' layout, or its id on the Hub (owner/name), from where it is fetched once; its text tower is the diffusion model's.",
+        source="paper, section 3.2",
+    )

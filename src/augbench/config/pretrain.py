@@ -1,0 +1,61 @@
+"""The ``pretrain`` section: how the miniature's models are made. Real studies do not need it."""
+
+from __future__ import annotations
+
+from augbench.config.base import Fraction, Positive, Section, key
+
+
+class PretrainClip(Section):
+    """The small CLIP: OpenAI's architecture and vocabulary, fewer and narrower layers."""
+
+    width: int = key(128, "Hidden size of both towers and of the shared space.", "channels", ge=16)
+    vision_layers: Positive = key(4, "Layers of the image tower (patches of 4 pixels).", "layers")
+    text_layers: Positive = key(3, "Layers of the text tower.", "layers")
+    heads: Positive = key(4, "Attention heads.")
+    epochs: Positive = key(8, "Passes over the corpus.", "epochs")
+    batch_size: Positive = key(256, "Image-caption pairs per step.", "images")
+    lr: float = key(1e-3, "Peak learning rate; linear warm-up, then cosine.", gt=0)
+    image_epochs: Positive = key(3, "Passes of the image tower alone after that, against the finished text tower.", "epochs", "after Zhai et al., 2022")
+    image_lr: float = key(5e-4, "Peak learning rate of the image tower alone.", gt=0)
+
+
+class PretrainAutoencoder(Section):
+    """The VAE: 32 pixels to 8 x 8 x 4 latents."""
+
+    channels: tuple[Positive, Positive, Positive] = key((32, 64, 64), "Channels per resolution.", "channels")
+    steps: Positive = key(2500, "Training steps.", "steps")
+    batch_size: Positive = key(64, "Images per step.", "images")
+    lr: float = key(2e-3, "Peak learning rate; linear warm-up, then cosine.", gt=0)
+    kl_weight: float = key(1e-6, "Weight of the KL term, as in latent diffusion.", source="Rombach et al., 2022", ge=0)
+
+
+class PretrainUnet(Section):
+    """The conditional U-Net on 8 x 8 x 4 latents."""
+
+    channels: tuple[Positive, Positive] = key((64, 128), "Channels per resolution.", "channels")
+    layers_per_block: Positive = key(1, "ResNet blocks per resolution.")
+    steps: Positive = key(8000, "Training steps.", "steps")
+    batch_size: Positive = key(64, "Latents per step.", "images")
+    lr: float = key(1e-3, "Peak learning rate; linear warm-up, then cosine.", gt=0)
+    caption_dropout: Fraction = key(0.1, "Share of captions replaced by the empty one, for guidance.", source="Ho and Salimans, 2022")
+    ema_decay: float = key(0.999, "Decay of the averaged weights that are kept.", gt=0, lt=1)
+
+
+class PretrainReference(Section):
+    """The reference classifiers that judge generated images: one saw the corpus's garments in clean form, one in web style, too."""
+
+    epochs: Positive = key(3, "Passes over the garments.", "epochs")
+    batch_size: Positive = key(128, "Images per step.", "images")
+    lr: float = key(3e-3, "Peak learning rate; linear warm-up, then cosine.", gt=0)
+    base_width: int = key(32, "Channels of the first stage of its ResNet-18.", "channels", ge=4)
+
+
+class Pretrain(Section):
+    """How the miniature's models are pre-trained on the corpus."""
+
+    clip: PretrainClip = key(PretrainClip(), "The small CLIP.")
+    autoencoder: PretrainAutoencoder = key(PretrainAutoencoder(), "The VAE.")
+    unet: PretrainUnet = key(PretrainUnet(), "The U-Net.")
+    reference: PretrainReference = key(PretrainReference(), "The reference classifier.")
+    checkpoint_steps: Positive = key(250, "Steps between checkpoints, from which an interrupted run goes on.", "steps")
+    measured_images_per_class: int = key(100, "Images generated per class to measure agreement and diversity.", "images", ge=4)

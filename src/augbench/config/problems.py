@@ -1,0 +1,169 @@
+"""Problems in a config: what pydantic found, as one line per problem in the user's words."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import ValidationError
+
+from augbench.config.base import Section
+from augbench.errors import UserError
+
+
+class ConfigError(UserError):
+    """One or more problems in the config, a line each."""
+
+    def __init__(self, problems: list[UserError]) -> None:
+        self.problems = problems
+        self.where, self.found, self.allowed = problems[0].where, problems[0].found, problems[0].allowed
+        Exception.__init__(self, "\n".join(map(str, problems)))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a problem is: the key as the user writes it, the section that holds it, and what the schema allows there."""
+
+    where: str
+    section: type[Section] | None
+    annotation: Any
+
+
+def _locate(location: Sequence[str | int], root: type[Section]) -> _Place:
+    """Follow pydantic's ``location`` through the schema; tags of unions are part of it, and of no user's key."""
+    names: list[str] = []
+    section: type[Section] | None = None
+    current: Any = root
+    for step in location:
+        options = section_options(current)
+        if len(options) > 1 and (tagged := [option for option in options if step in _tags(option)]):
+            current = tagged[0]
+            continue
+        if step == "[key]":
+            continue
+        names.append(str(step))
+        section = options[0] if len(options) == 1 else None
+        if section is not None:
+            field = section.model_fields.get(str(step))
+            current = field.annotation if field else None
+        else:
+            inner = get_args(_required(current))
+            current = inner[-1] if get_origin(_required(current)) is dict else inner[0] if inner else None
+    return _Place(".".join(names) or "config", section, current)
+
+
+def _tags(section: type[Section]) -> tuple[str, ...]:
+    for name in ("kind", "mechanism"):
+        if name in section.model_fields:
+            return get_args(section.model_fields[name].annotation)
+    return ()
+
+
+def _required(annotation: Any) -> Any:
+    """``annotation`` without ``| None`` and constraints."""
+    if get_origin(annotation) is Annotated:
+        return _required(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        options = [option for option in get_args(annotation) if option is not type(None)]
+        return _required(options[0]) if len(options) == 1 else annotation
+    return annotation
+
+
+def section_options(annotation: Any) -> list[type[Section]]:
+    """Sections that a value of this type may be: none for a plain value, several for a union."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    if get_origin(annotation) in (Annotated, Union, types.UnionType):
+        return [option for inner in get_args(annotation) for option in section_options(inner)]
+    return []
+
+
+def _expected(annotation: Any) -> str:
+    """The kind of value that fits, in a user's words."""
+    annotation = _required(annotation)
+    if get_origin(annotation) is tuple:
+        inner = get_args(annotation)
+        return "a list" if ... in inner else f"a list of {len(inner)} values, each {_expected(inner[0])}"
+    if get_origin(annotation) is dict or section_options(annotation):
+        return "a mapping"
+    if get_origin(annotation) is Literal:
+        return ", ".join(map(repr, get_args(annotation)))
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(annotation, "another kind of value")
+
+
+def _shown(value: Any) -> str:
+    """A value on one short line."""
+    text = " ".join(repr(value).split())
+    if len(text) <= 80:
+        return text
+    return "does not fit" if isinstance(value, Mapping) else f"{text[:77]}..."
+
+
+def _instead_of(value: Any, annotation: Any) -> str:
+    """What is allowed instead of a value of the wrong kind, and how YAML came to read it so."""
+    expected = _expected(annotation)
+    if not isinstance(value, str) or expected not in ("a number", "a whole number"):
+        return f"allowed: {expected}"
+    if re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", value):
+        mantissa, exponent = re.split("[eE]", value)
+        written = f"{mantissa}{'' if '.' in mantissa else '.0'}e{exponent if exponent[0] in '+-' else '+' + exponent}"
+        return f"allowed: {expected} (YAML reads {value} as text; write {written})"
+    return f"allowed: {expected}{' without quotes' if re.fullmatch(r'[-+]?[0-9]*[.]?[0-9]+', value) else ''}"
+
+
+_WRONG_KINDS = ("_type", "_parsing", "int_from_float", "too_long")
+
+
+def describe(error: ValidationError, root: type[Section]) -> Iterator[UserError]:
+    """Yield one error per problem that pydantic found in a config whose schema is ``root``."""
+    incomplete: set[str] = set()  # lists of fixed length that have been named: pydantic names every missing item
+    for problem in error.errors():
+        location, kind, value, context = problem["loc"], problem["type"], problem["input"], problem.get("ctx", {})
+        place = _locate(location, root)
+        message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        if kind == "extra_forbidden":
+            names = sorted(place.section.model_fields) if place.section else []
+            close = difflib.get_close_matches(str(location[-1]), names, 1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            yield UserError(place.where, "unknown key", f"{hint}allowed here: {', '.join(names)}")
+        elif kind == "missing" and isinstance(location[-1], int):
+            place = _locate(location[:-1], root)
+            if place.where not in incomplete:
+                incomplete.add(place.where)
+                yield UserError(place.where, _shown(value), f"allowed: {_expected(place.annotation)}")
+        elif kind == "missing":
+            yield UserError(place.where, "missing", "this key is required")
+        elif kind == "invalid_key":
+            yield UserError(place.where, f"a key that is no text: {value!r}", "allowed: keys of text")
+        elif kind in ("union_tag_invalid", "union_tag_not_found"):
+            tag = str(context["discriminator"]).strip("'")
+            found = value.get(tag) if isinstance(value, Mapping) else value
+            allowed = ", ".join(repr(name) for option in section_options(place.annotation) for name in _tags(option))
+            yield UserError(f"{place.where}.{tag}", "missing" if found is None else _shown(found), f"allowed: {allowed}")
+        elif kind == "value_error":
+            yield _from_validator(location, value, message, root)
+        elif kind.endswith(_WRONG_KINDS):
+            yield UserError(place.where, _shown(value), _instead_of(value, place.annotation))
+        elif kind == "too_short":
+            yield UserError(place.where, _shown(value), "allowed: at least 1 entry")
+        elif kind == "string_pattern_mismatch":
+            yield UserError(place.where, _shown(value), f"allowed: text that matches {context['pattern']}")
+        else:
+            yield UserError(place.where, _shown(value), f"allowed: {message}")
+
+
+def _from_validator(location: Sequence[str | int], value: Any, message: str, root: type[Section]) -> UserError:
+    """What a validator of this module says of a section; ``key: reason`` is about one key of it."""
+    name, separator, reason = message.partition(": ")
+    inner, steps, rest = value, list(location), name
+    while rest:
+        step = rest if isinstance(inner, Mapping) and rest in inner else rest.partition(".")[0]  # a name may hold dots
+        if not (separator and isinstance(inner, Mapping) and step in inner):
+            return UserError(_locate(location, root).where, _shown(value), message)
+        inner, rest = inner[step], rest[len(step) + 1 :]
+        steps.append(step)
+    return UserError(_locate(steps, root).where, _shown(inner), reason)

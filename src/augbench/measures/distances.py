@@ -1,0 +1,171 @@
+"""Distances between sets of images, as embeddings: style, diversity, precision and coverage, repeats, agreement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from augbench.retrieval.filters import duplicates
+from augbench.seeds import derive_seed
+
+if TYPE_CHECKING:
+    import torch
+
+KERNEL_VALUES = 2**25  # held at once
+NEAREST = 5  # neighbours that a ball reaches to: with as many added as real images, 97% of one distribution is then covered (Naeem et al., 2020)
+
+
+def _kernel_sum(x: torch.Tensor, y: torch.Tensor, x_weights: torch.Tensor, y_weights: torch.Tensor) -> float:
+    """Weighted sum of (x . y + 1)^3 over all pairs, in double precision."""
+    rows = max(1, KERNEL_VALUES // len(y))
+    parts = zip(x.split(rows), x_weights.split(rows), strict=True)
+    return math.fsum(float(weights @ ((part @ y.T).double().add(1).pow(3) @ y_weights)) for part, weights in parts)
+
+
+@dataclass(frozen=True)
+class StyleDistance:
+    """Squared maximum mean discrepancies: of the classes mixed in equal shares, and within a class, averaged over classes."""
+
+    mixed: float
+    within_class: float
+
+
+def style_distance(x: torch.Tensor, x_labels: np.ndarray, y: torch.Tensor, y_labels: np.ndarray) -> StyleDistance | None:
+    """Unbiased estimates of the squared maximum mean discrepancy (MMD) between two sets of embeddings.
+
+    The kernel is that of KID (Binkowski et al., 2018), (a . b / D + 1)^3, on embeddings scaled to length sqrt(D), hence (cos + 1)^3.
+    Within a class, MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y), where an image is not paired with itself (their equation 4). The
+    sets hold fixed numbers of images per class, so the same formula over all of them would be too low, since it would miss pairs of one
+    class only. The mixture's MMD^2 is therefore summed over pairs of classes, each in equal share, and only within a class is an image not
+    paired with itself. Both are 0 in expectation for equal distributions and may then be a little below 0.
+
+    Parameters
+    ----------
+    x, y : Tensor, float (M, D) and (N, D)
+        Unit embeddings.
+    x_labels, y_labels : ndarray, int (M,) and (N,)
+
+    Returns
+    -------
+    StyleDistance or None
+        Over the labels of which both sets have two images or more; None if there is no such label.
+    """
+    import torch
+
+    shared = [label for label in np.intersect1d(x_labels, y_labels) if min((x_labels == label).sum(), (y_labels == label).sum()) > 1]
+    if not shared:
+        return None
+    share = 1 / len(shared)
+    groups = [[points[torch.from_numpy(labels == label)] for label in shared] for points, labels in ((x, x_labels), (y, y_labels))]
+    pooled = [torch.cat(members) for members in groups]
+    weights = [torch.cat([torch.full((len(part),), share / len(part), dtype=torch.float64, device=part.device) for part in members]) for members in groups]
+    mixed, within = -2 * _kernel_sum(*pooled, *weights), 0.0
+    for members, points, weight in zip(groups, pooled, weights, strict=True):
+        mixed += _kernel_sum(points, points, weight, weight)
+        for part in members:
+            count, ones = len(part), torch.ones(len(part), dtype=torch.float64, device=part.device)
+            total = _kernel_sum(part, part, ones, ones)
+            itself = float(part.double().square().sum(1).add(1).pow(3).sum())
+            unbiased = (total - itself) / (count * (count - 1))
+            within += share * unbiased
+            mixed += share**2 * (unbiased - total / count**2)
+    for one, other in zip(*groups, strict=True):
+        even = [torch.full((len(part),), 1 / len(part), dtype=torch.float64, device=part.device) for part in (one, other)]
+        within -= 2 * share * _kernel_sum(one, other, *even)
+    return StyleDistance(mixed, within)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How far two sets of images lie in the same places, in percent, averaged over classes."""
+
+    precision_percent: float
+    coverage_percent: float
+
+
+def precision_and_coverage(added: torch.Tensor, added_labels: np.ndarray, real: torch.Tensor, real_labels: np.ndarray) -> Coverage | None:
+    """How many added images lie where real ones do, and how many real ones have an added one near.
+
+    A real image's ball reaches to its :data:`NEAREST`-th nearest other real image of its class, surface included. Precision is the share of added
+    images in the ball of some real image of their class (Kynkäänniemi et al., 2019, equation 1), coverage the share of real images with an added image of
+    their class in their ball (Naeem et al., 2020, section 3). Two samples of one distribution, M added and N real images, have a coverage of
+    1 - (N - 1)...(N - k) / (M + N - 1)...(M + N - k) in expectation (their section 4), so it grows with M.
+
+    Parameters
+    ----------
+    added, real : Tensor, float (M, D) and (N, D)
+        Embeddings.
+    added_labels, real_labels : ndarray, int (M,) and (N,)
+
+    Returns
+    -------
+    Coverage or None
+        Over the labels with added images and more than :data:`NEAREST` real ones; None if there is no such label.
+    """
+    import torch
+
+    def between(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        # the faster way, through products, is inexact near 0: an image would not be in its own ball
+        return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+    found = []
+    for label in np.intersect1d(added_labels, real_labels):
+        images, centres = (points[torch.from_numpy(labels == label)] for points, labels in ((added, added_labels), (real, real_labels)))
+        if len(centres) > NEAREST:
+            radii = between(centres, centres).kthvalue(NEAREST + 1).values  # the nearest is the image itself
+            inside = between(images, centres) <= radii
+            found.append((float(inside.any(1).double().mean()), float(inside.any(0).double().mean())))
+    if not found:
+        return None
+    precision, coverage = (100 * fmean(shares) for shares in zip(*found, strict=True))
+    return Coverage(precision, coverage)
+
+
+def repeated_percent(embeddings: torch.Tensor, labels: np.ndarray, threshold: float) -> float:
+    """Share of images that retrieval's filter of duplicates would remove from their class, in percent (:func:`augbench.retrieval.filters.duplicates`).
+
+    Parameters
+    ----------
+    embeddings : Tensor, float (N, D)
+        Of unit length.
+    labels : ndarray, int (N,)
+    threshold : float
+        Cosine above which two images of a class are one.
+    """
+    points = embeddings.cpu().numpy()
+    return 100 * sum(int(duplicates(points[labels == label], threshold).sum()) for label in np.unique(labels)) / len(labels)
+
+
+def diversity(features: torch.Tensor, labels: np.ndarray) -> float:
+    """Mean pairwise distance of features inside a class, averaged over classes of two images or more (NaN: none); 300 per class at most."""
+    import torch
+
+    distances = []
+    for label in np.unique(labels):
+        members = features[torch.from_numpy(labels == label)][:300].double()
+        if len(members) > 1:
+            distances.append(float(torch.pdist(members).mean()))
+    return float(np.mean(distances)) if distances else float("nan")
+
+
+def agreement_percent(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Share of images whose predicted label is the one that they are meant to show, in percent."""
+    return 100 * float((predicted == labels).mean())
+
+
+def sample_per_class(labels: np.ndarray, class_ids: Sequence[str], most: int, seed: int) -> np.ndarray:
+    """Positions of at most ``most`` images per class, drawn at random from ``seed`` and the class's id; ascending.
+
+    Images at the front of a pool are not like the others: a retrieved one is nearer to its query, templates and clusters come in turn.
+    """
+    chosen = []
+    for label in np.unique(labels):
+        rng = np.random.default_rng(derive_seed(seed, "diagnostics", class_ids[label]))
+        members = np.flatnonzero(labels == label)
+        chosen.append(members[rng.permutation(len(members))[:most]])
+    return np.sort(np.concatenate(chosen)) if chosen else np.array([], dtype=np.int64)

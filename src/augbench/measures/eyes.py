@@ -1,0 +1,92 @@
+"""CLIP and a judge look at images: embeddings, and the labels that each of the two gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from augbench.batches import in_batches
+from augbench.config.methods import Prompting
+from augbench.data.classes import ClassInfo
+from augbench.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from augbench.measures.judge import Judge
+
+BATCH = 32  # images embedded together; on a CPU, more do not fit into its cache
+ZERO_SHOT = Prompting(templates="clip", class_name="lemmas")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Images as CLIP and the judge see them.
+
+    Attributes
+    ----------
+    labels : ndarray, int (N,)
+        The classes that they are meant to show.
+    embeddings : Tensor, float32 (N, D)
+        CLIP's, of unit length, on the device.
+    clip, judge : ndarray, int (N,)
+        The labels that CLIP and the judge give; None without a judge.
+    """
+
+    labels: np.ndarray
+    embeddings: torch.Tensor
+    clip: np.ndarray
+    judge: np.ndarray | None
+
+
+class Eyes:
+    """CLIP and the judge, loaded once for all methods.
+
+    Parameters
+    ----------
+    clip_folder : path
+        CLIP in transformers' layout.
+    judge_folder : path or None
+        A judge as :func:`augbench.measures.judge.save_judge` writes it.
+    classes : sequence of ClassInfo
+        The study's, in label order.
+
+    Raises
+    ------
+    UserError
+        The judge doesn't know all classes.
+    """
+
+    def __init__(self, clip_folder: str | Path, judge_folder: str | Path | None, classes: Sequence[ClassInfo], device: torch.device) -> None:
+        from augbench.measures.clip import class_embeddings
+        from augbench.measures.judge import load_judge
+        from augbench.models.folders import load_clip, load_image_tower
+
+        self.judge: Judge | None = None if judge_folder is None else load_judge(judge_folder, [info.class_id for info in classes], device)
+        model, tokenizer = load_clip(clip_folder, device)
+        self.embed = load_image_tower(clip_folder, device, model)
+        self.texts = class_embeddings(model, tokenizer, list(classes), ZERO_SHOT)
+
+    def look(self, images: Iterable[Image.Image], labels: np.ndarray, what: str) -> Seen:
+        """Embed and judge ``images``, which are meant to show ``labels`` int (N,)."""
+        import torch
+
+        embeddings, judged = [], []
+        progress = Progress(f"diagnostics: {what}", len(labels), "image")
+        for batch in in_batches(images, BATCH):
+            embeddings.append(torch.nn.functional.normalize(self.embed(batch), dim=-1))
+            if self.judge is not None:
+                judged.append(self.judge.labels(torch.stack([self.judge.pixels(image) for image in batch])))
+            progress.update(len(batch))
+        embedded = torch.cat(embeddings)
+        return Seen(
+            labels=labels,
+            embeddings=embedded,
+            clip=(embedded @ self.texts.T).argmax(1).cpu().numpy(),
+            judge=torch.cat(judged).numpy() if judged else None,
+        )
