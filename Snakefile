@@ -43,7 +43,7 @@ rule all:
     default_target: True
     input:
         get_promised_shards,
-        [PLAN.selected(method) for method in PLAN.personalised],
+        [PLAN.selected(method) for method in STUDY.personalised],
         PLAN.table1.values(),
         PLAN.statistics.values(),
         PLAN.per_class,

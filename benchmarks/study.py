@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from augbench.plan.benchmark_files import read_seconds
+from augbench.plan.jobs import read_seconds
 from benchmarks.machine import Neighbours
 from benchmarks.record import publish, surroundings, surroundings_line
 

@@ -87,7 +87,7 @@ def port(squares: Squares) -> Iterator[int]:
 
 
 def test_every_image_of_every_class_and_method_is_shown_as_it_is(squares: Squares, port: int) -> None:
-    for method in squares.plan.pooled:
+    for method in squares.plan.study.pooled:
         for class_id in CLASSES:
             shards = [path for part in ("0", "10") if (path := Path(squares.plan.shard(method, class_id, part))).exists()]
             expected = [row["sha256"] for path in shards for row in pq.read_table(path, columns=["sha256"]).to_pylist()]

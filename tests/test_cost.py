@@ -11,7 +11,7 @@ import pytest
 from augbench.config.study import parse_study
 from augbench.errors import UserError
 from augbench.files import write_json, write_text
-from augbench.plan.benchmark_files import job_files
+from augbench.plan.jobs import job_files
 from augbench.plan.paths import Plan
 from augbench.report.render import render_csv
 from augbench.report.tables import cost, table1
@@ -73,7 +73,7 @@ def write_benchmark(plan: Plan, name: str, seconds: float, cpu: float | str) -> 
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     monkeypatch.chdir(tmp_path)
     plan = make_plan()
-    entries = [table1.Row(name, name, plan.family(name), "train", top1, None, 1, 50, 50, None, None, None) for name, top1 in TOP1.items()]
+    entries = [table1.Row(name, name, plan.study.methods[name].group, "train", top1, None, 1, 50, 50, None, None, None) for name, top1 in TOP1.items()]
     write_text(plan.table1["csv"], render_csv(entries))
     for name, (seconds, cpu) in BENCHMARKS.items():
         write_benchmark(plan, name, seconds, cpu or "NA")

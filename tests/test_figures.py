@@ -134,20 +134,20 @@ def make_squares(folder: Path) -> Squares:
     write_split(
         Split(ids, [name for _, name, _ in names], np.array([label for label, _, _ in names], dtype=np.int32), [s for _, _, s in names]), plan.splits["train"]
     )
-    for method in plan.pooled:
+    for method in plan.study.pooled:
         for label, class_id in enumerate(CLASSES):
             rows = []
             for index in range(POOL.get(method, (8,) * 6)[label]):
                 start = f"{class_id}-{index % REAL_IMAGES}.png"
                 image = square(label, 10 * (index % REAL_IMAGES)).crop((4, 0, 36, 32)) if method == "boomerang" else square(label, 200)
-                made: dict[str, Any] = {"seed": index} if method not in plan.retrieved else {"similarity": 0.5}
-                source = start if method == "boomerang" else f"https://example.org/{index}" if method in plan.retrieved else None
+                made: dict[str, Any] = {"seed": index} if method not in plan.study.retrieved else {"similarity": 0.5}
+                source = start if method == "boomerang" else f"https://example.org/{index}" if method in plan.study.retrieved else None
                 encoded = encode_image(image.point(lambda value: value + 8) if method == "boomerang" else image, "png", 95)
                 rows.append(ShardRow(encoded, label, class_id, index, method, f"a photo of {class_id}", "model", source=source, **made))
             write_shard(plan.shard(method, class_id, "0"), rows, {})
         build_index([plan.shard(method, class_id, "0") for class_id in CLASSES], root, plan.pool(method))
-    for method in plan.augmented:
-        pool = plan.pool(plan.pool_row(method))
+    for method in plan.study.augmented:
+        pool = plan.pool(plan.study.pool_row(method))
         resample(pool, plan.splits["train"], [plan.resample(method, run) for run in plan.runs], study.seed, Drawing.of(study, method))
     write_results(plan)
     os.chdir(old)
@@ -159,8 +159,10 @@ def write_results(plan: Plan) -> None:
     entries, rows = [], []
     for method in plan.methods:
         runs = np.array(ACCURACIES.get(method, ACCURACIES["clip_prompts"]))
-        top1, added = float(100 * runs.mean()), 4.0 if method in plan.augmented else 0.0
-        entries.append(table1.Row(method, str(plan.study.methods[method].label), plan.family(method), "train", top1, 0.5, 2, 4, added, None, None, None))
+        top1, added = float(100 * runs.mean()), 4.0 if method in plan.study.augmented else 0.0
+        entries.append(
+            table1.Row(method, str(plan.study.methods[method].label), plan.study.methods[method].group, "train", top1, 0.5, 2, 4, added, None, None, None)
+        )
         for run, values in enumerate(runs):
             rows += [{"method": method, "run": run, "class_id": name, "n_test": 10, "top1": value} for name, value in zip(CLASSES, values, strict=True)]
     write_text(plan.table1["csv"], render_csv(entries))

@@ -198,7 +198,7 @@ def test_a_larger_set_takes_its_rows_pool_and_parts_beyond_it() -> None:
     assert plan.shards("larger") == [f"results/small/shards/clip_prompts/selected/{name}/{part}.parquet" for name in "ab" for part in range(4)]
     assert [(block.name, block.parts) for block in plan.generate_blocks("clip_prompts")] == [("000", ("0", "1")), ("000_part2", ("2", "3"))]
     assert [(block.name, block.parts) for block in plan.generate_blocks("simple_prompt")] == [("000", ("0", "1"))]
-    assert "larger" in plan.augmented and "larger" not in plan.pooled
+    assert "larger" in plan.study.augmented and "larger" not in plan.study.pooled
 
 
 def test_the_pool_goes_on_with_new_prompts_and_keeps_those_that_it_has(tmp_path: Path) -> None:

@@ -104,16 +104,24 @@ def write_tables(squares: Squares) -> None:
     for name, module in {"figure3": figure3, "figure4": figure4, "figure5a": figure5a, "figure5b": figure5b}.items():
         if name in plan.figures:
             module.write_figure(**squares.collect(name), outs=plan.figures[name])
-    if plan.pooled:
+    if plan.study.pooled:
         unknown = {column.name: None for column in fields(diagnostics.Row)}
         rows = [
             diagnostics.Row(
-                **{**unknown, "method": name, "label": plan.label(name), "family": plan.family(name), "pool": 48, "images": 48, "agreement_clip_percent": 90.0}
+                **{
+                    **unknown,
+                    "method": name,
+                    "label": plan.study.label(name),
+                    "family": plan.study.methods[name].group,
+                    "pool": 48,
+                    "images": 48,
+                    "agreement_clip_percent": 90.0,
+                }
             )
-            for name in plan.pooled
+            for name in plan.study.pooled
         ]
         diagnostics._write(study, rows, plan.diagnostics)
-        checked = tuple((plan.label(name), "48") for name in plan.pooled)
+        checked = tuple((plan.study.label(name), "48") for name in plan.study.pooled)
         write_text(plan.leakage_table["md"], render_markdown(Layout("", ("Images of", "Checked"), (False, True), checked, ())))
         write_text(plan.retrieval_summary["fates"], "method,class_id,fate,candidates\nretrieval,all classes,kept,48\nretrieval,all classes,no image,16\n")
         write_json(plan.retrieval_summary["excluded"], {"exclude": "auto", "excluded": [], "short": {}})
@@ -124,7 +132,7 @@ def write_tables(squares: Squares) -> None:
 
 def collect_images(squares: Squares, study: Study | None = None) -> None:
     plan, job = squares.plan, replace(squares.job, study=study or squares.job.study)
-    collect(job, plan.per_class, plan.table1["csv"], squares.sets(plan.pooled), squares.train, squares.classes, plan.report_images)
+    collect(job, plan.per_class, plan.table1["csv"], squares.sets([*plan.study.pooled]), squares.train, squares.classes, plan.report_images)
 
 
 @pytest.fixture(scope="module")
@@ -312,8 +320,8 @@ def test_without_a_baseline_classes_stay_in_their_order(squares: Squares) -> Non
 def test_images_are_those_that_classifiers_were_trained_on(squares: Squares) -> None:
     shown = read_encoded(squares.plan.report_images)
     panels = {picture.panel for picture, _ in shown}
-    assert panels == {"real", *squares.plan.pooled}
-    for method in squares.plan.pooled:
+    assert panels == {"real", *squares.plan.study.pooled}
+    for method in squares.plan.study.pooled:
         trained_on = {(known["class_id"], str(known["index"])) for known in read_index(squares.plan.resample(method, "0")).to_pylist()}
         own = [(picture.class_id, picture.image) for picture, _ in shown if picture.panel == method]
         per_class = squares.job.study.report.page_images_per_class

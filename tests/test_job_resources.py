@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Workspace
@@ -67,17 +68,17 @@ def asked(workspace: Workspace, *arguments: str) -> dict[str, dict[str, object]]
 
 @pytest.mark.parametrize(("study", "memory"), [(IMAGENET, [16000, 32000, 64000, 100000]), (DEMO, [3000, 6000, 12000, 24000])], ids=["full", "miniature"])
 def test_each_attempt_asks_for_twice_the_memory_up_to_the_largest_job(study: Study, memory: list[int]) -> None:
-    needed = Needs(study, Site(largest_job=100_000)).memory(3000, 16000)
+    needed = Needs(study, Site(largest_job=100_000)).job(3000, 16000, minutes=1)["mem_mb"]
     assert [needed(None, attempt) for attempt in (1, 2, 3, 4)] == memory
 
 
 def test_each_attempt_asks_for_twice_the_time_up_to_the_longest_job() -> None:
-    needed = Needs(IMAGENET, Site(longest_job=600)).minutes(240)
+    needed = Needs(IMAGENET, Site(longest_job=600)).job(1, 1, minutes=240)["runtime"]
     assert [needed(None, attempt) for attempt in (1, 2, 3)] == [240, 480, 600]
 
 
 def test_a_first_attempt_is_no_longer_than_the_longest_job() -> None:
-    assert Needs(IMAGENET, Site(longest_job=60)).minutes(240)(None, 1) == 60
+    assert Needs(IMAGENET, Site(longest_job=60)).job(1, 1, minutes=240)["runtime"](None, 1) == 60
 
 
 # --- sites ---
@@ -114,16 +115,20 @@ def test_a_bad_value_is_one_clear_line(name: str, value: str, line: str) -> None
     assert ended.value.code == f"augbench: {line}"
 
 
+def gpus_of(resources: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in resources.items() if name not in ("mem_mb", "runtime")}
+
+
 def test_several_gpus_are_for_classifiers_only_and_on_one_node() -> None:
     needs = Needs(IMAGENET, Site("h100", gpus_per_job=4, threads_per_gpu=12))
-    assert needs.gpu == {"gpu": 1, "nodes": 1, "tasks_per_gpu": 0, "gpu_model": "h100"}
-    assert needs.classifier_gpus == {"gpu": 4, "nodes": 1, "tasks_per_gpu": 0, "gpu_model": "h100"}
+    assert gpus_of(needs.gpu_job(1, 1, minutes=1)) == {"gpu": 1, "nodes": 1, "tasks_per_gpu": 0, "gpu_model": "h100"}
+    assert gpus_of(needs.classifier_job(1, 1, minutes=1)) == {"gpu": 4, "nodes": 1, "tasks_per_gpu": 0, "gpu_model": "h100"}
     assert (needs.gpu_threads, needs.classifier_threads) == (12, 48)
 
 
 def test_a_site_without_gpus_is_asked_for_cpus() -> None:
     needs = Needs(IMAGENET, Site("h100", "accelerated", gpus_per_job=0, threads_per_gpu=16))
-    assert needs.gpu == needs.classifier_gpus == {}
+    assert gpus_of(needs.gpu_job(1, 1, minutes=1)) == gpus_of(needs.classifier_job(1, 1, minutes=1)) == {}
     assert (needs.gpu_threads, needs.classifier_threads) == (16, 16)
 
 

@@ -8,7 +8,8 @@ from conftest import SMALL_STUDY
 
 from augbench.config.study import parse_study
 from augbench.plan import recipes
-from augbench.plan.paths import Plan, blocks
+from augbench.plan.jobs import blocks
+from augbench.plan.paths import Plan
 
 IDS = ("a", "b", "c")
 
@@ -57,9 +58,9 @@ def test_null_removes_a_method() -> None:
 def test_execution_settings_are_in_no_recipe() -> None:
     def everything(plan: Plan) -> list[object]:
         study = plan.study
-        per_method = [f(study, m) for m in plan.sampled for f in (recipes.prompts_recipe, recipes.generate_recipe)]
-        per_method += [recipes.retrieve_recipe(study, m) for m in plan.retrieved] + [recipes.classifier_recipe(study, m) for m in plan.methods]
-        per_method += [f(study, m) for m in plan.retrieved for f in (recipes.search_recipe, recipes.resample_recipe)]
+        per_method = [f(study, m) for m in plan.study.sampled for f in (recipes.prompts_recipe, recipes.generate_recipe)]
+        per_method += [recipes.retrieve_recipe(study, m) for m in plan.study.retrieved] + [recipes.classifier_recipe(study, m) for m in plan.methods]
+        per_method += [f(study, m) for m in plan.study.retrieved for f in (recipes.search_recipe, recipes.resample_recipe)]
         return [*per_method, recipes.splits_recipe(study), recipes.corpus_recipe(study), recipes.table_recipe(study), recipes.shortfall_recipe(study)]
 
     changed = plan_of(execution__batch_size=3, execution__classes_per_job=1, execution__device="cpu")

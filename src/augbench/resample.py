@@ -25,7 +25,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from augbench.artifacts.pool import read_index
-from augbench.config.methods import DrawMethod, RealMethod, RetrieveMethod
 from augbench.config.study import Study
 from augbench.data.splits import read_split
 from augbench.errors import UserError
@@ -62,11 +61,8 @@ class Drawing:
     @classmethod
     def of(cls, study: Study, method: str) -> Drawing:
         """As the method's row says."""
-        row = study.methods[method]
-        assert not isinstance(row, RealMethod)
-        ranks = isinstance(row, RetrieveMethod | DrawMethod)
-        first_part = not isinstance(row, DrawMethod)
-        return cls(row.added_per_training_image, ranks and row.ranked, ranks and row.may_fall_short, first_part)  # type: ignore[union-attr]
+        row = study.augmented[method]
+        return cls(row.added_per_training_image, row.ranked, row.may_fall_short, first_part=row.pool_row is None)
 
 
 def draw(pool: pa.Table, class_sizes: Mapping[str, int], run: int, study_seed: int, where: str = "pool", drawing: Drawing | None = None) -> pa.Table:

@@ -16,18 +16,16 @@ for block in PLAN.run_blocks:
         output:
             PLAN.block_run_files(block),
         log:
-            PLAN.path(f"logs/classify/{{method}}_{block.name}.log"),
+            PLAN.log("classify", "{method}", block.name),
         benchmark:
-            PLAN.path(f"benchmarks/classify/{{method}}_{block.name}.tsv")
+            PLAN.benchmark("classify", "{method}", block.name)
         wildcard_constraints:
             method=any_of(PLAN.methods),
         conda:
             ENVIRONMENT
         threads: NEEDS.classifier_threads
         resources:
-            **NEEDS.classifier_gpus,
-            mem_mb=NEEDS.memory(3000, 64000),
-            runtime=NEEDS.minutes(720),
+            **NEEDS.classifier_job(3000, 64000, minutes=720),
         params:
             recipe=get_classifier_recipe,
         message:

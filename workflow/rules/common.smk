@@ -68,7 +68,7 @@ def rate_name(factor):
 
 def get_selected(method):
     """What generating for a fine-tuned method needs besides: which candidate won is known only when the job runs."""
-    if method not in PLAN.personalised:
+    if method not in STUDY.personalised:
         return {}
     return {
         "selected": PLAN.selected(method),
@@ -97,27 +97,27 @@ def of_candidate(folder):
 
 def shards_made(method):
     """Shards that a method makes, job by job, those included that only rows which draw from it need."""
-    if method in PLAN.retrieved:
+    if method in STUDY.retrieved:
         return made_by("retrieve", method, "shards")
     return made_by("generate", method, blocks=PLAN.generate_blocks(method))
 
 
 def get_promised_shards(wildcards):
     """One shard of every job that makes some: a missing one if there is any, for then the job has to run. All of them would be 60,000 targets."""
-    made = [job for method in PLAN.pooled for job in shards_made(method)]
+    made = [job for method in STUDY.pooled for job in shards_made(method)]
     return [next((path for path in job if not Path(path).exists()), job[0]) for job in made]
 
 
 def shards_of(method):
     """The shards that a method's training sets are drawn from."""
-    row, wanted = PLAN.pool_row(method), set(PLAN.shards(method))
+    row, wanted = STUDY.pool_row(method), set(PLAN.shards(method))
     return [path for job in shards_made(row) for path in job if path in wanted]
 
 
 def get_added(wildcards):
     """The manifests of added images of all runs; none for a baseline."""
     method = wildcards.method
-    return {"added": [PLAN.resample(method, run) for run in PLAN.runs]} if method in PLAN.augmented else {}
+    return {"added": [PLAN.resample(method, run) for run in PLAN.runs]} if method in STUDY.augmented else {}
 
 
 def get_split(wildcards):

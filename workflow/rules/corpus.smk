@@ -9,15 +9,14 @@ if STUDY.miniature is not None:
         output:
             PLAN.corpus_parts,
         log:
-            PLAN.path("logs/corpus.log"),
+            PLAN.log("corpus"),
         benchmark:
-            PLAN.path("benchmarks/corpus.tsv")
+            PLAN.benchmark("corpus")
         priority: 20
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=NEEDS.memory(2000, 2000),
-            runtime=NEEDS.minutes(60),
+            **NEEDS.job(2000, 2000, minutes=60),
         params:
             recipe=recipes.corpus_recipe(STUDY),
         message:
@@ -35,17 +34,15 @@ if PLAN.searched:
         output:
             directory(PLAN.embeddings_folder),
         log:
-            PLAN.path("logs/embed_corpus.log"),
+            PLAN.log("embed_corpus"),
         benchmark:
-            PLAN.path("benchmarks/embed_corpus.tsv")
+            PLAN.benchmark("embed_corpus")
         priority: 20
         conda:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu,
-            mem_mb=NEEDS.memory(3000, 16000),
-            runtime=NEEDS.minutes(720),
+            **NEEDS.gpu_job(3000, 16000, minutes=720),
         params:
             recipe=recipes.embed_recipe(STUDY),
         message:
@@ -59,15 +56,14 @@ if PLAN.searched:
         output:
             directory(PLAN.path("corpus/index")),
         log:
-            PLAN.path("logs/index_corpus.log"),
+            PLAN.log("index_corpus"),
         benchmark:
-            PLAN.path("benchmarks/index_corpus.tsv")
+            PLAN.benchmark("index_corpus")
         priority: 20
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=NEEDS.memory(4000, 16000),
-            runtime=NEEDS.minutes(240),
+            **NEEDS.job(4000, 16000, minutes=240),
         message:
             "index of the corpus"
         script:

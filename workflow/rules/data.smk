@@ -7,16 +7,15 @@ if PLAN.fashion_mnist_files:
         output:
             PLAN.fashion_mnist_files,
         log:
-            PLAN.path("logs/fetch_fashion_mnist.log"),
+            PLAN.log("fetch_fashion_mnist"),
         benchmark:
-            PLAN.path("benchmarks/fetch_fashion_mnist.tsv")
+            PLAN.benchmark("fetch_fashion_mnist")
         retries: 2
         localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=NEEDS.memory(1000, 1000),
-            runtime=NEEDS.minutes(60),
+            **NEEDS.fetch,
         message:
             "fetch Fashion-MNIST"
         script:
@@ -29,15 +28,14 @@ rule classes:
     output:
         PLAN.path("classes.parquet"),
     log:
-        PLAN.path("logs/classes.log"),
+        PLAN.log("classes"),
     benchmark:
-        PLAN.path("benchmarks/classes.tsv")
+        PLAN.benchmark("classes")
     localrule: True
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=NEEDS.memory(1000, 4000),
-        runtime=NEEDS.minutes(30),
+        **NEEDS.light,
     params:
         recipe=recipes.classes_recipe(STUDY),
     message:
@@ -53,15 +51,14 @@ rule splits:
     output:
         **PLAN.splits,
     log:
-        PLAN.path("logs/splits.log"),
+        PLAN.log("splits"),
     benchmark:
-        PLAN.path("benchmarks/splits.tsv")
+        PLAN.benchmark("splits")
     localrule: True
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=NEEDS.memory(1000, 8000),
-        runtime=NEEDS.minutes(60),
+        **NEEDS.table,
     params:
         recipe=recipes.splits_recipe(STUDY),
     message:

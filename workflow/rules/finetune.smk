@@ -13,17 +13,15 @@ if PLAN.cluster_files:
         output:
             list(PLAN.cluster_files.values()),
         log:
-            PLAN.path("logs/cluster.log"),
+            PLAN.log("cluster"),
         benchmark:
-            PLAN.path("benchmarks/cluster.tsv")
+            PLAN.benchmark("cluster")
         priority: 15
         conda:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu,
-            mem_mb=NEEDS.memory(4000, 16000),
-            runtime=NEEDS.minutes(240),
+            **NEEDS.gpu_job(4000, 16000, minutes=240),
         params:
             recipe=recipes.cluster_recipe(STUDY),
         message:
@@ -32,7 +30,7 @@ if PLAN.cluster_files:
             "../scripts/cluster.py"
 
 
-for method, row in PLAN.personalised.items():
+for method, row in STUDY.personalised.items():
     for factor, block in PLAN.finetune_jobs(method):
 
         rule:
@@ -49,18 +47,16 @@ for method, row in PLAN.personalised.items():
                 **{f"unet_{name}": directory(path) for name, path in PLAN.trained_unets(method, factor).items()},
                 vectors=[directory(PLAN.vectors_folder(method, factor, folder)) for folder in block.folders],
             log:
-                PLAN.path(f"logs/finetune/{method}_{block.name}_lr{factor:g}.log"),
+                PLAN.log("finetune", method, block.name, factor),
             benchmark:
-                PLAN.path(f"benchmarks/finetune/{method}_{block.name}_lr{factor:g}.tsv")
+                PLAN.benchmark("finetune", method, block.name, factor)
             # a long chain hangs on it
             priority: 15
             conda:
                 ENVIRONMENT
             threads: NEEDS.gpu_threads
             resources:
-                **NEEDS.gpu,
-                mem_mb=NEEDS.memory(3000, 32000),
-                runtime=NEEDS.minutes(720),
+                **NEEDS.gpu_job(3000, 32000, minutes=720),
             params:
                 method=method,
                 factor=factor,
@@ -86,16 +82,15 @@ for method, row in PLAN.personalised.items():
             history=PLAN.finetune_history(method),
             embeddings=list(PLAN.embeddings(method).values()),
         log:
-            PLAN.path(f"logs/choose_lr/{method}.log"),
+            PLAN.log("choose_lr", method),
         benchmark:
-            PLAN.path(f"benchmarks/choose_lr/{method}.tsv")
+            PLAN.benchmark("choose_lr", method)
         priority: 15
         conda:
             ENVIRONMENT
         # what all classes learned goes through its hands: gigabytes, where they are many
         resources:
-            mem_mb=NEEDS.memory(1000, 16000),
-            runtime=NEEDS.minutes(120),
+            **NEEDS.job(1000, 16000, minutes=120),
         params:
             method=method,
         message:

@@ -15,18 +15,16 @@ for method, block in PLAN.generate_jobs:
         output:
             [PLAN.shard(method, class_id, part) for class_id in block.members for part in block.parts],
         log:
-            PLAN.path(f"logs/generate/{method}_{block.name}.log"),
+            PLAN.log("generate", method, block.name),
         benchmark:
-            PLAN.path(f"benchmarks/generate/{method}_{block.name}.tsv")
+            PLAN.benchmark("generate", method, block.name)
         # the longest work first: training fills in around it
         priority: 10
         conda:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu,
-            mem_mb=NEEDS.memory(3000, 16000),
-            runtime=NEEDS.minutes(240),
+            **NEEDS.gpu_job(3000, 16000, minutes=240),
         params:
             method=method,
             recipe=recipes.generate_recipe(STUDY, method),
@@ -42,18 +40,16 @@ rule kernels:
     input:
         diffusion=PLAN.path("models/diffusion.json"),
     log:
-        PLAN.path("logs/kernels.log"),
+        PLAN.log("kernels"),
     benchmark:
-        PLAN.path("benchmarks/kernels.tsv")
+        PLAN.benchmark("kernels")
     conda:
         ENVIRONMENT
     threads: NEEDS.gpu_threads
     resources:
-        **NEEDS.gpu,
-        mem_mb=NEEDS.memory(3000, 16000),
-        runtime=NEEDS.minutes(60),
+        **NEEDS.gpu_job(3000, 16000, minutes=60),
     params:
-        methods=PLAN.generated,
+        methods=list(STUDY.generated),
     message:
         "compile the networks that make images"
     script:

@@ -15,16 +15,14 @@ if PLAN.guarded:
             leaks=[PLAN.leaks(method) for method in PLAN.guarded],
             counts=[PLAN.leak_counts(method) for method in PLAN.guarded],
         log:
-            PLAN.path("logs/leakage.log"),
+            PLAN.log("leakage"),
         benchmark:
-            PLAN.path("benchmarks/leakage.tsv")
+            PLAN.benchmark("leakage")
         conda:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu,
-            mem_mb=NEEDS.memory(4000, 32000),
-            runtime=NEEDS.minutes(480),
+            **NEEDS.gpu_job(4000, 32000, minutes=480),
         params:
             recipe=recipes.leakage_recipe(STUDY),
         message:
@@ -47,15 +45,14 @@ if PLAN.guarded:
                 {f"pairs_{method}": "leakage_pairs" for method in PLAN.guarded},
             ),
         log:
-            PLAN.path("logs/near_duplicates.log"),
+            PLAN.log("near_duplicates"),
         benchmark:
-            PLAN.path("benchmarks/near_duplicates.tsv")
+            PLAN.benchmark("near_duplicates")
         localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=NEEDS.memory(1000, 8000),
-            runtime=NEEDS.minutes(60),
+            **NEEDS.table,
         params:
             recipe=recipes.leakage_table_recipe(STUDY),
         message:

@@ -9,16 +9,15 @@ for model, source in PLAN.hub_models.items():
         output:
             source.marker,
         log:
-            PLAN.path(f"logs/fetch_{model}.log"),
+            PLAN.log(f"fetch_{model}"),
         benchmark:
-            PLAN.path(f"benchmarks/fetch_{model}.tsv")
+            PLAN.benchmark(f"fetch_{model}")
         retries: 2
         localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=NEEDS.memory(1000, 2000),
-            runtime=NEEDS.minutes(240),
+            **NEEDS.fetch,
         params:
             model=model,
             recipe=recipes.fetch_recipe(source),
@@ -34,16 +33,15 @@ if PLAN.cluster_files and PLAN.feature_files:
         output:
             PLAN.feature_files,
         log:
-            PLAN.path("logs/fetch_inception.log"),
+            PLAN.log("fetch_inception"),
         benchmark:
-            PLAN.path("benchmarks/fetch_inception.tsv")
+            PLAN.benchmark("fetch_inception")
         retries: 2
         localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=NEEDS.memory(1000, 2000),
-            runtime=NEEDS.minutes(240),
+            **NEEDS.fetch,
         message:
             "fetch Inception-v3"
         script:
@@ -56,16 +54,15 @@ if PLAN.aesthetics_files:
         output:
             PLAN.aesthetics_files,
         log:
-            PLAN.path("logs/fetch_aesthetics.log"),
+            PLAN.log("fetch_aesthetics"),
         benchmark:
-            PLAN.path("benchmarks/fetch_aesthetics.tsv")
+            PLAN.benchmark("fetch_aesthetics")
         retries: 2
         localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=NEEDS.memory(1000, 2000),
-            runtime=NEEDS.minutes(240),
+            **NEEDS.fetch,
         message:
             "fetch the aesthetics predictor"
         script:
@@ -78,15 +75,14 @@ rule fingerprint_diffusion:
     output:
         PLAN.path("models/diffusion.json"),
     log:
-        PLAN.path("logs/fingerprint_diffusion.log"),
+        PLAN.log("fingerprint_diffusion"),
     benchmark:
-        PLAN.path("benchmarks/fingerprint_diffusion.tsv")
+        PLAN.benchmark("fingerprint_diffusion")
     localrule: True
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=NEEDS.memory(1000, 2000),
-        runtime=NEEDS.minutes(60),
+        **NEEDS.fetch,
     params:
         recipe=recipes.model_recipe(STUDY.diffusion),
     message:
@@ -101,15 +97,14 @@ rule fingerprint_clip:
     output:
         PLAN.path("models/clip.json"),
     log:
-        PLAN.path("logs/fingerprint_clip.log"),
+        PLAN.log("fingerprint_clip"),
     benchmark:
-        PLAN.path("benchmarks/fingerprint_clip.tsv")
+        PLAN.benchmark("fingerprint_clip")
     localrule: True
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=NEEDS.memory(1000, 2000),
-        runtime=NEEDS.minutes(60),
+        **NEEDS.fetch,
     params:
         recipe=recipes.model_recipe(STUDY.clip),
     message:

@@ -9,16 +9,14 @@ if STUDY.miniature is not None:
         output:
             directory(PLAN.path("pretrain/clip")),
         log:
-            PLAN.path("logs/pretrain_clip.log"),
+            PLAN.log("pretrain_clip"),
         benchmark:
-            PLAN.path("benchmarks/pretrain_clip.tsv")
+            PLAN.benchmark("pretrain_clip")
         conda:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu,
-            mem_mb=NEEDS.memory(4000, 4000),
-            runtime=NEEDS.minutes(240),
+            **NEEDS.gpu_job(4000, 4000, minutes=240),
         params:
             recipe=recipes.pretrain_recipe(STUDY, "clip"),
         message:
@@ -32,16 +30,14 @@ if STUDY.miniature is not None:
         output:
             directory(PLAN.path("pretrain/autoencoder")),
         log:
-            PLAN.path("logs/pretrain_autoencoder.log"),
+            PLAN.log("pretrain_autoencoder"),
         benchmark:
-            PLAN.path("benchmarks/pretrain_autoencoder.tsv")
+            PLAN.benchmark("pretrain_autoencoder")
         conda:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu,
-            mem_mb=NEEDS.memory(4000, 4000),
-            runtime=NEEDS.minutes(240),
+            **NEEDS.gpu_job(4000, 4000, minutes=240),
         params:
             recipe=recipes.pretrain_recipe(STUDY, "autoencoder"),
         message:
@@ -57,16 +53,14 @@ if STUDY.miniature is not None:
         output:
             directory(PLAN.path("pretrain/unet")),
         log:
-            PLAN.path("logs/pretrain_unet.log"),
+            PLAN.log("pretrain_unet"),
         benchmark:
-            PLAN.path("benchmarks/pretrain_unet.tsv")
+            PLAN.benchmark("pretrain_unet")
         conda:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu,
-            mem_mb=NEEDS.memory(6000, 6000),
-            runtime=NEEDS.minutes(480),
+            **NEEDS.gpu_job(6000, 6000, minutes=480),
         params:
             recipe=recipes.pretrain_recipe(STUDY, "unet"),
         message:
@@ -80,16 +74,14 @@ if STUDY.miniature is not None:
         output:
             directory(PLAN.path("pretrain/reference")),
         log:
-            PLAN.path("logs/pretrain_reference.log"),
+            PLAN.log("pretrain_reference"),
         benchmark:
-            PLAN.path("benchmarks/pretrain_reference.tsv")
+            PLAN.benchmark("pretrain_reference")
         conda:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu,
-            mem_mb=NEEDS.memory(6000, 6000),
-            runtime=NEEDS.minutes(240),
+            **NEEDS.gpu_job(6000, 6000, minutes=240),
         params:
             recipe=recipes.pretrain_recipe(STUDY, "reference"),
             corpus=recipes.corpus_recipe(STUDY),
@@ -107,15 +99,14 @@ if STUDY.miniature is not None:
         output:
             directory(PLAN.path("pretrain/models")),
         log:
-            PLAN.path("logs/assemble_models.log"),
+            PLAN.log("assemble_models"),
         benchmark:
-            PLAN.path("benchmarks/assemble_models.tsv")
+            PLAN.benchmark("assemble_models")
         localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=NEEDS.memory(4000, 4000),
-            runtime=NEEDS.minutes(60),
+            **NEEDS.job(4000, 4000, minutes=60),
         message:
             "assemble Stable Diffusion and CLIP"
         script:
@@ -131,16 +122,14 @@ if STUDY.miniature is not None:
             quality=PLAN.path("pretrain/quality.json"),
             picture=PLAN.path("pretrain/generated.png"),
         log:
-            PLAN.path("logs/measure_models.log"),
+            PLAN.log("measure_models"),
         benchmark:
-            PLAN.path("benchmarks/measure_models.tsv")
+            PLAN.benchmark("measure_models")
         conda:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu,
-            mem_mb=NEEDS.memory(4000, 4000),
-            runtime=NEEDS.minutes(120),
+            **NEEDS.gpu_job(4000, 4000, minutes=120),
         params:
             recipe=recipes.measure_recipe(STUDY),
         message:

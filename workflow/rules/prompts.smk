@@ -9,17 +9,16 @@ rule prompts:
     output:
         PLAN.path("prompts/{method}.parquet"),
     log:
-        PLAN.path("logs/prompts/{method}.log"),
+        PLAN.log("prompts", "{method}"),
     benchmark:
-        PLAN.path("benchmarks/prompts/{method}.tsv")
+        PLAN.benchmark("prompts", "{method}")
     # a second's work that minutes of work wait for
     priority: 20
     localrule: True
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=NEEDS.memory(1000, 4000),
-        runtime=NEEDS.minutes(30),
+        **NEEDS.light,
     params:
         recipe=get_prompts_recipe,
     message:

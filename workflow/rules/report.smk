@@ -4,20 +4,19 @@
 rule table1_files:
     input:
         results=PLAN.results(),
-        pools=[PLAN.resample(method, run) for method in PLAN.augmented for run in PLAN.runs],
+        pools=[PLAN.resample(method, run) for method in STUDY.augmented for run in PLAN.runs],
         excluded=PLAN.excluded,
     output:
         **captioned(PLAN.table1, "Tables", {"csv": "table1"}),
     log:
-        PLAN.path("logs/table1.log"),
+        PLAN.log("table1"),
     benchmark:
-        PLAN.path("benchmarks/table1.tsv")
+        PLAN.benchmark("table1")
     localrule: True
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=NEEDS.memory(1000, 4000),
-        runtime=NEEDS.minutes(30),
+        **NEEDS.light,
     params:
         recipe=recipes.table_recipe(STUDY),
     message:
@@ -33,15 +32,14 @@ rule statistics:
     output:
         **captioned(PLAN.statistics, "Tables", {"csv": "statistics"}),
     log:
-        PLAN.path("logs/statistics.log"),
+        PLAN.log("statistics"),
     benchmark:
-        PLAN.path("benchmarks/statistics.tsv")
+        PLAN.benchmark("statistics")
     localrule: True
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=NEEDS.memory(1000, 4000),
-        runtime=NEEDS.minutes(30),
+        **NEEDS.light,
     params:
         recipe=recipes.statistics_recipe(),
     message:
@@ -57,15 +55,14 @@ rule per_class:
     output:
         PLAN.per_class,
     log:
-        PLAN.path("logs/per_class.log"),
+        PLAN.log("per_class"),
     benchmark:
-        PLAN.path("benchmarks/per_class.tsv")
+        PLAN.benchmark("per_class")
     localrule: True
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=NEEDS.memory(1000, 4000),
-        runtime=NEEDS.minutes(30),
+        **NEEDS.light,
     params:
         recipe=recipes.per_class_recipe(),
     message:
@@ -82,15 +79,14 @@ if PLAN.paper_tables:
         output:
             **captioned(PLAN.paper_table_files, "Tables", {f"{name}_csv": name for name in PLAN.paper_tables}),
         log:
-            PLAN.path("logs/paper_tables.log"),
+            PLAN.log("paper_tables"),
         benchmark:
-            PLAN.path("benchmarks/paper_tables.tsv")
+            PLAN.benchmark("paper_tables")
         localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=NEEDS.memory(1000, 4000),
-            runtime=NEEDS.minutes(30),
+            **NEEDS.light,
         params:
             recipe=recipes.paper_tables_recipe(STUDY, PLAN.paper_tables),
         message:
@@ -107,15 +103,14 @@ rule cost:
     output:
         **captioned(PLAN.cost, "Tables", {"csv": "cost"}),
     log:
-        PLAN.path("logs/cost.log"),
+        PLAN.log("cost"),
     benchmark:
-        PLAN.path("benchmarks/cost.tsv")
+        PLAN.benchmark("cost")
     localrule: True
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=NEEDS.memory(1000, 4000),
-        runtime=NEEDS.minutes(30),
+        **NEEDS.light,
     params:
         recipe=recipes.cost_recipe(),
     message:
@@ -124,32 +119,30 @@ rule cost:
         "../scripts/cost.py"
 
 
-if PLAN.pooled:
+if STUDY.pooled:
 
     rule diagnostics:
         input:
-            pools=[PLAN.pool(method) for method in PLAN.pooled],
+            pools=[PLAN.pool(method) for method in STUDY.pooled],
             train=PLAN.splits["train"],
             val=PLAN.splits["val"],
             classes=PLAN.path("classes.parquet"),
             clip=PLAN.path("models/clip.json"),
             judge=PLAN.judge_files,
-            histories=[PLAN.finetune_history(method) for method in PLAN.personalised],
-            lrs=[PLAN.lr(method) for method in PLAN.personalised],
-            selected=[PLAN.selected(method) for method in PLAN.personalised],
+            histories=[PLAN.finetune_history(method) for method in STUDY.personalised],
+            lrs=[PLAN.lr(method) for method in STUDY.personalised],
+            selected=[PLAN.selected(method) for method in STUDY.personalised],
         output:
             **captioned(PLAN.diagnostics, "Tables", {"csv": "diagnostics"}),
         log:
-            PLAN.path("logs/diagnostics.log"),
+            PLAN.log("diagnostics"),
         benchmark:
-            PLAN.path("benchmarks/diagnostics.tsv")
+            PLAN.benchmark("diagnostics")
         conda:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu,
-            mem_mb=NEEDS.memory(4000, 32000),
-            runtime=NEEDS.minutes(240),
+            **NEEDS.gpu_job(4000, 32000, minutes=240),
         params:
             recipe=recipes.diagnostics_recipe(STUDY),
         message:
@@ -164,15 +157,14 @@ rule figure1_files:
     output:
         **captioned(PLAN.figure1, "Figures", {"png": "figure1"}),
     log:
-        PLAN.path("logs/figure1.log"),
+        PLAN.log("figure1"),
     benchmark:
-        PLAN.path("benchmarks/figure1.tsv")
+        PLAN.benchmark("figure1")
     localrule: True
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=NEEDS.memory(1000, 4000),
-        runtime=NEEDS.minutes(30),
+        **NEEDS.light,
     params:
         recipe=recipes.figure_recipe(),
     message:
@@ -193,15 +185,14 @@ if "figure3" in PLAN.figures:
         output:
             **PLAN.figure_data("figure3"),
         log:
-            PLAN.path("logs/figure3_data.log"),
+            PLAN.log("figure3_data"),
         benchmark:
-            PLAN.path("benchmarks/figure3_data.tsv")
+            PLAN.benchmark("figure3_data")
         localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=NEEDS.memory(1000, 8000),
-            runtime=NEEDS.minutes(30),
+            **NEEDS.table,
         params:
             recipe=recipes.figure_data_recipe(STUDY, PLAN.reconstructing),
         message:
@@ -220,15 +211,14 @@ if "figure4" in PLAN.figures:
         output:
             **PLAN.figure_data("figure4"),
         log:
-            PLAN.path("logs/figure4_data.log"),
+            PLAN.log("figure4_data"),
         benchmark:
-            PLAN.path("benchmarks/figure4_data.tsv")
+            PLAN.benchmark("figure4_data")
         localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=NEEDS.memory(1000, 8000),
-            runtime=NEEDS.minutes(30),
+            **NEEDS.table,
         params:
             recipe=recipes.figure_data_recipe(STUDY, PLAN.exemplified),
         message:
@@ -249,15 +239,14 @@ if "figure5a" in PLAN.figures:
         output:
             **PLAN.figure_data("figure5a"),
         log:
-            PLAN.path("logs/figure5a_data.log"),
+            PLAN.log("figure5a_data"),
         benchmark:
-            PLAN.path("benchmarks/figure5a_data.tsv")
+            PLAN.benchmark("figure5a_data")
         localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=NEEDS.memory(1000, 8000),
-            runtime=NEEDS.minutes(30),
+            **NEEDS.table,
         params:
             recipe=recipes.figure_data_recipe(STUDY, PLAN.compared),
         message:
@@ -277,15 +266,14 @@ if "figure5b" in PLAN.figures:
         output:
             **PLAN.figure_data("figure5b"),
         log:
-            PLAN.path("logs/figure5b_data.log"),
+            PLAN.log("figure5b_data"),
         benchmark:
-            PLAN.path("benchmarks/figure5b_data.tsv")
+            PLAN.benchmark("figure5b_data")
         localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=NEEDS.memory(1000, 4000),
-            runtime=NEEDS.minutes(30),
+            **NEEDS.light,
         params:
             recipe=recipes.figure_data_recipe(STUDY, PLAN.scaling),
         message:
@@ -304,15 +292,14 @@ for name, drawn in PLAN.figures.items():
         output:
             **captioned(drawn, "Figures", {"png": name}),
         log:
-            PLAN.path(f"logs/{name}.log"),
+            PLAN.log(name),
         benchmark:
-            PLAN.path(f"benchmarks/{name}.tsv")
+            PLAN.benchmark(name)
         localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=NEEDS.memory(1000, 4000),
-            runtime=NEEDS.minutes(30),
+            **NEEDS.light,
         params:
             figure=name,
             recipe=recipes.figure_recipe(),
@@ -333,15 +320,14 @@ rule resolved_config:
     output:
         PLAN.path("config.yaml"),
     log:
-        PLAN.path("logs/resolved_config.log"),
+        PLAN.log("resolved_config"),
     benchmark:
-        PLAN.path("benchmarks/resolved_config.tsv")
+        PLAN.benchmark("resolved_config")
     localrule: True
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=NEEDS.memory(1000, 1000),
-        runtime=NEEDS.minutes(30),
+        **NEEDS.light,
     params:
         config=recipes.table_recipe(STUDY)["study"],
     message:
@@ -355,19 +341,18 @@ rule provenance:
     input:
         PLAN.table1.values(),
         config=PLAN.path("config.yaml"),
-        models=[PLAN.path(f"models/{model}.json") for model in ("diffusion", "clip") if PLAN.pooled],
+        models=[PLAN.path(f"models/{model}.json") for model in ("diffusion", "clip") if STUDY.pooled],
     output:
         PLAN.path("provenance.json"),
     log:
-        PLAN.path("logs/provenance.log"),
+        PLAN.log("provenance"),
     benchmark:
-        PLAN.path("benchmarks/provenance.tsv")
+        PLAN.benchmark("provenance")
     localrule: True
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=NEEDS.memory(1000, 4000),
-        runtime=NEEDS.minutes(30),
+        **NEEDS.light,
     message:
         "what made the results"
     script:
@@ -380,23 +365,22 @@ rule report_images:
     input:
         per_class=PLAN.per_class,
         table=PLAN.table1["csv"],
-        sets=[PLAN.resample(method, "0") for method in PLAN.pooled],
+        sets=[PLAN.resample(method, "0") for method in STUDY.pooled],
         train=PLAN.splits["train"],
         classes=PLAN.path("classes.parquet"),
     output:
         PLAN.report_images,
     log:
-        PLAN.path("logs/report_images.log"),
+        PLAN.log("report_images"),
     benchmark:
-        PLAN.path("benchmarks/report_images.tsv")
+        PLAN.benchmark("report_images")
     localrule: True
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=NEEDS.memory(1000, 8000),
-        runtime=NEEDS.minutes(60),
+        **NEEDS.table,
     params:
-        recipe=recipes.report_images_recipe(STUDY, PLAN.pooled),
+        recipe=recipes.report_images_recipe(STUDY, STUDY.pooled),
     message:
         "images of the report"
     script:
@@ -410,15 +394,14 @@ rule report_html:
     output:
         PLAN.report,
     log:
-        PLAN.path("logs/report_html.log"),
+        PLAN.log("report_html"),
     benchmark:
-        PLAN.path("benchmarks/report_html.tsv")
+        PLAN.benchmark("report_html")
     localrule: True
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=NEEDS.memory(1000, 4000),
-        runtime=NEEDS.minutes(30),
+        **NEEDS.light,
     params:
         recipe=recipes.report_recipe(),
     message:

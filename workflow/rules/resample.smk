@@ -11,15 +11,14 @@ for method in PLAN.guarded_first:
         output:
             PLAN.pool(method),
         log:
-            PLAN.path(f"logs/index_pool/{method}.log"),
+            PLAN.log("index_pool", method),
         benchmark:
-            PLAN.path(f"benchmarks/index_pool/{method}.tsv")
+            PLAN.benchmark("index_pool", method)
         localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=NEEDS.memory(1000, 8000),
-            runtime=NEEDS.minutes(60),
+            **NEEDS.table,
         message:
             f"index the pool of {method}"
         script:
@@ -36,15 +35,14 @@ for method in PLAN.guarded_first:
         output:
             manifests=[PLAN.resample(method, run) for run in PLAN.runs],
         log:
-            PLAN.path(f"logs/resample/{method}.log"),
+            PLAN.log("resample", method),
         benchmark:
-            PLAN.path(f"benchmarks/resample/{method}.tsv")
+            PLAN.benchmark("resample", method)
         localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=NEEDS.memory(1000, 8000),
-            runtime=NEEDS.minutes(60),
+            **NEEDS.table,
         params:
             method=method,
             recipe=recipes.resample_recipe(STUDY, method),
@@ -67,15 +65,14 @@ for method in PLAN.indexed_with_sets:
             index=PLAN.pool(method),
             manifests=[PLAN.resample(method, run) for run in PLAN.runs],
         log:
-            PLAN.path(f"logs/resample/{method}.log"),
+            PLAN.log("resample", method),
         benchmark:
-            PLAN.path(f"benchmarks/resample/{method}.tsv")
+            PLAN.benchmark("resample", method)
         localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=NEEDS.memory(1000, 8000),
-            runtime=NEEDS.minutes(60),
+            **NEEDS.table,
         params:
             method=method,
             recipe=recipes.resample_recipe(STUDY, method),

@@ -12,20 +12,18 @@ rule search:
     output:
         PLAN.neighbours(),
     log:
-        PLAN.path("logs/search/{method}.log"),
+        PLAN.log("search", "{method}"),
     benchmark:
-        PLAN.path("benchmarks/search/{method}.tsv")
+        PLAN.benchmark("search", "{method}")
     wildcard_constraints:
-        method=any_of(PLAN.retrieved),
+        method=any_of(STUDY.retrieved),
     priority: 20
     localrule: NEEDS.search_is_local
     conda:
         ENVIRONMENT
     threads: NEEDS.gpu_threads
     resources:
-        **NEEDS.gpu,
-        mem_mb=NEEDS.memory(6000, 32000),
-        runtime=NEEDS.minutes(480),
+        **NEEDS.gpu_job(6000, 32000, minutes=480),
     params:
         recipe=get_search_recipe,
     message:
@@ -51,18 +49,16 @@ for method, block in PLAN.retrieve_jobs:
             shards=[PLAN.shard(method, class_id, "0") for class_id in block.members],
             ledgers=[PLAN.ledger(method, class_id) for class_id in block.members],
         log:
-            PLAN.path(f"logs/retrieve/{method}_{block.name}.log"),
+            PLAN.log("retrieve", method, block.name),
         benchmark:
-            PLAN.path(f"benchmarks/retrieve/{method}_{block.name}.tsv")
+            PLAN.benchmark("retrieve", method, block.name)
         priority: 20
         localrule: NEEDS.download_is_local
         conda:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu,
-            mem_mb=NEEDS.memory(4000, 16000),
-            runtime=NEEDS.minutes(480),
+            **NEEDS.gpu_job(4000, 16000, minutes=480),
         params:
             method=method,
             recipe=recipes.retrieve_recipe(STUDY, method),
@@ -76,23 +72,22 @@ if PLAN.retrieval_summary:
 
     rule retrieval_summary:
         input:
-            **{f"neighbours_{method}": PLAN.neighbours(method) for method in PLAN.retrieved},
-            **{f"ledgers_{method}": PLAN.ledgers(method) for method in PLAN.retrieved},
+            **{f"neighbours_{method}": PLAN.neighbours(method) for method in STUDY.retrieved},
+            **{f"ledgers_{method}": PLAN.ledgers(method) for method in STUDY.retrieved},
             train=PLAN.splits["train"],
             classes=PLAN.path("classes.parquet"),
         output:
             **captioned(PLAN.retrieval_summary, "Tables", {"fates": "retrieval_yield"}),
         log:
-            PLAN.path("logs/retrieval_summary.log"),
+            PLAN.log("retrieval_summary"),
         benchmark:
-            PLAN.path("benchmarks/retrieval_summary.tsv")
+            PLAN.benchmark("retrieval_summary")
         priority: 20
         localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=NEEDS.memory(1000, 4000),
-            runtime=NEEDS.minutes(30),
+            **NEEDS.light,
         params:
             recipe=recipes.shortfall_recipe(STUDY),
         message:

@@ -1,6 +1,6 @@
 # Candidates of a fine-tuned method -> part 0 of each, one classifier each, the best on the validation split.
 
-for method in PLAN.personalised:
+for method in STUDY.personalised:
     for block in PLAN.candidate_blocks:
 
         rule:
@@ -20,17 +20,15 @@ for method in PLAN.personalised:
                     for folder in block.folders
                 ],
             log:
-                PLAN.path(f"logs/candidates/{method}_{block.name}.log"),
+                PLAN.log("candidates", method, block.name),
             benchmark:
-                PLAN.path(f"benchmarks/candidates/{method}_{block.name}.tsv")
+                PLAN.benchmark("candidates", method, block.name)
             priority: 12
             conda:
                 ENVIRONMENT
             threads: NEEDS.gpu_threads
             resources:
-                **NEEDS.gpu,
-                mem_mb=NEEDS.memory(3000, 16000),
-                runtime=NEEDS.minutes(480),
+                **NEEDS.gpu_job(3000, 16000, minutes=480),
             params:
                 method=method,
                 recipe=recipes.generate_recipe(STUDY, method),
@@ -51,16 +49,15 @@ for method in PLAN.personalised:
             indexes=[PLAN.pool(method, name) for name in PLAN.embeddings(method)],
             manifests=[PLAN.resample(method, "0", name) for name in PLAN.embeddings(method)],
         log:
-            PLAN.path(f"logs/pool_candidates/{method}.log"),
+            PLAN.log("pool_candidates", method),
         benchmark:
-            PLAN.path(f"benchmarks/pool_candidates/{method}.tsv")
+            PLAN.benchmark("pool_candidates", method)
         priority: 12
         localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=NEEDS.memory(1000, 8000),
-            runtime=NEEDS.minutes(60),
+            **NEEDS.table,
         params:
             method=method,
             recipe=recipes.resample_recipe(STUDY, method),
@@ -82,17 +79,15 @@ for method in PLAN.personalised:
         output:
             [path for name in PLAN.embeddings(method) for path in PLAN.run_files(method, "0", name)],
         log:
-            PLAN.path(f"logs/classify_candidates/{method}.log"),
+            PLAN.log("classify_candidates", method),
         benchmark:
-            PLAN.path(f"benchmarks/classify_candidates/{method}.tsv")
+            PLAN.benchmark("classify_candidates", method)
         priority: 12
         conda:
             ENVIRONMENT
         threads: NEEDS.classifier_threads
         resources:
-            **NEEDS.classifier_gpus,
-            mem_mb=NEEDS.memory(3000, 64000),
-            runtime=NEEDS.minutes(1440),
+            **NEEDS.classifier_job(3000, 64000, minutes=1440),
         params:
             method=method,
             recipe=recipes.classifier_recipe(STUDY, method),
@@ -111,16 +106,15 @@ for method in PLAN.personalised:
         output:
             PLAN.selected(method),
         log:
-            PLAN.path(f"logs/select/{method}.log"),
+            PLAN.log("select", method),
         benchmark:
-            PLAN.path(f"benchmarks/select/{method}.tsv")
+            PLAN.benchmark("select", method)
         priority: 12
         localrule: True
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=NEEDS.memory(1000, 2000),
-            runtime=NEEDS.minutes(30),
+            **NEEDS.light,
         params:
             method=method,
             recipe=recipes.select_recipe(),

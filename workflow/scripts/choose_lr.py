@@ -6,7 +6,7 @@ with running(snakemake) as job:
     from augbench.personalise.stage import choose_lr
 
     method, plan = snakemake.params.method, job.plan_of(snakemake.input.classes)
-    row = plan.personalised[method]
+    row = plan.study.personalised[method]
     vectors = {factor: plan.vectors(method, factor, plan.folders) for factor in row.lr_grid}
     unets = {factor: plan.trained_unets(method, factor) for factor in row.lr_grid}
     choose_lr(row, vectors, unets, snakemake.output.lr, snakemake.output.history, plan.embeddings(method), plan.unets(method))

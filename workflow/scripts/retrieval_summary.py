@@ -14,9 +14,9 @@ with running(snakemake) as job:
         job.study,
         [info.class_id for info in read_class_table(source.classes)],
         Counter(read_split(source.train).class_ids),
-        {method: list(source[f"ledgers_{method}"]) for method in plan.retrieved},
-        {method: source[f"neighbours_{method}"] for method in plan.retrieved},
-        {method: output[f"manifest_{method}"] for method in plan.retrieved},
+        {method: list(source[f"ledgers_{method}"]) for method in plan.study.retrieved},
+        {method: source[f"neighbours_{method}"] for method in plan.study.retrieved},
+        {method: output[f"manifest_{method}"] for method in plan.study.retrieved},
         output.fates,
         output.excluded,
     )

@@ -60,7 +60,7 @@ class Gallery:
             The study has no class table, or no shard yet.
         """
         table = Path(self.plan.path("classes.parquet"))
-        pools = (Path(self.plan.pool(method)).parent for method in self.plan.pooled)
+        pools = (Path(self.plan.pool(method)).parent for method in self.plan.study.pooled)
         if not table.is_file() or not any(path for pool in pools for path in pool.glob("*/*.parquet")):
             raise UserError(self.plan.root, "no images there yet", "run the study first: augbench run")
 
@@ -85,7 +85,7 @@ class Gallery:
         UserError
             A shard is damaged.
         """
-        if method not in self.plan.pooled or class_id not in self.classes:
+        if method not in self.plan.study.pooled or class_id not in self.classes:
             raise KeyError(f"{method}, {class_id}")
         folder = Path(self.plan.shard(method, class_id, "0")).parent
         found = []
@@ -125,7 +125,7 @@ class Gallery:
             known = dict(tables[place.part][place.row])
             picture = Picture(method, class_id, name, place.row, str(known.pop("index")), **known)
             address = "/image?" + urlencode({"method": method, "class": class_id, "part": place.part, "row": place.row})
-            found.append(thumb_of(picture, address, self.plan.label(method), self.models))
+            found.append(thumb_of(picture, address, self.plan.study.label(method), self.models))
         return found
 
 
@@ -158,7 +158,7 @@ def page(gallery: Gallery, query: dict[str, str]) -> str:
         There is no such class, method or page.
     """
     plan = gallery.plan
-    class_ids, methods = [*gallery.classes], plan.pooled
+    class_ids, methods = [*gallery.classes], [*plan.study.pooled]
     class_id, method = query.get("class", class_ids[0]), query.get("method", methods[0])
     places = gallery.places(method, class_id)
     number, last = query.get("page", "1"), max(1, -(-len(places) // PER_PAGE))
@@ -176,7 +176,7 @@ def page(gallery: Gallery, query: dict[str, str]) -> str:
     pages += [
         (short_name(gallery.classes[class_ids[other]]), address(**{"class": class_ids[other]})) for other in (here - 1, here + 1) if 0 <= other < len(class_ids)
     ]
-    name, label = short_name(gallery.classes[class_id]), plan.label(method)
+    name, label = short_name(gallery.classes[class_id]), plan.study.label(method)
     return (
         templates()
         .get_template("browse.html")
@@ -186,7 +186,7 @@ def page(gallery: Gallery, query: dict[str, str]) -> str:
             title=f"{name}: {label}",
             lead=gallery.classes[class_id].definition or gallery.classes[class_id].name,
             classes=[(info.class_id, _name(info)) for info in gallery.classes.values()],
-            methods=[(other, plan.label(other)) for other in methods],
+            methods=[(other, plan.study.label(other)) for other in methods],
             class_id=class_id,
             method=method,
             count=f"Images {first + 1:,} to {first + len(thumbs):,} of {len(places):,}" if thumbs else "No images",

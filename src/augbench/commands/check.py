@@ -21,7 +21,7 @@ from typing import Any
 from augbench.config.corpus import IndexCorpus, MiniatureCorpus, OwnCorpus
 from augbench.config.data import FashionMnist
 from augbench.config.hub import HUB_ID, HubModel
-from augbench.config.methods import DrawMethod, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod
+from augbench.config.methods import AddingMethod, DrawMethod
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study
 from augbench.data.classes import ClassInfo
@@ -101,9 +101,8 @@ def check_study(study: Study, *, models: bool = True, verify_images: bool = Fals
         problems += _excluded(study, list(sizes))
         notes.append(_summary(sizes, study.dataset.test_images_per_class))
         problems += _prompts(study, source.classes())
-        for name, method in study.methods.items():
-            if isinstance(method, PersonaliseMethod):
-                problems += check_clusters(f"methods.{name}.clusters", method.clusters, {class_id: size.train for class_id, size in sizes.items()})
+        for name, method in study.personalised.items():
+            problems += check_clusters(f"methods.{name}.clusters", method.clusters, {class_id: size.train for class_id, size in sizes.items()})
         problems += _judge(study, list(sizes))
         problems += _added_images(study, {class_id: size.train for class_id, size in sizes.items()})
     problems += _corpus(study)
@@ -138,7 +137,7 @@ def _published_files(study: Study) -> Iterator[UserError]:
 
 
 def _split_sizes(study: Study, counts: list[ClassCounts]) -> dict[str, SplitSizes]:
-    needed = {method.split for method in study.methods.values() if isinstance(method, RealMethod)}
+    needed = {method.split for method in study.real.values()}
     given = [any(getattr(count, part) is not None for count in counts) for part in ("validation", "test")]
     shares = resolve_shares(study.dataset, given[0], given[1], needed)
     sizes, problems = {}, []
@@ -180,14 +179,14 @@ def _added_images(study: Study, train: dict[str, int]) -> Iterator[UserError]:
     largest = max(train, key=lambda class_id: train[class_id])
     augmentation = study.augmentation
 
-    def needed(method: SampleMethod | PersonaliseMethod | RetrieveMethod | DrawMethod) -> tuple[int, str]:
+    def needed(method: AddingMethod) -> tuple[int, str]:
         size, times = train[largest], method.added_per_training_image
         added = "as many" if times == 1 else f"{times:g} times as many"
         return needed_images(times, size), f"class {largest!r} has {size} training images, and a resample adds {added}"
 
-    generated = [needed(method) for method in study.methods.values() if isinstance(method, SampleMethod | PersonaliseMethod)]
+    generated = [needed(method) for method in study.generated.values()]
     if generated and augmentation.images_per_training_image is not None:
-        most = max(method.added_per_training_image for method in study.methods.values() if isinstance(method, SampleMethod | PersonaliseMethod))
+        most = max(method.added_per_training_image for method in study.generated.values())
         if augmentation.images_per_training_image < most:
             yield UserError(
                 "augmentation.images_per_training_image", augmentation.images_per_training_image, f"allowed: at least {most:g}, which a method adds"
@@ -199,11 +198,9 @@ def _added_images(study: Study, train: dict[str, int]) -> Iterator[UserError]:
             yield UserError("augmentation.images_per_class", augmentation.images_per_class, f"allowed: at least {size}; {because}")
         elif part is not None and part < size:
             yield UserError("augmentation.images_per_part", part, f"allowed: at least {size}; {because}, from part 0 alone during selection")
-    for name, method in study.methods.items():
-        if isinstance(method, DrawMethod):
-            yield from _drawn_images(study, name, method, *needed(method))
-        if not isinstance(method, RetrieveMethod):
-            continue
+    for name, drawn in study.drawn.items():
+        yield from _drawn_images(study, name, drawn, *needed(drawn))
+    for name, method in study.retrieved.items():
         size, because = needed(method)
         key, wanted = f"methods.{name}.images_per_class", method.images_per_class or size
         if wanted < size and not method.may_fall_short:
@@ -218,8 +215,7 @@ def _added_images(study: Study, train: dict[str, int]) -> Iterator[UserError]:
 
 def _drawn_images(study: Study, name: str, method: DrawMethod, size: int, because: str) -> Iterator[UserError]:
     """What a row draws from must hold a set of its size, too."""
-    pool = study.methods[method.pool]
-    if isinstance(pool, RetrieveMethod):
+    if (pool := study.retrieved.get(method.pool)) is not None:
         retrieved = pool.images_per_class
         if retrieved is not None and retrieved < size and not method.may_fall_short:
             yield UserError(f"methods.{method.pool}.images_per_class", retrieved, f"allowed: at least {size}, for {name} draws from it; {because}")
@@ -245,8 +241,7 @@ def _excluded(study: Study, class_ids: list[str]) -> Iterator[UserError]:
 
 def _corpus(study: Study) -> Iterator[UserError]:
     """The corpus is there, and so are manifests and weights that are named."""
-    retrieved = {name: method for name, method in study.methods.items() if isinstance(method, RetrieveMethod)}
-    if not retrieved:
+    if not study.retrieved:
         return
     corpus = study.corpus
     places = {"root": getattr(corpus, "root", None), "folder": getattr(corpus, "folder", None)}
@@ -255,7 +250,7 @@ def _corpus(study: Study) -> Iterator[UserError]:
             yield UserError(f"corpus.{key}", f"{place!r}, no such folder", "allowed: a folder")
     if isinstance(corpus, IndexCorpus) and Path(corpus.folder).is_dir() and not (Path(corpus.folder) / "image.index").is_file():
         yield UserError("corpus.folder", f"no image.index in {corpus.folder!r}", "allowed: a folder that `clip-retrieval index` has made")
-    for name, method in retrieved.items():
+    for name, method in study.retrieved.items():
         if method.manifest is not None and not Path(method.manifest).is_file():
             yield UserError(f"methods.{name}.manifest", f"{method.manifest!r}, no such file", "allowed: a manifest.parquet that a study has frozen")
         if method.min_aesthetics is not None and isinstance(corpus, OwnCorpus) and study.retrieval.aesthetics_weights is None:
@@ -279,9 +274,8 @@ def _judge(study: Study, class_ids: list[str]) -> Iterator[UserError]:
 
 def _prompts(study: Study, classes: list[ClassInfo]) -> Iterator[UserError]:
     """Every method's templates are there, and the class table has what they ask for."""
-    for name, method in study.methods.items():
-        if not isinstance(method, RealMethod | DrawMethod):
-            yield from check_prompts(study, name, classes)
+    for name in study.pooled:
+        yield from check_prompts(study, name, classes)
 
 
 # --- models ---------------------------------------------------------------------------------------------------------

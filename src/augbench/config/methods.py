@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,20 +31,72 @@ class Prompting(Section):
         return self
 
 
+Family = Literal["real", "unconditional", "prompting", "personalised", "retrieval", "scaling"]
+RealSplit = Literal["train", "train2x", "full"]
+
+
 class _Method(Section):
+    """A row of the comparison. Stages ask a row what it is through the properties below, never by its class."""
+
     label: str | None = key(None, "Name in tables and figures. Default: the key.")
-    family: Literal["real", "unconditional", "prompting", "personalised", "retrieval", "scaling"] | None = key(
-        None, "Group in Figure 1, which leaves scaling out. Default: by mechanism.", source="paper, Table 1"
-    )
+    family: Family | None = key(None, "Group in Figure 1, which leaves scaling out. Default: by mechanism.", source="paper, Table 1")
+
+    adds_images: ClassVar[bool] = True
+    generates_images: ClassVar[bool] = False  # with the diffusion model, into a pool of its own
+    retrieves_images: ClassVar[bool] = False  # from the corpus, into a pool of its own
+    learns: ClassVar[bool] = False  # fine-tunes on the training images before it generates
+    prompt_key: ClassVar[str] = "prompt"  # the key that holds its prompting
+    default_family: ClassVar[Family]
+
+    @property
+    def group(self) -> Family:
+        """Group of the row in figures: the config's, else by mechanism."""
+        return self.family or self.default_family
+
+    @property
+    def real_split(self) -> RealSplit:
+        """Split that holds the real images its classifiers are trained on."""
+        return "train"
+
+    @property
+    def prompting(self) -> Prompting | None:
+        """How it turns a class into text; None if it uses no text of its own."""
+        return None
+
+    @property
+    def must_name_class(self) -> bool:
+        """Whether each of its templates needs a place for the class: a query names it, a pseudo-word takes its place."""
+        return self.retrieves_images or self.learns_words
+
+    @property
+    def learns_words(self) -> bool:
+        """Whether it learns pseudo-words, which prompts contain."""
+        return False
+
+    @property
+    def from_images(self) -> bool:
+        """Whether sampling starts from training images."""
+        return False
+
+    @property
+    def pool_row(self) -> str | None:
+        """The other row whose pool it draws from; None if it has a pool of its own or adds nothing."""
+        return None
 
 
 class RealMethod(_Method):
     """A baseline: real images only."""
 
     mechanism: Literal["real"]
-    split: Literal["train", "train2x", "full"] = key(
-        "train", "Which real images: the training split, twice as many, or all but validation.", source="paper, section 3"
-    )
+    split: RealSplit = key("train", "Which real images: the training split, twice as many, or all but validation.", source="paper, section 3")
+
+    adds_images = False
+    default_family = "real"
+
+    @property
+    def real_split(self) -> RealSplit:
+        """Split that holds the real images its classifiers are trained on."""
+        return self.split
 
 
 class _Added(_Method):
@@ -57,6 +109,10 @@ class _Added(_Method):
 
 
 class _Sampled(_Added):
+    generates_images = True
+    ranked: ClassVar[bool] = False  # keys of rows that retrieve
+    may_fall_short: ClassVar[bool] = False
+
     guidance_scale: float | None = key(None, "Classifier-free guidance of this method; 1 means none. Default: diffusion.guidance_scale.", ge=1)
     steps: Positive | None = key(None, "Sampling steps of this method. Default: diffusion.steps.", "steps")
     scheduler: Scheduler | None = key(None, "Sampler of this method. Default: diffusion.scheduler, or ddim with start: training_images.")
@@ -77,6 +133,18 @@ class SampleMethod(_Sampled):
         None, "With start: training_images, the share of the noise schedule that is added before denoising. Default: 0.2.",
         source="Luzi et al., 2022; the paper does not say", gt=0, le=1,
     )  # fmt: skip
+
+    default_family = "prompting"
+
+    @property
+    def group(self) -> Family:
+        """As for any row, but a row that starts from training images follows no prompt."""
+        return self.family or ("unconditional" if self.from_images else self.default_family)
+
+    @property
+    def prompting(self) -> Prompting:
+        """How it turns a class into text."""
+        return self.prompt
 
     @property
     def from_images(self) -> bool:
@@ -136,6 +204,9 @@ class PersonaliseMethod(_Sampled):
         min_length=1,
     )
 
+    learns = True
+    default_family = "personalised"
+
     @model_validator(mode="after")
     def _no_repeats(self) -> PersonaliseMethod:
         for name in ("lr_grid", "candidates"):
@@ -147,6 +218,11 @@ class PersonaliseMethod(_Sampled):
     def prompting(self) -> Prompting:
         """The prompt, or the default that goes with what is learned."""
         return self.prompt or Prompting(templates="simple" if self.learn == "conditioning" else "textual_inversion")
+
+    @property
+    def learns_words(self) -> bool:
+        """Whether it learns pseudo-words, which prompts contain."""
+        return self.learn == "pseudoword"
 
     @property
     def candidate_names(self) -> tuple[str, ...]:
@@ -197,6 +273,15 @@ class RetrieveMethod(_Added):
         None, "A manifest that an earlier study has frozen (retrieval/{method}/manifest.parquet): its images are fetched instead of searched."
     )
 
+    retrieves_images = True
+    prompt_key = "query"
+    default_family = "retrieval"
+
+    @property
+    def prompting(self) -> Prompting:
+        """How it turns a class into its query."""
+        return self.query
+
     @model_validator(mode="after")
     def _replayed_as_it_was(self) -> RetrieveMethod:
         if self.manifest is not None and self.corpus_share < 1:
@@ -219,13 +304,13 @@ class DrawMethod(_Added):
     ranked: bool = key(False, "As in `retrieve`, for a row that retrieves.", source="paper, Figure 5B")
     may_fall_short: bool = key(False, "A class with too few images gets those that there are, for a row that retrieves.", source="paper, Figure 5B")
 
+    default_family = "scaling"
+
+    @property
+    def pool_row(self) -> str:
+        """The row whose pool it draws from."""
+        return self.pool
+
 
 Method = Annotated[RealMethod | SampleMethod | PersonaliseMethod | RetrieveMethod | DrawMethod, Field(discriminator="mechanism")]
-FAMILIES = {"real": "real", "sample": "prompting", "personalise": "personalised", "retrieve": "retrieval", "draw": "scaling"}
-
-
-def family_of(method: Method) -> str:
-    """Group of a method in Figure 1: the config's, else by mechanism; what starts from training images follows no prompt."""
-    if method.family is None and isinstance(method, SampleMethod) and method.from_images:
-        return "unconditional"
-    return method.family or FAMILIES[method.mechanism]
+AddingMethod = SampleMethod | PersonaliseMethod | RetrieveMethod | DrawMethod

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -18,7 +18,7 @@ from pydantic import ValidationError, model_validator
 from augbench.config.base import SLUG, Section, key
 from augbench.config.corpus import Corpus, EmbeddingCorpus, MiniatureCorpus, OwnCorpus, PublishedCorpus
 from augbench.config.data import Dataset, FashionMnist
-from augbench.config.methods import DrawMethod, Method, PersonaliseMethod, RealMethod, RetrieveMethod
+from augbench.config.methods import AddingMethod, DrawMethod, Method, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod
 from augbench.config.models import Clip, Diffusion
 from augbench.config.pretrain import Pretrain
 from augbench.config.problems import ConfigError, describe
@@ -26,6 +26,9 @@ from augbench.config.stages import Augmentation, Classifier, Execution, Finetune
 from augbench.errors import UserError
 
 DEMO = "config/demo.yaml"  # the study that runs where none is given, relative to the project
+
+
+Row = TypeVar("Row")
 
 
 class Study(Section):
@@ -57,16 +60,16 @@ class Study(Section):
         for name, method in self.methods.items():
             if not re.fullmatch(SLUG, name):
                 raise ValueError(f"methods.{name}: a name may hold a-z, 0-9 and _ only")
-            if isinstance(method, RetrieveMethod):
-                self._check_retrieval(name, method)
-            if isinstance(method, DrawMethod):
-                self._check_draw(name, method)
-            if isinstance(method, PersonaliseMethod):
-                epochs = [value for value in method.candidates if isinstance(value, int)]
-                if max(epochs, default=0) > self.finetune.max_epochs:
-                    raise ValueError(f"methods.{name}.candidates: epoch {max(epochs)} is after finetune.max_epochs, {self.finetune.max_epochs}")
-            if isinstance(method, RealMethod) and method.split == "train2x" and 3 * self.dataset.train_fraction > 1:
+            if method.real_split == "train2x" and 3 * self.dataset.train_fraction > 1:
                 raise ValueError(f"methods.{name}.split: train2x needs three disjoint train_fractions; {self.dataset.train_fraction:g} leaves no room")
+        for name, retrieved in self.retrieved.items():
+            self._check_retrieval(name, retrieved)
+        for name, drawn in self.drawn.items():
+            self._check_draw(name, drawn)
+        for name, learned in self.personalised.items():
+            epochs = [value for value in learned.candidates if isinstance(value, int)]
+            if max(epochs, default=0) > self.finetune.max_epochs:
+                raise ValueError(f"methods.{name}.candidates: epoch {max(epochs)} is after finetune.max_epochs, {self.finetune.max_epochs}")
         return self
 
     def _check_retrieval(self, name: str, method: RetrieveMethod) -> None:
@@ -81,11 +84,10 @@ class Study(Section):
             raise ValueError(f"methods.{name}.corpus_share: a server or an index searches all of its corpus; allowed: 1")
 
     def _check_draw(self, name: str, method: DrawMethod) -> None:
-        pool = self.methods.get(method.pool)
-        if pool is None or isinstance(pool, RealMethod | DrawMethod):
-            rows = [other for other, row in self.methods.items() if not isinstance(row, RealMethod | DrawMethod)]
-            raise ValueError(f"methods.{name}.pool: allowed: a row that makes or retrieves images: {', '.join(rows) or 'there is none'}")
-        if isinstance(pool, RetrieveMethod):
+        if method.pool not in self.pooled:
+            rows = ", ".join(self.pooled) or "there is none"
+            raise ValueError(f"methods.{name}.pool: allowed: a row that makes or retrieves images: {rows}")
+        if method.pool in self.retrieved:
             if method.images_per_class is not None:
                 raise ValueError(f"methods.{name}.images_per_class: methods.{method.pool}.images_per_class says how many are retrieved")
             return
@@ -97,17 +99,69 @@ class Study(Section):
 
     def parts_drawn(self, name: str) -> int:
         """Shard files per class that the training sets of row ``name`` are drawn from."""
-        method = self.methods[name]
-        if isinstance(method, RetrieveMethod) or (isinstance(method, DrawMethod) and isinstance(self.methods[method.pool], RetrieveMethod)):
+        if self.methods[self.pool_row(name)].retrieves_images:
             return 1
-        return (
-            self.augmentation.parts_for(method.images_per_class, method.added_per_training_image) if isinstance(method, DrawMethod) else self.augmentation.parts
-        )
+        if (drawn := self.drawn.get(name)) is None:
+            return self.augmentation.parts
+        return self.augmentation.parts_for(drawn.images_per_class, drawn.added_per_training_image)
 
     def parts_made(self, name: str) -> int:
         """Shard files per class that row ``name`` makes: for itself, and for rows that draw from it."""
-        drawing = [other for other, row in self.methods.items() if isinstance(row, DrawMethod) and row.pool == name]
+        drawing = [other for other, row in self.drawn.items() if row.pool == name]
         return max(map(self.parts_drawn, (name, *drawing)))
+
+    def pool_row(self, name: str) -> str:
+        """The row whose images row ``name`` adds: its own, or the one that it draws from."""
+        return self.methods[name].pool_row or name
+
+    def label(self, name: str) -> str:
+        """Name of a row in tables and figures, on one line."""
+        return " ".join((self.methods[name].label or name).split())
+
+    # Rows by what they are, in the order of the config.
+
+    def _rows(self, kind: type[Row]) -> dict[str, Row]:
+        return {name: row for name, row in self.methods.items() if isinstance(row, kind)}
+
+    @property
+    def real(self) -> dict[str, RealMethod]:
+        """Baselines: rows that add nothing."""
+        return self._rows(RealMethod)
+
+    @property
+    def sampled(self) -> dict[str, SampleMethod]:
+        """Rows whose images the diffusion model makes as it is."""
+        return self._rows(SampleMethod)
+
+    @property
+    def personalised(self) -> dict[str, PersonaliseMethod]:
+        """Rows whose images the diffusion model makes after fine-tuning."""
+        return self._rows(PersonaliseMethod)
+
+    @property
+    def retrieved(self) -> dict[str, RetrieveMethod]:
+        """Rows whose images are retrieved."""
+        return self._rows(RetrieveMethod)
+
+    @property
+    def drawn(self) -> dict[str, DrawMethod]:
+        """Rows that draw from other rows' pools."""
+        return self._rows(DrawMethod)
+
+    @property
+    def generated(self) -> dict[str, SampleMethod | PersonaliseMethod]:
+        """Rows whose images the diffusion model makes, one way or the other."""
+        return self._rows(SampleMethod | PersonaliseMethod)  # type: ignore[arg-type]
+
+    @property
+    def augmented(self) -> dict[str, AddingMethod]:
+        """Rows that add images."""
+        return self._rows(AddingMethod)  # type: ignore[arg-type]
+
+    @property
+    def pooled(self) -> dict[str, SampleMethod | PersonaliseMethod | RetrieveMethod]:
+        """Rows with a pool of their own: they generate or retrieve images. The other rows that add some draw from these pools."""
+        return self._rows(SampleMethod | PersonaliseMethod | RetrieveMethod)  # type: ignore[arg-type]
 
     @property
     def miniature(self) -> MiniatureCorpus | None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from augbench.artifacts.shards import ShardRow, encode_image, is_kept, write_shard
-from augbench.config.methods import PersonaliseMethod, SampleMethod
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json
 from augbench.generate.sampler import Pending, Sample, Sampler
@@ -136,7 +135,6 @@ def compile_kernels(job: Job, methods: Sequence[str]) -> None:
 def _shards(
     job: Job, method: str, model: str, prompts: Mapping[tuple[str, int], list[dict[str, Any]]], targets: Sequence[str], learned: LearnedFiles | None
 ) -> list[_Shard]:
-    row = job.study.methods[method]
     recipe = generate_recipe(job.study, method)
     unet = learned.unet_id() if learned is not None else None
     shards = []
@@ -146,8 +144,7 @@ def _shards(
         said = canonical_hash([[r["label"], r["index"], r["prompt"], r["source"]] for r in rows])
         key = {**recipe, "model": model if unet is None else f"{model}+{unet}", "class_id": class_id, "rows": said}
         if learned is not None:
-            assert isinstance(row, PersonaliseMethod)
-            vectors = learned.read([class_id], row.clusters)
+            vectors = learned.read([class_id], job.study.personalised[method].clusters)
             key["learned"] = canonical_hash({name: _bytes_hash(vector) for name, vector in vectors.items()})
         shards.append(_Shard(target, key, rows))
     return shards
@@ -184,7 +181,7 @@ class _Maker:
                 writing = writer.submit(self._commit, shard, samples)
             if writing is not None:
                 writing.result()
-        if learned is not None and self._learns_words:
+        if learned is not None and self.row.learns_words:
             self.pipeline.unload_textual_inversion()
 
     def _sampled(self, sampler: Sampler, shards: Sequence[_Shard]) -> Iterator[tuple[_Shard, list[Sample]]]:
@@ -201,7 +198,7 @@ class _Maker:
     def _begin(self, sampler: Sampler, shard: _Shard) -> Pending:
         scopes = [(row["class_id"], row["index"]) for row in shard.rows]
         starts = None
-        if isinstance(self.row, SampleMethod) and self.row.from_images:
+        if self.row.from_images:
             starts = self._training_images([row["source"] for row in shard.rows])
         return sampler.begin([row["prompt"] for row in shard.rows], scopes, self.job.study.seed, self.progress, starts)
 
@@ -227,10 +224,6 @@ class _Maker:
         ]
         self.job.store.commit("shards", shard.key, ".parquet", lambda path: write_shard(path, made, shard.key))
 
-    @property
-    def _learns_words(self) -> bool:
-        return isinstance(self.row, PersonaliseMethod) and self.row.learn == "pseudoword"
-
     def ready(self, learned: LearnedFiles | None = None, class_ids: Sequence[str] = ()) -> Sampler:
         """A sampler that knows what ``learned`` holds for these classes, with its networks compiled where the study asks for that."""
         sampler = self._sampler(learned, class_ids)
@@ -244,11 +237,11 @@ class _Maker:
 
         conditioning = {}
         if learned is not None:
-            assert isinstance(self.row, PersonaliseMethod)
-            vectors = {name: torch.from_numpy(vector) for name, vector in learned.read(class_ids, self.row.clusters).items()}
+            clusters = self.job.study.personalised[self.method].clusters
+            vectors = {name: torch.from_numpy(vector) for name, vector in learned.read(class_ids, clusters).items()}
             if learned.unet is not None:
                 load_unet(self.pipeline, learned.unet)
-            if self._learns_words:
+            if self.row.learns_words:
                 self.pipeline.load_textual_inversion([{name: vector} for name, vector in vectors.items()])
             else:
                 conditioning = vectors

@@ -59,8 +59,7 @@ def _task_recipe(task: ClassTask, method: PersonaliseMethod, seed: int) -> Recip
 
 def group_recipes(job: Job, name: str, factor: float, tasks: Sequence[ClassTask], diffusion_path: str | Path) -> dict[str, Recipe]:
     """The recipe of each class's group, by class_id: all classes where they share a U-Net that trains, else the class alone."""
-    method = job.study.methods[name]
-    assert isinstance(method, PersonaliseMethod)
+    method = job.study.personalised[name]
     files = {path: digest for path, digest in read_json(diffusion_path)["files"].items() if path.startswith(MODEL_PARTS)}
     base = {**finetune_recipe(job.study, name, factor), "model": canonical_hash(files)}
     each = {task.info.class_id: _task_recipe(task, method, job.study.seed) for task in tasks}
@@ -127,8 +126,7 @@ def finetune_classes(
         Sources disagree, images are missing or damaged, or the model can't be fine-tuned.
     """
     targets = {Path(target).stem: target for target in vectors}
-    row = job.study.methods[method]
-    assert isinstance(row, PersonaliseMethod)
+    row = job.study.personalised[method]
     tasks = class_tasks(train_path, val_path, classes_path, clusters_path, list(targets))
     groups = group_recipes(job, method, factor, tasks, diffusion_path)
     recipes = {class_id: {**group, "class_id": class_id} for class_id, group in groups.items()}
@@ -169,8 +167,7 @@ def _learn(
     from augbench.personalise.fine_tune import fine_tune
     from augbench.personalise.train import read_checkpoint
 
-    row = job.study.methods[name]
-    assert isinstance(row, PersonaliseMethod)
+    row = job.study.personalised[name]
     folder = job.store.root.parent / ".work" / KIND / canonical_hash([recipes[class_id] for class_id in recipes])
     begun = read_checkpoint(folder)
     if begun is not None and missing <= set(begun["classes"]):

@@ -18,6 +18,7 @@ from augbench.plan.uses_network import uses_network
 SMALL_RESOLUTION = 128  # pixels; models that make smaller images are the miniature's: some MB instead of some GB
 NOT_GIVEN = ("", "None")
 WEB_JOBS = ("nodes", "login")
+Resources = dict[str, Any]  # of a rule: plain values, or functions of wildcards and attempt
 
 
 @dataclass(frozen=True)
@@ -85,29 +86,50 @@ class Needs:
     study: Study
     site: Site
 
-    def memory(self, miniature: int, full: int) -> Callable[[Any, int], int]:
-        """Main memory in MB at the first attempt, by the size of the study's models; doubled with each further one, up to the site's largest job."""
-        small = self.study.diffusion.resolution < SMALL_RESOLUTION
-        return _growing(miniature if small else full, self.site.largest_job)
+    def job(self, miniature: int, full: int, minutes: int) -> Resources:
+        """Resources of a job without a GPU.
 
-    def minutes(self, first: int) -> Callable[[Any, int], int]:
-        """Run time at the first attempt; doubled with each further one, up to the site's longest job."""
-        return _growing(first, self.site.longest_job)
+        Parameters
+        ----------
+        miniature, full : int
+            Main memory in MB at the first attempt, for the miniature's models and for full-size ones; doubled with
+            each further attempt, up to the site's largest job.
+        minutes : int
+            Run time at the first attempt; doubled likewise, up to the site's longest job.
+        """
+        small = self.study.diffusion.resolution < SMALL_RESOLUTION
+        return {
+            "mem_mb": _growing(miniature if small else full, self.site.largest_job),
+            "runtime": _growing(minutes, self.site.longest_job),
+        }
 
     @property
-    def gpu(self) -> dict[str, int | str]:
-        """The GPU of a job that uses one; nothing at a site without GPUs."""
-        return self._gpus(min(1, self.site.gpus_per_job))
+    def light(self) -> Resources:
+        """Resources of a job that reads small files and is done in seconds."""
+        return self.job(1000, 4000, minutes=30)
+
+    @property
+    def table(self) -> Resources:
+        """Resources of a job that holds a table of all of a study's images."""
+        return self.job(1000, 8000, minutes=60)
+
+    @property
+    def fetch(self) -> Resources:
+        """Resources of a job that downloads or hashes large files."""
+        return self.job(1000, 2000, minutes=240)
+
+    def gpu_job(self, miniature: int, full: int, minutes: int) -> Resources:
+        """Resources of a job that uses one GPU, if the site has any; parameters as in :meth:`job`."""
+        return self._gpus(min(1, self.site.gpus_per_job)) | self.job(miniature, full, minutes)
+
+    def classifier_job(self, miniature: int, full: int, minutes: int) -> Resources:
+        """Resources of a job that trains classifiers on all GPUs that a job may use; parameters as in :meth:`job`."""
+        return self._gpus(self.site.gpus_per_job) | self.job(miniature, full, minutes)
 
     @property
     def gpu_threads(self) -> int:
         """CPUs of a job that uses a GPU."""
         return self.site.threads_per_gpu
-
-    @property
-    def classifier_gpus(self) -> dict[str, int | str]:
-        """The GPUs that train a classifier together."""
-        return self._gpus(self.site.gpus_per_job)
 
     @property
     def classifier_threads(self) -> int:
@@ -124,11 +146,11 @@ class Needs:
         """Whether the jobs that ask a retrieval server run where Snakemake does."""
         return self.site.web_jobs == "login" and uses_network("search", self.study)
 
-    def _gpus(self, count: int) -> dict[str, int | str]:
+    def _gpus(self, count: int) -> Resources:
         """One task on one node: a job starts further processes itself, and the plugin would start the whole job once per GPU."""
         if not count:
             return {}
-        asked: dict[str, int | str] = {"gpu": count, "nodes": 1, "tasks_per_gpu": 0}
+        asked: Resources = {"gpu": count, "nodes": 1, "tasks_per_gpu": 0}
         named = {"gpu_model": self.site.gpu_type, "slurm_partition": self.site.gpu_partition}
         return asked | {name: value for name, value in named.items() if value is not None}
 

@@ -6,20 +6,19 @@ tests check. Nothing here reads a file, so ``snakemake -n`` can show the whole s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 from augbench.config.corpus import MiniatureCorpus, OwnCorpus
 from augbench.config.data import FashionMnist, ImageFolder
 from augbench.config.hub import HubModel, Layout
-from augbench.config.methods import DrawMethod, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod, family_of
 from augbench.config.study import Study
 from augbench.data.classes import SHIPPED_TABLES
 from augbench.data.fashion_mnist import FILES
 from augbench.models.folders import model_files
+from augbench.plan.jobs import Block, FolderBlock, ShardBlock, blocks, cut, job_name
 
 CORPUS_ROWS_PER_PART = 5000
 CLASSES_PER_FOLDER = 5
@@ -27,43 +26,6 @@ SELECTED = "selected"  # stands where a candidate's name stands: what the study 
 CLUSTER_ABLATION = "cluster_ablation"
 BEST_ROWS = ("none", "clip_prompts", "pseudoword_dm", "retrieval")  # of the paper on full ImageNet and on Caltech256
 RUN_FILES = ("result.json", "history.json", "predictions.parquet", "model.safetensors")
-
-
-@dataclass(frozen=True)
-class Block:
-    """Some classes, or some runs, that one job makes; ``name`` goes into the name of its rule."""
-
-    name: str
-    members: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ShardBlock(Block):
-    """Classes whose shards of these parts one job generates."""
-
-    parts: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class FolderBlock:
-    """Folders that one job fills, each with the files of some classes."""
-
-    name: str
-    folders: tuple[Block, ...]
-
-
-def blocks(members: Sequence[str], size: int) -> list[Block]:
-    """Cut ``members`` into blocks of ``size``, named by their number."""
-    return [Block(name, part) for name, part in _cut(members, size)]
-
-
-Member = TypeVar("Member")
-
-
-def _cut(members: Sequence[Member], size: int) -> list[tuple[str, tuple[Member, ...]]]:
-    """Pieces of ``size`` members, each with its number as three digits."""
-    starts = range(0, len(members), size)
-    return [(f"{number:03d}", tuple(members[start : start + size])) for number, start in enumerate(starts)]
 
 
 @dataclass(frozen=True)
@@ -85,52 +47,23 @@ class Plan:
         """A path below the study's folder."""
         return "/".join((self.root, *parts))
 
+    def log(self, stage: str, method: str = "", block: str = "", factor: float | None = None) -> str:
+        """Log of a job."""
+        return self._job_file("logs", stage, job_name(method, block, factor), ".log")
+
+    def benchmark(self, stage: str, method: str = "", block: str = "", factor: float | None = None) -> str:
+        """File where Snakemake keeps the time that a job took; :func:`augbench.plan.jobs.job_file` reads its name back."""
+        return self._job_file("benchmarks", stage, job_name(method, block, factor), ".tsv")
+
+    def _job_file(self, folder: str, stage: str, name: str, suffix: str) -> str:
+        return self.path(folder, *filter(None, (stage, name))) + suffix
+
     # --- methods ---
 
     @cached_property
     def methods(self) -> list[str]:
         """All rows, in the order of the config."""
         return list(self.study.methods)
-
-    @cached_property
-    def real(self) -> list[str]:
-        """Rows that add nothing."""
-        return [name for name, method in self.study.methods.items() if isinstance(method, RealMethod)]
-
-    @cached_property
-    def sampled(self) -> list[str]:
-        """Rows whose images the diffusion model makes as it is."""
-        return [name for name, method in self.study.methods.items() if isinstance(method, SampleMethod)]
-
-    @cached_property
-    def personalised(self) -> dict[str, PersonaliseMethod]:
-        """Rows whose images the diffusion model makes after fine-tuning."""
-        return {name: method for name, method in self.study.methods.items() if isinstance(method, PersonaliseMethod)}
-
-    @cached_property
-    def generated(self) -> list[str]:
-        """Rows whose images the diffusion model makes, one way or the other."""
-        return [name for name in self.methods if name in self.sampled or name in self.personalised]
-
-    @cached_property
-    def retrieved(self) -> list[str]:
-        """Rows whose images are retrieved."""
-        return [name for name, method in self.study.methods.items() if isinstance(method, RetrieveMethod)]
-
-    @cached_property
-    def augmented(self) -> list[str]:
-        """Rows that add images."""
-        return [name for name in self.methods if name not in self.real]
-
-    @cached_property
-    def pooled(self) -> list[str]:
-        """Rows that generate or retrieve images; the others that add some draw from these rows' pools."""
-        return [name for name in self.methods if name in self.generated or name in self.retrieved]
-
-    def pool_row(self, method: str) -> str:
-        """The row whose images a method adds: its own, or the one that it draws from."""
-        row = self.study.methods[method]
-        return row.pool if isinstance(row, DrawMethod) else method
 
     def parts(self, method: str) -> list[str]:
         """Numbers of the shards per class that a method's training sets are drawn from; a retrieved pool is one shard."""
@@ -156,12 +89,12 @@ class Plan:
     @cached_property
     def generate_jobs(self) -> list[tuple[str, ShardBlock]]:
         """Method and shards of every generate job."""
-        return [(method, block) for method in self.generated for block in self.generate_blocks(method)]
+        return [(method, block) for method in self.study.generated for block in self.generate_blocks(method)]
 
     @cached_property
     def retrieve_jobs(self) -> list[tuple[str, Block]]:
         """Method and classes of every retrieve job."""
-        return [(method, block) for method in self.retrieved for block in self.class_blocks]
+        return [(method, block) for method in self.study.retrieved for block in self.class_blocks]
 
     @cached_property
     def runs(self) -> list[str]:
@@ -238,13 +171,12 @@ class Plan:
     @cached_property
     def splits(self) -> dict[str, str]:
         """Split manifests that the study needs, by name."""
-        names = {"train", "val", "test"} | {m.split for m in self.study.methods.values() if isinstance(m, RealMethod)}
+        names = {"train", "val", "test"} | {method.split for method in self.study.real.values()}
         return {name: self.path("splits", f"{name}.parquet") for name in sorted(names)}
 
     def split_of(self, method: str) -> str:
         """The real images that a method's classifiers are trained on."""
-        row = self.study.methods[method]
-        return self.splits[row.split if isinstance(row, RealMethod) else "train"]
+        return self.splits[self.study.methods[method].real_split]
 
     @cached_property
     def corpus_parts(self) -> list[str]:
@@ -277,22 +209,22 @@ class Plan:
 
     def replayed(self, method: str) -> list[str]:
         """A manifest that is fetched instead of searched."""
-        row = self.study.methods[method]
-        return [row.manifest] if isinstance(row, RetrieveMethod) and row.manifest else []
+        row = self.study.retrieved.get(method)
+        return [row.manifest] if row is not None and row.manifest else []
 
     @cached_property
     def excluded(self) -> list[str]:
         """The file that names the classes that are left out, where there may be any."""
         exclude = self.study.retrieval.exclude
-        wanted = exclude != "none" and (isinstance(exclude, tuple) or bool(self.retrieved))
+        wanted = exclude != "none" and (isinstance(exclude, tuple) or bool(self.study.retrieved))
         return [self.path("retrieval/excluded.json")] if wanted else []
 
     @cached_property
     def retrieval_summary(self) -> dict[str, str]:
         """What retrieval gave: a manifest per method, the yield, the classes that are left out."""
-        if not self.retrieved and not self.excluded:
+        if not self.study.retrieved and not self.excluded:
             return {}
-        manifests = {f"manifest_{method}": self.manifest(method) for method in self.retrieved}
+        manifests = {f"manifest_{method}": self.manifest(method) for method in self.study.retrieved}
         return {**manifests, "fates": self.path("retrieval/yield.csv"), "excluded": self.path("retrieval/excluded.json")}
 
     def ledgers(self, method: str) -> list[str]:
@@ -302,7 +234,7 @@ class Plan:
     @cached_property
     def aesthetics_files(self) -> list[str]:
         """The weights of the aesthetics predictor, where a method asks for scores."""
-        asked = any(isinstance(row, RetrieveMethod) and row.min_aesthetics is not None and row.manifest is None for row in self.study.methods.values())
+        asked = any(row.min_aesthetics is not None and row.manifest is None for row in self.study.retrieved.values())
         weights = self.study.retrieval.aesthetics_weights
         return [weights] if asked and weights is not None else []
 
@@ -312,7 +244,7 @@ class Plan:
 
     def shards(self, method: str) -> list[str]:
         """All shards that a method's training sets are drawn from."""
-        return [self.shard(self.pool_row(method), class_id, part) for class_id in self.class_ids for part in self.parts(method)]
+        return [self.shard(self.study.pool_row(method), class_id, part) for class_id in self.class_ids for part in self.parts(method)]
 
     @staticmethod
     def shards_among(paths: Iterable[str]) -> list[str]:
@@ -342,18 +274,15 @@ class Plan:
 
     def template_files(self, method: str) -> list[str]:
         """A user's own file of templates, where the method names one."""
-        row = self.study.methods[method]
-        if isinstance(row, RealMethod | DrawMethod):
-            return []
-        prompting = row.query if isinstance(row, RetrieveMethod) else row.prompting if isinstance(row, PersonaliseMethod) else row.prompt
-        return [prompting.templates] if prompting.templates.endswith(".txt") else []
+        prompting = self.study.methods[method].prompting
+        return [prompting.templates] if prompting is not None and prompting.templates.endswith(".txt") else []
 
     # --- fine-tuning and selection ---
 
     @cached_property
     def cluster_files(self) -> dict[int, str]:
         """Which cluster each training and validation image belongs to, by the number of clusters per class."""
-        counts = sorted({method.clusters for method in self.personalised.values() if method.clusters > 1})
+        counts = sorted({method.clusters for method in self.study.personalised.values() if method.clusters > 1})
         return {count: self.path("finetune/clusters", f"k{count}.parquet") for count in counts}
 
     @cached_property
@@ -374,7 +303,7 @@ class Plan:
 
     def _folder_blocks(self, classes_per_job: int) -> list[FolderBlock]:
         size = max(1, classes_per_job // CLASSES_PER_FOLDER)
-        return [FolderBlock(name, part) for name, part in _cut(self.folders, size)]
+        return [FolderBlock(name, part) for name, part in cut(self.folders, size)]
 
     @cached_property
     def candidate_blocks(self) -> list[FolderBlock]:
@@ -383,13 +312,13 @@ class Plan:
 
     def finetune_blocks(self, method: str) -> list[FolderBlock]:
         """The classes of one fine-tuning job: all of them where they share a U-Net that trains."""
-        if self.personalised[method].train_unet:
+        if self.study.personalised[method].train_unet:
             return [FolderBlock("all", tuple(self.folders))]
         return self._folder_blocks(self.study.execution.finetune_classes_per_job or self.study.execution.classes_per_job)
 
     def finetune_jobs(self, method: str) -> list[tuple[float, FolderBlock]]:
         """Factor of the learning rates and classes of every fine-tuning job of a method."""
-        return [(factor, block) for factor in self.personalised[method].lr_grid for block in self.finetune_blocks(method)]
+        return [(factor, block) for factor in self.study.personalised[method].lr_grid for block in self.finetune_blocks(method)]
 
     def lr_folder(self, method: str, factor: float | str) -> str:
         """What a method learned at one factor of its learning rates."""
@@ -405,16 +334,16 @@ class Plan:
 
     def trained_unets(self, method: str, factor: float | str) -> dict[str, str]:
         """The U-Net of every candidate at one learning rate; none where it stays frozen."""
-        row = self.personalised[method]
+        row = self.study.personalised[method]
         return {name: f"{self.lr_folder(method, factor)}/unet/{name}" for name in row.candidate_names} if row.train_unet else {}
 
     def embeddings(self, method: str) -> dict[str, str]:
         """What all classes learned, by candidate."""
-        return {name: self.path("finetune", method, name, "embeddings.safetensors") for name in self.personalised[method].candidate_names}
+        return {name: self.path("finetune", method, name, "embeddings.safetensors") for name in self.study.personalised[method].candidate_names}
 
     def unets(self, method: str) -> dict[str, str]:
         """The candidates' U-Nets at the learning rate that was chosen; none where it stays frozen."""
-        row = self.personalised[method]
+        row = self.study.personalised[method]
         return {name: self.path("finetune", method, name, "unet") for name in row.candidate_names} if row.train_unet else {}
 
     def finetune_history(self, method: str) -> str:
@@ -432,7 +361,7 @@ class Plan:
     def candidate_shards(self, method: str, folders: Iterable[Block]) -> dict[str, list[str]]:
         """Part 0 of every candidate, which is what selection looks at."""
         classes = [(folder, class_id) for folder in folders for class_id in folder.members]
-        names = self.personalised[method].candidate_names
+        names = self.study.personalised[method].candidate_names
         return {name: [f"{self.candidate_folder(method, name, folder)}/{class_id}/0.parquet" for folder, class_id in classes] for name in names}
 
     def selected(self, method: str) -> str:
@@ -444,17 +373,17 @@ class Plan:
     @cached_property
     def guarded(self) -> list[str]:
         """Rows whose images are compared with validation and test images; what is drawn from another row's pool, only where such images are dropped."""
-        return {"off": [], "report": self.pooled, "drop": self.augmented}[self.study.leakage.action]
+        return {"off": [], "report": list(self.study.pooled), "drop": list(self.study.augmented)}[self.study.leakage.action]
 
     @cached_property
     def guarded_first(self) -> list[str]:
         """Rows whose training sets wait for the guard, which needs the index of the pool before them."""
-        return self.augmented if self.study.leakage.action == "drop" else []
+        return list(self.study.augmented) if self.study.leakage.action == "drop" else []
 
     @cached_property
     def indexed_with_sets(self) -> list[str]:
         """Rows whose pool is indexed by the job that draws the training sets."""
-        return [] if self.study.leakage.action == "drop" else self.augmented
+        return [] if self.study.leakage.action == "drop" else list(self.study.augmented)
 
     def leaks(self, method: str) -> str:
         """Pairs of an added image and its near-duplicate."""
@@ -498,7 +427,7 @@ class Plan:
     @cached_property
     def diagnostics(self) -> dict[str, str]:
         """The table of what the added images are like, in its formats; none where no row adds any."""
-        return {kind: self.path("tables", f"diagnostics.{kind}") for kind in ("csv", "md", "txt")} if self.pooled else {}
+        return {kind: self.path("tables", f"diagnostics.{kind}") for kind in ("csv", "md", "txt")} if self.study.pooled else {}
 
     @cached_property
     def statistics(self) -> dict[str, str]:
@@ -524,7 +453,7 @@ class Plan:
     @cached_property
     def clusters(self) -> dict[str, int]:
         """Vectors learned per class by the rows that learn conditioning of a frozen U-Net, fewest first."""
-        learning = {name: row.clusters for name, row in self.personalised.items() if row.learn == "conditioning" and not row.train_unet}
+        learning = {name: row.clusters for name, row in self.study.personalised.items() if row.learn == "conditioning" and not row.train_unet}
         return dict(sorted(learning.items(), key=lambda item: item[1]))
 
     @cached_property
@@ -555,7 +484,7 @@ class Plan:
         wanted = {
             "figure3": self.reconstructing,
             "figure4": self.exemplified,
-            "figure5a": self.compared if any(self.split_of(method) == self.splits["train"] for method in self.real) else [],
+            "figure5a": self.compared if any(self.split_of(method) == self.splits["train"] for method in self.study.real) else [],
             "figure5b": self.scaling,
         }
         return {name: self._figure(name) for name, rows in wanted.items() if rows}
@@ -619,28 +548,20 @@ class Plan:
     @cached_property
     def reconstructing(self) -> list[str]:
         """Rows whose images start from training images."""
-        return [name for name, method in self.study.methods.items() if isinstance(method, SampleMethod) and method.from_images]
+        return [name for name, method in self.study.methods.items() if method.from_images]
 
     @cached_property
     def exemplified(self) -> list[str]:
         """Rows that Figure 4 shows images of."""
-        return [name for name in self.pooled if self.family(name) in ("prompting", "personalised", "retrieval")]
+        return [name for name, row in self.study.pooled.items() if row.group in ("prompting", "personalised", "retrieval")]
 
     @cached_property
     def compared(self) -> list[str]:
         """Rows that Figure 5A may show: the best one that generates, and the best one that retrieves."""
-        return [name for name in self.augmented if self.family(name) != "scaling"]
+        return [name for name, row in self.study.augmented.items() if row.group != "scaling"]
 
     @cached_property
     def scaling(self) -> dict[str, str]:
         """Rows of Figure 5B, and the row whose pool each draws from: rows of mechanism ``draw``, and these pools' own."""
-        pools = {method.pool for method in self.study.methods.values() if isinstance(method, DrawMethod)}
-        return {name: self.pool_row(name) for name in self.methods if name in pools or self.pool_row(name) != name}
-
-    def label(self, method: str) -> str:
-        """What a row is called in tables and figures."""
-        return " ".join((self.study.methods[method].label or method).split())
-
-    def family(self, method: str) -> str:
-        """Group of a row in the figures."""
-        return family_of(self.study.methods[method])
+        pools = {method.pool for method in self.study.drawn.values()}
+        return {name: self.study.pool_row(name) for name in self.methods if name in pools or self.study.pool_row(name) != name}

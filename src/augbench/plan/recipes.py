@@ -11,7 +11,6 @@ from typing import Any
 
 from augbench.config.corpus import ImageCorpus, OwnCorpus
 from augbench.config.hub import HubModel
-from augbench.config.methods import DrawMethod, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod
 from augbench.config.models import Clip, Diffusion
 from augbench.config.study import Study
 
@@ -26,7 +25,7 @@ def classes_recipe(study: Study) -> Recipe:
 
 def splits_recipe(study: Study) -> Recipe:
     """The split manifests."""
-    wanted = sorted({"train", "val", "test"} | {m.split for m in study.methods.values() if isinstance(m, RealMethod)})
+    wanted = sorted({"train", "val", "test"} | {method.split for method in study.real.values()})
     images = study.miniature.images if study.miniature is not None else None
     return {"version": 1, "seed": study.seed, "dataset": study.dataset.model_dump(mode="json"), "splits": wanted, "corpus_images": images}
 
@@ -44,19 +43,15 @@ def embed_recipe(study: Study) -> Recipe:
 
 def prompts_recipe(study: Study, name: str) -> Recipe:
     """The prompts of a method, one row per image to make (retrieval: one query per class)."""
-    method = study.methods[name]
+    method = study.pooled[name]
     recipe: Recipe = {"version": 1, "seed": study.seed}
-    if isinstance(method, SampleMethod | PersonaliseMethod):
+    if method.generates_images:
         sizes = study.augmentation.model_dump(include={"images_per_class", "images_per_training_image", "images_per_part"})
         recipe["augmentation"] = sizes
         if (parts := study.parts_made(name)) > study.augmentation.parts:
             recipe["parts"] = parts
-    if isinstance(method, SampleMethod):
-        return {**recipe, "prompt": method.prompt.model_dump(), "start": method.start}
-    if isinstance(method, PersonaliseMethod):
-        return {**recipe, "prompt": method.prompting.model_dump(), "learn": method.learn, "clusters": method.clusters}
-    assert isinstance(method, RetrieveMethod)
-    return {**recipe, "query": method.query.model_dump()}
+    shaping = method.model_dump(include={"start", "learn", "clusters"})  # those that its mechanism has
+    return {**recipe, method.prompt_key: method.prompting.model_dump(), **shaping}
 
 
 def image_recipe(study: Study) -> Recipe:
@@ -88,14 +83,13 @@ def sampling_recipe(study: Study) -> Recipe:
 
 def method_sampling(study: Study, name: str) -> Recipe:
     """How one method's images are sampled: the study's settings, the method's own over them."""
-    method = study.methods[name]
-    assert isinstance(method, SampleMethod | PersonaliseMethod)
+    method = study.generated[name]
     own = method.model_dump(mode="json", include={"guidance_scale", "steps", "scheduler", "guidance_interval"}, exclude_none=True)
     sampling = {**sampling_recipe(study), **own}
     if sampling["guidance_scale"] <= 1:
         sampling.pop("guidance_interval", None)
-    if isinstance(method, SampleMethod) and method.from_images:
-        sampling["noise"] = method.noise_share
+    if method.from_images:
+        sampling["noise"] = study.sampled[name].noise_share
         sampling["scheduler"] = method.scheduler or "ddim"
     return sampling
 
@@ -107,8 +101,8 @@ def generate_recipe(study: Study, name: str) -> Recipe:
 
 def search_recipe(study: Study, name: str) -> Recipe:
     """Which neighbours a retrieval method looks for, and where; queries and embeddings come in through files."""
-    method = study.methods[name]
-    assert isinstance(method, RetrieveMethod) and study.corpus is not None
+    method = study.retrieved[name]
+    assert study.corpus is not None
     asked = method.model_dump(mode="json", include={"images_per_class", "added_per_training_image", "first_k", "growth_limit", "corpus_share", "manifest"})
     corpus = study.corpus.model_dump(mode="json") if not isinstance(study.corpus, OwnCorpus) else {"search": study.corpus.search}
     return {"version": 1, "seed": study.seed, "asked": asked, "corpus": corpus}
@@ -116,8 +110,7 @@ def search_recipe(study: Study, name: str) -> Recipe:
 
 def retrieve_recipe(study: Study, name: str) -> Recipe:
     """How a retrieval method's neighbours are fetched and filtered."""
-    method = study.methods[name]
-    assert isinstance(method, RetrieveMethod)
+    method = study.retrieved[name]
     return {
         "version": 2,
         "method": name,
@@ -130,11 +123,7 @@ def retrieve_recipe(study: Study, name: str) -> Recipe:
 
 def shortfall_recipe(study: Study) -> Recipe:
     """Which classes are left out for want of images."""
-    rows = {
-        name: row.model_dump(mode="json", include={"added_per_training_image", "may_fall_short"})
-        for name, row in study.methods.items()
-        if isinstance(row, RetrieveMethod)
-    }
+    rows = {name: row.model_dump(mode="json", include={"added_per_training_image", "may_fall_short"}) for name, row in study.retrieved.items()}
     return {"version": 1, "exclude": study.retrieval.model_dump(mode="json")["exclude"], "methods": rows}
 
 
@@ -146,8 +135,7 @@ def cluster_recipe(study: Study) -> Recipe:
 
 def finetune_recipe(study: Study, name: str, factor: float) -> Recipe:
     """How a method is fine-tuned at one factor of its learning rates; its name does not matter, nor does sampling."""
-    method = study.methods[name]
-    assert isinstance(method, PersonaliseMethod)
+    method = study.personalised[name]
     learned = method.model_dump(
         mode="json", include={"learn", "clusters", "train_unet", "lr", "unet_lr", "lr_batch_size", "candidates"}
     )  # fmt: skip
@@ -175,9 +163,7 @@ def resample_recipe(study: Study, name: str) -> Recipe:
 
 def classifier_recipe(study: Study, name: str) -> Recipe:
     """How a classifier is trained; the images come in through files."""
-    method = study.methods[name]
-    split = method.split if isinstance(method, RealMethod) else "train"
-    return {"version": 1, "seed": study.seed, "split": split, "classifier": study.classifier.model_dump(mode="json")}
+    return {"version": 1, "seed": study.seed, "split": study.methods[name].real_split, "classifier": study.classifier.model_dump(mode="json")}
 
 
 def table_recipe(study: Study) -> Recipe:
@@ -189,8 +175,7 @@ def diagnostics_recipe(study: Study) -> Recipe:
     """What is said of the added images, and how it is shown."""
     rows = {
         name: method.model_dump(mode="json", include={"label", "family", "mechanism", "train_unet", "duplicate_threshold"})
-        for name, method in study.methods.items()
-        if not isinstance(method, RealMethod | DrawMethod)
+        for name, method in study.pooled.items()
     }
     report = study.report.model_dump(mode="json", include={"judge", "diagnosed_images_per_class"})
     return {"version": 2, "seed": study.seed, "dataset": study.dataset.model_dump(mode="json"), "report": report, "methods": rows}

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from augbench.config.methods import DrawMethod, PersonaliseMethod, Prompting, RealMethod, RetrieveMethod, SampleMethod
+from augbench.config.methods import PersonaliseMethod, Prompting
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study
 from augbench.data.classes import ClassInfo
@@ -86,14 +86,11 @@ def prompt_for(info: ClassInfo, index: int, prompting: Prompting, seed: int, nam
 
 def check_prompts(study: Study, name: str, classes: Sequence[ClassInfo]) -> list[UserError]:
     """What keeps method ``name`` from its prompts, before anything runs: bad templates, or classes that lack what templates ask for."""
-    method = study.methods[name]
-    assert not isinstance(method, RealMethod | DrawMethod)
-    prompting = method.query if isinstance(method, RetrieveMethod) else method.prompting if isinstance(method, PersonaliseMethod) else method.prompt
-    key = f"methods.{name}.{'query' if isinstance(method, RetrieveMethod) else 'prompt'}"
+    method = study.pooled[name]
+    prompting, key = method.prompting, f"methods.{name}.{method.prompt_key}"
     if problems := check_prompting(classes, prompting, key):
         return problems
-    must_name = isinstance(method, RetrieveMethod) or (isinstance(method, PersonaliseMethod) and method.learn == "pseudoword")
-    if must_name and any("" not in placeholders_of(template) for template in load_templates(prompting.templates)):
+    if method.must_name_class and any("" not in placeholders_of(template) for template in load_templates(prompting.templates)):
         return [UserError(f"{key}.templates", repr(prompting.templates), "allowed: templates that name the class: a query and a pseudo-word need the place")]
     return []
 
@@ -119,25 +116,24 @@ def write_prompts(study: Study, name: str, classes: Sequence[ClassInfo], trainin
 
 
 def _class_rows(study: Study, name: str, info: ClassInfo, training_images: Mapping[str, Sequence[str]]) -> Iterator[dict[str, object]]:
-    method = study.methods[name]
-    if isinstance(method, RetrieveMethod):
-        first = method.query.model_copy(update={"draw": "cycle"})
+    method, personalised = study.pooled[name], study.personalised.get(name)
+    if method.retrieves_images:
+        first = method.prompting.model_copy(update={"draw": "cycle"})
         yield {"part": 0, "index": 0, "prompt": prompt_for(info, 0, first, study.seed), "source": None}
         return
     images = training_images[info.class_id]
     for part in range(study.parts_made(name)):
         for index in study.augmentation.part_range(part, len(images)):
-            if isinstance(method, PersonaliseMethod):
-                prompt, starts = _personalised_prompt(method, info, index, study.seed), False
+            if personalised is not None:
+                prompt = _personalised_prompt(personalised, info, index, study.seed)
             else:
-                assert isinstance(method, SampleMethod)
-                prompt, starts = prompt_for(info, index, method.prompt, study.seed), method.from_images
-            yield {"part": part, "index": index, "prompt": prompt, "source": images[index % len(images)] if starts else None}
+                prompt = prompt_for(info, index, method.prompting, study.seed)
+            yield {"part": part, "index": index, "prompt": prompt, "source": images[index % len(images)] if method.from_images else None}
 
 
 def _personalised_prompt(method: PersonaliseMethod, info: ClassInfo, index: int, seed: int) -> str:
     learned = placeholder(info.class_id, index % method.clusters, method.clusters)
-    return learned if method.learn == "conditioning" else prompt_for(info, index, method.prompting, seed, learned, method.clusters)
+    return prompt_for(info, index, method.prompting, seed, learned, method.clusters) if method.learns_words else learned
 
 
 def read_prompts(path: str | Path) -> dict[tuple[str, int], list[dict[str, object]]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from augbench.classifier.sizes import evaluation_resize
 from augbench.config.data import Caltech256, FashionMnist, ImageFolder
-from augbench.config.methods import PersonaliseMethod, RetrieveMethod, SampleMethod, family_of
+from augbench.config.methods import PersonaliseMethod, RetrieveMethod, SampleMethod
 from augbench.config.models import Diffusion
 from augbench.config.stages import Classifier, Finetune
 from augbench.config.study import Study
@@ -140,8 +140,8 @@ def _interval(levels: tuple[float, float] | None) -> str:
 
 def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
     """(what, ours, paper's) for the pools of added images, their models and the resampled sets."""
-    sampled = {name: method for name, method in study.methods.items() if isinstance(method, SampleMethod | PersonaliseMethod)}
-    retrieved = {name: method for name, method in study.methods.items() if isinstance(method, RetrieveMethod) and family_of(method) != "scaling"}
+    sampled = study.generated
+    retrieved = {name: method for name, method in study.retrieved.items() if method.group != "scaling"}
     augmentation, diffusion = study.augmentation, study.diffusion
     pairs: list[tuple[str, str, str]] = []
     if sampled:
@@ -183,7 +183,7 @@ def _by_row(found: Mapping[str, Sequence[tuple[str, str, str]]]) -> list[tuple[s
 def _sampling(method: SampleMethod | PersonaliseMethod) -> list[tuple[str, str, str]]:
     """(what, ours, paper's) for what a method samples otherwise than the study, ``{}`` for its name; Boomerang has settings of its own, guidance aside."""
     pairs: list[tuple[str, str, str]] = []
-    if family_of(method) != "unconditional":
+    if method.group != "unconditional":
         if method.scheduler is not None:
             pairs.append(("Sampler of {}", method.scheduler, DIFFUSION.scheduler))
         if method.steps is not None:
@@ -197,7 +197,7 @@ def _sampling(method: SampleMethod | PersonaliseMethod) -> list[tuple[str, str, 
 
 def _fine_tuning(study: Study) -> list[tuple[str, str, str]]:
     """(what, ours, paper's) for the fine-tuned methods; what the paper does not say (batch sizes, patience, rates) differs from nothing."""
-    methods = {name: method for name, method in study.methods.items() if isinstance(method, PersonaliseMethod)}
+    methods = study.personalised
     if not methods:
         return []
     pairs = [("Most epochs of fine-tuning", str(study.finetune.max_epochs), str(FINETUNE.max_epochs))]

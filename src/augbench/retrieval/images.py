@@ -198,8 +198,7 @@ class WebOrigin:
 
 def open_origin(job: Job, name: str, corpus_parts: Sequence[str | Path]) -> Origin:
     """Where the images of the study's corpus are."""
-    study, method = job.study, job.study.methods[name]
-    assert isinstance(method, RetrieveMethod)
+    study, method = job.study, job.study.retrieved[name]
     if isinstance(study.corpus, MiniatureCorpus):
         return CorpusOrigin(corpus_parts)
     if isinstance(study.corpus, ImageCorpus):

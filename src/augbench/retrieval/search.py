@@ -94,8 +94,7 @@ def search(
     corpus_folder : path, optional
         As in :func:`open_backend`.
     """
-    method = job.study.methods[name]
-    assert isinstance(method, RetrieveMethod)
+    method = job.study.retrieved[name]
     queries = {class_id: str(rows[0]["prompt"]) for (class_id, _), rows in read_prompts(prompts_path).items()}
     clip = read_json(clip_path)
     if method.manifest is not None:

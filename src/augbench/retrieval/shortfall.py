@@ -16,7 +16,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from augbench.config.methods import RetrieveMethod
 from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.files import read_json, write_json, write_text
@@ -40,8 +39,7 @@ def shortfall(study: Study, kept: Mapping[str, Mapping[str, int]], training_imag
     short: dict[str, dict[str, dict[str, int]]] = {}
     for class_id, size in training_images.items():
         for name, counts in kept.items():
-            method = study.methods[name]
-            assert isinstance(method, RetrieveMethod)
+            method = study.retrieved[name]
             needed = needed_images(method.added_per_training_image, size)
             if not method.may_fall_short and counts.get(class_id, 0) < needed:
                 short.setdefault(class_id, {})[name] = {"kept": counts.get(class_id, 0), "needed": needed}

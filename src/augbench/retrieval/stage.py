@@ -211,8 +211,7 @@ def retrieve(
     """
     from augbench.models.folders import check_safety, load_pipeline, pick_device
 
-    method = job.study.methods[name]
-    assert isinstance(method, RetrieveMethod)
+    method = job.study.retrieved[name]
     prompts, clip, diffusion = read_prompts(prompts_path), read_json(clip_path), read_json(diffusion_path)
     by_class = {Path(target).parts[-2]: target for target in targets}
     device = pick_device(job.study.execution.device)

@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from augbench import __version__
 from augbench.config.study import Study
 from augbench.files import PROJECT, canonical_hash, read_json, sha256_file, write_json
-from augbench.plan.benchmark_files import read_seconds
+from augbench.plan.jobs import read_seconds
 from augbench.seeds import classifier_seed
 
 RECORDS = ".provenance"

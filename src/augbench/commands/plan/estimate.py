@@ -20,11 +20,11 @@ from typing import Any
 from augbench.commands.plan.sizes import sizes_of
 from augbench.commands.plan.throughput import Throughput, guided_share, read_throughput
 from augbench.config.hub import known_models
-from augbench.config.methods import DrawMethod, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod
+from augbench.config.methods import PersonaliseMethod, RetrieveMethod
 from augbench.config.study import Study
 from augbench.data.sources import open_source
 from augbench.errors import UserError
-from augbench.plan.benchmark_files import job_file, read_seconds
+from augbench.plan.jobs import job_file, read_seconds
 from augbench.plan.paths import Plan
 from augbench.plan.recipes import method_sampling
 from augbench.resample import needed_images
@@ -179,13 +179,12 @@ class Estimate:
 
     def added_images(self, method: str) -> int:
         """Images that one training set of a method adds."""
-        row = self.study.methods[method]
-        return 0 if isinstance(row, RealMethod) else self.sizes.classes * needed_images(row.added_per_training_image, round(self.sizes.per_class))
+        row = self.study.augmented.get(method)
+        return 0 if row is None else self.sizes.classes * needed_images(row.added_per_training_image, round(self.sizes.per_class))
 
     def real_images(self, method: str) -> int:
         """Real images that a method's classifiers are trained on."""
-        row = self.study.methods[method]
-        split = row.split if isinstance(row, RealMethod) else "train"
+        split = self.study.methods[method].real_split
         everything = self.sizes.train / self.study.dataset.train_fraction - self.sizes.validation
         return round({"train": self.sizes.train, "train2x": 2 * self.sizes.train, "full": everything}[split])
 
@@ -230,13 +229,13 @@ class Estimate:
         found = [*self._fetch(), *self._prepare(), *self._report()]
         for method in self.plan.methods:
             row = self.study.methods[method]
-            if isinstance(row, RetrieveMethod):
-                found += self._retrieve(method, row)
-            if isinstance(row, PersonaliseMethod):
-                found += self._personalise(method, row)
-            if isinstance(row, SampleMethod | PersonaliseMethod):
+            if row.retrieves_images:
+                found += self._retrieve(method, self.study.retrieved[method])
+            if row.learns:
+                found += self._personalise(method, self.study.personalised[method])
+            if row.generates_images:
                 found.append(self._generate(method))
-            if not isinstance(row, RealMethod):
+            if row.adds_images:
                 index = [[self.plan.pool(method)]] if self.study.leakage.action == "drop" else []
                 sets = [self.plan.resample(method, run) for run in self.plan.runs] + ([] if index else [self.plan.pool(method)])
                 found.append(self._step("resample", method, [*index, sets]))
@@ -259,7 +258,7 @@ class Estimate:
     def _prepare(self) -> Iterator[Step]:
         plan = self.plan
         models = [[plan.path("models/diffusion.json")], [plan.path("models/clip.json")]]
-        prompts = [[plan.path(f"prompts/{method}.parquet")] for method in plan.pooled]
+        prompts = [[plan.path(f"prompts/{method}.parquet")] for method in plan.study.pooled]
         jobs = [[plan.path("classes.parquet")], list(plan.splits.values()), *models, *prompts]
         if plan.cluster_files:
             jobs.append(list(plan.cluster_files.values()))
@@ -328,7 +327,7 @@ class Estimate:
         blocks = plan.generate_blocks(method)
         jobs = [[plan.shard(method, class_id, part) for class_id in block.members for part in block.parts] for block in blocks]
         parts = [str(part) for part in range(self.study.parts_made(method))]
-        images = self.pool_images(method, parts) - (self.pool_images(method, ["0"]) if method in plan.personalised else 0)
+        images = self.pool_images(method, parts) - (self.pool_images(method, ["0"]) if method in plan.study.personalised else 0)
         return self._step("generate", method, jobs, images=images, gpu_hours=self._generate_hours(method, images), disk_bytes=images * self._image_bytes)
 
     def _classify(self, method: str) -> Step:
@@ -336,7 +335,7 @@ class Estimate:
         plan = self.plan
         jobs = [[path for run in block.members for path in plan.run_files(method, run)] for block in plan.run_blocks]
         training = self.real_images(method) + self.added_images(method)
-        runs = len(plan.runs) - (method in plan.personalised)
+        runs = len(plan.runs) - (method in plan.study.personalised)
         hours = self._classify_hours(training, runs)
         return self._step("classify", method, jobs, images=training, gpu_hours=hours, disk_bytes=runs * self._classifier_bytes)
 
@@ -352,10 +351,9 @@ class Estimate:
         yield self._step("report", "tables and figures", [*plan.report_jobs, [plan.path("config.yaml")], [plan.path("provenance.json")]])
 
     def _pool_size(self, method: str) -> int:
-        row = self.study.methods[method]
-        source = self.study.methods[row.pool] if isinstance(row, DrawMethod) else row
-        if isinstance(source, RetrieveMethod):
-            return self.sizes.classes * wanted_images(source, round(self.sizes.per_class))
+        retrieved = self.study.retrieved.get(self.study.pool_row(method))
+        if retrieved is not None:
+            return self.sizes.classes * wanted_images(retrieved, round(self.sizes.per_class))
         return self.pool_images(method, self.plan.parts(method))
 
 

@@ -74,7 +74,7 @@ def collect(job: Job, method: str, manifest: str | Path, train_path: str | Path,
     if lost := [picture.source for picture, _ in results if picture.source not in place]:
         raise UserError(str(manifest), f"started from {lost[0]!r}, which is not in the training split", "delete the method's shards and run again")
     originals = real_pictures(job, train, [(by_id[picture.class_id], place[str(picture.source)]) for picture, _ in results])
-    label = " ".join((job.study.methods[method].label or method).split())
+    label = job.study.label(method)
     rows_out: list[Row] = []
     shown: list[Shown] = []
     for (real, original), (picture, image) in zip(originals, results, strict=True):

@@ -82,7 +82,7 @@ def collect(job: Job, manifests: Mapping[str, str | Path], train_path: str | Pat
             parts.append(own_rows.take(pa.array(choose(own_rows.num_rows, PER_CLASS, job.study.seed, "4", info.class_id), pa.int64())))
         shown += added_pictures(method, pa.concat_tables(parts), by_id, job.store.root.parent)
     write_pictures(shown, images)
-    labels = {REAL: "Real training images", **{method: " ".join((job.study.methods[method].label or method).split()) for method in added}}
+    labels = {REAL: "Real training images", **{method: job.study.label(method) for method in added}}
     letters = dict(zip(labels, _letters(len(labels)), strict=True))
     write_text(table, render_csv([_row(picture, letters[picture.panel], labels[picture.panel]) for picture, _ in shown]))
 

@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from augbench.artifacts.pool import read_index
-from augbench.config.methods import RealMethod, family_of
 from augbench.config.study import Study
 from augbench.data.splits import read_split
 from augbench.errors import UserError
@@ -90,12 +89,11 @@ def collect(plan: Plan, table: str | Path, per_class: str | Path, train_path: st
     sizes = Counter(read_split(train_path).class_ids)
     rows = []
     for method, pool in plan.scaling.items():
-        config, source = plan.study.methods[method], plan.study.methods[pool]
-        assert not isinstance(config, RealMethod)
+        config = plan.study.augmented[method]
         added = Counter(read_index(manifests[method]).column("class_id").to_pylist())
         classes = accuracies[method].class_ids
         short = [class_id for class_id in classes if added[class_id] < needed_images(config.added_per_training_image, sizes[class_id])]
-        family = family_of(source)
+        family = plan.study.methods[pool].group
         rows.append(
             Row(
                 pool,
@@ -126,7 +124,7 @@ def collect(plan: Plan, table: str | Path, per_class: str | Path, train_path: st
 
 def _series_label(study: Study, pool: str) -> str:
     """The pool's name without its size."""
-    label = " ".join((study.methods[pool].label or pool).split())
+    label = study.label(pool)
     return re.sub(r"\s*\(\d+ ?%\)$", "", label)
 
 

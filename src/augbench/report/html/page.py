@@ -170,7 +170,7 @@ def per_class_table(changes: Sequence[ClassChange], plan: Plan) -> Table:
         )
         for change in changes
     )
-    header = ("Class", "Id", "Test images", "Baseline (%)", "Mean size of change", *map(plan.label, methods))
+    header = ("Class", "Id", "Test images", "Baseline (%)", "Mean size of change", *map(plan.study.label, methods))
     notes = (
         "Methods: mean over runs of the class's accuracy less the baseline's of the same run, in percentage points. Mean size of change: over rows that add images, signs left out.",
         "With n test images of a class, one image is 100 / n points: the ends of each order are partly chance, the more so the more classes there are.",
@@ -186,7 +186,9 @@ def retrieval_table(path: str | Path, plan: Plan) -> Table:
             if row["class_id"] == ALL:
                 fates.setdefault(row["method"], Counter())[row["fate"]] += int(row["candidates"])
     cells = tuple(
-        (plan.label(method), fate, f"{count:,}", f"{count / counts.total():.1%}") for method, counts in fates.items() for fate, count in counts.most_common()
+        (plan.study.label(method), fate, f"{count:,}", f"{count / counts.total():.1%}")
+        for method, counts in fates.items()
+        for fate, count in counts.most_common()
     )
     notes = (
         "Candidates: nearest neighbours of each class's query that were looked at, in all classes. 'not needed': good ones beyond the number wanted. A candidate's"
@@ -230,8 +232,8 @@ class ClassPanel:
 def class_panels(plan: Plan, changes: Sequence[ClassChange], pictures: Iterable[tuple[Picture, bytes]], models: dict[str, str]) -> list[ClassPanel]:
     """The classes that there are thumbnails of, in the order of ``changes``."""
     by_class: dict[str, dict[str, list[Thumb]]] = {}
-    labels = {REAL: "Real training images", **{method: plan.label(method) for method in plan.pooled}}
-    families = {REAL: "real", **{method: plan.family(method) for method in plan.pooled}}
+    labels = {REAL: "Real training images", **{method: plan.study.label(method) for method in plan.study.pooled}}
+    families = {REAL: "real", **{method: plan.study.methods[method].group for method in plan.study.pooled}}
     for picture, encoded in pictures:
         own = by_class.setdefault(picture.class_id, {})
         own.setdefault(picture.panel, []).append(thumb_of(picture, data_uri(encoded), labels[picture.panel], models))
@@ -249,13 +251,13 @@ def _about(change: ClassChange, plan: Plan) -> str:
     """What happened to a class, in a line."""
     info: ClassInfo = change.info
     also = f"Also {', '.join(info.lemmas[1:])}. " if len(info.lemmas) > 1 else ""
-    added = [method for method in change.points if method in plan.augmented]
+    added = [method for method in change.points if method in plan.study.augmented]
     if change.baseline_percent is None or not added:
         return also.strip()
     worst, best = (pick(added, key=lambda method: change.points[method]) for pick in (min, max))
     return (
         f"{also}Without added images {change.baseline_percent:.1f}% of its {change.n_test} test images are right. Adding some changes that by between"
-        f" {_signed(change.points[worst])} points with {plan.label(worst)} and {_signed(change.points[best])} with {plan.label(best)}."
+        f" {_signed(change.points[worst])} points with {plan.study.label(worst)} and {_signed(change.points[best])} with {plan.study.label(best)}."
     )
 
 
@@ -290,7 +292,7 @@ def write_report(plan: Plan, out: str | Path) -> None:
     protocol = [note.removeprefix(DIFFERS).removesuffix(".") for note in tables["table1"].notes if note.startswith(DIFFERS)]
     changes = most_changed(read_per_class(plan.per_class), table, classes)
     panels = class_panels(plan, changes, read_encoded(plan.report_images), models_of(record["models"]))
-    yields = [retrieval_table(plan.retrieval_summary["fates"], plan)] if plan.retrieved else []
+    yields = [retrieval_table(plan.retrieval_summary["fates"], plan)] if plan.study.retrieved else []
     added = [tables[name] for name in ("diagnostics",) if name in tables] + yields + [tables[name] for name in ("leakage",) if name in tables]
     contents = [("summary", "Summary"), ("accuracy", "Accuracy"), ("figures", "Figures"), ("classes", "Classes"), ("images", "Images")]
     contents += [*([("added", "Added images")] if added else []), ("cost", "Cost"), ("provenance", "Provenance")]

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from augbench.config.methods import DrawMethod, RealMethod
 from augbench.files import read_json, write_text
-from augbench.plan.benchmark_files import job_files, read_seconds
+from augbench.plan.jobs import job_files, read_seconds
 from augbench.plan.paths import Plan
 from augbench.report.render import NONE, Layout, read_csv, render_csv, render_markdown, signed
 from augbench.report.tables import table1
@@ -143,7 +142,7 @@ def build_rows(plan: Plan, table: str | Path) -> list[Row]:
     rows = []
     for method, config in plan.study.methods.items():
         making, training = Hours(), Hours()
-        pool, parts = plan.pool_row(method), 0 if isinstance(config, RealMethod) else len(plan.parts(method))
+        pool, parts = plan.study.pool_row(method), len(plan.parts(method)) if config.adds_images else 0
         for job, hours in times.items():
             if job.stage in TRAINING and job.method == method:
                 training += hours
@@ -178,11 +177,11 @@ def _per_hour(gain: float | None, own: float, shared: float) -> tuple[float, flo
 def _needs(plan: Plan, pool: str) -> set[str]:
     """Who needs the shared steps that a row needs, in the words of :data:`SHARED`."""
     needs = {ALL}
-    if pool in plan.retrieved:
+    if pool in plan.study.retrieved:
         needs.add(RETRIEVAL)
-    if pool in plan.generated:
+    if pool in plan.study.generated:
         needs.add(GENERATION)
-    if pool in plan.personalised and plan.personalised[pool].clusters > 1:
+    if pool in plan.study.personalised and plan.study.personalised[pool].clusters > 1:
         needs.add(CLUSTERED)
     return needs
 
@@ -190,7 +189,7 @@ def _needs(plan: Plan, pool: str) -> set[str]:
 def _folders(plan: Plan, method: str) -> list[str]:
     """Folders with a row's files; a row that draws from another one's pool needs that row's images, too."""
     own = [plan.path(stage, method) for stage in ("resamples", "classifiers")]
-    pool = plan.pool_row(method)
+    pool = plan.study.pool_row(method)
     return [*own, *(plan.path(stage, pool) for stage in ("shards", "finetune", "retrieval"))]
 
 
@@ -253,7 +252,7 @@ def _notes(plan: Plan) -> tuple[str, ...]:
         "The diffusion model's training and the collection of the corpus are the work of others, and not counted.",
         "Times are those of the last run of each job: where images came from the store, as after an interruption, they are too small.",
     ]
-    if any(isinstance(method, DrawMethod) for method in plan.study.methods.values()):
+    if plan.study.drawn:
         notes.append("A row that draws from another row's pool is charged for that pool, so that rows do not add up.")
     return tuple(notes)
 

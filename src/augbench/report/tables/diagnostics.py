@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 
 from augbench.artifacts.pool import load_images, read_index
 from augbench.artifacts.shards import read_shard
-from augbench.config.methods import PersonaliseMethod, RetrieveMethod, family_of
 from augbench.config.study import Study
 from augbench.data.classes import ClassInfo, read_class_table
 from augbench.data.source import ImageSource
@@ -147,7 +146,7 @@ def read_learning(history: str | Path, lr: str | Path, selected: str | Path, tog
 
 def duplicate_threshold(study: Study) -> float | None:
     """Cosine above which the study's first row of retrieval takes two images for one; None where no row retrieves, or its filter is off."""
-    return next((method.duplicate_threshold for method in study.methods.values() if isinstance(method, RetrieveMethod)), None)
+    return next((method.duplicate_threshold for method in study.retrieved.values()), None)
 
 
 @dataclass(frozen=True)
@@ -254,12 +253,11 @@ def write_diagnostics(
             continue
         index = read_index(indexes[name])
         seen = diagnosis.added(index, str(indexes[name]), name)
-        refused = None if isinstance(method, RetrieveMethod) else refused_per_image(index, diagnosis.folder)
+        refused = None if method.retrieves_images else refused_per_image(index, diagnosis.folder)
         learning = {}
-        if isinstance(method, PersonaliseMethod):
-            learning = asdict(read_learning(histories[name], lrs[name], selected[name], together=method.train_unet))
-        label = " ".join((method.label or name).split())
-        rows.append(diagnosis.row(name, index.num_rows, seen, train, label=label, family=family_of(method), refused_per_image=refused, **learning))
+        if personalised := study.personalised.get(name):
+            learning = asdict(read_learning(histories[name], lrs[name], selected[name], together=personalised.train_unet))
+        rows.append(diagnosis.row(name, index.num_rows, seen, train, label=study.label(name), family=method.group, refused_per_image=refused, **learning))
     _write(study, rows, outs)
 
 

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from augbench.artifacts.parquet import REMAKE
 from augbench.artifacts.pool import load_images, read_index
-from augbench.config.methods import RealMethod
 from augbench.config.study import Study
 from augbench.data.sources import open_source
 from augbench.data.splits import read_split
@@ -94,9 +93,9 @@ def build_rows(
     UserError
         Damaged files, or a summary that is not of the method's pairs.
     """
-    baseline = next((name for name, method in study.methods.items() if isinstance(method, RealMethod) and method.split == "train"), None)
+    baseline = next((name for name, method in study.real.items() if method.split == "train"), None)
     rows = []
-    for name, method in study.methods.items():
+    for name in study.methods:
         if name not in leaks:
             continue
         pairs, summary = read_leaks(leaks[name]), Summary(**read_json(summaries[name]))
@@ -107,7 +106,7 @@ def build_rows(
         rows.append(
             Row(
                 method=name,
-                label=" ".join((method.label or name).split()),
+                label=study.label(name),
                 checked=summary.checked,
                 val=summary.val,
                 test=summary.test,

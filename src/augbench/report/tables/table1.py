@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from augbench.artifacts.pool import read_index
-from augbench.config.methods import RealMethod, family_of
 from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.files import read_json, write_text
@@ -103,9 +102,9 @@ def build_table(study: Study, results: Iterable[str | Path], manifests: Iterable
         rows.append(
             Row(
                 method=name,
-                label=" ".join((method.label or name).split()),
-                family=family_of(method),
-                split=method.split if isinstance(method, RealMethod) else "train",
+                label=study.label(name),
+                family=method.group,
+                split=method.real_split,
                 top1_percent=fmean(run.test_top1_percent for run in own),
                 stderr_percent=standard_error([run.test_top1_percent for run in own]),
                 n=len(own),
