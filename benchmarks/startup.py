@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib.util
 import json
 import os
 import statistics
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ HEAVY = ("torch", "torchvision", "transformers", "diffusers", "scipy", "sklearn"
 CHILD = """
 import json, sys
 from types import SimpleNamespace
-from augbench.job import running
+from augbench.runtime.job import running
 config, device, out = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
 with running(SimpleNamespace(threads=1, log=[f"results/{{config['study']}}/logs/startup.log"], config=config, rule="startup")) as job:
 {work}
@@ -44,25 +46,25 @@ with running(SimpleNamespace(threads=1, log=[f"results/{{config['study']}}/logs/
 
 FIRST_STEPS = {
     "sample: to the first image of one step": """
-from augbench.models import load_pipeline, pick_device
+from augbench.models.folders import load_pipeline, pick_device
 pipeline = load_pipeline(job.study.diffusion, pick_device(device))
 side = job.study.diffusion.resolution
 pipeline("a bag", num_inference_steps=1, height=side, width=side)
 """,
     "embed: to the first image": """
 from PIL import Image
-from augbench.models import load_image_tower, pick_device
+from augbench.models.folders import load_image_tower, pick_device
 load_image_tower(job.study.clip.folder, pick_device(device))([Image.new("RGB", (300, 200), "red")])
 """,
     "fine-tune: to the loaded U-Net": """
-from augbench.models import pick_device
+from augbench.models.folders import pick_device
 from augbench.personalise.fine_tune import UNet2DConditionModel, load_part, torch
 load_part(UNet2DConditionModel, job.study.diffusion.folder, "unet", torch.float32, pick_device(device))
 """,
     "classify: to the first epoch of eight images": """
 from pathlib import Path
 from PIL import Image
-from augbench.classify import train_run, LabelledImages, Compute, pick_device
+from augbench.classifier.stage import train_run, LabelledImages, Compute, pick_device
 colours = ["red", "green", "blue", "white", "black", "grey", "pink", "cyan"]
 images = LabelledImages(colours, [0, 1] * 4, lambda rows: [Image.new("RGB", (32, 32), colour) for colour in colours[rows]], "colours")
 train_run(job.study.classifier.model_copy(update={"max_epochs": 1}), 2, images, None, images, 0, 0, Compute(pick_device(device)))
@@ -73,19 +75,37 @@ train_run(job.study.classifier.model_copy(update={"max_epochs": 1}), 2, images, 
 def script_imports(path: Path) -> str:
     """The import statements of a script but for that of ``running``, one a line."""
     found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
-    return "\n".join(ast.unparse(node) for node in found if getattr(node, "module", None) != "augbench.runtime.job")
+    others = [node for node in found if "running" not in [alias.name for alias in node.names]]
+    return "\n".join(ast.unparse(node) for node in others)
 
 
-def entries(checkout: Path) -> dict[str, str]:
-    """What is measured of a checkout: names, and the statements of each."""
-    return {path.stem: script_imports(path) for path in sorted((checkout / "workflow" / "scripts").glob("*.py"))} | FIRST_STEPS
+@dataclass(frozen=True)
+class Checkout:
+    """A checkout, and this benchmark as it is written there: its modules may have other names."""
+
+    folder: Path
+    benchmark: Any
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkout:
+        """The checkout in ``folder``."""
+        spec = importlib.util.spec_from_file_location("startup_there", folder / "benchmarks" / "startup.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return cls(folder, module)
+
+    def entries(self) -> dict[str, str]:
+        """Statements of each entry, by its name."""
+        scripts = sorted((self.folder / "workflow" / "scripts").glob("*.py"))
+        return {path.stem: script_imports(path) for path in scripts} | self.benchmark.FIRST_STEPS
 
 
-def run_entry(checkout: Path, work: str, config: Result, device: str, folder: Path) -> Result:
+def run_entry(checkout: Checkout, work: str, config: Result, device: str, folder: Path) -> Result:
     """Run one entry in a process of its own, from its start to its end."""
     out = folder / "report.json"
-    code = CHILD.format(work="\n".join("    " + line for line in work.splitlines()), heavy=HEAVY)
-    environment = {**os.environ, "PYTHONPATH": str(checkout / "src")}
+    code = checkout.benchmark.CHILD.format(work="\n".join("    " + line for line in work.splitlines()), heavy=HEAVY)
+    environment = {**os.environ, "PYTHONPATH": str(checkout.folder / "src")}
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-c", code, json.dumps(config), device, str(out)], cwd=folder, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
@@ -109,8 +129,9 @@ def measure(options: argparse.Namespace) -> Result:
     config["execution"]["device"] = options.device
     if options.diffusion:
         config["diffusion"] |= {"model": str(options.diffusion.resolve()), "resolution": options.resolution}
-    checkouts = {"ours": PROJECT} | ({"before": options.against.resolve()} if options.against else {})
-    works = {name: entries(checkout) for name, checkout in checkouts.items()}
+    folders = {"ours": PROJECT} | ({"before": options.against.resolve()} if options.against else {})
+    checkouts = {name: Checkout.open(folder) for name, folder in folders.items()}
+    works = {name: checkout.entries() for name, checkout in checkouts.items()}
     wanted = [entry for entry in works["ours"] if not options.only or entry.partition(":")[0] in options.only]
     results: dict[str, dict[str, list[Result]]] = {entry: {name: [] for name in checkouts if entry in works[name]} for entry in wanted}
     with tempfile.TemporaryDirectory() as place:

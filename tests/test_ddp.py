@@ -21,7 +21,7 @@ from torch import nn
 
 from augbench.artifacts.store import Store
 from augbench.classifier import train as training
-from augbench.classifier.compute import Compute, Group, Storage, count_processes
+from augbench.classifier.compute import Compute, ProcessGroup, Storage, count_processes
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.launch import in_processes
 from augbench.classifier.normalisation import GlobalBatchNorm2d
@@ -117,7 +117,7 @@ def activations() -> torch.Tensor:
     return torch.randn(8, 3, 5, 4, generator=torch.Generator().manual_seed(0)) * 3 + 2
 
 
-def in_a_group(group: Group, folder: Path) -> dict[str, Any]:
+def in_a_group(group: ProcessGroup, folder: Path) -> dict[str, Any]:
     """All that is asked of a group of processes, once: they take seconds to start."""
     compute = Compute(CPU, group, Storage("memory", folder))
     normalised = batch_norm(GlobalBatchNorm2d(3), activations(), [slice(0, 5), slice(5, 8)][group.rank])
@@ -198,7 +198,7 @@ def test_normalisation_over_two_processes_is_that_of_the_whole_batch(two: dict[s
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
-def fail_in(group: Group, how: str) -> None:
+def fail_in(group: ProcessGroup, how: str) -> None:
     """The second process fails; the first one waits for it."""
     if group.rank == 1:
         if how == "defect":
@@ -230,7 +230,7 @@ def test_a_process_that_is_killed_is_one_clear_error() -> None:
 
 def test_more_processes_than_images_in_a_batch_are_refused() -> None:
     with pytest.raises(UserError, match=r"^execution\.processes: 34, and classifier has a batch of 33; at most one process per image of a batch$"):
-        run_tiny(Compute(CPU, Group(0, 34)))
+        run_tiny(Compute(CPU, ProcessGroup(0, 34)))
 
 
 def test_the_number_of_processes_is_that_of_the_gpus_unless_the_config_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,14 +311,14 @@ from pathlib import Path
 
 sys.path.insert(0, {tests!r})
 import test_ddp
-from augbench import classify
+from augbench.classifier import stage as classify
 
 classify._train_together = test_ddp.train_slowly
 test_ddp.train(Path({root!r}), 2)
 """
 
 
-def train_slowly(group: Group, *arguments: Any) -> int:
+def train_slowly(group: ProcessGroup, *arguments: Any) -> int:
     """What a worker does, so slowly that a test can get between two epochs."""
     accuracy = training._accuracy
 
@@ -395,11 +395,11 @@ def test_two_gpus_give_the_history_of_one() -> None:
     assert_close(in_processes(2, device, run_on_gpu), run_tiny(Compute(device), dtype="float32"), 1e-2)
 
 
-def run_on_gpu(group: Group) -> RunResult:
+def run_on_gpu(group: ProcessGroup) -> RunResult:
     return run_tiny(Compute(torch.device("cuda", group.rank), group), dtype="float32")
 
 
-def run_of_three(group: Group, folder: Path) -> tuple[RunResult, RunResult]:
+def run_of_three(group: ProcessGroup, folder: Path) -> tuple[RunResult, RunResult]:
     compute = Compute(CPU, group)
     run_and_stop(compute, folder / "run.pt", 2)
     return run_tiny(compute), run_tiny(compute, folder / "run.pt")

@@ -14,9 +14,9 @@ from PIL import Image
 
 from augbench.config.models import Diffusion
 from augbench.data.classes import load_class_table
+from augbench.data.decode import square
 from augbench.errors import UserError
 from augbench.generate.sampler import MAX_ATTEMPTS, Sampler
-from augbench.generate.stage import square
 from augbench.seeds import derive_seed
 
 SCHEDULERS = ("pndm", "ddim", "dpmsolver++")

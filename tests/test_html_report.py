@@ -35,7 +35,7 @@ from augbench.report.html.images import ClassChange, collect, most_changed
 from augbench.report.html.page import class_panels, write_report
 from augbench.report.html.parts import MINUS, model_name, number_in, table_of
 from augbench.report.html.words import headlines, what_it_does_not_show, what_it_shows
-from augbench.report.pictures import Picture, read_encoded, write_encoded
+from augbench.report.pictures import ImageRecord, read_encoded, write_encoded
 from augbench.report.render import Layout, read_markdown, render_csv, render_markdown
 from augbench.report.tables import diagnostics, statistics, table1
 from augbench.report.tables.cost import write_cost
@@ -88,14 +88,14 @@ def write_tables(squares: Squares) -> None:
     """All tables, figures and records that the workflow makes before the report, by what makes them there."""
     plan, study = squares.plan, squares.job.study
     runs = [
-        table1.Run(method, number, 100 * float(np.mean(values)), 50.0, 1, 2, 24, 24, 10, 60)
+        table1.RunRow(method, number, 100 * float(np.mean(values)), 50.0, 1, 2, 24, 24, 10, 60)
         for method in plan.methods
         for number, values in enumerate(ACCURACIES.get(method, ACCURACIES["clip_prompts"]))
     ]
     entries = [row for row in table1.read_rows(plan.table1["csv"]) if row.method in plan.methods]
     write_text(plan.table1["csv"], render_csv(entries))
     write_text(plan.table1["runs"], render_csv(runs))
-    table = table1.Table(study.study, "imagenet10", tuple(entries), tuple(runs), ("± is the standard error.", *CUTS))
+    table = table1.Table1(study.study, "imagenet10", tuple(entries), tuple(runs), ("± is the standard error.", *CUTS))
     write_text(plan.table1["md"], table1.render_markdown(table))
     statistics.write_statistics(study.study, plan.table1["csv"], plan.table1["runs"], plan.statistics)
     write_paper_tables(plan, plan.table1["csv"], plan.paper_table_files)
@@ -352,7 +352,7 @@ def test_a_model_is_named_with_what_was_learned() -> None:
 def test_texts_from_the_web_stay_texts(squares: Squares) -> None:
     evil = "</template><script>alert(1)</script><img src=x onerror=alert(1)>\" onload='x"
     encoded = encode_image(Image.new("RGB", (8, 8)), "png", 92)
-    picture = Picture("retrieval", "class_a", evil, 0, "0", source=f"https://example.org/{evil}", prompt=evil, similarity=0.5)
+    picture = ImageRecord("retrieval", "class_a", evil, 0, "0", source=f"https://example.org/{evil}", prompt=evil, similarity=0.5)
     change = ClassChange(ClassInfo("class_a", (evil,)), 10, 50.0, {"retrieval": 1.0}, 1.0)
     (panel,) = class_panels(squares.plan, [change], [(picture, encoded)], {})
     found = Page(panel.html)
@@ -438,9 +438,9 @@ def test_a_thousand_classes_fit_into_a_small_page(squares: Squares, copied: Plan
     ranked = most_changed(read_per_class(copied.per_class), table1.read_rows(copied.table1["csv"]), infos)
     noise = encode_image(Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)), "jpeg", 82)
     pictures = [
-        (Picture(panel, change.info.class_id, "a class", place, str(place), prompt="a photo", seed=place), noise)
+        (ImageRecord(panel, change.info.class_id, "a class", place, str(place), prompt="a photo", seed=place), noise)
         for change in ranked[:shown]
-        for panel in ("real", *copied.pooled)
+        for panel in ("real", *copied.study.pooled)
         for place in range(4)
     ]
     write_encoded(pictures, copied.report_images)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 SRC = str(Path(__file__).resolve().parents[1] / "src")
-HOLD_RUN = "from augbench import launcher; print(launcher.acquire_run_lock(), flush=True); input()"
-HOLD_JOB = "from augbench import launcher; launcher.hold_job_lock(); print('held', flush=True); input()"
-TRY_RUN = "from augbench import launcher; launcher.acquire_run_lock(); print('acquired')"
-BEGIN_JOB = "from augbench import launcher; launcher.guard_job(); print('begun')"
-CURRENT = "import os; from augbench import launcher; os.environ['AUGBENCH_RUN'] = launcher.acquire_run_lock(); "
+HOLD_RUN = "from augbench.runtime import launcher; print(launcher.acquire_run_lock(), flush=True); input()"
+HOLD_JOB = "from augbench.runtime import launcher; launcher.hold_job_lock(); print('held', flush=True); input()"
+TRY_RUN = "from augbench.runtime import launcher; launcher.acquire_run_lock(); print('acquired')"
+BEGIN_JOB = "from augbench.runtime import launcher; launcher.guard_job(); print('begun')"
+CURRENT = "import os; from augbench.runtime import launcher; os.environ['AUGBENCH_RUN'] = launcher.acquire_run_lock(); "
 # what the system says on a disk that is mounted so
 WITHOUT_LOCKS = """
 import errno, fcntl, os
@@ -123,5 +123,5 @@ def test_another_failure_to_lock_is_not_passed_over(tmp_path: Path) -> None:
 )
 def test_cores_are_for_runs_on_this_machine(tmp_path: Path, extra: list[str], cores: bool) -> None:
     (tmp_path / "snakemake.py").write_text("import sys; print(sys.argv[1:])")
-    status, text = attempt(f"from augbench import launcher; launcher.run(['study.yaml'], [], 2, {extra!r})", tmp_path, PYTHONPATH=f"{tmp_path}:{SRC}")
+    status, text = attempt(f"from augbench.runtime import launcher; launcher.run(['study.yaml'], [], 2, {extra!r})", tmp_path, PYTHONPATH=f"{tmp_path}:{SRC}")
     assert status == 0 and ("'--cores', '2'" in text) is cores

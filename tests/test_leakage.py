@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -42,7 +41,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 CLIP = PROJECT / "resources/mini/clip"
 CLASSES = load_class_table("fashion_mnist")
 LIMITS = Leakage()
-SEARCH = LIMITS.model_copy(update=dict(clip_threshold=0.97, neighbours=3))  # the miniature's CLIP finds all garments alike
+SEARCH = LIMITS.model_copy(update={"clip_threshold": 0.97, "neighbours": 3})  # the miniature's CLIP finds all garments alike
 Change = Callable[[Image.Image], Image.Image]
 
 
@@ -195,8 +194,8 @@ def test_limits_decide(garments: list[Image.Image]) -> None:
     changed = Picture(recompressed(garments[0], 40))
     match = compare(changed, Picture(garments[0]), LIMITS)
     assert match is not None and match.within(LIMITS) and match.hash_distance > 0 and match.correlation < 0.999
-    assert not match.within(LIMITS.model_copy(update=dict(hash_threshold=match.hash_distance - 1)))
-    assert not match.within(LIMITS.model_copy(update=dict(correlation=match.correlation + 1e-4)))
+    assert not match.within(LIMITS.model_copy(update={"hash_threshold": match.hash_distance - 1}))
+    assert not match.within(LIMITS.model_copy(update={"correlation": match.correlation + 1e-4}))
 
 
 # --- sets of images ---------------------------------------------------------------------------------------------------
@@ -212,9 +211,9 @@ def test_only_the_nearest_above_the_threshold_are_looked_at() -> None:
     angles = np.deg2rad([0, 10, 20, 30, 80])
     real = np.stack([np.cos(angles), np.sin(angles)], 1)
     added = np.array([[1.0, 0.0], [-1.0, 0.0]])
-    near = replace(LIMITS, clip_threshold=float(np.cos(np.deg2rad(25))))
+    near = LIMITS.model_copy(update={"clip_threshold": float(np.cos(np.deg2rad(25)))})
     assert [pair[:2] for pair in nearest(added, real, near)] == [(0, 0), (0, 1), (0, 2)]
-    assert [pair[:2] for pair in nearest(added, real, near.model_copy(update=dict(neighbours=2)))] == [(0, 0), (0, 1)]
+    assert [pair[:2] for pair in nearest(added, real, near.model_copy(update={"neighbours": 2}))] == [(0, 0), (0, 1)]
     assert [round(cosine, 4) for *_, cosine in nearest(added, real, near)] == [1, round(np.cos(angles[1]), 4), round(np.cos(angles[2]), 4)]
     assert not list(nearest(added[:0], real, near)) and not list(nearest(added, real[:0], near))
 
@@ -337,7 +336,7 @@ def test_every_planted_image_is_named_with_the_real_one(small: Path, leaks: pa.T
 
 
 def test_where_no_pair_is_near_enough_to_be_looked_at_nothing_is_found(small: Path, tmp_path: Path) -> None:
-    found, _ = run_guard(small, "clean", small / "clip.json", tmp_path, limits=SEARCH.model_copy(update=dict(clip_threshold=1.0)))
+    found, _ = run_guard(small, "clean", small / "clip.json", tmp_path, limits=SEARCH.model_copy(update={"clip_threshold": 1.0}))
     assert found.num_rows == 0 and read_json(tmp_path / "clean.json")["checked"] == 60
 
 

@@ -43,7 +43,7 @@ def test_the_network_is_for_fetching_and_for_what_is_on_the_web(corpus: str, rul
 
 def in_process(code: str, *arguments: str, closed: bool = True) -> str:
     """What a process prints whose network is off, where it is ``closed``, for the rule `classify_000`."""
-    start = "from augbench import network; network.close('classify_000')\n" if closed else ""
+    start = "from augbench.runtime import network; network.close('classify_000')\n" if closed else ""
     command = [sys.executable, "-c", f"import os, socket, sys\nfrom augbench.errors import UserError\n{start}{code}", *arguments]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))} | {"PYTHONPATH": str(PROJECT / "src")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
@@ -104,7 +104,7 @@ def test_processes_of_this_machine_still_talk() -> None:
 
 RESTRICTED = """
 import json
-from augbench.config import parse_study
+from augbench.config.study import parse_study
 import augbench.runtime.job
 network.restrict(sys.argv[1], parse_study(json.loads(sys.argv[2])))
 assert "huggingface_hub" not in sys.modules
@@ -116,11 +116,11 @@ print(constants.HF_HUB_OFFLINE, network.CLOSED in os.environ)
 @pytest.mark.parametrize(("rule", "said"), [("fetch_clip", "False False"), ("retrieve_retrieval_000", "True False"), ("generate_x_000", "True True")])
 def test_model_hubs_are_for_fetching_only_and_are_told_before_they_are_imported(rule: str, said: str) -> None:
     study = {**SMALL_STUDY, "corpus": CORPORA["embeddings"]}
-    assert in_process("from augbench import network" + RESTRICTED, rule, json.dumps(study), closed=False) == said
+    assert in_process("from augbench.runtime import network" + RESTRICTED, rule, json.dumps(study), closed=False) == said
 
 
 def test_processes_that_a_job_starts_are_closed_too() -> None:
-    child = f"from augbench import network; network.close_as_parent(); import socket; socket.create_connection(('{OUTSIDE}', 443), timeout=1)"
+    child = f"from augbench.runtime import network; network.close_as_parent(); import socket; socket.create_connection(('{OUTSIDE}', 443), timeout=1)"
     said = in_process(f"import subprocess; print(subprocess.run([sys.executable, '-c', {child!r}], capture_output=True, text=True).stderr)")
     assert said.splitlines()[-1].startswith(f"augbench.errors.UserError: rule classify_000: tries to reach {OUTSIDE}:443")
     forked = f"if os.fork() == 0:\n{REFUSED.format(attempt=f'socket.create_connection(({OUTSIDE!r}, 443))').replace(chr(10), chr(10) + '    ')}\nelse:\n    os.wait()"

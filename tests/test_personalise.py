@@ -40,7 +40,7 @@ from augbench.personalise.adam import RowAdam
 from augbench.personalise.embedding import ConditioningRows, PseudowordRows, token_ids
 from augbench.personalise.stage import choose_lr, finetune_classes, read_metadata
 from augbench.personalise.tasks import ClassTask, ImageSet, check_clusters, class_tasks, learning_rates, read_clusters
-from augbench.personalise.train import Group, Learned, Settings, Trainer, diffusion_target
+from augbench.personalise.train import ClassGroup, Learned, Settings, Trainer, diffusion_target
 from augbench.runtime.job import Job
 
 MINI = Path(__file__).resolve().parents[1] / "resources/mini"
@@ -496,7 +496,7 @@ def settings(**changes: Any) -> Settings:
 
 
 def test_training_stops_when_the_validation_loss_stagnates_but_not_before_the_last_candidate() -> None:
-    group, losses = Group((0,)), {1: 0.5, 2: 0.6, 3: 0.6, 4: 0.4, 5: 0.45, 6: 0.41}
+    group, losses = ClassGroup((0,)), {1: 0.5, 2: 0.6, 3: 0.6, 4: 0.4, 5: 0.45, 6: 0.41}
     taken = {}
     for epoch, loss in losses.items():
         assert not group.stopped or epoch == 4
@@ -510,7 +510,7 @@ def test_training_stops_when_the_validation_loss_stagnates_but_not_before_the_la
 
 
 def test_training_ends_at_max_epochs_and_survives_losses_that_are_not_finite() -> None:
-    group = Group((0,))
+    group = ClassGroup((0,))
     group.record(1, math.nan, math.nan, settings(max_epochs=2, candidates=("val_loss",)))
     assert group.best_epoch == 1 and not group.stopped
     group.record(2, 0.5, 0.5, settings(max_epochs=2, candidates=("val_loss",)))
@@ -551,7 +551,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(inputs: Inputs, method: st
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0)
     validate, epochs = Trainer.validate, []
 
-    def validate_twice(self: Trainer, active: Sequence[Group]) -> Any:
+    def validate_twice(self: Trainer, active: Sequence[ClassGroup]) -> Any:
         if self.epoch == 3:
             raise Interrupted
         epochs.append(self.epoch)

@@ -67,7 +67,7 @@ def test_a_classifier_is_trained_without_diffusers_and_transformers() -> None:
 JOB = """
 import atexit, json, os, sys
 from types import SimpleNamespace
-from augbench.job import running
+from augbench.runtime.job import running
 config = json.loads(sys.argv[1])
 with running(SimpleNamespace(threads=1, log=["results/s/logs/job.log"], config=config, rule="job")) as job:
     atexit.register(lambda: open("asked", "w").write("yes"))

@@ -18,7 +18,7 @@ from augbench.report.render import render_csv
 from augbench.report.tables import table1
 from augbench.report.tables.per_class import read_per_class, write_per_class
 from augbench.report.tables.statistics import binomial_error, build_rows, compare, holm, interval, read_rows, write_statistics
-from augbench.report.tables.table1 import Run
+from augbench.report.tables.table1 import RunRow
 
 RUNS = {
     "none": (70.0, 72.0, 74.0),
@@ -29,9 +29,9 @@ RUNS = {
 FAMILIES = {"none": "real", "clip_prompts": "prompting", "pseudoword_dm": "personalised", "retrieval": "retrieval"}
 
 
-def table(methods: dict[str, tuple[float, ...]]) -> tuple[list[table1.Row], list[Run]]:
+def table(methods: dict[str, tuple[float, ...]]) -> tuple[list[table1.Row], list[RunRow]]:
     rows = [table1.Row(name, name.upper(), FAMILIES[name], "train", float(np.mean(v)), None, len(v), 50, 50, 0.5, None, None) for name, v in methods.items()]
-    runs = [Run(name, number, value, 70.0, 3, 9, 500, 500, 100, 2000) for name, values in methods.items() for number, value in enumerate(values)]
+    runs = [RunRow(name, number, value, 70.0, 3, 9, 500, 500, 100, 2000) for name, values in methods.items() for number, value in enumerate(values)]
     return rows, runs
 
 

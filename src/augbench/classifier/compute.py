@@ -19,7 +19,7 @@ from augbench.errors import UserError
 
 
 @dataclass(frozen=True)
-class Group:
+class ProcessGroup:
     """The processes that train one classifier together; this one is number ``rank`` of ``size``."""
 
     rank: int = 0
@@ -70,12 +70,12 @@ class Compute:
     """Device, processes, storage, and whether the network is compiled."""
 
     device: torch.device
-    group: Group = Group()
+    group: ProcessGroup = ProcessGroup()
     storage: Storage = Storage()
     compiled: bool = False
 
 
-def compute_of(execution: Execution, device: torch.device, default_scratch: Path, group: Group | None = None) -> Compute:
+def compute_of(execution: Execution, device: torch.device, default_scratch: Path, group: ProcessGroup | None = None) -> Compute:
     """What the config says.
 
     Raises
@@ -89,7 +89,7 @@ def compute_of(execution: Execution, device: torch.device, default_scratch: Path
         if "$" in expanded:
             raise UserError("execution.scratch", f"{execution.scratch!r}, and there is no such environment variable here", "allowed: a folder, or null")
         scratch = Path(expanded).expanduser()
-    return Compute(device, group or Group(), Storage(execution.image_pool, scratch), execution.compile)
+    return Compute(device, group or ProcessGroup(), Storage(execution.image_pool, scratch), execution.compile)
 
 
 def count_processes(execution: Execution, device: torch.device) -> int:

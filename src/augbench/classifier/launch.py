@@ -1,6 +1,6 @@
 """Starting the processes that train together, with torch's elastic launcher (``torchrun``), and ending them all, whatever happens.
 
-Flows in: a function of a :class:`~augbench.classifier.compute.Group` and its arguments. Flows out: what it returns in the first process, or
+Flows in: a function of a :class:`~augbench.classifier.compute.ProcessGroup` and its arguments. Flows out: what it returns in the first process, or
 one error: the first that a process met. Workers (:mod:`augbench.classifier.worker`) are processes of their own, not forks: a script of
 Snakemake can't be imported a second time, as the starting methods of ``multiprocessing`` do.
 """
@@ -21,7 +21,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import torch
 
 from augbench.classifier import worker
-from augbench.classifier.compute import Group
+from augbench.classifier.compute import ProcessGroup
 from augbench.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def in_processes(processes: int, device: torch.device, function: Callable[Concatenate[Group, P], R], *arguments: P.args, **named: P.kwargs) -> R:
+def in_processes(processes: int, device: torch.device, function: Callable[Concatenate[ProcessGroup, P], R], *arguments: P.args, **named: P.kwargs) -> R:
     """``function(group, *arguments, **named)`` in each of ``processes`` processes; what the first one returns.
 
     Parameters
@@ -81,7 +81,7 @@ def in_processes(processes: int, device: torch.device, function: Callable[Concat
 
 def _first_error(folder: Path, exit_codes: dict[int, int], processes: int) -> Exception:
     """What went wrong first: other processes fail because of it."""
-    reports: list[worker.Report] = sorted(
+    reports: list[worker.ErrorReport] = sorted(
         (pickle.loads(path.read_bytes()) for path in folder.glob(worker.ERROR.format("*"))), key=lambda report: report["time"]
     )
     for report in reports:  # the only kind that is never the consequence of another process's end

@@ -16,7 +16,7 @@ from typing import IO
 import numpy as np
 import torch
 
-from augbench.classifier.compute import Group
+from augbench.classifier.compute import ProcessGroup
 from augbench.errors import UserError
 
 READERS = 8  # a network file system answers slowly, but many at a time
@@ -63,7 +63,7 @@ class Spool:
             raise self._unwritable(error) from error
         self.shapes.append((pixels.shape[1], pixels.shape[2]))
 
-    def finish(self, group: Group) -> None:
+    def finish(self, group: ProcessGroup) -> None:
         """Nothing more comes; the images of all processes of the group, by rank, are one spool from here on.
 
         Raises

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from augbench.artifacts.parquet import REMAKE
 from augbench.artifacts.pool import load_images, read_index
 from augbench.artifacts.store import Recipe, Store
-from augbench.classifier.compute import Compute, Group, compute_of, count_processes
+from augbench.classifier.compute import Compute, ProcessGroup, compute_of, count_processes
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.launch import in_processes
 from augbench.classifier.score import score_test, top1, write_predictions
@@ -69,7 +69,7 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Block:
+class SharedInputs:
     """What the runs of a block share.
 
     Attributes
@@ -95,10 +95,10 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One run of a block: its folder, whose name is its number, and the images added to the real ones (None: a baseline)."""
 
-    block: Block
+    block: SharedInputs
     folder: Path
     added: LabelledImages | None
 
@@ -165,7 +165,7 @@ def train_block(
         publish_run(study, store, run, compute)
 
 
-def _compute(study: Study, store: Store, device: torch.device, group: Group | None = None) -> Compute:
+def _compute(study: Study, store: Store, device: torch.device, group: ProcessGroup | None = None) -> Compute:
     return compute_of(study.execution, device, _work(store), group)
 
 
@@ -174,7 +174,7 @@ def _work(store: Store) -> Path:
     return store.root.parent / ".work"
 
 
-def _train_together(group: Group, study: Study, store_root: Path, sources: Sources) -> int:
+def _train_together(group: ProcessGroup, study: Study, store_root: Path, sources: Sources) -> int:
     """What each process of a group does: train the runs; the first one commits them to the store, and says how many artifacts it made."""
     store = Store(store_root)
     kind = pick_device(study.execution.device).type
@@ -184,7 +184,7 @@ def _train_together(group: Group, study: Study, store_root: Path, sources: Sourc
     return store.tally.made
 
 
-def open_runs(study: Study, store: Store, sources: Sources, test_path: str | Path | None = None) -> list[Run]:
+def open_runs(study: Study, store: Store, sources: Sources, test_path: str | Path | None = None) -> list[TrainingRun]:
     """The runs of :func:`train_block`, by their folders; their images are not read yet, those of the splits later once for all."""
     info = read_class_table(sources.classes)
     images = open_source(study.dataset, study.seed, study.corpus)
@@ -201,7 +201,7 @@ def open_runs(study: Study, store: Store, sources: Sources, test_path: str | Pat
         return LabelledImages(ids, number[split.labels[rows]], lambda wanted: images.load(where[wanted]), Path(path).stem)
 
     test = None if test_path is None else labelled(test_path)
-    block = Block(sources.method, kept, labelled(sources.train), labelled(sources.validation), test)
+    block = SharedInputs(sources.method, kept, labelled(sources.train), labelled(sources.validation), test)
     labels = {row.class_id: label for label, row in enumerate(info)}
     runs = []
     for folder, manifest in sources.manifests.items():
@@ -214,7 +214,7 @@ def open_runs(study: Study, store: Store, sources: Sources, test_path: str | Pat
             if left := sorted(set(rows.column("class_id").to_pylist()) & set(sources.excluded)):
                 raise UserError(str(manifest), f"images of class {left[0]!r}, which is left out", REMAKE)
             added = _added(rows, number, store.root.parent, f"{sources.method}, set {folder.name}")
-        runs.append(Run(block, folder, added))
+        runs.append(TrainingRun(block, folder, added))
     return runs
 
 
@@ -225,7 +225,7 @@ def _added(rows: pa.Table, number: np.ndarray, study_folder: Path, what: str) ->
     return LabelledImages(rows.column("sha256").to_pylist(), number[rows.column("label").to_numpy()], load, what)
 
 
-def run_recipe(study: Study, run: Run) -> dict[str, Any]:
+def run_recipe(study: Study, run: TrainingRun) -> dict[str, Any]:
     """What decides the weights of a run: config, seed, and the ordered ids and labels of all images that training sees."""
     block, added = run.block, run.added
     return {
@@ -238,7 +238,7 @@ def run_recipe(study: Study, run: Run) -> dict[str, Any]:
     }
 
 
-def train_missing(study: Study, store: Store, run: Run, compute: Compute) -> None:
+def train_missing(study: Study, store: Store, run: TrainingRun, compute: Compute) -> None:
     """Train a run that the store does not hold, from its checkpoint if there is one, and commit it; of a group, every process does."""
     block, recipe = run.block, run_recipe(study, run)
     checkpoint = _work(store) / "classifiers" / f"{canonical_hash(recipe)}.pt"
@@ -252,7 +252,7 @@ def train_missing(study: Study, store: Store, run: Run, compute: Compute) -> Non
         checkpoint.unlink(missing_ok=True)
 
 
-def publish_run(study: Study, store: Store, run: Run, compute: Compute) -> None:
+def publish_run(study: Study, store: Store, run: TrainingRun, compute: Compute) -> None:
     """Put a trained run's files into its folder, scoring only what the store does not hold."""
     block, folder, recipe = run.block, run.folder, run_recipe(study, run)
     store.publish("classifiers", recipe, folder / "model.safetensors")

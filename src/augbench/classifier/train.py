@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from augbench.classifier.compute import Compute, Group
+from augbench.classifier.compute import Compute, ProcessGroup
 from augbench.classifier.crops import Crops, cut, cut_centre, draw_crops
 from augbench.classifier.images import ImagePool, LabelledImages, stream
 from augbench.classifier.model import WidthResNet, build
@@ -103,7 +103,7 @@ class _State:
                 temporary,
             )
 
-    def load(self, path: Path, group: Group) -> None:
+    def load(self, path: Path, group: ProcessGroup) -> None:
         """Go on from ``path``, all processes with what the first one reads; a file that can't be read is only a loss of time."""
         state: dict[str, Any] | None = None
         if group.rank == 0 and path.exists():
@@ -143,7 +143,9 @@ def _batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return np.array_split(order, -(-len(order) // batch_size))
 
 
-def _train_epoch(state: _State, network: nn.Module, pools: Sequence[ImagePool], labels: torch.Tensor, seed: int, config: Classifier, group: Group) -> float:
+def _train_epoch(
+    state: _State, network: nn.Module, pools: Sequence[ImagePool], labels: torch.Tensor, seed: int, config: Classifier, group: ProcessGroup
+) -> float:
     """One pass over all training images; returns the mean loss. ``network`` is the state's, with gradients averaged over the group."""
     rng = np.random.default_rng(derive_seed(seed, "epoch", state.schedule.epochs))
     order = rng.permutation(len(labels))

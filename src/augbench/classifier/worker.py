@@ -28,7 +28,7 @@ class Surroundings(NamedTuple):
     device: str
 
 
-class Report(TypedDict):
+class ErrorReport(TypedDict):
     """An error: when, in which process; ``user``: the parts of a ``UserError``."""
 
     time: float
@@ -55,9 +55,9 @@ def _join(device: str) -> Any:
     import torch
     import torch.distributed as dist
 
-    from augbench.classifier.compute import Group
+    from augbench.classifier.compute import ProcessGroup
 
-    group = Group(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    group = ProcessGroup(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     patience = timedelta(hours=2)  # decoding takes one process longer than another; one that fails ends the others at once
     if device == "cuda":
         here = torch.device("cuda", group.rank)
@@ -92,7 +92,7 @@ def main(folder: Path) -> None:
             result = function(group, *arguments, **named)
         except Exception as error:
             user = (error.where, str(error.found), error.allowed) if isinstance(error, UserError) else None
-            report = Report(time=time.time(), rank=rank, user=user, traceback=traceback.format_exc())
+            report = ErrorReport(time=time.time(), rank=rank, user=user, traceback=traceback.format_exc())
             (folder / ERROR.format(rank)).write_bytes(pickle.dumps(report))
             os._exit(1)  # the others are told at once, and nothing is said twice
     if rank == 0:

@@ -24,7 +24,7 @@ from augbench.errors import UserError
 from augbench.files import read_json
 from augbench.plan.paths import Plan
 from augbench.report.html.parts import Thumb, models_of, templates, thumb_of
-from augbench.report.pictures import RECORDED, Picture, short_name
+from augbench.report.pictures import RECORDED, ImageRecord, short_name
 
 logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"
@@ -123,7 +123,7 @@ class Gallery:
                 with whole(path):
                     tables[place.part] = pq.read_table(path, columns=["index", *RECORDED]).to_pylist()
             known = dict(tables[place.part][place.row])
-            picture = Picture(method, class_id, name, place.row, str(known.pop("index")), **known)
+            picture = ImageRecord(method, class_id, name, place.row, str(known.pop("index")), **known)
             address = "/image?" + urlencode({"method": method, "class": class_id, "part": place.part, "row": place.row})
             found.append(thumb_of(picture, address, self.plan.study.label(method), self.models))
         return found

@@ -25,7 +25,7 @@ class ConfigError(UserError):
 
 
 @dataclass(frozen=True)
-class _Place:
+class _KeyPlace:
     """Where a problem is: the key as the user writes it, the section that holds it, and what the schema allows there."""
 
     where: str
@@ -33,7 +33,7 @@ class _Place:
     annotation: Any
 
 
-def _locate(location: Sequence[str | int], root: type[Section]) -> _Place:
+def _locate(location: Sequence[str | int], root: type[Section]) -> _KeyPlace:
     """Follow pydantic's ``location`` through the schema; tags of unions are part of it, and of no user's key."""
     names: list[str] = []
     section: type[Section] | None = None
@@ -53,7 +53,7 @@ def _locate(location: Sequence[str | int], root: type[Section]) -> _Place:
         else:
             inner = get_args(_required(current))
             current = inner[-1] if get_origin(_required(current)) is dict else inner[0] if inner else None
-    return _Place(".".join(names) or "config", section, current)
+    return _KeyPlace(".".join(names) or "config", section, current)
 
 
 def _tags(section: type[Section]) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Step:
+class SamplingStep:
     """A step of the sampling loop: its timestep for the scheduler (on the host) and for the U-Net (on its device), and whether it is guided."""
 
     timestep: int
@@ -155,7 +155,7 @@ class Sampler:
         low, high = self.guidance_interval
         return low < self._noise_levels[timestep] <= high
 
-    def schedule(self) -> list[Step]:
+    def schedule(self) -> list[SamplingStep]:
         """Set the scheduler back to its first step; all steps from there on."""
         scheduler = self.pipeline.scheduler
         scheduler.set_timesteps(self.steps)
@@ -164,9 +164,9 @@ class Sampler:
             scheduler.set_begin_index(skipped)
         timesteps = scheduler.timesteps[skipped:]
         on_device = timesteps.to(self.pipeline.unet.device)
-        return [Step(timestep, there, self._is_guided(timestep)) for timestep, there in zip(timesteps.tolist(), on_device, strict=True)]
+        return [SamplingStep(timestep, there, self._is_guided(timestep)) for timestep, there in zip(timesteps.tolist(), on_device, strict=True)]
 
-    def _first_latents(self, seeds: Sequence[int], starts: Sequence[Image.Image] | None, first: Step) -> torch.Tensor:
+    def _first_latents(self, seeds: Sequence[int], starts: Sequence[Image.Image] | None, first: SamplingStep) -> torch.Tensor:
         """What sampling starts from, ``(N, 4, h, w)``: noise, or images with noise added."""
         import torch
         from diffusers.utils.torch_utils import randn_tensor
@@ -186,7 +186,7 @@ class Sampler:
         mode = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
         return mode * vae.config.scaling_factor
 
-    def _denoise(self, latents: torch.Tensor, steps: Sequence[Step], prompted: torch.Tensor, unprompted: torch.Tensor | None) -> torch.Tensor:
+    def _denoise(self, latents: torch.Tensor, steps: Sequence[SamplingStep], prompted: torch.Tensor, unprompted: torch.Tensor | None) -> torch.Tensor:
         """Walk the steps; nothing here waits for the device.
 
         Parameters

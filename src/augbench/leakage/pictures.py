@@ -142,7 +142,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Placement:
     """The whole of one picture at ``box`` of the other one, and how well the two correlate there."""
 
     correlation: float
@@ -161,13 +161,13 @@ def _sizes(whole: Picture, other: Picture) -> list[tuple[int, int]]:
     return list(dict.fromkeys([(width, height), *(size for size in sizes if min(size) >= LEAST_SIDE)]))
 
 
-def _search(whole: Picture, other: Picture) -> Iterator[_Place]:
+def _search(whole: Picture, other: Picture) -> Iterator[_Placement]:
     """Where in ``other`` the whole of ``whole`` may be, and where its mirror image: the best place of all sizes (normalised cross-correlation)."""
     import cv2
 
     ground, (width, height) = other.search_detail(), other.search_size
     for mirrored, side in enumerate((whole, whole.mirrored)):
-        best: _Place | None = None
+        best: _Placement | None = None
         for size in _sizes(whole, other):
             template = side.search_detail(size)
             if template.std() < FLAT:
@@ -175,12 +175,12 @@ def _search(whole: Picture, other: Picture) -> Iterator[_Place]:
             _, score, _, (x, y) = cv2.minMaxLoc(cv2.matchTemplate(ground, template, cv2.TM_CCOEFF_NORMED))
             if score >= max(WORTH_ALIGNING, best.correlation if best else 0.0):
                 box = (x / width, y / height, (x + size[0]) / width, (y + size[1]) / height)
-                best = _Place(score, side, other, box, bool(mirrored))
+                best = _Placement(score, side, other, box, bool(mirrored))
         if best is not None:
             yield best
 
 
-def _align(place: _Place) -> Box:
+def _align(place: _Placement) -> Box:
     """The part of the other picture near ``place``, moved and scaled, whose detail correlates best."""
     from scipy.optimize import minimize
 
@@ -202,7 +202,7 @@ def _align(place: _Place) -> Box:
     return box(best.x)
 
 
-def _match(place: _Place) -> Match:
+def _match(place: _Placement) -> Match:
     """How well the pictures agree at ``place`` once they are aligned."""
     import imagehash
 

@@ -16,7 +16,7 @@ WARM = 512  # real pictures for which it is kept what was computed, about 100 kB
 
 
 @dataclass(frozen=True)
-class Found:
+class NearDuplicate:
     """A confirmed pair: positions of the added and of the real image, the cosine of their embeddings, and how they match."""
 
     added: int
@@ -50,7 +50,7 @@ def nearest(added: np.ndarray, real: np.ndarray, limits: Leakage) -> Iterator[tu
 Load = Callable[[Sequence[int]], Iterable[Image.Image]]
 
 
-def find_near_duplicates(added: np.ndarray, real: np.ndarray, load_added: Load, load_real: Load, limits: Leakage, what: str = "leakage") -> list[Found]:
+def find_near_duplicates(added: np.ndarray, real: np.ndarray, load_added: Load, load_real: Load, limits: Leakage, what: str = "leakage") -> list[NearDuplicate]:
     """Near-duplicates between two sets of images: CLIP neighbours, confirmed by their pixels.
 
     Parameters
@@ -81,7 +81,7 @@ def find_near_duplicates(added: np.ndarray, real: np.ndarray, load_added: Load, 
         for place, cosine in partners[row]:
             match = compare(picture, pictures[place], limits)
             if match is not None and match.within(limits):
-                found.append(Found(row, place, cosine, match))
+                found.append(NearDuplicate(row, place, cosine, match))
             warm.pop(place, None)
             warm[place] = None
         while len(warm) > WARM:

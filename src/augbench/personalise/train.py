@@ -86,7 +86,7 @@ class Settings:
 
 
 @dataclass
-class Group:
+class ClassGroup:
     """Classes that share their steps, by their number; when they stop, and which epoch is which candidate.
 
     ``best`` and ``best_train`` are the lowest losses (validation, training) after at least one epoch.
@@ -221,7 +221,7 @@ class Trainer:
             fused = True if self.device.type == "cuda" else None  # reads and writes everything once, not once per operation
             self.unet_optimizer = torch.optim.AdamW(unet.parameters(), lr=settings.unet_lr, weight_decay=settings.weight_decay, fused=fused)
         numbers = tuple(range(len(tasks)))
-        self.groups = [Group(numbers)] if settings.train_unet else [Group((number,)) for number in numbers]
+        self.groups = [ClassGroup(numbers)] if settings.train_unet else [ClassGroup((number,)) for number in numbers]
         self.micro_batch = self._compiled_batch() if settings.compiled else settings.micro_batch
         if settings.compiled:
             compile_network(unet)
@@ -303,7 +303,7 @@ class Trainer:
 
     # --- one epoch ---
 
-    def epoch_steps(self, active: Sequence[Group], epoch: int) -> Iterator[list[_Sample]]:
+    def epoch_steps(self, active: Sequence[ClassGroup], epoch: int) -> Iterator[list[_Sample]]:
         """The samples of every step: a batch of every group that has one left; the losses of a group's batch are averaged."""
         batches = []
         for group in active:
@@ -333,7 +333,7 @@ class Trainer:
         size = len(self.tasks)
         return np.bincount(numbers, values, size), np.bincount(numbers, minlength=size)
 
-    def _train_epoch(self, active: Sequence[Group], progress: Progress) -> tuple[np.ndarray, np.ndarray]:
+    def _train_epoch(self, active: Sequence[ClassGroup], progress: Progress) -> tuple[np.ndarray, np.ndarray]:
         numbers: list[int] = []
         losses = []
         for samples in self.epoch_steps(active, self.epoch):
@@ -343,7 +343,7 @@ class Trainer:
         return self._by_class(numbers, losses)
 
     @torch.no_grad()
-    def validate(self, active: Sequence[Group]) -> tuple[np.ndarray, np.ndarray]:
+    def validate(self, active: Sequence[ClassGroup]) -> tuple[np.ndarray, np.ndarray]:
         """Sums of validation losses and numbers of samples per class."""
         wanted = [
             (number, image, repeat)
@@ -355,7 +355,7 @@ class Trainer:
         losses = [self.losses([self.validation_sample(*item) for item in part], self.validation_moments) for part in self._parts(wanted)]
         return self._by_class([number for number, _, _ in wanted], losses)
 
-    def _record(self, active: Sequence[Group], train: tuple[np.ndarray, np.ndarray] | None, validation: tuple[np.ndarray, np.ndarray]) -> None:
+    def _record(self, active: Sequence[ClassGroup], train: tuple[np.ndarray, np.ndarray] | None, validation: tuple[np.ndarray, np.ndarray]) -> None:
         """Histories of the active groups' classes, and what the epoch is to the groups."""
         values = self.rows.values.detach()
         for group in active:
@@ -391,7 +391,7 @@ class Trainer:
         self._save()
         return {self.tasks[number].info.class_id: self._learned(group, number) for group in self.groups for number in group.classes}
 
-    def _learned(self, group: Group, number: int) -> Learned:
+    def _learned(self, group: ClassGroup, number: int) -> Learned:
         rows = slice(number * self.settings.clusters, (number + 1) * self.settings.clusters)
         vectors = {name: values[rows].clone() for name, values in self.snapshots.items()}
         epochs = {name: group.epochs[name] for name in self.settings.candidates}
@@ -452,7 +452,7 @@ class Trainer:
             self.unet_optimizer.load_state_dict(state["unet_optimizer"])
         self.snapshots = {name: values.clone() for name, values in state["snapshots"].items()}
         self.histories, self.epoch = state["histories"], state["epoch"]
-        self.groups = [Group(**group) for group in state["groups"]]
+        self.groups = [ClassGroup(**group) for group in state["groups"]]
         logger.info("%s: going on after epoch %d", self.what, self.epoch)
 
 

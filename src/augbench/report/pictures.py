@@ -37,7 +37,7 @@ LOSSLESS_SIDE = 64  # up to here thumbnails are PNG: small anyway, and exact
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageRecord:
     """One image shown; None stands for what it does not have.
 
     ``panel`` is a method, or :data:`REAL`; ``place`` counts the images of a class in a panel; ``image`` is a training image's id, or i of "image i of class
@@ -58,7 +58,7 @@ class Picture:
     model: str | None = None
 
 
-Shown = tuple[Picture, Image.Image]
+Shown = tuple[ImageRecord, Image.Image]
 SCHEMA = pa.schema(
     [
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
@@ -100,7 +100,7 @@ def real_pictures(job: Job, train: Split, wanted: Sequence[tuple[ClassInfo, int]
     shown = []
     for (info, row), image in zip(wanted, images, strict=True):
         place = counted[info.class_id] = counted.get(info.class_id, -1) + 1
-        shown.append((Picture(REAL, info.class_id, short_name(info), place, train.image_ids[row]), image))
+        shown.append((ImageRecord(REAL, info.class_id, short_name(info), place, train.image_ids[row]), image))
     return shown
 
 
@@ -121,7 +121,7 @@ def added_pictures(panel: str, rows: pa.Table, classes: Mapping[str, ClassInfo],
         info = classes[row["class_id"]]
         place = counted[info.class_id] = counted.get(info.class_id, -1) + 1
         known = details[row["path"]][row["row"]]
-        shown.append((Picture(panel, info.class_id, short_name(info), place, str(row["index"]), **known), image))
+        shown.append((ImageRecord(panel, info.class_id, short_name(info), place, str(row["index"]), **known), image))
     return shown
 
 
@@ -147,7 +147,7 @@ def write_pictures(shown: Iterable[Shown], path: str | Path) -> None:
     write_encoded([(picture, encode_thumbnail(image)) for picture, image in shown], path)
 
 
-def write_encoded(shown: Iterable[tuple[Picture, bytes]], path: str | Path) -> None:
+def write_encoded(shown: Iterable[tuple[ImageRecord, bytes]], path: str | Path) -> None:
     """Write pictures whose thumbnails are encoded already."""
     rows = []
     for picture, encoded in shown:
@@ -159,7 +159,7 @@ def write_encoded(shown: Iterable[tuple[Picture, bytes]], path: str | Path) -> N
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
 
 
-def read_pictures(path: str | Path) -> list[tuple[Picture, np.ndarray]]:
+def read_pictures(path: str | Path) -> list[tuple[ImageRecord, np.ndarray]]:
     """Pictures and their thumbnails, uint8 (H, W, 3), in the order they were written.
 
     Raises
@@ -170,12 +170,12 @@ def read_pictures(path: str | Path) -> list[tuple[Picture, np.ndarray]]:
     return [(picture, np.asarray(Image.open(BytesIO(encoded)).convert("RGB"))) for picture, encoded in read_encoded(path)]
 
 
-def read_encoded(path: str | Path) -> list[tuple[Picture, bytes]]:
+def read_encoded(path: str | Path) -> list[tuple[ImageRecord, bytes]]:
     """Pictures and their thumbnails as they are in the file; raises as :func:`read_pictures`."""
     with whole(path, " of pictures"):
         rows = pq.read_table(path, schema=SCHEMA).to_pylist()
     shown = []
     for row in rows:
         encoded = row.pop("image")["bytes"]
-        shown.append((Picture(image=row.pop("origin"), **row), encoded))
+        shown.append((ImageRecord(image=row.pop("origin"), **row), encoded))
     return shown

@@ -76,7 +76,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Deviation:
     """One thing that a study does in another way than the paper; ``paper`` is empty where ``what`` says it all."""
 
     what: str
@@ -94,7 +94,7 @@ def paper_results(paper_study: str, path: str | Path = TARGETS) -> dict[str, Pap
     return {row["method"]: PaperResult(float(row["top1"]), float(row["stderr"]) if row["stderr"] else None) for row in rows}
 
 
-def differences(study: Study, facts: Facts) -> list[Difference]:
+def differences(study: Study, facts: Facts) -> list[Deviation]:
     """Every difference between ``study`` and the paper's protocol, cuts and changes, in the order of the data's way."""
     paper = PROTOCOLS[study.report.paper_study]
     pairs = [
@@ -102,10 +102,10 @@ def differences(study: Study, facts: Facts) -> list[Difference]:
         *_added_images(study, paper),
         *_classifier(study.classifier, paper),
     ]
-    found = [Difference(*pair) for pair in pairs if pair[1] != pair[2]]
+    found = [Deviation(*pair) for pair in pairs if pair[1] != pair[2]]
     missing = [name for name in paper_results(study.report.paper_study) if name not in study.methods]
     if missing:
-        found.append(Difference("Rows of the paper not run", ", ".join(missing), ""))
+        found.append(Deviation("Rows of the paper not run", ", ".join(missing), ""))
     return found
 
 

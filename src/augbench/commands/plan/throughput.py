@@ -17,7 +17,7 @@ MEASURED = "results/throughput.yaml"
 
 
 @dataclass(frozen=True)
-class Figure:
+class Quantity:
     """A rate or size, and where it is from."""
 
     value: float
@@ -42,8 +42,8 @@ class Throughput:
 
     device: str
     name: str
-    rates: Mapping[str, Figure]
-    assumed: Mapping[str, Figure]
+    rates: Mapping[str, Quantity]
+    assumed: Mapping[str, Quantity]
 
     @property
     def is_measured(self) -> bool:
@@ -76,14 +76,14 @@ def read_throughput(device: str | None = None, path: str | Path | None = None) -
         raise UserError("--device", repr(device), f"allowed: {', '.join(names)}")
     chosen = {**table["devices"].get(device, {}), **measured["devices"].get(device, {})}
 
-    def figures(section: Mapping[str, Any], where: str) -> dict[str, Figure]:
+    def figures(section: Mapping[str, Any], where: str) -> dict[str, Quantity]:
         found = {}
         for name, entry in section.items():
             details = entry if isinstance(entry, Mapping) else {"value": entry}
             value = details.get("value")
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise UserError(f"{where}.{name}", repr(value), "allowed: a number above 0")
-            found[name] = Figure(float(value), bool(details.get("measured", False)), str(details.get("source", own)))
+            found[name] = Quantity(float(value), bool(details.get("measured", False)), str(details.get("source", own)))
         return found
 
     rates = figures({name: entry for name, entry in chosen.items() if name != "name"}, f"devices.{device}")

@@ -24,7 +24,7 @@ from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import write_text
 from augbench.report.figures.style import WIDTH, open_canvas, place_image, save, styled
-from augbench.report.pictures import REAL, Picture, Shown, added_pictures, choose, read_pictures, real_pictures, rows_of, spread_classes, write_pictures
+from augbench.report.pictures import REAL, ImageRecord, Shown, added_pictures, choose, read_pictures, real_pictures, rows_of, spread_classes, write_pictures
 from augbench.report.render import read_csv, render_csv
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def collect(job: Job, method: str, manifest: str | Path, train_path: str | Path,
     write_text(table, render_csv(rows_out, (f"{label}: what became of training images chosen at random. change: mean absolute difference, of 255.",)))
 
 
-def draw(rows: list[Row], pictures: list[tuple[Picture, np.ndarray]]) -> Figure:
+def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Figure:
     """Bands of three rows: training images, what became of them, and the difference, where mid-grey is no change."""
     label, change = rows[0].label, fmean(row.change for row in rows)
     panels = {name: [image for picture, image in pictures if picture.panel == name] for name in (REAL, rows[0].method, CHANGE)}

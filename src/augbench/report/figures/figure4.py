@@ -22,7 +22,7 @@ from augbench.data.classes import read_class_table
 from augbench.data.splits import read_split
 from augbench.files import write_text
 from augbench.report.figures.style import WIDTH, open_canvas, place_image, save, styled
-from augbench.report.pictures import REAL, Picture, Shown, added_pictures, choose, read_pictures, real_pictures, rows_of, spread_classes, write_pictures
+from augbench.report.pictures import REAL, ImageRecord, Shown, added_pictures, choose, read_pictures, real_pictures, rows_of, spread_classes, write_pictures
 from augbench.report.render import read_csv, render_csv
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ SAME_NOISE = "Generated images of one column start from the same noise."
 
 @dataclass(frozen=True)
 class Row:
-    """One image shown; ``letter`` is its row in the figure, the others as in :class:`augbench.report.pictures.Picture`."""
+    """One image shown; ``letter`` is its row in the figure, the others as in :class:`augbench.report.pictures.ImageRecord`."""
 
     letter: str
     method: str
@@ -93,7 +93,7 @@ def _letters(count: int) -> list[str]:
     return [*alphabet, *(first + second for first in alphabet for second in alphabet)][:count]
 
 
-def _row(picture: Picture, letter: str, label: str) -> Row:
+def _row(picture: ImageRecord, letter: str, label: str) -> Row:
     known = {name: getattr(picture, name) for name in ("class_id", "class_name", "place", "image", "source", "prompt", "seed", "similarity")}
     return Row(letter, picture.panel, label, **known)
 
@@ -107,7 +107,7 @@ def same_noise(rows: Sequence[Row]) -> bool:
     return bool(seeds) and all(len(found) == 1 for found in seeds.values())
 
 
-def draw(rows: list[Row], pictures: list[tuple[Picture, np.ndarray]]) -> Figure:
+def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Figure:
     """A row per method, its name above it; images of one class side by side."""
     images = {(picture.panel, picture.class_id, picture.place): image for picture, image in pictures}
     methods = {row.method: (row.letter, row.label) for row in rows}

@@ -25,7 +25,7 @@ from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import write_text
 from augbench.report.figures.style import COLOURS, MARKERS, WIDTH, open_axes, open_canvas, place_image, save, styled
-from augbench.report.pictures import REAL, Picture, Shown, added_pictures, choose, read_pictures, real_pictures, rows_of, short_name, write_pictures
+from augbench.report.pictures import REAL, ImageRecord, Shown, added_pictures, choose, read_pictures, real_pictures, rows_of, short_name, write_pictures
 from augbench.report.render import read_csv, render_csv, signed
 from augbench.report.tables import table1
 from augbench.report.tables.per_class import ClassAccuracies, read_per_class
@@ -186,7 +186,7 @@ def collect(
 # --- drawing ----------------------------------------------------------------------------------------------------------
 
 
-def draw(rows: list[Row], pictures: list[tuple[Picture, np.ndarray]]) -> Figure:
+def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Figure:
     """Sorted changes of every class above; real and added images of the classes at both ends below."""
     methods = {row.method: [other for other in rows if other.method == row.method] for row in rows}
     images = {(picture.panel, picture.class_id, picture.place): image for picture, image in pictures}

@@ -21,7 +21,7 @@ from augbench.progress import Progress
 from augbench.report.figures.figure5a import changes
 from augbench.report.pictures import (
     REAL,
-    Picture,
+    ImageRecord,
     Shown,
     added_pictures,
     choose,
@@ -120,7 +120,7 @@ def collect(
     """
     ranked = most_changed(read_per_class(per_class), table1.read_rows(table), read_class_table(classes_path))
     budget = job.study.report.page_megabytes * MEGABYTE
-    kept: list[tuple[Picture, bytes]] = []
+    kept: list[tuple[ImageRecord, bytes]] = []
     taken = 0.0
     progress = Progress("thumbnails", len(ranked), "class")
     for pictures in _by_class(job, [change.info for change in ranked], manifests, train_path):
@@ -132,7 +132,7 @@ def collect(
     write_encoded(kept, out)
 
 
-def _by_class(job: Job, classes: Sequence[ClassInfo], manifests: Mapping[str, str | Path], train_path: str | Path) -> Iterator[list[tuple[Picture, bytes]]]:
+def _by_class(job: Job, classes: Sequence[ClassInfo], manifests: Mapping[str, str | Path], train_path: str | Path) -> Iterator[list[tuple[ImageRecord, bytes]]]:
     """The pictures of each class in turn: real ones, then each method's."""
     train = read_split(train_path)
     members: dict[str, list[int]] = {}
@@ -146,9 +146,9 @@ def _by_class(job: Job, classes: Sequence[ClassInfo], manifests: Mapping[str, st
         wanted = [
             (info, own[place]) for info in group for own in [members[info.class_id]] for place in choose(len(own), count, seed, "report", REAL, info.class_id)
         ]
-        found: dict[str, list[tuple[Picture, bytes]]] = {info.class_id: [] for info in group}
+        found: dict[str, list[tuple[ImageRecord, bytes]]] = {info.class_id: [] for info in group}
 
-        def keep(shown: Iterable[Shown], found: dict[str, list[tuple[Picture, bytes]]] = found) -> None:
+        def keep(shown: Iterable[Shown], found: dict[str, list[tuple[ImageRecord, bytes]]] = found) -> None:
             for picture, image in shown:
                 found[picture.class_id].append((picture, encode_thumbnail(image, SIDE, QUALITY)))
 

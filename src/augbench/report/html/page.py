@@ -24,9 +24,9 @@ from augbench.files import read_json, write_text
 from augbench.plan.paths import Plan
 from augbench.report.figures.style import COLOURS
 from augbench.report.html.images import MEGABYTE, ClassChange, most_changed
-from augbench.report.html.parts import MINUS, Cell, Panel, Table, Thumb, models_of, table_of, templates, thumb_of
+from augbench.report.html.parts import MINUS, Cell, Panel, SortableTable, Thumb, models_of, table_of, templates, thumb_of
 from augbench.report.html.words import FigureWords, Headline, figure_words, headlines, what_it_does_not_show, what_it_is, what_it_shows
-from augbench.report.pictures import REAL, Picture, read_encoded, short_name
+from augbench.report.pictures import REAL, ImageRecord, read_encoded, short_name
 from augbench.report.render import NONE, Layout, read_markdown, signed, spread
 from augbench.report.tables import statistics, table1
 from augbench.report.tables.paper_tables import TABLES
@@ -81,7 +81,7 @@ class Glance:
 
 
 @dataclass(frozen=True)
-class Figure:
+class FigureView:
     """A figure in the page; sides in pixels."""
 
     words: FigureWords
@@ -141,17 +141,17 @@ def glance(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -> Glanc
     return Glance(marks, None if base is None else place(base), f"{first:.1f}", f"{last:.1f}", caption)
 
 
-def _figure(plan: Plan, name: str, path: str, table: Sequence[table1.Row]) -> Figure:
+def _figure(plan: Plan, name: str, path: str, table: Sequence[table1.Row]) -> FigureView:
     encoded = Path(path).read_bytes()
     width, height = Image.open(BytesIO(encoded)).size
-    return Figure(figure_words(plan, name, table), data_uri(encoded), width, height)
+    return FigureView(figure_words(plan, name, table), data_uri(encoded), width, height)
 
 
 def _signed(points: float) -> str:
     return signed(points).replace("-", MINUS)
 
 
-def per_class_table(changes: Sequence[ClassChange], plan: Plan) -> Table:
+def per_class_table(changes: Sequence[ClassChange], plan: Plan) -> SortableTable:
     """Every class's accuracy without added images, and each method's change against it, the most changed class first."""
     methods = [method for method in plan.methods if any(method in change.points for change in changes)]
 
@@ -175,10 +175,10 @@ def per_class_table(changes: Sequence[ClassChange], plan: Plan) -> Table:
         "Methods: mean over runs of the class's accuracy less the baseline's of the same run, in percentage points. Mean size of change: over rows that add images, signs left out.",
         "With n test images of a class, one image is 100 / n points: the ends of each order are partly chance, the more so the more classes there are.",
     )
-    return Table("per_class", "Change of every class against the baseline", header, (False, False, *[True] * (len(header) - 2)), rows, notes)
+    return SortableTable("per_class", "Change of every class against the baseline", header, (False, False, *[True] * (len(header) - 2)), rows, notes)
 
 
-def retrieval_table(path: str | Path, plan: Plan) -> Table:
+def retrieval_table(path: str | Path, plan: Plan) -> SortableTable:
     """What became of the candidates that retrieval looked at, all classes together."""
     fates: dict[str, Counter[str]] = {}
     with Path(path).open(encoding="utf-8", newline="") as stream:
@@ -229,7 +229,7 @@ class ClassPanel:
     html: str
 
 
-def class_panels(plan: Plan, changes: Sequence[ClassChange], pictures: Iterable[tuple[Picture, bytes]], models: dict[str, str]) -> list[ClassPanel]:
+def class_panels(plan: Plan, changes: Sequence[ClassChange], pictures: Iterable[tuple[ImageRecord, bytes]], models: dict[str, str]) -> list[ClassPanel]:
     """The classes that there are thumbnails of, in the order of ``changes``."""
     by_class: dict[str, dict[str, list[Thumb]]] = {}
     labels = {REAL: "Real training images", **{method: plan.study.label(method) for method in plan.study.pooled}}

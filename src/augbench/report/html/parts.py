@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from augbench.report.pictures import REAL, Picture
+from augbench.report.pictures import REAL, ImageRecord
 from augbench.report.render import Layout
 
 MINUS = "\u2212"
@@ -45,7 +45,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class SortableTable:
     """A table that sorts: ``name`` is unique in the page; each row's first cell names the row; ``numeric`` columns sort as numbers."""
 
     name: str
@@ -62,7 +62,7 @@ def number_in(text: str) -> str:
     return found.group().replace(",", "").replace(MINUS, "-") if found else ""
 
 
-def table_of(name: str, layout: Layout) -> Table:
+def table_of(name: str, layout: Layout) -> SortableTable:
     """A table from what people see of it; a minus in front of a number is typeset as one."""
     rows = tuple(
         tuple(
@@ -71,7 +71,7 @@ def table_of(name: str, layout: Layout) -> Table:
         )
         for line in layout.cells
     )
-    return Table(name, layout.title, layout.header, layout.numeric, rows, layout.notes)
+    return SortableTable(name, layout.title, layout.header, layout.numeric, rows, layout.notes)
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ class Thumb:
     details: tuple[tuple[str, str], ...]
 
 
-def thumb_of(picture: Picture, src: str, label: str, models: Mapping[str, str]) -> Thumb:
+def thumb_of(picture: ImageRecord, src: str, label: str, models: Mapping[str, str]) -> Thumb:
     """A picture of the row ``label``; ``models`` says what the models of given hashes are called."""
     known = [("Method", label), ("Class", picture.class_name), ("Image", picture.image)]
     if picture.prompt is not None:

@@ -20,7 +20,7 @@ import numpy as np
 from augbench.files import write_text
 from augbench.report.render import NONE, Layout, read_csv, render_csv, render_latex, render_markdown, signed, spread
 from augbench.report.tables import table1
-from augbench.report.tables.table1 import Run, standard_error
+from augbench.report.tables.table1 import RunRow, standard_error
 
 CONFIDENCE = 0.95
 
@@ -130,7 +130,7 @@ def retrieval_of(rows: Sequence[table1.Row]) -> str | None:
     return next((row.method for row in rows if row.family == "retrieval"), None)
 
 
-def build_rows(table: Sequence[table1.Row], runs: Sequence[Run]) -> list[Row]:
+def build_rows(table: Sequence[table1.Row], runs: Sequence[RunRow]) -> list[Row]:
     """The statistics of Table 1's rows, in their order."""
     accuracies: dict[str, dict[int, float]] = {row.method: {} for row in table}
     for run in runs:
@@ -253,7 +253,7 @@ def write_statistics(study: str, table: str | Path, runs: str | Path, outs: Mapp
         ``table1.csv`` and ``table1_runs.csv``.
     """
     entries = table1.read_rows(table)
-    rows = build_rows(entries, read_csv(runs, Run))
+    rows = build_rows(entries, read_csv(runs, RunRow))
     notes = _notes(rows, baseline_of(entries), retrieval_of(entries))
     layout = Layout(f"Statistics of Table 1, study {study}", HEADER, NUMERIC, tuple(map(_cells, rows)), notes)
     caption = f"Spread over training sets, and paired differences to the baseline and to retrieval, study {study}."

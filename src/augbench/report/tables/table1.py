@@ -23,7 +23,7 @@ from augbench.resample import overlap
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRow:
     """One classifier: accuracies in percent, epochs (the best one 1-based), numbers of images."""
 
     method: str
@@ -60,13 +60,13 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class Table1:
     """Table 1: its rows in the order of the config's methods, the runs behind them, and the footer."""
 
     study: str
     paper_study: str
     rows: tuple[Row, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[RunRow, ...]
     notes: tuple[str, ...]
 
 
@@ -75,7 +75,7 @@ def standard_error(values: Sequence[float]) -> float | None:
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
-def build_table(study: Study, results: Iterable[str | Path], manifests: Iterable[str | Path] = (), excluded: Collection[str] = ()) -> Table:
+def build_table(study: Study, results: Iterable[str | Path], manifests: Iterable[str | Path] = (), excluded: Collection[str] = ()) -> Table1:
     """Table 1 of a study.
 
     Parameters
@@ -117,10 +117,10 @@ def build_table(study: Study, results: Iterable[str | Path], manifests: Iterable
         )
     real = next((row.real_per_class for row in rows if row.split == "train"), None)
     facts = Facts(classes, real, max(run.n_val for run in runs), max(run.n_test for run in runs))
-    return Table(study.study, study.report.paper_study, tuple(rows), tuple(runs), _notes(study, rows, facts, excluded))
+    return Table1(study.study, study.report.paper_study, tuple(rows), tuple(runs), _notes(study, rows, facts, excluded))
 
 
-def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[Run], int]:
+def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[RunRow], int]:
     """The runs, sorted by method (as in the config) and number, and the number of classes."""
     order = {name: position for position, name in enumerate(study.methods)}
     runs, classes = [], set()
@@ -131,7 +131,7 @@ def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[Run], 
             raise UserError(str(path), problem, f"results of the config's methods are expected: {', '.join(order)}")
         classes.add(value["classes"])
         runs.append(
-            Run(
+            RunRow(
                 test_top1_percent=100 * value["test_top1"],
                 val_top1_percent=100 * value["val_top1"],
                 best_epoch=value["best_epoch"] + 1,
@@ -201,28 +201,28 @@ def read_rows(path: str | Path) -> list[Row]:
     return render.read_csv(path, Row)
 
 
-def _layout(table: Table) -> Layout:
+def _layout(table: Table1) -> Layout:
     return Layout(f"Table 1, study {table.study}", HEADER, NUMERIC, tuple(map(_cells, table.rows)), table.notes)
 
 
-def render_markdown(table: Table) -> str:
+def render_markdown(table: Table1) -> str:
     """A pipe table and the footer as a list."""
     return render.render_markdown(_layout(table))
 
 
-def render_latex(table: Table) -> str:
+def render_latex(table: Table1) -> str:
     r"""A ``table`` with booktabs' rules and the footer below; needs ``\usepackage{booktabs}``."""
     return render.render_latex(_layout(table), f"Top-1 accuracy by added training data, study {table.study}.", table.study)
 
 
-def render_terminal(table: Table) -> str:
+def render_terminal(table: Table1) -> str:
     """Aligned columns for a terminal, and the footer."""
     return render.render_terminal(_layout(table))
 
 
 def write_table1(
     study: Study, results: Iterable[str | Path], manifests: Iterable[str | Path], outs: Mapping[str, str | Path], excluded: Collection[str] = ()
-) -> Table:
+) -> Table1:
     """Write Table 1 to ``outs``: paths by format (``csv``, ``runs``, ``md``, ``tex``, ``txt``), those that are given."""
     table = build_table(study, results, manifests, excluded)
     texts = {
