@@ -50,17 +50,37 @@ Result = dict[str, Any]
 CLASSES = 10
 CONFIGS = {
     "full": Classifier(arch="resnet50", batch_size=256),
-    "mini": Classifier(arch="resnet18", layers=(1, 1, 1, 1), base_width=16, resolution=32, evaluation_resize=32, min_crop_area=0.7, batch_size=128),
+    "mini": Classifier(
+        arch="resnet18",
+        layers=(1, 1, 1, 1),
+        base_width=16,
+        resolution=32,
+        evaluation_resize=32,
+        min_crop_area=0.7,
+        batch_size=128,
+    ),
 }
-REFERENCE, REFERENCE_AMP, OURS, COMPILED = "torchvision's reference", "torchvision's reference, mixed precision", "ours", "ours, compiled"
+REFERENCE, REFERENCE_AMP, OURS, COMPILED = (
+    "torchvision's reference",
+    "torchvision's reference, mixed precision",
+    "ours",
+    "ours, compiled",
+)
 READY, READY_PLAIN = "our step, batch ready", "plain mixed-precision step, batch ready"
 
 
-def reference_epoch(folder: Path, config: Classifier, device: torch.device, workers: int, mixed: bool) -> Callable[[], None]:
+def reference_epoch(
+    folder: Path, config: Classifier, device: torch.device, workers: int, mixed: bool
+) -> Callable[[], None]:
     """An epoch as torchvision's script takes it, with its defaults but for the batch size and the number of workers."""
     transforms = v2.Compose(
         [
-            v2.RandomResizedCrop(config.resolution, scale=(config.min_crop_area, 1.0), interpolation=v2.InterpolationMode.BILINEAR, antialias=True),
+            v2.RandomResizedCrop(
+                config.resolution,
+                scale=(config.min_crop_area, 1.0),
+                interpolation=v2.InterpolationMode.BILINEAR,
+                antialias=True,
+            ),
             v2.RandomHorizontalFlip(0.5),
             v2.PILToTensor(),
             v2.ToDtype(torch.float, scale=True),
@@ -68,9 +88,17 @@ def reference_epoch(folder: Path, config: Classifier, device: torch.device, work
         ]
     )
     images = ImageFolder(str(folder), transforms)
-    loader = torch.utils.data.DataLoader(images, batch_size=config.batch_size, shuffle=True, num_workers=workers, pin_memory=device.type == "cuda")
+    loader = torch.utils.data.DataLoader(
+        images,
+        batch_size=config.batch_size,
+        shuffle=True,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+    )
     model = build(config, CLASSES, 0).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
     criterion, scaler = nn.CrossEntropyLoss(), torch.amp.GradScaler(device.type, enabled=mixed)
     model.train()
 
@@ -92,7 +120,9 @@ def reference_epoch(folder: Path, config: Classifier, device: torch.device, work
     return epoch
 
 
-def our_epochs(images: LabelledImages, config: Classifier, compute: Compute, epochs: int) -> Callable[[], None]:
+def our_epochs(
+    images: LabelledImages, config: Classifier, compute: Compute, epochs: int
+) -> Callable[[], None]:
     """Some epochs of the workflow's training from new weights; one image is evaluated after each."""
     held_out = LabelledImages(images.ids[:1], images.labels[:1], images.load, "one image")
     some = config.model_copy(update={"max_epochs": epochs})
@@ -102,8 +132,16 @@ def our_epochs(images: LabelledImages, config: Classifier, compute: Compute, epo
 def ready_step(config: Classifier, device: torch.device, ours: bool) -> Callable[[], None]:
     """Forward, backward and update on a random batch that is on the device; with our settings, or with what is quickest to write."""
     model = build(config, CLASSES, 0).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=ours or None)
-    images = torch.randn(config.batch_size, 3, config.resolution, config.resolution, device=device).contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        foreach=ours or None,
+    )
+    images = torch.randn(
+        config.batch_size, 3, config.resolution, config.resolution, device=device
+    ).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(CLASSES, (config.batch_size,), device=device)
 
     def step() -> None:
@@ -122,9 +160,16 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
     torch.set_num_threads(options.threads)
     device, config = torch.device(options.device), CONFIGS[options.size]
     per_class = options.images // CLASSES
-    paths = [path for number in range(CLASSES) for path in make_pictures(folder / f"class{number}", per_class, options.size)]
+    paths = [
+        path
+        for number in range(CLASSES)
+        for path in make_pictures(folder / f"class{number}", per_class, options.size)
+    ]
     images = LabelledImages(
-        [path.parent.name + path.name for path in paths], np.repeat(np.arange(CLASSES), per_class), lambda rows: in_order(open_rgb, paths[rows]), "images"
+        [path.parent.name + path.name for path in paths],
+        np.repeat(np.arange(CLASSES), per_class),
+        lambda rows: in_order(open_rgb, paths[rows]),
+        "images",
     )
     compute = Compute(device)
     begun = time.perf_counter()
@@ -135,16 +180,29 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         step()
     flops = counter.get_total_flops() / config.batch_size
     count, batch = len(paths), config.batch_size
-    candidates = {REFERENCE: Candidate(reference_epoch(folder, config, device, options.workers, False), count)}
+    candidates = {
+        REFERENCE: Candidate(reference_epoch(folder, config, device, options.workers, False), count)
+    }
     if options.device == "cuda":
-        candidates[REFERENCE_AMP] = Candidate(reference_epoch(folder, config, device, options.workers, True), count)
+        candidates[REFERENCE_AMP] = Candidate(
+            reference_epoch(folder, config, device, options.workers, True), count
+        )
     candidates[OURS] = Candidate(our_epochs(images, config, compute, options.epochs), count * options.epochs)
     if options.compile:
-        candidates[COMPILED] = Candidate(our_epochs(images, config, replace(compute, compiled=True), options.epochs), count * options.epochs)
+        candidates[COMPILED] = Candidate(
+            our_epochs(images, config, replace(compute, compiled=True), options.epochs),
+            count * options.epochs,
+        )
     candidates[READY] = Candidate(step, batch)
     if options.device == "cuda":
         candidates[READY_PLAIN] = Candidate(ready_step(config, device, False), batch)
-    paired = run_paired(candidates, options.device, options.repeats, options.seconds, said=lambda line: print(line, file=sys.stderr))
+    paired = run_paired(
+        candidates,
+        options.device,
+        options.repeats,
+        options.seconds,
+        said=lambda line: print(line, file=sys.stderr),
+    )
     ceiling = product_rate(options.device, "bfloat16" if options.device == "cuda" else "float32")
     waiting = sorted(1 - ratio for ratio in paired.ratios(OURS, READY))
     return {
@@ -179,9 +237,16 @@ def markdown(report: Result) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Make the images, compare, print, remove them."""
     cores = len(os.sched_getaffinity(0))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--size", choices=["full", "mini"], default="full", help="ResNet-50 at 224 pixels, or the demo's network at 32")
+    parser.add_argument(
+        "--size",
+        choices=["full", "mini"],
+        default="full",
+        help="ResNet-50 at 224 pixels, or the demo's network at 32",
+    )
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--epochs", type=int, default=3, help="of ours per call")
     parser.add_argument("--compile", action="store_true", help="ours compiled as well (execution.compile)")
@@ -190,10 +255,16 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="that a window takes at least")
     parser.add_argument("--json", type=Path, help="where to write all figures")
-    parser.add_argument("--throughput-out", type=Path, help="table for `augbench plan`, results/throughput.yaml; with --size full on a GPU")
+    parser.add_argument(
+        "--throughput-out",
+        type=Path,
+        help="table for `augbench plan`, results/throughput.yaml; with --size full on a GPU",
+    )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:
-        report = measure(options, Path(place)) | surroundings("benchmarks/classifier.py", arguments, options.device)
+        report = measure(options, Path(place)) | surroundings(
+            "benchmarks/classifier.py", arguments, options.device
+        )
     publish(report, markdown(report), options.json)
     write_rates(options, report, {"classify": OURS})
 

@@ -45,10 +45,30 @@ THEIRS, ONE_BATCH = "clip-retrieval inference", ", one batch"
 def make_model(folder: Path, device: str) -> None:
     """CLIP ViT-L/14 with random weights, and the miniature's tokenizer, whose vocabulary is the same."""
     import torch
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+    from transformers import (
+        CLIPConfig,
+        CLIPImageProcessor,
+        CLIPModel,
+        CLIPTextConfig,
+        CLIPTokenizer,
+        CLIPVisionConfig,
+    )
 
-    text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768)
-    vision = CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14, projection_dim=768)
+    text = CLIPTextConfig(
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        projection_dim=768,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        patch_size=14,
+        projection_dim=768,
+    )
     torch.manual_seed(0)
     with torch.device(device):
         model = CLIPModel(CLIPConfig(text.to_dict(), vision.to_dict(), projection_dim=768))
@@ -92,7 +112,14 @@ def clip_retrieval(images: Path, model: Path, out: Path, batch: int, workers: in
 
     shutil.rmtree(out, ignore_errors=True)
     with stdout_to_stderr():
-        clip_inference(str(images), str(out), batch_size=batch, num_prepro_workers=workers, enable_text=False, clip_model=f"hf_clip:{model}")
+        clip_inference(
+            str(images),
+            str(out),
+            batch_size=batch,
+            num_prepro_workers=workers,
+            enable_text=False,
+            clip_model=f"hf_clip:{model}",
+        )
     return np.concatenate([np.load(path) for path in sorted((out / "img_emb").glob("*.npy"))])
 
 
@@ -143,8 +170,14 @@ def compare_further(paired: Paired, images: int, batch: int) -> Result | None:
     if min(*theirs, *ours) <= 0:
         return None
     ratios = sorted(one / other for one, other in zip(theirs, ours, strict=True))
-    rates = {name: (images - batch) / statistics.median(seconds) for name, seconds in ((THEIRS, theirs), ("ours", ours))}
-    return {"rates": rates, "ratio": {"median": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]}}
+    rates = {
+        name: (images - batch) / statistics.median(seconds)
+        for name, seconds in ((THEIRS, theirs), ("ours", ours))
+    }
+    return {
+        "rates": rates,
+        "ratio": {"median": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]},
+    }
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Result:
@@ -182,16 +215,27 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         return ours(where, model_folder, folder / "ours", options.device, options.threads)
 
     reference = transformers_loop(plain, processor, paths, batch).numpy()
-    errors = {name: float(np.abs(call(images) - reference).max()) for name, call in ((THEIRS, call_clip_retrieval), ("ours", call_ours))}
+    errors = {
+        name: float(np.abs(call(images) - reference).max())
+        for name, call in ((THEIRS, call_clip_retrieval), ("ours", call_ours))
+    }
     candidates = {
         THEIRS: Candidate(lambda: call_clip_retrieval(images), options.images),
         THEIRS + ONE_BATCH: Candidate(lambda: call_clip_retrieval(small), batch),
-        "transformers' loop": Candidate(lambda: transformers_loop(plain, processor, paths, batch), options.images),
+        "transformers' loop": Candidate(
+            lambda: transformers_loop(plain, processor, paths, batch), options.images
+        ),
         "ours": Candidate(lambda: call_ours(images), options.images),
         "ours" + ONE_BATCH: Candidate(lambda: call_ours(small), batch),
         "ours, from pixels in memory": Candidate(from_pixels, options.images // batch * batch),
     }
-    paired = run_paired(candidates, options.device, options.repeats, options.seconds, said=lambda line: print(line, file=sys.stderr))
+    paired = run_paired(
+        candidates,
+        options.device,
+        options.repeats,
+        options.seconds,
+        said=lambda line: print(line, file=sys.stderr),
+    )
     ceiling = product_rate(options.device, "float16" if options.device == "cuda" else "float32")
     return {
         "images": options.images,
@@ -199,7 +243,9 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         "product_rate": ceiling,
         "results": paired.summary(),
         "largest_differences": errors,
-        "ours_share_of_ceiling": {name: paired.rate(name) * flops / ceiling for name in ("ours", "ours, from pixels in memory")},
+        "ours_share_of_ceiling": {
+            name: paired.rate(name) * flops / ceiling for name in ("ours", "ours, from pixels in memory")
+        },
         "beyond_the_first_batch": compare_further(paired, options.images, batch),
         "table": paired.markdown("image"),
     }
@@ -228,21 +274,41 @@ def markdown(report: Result) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Make the data, compare, print, remove the data."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--size", choices=["full", "mini"], default="full", help="CLIP ViT-L/14 with random weights, or the shipped miniature")
+    parser.add_argument(
+        "--size",
+        choices=["full", "mini"],
+        default="full",
+        help="CLIP ViT-L/14 with random weights, or the shipped miniature",
+    )
     parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of decoding, and of everything on the CPU")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="of decoding, and of everything on the CPU",
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="that a window takes at least")
     parser.add_argument("--json", type=Path, help="where to write all figures")
-    parser.add_argument("--throughput-out", type=Path, help="table for `augbench plan`, results/throughput.yaml; with --size full on a GPU")
+    parser.add_argument(
+        "--throughput-out",
+        type=Path,
+        help="table for `augbench plan`, results/throughput.yaml; with --size full on a GPU",
+    )
     options = parser.parse_args(arguments)
-    os.environ.update({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(options.threads)})
+    os.environ.update(
+        {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(options.threads)}
+    )
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # clip-retrieval takes a GPU wherever there is one
     with tempfile.TemporaryDirectory() as place:
-        report = measure(options, Path(place)) | surroundings("benchmarks/embed.py", arguments, options.device)
+        report = measure(options, Path(place)) | surroundings(
+            "benchmarks/embed.py", arguments, options.device
+        )
     publish(report, markdown(report), options.json)
     write_rates(options, report, {"embed": "ours"})
 

@@ -42,7 +42,11 @@ if TYPE_CHECKING:
 Result = dict[str, Any]
 PROJECT = Path(__file__).resolve().parents[1]
 MINIATURE = PROJECT / "resources/mini/stable-diffusion"
-NOISE_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}  # the model card's
+NOISE_SCHEDULE = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+}  # the model card's
 COMPARED = 4  # images whose error is measured
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 FALLEN = 0.9  # of the best rate: larger batches are not tried
@@ -75,7 +79,9 @@ def load(setting: Setting) -> StableDiffusionPipeline:
 
     dtype = getattr(torch, setting.dtype)
     if setting.size == "mini":
-        pipeline = StableDiffusionPipeline.from_pretrained(MINIATURE, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False)
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            MINIATURE, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
+        )
     else:
         pipeline = random_pipeline(setting.device).to(dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
@@ -89,21 +95,44 @@ def random_pipeline(device: str) -> StableDiffusionPipeline:
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    text = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12, "projection_dim": 768}
-    image = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14}
+    text = {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+        "projection_dim": 768,
+    }
+    image = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+    }
     torch.manual_seed(0)
     with torch.device(device):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, block_out_channels=(320, 640, 1280, 1280), attention_head_dim=8)
+        unet = UNet2DConditionModel(
+            sample_size=64,
+            cross_attention_dim=768,
+            block_out_channels=(320, 640, 1280, 1280),
+            attention_head_dim=8,
+        )
         down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
-        vae = AutoencoderKL(3, 3, down, up, (128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512)
+        vae = AutoencoderKL(
+            3, 3, down, up, (128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512
+        )
         text_encoder = CLIPTextModel(CLIPTextConfig(**text))
-        checker = StableDiffusionSafetyChecker(CLIPConfig(text_config=text, vision_config=image, projection_dim=768))
+        checker = StableDiffusionSafetyChecker(
+            CLIPConfig(text_config=text, vision_config=image, projection_dim=768)
+        )
     return StableDiffusionPipeline(
         vae=vae.eval(),
         unet=unet.eval(),
         text_encoder=text_encoder.eval(),
         tokenizer=CLIPTokenizer.from_pretrained(MINIATURE / "tokenizer"),
-        scheduler=PNDMScheduler(**NOISE_SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1),
+        scheduler=PNDMScheduler(
+            **NOISE_SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
+        ),
         safety_checker=checker.eval(),
         feature_extractor=CLIPImageProcessor(),
     )
@@ -120,7 +149,9 @@ def prompts() -> Iterator[str]:
 # --- candidates -------------------------------------------------------------------------------------------------------
 
 
-def plain(pipeline: StableDiffusionPipeline, setting: Setting, batch_size: int, source: Iterator[str]) -> Candidate:
+def plain(
+    pipeline: StableDiffusionPipeline, setting: Setting, batch_size: int, source: Iterator[str]
+) -> Candidate:
     """diffusers' pipeline on so many prompts at a time."""
 
     def call() -> None:
@@ -131,10 +162,21 @@ def plain(pipeline: StableDiffusionPipeline, setting: Setting, batch_size: int, 
 
 def asked(setting: Setting) -> dict[str, Any]:
     """What both call settings by the pipeline's names."""
-    return {"num_inference_steps": setting.steps, "guidance_scale": setting.guidance_scale, "height": setting.resolution, "width": setting.resolution}
+    return {
+        "num_inference_steps": setting.steps,
+        "guidance_scale": setting.guidance_scale,
+        "height": setting.resolution,
+        "width": setting.resolution,
+    }
 
 
-def our_sampler(pipeline: StableDiffusionPipeline, setting: Setting, batch_size: int, compiled: bool = False, fast: bool = False) -> Sampler:
+def our_sampler(
+    pipeline: StableDiffusionPipeline,
+    setting: Setting,
+    batch_size: int,
+    compiled: bool = False,
+    fast: bool = False,
+) -> Sampler:
     """Ours, over the same weights; in fast mode with that mode's scheduler, share of the steps and interval."""
     import torch
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
@@ -144,7 +186,9 @@ def our_sampler(pipeline: StableDiffusionPipeline, setting: Setting, batch_size:
     from augbench.runtime.compiling import compile_pipeline
 
     mode = load_study([PROJECT / "config/imagenet10.yaml", PROJECT / "config/overlays/fast.yaml"]).diffusion
-    scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config) if fast else pipeline.scheduler
+    scheduler = (
+        DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config) if fast else pipeline.scheduler
+    )
     own = StableDiffusionPipeline(**{**pipeline.components, "scheduler": scheduler})
     if setting.device == "cuda":
         for network in (own.unet, own.vae):
@@ -153,7 +197,15 @@ def our_sampler(pipeline: StableDiffusionPipeline, setting: Setting, batch_size:
         compile_pipeline(own)
     steps = round(setting.steps * mode.steps / 50) if fast else setting.steps
     interval = mode.guidance_interval if fast else None
-    return Sampler(own, steps, setting.guidance_scale, setting.resolution, batch_size, guidance_interval=interval, compiled=compiled)
+    return Sampler(
+        own,
+        steps,
+        setting.guidance_scale,
+        setting.resolution,
+        batch_size,
+        guidance_interval=interval,
+        compiled=compiled,
+    )
 
 
 def ours(sampler: Sampler, source: Iterator[str]) -> Candidate:
@@ -161,16 +213,22 @@ def ours(sampler: Sampler, source: Iterator[str]) -> Candidate:
     seeds, images = count(), 2 * sampler.batch_size
 
     def call() -> None:
-        sampler.sample(list(islice(source, images)), [("benchmark", number) for number in islice(seeds, images)], 0)
+        sampler.sample(
+            list(islice(source, images)), [("benchmark", number) for number in islice(seeds, images)], 0
+        )
 
     return Candidate(call, images)
 
 
-def fastest(make: Callable[[int], Candidate], device: str, largest: int, said: Callable[[str], object]) -> int:
+def fastest(
+    make: Callable[[int], Candidate], device: str, largest: int, said: Callable[[str], object]
+) -> int:
     """The batch size with the most images per second: twice as many at a time as long as they fit and the rate does not fall."""
     import torch
 
-    clock = time.perf_counter if device == "cuda" else time.process_time  # other processes are no concern of a GPU's, but share a CPU
+    clock = (
+        time.perf_counter if device == "cuda" else time.process_time
+    )  # other processes are no concern of a GPU's, but share a CPU
     rates: dict[int, float] = {}
     for size in (size for size in BATCHES if size <= largest):
         candidate = make(size)
@@ -200,29 +258,51 @@ def errors(setting: Setting, half: str, compiled: bool) -> Result:
 
     rounded = Setting(setting.size, setting.device, half, setting.steps)
     texts, seeds = list(islice(prompts(), COMPARED)), range(COMPARED)
-    reference = one_at_a_time(load(rounded).to(dtype=torch.float32), setting, texts, seeds, getattr(torch, half))
+    reference = one_at_a_time(
+        load(rounded).to(dtype=torch.float32), setting, texts, seeds, getattr(torch, half)
+    )
     pipeline = load(rounded)
     kinds = {"diffusers, one at a time": lambda: one_at_a_time(pipeline, setting, texts, seeds)}
     kinds |= {
-        f"ours, one batch{', compiled' * choice}": lambda choice=choice: our_pixels(our_sampler(pipeline, setting, COMPARED, choice), texts, seeds)
+        f"ours, one batch{', compiled' * choice}": lambda choice=choice: our_pixels(
+            our_sampler(pipeline, setting, COMPARED, choice), texts, seeds
+        )
         for choice in (False, True)[: 1 + compiled]
     }
     found = {name: kind() for name, kind in kinds.items()}
-    return {name: [float((image - base).norm() / base.norm()) for image, base in zip(images, reference, strict=True)] for name, images in found.items()}
+    return {
+        name: [
+            float((image - base).norm() / base.norm()) for image, base in zip(images, reference, strict=True)
+        ]
+        for name, images in found.items()
+    }
 
 
-def one_at_a_time(pipeline: StableDiffusionPipeline, setting: Setting, texts: Sequence[str], seeds: Sequence[int], noise: Any = None) -> Any:
+def one_at_a_time(
+    pipeline: StableDiffusionPipeline,
+    setting: Setting,
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    noise: Any = None,
+) -> Any:
     """Pixels ``float32 (N, 3, H, W)`` from -1 to 1 by diffusers' pipeline; ``noise`` is the precision that noise is drawn in, by default the network's own."""
     import torch
 
     latents = []
     side = setting.resolution // pipeline.vae_scale_factor
     for text, seed in zip(texts, seeds, strict=True):
-        drawn = torch.randn((1, 4, side, side), generator=torch.Generator().manual_seed(seed), dtype=noise or pipeline.unet.dtype)
+        drawn = torch.randn(
+            (1, 4, side, side),
+            generator=torch.Generator().manual_seed(seed),
+            dtype=noise or pipeline.unet.dtype,
+        )
         start = drawn.to(setting.device, pipeline.unet.dtype)
         latents.append(pipeline([text], latents=start, output_type="latent", **asked(setting)).images)
     with torch.inference_mode():
-        pixels = [pipeline.vae.decode(latent / pipeline.vae.config.scaling_factor, return_dict=False)[0] for latent in latents]
+        pixels = [
+            pipeline.vae.decode(latent / pipeline.vae.config.scaling_factor, return_dict=False)[0]
+            for latent in latents
+        ]
     return torch.cat(pixels).float().cpu()
 
 
@@ -255,21 +335,34 @@ def measure(setting: Setting, options: argparse.Namespace) -> Result:
     """Everything but compilation's seconds."""
     half = "float16" if options.device == "cuda" else "bfloat16"
     report: Result = {"half": half, "errors": errors(setting, half, options.compile)}
-    pipeline, separate, source = load(setting), load(setting), prompts()  # channels last is not for diffusers' own candidates
+    pipeline, separate, source = (
+        load(setting),
+        load(setting),
+        prompts(),
+    )  # channels last is not for diffusers' own candidates
 
     def said(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     searched = {
-        "plain": fastest(lambda size: plain(pipeline, setting, size, source), options.device, options.largest_batch, said),
-        "ours": fastest(lambda size: ours(our_sampler(separate, setting, size), source), options.device, options.largest_batch, said),
+        "plain": fastest(
+            lambda size: plain(pipeline, setting, size, source), options.device, options.largest_batch, said
+        ),
+        "ours": fastest(
+            lambda size: ours(our_sampler(separate, setting, size), source),
+            options.device,
+            options.largest_batch,
+            said,
+        ),
     }
     exact = our_sampler(separate, setting, searched["ours"])
     samplers = {f"ours, batches of {searched['ours']}": exact}
     if options.compile:
         compiled = load(setting)
         samplers["ours, compiled"] = our_sampler(compiled, setting, searched["ours"], compiled=True)
-        samplers["ours, compiled, fast mode"] = our_sampler(compiled, setting, searched["ours"], compiled=True, fast=True)
+        samplers["ours, compiled, fast mode"] = our_sampler(
+            compiled, setting, searched["ours"], compiled=True, fast=True
+        )
     else:
         samplers["ours, fast mode"] = our_sampler(separate, setting, searched["ours"], fast=True)
     candidates = {
@@ -280,9 +373,16 @@ def measure(setting: Setting, options: argparse.Namespace) -> Result:
     paired = run_paired(candidates, options.device, options.repeats, options.seconds, said=said)
     work = {name: work_per_image(setting, samplers.get(name, exact)) for name in candidates}
     ceiling = product_rate(options.device, setting.dtype)
-    report |= {"candidates": paired.summary(), "work_per_image": work, "ceiling": ceiling, "table": paired.markdown("image")}
+    report |= {
+        "candidates": paired.summary(),
+        "work_per_image": work,
+        "ceiling": ceiling,
+        "table": paired.markdown("image"),
+    }
     report["share_of_ceiling"] = {name: paired.rate(name) * work[name] / ceiling for name in candidates}
-    report["ratio_to_best_batch"] = {name: ratio_of(paired.ratios(name, list(candidates)[1])) for name in candidates}
+    report["ratio_to_best_batch"] = {
+        name: ratio_of(paired.ratios(name, list(candidates)[1])) for name in candidates
+    }
     return report
 
 
@@ -304,11 +404,21 @@ def compile_once(options: argparse.Namespace) -> Result:
     start = time.perf_counter()
     sampler.warm_up()
     found: Result = {"seconds": time.perf_counter() - start, "graphs": counters["stats"]["unique_graphs"]}
-    sizes = (options.largest_batch, options.largest_batch - 1, 1)  # a whole batch, one that is filled up, one that is not compiled
+    sizes = (
+        options.largest_batch,
+        options.largest_batch - 1,
+        1,
+    )  # a whole batch, one that is filled up, one that is not compiled
     for size in sizes:
         sampler.sample(list(islice(prompts(), size)), [("compiled", number) for number in range(size)], 0)
-    found |= {"graphs_after_sampling": counters["stats"]["unique_graphs"], "graph_breaks": sum(counters["graph_break"].values())}
-    return found | {"kernels_from_cache": counters["inductor"]["fxgraph_cache_hit"], "kernels_compiled": counters["inductor"]["fxgraph_cache_miss"]}
+    found |= {
+        "graphs_after_sampling": counters["stats"]["unique_graphs"],
+        "graph_breaks": sum(counters["graph_break"].values()),
+    }
+    return found | {
+        "kernels_from_cache": counters["inductor"]["fxgraph_cache_hit"],
+        "kernels_compiled": counters["inductor"]["fxgraph_cache_miss"],
+    }
 
 
 def compile_twice(arguments: Sequence[str]) -> Result:
@@ -316,7 +426,10 @@ def compile_twice(arguments: Sequence[str]) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
         command = [sys.executable, __file__, *arguments, "--one-process"]
-        runs = [subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True).stdout for _ in ("cold", "warm")]
+        runs = [
+            subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True).stdout
+            for _ in ("cold", "warm")
+        ]
     return dict(zip(("cold", "warm"), map(json.loads, runs), strict=True))
 
 
@@ -331,8 +444,17 @@ def markdown(report: Result) -> str:
             "| cache | seconds to compile | graphs | graphs after sampling | graph breaks | kernels found | kernels made |",
             "|---|---:|---:|---:|---:|---:|---:|",
         ]
-        columns = ("graphs", "graphs_after_sampling", "graph_breaks", "kernels_from_cache", "kernels_compiled")
-        lines += [f"| {name} | {run['seconds']:.1f} | {' | '.join(str(run[column]) for column in columns)} |" for name, run in report["compiling"].items()]
+        columns = (
+            "graphs",
+            "graphs_after_sampling",
+            "graph_breaks",
+            "kernels_from_cache",
+            "kernels_compiled",
+        )
+        lines += [
+            f"| {name} | {run['seconds']:.1f} | {' | '.join(str(run[column]) for column in columns)} |"
+            for name, run in report["compiling"].items()
+        ]
     else:
         best = list(report["candidates"])[1]
         lines += [
@@ -343,9 +465,18 @@ def markdown(report: Result) -> str:
         ]
         for name, ratio in report["ratio_to_best_batch"].items():
             spread = f"{ratio['median']:.3g} ({ratio['least']:.3g} to {ratio['most']:.3g})"
-            lines.append(f"| {name} | {spread} | {report['work_per_image'][name] / 1e12:.4g} | {report['share_of_ceiling'][name]:.1%} |")
-        lines += ["", f"| images in {report['half']} | relative error against float32, mean of {COMPARED} | least to most |", "|---|---:|---:|"]
-        lines += [f"| {name} | {np.mean(found):.3g} | {min(found):.3g} to {max(found):.3g} |" for name, found in report["errors"].items()]
+            lines.append(
+                f"| {name} | {spread} | {report['work_per_image'][name] / 1e12:.4g} | {report['share_of_ceiling'][name]:.1%} |"
+            )
+        lines += [
+            "",
+            f"| images in {report['half']} | relative error against float32, mean of {COMPARED} | least to most |",
+            "|---|---:|---:|",
+        ]
+        lines += [
+            f"| {name} | {np.mean(found):.3g} | {min(found):.3g} to {max(found):.3g} |"
+            for name, found in report["errors"].items()
+        ]
     setting = report["setting"]
     said = f"{setting['size']} model, {setting['resolution']} pixels, {setting['steps']} PNDM steps, guidance {setting['guidance_scale']:g}, {setting['dtype']}"
     return "\n".join([*lines, "", f"{said}; {surroundings_line(report)}"])
@@ -353,19 +484,38 @@ def markdown(report: Result) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--size", choices=("full", "mini"), default="full")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on a GPU, float32 on a CPU")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="default: float16 on a GPU, float32 on a CPU",
+    )
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--largest-batch", type=int, default=64, help="largest batch that is tried; with --compiling the one that is compiled")
-    parser.add_argument("--no-compile", dest="compile", action="store_false", help="without the compiled candidates")
+    parser.add_argument(
+        "--largest-batch",
+        type=int,
+        default=64,
+        help="largest batch that is tried; with --compiling the one that is compiled",
+    )
+    parser.add_argument(
+        "--no-compile", dest="compile", action="store_false", help="without the compiled candidates"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="windows per candidate")
     parser.add_argument("--seconds", type=float, default=10, help="least length of a window")
-    parser.add_argument("--compiling", action="store_true", help="measure compilation itself, in two processes")
+    parser.add_argument(
+        "--compiling", action="store_true", help="measure compilation itself, in two processes"
+    )
     parser.add_argument("--one-process", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="where to write all figures")
-    parser.add_argument("--throughput-out", type=Path, help="table of measured figures that augbench plan reads (results/throughput.yaml); with --size full")
+    parser.add_argument(
+        "--throughput-out",
+        type=Path,
+        help="table of measured figures that augbench plan reads (results/throughput.yaml); with --size full",
+    )
     options = parser.parse_args(arguments)
     options.dtype = options.dtype or ("float16" if options.device == "cuda" else "float32")
     if options.one_process:
@@ -373,13 +523,26 @@ def main(arguments: Sequence[str]) -> None:
         return
     setting = Setting(options.size, options.device, options.dtype, options.steps)
     report = {"compiling": compile_twice(arguments)} if options.compiling else measure(setting, options)
-    report["setting"] = {**vars(setting), "resolution": setting.resolution, "guidance_scale": setting.guidance_scale}
+    report["setting"] = {
+        **vars(setting),
+        "resolution": setting.resolution,
+        "guidance_scale": setting.guidance_scale,
+    }
     report |= surroundings("benchmarks/generate.py", arguments, options.device)
     publish(report, markdown(report), options.json)
     if options.throughput_out and options.size == "full" and options.steps == 50 and not options.compiling:
-        rates = {name: found["rate"]["median"] for name, found in report["candidates"].items() if name.startswith("ours") and "fast mode" not in name}
+        rates = {
+            name: found["rate"]["median"]
+            for name, found in report["candidates"].items()
+            if name.startswith("ours") and "fast mode" not in name
+        }
         machine = report["machine"]
-        write_figures(options.throughput_out, machine.get("gpu", machine["processor"]), {"generate": max(rates.values())}, surroundings_line(report))
+        write_figures(
+            options.throughput_out,
+            machine.get("gpu", machine["processor"]),
+            {"generate": max(rates.values())},
+            surroundings_line(report),
+        )
 
 
 if __name__ == "__main__":

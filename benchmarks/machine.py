@@ -20,9 +20,17 @@ PIECE = 16 << 20  # bytes read at a time
 def describe(device: str = "cpu") -> dict[str, Any]:
     """The processor, its cores, the memory (GiB) and, for "cuda", the GPU."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    processor = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    found: dict[str, Any] = {"processor": processor, "cores": os.cpu_count(), "memory_gib": round(memory, 1), "device": device}
+    found: dict[str, Any] = {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory, 1),
+        "device": device,
+    }
     if device == "cuda":
         import torch
 
@@ -32,20 +40,26 @@ def describe(device: str = "cpu") -> dict[str, Any]:
 
 def available_memory() -> int:
     """Bytes that can be had without swapping."""
-    (line,) = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")]
+    (line,) = [
+        line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")
+    ]
     return int(line.split()[1]) * 1024
 
 
 def peak_memory() -> int:
     """Bytes of this process's largest resident set, pages of mapped files included."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    (line,) = [
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    ]
     return int(line.split()[1]) * 1024
 
 
 def busy_seconds() -> float:
     """Processor seconds that all processes together have used since the machine started, the system's own included."""
     names = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
-    ticks = dict(zip(names, map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:]), strict=False))
+    ticks = dict(
+        zip(names, map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:]), strict=False)
+    )
     return sum(ticks[name] for name in names if name not in ("idle", "iowait")) / os.sysconf("SC_CLK_TCK")
 
 
@@ -109,7 +123,10 @@ def read_seconds(paths: Sequence[Path]) -> float:
 
 def copy_rate(size: int = 1 << 28, repeats: int = 5) -> float:
     """Bytes per second, read plus written, of the fastest of some copies within memory."""
-    source, target = np.random.default_rng(0).integers(256, size=size, dtype=np.uint8), np.ones(size, np.uint8)
+    source, target = (
+        np.random.default_rng(0).integers(256, size=size, dtype=np.uint8),
+        np.ones(size, np.uint8),
+    )
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()

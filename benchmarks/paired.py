@@ -72,7 +72,10 @@ class Paired:
 
     def ratios(self, name: str, baseline: str | None = None) -> list[float]:
         """A candidate's rate as a multiple of the baseline's, window by window."""
-        return [window.rate / base.rate for window, base in zip(self.windows[name], self.windows[baseline or self.baseline], strict=True)]
+        return [
+            window.rate / base.rate
+            for window, base in zip(self.windows[name], self.windows[baseline or self.baseline], strict=True)
+        ]
 
     def summary(self) -> Result:
         """Plain values: per candidate the median rate with its range, ratios to the baseline, processor time, peak memory, and every window."""
@@ -83,7 +86,9 @@ class Paired:
             found[name] = {
                 "rate": {"median": statistics.median(rates), "least": rates[0], "most": rates[-1]},
                 "ratio": {"median": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]},
-                "processor_seconds_per_unit": statistics.median(window.processor_seconds / window.work for window in windows),
+                "processor_seconds_per_unit": statistics.median(
+                    window.processor_seconds / window.work for window in windows
+                ),
                 "peak_memory": max(peaks, default=None),
                 "cores_used_by_others": max(window.cores_used_by_others for window in windows),
                 "windows": [vars(window) for window in windows],
@@ -92,9 +97,15 @@ class Paired:
 
     def markdown(self, unit: str) -> str:
         """A line per candidate: rate, ratio to the baseline, processor time per unit; medians, with the range of the windows in brackets."""
-        lines = [f"| | {unit}s per second | times {self.baseline} | processor seconds per {unit} | peak memory, GB |", "|---|---:|---:|---:|---:|"]
+        lines = [
+            f"| | {unit}s per second | times {self.baseline} | processor seconds per {unit} | peak memory, GB |",
+            "|---|---:|---:|---:|---:|",
+        ]
         for name, row in self.summary().items():
-            rate, ratio = (f"{row[key]['median']:.3g} ({row[key]['least']:.3g} to {row[key]['most']:.3g})" for key in ("rate", "ratio"))
+            rate, ratio = (
+                f"{row[key]['median']:.3g} ({row[key]['least']:.3g} to {row[key]['most']:.3g})"
+                for key in ("rate", "ratio")
+            )
             peak = "" if row["peak_memory"] is None else f"{row['peak_memory'] / 1e9:.1f}"
             lines.append(f"| {name} | {rate} | {ratio} | {row['processor_seconds_per_unit']:.3g} | {peak} |")
         return "\n".join(lines)
@@ -159,5 +170,7 @@ def run_paired(
         for name, candidate in candidates.items():
             window = _window(candidate, least_seconds, device)
             paired.windows[name].append(window)
-            said(f"window {repeat + 1} of {repeats}: {name}: {window.rate:.4g} per second, {window.cores_used_by_others} cores used by others")
+            said(
+                f"window {repeat + 1} of {repeats}: {name}: {window.rate:.4g} per second, {window.cores_used_by_others} cores used by others"
+            )
     return paired

@@ -81,24 +81,47 @@ def make_parts(size: str, device: torch.device, dtype: torch.dtype, unet_dtype: 
     if size == "mini":
         unet, vae, text = (
             load_part(kind, str(MINIATURE), name, kind_dtype, device)
-            for kind, name, kind_dtype in ((UNet2DConditionModel, "unet", unet_dtype), (AutoencoderKL, "vae", dtype), (CLIPTextModel, "text_encoder", dtype))
+            for kind, name, kind_dtype in (
+                (UNet2DConditionModel, "unet", unet_dtype),
+                (AutoencoderKL, "vae", dtype),
+                (CLIPTextModel, "text_encoder", dtype),
+            )
         )
     else:
         with device:
-            unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, block_out_channels=(320, 640, 1280, 1280), attention_head_dim=8)
+            unet = UNet2DConditionModel(
+                sample_size=64,
+                cross_attention_dim=768,
+                block_out_channels=(320, 640, 1280, 1280),
+                attention_head_dim=8,
+            )
             down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
-            vae = AutoencoderKL(3, 3, down, up, (128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512)
-            text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
-        unet, vae, text = (module.eval().requires_grad_(False).to(kind) for module, kind in ((unet, unet_dtype), (vae, dtype), (text, dtype)))
+            vae = AutoencoderKL(
+                3, 3, down, up, (128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512
+            )
+            text = CLIPTextModel(
+                CLIPTextConfig(
+                    hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+                )
+            )
+        unet, vae, text = (
+            module.eval().requires_grad_(False).to(kind)
+            for module, kind in ((unet, unet_dtype), (vae, dtype), (text, dtype))
+        )
     tokenizer = CLIPTokenizer.from_pretrained(MINIATURE, subfolder="tokenizer", local_files_only=True)
-    scheduler = DDPMScheduler.from_config(DDPMScheduler.load_config(MINIATURE, subfolder="scheduler", local_files_only=True))
+    scheduler = DDPMScheduler.from_config(
+        DDPMScheduler.load_config(MINIATURE, subfolder="scheduler", local_files_only=True)
+    )
     return Parts(unet, vae, text, tokenizer, scheduler, dtype, device, RESOLUTION[size])
 
 
 def random_images(count: int, side: int) -> list[Image.Image]:
     """Noise, a quarter larger than the model's resolution."""
     rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 256, (side * 5 // 4, side * 5 // 4, 3), dtype=np.uint8)) for _ in range(count)]
+    return [
+        Image.fromarray(rng.integers(0, 256, (side * 5 // 4, side * 5 // 4, 3), dtype=np.uint8))
+        for _ in range(count)
+    ]
 
 
 def as_example(image: Image.Image, side: int) -> torch.Tensor:
@@ -109,12 +132,18 @@ def as_example(image: Image.Image, side: int) -> torch.Tensor:
     return torch.from_numpy((np.array(resized) / 127.5 - 1.0).astype(np.float32)).permute(2, 0, 1)
 
 
-def example_loss(parts: Parts, unet: Callable[..., Any], states: torch.Tensor, images: Sequence[Image.Image]) -> torch.Tensor:
+def example_loss(
+    parts: Parts, unet: Callable[..., Any], states: torch.Tensor, images: Sequence[Image.Image]
+) -> torch.Tensor:
     """The examples' loss of a batch: encoded by the VAE at every step."""
-    pixels = torch.stack([as_example(image, parts.resolution) for image in images]).to(parts.device, parts.dtype)
+    pixels = torch.stack([as_example(image, parts.resolution) for image in images]).to(
+        parts.device, parts.dtype
+    )
     latents = parts.vae.encode(pixels).latent_dist.sample().detach() * parts.vae.config.scaling_factor
     noise = torch.randn_like(latents)
-    timesteps = torch.randint(0, parts.scheduler.config.num_train_timesteps, (len(latents),), device=parts.device).long()
+    timesteps = torch.randint(
+        0, parts.scheduler.config.num_train_timesteps, (len(latents),), device=parts.device
+    ).long()
     noisy = parts.scheduler.add_noise(latents, noise, timesteps)
     predicted = unet(noisy, timesteps, states).sample
     return F.mse_loss(predicted.float(), noise.float(), reduction="mean")
@@ -132,7 +161,9 @@ def textual_inversion(parts: Parts, images: Sequence[Image.Image]) -> Callable[[
     embeddings = encoder.get_input_embeddings()
     embeddings.weight.requires_grad_(True)
     original = embeddings.weight.data.clone()
-    optimizer = torch.optim.AdamW(embeddings.parameters(), lr=5e-4, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
+    optimizer = torch.optim.AdamW(
+        embeddings.parameters(), lr=5e-4, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8
+    )
     ids = token_ids(tokenizer, [PROMPT.format(WORD)]).to(parts.device)
     fixed = torch.ones(len(tokenizer), dtype=torch.bool)
     fixed[-1] = False
@@ -154,7 +185,9 @@ def textual_inversion(parts: Parts, images: Sequence[Image.Image]) -> Callable[[
     return step
 
 
-def text_to_image(parts: Parts, unet: UNet2DConditionModel, images: Sequence[Image.Image], batch: int) -> Callable[[], None]:
+def text_to_image(
+    parts: Parts, unet: UNet2DConditionModel, images: Sequence[Image.Image], batch: int
+) -> Callable[[], None]:
     """A step of diffusers' ``train_text_to_image.py``: the U-Net trains in float32, computes in bfloat16 on a GPU."""
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
     ids = token_ids(parts.tokenizer, [PROMPT.format("thing")] * batch).to(parts.device)
@@ -174,7 +207,14 @@ def text_to_image(parts: Parts, unet: UNet2DConditionModel, images: Sequence[Ima
 
 
 def make_trainer(
-    parts: Parts, unet: UNet2DConditionModel, rows: Rows, classes: int, per_class: int, micro_batch: int, folder: Path, compiled: bool = False
+    parts: Parts,
+    unet: UNet2DConditionModel,
+    rows: Rows,
+    classes: int,
+    per_class: int,
+    micro_batch: int,
+    folder: Path,
+    compiled: bool = False,
 ) -> Trainer:
     """Our trainer over cached random latents; the U-Net trains if it is not frozen."""
     trains = next(unet.parameters()).requires_grad
@@ -235,24 +275,45 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
     calls: dict[str, tuple[Callable[[], Any], int]] = {}
     calls[ONE_CLASS] = (textual_inversion(parts, images), ACCUMULATED)
     with torch.no_grad():
-        states = parts.text_encoder(token_ids(parts.tokenizer, [PROMPT.format("thing")]).to(device))[0].float()
-    calls[UNET_LOOP] = (text_to_image(parts, new_unet(parts.unet), images, options.unet_batch), options.unet_batch)
+        states = parts.text_encoder(token_ids(parts.tokenizer, [PROMPT.format("thing")]).to(device))[
+            0
+        ].float()
+    calls[UNET_LOOP] = (
+        text_to_image(parts, new_unet(parts.unet), images, options.unet_batch),
+        options.unet_batch,
+    )
     for compiled in (False, True)[: 1 + options.compile]:
         for name, new, micro_batch, at_once in (
             (CONDITIONING, deepcopy, options.batch, options.classes * 4),
             (UNET, new_unet, options.unet_batch, options.unet_batch),
         ):
             conditioning = ConditioningRows(states.expand(options.classes, -1, -1))
-            trainer = make_trainer(parts, new(parts.unet), conditioning, options.classes, 4, micro_batch, folder, compiled)
+            trainer = make_trainer(
+                parts, new(parts.unet), conditioning, options.classes, 4, micro_batch, folder, compiled
+            )
             calls[COMPILED[name] if compiled else name] = (ours(trainer, at_once), at_once)
     start = word_embedding(parts.text_encoder, parts.tokenizer, "thing")
-    rows = PseudowordRows(parts.text_encoder, parts.tokenizer, words, start.expand(options.classes, -1), lambda row, _: PROMPT.format(words[row]))
+    rows = PseudowordRows(
+        parts.text_encoder,
+        parts.tokenizer,
+        words,
+        start.expand(options.classes, -1),
+        lambda row, _: PROMPT.format(words[row]),
+    )
     word_trainer = make_trainer(parts, parts.unet, rows, options.classes, 4, options.batch, folder)
     word_call = ours(word_trainer, options.classes * 4)
     calls[PSEUDOWORDS] = (word_call, options.classes * 4)
 
     def uncached() -> None:
-        cache_moments(parts.vae, images, parts.resolution, False, options.batch, dtype, Progress("latents", len(images), "image"))
+        cache_moments(
+            parts.vae,
+            images,
+            parts.resolution,
+            False,
+            options.batch,
+            dtype,
+            Progress("latents", len(images), "image"),
+        )
         word_call()
 
     calls[UNCACHED] = (uncached, options.classes * 4)
@@ -263,11 +324,30 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
             call()
         flops[name] = counter.get_total_flops() / work
     flops |= {name: flops[own] for own, name in COMPILED.items() if name in calls}
-    order = (ONE_CLASS, PSEUDOWORDS, UNCACHED, CONDITIONING, COMPILED[CONDITIONING], UNET_LOOP, UNET, COMPILED[UNET])
+    order = (
+        ONE_CLASS,
+        PSEUDOWORDS,
+        UNCACHED,
+        CONDITIONING,
+        COMPILED[CONDITIONING],
+        UNET_LOOP,
+        UNET,
+        COMPILED[UNET],
+    )
     candidates = {name: Candidate(*calls[name]) for name in order if name in calls}
-    paired = run_paired(candidates, options.device, options.repeats, options.seconds, said=lambda line: print(line, file=sys.stderr))
+    paired = run_paired(
+        candidates,
+        options.device,
+        options.repeats,
+        options.seconds,
+        said=lambda line: print(line, file=sys.stderr),
+    )
     ceiling = product_rate(options.device, str(dtype).removeprefix("torch."))
-    compared = {PSEUDOWORDS: UNCACHED, UNET: UNET_LOOP, **({name: own for own, name in COMPILED.items()} if options.compile else {})}
+    compared = {
+        PSEUDOWORDS: UNCACHED,
+        UNET: UNET_LOOP,
+        **({name: own for own, name in COMPILED.items()} if options.compile else {}),
+    }
     ratios = {name: sorted(paired.ratios(name, base)) for name, base in compared.items()}
     return {
         "classes": options.classes,
@@ -276,7 +356,10 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         "flops_per_image": flops,
         "product_rate": ceiling,
         "share_of_ceiling": {name: paired.rate(name) * work / ceiling for name, work in flops.items()},
-        "further_ratios": {name: {"median": float(np.median(values)), "least": values[0], "most": values[-1]} for name, values in ratios.items()},
+        "further_ratios": {
+            name: {"median": float(np.median(values)), "least": values[0], "most": values[-1]}
+            for name, values in ratios.items()
+        },
         "results": paired.summary(),
         "table": paired.markdown("image"),
     }
@@ -285,10 +368,18 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
 def markdown(report: Result) -> str:
     """The table, and what its ratios to the first line do not say."""
     shares = "; ".join(
-        f"{name}: {report['flops_per_image'][name] / 1e12:.3g} TFLOP an image, {share:.0%}" for name, share in report["share_of_ceiling"].items()
+        f"{name}: {report['flops_per_image'][name] / 1e12:.3g} TFLOP an image, {share:.0%}"
+        for name, share in report["share_of_ceiling"].items()
     )
-    spread = {name: "{median:.3g} ({least:.3g} to {most:.3g})".format(**ratio) for name, ratio in report["further_ratios"].items()}
-    compiled = "".join(f" Compiled / not, {own.removeprefix('ours, ')}: {spread[name]}." for own, name in COMPILED.items() if name in spread)
+    spread = {
+        name: "{median:.3g} ({least:.3g} to {most:.3g})".format(**ratio)
+        for name, ratio in report["further_ratios"].items()
+    }
+    compiled = "".join(
+        f" Compiled / not, {own.removeprefix('ours, ')}: {spread[name]}."
+        for own, name in COMPILED.items()
+        if name in spread
+    )
     return "\n".join(
         [
             report["table"],
@@ -304,23 +395,49 @@ def markdown(report: Result) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--size", choices=["full", "mini"], default="full", help="Stable Diffusion v1.4 with random weights, or the shipped miniature")
+    parser.add_argument(
+        "--size",
+        choices=["full", "mini"],
+        default="full",
+        help="Stable Diffusion v1.4 with random weights, or the shipped miniature",
+    )
     parser.add_argument("--classes", type=int, default=64, help="that ours learns in one process")
-    parser.add_argument("--batch", type=int, default=64, help="images that go through a frozen U-Net together")
-    parser.add_argument("--unet-batch", type=int, default=16, help="images per step where the U-Net trains, in both candidates")
-    parser.add_argument("--compile", action="store_true", help="with our compiled candidates, too; needs a C compiler")
+    parser.add_argument(
+        "--batch", type=int, default=64, help="images that go through a frozen U-Net together"
+    )
+    parser.add_argument(
+        "--unet-batch",
+        type=int,
+        default=16,
+        help="images per step where the U-Net trains, in both candidates",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="with our compiled candidates, too; needs a C compiler"
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="that a window takes at least")
     parser.add_argument("--json", type=Path, help="where to write all figures")
-    parser.add_argument("--throughput-out", type=Path, help="table for `augbench plan`, results/throughput.yaml; with --size full on a GPU")
+    parser.add_argument(
+        "--throughput-out",
+        type=Path,
+        help="table for `augbench plan`, results/throughput.yaml; with --size full on a GPU",
+    )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:
-        report = measure(options, Path(place)) | surroundings("benchmarks/personalise.py", arguments, options.device)
+        report = measure(options, Path(place)) | surroundings(
+            "benchmarks/personalise.py", arguments, options.device
+        )
     publish(report, markdown(report), options.json)
-    write_rates(options, report, {"finetune_vectors": PSEUDOWORDS, "finetune_unet": COMPILED[UNET] if options.compile else UNET})
+    write_rates(
+        options,
+        report,
+        {"finetune_vectors": PSEUDOWORDS, "finetune_unet": COMPILED[UNET] if options.compile else UNET},
+    )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ def make_pictures(folder: Path, count: int, size: str) -> list[Path]:
             os.link(paths[number % DIFFERENT], path)
             continue
         width, height = (int(side) for side in rng.integers(SIDES[size][0], SIDES[size][1] + 1, 2))
-        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
         pixels = np.asarray(coarse) + rng.normal(0, 6, (height, width, 3))
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
     return paths

@@ -38,7 +38,13 @@ SHARD_BYTES = 20_000_000  # as large as a real one: smaller files are hashed
 def snakemake(folder: Path, *arguments: str) -> tuple[str, Result]:
     """Run Snakemake to its end; what it printed, and what it took."""
     with Neighbours() as neighbours:
-        process = subprocess.Popen([sys.executable, "-m", "snakemake", *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "snakemake", *arguments],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         assert process.stdout is not None
         text = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
@@ -76,7 +82,9 @@ def make_everything(folder: Path, configfile: str, files: Sequence[str]) -> Resu
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as stream:
             stream.truncate(SHARD_BYTES if "/shards/" in name else 0)
-    _, took = snakemake(folder, "--touch", "--cores", str(os.cpu_count()), "--quiet", "all", "--configfile", configfile)
+    _, took = snakemake(
+        folder, "--touch", "--cores", str(os.cpu_count()), "--quiet", "all", "--configfile", configfile
+    )
     return took
 
 
@@ -87,10 +95,17 @@ def measure(folder: Path, options: argparse.Namespace) -> Result:
     make_folder(empty)
     make_folder(full)
     files = declared_files(empty, options.configfile)
-    report: Result = {"files": len(files), "results": {"version": [], "nothing there": [], "everything there": []}}
+    report: Result = {
+        "files": len(files),
+        "results": {"version": [], "nothing there": [], "everything there": []},
+    }
     report["touch"] = make_everything(full, options.configfile, files)
     for repeat in range(options.repeats):
-        calls = {"version": (empty, ("--version",)), "nothing there": (empty, plan), "everything there": (full, plan)}
+        calls = {
+            "version": (empty, ("--version",)),
+            "nothing there": (empty, plan),
+            "everything there": (full, plan),
+        }
         for name, (where, arguments) in calls.items():
             wait_until_idle(60 * options.wait)
             text, took = snakemake(where, *arguments)
@@ -105,13 +120,22 @@ def measure(folder: Path, options: argparse.Namespace) -> Result:
 
 def markdown(report: Result) -> str:
     """A line for each call, and what was counted."""
-    lines = ["| | seconds: median (least - most) | processor seconds | peak memory, GB |", "|---|---|---|---|"]
-    names = {"version": "`snakemake --version`", "nothing there": "`snakemake -n`, nothing there", "everything there": "`snakemake -n`, everything there"}
+    lines = [
+        "| | seconds: median (least - most) | processor seconds | peak memory, GB |",
+        "|---|---|---|---|",
+    ]
+    names = {
+        "version": "`snakemake --version`",
+        "nothing there": "`snakemake -n`, nothing there",
+        "everything there": "`snakemake -n`, everything there",
+    }
     for name, runs in report["results"].items():
         times = sorted(run["seconds"] for run in runs)
         used = statistics.median(run["processor_seconds"] for run in runs)
         memory = max(run["peak_memory"] for run in runs) / 1e9
-        lines.append(f"| {names[name]} | {statistics.median(times):.1f} ({times[0]:.1f} - {times[-1]:.1f}) | {used:.1f} | {memory:.2f} |")
+        lines.append(
+            f"| {names[name]} | {statistics.median(times):.1f} ({times[0]:.1f} - {times[-1]:.1f}) | {used:.1f} | {memory:.2f} |"
+        )
     machine = report["machine"]
     lines.append(
         f"\n{report['jobs']:,} jobs, {report['files']:,} declared files; {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; at most "
@@ -123,15 +147,28 @@ def markdown(report: Result) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Make the folders, measure, print, remove the folders."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--configfile", default="config/imagenet10.yaml", help="the study, relative to the project")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--configfile", default="config/imagenet10.yaml", help="the study, relative to the project"
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--wait", type=float, default=0, help="minutes to wait at most, before each call, for other processes to be idle")
-    parser.add_argument("--folder", type=Path, required=True, help="a new folder to work in; it is removed at the end")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0,
+        help="minutes to wait at most, before each call, for other processes to be idle",
+    )
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="a new folder to work in; it is removed at the end"
+    )
     parser.add_argument("--json", type=Path, help="where to write all figures")
     options = parser.parse_args(arguments)
     if options.folder.exists():
-        parser.error(f"--folder {options.folder} is there already, and would be removed at the end; give a new one")
+        parser.error(
+            f"--folder {options.folder} is there already, and would be removed at the end; give a new one"
+        )
     try:
         report = measure(options.folder, options)
     finally:

@@ -18,7 +18,11 @@ Result = dict[str, Any]
 
 def surroundings(script: str, arguments: Sequence[str], device: str = "cpu") -> Result:
     """The command, the date and the machine, for the record."""
-    return {"command": " ".join(["python", script, *arguments]), "date": datetime.date.today().isoformat(), "machine": describe(device)}
+    return {
+        "command": " ".join(["python", script, *arguments]),
+        "date": datetime.date.today().isoformat(),
+        "machine": describe(device),
+    }
 
 
 def surroundings_line(record: Result) -> str:

@@ -72,7 +72,13 @@ def make_embeddings(folder: Path, vectors: int, dimension: int, files: int) -> N
         array.flush()
         del array
         ids = range(first, first + int(rows))
-        table = pa.table({"id": [str(i) for i in ids], "url": [f"http://images/{i}.jpg" for i in ids], "caption": [f"image {i}" for i in ids]})
+        table = pa.table(
+            {
+                "id": [str(i) for i in ids],
+                "url": [f"http://images/{i}.jpg" for i in ids],
+                "caption": [f"image {i}" for i in ids],
+            }
+        )
         pq.write_table(table, folder / f"metadata/metadata_{number:05d}.parquet")
         first += int(rows)
     np.save(folder / "queries.npy", around_centres(10_000))
@@ -101,7 +107,11 @@ def run_product(options: argparse.Namespace) -> Result:
     from augbench.retrieval.exact import BLOCK_ROWS, ROWS_PER_TILE
 
     block = BLOCK_ROWS if options.device == "cpu" else ROWS_PER_TILE
-    return {"seconds": product_seconds(options.queries, options.dim, options.vectors, block, "float32", options.device)}
+    return {
+        "seconds": product_seconds(
+            options.queries, options.dim, options.vectors, block, "float32", options.device
+        )
+    }
 
 
 def run_product_low(options: argparse.Namespace) -> Result:
@@ -112,7 +122,12 @@ def run_product_low(options: argparse.Namespace) -> Result:
 
     block = BLOCK_ROWS if options.device == "cpu" else ROWS_PER_TILE
     dtype = str(fastest_product(torch.device(options.device))).removeprefix("torch.")
-    return {"seconds": product_seconds(options.queries, options.dim, options.vectors, block, dtype, options.device), "format": dtype}
+    return {
+        "seconds": product_seconds(
+            options.queries, options.dim, options.vectors, block, dtype, options.device
+        ),
+        "format": dtype,
+    }
 
 
 def run_ours(options: argparse.Namespace) -> Result:
@@ -150,7 +165,13 @@ def run_faiss(options: argparse.Namespace) -> Result:
         index = _faiss_index(options)
         filled = time.perf_counter() - start
         similarity, found = index.search(queries, options.k)
-        return {"seconds": time.perf_counter() - start, "fill_seconds": filled, "whole": True, "found": found, "similarity": similarity}
+        return {
+            "seconds": time.perf_counter() - start,
+            "fill_seconds": filled,
+            "whole": True,
+            "found": found,
+            "similarity": similarity,
+        }
     best = faiss.ResultHeap(len(queries), options.k, keep_max=True)
     first = 0
     for path in arrays_of(options.folder):
@@ -179,11 +200,24 @@ def run_clip_retrieval(options: argparse.Namespace) -> Result:
     service = KnnService(clip_resources={"corpus": resource})
     filled = time.perf_counter() - start
     start = time.perf_counter()
-    found = [service.query(embedding_input=query, num_images=options.k, num_result_ids=options.k, deduplicate=False) for query in queries]
+    found = [
+        service.query(
+            embedding_input=query, num_images=options.k, num_result_ids=options.k, deduplicate=False
+        )
+        for query in queries
+    ]
     per_query = (time.perf_counter() - start) / len(queries)
     start = time.perf_counter()
     for query in queries:
-        service.knn_search(query[None], "image", options.k, resource, deduplicate=False, use_safety_model=False, use_violence_detector=False)
+        service.knn_search(
+            query[None],
+            "image",
+            options.k,
+            resource,
+            deduplicate=False,
+            use_safety_model=False,
+            use_violence_detector=False,
+        )
     search_per_query = (time.perf_counter() - start) / len(queries)
     return {
         "seconds": filled + per_query * options.queries, "fill_seconds": filled, "seconds_per_query": per_query, "queries": len(queries),
@@ -213,7 +247,9 @@ def _faiss_index(options: argparse.Namespace) -> Any:
     for path in arrays_of(options.folder):
         array = np.load(path, mmap_mode="c")
         for start in range(0, len(array), MADE_AT_A_TIME):
-            index.add(torch.from_numpy(array[start : start + MADE_AT_A_TIME]).float().numpy())  # NumPy takes five times as long to convert
+            index.add(
+                torch.from_numpy(array[start : start + MADE_AT_A_TIME]).float().numpy()
+            )  # NumPy takes five times as long to convert
     return index
 
 
@@ -238,11 +274,15 @@ def compare(options: argparse.Namespace, arguments: Sequence[str]) -> Result:
             if options.warm:
                 read_seconds(arrays_of(options.folder))
             else:
-                drop_from_cache([*arrays_of(options.folder), *(options.folder / "metadata").glob("*.parquet")])
+                drop_from_cache(
+                    [*arrays_of(options.folder), *(options.folder / "metadata").glob("*.parquet")]
+                )
             wait_until_idle(60 * options.wait)
             command = [sys.executable, __file__, *arguments, "--candidate", name]
             with Neighbours() as neighbours:
-                lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout.splitlines()
+                lines = subprocess.run(
+                    command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+                ).stdout.splitlines()
             results[name].append({**json.loads(lines[-1]), "cores_used_by_others": neighbours.cores})
             print(f"repeat {repeat + 1}: {name}: {results[name][-1]}", file=sys.stderr)
     record = surroundings("benchmarks/search.py", arguments, options.device)
@@ -253,7 +293,11 @@ def compare(options: argparse.Namespace, arguments: Sequence[str]) -> Result:
         "page_cache": "warm" if options.warm else "cold (POSIX_FADV_DONTNEED)",
         "bytes": sum(path.stat().st_size for path in arrays_of(options.folder)),
         "results": results,
-        "recall": {name: recall(options.folder, name) for name in ("ours", "clip_retrieval") if name in results and "faiss" in results},
+        "recall": {
+            name: recall(options.folder, name)
+            for name in ("ours", "clip_retrieval")
+            if name in results and "faiss" in results
+        },
     }
 
 
@@ -278,25 +322,40 @@ def markdown(report: Result, options: argparse.Namespace) -> str:
         "product": "matrix product, float32",
         "product_low": f"matrix product, {results.get('product_low', [{}])[0].get('format', '')}",
         "ours": "**ours**",
-        "faiss": "faiss `IndexFlatIP`" if results.get("faiss", [{}])[0].get("whole", True) else "faiss `IndexFlatIP`, file by file",
+        "faiss": "faiss `IndexFlatIP`"
+        if results.get("faiss", [{}])[0].get("whole", True)
+        else "faiss `IndexFlatIP`, file by file",
         "clip_retrieval": f"clip-retrieval, query by query (scaled from {results.get('clip_retrieval', [{}])[0].get('queries', '')})",
     }
     lines = ["| | seconds: median (least - most) | peak memory, GiB | recall |", "|---|---|---|---|"]
     for name, runs in results.items():
         times = sorted(run["seconds"] for run in runs)
         memory = max(run["peak_memory"] for run in runs) / 2**30
-        exact = "1 (reference)" if name == "faiss" else f"{report['recall'][name]:.6g}" if name in report["recall"] else ""
-        lines.append(f"| {names[name]} | {seconds(name):.1f} ({times[0]:.1f} - {times[-1]:.1f}) | {memory:.2f} | {exact} |")
+        exact = (
+            "1 (reference)"
+            if name == "faiss"
+            else f"{report['recall'][name]:.6g}"
+            if name in report["recall"]
+            else ""
+        )
+        lines.append(
+            f"| {names[name]} | {seconds(name):.1f} ({times[0]:.1f} - {times[-1]:.1f}) | {memory:.2f} | {exact} |"
+        )
     lines.append("")
     for product in ("product", "product_low"):
         if {"ours", "read", product} <= set(results):
-            lines.append(f"- Ours / (reading + {names[product]}) = {seconds('ours') / (seconds('read') + seconds(product)):.2f}")
+            lines.append(
+                f"- Ours / (reading + {names[product]}) = {seconds('ours') / (seconds('read') + seconds(product)):.2f}"
+            )
     if "ours" in results:
         gather = statistics.median(run["collect_seconds"] for run in results["ours"])
-        lines.append(f"- Metadata and embeddings of the {options.queries * options.k:,} hits, which ours reads afterwards: {gather:.1f} s")
+        lines.append(
+            f"- Metadata and embeddings of the {options.queries * options.k:,} hits, which ours reads afterwards: {gather:.1f} s"
+        )
     if "clip_retrieval" in results:
         (fill, whole, search) = (
-            statistics.median(run[name] for run in results["clip_retrieval"]) for name in ("fill_seconds", "seconds_per_query", "search_seconds_per_query")
+            statistics.median(run[name] for run in results["clip_retrieval"])
+            for name in ("fill_seconds", "seconds_per_query", "search_seconds_per_query")
         )
         lines.append(
             f"- clip-retrieval: {fill:.1f} s to fill the index, then {whole:.3f} s per query, of which the index takes {search:.3f} s and metadata the rest"
@@ -313,20 +372,38 @@ def markdown(report: Result, options: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Make the data, compare, print, remove the data."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--vectors", type=int, default=2_000_000)
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--queries", type=int, default=1000, help="10,000 at most")
     parser.add_argument("--k", type=int, default=182)
     parser.add_argument("--files", type=int, default=4)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of ours and of the matrix product")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="of ours and of the matrix product"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--clip-queries", type=int, default=10, help="queries that clip-retrieval answers; its time is scaled to all")
-    parser.add_argument("--wait", type=float, default=0, help="minutes to wait at most, before each candidate, for other processes to be idle")
+    parser.add_argument(
+        "--clip-queries",
+        type=int,
+        default=10,
+        help="queries that clip-retrieval answers; its time is scaled to all",
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0,
+        help="minutes to wait at most, before each candidate, for other processes to be idle",
+    )
     parser.add_argument("--warm", action="store_true", help="with the files in the page cache")
-    parser.add_argument("--folder", type=Path, required=True, help="a new folder for the data: 2 bytes x vectors x dim")
-    parser.add_argument("--keep", action="store_true", help="leave the data there, and use them if they are there")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="a new folder for the data: 2 bytes x vectors x dim"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="leave the data there, and use them if they are there"
+    )
     parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
     parser.add_argument("--json", type=Path, help="where to write all figures")
     parser.add_argument("--candidate", choices=CANDIDATES, help=argparse.SUPPRESS)
@@ -336,7 +413,9 @@ def main(arguments: Sequence[str]) -> None:
         return
     if not (options.keep and (options.folder / "queries.npy").exists()):
         if options.folder.exists():
-            parser.error(f"--folder {options.folder} is there already, and would be removed at the end; give a new one")
+            parser.error(
+                f"--folder {options.folder} is there already, and would be removed at the end; give a new one"
+            )
         options.folder.mkdir(parents=True)
         make_embeddings(options.folder, options.vectors, options.dim, options.files)
     try:

@@ -74,7 +74,11 @@ train_run(job.study.classifier.model_copy(update={"max_epochs": 1}), 2, images, 
 
 def script_imports(path: Path) -> str:
     """The import statements of a script but for that of ``running``, one a line."""
-    found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
+    found = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
     others = [node for node in found if "running" not in [alias.name for alias in node.names]]
     return "\n".join(ast.unparse(node) for node in others)
 
@@ -104,10 +108,14 @@ class Checkout:
 def run_entry(checkout: Checkout, work: str, config: Result, device: str, folder: Path) -> Result:
     """Run one entry in a process of its own, from its start to its end."""
     out = folder / "report.json"
-    code = checkout.benchmark.CHILD.format(work="\n".join("    " + line for line in work.splitlines()), heavy=HEAVY)
+    code = checkout.benchmark.CHILD.format(
+        work="\n".join("    " + line for line in work.splitlines()), heavy=HEAVY
+    )
     environment = {**os.environ, "PYTHONPATH": str(checkout.folder / "src")}
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", code, json.dumps(config), device, str(out)], cwd=folder, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(config), device, str(out)], cwd=folder, env=environment
+    )
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -133,7 +141,9 @@ def measure(options: argparse.Namespace) -> Result:
     checkouts = {name: Checkout.open(folder) for name, folder in folders.items()}
     works = {name: checkout.entries() for name, checkout in checkouts.items()}
     wanted = [entry for entry in works["ours"] if not options.only or entry.partition(":")[0] in options.only]
-    results: dict[str, dict[str, list[Result]]] = {entry: {name: [] for name in checkouts if entry in works[name]} for entry in wanted}
+    results: dict[str, dict[str, list[Result]]] = {
+        entry: {name: [] for name in checkouts if entry in works[name]} for entry in wanted
+    }
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "resources").symlink_to(PROJECT / "resources")
@@ -155,28 +165,57 @@ def _spread(runs: Sequence[Result], key: str) -> str:
 def markdown(report: Result) -> str:
     """A line per entry: medians with the range in brackets; beside another checkout, both and their ratio."""
     compared = any("before" in runs for runs in report["results"].values())
-    before = " before: seconds | before: processor seconds | ours / before, processor seconds |" if compared else ""
-    lines = [f"| | seconds | processor seconds |{before} peak memory, MB | heavy packages |", "|---|---:|---:|" + "---:|" * (4 if compared else 1) + "---|"]
+    before = (
+        " before: seconds | before: processor seconds | ours / before, processor seconds |"
+        if compared
+        else ""
+    )
+    lines = [
+        f"| | seconds | processor seconds |{before} peak memory, MB | heavy packages |",
+        "|---|---:|---:|" + "---:|" * (4 if compared else 1) + "---|",
+    ]
     for entry, runs in report["results"].items():
         cells = [_spread(runs["ours"], key) for key in ("seconds", "processor_seconds")]
         if "before" in runs:
-            ours, other = (statistics.median(run["processor_seconds"] for run in runs[name]) for name in ("ours", "before"))
-            cells += [*(_spread(runs["before"], key) for key in ("seconds", "processor_seconds")), f"{ours / other:.2f}"]
+            ours, other = (
+                statistics.median(run["processor_seconds"] for run in runs[name])
+                for name in ("ours", "before")
+            )
+            cells += [
+                *(_spread(runs["before"], key) for key in ("seconds", "processor_seconds")),
+                f"{ours / other:.2f}",
+            ]
         elif compared:
             cells += ["", "", ""]
         memory = max(run["peak_memory"] for run in runs["ours"]) / 1e6
-        lines.append(f"| {entry} | {' | '.join(cells)} | {memory:.0f} | {', '.join(runs['ours'][0]['heavy'])} |")
-    return "\n".join([*lines, "", f"Median of {report['repeats']}, processes from start to end; {surroundings_line(report)}"])
+        lines.append(
+            f"| {entry} | {' | '.join(cells)} | {memory:.0f} | {', '.join(runs['ours'][0]['heavy'])} |"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Median of {report['repeats']}, processes from start to end; {surroundings_line(report)}",
+        ]
+    )
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of the first steps")
-    parser.add_argument("--diffusion", type=Path, help="a model in diffusers' layout for the first steps; default: the miniature")
+    parser.add_argument(
+        "--diffusion",
+        type=Path,
+        help="a model in diffusers' layout for the first steps; default: the miniature",
+    )
     parser.add_argument("--resolution", type=int, default=512, help="of that model, pixels")
     parser.add_argument("--against", type=Path, help="another checkout, measured in turn with this one")
-    parser.add_argument("--only", nargs="+", help="scripts, and first steps by the word before their colon; default: all")
+    parser.add_argument(
+        "--only", nargs="+", help="scripts, and first steps by the word before their colon; default: all"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="where to write all figures")
     options = parser.parse_args(arguments)

@@ -55,7 +55,9 @@ def stage_seconds(results: Path) -> dict[str, tuple[int, float]]:
 def accuracies(results: Path) -> dict[str, tuple[str, str]]:
     """Accuracy and standard error of each row of Table 1, per cent, with all their digits."""
     lines = (results / "tables" / "table1.csv").read_text(encoding="utf-8").splitlines()
-    rows = csv.DictReader(line for line in lines if not line.startswith("#"))  # the footer; another checkout may have other columns
+    rows = csv.DictReader(
+        line for line in lines if not line.startswith("#")
+    )  # the footer; another checkout may have other columns
     return {row["method"]: (row["top1_percent"], row["stderr_percent"]) for row in rows}
 
 
@@ -66,7 +68,14 @@ def run_study(checkout: Path, configs: Sequence[str], place: Path) -> Result:
     log = folder / "run.log"
     with log.open("wb") as stream, Neighbours() as neighbours:
         start = time.perf_counter()
-        done = subprocess.run([*START, *configs], cwd=folder, env=environment, stdout=stream, stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(
+            [*START, *configs],
+            cwd=folder,
+            env=environment,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
         seconds = time.perf_counter() - start
     if done.returncode:
         sys.exit(log.read_text(errors="replace")[-4000:])
@@ -82,9 +91,13 @@ def run_study(checkout: Path, configs: Sequence[str], place: Path) -> Result:
 
 def measure(options: argparse.Namespace) -> Result:
     """All runs, in turn."""
-    checkouts = {"before": options.against.resolve(), "ours": PROJECT} if options.against else {"ours": PROJECT}
+    checkouts = (
+        {"before": options.against.resolve(), "ours": PROJECT} if options.against else {"ours": PROJECT}
+    )
     revisions = {
-        name: subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=path, check=True, capture_output=True, text=True).stdout.strip()
+        name: subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=path, check=True, capture_output=True, text=True
+        ).stdout.strip()
         for name, path in checkouts.items()
     }
     runs: dict[str, list[Result]] = {name: [] for name in checkouts}
@@ -96,19 +109,34 @@ def measure(options: argparse.Namespace) -> Result:
             line = f"run {repeat + 1} of {options.repeats}: {name}: {took['seconds']} s, {took['processor_seconds']} processor seconds"
             print(f"{line}, {took['cores_used_by_others']} cores used by others", file=sys.stderr, flush=True)
     tables = [run["accuracies"] for repeats in runs.values() for run in repeats]
-    return {"revisions": revisions, "runs": runs, "same_accuracies": all(table == tables[0] for table in tables)}
+    return {
+        "revisions": revisions,
+        "runs": runs,
+        "same_accuracies": all(table == tables[0] for table in tables),
+    }
 
 
 def _row(name: str, count: int, seconds: dict[str, list[float]]) -> str:
     """A line: medians with the range in brackets, and the ratio run by run."""
 
     def spread(values: Sequence[float], form: str) -> str:
-        middle, least, most = (format(value, form) for value in (statistics.median(values), min(values), max(values)))
+        middle, least, most = (
+            format(value, form) for value in (statistics.median(values), min(values), max(values))
+        )
         return middle if len(values) == 1 else f"{middle} ({least} to {most})"
 
     cells = [spread(values, ".0f") for values in seconds.values()]
     if "before" in seconds:
-        cells.append(spread([ours / before for ours, before in zip(seconds["ours"], seconds["before"], strict=True) if before], ".2f"))
+        cells.append(
+            spread(
+                [
+                    ours / before
+                    for ours, before in zip(seconds["ours"], seconds["before"], strict=True)
+                    if before
+                ],
+                ".2f",
+            )
+        )
     return f"| {name} | {count or ''} | {' | '.join(cells)} |"
 
 
@@ -116,12 +144,20 @@ def markdown(report: Result, least: float = 0.02) -> str:
     """The whole run, then its stages; those with less than ``least`` of the time in one line."""
     runs = report["runs"]
     names = [f"{name} ({report['revisions'][name]})" for name in runs]
-    lines = [f"| | jobs | {' | '.join(names)} |{' ratio |' if 'before' in runs else ''}", "|---|---:|" + "---:|" * (len(runs) + ("before" in runs))]
-    for title, key in (("**the whole run, seconds**", "seconds"), ("**its processor seconds**", "processor_seconds")):
+    lines = [
+        f"| | jobs | {' | '.join(names)} |{' ratio |' if 'before' in runs else ''}",
+        "|---|---:|" + "---:|" * (len(runs) + ("before" in runs)),
+    ]
+    for title, key in (
+        ("**the whole run, seconds**", "seconds"),
+        ("**its processor seconds**", "processor_seconds"),
+    ):
         lines.append(_row(title, 0, {name: [run[key] for run in repeats] for name, repeats in runs.items()}))
     ours = runs["ours"][0]["stages"]
     total = sum(seconds for _, seconds in ours.values())
-    stages = sorted((stage for stage in ours if ours[stage][1] >= least * total), key=lambda stage: -ours[stage][1])
+    stages = sorted(
+        (stage for stage in ours if ours[stage][1] >= least * total), key=lambda stage: -ours[stage][1]
+    )
 
     def of(run: Result, stage: str) -> tuple[int, float]:
         if stage != SHORT:
@@ -133,18 +169,37 @@ def markdown(report: Result, least: float = 0.02) -> str:
     for stage in [*stages, SHORT]:
         seconds = {name: [of(run, stage)[1] for run in repeats] for name, repeats in runs.items()}
         lines.append(_row(stage, of(runs["ours"][0], stage)[0], seconds))
-    same = "the same accuracies in every run" if report["same_accuracies"] else "ACCURACIES DIFFER between runs"
+    same = (
+        "the same accuracies in every run" if report["same_accuracies"] else "ACCURACIES DIFFER between runs"
+    )
     used = max(run["cores_used_by_others"] for repeats in runs.values() for run in repeats)
-    return "\n".join([*lines, "", f"Stages: seconds of their jobs; {same}; at most {used} cores used by others; {surroundings_line(report)}"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Stages: seconds of their jobs; {same}; at most {used} cores used by others; {surroundings_line(report)}",
+        ]
+    )
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--config", nargs="+", default=["config/demo.yaml"], help="of the study, then overlays; as in both checkouts")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--config",
+        nargs="+",
+        default=["config/demo.yaml"],
+        help="of the study, then overlays; as in both checkouts",
+    )
     parser.add_argument("--against", type=Path, help="another checkout, run in turn with this one")
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--folder", type=Path, help="where the copies are made; default: the system's folder for temporary files")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where the copies are made; default: the system's folder for temporary files",
+    )
     parser.add_argument("--json", type=Path, help="where to write all figures")
     options = parser.parse_args(arguments)
     report = measure(options) | surroundings("benchmarks/study.py", arguments)

@@ -35,19 +35,30 @@ def product_rate(device: str, dtype: str) -> float:
 def device_key(name: str) -> str:
     """The key of a GPU in the table of figures: the shipped one, if it has that GPU, else its name in lower case."""
     known = {key: entry["name"] for key, entry in read_yaml(TABLE)["devices"].items()}
-    return next((key for key, known_name in known.items() if known_name in name), re.sub(r"\W+", "_", name.lower()))
+    return next(
+        (key for key, known_name in known.items() if known_name in name), re.sub(r"\W+", "_", name.lower())
+    )
 
 
 def write_figures(path: Path, name: str, figures: Mapping[str, float], source: str) -> None:
     """Put measured figures of the device ``name`` into the table ``path``; what else is there stays."""
     table: dict[str, Any] = read_yaml(path) if path.is_file() else {}
     device = table.setdefault("devices", {}).setdefault(device_key(name), {"name": name})
-    device.update({figure: {"value": float(f"{value:.4g}"), "measured": True, "source": source} for figure, value in figures.items()})
+    device.update(
+        {
+            figure: {"value": float(f"{value:.4g}"), "measured": True, "source": source}
+            for figure, value in figures.items()
+        }
+    )
     write_text(path, yaml.safe_dump(table, sort_keys=False))
 
 
-def write_rates(options: argparse.Namespace, report: Mapping[str, Any], candidates: Mapping[str, str]) -> None:
+def write_rates(
+    options: argparse.Namespace, report: Mapping[str, Any], candidates: Mapping[str, str]
+) -> None:
     """Put the rates of a report's candidates, by figure, into ``--throughput-out``: those of models of the real size on a GPU only."""
     if options.throughput_out and options.size == "full" and options.device == "cuda":
         rates = {figure: report["results"][name]["rate"]["median"] for figure, name in candidates.items()}
-        write_figures(options.throughput_out, report["machine"]["gpu"], rates, f"{report['command']}, {report['date']}")
+        write_figures(
+            options.throughput_out, report["machine"]["gpu"], rates, f"{report['command']}, {report['date']}"
+        )

@@ -94,7 +94,9 @@ class Workspace:
     def augbench(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run ``augbench`` here."""
         command = [sys.executable, "-m", "augbench.cli", *arguments]
-        return subprocess.run(command, cwd=self.folder, env=self.environment(), capture_output=True, text=True)
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environment(), capture_output=True, text=True
+        )
 
     def run(self, *extra: str) -> subprocess.CompletedProcess[str]:
         """Run the study to its end; fails the test if it does not get there."""
@@ -114,8 +116,22 @@ class Workspace:
 
     def plan(self, *arguments: str, configfiles: Sequence[str] = ("study.yaml",)) -> dict[str, int]:
         """Jobs per rule that a dry run would do."""
-        command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--cores", "2", *arguments, "--configfile", *configfiles]
-        done = subprocess.run(command, cwd=self.folder, env=self.environment(), capture_output=True, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "-n",
+            "--quiet",
+            "rules",
+            "--cores",
+            "2",
+            *arguments,
+            "--configfile",
+            *configfiles,
+        ]
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment(), capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         table = re.findall(r"^(\w+) +(\d+)$", done.stdout.split("Job stats:")[-1], re.MULTILINE)
         return {rule: int(count) for rule, count in table if rule not in ("total", "all")}

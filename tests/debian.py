@@ -19,7 +19,12 @@ def install(*packages: str) -> str | None:
     with Path(tempfile.gettempdir(), "augbench_tests_apt.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # apt-get does not wait for another test's
         for command in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
-            done = subprocess.run(["apt-get", "-qq", *command], env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, capture_output=True, text=True)
+            done = subprocess.run(
+                ["apt-get", "-qq", *command],
+                env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+                capture_output=True,
+                text=True,
+            )
             if done.returncode:
                 return f"apt-get {command[0]}: {done.stderr.strip()[-500:]}"
     return None

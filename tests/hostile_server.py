@@ -177,7 +177,9 @@ class HostileServer:
 
 
 @contextmanager
-def hostile_server(count: int, seed: int = 0, image_of: ImageOf | None = None, kinds: Sequence[str] | None = None) -> Iterator[HostileServer]:
+def hostile_server(
+    count: int, seed: int = 0, image_of: ImageOf | None = None, kinds: Sequence[str] | None = None
+) -> Iterator[HostileServer]:
     """Run a server.
 
     Parameters
@@ -248,7 +250,12 @@ class _Web:
 
         path = request.rel_url.raw_path
         if path == "/_stats":
-            stats = {"requests": self.requests, "total": self.requests.total(), "in_flight": self.in_flight, "most_in_flight": self.most_in_flight}
+            stats = {
+                "requests": self.requests,
+                "total": self.requests.total(),
+                "in_flight": self.in_flight,
+                "most_in_flight": self.most_in_flight,
+            }
             return web.json_response(stats)
         found = re.search(r"(\d+)\.jpg$", path)
         if found is None:
@@ -256,7 +263,9 @@ class _Web:
         index = int(found.group(1))
         hop = re.match(r"/hop/(\d+)/", path)
         async with self.counted(index, first=hop is None):
-            return await self.of_kind(request, index, kind_of(index, self.seed, self.kinds), int(hop.group(1)) if hop else 0)
+            return await self.of_kind(
+                request, index, kind_of(index, self.seed, self.kinds), int(hop.group(1)) if hop else 0
+            )
 
     async def of_kind(self, request: Any, index: int, kind: str, hop: int) -> Any:
         from aiohttp import web
@@ -270,7 +279,9 @@ class _Web:
         if kind == "429_for_an_hour":
             return web.Response(status=429, headers={"Retry-After": "3600"})
         if kind in ("429_then_200", "500_then_200") and self.requests[index] == 1:
-            return web.Response(status=int(kind[:3]), headers={"Retry-After": "1"} if kind.startswith("429") else {})
+            return web.Response(
+                status=int(kind[:3]), headers={"Retry-After": "1"} if kind.startswith("429") else {}
+            )
         if kind == "slow":
             await asyncio.sleep(1)
         body, headers = self.file(index, kind)
@@ -301,7 +312,9 @@ class _Web:
 
         body = self.image_of(index)
         if kind == "reset":
-            request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            request.transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
             request.transport.abort()
             return web.Response()
         if kind == "not_http":
@@ -360,7 +373,9 @@ class _Web:
         if kind == "html":
             return b"<!DOCTYPE html><title>Gone</title><p>This picture is no longer here.", headers
         if kind == "svg":
-            return b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"/>', {"Content-Type": "image/svg+xml"}
+            return b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"/>', {
+                "Content-Type": "image/svg+xml"
+            }
         if kind == "empty":
             return b"", headers
         if kind == "bomb_png":
@@ -401,5 +416,14 @@ def _black_png(side: int) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     packer, row = zlib.compressobj(1), bytes(1 + (side + 7) // 8)
-    pixels = b"".join(packer.compress(row * 100) for _ in range(side // 100)) + packer.compress(row * (side % 100)) + packer.flush()
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    pixels = (
+        b"".join(packer.compress(row * 100) for _ in range(side // 100))
+        + packer.compress(row * (side % 100))
+        + packer.flush()
+    )
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+        + chunk(b"IDAT", pixels)
+        + chunk(b"IEND", b"")
+    )

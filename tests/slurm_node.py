@@ -172,7 +172,14 @@ class SlurmNode:
     def start_node(self) -> None:
         """The node's daemon; returns when jobs can run."""
         self._begin("slurmd", "-D")
-        wait_until(lambda: self._ask("sinfo", "-h", "-p", "everyone", "-o", "%T").strip() in ("idle", "mixed", "allocated"), "the node is up", 60)
+        wait_until(
+            lambda: (
+                self._ask("sinfo", "-h", "-p", "everyone", "-o", "%T").strip()
+                in ("idle", "mixed", "allocated")
+            ),
+            "the node is up",
+            60,
+        )
 
     def fail_node(self) -> None:
         """What a power cut does: the daemon and all that it has started are gone at once, and nobody tells the controller."""
@@ -189,12 +196,24 @@ class SlurmNode:
 
     def jobs(self) -> list[SlurmJob]:
         """All jobs since the start, in the order of submission."""
-        lines = [line for line in self._ask("scontrol", "--oneliner", "show", "jobs").splitlines() if line.startswith("JobId=")]
+        lines = [
+            line
+            for line in self._ask("scontrol", "--oneliner", "show", "jobs").splitlines()
+            if line.startswith("JobId=")
+        ]
         return sorted(map(SlurmJob.read, lines), key=lambda job: int(job.number))
 
     def submit_urgent(self) -> None:
         """A job that wants the whole node and goes before all others: what runs is pre-empted. It ends after a second."""
-        self._ask("sbatch", "--partition=urgent", "--comment=urgent", "--cpus-per-task=16", "--mem=200", "--output=/dev/null", "--wrap=sleep 1")
+        self._ask(
+            "sbatch",
+            "--partition=urgent",
+            "--comment=urgent",
+            "--cpus-per-task=16",
+            "--mem=200",
+            "--output=/dev/null",
+            "--wrap=sleep 1",
+        )
 
     def cancel(self, number: str) -> None:
         """``scancel``."""
@@ -229,12 +248,25 @@ class SlurmNode:
             (self.folder / name).mkdir()
         controller_port, node_port = free_ports(2)
         GRES.write_text(f"{MARK}\nName=gpu Type=toy File=/dev/null,/dev/zero\n")
-        CONFIG.write_text(SLURM_CONF.format(mark=MARK, name=self.name, folder=self.folder, controller_port=controller_port, node_port=node_port))
+        CONFIG.write_text(
+            SLURM_CONF.format(
+                mark=MARK,
+                name=self.name,
+                folder=self.folder,
+                controller_port=controller_port,
+                node_port=node_port,
+            )
+        )
 
     def _begin(self, name: str, *arguments: str, user: str | None = None) -> None:
         with (self.folder / f"{name}.out").open("w") as out:
             self._daemons[name] = subprocess.Popen(
-                [f"/usr/sbin/{name}", *arguments], user=user, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                [f"/usr/sbin/{name}", *arguments],
+                user=user,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
             )
 
     @staticmethod

@@ -41,7 +41,9 @@ def embeddings(count: int = 50) -> np.ndarray:
 
 def test_the_layers_multiplied_out_score_as_the_layers_do(weights: Path) -> None:
     with torch.inference_mode():
-        expected = published_model().double().eval()(torch.from_numpy(embeddings()).double()).squeeze(1).numpy()
+        expected = (
+            published_model().double().eval()(torch.from_numpy(embeddings()).double()).squeeze(1).numpy()
+        )
     scores = load_predictor(weights, None).score(embeddings())
     assert scores.dtype == np.float32 and scores.shape == (50,)
     assert np.ptp(expected) > 1e-3
@@ -51,7 +53,9 @@ def test_the_layers_multiplied_out_score_as_the_layers_do(weights: Path) -> None
 def test_only_the_direction_of_an_embedding_counts(weights: Path) -> None:
     predictor = load_predictor(weights, None)
     np.testing.assert_allclose(predictor.score(embeddings() * 17), predictor.score(embeddings()), atol=1e-6)
-    np.testing.assert_allclose(predictor.score(embeddings().astype(np.float16)), predictor.score(embeddings()), atol=1e-3)
+    np.testing.assert_allclose(
+        predictor.score(embeddings().astype(np.float16)), predictor.score(embeddings()), atol=1e-3
+    )
 
 
 def test_an_embedding_of_zeros_scores_the_bias_and_nan_stays_nan(weights: Path) -> None:
@@ -65,7 +69,10 @@ def test_no_embeddings_have_no_scores(weights: Path) -> None:
 
 
 def test_embeddings_of_another_clip_are_refused(weights: Path) -> None:
-    with pytest.raises(UserError, match=r"embeddings of shape \(2, 512\); it reads \(N, 768\) only, the image embeddings of OpenAI's CLIP ViT-L/14"):
+    with pytest.raises(
+        UserError,
+        match=r"embeddings of shape \(2, 512\); it reads \(N, 768\) only, the image embeddings of OpenAI's CLIP ViT-L/14",
+    ):
         load_predictor(weights, None).score(np.ones((2, 512)))
 
 
@@ -75,7 +82,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_by_default_only_the_published_file_is_read(weights: Path) -> None:
-    with pytest.raises(UserError, match=rf"SHA-256 {sha256_file(weights)}; the file must have {WEIGHTS_SHA256}"):
+    with pytest.raises(
+        UserError, match=rf"SHA-256 {sha256_file(weights)}; the file must have {WEIGHTS_SHA256}"
+    ):
         load_predictor(weights)
     assert load_predictor(weights, sha256_file(weights)).weight.shape == (768,)
 

@@ -63,8 +63,14 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(folder / "clip/config.json", {"model_type": "clip", "text_config": {"hidden_size": 64}})
     for name in ("sd/unet", "sd/vae", "clip"):
         (folder / name / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    image = encode_image(Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)), "png", 95)
-    write_shard(folder / "0.parquet", [ShardRow(image, 0, "cat", i, "simple", "a photo of a cat.", "model") for i in range(3)], {"version": 1})
+    image = encode_image(
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)), "png", 95
+    )
+    write_shard(
+        folder / "0.parquet",
+        [ShardRow(image, 0, "cat", i, "simple", "a photo of a cat.", "model") for i in range(3)],
+        {"version": 1},
+    )
     return folder
 
 
@@ -77,7 +83,14 @@ class Workplace:
     def config(self, **changes: Any) -> dict[str, Any]:
         good = {
             "study": "pets",
-            "dataset": {"kind": "image_folder", "root": "pets", "classes": "pets.yaml", "train_folder": "train", "test_folder": "test", "train_fraction": 0.25},
+            "dataset": {
+                "kind": "image_folder",
+                "root": "pets",
+                "classes": "pets.yaml",
+                "train_folder": "train",
+                "test_folder": "test",
+                "train_fraction": 0.25,
+            },
             "diffusion": {"model": "sd", "resolution": 32},
             "clip": {"model": "clip"},
             "methods": {
@@ -110,7 +123,9 @@ def work(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wor
 
 
 def test_a_good_study_passes_every_check(work: Workplace) -> None:
-    assert work.check(verify_images=True) == ["dataset: 2 classes with 10 training, 10 validation and 2 test images each"]
+    assert work.check(verify_images=True) == [
+        "dataset: 2 classes with 10 training, 10 validation and 2 test images each"
+    ]
 
 
 # --- what is spoilt -------------------------------------------------------------------------------------------------
@@ -227,7 +242,9 @@ def edited(path: str, **values: Any) -> Callable[[Workplace], None]:
 
 
 def lfs_pointer(work: Workplace) -> None:
-    Path("sd/unet/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    Path("sd/unet/model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    )
     work.check()
 
 
@@ -256,47 +273,92 @@ def results_is_a_file(work: Workplace) -> None:
 CORPUS = {"kind": "miniature", "images": 1000, "distractors": 0}
 BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
     # the file
-    "missing file": (lambda work: load_study(["nowhere.yaml"]), ["nowhere.yaml", "no such file", "give a study's YAML file"]),
-    "invalid YAML": (lambda work: work.load("study: [pets"), ["study.yaml", "not readable as YAML", "fix the file"]),
-    "YAML that is a list": (lambda work: work.load("- study: pets"), ["study.yaml", "list", "a mapping of config keys is needed"]),
+    "missing file": (
+        lambda work: load_study(["nowhere.yaml"]),
+        ["nowhere.yaml", "no such file", "give a study's YAML file"],
+    ),
+    "invalid YAML": (
+        lambda work: work.load("study: [pets"),
+        ["study.yaml", "not readable as YAML", "fix the file"],
+    ),
+    "YAML that is a list": (
+        lambda work: work.load("- study: pets"),
+        ["study.yaml", "list", "a mapping of config keys is needed"],
+    ),
     # keys and kinds of values
     "missing required key": (without_required_key, ["augmentation: missing", "required"]),
-    "unknown key": (lambda work: work.check(classifier={"lrs": 0.1}), ["classifier.lrs: unknown key", "did you mean 'lr'?", "momentum"]),
+    "unknown key": (
+        lambda work: work.check(classifier={"lrs": 0.1}),
+        ["classifier.lrs: unknown key", "did you mean 'lr'?", "momentum"],
+    ),
     "unknown key of a method named as its mechanism": (
         lambda work: work.check(methods={"sample": {"mechanism": "sample", "guidance": 2}}),
         ["methods.sample.guidance: unknown key", "did you mean 'guidance_scale'?"],
     ),
     "wrong type": (lambda work: work.check(study=3), ["study: 3; allowed: text"]),
-    "number in quotes": (lambda work: work.check(classifier={"lr": "0.1"}), ["classifier.lr: '0.1'; allowed: a number without quotes"]),
+    "number in quotes": (
+        lambda work: work.check(classifier={"lr": "0.1"}),
+        ["classifier.lr: '0.1'; allowed: a number without quotes"],
+    ),
     "number that YAML reads as text": (
         lambda work: work.check(classifier=yaml.safe_load("lr: 1e-3")),
         ["classifier.lr: '1e-3'; allowed: a number", "write 1.0e-3"],
     ),
     "true for a number": (lambda work: work.check(seed=True), ["seed: True; allowed: a whole number"]),
-    "fraction for a whole number": (lambda work: work.check(classifier={"batch_size": 2.5}), ["classifier.batch_size: 2.5; allowed: a whole number"]),
+    "fraction for a whole number": (
+        lambda work: work.check(classifier={"batch_size": 2.5}),
+        ["classifier.batch_size: 2.5; allowed: a whole number"],
+    ),
     "number for a mapping": (lambda work: work.check(methods=3), ["methods: 3; allowed: a mapping"]),
-    "list too short": (lambda work: work.check(classifier={"layers": [1, 2]}), ["classifier.layers: [1, 2]; allowed: a list of 4 values"]),
-    "list too long": (lambda work: work.check(classifier={"layers": [1] * 5}), ["classifier.layers: [1, 1, 1, 1, 1]; allowed: a list of 4 values"]),
+    "list too short": (
+        lambda work: work.check(classifier={"layers": [1, 2]}),
+        ["classifier.layers: [1, 2]; allowed: a list of 4 values"],
+    ),
+    "list too long": (
+        lambda work: work.check(classifier={"layers": [1] * 5}),
+        ["classifier.layers: [1, 1, 1, 1, 1]; allowed: a list of 4 values"],
+    ),
     "unknown name in a mapping": (
         lambda work: work.check(corpus={**CORPUS, "captions": {"poem": 1}}),
         ["corpus.captions.poem: 'poem'; allowed: 'template', 'wordnet'"],
     ),
-    "bad study name": (lambda work: work.check(study="My study"), ["study: 'My study'; allowed: text that matches ^[a-z0-9]"]),
-    "bad method name": (lambda work: work.check(methods={"no.dots": {"mechanism": "real"}}), ["methods.no.dots:", "a-z, 0-9 and _ only"]),
-    "no methods": (lambda work: work.check(methods={"real": None, "simple": None}), ["methods: {}; allowed: at least 1"]),
+    "bad study name": (
+        lambda work: work.check(study="My study"),
+        ["study: 'My study'; allowed: text that matches ^[a-z0-9]"],
+    ),
+    "bad method name": (
+        lambda work: work.check(methods={"no.dots": {"mechanism": "real"}}),
+        ["methods.no.dots:", "a-z, 0-9 and _ only"],
+    ),
+    "no methods": (
+        lambda work: work.check(methods={"real": None, "simple": None}),
+        ["methods: {}; allowed: at least 1"],
+    ),
     "unknown mechanism": (
         lambda work: work.check(methods={"x": {"mechanism": "dream"}}),
         ["methods.x.mechanism: 'dream'; allowed:", "'real'", "'sample'", "'retrieve'"],
     ),
-    "missing mechanism": (lambda work: work.check(methods={"x": {"label": "x"}}), ["methods.x.mechanism: missing; allowed:", "'real'"]),
+    "missing mechanism": (
+        lambda work: work.check(methods={"x": {"label": "x"}}),
+        ["methods.x.mechanism: missing; allowed:", "'real'"],
+    ),
     "unknown template set": (
         lambda work: work.check(methods={"x": {"mechanism": "sample", "prompt": {"templates": "poems"}}}),
         ["methods.x.prompt.templates: 'poems'; allowed:", "'simple'", "'clip'"],
     ),
-    "retrieval without corpus": (lambda work: work.check(methods={"x": {"mechanism": "retrieve"}}), ["methods.x:", "retrieval needs a corpus section"]),
+    "retrieval without corpus": (
+        lambda work: work.check(methods={"x": {"mechanism": "retrieve"}}),
+        ["methods.x:", "retrieval needs a corpus section"],
+    ),
     # fractions
-    "fraction 0": (lambda work: work.check(dataset={"train_fraction": 0}), ["dataset.train_fraction: 0; allowed: greater than 0"]),
-    "fraction over 1": (lambda work: work.check(dataset={"train_fraction": 1.5}), ["dataset.train_fraction: 1.5; allowed: less than 1"]),
+    "fraction 0": (
+        lambda work: work.check(dataset={"train_fraction": 0}),
+        ["dataset.train_fraction: 0; allowed: greater than 0"],
+    ),
+    "fraction over 1": (
+        lambda work: work.check(dataset={"train_fraction": 1.5}),
+        ["dataset.train_fraction: 1.5; allowed: less than 1"],
+    ),
     "fractions over 1": (
         lambda work: work.check(dataset={"train_fraction": 0.6, "validation_fraction": 0.6}),
         ["dataset:", "sum to 1.2", "at most 1 is possible"],
@@ -306,7 +368,9 @@ BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
         ["dataset.validation_fraction: 0.6 beside train_fraction 0.6; allowed: at most 0.4"],
     ),
     "train2x impossible": (
-        lambda work: work.check(dataset={"train_fraction": 0.4}, methods={"twice": {"mechanism": "real", "split": "train2x"}}),
+        lambda work: work.check(
+            dataset={"train_fraction": 0.4}, methods={"twice": {"mechanism": "real", "split": "train2x"}}
+        ),
         ["methods.twice.split: 'train2x'", "0.4 leaves no room"],
     ),
     "train2x without room in one class": (
@@ -315,20 +379,35 @@ BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
     ),
     "class too small": (small_class(1), ["dataset: class 'dog' has 1 image", "2 are enough for train, val"]),
     # class tables
-    "class table that is not there": (lambda work: load_class_table("birds.yaml"), ["dataset.classes: 'birds.yaml'; allowed:", "a YAML file"]),
+    "class table that is not there": (
+        lambda work: load_class_table("birds.yaml"),
+        ["dataset.classes: 'birds.yaml'; allowed:", "a YAML file"],
+    ),
     "class table with a duplicate id": (
         table("- {class_id: cat}\n- {class_id: cat}\n"),
         ["pets.yaml: class_id given twice: ['cat']; each class_id may appear once"],
     ),
-    "class table with an unknown key": (table("- {class_id: cat, name: Tom}\n"), ["pets.yaml[0]: unknown keys ['name']; allowed:", "lemmas"]),
-    "class table with an unsafe id": (table("- {class_id: ../cat}\n"), ["pets.yaml[0].class_id: '../cat'; allowed:"]),
-    "class table of another size than Fashion-MNIST's": (fashion_table, ["dataset.classes: 'pets.yaml' has 2 classes; allowed: Fashion-MNIST's 10"]),
+    "class table with an unknown key": (
+        table("- {class_id: cat, name: Tom}\n"),
+        ["pets.yaml[0]: unknown keys ['name']; allowed:", "lemmas"],
+    ),
+    "class table with an unsafe id": (
+        table("- {class_id: ../cat}\n"),
+        ["pets.yaml[0].class_id: '../cat'; allowed:"],
+    ),
+    "class table of another size than Fashion-MNIST's": (
+        fashion_table,
+        ["dataset.classes: 'pets.yaml' has 2 classes; allowed: Fashion-MNIST's 10"],
+    ),
     # folders and images
     "missing root folder": (
         lambda work: work.check(dataset={"root": "nowhere"}),
         ["dataset.root: 'nowhere', no such folder; allowed: a folder with one folder"],
     ),
-    "missing test folder": (folder_missing("pets/test"), ["dataset.test_folder: 'pets/test', no such folder; allowed:"]),
+    "missing test folder": (
+        folder_missing("pets/test"),
+        ["dataset.test_folder: 'pets/test', no such folder; allowed:"],
+    ),
     "test folder that is the training folder": (
         lambda work: work.check(dataset={"test_folder": "train"}),
         ["dataset.test_folder: 'train'; allowed: another folder than train_folder"],
@@ -342,24 +421,64 @@ BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
         folder_missing("pets/test/dog"),
         ["dataset.test_folder: 'pets/test' has no folder for 1 of 2 classes: dog; each class_id needs"],
     ),
-    "folder not in the table": (unknown_folder, ["dataset.train_folder: 'pets/train' has 1 folders that are no class: bird; allowed:", "cat, dog"]),
-    "folder that can't be a class id": (folder_with_a_space, ["dataset.train_folder:", "'hot dog'", "give the readable names in a class table"]),
+    "folder not in the table": (
+        unknown_folder,
+        ["dataset.train_folder: 'pets/train' has 1 folders that are no class: bird; allowed:", "cat, dog"],
+    ),
+    "folder that can't be a class id": (
+        folder_with_a_space,
+        ["dataset.train_folder:", "'hot dog'", "give the readable names in a class table"],
+    ),
     "train_folder not given": (
         lambda work: work.check(dataset={"train_folder": None, "test_folder": None, "classes": None}),
         ["pets/test: 0 images", "pets/train: 0 images", "are train_folder and test_folder set?"],
     ),
-    "Caltech256's parent folder": (caltech_parent, ["dataset.root: 'caltech'", "256_ObjectCategories; allowed: folders such as 001.ak47"]),
-    "corrupt image, when loaded": (load_corrupt_image, ["pets/train/cat/07.png: not readable as an image", "replace or remove the file"]),
-    "corrupt image, when checked": (verify_corrupt_image, ["pets/train/cat/07.png: not readable as an image", "replace or remove the file"]),
-    "image removed after the split": (image_removed_after_the_split, ["pets/test/cat/00.png: missing; put it back"]),
-    "damaged download": (damaged_download, ["downloads/t10k-labels-idx1-ubyte.gz: its MD5 is", "bb300cfdad3c16e7a12a480ee83cd310", "delete it"]),
+    "Caltech256's parent folder": (
+        caltech_parent,
+        ["dataset.root: 'caltech'", "256_ObjectCategories; allowed: folders such as 001.ak47"],
+    ),
+    "corrupt image, when loaded": (
+        load_corrupt_image,
+        ["pets/train/cat/07.png: not readable as an image", "replace or remove the file"],
+    ),
+    "corrupt image, when checked": (
+        verify_corrupt_image,
+        ["pets/train/cat/07.png: not readable as an image", "replace or remove the file"],
+    ),
+    "image removed after the split": (
+        image_removed_after_the_split,
+        ["pets/test/cat/00.png: missing; put it back"],
+    ),
+    "damaged download": (
+        damaged_download,
+        ["downloads/t10k-labels-idx1-ubyte.gz: its MD5 is", "bb300cfdad3c16e7a12a480ee83cd310", "delete it"],
+    ),
     # shards and manifests
-    "truncated shard": (damaged_shard(lambda data: data[:-50]), ["0.parquet: not a whole Parquet file", "delete it and run again"]),
-    "bit-flipped shard": (damaged_shard(flipped), ["0.parquet: its content does not match its checksum; delete it and run again"]),
-    "foreign parquet file": (foreign_shard, ["0.parquet: a Parquet file that is not a shard of ours; delete it"]),
-    "truncated split": (truncated_split, ["train.parquet: not a whole Parquet file", "delete it and run again"]),
+    "truncated shard": (
+        damaged_shard(lambda data: data[:-50]),
+        ["0.parquet: not a whole Parquet file", "delete it and run again"],
+    ),
+    "bit-flipped shard": (
+        damaged_shard(flipped),
+        ["0.parquet: its content does not match its checksum; delete it and run again"],
+    ),
+    "foreign parquet file": (
+        foreign_shard,
+        ["0.parquet: a Parquet file that is not a shard of ours; delete it"],
+    ),
+    "truncated split": (
+        truncated_split,
+        ["train.parquet: not a whole Parquet file", "delete it and run again"],
+    ),
     # how much is added
-    "both sizes": (both_sizes, ["augmentation:", "'images_per_training_image': 3", "exactly one of images_per_class and images_per_training_image"]),
+    "both sizes": (
+        both_sizes,
+        [
+            "augmentation:",
+            "'images_per_training_image': 3",
+            "exactly one of images_per_class and images_per_training_image",
+        ],
+    ),
     "images_per_part too small": (
         lambda work: work.check(augmentation={"images_per_part": 5}),
         ["augmentation.images_per_part: 5; allowed: at least 10; class 'cat' has 10 training images"],
@@ -369,39 +488,67 @@ BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
         ["augmentation.images_per_class: 9; allowed: at least 10; class 'cat' has 10 training images"],
     ),
     "too few retrieved images": (
-        lambda work: work.check(corpus=CORPUS, methods={"x": {"mechanism": "retrieve", "images_per_class": 9}}),
+        lambda work: work.check(
+            corpus=CORPUS, methods={"x": {"mechanism": "retrieve", "images_per_class": 9}}
+        ),
         ["methods.x.images_per_class: 9; allowed: at least 10"],
     ),
     "a share of the corpus through an index": (
         lambda work: work.check(
-            corpus={**CORPUS, "search": "clip_retrieval_index"}, methods={"x": {"mechanism": "retrieve", "images_per_class": 9, "corpus_share": 0.1}}
+            corpus={**CORPUS, "search": "clip_retrieval_index"},
+            methods={"x": {"mechanism": "retrieve", "images_per_class": 9, "corpus_share": 0.1}},
         ),
         ["methods.x.corpus_share: 0.1; a server or an index searches all of its corpus; allowed: 1"],
     ),
     "a share of the corpus of a server": (
         lambda work: work.check(
-            corpus={"kind": "clip_retrieval_server", "url": "http://localhost:1234", "index": "laion", "clip": "openai/clip-vit-large-patch14"},
+            corpus={
+                "kind": "clip_retrieval_server",
+                "url": "http://localhost:1234",
+                "index": "laion",
+                "clip": "openai/clip-vit-large-patch14",
+            },
             clip={"model": "openai/clip-vit-large-patch14"},
             methods={"x": {"mechanism": "retrieve", "images_per_class": 9, "corpus_share": 0.1}},
         ),
         ["methods.x.corpus_share: 0.1; a server or an index searches all of its corpus; allowed: 1"],
     ),
     "more retrieved images than the corpus has": (
-        lambda work: work.check(corpus=CORPUS, methods={"x": {"mechanism": "retrieve", "images_per_class": 800}}),
+        lambda work: work.check(
+            corpus=CORPUS, methods={"x": {"mechanism": "retrieve", "images_per_class": 800}}
+        ),
         ["methods.x.images_per_class: 800; allowed: at most 714", "the corpus has 1000 images"],
     ),
     # models
-    "missing model folder": (lambda work: work.check(diffusion={"model": "sd2"}), ["diffusion.model: 'sd2', no such folder; allowed: a folder in diffusers'"]),
-    "folder without a model": (lambda work: work.check(diffusion={"model": "pets"}), ["diffusion.model: 'pets' has no model_index.json; allowed:"]),
+    "missing model folder": (
+        lambda work: work.check(diffusion={"model": "sd2"}),
+        ["diffusion.model: 'sd2', no such folder; allowed: a folder in diffusers'"],
+    ),
+    "folder without a model": (
+        lambda work: work.check(diffusion={"model": "pets"}),
+        ["diffusion.model: 'pets' has no model_index.json; allowed:"],
+    ),
     "another pipeline": (
         edited("sd/model_index.json", _class_name="FluxPipeline"),
         ["diffusion.model: 'sd' is a FluxPipeline; allowed: a StableDiffusionPipeline"],
     ),
-    "half a pipeline": (folder_missing("sd/safety_checker"), ["diffusion.model: 'sd' has no safety_checker/config.json", "download the model again"]),
+    "half a pipeline": (
+        folder_missing("sd/safety_checker"),
+        ["diffusion.model: 'sd' has no safety_checker/config.json", "download the model again"],
+    ),
     "weights not pulled": (lfs_pointer, ["sd/unet/model.safetensors: a git-lfs pointer", "git lfs pull"]),
-    "wrong CLIP width": (edited("clip/config.json", text_config={"hidden_size": 96}), ["clip.model: 'clip' has text states of width 96; allowed: 64"]),
-    "no CLIP": (edited("clip/config.json", model_type="siglip"), ["clip.model: 'clip' is a model of type 'siglip'; allowed: 'clip'"]),
-    "another resolution than the model's": (lambda work: work.check(diffusion={"resolution": 64}), ["diffusion.resolution: 64; allowed: 32, the model's own"]),
+    "wrong CLIP width": (
+        edited("clip/config.json", text_config={"hidden_size": 96}),
+        ["clip.model: 'clip' has text states of width 96; allowed: 64"],
+    ),
+    "no CLIP": (
+        edited("clip/config.json", model_type="siglip"),
+        ["clip.model: 'clip' is a model of type 'siglip'; allowed: 'clip'"],
+    ),
+    "another resolution than the model's": (
+        lambda work: work.check(diffusion={"resolution": 64}),
+        ["diffusion.resolution: 64; allowed: 32, the model's own"],
+    ),
     # results
     "results that are a file": (results_is_a_file, ["results: a file; a folder for results is needed"]),
 }
@@ -421,7 +568,11 @@ def test_bad_input_is_one_clear_error(work: Workplace, name: str) -> None:
 def test_all_problems_are_named_at_once_a_line_each(work: Workplace) -> None:
     with pytest.raises(UserError) as caught:
         work.check(dataset={"root": "nowhere"}, diffusion={"model": "sd2"}, clip={"model": "pets"})
-    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["dataset.root", "diffusion.model", "clip.model"]
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
+        "dataset.root",
+        "diffusion.model",
+        "clip.model",
+    ]
 
 
 def test_many_corrupt_images_are_counted_after_the_first_ten(work: Workplace) -> None:
@@ -431,7 +582,10 @@ def test_many_corrupt_images_are_counted_after_the_first_ten(work: Workplace) ->
         work.check(verify_images=True)
     lines = str(caught.value).splitlines()
     assert len(lines) == 11
-    assert lines[-1] == f"dataset: 12 corrupt images of {2 * (TRAIN_IMAGES + TEST_IMAGES)}; the first 10 are named above"
+    assert (
+        lines[-1]
+        == f"dataset: 12 corrupt images of {2 * (TRAIN_IMAGES + TEST_IMAGES)}; the first 10 are named above"
+    )
 
 
 def test_models_that_are_about_to_be_made_are_not_asked_for(work: Workplace) -> None:
@@ -447,7 +601,9 @@ def test_models_that_are_about_to_be_made_are_not_asked_for(work: Workplace) -> 
         ({"clip": {"model": "nowhere"}}, "clip.model: 'nowhere', no such folder"),
     ],
 )
-def test_the_command_line_prints_one_line_and_no_traceback(work: Workplace, changes: dict[str, Any], said: str) -> None:
+def test_the_command_line_prints_one_line_and_no_traceback(
+    work: Workplace, changes: dict[str, Any], said: str
+) -> None:
     Path("study.yaml").write_text(yaml.safe_dump(work.config(**changes)))
     command = [sys.executable, "-m", "augbench.cli", "check", "--configfile", "study.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)})

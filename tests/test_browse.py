@@ -66,7 +66,14 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Squares:
     os.chdir(folder)
     rows = [
         ShardRow(
-            encode_image(Image.new("RGB", (16, 16), (number, 0, 0)), "png", 92), 0, "class_a", 8 + number, "clip_prompts", f"prompt {number}", "model", number
+            encode_image(Image.new("RGB", (16, 16), (number, 0, 0)), "png", 92),
+            0,
+            "class_a",
+            8 + number,
+            "clip_prompts",
+            f"prompt {number}",
+            "model",
+            number,
         )
         for number in range(EXTRA)
     ]
@@ -89,8 +96,16 @@ def port(squares: Squares) -> Iterator[int]:
 def test_every_image_of_every_class_and_method_is_shown_as_it_is(squares: Squares, port: int) -> None:
     for method in squares.plan.study.pooled:
         for class_id in CLASSES:
-            shards = [path for part in ("0", "10") if (path := Path(squares.plan.shard(method, class_id, part))).exists()]
-            expected = [row["sha256"] for path in shards for row in pq.read_table(path, columns=["sha256"]).to_pylist()]
+            shards = [
+                path
+                for part in ("0", "10")
+                if (path := Path(squares.plan.shard(method, class_id, part))).exists()
+            ]
+            expected = [
+                row["sha256"]
+                for path in shards
+                for row in pq.read_table(path, columns=["sha256"]).to_pylist()
+            ]
             found: list[str] = []
             for number in range(1, -(-len(expected) // PER_PAGE) + 1):
                 page = Page(ask(port, f"/?class={class_id}&method={method}&page={number}").body.decode())
@@ -116,17 +131,30 @@ def test_pages_lead_to_each_other(port: int) -> None:
 
 def test_details_are_those_of_the_shard(port: int) -> None:
     page = Page(ask(port, "/?class=class_a&method=clip_prompts&page=2").body.decode())
-    details = [dict(json.loads(known["data-details"])) for known in page.all("button") if "data-details" in known]
+    details = [
+        dict(json.loads(known["data-details"])) for known in page.all("button") if "data-details" in known
+    ]
     # the second page begins with the 61st image, number 52 of the second shard
     assert (details[0]["Image"], details[0]["Prompt"], details[0]["Seed"]) == ("60", "prompt 52", "52")
     retrieved = Page(ask(port, "/?class=class_b&method=retrieval").body.decode())
-    assert dict(json.loads(next(known["data-details"] for known in retrieved.all("button") if "data-details" in known)))["Found at"] == "https://example.org/0"
+    assert (
+        dict(
+            json.loads(
+                next(known["data-details"] for known in retrieved.all("button") if "data-details" in known)
+            )
+        )["Found at"]
+        == "https://example.org/0"
+    )
 
 
 def test_the_page_asks_nobody_else(port: int) -> None:
     page = Page(ask(port, "/").body.decode())
-    addresses = [known[name] for _, known in page.elements for name in ("src", "href", "action") if name in known]
-    assert addresses and all(address.startswith(("/", "#", "data:")) and not address.startswith("//") for address in addresses)
+    addresses = [
+        known[name] for _, known in page.elements for name in ("src", "href", "action") if name in known
+    ]
+    assert addresses and all(
+        address.startswith(("/", "#", "data:")) and not address.startswith("//") for address in addresses
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,7 +172,9 @@ def test_the_page_asks_nobody_else(port: int) -> None:
     ],
 )
 def test_nothing_but_images_of_the_study_can_be_asked_for(port: int, query: str) -> None:
-    encoded = "&".join(f"{name}={quote(value, safe='')}" for name, value in (pair.split("=") for pair in query.split("&")))
+    encoded = "&".join(
+        f"{name}={quote(value, safe='')}" for name, value in (pair.split("=") for pair in query.split("&"))
+    )
     for path in (f"/image?{query}", f"/image?{encoded}"):
         assert (ask(port, path).status, ask(port, path).kind) == (404, "text/plain")
 
@@ -198,12 +228,16 @@ def test_a_class_without_images_yet_says_so(squares: Squares, port: int) -> None
     path = Path(squares.plan.shard("boomerang", "class_f", "0"))
     aside = path.rename(path.with_suffix(".aside"))
     try:
-        assert "There are no images of this class and method yet." in Page(ask(port, "/?class=class_f&method=boomerang").body.decode()).text_of("p")
+        assert "There are no images of this class and method yet." in Page(
+            ask(port, "/?class=class_f&method=boomerang").body.decode()
+        ).text_of("p")
     finally:
         aside.rename(path)
 
 
-def test_a_study_without_images_is_one_clear_line(squares: Squares, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_without_images_is_one_clear_line(
+    squares: Squares, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="results/squares: no images there yet; run the study first"):
         open_server(squares.plan, 0)
@@ -226,7 +260,9 @@ def test_the_command_says_where_to_look_and_ends_on_ctrl_c(squares: Squares, tmp
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which is ignored in what a shell starts with "&"
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # which is ignored in what a shell starts with "&"
     )
     try:
         assert process.stdout is not None

@@ -59,10 +59,16 @@ def test_imagenets_table_is_timms_in_label_order() -> None:
 def test_the_tiger_shark_and_the_two_cranes() -> None:
     table = {info.class_id: info for info in load_class_table("imagenet")}
     assert table["n01491361"] == ClassInfo(
-        "n01491361", ("tiger shark", "Galeocerdo cuvieri"), ("requiem shark",), "large dangerous warm-water shark with striped or spotted body"
+        "n01491361",
+        ("tiger shark", "Galeocerdo cuvieri"),
+        ("requiem shark",),
+        "large dangerous warm-water shark with striped or spotted body",
     )
     assert table["n02012849"].lemmas == table["n03126707"].lemmas == ("crane",)
-    assert (table["n02012849"].hypernyms, table["n03126707"].hypernyms) == (("wading bird",), ("lifting device",))
+    assert (table["n02012849"].hypernyms, table["n03126707"].hypernyms) == (
+        ("wading bird",),
+        ("lifting device",),
+    )
     assert table["n04389033"].hypernyms == ("military vehicle", "armored vehicle", "tracked vehicle")
 
 
@@ -78,7 +84,10 @@ def test_every_start_of_snakemake_can_afford_to_read_it() -> None:
 def test_wordnets_notice_stands_on_the_table_and_beside_it() -> None:
     folder = SHIPPED_TABLES["imagenet"].parent
     head = SHIPPED_TABLES["imagenet"].read_text().splitlines()[:2]
-    assert "WordNet 3.0 Copyright 2006 by Princeton University. All rights reserved." in head[1] and "WORDNET_LICENSE.txt" in head[1]
+    assert (
+        "WordNet 3.0 Copyright 2006 by Princeton University. All rights reserved." in head[1]
+        and "WORDNET_LICENSE.txt" in head[1]
+    )
     licence = " ".join((folder / "WORDNET_LICENSE.txt").read_text().split())
     for sentence in (
         "Permission to use, copy, modify and distribute this software and database",
@@ -94,14 +103,20 @@ def test_wordnets_format_is_read_as_its_manual_says(tmp_path: Path) -> None:
     (tmp_path / "data.noun").write_text(WORDNET_HEAD + NOUNS)
     synsets = make_imagenet().read_nouns(tmp_path / "data.noun")
     assert set(synsets) == {"00000100", "00000200", "00000300"}
-    assert len(synsets["00000100"].lemmas) == 11 and synsets["00000100"].hypernyms == () and synsets["00000100"].definition == "what helps; in work"
+    assert (
+        len(synsets["00000100"].lemmas) == 11
+        and synsets["00000100"].hypernyms == ()
+        and synsets["00000100"].definition == "what helps; in work"
+    )
     assert synsets["00000200"].lemmas == ("big hammer", "sledge")
     assert synsets["00000200"].hypernyms == ("00000100", "00000300")
     assert synsets["00000200"].definition == "hits hard; for stones"
 
 
 def test_the_table_is_not_made_from_another_wordnet(tmp_path: Path) -> None:
-    (tmp_path / "data.noun").write_text(WORDNET_HEAD + "  14 WordNet 3.1 Copyright 2011 by Princeton University.  \n" + NOUNS)
+    (tmp_path / "data.noun").write_text(
+        WORDNET_HEAD + "  14 WordNet 3.1 Copyright 2011 by Princeton University.  \n" + NOUNS
+    )
     with pytest.raises(SystemExit, match=r"not WordNet 3\.0"):
         make_imagenet().main(str(tmp_path / "data.noun"), tmp_path / "imagenet.tsv")
     assert not (tmp_path / "imagenet.tsv").exists()
@@ -126,13 +141,22 @@ def test_a_tsv_table_gives_what_the_same_yaml_gives(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("class_id\tname\ncat\tTom\n", "pets.tsv: columns ['class_id', 'name']; allowed: class_id and any of"),
+        (
+            "class_id\tname\ncat\tTom\n",
+            "pets.tsv: columns ['class_id', 'name']; allowed: class_id and any of",
+        ),
         ("lemmas\ncat\n", "pets.tsv: columns ['lemmas']; allowed: class_id"),
         ("class_id\tclass_id\ncat\tcat\n", "pets.tsv: columns ['class_id', 'class_id']; allowed:"),
         ("", "pets.tsv: columns []; allowed: class_id"),
         ("# a\nclass_id\tlemmas\ncat\tTom\ndog\n", "pets.tsv, line 4: 1 columns; the header has 2"),
-        ("class_id\tlemmas\ncat\tTom||Tim\ndog\tRex\n", "pets.tsv, line 2.lemmas: ['Tom', '', 'Tim']; allowed: a text or a list of non-empty texts"),
-        ("class_id\tlemmas\n\tTom\n", "pets.tsv, line 2: {'lemmas': ['Tom']}; allowed: a mapping with class_id"),
+        (
+            "class_id\tlemmas\ncat\tTom||Tim\ndog\tRex\n",
+            "pets.tsv, line 2.lemmas: ['Tom', '', 'Tim']; allowed: a text or a list of non-empty texts",
+        ),
+        (
+            "class_id\tlemmas\n\tTom\n",
+            "pets.tsv, line 2: {'lemmas': ['Tom']}; allowed: a mapping with class_id",
+        ),
         ("class_id\n../cat\n", "pets.tsv, line 2.class_id: '../cat'; allowed:"),
         ("class_id\ncat\ncat\n", "pets.tsv: class_id given twice: ['cat']"),
         ("class_id\ncat\n", "pets.tsv: 1 class(es); at least 2"),

@@ -76,8 +76,13 @@ def test_default_network_is_torchvisions(arch: str) -> None:
 
 
 def test_width_scales_every_stage() -> None:
-    wide = {name: weight.shape for name, weight in torchvision.models.resnet50(num_classes=1000).state_dict().items()}
-    narrow = {name: weight.shape for name, weight in build(Classifier(base_width=16), 1000, 0).state_dict().items()}
+    wide = {
+        name: weight.shape
+        for name, weight in torchvision.models.resnet50(num_classes=1000).state_dict().items()
+    }
+    narrow = {
+        name: weight.shape for name, weight in build(Classifier(base_width=16), 1000, 0).state_dict().items()
+    }
     assert narrow.keys() == wide.keys()
     for name, shape in narrow.items():
         assert all(theirs in (ours, 4 * ours) for ours, theirs in zip(shape, wide[name], strict=True)), name
@@ -168,21 +173,34 @@ def mixed(first: int, count: int) -> list[Image.Image]:
     return [photo(i % 2, first + i).resize((16 + i % 5, 16 + i % 3)) for i in range(count)]
 
 
-@pytest.mark.parametrize("images", [mixed(0, 40), [photo(0, i) for i in range(40)]], ids=["of several sizes", "of one size"])
+@pytest.mark.parametrize(
+    "images", [mixed(0, 40), [photo(0, i) for i in range(40)]], ids=["of several sizes", "of one size"]
+)
 def test_images_in_a_file_are_those_in_memory(images: list[Image.Image], tmp_path: Path) -> None:
-    memory, disk = (ImagePool(iter(images), 40, 18, replace(ALONE, storage=Storage(where, tmp_path)), "images") for where in ("memory", "disk"))
+    memory, disk = (
+        ImagePool(iter(images), 40, 18, replace(ALONE, storage=Storage(where, tmp_path)), "images")
+        for where in ("memory", "disk")
+    )
     assert isinstance(disk.images, Spool) and not isinstance(memory.images, Spool)
     assert (memory.sizes == disk.sizes).all()
     batches = [np.array([3, 39, 0, 3]), np.array([7]), np.arange(40)]
-    for (expected, sizes), (found, again) in zip(stream([memory], batches, CPU), stream([disk], batches, CPU), strict=True):
+    for (expected, sizes), (found, again) in zip(
+        stream([memory], batches, CPU), stream([disk], batches, CPU), strict=True
+    ):
         assert torch.equal(expected, found) and (sizes == again).all()
-    for (expected, _), (found, _) in zip(stream([memory, memory], batches, CPU), stream([memory, disk], batches, CPU), strict=True):
+    for (expected, _), (found, _) in zip(
+        stream([memory, memory], batches, CPU), stream([memory, disk], batches, CPU), strict=True
+    ):
         assert torch.equal(expected, found)
     assert list(tmp_path.iterdir()) == []  # the file has no name, so nothing is left behind
 
 
-@pytest.mark.parametrize("images", [mixed(0, 40), [photo(0, i) for i in range(40)]], ids=["of several sizes", "of one size"])
-def test_images_that_outgrow_the_memory_go_on_in_a_file(images: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "images", [mixed(0, 40), [photo(0, i) for i in range(40)]], ids=["of several sizes", "of one size"]
+)
+def test_images_that_outgrow_the_memory_go_on_in_a_file(
+    images: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compute = replace(ALONE, storage=Storage("auto", tmp_path))
     monkeypatch.setattr("augbench.classifier.images.free_memory", lambda: 2 * 3 * 16 * 16 * 10)
     small = ImagePool(iter(images), 40, 18, compute, "images")
@@ -197,14 +215,20 @@ def test_a_full_disk_names_the_key_that_helps(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"execution\.scratch: Not a directory"):
         ImagePool(iter(mixed(0, 3)), 3, 16, compute, "images")
     spool = Spool(tmp_path)
-    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(UserError, match=r"execution\.scratch: No space left on device in .*more space"):
+    with (
+        Path("/dev/full").open("wb", buffering=0) as full,
+        pytest.raises(UserError, match=r"execution\.scratch: No space left on device in .*more space"),
+    ):
         spool.files = [full]
         spool.append(torch.zeros(3, 4, 4, dtype=torch.uint8))
 
 
 def test_scratch_may_name_an_environment_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAST_DISK", str(tmp_path))
-    assert compute_of(Execution(scratch="$FAST_DISK/pools"), CPU, Path("work")).storage.scratch == tmp_path / "pools"
+    assert (
+        compute_of(Execution(scratch="$FAST_DISK/pools"), CPU, Path("work")).storage.scratch
+        == tmp_path / "pools"
+    )
     assert compute_of(Execution(), CPU, Path("work")).storage.scratch == Path("work")
     with pytest.raises(UserError, match=r"execution\.scratch: '\$NO_SUCH_DISK'"):
         compute_of(Execution(scratch="$NO_SUCH_DISK"), CPU, Path("work"))
@@ -225,11 +249,16 @@ GIB = 1 << 30
     ],
     ids=["machine", "cgroup 2", "cgroup 2 without limit", "cgroup 1", "container", "Slurm without cgroups"],
 )  # fmt: skip
-def test_free_memory_is_what_the_job_may_take(files: dict[str, str], slurm: str | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_is_what_the_job_may_take(
+    files: dict[str, str], slurm: str | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("SLURM_MEM_PER_NODE", raising=False)
     if slurm is not None:
         monkeypatch.setenv("SLURM_MEM_PER_NODE", slurm)
-    for name, text in {"proc/meminfo": f"MemTotal: {1 << 27} kB\nMemAvailable: {64 << 20} kB", **files}.items():
+    for name, text in {
+        "proc/meminfo": f"MemTotal: {1 << 27} kB\nMemAvailable: {64 << 20} kB",
+        **files,
+    }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert free_memory(tmp_path) == expected
@@ -276,7 +305,11 @@ def sets() -> tuple[LabelledImages, LabelledImages, LabelledImages]:
 
 
 def run_tiny(
-    sets: tuple[LabelledImages, LabelledImages, LabelledImages], run: int = 0, checkpoint: Path | None = None, compute: Compute = ALONE, **changes: Any
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages],
+    run: int = 0,
+    checkpoint: Path | None = None,
+    compute: Compute = ALONE,
+    **changes: Any,
 ) -> RunResult:
     real, added, validation = sets
     return train_run(TINY.model_copy(update=changes), 2, real, added, validation, run, 5, compute, checkpoint)
@@ -294,7 +327,10 @@ def test_training_learns(finished: RunResult) -> None:
 
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
-    sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages],
+    finished: RunResult,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     save = training._State.save
@@ -313,7 +349,9 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     assert len(resumed.seconds) == len(resumed.history)
 
 
-def test_an_unreadable_checkpoint_costs_time_only(sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult, tmp_path: Path) -> None:
+def test_an_unreadable_checkpoint_costs_time_only(
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult, tmp_path: Path
+) -> None:
     (tmp_path / "run.pt").write_bytes(b"not a checkpoint")
     assert run_tiny(sets, checkpoint=tmp_path / "run.pt").history == finished.history
 
@@ -323,25 +361,38 @@ def test_streaming_from_a_file_trains_as_images_in_memory_do(
 ) -> None:
     apart = labelled(0, 60), labelled(1000, 40), labelled(2000, 50)
     streamed = run_tiny(apart, compute=replace(ALONE, storage=Storage("disk", tmp_path)))
-    assert isinstance(apart[0].pool(16, ALONE).images, Spool) and not isinstance(sets[0].pool(16, ALONE).images, Spool)
+    assert isinstance(apart[0].pool(16, ALONE).images, Spool) and not isinstance(
+        sets[0].pool(16, ALONE).images, Spool
+    )
     assert streamed.history == finished.history
     assert all(torch.equal(streamed.state[name], weight) for name, weight in finished.state.items())
 
 
-def test_half_precision_is_a_choice_that_recipes_know(sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult) -> None:
+def test_half_precision_is_a_choice_that_recipes_know(
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult
+) -> None:
     half = run_tiny(sets, dtype="bfloat16", max_epochs=1).history[0]
-    assert half.train_loss != finished.history[0].train_loss and half.train_loss == pytest.approx(finished.history[0].train_loss, rel=0.2)
-    assert TINY.model_dump()["dtype"] == "auto" and TINY.model_copy(update={"dtype": "bfloat16"}).model_dump()["dtype"] == "bfloat16"
+    assert half.train_loss != finished.history[0].train_loss and half.train_loss == pytest.approx(
+        finished.history[0].train_loss, rel=0.2
+    )
+    assert (
+        TINY.model_dump()["dtype"] == "auto"
+        and TINY.model_copy(update={"dtype": "bfloat16"}).model_dump()["dtype"] == "bfloat16"
+    )
 
 
 @pytest.mark.full
-def test_a_compiled_network_trains_as_one_that_is_not(sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult) -> None:
+def test_a_compiled_network_trains_as_one_that_is_not(
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult
+) -> None:
     compiled = run_tiny(sets, compute=replace(ALONE, compiled=True))
     assert compiled.history[0].train_loss == pytest.approx(finished.history[0].train_loss, rel=1e-4)
     assert compiled.state.keys() == finished.state.keys()
 
 
-def test_the_weights_kept_are_those_of_the_best_epoch(sets: tuple[LabelledImages, LabelledImages, LabelledImages]) -> None:
+def test_the_weights_kept_are_those_of_the_best_epoch(
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages],
+) -> None:
     # with a high learning rate accuracy jumps about; take a run whose last epoch is not its best
     results = ((run, run_tiny(sets, run=run, lr=0.5, max_epochs=6)) for run in range(20))
     run, result = next((run, result) for run, result in results if result.best_epoch < 5)
@@ -355,15 +406,21 @@ def test_the_weights_kept_are_those_of_the_best_epoch(sets: tuple[LabelledImages
     assert float((logits.argmax(1).numpy() == sets[2].labels).mean()) == pytest.approx(result.val_top1)
 
 
-def test_another_run_starts_from_other_weights(sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult) -> None:
+def test_another_run_starts_from_other_weights(
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult
+) -> None:
     assert run_tiny(sets, run=1, max_epochs=1).history[0] != finished.history[0]
 
 
-def test_the_first_epochs_do_not_depend_on_how_many_follow(sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult) -> None:
+def test_the_first_epochs_do_not_depend_on_how_many_follow(
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult
+) -> None:
     assert run_tiny(sets, max_epochs=2).history == finished.history[:2]
 
 
-def test_predictions_give_the_probability_of_the_true_label(sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult) -> None:
+def test_predictions_give_the_probability_of_the_true_label(
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult
+) -> None:
     test = labelled(3000, 30)
     predictions = score_test(finished.state, TINY, np.arange(2), test, ALONE)
     assert predictions.column("image_id").to_pylist() == test.ids
@@ -412,13 +469,26 @@ class Project:
             path.parent.mkdir(parents=True, exist_ok=True)
             photo(label, int(path.stem)).save(path)
         ids = [source for source, _ in rows]
-        write_split(Split(ids, [source[0] for source in ids], np.array([label for _, label in rows], dtype=np.int32), ids), self.split(name))
+        write_split(
+            Split(
+                ids,
+                [source[0] for source in ids],
+                np.array([label for _, label in rows], dtype=np.int32),
+                ids,
+            ),
+            self.split(name),
+        )
 
     def make_shards(self) -> None:
         paths = []
         for label, class_id in enumerate("ab"):
             paths.append(self.folder / f"shards/m/selected/{class_id}/0.parquet")
-            rows = [ShardRow(encode_image(photo(label, 500 + i), "png", 95), label, class_id, i, "m", "p", "model") for i in range(20)]
+            rows = [
+                ShardRow(
+                    encode_image(photo(label, 500 + i), "png", 95), label, class_id, i, "m", "p", "model"
+                )
+                for i in range(20)
+            ]
             write_shard(paths[-1], rows, {})
         build_index(paths, self.folder, self.folder / "index.parquet")
         resample(self.folder / "index.parquet", self.split("train"), self.manifests, 0)
@@ -458,7 +528,11 @@ def test_a_run_leaves_checkpoint_history_predictions_and_result(trained: tuple[P
     assert {name: result[name] for name in ("run", "classes", "n_real", "n_added", "n_val", "n_test", "epochs")} == {
         "run": 1, "classes": 2, "n_real": 24, "n_added": 24, "n_val": 24, "n_test": 24, "epochs": 2,
     }  # fmt: skip
-    assert result["val_top1"] == history["epochs"][result["best_epoch"]]["val_top1"] == max(epoch["val_top1"] for epoch in history["epochs"])
+    assert (
+        result["val_top1"]
+        == history["epochs"][result["best_epoch"]]["val_top1"]
+        == max(epoch["val_top1"] for epoch in history["epochs"])
+    )
     assert set(history["epochs"][0]) == {"epoch", "lr", "train_loss", "val_top1"}
     predictions = pq.read_table(folders[1] / "predictions.parquet")
     assert result["test_top1"] == top1(predictions) and predictions.num_rows == 24
@@ -496,7 +570,9 @@ def test_another_learning_rate_trains_anew(trained: tuple[Project, list[Path]]) 
     project, _ = trained
     other = Project.__new__(Project)
     other.__dict__.update(project.__dict__)
-    other.study = project.study.model_copy(update={"classifier": project.study.classifier.model_copy(update={"lr": 0.01})})
+    other.study = project.study.model_copy(
+        update={"classifier": project.study.classifier.model_copy(update={"lr": 0.01})}
+    )
     assert other.train()[0].tally.made > 0
 
 
@@ -515,15 +591,32 @@ def test_manifests_of_another_run_are_refused(trained: tuple[Project, list[Path]
     project, folders = trained
     paths = [project.split(name) for name in ("train", "val", "test")]
     with pytest.raises(ValueError, match="run 1 is given the added images of run 0"):
-        train_block(project.study, Store(project.folder / ".store"), "m", *paths, project.folder / "classes.parquet", project.manifests[:1], folders[1:])
+        train_block(
+            project.study,
+            Store(project.folder / ".store"),
+            "m",
+            *paths,
+            project.folder / "classes.parquet",
+            project.manifests[:1],
+            folders[1:],
+        )
 
 
 def test_a_crop_larger_than_the_evaluation_size_is_a_config_error() -> None:
-    with pytest.raises(UserError, match=r"classifier\.evaluation_resize: 12; at least classifier\.resolution \(16\)"):
-        predict(build(TINY, 2, 0), labelled(0, 4).pool(16, ALONE), TINY.model_copy(update={"evaluation_resize": 12}), CPU)
+    with pytest.raises(
+        UserError, match=r"classifier\.evaluation_resize: 12; at least classifier\.resolution \(16\)"
+    ):
+        predict(
+            build(TINY, 2, 0),
+            labelled(0, 4).pool(16, ALONE),
+            TINY.model_copy(update={"evaluation_resize": 12}),
+            CPU,
+        )
 
 
 def test_flips_mirror_the_crop() -> None:
     images = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
     plain = Crops(np.array([[0, 0, 16, 16]]), np.array([False]))
-    assert torch.allclose(cut(images, plain, 16).flip(3), cut(images, replace(plain, flips=np.array([True])), 16), atol=1e-5)
+    assert torch.allclose(
+        cut(images, plain, 16).flip(3), cut(images, replace(plain, flips=np.array([True])), 16), atol=1e-5
+    )

@@ -42,7 +42,9 @@ class Inputs:
         study = parse_study(study_of(self.folder, finetune))
         job = Job(study, Store(folder / ".store"), 1)
         outs = {k: folder / f"k{k}.parquet" for k in ks}
-        files = [self.folder / name for name in ("train.parquet", "val.parquet", "classes.parquet", "clip.json")]
+        files = [
+            self.folder / name for name in ("train.parquet", "val.parquet", "classes.parquet", "clip.json")
+        ]
         cluster_images(job, ks, *files, list(outs.values()))
         return job, outs
 
@@ -50,7 +52,12 @@ class Inputs:
 def study_of(folder: Path, finetune: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "study": "shades",
-        "dataset": {"kind": "image_folder", "root": str(folder / "images"), "train_fraction": 0.5, "validation_fraction": 0.25},
+        "dataset": {
+            "kind": "image_folder",
+            "root": str(folder / "images"),
+            "train_fraction": 0.5,
+            "validation_fraction": 0.25,
+        },
         "diffusion": {"model": str(MINI / "stable-diffusion"), "resolution": 32},
         "clip": {"model": str(MINI / "clip")},
         "methods": {"none": {"mechanism": "real"}},
@@ -70,10 +77,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
         for number in range(16):
             shade = 40 if number % 2 else 215
             pixels = (shade + rng.normal(0, 8, (32, 32, 3))).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / "images" / class_id / f"{'dark' if number % 2 else 'bright'}{number:02d}.png")
+            Image.fromarray(pixels).save(
+                folder / "images" / class_id / f"{'dark' if number % 2 else 'bright'}{number:02d}.png"
+            )
     study = parse_study(study_of(folder, {}))
     source = open_source(study.dataset, study.seed, None)
-    for name, split in make_splits(source.classes(), source.scan(), study.dataset, study.seed, {"train", "val"}).items():
+    for name, split in make_splits(
+        source.classes(), source.scan(), study.dataset, study.seed, {"train", "val"}
+    ).items():
         write_split(split, folder / f"{name}.parquet")
     write_class_table(source.classes(), folder / "classes.parquet")
     write_json(folder / "clip.json", fingerprint(MINI / "clip"))
@@ -84,14 +95,18 @@ def test_clusters_part_what_differs_in_training_and_validation_images(inputs: In
     _, outs = inputs.run(tmp_path, [2])
     rows = pq.read_table(outs[2]).to_pylist()
     assert list(rows[0]) == ["image_id", "class_id", "split", "cluster"]
-    assert [row["split"] for row in rows].count("train") == 16 and [row["split"] for row in rows].count("val") == 8
+    assert [row["split"] for row in rows].count("train") == 16 and [row["split"] for row in rows].count(
+        "val"
+    ) == 8
     for class_id in CLASSES:
         shades = {(row["cluster"], "dark" in row["image_id"]) for row in rows if row["class_id"] == class_id}
         assert len(shades) == 2 and {cluster for cluster, _ in shades} == {0, 1}
     assert read_clusters(outs[2]) == {row["image_id"]: row["cluster"] for row in rows}
 
 
-def test_features_are_computed_once_for_all_numbers_of_clusters_and_tables_are_kept(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_are_computed_once_for_all_numbers_of_clusters_and_tables_are_kept(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = []
     load = cluster.load_features
     monkeypatch.setattr(cluster, "load_features", lambda *arguments: loaded.append(1) or load(*arguments))
@@ -110,16 +125,24 @@ def test_more_clusters_than_training_images_are_refused(inputs: Inputs, tmp_path
 
 def test_a_class_is_clustered_by_itself_and_reproducibly() -> None:
     rng = np.random.default_rng(1)
-    train, validation = rng.normal(size=(30, 4)).astype(np.float32), rng.normal(size=(10, 4)).astype(np.float32)
+    train, validation = (
+        rng.normal(size=(30, 4)).astype(np.float32),
+        rng.normal(size=(10, 4)).astype(np.float32),
+    )
     first, again = (cluster_class(train, validation, 5, 2**62 + 3) for _ in range(2))
-    assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1]) and len(set(first[0])) == 5
+    assert (
+        np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1]) and len(set(first[0])) == 5
+    )
     centres = np.stack([train[first[0] == k].mean(0) for k in range(5)])
     nearest = np.linalg.norm(validation[:, None] - centres, axis=-1).argmin(1)
     assert np.array_equal(first[1], nearest)
 
 
 def test_missing_or_foreign_inception_weights_are_named(inputs: Inputs, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"finetune.inception_weights: no file '.*none.pth'; put inception_v3_google-0cc3c7bd.pth"):
+    with pytest.raises(
+        UserError,
+        match=r"finetune.inception_weights: no file '.*none.pth'; put inception_v3_google-0cc3c7bd.pth",
+    ):
         inputs.run(tmp_path, [2], features="inception_v3", inception_weights=str(tmp_path / "none.pth"))
     torch.save({"foreign": torch.zeros(1)}, tmp_path / "foreign.pth")
     with pytest.raises(UserError, match="holds no weights of Inception-v3"):
@@ -130,14 +153,29 @@ def test_inception_features_are_the_pooled_ones_of_the_published_network(tmp_pat
     torch.manual_seed(0)
     network = inception_v3(weights=None, init_weights=False).eval()
     torch.save(network.state_dict(), tmp_path / "inception.pth")
-    images = [Image.fromarray(np.random.default_rng(seed).integers(0, 255, (64, 64, 3), dtype=np.uint8)) for seed in range(3)]
-    features = compute_features(inception_features(tmp_path / "inception.pth", torch.device("cpu")), images, 2, Progress("features", 3, "image"))
+    images = [
+        Image.fromarray(np.random.default_rng(seed).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+        for seed in range(3)
+    ]
+    features = compute_features(
+        inception_features(tmp_path / "inception.pth", torch.device("cpu")),
+        images,
+        2,
+        Progress("features", 3, "image"),
+    )
     assert features.shape == (3, 2048) and features.dtype == np.float32
     pooled = []
     network.avgpool.register_forward_hook(lambda module, arguments, output: pooled.append(output.flatten(1)))
     network.transform_input = True
-    pixels = [np.asarray(image.resize((342, 342), Image.Resampling.BILINEAR))[21:320, 21:320] / 255 for image in images]  # the middle 299 of 342
-    batch = torch.from_numpy((np.stack(pixels) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).permute(0, 3, 1, 2).float()
+    pixels = [
+        np.asarray(image.resize((342, 342), Image.Resampling.BILINEAR))[21:320, 21:320] / 255
+        for image in images
+    ]  # the middle 299 of 342
+    batch = (
+        torch.from_numpy((np.stack(pixels) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225])
+        .permute(0, 3, 1, 2)
+        .float()
+    )
     with torch.inference_mode():
         network(batch)
     np.testing.assert_allclose(features, pooled[0].numpy(), rtol=1e-3, atol=1e-3)

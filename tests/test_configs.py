@@ -23,9 +23,14 @@ def test_every_shipped_study_is_valid(path: Path) -> None:
     assert load_study([path]).study == path.stem
 
 
-@pytest.mark.parametrize("path", sorted((PROJECT / "config/overlays").glob("shift_*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((PROJECT / "config/overlays").glob("shift_*.yaml")), ids=lambda path: path.stem
+)
 def test_shifts_differ_in_nothing_but_the_corpus(path: Path) -> None:
-    study, mild = (load_study([PROJECT / "config/demo.yaml", overlay]) for overlay in (path, path.with_name("shift_mild.yaml")))
+    study, mild = (
+        load_study([PROJECT / "config/demo.yaml", overlay])
+        for overlay in (path, path.with_name("shift_mild.yaml"))
+    )
     assert study.study == path.stem == f"shift_{study.miniature.shift}"
     assert study.model_copy(update={"study": mild.study, "corpus": mild.corpus}) == mild
     assert study.miniature.model_copy(update={"shift": "mild"}) == mild.miniature
@@ -42,7 +47,9 @@ def test_rows_of_the_corpus_size_overlay_differ_in_nothing_but_the_share() -> No
     study = load_study([PROJECT / "config/demo.yaml", PROJECT / "config/overlays/corpus_size.yaml"])
     rows = [row for row in study.methods.values() if isinstance(row, RetrieveMethod)]
     assert [row.corpus_share for row in rows] == [1, 0.3, 0.1, 0.03, 0.01]
-    assert all(row.model_copy(update={"label": rows[0].label, "corpus_share": 1.0}) == rows[0] for row in rows)
+    assert all(
+        row.model_copy(update={"label": rows[0].label, "corpus_share": 1.0}) == rows[0] for row in rows
+    )
 
 
 def test_the_demo_is_no_toy() -> None:
@@ -52,7 +59,9 @@ def test_the_demo_is_no_toy() -> None:
     assert study.augmentation.resamples >= 3
     assert study.diffusion.steps >= 20
     assert {row.clusters for row in study.methods.values() if isinstance(row, PersonaliseMethod)} == {1, 5}
-    assert all(len(row.candidates) >= 2 for row in study.methods.values() if isinstance(row, PersonaliseMethod))
+    assert all(
+        len(row.candidates) >= 2 for row in study.methods.values() if isinstance(row, PersonaliseMethod)
+    )
 
 
 @pytest.mark.parametrize("name", ["demo", "mini"])
@@ -64,31 +73,68 @@ def test_the_rows_of_the_papers_table_are_all_there(name: str) -> None:
 
 def test_the_full_miniature_keeps_the_papers_sizes() -> None:
     study = load_study([PROJECT / "config/mini.yaml"])
-    assert (study.augmentation.images_per_class, study.augmentation.resamples, study.diffusion.steps) == (390, 5, 50)
+    assert (study.augmentation.images_per_class, study.augmentation.resamples, study.diffusion.steps) == (
+        390,
+        5,
+        50,
+    )
     assert (study.finetune.max_epochs, study.execution.keep_candidates) == (40, True)
     rows = {name: row.candidates for name, row in study.methods.items() if isinstance(row, PersonaliseMethod)}
     assert rows.pop("imagic") == IMAGIC_CANDIDATES and set(rows.values()) == {CANDIDATES}
-    assert (study.classifier.plateau_patience, study.classifier.stop_patience, study.classifier.max_epochs) == (10, 20, 270)
+    assert (
+        study.classifier.plateau_patience,
+        study.classifier.stop_patience,
+        study.classifier.max_epochs,
+    ) == (10, 20, 270)
 
 
 def test_an_overlay_changes_and_removes(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("augmentation: {resamples: 4}\nmethods: {retrieval: null}\n")
-    study, demo = load_study([PROJECT / "config/demo.yaml", overlay]), load_study([PROJECT / "config/demo.yaml"])
+    study, demo = (
+        load_study([PROJECT / "config/demo.yaml", overlay]),
+        load_study([PROJECT / "config/demo.yaml"]),
+    )
     assert study.augmentation == demo.augmentation.model_copy(update={"resamples": 4}) != demo.augmentation
     assert "retrieval" not in study.methods
 
 
 def test_the_fast_mode_takes_little_more_than_a_third_of_the_work_and_is_never_the_default() -> None:
-    studies = [load_study([PROJECT / "config/imagenet10.yaml", *overlays]) for overlays in ([], [PROJECT / "config/overlays/fast.yaml"])]
-    default, fast = ({name: method_sampling(study, name) for name in study.methods if name in ("clip_prompts", "boomerang")} for study in studies)
-    assert "guidance_interval" not in default["clip_prompts"] and default["clip_prompts"]["scheduler"] == "pndm"
-    assert fast["clip_prompts"] == default["clip_prompts"] | {"scheduler": "dpmsolver++", "steps": 20, "guidance_interval": [0.28, 5.42]}
+    studies = [
+        load_study([PROJECT / "config/imagenet10.yaml", *overlays])
+        for overlays in ([], [PROJECT / "config/overlays/fast.yaml"])
+    ]
+    default, fast = (
+        {
+            name: method_sampling(study, name)
+            for name in study.methods
+            if name in ("clip_prompts", "boomerang")
+        }
+        for study in studies
+    )
+    assert (
+        "guidance_interval" not in default["clip_prompts"] and default["clip_prompts"]["scheduler"] == "pndm"
+    )
+    assert fast["clip_prompts"] == default["clip_prompts"] | {
+        "scheduler": "dpmsolver++",
+        "steps": 20,
+        "guidance_interval": [0.28, 5.42],
+    }
     assert fast["boomerang"] == default["boomerang"]  # it has steps of its own, and no guidance
-    exact, cheap = (Estimate(Plan(study, ("n01440764",)), read_throughput()).unet_calls("clip_prompts") for study in studies)
+    exact, cheap = (
+        Estimate(Plan(study, ("n01440764",)), read_throughput()).unet_calls("clip_prompts")
+        for study in studies
+    )
     assert 0.3 < cheap / exact < 0.35
-    named = {difference.what: difference.ours for difference in differences(studies[1], Facts(990, 128.0, 126_720, 49_500))}
-    assert {"Sampler": "dpmsolver++", "Sampling steps": "20", "Noise levels that are guided": "0.28 to 5.42"}.items() <= named.items()
+    named = {
+        difference.what: difference.ours
+        for difference in differences(studies[1], Facts(990, 128.0, 126_720, 49_500))
+    }
+    assert {
+        "Sampler": "dpmsolver++",
+        "Sampling steps": "20",
+        "Noise levels that are guided": "0.28 to 5.42",
+    }.items() <= named.items()
 
 
 def test_exact_and_fast_rows_stand_side_by_side_in_the_miniature() -> None:
@@ -102,7 +148,11 @@ def test_exact_and_fast_rows_stand_side_by_side_in_the_miniature() -> None:
         "clip_prompts_interval": exact | {"guidance_interval": [0.28, 5.42]},
         "clip_prompts_fast": exact | both,
     }
-    named = {difference.what: difference.ours for difference in differences(study, Facts(10, 50.0, 500, 3_000)) if "clip_prompts" in difference.what}
+    named = {
+        difference.what: difference.ours
+        for difference in differences(study, Facts(10, 50.0, 500, 3_000))
+        if "clip_prompts" in difference.what
+    }
     assert named == {
         "Sampler of clip_prompts_few_steps, clip_prompts_fast": "dpmsolver++",
         "Sampling steps of clip_prompts_few_steps, clip_prompts_fast": "8",

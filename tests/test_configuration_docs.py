@@ -10,7 +10,11 @@ from augbench.config.manual import is_tag, render, sections
 
 
 def documented_keys() -> dict[str, FieldInfo]:
-    return {f"{path}.{section.__name__}.{name}": field for path, section in sections() for name, field in section.model_fields.items()}
+    return {
+        f"{path}.{section.__name__}.{name}": field
+        for path, section in sections()
+        for name, field in section.model_fields.items()
+    }
 
 
 def test_the_document_is_what_the_schema_renders_to():
@@ -19,11 +23,16 @@ def test_the_document_is_what_the_schema_renders_to():
 
 
 def test_every_key_has_a_description():
-    assert [key for key, field in documented_keys().items() if not is_tag(field) and not field.description] == []
+    assert [
+        key for key, field in documented_keys().items() if not is_tag(field) and not field.description
+    ] == []
 
 
 def test_a_row_tells_type_bounds_default_unit_and_source():
-    assert "| `batch_size` | integer; ≥ 1 | `256` | images | Global batch. | paper, section 3 |" in render().splitlines()
+    assert (
+        "| `batch_size` | integer; ≥ 1 | `256` | images | Global batch. | paper, section 3 |"
+        in render().splitlines()
+    )
 
 
 def test_every_row_of_a_table_has_six_cells():

@@ -48,7 +48,10 @@ def test_level_none_leaves_images_as_the_target_shows_them(garments: tuple[np.nd
 def test_levels_differ_in_how_far_they_shift(garments: tuple[np.ndarray, np.ndarray]) -> None:
     images = garments[0][:200]
     clean = clean_images(images).float()
-    distance = {level: (web_style(images, np.arange(200), level, 0).float() - clean).abs().mean().item() for level in ("mild", "strong")}
+    distance = {
+        level: (web_style(images, np.arange(200), level, 0).float() - clean).abs().mean().item()
+        for level in ("mild", "strong")
+    }
     assert 10 < distance["mild"] < distance["strong"]
 
 
@@ -71,7 +74,9 @@ def test_captions_name_the_class_unless_they_are_unnamed_ones(kind: str) -> None
     assert len(set(captions)) > 5
 
 
-def test_a_batch_is_styled_as_its_pieces_are(garments: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_styled_as_its_pieces_are(
+    garments: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, indices = garments[0][:48], np.arange(48)
     whole = web_style(images, indices, "mild", 0)
     monkeypatch.setattr(style, "AT_ONCE", 16)
@@ -96,7 +101,9 @@ def test_distractors_come_in_equal_numbers_and_repeat() -> None:
     assert np.array_equal(made[3][0], distractor(3, 0)[0])
 
 
-def test_the_corpus_holds_what_the_config_says(tmp_path: Path, garment_files: Path, garments: tuple[np.ndarray, np.ndarray]) -> None:
+def test_the_corpus_holds_what_the_config_says(
+    tmp_path: Path, garment_files: Path, garments: tuple[np.ndarray, np.ndarray]
+) -> None:
     config = MiniatureCorpus(kind="miniature", images=2000, distractors=200, wrong_captions=0.1)
     corpus.build(garment_files, CLASSES, config, 0, tmp_path)
     images, table = corpus.load_images(tmp_path)
@@ -112,13 +119,22 @@ def test_the_corpus_holds_what_the_config_says(tmp_path: Path, garment_files: Pa
     assert len(sources) == 2000 and not sources & set(target.tolist())
 
 
-def test_embeddings_and_similarities_are_those_of_each_image_and_its_own_caption(tmp_path: Path, garment_files: Path) -> None:
-    corpus.build(garment_files, CLASSES, MiniatureCorpus(kind="miniature", images=120, distractors=60), 0, tmp_path)
+def test_embeddings_and_similarities_are_those_of_each_image_and_its_own_caption(
+    tmp_path: Path, garment_files: Path
+) -> None:
+    corpus.build(
+        garment_files, CLASSES, MiniatureCorpus(kind="miniature", images=120, distractors=60), 0, tmp_path
+    )
     (part,) = corpus.part_paths(tmp_path)
     write_json(tmp_path / "clip.json", fingerprint(CLIP))
     study = parse_study({"study": "s", "dataset": {"kind": "fashion_mnist"}, "diffusion": {"model": "none"}, "clip": {"model": "none"}, "methods": {"none": {"mechanism": "real"}}, "augmentation": {"images_per_class": 1}, "execution": {"device": "cpu"}})  # fmt: skip
-    embed_miniature(Job(study, Store(tmp_path / ".store"), 1), [part], tmp_path / "clip.json", tmp_path / "embeddings")
-    vectors, metadata = (tmp_path / f"embeddings/{name}" for name in ("img_emb/img_emb_00000.npy", "metadata/metadata_00000.parquet"))
+    embed_miniature(
+        Job(study, Store(tmp_path / ".store"), 1), [part], tmp_path / "clip.json", tmp_path / "embeddings"
+    )
+    vectors, metadata = (
+        tmp_path / f"embeddings/{name}"
+        for name in ("img_emb/img_emb_00000.npy", "metadata/metadata_00000.parquet")
+    )
 
     images, table = corpus.load_images(tmp_path)
     captions = table.column("caption").to_pylist()
@@ -130,12 +146,18 @@ def test_embeddings_and_similarities_are_those_of_each_image_and_its_own_caption
         for row in rows:
             pixels = processor(images[row], return_tensors="pt").pixel_values
             image = F.normalize(model.get_image_features(pixel_values=pixels), dim=-1)[0]
-            text = F.normalize(model.get_text_features(**tokenizer([captions[row]], return_tensors="pt")), dim=-1)[0]
+            text = F.normalize(
+                model.get_text_features(**tokenizer([captions[row]], return_tensors="pt")), dim=-1
+            )[0]
             assert np.load(vectors)[row] == pytest.approx(image.numpy(), abs=1e-3)
-            assert pq.read_table(metadata).column("similarity")[row].as_py() == pytest.approx(float(image @ text), abs=1e-5)
+            assert pq.read_table(metadata).column("similarity")[row].as_py() == pytest.approx(
+                float(image @ text), abs=1e-5
+            )
 
 
-def test_a_folder_of_images_is_embedded_with_their_paths_and_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_images_is_embedded_with_their_paths_and_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(embed, "ROWS_PER_FILE", 2)
     colours = {"b/red.png": (255, 0, 0), "a/blue.jpg": (0, 0, 255), "green.webp": (0, 255, 0)}
     for name, colour in colours.items():
@@ -146,13 +168,21 @@ def test_a_folder_of_images_is_embedded_with_their_paths_and_sizes(tmp_path: Pat
     study = parse_study({"study": "s", "dataset": {"kind": "fashion_mnist"}, "diffusion": {"model": "none"}, "clip": {"model": "none"}, "methods": {"none": {"mechanism": "real"}}, "augmentation": {"images_per_class": 1}, "execution": {"device": "cpu"}})  # fmt: skip
     job = Job(study, Store(tmp_path / ".store"), 1)
     embed_folder(job, tmp_path / "pictures", tmp_path / "clip.json", tmp_path / "out")
-    rows = [row for path in sorted((tmp_path / "out/metadata").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
-    assert [(row["id"], row["width"], row["height"]) for row in rows] == [(name, 40, 50) for name in sorted(colours)]
+    rows = [
+        row
+        for path in sorted((tmp_path / "out/metadata").glob("*.parquet"))
+        for row in pq.read_table(path).to_pylist()
+    ]
+    assert [(row["id"], row["width"], row["height"]) for row in rows] == [
+        (name, 40, 50) for name in sorted(colours)
+    ]
     vectors = np.concatenate([np.load(path) for path in sorted((tmp_path / "out/img_emb").glob("*.npy"))])
     tower = load_image_tower(CLIP, torch.device("cpu"))
     for row, name in enumerate(sorted(colours)):
         with Image.open(tmp_path / "pictures" / name) as image:
-            assert vectors[row] == pytest.approx(F.normalize(tower([image.convert("RGB")]), dim=-1)[0].numpy(), abs=1e-3)
+            assert vectors[row] == pytest.approx(
+                F.normalize(tower([image.convert("RGB")]), dim=-1)[0].numpy(), abs=1e-3
+            )
     made = job.store.tally.made
     embed_folder(job, tmp_path / "pictures", tmp_path / "clip.json", tmp_path / "again")
     assert job.store.tally.made == made, "what is embedded is taken from the store"

@@ -20,10 +20,21 @@ METHODS: dict[str, dict[str, Any]] = {
     "none": {"mechanism": "real", "label": "no added data"},
     "clip_prompts": {"mechanism": "sample", "label": "CLIP prompts"},
     "ft_cluster_conditioning_k5": {"mechanism": "personalise", "learn": "conditioning", "clusters": 5},
-    "ft_500": {"mechanism": "draw", "pool": "ft_cluster_conditioning_k5", "added_per_training_image": 5, "images_per_class": 60},
+    "ft_500": {
+        "mechanism": "draw",
+        "pool": "ft_cluster_conditioning_k5",
+        "added_per_training_image": 5,
+        "images_per_class": 60,
+    },
     "retrieval": {"mechanism": "retrieve", "label": "Retrieval"},
 }
-TOP1 = {"none": 60.0, "clip_prompts": 62.0, "ft_cluster_conditioning_k5": 63.0, "ft_500": 66.0, "retrieval": 64.0}
+TOP1 = {
+    "none": 60.0,
+    "clip_prompts": 62.0,
+    "ft_cluster_conditioning_k5": 63.0,
+    "ft_500": 66.0,
+    "retrieval": 64.0,
+}
 # seconds of wall time and of CPU time, by benchmark file
 BENCHMARKS = {
     "prompts/clip_prompts": (36, 18),
@@ -73,7 +84,12 @@ def write_benchmark(plan: Plan, name: str, seconds: float, cpu: float | str) -> 
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     monkeypatch.chdir(tmp_path)
     plan = make_plan()
-    entries = [table1.Row(name, name, plan.study.methods[name].group, "train", top1, None, 1, 50, 50, None, None, None) for name, top1 in TOP1.items()]
+    entries = [
+        table1.Row(
+            name, name, plan.study.methods[name].group, "train", top1, None, 1, 50, 50, None, None, None
+        )
+        for name, top1 in TOP1.items()
+    ]
     write_text(plan.table1["csv"], render_csv(entries))
     for name, (seconds, cpu) in BENCHMARKS.items():
         write_benchmark(plan, name, seconds, cpu or "NA")
@@ -88,9 +104,16 @@ def test_a_methods_hours_are_those_of_all_its_jobs(plan: Plan) -> None:
     rows = rows_of(plan)
     assert [*rows][:5] == [*METHODS]
     clip = rows["clip_prompts"]
-    assert (clip.make_wall_hours, clip.make_cpu_hours, clip.make_gpu_hours) == (pytest.approx(0.2), pytest.approx(0.3), 0)
+    assert (clip.make_wall_hours, clip.make_cpu_hours, clip.make_gpu_hours) == (
+        pytest.approx(0.2),
+        pytest.approx(0.3),
+        0,
+    )
     assert rows["ft_cluster_conditioning_k5"].make_wall_hours == pytest.approx(1.5)
-    assert (rows["retrieval"].make_wall_hours, rows["retrieval"].make_cpu_hours) == (pytest.approx(0.1), pytest.approx(0.1))
+    assert (rows["retrieval"].make_wall_hours, rows["retrieval"].make_cpu_hours) == (
+        pytest.approx(0.1),
+        pytest.approx(0.1),
+    )
     assert (rows["none"].make_wall_hours, rows["none"].train_wall_hours) == (0, pytest.approx(0.2))
     assert rows["retrieval"].train_wall_hours == pytest.approx(0.41)
 
@@ -105,23 +128,36 @@ def test_accuracy_per_hour_is_given_with_and_without_what_is_shared(plan: Plan) 
     rows = rows_of(plan)
     retrieval = rows["retrieval"]
     assert (retrieval.gain_points, retrieval.points_per_hour) == (pytest.approx(4), pytest.approx(40))
-    assert retrieval.points_per_hour_with_shared == pytest.approx(4 / (0.1 + 0.9 + 0.01))  # the corpus and the class table
+    assert retrieval.points_per_hour_with_shared == pytest.approx(
+        4 / (0.1 + 0.9 + 0.01)
+    )  # the corpus and the class table
     assert rows["clip_prompts"].points_per_hour_with_shared == pytest.approx(2 / (0.2 + 0.01))
-    assert rows["ft_cluster_conditioning_k5"].points_per_hour_with_shared == pytest.approx(3 / (1.5 + 0.1 + 0.01))
+    assert rows["ft_cluster_conditioning_k5"].points_per_hour_with_shared == pytest.approx(
+        3 / (1.5 + 0.1 + 0.01)
+    )
     assert (rows["none"].gain_points, rows["none"].points_per_hour) == (None, None)
 
 
 def test_shared_steps_stand_apart_and_reports_are_left_out(plan: Plan) -> None:
-    shared = {row.label: (row.needed_by, row.make_wall_hours) for row in cost.build_rows(plan, plan.table1["csv"]) if not row.method}
+    shared = {
+        row.label: (row.needed_by, row.make_wall_hours)
+        for row in cost.build_rows(plan, plan.table1["csv"])
+        if not row.method
+    }
     assert shared == {
         "data": (cost.ALL, pytest.approx(0.01)), "clusters": (cost.CLUSTERED, pytest.approx(0.1)), "corpus": (cost.RETRIEVAL, pytest.approx(0.9)),
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(("gpus", "sampling", "training"), [(0, 0, 0), (1, 1, 1), (4, 1, 4)])
-def test_gpu_hours_follow_from_what_the_classifiers_trained_on(plan: Plan, gpus: int, sampling: int, training: int) -> None:
+def test_gpu_hours_follow_from_what_the_classifiers_trained_on(
+    plan: Plan, gpus: int, sampling: int, training: int
+) -> None:
     timing = Path(plan.run_files("none", "0")[0]).with_name("timing.json")
-    write_json(timing, {"device": "", "processes": max(gpus, 1), "gpus": gpus, "threads": 1, "seconds_per_epoch": [1.0]})
+    write_json(
+        timing,
+        {"device": "", "processes": max(gpus, 1), "gpus": gpus, "threads": 1, "seconds_per_epoch": [1.0]},
+    )
     rows = rows_of(plan)
     assert cost.gpus_used(plan) == (sampling, training)
     assert rows["clip_prompts"].make_gpu_hours == pytest.approx(0.19 * sampling)  # writing prompts needs none
@@ -154,10 +190,20 @@ def test_names_of_benchmark_files_are_told_apart(plan: Plan) -> None:
         "generate/a_000_part12",
     ):
         write_benchmark(plan, name, 1, 1)
-    found = {(job.stage, job.path.stem): (job.method, job.part) for job in job_files(plan.path("benchmarks"), ("generate", "finetune"))}
-    assert found["generate", "pseudoword_dm_000"] == found["generate", "pseudoword_dm_1000"] == ("pseudoword_dm", 0)
+    found = {
+        (job.stage, job.path.stem): (job.method, job.part)
+        for job in job_files(plan.path("benchmarks"), ("generate", "finetune"))
+    }
+    assert (
+        found["generate", "pseudoword_dm_000"]
+        == found["generate", "pseudoword_dm_1000"]
+        == ("pseudoword_dm", 0)
+    )
     assert found["generate", "pseudoword_dm_500_000"] == ("pseudoword_dm_500", 0)
-    assert found["finetune", "imagic_all_lr0.3"] == ("imagic", 0) and found["generate", "a_000_part12"] == ("a", 12)
+    assert found["finetune", "imagic_all_lr0.3"] == ("imagic", 0) and found["generate", "a_000_part12"] == (
+        "a",
+        12,
+    )
 
 
 def test_a_damaged_benchmark_file_is_named(plan: Plan) -> None:
@@ -176,7 +222,9 @@ def test_the_files_say_what_is_counted_and_read_back(plan: Plan, tmp_path: Path)
     lines = outs["md"].read_text(encoding="utf-8").splitlines()
     assert "Images: job-hours" in lines[0] and {line.count("|") for line in lines[: 2 + len(rows)]} == {13}
     assert next(line for line in lines if line.startswith("| retrieval |")).split(" | ")[1] == "0.10"
-    assert any("charged for that pool" in line for line in lines) and any(line.startswith("| shared by retrieval: corpus |") for line in lines)
+    assert any("charged for that pool" in line for line in lines) and any(
+        line.startswith("| shared by retrieval: corpus |") for line in lines
+    )
 
 
 def test_short_studies_are_shown_in_minutes(plan: Plan, tmp_path: Path) -> None:

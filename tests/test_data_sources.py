@@ -71,21 +71,30 @@ def test_imagenet_layout_has_training_and_test_images_by_wnid(imagenet: Path) ->
 
 def test_a_class_table_sets_order_and_names(imagenet: Path, tmp_path: Path) -> None:
     table = tmp_path / "fishes.yaml"
-    table.write_text("- {class_id: n01443537, lemmas: [goldfish, Carassius auratus]}\n- {class_id: n01440764, lemmas: [tench]}\n")
+    table.write_text(
+        "- {class_id: n01443537, lemmas: [goldfish, Carassius auratus]}\n- {class_id: n01440764, lemmas: [tench]}\n"
+    )
     data = source(f"{{kind: image_folder, root: '{imagenet}', train_folder: train, classes: '{table}'}}")
     assert [info.name for info in data.classes()] == ["goldfish, Carassius auratus", "tench"]
     assert [found.class_id for found in data.scan()] == ["n01443537", "n01440764"]
 
 
 def test_a_plain_folder_has_one_class_per_folder_with_readable_names(tmp_path: Path) -> None:
-    write_images(tmp_path / "tabby_cat", ["b.png", "a.WEBP", "c.bmp", "d.gif", "e.tiff", "f.ppm", ".hidden.png"])
+    write_images(
+        tmp_path / "tabby_cat", ["b.png", "a.WEBP", "c.bmp", "d.gif", "e.tiff", "f.ppm", ".hidden.png"]
+    )
     write_images(tmp_path / "dog", ["a.jpg"])
     write_images(tmp_path / "test" / "dog", ["t.jpg"])
     write_images(tmp_path / "test" / "tabby_cat", ["t.jpg"])
     data = source(f"{{kind: image_folder, root: '{tmp_path}', test_folder: test}}")
-    assert [(info.class_id, info.name) for info in data.classes()] == [("dog", "dog"), ("tabby_cat", "tabby cat")]
+    assert [(info.class_id, info.name) for info in data.classes()] == [
+        ("dog", "dog"),
+        ("tabby_cat", "tabby cat"),
+    ]
     _, cats = data.scan()
-    assert cats.pool.image_ids == [f"tabby_cat/{name}" for name in ("a.WEBP", "b.png", "c.bmp", "d.gif", "e.tiff", "f.ppm")]
+    assert cats.pool.image_ids == [
+        f"tabby_cat/{name}" for name in ("a.WEBP", "b.png", "c.bmp", "d.gif", "e.tiff", "f.ppm")
+    ]
     assert cats.test is not None
     assert cats.test.image_ids == ["test/tabby_cat/t.jpg"]
 
@@ -117,7 +126,9 @@ def test_classes_of_a_shipped_table_need_no_data_and_import_nothing_heavy() -> N
         "print(len(open_source(FashionMnist(kind='fashion_mnist', downloads='/nowhere'), 0).classes()));"
         "print({'numpy', 'PIL', 'pyarrow', 'torch', 'pandas'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)}
+    )
     assert done.stdout.split("\n")[:2] == ["10", "set()"], done.stderr
 
 
@@ -127,11 +138,15 @@ def test_classes_of_a_shipped_table_need_no_data_and_import_nothing_heavy() -> N
 def test_missing_and_unknown_class_folders_are_named_together(imagenet: Path, tmp_path: Path) -> None:
     table = tmp_path / "classes.yaml"
     table.write_text("- {class_id: n01440764}\n- {class_id: n01484850}\n")
-    data = source(f"{{kind: image_folder, root: '{imagenet}', train_folder: train, test_folder: val, classes: '{table}'}}")
+    data = source(
+        f"{{kind: image_folder, root: '{imagenet}', train_folder: train, test_folder: val, classes: '{table}'}}"
+    )
     with pytest.raises(ConfigError) as caught:
         data.scan()
     lines = str(caught.value).splitlines()
-    assert [line.split(":")[0] for line in lines] == ["dataset.train_folder"] * 2 + ["dataset.test_folder"] * 2
+    assert [line.split(":")[0] for line in lines] == ["dataset.train_folder"] * 2 + [
+        "dataset.test_folder"
+    ] * 2
     assert "no folder for 1 of 2 classes: n01484850" in lines[0]
     assert "1 folders that are no class: n01443537" in lines[1]
 
@@ -145,7 +160,9 @@ def test_a_flat_test_folder_is_asked_to_be_sorted(imagenet: Path, tmp_path: Path
 
 
 def test_training_and_test_images_may_not_be_the_same_folder(imagenet: Path) -> None:
-    with pytest.raises(ConfigError, match=r"dataset\.test_folder: 'train'; allowed: another folder than train_folder"):
+    with pytest.raises(
+        ConfigError, match=r"dataset\.test_folder: 'train'; allowed: another folder than train_folder"
+    ):
         source(f"{{kind: image_folder, root: '{imagenet}', train_folder: train, test_folder: train}}").scan()
 
 
@@ -184,7 +201,17 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
         assert [open_rgb(tmp_path / name).getpixel((x, 0))[0] for x in range(3)] == [0, 100, 255]  # type: ignore[index]
 
 
-@pytest.mark.parametrize(("mode", "name"), [("CMYK", "a.jpg"), ("CMYK", "a.tif"), ("P", "a.gif"), ("L", "a.jpg"), ("1", "a.png"), ("YCbCr", "a.jpg")])
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        ("CMYK", "a.jpg"),
+        ("CMYK", "a.tif"),
+        ("P", "a.gif"),
+        ("L", "a.jpg"),
+        ("1", "a.png"),
+        ("YCbCr", "a.jpg"),
+    ],
+)
 def test_other_modes_become_rgb_of_the_same_colour(tmp_path: Path, mode: str, name: str) -> None:
     Image.new("RGB", (8, 8), WHITE).convert(mode).save(tmp_path / name)
     image = open_rgb(tmp_path / name)

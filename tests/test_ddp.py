@@ -47,7 +47,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def photo(label: int, i: int) -> Image.Image:
     """A noisy image of one of several sizes; its brightness gives its class away most of the time."""
     rng = np.random.default_rng([label, i])
-    return Image.fromarray((rng.normal(110 + 30 * label, 40, (16 + i % 4, 16 + i % 3, 3)).clip(0, 255)).astype(np.uint8))
+    return Image.fromarray(
+        (rng.normal(110 + 30 * label, 40, (16 + i % 4, 16 + i % 3, 3)).clip(0, 255)).astype(np.uint8)
+    )
 
 
 def labelled(first: int, count: int) -> LabelledImages:
@@ -62,7 +64,9 @@ def labelled(first: int, count: int) -> LabelledImages:
 def run_tiny(compute: Compute, checkpoint: Path | None = None, **changes: Any) -> RunResult:
     """Odd numbers of images, so that neither batches nor the validation split can be shared equally."""
     config = TINY.model_copy(update=changes)
-    return train_run(config, 2, labelled(0, 61), labelled(1000, 40), labelled(2000, 53), 0, 5, compute, checkpoint)
+    return train_run(
+        config, 2, labelled(0, 61), labelled(1000, 40), labelled(2000, 53), 0, 5, compute, checkpoint
+    )
 
 
 @contextmanager
@@ -110,7 +114,13 @@ def batch_norm(module: nn.BatchNorm2d, images: torch.Tensor, part: slice) -> dic
     (output * torch.arange(8.0)[part, None, None, None].sin()).square().sum().backward()
     assert images.grad is not None and module.weight.grad is not None and module.bias.grad is not None
     buffers = {"mean": module.running_mean, "var": module.running_var, "steps": module.num_batches_tracked}
-    return {"output": output.detach(), "images": images.grad, "weight": module.weight.grad, "bias": module.bias.grad, **buffers}  # type: ignore[dict-item]
+    return {
+        "output": output.detach(),
+        "images": images.grad,
+        "weight": module.weight.grad,
+        "bias": module.bias.grad,
+        **buffers,
+    }  # type: ignore[dict-item]
 
 
 def activations() -> torch.Tensor:
@@ -173,13 +183,17 @@ def test_two_processes_that_are_stopped_go_on_as_if_nothing_had_happened(two: di
     assert all(torch.equal(two["resumed"].state[name], weight) for name, weight in two["whole"].state.items())
 
 
-def test_one_process_goes_on_where_two_were_stopped(two: dict[str, Any], alone: RunResult, scratch: Path) -> None:
+def test_one_process_goes_on_where_two_were_stopped(
+    two: dict[str, Any], alone: RunResult, scratch: Path
+) -> None:
     resumed = run_tiny(Compute(CPU), scratch / "two.pt")
     assert resumed.history[:2] == two["whole"].history[:2]
     assert_close(resumed, alone, TOLERANCE)
 
 
-def test_two_processes_that_read_images_from_a_file_train_as_those_with_them_in_memory(two: dict[str, Any], scratch: Path) -> None:
+def test_two_processes_that_read_images_from_a_file_train_as_those_with_them_in_memory(
+    two: dict[str, Any], scratch: Path
+) -> None:
     assert two["streamed"].history == two["whole"].history
     assert {path.name for path in scratch.iterdir()} == {"run.pt", "two.pt"}
 
@@ -218,22 +232,31 @@ def test_an_error_of_one_process_is_the_error_of_all() -> None:
 
 @pytest.mark.full
 def test_a_defect_in_one_process_keeps_its_traceback() -> None:
-    with pytest.raises(RuntimeError, match=r"(?s)^process 2 of 2:\nTraceback .*in fail_in.*ZeroDivisionError: a defect"):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)^process 2 of 2:\nTraceback .*in fail_in.*ZeroDivisionError: a defect"
+    ):
         in_processes(2, CPU, fail_in, "defect")
 
 
 @pytest.mark.full
 def test_a_process_that_is_killed_is_one_clear_error() -> None:
-    with pytest.raises(UserError, match=r"^process 2 of 2: ended by SIGKILL; most often there was no memory left; run again"):
+    with pytest.raises(
+        UserError, match=r"^process 2 of 2: ended by SIGKILL; most often there was no memory left; run again"
+    ):
         in_processes(2, CPU, fail_in, "killed")
 
 
 def test_more_processes_than_images_in_a_batch_are_refused() -> None:
-    with pytest.raises(UserError, match=r"^execution\.processes: 34, and classifier has a batch of 33; at most one process per image of a batch$"):
+    with pytest.raises(
+        UserError,
+        match=r"^execution\.processes: 34, and classifier has a batch of 33; at most one process per image of a batch$",
+    ):
         run_tiny(Compute(CPU, ProcessGroup(0, 34)))
 
 
-def test_the_number_of_processes_is_that_of_the_gpus_unless_the_config_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_processes_is_that_of_the_gpus_unless_the_config_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert count_processes(Execution(), CPU) == 1 and count_processes(Execution(processes=3), CPU) == 3
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     cuda = torch.device("cuda")
@@ -293,10 +316,20 @@ def test_a_block_of_runs_trained_by_two_processes_leaves_what_one_leaves(tmp_pat
         names = {path.name for path in expected[run].iterdir()}
         assert {path.name for path in folders[run].iterdir()} == names
         assert read_json(folders[run] / "timing.json")["processes"] == 2
-        for ours, theirs in zip(*(histories([chosen[run]])[0] for chosen in (folders, expected)), strict=True):
+        for ours, theirs in zip(
+            *(histories([chosen[run]])[0] for chosen in (folders, expected)), strict=True
+        ):
             assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=TOLERANCE)
-    assert (store.tally.made, store.tally.reused) == (2 * 3 + 2, 0)  # weights, timing, history of each run; its predictions
-    before = [(path, path.stat().st_ino) for folder in folders for path in sorted(folder.iterdir()) if path.name != "result.json"]
+    assert (store.tally.made, store.tally.reused) == (
+        2 * 3 + 2,
+        0,
+    )  # weights, timing, history of each run; its predictions
+    before = [
+        (path, path.stat().st_ino)
+        for folder in folders
+        for path in sorted(folder.iterdir())
+        if path.name != "result.json"
+    ]
     again, _ = train(tmp_path / "two", 1)  # the number of processes is in no recipe
     assert again.tally.made == 0
     assert [(path, path.stat().st_ino) for path, _ in before] == before
@@ -338,7 +371,10 @@ def workers(folder: Path) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes().split(b"\0")
-            if any(part.endswith(b"classifier/worker.py") for part in command) and (process / "cwd").resolve() == folder.resolve():
+            if (
+                any(part.endswith(b"classifier/worker.py") for part in command)
+                and (process / "cwd").resolve() == folder.resolve()
+            ):
                 found.append(int(process.name))
         except OSError:
             continue
@@ -356,8 +392,12 @@ def wait_until(reached: Callable[[], Any], what: str) -> None:
 def job(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A job that trains with two processes and has saved an epoch."""
     code = JOB.format(tests=str(Path(__file__).parent), root=str(tmp_path))
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: list(tmp_path.glob("results/.work/classifiers/*.pt")) or process.poll(), "no epoch was saved")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(
+        lambda: list(tmp_path.glob("results/.work/classifiers/*.pt")) or process.poll(), "no epoch was saved"
+    )
     assert process.poll() is None and len(workers(tmp_path)) == 2
     yield process
     process.kill()
@@ -367,7 +407,9 @@ def job(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.full
-def test_a_job_killed_in_training_leaves_no_process_and_goes_on_to_the_same_history(job: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_a_job_killed_in_training_leaves_no_process_and_goes_on_to_the_same_history(
+    job: subprocess.Popen[str], tmp_path: Path
+) -> None:
     job.kill()
     wait_until(lambda: not workers(tmp_path), "processes outlive their job")
     assert list(tmp_path.glob("results/.work/classifiers/*.pt"))
@@ -375,13 +417,20 @@ def test_a_job_killed_in_training_leaves_no_process_and_goes_on_to_the_same_hist
     (tmp_path / "whole").mkdir()
     _, whole = train(tmp_path / "whole", 2)
     assert histories(resumed) == histories(whole)
-    assert all((ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes() for ours, theirs in zip(resumed, whole, strict=True))
+    assert all(
+        (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+        for ours, theirs in zip(resumed, whole, strict=True)
+    )
     assert len(read_json(resumed[0] / "timing.json")["seconds_per_epoch"]) == TINY.max_epochs
-    assert max(read_json(resumed[0] / "timing.json")["seconds_per_epoch"]) > SECONDS_PER_EPOCH  # so the first epochs are the killed job's
+    assert (
+        max(read_json(resumed[0] / "timing.json")["seconds_per_epoch"]) > SECONDS_PER_EPOCH
+    )  # so the first epochs are the killed job's
 
 
 @pytest.mark.full
-def test_a_job_that_is_told_to_end_ends_with_its_processes(job: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_a_job_that_is_told_to_end_ends_with_its_processes(
+    job: subprocess.Popen[str], tmp_path: Path
+) -> None:
     job.terminate()
     _, said = job.communicate()
     assert job.returncode == 128 + signal.SIGTERM and "Traceback" not in said, said

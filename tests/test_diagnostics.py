@@ -35,7 +35,13 @@ from augbench.measures.distances import (
 )
 from augbench.measures.eyes import Eyes, Seen
 from augbench.miniature.corpus.style import clean_images, web_style
-from augbench.report.tables.diagnostics import Row, read_learning, read_rows, refused_per_image, write_diagnostics
+from augbench.report.tables.diagnostics import (
+    Row,
+    read_learning,
+    read_rows,
+    refused_per_image,
+    write_diagnostics,
+)
 from augbench.runtime.job import Job
 
 torch.set_num_threads(1)
@@ -54,7 +60,13 @@ def eyes() -> Eyes:
 def garments(garment_files: Path) -> tuple[np.ndarray, np.ndarray]:
     """Three disjoint parts of 30 garments per class, one after the other: grey images ``uint8 (900, 28, 28)`` and labels."""
     images, labels = fashion_mnist.load(garment_files, "train")
-    chosen = np.concatenate([np.flatnonzero(labels == label)[30 * part : 30 * part + 30] for part in range(3) for label in range(10)])
+    chosen = np.concatenate(
+        [
+            np.flatnonzero(labels == label)[30 * part : 30 * part + 30]
+            for part in range(3)
+            for label in range(10)
+        ]
+    )
     return images[chosen], labels[chosen]
 
 
@@ -78,7 +90,11 @@ def seen(eyes: Eyes, garments: tuple[np.ndarray, np.ndarray]) -> dict[str, Seen]
 # --- style distance ---------------------------------------------------------------------------------------------------
 
 
-RIGHT, UP, LEFT = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([-1.0, 0.0])  # (cos + 1)^3 is 8, 1 or 0 for a pair of these
+RIGHT, UP, LEFT = (
+    torch.tensor([1.0, 0.0]),
+    torch.tensor([0.0, 1.0]),
+    torch.tensor([-1.0, 0.0]),
+)  # (cos + 1)^3 is 8, 1 or 0 for a pair of these
 
 
 def distance(x: torch.Tensor, x_labels: object, y: torch.Tensor, y_labels: object) -> StyleDistance:
@@ -94,10 +110,16 @@ def between(one: Seen, other: Seen) -> StyleDistance:
 def test_in_one_class_both_distances_are_kids_without_pairs_of_an_image_with_itself() -> None:
     # x = right, up: 1 inside; y = right, right: 8 inside; between: mean of 8, 8, 1, 1
     found = distance(torch.stack([RIGHT, UP]), [0, 0], torch.stack([RIGHT, RIGHT]), [0, 0])
-    assert (found.mixed, found.within_class) == (pytest.approx(1 + 8 - 2 * 4.5), pytest.approx(1 + 8 - 2 * 4.5))
+    assert (found.mixed, found.within_class) == (
+        pytest.approx(1 + 8 - 2 * 4.5),
+        pytest.approx(1 + 8 - 2 * 4.5),
+    )
     # x = right, right: 8 inside; y = left, left, up: mean of 8, 1, 1 inside; between: mean of 0, 0, 1
     found = distance(torch.stack([RIGHT, RIGHT]), [0, 0], torch.stack([LEFT, LEFT, UP]), [0, 0, 0])
-    assert (found.mixed, found.within_class) == (pytest.approx(8 + 10 / 3 - 2 / 3), pytest.approx(8 + 10 / 3 - 2 / 3))
+    assert (found.mixed, found.within_class) == (
+        pytest.approx(8 + 10 / 3 - 2 / 3),
+        pytest.approx(8 + 10 / 3 - 2 / 3),
+    )
 
 
 def test_the_mixture_takes_classes_in_equal_shares_whatever_their_numbers() -> None:
@@ -106,7 +128,9 @@ def test_the_mixture_takes_classes_in_equal_shares_whatever_their_numbers() -> N
     assert same.mixed == pytest.approx(0) and same.within_class == pytest.approx(0)
     # x: right and left, so (8 + 8 + 0 + 0) / 4; y: right and up, so (8 + 8 + 1 + 1) / 4; between: mean of 8, 1, 0, 1; within class 1: 8 + 8 - 2
     other = distance(torch.stack([RIGHT, RIGHT, RIGHT, LEFT, LEFT]), [0, 0, 0, 1, 1], y, [0, 0, 1, 1])
-    assert other.mixed == pytest.approx(4 + 4.5 - 2 * 2.5) and other.within_class == pytest.approx((0 + 14) / 2)
+    assert other.mixed == pytest.approx(4 + 4.5 - 2 * 2.5) and other.within_class == pytest.approx(
+        (0 + 14) / 2
+    )
 
 
 def test_classes_that_show_each_other_differ_within_a_class_only() -> None:
@@ -122,12 +146,17 @@ def test_classes_with_a_single_image_have_no_distance() -> None:
 
 
 def test_large_sets_are_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = torch.nn.functional.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    points = torch.nn.functional.normalize(
+        torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), dim=1
+    )
     labels = np.arange(40) % 3
     whole = distance(points[:25], labels[:25], points[25:], labels[25:])
     monkeypatch.setattr("augbench.measures.distances.KERNEL_VALUES", 70)
     parts = distance(points[:25], labels[:25], points[25:], labels[25:])
-    assert (parts.mixed, parts.within_class) == (pytest.approx(whole.mixed), pytest.approx(whole.within_class))
+    assert (parts.mixed, parts.within_class) == (
+        pytest.approx(whole.mixed),
+        pytest.approx(whole.within_class),
+    )
 
 
 def test_equal_distributions_have_distance_zero_on_average() -> None:
@@ -210,7 +239,13 @@ def test_another_sample_of_one_distribution_is_covered_as_theory_says() -> None:
     generator = torch.Generator().manual_seed(0)
     many, few = 30, 12
     found = [
-        covered(torch.randn(few, 4, generator=generator), [0] * few, torch.randn(many, 4, generator=generator), [0] * many).coverage_percent for _ in range(200)
+        covered(
+            torch.randn(few, 4, generator=generator),
+            [0] * few,
+            torch.randn(many, 4, generator=generator),
+            [0] * many,
+        ).coverage_percent
+        for _ in range(200)
     ]
     steps = np.arange(1, NEAREST + 1)
     expected = 100 * (1 - np.prod((many - steps) / (few + many - steps)))  # Naeem et al., 2020, section 4
@@ -221,12 +256,16 @@ def test_scikit_learns_neighbours_give_the_same_figures(seen: dict[str, Seen]) -
     real, added = seen["one"], seen["mild"]
     precision, coverage = [], []
     for label in range(10):
-        centres, images = (part.embeddings[torch.from_numpy(part.labels == label)].double().numpy() for part in (real, added))
+        centres, images = (
+            part.embeddings[torch.from_numpy(part.labels == label)].double().numpy() for part in (real, added)
+        )
         fitted = NearestNeighbors(algorithm="ball_tree").fit(centres)
         radii = fitted.kneighbors(n_neighbors=NEAREST)[0][:, -1]
         distances, places = fitted.kneighbors(images, len(centres))
         precision.append((distances <= radii[places]).any(1).mean())
-        nearest = NearestNeighbors(n_neighbors=1, algorithm="ball_tree").fit(images).kneighbors(centres)[0][:, 0]
+        nearest = (
+            NearestNeighbors(n_neighbors=1, algorithm="ball_tree").fit(images).kneighbors(centres)[0][:, 0]
+        )
         coverage.append((nearest <= radii).mean())
     expected = Coverage(pytest.approx(100 * np.mean(precision)), pytest.approx(100 * np.mean(coverage)))
     assert covered(added.embeddings, added.labels, real.embeddings, real.labels) == expected
@@ -235,7 +274,10 @@ def test_scikit_learns_neighbours_give_the_same_figures(seen: dict[str, Seen]) -
 
 def test_another_style_covers_less(seen: dict[str, Seen]) -> None:
     real = seen["one"]
-    clean, mild, strong = (covered(seen[name].embeddings, seen[name].labels, real.embeddings, real.labels) for name in ("two", "mild", "strong"))
+    clean, mild, strong = (
+        covered(seen[name].embeddings, seen[name].labels, real.embeddings, real.labels)
+        for name in ("two", "mild", "strong")
+    )
     assert clean.coverage_percent > 85 > mild.coverage_percent > strong.coverage_percent
     assert clean.precision_percent > mild.precision_percent > strong.precision_percent
 
@@ -243,7 +285,9 @@ def test_another_style_covers_less(seen: dict[str, Seen]) -> None:
 def test_repeated_images_are_those_that_the_filter_of_duplicates_would_remove() -> None:
     near = torch.nn.functional.normalize(torch.tensor([1.0, 0.1]), dim=0)  # cosine 0.995 with RIGHT
     points, labels = torch.stack([RIGHT, near, UP, RIGHT, RIGHT]), np.array([0, 0, 0, 1, 1])
-    assert repeated_percent(points, labels, 0.99) == pytest.approx(40)  # near in class 0, the second in class 1
+    assert repeated_percent(points, labels, 0.99) == pytest.approx(
+        40
+    )  # near in class 0, the second in class 1
     assert repeated_percent(points, labels, 0.999) == pytest.approx(20)
     assert repeated_percent(points, np.arange(5), 0.99) == 0
 
@@ -272,9 +316,14 @@ def test_agreement_is_a_share_in_percent() -> None:
 
 def test_the_class_order_of_the_study_counts(garments: tuple[np.ndarray, np.ndarray]) -> None:
     images, labels = garments
-    reverse = Eyes(CLIP, JUDGE, CLASSES[::-1], torch.device("cpu")).look(pictures(clean_images(images[:300])), 9 - labels[:300], "reverse")
+    reverse = Eyes(CLIP, JUDGE, CLASSES[::-1], torch.device("cpu")).look(
+        pictures(clean_images(images[:300])), 9 - labels[:300], "reverse"
+    )
     assert reverse.judge is not None
-    assert agreement_percent(reverse.judge, reverse.labels) > 80 and agreement_percent(reverse.clip, reverse.labels) > 55
+    assert (
+        agreement_percent(reverse.judge, reverse.labels) > 80
+        and agreement_percent(reverse.clip, reverse.labels) > 55
+    )
 
 
 def test_a_judge_of_other_classes_is_refused() -> None:
@@ -292,7 +341,9 @@ def test_images_are_drawn_per_class_and_repeat() -> None:
     assert np.bincount(labels[chosen]).tolist() == [8, 5, 8] and (np.diff(chosen) > 0).all()
     assert chosen.tolist() == sample_per_class(labels, ["a", "b", "c"], 8, 0).tolist()
     assert chosen[:8].tolist() != list(range(8)) and chosen[:8].tolist() != (chosen[-8:] - 25).tolist()
-    assert chosen[:8].tolist() == sample_per_class(labels[:20], ["a"], 8, 0).tolist()  # other classes do not matter
+    assert (
+        chosen[:8].tolist() == sample_per_class(labels[:20], ["a"], 8, 0).tolist()
+    )  # other classes do not matter
     assert chosen.tolist() != sample_per_class(labels, ["a", "b", "c"], 8, 1).tolist()
 
 
@@ -311,16 +362,29 @@ def records(folder: Path, candidate: str) -> tuple[Path, Path, Path]:
         for (factor, class_id), epochs in losses.items()
         for epoch, (train, val) in enumerate(epochs)
     ]
-    history, lr, selected = folder / "finetune/m/history.parquet", folder / "finetune/m/lr.json", folder / "selected/m.json"
+    history, lr, selected = (
+        folder / "finetune/m/history.parquet",
+        folder / "finetune/m/lr.json",
+        folder / "selected/m.json",
+    )
     history.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows[::-1]), history)
     write_json(lr, {"factor": 1.0})
-    write_json(selected, {"method": "m", "selected": candidate, "candidates": [{"candidate": candidate, "val_top1": 0.8, "result": "r.json"}]})
+    write_json(
+        selected,
+        {
+            "method": "m",
+            "selected": candidate,
+            "candidates": [{"candidate": candidate, "val_top1": 0.8, "result": "r.json"}],
+        },
+    )
     return history, lr, selected
 
 
 @pytest.mark.parametrize(("candidate", "epoch"), [("val_loss", 1.5), ("train_loss", 2.0), ("epoch1", 1.0)])
-def test_fine_tuning_is_summed_up_over_classes_at_the_learning_rate_chosen(tmp_path: Path, candidate: str, epoch: float) -> None:
+def test_fine_tuning_is_summed_up_over_classes_at_the_learning_rate_chosen(
+    tmp_path: Path, candidate: str, epoch: float
+) -> None:
     learning = read_learning(*records(tmp_path, candidate), together=False)
     assert (learning.val_loss_start, learning.val_loss_best) == (pytest.approx(0.8), pytest.approx(0.4))
     assert (learning.lr_factor, learning.candidate, learning.candidate_epoch) == (1.0, candidate, epoch)
@@ -328,7 +392,10 @@ def test_fine_tuning_is_summed_up_over_classes_at_the_learning_rate_chosen(tmp_p
 
 def test_a_best_loss_above_the_start_is_shown_as_it_is(tmp_path: Path) -> None:
     history, lr, selected = records(tmp_path, "val_loss")
-    worse = [{"factor": 1.0, "class_id": "a", "epoch": epoch, "train_loss": 1.0, "val_loss": loss} for epoch, loss in enumerate((0.5, 0.7, 0.6))]
+    worse = [
+        {"factor": 1.0, "class_id": "a", "epoch": epoch, "train_loss": 1.0, "val_loss": loss}
+        for epoch, loss in enumerate((0.5, 0.7, 0.6))
+    ]
     pq.write_table(pa.Table.from_pylist(worse), history)
     learning = read_learning(history, lr, selected, together=False)
     assert (learning.val_loss_start, learning.val_loss_best, learning.candidate_epoch) == (0.5, 0.6, 2)
@@ -337,7 +404,11 @@ def test_a_best_loss_above_the_start_is_shown_as_it_is(tmp_path: Path) -> None:
 def test_classes_that_share_a_unet_share_their_best_epoch(tmp_path: Path) -> None:
     history, lr, selected = records(tmp_path, "val_loss")
     losses = {"a": (0.9, 0.7, 0.2), "b": (0.7, 0.3, 0.6)}
-    rows = [{"factor": 1.0, "class_id": c, "epoch": e, "train_loss": 1.0, "val_loss": loss} for c, values in losses.items() for e, loss in enumerate(values)]
+    rows = [
+        {"factor": 1.0, "class_id": c, "epoch": e, "train_loss": 1.0, "val_loss": loss}
+        for c, values in losses.items()
+        for e, loss in enumerate(values)
+    ]
     pq.write_table(pa.Table.from_pylist(rows), history)
     learning = read_learning(history, lr, selected, together=True)
     assert (learning.val_loss_best, learning.candidate_epoch) == (pytest.approx(0.4), 2.0)
@@ -347,7 +418,10 @@ def test_classes_that_share_a_unet_share_their_best_epoch(tmp_path: Path) -> Non
 
 def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path: Path) -> None:
     history, lr, selected = records(tmp_path, "val_loss")
-    rows = [{"factor": 1.0, "class_id": "a", "epoch": epoch, "train_loss": 1.0, "val_loss": loss} for epoch, loss in enumerate((0.5, None, 0.4))]
+    rows = [
+        {"factor": 1.0, "class_id": "a", "epoch": epoch, "train_loss": 1.0, "val_loss": loss}
+        for epoch, loss in enumerate((0.5, None, 0.4))
+    ]
     pq.write_table(pa.Table.from_pylist(rows), history)
     learning = read_learning(history, lr, selected, together=False)
     assert (learning.val_loss_best, learning.candidate_epoch) == (0.4, 2.0)
@@ -389,7 +463,17 @@ def write_pool(folder: Path, method: str, images: torch.Tensor, labels: np.ndarr
     for label in range(10):
         info, members = CLASSES[label], pictures(images[torch.from_numpy(labels == label)])
         rows = [
-            ShardRow(encode_image(image, "png", 95), label, info.class_id, i, method, "a prompt", "model", seed=i, safety_flags=flags * (i == 0))
+            ShardRow(
+                encode_image(image, "png", 95),
+                label,
+                info.class_id,
+                i,
+                method,
+                "a prompt",
+                "model",
+                seed=i,
+                safety_flags=flags * (i == 0),
+            )
             for i, image in enumerate(members)
         ]
         paths.append(folder / f"shards/{method}/selected/{info.class_id}/0.parquet")
@@ -403,15 +487,31 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory, garment_files: Path
     """A study's folder with splits and pools: clean garments under wrong labels, clean ones, and ones in strong web style."""
     folder = tmp_path_factory.mktemp("small")
     images, labels = fashion_mnist.load(garment_files, "train")
-    parts = [np.concatenate([np.flatnonzero(labels == label)[PER_CLASS * k : PER_CLASS * (k + 1)] for label in range(10)]) for k in range(5)]
+    parts = [
+        np.concatenate(
+            [np.flatnonzero(labels == label)[PER_CLASS * k : PER_CLASS * (k + 1)] for label in range(10)]
+        )
+        for k in range(5)
+    ]
     for name, part in (("train", parts[0]), ("val", parts[1])):
         ids = [f"train-{index:05d}" for index in part]
-        write_split(Split(ids, [CLASSES[label].class_id for label in labels[part]], labels[part].astype(np.int32), ids), folder / f"splits/{name}.parquet")
+        write_split(
+            Split(
+                ids, [CLASSES[label].class_id for label in labels[part]], labels[part].astype(np.int32), ids
+            ),
+            folder / f"splits/{name}.parquet",
+        )
     write_class_table(CLASSES, folder / "classes.parquet")
     write_json(folder / "clip.json", {"folder": str(CLIP)})
     write_pool(folder, "permuted", clean_images(images[parts[2]]), (labels[parts[2]] + 1) % 10, 3)
     write_pool(folder, "m", clean_images(images[parts[3]]), labels[parts[3]], 0)
-    write_pool(folder, "web", web_style(images[parts[4]], np.arange(10 * PER_CLASS), "strong", 0), labels[parts[4]], 0)
+    write_pool(
+        folder,
+        "web",
+        web_style(images[parts[4]], np.arange(10 * PER_CLASS), "strong", 0),
+        labels[parts[4]],
+        0,
+    )
     records(folder, "val_loss")
     return folder
 
@@ -419,10 +519,26 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory, garment_files: Path
 def diagnose(folder: Path, config: Study, out: Path) -> list[Row]:
     job = Job(config, Store(folder / ".store"), 1)
     indexes = {name: folder / f"shards/{name}/selected/index.parquet" for name in ("permuted", "m", "web")}
-    learned = [{"m": path} for path in (folder / "finetune/m/history.parquet", folder / "finetune/m/lr.json", folder / "selected/m.json")]
+    learned = [
+        {"m": path}
+        for path in (
+            folder / "finetune/m/history.parquet",
+            folder / "finetune/m/lr.json",
+            folder / "selected/m.json",
+        )
+    ]
     outs = {kind: out / f"diagnostics.{kind}" for kind in ("csv", "md", "txt")}
     splits = folder / "splits"
-    write_diagnostics(job, indexes, splits / "train.parquet", splits / "val.parquet", folder / "classes.parquet", folder / "clip.json", *learned, outs)
+    write_diagnostics(
+        job,
+        indexes,
+        splits / "train.parquet",
+        splits / "val.parquet",
+        folder / "classes.parquet",
+        folder / "clip.json",
+        *learned,
+        outs,
+    )
     return read_rows(outs["csv"])
 
 
@@ -442,7 +558,11 @@ def test_wrong_labels_show_in_the_agreement_and_within_classes_not_in_the_style(
     assert right.agreement_judge_percent is not None and wrong.agreement_judge_percent is not None
     assert wrong.agreement_judge_percent < 20 < 70 < right.agreement_judge_percent
     assert wrong.agreement_clip_percent < 20 < 50 < right.agreement_clip_percent
-    assert wrong.style_mmd2 is not None and wrong.style_mmd2_within_class is not None and right.style_mmd2_within_class is not None
+    assert (
+        wrong.style_mmd2 is not None
+        and wrong.style_mmd2_within_class is not None
+        and right.style_mmd2_within_class is not None
+    )
     assert wrong.style_mmd2_within_class > 0.1 > wrong.style_mmd2
     assert wrong.style_mmd2_within_class > 5 * abs(right.style_mmd2_within_class)
 
@@ -453,8 +573,16 @@ def test_another_style_shows_in_the_distance(rows: dict[str, Row]) -> None:
     assert web.style_mmd2 > 5 * abs(floor.style_mmd2)
     assert web.diversity is not None and floor.diversity is not None and web.diversity > floor.diversity
     assert rows["real:train"].style_mmd2 is None and rows["real:train"].style_mmd2_within_class is None
-    assert web.coverage_percent is not None and floor.coverage_percent is not None and web.coverage_percent < floor.coverage_percent
-    assert web.precision_percent is not None and floor.precision_percent is not None and web.precision_percent < floor.precision_percent
+    assert (
+        web.coverage_percent is not None
+        and floor.coverage_percent is not None
+        and web.coverage_percent < floor.coverage_percent
+    )
+    assert (
+        web.precision_percent is not None
+        and floor.precision_percent is not None
+        and web.precision_percent < floor.precision_percent
+    )
     assert rows["real:train"].coverage_percent is None and rows["real:train"].precision_percent is None
 
 
@@ -476,7 +604,11 @@ def test_every_format_has_every_row_and_the_footer(finished_study: Path, rows: d
     frame = pd.read_csv(tables / "diagnostics.csv", comment="#")
     assert frame.style_mmd2[4] == rows["web"].style_mmd2
     plain = " ".join((tables / "diagnostics.txt").read_text(encoding="utf-8").split())
-    notes = [line[2:] for line in (tables / "diagnostics.csv").read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
+    notes = [
+        line[2:]
+        for line in (tables / "diagnostics.csv").read_text(encoding="utf-8").splitlines()
+        if line.startswith("# ")
+    ]
     assert len(notes) == 12 and all(" ".join(note.split()) in plain for note in notes)
     assert "0.8000 to 0.4000 1 val_loss (epoch 1.5)" in plain
     markdown = (tables / "diagnostics.md").read_text(encoding="utf-8").splitlines()
@@ -492,7 +624,11 @@ def test_without_a_judge_its_column_is_empty(finished_study: Path, tmp_path: Pat
 def test_an_index_of_other_labels_is_refused(finished_study: Path, tmp_path: Path) -> None:
     folder = finished_study
     index = read_index(folder / "shards/m/selected/index.parquet")
-    other = index.set_column(1, index.schema.field(1), pa.array([(label + 1) % 10 for label in index.column("label").to_pylist()], pa.int32()))
+    other = index.set_column(
+        1,
+        index.schema.field(1),
+        pa.array([(label + 1) % 10 for label in index.column("label").to_pylist()], pa.int32()),
+    )
     pq.write_table(other, tmp_path / "index.parquet")
     job = Job(study(), Store(folder / ".store"), 1)
     splits = folder / "splits"

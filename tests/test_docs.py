@@ -19,8 +19,21 @@ from augbench import __version__
 from augbench.cli import parser
 from augbench.config.study import merge, parse_study, read_yaml
 
-PAGES = sorted([PROJECT / "README.md", *(PROJECT / "docs").glob("*.md"), *(PROJECT / "resources").rglob("README.md"), PROJECT / "benchmarks/README.md"])
-FOLDERS = "|".join(sorted(path.name for path in PROJECT.iterdir() if path.is_dir() and not path.name.startswith(".") and path.name != "results"))
+PAGES = sorted(
+    [
+        PROJECT / "README.md",
+        *(PROJECT / "docs").glob("*.md"),
+        *(PROJECT / "resources").rglob("README.md"),
+        PROJECT / "benchmarks/README.md",
+    ]
+)
+FOLDERS = "|".join(
+    sorted(
+        path.name
+        for path in PROJECT.iterdir()
+        if path.is_dir() and not path.name.startswith(".") and path.name != "results"
+    )
+)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`]+)`")
@@ -39,7 +52,12 @@ def anchors(page: Path) -> set[str]:
 def commands(page: Path, programs: str) -> Iterator[list[str]]:
     """The words of each command of some programs that a page shows, in a line of code or a block of it."""
     text = page.read_text(encoding="utf-8")
-    lines = [line for language, block in BLOCK.findall(text) if language in ("", "sh") for line in block.splitlines()]
+    lines = [
+        line
+        for language, block in BLOCK.findall(text)
+        if language in ("", "sh")
+        for line in block.splitlines()
+    ]
     spans = [" ".join(span.split()) for span in SPAN.findall(BLOCK.sub("", text))]
     for line in [*lines, *spans]:
         if found := re.match(rf"(?:\w+=\S+ +)*(?:\.venv/bin/)?((?:{programs}) .*)", line):
@@ -80,7 +98,9 @@ def test_every_path_of_the_repository_that_is_named_is_there(page: Path) -> None
 
 @every_page
 def test_every_target_of_make_that_is_shown_is_in_the_makefile(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(
+        re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     shown = {word for command in commands(page, "make") for word in command[1:] if "=" not in word}
     assert "demo" in targets and shown <= targets
 
@@ -120,14 +140,24 @@ def test_every_snippet_of_config_is_what_the_schema_takes(page: Path) -> None:
         (test_every_link_to_a_file_of_ours_resolves, "# One\n[a](#two)", "#two"),
         (test_every_path_of_the_repository_that_is_named_is_there, "`config/nothing.yaml`", "nothing"),
         (test_every_target_of_make_that_is_shown_is_in_the_makefile, "`make coffee`", "coffee"),
-        (test_every_augbench_command_that_is_shown_is_understood, "```sh\naugbench check --speed 3\n```", "speed"),
-        (test_every_snakemake_command_that_is_shown_is_understood, "`snakemake --configfile my.yaml figure1`", "figure1 is no config"),
+        (
+            test_every_augbench_command_that_is_shown_is_understood,
+            "```sh\naugbench check --speed 3\n```",
+            "speed",
+        ),
+        (
+            test_every_snakemake_command_that_is_shown_is_understood,
+            "`snakemake --configfile my.yaml figure1`",
+            "figure1 is no config",
+        ),
         (test_every_snakemake_command_that_is_shown_is_understood, "`snakemake --speed 3`", "speed"),
         (test_every_snippet_of_config_is_what_the_schema_takes, "```yaml\nclip: {modle: a}\n```", "modle"),
     ],
     ids=["link", "anchor", "path", "make", "augbench", "target", "option", "config"],
 )
-def test_these_checks_find_what_is_wrong(check: Callable[[Path], None], text: str, message: str, tmp_path: Path) -> None:
+def test_these_checks_find_what_is_wrong(
+    check: Callable[[Path], None], text: str, message: str, tmp_path: Path
+) -> None:
     page = tmp_path / "page.md"
     page.write_text(text + "\n")
     with pytest.raises(Exception, match=message):
@@ -135,7 +165,10 @@ def test_these_checks_find_what_is_wrong(check: Callable[[Path], None], text: st
 
 
 def test_every_page_of_docs_is_in_the_index() -> None:
-    linked = {link.partition("#")[0] for link in LINK.findall((PROJECT / "docs/README.md").read_text(encoding="utf-8"))}
+    linked = {
+        link.partition("#")[0]
+        for link in LINK.findall((PROJECT / "docs/README.md").read_text(encoding="utf-8"))
+    }
     assert {path.name for path in (PROJECT / "docs").glob("*.md")} - {"README.md"} <= linked
     assert "docs/README.md" in LINK.findall((PROJECT / "README.md").read_text(encoding="utf-8"))
 

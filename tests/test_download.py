@@ -23,7 +23,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import PROJECT
-from hostile_server import BAD, GOOD, KINDS, NEVER_ASKED, HostileServer, encoded, hostile_server, kind_of, picture
+from hostile_server import (
+    BAD,
+    GOOD,
+    KINDS,
+    NEVER_ASKED,
+    HostileServer,
+    encoded,
+    hostile_server,
+    kind_of,
+    picture,
+)
 from PIL import Image
 
 from augbench.errors import UserError
@@ -35,7 +45,14 @@ from augbench.retrieval.web.download import download
 from augbench.retrieval.web.fates import DEAD_HTTP, FATES, FETCHED, Ended, Limits, is_transient
 from augbench.retrieval.web.fetch import Fetcher, open_session, opted_out
 
-LOOPBACK = Limits(concurrency=64, per_host=64, timeout_s=5, max_bytes=1_000_000, backoff_s=0.05, allow_private=("127.0.0.1/32",))
+LOOPBACK = Limits(
+    concurrency=64,
+    per_host=64,
+    timeout_s=5,
+    max_bytes=1_000_000,
+    backoff_s=0.05,
+    allow_private=("127.0.0.1/32",),
+)
 QUICK = [kind for kind in KINDS if KINDS[kind] != "timeout"]
 
 
@@ -78,8 +95,17 @@ def fate(url: str, cache: Cache, limits: Limits = LOOPBACK) -> str:
 
 def python(code: str, *arguments: str) -> subprocess.Popen[str]:
     """Run code that has this file's imports at hand, in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT / "src"), str(PROJECT / "tests")])}
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(PROJECT / "src"), str(PROJECT / "tests")]),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 # --- fates ------------------------------------------------------------------------------------------------------------
@@ -87,7 +113,11 @@ def python(code: str, *arguments: str) -> subprocess.Popen[str]:
 
 def test_every_one_of_2000_urls_has_its_fate(visited: Visited) -> None:
     web = visited.web
-    wrong = {web.kind(i): (url, visited.found[url].fate) for i, url in enumerate(web.urls()) if visited.found[url].fate != KINDS[web.kind(i)]}
+    wrong = {
+        web.kind(i): (url, visited.found[url].fate)
+        for i, url in enumerate(web.urls())
+        if visited.found[url].fate != KINDS[web.kind(i)]
+    }
     assert wrong == {}
     assert {web.kind(index) for index in range(web.count)} == set(KINDS), "every kind occurs"
 
@@ -107,7 +137,10 @@ def test_about_a_third_of_the_hostile_web_is_bad() -> None:
 
 
 def test_every_fate_has_a_meaning(visited: Visited) -> None:
-    named = {found.fate if not found.fate.startswith("dead: HTTP") else DEAD_HTTP for found in visited.found.values()}
+    named = {
+        found.fate if not found.fate.startswith("dead: HTTP") else DEAD_HTTP
+        for found in visited.found.values()
+    }
     assert named <= set(FATES)
 
 
@@ -151,7 +184,20 @@ def test_answers_that_invite_it_are_asked_for_again_and_no_others(visited: Visit
         by_kind.setdefault(web.kind(index), set()).add(requests.get(index, 0))
     assert by_kind["500"] == {3} and by_kind["500_then_200"] == by_kind["429_then_200"] == {2}
     assert by_kind["429_for_an_hour"] == {1}, "an hour is beyond the deadline"
-    once = set(KINDS) - NEVER_ASKED - {"500", "500_then_200", "429_then_200", "reset", "cut", "not_http", "redirect_circle", "redirect_self"}
+    once = (
+        set(KINDS)
+        - NEVER_ASKED
+        - {
+            "500",
+            "500_then_200",
+            "429_then_200",
+            "reset",
+            "cut",
+            "not_http",
+            "redirect_circle",
+            "redirect_self",
+        }
+    )
     assert {kind: by_kind[kind] for kind in once} == {kind: {1} for kind in once}
     assert {kind: by_kind[kind] for kind in NEVER_ASKED} == {kind: {0} for kind in NEVER_ASKED}
 
@@ -167,12 +213,33 @@ def test_https_on_a_port_without_tls_is_dead(plain: HostileServer, cache: Cache)
     assert fate(plain.url(0).replace("http:", "https:"), cache) == "dead: TLS"
 
 
-@pytest.mark.parametrize("text", ["", "photo.jpg", "/etc/passwd", "C:\\photo.jpg", "data:image/png;base64,AAAA", "javascript:alert(1)", "gopher://127.0.0.1/"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "photo.jpg",
+        "/etc/passwd",
+        "C:\\photo.jpg",
+        "data:image/png;base64,AAAA",
+        "javascript:alert(1)",
+        "gopher://127.0.0.1/",
+    ],
+)
 def test_only_http_and_https_are_asked(text: str, cache: Cache) -> None:
     assert fate(text, cache) == "refused scheme"
 
 
-@pytest.mark.parametrize("text", ["http://", "http:///photo.jpg", "http://host:99999/", "http://[::1/", "http://" + "a" * 64 + ".org/", "http://\udcff.org/"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://",
+        "http:///photo.jpg",
+        "http://host:99999/",
+        "http://[::1/",
+        "http://" + "a" * 64 + ".org/",
+        "http://\udcff.org/",
+    ],
+)
 def test_what_is_no_url_is_called_so(text: str, cache: Cache) -> None:
     assert fate(text, cache) == "bad URL"
     assert cache.get(text) is not None
@@ -200,7 +267,12 @@ def test_the_limit_on_bytes_counts_what_a_compressed_transfer_unpacks_to(cache: 
 
 
 def test_limits_on_size_hold_at_their_edges(plain: HostileServer, cache: Cache) -> None:
-    cases = [({"min_side": 48}, FETCHED), ({"min_side": 49}, "too small"), ({"max_pixels": 3072}, FETCHED), ({"max_pixels": 3071}, "too many pixels")]
+    cases = [
+        ({"min_side": 48}, FETCHED),
+        ({"min_side": 49}, "too small"),
+        ({"max_pixels": 3072}, FETCHED),
+        ({"max_pixels": 3071}, "too many pixels"),
+    ]
     for index, (limits, expected) in enumerate(cases):
         assert fate(plain.url(index), cache, replace(LOOPBACK, **limits)) == expected  # type: ignore[arg-type]
 
@@ -220,7 +292,9 @@ def test_what_was_refused_under_other_limits_is_asked_for_again(cache: Cache) ->
         url = web.url(0)
         assert [fate(url, cache) for _ in range(2)] == ["opt-out"] * 2 and web.stats()["total"] == 1
         assert fate(url, cache, replace(LOOPBACK, respect_opt_out=False)) == FETCHED
-        assert fate(url, cache) == "opt-out", "an image that was fetched in spite of its header is not used once headers count"
+        assert fate(url, cache) == "opt-out", (
+            "an image that was fetched in spite of its header is not used once headers count"
+        )
 
 
 def test_at_most_so_many_images_of_a_host_are_in_flight(cache: Cache) -> None:
@@ -239,19 +313,38 @@ def test_waiting_for_a_hosts_turn_does_not_count_against_the_deadline() -> None:
                 return [row.fate for row, _ in await asyncio.gather(*map(fetcher.fetch, urls))]
 
     with hostile_server(4, kinds=["slow"]) as web:
-        assert asyncio.run(fetch_at_once(web.urls(), replace(LOOPBACK, timeout_s=2.5, per_host=1))) == [FETCHED] * 4
+        assert (
+            asyncio.run(fetch_at_once(web.urls(), replace(LOOPBACK, timeout_s=2.5, per_host=1)))
+            == [FETCHED] * 4
+        )
         assert web.stats()["most_in_flight"] == 1
 
 
 @pytest.mark.parametrize(
-    "tags", [["noai"], ["NoAI, NoImageAI"], ["max-snippet:5", "noindex"], ["otherbot: noimageindex"], ["none"], ["nofollow, otherbot: noai"]]
+    "tags",
+    [
+        ["noai"],
+        ["NoAI, NoImageAI"],
+        ["max-snippet:5", "noindex"],
+        ["otherbot: noimageindex"],
+        ["none"],
+        ["nofollow, otherbot: noai"],
+    ],
 )
 def test_an_opt_out_is_respected_however_it_is_written(tags: list[str]) -> None:
     assert opted_out(tags)
 
 
 @pytest.mark.parametrize(
-    "tags", [[], ["all"], ["nofollow"], ["max-image-preview:large"], ["unavailable_after: 25 Jun 2030 15:00:00 GMT"], ["noarchive, nosnippet"]]
+    "tags",
+    [
+        [],
+        ["all"],
+        ["nofollow"],
+        ["max-image-preview:large"],
+        ["unavailable_after: 25 Jun 2030 15:00:00 GMT"],
+        ["noarchive, nosnippet"],
+    ],
 )
 def test_other_robots_tags_are_no_opt_out(tags: list[str]) -> None:
     assert not opted_out(tags)
@@ -259,7 +352,17 @@ def test_other_robots_tags_are_no_opt_out(tags: list[str]) -> None:
 
 # --- addresses --------------------------------------------------------------------------------------------------------
 
-PUBLIC = ["8.8.8.8", "93.184.216.34", "172.15.0.1", "172.32.0.1", "100.63.0.1", "2001:4860:4860::8888", "64:ff9b::808:808", "2002:808:808::1", "::ffff:8.8.8.8"]
+PUBLIC = [
+    "8.8.8.8",
+    "93.184.216.34",
+    "172.15.0.1",
+    "172.32.0.1",
+    "100.63.0.1",
+    "2001:4860:4860::8888",
+    "64:ff9b::808:808",
+    "2002:808:808::1",
+    "::ffff:8.8.8.8",
+]
 NOT_PUBLIC = [
     "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "127.0.0.1", "127.8.9.10", "169.254.169.254", "172.16.0.1", "172.31.255.255", "192.0.2.1", "192.168.1.1",
     "198.18.0.1", "224.0.0.1", "239.255.255.255", "240.0.0.1", "255.255.255.255", "::", "::1", "::ffff:10.0.0.1", "::ffff:127.0.0.1", "::ffff:169.254.169.254",
@@ -284,19 +387,42 @@ def test_an_address_in_a_url_is_refused_before_anything_is_sent(address: str, ca
     assert fate(f"http://{host}/a.jpg", cache, replace(LOOPBACK, allow_private=())) == "refused address"
 
 
-@pytest.mark.parametrize("host", ["2130706433", "0x7f000001", "0177.0.0.1", "127.1", "0x7f.0.0.1", "017700000001", "0", "134744072", "①②⑦.0.0.1"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "127.1",
+        "0x7f.0.0.1",
+        "017700000001",
+        "0",
+        "134744072",
+        "①②⑦.0.0.1",
+    ],
+)
 def test_an_address_in_disguise_is_refused(host: str, cache: Cache) -> None:
     assert fate(f"http://{host}/a.jpg", cache, replace(LOOPBACK, allow_private=())) == "refused address"
 
 
 def test_a_network_that_is_allowed_allows_nothing_beside_it() -> None:
     networks = Limits(allow_private=("127.0.0.1/32", "10.1.0.0/16")).networks()
-    assert may_connect("127.0.0.1", networks) and may_connect("10.1.2.3", networks) and may_connect("::ffff:10.1.2.3", networks)
-    assert not may_connect("127.0.0.2", networks) and not may_connect("10.2.0.1", networks) and not may_connect("::1", networks)
+    assert (
+        may_connect("127.0.0.1", networks)
+        and may_connect("10.1.2.3", networks)
+        and may_connect("::ffff:10.1.2.3", networks)
+    )
+    assert (
+        not may_connect("127.0.0.2", networks)
+        and not may_connect("10.2.0.1", networks)
+        and not may_connect("::1", networks)
+    )
 
 
 def test_a_network_that_is_none_is_named(cache: Cache) -> None:
-    with pytest.raises(UserError, match=r"allow_private: .*127\.0\.0\.1/33.*give networks such as 127\.0\.0\.0/8"):
+    with pytest.raises(
+        UserError, match=r"allow_private: .*127\.0\.0\.1/33.*give networks such as 127\.0\.0\.0/8"
+    ):
         download(["http://a/"], cache, Limits(allow_private=("127.0.0.1/33",)))
 
 
@@ -322,15 +448,26 @@ def named(web: HostileServer, name: str, index: int = 0) -> str:
     return web.url(index).replace("127.0.0.1", f"{name}.test")
 
 
-def test_a_name_is_looked_up_and_its_address_checked(plain: HostileServer, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = Names(good=[["127.0.0.1"]], private=[["10.0.0.1"]], mixed=[["127.0.0.1", "192.168.0.1"]], six=[["::1"]], mapped=[["::ffff:10.0.0.1"]])
+def test_a_name_is_looked_up_and_its_address_checked(
+    plain: HostileServer, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = Names(
+        good=[["127.0.0.1"]],
+        private=[["10.0.0.1"]],
+        mixed=[["127.0.0.1", "192.168.0.1"]],
+        six=[["::1"]],
+        mapped=[["::ffff:10.0.0.1"]],
+    )
     monkeypatch.setattr(addresses, "lookup", names)
     found = download([named(plain, name) for name in names.answers], cache, LOOPBACK)
     assert [row.fate for row in found.values()] == [FETCHED, *["refused address"] * 4]
 
 
 def test_localhost_is_refused_by_its_address(cache: Cache) -> None:
-    assert fate("http://localhost/a.jpg", cache, replace(LOOPBACK, allow_private=())) in ("refused address", "dead: DNS")
+    assert fate("http://localhost/a.jpg", cache, replace(LOOPBACK, allow_private=())) in (
+        "refused address",
+        "dead: DNS",
+    )
 
 
 def test_a_name_that_changes_its_address_between_check_and_connection_gains_nothing(
@@ -351,7 +488,9 @@ def test_a_name_that_changes_its_address_between_check_and_connection_gains_noth
 
     monkeypatch.setattr(fetch, "guarded_socket", watched)
     assert fate(named(plain, "flips", 0), cache) == FETCHED
-    assert (opened, names.asked["flips"]) == (["127.0.0.1"], 1), "the address that was checked is the one that was connected to"
+    assert (opened, names.asked["flips"]) == (["127.0.0.1"], 1), (
+        "the address that was checked is the one that was connected to"
+    )
     assert fate(named(plain, "flips", 1), cache) == "refused address"
     assert (opened, names.asked["flips"]) == (["127.0.0.1"], 2)
 
@@ -360,7 +499,11 @@ def test_no_socket_is_opened_to_a_refused_address_whoever_asks() -> None:
     open_socket = guarded_socket(LOOPBACK.networks())
     with open_socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 80))) as allowed:
         assert allowed.family == socket.AF_INET
-    for family, address in ((socket.AF_INET, ("10.0.0.1", 80)), (socket.AF_INET, ("127.0.0.2", 80)), (socket.AF_INET6, ("::1", 80, 0, 0))):
+    for family, address in (
+        (socket.AF_INET, ("10.0.0.1", 80)),
+        (socket.AF_INET, ("127.0.0.2", 80)),
+        (socket.AF_INET6, ("::1", 80, 0, 0)),
+    ):
         with pytest.raises(Ended, match="refused address"):
             open_socket((family, socket.SOCK_STREAM, 0, "", address))
 
@@ -372,21 +515,30 @@ def test_a_redirect_to_a_private_address_is_refused_though_the_first_host_is_all
         assert web.stats()["requests"] == {0: 1}
 
 
-def test_names_without_a_host_are_dead_and_silent_name_servers_may_answer_another_day(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = Names(gone=[socket.gaierror(socket.EAI_NONAME, "no such host")], silent=[socket.gaierror(socket.EAI_AGAIN, "no answer")])
+def test_names_without_a_host_are_dead_and_silent_name_servers_may_answer_another_day(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = Names(
+        gone=[socket.gaierror(socket.EAI_NONAME, "no such host")],
+        silent=[socket.gaierror(socket.EAI_AGAIN, "no answer")],
+    )
     monkeypatch.setattr(addresses, "lookup", names)
     assert fate("http://gone.test/a.jpg", cache) == "dead: DNS" and names.asked["gone"] == 1
     assert fate("http://silent.test/a.jpg", cache) == "dead: DNS, for now" and names.asked["silent"] == 3
     assert is_transient("dead: DNS, for now") and not is_transient("dead: DNS")
 
 
-def test_no_proxy_of_the_environment_is_asked(plain: HostileServer, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_of_the_environment_is_asked(
+    plain: HostileServer, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{plain.closed_port}")
     assert fate(plain.url(0), cache) == FETCHED
 
 
-def test_a_machine_without_a_way_to_the_web_is_told_so(cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_machine_without_a_way_to_the_web_is_told_so(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(addresses, "lookup", Names(a=[socket.gaierror(socket.EAI_AGAIN, "no answer")]))
     with caplog.at_level(logging.WARNING):
         download([f"http://a.test/{i}.jpg" for i in range(20)], cache, LOOPBACK)
@@ -435,7 +587,9 @@ def test_after_kill_9_only_what_was_in_flight_is_asked_for_again(tmp_path: Path)
     limits = replace(LOOPBACK, concurrency=16)
     path, job = tmp_path / "images.sqlite", tmp_path / "job.json"
     with hostile_server(600, seed=2, kinds=QUICK) as web:
-        job.write_text(json.dumps([web.urls(), {name: getattr(limits, name) for name in limits.__dataclass_fields__}]))
+        job.write_text(
+            json.dumps([web.urls(), {name: getattr(limits, name) for name in limits.__dataclass_fields__}])
+        )
         process = python(KILLED, str(path), str(job))
         while web.stats()["total"] < 250:
             assert process.poll() is None, process.communicate()[1]
@@ -482,7 +636,11 @@ def test_forgotten_files_give_their_space_back_and_are_fetched_again_when_asked_
         cache.forget_bytes(web.urls()[10:])
         assert cache.path.stat().st_size < before / 4
         forgotten = cache.get(web.url(20))
-        assert forgotten is not None and (forgotten.fate, forgotten.held, forgotten.width) == (FETCHED, False, 200)
+        assert forgotten is not None and (forgotten.fate, forgotten.held, forgotten.width) == (
+            FETCHED,
+            False,
+            200,
+        )
         with pytest.raises(KeyError):
             cache.image(web.url(20))
         assert cache.content(web.url(5)) == large(5)
@@ -492,7 +650,9 @@ def test_forgotten_files_give_their_space_back_and_are_fetched_again_when_asked_
 
 def large(index: int) -> bytes:
     """An incompressible image of 120 kB."""
-    return encoded(Image.fromarray(np.random.default_rng(index).integers(0, 256, (200, 200, 3), dtype=np.uint8)), "BMP")
+    return encoded(
+        Image.fromarray(np.random.default_rng(index).integers(0, 256, (200, 200, 3), dtype=np.uint8)), "BMP"
+    )
 
 
 def test_transient_fates_are_tried_again_when_asked_for_and_final_ones_are_not(cache: Cache) -> None:
@@ -501,18 +661,24 @@ def test_transient_fates_are_tried_again_when_asked_for_and_final_ones_are_not(c
         asked = web.stats()["requests"]
         assert download(web.urls(), cache, LOOPBACK) == first and web.stats()["requests"] == asked
         download(web.urls(), cache, LOOPBACK, retry_transient=True)
-        assert web.stats()["requests"] == {index: count * 2 if web.kind(index) == "500" else count for index, count in asked.items()}
+        assert web.stats()["requests"] == {
+            index: count * 2 if web.kind(index) == "500" else count for index, count in asked.items()
+        }
 
 
 def test_a_cancelled_download_returns_what_it_has_and_goes_on_where_it_was(cache: Cache) -> None:
     with hostile_server(200, kinds=["jpeg"]) as web:
-        found = download(web.urls(), cache, replace(LOOPBACK, concurrency=4), cancel=lambda: cache.fates().total() >= 50)
+        found = download(
+            web.urls(), cache, replace(LOOPBACK, concurrency=4), cancel=lambda: cache.fates().total() >= 50
+        )
         assert 50 <= len(found) < 70 and {row.fate for row in found.values()} == {FETCHED}
         assert len(download(web.urls(), cache, LOOPBACK)) == 200
         assert sum(count - 1 for count in web.stats()["requests"].values()) <= 4
 
 
-def test_progress_counts_urls_and_those_known_before_as_done(plain: HostileServer, cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
+def test_progress_counts_urls_and_those_known_before_as_done(
+    plain: HostileServer, cache: Cache, caplog: pytest.LogCaptureFixture
+) -> None:
     download(plain.urls()[:30], cache, LOOPBACK)
     progress = Progress("web", 40, "image")
     with caplog.at_level(logging.INFO):
@@ -612,7 +778,9 @@ def megabyte(index: int) -> bytes:
 
 
 @pytest.mark.full
-@pytest.mark.skipif("AUGBENCH_LARGE" not in os.environ, reason="minutes of downloads; set AUGBENCH_LARGE=1 to run it")
+@pytest.mark.skipif(
+    "AUGBENCH_LARGE" not in os.environ, reason="minutes of downloads; set AUGBENCH_LARGE=1 to run it"
+)
 def test_50000_urls_have_their_fates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     limits = replace(LOOPBACK, timeout_s=6)
     with hostile_server(50_000, seed=3) as web, Cache(tmp_path / "images.sqlite") as cache:
@@ -620,11 +788,19 @@ def test_50000_urls_have_their_fates(tmp_path: Path, capsys: pytest.CaptureFixtu
         found = download(urls, cache, limits)
         seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         stats = web.stats()
-        wrong = {url: (row.fate, fate) for (url, row), fate in zip(found.items(), web.expected().values(), strict=True) if row.fate != fate}
+        wrong = {
+            url: (row.fate, fate)
+            for (url, row), fate in zip(found.items(), web.expected().values(), strict=True)
+            if row.fate != fate
+        }
         size = cache.path.stat().st_size
     with capsys.disabled():
-        print(f"\n50,000 URLs in {seconds:.0f} s, {50_000 / seconds:.0f} per second; {stats['total']} requests, at most {stats['most_in_flight']} at a time")
-        print(f"peak memory {peak / 1024:.0f} MiB, {before / 1024:.0f} MiB before; cache {size / 2**20:.0f} MiB")
+        print(
+            f"\n50,000 URLs in {seconds:.0f} s, {50_000 / seconds:.0f} per second; {stats['total']} requests, at most {stats['most_in_flight']} at a time"
+        )
+        print(
+            f"peak memory {peak / 1024:.0f} MiB, {before / 1024:.0f} MiB before; cache {size / 2**20:.0f} MiB"
+        )
         for name, count in Counter(row.fate for row in found.values()).most_common():
             print(f"{count:7d} {name}")
     assert wrong == {}

@@ -16,12 +16,26 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ("requirements.lock", "bootstrap.lock")
-DESIGN_CARD = ["snakemake", "torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "clip-retrieval", "pyarrow", "pytest"]
+DESIGN_CARD = [
+    "snakemake",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "open_clip_torch",
+    "clip-retrieval",
+    "pyarrow",
+    "pytest",
+]
 
 
 def lock_entries(name: str) -> list[tuple[Requirement, int]]:
     """Every entry of a lock with the number of its hashes."""
-    text = "\n".join(line for line in (ROOT / "envs" / name).read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
+    text = "\n".join(
+        line
+        for line in (ROOT / "envs" / name).read_text(encoding="utf-8").splitlines()
+        if not line.startswith("#")
+    )
     entries = [entry.split(" --hash=sha256:") for entry in re.sub(r"\s*\\\n\s*", " ", text).splitlines()]
     return [(Requirement(pin), len(hashes)) for pin, *hashes in entries]
 
@@ -31,29 +45,43 @@ def pins() -> dict[str, list[str]]:
     """Version by name in requirements.lock; several where markers choose between them."""
     found: dict[str, list[str]] = {}
     for requirement, _ in lock_entries("requirements.lock"):
-        found.setdefault(canonicalize_name(requirement.name), []).append(str(requirement.specifier).removeprefix("=="))
+        found.setdefault(canonicalize_name(requirement.name), []).append(
+            str(requirement.specifier).removeprefix("==")
+        )
     return found
 
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_every_entry_of_a_lock_is_pinned_and_hashed(lock):
-    loose = [str(requirement) for requirement, hashes in lock_entries(lock) if not hashes or not re.fullmatch(r"==[^,*]+", str(requirement.specifier))]
+    loose = [
+        str(requirement)
+        for requirement, hashes in lock_entries(lock)
+        if not hashes or not re.fullmatch(r"==[^,*]+", str(requirement.specifier))
+    ]
     assert loose == []
 
 
 @pytest.mark.parametrize("file", [*LOCKS, "conda.yaml"])
 def test_no_file_of_pins_names_an_address_or_a_folder_of_some_machine(file):
     text = (ROOT / "envs" / file).read_text(encoding="utf-8")
-    assert re.findall(r"\S*://\S*|--(?:extra-)?index-url.*|--find-links.*|(?<![\w.])/(?:home|root|tmp|work)\S*", text) == []
+    assert (
+        re.findall(
+            r"\S*://\S*|--(?:extra-)?index-url.*|--find-links.*|(?<![\w.])/(?:home|root|tmp|work)\S*", text
+        )
+        == []
+    )
 
 
 def test_every_dependency_is_pinned_inside_its_range(pins):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["dev"]]]
+    wanted = [
+        Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    ]
     wrong = [
         f"{requirement}: {pins.get(canonicalize_name(requirement.name), 'not in the lock')}"
         for requirement in wanted
-        if not (found := pins.get(canonicalize_name(requirement.name))) or not all(map(requirement.specifier.contains, found))
+        if not (found := pins.get(canonicalize_name(requirement.name)))
+        or not all(map(requirement.specifier.contains, found))
     ]
     assert wrong == [], "run `make lock`"
 
@@ -64,13 +92,17 @@ def test_the_lock_holds_the_packages_that_the_study_is_built_on(pins, name):
 
 
 def test_packages_without_a_wheel_are_built_with_the_setuptools_that_is_installed(pins):
-    assert [str(requirement.specifier) for requirement, _ in lock_entries("bootstrap.lock") if requirement.name == "setuptools"] == [
-        f"=={version}" for version in pins["setuptools"]
-    ]
+    assert [
+        str(requirement.specifier)
+        for requirement, _ in lock_entries("bootstrap.lock")
+        if requirement.name == "setuptools"
+    ] == [f"=={version}" for version in pins["setuptools"]]
 
 
 def test_the_conda_file_is_what_its_script_makes_of_the_lock():
-    made = subprocess.run([sys.executable, ROOT / "envs" / "make_conda.py"], check=True, capture_output=True, text=True).stdout
+    made = subprocess.run(
+        [sys.executable, ROOT / "envs" / "make_conda.py"], check=True, capture_output=True, text=True
+    ).stdout
     assert (ROOT / "envs" / "conda.yaml").read_text(encoding="utf-8") == made, "run `make lock`"
 
 
@@ -78,7 +110,9 @@ def test_the_conda_file_has_the_pins_and_markers_of_the_lock():
     import yaml
 
     conda = yaml.safe_load((ROOT / "envs" / "conda.yaml").read_text(encoding="utf-8"))
-    assert [str(Requirement(pin)) for pin in conda["dependencies"][-1]["pip"]] == [str(requirement) for requirement, _ in lock_entries("requirements.lock")]
+    assert [str(Requirement(pin)) for pin in conda["dependencies"][-1]["pip"]] == [
+        str(requirement) for requirement, _ in lock_entries("requirements.lock")
+    ]
 
 
 @pytest.fixture
@@ -93,8 +127,18 @@ def bare_tree(tmp_path: Path) -> Path:
 
 
 def set_up(tree: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHON"} | {"PATH": str(tree / "bin")} | variables
-    return subprocess.run([tree / "bin" / "bash", tree / "envs" / "setup.sh"], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    environment = (
+        {name: value for name, value in os.environ.items() if name != "PYTHON"}
+        | {"PATH": str(tree / "bin")}
+        | variables
+    )
+    return subprocess.run(
+        [tree / "bin" / "bash", tree / "envs" / "setup.sh"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def fake_python(path: Path, script: str) -> None:

@@ -20,7 +20,14 @@ from augbench.config.study import load_study, parse_study
 from augbench.errors import UserError
 
 # 10 classes with 1000 images each in the pool, as Fashion-MNIST has; figures that are easy to divide by
-RATES = {"generate": 10, "finetune_vectors": 100, "finetune_unet": 50, "classify": 1000, "embed": 500, "start": 36}
+RATES = {
+    "generate": 10,
+    "finetune_vectors": 100,
+    "finetune_unet": 50,
+    "classify": 1000,
+    "embed": 500,
+    "start": 36,
+}
 STUDY: dict[str, Any] = {
     "study": "reckoned",
     "dataset": {"kind": "fashion_mnist", "train_fraction": 0.1},
@@ -48,9 +55,19 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    figures: dict[str, Any] = {"name": "Round numbers", **{name: {"value": value, "measured": True} for name, value in RATES.items()}}
+    figures: dict[str, Any] = {
+        "name": "Round numbers",
+        **{name: {"value": value, "measured": True} for name, value in RATES.items()},
+    }
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump({"devices": {"round": figures}, "assumed": {"finetune_epochs": 10, "classifier_epochs": {"value": 50}}}))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "devices": {"round": figures},
+                "assumed": {"finetune_epochs": 10, "classifier_epochs": {"value": 50}},
+            }
+        )
+    )
     return path
 
 
@@ -83,24 +100,36 @@ def test_hours_of_generation_are_images_by_rate_and_calls_of_the_unet(table: Pat
     assert step(estimate, "generate", "prompted").images == 3000
     assert step(estimate, "generate", "prompted").gpu_hours == pytest.approx(3000 / 10 / 3600 + 2 * 36 / 3600)
     # 17% of 300 steps, no guidance: 51 calls, where the table's images take 51 x 2
-    assert step(estimate, "generate", "boomerang").gpu_hours == pytest.approx(3000 * 0.5 / 10 / 3600 + 2 * 36 / 3600)
+    assert step(estimate, "generate", "boomerang").gpu_hours == pytest.approx(
+        3000 * 0.5 / 10 / 3600 + 2 * 36 / 3600
+    )
 
 
-def test_part_0_of_a_fine_tuned_method_is_its_winners_and_a_row_that_draws_makes_the_pool_larger(table: Path) -> None:
+def test_part_0_of_a_fine_tuned_method_is_its_winners_and_a_row_that_draws_makes_the_pool_larger(
+    table: Path,
+) -> None:
     estimate = estimate_of(table)
     assert step(estimate, "candidates", "learned").images == 2 * 10 * 100
     # parts 1 and 2 of the pool, and 200 images more for the row `larger`
     assert step(estimate, "generate", "learned").images == 10 * (500 - 100)
     assert step(estimate, "generate", "learned_lr3").images == 10 * (300 - 100)
-    assert not [found for found in estimate.steps if found.method == "larger" and found.stage not in ("resample", "classify")]
+    assert not [
+        found
+        for found in estimate.steps
+        if found.method == "larger" and found.stage not in ("resample", "classify")
+    ]
 
 
 def test_hours_of_fine_tuning_are_images_seen_by_rate(table: Path) -> None:
     estimate = estimate_of(table)
     # 10 epochs at 2 learning rates of 1000 training images and, forward only, 1000 validation images; one job for each rate
-    assert step(estimate, "finetune", "learned").gpu_hours == pytest.approx(10 * 2 * (1000 + 1000 / 3) / 50 / 3600 + 2 * 36 / 3600)
+    assert step(estimate, "finetune", "learned").gpu_hours == pytest.approx(
+        10 * 2 * (1000 + 1000 / 3) / 50 / 3600 + 2 * 36 / 3600
+    )
     # the U-Net is frozen: classes in two jobs, at one learning rate
-    assert step(estimate, "finetune", "learned_lr3").gpu_hours == pytest.approx(10 * (1000 + 1000 / 3) / 100 / 3600 + 2 * 36 / 3600)
+    assert step(estimate, "finetune", "learned_lr3").gpu_hours == pytest.approx(
+        10 * (1000 + 1000 / 3) / 100 / 3600 + 2 * 36 / 3600
+    )
     assert [step(estimate, "finetune", name).jobs for name in ("learned", "learned_lr3")] == [2 + 1, 2 + 1]
 
 
@@ -114,9 +143,13 @@ def test_hours_of_classifiers_are_images_by_epochs_and_their_validation(table: P
     assert step(estimate, "classify", "prompted").gpu_hours == pytest.approx(hours(2000, 3, 3))
     assert step(estimate, "classify", "larger").gpu_hours == pytest.approx(hours(5000, 3, 3))
     assert step(estimate, "select", "learned").gpu_hours == pytest.approx(hours(2000, 2, 1))
-    assert step(estimate, "classify", "learned").gpu_hours == pytest.approx(hours(2000, 2, 3)), "one of the three is the winner's"
+    assert step(estimate, "classify", "learned").gpu_hours == pytest.approx(hours(2000, 2, 3)), (
+        "one of the three is the winner's"
+    )
     small = estimate_of(table, classifier={"resolution": 112, "base_width": 32, "max_epochs": 20})
-    assert step(small, "classify", "none").gpu_hours == pytest.approx(3 * 20 * (1000 + 1000 / 3) / 16 / 1000 / 3600 + 3 * 36 / 3600)
+    assert step(small, "classify", "none").gpu_hours == pytest.approx(
+        3 * 20 * (1000 + 1000 / 3) / 16 / 1000 / 3600 + 3 * 36 / 3600
+    )
 
 
 def test_downloads_are_links_that_still_give_an_image(table: Path) -> None:
@@ -124,14 +157,18 @@ def test_downloads_are_links_that_still_give_an_image(table: Path) -> None:
     # 120 images of each of 10 classes of 250 kB; the links that are dead weigh nothing; what is fetched is kept beside the shards
     assert (found.images, found.download_bytes) == (1200, pytest.approx(1200 * 250_000))
     assert found.disk_bytes == pytest.approx(1200 * (200_000 + 250_000))
-    assert step(estimate_of(table, retrieval={"download": {"keep": False}}), "retrieve", "found").disk_bytes == pytest.approx(1200 * 200_000)
+    assert step(
+        estimate_of(table, retrieval={"download": {"keep": False}}), "retrieve", "found"
+    ).disk_bytes == pytest.approx(1200 * 200_000)
 
 
 def test_the_papers_main_study_agrees_with_the_arithmetic_of_its_parts() -> None:
     estimate = estimate_study(load_study([PROJECT / "config/imagenet10.yaml"]))
     # a tenth of 1,281,167 images, rounded up in each class; 390 images of each of 1000 classes take 102 calls of 0.803 TFLOP each, and 2.5 to decode
     assert (estimate.sizes.classes, estimate.sizes.train, estimate.sizes.test) == (1000, 129_000, 50_000)
-    assert step(estimate, "generate", "clip_prompts").gpu_hours == pytest.approx(390_000 * (102 * 0.8033 + 2.5145) / (0.5 * 790) / 3600, rel=0.02)
+    assert step(estimate, "generate", "clip_prompts").gpu_hours == pytest.approx(
+        390_000 * (102 * 0.8033 + 2.5145) / (0.5 * 790) / 3600, rel=0.02
+    )
     assert step(estimate, "candidates", "imagic").images == 8 * 130 * 1000
     assert step(estimate, "generate", "pseudoword_dm").images == (3250 - 130) * 1000
     assert step(estimate, "classify", "pseudoword_dm_2500").images == 26 * 129_000
@@ -144,12 +181,21 @@ def test_a_users_table_is_read_over_the_shipped_one(tmp_path: Path, table: Path)
     assert read_throughput().device == "h200" and not read_throughput().is_measured
     mine = read_throughput(path=table)
     assert (mine.device, mine.name, mine.is_measured) == ("round", "Round numbers", True)
-    assert mine.assumed["finetune_epochs"].value == 10 and mine.assumed["png_bytes"] == read_throughput().assumed["png_bytes"]
+    assert (
+        mine.assumed["finetune_epochs"].value == 10
+        and mine.assumed["png_bytes"] == read_throughput().assumed["png_bytes"]
+    )
     assert read_throughput("a100", table).rates == read_throughput("a100").rates
     Path("results").mkdir()
-    Path("results/throughput.yaml").write_text("devices: {a100: {generate: {value: 2.5, measured: true, source: here}}}")
+    Path("results/throughput.yaml").write_text(
+        "devices: {a100: {generate: {value: 2.5, measured: true, source: here}}}"
+    )
     found = read_throughput()
-    assert (found.device, found.rates["generate"].value, found.rates["generate"].source) == ("a100", 2.5, "here")
+    assert (found.device, found.rates["generate"].value, found.rates["generate"].source) == (
+        "a100",
+        2.5,
+        "here",
+    )
     assert found.rates["classify"] == read_throughput("a100", table).rates["classify"]
 
 
@@ -186,7 +232,10 @@ def test_an_unknown_device_and_a_missing_table_are_named_in_one_line(table: Path
 def test_a_model_that_no_figure_is_known_for_gives_no_hours(table: Path) -> None:
     mini = {"model": str(PROJECT / "resources/mini/stable-diffusion"), "resolution": 32}
     estimate = estimate_of(table, diffusion=mini)
-    assert step(estimate, "generate", "prompted").gpu_hours is None and step(estimate, "finetune", "learned").gpu_hours is None
+    assert (
+        step(estimate, "generate", "prompted").gpu_hours is None
+        and step(estimate, "finetune", "learned").gpu_hours is None
+    )
     assert step(estimate, "classify", "none").gpu_hours
     assert "there is no figure for this diffusion model" in render(estimate)
 
@@ -200,7 +249,9 @@ def test_what_is_on_the_disk_is_done_and_the_rest_is_left(table: Path) -> None:
     put(*shards[:15], shards[-1])  # the first of two jobs, and one shard of the second
     part_done = step(estimate_of(table), "generate", "prompted")
     assert (part_done.jobs, part_done.jobs_done, part_done.files, part_done.files_done) == (2, 1, 30, 16)
-    assert part_done.gpu_hours is not None and part_done.gpu_hours_left == pytest.approx(part_done.gpu_hours * 14 / 30)
+    assert part_done.gpu_hours is not None and part_done.gpu_hours_left == pytest.approx(
+        part_done.gpu_hours * 14 / 30
+    )
     put(*shards)
     done = step(estimate_of(table), "generate", "prompted")
     assert (done.jobs_done, done.gpu_hours_left) == (2, 0)
@@ -216,10 +267,19 @@ def test_finished_jobs_give_the_rate_of_their_own_method_only(table: Path) -> No
     Path(folder, "generate/prompted_000.tsv").write_text("being written")
     estimate = estimate_of(table)
     generated, tuned = step(estimate, "generate", "learned"), step(estimate, "finetune", "learned_lr3")
-    assert (generated.measured, generated.jobs, generated.gpu_hours) == (True, 4, pytest.approx(4 * 1500 / 3600))
-    assert (tuned.measured, tuned.gpu_hours) == (True, pytest.approx(2 * 2.0)), "two jobs learn, the third chooses"
+    assert (generated.measured, generated.jobs, generated.gpu_hours) == (
+        True,
+        4,
+        pytest.approx(4 * 1500 / 3600),
+    )
+    assert (tuned.measured, tuned.gpu_hours) == (True, pytest.approx(2 * 2.0)), (
+        "two jobs learn, the third chooses"
+    )
     assert step(estimate, "select", "learned").gpu_hours == pytest.approx(0.5)
-    assert not any(step(estimate, *names).measured for names in (("finetune", "learned"), ("generate", "learned_lr3"), ("generate", "prompted")))
+    assert not any(
+        step(estimate, *names).measured
+        for names in (("finetune", "learned"), ("generate", "learned_lr3"), ("generate", "prompted"))
+    )
 
 
 def test_candidates_that_were_deleted_after_the_choice_are_done(table: Path) -> None:
@@ -234,9 +294,16 @@ def test_candidates_that_were_deleted_after_the_choice_are_done(table: Path) -> 
 # --- against the workflow ---------------------------------------------------------------------------------------------
 
 
-def test_jobs_and_files_are_those_of_the_workflow(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_and_files_are_those_of_the_workflow(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = copy.deepcopy(SMALL_STUDY)
-    study["methods"]["larger"] = {"mechanism": "draw", "pool": "clip_prompts", "added_per_training_image": 3, "images_per_class": 40}
+    study["methods"]["larger"] = {
+        "mechanism": "draw",
+        "pool": "clip_prompts",
+        "added_per_training_image": 3,
+        "images_per_class": 40,
+    }
     study["methods"]["retrieval"]["min_aesthetics"] = 4
     study["retrieval"] = {"aesthetics_weights": "results/weights.pth"}
     workspace.write_study(study)
@@ -245,8 +312,12 @@ def test_jobs_and_files_are_those_of_the_workflow(workspace: Workspace, monkeypa
     fetched = next(found for found in ours if found.method == "Fashion-MNIST")
     assert sum(found.jobs for found in ours) - fetched.jobs_done == sum(workspace.plan().values())
     command = [sys.executable, "-m", "snakemake", "--summary", "--configfile", "study.yaml"]
-    summary = subprocess.run(command, env=workspace.environment(), capture_output=True, text=True, check=True).stdout
-    assert sum(found.files for found in ours) == sum(line.startswith("results/") for line in summary.splitlines())
+    summary = subprocess.run(
+        command, env=workspace.environment(), capture_output=True, text=True, check=True
+    ).stdout
+    assert sum(found.files for found in ours) == sum(
+        line.startswith("results/") for line in summary.splitlines()
+    )
 
 
 def test_nothing_is_left_of_a_finished_study(current: Workspace) -> None:
@@ -258,6 +329,13 @@ def test_nothing_is_left_of_a_finished_study(current: Workspace) -> None:
 
 
 def test_the_command_says_in_one_line_what_is_wrong(workspace: Workspace) -> None:
-    for arguments, message in ((["--device", "b300"], "--device: 'b300'; allowed: h200, a100"), (["--throughput", "none.yaml"], "none.yaml: no such file")):
+    for arguments, message in (
+        (["--device", "b300"], "--device: 'b300'; allowed: h200, a100"),
+        (["--throughput", "none.yaml"], "none.yaml: no such file"),
+    ):
         done = workspace.augbench("plan", "--configfile", "study.yaml", *arguments)
-        assert done.returncode == 1 and done.stderr.startswith(f"augbench: {message}") and done.stderr.count("\n") == 1
+        assert (
+            done.returncode == 1
+            and done.stderr.startswith(f"augbench: {message}")
+            and done.stderr.count("\n") == 1
+        )

@@ -32,7 +32,9 @@ def clustered(rows: int, dimension: int, seed: int) -> np.ndarray:
     """Unit vectors around 12 centres, float16 as on disk."""
     random = np.random.default_rng(seed)
     centres = np.random.default_rng(0).normal(size=(12, dimension))
-    return unit(centres[random.integers(12, size=rows)] + random.normal(size=(rows, dimension))).astype(np.float16)
+    return unit(centres[random.integers(12, size=rows)] + random.normal(size=(rows, dimension))).astype(
+        np.float16
+    )
 
 
 QUERIES = clustered(19, D, 1).astype(np.float64)
@@ -60,7 +62,10 @@ def write_npz(folder: Path, save: Callable[..., None]) -> Path:
     folder.mkdir()
     for part, vectors in enumerate(PARTS):
         save(folder / f"{part:08d}.npz", b32_img=vectors[:, :8], l14_img=vectors, l14_txt=vectors[::-1])
-        pq.write_table(pa.table({"uid": [f"{part}-{row}" for row in range(len(vectors))], "url": urls(part)}), folder / f"{part:08d}.parquet")
+        pq.write_table(
+            pa.table({"uid": [f"{part}-{row}" for row in range(len(vectors))], "url": urls(part)}),
+            folder / f"{part:08d}.parquet",
+        )
     return folder
 
 
@@ -68,18 +73,30 @@ def write_parquet(folder: Path, kind: pa.DataType) -> Path:
     """ClickHouse's layout; row groups that no tile fits."""
     folder.mkdir()
     for part, vectors in enumerate(PARTS):
-        lists = pa.array(list(vectors if kind.value_type == pa.float16() else vectors.astype(np.float32)), kind)
-        pq.write_table(pa.table({"id": range(len(vectors)), "url": urls(part), "vector": lists}), folder / f"part{part}.parquet", row_group_size=40)
+        lists = pa.array(
+            list(vectors if kind.value_type == pa.float16() else vectors.astype(np.float32)), kind
+        )
+        pq.write_table(
+            pa.table({"id": range(len(vectors)), "url": urls(part), "vector": lists}),
+            folder / f"part{part}.parquet",
+            row_group_size=40,
+        )
     return folder
 
 
 LAYOUTS: dict[str, Callable[[Path], list[EmbeddingFile]]] = {
     "npy, float16": lambda folder: open_embeddings(write_npy(folder)),
-    "npy, float32": lambda folder: open_embeddings(write_npy(folder, [part.astype(np.float32) for part in PARTS])),
+    "npy, float32": lambda folder: open_embeddings(
+        write_npy(folder, [part.astype(np.float32) for part in PARTS])
+    ),
     "npz": lambda folder: open_embeddings(write_npz(folder, np.savez), npz_key="l14_img"),
-    "npz, compressed": lambda folder: open_embeddings(write_npz(folder, np.savez_compressed), npz_key="l14_img"),
+    "npz, compressed": lambda folder: open_embeddings(
+        write_npz(folder, np.savez_compressed), npz_key="l14_img"
+    ),
     "parquet, lists": lambda folder: open_embeddings(write_parquet(folder, pa.list_(pa.float32()))),
-    "parquet, float16 lists of one length": lambda folder: open_embeddings(write_parquet(folder, pa.list_(pa.float16(), D))),
+    "parquet, float16 lists of one length": lambda folder: open_embeddings(
+        write_parquet(folder, pa.list_(pa.float16(), D))
+    ),
 }
 
 
@@ -91,21 +108,30 @@ def files(tmp_path: Path) -> list[EmbeddingFile]:
 def brute(parts: Sequence[np.ndarray], queries: np.ndarray, k: int) -> list[list[tuple[int, int]]]:
     """(file, row) of the k nearest per query, nearest first; the data leave no doubt about their order."""
     vectors = np.concatenate(parts).astype(np.float64)
-    places = [(part, row) for part, vectors_of_part in enumerate(parts) for row in range(len(vectors_of_part))]
+    places = [
+        (part, row) for part, vectors_of_part in enumerate(parts) for row in range(len(vectors_of_part))
+    ]
     similarity = queries.astype(np.float64) @ vectors.T
     order = np.argsort(-similarity, axis=1)
     ranked = np.take_along_axis(similarity, order, axis=1)[:, : k + 1]
-    assert np.diff(ranked).max() < -2e-7, "two images are equally near: other data are needed for this comparison"
+    assert np.diff(ranked).max() < -2e-7, (
+        "two images are equally near: other data are needed for this comparison"
+    )
     return [[places[place] for place in row[:k]] for row in order]
 
 
 def places(hits: Hits) -> list[list[tuple[int, int]]]:
-    return [list(zip(file, row, strict=True)) for file, row in zip(hits.file.tolist(), hits.row.tolist(), strict=True)]
+    return [
+        list(zip(file, row, strict=True))
+        for file, row in zip(hits.file.tolist(), hits.row.tolist(), strict=True)
+    ]
 
 
 def same(one: Hits, other: Hits) -> bool:
     """Whether two results are equal to the last bit."""
-    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("file", "row", "similarity"))
+    return all(
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("file", "row", "similarity")
+    )
 
 
 # --- exactness --------------------------------------------------------------------------------------------------------
@@ -117,37 +143,51 @@ def test_every_layout_gives_the_nearest_images_of_brute_force(tmp_path: Path, la
     hits = search(opened, QUERIES, 30, partial=tmp_path / "partial", rows_per_tile=64)
     assert [file.rows for file in opened] == list(SIZES)
     assert places(hits) == brute(PARTS, QUERIES, 30)
-    vectors = np.stack([[PARTS[file][row] for file, row in query] for query in places(hits)]).astype(np.float64)
+    vectors = np.stack([[PARTS[file][row] for file, row in query] for query in places(hits)]).astype(
+        np.float64
+    )
     assert np.abs(hits.similarity - np.einsum("qkd,qd->qk", vectors, QUERIES)).max() < 1e-6
     first = list(zip(hits.file[:, 0], hits.row[:, 0], strict=True))
-    assert [opened[file].metadata(np.array([row])).column("url")[0].as_py() for file, row in first] == [f"http://a/{file}/{row}" for file, row in first]
+    assert [opened[file].metadata(np.array([row])).column("url")[0].as_py() for file, row in first] == [
+        f"http://a/{file}/{row}" for file, row in first
+    ]
 
 
 @pytest.mark.parametrize("rows_per_tile", [1, 7, 150, 100_000])
-def test_the_tile_size_changes_no_bit_of_the_result(tmp_path: Path, files: list[EmbeddingFile], rows_per_tile: int) -> None:
+def test_the_tile_size_changes_no_bit_of_the_result(
+    tmp_path: Path, files: list[EmbeddingFile], rows_per_tile: int
+) -> None:
     whole = search(files, QUERIES, 30, partial=tmp_path / "one")
     assert same(whole, search(files, QUERIES, 30, partial=tmp_path / "other", rows_per_tile=rows_per_tile))
 
 
 @pytest.mark.parametrize("product", ["float32", "bfloat16", "float16"])
-def test_the_number_format_of_the_product_changes_no_bit_of_the_result(tmp_path: Path, files: list[EmbeddingFile], product: str) -> None:
+def test_the_number_format_of_the_product_changes_no_bit_of_the_result(
+    tmp_path: Path, files: list[EmbeddingFile], product: str
+) -> None:
     hits = search(files, QUERIES, 30, partial=tmp_path / "partial", product=product)
     assert places(hits) == brute(PARTS, QUERIES, 30)
     assert same(hits, search(files, QUERIES, 30, partial=tmp_path / "other"))
 
 
 @pytest.mark.parametrize("product", ["bfloat16", "float16"])
-def test_a_product_misses_nothing_where_similarities_are_closer_than_it_can_tell(tmp_path: Path, product: str) -> None:
+def test_a_product_misses_nothing_where_similarities_are_closer_than_it_can_tell(
+    tmp_path: Path, product: str
+) -> None:
     noise = np.random.default_rng(9).normal(size=(3000, D)) * 1e-4
     parts = np.split(unit(QUERIES[0] + noise).astype(np.float32), 3)
     opened = open_embeddings(write_npy(tmp_path / "embeddings", parts))
     queries = unit(QUERIES[:1] + np.random.default_rng(10).normal(size=(8, D)) * 0.1).astype(np.float32)
     whole = search(opened, queries, 100, partial=tmp_path / "one", product="float32")
     assert np.ptp(whole.similarity, axis=1).max() < 2e-4
-    assert same(whole, search(opened, queries, 100, partial=tmp_path / "other", product=product, rows_per_tile=100))
+    assert same(
+        whole, search(opened, queries, 100, partial=tmp_path / "other", product=product, rows_per_tile=100)
+    )
 
 
-def test_blocks_of_queries_and_images_change_no_bit_of_the_result(tmp_path: Path, files: list[EmbeddingFile], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_queries_and_images_change_no_bit_of_the_result(
+    tmp_path: Path, files: list[EmbeddingFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = search(files, QUERIES, 30, partial=tmp_path / "one")
     monkeypatch.setattr(exact, "BLOCK_ROWS", 16)
     monkeypatch.setattr(exact, "BLOCK_PRODUCTS", {"cpu": 5 * 16})
@@ -155,7 +195,9 @@ def test_blocks_of_queries_and_images_change_no_bit_of_the_result(tmp_path: Path
     assert same(whole, search(files, QUERIES, 30, partial=tmp_path / "other", rows_per_tile=40))
 
 
-def test_similarities_of_pairs_do_not_depend_on_how_they_are_summed(tmp_path: Path, files: list[EmbeddingFile], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_similarities_of_pairs_do_not_depend_on_how_they_are_summed(
+    tmp_path: Path, files: list[EmbeddingFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     whole = search(files, QUERIES, 30, partial=tmp_path / "one")
@@ -173,7 +215,9 @@ def test_it_agrees_with_an_exact_index_of_faiss(tmp_path: Path) -> None:
     index = faiss.IndexFlatIP(64)
     index.add(np.concatenate(parts).astype(np.float32))
     similarity, found = index.search(queries, 100)
-    hits = search(open_embeddings(write_npy(tmp_path / "embeddings", parts)), queries, 100, partial=tmp_path / "partial")
+    hits = search(
+        open_embeddings(write_npy(tmp_path / "embeddings", parts)), queries, 100, partial=tmp_path / "partial"
+    )
     ours = hits.file * 3000 + hits.row
     assert [set(row) for row in ours.tolist()] == [set(row) for row in found.tolist()]
     assert np.abs(hits.similarity - similarity).max() < 1e-6
@@ -187,7 +231,12 @@ def test_equally_near_images_come_in_order_of_file_and_row(tmp_path: Path) -> No
         found = places(search(opened, QUERIES, k, partial=tmp_path / "partial", rows_per_tile=8))
         nearest = np.argsort(-(QUERIES.astype(np.float64) @ distinct.astype(np.float64).T), axis=1)
         for query, ranking in zip(found, nearest, strict=True):
-            expected = [(file, row) for vector in ranking for file, part in enumerate(parts) for row in range(vector, len(part), 5)]
+            expected = [
+                (file, row)
+                for vector in ranking
+                for file, part in enumerate(parts)
+                for row in range(vector, len(part), 5)
+            ]
             assert query == expected[:k]
 
 
@@ -227,7 +276,10 @@ class Watched(EmbeddingFile):
 
 def watched(opened: Sequence[EmbeddingFile]) -> tuple[list[EmbeddingFile], list[str]]:
     read: list[str] = []
-    return [Watched(**{part.name: getattr(file, part.name) for part in dataclasses.fields(file)}, read=read) for file in opened], read
+    return [
+        Watched(**{part.name: getattr(file, part.name) for part in dataclasses.fields(file)}, read=read)
+        for file in opened
+    ], read
 
 
 KILLED = """
@@ -281,8 +333,16 @@ def test_what_shapes_the_result_makes_it_new(tmp_path: Path, files: list[Embeddi
         np.save(tmp_path / "embeddings/img_emb/img_emb_0001.npy", clustered(SIZES[1], D, 7))
     again, read = watched(open_embeddings(tmp_path / "embeddings"))
     queries = QUERIES[::-1] if change == "queries" else QUERIES
-    search(again, queries, 31 if change == "k" else 30, partial=tmp_path / "partial", share=0.5 if change == "share" else 1.0)
-    assert read == (["img_emb_0001.npy"] if change == "one file" else [f"img_emb_000{part}.npy" for part in range(3)])
+    search(
+        again,
+        queries,
+        31 if change == "k" else 30,
+        partial=tmp_path / "partial",
+        share=0.5 if change == "share" else 1.0,
+    )
+    assert read == (
+        ["img_emb_0001.npy"] if change == "one file" else [f"img_emb_000{part}.npy" for part in range(3)]
+    )
 
 
 def test_a_file_added_later_is_the_only_one_read(tmp_path: Path) -> None:
@@ -296,9 +356,13 @@ def test_a_file_added_later_is_the_only_one_read(tmp_path: Path) -> None:
     assert places(hits) == brute([*PARTS[1:], PARTS[0]], QUERIES, 30)
 
 
-def test_when_a_file_is_gone_rows_that_it_had_outdone_are_found(tmp_path: Path, files: list[EmbeddingFile]) -> None:
+def test_when_a_file_is_gone_rows_that_it_had_outdone_are_found(
+    tmp_path: Path, files: list[EmbeddingFile]
+) -> None:
     search(files, QUERIES, 30, partial=tmp_path / "partial")
-    assert places(search(files[1:], QUERIES, 30, partial=tmp_path / "partial")) == brute(PARTS[1:], QUERIES, 30)
+    assert places(search(files[1:], QUERIES, 30, partial=tmp_path / "partial")) == brute(
+        PARTS[1:], QUERIES, 30
+    )
 
 
 # --- share ------------------------------------------------------------------------------------------------------------
@@ -316,10 +380,17 @@ def test_shares_are_nested_and_about_as_large_as_asked_for() -> None:
 
 
 @pytest.mark.parametrize("rows_per_tile", [10, 1000])
-def test_a_search_of_a_share_finds_the_nearest_of_its_rows(tmp_path: Path, files: list[EmbeddingFile], rows_per_tile: int) -> None:
-    chosen = [np.flatnonzero(takes_part(np.arange(size), file.name, 0.3, 1)) for file, size in zip(files, SIZES, strict=True)]
+def test_a_search_of_a_share_finds_the_nearest_of_its_rows(
+    tmp_path: Path, files: list[EmbeddingFile], rows_per_tile: int
+) -> None:
+    chosen = [
+        np.flatnonzero(takes_part(np.arange(size), file.name, 0.3, 1))
+        for file, size in zip(files, SIZES, strict=True)
+    ]
     expected = brute([part[rows] for part, rows in zip(PARTS, chosen, strict=True)], QUERIES, 20)
-    hits = search(files, QUERIES, 20, partial=tmp_path / "partial", share=0.3, seed=1, rows_per_tile=rows_per_tile)
+    hits = search(
+        files, QUERIES, 20, partial=tmp_path / "partial", share=0.3, seed=1, rows_per_tile=rows_per_tile
+    )
     assert places(hits) == [[(file, chosen[file][row]) for file, row in query] for query in expected]
 
 
@@ -332,7 +403,9 @@ def test_every_neighbour_comes_with_its_own_metadata_and_embedding(tmp_path: Pat
     found = ExactBackend(opened, Store(tmp_path / "store")).search(QUERIES, 30)
     for query, expected in zip(found, brute(PARTS, QUERIES, 30), strict=True):
         assert query.metadata.schema == pa.schema(list(METADATA.items()))
-        assert query.metadata.column("url").to_pylist() == [f"http://a/{file}/{row}" for file, row in expected]
+        assert query.metadata.column("url").to_pylist() == [
+            f"http://a/{file}/{row}" for file, row in expected
+        ]
         assert query.embeddings is not None and query.embeddings.dtype == np.float16
         assert np.array_equal(query.embeddings, [PARTS[file][row] for file, row in expected])
         assert query.similarity.shape == (30,)
@@ -373,19 +446,41 @@ def with_metadata(folder: Path, columns: dict[str, list]) -> Path:
 @pytest.mark.parametrize("publisher", SPELT)
 def test_metadata_is_found_as_its_publisher_spells_it(tmp_path: Path, publisher: str) -> None:
     (file,) = open_embeddings(with_metadata(tmp_path / "embeddings", SPELT[publisher]))
-    one = {"id": "1", "url": "http://a", "caption": "cat", "width": 640, "height": 480, "nsfw": "UNLIKELY", "punsafe": 0.25, "aesthetic": 5.5}
-    other = {"id": "9007199254740991", "url": "http://b", "caption": None, "width": None, "height": 1, "nsfw": "NSFW", "punsafe": None, "aesthetic": 6.5}
+    one = {
+        "id": "1",
+        "url": "http://a",
+        "caption": "cat",
+        "width": 640,
+        "height": 480,
+        "nsfw": "UNLIKELY",
+        "punsafe": 0.25,
+        "aesthetic": 5.5,
+    }
+    other = {
+        "id": "9007199254740991",
+        "url": "http://b",
+        "caption": None,
+        "width": None,
+        "height": 1,
+        "nsfw": "NSFW",
+        "punsafe": None,
+        "aesthetic": 6.5,
+    }
     assert file.metadata(np.array([1, 0, 1])).to_pylist() == [other, one, other]
 
 
 def test_what_a_corpus_does_not_say_is_null_and_the_id_is_file_and_row(tmp_path: Path) -> None:
-    (file,) = open_embeddings(with_metadata(tmp_path / "embeddings", {"link": ["http://a", "http://b"]}), columns={"url": "link"})
+    (file,) = open_embeddings(
+        with_metadata(tmp_path / "embeddings", {"link": ["http://a", "http://b"]}), columns={"url": "link"}
+    )
     (row,) = file.metadata(np.array([1])).to_pylist()
     assert row == {**dict.fromkeys(METADATA), "id": "img_emb_0000:1", "url": "http://b"}
 
 
 def test_a_column_can_be_named_where_its_spelling_is_another(tmp_path: Path) -> None:
-    folder = with_metadata(tmp_path / "embeddings", {"url": ["http://a", "http://b"], "alt": ["cat", "dog"], "caption": ["", ""]})
+    folder = with_metadata(
+        tmp_path / "embeddings", {"url": ["http://a", "http://b"], "alt": ["cat", "dog"], "caption": ["", ""]}
+    )
     (file,) = open_embeddings(folder, columns={"caption": "alt"})
     assert file.metadata(np.array([0, 1])).column("caption").to_pylist() == ["cat", "dog"]
 
@@ -403,7 +498,10 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_metadata_of_another_length_is_refused(tmp_path: Path) -> None:
     folder = write_npy(tmp_path / "embeddings")
     pq.write_table(pa.table({"url": urls(1)[:-1]}), folder / "metadata/metadata_0001.parquet")
-    with pytest.raises(UserError, match=r"metadata_0001\.parquet: 96 rows, 97 vectors in img_emb_0001\.npy; row i must describe vector i"):
+    with pytest.raises(
+        UserError,
+        match=r"metadata_0001\.parquet: 96 rows, 97 vectors in img_emb_0001\.npy; row i must describe vector i",
+    ):
         open_embeddings(folder)
 
 
@@ -420,16 +518,22 @@ def test_vectors_without_metadata_are_refused(tmp_path: Path) -> None:
 
 def test_files_of_different_dimension_are_refused(tmp_path: Path) -> None:
     folder = write_npy(tmp_path / "embeddings", [PARTS[0], PARTS[1][:, :8]])
-    with pytest.raises(UserError, match=rf"img_emb_0001\.npy: 8 numbers per vector, {D} in img_emb_0000\.npy"):
+    with pytest.raises(
+        UserError, match=rf"img_emb_0001\.npy: 8 numbers per vector, {D} in img_emb_0000\.npy"
+    ):
         open_embeddings(folder)
 
 
 def test_queries_of_another_dimension_are_refused(tmp_path: Path, files: list[EmbeddingFile]) -> None:
-    with pytest.raises(UserError, match=rf"{D} numbers per vector; queries have 8: both must come from the same CLIP model"):
+    with pytest.raises(
+        UserError, match=rf"{D} numbers per vector; queries have 8: both must come from the same CLIP model"
+    ):
         search(files, unit(QUERIES[:, :8]), 3, partial=tmp_path / "partial")
 
 
-@pytest.mark.parametrize(("value", "found"), [(np.nan, "is not finite"), (np.inf, "is not finite"), (0, "is zero")])
+@pytest.mark.parametrize(
+    ("value", "found"), [(np.nan, "is not finite"), (np.inf, "is not finite"), (0, "is zero")]
+)
 def test_a_vector_that_cannot_be_compared_is_named(tmp_path: Path, value: float, found: str) -> None:
     broken = PARTS[1].copy()
     broken[41] = value
@@ -450,7 +554,9 @@ def test_a_truncated_array_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_array_of_another_type_or_order_is_refused(tmp_path: Path) -> None:
-    for number, array in enumerate((PARTS[0].astype(np.float64), np.asfortranarray(PARTS[0]), PARTS[0].ravel())):
+    for number, array in enumerate(
+        (PARTS[0].astype(np.float64), np.asfortranarray(PARTS[0]), PARTS[0].ravel())
+    ):
         folder = write_npy(tmp_path / f"embeddings{number}", [array])
         with pytest.raises(UserError, match="allowed: float16 or float32 of shape"):
             open_embeddings(folder)
@@ -458,7 +564,9 @@ def test_an_array_of_another_type_or_order_is_refused(tmp_path: Path) -> None:
 
 def test_one_of_several_arrays_must_be_named(tmp_path: Path) -> None:
     folder = write_npz(tmp_path / "embeddings", np.savez)
-    with pytest.raises(UserError, match=r"2 arrays of image embeddings; name one of b32_img, l14_img, l14_txt"):
+    with pytest.raises(
+        UserError, match=r"2 arrays of image embeddings; name one of b32_img, l14_img, l14_txt"
+    ):
         open_embeddings(folder)
     with pytest.raises(UserError, match=r"no array 'h14_img'; it has b32_img, l14_img, l14_txt"):
         open_embeddings(folder, npz_key="h14_img")
@@ -491,7 +599,12 @@ def test_a_column_that_holds_no_vectors_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "found"), [(None, "no vector near row 45"), ([1.0, 2.0], "a vector of 2 numbers near row 45"), ([None] * D, "a missing number")]
+    ("broken", "found"),
+    [
+        (None, "no vector near row 45"),
+        ([1.0, 2.0], "a vector of 2 numbers near row 45"),
+        ([None] * D, "a missing number"),
+    ],
 )
 def test_a_row_without_a_whole_vector_is_refused(tmp_path: Path, broken: list | None, found: str) -> None:
     lists = [vector.tolist() for vector in PARTS[0].astype(np.float32)]
@@ -500,17 +613,30 @@ def test_a_row_without_a_whole_vector_is_refused(tmp_path: Path, broken: list | 
     table = pa.table({"url": urls(0), "vector": pa.array(lists, pa.list_(pa.float32()))})
     pq.write_table(table, tmp_path / "embeddings/part0.parquet", row_group_size=40)
     with pytest.raises(UserError, match=found):
-        search(open_embeddings(tmp_path / "embeddings"), QUERIES, 3, partial=tmp_path / "partial", rows_per_tile=16)
+        search(
+            open_embeddings(tmp_path / "embeddings"),
+            QUERIES,
+            3,
+            partial=tmp_path / "partial",
+            rows_per_tile=16,
+        )
 
 
 def test_columns_that_are_not_there_or_do_not_fit_are_refused(tmp_path: Path) -> None:
-    folder = with_metadata(tmp_path / "embeddings", {"url": ["http://a", "http://b"], "size": ["big", "small"]})
+    folder = with_metadata(
+        tmp_path / "embeddings", {"url": ["http://a", "http://b"], "size": ["big", "small"]}
+    )
     with pytest.raises(UserError, match=r"columns\.link: unknown column; allowed: id, url, caption"):
         open_embeddings(folder, columns={"link": "url"})
-    with pytest.raises(UserError, match=r"columns\.caption: no column 'alt' in .*metadata_0000\.parquet; it has url, size"):
+    with pytest.raises(
+        UserError, match=r"columns\.caption: no column 'alt' in .*metadata_0000\.parquet; it has url, size"
+    ):
         open_embeddings(folder, columns={"caption": "alt"})
     (file,) = open_embeddings(folder, columns={"width": "size"})
-    with pytest.raises(UserError, match=r"metadata_0000\.parquet: size: string .*; int32 is needed for 'width'; name another column"):
+    with pytest.raises(
+        UserError,
+        match=r"metadata_0000\.parquet: size: string .*; int32 is needed for 'width'; name another column",
+    ):
         file.metadata(np.array([0]))
 
 
@@ -542,6 +668,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     write_npy(tmp_path / "large", [np.tile(few, (10, 1))])
     np.save(tmp_path / "queries.npy", unit(few[:4].astype(np.float64)).astype(np.float32))
     arguments = [str(tmp_path / name) for name in ("small", "large", "queries.npy", "partial")]
-    grown = subprocess.run([sys.executable, "-c", MEMORY, *arguments], check=True, capture_output=True, text=True).stdout
+    grown = subprocess.run(
+        [sys.executable, "-c", MEMORY, *arguments], check=True, capture_output=True, text=True
+    ).stdout
     assert (tmp_path / "large/img_emb/img_emb_0000.npy").stat().st_size > 160e6
     assert int(grown) < 40_000  # KiB

@@ -37,7 +37,9 @@ def test_the_files_have_the_published_md5(garment_files: Path, file: PublishedFi
 def test_a_stripped_gzip_header_is_put_back(garment_files: Path, file: PublishedFile) -> None:
     published = (garment_files / f"{file.name}.gz").read_bytes()
     named = 10 + len(file.name) + 1
-    stripped = b"\x1f\x8b\x08\x00" + bytes(4) + b"\x00\x03" + published[named:]  # as Debian's package has it: no name, no time
+    stripped = (
+        b"\x1f\x8b\x08\x00" + bytes(4) + b"\x00\x03" + published[named:]
+    )  # as Debian's package has it: no name, no time
     assert stripped != published
     assert published_bytes(stripped, file) == published
     assert published_bytes(published, file) == published
@@ -65,7 +67,9 @@ def test_corpus_and_target_are_disjoint_and_stratified(labels: np.ndarray, corpu
     assert np.bincount(labels[corpus]).tolist() == [corpus_images // 10] * 10
 
 
-def test_target_has_100_training_images_per_class_as_imagenet10_has(target: ImageSource, garment_files: Path) -> None:
+def test_target_has_100_training_images_per_class_as_imagenet10_has(
+    target: ImageSource, garment_files: Path
+) -> None:
     dataset = FashionMnist(kind="fashion_mnist", downloads=str(garment_files), train_fraction=0.1)
     splits = make_splits(target.classes(), target.scan(), dataset, seed=0, needed={"train2x", "full"})
     assert {name: np.bincount(split.labels).tolist() for name, split in splits.items()} == {
@@ -91,7 +95,9 @@ def test_the_target_is_what_the_corpus_leaves(garment_files: Path, corpus_images
     assert {len(found.pool) for found in data.scan()} == {data.pool_size()} == {6000 - corpus_images // 10}
 
 
-def test_images_are_rgb_padded_with_black_to_32_pixels_with_the_labels_of_their_ids(target: ImageSource, garment_files: Path, labels: np.ndarray) -> None:
+def test_images_are_rgb_padded_with_black_to_32_pixels_with_the_labels_of_their_ids(
+    target: ImageSource, garment_files: Path, labels: np.ndarray
+) -> None:
     bags = target.scan()[8]
     assert bags.class_id == "bag"
     assert {int(labels[int(image_id.removeprefix("train-"))]) for image_id in bags.pool.image_ids} == {8}
@@ -105,10 +111,14 @@ def test_images_are_rgb_padded_with_black_to_32_pixels_with_the_labels_of_their_
 
 
 @pytest.mark.full
-def test_the_target_looks_as_the_corpus_does_without_web_style(target: ImageSource, garment_files: Path) -> None:
+def test_the_target_looks_as_the_corpus_does_without_web_style(
+    target: ImageSource, garment_files: Path
+) -> None:
     from augbench.miniature.corpus.style import clean_images
 
     sources = target.scan()[0].pool.sources[:5]
-    published = fashion_mnist.load(garment_files, "train")[0][[int(source.split("-")[1]) for source in sources]]
+    published = fashion_mnist.load(garment_files, "train")[0][
+        [int(source.split("-")[1]) for source in sources]
+    ]
     loaded = np.stack([np.asarray(image) for image in target.load(sources)])
     assert np.array_equal(loaded.transpose(0, 3, 1, 2), clean_images(published).numpy())

@@ -27,7 +27,11 @@ from augbench.files import canonical_hash
 pytestmark = pytest.mark.full
 
 STUDY = copy.deepcopy(SMALL_STUDY)
-STUDY["methods"] = {name: row for name, row in STUDY["methods"].items() if name in ("none", "simple_prompt", "pseudoword_clip", "retrieval")}
+STUDY["methods"] = {
+    name: row
+    for name, row in STUDY["methods"].items()
+    if name in ("none", "simple_prompt", "pseudoword_clip", "retrieval")
+}
 STUDY["corpus"] |= {"images": 1000, "distractors": 100}
 STUDY["diffusion"]["model"] = "models/stable-diffusion"
 STUDY["retrieval"] = {"exclude": "none"}  # so that a baseline waits for nothing
@@ -35,7 +39,9 @@ STUDY["leakage"] = {"action": "off"}
 STUDY["classifier"]["max_epochs"] = 6
 SHARDS = 10  # of a job of simple_prompt: 5 classes in 2 parts
 FIRST_CLASSES = ("t_shirt_top", "trouser", "pullover", "dress", "coat")  # of the job 000
-KILLED = "its log names no error: it was killed, or had no memory left; what it had finished is kept, run again"
+KILLED = (
+    "its log names no error: it was killed, or had no memory left; what it had finished is kept, run again"
+)
 
 
 def kept(workspace: Workspace) -> dict[str, int]:
@@ -100,11 +106,29 @@ def writes_to(process: Path, log: Path) -> bool:
 
 VICTIMS = {
     "generate": Victim(
-        "generate/simple_prompt_000.log", "generate images of simple_prompt", lambda work, log: shards_made(work, "simple_prompt") >= 2, SHARDS - 2, 2
+        "generate/simple_prompt_000.log",
+        "generate images of simple_prompt",
+        lambda work, log: shards_made(work, "simple_prompt") >= 2,
+        SHARDS - 2,
+        2,
     ),
-    "finetune": Victim("finetune/pseudoword_clip_000_lr1.log", "fine-tune pseudoword_clip", lambda work, log: "epoch 1 of" in log, 5, 0),
-    "retrieve": Victim("retrieve/retrieval_000.log", "retrieve images: retrieval", lambda work, log: "round 1" in log, 5, 0),
-    "classify": Victim("classify/none_000.log", "train classifiers: none", lambda work, log: count(work, "predictions") >= 1, 7, 1),
+    "finetune": Victim(
+        "finetune/pseudoword_clip_000_lr1.log",
+        "fine-tune pseudoword_clip",
+        lambda work, log: "epoch 1 of" in log,
+        5,
+        0,
+    ),
+    "retrieve": Victim(
+        "retrieve/retrieval_000.log", "retrieve images: retrieval", lambda work, log: "round 1" in log, 5, 0
+    ),
+    "classify": Victim(
+        "classify/none_000.log",
+        "train classifiers: none",
+        lambda work, log: count(work, "predictions") >= 1,
+        7,
+        1,
+    ),
 }
 
 
@@ -137,7 +161,14 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     alive = set(VICTIMS)
     command = [sys.executable, "-m", "augbench.cli", "run", "--configfile", "study.yaml", "--cores", "2"]
     with (workspace.folder / "run.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=workspace.folder, env=workspace.environment(), stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=workspace.folder,
+            env=workspace.environment(),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
         try:
             while process.poll() is None:
                 alive -= {name for name in alive if VICTIMS[name].kill(workspace)}
@@ -149,7 +180,12 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     assert not alive and process.returncode == 1, f"{sorted(alive)} never came that far: {said}"
     finished = kept(workspace)
     workspace.run()
-    return Killed(workspace, said, finished, {name: (workspace.results / "logs" / victim.log).read_text() for name, victim in VICTIMS.items()})
+    return Killed(
+        workspace,
+        said,
+        finished,
+        {name: (workspace.results / "logs" / victim.log).read_text() for name, victim in VICTIMS.items()},
+    )
 
 
 @pytest.fixture
@@ -166,7 +202,9 @@ def tally(log: str) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("name", VICTIMS)
-def test_a_job_killed_at_its_work_is_named_and_a_rerun_makes_only_what_it_had_not_finished(killed: Killed, name: str) -> None:
+def test_a_job_killed_at_its_work_is_named_and_a_rerun_makes_only_what_it_had_not_finished(
+    killed: Killed, name: str
+) -> None:
     victim = VICTIMS[name]
     report = killed.said[killed.said.index(f"FAILED: {victim.message}\n") :].splitlines()
     log = f"    the whole log: results/small/logs/{victim.log}"
@@ -175,11 +213,16 @@ def test_a_job_killed_at_its_work_is_named_and_a_rerun_makes_only_what_it_had_no
     assert 0 < made <= victim.most and taken >= victim.least
 
 
-def test_killed_jobs_cost_the_others_nothing_and_a_rerun_makes_nothing_twice(killed: Killed, study: Workspace) -> None:
+def test_killed_jobs_cost_the_others_nothing_and_a_rerun_makes_nothing_twice(
+    killed: Killed, study: Workspace
+) -> None:
     assert len(killed.kept) > 5
     after = kept(study)
     assert {name: after.get(name) for name in killed.kept} == killed.kept
-    assert "augbench: stopped after" in killed.said and "what is finished is kept, run again to go on" in killed.said
+    assert (
+        "augbench: stopped after" in killed.said
+        and "what is finished is kept, run again to go on" in killed.said
+    )
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------
@@ -224,7 +267,9 @@ def failed_run(workspace: Workspace) -> str:
         (foreign, "a Parquet file that is not a shard of ours"),
     ],
 )
-def test_a_damaged_shard_is_named_and_after_deleting_it_only_it_is_made_again(study: Workspace, damage: Callable[[bytes], bytes], said: str) -> None:
+def test_a_damaged_shard_is_named_and_after_deleting_it_only_it_is_made_again(
+    study: Workspace, damage: Callable[[bytes], bytes], said: str
+) -> None:
     shard = shard_of(study, "bag")
     content, before = shard.read_bytes(), kept(study)
     with shard.open("r+b") as stream:  # the store's copy is the same file
@@ -232,13 +277,17 @@ def test_a_damaged_shard_is_named_and_after_deleting_it_only_it_is_made_again(st
     (study.results / "tables/diagnostics.csv").unlink()  # so that its images are read
     lines = [line for line in failed_run(study).splitlines() if said in line]
     named = "results/small/shards/simple_prompt/selected/bag/0.parquet: "
-    assert lines and all(named in line and line.endswith("delete it and run again: it is remade") for line in lines)  # a line per job that reads it
+    assert lines and all(
+        named in line and line.endswith("delete it and run again: it is remade") for line in lines
+    )  # a line per job that reads it
     shard.unlink()
     study.run()
     assert tally((study.results / "logs/generate/simple_prompt_001.log").read_text()) == (1, SHARDS - 1)
     assert shard.read_bytes() == content
     remade = str(stored(study, shard).relative_to(study.results / ".store"))
-    assert {name: inode for name, inode in kept(study).items() if name != remade} == {name: inode for name, inode in before.items() if name != remade}
+    assert {name: inode for name, inode in kept(study).items() if name != remade} == {
+        name: inode for name, inode in before.items() if name != remade
+    }
 
 
 def test_damaged_and_foreign_shards_in_the_store_are_made_again_and_not_handed_out(study: Workspace) -> None:
@@ -298,7 +347,9 @@ print(json.dumps([run()]))
 def runs_with_own_mounts(workspace: Workspace, code: str, *arguments: str) -> list[tuple[int, str, str]]:
     """Exit status, what was said and the log of generating, of each run in ``code``."""
     command = [*namespace("--mount"), sys.executable, "-c", RUN + code, *arguments]
-    done = subprocess.run(command, cwd=workspace.folder, env=workspace.environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=workspace.folder, env=workspace.environment(), capture_output=True, text=True
+    )
     if "mount: " in done.stderr:
         pytest.skip(f"no mounts here: {done.stderr.splitlines()[0]}")
     assert done.returncode == 0, done.stderr
@@ -316,7 +367,9 @@ def test_a_full_disk_is_one_line_and_what_was_finished_before_is_not_made_again(
     full, room = runs_with_own_mounts(study, FULL_DISK, str(sum(pages) - 1))
     assert full[0] == 1
     (line,) = [line for line in full[1].splitlines() if "No space left on device" in line]
-    assert "results/small/.store/shards: " in line and line.endswith("free space or make it writable, then run again; nothing finished is lost")
+    assert "results/small/.store/shards: " in line and line.endswith(
+        "free space or make it writable, then run again; nothing finished is lost"
+    )
     assert room[0] == 0, room[1]
     assert tally(room[2]) == (1, SHARDS - 1)
     assert [shard.read_bytes() for shard in shards] == content
@@ -327,7 +380,9 @@ def test_read_only_results_are_one_line_before_anything_runs(study: Workspace) -
     before = kept(study)
     ((status, said, _),) = runs_with_own_mounts(study, READ_ONLY)
     assert status == 1
-    assert said.splitlines() == ["augbench: results/small: not writable; a writable folder for results is needed"]
+    assert said.splitlines() == [
+        "augbench: results/small: not writable; a writable folder for results is needed"
+    ]
     study.run()
     assert (study.results / "figures/figure1.png").is_file() and kept(study) == before
 
@@ -341,7 +396,9 @@ def test_a_missing_model_file_is_one_line_before_anything_runs(study: Workspace)
     weights.rename(study.folder / "weights")
     (study.results / "figures/figure1.png").unlink()
     said = failed_run(study).splitlines()
-    assert said == ["augbench: models/stable-diffusion/unet: no weights; allowed: a .safetensors or .bin file; download the model again"]
+    assert said == [
+        "augbench: models/stable-diffusion/unet: no weights; allowed: a .safetensors or .bin file; download the model again"
+    ]
     (study.folder / "weights").rename(weights)
     study.run()
     assert kept(study) == before

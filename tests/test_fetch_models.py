@@ -35,7 +35,13 @@ from augbench.plan.paths import Plan
 MINI = Path(__file__).resolve().parents[1] / "resources/mini/stable-diffusion"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 UNET = "unet/diffusion_pytorch_model.safetensors"
-NOT_NEEDED = ("README.md", "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors", "vae/flax_model.msgpack", "logo/logo.json")
+NOT_NEEDED = (
+    "README.md",
+    "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "vae/flax_model.msgpack",
+    "logo/logo.json",
+)
 
 
 # --- a Hub on this machine ----------------------------------------------------------------------------------------------
@@ -55,7 +61,11 @@ class Hub:
 
     def downloads(self) -> list[str]:
         """Files whose content was asked for."""
-        return [path.split(f"/resolve/{REVISION}/")[1] for method, path in self.requests if method == "GET" and "/resolve/" in path]
+        return [
+            path.split(f"/resolve/{REVISION}/")[1]
+            for method, path in self.requests
+            if method == "GET" and "/resolve/" in path
+        ]
 
     def content(self, repository: str, name: str) -> bytes:
         """What is sent for a file; a corrupt one has the right length."""
@@ -67,10 +77,16 @@ class Hub:
         files = []
         for path in sorted(self.repositories[repository].rglob("*")):
             if path.is_file():
-                file: dict[str, Any] = {"rfilename": path.relative_to(self.repositories[repository]).as_posix(), "size": path.stat().st_size}
+                file: dict[str, Any] = {
+                    "rfilename": path.relative_to(self.repositories[repository]).as_posix(),
+                    "size": path.stat().st_size,
+                }
                 file["blobId"] = git_blob(path)
                 if is_large(path.name):
-                    file |= {"blobId": "0" * 40, "lfs": {"sha256": sha256_file(path), "size": path.stat().st_size, "pointerSize": 134}}
+                    file |= {
+                        "blobId": "0" * 40,
+                        "lfs": {"sha256": sha256_file(path), "size": path.stat().st_size, "pointerSize": 134},
+                    }
                 files.append(file)
         return {"_id": "0", "id": repository, "sha": REVISION, "siblings": files}
 
@@ -94,7 +110,9 @@ class Handler(BaseHTTPRequestHandler):
         hub = self.hub
         hub.requests.append((self.command, self.path))
         hub.tokens.add(self.headers.get("Authorization"))
-        asked = re.fullmatch(r"(?:/api/models)?/([^/]+/[^/]+)/(revision|resolve)/([^/?]+)/?([^?]*)(?:\?.*)?", self.path)
+        asked = re.fullmatch(
+            r"(?:/api/models)?/([^/]+/[^/]+)/(revision|resolve)/([^/?]+)/?([^?]*)(?:\?.*)?", self.path
+        )
         assert asked is not None, self.path
         repository, kind, revision, name = asked.groups()
         if repository not in hub.repositories:
@@ -102,13 +120,19 @@ class Handler(BaseHTTPRequestHandler):
         if revision != REVISION:
             return self.refuse("RevisionNotFound")
         if kind == "revision":
-            return self.send(json.dumps(hub.describe(repository)).encode(), {"Content-Type": "application/json"}, True)
+            return self.send(
+                json.dumps(hub.describe(repository)).encode(), {"Content-Type": "application/json"}, True
+            )
         path = hub.repositories[repository] / name
         if not path.is_file():
             return self.refuse("EntryNotFound")
         headers = {"X-Repo-Commit": REVISION}
         if is_large(name):
-            headers |= {"X-Linked-ETag": f'"{sha256_file(path)}"', "X-Linked-Size": str(path.stat().st_size), "ETag": '"pointer"'}
+            headers |= {
+                "X-Linked-ETag": f'"{sha256_file(path)}"',
+                "X-Linked-Size": str(path.stat().st_size),
+                "ETag": '"pointer"',
+            }
         else:
             headers |= {"ETag": f'"{git_blob(path)}"'}
         self.send(hub.content(repository, name), headers, send_body, name)
@@ -165,7 +189,9 @@ def hub(published: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ite
 
     hub, server = serve({"owner/mini": published})
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        file_download, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.chdir(tmp_path)
@@ -182,7 +208,9 @@ def mirror(published: Path) -> Iterator[Hub]:
     server.server_close()
 
 
-def mini(*mirrors: str, repository: str = "owner/mini", revision: str = REVISION, downloads: str = "downloads") -> HubModel:
+def mini(
+    *mirrors: str, repository: str = "owner/mini", revision: str = REVISION, downloads: str = "downloads"
+) -> HubModel:
     return HubModel(repository, revision, mirrors, downloads)
 
 
@@ -200,12 +228,16 @@ def test_what_loading_needs_is_fetched_and_no_more(hub: Hub, published: Path) ->
     fetch(mini(), "diffusion")
     folder = Path("downloads/owner--mini") / REVISION
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    wanted = {path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()} - set(NOT_NEEDED)
+    wanted = {
+        path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()
+    } - set(NOT_NEEDED)
     assert names == wanted | {"fetched.json"}
     assert "safety_checker/pytorch_model.bin" in names
     record = read_json(folder / "fetched.json")
     assert (record["repository"], record["revision"]) == ("owner/mini", REVISION)
-    assert {name: file["sha256"] for name, file in record["files"].items()} == {name: sha256_file(published / name) for name in wanted}
+    assert {name: file["sha256"] for name, file in record["files"].items()} == {
+        name: sha256_file(published / name) for name in wanted
+    }
     assert all(file["checked_against"] == f"the Hub ({hub.url})" for file in record["files"].values())
 
 
@@ -223,9 +255,18 @@ def test_a_fetched_model_samples_with_the_network_gone(hub: Hub, monkeypatch: py
         raise OSError("the network is off")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    diffusion = Diffusion(model="owner/mini", revision=REVISION, downloads="downloads", resolution=32, scheduler="ddim", dtype="float32")
+    diffusion = Diffusion(
+        model="owner/mini",
+        revision=REVISION,
+        downloads="downloads",
+        resolution=32,
+        scheduler="ddim",
+        dtype="float32",
+    )
     pipeline = load_pipeline(diffusion, torch.device("cpu"))
-    image = pipeline("a photo of a bag", num_inference_steps=1, generator=torch.Generator().manual_seed(0)).images[0]
+    image = pipeline(
+        "a photo of a bag", num_inference_steps=1, generator=torch.Generator().manual_seed(0)
+    ).images[0]
     assert image.size == (32, 32)
 
 
@@ -236,13 +277,19 @@ def test_the_fingerprint_names_the_revision_and_refuses_what_changed_since(hub: 
     assert "fetched.json" not in found["files"]
     path = Path(mini().folder) / UNET
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(UserError, match=rf"{UNET}: SHA-256 {sha256_file(path)}, fetched with {found['files'][UNET]}; delete {mini().marker} and run again"):
+    with pytest.raises(
+        UserError,
+        match=rf"{UNET}: SHA-256 {sha256_file(path)}, fetched with {found['files'][UNET]}; delete {mini().marker} and run again",
+    ):
         fingerprint(mini().folder)
 
 
 def test_a_model_that_was_deleted_is_said_to_be_gone(hub: Hub) -> None:
     gone = Diffusion(model="owner/mini", revision=REVISION, downloads="downloads")
-    with pytest.raises(UserError, match=f"downloads/owner--mini/{REVISION}: no such folder; put the model back; one that was fetched comes again"):
+    with pytest.raises(
+        UserError,
+        match=f"downloads/owner--mini/{REVISION}: no such folder; put the model back; one that was fetched comes again",
+    ):
         load_pipeline(gone, torch.device("cpu"))
 
 
@@ -250,7 +297,10 @@ def test_a_download_that_broke_off_is_gone_on_with(hub: Hub, published: Path) ->
     large = "text_encoder/model.safetensors"
     hub.cut_short.add(large)
     said = fetch_fails()
-    assert said.startswith(f"downloads/owner--mini/{REVISION}/{large}: not to be had as it should be") and "run again to go on" in said
+    assert (
+        said.startswith(f"downloads/owner--mini/{REVISION}/{large}: not to be had as it should be")
+        and "run again to go on" in said
+    )
     assert not Path(mini().marker).exists()
     before = set(hub.downloads())
     hub.requests.clear()
@@ -261,13 +311,25 @@ def test_a_download_that_broke_off_is_gone_on_with(hub: Hub, published: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [(UNET, "SHA-256"), ("safety_checker/pytorch_model.bin", "SHA-256"), ("unet/config.json", "git blob"), ("model_index.json", "git blob")]
+    ("name", "kind"),
+    [
+        (UNET, "SHA-256"),
+        ("safety_checker/pytorch_model.bin", "SHA-256"),
+        ("unet/config.json", "git blob"),
+        ("model_index.json", "git blob"),
+    ],
 )
-def test_a_corrupt_file_is_named_with_what_was_expected_and_deleted(hub: Hub, published: Path, name: str, kind: str) -> None:
+def test_a_corrupt_file_is_named_with_what_was_expected_and_deleted(
+    hub: Hub, published: Path, name: str, kind: str
+) -> None:
     hub.corrupt.add(name)
     said = fetch_fails()
     data = hub.content("owner/mini", name)
-    found = hashlib.sha256(data).hexdigest() if kind == "SHA-256" else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    found = (
+        hashlib.sha256(data).hexdigest()
+        if kind == "SHA-256"
+        else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    )
     expected = sha256_file(published / name) if kind == "SHA-256" else git_blob(published / name)
     assert f"{REVISION}/{name}: not to be had as it should be" in said
     assert f"{kind} {found}, expected {expected}" in said
@@ -299,20 +361,31 @@ def test_a_removed_file_is_noticed_though_the_fetch_was_finished(hub: Hub) -> No
 
 def test_unknown_models_and_revisions_are_named(hub: Hub) -> None:
     said = fetch_fails(revision="f" * 40)
-    assert said.startswith(f"owner/mini: revision {'f' * 40} is not to be had (the Hub ({hub.url}): no such revision there); check the revision")
+    assert said.startswith(
+        f"owner/mini: revision {'f' * 40} is not to be had (the Hub ({hub.url}): no such revision there); check the revision"
+    )
     assert "no such model there" in fetch_fails(repository="owner/gone")
 
 
-def test_another_pipeline_is_refused_before_its_weights_are_fetched(hub: Hub, published: Path, tmp_path: Path) -> None:
+def test_another_pipeline_is_refused_before_its_weights_are_fetched(
+    hub: Hub, published: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     shutil.copytree(published, other)
-    (other / "model_index.json").write_text(json.dumps({**read_json(other / "model_index.json"), "_class_name": "FluxPipeline"}))
+    (other / "model_index.json").write_text(
+        json.dumps({**read_json(other / "model_index.json"), "_class_name": "FluxPipeline"})
+    )
     hub.repositories["owner/flux"] = other
-    assert fetch_fails(repository="owner/flux") == "diffusion.model: a FluxPipeline; allowed: a StableDiffusionPipeline"
+    assert (
+        fetch_fails(repository="owner/flux")
+        == "diffusion.model: a FluxPipeline; allowed: a StableDiffusionPipeline"
+    )
     assert hub.downloads() == ["model_index.json"]
 
 
-def test_a_full_disk_is_said_before_anything_large_is_fetched(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_said_before_anything_large_is_fetched(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     assert "0.0 GB free; the model needs 0.0 GB; set downloads" in fetch_fails()
     assert UNET not in hub.downloads()
@@ -321,7 +394,9 @@ def test_a_full_disk_is_said_before_anything_large_is_fetched(hub: Hub, monkeypa
 # --- mirrors ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_mirror_is_asked_first_and_judged_by_what_the_hub_says(hub: Hub, mirror: Hub, published: Path) -> None:
+def test_a_mirror_is_asked_first_and_judged_by_what_the_hub_says(
+    hub: Hub, mirror: Hub, published: Path
+) -> None:
     mirror.corrupt.add(UNET)
     fetch(mini(mirror.url), "diffusion")
     assert set(hub.downloads()) == {UNET}
@@ -336,7 +411,9 @@ def test_a_mirror_stands_for_a_hub_that_has_the_model_no_more(hub: Hub, mirror: 
     assert {file["checked_against"] for file in read_json(mini().marker)["files"].values()} == {mirror.url}
 
 
-def test_the_access_token_is_shown_to_the_hub_alone(hub: Hub, mirror: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_access_token_is_shown_to_the_hub_alone(
+    hub: Hub, mirror: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     mirror.corrupt.add(UNET)
     fetch(mini(mirror.url), "diffusion")
@@ -349,7 +426,10 @@ def test_a_folder_is_a_mirror(hub: Hub, published: Path, layout: str) -> None:
     if layout == "fetched":
         fetch(mini(downloads="shared"), "diffusion")
     else:
-        snapshot, blobs = Path("shared/models--owner--mini/snapshots") / REVISION, Path("shared/models--owner--mini/blobs")
+        snapshot, blobs = (
+            Path("shared/models--owner--mini/snapshots") / REVISION,
+            Path("shared/models--owner--mini/blobs"),
+        )
         for file in hub.describe("owner/mini")["siblings"]:
             blob = blobs / (file.get("lfs", {}).get("sha256") or file["blobId"])
             link = snapshot / file["rfilename"]
@@ -362,9 +442,15 @@ def test_a_folder_is_a_mirror(hub: Hub, published: Path, layout: str) -> None:
     fetch(mini("shared"), "diffusion")
     assert hub.downloads() == []
     assert fingerprint(mini().folder)["id"] == fingerprint(published_subset(published))["id"]
-    target = Path("shared") / (f"owner--mini/{REVISION}/{UNET}" if layout == "fetched" else f"models--owner--mini/snapshots/{REVISION}/{UNET}")
+    target = Path("shared") / (
+        f"owner--mini/{REVISION}/{UNET}"
+        if layout == "fetched"
+        else f"models--owner--mini/snapshots/{REVISION}/{UNET}"
+    )
     target.write_bytes(b"\0" * target.stat().st_size)
-    assert f"{UNET}: not to be had as it should be (shared: SHA-256 " in fetch_fails("shared", downloads="elsewhere")
+    assert f"{UNET}: not to be had as it should be (shared: SHA-256 " in fetch_fails(
+        "shared", downloads="elsewhere"
+    )
 
 
 def published_subset(published: Path) -> Path:
@@ -379,7 +465,9 @@ def published_subset(published: Path) -> Path:
 # --- known models -------------------------------------------------------------------------------------------------------
 
 
-def test_our_table_outranks_what_a_server_says(hub: Hub, mirror: Hub, monkeypatch: pytest.MonkeyPatch, published: Path) -> None:
+def test_our_table_outranks_what_a_server_says(
+    hub: Hub, mirror: Hub, monkeypatch: pytest.MonkeyPatch, published: Path
+) -> None:
     wrong = Expected("our table", (published / UNET).stat().st_size, "ab" * 32)
     monkeypatch.setattr(fetching, "known_models", lambda: {"owner/mini": (REVISION, {UNET: wrong})})
     said = fetch_fails(mirror.url)
@@ -389,22 +477,48 @@ def test_our_table_outranks_what_a_server_says(hub: Hub, mirror: Hub, monkeypatc
 
 def test_the_shipped_tables_are_whole() -> None:
     known = known_models()
-    assert {"CompVis/stable-diffusion-v1-4", "openai/clip-vit-large-patch14", "CompVis/stable-diffusion-safety-checker"} <= set(known)
+    assert {
+        "CompVis/stable-diffusion-v1-4",
+        "openai/clip-vit-large-patch14",
+        "CompVis/stable-diffusion-safety-checker",
+    } <= set(known)
     for revision, files in known.values():
         assert re.fullmatch(COMMIT, revision)
-        assert all(file.size and file.sha256 and re.fullmatch("[0-9a-f]{64}", file.sha256) for file in files.values())
-    listed = [*known["openai/clip-vit-large-patch14"][1], "README.md", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", ".gitattributes"]
+        assert all(
+            file.size and file.sha256 and re.fullmatch("[0-9a-f]{64}", file.sha256) for file in files.values()
+        )
+    listed = [
+        *known["openai/clip-vit-large-patch14"][1],
+        "README.md",
+        "pytorch_model.bin",
+        "tf_model.h5",
+        "flax_model.msgpack",
+        ".gitattributes",
+    ]
     assert needed_files("clip", listed) == sorted(known["openai/clip-vit-large-patch14"][1])
 
 
 def test_weights_in_several_files_come_with_their_index() -> None:
     parts = [f"model-0000{i}-of-00002.{kind}" for i in (1, 2) for kind in ("safetensors", "bin")]
-    names = [*parts, "config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json", "model.fp16.safetensors"]
-    assert needed_files("clip", names) == ["config.json", *(part for part in sorted(parts) if part.endswith("safetensors")), "model.safetensors.index.json"]
+    names = [
+        *parts,
+        "config.json",
+        "model.safetensors.index.json",
+        "pytorch_model.bin.index.json",
+        "model.fp16.safetensors",
+    ]
+    assert needed_files("clip", names) == [
+        "config.json",
+        *(part for part in sorted(parts) if part.endswith("safetensors")),
+        "model.safetensors.index.json",
+    ]
 
 
 def test_a_model_without_weights_is_refused() -> None:
-    with pytest.raises(UserError, match=r"no weights in PyTorch's formats; allowed: a model with \.safetensors or \.bin files"):
+    with pytest.raises(
+        UserError,
+        match=r"no weights in PyTorch's formats; allowed: a model with \.safetensors or \.bin files",
+    ):
         needed_files("clip", ["config.json", "tf_model.h5"])
 
 
@@ -417,7 +531,9 @@ def study(**diffusion: Any) -> Study:
 
 def test_a_known_model_has_its_revision_and_a_folder_of_its_own() -> None:
     plan = Plan(study(model="CompVis/stable-diffusion-v1-4", resolution=512), ())
-    folder = "results/downloads/models/CompVis--stable-diffusion-v1-4/133a221b8aa7292a167afc5127cb63fb5005638b"
+    folder = (
+        "results/downloads/models/CompVis--stable-diffusion-v1-4/133a221b8aa7292a167afc5127cb63fb5005638b"
+    )
     assert plan.study.diffusion.folder == folder
     assert plan.diffusion_files == [f"{folder}/fetched.json"]
     assert set(plan.hub_models) == {"diffusion"}
@@ -426,13 +542,22 @@ def test_a_known_model_has_its_revision_and_a_folder_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"model": "owner/mini", "revision": "main"}, "diffusion.revision: 'main'; allowed: a commit, 40 hexadecimal digits; a branch or tag may move"),
-        ({"model": "some/where/else", "revision": REVISION}, "diffusion.revision: '0123456789abcdef0123456789abcdef01234567'; goes with a model's id"),
+        (
+            {"model": "owner/mini", "revision": "main"},
+            "diffusion.revision: 'main'; allowed: a commit, 40 hexadecimal digits; a branch or tag may move",
+        ),
+        (
+            {"model": "some/where/else", "revision": REVISION},
+            "diffusion.revision: '0123456789abcdef0123456789abcdef01234567'; goes with a model's id",
+        ),
         (
             {"safety_checker": "owner/checker", "safety_checker_revision": "v1"},
             "diffusion.safety_checker_revision: 'v1'; allowed: a commit, 40 hexadecimal digits; a branch or tag may move",
         ),
-        ({"safety_checker": None, "safety_checker_revision": REVISION}, "goes with a safety checker's id on the Hub"),
+        (
+            {"safety_checker": None, "safety_checker_revision": REVISION},
+            "goes with a safety checker's id on the Hub",
+        ),
     ],
 )
 def test_only_commits_of_models_on_the_hub_are_revisions(keys: dict[str, Any], said: str) -> None:
@@ -445,12 +570,15 @@ def test_an_id_without_a_revision_is_a_folder_and_the_error_says_how_to_make_it_
     assert study(model="owner/mini").diffusion.folder == "owner/mini"
     with pytest.raises(ConfigError) as caught:
         check_study(study(model="owner/mini"))
-    assert "diffusion.model: 'owner/mini', no such folder; allowed: a folder in diffusers' Stable Diffusion layout, or a model's id on the Hub" in str(
-        caught.value
+    assert (
+        "diffusion.model: 'owner/mini', no such folder; allowed: a folder in diffusers' Stable Diffusion layout, or a model's id on the Hub"
+        in str(caught.value)
     )
 
 
-def test_check_says_what_will_be_fetched_and_looks_at_it_afterwards(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_says_what_will_be_fetched_and_looks_at_it_afterwards(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("classes.yaml").symlink_to(MINI.parents[1] / "classes/fashion_mnist.yaml")
     Path("resources").symlink_to(MINI.parents[1])
     from_hub = study(model="owner/mini", revision=REVISION, downloads="downloads")
@@ -472,7 +600,11 @@ def without_checker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("classes.yaml").symlink_to(MINI.parents[1] / "classes/fashion_mnist.yaml")
     Path("resources").symlink_to(MINI.parents[1])
     shutil.copytree(MINI, "sd2", ignore=shutil.ignore_patterns("safety_checker"))
-    index = {**read_json("sd2/model_index.json"), "safety_checker": [None, None], "requires_safety_checker": False}
+    index = {
+        **read_json("sd2/model_index.json"),
+        "safety_checker": [None, None],
+        "requires_safety_checker": False,
+    }
     Path("sd2/model_index.json").write_text(json.dumps(index))
     Path("checker").mkdir()
     for path in (*(MINI / "safety_checker").iterdir(), *(MINI / "feature_extractor").iterdir()):
@@ -493,13 +625,18 @@ def test_a_model_without_a_safety_checker_needs_a_word_about_it(without_checker:
 def test_another_safety_checker_stands_for_the_models_own(without_checker: Path) -> None:
     own = load_pipeline(study().diffusion, torch.device("cpu"))
     lent = load_pipeline(study(model="sd2", safety_checker="checker").diffusion, torch.device("cpu"))
-    assert all(torch.equal(a, b) for a, b in zip(own.safety_checker.parameters(), lent.safety_checker.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(own.safety_checker.parameters(), lent.safety_checker.parameters(), strict=True)
+    )
     picture = Image.effect_noise((32, 32), 50).convert("RGB")
     assert check_safety(own, [picture]) == check_safety(lent, [picture])
     assert lent("a bag", num_inference_steps=1, height=32, width=32).nsfw_content_detected is not None
 
 
-def test_a_safety_checker_that_is_off_flags_nothing_and_shows_in_the_fingerprint(without_checker: Path) -> None:
+def test_a_safety_checker_that_is_off_flags_nothing_and_shows_in_the_fingerprint(
+    without_checker: Path,
+) -> None:
     pipeline = load_pipeline(study(safety_checker=None).diffusion, torch.device("cpu"))
     assert pipeline.safety_checker is None
     assert check_safety(pipeline, [Image.new("RGB", (32, 32))] * 2) == [False, False]
@@ -509,18 +646,31 @@ def test_a_safety_checker_that_is_off_flags_nothing_and_shows_in_the_fingerprint
     assert not any(name.startswith("safety_checker/") for name in off["files"])
 
 
-@pytest.mark.parametrize(("missing", "said"), [("checker", "no such folder"), ("checker/preprocessor_config.json", "has no preprocessor_config.json")])
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [("checker", "no such folder"), ("checker/preprocessor_config.json", "has no preprocessor_config.json")],
+)
 def test_half_a_safety_checker_is_refused(without_checker: Path, missing: str, said: str) -> None:
     shutil.rmtree(missing) if Path(missing).is_dir() else Path(missing).unlink()
     with pytest.raises(ConfigError, match=f"diffusion.safety_checker: 'checker',? {said}"):
         check_study(study(model="sd2", safety_checker="checker"))
 
 
-def test_clip_of_another_width_is_accepted_where_the_text_encoder_is_not_openais(without_checker: Path) -> None:
+def test_clip_of_another_width_is_accepted_where_the_text_encoder_is_not_openais(
+    without_checker: Path,
+) -> None:
     config = Path("sd2/text_encoder/config.json")
     shutil.copytree(MINI.parent / "clip", "clip", ignore=shutil.ignore_patterns("*index.json"))
-    Path("clip/config.json").write_text(json.dumps({"model_type": "clip", "text_config": {"hidden_size": 96}}))
-    wide = parse_study({**SMALL_STUDY, "clip": {"model": "clip"}, "diffusion": {**SMALL_STUDY["diffusion"], "model": "sd2", "safety_checker": None}})
+    Path("clip/config.json").write_text(
+        json.dumps({"model_type": "clip", "text_config": {"hidden_size": 96}})
+    )
+    wide = parse_study(
+        {
+            **SMALL_STUDY,
+            "clip": {"model": "clip"},
+            "diffusion": {**SMALL_STUDY["diffusion"], "model": "sd2", "safety_checker": None},
+        }
+    )
     with pytest.raises(ConfigError, match=r"clip\.model: 'clip' has text states of width 96; allowed: 128"):
         check_study(wide)
     config.write_text(json.dumps({**read_json(config), "hidden_act": "gelu"}))
@@ -531,11 +681,17 @@ def test_clip_of_another_width_is_accepted_where_the_text_encoder_is_not_openais
 
 
 def test_published_weights_are_fetched_once_and_checked(tmp_path: Path) -> None:
-    source, wrong, target = tmp_path / "source.pth", tmp_path / "wrong.pth", tmp_path / "downloads/weights.pth"
+    source, wrong, target = (
+        tmp_path / "source.pth",
+        tmp_path / "wrong.pth",
+        tmp_path / "downloads/weights.pth",
+    )
     source.write_bytes(b"weights")
     wrong.write_bytes(b"others")
     digits = sha256_file(source)[:8]
-    with pytest.raises(UserError, match=rf"weights\.pth: not to be had .*expected \"{digits}\".*begins with {digits}"):
+    with pytest.raises(
+        UserError, match=rf"weights\.pth: not to be had .*expected \"{digits}\".*begins with {digits}"
+    ):
         fetch_weights(target, [str(tmp_path / "nowhere.pth"), str(wrong)], digits)
     assert not target.exists()
     fetch_weights(target, [str(wrong), source.as_uri()], digits)
@@ -557,7 +713,9 @@ def test_the_address_is_torchvisions() -> None:
 
 
 @pytest.mark.full
-def test_the_workflow_fetches_once_and_hashes_what_it_fetched(hub: Hub, workspace: Workspace, published: Path) -> None:
+def test_the_workflow_fetches_once_and_hashes_what_it_fetched(
+    hub: Hub, workspace: Workspace, published: Path
+) -> None:
     models = {"model": "owner/mini", "revision": REVISION, "downloads": "models"}
     hub.repositories["owner/checker"] = checker = workspace.folder / "published_checker"
     checker.mkdir()
@@ -566,11 +724,17 @@ def test_the_workflow_fetches_once_and_hashes_what_it_fetched(hub: Hub, workspac
     apart = {"safety_checker": "owner/checker", "safety_checker_revision": REVISION}
     workspace.write_study({**SMALL_STUDY, "diffusion": {**SMALL_STUDY["diffusion"], **models, **apart}})
     target = "results/small/models/diffusion.json"
-    assert workspace.plan(target) == {"fetch_diffusion": 1, "fetch_safety_checker": 1, "fingerprint_diffusion": 1}
+    assert workspace.plan(target) == {
+        "fetch_diffusion": 1,
+        "fetch_safety_checker": 1,
+        "fingerprint_diffusion": 1,
+    }
     workspace.run("--target", target)
     record = read_json(workspace.folder / target)
     assert record["folder"] == f"models/owner--mini/{REVISION}"
-    assert record["files"]["safety_checker/model.safetensors"] == sha256_file(MINI / "safety_checker/model.safetensors")
+    assert record["files"]["safety_checker/model.safetensors"] == sha256_file(
+        MINI / "safety_checker/model.safetensors"
+    )
     assert "safety_checker/pytorch_model.bin" not in record["files"]
     hub.requests.clear()
     workspace.run("--target", target)

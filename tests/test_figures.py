@@ -102,11 +102,27 @@ class Squares:
         plan, files = self.plan, self.plan.figure_data(name)
         table, per_class = plan.table1["csv"], plan.per_class
         if name == "figure3":
-            figure3.collect(self.job, "boomerang", self.sets(["boomerang"])["boomerang"], changes.get("train", self.train), self.classes, **files)
+            figure3.collect(
+                self.job,
+                "boomerang",
+                self.sets(["boomerang"])["boomerang"],
+                changes.get("train", self.train),
+                self.classes,
+                **files,
+            )
         elif name == "figure4":
             figure4.collect(self.job, self.sets(plan.exemplified), self.train, self.classes, **files)
         elif name == "figure5a":
-            figure5a.collect(self.job, per_class, table, self.sets(plan.compared), self.train, self.classes, files["table"], files["images"])
+            figure5a.collect(
+                self.job,
+                per_class,
+                table,
+                self.sets(plan.compared),
+                self.train,
+                self.classes,
+                files["table"],
+                files["images"],
+            )
         else:
             figure5b.collect(plan, table, per_class, self.train, self.sets([*plan.scaling]), files["table"])
         return files
@@ -124,31 +140,76 @@ def make_squares(folder: Path) -> Squares:
     old = Path.cwd()
     os.chdir(folder)
     plan = Plan(study, CLASSES)
-    write_class_table([ClassInfo(name, (name.replace("_", " "), "another name")) for name in CLASSES], plan.path("classes.parquet"))
-    names = [(label, name, f"{name}/{place}.png") for label, name in enumerate(CLASSES) for place in range(REAL_IMAGES)]
+    write_class_table(
+        [ClassInfo(name, (name.replace("_", " "), "another name")) for name in CLASSES],
+        plan.path("classes.parquet"),
+    )
+    names = [
+        (label, name, f"{name}/{place}.png")
+        for label, name in enumerate(CLASSES)
+        for place in range(REAL_IMAGES)
+    ]
     for label, _, source in names:
         path = folder / "data" / source
         path.parent.mkdir(parents=True, exist_ok=True)
         square(label, 10 * int(path.stem)).save(path)
     ids = [source.replace("/", "-") for _, _, source in names]
     write_split(
-        Split(ids, [name for _, name, _ in names], np.array([label for label, _, _ in names], dtype=np.int32), [s for _, _, s in names]), plan.splits["train"]
+        Split(
+            ids,
+            [name for _, name, _ in names],
+            np.array([label for label, _, _ in names], dtype=np.int32),
+            [s for _, _, s in names],
+        ),
+        plan.splits["train"],
     )
     for method in plan.study.pooled:
         for label, class_id in enumerate(CLASSES):
             rows = []
             for index in range(POOL.get(method, (8,) * 6)[label]):
                 start = f"{class_id}-{index % REAL_IMAGES}.png"
-                image = square(label, 10 * (index % REAL_IMAGES)).crop((4, 0, 36, 32)) if method == "boomerang" else square(label, 200)
-                made: dict[str, Any] = {"seed": index} if method not in plan.study.retrieved else {"similarity": 0.5}
-                source = start if method == "boomerang" else f"https://example.org/{index}" if method in plan.study.retrieved else None
-                encoded = encode_image(image.point(lambda value: value + 8) if method == "boomerang" else image, "png", 95)
-                rows.append(ShardRow(encoded, label, class_id, index, method, f"a photo of {class_id}", "model", source=source, **made))
+                image = (
+                    square(label, 10 * (index % REAL_IMAGES)).crop((4, 0, 36, 32))
+                    if method == "boomerang"
+                    else square(label, 200)
+                )
+                made: dict[str, Any] = (
+                    {"seed": index} if method not in plan.study.retrieved else {"similarity": 0.5}
+                )
+                source = (
+                    start
+                    if method == "boomerang"
+                    else f"https://example.org/{index}"
+                    if method in plan.study.retrieved
+                    else None
+                )
+                encoded = encode_image(
+                    image.point(lambda value: value + 8) if method == "boomerang" else image, "png", 95
+                )
+                rows.append(
+                    ShardRow(
+                        encoded,
+                        label,
+                        class_id,
+                        index,
+                        method,
+                        f"a photo of {class_id}",
+                        "model",
+                        source=source,
+                        **made,
+                    )
+                )
             write_shard(plan.shard(method, class_id, "0"), rows, {})
         build_index([plan.shard(method, class_id, "0") for class_id in CLASSES], root, plan.pool(method))
     for method in plan.study.augmented:
         pool = plan.pool(plan.study.pool_row(method))
-        resample(pool, plan.splits["train"], [plan.resample(method, run) for run in plan.runs], study.seed, Drawing.of(study, method))
+        resample(
+            pool,
+            plan.splits["train"],
+            [plan.resample(method, run) for run in plan.runs],
+            study.seed,
+            Drawing.of(study, method),
+        )
     write_results(plan)
     os.chdir(old)
     return Squares(Job(study, Store(root / ".store"), 1))
@@ -161,10 +222,26 @@ def write_results(plan: Plan) -> None:
         runs = np.array(ACCURACIES.get(method, ACCURACIES["clip_prompts"]))
         top1, added = float(100 * runs.mean()), 4.0 if method in plan.study.augmented else 0.0
         entries.append(
-            table1.Row(method, str(plan.study.methods[method].label), plan.study.methods[method].group, "train", top1, 0.5, 2, 4, added, None, None, None)
+            table1.Row(
+                method,
+                str(plan.study.methods[method].label),
+                plan.study.methods[method].group,
+                "train",
+                top1,
+                0.5,
+                2,
+                4,
+                added,
+                None,
+                None,
+                None,
+            )
         )
         for run, values in enumerate(runs):
-            rows += [{"method": method, "run": run, "class_id": name, "n_test": 10, "top1": value} for name, value in zip(CLASSES, values, strict=True)]
+            rows += [
+                {"method": method, "run": run, "class_id": name, "n_test": 10, "top1": value}
+                for name, value in zip(CLASSES, values, strict=True)
+            ]
     write_text(plan.table1["csv"], render_csv(entries))
     import pyarrow as pa
 
@@ -186,7 +263,12 @@ def check_drawn(outs: dict[str, Path], figure_height: float | None = None) -> No
 
 
 def texts_of(figure: Figure) -> list[str]:
-    own = [text for text in figure.findobj(lambda artist: hasattr(artist, "get_text") and hasattr(artist, "get_fontsize"))]
+    own = [
+        text
+        for text in figure.findobj(
+            lambda artist: hasattr(artist, "get_text") and hasattr(artist, "get_fontsize")
+        )
+    ]
     shown = [text for text in own if text.get_visible() and text.get_text()]
     assert all(text.get_fontsize() >= FONT_SIZE for text in shown)
     return [text.get_text() for text in shown]
@@ -197,9 +279,21 @@ def texts_of(figure: Figure) -> list[str]:
 
 # Machado, Oliveira and Fernandes (IEEE TVCG 15, 2009), severity 1, in linear RGB
 BLIND = {
-    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
 }
 
 
@@ -208,7 +302,11 @@ def lab(colour: str, simulation: list[list[float]]) -> np.ndarray:
     value = np.array(to_rgb(colour))
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
     seen = np.clip(np.array(simulation) @ linear, 0, 1)
-    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ seen / [0.9505, 1, 1.089]
+    xyz = (
+        np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+        @ seen
+        / [0.9505, 1, 1.089]
+    )
     x, y, z = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
@@ -216,8 +314,12 @@ def lab(colour: str, simulation: list[list[float]]) -> np.ndarray:
 @pytest.mark.parametrize("kind", BLIND)
 def test_families_have_colours_that_colour_blind_readers_tell_apart(kind: str) -> None:
     seen = {family: lab(colour, BLIND[kind]) for family, colour in COLOURS.items()}
-    closest = min((float(np.linalg.norm(seen[one] - seen[other])), one, other) for one, other in combinations(seen, 2))
-    assert closest[0] > 15, closest  # 2.3 is just noticeable; matplotlib's own red and green are 7 apart in deuteranopia
+    closest = min(
+        (float(np.linalg.norm(seen[one] - seen[other])), one, other) for one, other in combinations(seen, 2)
+    )
+    assert closest[0] > 15, (
+        closest
+    )  # 2.3 is just noticeable; matplotlib's own red and green are 7 apart in deuteranopia
     assert np.linalg.norm(lab("#d62728", BLIND["deuteranopia"]) - lab("#2ca02c", BLIND["deuteranopia"])) < 8
 
 
@@ -262,11 +364,18 @@ def test_figure3_shows_every_class_beside_what_it_started_from(squares: Squares,
     check_drawn(outs)
     with styled():
         texts = texts_of(figure3.draw(rows, pictures))
-    assert {"A", "B", "C", "Real", "Boomerang"} <= set(texts) and any("on average 8.0 of 255" in text for text in texts)
+    assert {"A", "B", "C", "Real", "Boomerang"} <= set(texts) and any(
+        "on average 8.0 of 255" in text for text in texts
+    )
 
 
-def test_figure3_refuses_images_that_did_not_start_from_the_training_split(squares: Squares, tmp_path: Path) -> None:
-    write_split(Split(["other"], ["class_a"], np.zeros(1, dtype=np.int32), ["class_a/0.png"]), tmp_path / "train.parquet")
+def test_figure3_refuses_images_that_did_not_start_from_the_training_split(
+    squares: Squares, tmp_path: Path
+) -> None:
+    write_split(
+        Split(["other"], ["class_a"], np.zeros(1, dtype=np.int32), ["class_a/0.png"]),
+        tmp_path / "train.parquet",
+    )
     with pytest.raises(UserError, match="which is not in the training split"):
         squares.collect("figure3", train=str(tmp_path / "train.parquet"))
 
@@ -274,18 +383,32 @@ def test_figure3_refuses_images_that_did_not_start_from_the_training_split(squar
 # --- figure 4 ---------------------------------------------------------------------------------------------------------
 
 
-def test_figure4_shows_the_same_classes_of_every_method_and_names_every_image(squares: Squares, tmp_path: Path) -> None:
+def test_figure4_shows_the_same_classes_of_every_method_and_names_every_image(
+    squares: Squares, tmp_path: Path
+) -> None:
     files = squares.collect("figure4")
     rows = read_csv(files["table"], figure4.Row)
     methods = ["real", "clip_prompts", "ft_conditioning", "ft_cluster_conditioning_k5", "retrieval"]
     assert list(dict.fromkeys(row.method for row in rows)) == methods
     assert list(dict.fromkeys(row.letter for row in rows)) == list("ABCDE")
     shown = [(row.class_id, row.place) for row in rows if row.method == "real"]
-    assert len(shown) == 8 and all([(row.class_id, row.place) for row in rows if row.method == method] == shown for method in methods)
-    trained_on = {(row["class_id"], str(row["index"])) for row in read_index(squares.plan.resample("retrieval", "0")).to_pylist()}
+    assert len(shown) == 8 and all(
+        [(row.class_id, row.place) for row in rows if row.method == method] == shown for method in methods
+    )
+    trained_on = {
+        (row["class_id"], str(row["index"]))
+        for row in read_index(squares.plan.resample("retrieval", "0")).to_pylist()
+    }
     retrieved = [row for row in rows if row.method == "retrieval"]
-    assert all((row.class_id, row.image) in trained_on and row.source == f"https://example.org/{row.image}" for row in retrieved)
-    assert all(row.prompt == f"a photo of {row.class_id}" and row.seed == int(row.image) for row in rows if row.method == "clip_prompts")
+    assert all(
+        (row.class_id, row.image) in trained_on and row.source == f"https://example.org/{row.image}"
+        for row in retrieved
+    )
+    assert all(
+        row.prompt == f"a photo of {row.class_id}" and row.seed == int(row.image)
+        for row in rows
+        if row.method == "clip_prompts"
+    )
     outs = {kind: tmp_path / f"f.{kind}" for kind in ("pdf", "png")}
     figure4.write_figure(files["table"], files["images"], outs)
     check_drawn(outs)
@@ -293,9 +416,13 @@ def test_figure4_shows_the_same_classes_of_every_method_and_names_every_image(sq
         figure = figure4.draw(rows, read_pictures(files["images"]))
     assert len(figure.axes[0].images) == 5 * 8
     texts = texts_of(figure)
-    assert {"A", "E", "Real training images", "Retrieval", "class a", "class f"} <= set(texts) and texts[-1].startswith(figure4.SAME_NOISE)
+    assert {"A", "E", "Real training images", "Retrieval", "class a", "class f"} <= set(texts) and texts[
+        -1
+    ].startswith(figure4.SAME_NOISE)
     generated = next(number for number, row in enumerate(rows) if row.seed is not None)
-    assert not figure4.same_noise([*rows[:generated], replace(rows[generated], seed=99), *rows[generated + 1 :]])
+    assert not figure4.same_noise(
+        [*rows[:generated], replace(rows[generated], seed=99), *rows[generated + 1 :]]
+    )
 
 
 # --- figure 5A --------------------------------------------------------------------------------------------------------
@@ -307,7 +434,10 @@ def test_changes_are_paired_by_run(squares: Squares) -> None:
     assert mean == pytest.approx([10, 0, -10, 0, 30, 0])
     # of class e: 40 and 20 points, standard deviation 200 ** 0.5, over the root of 2; of class f both runs differ by nothing
     assert stderr == pytest.approx([0, 0, 0, 0, 10, 0], abs=1e-9)
-    mean, stderr = figure5a.changes(replace(per_class["clip_prompts"], runs=(0,), top1=per_class["clip_prompts"].top1[:1]), per_class["none"])
+    mean, stderr = figure5a.changes(
+        replace(per_class["clip_prompts"], runs=(0,), top1=per_class["clip_prompts"].top1[:1]),
+        per_class["none"],
+    )
     assert mean[4] == pytest.approx(40) and stderr is None
     with pytest.raises(UserError, match="differ in classes"):
         figure5a.changes(replace(per_class["none"], class_ids=CLASSES[::-1]), per_class["none"])
@@ -316,12 +446,24 @@ def test_changes_are_paired_by_run(squares: Squares) -> None:
 def test_figure5a_sorts_classes_and_shows_both_ends(squares: Squares, tmp_path: Path) -> None:
     files = squares.collect("figure5a")
     rows = read_csv(files["table"], figure5a.Row)
-    assert list(dict.fromkeys(row.method for row in rows)) == ["boomerang", "retrieval"], "the first of the equally good ones that generate"
+    assert list(dict.fromkeys(row.method for row in rows)) == ["boomerang", "retrieval"], (
+        "the first of the equally good ones that generate"
+    )
     own = [row for row in rows if row.method == "retrieval"]
-    assert [row.rank for row in own] == list(range(6)) and [row.change_points for row in own] == sorted(row.change_points for row in own)
-    assert (own[0].class_id, own[0].change_points, own[-1].class_id) == ("class_e", pytest.approx(-20), "class_a")
+    assert [row.rank for row in own] == list(range(6)) and [row.change_points for row in own] == sorted(
+        row.change_points for row in own
+    )
+    assert (own[0].class_id, own[0].change_points, own[-1].class_id) == (
+        "class_e",
+        pytest.approx(-20),
+        "class_a",
+    )
     worst, best = figure5a.ends(own)
-    assert [row.class_id for row in worst] == ["class_e", own[1].class_id] and best[0].class_id == "class_a" and len(best) == 2
+    assert (
+        [row.class_id for row in worst] == ["class_e", own[1].class_id]
+        and best[0].class_id == "class_a"
+        and len(best) == 2
+    )
     pictures = read_pictures(files["images"])
     panels = {(picture.panel, picture.class_id) for picture, _ in pictures}
     assert {(panel, row.class_id) for row in (*worst, *best) for panel in ("real", "retrieval")} <= panels
@@ -331,14 +473,23 @@ def test_figure5a_sorts_classes_and_shows_both_ends(squares: Squares, tmp_path: 
     with styled():
         figure = figure5a.draw(rows, pictures)
     texts = texts_of(figure)
-    assert "Retrieval: 5 up, 1 down" in texts and any("standard error of the mean over runs" in text for text in texts)
+    assert "Retrieval: 5 up, 1 down" in texts and any(
+        "standard error of the mean over runs" in text for text in texts
+    )
     assert "class e" in texts and any(text.startswith("\u221220.0") for text in texts)
     marks = [container[0].get_ydata() for container in figure.axes[0].containers]
-    assert [list(values) for values in marks] == [[row.change_points for row in rows if row.method == method] for method in ("boomerang", "retrieval")]
+    assert [list(values) for values in marks] == [
+        [row.change_points for row in rows if row.method == method] for method in ("boomerang", "retrieval")
+    ]
 
 
 def test_many_classes_are_drawn_as_a_line_with_a_band() -> None:
-    rows = [figure5a.Row("retrieval", "Retrieval", "retrieval", rank, str(rank), str(rank), 50, 50, 50, rank - 100.0, 1.0) for rank in range(300)]
+    rows = [
+        figure5a.Row(
+            "retrieval", "Retrieval", "retrieval", rank, str(rank), str(rank), 50, 50, 50, rank - 100.0, 1.0
+        )
+        for rank in range(300)
+    ]
     with styled():
         figure = figure5a.draw(rows, [])
     assert [len(line.get_xdata()) for line in figure.axes[0].lines][-1] == 300
@@ -346,7 +497,10 @@ def test_many_classes_are_drawn_as_a_line_with_a_band() -> None:
 
 
 def test_no_class_is_at_both_ends() -> None:
-    rows = [figure5a.Row("m", "m", "retrieval", rank, str(rank), str(rank), 50, 50, 50, rank, None) for rank in range(3)]
+    rows = [
+        figure5a.Row("m", "m", "retrieval", rank, str(rank), str(rank), 50, 50, 50, rank, None)
+        for rank in range(3)
+    ]
     worst, best = figure5a.ends(rows)
     assert ([row.class_id for row in worst], [row.class_id for row in best]) == (["0"], ["2"])
 
@@ -361,7 +515,9 @@ def test_best_and_worst_case_count_short_classes_as_right_and_as_wrong(squares: 
     assert figure5b.bounds(none, ["class_f"]) == pytest.approx((250 / 6, 350 / 6))
 
 
-def test_figure5b_has_a_point_per_size_and_marks_where_a_class_ran_out(squares: Squares, tmp_path: Path) -> None:
+def test_figure5b_has_a_point_per_size_and_marks_where_a_class_ran_out(
+    squares: Squares, tmp_path: Path
+) -> None:
     table = squares.collect("figure5b")["table"]
     rows = read_csv(table, figure5b.Row)
     assert [(row.series_label, row.method, row.asked_percent, row.added_images, row.short_classes) for row in rows] == [
@@ -369,21 +525,29 @@ def test_figure5b_has_a_point_per_size_and_marks_where_a_class_ran_out(squares: 
     ]  # fmt: skip
     point = rows[0]
     assert point.worst_percent is not None and point.best_percent is not None
-    assert point.worst_percent < point.top1_percent < point.best_percent and point.best_percent - point.worst_percent == pytest.approx(100 / 6)
+    assert (
+        point.worst_percent < point.top1_percent < point.best_percent
+        and point.best_percent - point.worst_percent == pytest.approx(100 / 6)
+    )
     outs = {kind: tmp_path / f"f.{kind}" for kind in ("pdf", "png")}
     figure5b.write_figure(table, outs)
     check_drawn(outs, figure5b.HEIGHT)
     with styled():
         figure = figure5b.draw(rows)
     texts = texts_of(figure)
-    assert {"Retrieval", "no added data", "200%\n47", "300%\n67"} <= set(texts) and any(text.startswith("worst case") for text in texts)
+    assert {"Retrieval", "no added data", "200%\n47", "300%\n67"} <= set(texts) and any(
+        text.startswith("worst case") for text in texts
+    )
     assert any("standard error, n = 2" in text for text in texts)
     drawn = figure.axes[0].containers[0][0]
     assert list(drawn.get_ydata()) == [row.top1_percent for row in rows[:2]]
 
 
 def test_without_short_classes_there_are_no_marks() -> None:
-    rows = [figure5b.Row("a", "A", "personalised", f"a{size}", size, size, 60, 0.1, 5, 0, None, None) for size in (100.0, 500.0)]
+    rows = [
+        figure5b.Row("a", "A", "personalised", f"a{size}", size, size, 60, 0.1, 5, 0, None, None)
+        for size in (100.0, 500.0)
+    ]
     with styled():
         figure = figure5b.draw(rows)
     assert not any("case" in text for text in texts_of(figure))
@@ -413,7 +577,9 @@ def test_a_study_plans_the_figures_that_it_has_rows_for(squares: Squares) -> Non
     few = {name: METHODS[name] for name in ("none", "boomerang")}
     assert [*Plan(study_of(Path("data"), few), ()).figures] == ["figure3", "figure5a"]
     assert Plan(study_of(Path("data"), {"none": METHODS["none"]}), ()).figures == {}
-    assert [*Plan(study_of(Path("data"), {"clip_prompts": METHODS["clip_prompts"]}), ()).figures] == ["figure4"]
+    assert [*Plan(study_of(Path("data"), {"clip_prompts": METHODS["clip_prompts"]}), ()).figures] == [
+        "figure4"
+    ]
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -431,7 +597,9 @@ PROJECT = Path(__file__).resolve().parents[1]
         ("demo", ["cluster_ablation", "imagenet_full", "caltech256"]),
     ],
 )
-def test_a_study_has_the_tables_of_its_data_set_and_a_miniature_all_of_them(config: str, tables: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_has_the_tables_of_its_data_set_and_a_miniature_all_of_them(
+    config: str, tables: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(PROJECT)
     assert [*Plan(load_study([PROJECT / f"config/{config}.yaml"]), ()).paper_tables] == tables
 
@@ -445,21 +613,36 @@ def test_the_cluster_ablation_stands_beside_the_papers(squares: Squares, tmp_pat
     written = paper_tables.write_paper_tables(squares.plan, squares.plan.table1["csv"], outs)
     rows = written["cluster_ablation"]
     assert read_csv(tmp_path / "t.csv", paper_tables.Row) == rows
-    assert [(row.clusters, row.paper_top1_percent, row.paper_stderr_percent) for row in rows] == [(1, 60.8, 0.1), (5, 60.9, 0.2)]
+    assert [(row.clusters, row.paper_top1_percent, row.paper_stderr_percent) for row in rows] == [
+        (1, 60.8, 0.1),
+        (5, 60.9, 0.2),
+    ]
     assert [row.paper_gain_points for row in rows] == pytest.approx([3.6, 3.7])
-    assert rows[0].gain_points == pytest.approx(100 * (np.mean(ACCURACIES["clip_prompts"]) - np.mean(ACCURACIES["none"])))
+    assert rows[0].gain_points == pytest.approx(
+        100 * (np.mean(ACCURACIES["clip_prompts"]) - np.mean(ACCURACIES["none"]))
+    )
     assert "| FT cluster conditioning (k = 5) | 5 |" in (tmp_path / "t.md").read_text()
     latex = (tmp_path / "t.tex").read_text()
-    assert r"\caption{Vectors learned per class" in latex and r"60.9 $\pm$ 0.2 & +3.7 \\" in latex and "miniature" not in latex
+    assert (
+        r"\caption{Vectors learned per class" in latex
+        and r"60.9 $\pm$ 0.2 & +3.7 \\" in latex
+        and "miniature" not in latex
+    )
 
 
 def test_a_miniature_says_that_its_numbers_are_no_imagenet(squares: Squares, tmp_path: Path) -> None:
     study = study_of(Path("data"), corpus={"kind": "miniature"}, dataset={"kind": "fashion_mnist"})
     paper_tables.write_paper_tables(
-        Plan(study, ()), squares.plan.table1["csv"], {"imagenet_full_md": tmp_path / "t.md", "imagenet_full_csv": tmp_path / "t.csv"}
+        Plan(study, ()),
+        squares.plan.table1["csv"],
+        {"imagenet_full_md": tmp_path / "t.md", "imagenet_full_csv": tmp_path / "t.csv"},
     )
     assert "This study is a miniature, not ImageNet" in (tmp_path / "t.md").read_text()
     with (tmp_path / "t.csv").open() as stream:
         rows = list(csv.DictReader(line for line in stream if not line.startswith("#")))
-    assert [(row["method"], row["paper_top1_percent"]) for row in rows] == [("none", "76.1"), ("clip_prompts", "78.7"), ("retrieval", "79.0")]
+    assert [(row["method"], row["paper_top1_percent"]) for row in rows] == [
+        ("none", "76.1"),
+        ("clip_prompts", "78.7"),
+        ("retrieval", "79.0"),
+    ]
     assert rows[0]["gain_points"] == rows[0]["paper_gain_points"] == ""

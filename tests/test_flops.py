@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTokenizer
@@ -21,15 +28,28 @@ from augbench.generate.sampler import Sampler
 PROJECT = Path(__file__).resolve().parents[1]
 TOKENIZER = PROJECT / "resources/mini/stable-diffusion/tokenizer"
 Scheduler = PNDMScheduler | DDIMScheduler | DPMSolverMultistepScheduler
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1, "set_alpha_to_one": False}  # the model card's
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+}  # the model card's
 
 
 def real_size(scheduler: Scheduler) -> StableDiffusionPipeline:
     """Stable Diffusion v1.4 by its published configs, without weights; only the last step, pixels to a picture, is left out."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, block_out_channels=(320, 640, 1280, 1280), attention_head_dim=8)
+        unet = UNet2DConditionModel(
+            sample_size=64,
+            cross_attention_dim=768,
+            block_out_channels=(320, 640, 1280, 1280),
+            attention_head_dim=8,
+        )
         down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
-        vae = AutoencoderKL(3, 3, down, up, (128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512)
+        vae = AutoencoderKL(
+            3, 3, down, up, (128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512
+        )
     pipeline = StableDiffusionPipeline(
         vae=vae,
         unet=unet,
@@ -41,7 +61,9 @@ def real_size(scheduler: Scheduler) -> StableDiffusionPipeline:
         requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.image_processor.postprocess = lambda pixels, **_: [Image.new("RGB", tuple(pixels.shape[-2:])) for _ in pixels]
+    pipeline.image_processor.postprocess = lambda pixels, **_: [
+        Image.new("RGB", tuple(pixels.shape[-2:])) for _ in pixels
+    ]
     return pipeline
 
 
@@ -82,11 +104,19 @@ def counted(pipeline: StableDiffusionPipeline) -> Iterator[Cost]:
     cost.flop += counter.get_total_flops()
 
 
-def cost_of(scheduler: Scheduler, images: int, guidance_scale: float = 7.5, steps: int = 50, interval: tuple[float, float] | None = None) -> Cost:
+def cost_of(
+    scheduler: Scheduler,
+    images: int,
+    guidance_scale: float = 7.5,
+    steps: int = 50,
+    interval: tuple[float, float] | None = None,
+) -> Cost:
     """What our sampling of so many images costs at the model's own size; text states are there already."""
     pipeline = real_size(scheduler)
     states = {prompt: torch.zeros(77, 768) for prompt in ("a photo of a bag.", "")}
-    sampler = Sampler(pipeline, steps, guidance_scale, 512, batch_size=4, conditioning=states, guidance_interval=interval)
+    sampler = Sampler(
+        pipeline, steps, guidance_scale, 512, batch_size=4, conditioning=states, guidance_interval=interval
+    )
     with counted(pipeline) as cost:
         samples = sampler.sample(["a photo of a bag."] * images, [("bag", i) for i in range(images)], 0)
     assert [sample.image.size for sample in samples] == [(512, 512)] * images
@@ -120,7 +150,9 @@ def test_steps_outside_the_guidance_interval_cost_half() -> None:
     cost = cost_of(DDIMScheduler(**SCHEDULE, clip_sample=False), 2, interval=(0.28, 5.42))
     guided = 37  # of timesteps 981, 961, ..., 1 those from 801 down to 81, by the schedule's noise levels
     assert (cost.unet, cost.decodes) == (2 * (50 + guided), 2)
-    assert cost.flop / 1e12 == pytest.approx(2 * ((50 + guided) * 0.8003 + 3 * 0.00295 + 2.5145), abs=0.02)  # text: with the empty prompt, and without
+    assert cost.flop / 1e12 == pytest.approx(
+        2 * ((50 + guided) * 0.8003 + 3 * 0.00295 + 2.5145), abs=0.02
+    )  # text: with the empty prompt, and without
 
 
 def test_the_fast_mode_costs_little_more_than_a_third_of_the_default() -> None:

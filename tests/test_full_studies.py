@@ -45,14 +45,18 @@ def config_of(name: str) -> Path:
 
 
 def plan_of(study: Study) -> Plan:
-    return Plan(study, tuple(info.class_id for info in open_source(study.dataset, study.seed, study.corpus).classes()))
+    return Plan(
+        study, tuple(info.class_id for info in open_source(study.dataset, study.seed, study.corpus).classes())
+    )
 
 
 # --- what the configs say ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_what_is_missing_here_is_named_in_a_line_each(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_here_is_named_in_a_line_each(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     study = load_study([config_of(name)])
     with pytest.raises(ConfigError) as caught:
@@ -93,11 +97,17 @@ def unexplained(text: str) -> list[str]:
         line = places[path]
         if path[0] != "methods":
             return lines[line].partition("#")[2]
-        above = [number for number in range(places["methods",], line) if lines[number].lstrip().startswith("#")]
+        above = [
+            number for number in range(places["methods",], line) if lines[number].lstrip().startswith("#")
+        ]
         return lines[above[-1]] if above else ""
 
     keys = changed_keys(parse_study(yaml.safe_load(text)))
-    return sorted(".".join(path) for path in keys if not re.search(r"section \d|Figure \d|(\S+ +){2}\S", comment(path).strip()))
+    return sorted(
+        ".".join(path)
+        for path in keys
+        if not re.search(r"section \d|Figure \d|(\S+ +){2}\S", comment(path).strip())
+    )
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -108,7 +118,12 @@ def test_every_key_that_differs_from_its_default_has_the_papers_section_or_a_rea
 def test_a_key_without_its_comment_would_be_found() -> None:
     text = config_of("imagenet10").read_text(encoding="utf-8")
     bare = re.sub(r" +#.*", "", text)
-    assert {"augmentation.images_per_class", "finetune.dtype", "methods.retrieval.min_aesthetics", "methods.pseudoword_dm.lr_grid"} <= set(unexplained(bare))
+    assert {
+        "augmentation.images_per_class",
+        "finetune.dtype",
+        "methods.retrieval.min_aesthetics",
+        "methods.pseudoword_dm.lr_grid",
+    } <= set(unexplained(bare))
     assert unexplained(text.replace("image_format: jpeg ", "image_format: webp #")) == []
     assert unexplained(re.sub(r"(image_format: jpeg) .*", r"\1", text)) == ["augmentation.image_format"]
 
@@ -119,7 +134,9 @@ def test_the_papers_rows_are_all_there_and_no_other_but_figure_5bs(name: str) ->
     assert study.report.paper_study == name
     others = {row for row, method in study.methods.items() if row not in paper_results(name)}
     assert set(paper_results(name)) <= set(study.methods)
-    assert all((study.methods[row].family or study.methods[row].mechanism) in ("scaling", "draw") for row in others) and bool(others) == (name == "imagenet10")
+    assert all(
+        (study.methods[row].family or study.methods[row].mechanism) in ("scaling", "draw") for row in others
+    ) and bool(others) == (name == "imagenet10")
 
 
 def test_the_main_study_has_the_cluster_ablation_and_figure_5bs_scaling() -> None:
@@ -128,7 +145,9 @@ def test_the_main_study_has_the_cluster_ablation_and_figure_5bs_scaling() -> Non
     assert {name: row.clusters for name, row in fine_tuned.items() if row.learn == "conditioning" and not row.train_unet} == {
         "ft_conditioning": 1, "ft_cluster_conditioning_k5": 5, "ft_cluster_conditioning_k10": 10, "ft_cluster_conditioning_k15": 15,
     }  # fmt: skip
-    assert fine_tuned.pop("imagic").candidates == IMAGIC_CANDIDATES and {row.candidates for row in fine_tuned.values()} == {CANDIDATES}
+    assert fine_tuned.pop("imagic").candidates == IMAGIC_CANDIDATES and {
+        row.candidates for row in fine_tuned.values()
+    } == {CANDIDATES}
     added: dict[str, dict[str, float]] = {"pseudoword_dm": {}, "retrieval_2500": {}}
     for name, row in study.methods.items():
         source = row.pool if isinstance(row, DrawMethod) else name
@@ -138,16 +157,32 @@ def test_the_main_study_has_the_cluster_ablation_and_figure_5bs_scaling() -> Non
     largest = study.augmentation.images_per_part
     assert largest is not None and largest == 130 and study.augmentation.images_per_class == 3 * largest
     rows = {name: study.methods[name] for name in added["pseudoword_dm"]}
-    assert all(row.images_per_class == largest * row.added_per_training_image for row in rows.values() if isinstance(row, DrawMethod))
+    assert all(
+        row.images_per_class == largest * row.added_per_training_image
+        for row in rows.values()
+        if isinstance(row, DrawMethod)
+    )
     similar = [study.methods[name] for name in added["retrieval_2500"]]
-    assert all(isinstance(row, RetrieveMethod | DrawMethod) and row.ranked and row.may_fall_short for row in similar)
+    assert all(
+        isinstance(row, RetrieveMethod | DrawMethod) and row.ranked and row.may_fall_short for row in similar
+    )
 
 
 def test_sizes_are_the_papers() -> None:
     ten, full, caltech = (load_study([config_of(name)]) for name in STUDIES)
-    assert (ten.dataset.train_fraction, full.dataset.train_fraction, full.dataset.validation_fraction, caltech.dataset.train_fraction) == (0.1, 0.9, 0.1, 0.8)
+    assert (
+        ten.dataset.train_fraction,
+        full.dataset.train_fraction,
+        full.dataset.validation_fraction,
+        caltech.dataset.train_fraction,
+    ) == (0.1, 0.9, 0.1, 0.8)
     assert (full.finetune.max_epochs, ten.finetune.max_epochs) == (3, 40)
-    assert (caltech.classifier.batch_size, caltech.classifier.lr, ten.classifier.batch_size, ten.classifier.lr) == (1024, 0.003, 256, 0.1)
+    assert (
+        caltech.classifier.batch_size,
+        caltech.classifier.lr,
+        ten.classifier.batch_size,
+        ten.classifier.lr,
+    ) == (1024, 0.003, 256, 0.1)
     assert {study.augmentation.resamples for study in (ten, full, caltech)} == {5}
     assert [len(plan_of(study).class_ids) for study in (ten, full, caltech)] == [1000, 1000, 256]
 
@@ -155,20 +190,33 @@ def test_sizes_are_the_papers() -> None:
 # --- the plan's size --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "jobs", "files"), [("imagenet10", 1500, 80_000), ("imagenet_full", 900, 11_000), ("caltech256", 110, 3000)])
-def test_a_full_study_stays_a_plan_of_few_jobs_and_files(name: str, jobs: int, files: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "jobs", "files"),
+    [("imagenet10", 1500, 80_000), ("imagenet_full", 900, 11_000), ("caltech256", 110, 3000)],
+)
+def test_a_full_study_stays_a_plan_of_few_jobs_and_files(
+    name: str, jobs: int, files: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     steps = estimate_study(load_study([config_of(name)])).steps
-    assert 0.8 * jobs < sum(step.jobs for step in steps) <= jobs  # test_estimate.py compares them with Snakemake's
+    assert (
+        0.8 * jobs < sum(step.jobs for step in steps) <= jobs
+    )  # test_estimate.py compares them with Snakemake's
     assert 0.8 * files < sum(step.files for step in steps) <= files
     assert not any(step.jobs_done for step in steps)
 
 
 @pytest.mark.full
-def test_the_dry_run_of_the_main_study_needs_no_data_and_has_the_jobs_that_augbench_plan_says(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dry_run_of_the_main_study_needs_no_data_and_has_the_jobs_that_augbench_plan_says(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     planned = sum(workspace.plan(configfiles=["config/imagenet10.yaml"]).values())
     monkeypatch.chdir(workspace.folder)
-    assert planned == sum(step.jobs for step in estimate_study(load_study([config_of("imagenet10")])).steps) <= 1500
+    assert (
+        planned
+        == sum(step.jobs for step in estimate_study(load_study([config_of("imagenet10")])).steps)
+        <= 1500
+    )
 
 
 # --- rows that draw from another row's pool ---------------------------------------------------------------------------
@@ -182,10 +230,27 @@ def study_that_draws(pool: str = "clip_prompts", **row: Any) -> Study:
 
 
 def test_shards_are_counted_by_the_images_that_are_drawn_from() -> None:
-    augmentation = parse_study({**SMALL_STUDY, "augmentation": {"images_per_class": 25, "images_per_part": 10}}).augmentation
+    augmentation = parse_study(
+        {**SMALL_STUDY, "augmentation": {"images_per_class": 25, "images_per_part": 10}}
+    ).augmentation
     # 10, 10 and 5 images; beyond them whole parts of 10 go on at image 25
-    assert [augmentation.parts_for(images, 1) for images in (None, 1, 10, 11, 25, 26, 35, 36)] == [3, 1, 1, 2, 3, 4, 4, 5]
-    assert [augmentation.part_range(part, 7) for part in range(5)] == [range(10), range(10, 20), range(20, 25), range(25, 35), range(35, 45)]
+    assert [augmentation.parts_for(images, 1) for images in (None, 1, 10, 11, 25, 26, 35, 36)] == [
+        3,
+        1,
+        1,
+        2,
+        3,
+        4,
+        4,
+        5,
+    ]
+    assert [augmentation.part_range(part, 7) for part in range(5)] == [
+        range(10),
+        range(10, 20),
+        range(20, 25),
+        range(25, 35),
+        range(35, 45),
+    ]
     per_image = parse_study({**SMALL_STUDY, "augmentation": {"images_per_training_image": 3}}).augmentation
     assert [per_image.parts_for(None, added) for added in (0.5, 1, 2.5, 25)] == [1, 1, 3, 25]
     assert per_image.part_range(4, 7) == range(28, 35)
@@ -194,10 +259,23 @@ def test_shards_are_counted_by_the_images_that_are_drawn_from() -> None:
 def test_a_larger_set_takes_its_rows_pool_and_parts_beyond_it() -> None:
     study = study_that_draws(added_per_training_image=4, images_per_class=40)
     plan = Plan(study, ("a", "b"))
-    assert plan.shards("clip_prompts") == [f"results/small/shards/clip_prompts/selected/{name}/{part}.parquet" for name in "ab" for part in (0, 1)]
-    assert plan.shards("larger") == [f"results/small/shards/clip_prompts/selected/{name}/{part}.parquet" for name in "ab" for part in range(4)]
-    assert [(block.name, block.parts) for block in plan.generate_blocks("clip_prompts")] == [("000", ("0", "1")), ("000_part2", ("2", "3"))]
-    assert [(block.name, block.parts) for block in plan.generate_blocks("simple_prompt")] == [("000", ("0", "1"))]
+    assert plan.shards("clip_prompts") == [
+        f"results/small/shards/clip_prompts/selected/{name}/{part}.parquet"
+        for name in "ab"
+        for part in (0, 1)
+    ]
+    assert plan.shards("larger") == [
+        f"results/small/shards/clip_prompts/selected/{name}/{part}.parquet"
+        for name in "ab"
+        for part in range(4)
+    ]
+    assert [(block.name, block.parts) for block in plan.generate_blocks("clip_prompts")] == [
+        ("000", ("0", "1")),
+        ("000_part2", ("2", "3")),
+    ]
+    assert [(block.name, block.parts) for block in plan.generate_blocks("simple_prompt")] == [
+        ("000", ("0", "1"))
+    ]
     assert "larger" in plan.study.augmented and "larger" not in plan.study.pooled
 
 
@@ -206,8 +284,19 @@ def test_the_pool_goes_on_with_new_prompts_and_keeps_those_that_it_has(tmp_path:
     images = {info.class_id: [str(i) for i in range(8)] for info in classes}
     prompts = []
     for pool in ("simple_prompt", "clip_prompts"):
-        write_prompts(study_that_draws(pool, images_per_class=40), "clip_prompts", classes, images, tmp_path / f"{pool}.parquet")
-        prompts.append({(row["class_id"], row["part"], row["index"]): row for row in pq.read_table(tmp_path / f"{pool}.parquet").to_pylist()})
+        write_prompts(
+            study_that_draws(pool, images_per_class=40),
+            "clip_prompts",
+            classes,
+            images,
+            tmp_path / f"{pool}.parquet",
+        )
+        prompts.append(
+            {
+                (row["class_id"], row["part"], row["index"]): row
+                for row in pq.read_table(tmp_path / f"{pool}.parquet").to_pylist()
+            }
+        )
     alone, larger = prompts
     assert (len(alone), len(larger)) == (10 * 20, 10 * 40)
     assert all(larger[place] == row for place, row in alone.items())
@@ -215,13 +304,23 @@ def test_the_pool_goes_on_with_new_prompts_and_keeps_those_that_it_has(tmp_path:
 
 def pool_of(images: int, per_part: int) -> pa.Table:
     rows = [
-        {"class_id": "a", "label": 0, "index": i, "path": f"a/{i // per_part}.parquet", "row": i % per_part, "sha256": str(i), "similarity": None}
+        {
+            "class_id": "a",
+            "label": 0,
+            "index": i,
+            "path": f"a/{i // per_part}.parquet",
+            "row": i % per_part,
+            "sha256": str(i),
+            "similarity": None,
+        }
         for i in range(images)
     ]
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def test_set_0_of_an_ordinary_row_comes_from_part_0_and_that_of_a_row_that_draws_from_its_whole_pool() -> None:
+def test_set_0_of_an_ordinary_row_comes_from_part_0_and_that_of_a_row_that_draws_from_its_whole_pool() -> (
+    None
+):
     study = study_that_draws(added_per_training_image=4, images_per_class=40)
     own, larger = Drawing.of(study, "clip_prompts"), Drawing.of(study, "larger")
     pool = pool_of(40, 10)
@@ -235,7 +334,12 @@ def test_set_0_of_an_ordinary_row_comes_from_part_0_and_that_of_a_row_that_draws
 def test_a_row_that_draws_from_a_retrieval_takes_its_most_similar_ones() -> None:
     study = study_that_draws("retrieval", added_per_training_image=0.5, ranked=True, may_fall_short=True)
     assert Plan(study, ("a",)).shards("larger") == ["results/small/shards/retrieval/selected/a/0.parquet"]
-    sets = [draw(pool_of(10, 10), {"a": 9}, run, 0, drawing=Drawing.of(study, "larger")).column("index").to_pylist() for run in range(3)]
+    sets = [
+        draw(pool_of(10, 10), {"a": 9}, run, 0, drawing=Drawing.of(study, "larger"))
+        .column("index")
+        .to_pylist()
+        for run in range(3)
+    ]
     assert sets == [[0, 1, 2, 3, 4]] * 3
 
 
@@ -260,7 +364,10 @@ def test_images_per_class_of_a_draw_need_pools_measured_in_images() -> None:
     study: dict[str, Any] = copy.deepcopy(SMALL_STUDY)
     study["augmentation"] = {"images_per_training_image": 3}
     study["methods"]["larger"] = {"mechanism": "draw", "pool": "clip_prompts", "images_per_class": 40}
-    with pytest.raises(ConfigError, match=r"methods\.larger\.images_per_class: 40; goes with augmentation\.images_per_class only"):
+    with pytest.raises(
+        ConfigError,
+        match=r"methods\.larger\.images_per_class: 40; goes with augmentation\.images_per_class only",
+    ):
         parse_study(study)
 
 
@@ -271,7 +378,9 @@ def test_images_per_class_of_a_draw_need_pools_measured_in_images() -> None:
         ({"pool": "retrieval", "added_per_training_image": 3}, r"methods\.retrieval\.images_per_class: 10; allowed: at least 24, for larger draws from it"),
     ],
 )  # fmt: skip
-def test_a_pool_too_small_for_a_row_that_draws_is_found_before_the_run(row: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_too_small_for_a_row_that_draws_is_found_before_the_run(
+    row: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(PROJECT)
     study: dict[str, Any] = copy.deepcopy(SMALL_STUDY)
     study["dataset"] |= {"classes": "fashion_mnist", "train_fraction": 0.0014}
@@ -288,12 +397,28 @@ def test_a_pool_too_small_for_a_row_that_draws_is_found_before_the_run(row: dict
 OVERLAY: dict[str, Any] = {
     "dataset": {"train_fraction": 0.3},
     "corpus": {"clip": "resources/mini/clip"},
-    "diffusion": {"model": "resources/mini/stable-diffusion", "resolution": 32, "steps": 2, "dtype": "float32"},
+    "diffusion": {
+        "model": "resources/mini/stable-diffusion",
+        "resolution": 32,
+        "steps": 2,
+        "dtype": "float32",
+    },
     "clip": {"model": "resources/mini/clip"},
     "finetune": {"batch_size": 50, "features": "clip", "max_epochs": 1, "dtype": "float32"},
     "augmentation": {"images_per_class": 3, "images_per_part": 2, "resamples": 2},
-    "retrieval": {"aesthetics_weights": None, "download": {"allow_private": ["127.0.0.1/32"], "timeout": 20.0}},
-    "classifier": {"arch": "resnet18", "layers": [1, 1, 1, 1], "base_width": 8, "stem": "small", "resolution": 32, "evaluation_resize": 32, "max_epochs": 1},
+    "retrieval": {
+        "aesthetics_weights": None,
+        "download": {"allow_private": ["127.0.0.1/32"], "timeout": 20.0},
+    },
+    "classifier": {
+        "arch": "resnet18",
+        "layers": [1, 1, 1, 1],
+        "base_width": 8,
+        "stem": "small",
+        "resolution": 32,
+        "evaluation_resize": 32,
+        "max_epochs": 1,
+    },
     "execution": {"classes_per_job": 250, "finetune_classes_per_job": 500, "batch_size": 100},
 }
 FIVE = IDS[:5]
@@ -328,7 +453,9 @@ def write_imagenet(root: Path) -> None:
                 exif[0x0112] = 6  # rotated by 90 degrees
                 stream = BytesIO()
                 mode = {0: "CMYK", 1: "L"}.get(odd, "RGB")
-                image.convert(mode).save(stream, "PNG" if odd == 2 else "JPEG", **({"exif": exif} if odd == 3 else {}))
+                image.convert(mode).save(
+                    stream, "PNG" if odd == 2 else "JPEG", **({"exif": exif} if odd == 3 else {})
+                )
                 (root / folder / class_id / f"{class_id}_{i}.JPEG").write_bytes(stream.getvalue())
 
 
@@ -338,7 +465,12 @@ def write_corpus(folder: Path, urls: list[str]) -> None:
     vectors = rng.normal(size=(len(urls), 128)).astype(np.float32)
     scores = rng.uniform(4.8, 6.0, size=len(urls))
     folder.mkdir(parents=True)
-    columns = {"url": urls, "caption": [f"image {i}" for i in range(len(urls))], "NSFW": ["UNLIKELY"] * len(urls), "aesthetic": scores}
+    columns = {
+        "url": urls,
+        "caption": [f"image {i}" for i in range(len(urls))],
+        "NSFW": ["UNLIKELY"] * len(urls),
+        "aesthetic": scores,
+    }
     pq.write_table(pa.table({**columns, "vector": pa.array(list(vectors))}), folder / "part.parquet")
 
 
@@ -351,7 +483,10 @@ def test_a_tree_in_imagenets_layout_goes_through_the_main_study(workspace: Works
     study = load_study([workspace.folder / name for name in configs])
     plan = plan_of(study)
     (first, *_) = plan.folders
-    candidates = [plan.candidate_folder(name, "epoch1", first) for name in ("pseudoword_dm", "ft_cluster_conditioning_k5")]
+    candidates = [
+        plan.candidate_folder(name, "epoch1", first)
+        for name in ("pseudoword_dm", "ft_cluster_conditioning_k5")
+    ]
     targets = [
         *plan.run_files("retrieval", "1"),
         plan.resample("retrieval_100", "0"),
@@ -363,29 +498,63 @@ def test_a_tree_in_imagenets_layout_goes_through_the_main_study(workspace: Works
     kinds = ["jpeg", "png", "webp", "gif", "cmyk", "redirect", "404", "html", "truncated_jpeg"]
     with hostile_server(1500, seed=3, kinds=kinds) as web:
         write_corpus(data / "laion", web.urls())
-        done = workspace.augbench("run", "--cores", "2", *(word for target in targets for word in ("--target", target)), "--configfile", *configs)
+        done = workspace.augbench(
+            "run",
+            "--cores",
+            "2",
+            *(word for target in targets for word in ("--target", target)),
+            "--configfile",
+            *configs,
+        )
     assert done.returncode == 0, done.stderr[-4000:]
     root = workspace.folder / "results/imagenet10"
     made = {path: workspace.folder / path for path in targets}
     assert all(path.exists() for path in made.values())
 
-    splits = {name: pq.read_table(root / f"splits/{name}.parquet") for name in ("train", "train2x", "val", "test")}
-    assert {name: table.num_rows for name, table in splits.items()} == {"train": 2000, "train2x": 4000, "val": 2000, "test": 1000}
+    splits = {
+        name: pq.read_table(root / f"splits/{name}.parquet") for name in ("train", "train2x", "val", "test")
+    }
+    assert {name: table.num_rows for name, table in splits.items()} == {
+        "train": 2000,
+        "train2x": 4000,
+        "val": 2000,
+        "test": 1000,
+    }
     for method in ("clip_prompts", "boomerang"):
         for class_id in FIVE:
-            shards = [pq.read_table(root / f"shards/{method}/selected/{class_id}/{part}.parquet") for part in range(2)]
-            assert [shard.num_rows for shard in shards] == [2, 1] and {row["class_id"] for shard in shards for row in shard.to_pylist()} == {class_id}
+            shards = [
+                pq.read_table(root / f"shards/{method}/selected/{class_id}/{part}.parquet")
+                for part in range(2)
+            ]
+            assert [shard.num_rows for shard in shards] == [2, 1] and {
+                row["class_id"] for shard in shards for row in shard.to_pylist()
+            } == {class_id}
     for folder in candidates:
         assert {path.parent.name for path in (workspace.folder / folder).glob("*/0.parquet")} == set(FIVE)
-    prompts = pq.read_table(root / "prompts/sariyildiz_prompts.parquet", filters=[("class_id", "=", IDS[1])]).to_pylist()
-    assert any("goldfish, Carassius auratus" in row["prompt"] for row in prompts), "names are WordNet's lemmas"
+    prompts = pq.read_table(
+        root / "prompts/sariyildiz_prompts.parquet", filters=[("class_id", "=", IDS[1])]
+    ).to_pylist()
+    assert any("goldfish, Carassius auratus" in row["prompt"] for row in prompts), (
+        "names are WordNet's lemmas"
+    )
 
     found = read_index(root / "resamples/retrieval/selected/1.parquet")
-    ledger = [row for class_id in FIVE for row in pq.read_table(root / f"retrieval/retrieval/ledgers/{class_id}.parquet").to_pylist()]
+    ledger = [
+        row
+        for class_id in FIVE
+        for row in pq.read_table(root / f"retrieval/retrieval/ledgers/{class_id}.parquet").to_pylist()
+    ]
     fates = Counter(row["fate"] for row in ledger)
-    assert fates["kept"] == 3 * len(FIVE) and fates["aesthetics"] and any(fate.startswith("dead") for fate in fates)
+    assert (
+        fates["kept"] == 3 * len(FIVE)
+        and fates["aesthetics"]
+        and any(fate.startswith("dead") for fate in fates)
+    )
     excluded = read_json(root / "retrieval/excluded.json")
     assert found.num_rows == 2 * (1000 - len(excluded["excluded"])) and len(excluded["excluded"]) < 100
     result = read_json(made[plan.run_files("retrieval", "1")[0]])
     predictions = pq.read_table(root / "classifiers/retrieval/selected/1/predictions.parquet")
-    assert predictions.num_rows == result["n_test"] == 1000 - len(excluded["excluded"]) and result["n_added"] == found.num_rows
+    assert (
+        predictions.num_rows == result["n_test"] == 1000 - len(excluded["excluded"])
+        and result["n_added"] == found.num_rows
+    )

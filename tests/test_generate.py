@@ -35,7 +35,9 @@ def loaded(scheduler: Any = "pndm") -> Any:
     from augbench.models.folders import load_pipeline
 
     torch.set_num_threads(1)
-    diffusion = Diffusion(model=str(MINI / "stable-diffusion"), resolution=32, dtype="float32", scheduler=scheduler)
+    diffusion = Diffusion(
+        model=str(MINI / "stable-diffusion"), resolution=32, dtype="float32", scheduler=scheduler
+    )
     return load_pipeline(diffusion, torch.device("cpu"))
 
 
@@ -46,7 +48,9 @@ def pipeline() -> Any:
 
 def sampled(pipeline: Any, batch_size: int, chosen: slice = slice(None)) -> np.ndarray:
     sampler = Sampler(pipeline, 6, 3.0, 32, batch_size)
-    return np.stack([np.asarray(sample.image, dtype=int) for sample in sampler.sample(PROMPTS[chosen], SCOPES[chosen], 0)])
+    return np.stack(
+        [np.asarray(sample.image, dtype=int) for sample in sampler.sample(PROMPTS[chosen], SCOPES[chosen], 0)]
+    )
 
 
 def test_image_i_is_the_same_for_batch_size_1_and_16_and_any_company(pipeline: Any) -> None:
@@ -72,12 +76,21 @@ def pixels(images: Sequence[Image.Image]) -> np.ndarray:
 
 @pytest.mark.parametrize("guidance_scale", [3.0, 1.0])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_images_are_those_of_diffusers_own_pipeline_bit_for_bit(scheduler: str, guidance_scale: float) -> None:
+def test_images_are_those_of_diffusers_own_pipeline_bit_for_bit(
+    scheduler: str, guidance_scale: float
+) -> None:
     import torch
 
     ours = Sampler(loaded(scheduler), 5, guidance_scale, 32, 4).sample(PROMPTS[:4], SCOPES[:4], 0)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds_of(4)]
-    theirs = loaded(scheduler)(PROMPTS[:4], num_inference_steps=5, guidance_scale=guidance_scale, height=32, width=32, generator=generators)
+    theirs = loaded(scheduler)(
+        PROMPTS[:4],
+        num_inference_steps=5,
+        guidance_scale=guidance_scale,
+        height=32,
+        width=32,
+        generator=generators,
+    )
     assert np.array_equal(pixels([sample.image for sample in ours]), pixels(theirs.images))
 
 
@@ -86,13 +99,17 @@ def test_images_from_images_are_those_of_diffusers_own_pipeline_bit_for_bit(sche
     import torch
     from diffusers import StableDiffusionImg2ImgPipeline
 
-    ours = Sampler(loaded(scheduler), 20, 1.0, 32, 3, noise=0.25).sample([""] * 3, SCOPES[:3], 0, starts=garments(3))
+    ours = Sampler(loaded(scheduler), 20, 1.0, 32, 3, noise=0.25).sample(
+        [""] * 3, SCOPES[:3], 0, starts=garments(3)
+    )
     theirs = StableDiffusionImg2ImgPipeline(**loaded(scheduler).components)
     with torch.inference_mode():
         start = theirs.image_processor.preprocess([square(image, 32) for image in garments(3)])
         latents = theirs.vae.encode(start).latent_dist.mode() * theirs.vae.config.scaling_factor
         generators = [torch.Generator().manual_seed(seed) for seed in seeds_of(3)]
-        expected = theirs([""] * 3, latents, strength=0.25, num_inference_steps=20, guidance_scale=1.0, generator=generators)
+        expected = theirs(
+            [""] * 3, latents, strength=0.25, num_inference_steps=20, guidance_scale=1.0, generator=generators
+        )
     assert np.array_equal(pixels([sample.image for sample in ours]), pixels(expected.images))
 
 
@@ -106,8 +123,15 @@ def test_no_step_of_the_loop_reads_a_value_back(scheduler: str) -> None:
 
         count = 0
 
-        def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
-            waiting = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal, torch.ops.aten.is_nonzero}
+        def __torch_dispatch__(
+            self, function: Any, types: Any, arguments: Any = (), named: Any = None
+        ) -> Any:
+            waiting = {
+                torch.ops.aten._local_scalar_dense,
+                torch.ops.aten.nonzero,
+                torch.ops.aten.equal,
+                torch.ops.aten.is_nonzero,
+            }
             self.count += function.overloadpacket in waiting
             return function(*arguments, **(named or {}))
 
@@ -123,7 +147,13 @@ def test_no_step_of_the_loop_reads_a_value_back(scheduler: str) -> None:
         latents = sampler._first_latents([0, 1], None, steps[0])
         assert reads(lambda: sampler._denoise(latents, steps, states, empty)) == 0
     theirs = loaded(scheduler)
-    assert scheduler == "dpmsolver++" or reads(lambda: theirs(PROMPTS[:2], num_inference_steps=7, height=32, width=32, output_type="latent")) >= 7
+    assert (
+        scheduler == "dpmsolver++"
+        or reads(
+            lambda: theirs(PROMPTS[:2], num_inference_steps=7, height=32, width=32, output_type="latent")
+        )
+        >= 7
+    )
 
 
 def test_keys_and_values_of_the_text_are_made_once_per_batch() -> None:
@@ -133,7 +163,9 @@ def test_keys_and_values_of_the_text_are_made_once_per_batch() -> None:
     unet = sampler.pipeline.unet
     layers = [module.to_k for name, module in unet.named_modules() if name.endswith("attn2")]
     for number, layer in enumerate(layers):
-        layer.forward = lambda states, number=number, forward=layer.forward: calls.update({number: len(states)}) or forward(states)
+        layer.forward = lambda states, number=number, forward=layer.forward: (
+            calls.update({number: len(states)}) or forward(states)
+        )
     before = [layer.forward for layer in layers]
     sampler.sample(PROMPTS[:3], SCOPES[:3], 0)
     assert len(layers) == 4 and calls == Counter(dict.fromkeys(range(4), 3 * 3))
@@ -143,7 +175,9 @@ def test_keys_and_values_of_the_text_are_made_once_per_batch() -> None:
 def unet_batches(sampler: Sampler, count: int) -> tuple[list[int], np.ndarray]:
     """How many rows each call of the U-Net had, and the images."""
     sizes: list[int] = []
-    hook = sampler.pipeline.unet.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    hook = sampler.pipeline.unet.register_forward_hook(
+        lambda module, inputs, output: sizes.append(len(inputs[0]))
+    )
     try:
         images = sampler.sample(PROMPTS[:count], SCOPES[:count], 0)
     finally:
@@ -257,7 +291,9 @@ def test_a_boomerang_comes_back_nearer_to_its_image_the_less_noise_it_got(ddim_p
 
 def test_a_boomerang_walks_its_share_of_the_steps_without_guidance(ddim_pipeline: Any) -> None:
     sizes: list[int] = []
-    hook = ddim_pipeline.unet.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    hook = ddim_pipeline.unet.register_forward_hook(
+        lambda module, inputs, output: sizes.append(len(inputs[0]))
+    )
     try:
         boomerangs(ddim_pipeline, 0.2)
     finally:
@@ -266,13 +302,20 @@ def test_a_boomerang_walks_its_share_of_the_steps_without_guidance(ddim_pipeline
 
 
 def test_a_boomerang_is_the_same_in_any_batch(ddim_pipeline: Any) -> None:
-    assert np.abs(boomerangs(ddim_pipeline, 0.1) - boomerangs(ddim_pipeline, 0.1, batch_size=1)).max() <= TOLERANCE
+    assert (
+        np.abs(boomerangs(ddim_pipeline, 0.1) - boomerangs(ddim_pipeline, 0.1, batch_size=1)).max()
+        <= TOLERANCE
+    )
 
 
 def test_learned_conditioning_stands_for_its_prompt(pipeline: Any) -> None:
     states, _ = pipeline.encode_prompt(["A photo of bag."], pipeline.device, 1, False)
     plain = Sampler(pipeline, 2, 3.0, 32, 2).sample(["A photo of bag."], SCOPES[:1], 0)
-    learned = Sampler(pipeline, 2, 3.0, 32, 2, conditioning={"<bag>": states[0]}).sample(["<bag>"], SCOPES[:1], 0)
-    other = Sampler(pipeline, 2, 3.0, 32, 2, conditioning={"<bag>": -states[0]}).sample(["<bag>"], SCOPES[:1], 0)
+    learned = Sampler(pipeline, 2, 3.0, 32, 2, conditioning={"<bag>": states[0]}).sample(
+        ["<bag>"], SCOPES[:1], 0
+    )
+    other = Sampler(pipeline, 2, 3.0, 32, 2, conditioning={"<bag>": -states[0]}).sample(
+        ["<bag>"], SCOPES[:1], 0
+    )
     assert np.array_equal(np.asarray(plain[0].image), np.asarray(learned[0].image))
     assert not np.array_equal(np.asarray(plain[0].image), np.asarray(other[0].image))

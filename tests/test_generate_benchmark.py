@@ -19,7 +19,9 @@ def test_candidates_take_turns_after_their_warm_up() -> None:
     candidates = {name: Candidate(lambda name=name: calls.append(name), 2.0) for name in "AB"}
     paired = run_paired(candidates, repeats=3, least_seconds=0.0, warm_up=1)
     assert "".join(calls) == "AB" + "ABABAB"
-    assert paired.baseline == "A" and all([window.work for window in windows] == [2.0] * 3 for windows in paired.windows.values())
+    assert paired.baseline == "A" and all(
+        [window.work for window in windows] == [2.0] * 3 for windows in paired.windows.values()
+    )
 
 
 def test_a_window_lasts_as_long_as_asked_for() -> None:
@@ -28,7 +30,11 @@ def test_a_window_lasts_as_long_as_asked_for() -> None:
 
 
 def test_ratios_are_between_windows_that_belong_together() -> None:
-    base = [Window(10, 1.0, 1.0, 0.0), Window(10, 2.0, 1.0, 0.0), Window(10, 4.0, 1.0, 0.0)]  # a machine that slows down
+    base = [
+        Window(10, 1.0, 1.0, 0.0),
+        Window(10, 2.0, 1.0, 0.0),
+        Window(10, 4.0, 1.0, 0.0),
+    ]  # a machine that slows down
     other = [Window(10, 0.5, 0.5, 0.0), Window(10, 1.0, 0.5, 0.0), Window(10, 1.0, 0.5, 0.0)]
     paired = Paired("A", {"A": base, "B": other})
     assert paired.ratios("B") == [2.0, 2.0, 4.0]
@@ -40,13 +46,30 @@ def test_ratios_are_between_windows_that_belong_together() -> None:
 
 @pytest.mark.full
 def test_the_benchmark_runs_on_the_miniature(tmp_path: Path) -> None:
-    command = [sys.executable, str(PROJECT / "benchmarks/generate.py"), "--device", "cpu", "--size", "mini", "--steps", "10", "--largest-batch", "2"]
+    command = [
+        sys.executable,
+        str(PROJECT / "benchmarks/generate.py"),
+        "--device",
+        "cpu",
+        "--size",
+        "mini",
+        "--steps",
+        "10",
+        "--largest-batch",
+        "2",
+    ]
     arguments = ["--no-compile", "--repeats", "1", "--seconds", "0", "--json", str(tmp_path / "report.json")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT / "src")}
-    printed = subprocess.run([*command, *arguments], check=True, env=environment, stdout=subprocess.PIPE, text=True, timeout=1800).stdout
+    printed = subprocess.run(
+        [*command, *arguments], check=True, env=environment, stdout=subprocess.PIPE, text=True, timeout=1800
+    ).stdout
     report = json.loads((tmp_path / "report.json").read_text())
     first, *others = report["candidates"]
-    assert first == "diffusers, one at a time" and len(others) == 3 and all(f"| {name} |" in printed for name in others)
+    assert (
+        first == "diffusers, one at a time"
+        and len(others) == 3
+        and all(f"| {name} |" in printed for name in others)
+    )
     work = report["work_per_image"]
     assert work["ours, fast mode"] < 0.5 * work[first]
     plain, batched = (report["errors"][name] for name in ("diffusers, one at a time", "ours, one batch"))

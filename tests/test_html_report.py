@@ -45,7 +45,10 @@ from augbench.runtime.job import Job
 from augbench.runtime.provenance import write_provenance
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
-CUTS = ("Differs from the protocol: Classes: 6 (paper: 990).", "Differs from the protocol: Most epochs: 15 (paper: 270).")
+CUTS = (
+    "Differs from the protocol: Classes: 6 (paper: 990).",
+    "Differs from the protocol: Most epochs: 15 (paper: 270).",
+)
 
 
 @dataclass
@@ -95,13 +98,20 @@ def write_tables(squares: Squares) -> None:
     entries = [row for row in table1.read_rows(plan.table1["csv"]) if row.method in plan.methods]
     write_text(plan.table1["csv"], render_csv(entries))
     write_text(plan.table1["runs"], render_csv(runs))
-    table = table1.Table1(study.study, "imagenet10", tuple(entries), tuple(runs), ("± is the standard error.", *CUTS))
+    table = table1.Table1(
+        study.study, "imagenet10", tuple(entries), tuple(runs), ("± is the standard error.", *CUTS)
+    )
     write_text(plan.table1["md"], table1.render_markdown(table))
     statistics.write_statistics(study.study, plan.table1["csv"], plan.table1["runs"], plan.statistics)
     write_paper_tables(plan, plan.table1["csv"], plan.paper_table_files)
     write_cost(plan, plan.table1["csv"], plan.cost)
     write_figure1(plan.table1["csv"], plan.figure1)
-    for name, module in {"figure3": figure3, "figure4": figure4, "figure5a": figure5a, "figure5b": figure5b}.items():
+    for name, module in {
+        "figure3": figure3,
+        "figure4": figure4,
+        "figure5a": figure5a,
+        "figure5b": figure5b,
+    }.items():
         if name in plan.figures:
             module.write_figure(**squares.collect(name), outs=plan.figures[name])
     if plan.study.pooled:
@@ -122,17 +132,39 @@ def write_tables(squares: Squares) -> None:
         ]
         diagnostics._write(study, rows, plan.diagnostics)
         checked = tuple((plan.study.label(name), "48") for name in plan.study.pooled)
-        write_text(plan.leakage_table["md"], render_markdown(Layout("", ("Images of", "Checked"), (False, True), checked, ())))
-        write_text(plan.retrieval_summary["fates"], "method,class_id,fate,candidates\nretrieval,all classes,kept,48\nretrieval,all classes,no image,16\n")
+        write_text(
+            plan.leakage_table["md"],
+            render_markdown(Layout("", ("Images of", "Checked"), (False, True), checked, ())),
+        )
+        write_text(
+            plan.retrieval_summary["fates"],
+            "method,class_id,fate,candidates\nretrieval,all classes,kept,48\nretrieval,all classes,no image,16\n",
+        )
         write_json(plan.retrieval_summary["excluded"], {"exclude": "auto", "excluded": [], "short": {}})
     write_text(plan.path("config.yaml"), yaml.safe_dump(study.model_dump(mode="json")))
-    write_json(plan.path("models/diffusion.json"), {"folder": "models/small-diffusion", "id": "model", "files": {}})
-    write_provenance(study, Path(plan.root), plan.path("config.yaml"), [plan.path("models/diffusion.json")], plan.path("provenance.json"))
+    write_json(
+        plan.path("models/diffusion.json"), {"folder": "models/small-diffusion", "id": "model", "files": {}}
+    )
+    write_provenance(
+        study,
+        Path(plan.root),
+        plan.path("config.yaml"),
+        [plan.path("models/diffusion.json")],
+        plan.path("provenance.json"),
+    )
 
 
 def collect_images(squares: Squares, study: Study | None = None) -> None:
     plan, job = squares.plan, replace(squares.job, study=study or squares.job.study)
-    collect(job, plan.per_class, plan.table1["csv"], squares.sets([*plan.study.pooled]), squares.train, squares.classes, plan.report_images)
+    collect(
+        job,
+        plan.per_class,
+        plan.table1["csv"],
+        squares.sets([*plan.study.pooled]),
+        squares.train,
+        squares.classes,
+        plan.report_images,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -166,16 +198,31 @@ def with_report(study: Study, **changes: Any) -> Study:
 
 
 def test_the_page_loads_nothing(page: Page) -> None:
-    addresses = [known[name] for _, known in page.elements for name in ("src", "href", "action", "srcset", "poster") if name in known]
+    addresses = [
+        known[name]
+        for _, known in page.elements
+        for name in ("src", "href", "action", "srcset", "poster")
+        if name in known
+    ]
     assert len(addresses) > 50 and all(address.startswith(("data:", "#")) for address in addresses)
-    assert "url(" not in page.html and "@import" not in page.html and not any(known.get("src") for known in page.all("script"))
-    (policy,) = (known["content"] for known in page.all("meta") if known.get("http-equiv") == "Content-Security-Policy")
+    assert (
+        "url(" not in page.html
+        and "@import" not in page.html
+        and not any(known.get("src") for known in page.all("script"))
+    )
+    (policy,) = (
+        known["content"] for known in page.all("meta") if known.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy.startswith("default-src 'none'") and "img-src data:;" in policy and "http" not in policy
 
 
 def test_headings_are_in_order_ids_are_unique_and_links_lead_somewhere(page: Page) -> None:
     levels = [int(tag[1]) for tag, _ in page.elements if tag in ("h1", "h2", "h3", "h4")]
-    assert levels[0] == 1 and levels.count(1) == 1 and all(after <= before + 1 for before, after in pairwise(levels))
+    assert (
+        levels[0] == 1
+        and levels.count(1) == 1
+        and all(after <= before + 1 for before, after in pairwise(levels))
+    )
     ids = [known["id"] for _, known in page.elements if "id" in known]
     assert len(ids) == len(set(ids))
     for _, known in page.elements:
@@ -190,7 +237,10 @@ def test_every_image_says_what_it_shows(page: Page) -> None:
     assert all(known["alt"] for known in images)
     figures = [known["alt"] for known in images if known["width"] != "128"]
     assert len(figures) == 5
-    assert "Bars of top-1 accuracy: No added images 51.7 ± 0.5%" in figures[0] and "Retrieval 58.3 ± 0.5%" in figures[0]
+    assert (
+        "Bars of top-1 accuracy: No added images 51.7 ± 0.5%" in figures[0]
+        and "Retrieval 58.3 ± 0.5%" in figures[0]
+    )
     assert "on average 8.0 of 255 levels" in figures[1]
     assert "Retrieval: 5 classes up, 1 down, from -20.0 points (class e)" in figures[3]
     assert "Retrieval: 56.7% at 200%, 56.7% at 300%. Baseline: 51.7%." in figures[4]
@@ -202,7 +252,9 @@ def test_tables_are_those_of_the_files(squares: Squares, page: Page) -> None:
         layout = read_markdown(path, name)
         assert layout.cells
         for line in layout.cells:
-            assert {text.replace("-", MINUS) for text in line} <= {text.replace("-", MINUS) for text in cells}, name
+            assert {text.replace("-", MINUS) for text in line} <= {
+                text.replace("-", MINUS) for text in cells
+            }, name
     buttons = page.text_of("button")
     assert {"Top-1 (%)", "Against retrieval", "Downloads (MB)", "Mean size of change"} <= set(buttons)
     assert {"no image", "25.0%"} <= set(cells), "what retrieval gave"
@@ -231,7 +283,9 @@ def row(method: str, mean: float, **known: Any) -> statistics.Row:
 
 
 def entry(method: str, family: str, top1: float, split: str = "train") -> table1.Row:
-    return table1.Row(method, method.upper(), family, split, top1, 0.5, 3, 50, 50 * (family != "real"), None, None, None)
+    return table1.Row(
+        method, method.upper(), family, split, top1, 0.5, 3, 50, 50 * (family != "real"), None, None, None
+    )
 
 
 TABLE = [
@@ -244,7 +298,14 @@ TABLE = [
 
 
 def against(points: float, p: float | None = 0.5, **known: Any) -> dict[str, Any]:
-    return {"baseline_points": points, "baseline_low": points - 1, "baseline_high": points + 1, "baseline_p": p, "baseline_p_holm": p, **known}
+    return {
+        "baseline_points": points,
+        "baseline_low": points - 1,
+        "baseline_high": points + 1,
+        "baseline_p": p,
+        "baseline_p_holm": p,
+        **known,
+    }
 
 
 def test_the_summary_names_the_best_row_of_each_kind_and_how_many_it_was_chosen_from() -> None:
@@ -273,13 +334,22 @@ def test_a_difference_is_called_more_than_chance_only_after_correction() -> None
         "With IMAGIC: +6.0 points (95% interval +5.0 to +7.0) against no added images. Alone this would be more than chance; among 4 comparisons"
     )
     assert sentences[1].endswith("The interval includes 0: 3 runs cannot tell this from chance.")
-    assert "more than chance between runs explains (p\u00a0<\u00a00.001, corrected for 4 comparisons)" in sentences[2]
+    assert (
+        "more than chance between runs explains (p\u00a0<\u00a00.001, corrected for 4 comparisons)"
+        in sentences[2]
+    )
     alone = replace(rows[3], baseline_low=None, baseline_high=None, baseline_p=None, baseline_p_holm=None)
     assert "With a single run there is no telling" in what_it_shows(TABLE, [*rows[:3], alone, rows[4]])[0]
 
 
 def test_generation_is_compared_with_retrieval() -> None:
-    known = {"retrieval_points": 3.0, "retrieval_low": 1.0, "retrieval_high": 5.0, "retrieval_p": 0.01, "retrieval_p_holm": 0.04}
+    known = {
+        "retrieval_points": 3.0,
+        "retrieval_low": 1.0,
+        "retrieval_high": 5.0,
+        "retrieval_p": 0.01,
+        "retrieval_p_holm": 0.04,
+    }
     rows = [row("none", 60), row("twice", 70), row("clip", 64), row("imagic", 66, **known), row("found", 63)]
     assert what_it_shows(TABLE, rows) == [
         "With IMAGIC: +3.0 points (95% interval +1.0 to +5.0) against FOUND. That is more than chance between runs explains (p\u00a0=\u00a00.040, corrected for 1 comparison)."
@@ -292,7 +362,9 @@ def test_what_is_not_shown_is_said_of_a_miniature_and_of_picked_rows(squares: Sq
     demo = load_study([Path(__file__).resolve().parents[1] / "config/demo.yaml"])
     rows = [row(other.method, other.top1_percent) for other in TABLE]
     said = what_it_does_not_show(demo, TABLE, rows, 0)
-    assert any("among 2 rows" in text for text in said) and any("no evidence about ImageNet" in text for text in said)
+    assert any("among 2 rows" in text for text in said) and any(
+        "no evidence about ImageNet" in text for text in said
+    )
     assert not any("protocol" in text for text in said)
     assert not any("miniature" in text for text in what_it_does_not_show(squares.job.study, TABLE, rows, 0))
 
@@ -302,19 +374,34 @@ def test_what_is_not_shown_is_said_of_a_miniature_and_of_picked_rows(squares: Sq
 
 def test_the_most_changed_class_is_first(squares: Squares) -> None:
     classes = [ClassInfo(name, (name,)) for name in CLASSES]
-    found = most_changed(read_per_class(squares.plan.per_class), table1.read_rows(squares.plan.table1["csv"]), classes)
+    found = most_changed(
+        read_per_class(squares.plan.per_class), table1.read_rows(squares.plan.table1["csv"]), classes
+    )
     others = len(METHODS) - 2  # rows that have the accuracies of clip_prompts
     sizes = {change.info.class_id: change.size for change in found}
     assert sizes["class_e"] == pytest.approx(fmean([30] * others + [20])) == max(sizes.values())
     assert sizes["class_b"] == pytest.approx(fmean([0] * others + [10]))
-    assert [change.info.class_id for change in found] == ["class_e", "class_a", "class_c", "class_b", "class_d", "class_f"]
-    assert found[0].points["retrieval"] == pytest.approx(-20) and found[0].baseline_percent == pytest.approx(50)
+    assert [change.info.class_id for change in found] == [
+        "class_e",
+        "class_a",
+        "class_c",
+        "class_b",
+        "class_d",
+        "class_f",
+    ]
+    assert found[0].points["retrieval"] == pytest.approx(-20) and found[0].baseline_percent == pytest.approx(
+        50
+    )
 
 
 def test_without_a_baseline_classes_stay_in_their_order(squares: Squares) -> None:
     table = [other for other in table1.read_rows(squares.plan.table1["csv"]) if other.family != "real"]
-    found = most_changed(read_per_class(squares.plan.per_class), table, [ClassInfo(name, (name,)) for name in CLASSES])
-    assert [change.info.class_id for change in found] == list(CLASSES) and all(change.size is None and not change.points for change in found)
+    found = most_changed(
+        read_per_class(squares.plan.per_class), table, [ClassInfo(name, (name,)) for name in CLASSES]
+    )
+    assert [change.info.class_id for change in found] == list(CLASSES) and all(
+        change.size is None and not change.points for change in found
+    )
 
 
 def test_images_are_those_that_classifiers_were_trained_on(squares: Squares) -> None:
@@ -322,23 +409,40 @@ def test_images_are_those_that_classifiers_were_trained_on(squares: Squares) -> 
     panels = {picture.panel for picture, _ in shown}
     assert panels == {"real", *squares.plan.study.pooled}
     for method in squares.plan.study.pooled:
-        trained_on = {(known["class_id"], str(known["index"])) for known in read_index(squares.plan.resample(method, "0")).to_pylist()}
+        trained_on = {
+            (known["class_id"], str(known["index"]))
+            for known in read_index(squares.plan.resample(method, "0")).to_pylist()
+        }
         own = [(picture.class_id, picture.image) for picture, _ in shown if picture.panel == method]
         per_class = squares.job.study.report.page_images_per_class
-        assert set(own) <= trained_on and len(own) == len(set(own)) == sum(min(per_class, sum(key[0] == name for key in trained_on)) for name in CLASSES)
+        assert set(own) <= trained_on and len(own) == len(set(own)) == sum(
+            min(per_class, sum(key[0] == name for key in trained_on)) for name in CLASSES
+        )
     places = {
-        panel: [picture.image for picture, _ in shown if (picture.panel, picture.class_id) == (panel, "class_a")]
+        panel: [
+            picture.image for picture, _ in shown if (picture.panel, picture.class_id) == (panel, "class_a")
+        ]
         for panel in ("clip_prompts", "ft_conditioning")
     }
-    assert places["clip_prompts"] == places["ft_conditioning"], "generated images of one place start from the same noise"
+    assert places["clip_prompts"] == places["ft_conditioning"], (
+        "generated images of one place start from the same noise"
+    )
 
 
 def test_an_image_opens_into_all_that_its_shard_says_of_it(page: Page) -> None:
-    known = [dict(json.loads(thumb["data-details"])) for thumb in page.all("button") if "data-details" in thumb]
+    known = [
+        dict(json.loads(thumb["data-details"])) for thumb in page.all("button") if "data-details" in thumb
+    ]
     retrieved = next(details for details in known if details["Method"] == "Retrieval")
-    assert retrieved["Found at"] == f"https://example.org/{retrieved['Image']}" and retrieved["Similarity to the query"] == "0.500"
+    assert (
+        retrieved["Found at"] == f"https://example.org/{retrieved['Image']}"
+        and retrieved["Similarity to the query"] == "0.500"
+    )
     generated = next(details for details in known if details["Method"] == "CLIP prompts")
-    assert generated["Prompt"] == f"a photo of {generated['Class'].replace(' ', '_')}" and generated["Seed"] == generated["Image"]
+    assert (
+        generated["Prompt"] == f"a photo of {generated['Class'].replace(' ', '_')}"
+        and generated["Seed"] == generated["Image"]
+    )
     assert generated["Model"] == "small-diffusion (model)" and generated["Samples refused before it"] == "0"
     started = next(details for details in known if details["Method"] == "Boomerang")
     assert started["Started from"].startswith("class_") and "Similarity to the query" not in started
@@ -352,13 +456,33 @@ def test_a_model_is_named_with_what_was_learned() -> None:
 def test_texts_from_the_web_stay_texts(squares: Squares) -> None:
     evil = "</template><script>alert(1)</script><img src=x onerror=alert(1)>\" onload='x"
     encoded = encode_image(Image.new("RGB", (8, 8)), "png", 92)
-    picture = ImageRecord("retrieval", "class_a", evil, 0, "0", source=f"https://example.org/{evil}", prompt=evil, similarity=0.5)
+    picture = ImageRecord(
+        "retrieval",
+        "class_a",
+        evil,
+        0,
+        "0",
+        source=f"https://example.org/{evil}",
+        prompt=evil,
+        similarity=0.5,
+    )
     change = ClassChange(ClassInfo("class_a", (evil,)), 10, 50.0, {"retrieval": 1.0}, 1.0)
     (panel,) = class_panels(squares.plan, [change], [(picture, encoded)], {})
     found = Page(panel.html)
-    assert [tag for tag, _ in found.elements] == ["template", "h3", "p", "section", "h4", "div", "button", "img"]
+    assert [tag for tag, _ in found.elements] == [
+        "template",
+        "h3",
+        "p",
+        "section",
+        "h4",
+        "div",
+        "button",
+        "img",
+    ]
     details = dict(json.loads(found.all("button")[0]["data-details"]))
-    assert details["Query"] == evil and details["Found at"].endswith(evil) and evil in found.all("img")[0]["alt"]
+    assert (
+        details["Query"] == evil and details["Found at"].endswith(evil) and evil in found.all("img")[0]["alt"]
+    )
 
 
 def squeezed(squares: Squares, megabytes: float, out: Path) -> tuple[Page, list[str]]:
@@ -370,16 +494,27 @@ def squeezed(squares: Squares, megabytes: float, out: Path) -> tuple[Page, list[
     return found, [known["value"] for known in found.all("input") if known.get("type") == "radio"]
 
 
-def test_where_classes_do_not_fit_the_most_changed_ones_are_shown_and_the_others_named(squares: Squares, page: Page, tmp_path: Path) -> None:
+def test_where_classes_do_not_fit_the_most_changed_ones_are_shown_and_the_others_named(
+    squares: Squares, page: Page, tmp_path: Path
+) -> None:
     whole = len(page.html.encode()) / 1e6
     panels = sum(len(text) for text in page.html.split("<template ")[1:]) / 1e6
     found, chosen = squeezed(squares, whole - panels / 3, tmp_path / "small.html")
-    assert chosen and len(chosen) < len(CLASSES) and chosen == ["class_e", "class_a", "class_c", "class_b", "class_d", "class_f"][: len(chosen)]
-    assert any(f"{len(CLASSES) - len(chosen)} classes are not on this page; augbench browse shows them" in text for text in found.text_of("summary"))
+    assert (
+        chosen
+        and len(chosen) < len(CLASSES)
+        and chosen == ["class_e", "class_a", "class_c", "class_b", "class_d", "class_f"][: len(chosen)]
+    )
+    assert any(
+        f"{len(CLASSES) - len(chosen)} classes are not on this page; augbench browse shows them" in text
+        for text in found.text_of("summary")
+    )
     links = {known["data-class"] for known in found.all("a") if "data-class" in known}
     assert links == set(chosen), "the table leads to the classes that are there, and to no others"
     full, everything = squeezed(squares, whole + 0.01, tmp_path / "full.html")
-    assert len(everything) == len(CLASSES) and not any("not on this page" in text for text in full.text_of("summary"))
+    assert len(everything) == len(CLASSES) and not any(
+        "not on this page" in text for text in full.text_of("summary")
+    )
     with pytest.raises(UserError, match="without a single image"):
         squeezed(squares, 0.1, tmp_path / "none.html")
 
@@ -390,7 +525,9 @@ def test_thumbnails_stop_where_the_page_is_full(squares: Squares) -> None:
     try:
         collect_images(squares, with_report(squares.job.study, page_megabytes=size / 2))
         kept = read_encoded(squares.plan.report_images)
-        assert kept == whole[: len(kept)] and 0 < len({picture.class_id for picture, _ in kept}) < len(CLASSES)
+        assert kept == whole[: len(kept)] and 0 < len({picture.class_id for picture, _ in kept}) < len(
+            CLASSES
+        )
     finally:
         collect_images(squares)
 
@@ -420,17 +557,23 @@ def test_a_study_of_real_images_alone_has_a_report(squares: Squares, copied: Pla
     collect_images(alone)
     write_report(alone.plan, tmp_path / "alone.html")
     found = Page((tmp_path / "alone.html").read_text())
-    assert "The study has no two rows to compare." in found.text_of("li") and "Added images" not in found.text_of("h2")
+    assert "The study has no two rows to compare." in found.text_of(
+        "li"
+    ) and "Added images" not in found.text_of("h2")
     assert {panel for panel in found.text_of("h4")} == {"Real training images"}
 
 
 def test_a_thousand_classes_fit_into_a_small_page(squares: Squares, copied: Plan, tmp_path: Path) -> None:
     classes, shown, rng = 1000, 150, np.random.default_rng(0)
-    infos = [ClassInfo(f"n{number:08d}", (f"class number {number}", "another name")) for number in range(classes)]
+    infos = [
+        ClassInfo(f"n{number:08d}", (f"class number {number}", "another name")) for number in range(classes)
+    ]
     write_class_table(infos, copied.path("classes.parquet"))
     rows = {"class_id": [info.class_id for info in infos], "n_test": [50] * classes}
     tables = [
-        pa.table({"method": [method] * classes, "run": [run] * classes, **rows, "top1": rng.random(classes)}).cast(SCHEMA)
+        pa.table(
+            {"method": [method] * classes, "run": [run] * classes, **rows, "top1": rng.random(classes)}
+        ).cast(SCHEMA)
         for method in copied.methods
         for run in range(2)
     ]
@@ -438,7 +581,12 @@ def test_a_thousand_classes_fit_into_a_small_page(squares: Squares, copied: Plan
     ranked = most_changed(read_per_class(copied.per_class), table1.read_rows(copied.table1["csv"]), infos)
     noise = encode_image(Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)), "jpeg", 82)
     pictures = [
-        (ImageRecord(panel, change.info.class_id, "a class", place, str(place), prompt="a photo", seed=place), noise)
+        (
+            ImageRecord(
+                panel, change.info.class_id, "a class", place, str(place), prompt="a photo", seed=place
+            ),
+            noise,
+        )
         for change in ranked[:shown]
         for panel in ("real", *copied.study.pooled)
         for place in range(4)
@@ -450,7 +598,10 @@ def test_a_thousand_classes_fit_into_a_small_page(squares: Squares, copied: Plan
     found = Page((tmp_path / "large.html").read_text())
     chosen = [known["value"] for known in found.all("input") if known.get("type") == "radio"]
     assert chosen == [change.info.class_id for change in ranked[: len(chosen)]] and 20 < len(chosen) < shown
-    assert f"{classes - len(chosen)} classes are not on this page; augbench browse shows them" in found.text_of("summary")
+    assert (
+        f"{classes - len(chosen)} classes are not on this page; augbench browse shows them"
+        in found.text_of("summary")
+    )
     assert sum(known.get("data-class") is not None for known in found.all("a")) == len(chosen)
 
 
@@ -486,5 +637,10 @@ def test_cells_sort_by_their_first_number(text: str, number: str) -> None:
 
 
 def test_a_minus_is_typeset_as_one_and_a_dash_is_none() -> None:
-    cells = table_of("t", Layout("", ("a", "b"), (False, True), (("x-1", "-0.5 [-1.0 to -0.1]"), ("y", "-")), ())).rows
-    assert [[cell.text for cell in line] for line in cells] == [["x-1", f"{MINUS}0.5 [{MINUS}1.0 to {MINUS}0.1]"], ["y", "-"]]
+    cells = table_of(
+        "t", Layout("", ("a", "b"), (False, True), (("x-1", "-0.5 [-1.0 to -0.1]"), ("y", "-")), ())
+    ).rows
+    assert [[cell.text for cell in line] for line in cells] == [
+        ["x-1", f"{MINUS}0.5 [{MINUS}1.0 to {MINUS}0.1]"],
+        ["y", "-"],
+    ]

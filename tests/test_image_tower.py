@@ -23,18 +23,29 @@ CPU = torch.device("cpu")
 def images() -> list[Image.Image]:
     rng = np.random.default_rng(0)
     shapes = [(int(height), int(width), 3) for height, width in rng.integers(20, 90, (40, 2))]
-    return [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes] + [Image.new("L", (50, 32), 77)]
+    return [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes] + [
+        Image.new("L", (50, 32), 77)
+    ]
 
 
 @pytest.fixture(scope="module")
 def plain(images: list[Image.Image]) -> torch.Tensor:
     """Embeddings by transformers alone."""
-    model, processor = load_clip(CLIP, CPU)[0], CLIPImageProcessor.from_pretrained(CLIP, local_files_only=True)
+    model, processor = (
+        load_clip(CLIP, CPU)[0],
+        CLIPImageProcessor.from_pretrained(CLIP, local_files_only=True),
+    )
     with torch.inference_mode():
-        return model.get_image_features(pixel_values=processor([image.convert("RGB") for image in images], return_tensors="pt").pixel_values)
+        return model.get_image_features(
+            pixel_values=processor(
+                [image.convert("RGB") for image in images], return_tensors="pt"
+            ).pixel_values
+        )
 
 
-def test_embeddings_are_those_of_transformers_but_for_rounding(images: list[Image.Image], plain: torch.Tensor) -> None:
+def test_embeddings_are_those_of_transformers_but_for_rounding(
+    images: list[Image.Image], plain: torch.Tensor
+) -> None:
     tower = load_image_tower(CLIP, CPU)
     assert torch.allclose(tower(images), plain, rtol=1e-5, atol=1e-5)
     assert torch.allclose(torch.cat([tower(images[:7]), tower(images[7:])]), plain, rtol=1e-5, atol=1e-5)
@@ -48,16 +59,31 @@ def test_what_the_network_sees_has_the_bits_that_the_image_processor_gives(image
     assert torch.equal(seen[0], tower.processor(images, return_tensors="pt").pixel_values)
 
 
-@pytest.mark.parametrize("changed", [{}, {"crop_size": {"height": 20, "width": 28}}, {"size": {"height": 32, "width": 40}}, {"size": {"shortest_edge": 24}}])
-def test_pixels_are_those_of_the_image_processor_whatever_it_does(images: list[Image.Image], changed: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"crop_size": {"height": 20, "width": 28}},
+        {"size": {"height": 32, "width": 40}},
+        {"size": {"shortest_edge": 24}},
+    ],
+)
+def test_pixels_are_those_of_the_image_processor_whatever_it_does(
+    images: list[Image.Image], changed: dict[str, Any]
+) -> None:
     """The usual CLIP, a crop that is no square, no aspect ratio kept, and a crop larger than the image."""
     processor = CLIPImageProcessor.from_pretrained(CLIP, local_files_only=True, **changed)
     tower = ImageTower(load_clip(CLIP, CPU)[0], processor)
-    ours, theirs = tower.prepare(images), processor(images, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values
+    ours, theirs = (
+        tower.prepare(images),
+        processor(images, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values,
+    )
     assert ours.dtype == torch.uint8 and ours.is_contiguous() and torch.equal(ours, theirs)
 
 
-def test_products_in_float16_change_unit_vectors_by_less_than_one_float16_step_of_1(images: list[Image.Image], plain: torch.Tensor) -> None:
+def test_products_in_float16_change_unit_vectors_by_less_than_one_float16_step_of_1(
+    images: list[Image.Image], plain: torch.Tensor
+) -> None:
     halved = load_image_tower(CLIP, CPU, half=True)(images)
     assert halved.dtype == torch.float32
     assert 0 < (F.normalize(halved, dim=-1) - F.normalize(plain, dim=-1)).abs().max() < 2**-10
@@ -70,7 +96,14 @@ def test_a_tower_over_the_same_model_again_changes_nothing(images: list[Image.Im
 
 
 def test_the_last_layer_of_vit_l_14_is_computed_for_the_class_token_alone() -> None:
-    vision = CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14, projection_dim=768)
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        patch_size=14,
+        projection_dim=768,
+    )
     with torch.device("meta"):
         model = CLIPModel(CLIPConfig(vision_config=vision.to_dict(), projection_dim=768)).eval()
         pixels = torch.zeros(2, 3, 224, 224)

@@ -19,7 +19,11 @@ pytestmark = pytest.mark.full
 def store_files(workspace: Workspace, kind: str) -> dict[str, int]:
     """Finished artifacts of a kind in the store, by name, with their inodes: an inode that changes was made again."""
     folder = workspace.results / ".store" / kind
-    return {path.name: path.stat().st_ino for path in folder.glob("*") if not path.name.startswith(".")} if folder.exists() else {}
+    return (
+        {path.name: path.stat().st_ino for path in folder.glob("*") if not path.name.startswith(".")}
+        if folder.exists()
+        else {}
+    )
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
@@ -32,14 +36,26 @@ def run_until(workspace: Workspace, reached: Callable[[], bool]) -> None:
     """Start the study, wait until ``reached``, kill everything."""
     command = [sys.executable, "-m", "augbench.cli", "run", "--configfile", "study.yaml", "--cores", "2"]
     with (workspace.folder / "run.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=workspace.folder, env=workspace.environment(), stdout=log, stderr=log, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=workspace.folder,
+            env=workspace.environment(),
+            stdout=log,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
         while not reached():
-            assert process.poll() is None, f"the run ended before the stage was reached: {Path(log.name).read_text()[-2000:]}"
+            assert process.poll() is None, (
+                f"the run ended before the stage was reached: {Path(log.name).read_text()[-2000:]}"
+            )
             time.sleep(0.05)
         kill_all(process)
 
 
-def test_a_study_killed_at_three_stages_gives_the_same_table_and_makes_nothing_twice(current: Workspace, tmp_path: Path) -> None:
+def test_a_study_killed_at_three_stages_gives_the_same_table_and_makes_nothing_twice(
+    current: Workspace, tmp_path: Path
+) -> None:
     workspace = make_workspace(tmp_path)
     stages: list[tuple[str, Callable[[], bool]]] = [
         ("embeddings", lambda: (workspace.results / "corpus/images").exists()),
@@ -60,14 +76,23 @@ def test_a_study_killed_at_three_stages_gives_the_same_table_and_makes_nothing_t
         now = store_files(workspace, kind)
         assert {name: now.get(name) for name in before} == before, f"finished {kind} were made again"
     for table in ("table1.csv", "table1_runs.csv"):
-        assert (workspace.results / "tables" / table).read_text() == (current.results / "tables" / table).read_text()
+        assert (workspace.results / "tables" / table).read_text() == (
+            current.results / "tables" / table
+        ).read_text()
     assert workspace.plan() == {}
 
 
 def test_a_second_run_beside_a_running_one_gets_one_clear_line(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path)
     command = [sys.executable, "-m", "augbench.cli", "run", "--configfile", "study.yaml", "--cores", "1"]
-    first = subprocess.Popen(command, cwd=workspace.folder, env=workspace.environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    first = subprocess.Popen(
+        command,
+        cwd=workspace.folder,
+        env=workspace.environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
         assert first.stderr is not None
         assert any("steps to do" in line for line in iter(first.stderr.readline, ""))

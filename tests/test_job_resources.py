@@ -57,7 +57,21 @@ def asked(workspace: Workspace, *arguments: str) -> dict[str, dict[str, object]]
     environment = {**workspace.environment(), "ASKED": str(out), "PATH": str(commands)}
     environment["PYTHONPATH"] += os.pathsep + str(plugin.parent)
     # a dry run counts on one core where it is not told otherwise
-    command = [sys.executable, "-m", "snakemake", "-n", "--profile", "slurm", "--configfile", "study.yaml", "--logger", "asked", "--cores", "64", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "-n",
+        "--profile",
+        "slurm",
+        "--configfile",
+        "study.yaml",
+        "--logger",
+        "asked",
+        "--cores",
+        "64",
+        *arguments,
+    ]
     done = subprocess.run(command, cwd=workspace.folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return dict(map(json.loads, out.read_text().splitlines()))
@@ -66,8 +80,14 @@ def asked(workspace: Workspace, *arguments: str) -> dict[str, dict[str, object]]
 # --- growth ---
 
 
-@pytest.mark.parametrize(("study", "memory"), [(IMAGENET, [16000, 32000, 64000, 100000]), (DEMO, [3000, 6000, 12000, 24000])], ids=["full", "miniature"])
-def test_each_attempt_asks_for_twice_the_memory_up_to_the_largest_job(study: Study, memory: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("study", "memory"),
+    [(IMAGENET, [16000, 32000, 64000, 100000]), (DEMO, [3000, 6000, 12000, 24000])],
+    ids=["full", "miniature"],
+)
+def test_each_attempt_asks_for_twice_the_memory_up_to_the_largest_job(
+    study: Study, memory: list[int]
+) -> None:
     needed = Needs(study, Site(largest_job=100_000)).job(3000, 16000, minutes=1)["mem_mb"]
     assert [needed(None, attempt) for attempt in (1, 2, 3, 4)] == memory
 
@@ -85,8 +105,17 @@ def test_a_first_attempt_is_no_longer_than_the_longest_job() -> None:
 
 
 def test_a_profile_says_what_the_site_is() -> None:
-    given = {"gpu_type": "a100", "gpu_partition": "'accelerated'", "gpus_per_job": "4", "threads_per_gpu": 12, "longest_job": 2880, "web_jobs": "login"}
-    expected = Site("a100", "accelerated", gpus_per_job=4, threads_per_gpu=12, longest_job=2880, web_jobs="login")
+    given = {
+        "gpu_type": "a100",
+        "gpu_partition": "'accelerated'",
+        "gpus_per_job": "4",
+        "threads_per_gpu": 12,
+        "longest_job": 2880,
+        "web_jobs": "login",
+    }
+    expected = Site(
+        "a100", "accelerated", gpus_per_job=4, threads_per_gpu=12, longest_job=2880, web_jobs="login"
+    )
     assert read_site({**given, "slurm_account": "p123", "mem_mb": "max(2 * input.size_mb, 1000)"}) == expected
 
 
@@ -98,11 +127,23 @@ def test_what_is_empty_is_not_given(empty: object) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "line"),
     [
-        ("gpus_per_job", "two", "default-resources: gpus_per_job: 'two'; allowed: a whole number, at least 0"),
+        (
+            "gpus_per_job",
+            "two",
+            "default-resources: gpus_per_job: 'two'; allowed: a whole number, at least 0",
+        ),
         ("gpus_per_job", "-1", "default-resources: gpus_per_job: '-1'; allowed: a whole number, at least 0"),
-        ("threads_per_gpu", "0", "default-resources: threads_per_gpu: '0'; allowed: a whole number, at least 1"),
+        (
+            "threads_per_gpu",
+            "0",
+            "default-resources: threads_per_gpu: '0'; allowed: a whole number, at least 1",
+        ),
         ("longest_job", "24h", "default-resources: longest_job: '24h'; allowed: a whole number, at least 1"),
-        ("largest_job", "64 GB", "default-resources: largest_job: '64 GB'; allowed: a whole number, at least 1"),
+        (
+            "largest_job",
+            "64 GB",
+            "default-resources: largest_job: '64 GB'; allowed: a whole number, at least 1",
+        ),
         ("web_jobs", "laptop", "default-resources: web_jobs: 'laptop'; allowed: nodes, login"),
     ],
 )
@@ -121,8 +162,18 @@ def gpus_of(resources: dict[str, Any]) -> dict[str, Any]:
 
 def test_several_gpus_are_for_classifiers_only_and_on_one_node() -> None:
     needs = Needs(IMAGENET, Site("h100", gpus_per_job=4, threads_per_gpu=12))
-    assert gpus_of(needs.gpu_job(1, 1, minutes=1)) == {"gpu": 1, "nodes": 1, "tasks_per_gpu": 0, "gpu_model": "h100"}
-    assert gpus_of(needs.classifier_job(1, 1, minutes=1)) == {"gpu": 4, "nodes": 1, "tasks_per_gpu": 0, "gpu_model": "h100"}
+    assert gpus_of(needs.gpu_job(1, 1, minutes=1)) == {
+        "gpu": 1,
+        "nodes": 1,
+        "tasks_per_gpu": 0,
+        "gpu_model": "h100",
+    }
+    assert gpus_of(needs.classifier_job(1, 1, minutes=1)) == {
+        "gpu": 4,
+        "nodes": 1,
+        "tasks_per_gpu": 0,
+        "gpu_model": "h100",
+    }
     assert (needs.gpu_threads, needs.classifier_threads) == (12, 48)
 
 
@@ -135,8 +186,16 @@ def test_a_site_without_gpus_is_asked_for_cpus() -> None:
 @pytest.mark.parametrize(("web_jobs", "local"), [("nodes", False), ("login", True)])
 def test_where_nodes_have_no_internet_downloads_run_where_snakemake_does(web_jobs: str, local: bool) -> None:
     site = Site(web_jobs=web_jobs)
-    assert (Needs(IMAGENET, site).download_is_local, Needs(IMAGENET, site).search_is_local) == (local, False), "its embeddings are on the disk"
-    corpus = ServerCorpus(kind="clip_retrieval_server", url="https://example.org/knn-service", index="laion", clip="openai/clip-vit-large-patch14")
+    assert (Needs(IMAGENET, site).download_is_local, Needs(IMAGENET, site).search_is_local) == (
+        local,
+        False,
+    ), "its embeddings are on the disk"
+    corpus = ServerCorpus(
+        kind="clip_retrieval_server",
+        url="https://example.org/knn-service",
+        index="laion",
+        clip="openai/clip-vit-large-patch14",
+    )
     server = Needs(IMAGENET.model_copy(update={"corpus": corpus}), site)
     assert (server.download_is_local, server.search_is_local) == (local, local)
 
@@ -145,20 +204,57 @@ def test_where_nodes_have_no_internet_downloads_run_where_snakemake_does(web_job
 
 
 def test_large_rules_ask_for_a_gpu_and_small_ones_do_not(workspace: Workspace) -> None:
-    jobs = asked(workspace, "--default-resources", "gpu_type=a100", "slurm_account=p123", "gpus_per_job=2", "threads_per_gpu=4")
+    jobs = asked(
+        workspace,
+        "--default-resources",
+        "gpu_type=a100",
+        "slurm_account=p123",
+        "gpus_per_job=2",
+        "threads_per_gpu=4",
+    )
     gpus = {rule: job["gpu"] for rule, job in jobs.items() if "gpu" in job}
-    assert {rule for rule, count in gpus.items() if count == 2} == {"classify_000", "classify_candidates_pseudoword_clip", "classify_candidates_imagic_k2"}
-    large = ("embed_corpus", "search", "cluster", "finetune_", "candidates_", "classify_", "generate_", "retrieve_", "leakage", "diagnostics")
+    assert {rule for rule, count in gpus.items() if count == 2} == {
+        "classify_000",
+        "classify_candidates_pseudoword_clip",
+        "classify_candidates_imagic_k2",
+    }
+    large = (
+        "embed_corpus",
+        "search",
+        "cluster",
+        "finetune_",
+        "candidates_",
+        "classify_",
+        "generate_",
+        "retrieve_",
+        "leakage",
+        "diagnostics",
+    )
     assert {rule for rule in jobs if rule.startswith(large)} == set(gpus)
-    assert all(job["gpu_model"] == "a100" and job["tasks_per_gpu"] == 0 and job["threads"] == 4 * gpus[rule] for rule, job in jobs.items() if rule in gpus)
+    assert all(
+        job["gpu_model"] == "a100" and job["tasks_per_gpu"] == 0 and job["threads"] == 4 * gpus[rule]
+        for rule, job in jobs.items()
+        if rule in gpus
+    )
     assert all(job["slurm_account"] == "p123" for job in jobs.values())
 
 
-def test_the_profile_as_shipped_asks_for_any_gpu_and_names_no_partition_or_account(workspace: Workspace) -> None:
+def test_the_profile_as_shipped_asks_for_any_gpu_and_names_no_partition_or_account(
+    workspace: Workspace,
+) -> None:
     jobs = asked(workspace)
     assert jobs["generate_simple_prompt_000"]["gpu"] == 1
-    assert not {(rule, name) for rule, job in jobs.items() for name in ("gpu_model", "slurm_partition", "slurm_account") if job.get(name)}
+    assert not {
+        (rule, name)
+        for rule, job in jobs.items()
+        for name in ("gpu_model", "slurm_partition", "slurm_account")
+        if job.get(name)
+    }
 
 
 def test_jobs_of_a_site_without_gpus_ask_for_none(workspace: Workspace) -> None:
-    assert not [rule for rule, job in asked(workspace, "--default-resources", "gpus_per_job=0").items() if "gpu" in job]
+    assert not [
+        rule
+        for rule, job in asked(workspace, "--default-resources", "gpus_per_job=0").items()
+        if "gpu" in job
+    ]

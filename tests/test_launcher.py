@@ -12,7 +12,9 @@ import pytest
 
 SRC = str(Path(__file__).resolve().parents[1] / "src")
 HOLD_RUN = "from augbench.runtime import launcher; print(launcher.acquire_run_lock(), flush=True); input()"
-HOLD_JOB = "from augbench.runtime import launcher; launcher.hold_job_lock(); print('held', flush=True); input()"
+HOLD_JOB = (
+    "from augbench.runtime import launcher; launcher.hold_job_lock(); print('held', flush=True); input()"
+)
 TRY_RUN = "from augbench.runtime import launcher; launcher.acquire_run_lock(); print('acquired')"
 BEGIN_JOB = "from augbench.runtime import launcher; launcher.guard_job(); print('begun')"
 CURRENT = "import os; from augbench.runtime import launcher; os.environ['AUGBENCH_RUN'] = launcher.acquire_run_lock(); "
@@ -50,7 +52,10 @@ def test_a_second_run_is_refused_in_one_clear_line(tmp_path: Path) -> None:
     try:
         status, text = attempt(TRY_RUN, tmp_path)
         assert status != 0
-        assert f"results/.locks/run: a run is under way here (process {first.pid}); wait for it to end, or stop it" in text
+        assert (
+            f"results/.locks/run: a run is under way here (process {first.pid}); wait for it to end, or stop it"
+            in text
+        )
     finally:
         first.kill()
         first.communicate()
@@ -96,14 +101,19 @@ def test_a_job_of_a_replaced_run_ends_before_snakemake_touches_its_outputs(tmp_p
 
 def test_jobs_of_the_run_that_is_alive_and_of_none_begin(tmp_path: Path) -> None:
     assert attempt(CURRENT + BEGIN_JOB, tmp_path) == (0, "begun\n")
-    assert attempt(BEGIN_JOB, tmp_path) == (0, "begun\n"), "plain Snakemake reads its rules before it is a run"
+    assert attempt(BEGIN_JOB, tmp_path) == (0, "begun\n"), (
+        "plain Snakemake reads its rules before it is a run"
+    )
 
 
 @pytest.mark.parametrize("error", ["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
 def test_a_disk_without_locks_refuses_no_run_and_is_named(tmp_path: Path, error: str) -> None:
     status, text = attempt(WITHOUT_LOCKS.format(error=error) + TRY_RUN, tmp_path)
     assert status == 0 and text.startswith("acquired\n")
-    assert text.count("results/.locks: this file system knows no locks") == 1 and "do not start a second run beside this one" in text
+    assert (
+        text.count("results/.locks: this file system knows no locks") == 1
+        and "do not start a second run beside this one" in text
+    )
 
 
 def test_jobs_of_a_replaced_run_are_found_on_a_disk_without_locks(tmp_path: Path) -> None:
@@ -119,9 +129,20 @@ def test_another_failure_to_lock_is_not_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("extra", "cores"), [([], True), (["-n"], True), (["--profile", "slurm"], False), (["--executor=slurm"], False), (["-e", "slurm"], False)]
+    ("extra", "cores"),
+    [
+        ([], True),
+        (["-n"], True),
+        (["--profile", "slurm"], False),
+        (["--executor=slurm"], False),
+        (["-e", "slurm"], False),
+    ],
 )
 def test_cores_are_for_runs_on_this_machine(tmp_path: Path, extra: list[str], cores: bool) -> None:
     (tmp_path / "snakemake.py").write_text("import sys; print(sys.argv[1:])")
-    status, text = attempt(f"from augbench.runtime import launcher; launcher.run(['study.yaml'], [], 2, {extra!r})", tmp_path, PYTHONPATH=f"{tmp_path}:{SRC}")
+    status, text = attempt(
+        f"from augbench.runtime import launcher; launcher.run(['study.yaml'], [], 2, {extra!r})",
+        tmp_path,
+        PYTHONPATH=f"{tmp_path}:{SRC}",
+    )
     assert status == 0 and ("'--cores', '2'" in text) is cores

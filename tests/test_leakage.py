@@ -41,7 +41,9 @@ PROJECT = Path(__file__).resolve().parents[1]
 CLIP = PROJECT / "resources/mini/clip"
 CLASSES = load_class_table("fashion_mnist")
 LIMITS = Leakage()
-SEARCH = LIMITS.model_copy(update={"clip_threshold": 0.97, "neighbours": 3})  # the miniature's CLIP finds all garments alike
+SEARCH = LIMITS.model_copy(
+    update={"clip_threshold": 0.97, "neighbours": 3}
+)  # the miniature's CLIP finds all garments alike
 Change = Callable[[Image.Image], Image.Image]
 
 
@@ -71,7 +73,12 @@ def strangers(garment_files: Path) -> tuple[list[Image.Image], np.ndarray]:
 def photos() -> list[Image.Image]:
     """40 parts of two photographs, 128 x 106 pixels; the temple's sky and the flower's blurred ground are among them."""
     whole = [Image.fromarray(image) for image in load_sample_images().images]
-    return [photo.crop((x, y, x + 128, y + 106)) for photo in whole for x in range(0, 640, 128) for y in range(0, 424, 106)]
+    return [
+        photo.crop((x, y, x + 128, y + 106))
+        for photo in whole
+        for x in range(0, 640, 128)
+        for y in range(0, 424, 106)
+    ]
 
 
 def is_flat(image: Image.Image) -> bool:
@@ -102,7 +109,14 @@ def cropped(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def near_centre(image: Image.Image) -> Image.Image:
-    return image.crop((image.width // 10, image.height // 8, image.width - image.width // 10, image.height - image.height // 16))
+    return image.crop(
+        (
+            image.width // 10,
+            image.height // 8,
+            image.width - image.width // 10,
+            image.height - image.height // 16,
+        )
+    )
 
 
 CHANGES: dict[str, tuple[Change, str]] = {
@@ -112,7 +126,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "mirror image": (ImageOps.mirror, "mirror"),
     "brightness": (lambda image: image.point(lambda value: 20 + 0.7 * value), "copy"),
     "crop": (near_centre, "crop"),
-    "recompressed crop of the mirror image": (lambda image: recompressed(ImageOps.mirror(near_centre(image)), 85), "mirrored crop"),
+    "recompressed crop of the mirror image": (
+        lambda image: recompressed(ImageOps.mirror(near_centre(image)), 85),
+        "mirrored crop",
+    ),
 }
 
 
@@ -145,14 +162,20 @@ def test_the_square_centre_of_a_wide_photo_is_found() -> None:
     assert match is not None and match.within(LIMITS) and match.kind == "crop"
 
 
-def test_of_100_random_recompressed_crops_nearly_all_are_confirmed(garments: list[Image.Image], photos: list[Image.Image]) -> None:
+def test_of_100_random_recompressed_crops_nearly_all_are_confirmed(
+    garments: list[Image.Image], photos: list[Image.Image]
+) -> None:
     rng = np.random.default_rng(0)
     detailed = [photo for photo in photos if not is_flat(photo)]
     for images in (garments[:100], [detailed[i % len(detailed)] for i in range(100)]):
         parts = [cropped(image, rng) for image in images]
-        shown = [(part, image) for part, image in zip(parts, images, strict=True) if not is_flat(part)]  # some crops are of the sky alone
+        shown = [
+            (part, image) for part, image in zip(parts, images, strict=True) if not is_flat(part)
+        ]  # some crops are of the sky alone
         matches = [compare(Picture(part), Picture(image), LIMITS) for part, image in shown]
-        assert len(shown) >= 90 and sum(match is not None and match.within(LIMITS) for match in matches) >= 0.95 * len(shown)
+        assert len(shown) >= 90 and sum(
+            match is not None and match.within(LIMITS) for match in matches
+        ) >= 0.95 * len(shown)
 
 
 def false_alarms(pairs: Sequence[tuple[Image.Image, Image.Image]]) -> int:
@@ -165,8 +188,13 @@ def test_200_unrelated_garments_raise_no_alarm(
 ) -> None:
     images, labels = strangers
     rng = np.random.default_rng(0)
-    same = [(images[i], garments[rng.choice(np.flatnonzero(garment_labels == labels[i]))]) for i in range(100)]
-    other = [(images[i], garments[rng.choice(np.flatnonzero(garment_labels != labels[i]))]) for i in range(100, 200)]
+    same = [
+        (images[i], garments[rng.choice(np.flatnonzero(garment_labels == labels[i]))]) for i in range(100)
+    ]
+    other = [
+        (images[i], garments[rng.choice(np.flatnonzero(garment_labels != labels[i]))])
+        for i in range(100, 200)
+    ]
     assert false_alarms(same + other) == 0
 
 
@@ -183,7 +211,17 @@ def gradient(turns: int, dark: int, light: int) -> Image.Image:
 
 def test_pictures_without_detail_match_only_when_they_are_equal() -> None:
     plain = [Image.new("RGB", (64, 64), (grey,) * 3) for grey in (0, 128, 140, 255)]
-    flat = [Picture(image) for image in [*plain, *(gradient(turns, *range_) for turns in range(2) for range_ in ((100, 160), (10, 250), (90, 120)))]]
+    flat = [
+        Picture(image)
+        for image in [
+            *plain,
+            *(
+                gradient(turns, *range_)
+                for turns in range(2)
+                for range_ in ((100, 160), (10, 250), (90, 120))
+            ),
+        ]
+    ]
     for i, one in enumerate(flat):
         for j, other in enumerate(flat):
             match = compare(one, other, LIMITS)
@@ -193,7 +231,9 @@ def test_pictures_without_detail_match_only_when_they_are_equal() -> None:
 def test_limits_decide(garments: list[Image.Image]) -> None:
     changed = Picture(recompressed(garments[0], 40))
     match = compare(changed, Picture(garments[0]), LIMITS)
-    assert match is not None and match.within(LIMITS) and match.hash_distance > 0 and match.correlation < 0.999
+    assert (
+        match is not None and match.within(LIMITS) and match.hash_distance > 0 and match.correlation < 0.999
+    )
     assert not match.within(LIMITS.model_copy(update={"hash_threshold": match.hash_distance - 1}))
     assert not match.within(LIMITS.model_copy(update={"correlation": match.correlation + 1e-4}))
 
@@ -204,7 +244,9 @@ def test_limits_decide(garments: list[Image.Image]) -> None:
 @pytest.fixture(scope="module")
 def embed() -> Callable[[Sequence[Image.Image]], np.ndarray]:
     tower = load_image_tower(CLIP, torch.device("cpu"))
-    return lambda images: torch.nn.functional.normalize(torch.cat([tower(images[i : i + 32]) for i in range(0, len(images), 32)]), dim=1).numpy()
+    return lambda images: torch.nn.functional.normalize(
+        torch.cat([tower(images[i : i + 32]) for i in range(0, len(images), 32)]), dim=1
+    ).numpy()
 
 
 def test_only_the_nearest_above_the_threshold_are_looked_at() -> None:
@@ -213,16 +255,27 @@ def test_only_the_nearest_above_the_threshold_are_looked_at() -> None:
     added = np.array([[1.0, 0.0], [-1.0, 0.0]])
     near = LIMITS.model_copy(update={"clip_threshold": float(np.cos(np.deg2rad(25)))})
     assert [pair[:2] for pair in nearest(added, real, near)] == [(0, 0), (0, 1), (0, 2)]
-    assert [pair[:2] for pair in nearest(added, real, near.model_copy(update={"neighbours": 2}))] == [(0, 0), (0, 1)]
-    assert [round(cosine, 4) for *_, cosine in nearest(added, real, near)] == [1, round(np.cos(angles[1]), 4), round(np.cos(angles[2]), 4)]
+    assert [pair[:2] for pair in nearest(added, real, near.model_copy(update={"neighbours": 2}))] == [
+        (0, 0),
+        (0, 1),
+    ]
+    assert [round(cosine, 4) for *_, cosine in nearest(added, real, near)] == [
+        1,
+        round(np.cos(angles[1]), 4),
+        round(np.cos(angles[2]), 4),
+    ]
     assert not list(nearest(added[:0], real, near)) and not list(nearest(added, real[:0], near))
 
 
 def test_planted_images_are_found_among_a_thousand_and_strangers_are_not(
-    garments: list[Image.Image], strangers: tuple[list[Image.Image], np.ndarray], embed: Callable[[Sequence[Image.Image]], np.ndarray]
+    garments: list[Image.Image],
+    strangers: tuple[list[Image.Image], np.ndarray],
+    embed: Callable[[Sequence[Image.Image]], np.ndarray],
 ) -> None:
     rng = np.random.default_rng(1)
-    planted = [recompressed(image, 80) for image in garments[:25]] + [cropped(image, rng) for image in garments[25:50]]
+    planted = [recompressed(image, 80) for image in garments[:25]] + [
+        cropped(image, rng) for image in garments[25:50]
+    ]
     added = [*planted, *strangers[0][:100]]
     loaded: list[int] = []
 
@@ -236,7 +289,9 @@ def test_planted_images_are_found_among_a_thousand_and_strangers_are_not(
 
     found = find_near_duplicates(embed(added), embed(garments), load_added, load_real, SEARCH)
     assert {pair.added for pair in found if pair.added < 25} == set(range(25))
-    assert sum(pair.added >= 25 for pair in found) >= 6  # of 25; to the miniature's CLIP, other garments are nearer than a crop is
+    assert (
+        sum(pair.added >= 25 for pair in found) >= 6
+    )  # of 25; to the miniature's CLIP, other garments are nearer than a crop is
     assert all(pair.real == pair.added for pair in found)
     assert all(pair.clip_similarity >= SEARCH.clip_threshold for pair in found)
     assert len(loaded) == len(set(loaded)) < 1000
@@ -269,7 +324,10 @@ def write_pool(folder: Path, method: str, images: dict[int, list[Image.Image]]) 
     paths = []
     for label, members in images.items():
         class_id = CLASSES[label].class_id
-        rows = [ShardRow(encode_image(image, "png", 95), label, class_id, i, method, "a prompt", "model", seed=i) for i, image in enumerate(members)]
+        rows = [
+            ShardRow(encode_image(image, "png", 95), label, class_id, i, method, "a prompt", "model", seed=i)
+            for i, image in enumerate(members)
+        ]
         paths.append(folder / f"shards/{method}/selected/{class_id}/0.parquet")
         write_shard(paths[-1], rows, {})
     build_index(paths, folder, folder / f"shards/{method}/selected/index.parquet")
@@ -284,12 +342,17 @@ def small(tmp_path_factory: pytest.TempPathFactory, garment_files: Path) -> Path
     test, test_labels = fashion_mnist.load(garment_files, "test")
 
     def members(of: np.ndarray, part: int) -> np.ndarray:
-        return np.concatenate([np.flatnonzero(of == label)[PER_CLASS * part : PER_CLASS * (part + 1)] for label in range(10)])
+        return np.concatenate(
+            [np.flatnonzero(of == label)[PER_CLASS * part : PER_CLASS * (part + 1)] for label in range(10)]
+        )
 
     for name, prefix, of in (("val", "train", labels), ("test", "test", test_labels)):
         chosen = members(of, 0)
         ids = [f"{prefix}-{index:05d}" for index in chosen]
-        write_split(Split(ids, [CLASSES[label].class_id for label in of[chosen]], of[chosen].astype(np.int32), ids), folder / f"splits/{name}.parquet")
+        write_split(
+            Split(ids, [CLASSES[label].class_id for label in of[chosen]], of[chosen].astype(np.int32), ids),
+            folder / f"splits/{name}.parquet",
+        )
     pool = padded(images[members(labels, 1)])
     web = {label: pool[PER_CLASS * label : PER_CLASS * (label + 1)] for label in range(10)}
     write_pool(folder, "clean", web)
@@ -303,7 +366,9 @@ def small(tmp_path_factory: pytest.TempPathFactory, garment_files: Path) -> Path
     return folder
 
 
-def run_guard(folder: Path, method: str, clip: Path, out: Path, excluded: Sequence[str] = (), limits: Leakage = SEARCH) -> tuple[pa.Table, Store]:
+def run_guard(
+    folder: Path, method: str, clip: Path, out: Path, excluded: Sequence[str] = (), limits: Leakage = SEARCH
+) -> tuple[pa.Table, Store]:
     job = Job(study(), Store(folder / ".store"), 1)
     splits = {name: folder / f"splits/{name}.parquet" for name in ("val", "test")}
     embeddings = {name: out / f"{name}.npy" for name in splits}
@@ -321,22 +386,49 @@ def leaks(small: Path) -> pa.Table:
 
 
 def test_every_planted_image_is_named_with_the_real_one(small: Path, leaks: pa.Table) -> None:
-    index = {(row["class_id"], row["index"]): row["sha256"] for row in read_index(small / "shards/web/selected/index.parquet").to_pylist()}
+    index = {
+        (row["class_id"], row["index"]): row["sha256"]
+        for row in read_index(small / "shards/web/selected/index.parquet").to_pylist()
+    }
     rows = leaks.to_pylist()
     test = [row for row in rows if row["split"] == "test"]
     ids = pq.read_table(small / "splits/test.parquet").to_pylist()
     first = {row["class_id"]: row["image_id"] for row in reversed(ids)}
-    assert [(row["class_id"], row["index"], row["image_id"]) for row in test] == [(info.class_id, 0, first[info.class_id]) for info in CLASSES]
+    assert [(row["class_id"], row["index"], row["image_id"]) for row in test] == [
+        (info.class_id, 0, first[info.class_id]) for info in CLASSES
+    ]
     (val,) = (row for row in rows if row["split"] == "val")
-    assert (val["class_id"], val["index"], val["real_class_id"]) == (CLASSES[0].class_id, 1, CLASSES[0].class_id)
-    assert all(row["sha256"] == index[row["class_id"], row["index"]] and row["method"] == "web" for row in rows)
-    assert all(row["hash_distance"] <= SEARCH.hash_threshold and row["clip_similarity"] >= SEARCH.clip_threshold for row in rows)
+    assert (val["class_id"], val["index"], val["real_class_id"]) == (
+        CLASSES[0].class_id,
+        1,
+        CLASSES[0].class_id,
+    )
+    assert all(
+        row["sha256"] == index[row["class_id"], row["index"]] and row["method"] == "web" for row in rows
+    )
+    assert all(
+        row["hash_distance"] <= SEARCH.hash_threshold and row["clip_similarity"] >= SEARCH.clip_threshold
+        for row in rows
+    )
     summary = read_json(small / "leakage/web.json")
-    assert [summary[name] for name in ("checked", "val", "test", "either", "val_images", "test_images")] == [60, 1, 10, 11, 1, 10]
+    assert [summary[name] for name in ("checked", "val", "test", "either", "val_images", "test_images")] == [
+        60,
+        1,
+        10,
+        11,
+        1,
+        10,
+    ]
 
 
 def test_where_no_pair_is_near_enough_to_be_looked_at_nothing_is_found(small: Path, tmp_path: Path) -> None:
-    found, _ = run_guard(small, "clean", small / "clip.json", tmp_path, limits=SEARCH.model_copy(update={"clip_threshold": 1.0}))
+    found, _ = run_guard(
+        small,
+        "clean",
+        small / "clip.json",
+        tmp_path,
+        limits=SEARCH.model_copy(update={"clip_threshold": 1.0}),
+    )
     assert found.num_rows == 0 and read_json(tmp_path / "clean.json")["checked"] == 60
 
 
@@ -360,7 +452,16 @@ def test_another_clip_embeds_splits_and_pools_again(small: Path, leaks: pa.Table
         embed_splits(job, splits, clip, {"val": tmp_path / "val.npy"})
     index = {"web": small / "shards/web/selected/index.parquet"}
     with pytest.raises(UserError, match="no CLIP here"):
-        guard(job, index, splits, {"val": small / "leakage/val.npy"}, clip, SEARCH, {"web": tmp_path / "web.parquet"}, {"web": tmp_path / "web.json"})
+        guard(
+            job,
+            index,
+            splits,
+            {"val": small / "leakage/val.npy"},
+            clip,
+            SEARCH,
+            {"web": tmp_path / "web.parquet"},
+            {"web": tmp_path / "web.json"},
+        )
     assert not (tmp_path / "web.parquet").exists()
 
 
@@ -396,14 +497,20 @@ def test_dropping_takes_the_images_found_and_no_other(small: Path, leaks: pa.Tab
 def test_a_class_that_becomes_too_small_is_named_with_its_counts(small: Path, leaks: pa.Table) -> None:
     index = read_index(small / "shards/web/selected/index.parquet")
     sizes = {info.class_id: 5 for info in CLASSES}
-    with pytest.raises(UserError, match=rf"web: too few images left for 1 class\(es\).*{CLASSES[0].class_id} 4 of 5 \(2 dropped\)"):
+    with pytest.raises(
+        UserError,
+        match=rf"web: too few images left for 1 class\(es\).*{CLASSES[0].class_id} 4 of 5 \(2 dropped\)",
+    ):
         without_leaks(index, leaks, sizes, "web")
     assert without_leaks(index, leaks, {**sizes, CLASSES[0].class_id: 4}).num_rows == 49
 
 
 def test_part_0_must_stay_large_enough_for_the_first_set(small: Path, leaks: pa.Table) -> None:
     index = read_index(small / "shards/web/selected/index.parquet")
-    paths = [path if number < 4 else path.replace("/0.", "/1.") for path, number in zip(*(index.column(c).to_pylist() for c in ("path", "index")), strict=True)]
+    paths = [
+        path if number < 4 else path.replace("/0.", "/1.")
+        for path, number in zip(*(index.column(c).to_pylist() for c in ("path", "index")), strict=True)
+    ]
     parted = index.set_column(index.schema.get_field_index("path"), "path", pa.array(paths, pa.string()))
     assert without_leaks(parted, leaks, {CLASSES[3].class_id: 3}).num_rows == 49
     with pytest.raises(UserError, match=rf"{CLASSES[3].class_id} 3 of 4 \(1 dropped\)"):
@@ -425,12 +532,18 @@ def test_a_table_of_other_columns_is_refused(tmp_path: Path) -> None:
 
 def predictions(ids: Sequence[str], right: Sequence[bool]) -> pa.Table:
     columns = [list(ids), [0] * len(ids), [0 if hit else 1 for hit in right], [0.5] * len(ids)]
-    return pa.Table.from_arrays([pa.array(column, field.type) for column, field in zip(columns, PREDICTIONS, strict=True)], schema=PREDICTIONS)
+    return pa.Table.from_arrays(
+        [pa.array(column, field.type) for column, field in zip(columns, PREDICTIONS, strict=True)],
+        schema=PREDICTIONS,
+    )
 
 
 def pairs(*images: tuple[str, str]) -> pa.Table:
     row = dict.fromkeys(SCHEMA.names)
-    return pa.Table.from_pylist([{**row, "method": "web", "split": split, "image_id": image} for split, image in images], schema=SCHEMA)
+    return pa.Table.from_pylist(
+        [{**row, "method": "web", "split": split, "image_id": image} for split, image in images],
+        schema=SCHEMA,
+    )
 
 
 def test_accuracy_without_near_duplicates_counts_each_test_image_once() -> None:
@@ -442,7 +555,9 @@ def test_accuracy_without_near_duplicates_counts_each_test_image_once() -> None:
     assert accuracy_without(scored, pairs(("test", "of a class that is left out"))) == (0.75, 4)
 
 
-def test_the_table_shows_accuracy_with_and_without_beside_the_baseline(small: Path, leaks: pa.Table, tmp_path: Path) -> None:
+def test_the_table_shows_accuracy_with_and_without_beside_the_baseline(
+    small: Path, leaks: pa.Table, tmp_path: Path
+) -> None:
     ids = pq.read_table(small / "splits/test.parquet").column("image_id").to_pylist()
     touched = {row["image_id"] for row in leaks.to_pylist() if row["split"] == "test"}
     runs = {"none": [0.5, 0.5], "web": [0.5, 0.7], "clean": [0.5]}
@@ -454,18 +569,35 @@ def test_the_table_shows_accuracy_with_and_without_beside_the_baseline(small: Pa
             paths.setdefault(method, []).append(tmp_path / f"{method}_{run}.parquet")
             pq.write_table(predictions(ids, right), paths[method][-1])
     tables = {kind: tmp_path / f"leakage.{kind}" for kind in ("csv", "md", "txt")}
-    found, summaries = ({name: small / f"leakage/{name}.{kind}" for name in ("web", "clean")} for kind in ("parquet", "json"))
+    found, summaries = (
+        {name: small / f"leakage/{name}.{kind}" for name in ("web", "clean")} for kind in ("parquet", "json")
+    )
     write_leakage_table(study(), found, summaries, paths, tables)
     web, clean = read_rows(tables["csv"])
-    assert (web.label, web.checked, web.val, web.test, web.test_images, web.test_left) == ("Retrieval", 60, 1, 10, 10, 50)
+    assert (web.label, web.checked, web.val, web.test, web.test_images, web.test_left) == (
+        "Retrieval",
+        60,
+        1,
+        10,
+        10,
+        50,
+    )
     assert web.either_percent == pytest.approx(100 * 11 / 60)
-    assert (web.top1_percent, web.without_percent) == (pytest.approx(100 * (10 + 50 * 0.6) / 60), pytest.approx(60))
-    assert (web.baseline_percent, web.baseline_without_percent) == (pytest.approx(100 * 35 / 60), pytest.approx(50))
+    assert (web.top1_percent, web.without_percent) == (
+        pytest.approx(100 * (10 + 50 * 0.6) / 60),
+        pytest.approx(60),
+    )
+    assert (web.baseline_percent, web.baseline_without_percent) == (
+        pytest.approx(100 * 35 / 60),
+        pytest.approx(50),
+    )
     assert (clean.test, clean.test_left) == (0, 60) and clean.top1_percent == clean.without_percent
     assert len(pd.read_csv(tables["csv"], comment="#")) == 2
     text = tables["txt"].read_text(encoding="utf-8")
     assert "Near-duplicates of validation and test images, study small" in text and "of 256 bits" in text
-    assert "| Retrieval | 60 | 1 | 10 | 18% | 10 | 66.7 | 60.0 | 58.3 | 50.0 |" in tables["md"].read_text(encoding="utf-8")
+    assert "| Retrieval | 60 | 1 | 10 | 18% | 10 | 66.7 | 60.0 | 58.3 | 50.0 |" in tables["md"].read_text(
+        encoding="utf-8"
+    )
 
 
 def test_pairs_can_be_looked_at(small: Path, leaks: pa.Table, tmp_path: Path) -> None:
@@ -474,7 +606,13 @@ def test_pairs_can_be_looked_at(small: Path, leaks: pa.Table, tmp_path: Path) ->
     sizes = {}
     for method in ("web", "clean"):
         out = tmp_path / f"{method}.png"
-        draw_pairs(job, small / f"leakage/{method}.parquet", small / f"shards/{method}/selected/index.parquet", splits, out)
+        draw_pairs(
+            job,
+            small / f"leakage/{method}.parquet",
+            small / f"shards/{method}/selected/index.parquet",
+            splits,
+            out,
+        )
         with Image.open(out) as picture:
             sizes[method] = picture.size
     assert sizes["web"][1] == 3 * sizes["clean"][1]

@@ -24,18 +24,48 @@ CORPORA: dict[str, dict[str, Any]] = {
     "folder": {"kind": "image_folder", "root": "images"},
     "embeddings": {"kind": "embeddings", "folder": "laion", "clip": "resources/mini/clip"},
     "index": {"kind": "clip_retrieval_index", "folder": "laion", "clip": "resources/mini/clip"},
-    "server": {"kind": "clip_retrieval_server", "url": "http://localhost:1234/knn-service", "index": "laion", "clip": "resources/mini/clip"},
+    "server": {
+        "kind": "clip_retrieval_server",
+        "url": "http://localhost:1234/knn-service",
+        "index": "laion",
+        "clip": "resources/mini/clip",
+    },
 }
-COMPUTE = ("classes", "splits", "corpus", "generate_retrieval_000", "finetune_x_lr1_000", "classify_000", "retrieval_summary", "fingerprint_clip", "provenance")
+COMPUTE = (
+    "classes",
+    "splits",
+    "corpus",
+    "generate_retrieval_000",
+    "finetune_x_lr1_000",
+    "classify_000",
+    "retrieval_summary",
+    "fingerprint_clip",
+    "provenance",
+)
 
 
 @pytest.mark.parametrize(
     ("corpus", "rules"),
-    [("miniature", ()), ("folder", ()), ("embeddings", ("retrieve",)), ("index", ("retrieve",)), ("server", ("search", "retrieve"))],
+    [
+        ("miniature", ()),
+        ("folder", ()),
+        ("embeddings", ("retrieve",)),
+        ("index", ("retrieve",)),
+        ("server", ("search", "retrieve")),
+    ],
 )
 def test_the_network_is_for_fetching_and_for_what_is_on_the_web(corpus: str, rules: tuple[str, ...]) -> None:
     study = parse_study({**copy.deepcopy(SMALL_STUDY), "corpus": CORPORA[corpus]})
-    assert all(uses_network(rule, study) for rule in ("fetch_diffusion", "fetch_clip", "fetch_fashion_mnist", "fetch_inception", "fetch_aesthetics"))
+    assert all(
+        uses_network(rule, study)
+        for rule in (
+            "fetch_diffusion",
+            "fetch_clip",
+            "fetch_fashion_mnist",
+            "fetch_inception",
+            "fetch_aesthetics",
+        )
+    )
     assert uses_network("search", study) is ("search" in rules)
     assert uses_network("retrieve_retrieval_000", study) is ("retrieve" in rules)
     assert not any(uses_network(rule, study) for rule in COMPUTE)
@@ -44,8 +74,15 @@ def test_the_network_is_for_fetching_and_for_what_is_on_the_web(corpus: str, rul
 def in_process(code: str, *arguments: str, closed: bool = True) -> str:
     """What a process prints whose network is off, where it is ``closed``, for the rule `classify_000`."""
     start = "from augbench.runtime import network; network.close('classify_000')\n" if closed else ""
-    command = [sys.executable, "-c", f"import os, socket, sys\nfrom augbench.errors import UserError\n{start}{code}", *arguments]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))} | {"PYTHONPATH": str(PROJECT / "src")}
+    command = [
+        sys.executable,
+        "-c",
+        f"import os, socket, sys\nfrom augbench.errors import UserError\n{start}{code}",
+        *arguments,
+    ]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))
+    } | {"PYTHONPATH": str(PROJECT / "src")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -76,7 +113,9 @@ ATTEMPTS = {
 def test_an_attempt_to_leave_the_machine_is_one_line_that_names_the_rule() -> None:
     printed = in_process("".join(REFUSED.format(attempt=attempt) for attempt in ATTEMPTS)).splitlines()
     for line, wanted in zip(printed, ATTEMPTS.values(), strict=True):
-        assert line.startswith(f"rule classify_000: tries to reach {wanted} over the network; only rules that fetch may")
+        assert line.startswith(
+            f"rule classify_000: tries to reach {wanted} over the network; only rules that fetch may"
+        )
 
 
 LOOPBACK = """
@@ -113,16 +152,30 @@ print(constants.HF_HUB_OFFLINE, network.CLOSED in os.environ)
 """
 
 
-@pytest.mark.parametrize(("rule", "said"), [("fetch_clip", "False False"), ("retrieve_retrieval_000", "True False"), ("generate_x_000", "True True")])
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("fetch_clip", "False False"),
+        ("retrieve_retrieval_000", "True False"),
+        ("generate_x_000", "True True"),
+    ],
+)
 def test_model_hubs_are_for_fetching_only_and_are_told_before_they_are_imported(rule: str, said: str) -> None:
     study = {**SMALL_STUDY, "corpus": CORPORA["embeddings"]}
-    assert in_process("from augbench.runtime import network" + RESTRICTED, rule, json.dumps(study), closed=False) == said
+    assert (
+        in_process("from augbench.runtime import network" + RESTRICTED, rule, json.dumps(study), closed=False)
+        == said
+    )
 
 
 def test_processes_that_a_job_starts_are_closed_too() -> None:
     child = f"from augbench.runtime import network; network.close_as_parent(); import socket; socket.create_connection(('{OUTSIDE}', 443), timeout=1)"
-    said = in_process(f"import subprocess; print(subprocess.run([sys.executable, '-c', {child!r}], capture_output=True, text=True).stderr)")
-    assert said.splitlines()[-1].startswith(f"augbench.errors.UserError: rule classify_000: tries to reach {OUTSIDE}:443")
+    said = in_process(
+        f"import subprocess; print(subprocess.run([sys.executable, '-c', {child!r}], capture_output=True, text=True).stderr)"
+    )
+    assert said.splitlines()[-1].startswith(
+        f"augbench.errors.UserError: rule classify_000: tries to reach {OUTSIDE}:443"
+    )
     forked = f"if os.fork() == 0:\n{REFUSED.format(attempt=f'socket.create_connection(({OUTSIDE!r}, 443))').replace(chr(10), chr(10) + '    ')}\nelse:\n    os.wait()"
     assert "rule classify_000: tries to reach" in in_process(forked)
 
@@ -140,9 +193,14 @@ def test_a_workflow_s_job_that_leaves_the_machine_fails_with_that_line(workspace
     (workflow / "scripts/classes.py").write_text("\n".join(lines))
     (workspace.folder / "Snakefile").unlink()
     shutil.copyfile(PROJECT / "Snakefile", workspace.folder / "Snakefile")
-    done = workspace.augbench("run", "--configfile", "study.yaml", "--cores", "1", "--target", "results/small/classes.parquet")
+    done = workspace.augbench(
+        "run", "--configfile", "study.yaml", "--cores", "1", "--target", "results/small/classes.parquet"
+    )
     assert done.returncode == 1
-    assert f"rule classes: tries to reach {OUTSIDE}:443 over the network; only rules that fetch may" in done.stderr
+    assert (
+        f"rule classes: tries to reach {OUTSIDE}:443 over the network; only rules that fetch may"
+        in done.stderr
+    )
     assert "Traceback" not in done.stderr
 
 
@@ -184,13 +242,21 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 @pytest.mark.full
-def test_the_whole_small_study_runs_without_a_network_and_gives_the_same_table(current: Workspace, tmp_path: Path) -> None:
+def test_the_whole_small_study_runs_without_a_network_and_gives_the_same_table(
+    current: Workspace, tmp_path: Path
+) -> None:
     alone = [*namespace("--net"), sys.executable, "-c", LOOPBACK_UP, sys.executable]
     reach = f"import socket; print(socket.socket().connect_ex(('{OUTSIDE}', 80)))"
-    assert subprocess.run([*alone, "-c", reach], capture_output=True, text=True).stdout.strip() == "101"  # network is unreachable
+    assert (
+        subprocess.run([*alone, "-c", reach], capture_output=True, text=True).stdout.strip() == "101"
+    )  # network is unreachable
     workspace = make_workspace(tmp_path)
     command = [*alone, "-m", "augbench.cli", "run", "--configfile", "study.yaml", "--cores", "2"]
-    done = subprocess.run(command, cwd=workspace.folder, env=workspace.environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=workspace.folder, env=workspace.environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     for table in ("table1.csv", "table1_runs.csv"):
-        assert (workspace.results / "tables" / table).read_text() == (current.results / "tables" / table).read_text()
+        assert (workspace.results / "tables" / table).read_text() == (
+            current.results / "tables" / table
+        ).read_text()

@@ -39,7 +39,14 @@ from augbench.personalise import train
 from augbench.personalise.adam import RowAdam
 from augbench.personalise.embedding import ConditioningRows, PseudowordRows, token_ids
 from augbench.personalise.stage import choose_lr, finetune_classes, read_metadata
-from augbench.personalise.tasks import ClassTask, ImageSet, check_clusters, class_tasks, learning_rates, read_clusters
+from augbench.personalise.tasks import (
+    ClassTask,
+    ImageSet,
+    check_clusters,
+    class_tasks,
+    learning_rates,
+    read_clusters,
+)
 from augbench.personalise.train import ClassGroup, Learned, Settings, Trainer, diffusion_target
 from augbench.runtime.job import Job
 
@@ -70,12 +77,26 @@ class Inputs:
     folder: Path
     root: Path
 
-    def study(self, finetune: Mapping[str, Any] | None = None, batch_size: int = 32, compiled: bool = False, **methods: Mapping[str, Any]) -> Study:
-        rows = {name: {"mechanism": "personalise", "candidates": ["train_loss", "val_loss", 1], **row} for name, row in {**METHODS, **methods}.items()}
+    def study(
+        self,
+        finetune: Mapping[str, Any] | None = None,
+        batch_size: int = 32,
+        compiled: bool = False,
+        **methods: Mapping[str, Any],
+    ) -> Study:
+        rows = {
+            name: {"mechanism": "personalise", "candidates": ["train_loss", "val_loss", 1], **row}
+            for name, row in {**METHODS, **methods}.items()
+        }
         return parse_study(
             {
                 "study": "digits",
-                "dataset": {"kind": "image_folder", "root": str(self.root), "train_fraction": 0.4, "validation_fraction": 0.2},
+                "dataset": {
+                    "kind": "image_folder",
+                    "root": str(self.root),
+                    "train_fraction": 0.4,
+                    "validation_fraction": 0.2,
+                },
                 "diffusion": {"model": str(MINI / "stable-diffusion"), "resolution": 32, "dtype": "float32"},
                 "clip": {"model": str(MINI / "clip")},
                 "methods": rows,
@@ -90,16 +111,35 @@ class Inputs:
 
     def tasks(self, study: Study, method: str, class_ids: Sequence[str] = NAMES) -> list[ClassTask]:
         """Clusters alternate from image to image."""
-        tasks = class_tasks(self.path("train.parquet"), self.path("val.parquet"), self.path("classes.parquet"), None, class_ids)
+        tasks = class_tasks(
+            self.path("train.parquet"),
+            self.path("val.parquet"),
+            self.path("classes.parquet"),
+            None,
+            class_ids,
+        )
         clusters = row_of(study, method).clusters
 
         def clustered(images: ImageSet) -> ImageSet:
             return replace(images, clusters=tuple(i % clusters for i in range(len(images))))
 
-        return [replace(task, train=clustered(task.train), validation=clustered(task.validation)) for task in tasks]
+        return [
+            replace(task, train=clustered(task.train), validation=clustered(task.validation))
+            for task in tasks
+        ]
 
-    def fine_tune(self, study: Study, method: str, folder: Path, class_ids: Sequence[str] = NAMES) -> dict[str, Learned]:
-        return parts.fine_tune(study, row_of(study, method), 1.0, self.tasks(study, method, class_ids), self.source(study), folder, method)
+    def fine_tune(
+        self, study: Study, method: str, folder: Path, class_ids: Sequence[str] = NAMES
+    ) -> dict[str, Learned]:
+        return parts.fine_tune(
+            study,
+            row_of(study, method),
+            1.0,
+            self.tasks(study, method, class_ids),
+            self.source(study),
+            folder,
+            method,
+        )
 
     def source(self, study: Study) -> ImageSource:
         return open_source(study.dataset, study.seed, study.corpus)
@@ -114,15 +154,34 @@ class Inputs:
         return Trainer(tasks, rows, unet, scheduler, *moments, parts.settings_of(study, row, 1.0), folder)
 
     def stage(
-        self, study: Study, method: str, folder: Path, class_ids: Sequence[str] = NAMES, factor: float = 1.0, **others: Path
+        self,
+        study: Study,
+        method: str,
+        folder: Path,
+        class_ids: Sequence[str] = NAMES,
+        factor: float = 1.0,
+        **others: Path,
     ) -> tuple[Job, list[str], dict[str, str]]:
         """Run the stage on ``class_ids``; its targets are below ``folder``. ``others`` stand for the class table or the clusters."""
         job = Job(study, Store(folder / ".store"), 1)
         place = folder / f"{method}/lr{factor:g}"
         vectors = [str(place / "vectors" / f"{class_id}.safetensors") for class_id in class_ids]
-        unets = {name: str(place / "unet" / name) for name in row_of(study, method).candidate_names} if row_of(study, method).train_unet else {}
-        clusters = others.get("clusters") if row_of(study, method).clusters == 1 else others.get("clusters", self.path("k2.parquet"))
-        files = [self.path("train.parquet"), self.path("val.parquet"), others.get("classes", self.path("classes.parquet")), self.path("diffusion.json")]
+        unets = (
+            {name: str(place / "unet" / name) for name in row_of(study, method).candidate_names}
+            if row_of(study, method).train_unet
+            else {}
+        )
+        clusters = (
+            others.get("clusters")
+            if row_of(study, method).clusters == 1
+            else others.get("clusters", self.path("k2.parquet"))
+        )
+        files = [
+            self.path("train.parquet"),
+            self.path("val.parquet"),
+            others.get("classes", self.path("classes.parquet")),
+            self.path("diffusion.json"),
+        ]
         finetune_classes(job, method, factor, *files, clusters, vectors, unets)  # type: ignore[arg-type]
         return job, vectors, unets
 
@@ -142,13 +201,17 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     for label, name in enumerate(NAMES):
         (folder / "images" / name).mkdir(parents=True)
         for number, image in enumerate(digits.images[digits.target == label][: 12 + label % 3]):
-            picture = Image.fromarray((image / 16 * 255).astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
+            picture = Image.fromarray((image / 16 * 255).astype(np.uint8)).resize(
+                (32, 32), Image.Resampling.BICUBIC
+            )
             picture.save(folder / "images" / name / f"{number:02d}.png")
     made = Inputs(folder, folder / "images")
     study = made.study()
     source = made.source(study)
     classes = source.classes()
-    for name, split in make_splits(classes, source.scan(), study.dataset, study.seed, {"train", "val"}).items():
+    for name, split in make_splits(
+        classes, source.scan(), study.dataset, study.seed, {"train", "val"}
+    ).items():
         write_split(split, made.path(f"{name}.parquet"))
     write_class_table(classes, made.path("classes.parquet"))
     write_json(made.path("diffusion.json"), fingerprint(study.diffusion.folder))
@@ -158,8 +221,20 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 def write_clusters(inputs: Inputs, path: Path, moved: Mapping[str, int]) -> None:
     """A table of clusters: every other image is in the second, but for ``moved``."""
-    ids = [image_id for name in ("train", "val") for image_id in pq.read_table(inputs.path(f"{name}.parquet")).column("image_id").to_pylist()]
-    pq.write_table(pa.table({"image_id": ids, "cluster": pa.array([moved.get(name, i % 2) for i, name in enumerate(ids)], pa.int32())}), path)
+    ids = [
+        image_id
+        for name in ("train", "val")
+        for image_id in pq.read_table(inputs.path(f"{name}.parquet")).column("image_id").to_pylist()
+    ]
+    pq.write_table(
+        pa.table(
+            {
+                "image_id": ids,
+                "cluster": pa.array([moved.get(name, i % 2) for i, name in enumerate(ids)], pa.int32()),
+            }
+        ),
+        path,
+    )
 
 
 # --- the optimiser ---
@@ -188,24 +263,37 @@ def test_row_adam_is_adamw_for_every_row_by_itself(weight_decay: float) -> None:
 
 
 @pytest.mark.parametrize("method", ["conditioning", "clusters", "pseudoword"])
-def test_ten_classes_in_one_process_equal_ten_separate_runs(inputs: Inputs, method: str, tmp_path: Path) -> None:
+def test_ten_classes_in_one_process_equal_ten_separate_runs(
+    inputs: Inputs, method: str, tmp_path: Path
+) -> None:
     study = inputs.study()
     together = inputs.fine_tune(study, method, tmp_path / "all")
-    starts = parts.new_rows(study, row_of(study, method), inputs.tasks(study, method), CPU).values.detach().unflatten(0, (10, -1))
+    starts = (
+        parts.new_rows(study, row_of(study, method), inputs.tasks(study, method), CPU)
+        .values.detach()
+        .unflatten(0, (10, -1))
+    )
     for class_id, start in zip(NAMES, starts, strict=True):
         alone = inputs.fine_tune(study, method, tmp_path / class_id, [class_id])[class_id]
         assert alone.epochs == together[class_id].epochs
         for key in ("train_loss", "val_loss"):
-            ours, theirs = ([entry[key] for entry in result.history[1:]] for result in (alone, together[class_id]))
+            ours, theirs = (
+                [entry[key] for entry in result.history[1:]] for result in (alone, together[class_id])
+            )
             assert ours == pytest.approx(theirs, rel=1e-4)
         for name, vectors in alone.vectors.items():
             way = (vectors - start).norm()
-            assert way > 0 and (vectors - together[class_id].vectors[name]).norm() < TOLERANCE * way, (class_id, name)
+            assert way > 0 and (vectors - together[class_id].vectors[name]).norm() < TOLERANCE * way, (
+                class_id,
+                name,
+            )
 
 
 @pytest.mark.parametrize("method", ["clusters", "pseudoword_dm"])
 def test_the_micro_batch_changes_nothing_but_rounding(inputs: Inputs, method: str, tmp_path: Path) -> None:
-    trainers = [inputs.trainer(inputs.study(batch_size=size), method, tmp_path, NAMES[:4]) for size in (3, 32)]
+    trainers = [
+        inputs.trainer(inputs.study(batch_size=size), method, tmp_path, NAMES[:4]) for size in (3, 32)
+    ]
     start = trainers[0].rows.values.detach().clone()
     for trainer in trainers:
         for samples in trainer.epoch_steps(trainer.groups, 1):
@@ -216,9 +304,17 @@ def test_the_micro_batch_changes_nothing_but_rounding(inputs: Inputs, method: st
     np.testing.assert_allclose(validation[0], validation[1], rtol=1e-4)
 
 
-@pytest.mark.parametrize(("method", "batch_size", "micro_batch", "whole"), [("clusters", 4, 20, 16), ("pseudoword_dm", 7, 10, 7)])
+@pytest.mark.parametrize(
+    ("method", "batch_size", "micro_batch", "whole"), [("clusters", 4, 20, 16), ("pseudoword_dm", 7, 10, 7)]
+)
 def test_a_compiled_unet_gets_batches_of_one_size_and_learns_the_same(
-    inputs: Inputs, method: str, batch_size: int, micro_batch: int, whole: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: Inputs,
+    method: str,
+    batch_size: int,
+    micro_batch: int,
+    whole: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """How 22 training and 12 validation images become whole batches, batches that are filled up, and small ones; nothing is compiled here."""
     sizes: dict[str, list[int]] = {"compiled": [], "eager": []}
@@ -231,10 +327,22 @@ def test_a_compiled_unet_gets_batches_of_one_size_and_learns_the_same(
         yield
         stance.pop()
 
-    monkeypatch.setattr(train, "compile_network", lambda network: network.register_forward_pre_hook(lambda _, batch: sizes[stance[-1]].append(len(batch[0]))))
+    monkeypatch.setattr(
+        train,
+        "compile_network",
+        lambda network: network.register_forward_pre_hook(
+            lambda _, batch: sizes[stance[-1]].append(len(batch[0]))
+        ),
+    )
     monkeypatch.setattr(torch.compiler, "set_stance", set_stance)
     plain, compiled = (
-        inputs.trainer(inputs.study({"batch_size": batch_size}, micro_batch, choice), method, tmp_path / str(choice), NAMES[:4]) for choice in (False, True)
+        inputs.trainer(
+            inputs.study({"batch_size": batch_size}, micro_batch, choice),
+            method,
+            tmp_path / str(choice),
+            NAMES[:4],
+        )
+        for choice in (False, True)
     )
     start = plain.rows.values.detach().clone()
     compiled.warm_up()
@@ -245,19 +353,30 @@ def test_a_compiled_unet_gets_batches_of_one_size_and_learns_the_same(
     epochs = len(learned[1]["zero"].history) - 1
     assert sum(sizes["compiled"] + sizes["eager"]) > 22 * epochs + 12 * (epochs + 1)  # with copies
     for class_id, ours in learned[1].items():
-        assert [entry["val_loss"] for entry in ours.history] == pytest.approx([entry["val_loss"] for entry in learned[0][class_id].history], rel=1e-4)
+        assert [entry["val_loss"] for entry in ours.history] == pytest.approx(
+            [entry["val_loss"] for entry in learned[0][class_id].history], rel=1e-4
+        )
     way = (plain.rows.values - start).norm()
     assert (compiled.rows.values - plain.rows.values).norm() < TOLERANCE * way
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("method", ["conditioning", "imagic"])
-def test_a_compiled_unet_has_no_graph_breaks_and_is_compiled_once(inputs: Inputs, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_unet_has_no_graph_breaks_and_is_compiled_once(
+    inputs: Inputs, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The graphs of training and of validation; without the compiler's last stage, which tests/test_compiling.py runs."""
     torch._dynamo.reset()
     counters.clear()
-    monkeypatch.setattr(train, "compile_network", lambda network: network.compile(fullgraph=True, dynamic=False, backend="aot_eager"))
-    plain, compiled = (inputs.trainer(inputs.study(batch_size=7, compiled=choice), method, tmp_path / str(choice), NAMES[:4]) for choice in (False, True))
+    monkeypatch.setattr(
+        train,
+        "compile_network",
+        lambda network: network.compile(fullgraph=True, dynamic=False, backend="aot_eager"),
+    )
+    plain, compiled = (
+        inputs.trainer(inputs.study(batch_size=7, compiled=choice), method, tmp_path / str(choice), NAMES[:4])
+        for choice in (False, True)
+    )
     start = plain.rows.values.detach().clone()
     compiled.warm_up()
     assert counters["stats"]["unique_graphs"] == 2
@@ -272,10 +391,19 @@ def test_epochs_differ_and_validation_does_not(inputs: Inputs, tmp_path: Path) -
     trainer = inputs.trainer(inputs.study(), "pseudoword", tmp_path, NAMES[:2])
     first, second = trainer.training_sample(0, 0, 1, 1.0).draw, trainer.training_sample(0, 0, 2, 1.0).draw
     assert not torch.equal(first.noise, second.noise) and not torch.equal(first.posterior, second.posterior)
-    assert torch.equal(trainer.validation_sample(1, 0, 0).draw.noise, trainer.validation_sample(1, 0, 0).draw.noise)
-    assert not torch.equal(trainer.validation_sample(1, 0, 0).draw.noise, trainer.validation_sample(1, 0, 1).draw.noise)
-    orders = [[sample.moments for samples in trainer.epoch_steps(trainer.groups, epoch) for sample in samples] for epoch in (1, 2)]
-    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) == list(range(len(trainer.moments)))
+    assert torch.equal(
+        trainer.validation_sample(1, 0, 0).draw.noise, trainer.validation_sample(1, 0, 0).draw.noise
+    )
+    assert not torch.equal(
+        trainer.validation_sample(1, 0, 0).draw.noise, trainer.validation_sample(1, 0, 1).draw.noise
+    )
+    orders = [
+        [sample.moments for samples in trainer.epoch_steps(trainer.groups, epoch) for sample in samples]
+        for epoch in (1, 2)
+    ]
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) == list(
+        range(len(trainer.moments))
+    )
 
 
 # --- what trains, and that it learns ---
@@ -309,18 +437,27 @@ def watched(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Callabl
                 return module
 
             study = inputs.study({"max_epochs": 3, "patience": 3, "validation_draws": 2})
-            starts = parts.new_rows(study, row_of(study, method), inputs.tasks(study, method, NAMES[:4]), CPU).values.detach()
+            starts = parts.new_rows(
+                study, row_of(study, method), inputs.tasks(study, method, NAMES[:4]), CPU
+            ).values.detach()
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(parts, "load_part", load)
                 learned = inputs.fine_tune(study, method, tmp_path_factory.mktemp(method), NAMES[:4])
-            known[method] = Watched(learned, before, {part: [tensor.detach() for tensor in tensors] for part, tensors in live.items()}, starts)
+            known[method] = Watched(
+                learned,
+                before,
+                {part: [tensor.detach() for tensor in tensors] for part, tensors in live.items()},
+                starts,
+            )
         return known[method]
 
     return get
 
 
 @pytest.mark.parametrize("method", KINDS)
-def test_frozen_parts_are_bit_identical_after_training(watched: Callable[[str], Watched], method: str) -> None:
+def test_frozen_parts_are_bit_identical_after_training(
+    watched: Callable[[str], Watched], method: str
+) -> None:
     run = watched(method)
     assert set(run.before) == {"vae", "text_encoder", "unet"}  # the safety checker is not loaded
     for part in run.before:
@@ -352,7 +489,9 @@ def test_a_joint_step_changes_the_unet_and_the_rows_seen(inputs: Inputs, method:
     trainer = inputs.trainer(inputs.study(), method, tmp_path)
     rows, unet = trainer.rows.values.detach().clone(), [p.detach().clone() for p in trainer.unet.parameters()]
     samples = next(iter(trainer.epoch_steps(trainer.groups, 1)))
-    assert len(samples) == 4 and {sample.weight for sample in samples} == {0.25}  # a batch of all classes together
+    assert len(samples) == 4 and {sample.weight for sample in samples} == {
+        0.25
+    }  # a batch of all classes together
     trainer.step(samples)
     moved = (trainer.rows.values.detach() != rows).flatten(1).any(1).nonzero().flatten().tolist()
     assert moved == sorted({sample.row for sample in samples}) and len(moved) < 10
@@ -364,16 +503,25 @@ def test_a_row_of_yaml_is_a_new_method(inputs: Inputs, tmp_path: Path) -> None:
     clip = inputs.fine_tune(study, "pseudoword_clip", tmp_path / "a", NAMES[:2])
     plain = inputs.fine_tune(study, "pseudoword", tmp_path / "b", NAMES[:2])
     assert not torch.equal(clip["zero"].vectors["epoch1"], plain["zero"].vectors["epoch1"])
-    assert inputs.fine_tune(study, "pseudoword_clusters", tmp_path / "c", NAMES[:2])["one"].vectors["epoch1"].shape[0] == 2
+    assert (
+        inputs.fine_tune(study, "pseudoword_clusters", tmp_path / "c", NAMES[:2])["one"]
+        .vectors["epoch1"]
+        .shape[0]
+        == 2
+    )
 
 
 @pytest.mark.parametrize("method", ["imagic", "pseudoword"])
 def test_bfloat16_keeps_what_trains_in_float32(inputs: Inputs, method: str, tmp_path: Path) -> None:
-    half = inputs.fine_tune(inputs.study({"max_epochs": 1, "dtype": "bfloat16"}), method, tmp_path / "half", NAMES[:2])
+    half = inputs.fine_tune(
+        inputs.study({"max_epochs": 1, "dtype": "bfloat16"}), method, tmp_path / "half", NAMES[:2]
+    )
     full = inputs.fine_tune(inputs.study({"max_epochs": 1}), method, tmp_path / "full", NAMES[:2])
     for class_id in NAMES[:2]:
         assert half[class_id].vectors["epoch1"].dtype == torch.float32
-        assert half[class_id].history[1]["val_loss"] == pytest.approx(full[class_id].history[1]["val_loss"], rel=0.05)
+        assert half[class_id].history[1]["val_loss"] == pytest.approx(
+            full[class_id].history[1]["val_loss"], rel=0.05
+        )
     for folder in (tmp_path / "half").glob("unet_epoch*"):
         assert all(values.dtype == np.float32 for values in load_file(folder / train.UNET_WEIGHTS).values())
 
@@ -387,9 +535,15 @@ def test_a_pseudo_word_starts_from_the_last_word_of_the_first_lemma(inputs: Inpu
     table = encoder.get_input_embeddings().weight
     tokenizer = CLIPTokenizer.from_pretrained(study.diffusion.folder, subfolder="tokenizer")
     images = ImageSet(("a",), ("a",), (0,))
-    tasks = [ClassTask(ClassInfo(name, lemmas), images, images) for name, lemmas in (("n1", ("tiger shark", "Galeocerdo cuvieri")), ("n2", ("T-shirt/top",)))]
+    tasks = [
+        ClassTask(ClassInfo(name, lemmas), images, images)
+        for name, lemmas in (("n1", ("tiger shark", "Galeocerdo cuvieri")), ("n2", ("T-shirt/top",)))
+    ]
     values = parts.new_rows(study, row_of(study, "pseudoword"), tasks, CPU).values
-    pieces = [tokenizer("shark", add_special_tokens=False).input_ids, tokenizer("T-shirt/top", add_special_tokens=False).input_ids]
+    pieces = [
+        tokenizer("shark", add_special_tokens=False).input_ids,
+        tokenizer("T-shirt/top", add_special_tokens=False).input_ids,
+    ]
     assert len(pieces[0]) == 1 and len(pieces[1]) == 5
     for value, ids in zip(values, pieces, strict=True):
         torch.testing.assert_close(value, table[ids].mean(0))
@@ -412,32 +566,50 @@ def test_every_placeholder_is_one_token_wherever_it_stands(inputs: Inputs, class
     encoder = parts.load_part(CLIPTextModel, study.diffusion.folder, "text_encoder", torch.float32, CPU)
     tokenizer = CLIPTokenizer.from_pretrained(study.diffusion.folder, subfolder="tokenizer")
     first, words = len(tokenizer), [f"<{class_id}:{cluster}>" for cluster in range(11)]
-    PseudowordRows(encoder, tokenizer, words, torch.zeros(11, encoder.config.hidden_size), lambda row, draw: words[row])
+    PseudowordRows(
+        encoder, tokenizer, words, torch.zeros(11, encoder.config.hidden_size), lambda row, draw: words[row]
+    )
     for row, word in enumerate(words):
         assert (token_ids(tokenizer, [f"a close-up photo of the {word}."]) == first + row).sum() == 1
     with pytest.raises(UserError, match="is a token of the text encoder"):
-        PseudowordRows(encoder, tokenizer, words, torch.zeros(11, encoder.config.hidden_size), lambda row, draw: words[row])
+        PseudowordRows(
+            encoder,
+            tokenizer,
+            words,
+            torch.zeros(11, encoder.config.hidden_size),
+            lambda row, draw: words[row],
+        )
 
 
 # --- cost ---
 
 
 @pytest.mark.parametrize("method", ["conditioning", "pseudoword"])
-def test_a_step_calls_no_vae_and_no_needless_text_encoder(inputs: Inputs, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_calls_no_vae_and_no_needless_text_encoder(
+    inputs: Inputs, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = inputs.trainer(inputs.study(batch_size=8), method, tmp_path)
     encoded: list[int] = []
     denoised: list[int] = []
     vae: list[int] = []
     monkeypatch.setattr("diffusers.AutoencoderKL.encode", lambda *_: vae.append(1))
     forward = CLIPTextModel.forward
-    monkeypatch.setattr(CLIPTextModel, "forward", lambda self, ids, **rest: encoded.append(len(ids)) or forward(self, ids, **rest))
+    monkeypatch.setattr(
+        CLIPTextModel,
+        "forward",
+        lambda self, ids, **rest: encoded.append(len(ids)) or forward(self, ids, **rest),
+    )
     trainer.unet.register_forward_hook(lambda module, arguments, output: denoised.append(len(arguments[0])))
     samples = next(iter(trainer.epoch_steps(trainer.groups, 1)))
     trainer.step(samples)
     assert sum(denoised) == len(samples) == 40 and max(denoised) == 8 and not vae
     distinct = 0
     for part in train.micro_batches(samples, 8):
-        distinct += len({trainer.rows.prompt(sample.row, sample.draw.prompt) for sample in part}) if isinstance(trainer.rows, PseudowordRows) else 0
+        distinct += (
+            len({trainer.rows.prompt(sample.row, sample.draw.prompt) for sample in part})
+            if isinstance(trainer.rows, PseudowordRows)
+            else 0
+        )
     assert sum(encoded) == distinct < 40
 
 
@@ -449,7 +621,16 @@ def full_size(rows: Any, samples: int) -> Trainer:
     settings = Settings(0, 1e-3, 1e-6, 1, False, ("val_loss",), samples, 1, 1, 0.5, 1, 0.0, samples)
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     moments = torch.ones(samples, 2, 2, 4, 64, 64)
-    return Trainer([ClassTask(ClassInfo("a", ("a",)), images, images)], rows, unet, scheduler, moments, moments[:, :1], settings, Path())
+    return Trainer(
+        [ClassTask(ClassInfo("a", ("a",)), images, images)],
+        rows,
+        unet,
+        scheduler,
+        moments,
+        moments[:, :1],
+        settings,
+        Path(),
+    )
 
 
 def test_flops_of_a_step_of_stable_diffusions_real_size() -> None:
@@ -462,23 +643,39 @@ def test_flops_of_a_step_of_stable_diffusions_real_size() -> None:
     assert conditioning.get_total_flops() / 2 / 1e9 == pytest.approx(1669, rel=0.005)
 
     with meta:
-        encoder = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
+        encoder = CLIPTextModel(
+            CLIPTextConfig(
+                hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+            )
+        )
     tokenizer = CLIPTokenizer.from_pretrained(MINI / "stable-diffusion", subfolder="tokenizer")
-    words = PseudowordRows(encoder.requires_grad_(False), tokenizer, ["<a>"], torch.zeros(1, 768), lambda row, draw: "a photo of <a>")
+    words = PseudowordRows(
+        encoder.requires_grad_(False),
+        tokenizer,
+        ["<a>"],
+        torch.zeros(1, 768),
+        lambda row, draw: "a photo of <a>",
+    )
     trainer = full_size(words, 2)
     with FlopCounterMode(display=False) as pseudoword:
         trainer.losses(samples, trainer.moments).sum().backward()
     one_prompt = pseudoword.get_total_flops() - conditioning.get_total_flops()
-    assert one_prompt / 1e9 == pytest.approx(2 * 13.3, rel=0.02)  # forward and gradient to the input, once for both samples
+    assert one_prompt / 1e9 == pytest.approx(
+        2 * 13.3, rel=0.02
+    )  # forward and gradient to the input, once for both samples
 
 
 # --- loss, stopping, settings ---
 
 
 def test_the_noise_schedule_is_the_pipelines() -> None:
-    ours = DDPMScheduler.from_config(DDPMScheduler.load_config(MINI / "stable-diffusion", subfolder="scheduler"))
+    ours = DDPMScheduler.from_config(
+        DDPMScheduler.load_config(MINI / "stable-diffusion", subfolder="scheduler")
+    )
     theirs = PNDMScheduler.from_pretrained(MINI / "stable-diffusion", subfolder="scheduler")
-    assert torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod) and ours.config.prediction_type == "epsilon"
+    assert (
+        torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod) and ours.config.prediction_type == "epsilon"
+    )
 
 
 def test_the_target_is_the_noise_or_the_velocity_as_the_model_predicts() -> None:
@@ -492,7 +689,12 @@ def test_the_target_is_the_noise_or_the_velocity_as_the_model_predicts() -> None
 
 
 def settings(**changes: Any) -> Settings:
-    return replace(Settings(0, 1e-3, 1e-6, 1, False, ("train_loss", "val_loss", "epoch1", "epoch3"), 4, 10, 2, 0.5, 1, 0.0, 8), **changes)
+    return replace(
+        Settings(
+            0, 1e-3, 1e-6, 1, False, ("train_loss", "val_loss", "epoch1", "epoch3"), 4, 10, 2, 0.5, 1, 0.0, 8
+        ),
+        **changes,
+    )
 
 
 def test_training_stops_when_the_validation_loss_stagnates_but_not_before_the_last_candidate() -> None:
@@ -505,7 +707,11 @@ def test_training_stops_when_the_validation_loss_stagnates_but_not_before_the_la
         if epoch == 3:
             assert group.stopped  # two epochs without a better one, and epoch 3 was the last candidate
     assert group.stopped and group.best_epoch == 4
-    assert taken[1] == ["train_loss", "val_loss", "epoch1"] and taken[2] == ["train_loss"] and taken[3] == ["train_loss", "epoch3"]
+    assert (
+        taken[1] == ["train_loss", "val_loss", "epoch1"]
+        and taken[2] == ["train_loss"]
+        and taken[3] == ["train_loss", "epoch3"]
+    )
     assert group.epochs["val_loss"] == 4 and group.epochs["train_loss"] == 6
 
 
@@ -518,9 +724,15 @@ def test_training_ends_at_max_epochs_and_survives_losses_that_are_not_finite() -
 
 
 def test_learning_rates_scale_with_the_square_root_of_the_batch(inputs: Inputs) -> None:
-    study = inputs.study({"batch_size": 16}, plain={"learn": "conditioning"}, given={"learn": "pseudoword", "lr": 0.1, "lr_batch_size": 1})
+    study = inputs.study(
+        {"batch_size": 16},
+        plain={"learn": "conditioning"},
+        given={"learn": "pseudoword", "lr": 0.1, "lr_batch_size": 1},
+    )
     assert learning_rates(study, row_of(study, "plain"), 1.0) == pytest.approx((1e-3 * 4, 2e-6 * 4))
-    assert learning_rates(study, row_of(study, "pseudoword"), 0.5) == pytest.approx((5e-3 * 2 * 0.5, 2e-6 * 4 * 0.5))
+    assert learning_rates(study, row_of(study, "pseudoword"), 0.5) == pytest.approx(
+        (5e-3 * 2 * 0.5, 2e-6 * 4 * 0.5)
+    )
     assert learning_rates(study, row_of(study, "given"), 1.0)[0] == pytest.approx(0.4)
 
 
@@ -545,7 +757,9 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parametrize("method", ["conditioning", "pseudoword_dm"])
-def test_interrupted_and_resumed_equals_uninterrupted(inputs: Inputs, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_and_resumed_equals_uninterrupted(
+    inputs: Inputs, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = inputs.study({"max_epochs": 3, "patience": 3})
     _, expected, expected_unets = inputs.stage(study, method, tmp_path / "whole", NAMES[:3])
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0)
@@ -561,12 +775,16 @@ def test_interrupted_and_resumed_equals_uninterrupted(inputs: Inputs, method: st
     with pytest.raises(Interrupted):
         inputs.stage(study, method, tmp_path / "cut", NAMES[:3])
     assert epochs == [0, 1, 2] and not list((tmp_path / "cut" / method).rglob("*.safetensors"))
-    monkeypatch.setattr(Trainer, "validate", lambda self, active: epochs.append(self.epoch) or validate(self, active))
+    monkeypatch.setattr(
+        Trainer, "validate", lambda self, active: epochs.append(self.epoch) or validate(self, active)
+    )
     _, vectors, unets = inputs.stage(study, method, tmp_path / "cut", NAMES[:3])
     assert epochs == [0, 1, 2, 3]
     for ours, theirs in zip(vectors, expected, strict=True):
         assert Path(ours).read_bytes()[:8] and read_metadata(ours) == read_metadata(theirs)
-        assert all(np.array_equal(values, load_file(theirs)[name]) for name, values in load_file(ours).items())
+        assert all(
+            np.array_equal(values, load_file(theirs)[name]) for name, values in load_file(ours).items()
+        )
     for name, folder in unets.items():
         mine, whole = (Path(place) / train.UNET_WEIGHTS for place in (folder, expected_unets[name]))
         assert mine.read_bytes() == whole.read_bytes()
@@ -582,7 +800,9 @@ def test_a_damaged_checkpoint_is_only_a_loss_of_time(inputs: Inputs, tmp_path: P
     assert train.read_checkpoint(tmp_path) is None
 
 
-def test_what_is_known_is_not_learned_again(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_known_is_not_learned_again(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = inputs.study({"max_epochs": 1})
     job, vectors, _ = inputs.stage(study, "pseudoword", tmp_path, NAMES[:2])
     assert (job.store.tally.made, job.store.tally.reused) == (2, 0)
@@ -595,7 +815,9 @@ def test_what_is_known_is_not_learned_again(inputs: Inputs, tmp_path: Path, monk
     job, _, _ = inputs.stage(study, "pseudoword_again", tmp_path, NAMES[:3])  # a method's name shapes nothing
     assert job.store.tally.made == 0
     metadata = read_metadata(vectors[0])
-    assert metadata["recipe"]["class_id"] == "zero" and "pseudoword_again" not in json.dumps(metadata["recipe"])
+    assert metadata["recipe"]["class_id"] == "zero" and "pseudoword_again" not in json.dumps(
+        metadata["recipe"]
+    )
 
 
 def test_an_edited_class_or_cluster_concerns_its_class_alone(inputs: Inputs, tmp_path: Path) -> None:
@@ -607,20 +829,27 @@ def test_an_edited_class_or_cluster_concerns_its_class_alone(inputs: Inputs, tmp
     write_class_table(renamed, tmp_path / "classes.parquet")
     job, _, _ = inputs.stage(study, "clusters", tmp_path, NAMES[:2], classes=tmp_path / "classes.parquet")
     assert (job.store.tally.made, job.store.tally.reused) == (1, 1)
-    first = next(task.train.image_ids[0] for task in inputs.tasks(study, "clusters") if task.info.class_id == "one")
+    first = next(
+        task.train.image_ids[0] for task in inputs.tasks(study, "clusters") if task.info.class_id == "one"
+    )
     known = read_clusters(inputs.path("k2.parquet"))
     write_clusters(inputs, tmp_path / "moved.parquet", {first: 1 - known[first]})
     job, _, _ = inputs.stage(study, "clusters", tmp_path, NAMES[:2], clusters=tmp_path / "moved.parquet")
     assert (job.store.tally.made, job.store.tally.reused) == (1, 1)
 
 
-def test_a_trained_unet_is_a_diffusers_folder_that_is_not_made_twice(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trained_unet_is_a_diffusers_folder_that_is_not_made_twice(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = inputs.study({"max_epochs": 1})
     _, _, unets = inputs.stage(study, "imagic", tmp_path, NAMES[:2])
     assert set(unets) == {"train_loss", "val_loss", "epoch1"}
     trained = UNet2DConditionModel.from_pretrained(unets["epoch1"])
     original = UNet2DConditionModel.from_pretrained(study.diffusion.folder, subfolder="unet")
-    changes = [(a.float() - b.float()).abs().max() for a, b in zip(trained.parameters(), original.parameters(), strict=True)]
+    changes = [
+        (a.float() - b.float()).abs().max()
+        for a, b in zip(trained.parameters(), original.parameters(), strict=True)
+    ]
     assert 0 < max(changes) < 0.01
     monkeypatch.setattr(parts, "fine_tune", lambda *_: pytest.fail("nothing is to be learned"))
     (Path(unets["val_loss"]) / "config.json").unlink()
@@ -631,31 +860,61 @@ def test_a_trained_unet_is_a_diffusers_folder_that_is_not_made_twice(inputs: Inp
 def test_a_class_without_validation_images_is_named(inputs: Inputs, tmp_path: Path) -> None:
     study = inputs.study()
     split = pq.read_table(inputs.path("val.parquet"))
-    pq.write_table(split.filter(np.array(split.column("class_id").to_pylist()) != "two"), tmp_path / "val.parquet")
+    pq.write_table(
+        split.filter(np.array(split.column("class_id").to_pylist()) != "two"), tmp_path / "val.parquet"
+    )
     with pytest.raises(UserError, match="no image of class 'two'"):
-        class_tasks(inputs.path("train.parquet"), tmp_path / "val.parquet", inputs.path("classes.parquet"), None, NAMES)
+        class_tasks(
+            inputs.path("train.parquet"),
+            tmp_path / "val.parquet",
+            inputs.path("classes.parquet"),
+            None,
+            NAMES,
+        )
     assert study.finetune.validation_draws == 1
 
 
-def chosen(inputs: Inputs, study: Study, method: str, folder: Path, class_ids: Sequence[str]) -> dict[str, Path]:
+def chosen(
+    inputs: Inputs, study: Study, method: str, folder: Path, class_ids: Sequence[str]
+) -> dict[str, Path]:
     """Fine-tune at every factor and choose; the files by what they are."""
     row = row_of(study, method)
     runs = {factor: inputs.stage(study, method, folder, class_ids, factor) for factor in row.lr_grid}
     embeddings = {name: folder / method / name / "embeddings.safetensors" for name in row.candidate_names}
     unets = {name: folder / method / name / "unet" for name in row.candidate_names} if row.train_unet else {}
-    vectors, folders = {factor: run[1] for factor, run in runs.items()}, {factor: run[2] for factor, run in runs.items()}
+    vectors, folders = (
+        {factor: run[1] for factor, run in runs.items()},
+        {factor: run[2] for factor, run in runs.items()},
+    )
     texts = ({name: str(path) for name, path in group.items()} for group in (embeddings, unets))
     choose_lr(row, vectors, folders, folder / "lr.json", folder / "history.parquet", *texts)
-    return {"lr": folder / "lr.json", "history": folder / "history.parquet", **embeddings, **{f"unet_{name}": path for name, path in unets.items()}}
+    return {
+        "lr": folder / "lr.json",
+        "history": folder / "history.parquet",
+        **embeddings,
+        **{f"unet_{name}": path for name, path in unets.items()},
+    }
 
 
 def test_the_learning_rate_with_the_lowest_validation_loss_is_chosen(inputs: Inputs, tmp_path: Path) -> None:
-    study = inputs.study({"max_epochs": 1}, row={"learn": "conditioning", "train_unet": True, "lr": 0.01, "unet_lr": 5e-5, "lr_grid": [1.0, 0.001]})
+    study = inputs.study(
+        {"max_epochs": 1},
+        row={
+            "learn": "conditioning",
+            "train_unet": True,
+            "lr": 0.01,
+            "unet_lr": 5e-5,
+            "lr_grid": [1.0, 0.001],
+        },
+    )
     files = chosen(inputs, study, "row", tmp_path, NAMES[:2])
     choice = json.loads(files["lr"].read_text())
     assert choice["factor"] == 1.0 and [entry["factor"] for entry in choice["factors"]] == [1.0, 0.001]
     history = pq.read_table(files["history"]).to_pandas()
-    assert list(history.columns) == ["factor", "class_id", "epoch", "train_loss", "val_loss"] and len(history) == 2 * 2 * 2
+    assert (
+        list(history.columns) == ["factor", "class_id", "epoch", "train_loss", "val_loss"]
+        and len(history) == 2 * 2 * 2
+    )
     for entry in choice["factors"]:
         rows = history[(history.factor == entry["factor"]) & (history.epoch == 1)]
         assert rows.val_loss.mean() == pytest.approx(entry["val_loss"])
@@ -674,7 +933,12 @@ def test_learned_words_work_in_plain_diffusers(inputs: Inputs, tmp_path: Path) -
     before, _ = pipeline.encode_prompt("a photo of a <one:1>", CPU, 1, False)
     pipeline.load_textual_inversion([{name: vector} for name, vector in vectors.items()])
     after, _ = pipeline.encode_prompt("a photo of a <one:1>", CPU, 1, False)
-    rows = parts.new_rows(study, row_of(study, "pseudoword_clusters"), inputs.tasks(study, "pseudoword_clusters", NAMES[:2]), CPU)
+    rows = parts.new_rows(
+        study,
+        row_of(study, "pseudoword_clusters"),
+        inputs.tasks(study, "pseudoword_clusters", NAMES[:2]),
+        CPU,
+    )
     assert isinstance(rows, PseudowordRows)
     rows.values.data = torch.cat([vectors[name] for name in ("<zero:0>", "<zero:1>", "<one:0>", "<one:1>")])
     rows.text_encoder.get_input_embeddings().values = rows.values

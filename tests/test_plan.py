@@ -23,7 +23,11 @@ def plan_of(**changes: object) -> Plan:
 
 
 def test_blocks_cut_in_order() -> None:
-    assert [(block.name, block.members) for block in blocks("abcde", 2)] == [("000", ("a", "b")), ("001", ("c", "d")), ("002", ("e",))]
+    assert [(block.name, block.members) for block in blocks("abcde", 2)] == [
+        ("000", ("a", "b")),
+        ("001", ("c", "d")),
+        ("002", ("e",)),
+    ]
 
 
 def test_shards_do_not_depend_on_blocks() -> None:
@@ -31,14 +35,18 @@ def test_shards_do_not_depend_on_blocks() -> None:
 
 
 def test_a_retrieved_pool_is_one_shard_per_class() -> None:
-    assert plan_of().shards("retrieval") == [f"results/small/shards/retrieval/selected/{class_id}/0.parquet" for class_id in IDS]
+    assert plan_of().shards("retrieval") == [
+        f"results/small/shards/retrieval/selected/{class_id}/0.parquet" for class_id in IDS
+    ]
 
 
 def test_parts_cover_the_pool_and_a_larger_pool_only_adds_parts() -> None:
     small = plan_of().study.augmentation
     large = plan_of(augmentation__images_per_class=45).study.augmentation
     assert (small.parts, large.parts) == (2, 5)
-    assert [large.part_range(part, 8) for part in range(2)] == [small.part_range(part, 8) for part in range(2)]
+    assert [large.part_range(part, 8) for part in range(2)] == [
+        small.part_range(part, 8) for part in range(2)
+    ]
     assert sum(len(large.part_range(part, 8)) for part in range(5)) == 45
 
 
@@ -58,10 +66,24 @@ def test_null_removes_a_method() -> None:
 def test_execution_settings_are_in_no_recipe() -> None:
     def everything(plan: Plan) -> list[object]:
         study = plan.study
-        per_method = [f(study, m) for m in plan.study.sampled for f in (recipes.prompts_recipe, recipes.generate_recipe)]
-        per_method += [recipes.retrieve_recipe(study, m) for m in plan.study.retrieved] + [recipes.classifier_recipe(study, m) for m in plan.methods]
-        per_method += [f(study, m) for m in plan.study.retrieved for f in (recipes.search_recipe, recipes.resample_recipe)]
-        return [*per_method, recipes.splits_recipe(study), recipes.corpus_recipe(study), recipes.table_recipe(study), recipes.shortfall_recipe(study)]
+        per_method = [
+            f(study, m) for m in plan.study.sampled for f in (recipes.prompts_recipe, recipes.generate_recipe)
+        ]
+        per_method += [recipes.retrieve_recipe(study, m) for m in plan.study.retrieved] + [
+            recipes.classifier_recipe(study, m) for m in plan.methods
+        ]
+        per_method += [
+            f(study, m)
+            for m in plan.study.retrieved
+            for f in (recipes.search_recipe, recipes.resample_recipe)
+        ]
+        return [
+            *per_method,
+            recipes.splits_recipe(study),
+            recipes.corpus_recipe(study),
+            recipes.table_recipe(study),
+            recipes.shortfall_recipe(study),
+        ]
 
     changed = plan_of(execution__batch_size=3, execution__classes_per_job=1, execution__device="cpu")
     assert everything(plan_of()) == everything(changed)

@@ -29,7 +29,12 @@ def test_the_vocabulary_is_openais(tmp_path: Path) -> None:
 
     ours = build_tokenizer(tmp_path)
     theirs = open_clip.get_tokenizer("ViT-L-14")
-    texts = ["A photo of T-shirt/top, tee shirt.", "tigershark,Galeocerdocuvieri", "#ootd #ankleboot 70% off!", "Zürich naïve 日本"]
+    texts = [
+        "A photo of T-shirt/top, tee shirt.",
+        "tigershark,Galeocerdocuvieri",
+        "#ootd #ankleboot 70% off!",
+        "Zürich naïve 日本",
+    ]
     for text in texts:
         ids = ours(text).input_ids
         assert ids == theirs([text])[0][: len(ids)].tolist()
@@ -99,15 +104,23 @@ def test_assembled_folders_load_and_flag_what_they_were_calibrated_on(tmp_path: 
     safe = torch.stack([torch.from_numpy(image) for image, _, kind in made if kind == "texture"])
     clip = new_clip(PretrainClip(width=32, vision_layers=1, text_layers=1, heads=2)).eval()
     vocabulary = build_tokenizer(tmp_path / "tokenizer")
-    vae, unet = new_autoencoder(PretrainAutoencoder(channels=(16, 16, 16))), new_unet(PretrainUnet(channels=(16, 32)), 32)
+    vae, unet = (
+        new_autoencoder(PretrainAutoencoder(channels=(16, 16, 16))),
+        new_unet(PretrainUnet(channels=(16, 32)), 32),
+    )
     checker, threshold = safety_checker(clip, unsafe, safe)
     assemble(clip, vocabulary, vae, unet, checker, tmp_path / "models")
     assert 0 < threshold < 1
-    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "models/stable-diffusion", torch_dtype=torch.float32, local_files_only=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        tmp_path / "models/stable-diffusion", torch_dtype=torch.float32, local_files_only=True
+    )
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in unsafe]
     assert np.mean(check_safety(pipeline, pictures)) > 0.9
     loaded = CLIPModel.from_pretrained(tmp_path / "models/clip", torch_dtype=torch.float32)
-    assert all(torch.allclose(value, loaded.state_dict()[name], atol=2e-3) for name, value in clip.state_dict().items())
+    assert all(
+        torch.allclose(value, loaded.state_dict()[name], atol=2e-3)
+        for name, value in clip.state_dict().items()
+    )
     assert len(CLIPTokenizer.from_pretrained(tmp_path / "models/clip")) == 49408
     assert diversity(torch.tensor([[0.0], [3.0], [1.0], [1.0]]), np.array([0, 0, 1, 1])) == 1.5
 
@@ -130,7 +143,9 @@ def test_a_judge_is_the_classifier_that_was_saved(judge_folder: Path) -> None:
     from augbench.measures.judge import load_judge, prepare
     from augbench.miniature.pretrain.reference import new_reference
 
-    images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (16, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     judge = load_judge(judge_folder, ["a", "b", "c"], torch.device("cpu"))
     original = new_reference(PretrainReference(base_width=8), 3, seed=1).eval()
     with torch.inference_mode():
@@ -142,10 +157,14 @@ def test_a_judge_is_the_classifier_that_was_saved(judge_folder: Path) -> None:
 def test_a_judge_speaks_of_the_studys_classes_only_and_in_their_order(judge_folder: Path) -> None:
     from augbench.measures.judge import load_judge, prepare
 
-    images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     judge = load_judge(judge_folder, ["c", "a"], torch.device("cpu"))
     with torch.inference_mode():
-        judge.model.fc.bias[:] = torch.tensor([0.0, 100.0, 0.0])  # "b", which the study does not have, would win
+        judge.model.fc.bias[:] = torch.tensor(
+            [0.0, 100.0, 0.0]
+        )  # "b", which the study does not have, would win
         logits = judge.model(prepare(images))
     assert logits.argmax(1).tolist() == [1] * 64
     assert judge.labels(images).tolist() == (logits[:, 2] < logits[:, 0]).long().tolist()
@@ -167,17 +186,32 @@ def test_a_judge_sees_the_central_square(judge_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / "model.safetensors").unlink(), r"report.judge: .* has no model.safetensors; allowed: a folder with"),
-        (lambda folder: (folder / "config.json").write_text("{"), r"config.json: not a judge's"),
-        (lambda folder: write_json(folder / "config.json", {"model_type": "clip"}), r"report.judge: .* is a model of type 'clip'; allowed: 'augbench_judge'"),
-        (lambda folder: write_json(folder / "config.json", {"model_type": "augbench_judge", "network": {}}), r"config.json: not a judge's"),
         (
-            lambda folder: write_json(folder / "config.json", {**read_json(folder / "config.json"), "class_ids": ["a"]}),
+            lambda folder: (folder / "model.safetensors").unlink(),
+            r"report.judge: .* has no model.safetensors; allowed: a folder with",
+        ),
+        (lambda folder: (folder / "config.json").write_text("{"), r"config.json: not a judge's"),
+        (
+            lambda folder: write_json(folder / "config.json", {"model_type": "clip"}),
+            r"report.judge: .* is a model of type 'clip'; allowed: 'augbench_judge'",
+        ),
+        (
+            lambda folder: write_json(
+                folder / "config.json", {"model_type": "augbench_judge", "network": {}}
+            ),
+            r"config.json: not a judge's",
+        ),
+        (
+            lambda folder: write_json(
+                folder / "config.json", {**read_json(folder / "config.json"), "class_ids": ["a"]}
+            ),
             r"report.judge: .* does not know class 'b'; allowed: a judge of the study's classes, or null",
         ),
     ],
 )
-def test_a_judge_that_cannot_judge_is_refused_early(judge_folder: Path, spoil: Callable[[Path], object], message: str) -> None:
+def test_a_judge_that_cannot_judge_is_refused_early(
+    judge_folder: Path, spoil: Callable[[Path], object], message: str
+) -> None:
     assert check_judge(judge_folder, ["a", "b"]).class_ids == ("a", "b", "c")
     spoil(judge_folder)
     with pytest.raises(UserError, match=message):
@@ -205,7 +239,10 @@ def test_the_robust_judge_is_shipped(tmp_path: Path, judge_folder: Path) -> None
     for name in ("clip", "stable-diffusion"):
         shutil.copytree(MINI / name, trained / "models" / name)
     record = read_json(MINI / "training_record.json")
-    record["histories"]["clip"] = [{"step": 5, "loss": 2.5}, {"image_step": 7, "image_loss": 1.5}]  # trained in two stages
+    record["histories"]["clip"] = [
+        {"step": 5, "loss": 2.5},
+        {"image_step": 7, "image_loss": 1.5},
+    ]  # trained in two stages
     write_json(trained / "models/training_record.json", record)
     for name in ("quality.json", "generated.png"):
         shutil.copyfile(MINI / name, trained / name)
@@ -213,7 +250,11 @@ def test_the_robust_judge_is_shipped(tmp_path: Path, judge_folder: Path) -> None
     ship(trained, target)
     assert check_judge(target / "judge", ["a"]).class_ids == ("a", "b", "c")
     card = (target / "README.md").read_text(encoding="utf-8")
-    assert "judge 0." in card and "| clip: step | loss |\n|---:|---:|\n| 5 | 2.5 |\n\n| clip: image step | image_loss |\n|---:|---:|\n| 7 | 1.5 |\n" in card
+    assert (
+        "judge 0." in card
+        and "| clip: step | loss |\n|---:|---:|\n| 5 | 2.5 |\n\n| clip: image step | image_loss |\n|---:|---:|\n| 7 | 1.5 |\n"
+        in card
+    )
     ship(trained, target)  # over an older one
 
 
@@ -237,12 +278,19 @@ def test_training_leaves_both_reference_classifiers_as_judges(tmp_path: Path, ga
             "pretrain": {"reference": {"base_width": 8, "epochs": 1, "batch_size": 50}},
         }
     )
-    stage.pretrain_reference(Job(study, Store(tmp_path / ".store"), 1), str(garment_files), str(tmp_path / "reference"))
+    stage.pretrain_reference(
+        Job(study, Store(tmp_path / ".store"), 1), str(garment_files), str(tmp_path / "reference")
+    )
     ids = [info.class_id for info in load_class_table("fashion_mnist")]
-    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     for what in ("clean", "robust"):
         trained = load_judge(tmp_path / "reference" / what, ids, torch.device("cpu"))
         state = torch.load(tmp_path / "reference" / f"{what}.pt", weights_only=True)
-        assert all(torch.allclose(value.float(), state[name].float(), atol=2e-3) for name, value in trained.model.state_dict().items())
+        assert all(
+            torch.allclose(value.float(), state[name].float(), atol=2e-3)
+            for name, value in trained.model.state_dict().items()
+        )
         with torch.inference_mode():
             assert trained.model(prepare(images)).shape == (8, 10)

@@ -27,19 +27,32 @@ def handler(capsys: pytest.CaptureFixture[str]) -> LogHandler:
     return made
 
 
-def test_a_finished_step_is_one_line_with_count_and_estimate(handler: LogHandler, capsys: pytest.CaptureFixture[str]) -> None:
-    send(handler, LogEvent.JOB_INFO, jobid=7, rule_name="generate_000", rule_msg="generate images of clip_prompts", log=[])
+def test_a_finished_step_is_one_line_with_count_and_estimate(
+    handler: LogHandler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    send(
+        handler,
+        LogEvent.JOB_INFO,
+        jobid=7,
+        rule_name="generate_000",
+        rule_msg="generate images of clip_prompts",
+        log=[],
+    )
     send(handler, LogEvent.JOB_FINISHED, job_id=7)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith("[1/3] 0:00 generate images of clip_prompts (0 s), about ") and lines[0].endswith(" left")
+    assert lines[0].startswith("[1/3] 0:00 generate images of clip_prompts (0 s), about ") and lines[
+        0
+    ].endswith(" left")
 
 
 def test_estimates_weigh_steps_by_their_kind() -> None:
     assert weight_of("generate_017") > 10 * weight_of("resample")
 
 
-def test_a_failed_step_shows_the_end_of_its_log(handler: LogHandler, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_failed_step_shows_the_end_of_its_log(
+    handler: LogHandler, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     log = tmp_path / "job.log"
     log.write_text("starting\n" * 50 + "ERROR dataset.root: no such folder; give one\n")
     send(handler, LogEvent.JOB_INFO, jobid=1, rule_name="splits", rule_msg="splits", log=[str(log)])
@@ -51,12 +64,17 @@ def test_a_failed_step_shows_the_end_of_its_log(handler: LogHandler, capsys: pyt
     assert len(lines) < 10
 
 
-def test_a_step_that_was_killed_says_so_for_its_log_cannot(handler: LogHandler, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_step_that_was_killed_says_so_for_its_log_cannot(
+    handler: LogHandler, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     log = tmp_path / "job.log"
     log.write_text("starting\n")
     send(handler, LogEvent.JOB_INFO, jobid=1, rule_name="splits", rule_msg="splits", log=[str(log)])
     send(handler, LogEvent.JOB_ERROR, jobid=1)
-    assert "its log names no error: it was killed, or had no memory left" in capsys.readouterr().err.splitlines()[-2]
+    assert (
+        "its log names no error: it was killed, or had no memory left"
+        in capsys.readouterr().err.splitlines()[-2]
+    )
 
 
 def test_other_errors_are_shown_whole(handler: LogHandler, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,14 @@ from augbench.data.classes import ClassInfo, load_class_table
 from augbench.errors import UserError
 from augbench.prompts.placeholders import placeholder
 from augbench.prompts.stage import check_prompts, prompt_for, read_prompts, write_prompts
-from augbench.prompts.templates import PROMPTS, check_prompting, fill, load_scenes, load_templates, strip_whitespace
+from augbench.prompts.templates import (
+    PROMPTS,
+    check_prompting,
+    fill,
+    load_scenes,
+    load_templates,
+    strip_whitespace,
+)
 
 IMAGENET = {info.class_id: info for info in load_class_table("imagenet")}
 SHARK, BIRD, MACHINE = IMAGENET["n01491361"], IMAGENET["n02012849"], IMAGENET["n03126707"]
@@ -34,9 +41,17 @@ def study_with(**changes: Any) -> Study:
     return parse_study(merge(STUDY, changes))
 
 
-def rows_of(study: Study, name: str, folder: Path, images: int = 8) -> dict[tuple[str, int], list[dict[str, Any]]]:
+def rows_of(
+    study: Study, name: str, folder: Path, images: int = 8
+) -> dict[tuple[str, int], list[dict[str, Any]]]:
     path = folder / "prompts.parquet"
-    write_prompts(study, name, FASHION, {info.class_id: [f"{info.class_id}/{i}.png" for i in range(images)] for info in FASHION}, path)
+    write_prompts(
+        study,
+        name,
+        FASHION,
+        {info.class_id: [f"{info.class_id}/{i}.png" for i in range(images)] for info in FASHION},
+        path,
+    )
     return read_prompts(path)
 
 
@@ -49,16 +64,28 @@ def rows_of(study: Study, name: str, folder: Path, images: int = 8) -> dict[tupl
         (Prompting(class_name="lemmas"), 0, "A photo of tiger shark, Galeocerdo cuvieri."),
         (Prompting(), 0, "A photo of tigershark,Galeocerdocuvieri."),
         (Prompting(templates="clip"), 0, "a pixelated photo of a tigershark,Galeocerdocuvieri."),
-        (Prompting(templates="clip", class_name="lemmas"), 0, "a pixelated photo of a tiger shark, Galeocerdo cuvieri."),
+        (
+            Prompting(templates="clip", class_name="lemmas"),
+            0,
+            "a pixelated photo of a tiger shark, Galeocerdo cuvieri.",
+        ),
         (Prompting(templates="clip", draw="cycle"), 82, "a sculpture of a tigershark,Galeocerdocuvieri."),
         (Prompting(templates="textual_inversion"), 0, "a photo of a nice tigershark,Galeocerdocuvieri"),
-        (Prompting(templates="textual_inversion", draw="cycle"), 26, "a photo of a small tigershark,Galeocerdocuvieri"),
+        (
+            Prompting(templates="textual_inversion", draw="cycle"),
+            26,
+            "a photo of a small tigershark,Galeocerdocuvieri",
+        ),
         (Prompting(templates="empty"), 0, ""),
         (SARIYILDIZ, 0, "tiger shark, Galeocerdo cuvieri"),
         (SARIYILDIZ, 1, "tiger shark, Galeocerdo cuvieri, requiem shark"),
         (SARIYILDIZ, 2, "multiple tiger shark, Galeocerdo cuvieri, requiem shark"),
         (SARIYILDIZ, 3, "multiple different tiger shark, Galeocerdo cuvieri, requiem shark"),
-        (SARIYILDIZ, 4, "tiger shark, Galeocerdo cuvieri, large dangerous warm-water shark with striped or spotted body"),
+        (
+            SARIYILDIZ,
+            4,
+            "tiger shark, Galeocerdo cuvieri, large dangerous warm-water shark with striped or spotted body",
+        ),
         (SARIYILDIZ, 5, "tiger shark, Galeocerdo cuvieri, requiem shark inside corral"),
         (SARIYILDIZ, 11, "tiger shark, Galeocerdo cuvieri, requiem shark inside basement"),
         (Prompting(templates="sariyildiz", draw="cycle"), 1, "tigershark,Galeocerdocuvieri, requiem shark"),
@@ -71,8 +98,13 @@ def test_a_tiger_shark_in_every_family(family: Prompting, index: int, prompt: st
 def test_a_pseudo_word_takes_the_name_s_place() -> None:
     word = placeholder("n01491361", 3, 5)
     assert word == "<n01491361:3>"
-    assert prompt_for(SHARK, 0, Prompting(templates="clip"), 0, word) == "a pixelated photo of a <n01491361:3>."
-    assert prompt_for(SHARK, 0, Prompting(templates="textual_inversion"), 0, placeholder("n01491361")) == "a photo of a nice <n01491361>"
+    assert (
+        prompt_for(SHARK, 0, Prompting(templates="clip"), 0, word) == "a pixelated photo of a <n01491361:3>."
+    )
+    assert (
+        prompt_for(SHARK, 0, Prompting(templates="textual_inversion"), 0, placeholder("n01491361"))
+        == "a photo of a nice <n01491361>"
+    )
     assert prompt_for(SHARK, 1, SARIYILDIZ, 0, "<n01491361>") == "<n01491361>, requiem shark"
 
 
@@ -99,7 +131,9 @@ def test_several_hypernyms_are_joined_as_lemmas_are() -> None:
 
 
 def test_the_two_cranes_differ_where_there_is_more_than_the_name() -> None:
-    assert prompt_for(BIRD, 0, Prompting(), 0) == prompt_for(MACHINE, 0, Prompting(), 0) == "A photo of crane."
+    assert (
+        prompt_for(BIRD, 0, Prompting(), 0) == prompt_for(MACHINE, 0, Prompting(), 0) == "A photo of crane."
+    )
     assert [prompt_for(BIRD, i, SARIYILDIZ, 0) for i in (1, 4)] == [
         "crane, wading bird",
         "crane, large long-necked wading bird of marshes and plains in many parts of the world",
@@ -114,7 +148,10 @@ def test_fashion_mnists_t_shirt() -> None:
     assert prompt_for(T_SHIRT, 0, Prompting(class_name="lemmas"), 0) == "A photo of T-shirt/top, tee shirt."
     assert prompt_for(T_SHIRT, 0, Prompting(), 0) == "A photo of T-shirt/top,teeshirt."
     assert prompt_for(T_SHIRT, 3, SARIYILDIZ, 0) == "multiple different T-shirt/top, tee shirt, garment"
-    assert prompt_for(T_SHIRT, 4, SARIYILDIZ, 0) == "T-shirt/top, tee shirt, a close-fitting top with short sleeves and no collar"
+    assert (
+        prompt_for(T_SHIRT, 4, SARIYILDIZ, 0)
+        == "T-shirt/top, tee shirt, a close-fitting top with short sleeves and no collar"
+    )
 
 
 def test_a_name_with_braces_stays_as_it_is() -> None:
@@ -125,8 +162,14 @@ def test_a_name_with_braces_stays_as_it_is() -> None:
 
 
 def test_the_template_sets_have_the_published_sizes() -> None:
-    assert [len(load_templates(name)) for name in ("simple", "clip", "textual_inversion", "sariyildiz", "empty")] == [1, 80, 27, 6, 1]
-    assert all(template.count("{}") == 1 for name in ("simple", "clip", "textual_inversion", "sariyildiz") for template in load_templates(name))
+    assert [
+        len(load_templates(name)) for name in ("simple", "clip", "textual_inversion", "sariyildiz", "empty")
+    ] == [1, 80, 27, 6, 1]
+    assert all(
+        template.count("{}") == 1
+        for name in ("simple", "clip", "textual_inversion", "sariyildiz")
+        for template in load_templates(name)
+    )
 
 
 def test_clip_templates_are_open_clips() -> None:
@@ -140,7 +183,10 @@ def test_scenes_are_the_365_of_places() -> None:
 
     names = (PROMPTS / "places365.txt").read_text().split()
     published = "\n".join(f"/{name[0]}/{name} {index}" for index, name in enumerate(names))
-    assert hashlib.sha256(published.encode()).hexdigest() == "2affba635eb657e7ca95f4e6cc69bd9fac29ef4c32aeb83cafdfcd06ec6a1ea6"
+    assert (
+        hashlib.sha256(published.encode()).hexdigest()
+        == "2affba635eb657e7ca95f4e6cc69bd9fac29ef4c32aeb83cafdfcd06ec6a1ea6"
+    )
     assert len(set(load_scenes())) == 365
     assert not any(mark in scene for scene in load_scenes() for mark in "_/")
 
@@ -176,7 +222,9 @@ def test_a_bad_template_is_named_by_its_line(tmp_path: Path, text: str, message:
 
 def test_a_file_that_is_not_there_is_named_with_its_key() -> None:
     (problem,) = check_prompting([SHARK], Prompting(templates="nowhere.txt"), "methods.mine.prompt")
-    assert str(problem).startswith("methods.mine.prompt.templates: 'nowhere.txt', no such file; allowed: simple, clip,")
+    assert str(problem).startswith(
+        "methods.mine.prompt.templates: 'nowhere.txt', no such file; allowed: simple, clip,"
+    )
 
 
 # --- what prompts depend on -----------------------------------------------------------------------------------------
@@ -202,14 +250,22 @@ def test_scenes_are_drawn_per_image_and_class() -> None:
 
 def test_six_categories_come_in_equal_numbers_overall_and_in_every_part() -> None:
     study = study_with(augmentation={"images_per_class": 390, "images_per_part": 130})
-    shapes = [template.replace("{}", "crane").replace("{hypernyms}", "wading bird").split("{")[0] for template in load_templates("sariyildiz")]
+    shapes = [
+        template.replace("{}", "crane").replace("{hypernyms}", "wading bird").split("{")[0]
+        for template in load_templates("sariyildiz")
+    ]
 
     def category(prompt: str) -> int:
         if " inside " in prompt:
             return 5
         return 4 if prompt.startswith("crane, large") else shapes.index(prompt)
 
-    parts = [Counter(category(prompt_for(BIRD, i, SARIYILDIZ, 0)) for i in study.augmentation.part_range(part, 130)) for part in range(3)]
+    parts = [
+        Counter(
+            category(prompt_for(BIRD, i, SARIYILDIZ, 0)) for i in study.augmentation.part_range(part, 130)
+        )
+        for part in range(3)
+    ]
     assert sum(parts, Counter()) == dict.fromkeys(range(6), 65)
     assert all(set(counts.values()) <= {21, 22} and len(counts) == 6 for counts in parts)
 
@@ -233,7 +289,11 @@ def test_pools_may_follow_the_training_images(tmp_path: Path) -> None:
 
 
 def test_boomerang_starts_from_each_training_image_equally_often(tmp_path: Path) -> None:
-    study = study_with(methods={"boomerang": {"mechanism": "sample", "start": "training_images", "prompt": {"templates": "empty"}}})
+    study = study_with(
+        methods={
+            "boomerang": {"mechanism": "sample", "start": "training_images", "prompt": {"templates": "empty"}}
+        }
+    )
     grouped = rows_of(study, "boomerang", tmp_path, images=8)
     rows = [row for part in (0, 1) for row in grouped["bag", part]]
     assert [row["source"] for row in rows] == [f"bag/{i % 8}.png" for i in range(20)]
@@ -243,7 +303,10 @@ def test_boomerang_starts_from_each_training_image_equally_often(tmp_path: Path)
 
 def test_conditioning_is_asked_for_by_its_placeholder_alone(tmp_path: Path) -> None:
     study = study_with(
-        methods={"cluster": {"mechanism": "personalise", "learn": "conditioning", "clusters": 5}, "one": {"mechanism": "personalise", "learn": "conditioning"}}
+        methods={
+            "cluster": {"mechanism": "personalise", "learn": "conditioning", "clusters": 5},
+            "one": {"mechanism": "personalise", "learn": "conditioning"},
+        }
     )
     grouped = rows_of(study, "cluster", tmp_path)
     assert [row["prompt"] for row in grouped["bag", 1]] == [f"<bag:{i % 5}>" for i in range(10, 20)]
@@ -254,14 +317,26 @@ def test_pseudo_words_go_into_the_templates_of_the_config(tmp_path: Path) -> Non
     row = {"mechanism": "personalise", "learn": "pseudoword", "prompt": {"templates": "clip"}}
     grouped = rows_of(study_with(methods={"pseudo": row}), "pseudo", tmp_path)
     assert [row["prompt"] for row in grouped["bag", 0]] == [
-        prompt_for(ClassInfo("bag", ("NAME",)), i, Prompting(templates="clip"), 0).replace("NAME", "<bag>") for i in range(10)
+        prompt_for(ClassInfo("bag", ("NAME",)), i, Prompting(templates="clip"), 0).replace("NAME", "<bag>")
+        for i in range(10)
     ]
-    inverted = rows_of(study_with(methods={"pseudo": {"mechanism": "personalise", "learn": "pseudoword"}}), "pseudo", tmp_path)
-    assert inverted["bag", 0][0]["prompt"] in [template.format("<bag>") for template in load_templates("textual_inversion")]
+    inverted = rows_of(
+        study_with(methods={"pseudo": {"mechanism": "personalise", "learn": "pseudoword"}}),
+        "pseudo",
+        tmp_path,
+    )
+    assert inverted["bag", 0][0]["prompt"] in [
+        template.format("<bag>") for template in load_templates("textual_inversion")
+    ]
 
 
 def test_each_cluster_takes_the_templates_in_turn(tmp_path: Path) -> None:
-    row = {"mechanism": "personalise", "learn": "pseudoword", "clusters": 3, "prompt": {"templates": "sariyildiz", "draw": "cycle"}}
+    row = {
+        "mechanism": "personalise",
+        "learn": "pseudoword",
+        "clusters": 3,
+        "prompt": {"templates": "sariyildiz", "draw": "cycle"},
+    }
     study = study_with(methods={"pseudo": row}, augmentation={"images_per_class": 36, "images_per_part": 18})
     grouped = rows_of(study, "pseudo", tmp_path)
     prompts = [row["prompt"] for part in (0, 1) for row in grouped["bag", part]]
@@ -277,13 +352,20 @@ def test_each_cluster_takes_the_templates_in_turn(tmp_path: Path) -> None:
 
 def test_retrieval_has_one_query_per_class(tmp_path: Path) -> None:
     grouped = rows_of(study_with(), "retrieval", tmp_path)
-    assert {key: [row["prompt"] for row in rows] for key, rows in grouped.items()}["ankle_boot", 0] == ["A photo of ankleboot,bootee."]
+    assert {key: [row["prompt"] for row in rows] for key, rows in grouped.items()}["ankle_boot", 0] == [
+        "A photo of ankleboot,bootee."
+    ]
     assert set(grouped) == {(info.class_id, 0) for info in FASHION}
 
 
 def test_a_query_takes_the_first_template(tmp_path: Path) -> None:
-    grouped = rows_of(study_with(methods={"retrieval": {"query": {"templates": "clip"}}}), "retrieval", tmp_path)
-    assert {rows[0]["prompt"].replace(strip_whitespace(FASHION[rows[0]["label"]].name), "{}") for rows in grouped.values()} == {"a bad photo of a {}."}
+    grouped = rows_of(
+        study_with(methods={"retrieval": {"query": {"templates": "clip"}}}), "retrieval", tmp_path
+    )
+    assert {
+        rows[0]["prompt"].replace(strip_whitespace(FASHION[rows[0]["label"]].name), "{}")
+        for rows in grouped.values()
+    } == {"a bad photo of a {}."}
 
 
 # --- what classes lack ----------------------------------------------------------------------------------------------
@@ -299,7 +381,11 @@ def test_missing_hypernyms_and_definitions_are_named_with_class_and_method() -> 
     many = [ClassInfo(f"c{i}", ("c",), definition="d") for i in range(9)]
     (problem,) = check_prompts(study, "sari", many)
     assert "no hypernyms of classes 'c0', 'c1', 'c2' and 6 more, which" in str(problem)
-    assert not check_prompts(study, "clip_prompts", bare) and not check_prompts(study, "retrieval", bare) and not check_prompts(study, "sari", FASHION)
+    assert (
+        not check_prompts(study, "clip_prompts", bare)
+        and not check_prompts(study, "retrieval", bare)
+        and not check_prompts(study, "sari", FASHION)
+    )
 
 
 def test_prompts_are_not_written_where_something_lacks(tmp_path: Path) -> None:
@@ -320,7 +406,10 @@ def test_a_template_with_a_scene_is_not_filled_without_one() -> None:
 @pytest.mark.parametrize(
     ("row", "key"),
     [
-        ({"mechanism": "personalise", "learn": "pseudoword", "prompt": {"templates": "empty"}}, "methods.x.prompt.templates"),
+        (
+            {"mechanism": "personalise", "learn": "pseudoword", "prompt": {"templates": "empty"}},
+            "methods.x.prompt.templates",
+        ),
         ({"mechanism": "retrieve", "query": {"templates": "empty"}}, "methods.x.query.templates"),
     ],
 )
@@ -333,15 +422,27 @@ def test_caltech256_goes_by_folder_names_and_says_what_sariyildiz_needs(tmp_path
     for folder in ("001.ak47", "251.airplanes-101", "002.american-flag", "257.clutter"):
         (tmp_path / folder).mkdir()
         for number in range(10):
-            Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / folder / f"{folder[:3]}_{number:04d}.jpg")
+            Image.new("RGB", (4, 4), (number, 0, 0)).save(
+                tmp_path / folder / f"{folder[:3]}_{number:04d}.jpg"
+            )
     data = json.loads(json.dumps(STUDY))
     data["dataset"] = {"kind": "caltech256", "root": str(tmp_path)}
     data["methods"].pop("real_20pct")
-    data["methods"]["boomerang"] = {"mechanism": "sample", "start": "training_images", "prompt": {"templates": "empty"}}
+    data["methods"]["boomerang"] = {
+        "mechanism": "sample",
+        "start": "training_images",
+        "prompt": {"templates": "empty"},
+    }
     data["methods"]["pseudo"] = {"mechanism": "personalise", "learn": "pseudoword"}
     check_study(parse_study(data), models=False)
-    assert prompt_for(ClassInfo("251.airplanes-101", (caltech_name("251.airplanes-101"),)), 0, Prompting(), 0) == "A photo of airplanes."
-    assert prompt_for(ClassInfo("002.american-flag", (caltech_name("002.american-flag"),)), 0, Prompting(), 0) == "A photo of americanflag."
+    assert (
+        prompt_for(ClassInfo("251.airplanes-101", (caltech_name("251.airplanes-101"),)), 0, Prompting(), 0)
+        == "A photo of airplanes."
+    )
+    assert (
+        prompt_for(ClassInfo("002.american-flag", (caltech_name("002.american-flag"),)), 0, Prompting(), 0)
+        == "A photo of americanflag."
+    )
     data["methods"]["sari"] = {"mechanism": "sample", "prompt": {"templates": "sariyildiz"}}
     with pytest.raises(ConfigError) as raised:
         check_study(parse_study(data), models=False)

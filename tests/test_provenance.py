@@ -21,7 +21,19 @@ from augbench.runtime import provenance
 from augbench.runtime.provenance import package_versions, record_surroundings, revision, write_provenance
 from augbench.seeds import derive_seed
 
-STAGES = {"embed_corpus", "search", "cluster", "finetune", "candidates", "classify_candidates", "generate", "retrieve", "classify", "diagnostics", "leakage"}
+STAGES = {
+    "embed_corpus",
+    "search",
+    "cluster",
+    "finetune",
+    "candidates",
+    "classify_candidates",
+    "generate",
+    "retrieve",
+    "classify",
+    "diagnostics",
+    "leakage",
+}
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -50,17 +62,26 @@ def test_the_revision_is_what_git_says_and_tells_uncommitted_changes(repository:
     assert (revision(repository) or "").startswith("v1-1-g")
 
 
-def test_there_is_no_revision_without_a_repository_of_our_own_or_without_git(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_no_revision_without_a_repository_of_our_own_or_without_git(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (repository / "below").mkdir()
     assert revision(repository / "below") is None  # that of another project is not ours
     monkeypatch.setenv("PATH", "")
     assert revision(repository) is None
 
 
-def test_packages_are_those_that_the_project_requires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_are_those_that_the_project_requires(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     versions = package_versions()
-    assert {"torch", "diffusers", "transformers", "open_clip_torch", "clip-retrieval", "snakemake"} <= set(versions)
-    assert versions["torch"] == torch.__version__.partition("+")[0] and versions["snakemake"] == snakemake.__version__
+    assert {"torch", "diffusers", "transformers", "open_clip_torch", "clip-retrieval", "snakemake"} <= set(
+        versions
+    )
+    assert (
+        versions["torch"] == torch.__version__.partition("+")[0]
+        and versions["snakemake"] == snakemake.__version__
+    )
     (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["torch>=2", "nobody-has-this"]')
     monkeypatch.setattr(provenance, "PROJECT", tmp_path)
     assert package_versions() == {"torch": versions["torch"], "nobody-has-this": None}
@@ -70,13 +91,18 @@ def write(folder: Path) -> dict[str, Any]:
     """The provenance of a study with one record of a model, a config and a benchmark."""
     study = parse_study(SMALL_STUDY)
     (folder / "config.yaml").write_text("study: small\n")
-    write_json(folder / "models/clip.json", {"id": "abc", "folder": "clip", "revision": "1234", "files": {"config.json": "0"}})
+    write_json(
+        folder / "models/clip.json",
+        {"id": "abc", "folder": "clip", "revision": "1234", "files": {"config.json": "0"}},
+    )
     for job, seconds in (("a", 1.25), ("b", 2.5)):
         path = folder / f"benchmarks/generate/{job}.tsv"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"s\th:m:s\n{seconds}\t0:00:01\n")
     (folder / "benchmarks/table1.tsv").write_text("s\th:m:s\n4\t0:00:04\n")
-    write_provenance(study, folder, folder / "config.yaml", [folder / "models/clip.json"], folder / "provenance.json")
+    write_provenance(
+        study, folder, folder / "config.yaml", [folder / "models/clip.json"], folder / "provenance.json"
+    )
     return json.loads((folder / "provenance.json").read_text())
 
 
@@ -84,22 +110,33 @@ def test_config_code_packages_seeds_models_and_times_are_in_it(tmp_path: Path) -
     made = write(tmp_path)
     assert made["study"] == "small"
     assert made["config"]["sha256"] == hashlib.sha256(b"study: small\n").hexdigest()
-    assert made["version"] == __version__ and made["packages"] == package_versions() and made["revision"] == revision()
-    assert made["seeds"] == {"study": 0, "classifiers": {str(run): derive_seed(0, "classifier", run) for run in range(2)}}
+    assert (
+        made["version"] == __version__
+        and made["packages"] == package_versions()
+        and made["revision"] == revision()
+    )
+    assert made["seeds"] == {
+        "study": 0,
+        "classifiers": {str(run): derive_seed(0, "classifier", run) for run in range(2)},
+    }
     assert made["models"] == {"clip": {"id": "abc", "folder": "clip", "revision": "1234"}}
     assert made["job_seconds"] == {"generate": 3.8, "table1": 4.0}
     assert made["cpu"] and made["platform"] and made["python"] and made["written"].endswith("+00:00")
     assert made["computed"] == []
 
 
-def test_jobs_of_a_stage_in_equal_surroundings_leave_one_record_and_others_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_of_a_stage_in_equal_surroundings_leave_one_record_and_others_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for log in ("generate/a.log", "generate/b.log", "leakage.log"):
         record_surroundings(tmp_path, tmp_path / "logs" / log)
     monkeypatch.setattr(provenance, "_gpus", lambda: ["NVIDIA H200"])
     record_surroundings(tmp_path, tmp_path / "logs/classify/c.log")
     assert len(list((tmp_path / provenance.RECORDS).iterdir())) == 3
     computed = {tuple(record["gpus"]): record for record in write(tmp_path)["computed"]}
-    assert set(computed[()]["stages"]) == {"generate", "leakage"} and set(computed["NVIDIA H200",]["stages"]) == {"classify"}
+    assert set(computed[()]["stages"]) == {"generate", "leakage"} and set(
+        computed["NVIDIA H200",]["stages"]
+    ) == {"classify"}
     assert computed[()]["packages"] == package_versions()
 
 
@@ -108,11 +145,15 @@ def test_a_finished_study_says_what_made_it(current: Workspace) -> None:
     (computed,) = made["computed"]
     assert set(computed["stages"]) >= STAGES and "table1" not in computed["stages"]
     assert set(made["models"]) == {"diffusion", "clip"}
-    assert made["config"]["sha256"] == hashlib.sha256((current.results / "config.yaml").read_bytes()).hexdigest()
+    assert (
+        made["config"]["sha256"] == hashlib.sha256((current.results / "config.yaml").read_bytes()).hexdigest()
+    )
     assert {"generate", "classify", "splits", "table1"} <= set(made["job_seconds"])
 
 
-def test_another_revision_of_the_code_plans_nothing(current: Workspace, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_revision_of_the_code_plans_nothing(
+    current: Workspace, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = revision()
     monkeypatch.setenv("GIT_DIR", str(repository / ".git"))
     assert before is None or revision() not in (None, before)  # a copy without history has no revision

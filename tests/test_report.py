@@ -23,7 +23,17 @@ from augbench.files import write_json
 from augbench.report.figures.figure1 import axis_start, best_of_families, draw, write_figure1
 from augbench.report.protocol import CLASSIFIER, DIFFUSION, Facts, differences, paper_results
 from augbench.report.render import escape_latex, escape_markdown, render_csv, spread
-from augbench.report.tables.table1 import Row, Table, build_table, read_rows, render_latex, render_markdown, render_terminal, standard_error, write_table1
+from augbench.report.tables.table1 import (
+    Row,
+    Table,
+    build_table,
+    read_rows,
+    render_latex,
+    render_markdown,
+    render_terminal,
+    standard_error,
+    write_table1,
+)
 
 RUNS = {
     "none": (0.70, 0.72, 0.74),
@@ -49,7 +59,13 @@ def study(**changes: Any) -> Study:
             "retrieval": {"mechanism": "retrieve"},
         },
         "augmentation": {"images_per_class": 75, "resamples": 3},
-        "classifier": {"arch": "resnet18", "layers": [1, 1, 1, 1], "base_width": 16, "resolution": 32, "max_epochs": 60},
+        "classifier": {
+            "arch": "resnet18",
+            "layers": [1, 1, 1, 1],
+            "base_width": 16,
+            "resolution": 32,
+            "max_epochs": 60,
+        },
         "report": {"notes": ["The models are\nminiature."]},
     }
     return parse_study({**config, **changes})
@@ -63,9 +79,19 @@ def results(tmp_path: Path) -> list[Path]:
         for run, accuracy in enumerate(accuracies):
             n_real = 1000 if method == "real_20pct" else 500
             n_added = 0 if method in ("none", "real_20pct") else 500
-            value = {"method": method, "run": run, "classes": 10, "best_epoch": 3, "epochs": 9, "val_top1": 0.5, "test_top1": accuracy}
+            value = {
+                "method": method,
+                "run": run,
+                "classes": 10,
+                "best_epoch": 3,
+                "epochs": 9,
+                "val_top1": 0.5,
+                "test_top1": accuracy,
+            }
             paths.append(tmp_path / f"{method}{run}.json")
-            write_json(paths[-1], {**value, "n_real": n_real, "n_added": n_added, "n_val": 500, "n_test": 2000})
+            write_json(
+                paths[-1], {**value, "n_real": n_real, "n_added": n_added, "n_val": 500, "n_test": 2000}
+            )
     return paths
 
 
@@ -73,9 +99,23 @@ def results(tmp_path: Path) -> list[Path]:
 def manifests(tmp_path: Path) -> list[Path]:
     """Retrieval's sets are one and the same; those of simple_prompt share half of their images."""
     paths = []
-    for method, sets in {"retrieval": ([0, 1], [0, 1], [0, 1]), "simple_prompt": ([0, 1], [1, 2], [2, 1])}.items():
+    for method, sets in {
+        "retrieval": ([0, 1], [0, 1], [0, 1]),
+        "simple_prompt": ([0, 1], [1, 2], [2, 1]),
+    }.items():
         for run, indices in enumerate(sets):
-            rows = [{"class_id": "a", "label": 0, "index": i, "path": "p", "row": i, "sha256": str(i), "similarity": None} for i in indices]
+            rows = [
+                {
+                    "class_id": "a",
+                    "label": 0,
+                    "index": i,
+                    "path": "p",
+                    "row": i,
+                    "sha256": str(i),
+                    "similarity": None,
+                }
+                for i in indices
+            ]
             paths.append(tmp_path / "resamples" / method / "selected" / f"{run}.parquet")
             paths[-1].parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), paths[-1])
@@ -101,13 +141,23 @@ def test_standard_error_is_that_of_the_sample() -> None:
 def test_rows_come_in_the_order_of_the_config_with_mean_and_error(table: Table) -> None:
     assert [row.method for row in table.rows] == list(RUNS)
     none = table.rows[0]
-    assert (none.top1_percent, none.stderr_percent, none.n) == (pytest.approx(72.0), pytest.approx(2 / 3**0.5), 3)
+    assert (none.top1_percent, none.stderr_percent, none.n) == (
+        pytest.approx(72.0),
+        pytest.approx(2 / 3**0.5),
+        3,
+    )
     assert [row.family for row in table.rows] == ["real", "real", "prompting", "prompting", "retrieval"]
     assert [row.added_per_class for row in table.rows] == [0, 0, 50, 50, 50]
 
 
 def test_the_papers_numbers_stand_beside_ours(table: Table) -> None:
-    assert [(row.paper_top1_percent, row.paper_stderr_percent) for row in table.rows] == [(57.2, 0.2), (70.2, 0.3), (60.1, 0.2), (60.9, 0.2), (62.6, 0.1)]
+    assert [(row.paper_top1_percent, row.paper_stderr_percent) for row in table.rows] == [
+        (57.2, 0.2),
+        (70.2, 0.3),
+        (60.1, 0.2),
+        (60.9, 0.2),
+        (62.6, 0.1),
+    ]
     assert paper_results("imagenet_full")["none"].stderr is None
 
 
@@ -130,7 +180,9 @@ def test_a_method_without_results_is_an_error(results: list[Path]) -> None:
 # --- formats ----------------------------------------------------------------------------------------------------------
 
 
-def test_csv_keeps_full_precision_and_reads_back(table: Table, results: list[Path], manifests: list[Path], tmp_path: Path) -> None:
+def test_csv_keeps_full_precision_and_reads_back(
+    table: Table, results: list[Path], manifests: list[Path], tmp_path: Path
+) -> None:
     write_table1(study(), results, manifests, {"csv": tmp_path / "t.csv"})
     assert read_rows(tmp_path / "t.csv") == list(table.rows)
     frame = pd.read_csv(tmp_path / "t.csv", comment="#")
@@ -164,7 +216,10 @@ def test_markdown_cells_survive_special_characters(table: Table) -> None:
 
 def test_latex_cells_survive_special_characters(table: Table) -> None:
     assert r"CLIP prompts | 50\% \& more\_ &" in render_latex(table)
-    assert escape_latex(r"a_b^c~{d}\e $5 #1 ± <") == r"a\_b\textasciicircum{}c\textasciitilde{}\{d\}\textbackslash{}e \$5 \#1 $\pm$ \textless{}"
+    assert (
+        escape_latex(r"a_b^c~{d}\e $5 #1 ± <")
+        == r"a\_b\textasciicircum{}c\textasciitilde{}\{d\}\textbackslash{}e \$5 \#1 $\pm$ \textless{}"
+    )
 
 
 def test_latex_rows_have_as_many_cells_as_columns(table: Table) -> None:
@@ -214,9 +269,15 @@ def test_the_footer_names_each_cut(line: str) -> None:
 
 def test_rows_that_differ_alike_share_a_line_of_the_footer() -> None:
     retrieval = {"mechanism": "retrieve", "min_aesthetics": 5.0, "duplicate_threshold": 0.99}
-    rows = {"retrieval": retrieval, "all": retrieval, "part": {**retrieval, "corpus_share": 0.1, "ranked": True, "min_side": 64}}
+    rows = {
+        "retrieval": retrieval,
+        "all": retrieval,
+        "part": {**retrieval, "corpus_share": 0.1, "ranked": True, "min_side": 64},
+    }
     lines = footer(study(methods={"none": {"mechanism": "real"}, **rows})).splitlines()
-    assert [line for line in lines if "Duplicates" in line] == ["Duplicates' similarity in retrieval, all, part: 0.99 (paper: 0.94)"]
+    assert [line for line in lines if "Duplicates" in line] == [
+        "Duplicates' similarity in retrieval, all, part: 0.99 (paper: 0.94)"
+    ]
     assert "Share of the corpus that part searches: 0.1 (paper: all)" in lines
     assert "Training sets of part: the most similar images (paper: random draws)" in lines
     assert "Least side of images in part, pixels: 64 (paper: none)" in lines
@@ -229,7 +290,10 @@ def test_what_is_as_in_the_paper_is_not_named() -> None:
 
 
 def test_rows_of_the_paper_that_are_missing_are_named() -> None:
-    assert "pseudoword_dm" in footer(study()).splitlines()[-1] and "clip_prompts" not in footer(study()).splitlines()[-1]
+    assert (
+        "pseudoword_dm" in footer(study()).splitlines()[-1]
+        and "clip_prompts" not in footer(study()).splitlines()[-1]
+    )
 
 
 def test_the_papers_own_protocol_has_no_cuts_but_missing_rows() -> None:
@@ -241,7 +305,9 @@ def test_the_papers_own_protocol_has_no_cuts_but_missing_rows() -> None:
         augmentation={"images_per_class": 390},
         classifier={},
     )
-    assert [difference.what for difference in differences(paper, Facts(990, 128.0, 126_720, 49_500))] == ["Rows of the paper not run"]
+    assert [difference.what for difference in differences(paper, Facts(990, 128.0, 126_720, 49_500))] == [
+        "Rows of the paper not run"
+    ]
 
 
 def test_caltech_is_compared_with_the_papers_caltech() -> None:
@@ -254,19 +320,47 @@ def test_caltech_is_compared_with_the_papers_caltech() -> None:
         classifier={"batch_size": 1024, "lr": 0.003},
         report={"paper_study": "caltech256"},
     )
-    assert [difference.what for difference in differences(config, Facts(251, 90, 3000, 3000))] == ["Rows of the paper not run"]
+    assert [difference.what for difference in differences(config, Facts(251, 90, 3000, 3000))] == [
+        "Rows of the paper not run"
+    ]
 
 
 def test_the_classifiers_defaults_are_the_papers() -> None:
-    assert (CLASSIFIER.arch, CLASSIFIER.resolution, CLASSIFIER.batch_size, CLASSIFIER.lr) == ("resnet50", 224, 256, 0.1)
-    assert (CLASSIFIER.plateau_patience, CLASSIFIER.stop_patience, CLASSIFIER.max_epochs, CLASSIFIER.layers) == (10, 20, 270, None)
-    assert (CLASSIFIER.momentum, CLASSIFIER.weight_decay, CLASSIFIER.min_crop_area, CLASSIFIER.stem, CLASSIFIER.base_width) == (0.9, 1e-4, 0.08, "imagenet", 64)
+    assert (CLASSIFIER.arch, CLASSIFIER.resolution, CLASSIFIER.batch_size, CLASSIFIER.lr) == (
+        "resnet50",
+        224,
+        256,
+        0.1,
+    )
+    assert (
+        CLASSIFIER.plateau_patience,
+        CLASSIFIER.stop_patience,
+        CLASSIFIER.max_epochs,
+        CLASSIFIER.layers,
+    ) == (10, 20, 270, None)
+    assert (
+        CLASSIFIER.momentum,
+        CLASSIFIER.weight_decay,
+        CLASSIFIER.min_crop_area,
+        CLASSIFIER.stem,
+        CLASSIFIER.base_width,
+    ) == (0.9, 1e-4, 0.08, "imagenet", 64)
 
 
 def test_the_diffusion_models_and_retrievals_defaults_are_the_papers() -> None:
-    assert (DIFFUSION.resolution, DIFFUSION.scheduler, DIFFUSION.steps, DIFFUSION.guidance_scale) == (512, "pndm", 50, 7.5)
+    assert (DIFFUSION.resolution, DIFFUSION.scheduler, DIFFUSION.steps, DIFFUSION.guidance_scale) == (
+        512,
+        "pndm",
+        50,
+        7.5,
+    )
     method = RetrieveMethod(mechanism="retrieve")
-    assert (method.duplicate_threshold, method.first_k, method.growth_limit, method.drop_unsafe) == (0.94, 1.4, 10, True)
+    assert (method.duplicate_threshold, method.first_k, method.growth_limit, method.drop_unsafe) == (
+        0.94,
+        1.4,
+        10,
+        True,
+    )
 
 
 # --- figure -----------------------------------------------------------------------------------------------------------
@@ -284,7 +378,11 @@ def test_each_family_shows_its_best_method(table: Table) -> None:
 
 def test_bars_have_the_papers_colours_and_the_axis_says_where_it_starts(table: Table) -> None:
     (axes,) = draw(table.rows).axes
-    assert [to_hex(bar.get_facecolor()).upper() for bar in axes.patches[:3]] == ["#0072B2", "#E69F00", "#D55E00"]
+    assert [to_hex(bar.get_facecolor()).upper() for bar in axes.patches[:3]] == [
+        "#0072B2",
+        "#E69F00",
+        "#D55E00",
+    ]
     start = axes.get_ylim()[0]
     assert f"axis starts at {start:g}, not at 0" in axes.get_ylabel()
     assert [bar.get_y() + bar.get_height() for bar in axes.patches[:3]] == pytest.approx([72, 75, 77])
@@ -297,7 +395,12 @@ def test_values_and_upper_bound_are_printed(table: Table) -> None:
 
 
 def test_figure1_breaks_no_word_of_a_long_label() -> None:
-    (axes,) = draw([row("none", "real", 50), replace(row("ft", "personalised", 60), label="Electroencephalographically (k = 5)")]).axes
+    (axes,) = draw(
+        [
+            row("none", "real", 50),
+            replace(row("ft", "personalised", 60), label="Electroencephalographically (k = 5)"),
+        ]
+    ).axes
     ticks = [tick.get_text() for tick in axes.get_xticklabels()]
     assert "(Electroencephalographically" in ticks[1].split("\n")
 

@@ -48,7 +48,9 @@ def browser() -> Iterator[Browser]:
         pytest.skip(f"no Chromium: {reason}")
     with sync_playwright() as playwright:
         # as root, Chromium's own sandbox cannot be had; the only page it sees is ours
-        started = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        started = playwright.chromium.launch(
+            executable_path=chromium(), args=["--no-sandbox"] if os.geteuid() == 0 else []
+        )
         yield started
         started.close()
 
@@ -59,16 +61,25 @@ def report(finished: Workspace) -> Path:
     return finished.results / "report.html"
 
 
-@pytest.fixture(params=[(width, scheme) for width in WIDTHS for scheme in SCHEMES], ids=lambda params: "-".join(params))
+@pytest.fixture(
+    params=[(width, scheme) for width in WIDTHS for scheme in SCHEMES], ids=lambda params: "-".join(params)
+)
 def opened(browser: Browser, report: Path, request: pytest.FixtureRequest) -> Iterator[Opened]:
     """The report, opened from the disk, at each width and in each colour scheme."""
     name, scheme = request.param
     width, height = WIDTHS[name]
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce")
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
+    )
     page = context.new_page()
     found = Opened(page)
     page.on("request", lambda asked: found.asked.append(asked.url))
-    page.on("console", lambda message: found.complaints.append(message.text) if message.type in ("error", "warning") else None)
+    page.on(
+        "console",
+        lambda message: (
+            found.complaints.append(message.text) if message.type in ("error", "warning") else None
+        ),
+    )
     page.on("pageerror", lambda error: found.complaints.append(str(error)))
     page.goto(report.as_uri())
     yield found
@@ -99,7 +110,9 @@ def test_the_page_asks_for_itself_alone_and_complains_of_nothing(opened: Opened,
     opened.page.keyboard.press("Escape")
     assert [url for url in opened.asked if not url.startswith("data:")] == [report.as_uri()]
     assert opened.complaints == []
-    opened.page.wait_for_function("[...document.images].every(image => image.complete && (image.naturalWidth > 0 || image.closest('dialog')))")
+    opened.page.wait_for_function(
+        "[...document.images].every(image => image.complete && (image.naturalWidth > 0 || image.closest('dialog')))"
+    )
 
 
 def test_nothing_is_wider_than_the_screen(opened: Opened) -> None:
@@ -112,7 +125,12 @@ def test_headings_are_in_order_and_images_have_texts(opened: Opened) -> None:
     levels = opened.page.evaluate(LEVELS)
     assert levels.count(1) == 1 and levels[0] == 1 and len(levels) > 15
     assert all(after <= before + 1 for before, after in pairwise(levels))
-    assert opened.page.evaluate("[...document.querySelectorAll('main img')].filter(image => !image.alt.trim()).length") == 0
+    assert (
+        opened.page.evaluate(
+            "[...document.querySelectorAll('main img')].filter(image => !image.alt.trim()).length"
+        )
+        == 0
+    )
 
 
 def test_axe_finds_no_fault(opened: Opened) -> None:
@@ -132,7 +150,9 @@ def test_a_table_is_sorted_by_keyboard(opened: Opened) -> None:
     page = opened.page
     tab_to(page, "#accuracy thead th:nth-child(5) button")
     assert focused(page, "textContent") == "Top-1 (%)"
-    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", "the focus is seen"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", (
+        "the focus is seen"
+    )
     column = "[...document.querySelector('#accuracy table').tBodies[0].rows].map(row => Number(row.cells[4].dataset.sort))"
     before = page.evaluate(column)
     page.keyboard.press("Enter")
@@ -143,10 +163,13 @@ def test_a_table_is_sorted_by_keyboard(opened: Opened) -> None:
     assert focused(page, "closest('th').ariaSort") == "ascending"
     # rows go as wholes, and what has no number stays last
     page.locator("#accuracy table").first.get_by_role("button", name="Paper (%)").click()
-    last = page.evaluate("[...document.querySelector('#accuracy table').tBodies[0].rows].map(row => row.cells[7].textContent)")
+    last = page.evaluate(
+        "[...document.querySelector('#accuracy table').tBodies[0].rows].map(row => row.cells[7].textContent)"
+    )
     assert (
         last == sorted(last, key=lambda text: text == "-")
-        and page.evaluate("document.querySelector('#accuracy table').querySelectorAll('[aria-sort]').length") == 1
+        and page.evaluate("document.querySelector('#accuracy table').querySelectorAll('[aria-sort]').length")
+        == 1
     )
     assert sorted(page.evaluate(column)) == sorted(before)
 
@@ -173,7 +196,9 @@ def test_a_class_is_chosen_and_an_image_is_opened_and_closed_by_keyboard(opened:
     assert focused(page, "textContent") == "Close", "the focus is in the dialog"
     for _ in range(6):
         page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement === document.body || document.activeElement.closest('dialog') !== null"), "and stays there"
+        assert page.evaluate(
+            "document.activeElement === document.body || document.activeElement.closest('dialog') !== null"
+        ), "and stays there"
     page.keyboard.press("ArrowRight")
     assert dialog.get_by_role("heading").inner_text() != name
     terms = dialog.locator("dt").all_inner_texts()
@@ -189,7 +214,15 @@ def test_every_image_opens_into_what_its_shard_says(opened: Opened) -> None:
         strip.locator(".thumb").first.click()
         known |= set(page.locator("dialog dt").all_inner_texts())
         page.keyboard.press("Escape")
-    assert {"Prompt", "Seed", "Model", "Started from", "Found at", "Query", "Similarity to the query"} <= known
+    assert {
+        "Prompt",
+        "Seed",
+        "Model",
+        "Started from",
+        "Found at",
+        "Query",
+        "Similarity to the query",
+    } <= known
 
 
 def test_a_class_in_the_table_leads_to_its_images(opened: Opened) -> None:

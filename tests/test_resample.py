@@ -24,16 +24,45 @@ def png(value: int) -> bytes:
     return stream.getvalue()
 
 
-def shard(study: Path, class_id: str, label: int, part: int, indices: range, folder: str | None = None, shift: int = 0) -> Path:
+def shard(
+    study: Path,
+    class_id: str,
+    label: int,
+    part: int,
+    indices: range,
+    folder: str | None = None,
+    shift: int = 0,
+) -> Path:
     path = study / "shards/m/selected" / (folder or class_id) / f"{part}.parquet"
-    rows = [ShardRow(png(1000 * label + i + shift), label, class_id, i, "m", "a prompt", "model", seed=i, similarity=i / 10) for i in indices]
+    rows = [
+        ShardRow(
+            png(1000 * label + i + shift),
+            label,
+            class_id,
+            i,
+            "m",
+            "a prompt",
+            "model",
+            seed=i,
+            similarity=i / 10,
+        )
+        for i in indices
+    ]
     write_shard(path, rows, {"part": part})
     return path
 
 
 def pool_of(counts: dict[str, int], part_size: int = 1000) -> pa.Table:
     rows = [
-        {"class_id": name, "label": label, "index": i, "path": f"{name}/{i // part_size}.parquet", "row": i, "sha256": f"{name}{i}", "similarity": None}
+        {
+            "class_id": name,
+            "label": label,
+            "index": i,
+            "path": f"{name}/{i // part_size}.parquet",
+            "row": i,
+            "sha256": f"{name}{i}",
+            "similarity": None,
+        }
         for label, (name, count) in enumerate(counts.items())
         for i in range(count)
     ]
@@ -59,15 +88,24 @@ def paths(study: Path) -> list[Path]:
 def test_index_lists_every_image_by_label_and_index(study: Path) -> None:
     build_index(paths(study), study, study / "index.parquet")
     index = read_index(study / "index.parquet")
-    assert [(row["class_id"], row["label"], row["index"]) for row in index.to_pylist()] == [("a", 0, i) for i in range(5)] + [("b", 1, i) for i in range(3)]
+    assert [(row["class_id"], row["label"], row["index"]) for row in index.to_pylist()] == [
+        ("a", 0, i) for i in range(5)
+    ] + [("b", 1, i) for i in range(3)]
     third = index.to_pylist()[2]
-    assert (third["path"], third["row"], third["similarity"]) == ("shards/m/selected/a/1.parquet", 0, pytest.approx(0.2))
+    assert (third["path"], third["row"], third["similarity"]) == (
+        "shards/m/selected/a/1.parquet",
+        0,
+        pytest.approx(0.2),
+    )
 
 
 def test_images_come_back_in_the_order_of_the_rows(study: Path) -> None:
     build_index(paths(study), study, study / "index.parquet")
     rows = read_index(study / "index.parquet").take([7, 0, 3])
-    values = [np.asarray(image)[0, 0, 0] + 256 * np.asarray(image)[0, 0, 1].astype(int) for image in load_images(rows, study)]
+    values = [
+        np.asarray(image)[0, 0, 0] + 256 * np.asarray(image)[0, 0, 1].astype(int)
+        for image in load_images(rows, study)
+    ]
     assert values == [1002, 0, 3]
 
 
@@ -190,11 +228,29 @@ def test_classes_that_are_left_out_and_images_that_leak_are_in_no_set(study: Pat
 
     build_index(paths(study), study, study / "index.parquet")
     index = read_index(study / "index.parquet")
-    write_split(Split(["x", "y", "z"], ["a", "a", "b"], np.array([0, 0, 1], dtype=np.int32), ["x", "y", "z"]), study / "train.parquet")
+    write_split(
+        Split(["x", "y", "z"], ["a", "a", "b"], np.array([0, 0, 1], dtype=np.int32), ["x", "y", "z"]),
+        study / "train.parquet",
+    )
     resample(study / "index.parquet", study / "train.parquet", [study / "out/1.parquet"], 0, excluded={"b"})
     assert set(read_index(study / "out/1.parquet").column("class_id").to_pylist()) == {"a"}
-    leaking = {"method": "m", "class_id": "a", "index": 3, "sha256": index.column("sha256")[3].as_py(), "split": "test", "image_id": "t", "real_class_id": "a"}
+    leaking = {
+        "method": "m",
+        "class_id": "a",
+        "index": 3,
+        "sha256": index.column("sha256")[3].as_py(),
+        "split": "test",
+        "image_id": "t",
+        "real_class_id": "a",
+    }
     pq.write_table(pa.Table.from_pylist([leaking], schema=LEAKS), study / "leaks.parquet")
     for run in range(1, 6):
-        resample(study / "index.parquet", study / "train.parquet", [study / f"out/{run}.parquet"], 0, excluded={"b"}, leaks_path=study / "leaks.parquet")
+        resample(
+            study / "index.parquet",
+            study / "train.parquet",
+            [study / f"out/{run}.parquet"],
+            0,
+            excluded={"b"},
+            leaks_path=study / "leaks.parquet",
+        )
         assert 3 not in chosen(read_index(study / f"out/{run}.parquet"), "a")

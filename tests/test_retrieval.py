@@ -68,14 +68,20 @@ class ListOrigin:
         if number in self.gone:
             return Arrival("dead: HTTP 404")
         content = "same" if number in self.same else str(number)
-        return Arrival(FETCHED, content, 64, 64, lambda: Image.new("RGB", (64, 64), (number % 256, number // 256, 0)))
+        return Arrival(
+            FETCHED, content, 64, 64, lambda: Image.new("RGB", (64, 64), (number % 256, number // 256, 0))
+        )
 
     def close(self, class_id: str) -> None:
         pass
 
 
 def hunted(
-    neighbours: list[Neighbour], wanted: int, origin: ListOrigin | None = None, flagged: frozenset[int] = NONE, **config: object
+    neighbours: list[Neighbour],
+    wanted: int,
+    origin: ListOrigin | None = None,
+    flagged: frozenset[int] = NONE,
+    **config: object,
 ) -> list[tuple[int, str]]:
     """(id, fate) of every neighbour looked at."""
     method = RetrieveMethod(mechanism="retrieve", **config)  # type: ignore[arg-type]
@@ -168,19 +174,38 @@ def test_an_image_can_be_kept_out_of_a_second_class(tmp_path: Path) -> None:
         return Found(metadata_table({"id": ids}, len(ids)), np.array(similarities, dtype=np.float32), None)
 
     path = tmp_path / "neighbours.parquet"
-    write_neighbours(path, {"b": found([0.9, 0.8, 0.7]), "a": found([0.5, 0.8, 0.75])}, {"a": "qa", "b": "qb"}, "test", "clip")
+    write_neighbours(
+        path,
+        {"b": found([0.9, 0.8, 0.7]), "a": found([0.5, 0.8, 0.75])},
+        {"a": "qa", "b": "qb"},
+        "test",
+        "clip",
+    )
     assert owners(path) == {"0": "b", "1": "a", "2": "a"}
     filters = Filters(RetrieveMethod(mechanism="retrieve", one_class=True), owner=owners(path))
-    assert filters.fates(read_neighbours(path, ["b"])["b"]) == [KEPT, "nearer to another class", "nearer to another class"]
+    assert filters.fates(read_neighbours(path, ["b"])["b"]) == [
+        KEPT,
+        "nearer to another class",
+        "nearer to another class",
+    ]
 
 
 def test_neighbours_are_read_as_they_were_written(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float16)
-    columns = {"id": ["x", "y", "z"], "url": ["u", None, "w"], "width": [1, 2, None], "nsfw": [None, "NSFW", None], "punsafe": [0.25, None, None]}
+    columns = {
+        "id": ["x", "y", "z"],
+        "url": ["u", None, "w"],
+        "width": [1, 2, None],
+        "nsfw": [None, "NSFW", None],
+        "punsafe": [0.25, None, None],
+    }
     found = Found(metadata_table(columns, 3), np.array([0.5, 0.25, 0.125], dtype=np.float32), vectors)
     write_neighbours(tmp_path / "n.parquet", {"a": found, "b": found}, {"a": "qa", "b": "qb"}, "test", "clip")
     rows = read_neighbours(tmp_path / "n.parquet", ["b"])["b"]
-    assert [(row.class_id, row.query, row.rank, row.id, row.url, row.width, row.nsfw, row.punsafe, row.similarity) for row in rows] == [
+    assert [
+        (row.class_id, row.query, row.rank, row.id, row.url, row.width, row.nsfw, row.punsafe, row.similarity)
+        for row in rows
+    ] == [
         ("b", "qb", 0, "x", "u", 1, None, 0.25, 0.5),
         ("b", "qb", 1, "y", None, 2, "NSFW", None, 0.25),
         ("b", "qb", 2, "z", "w", None, None, None, 0.125),
@@ -208,7 +233,17 @@ def test_where_a_backend_gives_no_embeddings_duplicates_are_found_after_download
 
 def ledger(path: Path, class_id: str, fates: Sequence[str]) -> Path:
     rows = [
-        {"class_id": class_id, "query": "q", "rank": i, "id": str(i), "url": f"u{i}", "similarity": 0.5, "k": len(fates), "fate": fate, "sha256": f"s{i}"}
+        {
+            "class_id": class_id,
+            "query": "q",
+            "rank": i,
+            "id": str(i),
+            "url": f"u{i}",
+            "similarity": 0.5,
+            "k": len(fates),
+            "fate": fate,
+            "sha256": f"s{i}",
+        }
         for i, fate in enumerate(fates)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +260,11 @@ def searched(tmp_path: Path) -> Path:
 
 
 def test_a_manifest_names_what_was_kept_and_is_replayed_in_its_order(tmp_path: Path, searched: Path) -> None:
-    freeze([ledger(tmp_path / "l.parquet", "a", ["kept", "duplicate", "kept", "not needed"])], searched, tmp_path / "m.parquet")
+    freeze(
+        [ledger(tmp_path / "l.parquet", "a", ["kept", "duplicate", "kept", "not needed"])],
+        searched,
+        tmp_path / "m.parquet",
+    )
     manifest = read_manifest(tmp_path / "m.parquet")
     assert manifest.hashes == {"a": {"0": "s0", "2": "s2"}}
     assert set(manifest.table.column("clip").to_pylist()) == {"abc"}
@@ -240,17 +279,35 @@ def test_a_file_that_has_changed_since_the_manifest_is_left_out() -> None:
     method = RetrieveMethod(mechanism="retrieve", duplicate_threshold=None)
     hunt = Hunt("c", neighbours_of(3), 3, [3], {"0": "0", "1": "something else", "2": "2"})
     hunt_all([hunt], Filters(method), ListOrigin(), lambda images: [False] * len(images))
-    assert [row["fate"] for row in hunt.ledger(Filters(method))] == ["kept", "changed since the manifest", "kept"]
+    assert [row["fate"] for row in hunt.ledger(Filters(method))] == [
+        "kept",
+        "changed since the manifest",
+        "kept",
+    ]
 
 
 def study_of(exclude: object = "auto", **rows: dict[str, Any]) -> Any:
     methods = {name: {"mechanism": "retrieve", **row} for name, row in (rows or {"retrieval": {}}).items()}
-    return parse_study({**SMALL_STUDY, "methods": {"none": {"mechanism": "real"}, **methods}, "retrieval": {"exclude": exclude}})
+    return parse_study(
+        {
+            **SMALL_STUDY,
+            "methods": {"none": {"mechanism": "real"}, **methods},
+            "retrieval": {"exclude": exclude},
+        }
+    )
 
 
 def test_classes_that_stay_short_are_computed_with_their_counts() -> None:
-    study = study_of(retrieval={}, retrieval_1000={"added_per_training_image": 10, "may_fall_short": True}, half={"added_per_training_image": 0.5})
-    kept = {"retrieval": {"a": 10, "b": 9, "c": 0}, "retrieval_1000": {"a": 50}, "half": {"a": 5, "b": 5, "c": 4}}
+    study = study_of(
+        retrieval={},
+        retrieval_1000={"added_per_training_image": 10, "may_fall_short": True},
+        half={"added_per_training_image": 0.5},
+    )
+    kept = {
+        "retrieval": {"a": 10, "b": 9, "c": 0},
+        "retrieval_1000": {"a": 50},
+        "half": {"a": 5, "b": 5, "c": 4},
+    }
     short = shortfall(study, kept, {"a": 10, "b": 10, "c": 9, "d": 10})
     assert short == {
         "b": {"retrieval": {"kept": 9, "needed": 10}},
@@ -263,7 +320,10 @@ def test_classes_that_stay_short_are_computed_with_their_counts() -> None:
 def test_a_list_of_classes_must_hold_those_that_are_short() -> None:
     short = {"b": {"retrieval": {"kept": 9, "needed": 10}}}
     assert decide(study_of(["b", "c"]), short, ["a", "b", "c", "d"]) == ["b", "c"]
-    with pytest.raises(UserError, match=r"retrieval\.exclude: 1 class\(es\) with too few retrieved images: b \(9 kept\); allowed: auto"):
+    with pytest.raises(
+        UserError,
+        match=r"retrieval\.exclude: 1 class\(es\) with too few retrieved images: b \(9 kept\); allowed: auto",
+    ):
         decide(study_of(["c"]), short, ["a", "b", "c", "d"])
     with pytest.raises(UserError, match="1 class"):
         decide(study_of("none"), short, ["a", "b", "c", "d"])
@@ -319,7 +379,9 @@ def corpus(finished: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Cor
 
     embeddings, index = finished.results / "corpus/embeddings", tmp_path_factory.mktemp("index") / "index"
     build_index(embeddings, index, 1)
-    vectors = np.concatenate([np.load(path) for path in sorted((embeddings / "img_emb").glob("*.npy"))]).astype(np.float32)
+    vectors = np.concatenate(
+        [np.load(path) for path in sorted((embeddings / "img_emb").glob("*.npy"))]
+    ).astype(np.float32)
     model, tokenizer = load_clip("resources/mini/clip", torch.device("cpu"))
     texts = ["A photo of ankleboot,bootee.", "A photo of trouser,pants.", "a sneaker", "pullover"]
     queries = embed_texts(model, tokenizer, texts).numpy()
@@ -334,7 +396,9 @@ def check_neighbours(found: list[Found], corpus: Corpus, k: int, vectors: bool) 
         assert np.allclose(result.similarity, corpus.vectors[ids] @ query, atol=1e-4)
         assert len(set(ids) ^ set(row.tolist())) <= 2, "the same images, but for ties at the last place"
         if vectors:
-            assert result.embeddings is not None and np.allclose(result.embeddings, corpus.vectors[ids], atol=1e-3)
+            assert result.embeddings is not None and np.allclose(
+                result.embeddings, corpus.vectors[ids], atol=1e-3
+            )
         for column in ("url", "caption", "nsfw"):
             assert None not in result.metadata.column(column).to_pylist()
 
@@ -345,7 +409,9 @@ def test_exact_search_and_the_index_give_the_same_neighbours(corpus: Corpus, tmp
     from augbench.retrieval.exact import ExactBackend
     from augbench.retrieval.index import IndexBackend
 
-    exact = ExactBackend(open_embeddings(corpus.embeddings), Store(tmp_path / "store")).search(corpus.queries, 200)
+    exact = ExactBackend(open_embeddings(corpus.embeddings), Store(tmp_path / "store")).search(
+        corpus.queries, 200
+    )
     index = IndexBackend(corpus.index, corpus.clip, "resources/mini/clip").search(corpus.queries, 200)
     check_neighbours(exact, corpus, 200, vectors=True)
     check_neighbours(index, corpus, 200, vectors=True)
@@ -356,7 +422,9 @@ def test_exact_search_and_the_index_give_the_same_neighbours(corpus: Corpus, tmp
 def test_embeddings_of_another_clip_are_refused(corpus: Corpus) -> None:
     from augbench.retrieval.index import IndexBackend
 
-    with pytest.raises(UserError, match=r"embeddings of CLIP \w+; a query by CLIP other needs embeddings of the same model"):
+    with pytest.raises(
+        UserError, match=r"embeddings of CLIP \w+; a query by CLIP other needs embeddings of the same model"
+    ):
         IndexBackend(corpus.index, "other", "resources/mini/clip")
     with pytest.raises(UserError, match=r"corpus\.folder: no image\.index in"):
         IndexBackend(corpus.embeddings, corpus.clip, "resources/mini/clip")
@@ -377,9 +445,17 @@ def server(corpus: Corpus, tmp_path: Path) -> Iterator[str]:
         "port": port, "indices_paths": tmp_path / "indices.json", "clip_model": f"hf_clip:{Path('resources/mini/clip').resolve()}", "use_jit": False,
         "enable_mclip_option": False, "provide_aesthetic_embeddings": False, "columns_to_return": '["url","caption","NSFW"]',
     }  # fmt: skip
-    command = [sys.executable, "-m", "clip_retrieval.cli", "back", *(f"--{name}={value}" for name, value in options.items())]
+    command = [
+        sys.executable,
+        "-m",
+        "clip_retrieval.cli",
+        "back",
+        *(f"--{name}={value}" for name, value in options.items()),
+    ]
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        )
     try:
         for _ in range(240):
             with socket.socket() as probe:
@@ -394,7 +470,9 @@ def server(corpus: Corpus, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.full
-def test_a_real_server_gives_the_same_neighbours_and_is_asked_for_nothing_else(corpus: Corpus, server: str) -> None:
+def test_a_real_server_gives_the_same_neighbours_and_is_asked_for_nothing_else(
+    corpus: Corpus, server: str
+) -> None:
     from augbench.retrieval.index import ServerBackend
 
     found = ServerBackend(server, "corpus").search(corpus.queries, 200)
@@ -417,7 +495,9 @@ def write_embeddings(folder: Path, rows: int) -> Path:
     """Random embeddings in two parts, with metadata, as a corpus's embedding leaves them."""
     vectors = np.random.default_rng(0).normal(size=(rows, 16))
     paths = [folder / f"img_emb/img_emb_{part:05d}.npy" for part in range(2)]
-    for part, (path, rows_of_part) in enumerate(zip(paths, np.array_split(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), 2), strict=True)):
+    for part, (path, rows_of_part) in enumerate(
+        zip(paths, np.array_split(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), 2), strict=True)
+    ):
         table = folder / f"metadata/metadata_{part:05d}.parquet"
         for parent in (path.parent, table.parent):
             parent.mkdir(parents=True, exist_ok=True)
@@ -432,7 +512,9 @@ def test_an_index_of_a_small_corpus_misses_no_neighbour(tmp_path: Path) -> None:
 
     folder = write_embeddings(tmp_path / "embeddings", 3000)
     build_index(folder, tmp_path / "index", 1)
-    vectors = np.concatenate([np.load(path) for path in sorted((folder / "img_emb").glob("*.npy"))]).astype(np.float32)
+    vectors = np.concatenate([np.load(path) for path in sorted((folder / "img_emb").glob("*.npy"))]).astype(
+        np.float32
+    )
     _, found = faiss.read_index(str(tmp_path / "index/image.index")).search(vectors[:50], 20)
     assert np.array_equal(found, np.argsort(-(vectors[:50] @ vectors.T), axis=1)[:, :20])
     assert read_json(tmp_path / "index/image.json")["index_key"] == "Flat"
@@ -441,7 +523,9 @@ def test_an_index_of_a_small_corpus_misses_no_neighbour(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_large_corpus_gets_the_index_that_autofaiss_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_corpus_gets_the_index_that_autofaiss_chooses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write_embeddings(tmp_path / "embeddings", 3000)
     monkeypatch.setattr(embed, "EXACT_UP_TO", 2999)
     build_index(folder, tmp_path / "index", 1)
@@ -458,11 +542,25 @@ def test_a_folder_gives_its_own_images_and_nothing_outside(tmp_path: Path) -> No
     Image.new("RGB", (40, 30), "blue").save(tmp_path / "secret.png")
     (root / "broken.png").write_bytes(b"no image")
     (root / "link.png").symlink_to(tmp_path / "secret.png")
-    names = ["cats/one.png", "../secret.png", str(tmp_path / "secret.png"), "link.png", "broken.png", "gone.png"]
+    names = [
+        "cats/one.png",
+        "../secret.png",
+        str(tmp_path / "secret.png"),
+        "link.png",
+        "broken.png",
+        "gone.png",
+    ]
     rows = [replace(neighbours_of(1)[0], id=name) for name in names]
     found = FolderOrigin(root).fetch({"c": rows})["c"]
     outside = "refused: outside the folder"
-    assert [found[name].fate for name in names] == [FETCHED, outside, outside, outside, "undecodable", "dead: no such file"]
+    assert [found[name].fate for name in names] == [
+        FETCHED,
+        outside,
+        outside,
+        outside,
+        "undecodable",
+        "dead: no such file",
+    ]
     assert found["cats/one.png"].width == 40 and found["cats/one.png"].open().getpixel((0, 0)) == (255, 0, 0)  # type: ignore[misc]
 
 
@@ -471,13 +569,23 @@ def test_a_folder_gives_its_own_images_and_nothing_outside(tmp_path: Path) -> No
 
 def test_the_ledger_adds_up_and_agrees_with_the_shards(finished: Workspace) -> None:
     folder = finished.results / "retrieval"
-    ledgers = [row for path in sorted((folder / "retrieval/ledgers").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    ledgers = [
+        row
+        for path in sorted((folder / "retrieval/ledgers").glob("*.parquet"))
+        for row in pq.read_table(path).to_pylist()
+    ]
     kept = Counter(row["class_id"] for row in ledgers if row["fate"] == "kept")
     assert len(kept) == 10 and set(kept.values()) == {10}
     for class_id in kept:
         shard = pq.read_table(finished.results / f"shards/retrieval/selected/{class_id}/0.parquet")
-        assert shard.column("source").to_pylist() == [row["url"] for row in ledgers if row["class_id"] == class_id and row["fate"] == "kept"]
-    total = sum(int(line.rpartition(",")[2]) for line in (folder / "yield.csv").read_text().splitlines() if "all classes" in line)
+        assert shard.column("source").to_pylist() == [
+            row["url"] for row in ledgers if row["class_id"] == class_id and row["fate"] == "kept"
+        ]
+    total = sum(
+        int(line.rpartition(",")[2])
+        for line in (folder / "yield.csv").read_text().splitlines()
+        if "all classes" in line
+    )
     assert total == len(ledgers)
     assert pq.read_table(folder / "retrieval/manifest.parquet").num_rows == 100
     assert read_json(folder / "excluded.json") == {"exclude": "auto", "excluded": [], "short": {}}

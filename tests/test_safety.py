@@ -36,19 +36,40 @@ class Study:
 
     def __init__(self, folder: Path, checker: str) -> None:
         config = copy.deepcopy(SMALL_STUDY)
-        config["diffusion"] = {**config["diffusion"], "model": str(MINI), "safety_checker": checker, "steps": 4}
+        config["diffusion"] = {
+            **config["diffusion"],
+            "model": str(MINI),
+            "safety_checker": checker,
+            "steps": 4,
+        }
         config["methods"] = {"simple_prompt": SMALL_STUDY["methods"]["simple_prompt"]}
         config["augmentation"] = {"images_per_class": PER_CLASS}
         config["execution"] = {"batch_size": 5, "device": "cpu"}
         self.folder = folder
         self.job = Job(parse_study(config), Store(folder / ".store"), 1)
-        self.shards = {info.class_id: folder / f"shards/simple_prompt/selected/{info.class_id}/0.parquet" for info in CLASSES}
+        self.shards = {
+            info.class_id: folder / f"shards/simple_prompt/selected/{info.class_id}/0.parquet"
+            for info in CLASSES
+        }
         write_json(folder / "diffusion.json", fingerprint(MINI, checker))
-        write_prompts(self.job.study, "simple_prompt", CLASSES, {info.class_id: ["x"] for info in CLASSES}, folder / "prompts.parquet")
+        write_prompts(
+            self.job.study,
+            "simple_prompt",
+            CLASSES,
+            {info.class_id: ["x"] for info in CLASSES},
+            folder / "prompts.parquet",
+        )
 
     def generate(self) -> None:
         targets = {"": [str(path) for path in self.shards.values()]}
-        generate(self.job, "simple_prompt", str(self.folder / "prompts.parquet"), str(self.folder / "diffusion.json"), "", targets)
+        generate(
+            self.job,
+            "simple_prompt",
+            str(self.folder / "prompts.parquet"),
+            str(self.folder / "diffusion.json"),
+            "",
+            targets,
+        )
 
     @property
     def index(self) -> Any:
@@ -61,7 +82,11 @@ class Study:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        return [row for path in self.shards.values() for row in pq.read_table(path, columns=["seed", "safety_flags", "sha256"]).to_pylist()]
+        return [
+            row
+            for path in self.shards.values()
+            for row in pq.read_table(path, columns=["seed", "safety_flags", "sha256"]).to_pylist()
+        ]
 
     @property
     def pipeline(self) -> Any:
@@ -92,7 +117,10 @@ def embedded(pipeline: Any, images: list[Image.Image]) -> torch.Tensor:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """The study with a checker that flags nothing."""
     folder = tmp_path_factory.mktemp("plain")
-    pipeline = load_pipeline(parse_study(SMALL_STUDY | {"diffusion": {**SMALL_STUDY["diffusion"], "model": str(MINI)}}).diffusion, torch.device("cpu"))
+    pipeline = load_pipeline(
+        parse_study(SMALL_STUDY | {"diffusion": {**SMALL_STUDY["diffusion"], "model": str(MINI)}}).diffusion,
+        torch.device("cpu"),
+    )
     concept = torch.zeros(pipeline.safety_checker.concept_embeds.shape[1])
     concept[0] = 1.0
     study = Study(folder / "study", checker_like(pipeline, folder / "checker", concept, 2.0))
@@ -100,7 +128,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return study
 
 
-def test_flagged_images_are_replaced_and_counted_and_the_others_stay_the_same(plain: Study, tmp_path: Path) -> None:
+def test_flagged_images_are_replaced_and_counted_and_the_others_stay_the_same(
+    plain: Study, tmp_path: Path
+) -> None:
     pipeline = plain.pipeline
     vectors = embedded(pipeline, plain.images)
     cosines = (vectors @ vectors[2]).sort(descending=True).values
@@ -120,13 +150,22 @@ def test_flagged_images_are_replaced_and_counted_and_the_others_stay_the_same(pl
             assert (new["safety_flags"], new["seed"], new["sha256"]) == (0, old["seed"], old["sha256"])
     assert not any(check_safety(study.pipeline, study.images)), "nothing flagged is left"
     refused = sum(row["safety_flags"] for row in after)
-    assert refused >= some and refused_per_image(study.index, study.folder) == pytest.approx(refused / len(after))
+    assert refused >= some and refused_per_image(study.index, study.folder) == pytest.approx(
+        refused / len(after)
+    )
 
 
-def test_a_checker_that_flags_everything_ends_in_one_clear_error_and_leaves_no_shard(plain: Study, tmp_path: Path) -> None:
+def test_a_checker_that_flags_everything_ends_in_one_clear_error_and_leaves_no_shard(
+    plain: Study, tmp_path: Path
+) -> None:
     pipeline = plain.pipeline
-    study = Study(tmp_path / "study", checker_like(pipeline, tmp_path / "checker", pipeline.safety_checker.concept_embeds[0].clone(), -2.0))
+    study = Study(
+        tmp_path / "study",
+        checker_like(pipeline, tmp_path / "checker", pipeline.safety_checker.concept_embeds[0].clone(), -2.0),
+    )
     message = rf"safety checker: {PER_CLASS} of {PER_CLASS} images flagged {MAX_ATTEMPTS} times each, first prompt 'A photo of T-shirt/top, tee shirt\.'; change the prompts"
     with pytest.raises(UserError, match=message):
         study.generate()
-    assert not list(study.folder.rglob("shards/**/*.parquet")) and not list((study.folder / ".store").rglob("*.parquet"))
+    assert not list(study.folder.rglob("shards/**/*.parquet")) and not list(
+        (study.folder / ".store").rglob("*.parquet")
+    )

@@ -24,10 +24,17 @@ def results(folder: Path, **accuracies: float) -> dict[str, Path]:
 
 
 def test_the_best_validation_accuracy_wins_and_all_are_recorded(tmp_path: Path) -> None:
-    assert select("m", results(tmp_path, train_loss=0.4, val_loss=0.6, epoch1=0.5), tmp_path / "m.json") == "val_loss"
+    assert (
+        select("m", results(tmp_path, train_loss=0.4, val_loss=0.6, epoch1=0.5), tmp_path / "m.json")
+        == "val_loss"
+    )
     written = json.loads((tmp_path / "m.json").read_text())
     assert written["selected"] == "val_loss"
-    assert [(row["candidate"], row["val_top1"]) for row in written["candidates"]] == [("train_loss", 0.4), ("val_loss", 0.6), ("epoch1", 0.5)]
+    assert [(row["candidate"], row["val_top1"]) for row in written["candidates"]] == [
+        ("train_loss", 0.4),
+        ("val_loss", 0.6),
+        ("epoch1", 0.5),
+    ]
 
 
 def test_the_first_of_equals_wins(tmp_path: Path) -> None:
@@ -48,6 +55,10 @@ def test_dropping_the_losers_spares_what_is_the_winners_too(tmp_path: Path) -> N
     paths = {}
     for name, recipe in (("winner", {"learned": 1}), ("same", {"learned": 1}), ("loser", {"learned": 2})):
         paths[name] = tmp_path / name / "bag/0.parquet"
-        store.provide("shards", recipe, paths[name], lambda path, recipe=recipe: write_shard(path, rows, recipe))  # type: ignore[misc]
+        store.provide(
+            "shards", recipe, paths[name], lambda path, recipe=recipe: write_shard(path, rows, recipe)
+        )  # type: ignore[misc]
     assert drop_from_store(store, [paths["winner"]], [paths["same"], paths["loser"]]) == 1
-    assert store.has("shards", {"learned": 1}, ".parquet") and not store.has("shards", {"learned": 2}, ".parquet")
+    assert store.has("shards", {"learned": 1}, ".parquet") and not store.has(
+        "shards", {"learned": 2}, ".parquet"
+    )

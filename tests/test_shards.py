@@ -10,7 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from augbench.artifacts.shards import ShardRow, encode_image, is_kept, is_whole, read_footer, read_shard, write_shard
+from augbench.artifacts.shards import (
+    ShardRow,
+    encode_image,
+    is_kept,
+    is_whole,
+    read_footer,
+    read_shard,
+    write_shard,
+)
 from augbench.errors import UserError
 from augbench.files import canonical_hash
 
@@ -19,7 +27,16 @@ def rows(count: int = 5) -> list[ShardRow]:
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in range(count)]
     return [
-        ShardRow(encode_image(image, "png", 95), 3, "dress", index, "simple_prompt", "A photo of dress.", "abc", seed=index)
+        ShardRow(
+            encode_image(image, "png", 95),
+            3,
+            "dress",
+            index,
+            "simple_prompt",
+            "A photo of dress.",
+            "abc",
+            seed=index,
+        )
         for index, image in enumerate(images)
     ]
 
@@ -43,7 +60,9 @@ def test_images_come_back_as_they_were(shard: Path) -> None:
 
 def test_hugging_face_datasets_reads_it_as_images_without_our_code(shard: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    loaded = datasets.load_dataset("parquet", data_files=str(shard), split="train", cache_dir=str(tmp_path / "cache"))
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(shard), split="train", cache_dir=str(tmp_path / "cache")
+    )
     assert isinstance(loaded.features["image"], datasets.Image)
     assert isinstance(loaded[0]["image"], Image.Image) and loaded[0]["image"].size == (32, 32)
     assert loaded[0]["class_id"] == "dress"
@@ -52,7 +71,11 @@ def test_hugging_face_datasets_reads_it_as_images_without_our_code(shard: Path, 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
 def test_every_image_format_can_be_read(image_format: str, tmp_path: Path) -> None:
     image = Image.new("RGB", (32, 32), (200, 10, 10))
-    write_shard(tmp_path / "s.parquet", [ShardRow(encode_image(image, image_format, 95), 0, "a", 0, "m", None, "x")], {})
+    write_shard(
+        tmp_path / "s.parquet",
+        [ShardRow(encode_image(image, image_format, 95), 0, "a", 0, "m", None, "x")],
+        {},
+    )
     (row,) = read_shard(tmp_path / "s.parquet").to_pylist()
     assert row["image"]["path"].endswith({"png": ".png", "jpeg": ".jpg", "webp": ".webp"}[image_format])
 
@@ -72,7 +95,9 @@ def test_a_flipped_bit_in_an_image_is_noticed(shard: Path) -> None:
     assert not is_whole(shard)
 
 
-def test_the_store_takes_no_shard_of_another_recipe_than_its_name_stands_for(shard: Path, tmp_path: Path) -> None:
+def test_the_store_takes_no_shard_of_another_recipe_than_its_name_stands_for(
+    shard: Path, tmp_path: Path
+) -> None:
     for name, expected in (({"guidance_scale": 3.0}, True), ({"guidance_scale": 2.0}, False)):
         kept = tmp_path / f"{canonical_hash(name)}.parquet"
         kept.write_bytes(shard.read_bytes())

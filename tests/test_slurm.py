@@ -22,7 +22,11 @@ from slurm_node import SlurmJob, SlurmNode
 pytestmark = pytest.mark.full
 
 STUDY = copy.deepcopy(SMALL_STUDY)
-STUDY["methods"] = {name: row for name, row in STUDY["methods"].items() if name in ("none", "simple_prompt", "pseudoword_clip", "retrieval")}
+STUDY["methods"] = {
+    name: row
+    for name, row in STUDY["methods"].items()
+    if name in ("none", "simple_prompt", "pseudoword_clip", "retrieval")
+}
 STUDY["execution"]["classes_per_job"] = 10
 STUDY["corpus"] |= {"images": 1500, "distractors": 150}
 STUDY["finetune"]["max_epochs"] = 1
@@ -65,9 +69,23 @@ class Run:
         self.process.wait()
 
 
-def start(workspace: Workspace, *arguments: str, targets: tuple[str, ...] = ("table1",), site: tuple[str, ...] = WITHOUT_GPUS) -> Run:
+def start(
+    workspace: Workspace,
+    *arguments: str,
+    targets: tuple[str, ...] = ("table1",),
+    site: tuple[str, ...] = WITHOUT_GPUS,
+) -> Run:
     """As a user types it, but that it looks after its jobs more often, for they are short; ``site`` takes the place of the profile's values."""
-    command = [sys.executable, "-m", "snakemake", "--profile", "slurm", "--configfile", "study.yaml", *(("--default-resources", *site) if site else ())]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--profile",
+        "slurm",
+        "--configfile",
+        "study.yaml",
+        *(("--default-resources", *site) if site else ()),
+    ]
     command += ["--slurm-init-seconds-before-status-checks", "3", *arguments, "--", *targets]
     path = workspace.folder / f"run{len(list(workspace.folder.glob('run*.log')))}.log"
     with path.open("w") as log:
@@ -83,7 +101,11 @@ def start(workspace: Workspace, *arguments: str, targets: tuple[str, ...] = ("ta
 def stored(workspace: Workspace, method: str) -> dict[Path, int]:
     """Finished shards of a method in the store, with their inodes: an inode that changes was made again."""
     folder = workspace.results / ".store/shards"
-    return {path: path.stat().st_ino for path in folder.glob("[!.]*") if pq.read_table(path, columns=["method"])["method"][0].as_py() == method}
+    return {
+        path: path.stat().st_ino
+        for path in folder.glob("[!.]*")
+        if pq.read_table(path, columns=["method"])["method"][0].as_py() == method
+    }
 
 
 def attempts(node: SlurmNode, what: str) -> list[SlurmJob]:
@@ -138,7 +160,11 @@ def disturbed(node: SlurmNode, tmp_path_factory: pytest.TempPathFactory) -> Dist
     kept: dict[str, dict[Path, int]] = {}
 
     def stop(what: str, method: str, how: Callable[[SlurmJob], None]) -> None:
-        if what not in kept and (job := running(node, what)) is not None and len(finished := stored(workspace, method)) >= 3:
+        if (
+            what not in kept
+            and (job := running(node, what)) is not None
+            and len(finished := stored(workspace, method)) >= 3
+        ):
             how(job)
             kept[what] = finished
 
@@ -149,7 +175,13 @@ def disturbed(node: SlurmNode, tmp_path_factory: pytest.TempPathFactory) -> Dist
     run = start(
         workspace,
         *("--set-resources", f"{RETRIEVE[5:]}:mem_mb=300 if attempt == 1 else 4000"),
-        site=("slurm_partition=everyone", "gpu_type=toy", "gpu_partition=gpus", "threads_per_gpu=1", "longest_job=300"),
+        site=(
+            "slurm_partition=everyone",
+            "gpu_type=toy",
+            "gpu_partition=gpus",
+            "threads_per_gpu=1",
+            "longest_job=300",
+        ),
     )
     try:
         while run.process.poll() is None:
@@ -166,14 +198,18 @@ def test_the_study_ends_with_the_table_of_a_local_run(disturbed: Disturbed, tmp_
     local = cluster_workspace(tmp_path)
     local.run("--target", "table1")
     for table in ("table1.csv", "table1_runs.csv"):
-        assert (disturbed.workspace.results / "tables" / table).read_text() == (local.results / "tables" / table).read_text()
+        assert (disturbed.workspace.results / "tables" / table).read_text() == (
+            local.results / "tables" / table
+        ).read_text()
 
 
 def test_a_cancelled_job_is_tried_again_with_twice_the_memory_and_time(disturbed: Disturbed) -> None:
     jobs = disturbed.attempts(GENERATE)
     assert [job.state for job in jobs] == ["CANCELLED", "COMPLETED"]
     assert [job.memory for job in jobs] == ["3000M", "6000M"]
-    assert [job.limit for job in jobs] == ["04:00:00", "05:00:00"], "no job asks for more time than the site's longest"
+    assert [job.limit for job in jobs] == ["04:00:00", "05:00:00"], (
+        "no job asks for more time than the site's longest"
+    )
 
 
 def test_a_job_over_its_memory_is_tried_again(disturbed: Disturbed) -> None:
@@ -189,7 +225,10 @@ def test_a_job_over_its_time_is_tried_again(disturbed: Disturbed) -> None:
     assert [(job.state, job.limit) for job in jobs] == [("TIMEOUT", "00:01:00"), ("COMPLETED", "05:00:00")]
 
 
-@pytest.mark.parametrize(("what", "log"), [(GENERATE, "generate/simple_prompt_000.log"), (CANDIDATES, "candidates/pseudoword_clip_000.log")])
+@pytest.mark.parametrize(
+    ("what", "log"),
+    [(GENERATE, "generate/simple_prompt_000.log"), (CANDIDATES, "candidates/pseudoword_clip_000.log")],
+)
 def test_no_finished_shard_is_made_twice(disturbed: Disturbed, what: str, log: str) -> None:
     kept = disturbed.kept[what]
     assert len(kept) >= 3 and {path: path.stat().st_ino for path in kept} == kept
@@ -198,7 +237,9 @@ def test_no_finished_shard_is_made_twice(disturbed: Disturbed, what: str, log: s
     assert taken >= len(kept) and made + taken == SHARDS
 
 
-def test_jobs_that_use_a_gpu_ask_for_the_sites_type_in_its_partition_and_no_other_does(disturbed: Disturbed) -> None:
+def test_jobs_that_use_a_gpu_ask_for_the_sites_type_in_its_partition_and_no_other_does(
+    disturbed: Disturbed,
+) -> None:
     asked = {job.what: (job.partition, job.gpus) for job in disturbed.jobs}
     assert asked.pop("rule_corpus") == asked.pop("rule_choose_lr_pseudoword_clip") == ("everyone", "")
     assert {GENERATE, CANDIDATES, RETRIEVE} < set(asked)
@@ -207,8 +248,20 @@ def test_jobs_that_use_a_gpu_ask_for_the_sites_type_in_its_partition_and_no_othe
 
 def test_small_rules_are_no_jobs(disturbed: Disturbed) -> None:
     rules = {job.what.removeprefix("rule_").partition("_wildcards_")[0] for job in disturbed.jobs}
-    learned = {"finetune_pseudoword_clip_lr1_000", "choose_lr_pseudoword_clip", "candidates_pseudoword_clip_000", "classify_candidates_pseudoword_clip"}
-    images = {"corpus", "embed_corpus", "search", "retrieve_retrieval_000", "generate_simple_prompt_000", "generate_pseudoword_clip_000"}
+    learned = {
+        "finetune_pseudoword_clip_lr1_000",
+        "choose_lr_pseudoword_clip",
+        "candidates_pseudoword_clip_000",
+        "classify_candidates_pseudoword_clip",
+    }
+    images = {
+        "corpus",
+        "embed_corpus",
+        "search",
+        "retrieve_retrieval_000",
+        "generate_simple_prompt_000",
+        "generate_pseudoword_clip_000",
+    }
     assert rules == {*images, *learned, "classify_000"}
 
 
@@ -238,7 +291,9 @@ class Unmade:
 
     def working(self) -> dict[Path, int]:
         """Wait for a job to have finished some shards, not all; those."""
-        slurm_node.wait_until(lambda: len(stored(self.workspace, "simple_prompt")) >= 3, "a job makes shards", PATIENCE)
+        slurm_node.wait_until(
+            lambda: len(stored(self.workspace, "simple_prompt")) >= 3, "a job makes shards", PATIENCE
+        )
         (job,) = self.jobs()
         assert job.state == "RUNNING"
         return stored(self.workspace, "simple_prompt")
@@ -248,10 +303,16 @@ class Unmade:
 def unmade(node: SlurmNode, disturbed: Disturbed) -> Unmade:
     workspace = disturbed.workspace
     classes = [entry["class_id"] for entry in yaml.safe_load((workspace.folder / "classes.yaml").read_text())]
-    targets = [workspace.results / f"shards/simple_prompt/selected/{class_id}/{part}.parquet" for class_id in classes for part in (0, 1)]
+    targets = [
+        workspace.results / f"shards/simple_prompt/selected/{class_id}/{part}.parquet"
+        for class_id in classes
+        for part in (0, 1)
+    ]
     for path in (*stored(workspace, "simple_prompt"), *targets):
         path.unlink(missing_ok=True)
-    return Unmade(node, workspace, tuple(str(path.relative_to(workspace.folder)) for path in targets), len(node.jobs()))
+    return Unmade(
+        node, workspace, tuple(str(path.relative_to(workspace.folder)) for path in targets), len(node.jobs())
+    )
 
 
 def test_the_profile_as_shipped_needs_no_partition_no_account_and_no_type_of_gpu(unmade: Unmade) -> None:
@@ -268,7 +329,9 @@ def test_a_job_whose_node_fails_goes_back_to_the_queue(unmade: Unmade) -> None:
     run = unmade.start()
     kept = unmade.working()
     unmade.node.fail_node()
-    slurm_node.wait_until(lambda: not any(job.state == "RUNNING" for job in unmade.jobs()), "Slurm misses the node", PATIENCE)
+    slurm_node.wait_until(
+        lambda: not any(job.state == "RUNNING" for job in unmade.jobs()), "Slurm misses the node", PATIENCE
+    )
     unmade.node.start_node()
     assert run.ended() == 0, run.text[-4000:]
     assert unmade.jobs()[-1].state == "COMPLETED" and sum(job.restarts + 1 for job in unmade.jobs()) == 2
@@ -291,7 +354,9 @@ def test_a_job_that_outlives_snakemake_is_named_and_what_it_made_is_kept(unmade:
     stop_scripts(unmade.workspace, "generate")
     first.kill()
     second = unmade.start()
-    assert second.ended() != 0 and "jobs of an earlier run are still alive (process " in second.text, second.text[-4000:]
+    assert second.ended() != 0 and "jobs of an earlier run are still alive (process " in second.text, (
+        second.text[-4000:]
+    )
     unmade.node.cancel(unmade.jobs()[0].number)
     slurm_node.wait_until(lambda: unmade.jobs()[0].state == "CANCELLED", "the job is cancelled", PATIENCE)
     third = unmade.start()
@@ -300,7 +365,9 @@ def test_a_job_that_outlives_snakemake_is_named_and_what_it_made_is_kept(unmade:
     assert stored(unmade.workspace, "simple_prompt").items() >= kept.items()
 
 
-def test_a_job_that_waits_in_the_queue_when_snakemake_is_killed_does_not_disturb_the_next_run(unmade: Unmade) -> None:
+def test_a_job_that_waits_in_the_queue_when_snakemake_is_killed_does_not_disturb_the_next_run(
+    unmade: Unmade,
+) -> None:
     unmade.node.hold_queue()
     try:
         first = unmade.start()

@@ -13,15 +13,31 @@ import pytest
 from augbench.config.data import Caltech256, ImageFolder
 from augbench.data.classes import ClassInfo
 from augbench.data.source import ClassImages, ImageList
-from augbench.data.splits import Split, check_labels, class_generator, make_splits, read_split, split_class, write_split
+from augbench.data.splits import (
+    Split,
+    check_labels,
+    class_generator,
+    make_splits,
+    read_split,
+    split_class,
+    write_split,
+)
 from augbench.errors import UserError
 
-IMAGENET10 = ImageFolder(kind="image_folder", root="ilsvrc2012", train_folder="train", test_folder="val", train_fraction=0.1)
+IMAGENET10 = ImageFolder(
+    kind="image_folder", root="ilsvrc2012", train_folder="train", test_folder="val", train_fraction=0.1
+)
 CALTECH256 = Caltech256(kind="caltech256", root="256_ObjectCategories")
 ALL = {"train2x", "full"}
 
 
-def split(pool: int, dataset: Any = IMAGENET10, validation: int | None = None, test: int | None = 50, needed: set[str] = ALL) -> dict[str, set[int]]:
+def split(
+    pool: int,
+    dataset: Any = IMAGENET10,
+    validation: int | None = None,
+    test: int | None = 50,
+    needed: set[str] = ALL,
+) -> dict[str, set[int]]:
     found = split_class("n01440764", pool, dataset, validation, test, class_generator(0, "n01440764"), needed)
     return {name: set(indices.tolist()) for name, indices in found.items()}
 
@@ -81,7 +97,9 @@ def test_full_leaves_out_the_whole_sampled_test_split_even_where_it_is_cut() -> 
 
 
 def test_a_smaller_cut_of_given_test_images_is_part_of_a_larger_one() -> None:
-    ten, twenty = (split(100, IMAGENET10.model_copy(update={"test_images_per_class": size}))["test"] for size in (10, 20))
+    ten, twenty = (
+        split(100, IMAGENET10.model_copy(update={"test_images_per_class": size}))["test"] for size in (10, 20)
+    )
     assert (len(ten), len(twenty)) == (10, 20)
     assert ten < twenty
 
@@ -93,7 +111,10 @@ def test_only_needed_splits_are_made_and_they_do_not_change_the_others() -> None
 
 
 def test_each_class_has_a_generator_of_its_own() -> None:
-    first, again, other, seed = (class_generator(*key).permutation(50).tolist() for key in ((0, "ak47"), (0, "ak47"), (0, "zebra"), (1, "ak47")))
+    first, again, other, seed = (
+        class_generator(*key).permutation(50).tolist()
+        for key in ((0, "ak47"), (0, "ak47"), (0, "zebra"), (1, "ak47"))
+    )
     assert first == again
     assert first != other
     assert first != seed
@@ -106,11 +127,25 @@ def test_each_class_has_a_generator_of_its_own() -> None:
         (9, CALTECH256, None, set(), ["has 9 images", "10 are enough for train, val, test"]),
         (2, IMAGENET10, 50, {"train2x"}, ["has 2 images", "3 are enough for train, val, train2x"]),
         (100, IMAGENET10, 0, set(), ["has 0 test images", "at least 1"]),
-        (100, IMAGENET10.model_copy(update={"train_fraction": 0.6}), 50, set(), ["dataset.validation_fraction", "0.6", "at most 0.4"]),
-        (100, IMAGENET10.model_copy(update={"train_fraction": 0.4}), 50, {"train2x"}, ["dataset.train_fraction", "0.4", "at most the 0.2"]),
+        (
+            100,
+            IMAGENET10.model_copy(update={"train_fraction": 0.6}),
+            50,
+            set(),
+            ["dataset.validation_fraction", "0.6", "at most 0.4"],
+        ),
+        (
+            100,
+            IMAGENET10.model_copy(update={"train_fraction": 0.4}),
+            50,
+            {"train2x"},
+            ["dataset.train_fraction", "0.4", "at most the 0.2"],
+        ),
     ],
 )
-def test_a_class_that_is_too_small_is_one_clear_error(pool: int, dataset: Any, test: int | None, needed: set[str], said: list[str]) -> None:
+def test_a_class_that_is_too_small_is_one_clear_error(
+    pool: int, dataset: Any, test: int | None, needed: set[str], said: list[str]
+) -> None:
     with pytest.raises(UserError) as caught:
         split(pool, dataset, test=test, needed=needed)
     assert all(text in str(caught.value) for text in said), str(caught.value)
@@ -147,7 +182,11 @@ def test_manifests_keep_the_imbalance_of_the_classes() -> None:
 def test_test_images_come_from_the_test_folder_and_training_images_do_not() -> None:
     made = splits()
     assert all(source.startswith("val/") for source in made["test"].sources)
-    assert all(source.startswith("train/") for name in ("train", "train2x", "full", "val") for source in made[name].sources)
+    assert all(
+        source.startswith("train/")
+        for name in ("train", "train2x", "full", "val")
+        for source in made[name].sources
+    )
 
 
 def test_a_manifest_is_read_as_it_was_written_sorted_by_label_and_id(tmp_path: Any) -> None:
@@ -157,7 +196,9 @@ def test_a_manifest_is_read_as_it_was_written_sorted_by_label_and_id(tmp_path: A
     assert pq.read_schema(tmp_path / "train2x.parquet").names == ["image_id", "class_id", "label", "source"]
     assert read.labels.dtype == np.int32
     rows = list(zip(read.labels.tolist(), read.image_ids, read.class_ids, read.sources, strict=True))
-    assert rows == sorted(zip(made.labels.tolist(), made.image_ids, made.class_ids, made.sources, strict=True))
+    assert rows == sorted(
+        zip(made.labels.tolist(), made.image_ids, made.class_ids, made.sources, strict=True)
+    )
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_images(tmp_path: Any) -> None:

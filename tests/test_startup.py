@@ -24,7 +24,16 @@ TRAINING = (
     "pretrain_reference",
     "pretrain_unet",
 )
-DRAWING = ("draw_figure", "figure1", "figure3_data", "figure4_data", "figure5a_data", "figure5b_data", "report_images", "report_html")
+DRAWING = (
+    "draw_figure",
+    "figure1",
+    "figure3_data",
+    "figure4_data",
+    "figure5a_data",
+    "figure5b_data",
+    "report_images",
+    "report_html",
+)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -34,7 +43,11 @@ def test_no_script_is_taken_for_a_library(script: Path) -> None:
 
 
 def imports_of(script: Path) -> str:
-    nodes = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
+    nodes = [
+        node
+        for node in ast.walk(ast.parse(script.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
     return "; ".join(ast.unparse(node) for node in nodes)
 
 
@@ -42,16 +55,38 @@ def packages_after(scripts: list[Path]) -> dict[str, list[str]]:
     """Top-level packages that are there after the imports of each script, one after the other in one process."""
     lines = ["import json, sys", "found = {}"]
     for script in scripts:
-        lines += [imports_of(script), f"found[{script.stem!r}] = sorted({{name.partition('.')[0] for name in sys.modules}})"]
+        lines += [
+            imports_of(script),
+            f"found[{script.stem!r}] = sorted({{name.partition('.')[0] for name in sys.modules}})",
+        ]
     code = "\n".join([*lines, "print(json.dumps(found))"])
-    return json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=PROJECT).stdout)
+    return json.loads(
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=PROJECT
+        ).stdout
+    )
 
 
 def test_scripts_that_do_not_train_start_without_torch_pandas_scipy_or_matplotlib() -> None:
     light = [script for script in SCRIPTS if script.stem not in (*TRAINING, *DRAWING)]
     assert len(light) > 25
-    heavy = {"torch", "torchvision", "transformers", "diffusers", "pandas", "scipy", "sklearn", "matplotlib", "cv2", "faiss"}
-    assert {name: heavy & set(packages) for name, packages in packages_after(light).items() if heavy & set(packages)} == {}
+    heavy = {
+        "torch",
+        "torchvision",
+        "transformers",
+        "diffusers",
+        "pandas",
+        "scipy",
+        "sklearn",
+        "matplotlib",
+        "cv2",
+        "faiss",
+    }
+    assert {
+        name: heavy & set(packages)
+        for name, packages in packages_after(light).items()
+        if heavy & set(packages)
+    } == {}
 
 
 def test_figures_and_the_report_are_made_without_torch() -> None:
@@ -89,7 +124,9 @@ def run_job(folder: Path, fails: bool = False, fails_later: bool = False) -> int
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_job_does_what_was_asked_for_its_end_and_is_not_taken_apart_once_it_is_done(tmp_path: Path, fails: bool) -> None:
+def test_a_job_does_what_was_asked_for_its_end_and_is_not_taken_apart_once_it_is_done(
+    tmp_path: Path, fails: bool
+) -> None:
     assert run_job(tmp_path, fails) == fails
     log = (tmp_path / "results/s/logs/job.log").read_text()
     assert "printed" in log and ("no luck" in log) == fails and ("ended; torch not imported" in log) != fails

@@ -17,7 +17,15 @@ from augbench.files import write_text
 from augbench.report.render import render_csv
 from augbench.report.tables import table1
 from augbench.report.tables.per_class import read_per_class, write_per_class
-from augbench.report.tables.statistics import binomial_error, build_rows, compare, holm, interval, read_rows, write_statistics
+from augbench.report.tables.statistics import (
+    binomial_error,
+    build_rows,
+    compare,
+    holm,
+    interval,
+    read_rows,
+    write_statistics,
+)
 from augbench.report.tables.table1 import RunRow
 
 RUNS = {
@@ -26,12 +34,37 @@ RUNS = {
     "pseudoword_dm": (73.0, 75.0, 77.0),
     "retrieval": (75.0, 76.0, 80.0),
 }
-FAMILIES = {"none": "real", "clip_prompts": "prompting", "pseudoword_dm": "personalised", "retrieval": "retrieval"}
+FAMILIES = {
+    "none": "real",
+    "clip_prompts": "prompting",
+    "pseudoword_dm": "personalised",
+    "retrieval": "retrieval",
+}
 
 
 def table(methods: dict[str, tuple[float, ...]]) -> tuple[list[table1.Row], list[RunRow]]:
-    rows = [table1.Row(name, name.upper(), FAMILIES[name], "train", float(np.mean(v)), None, len(v), 50, 50, 0.5, None, None) for name, v in methods.items()]
-    runs = [RunRow(name, number, value, 70.0, 3, 9, 500, 500, 100, 2000) for name, values in methods.items() for number, value in enumerate(values)]
+    rows = [
+        table1.Row(
+            name,
+            name.upper(),
+            FAMILIES[name],
+            "train",
+            float(np.mean(v)),
+            None,
+            len(v),
+            50,
+            50,
+            0.5,
+            None,
+            None,
+        )
+        for name, v in methods.items()
+    ]
+    runs = [
+        RunRow(name, number, value, 70.0, 3, 9, 500, 500, 100, 2000)
+        for name, values in methods.items()
+        for number, value in enumerate(values)
+    ]
     return rows, runs
 
 
@@ -43,7 +76,9 @@ def test_the_interval_of_three_runs_is_the_hand_computed_one() -> None:
 
 def test_the_interval_is_scipys() -> None:
     values = [61.2, 60.8, 61.9, 60.5, 61.1]
-    assert interval(values) == pytest.approx(stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values)))
+    assert interval(values) == pytest.approx(
+        stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
+    )
 
 
 def test_a_paired_difference_is_the_hand_computed_one() -> None:
@@ -77,7 +112,13 @@ def test_equal_differences_have_no_p() -> None:
 
 def test_holms_correction_is_the_hand_computed_one() -> None:
     # sorted: 0.01 x 4, 0.02 x 3, 0.03 x 2 = 0.06, 0.04 x 1, which may not fall below 0.06
-    assert holm([0.03, 0.01, None, 0.04, 0.02]) == [pytest.approx(0.06), pytest.approx(0.04), None, pytest.approx(0.06), pytest.approx(0.06)]
+    assert holm([0.03, 0.01, None, 0.04, 0.02]) == [
+        pytest.approx(0.06),
+        pytest.approx(0.04),
+        None,
+        pytest.approx(0.06),
+        pytest.approx(0.06),
+    ]
     assert holm([0.7, 0.9]) == [1.0, 1.0] and holm([0.2]) == [0.2] and holm([None]) == [None]
 
 
@@ -89,7 +130,11 @@ def test_the_test_sets_own_error_is_binomial() -> None:
 def test_every_method_is_compared_with_the_baseline_and_with_retrieval_but_not_with_itself() -> None:
     none, clip, pseudoword, retrieval = build_rows(*table(RUNS))
     assert (none.baseline_points, none.retrieval_points) == (None, pytest.approx(-5))
-    assert (retrieval.baseline_points, retrieval.retrieval_points, retrieval.retrieval_p_holm) == (pytest.approx(5), None, None)
+    assert (retrieval.baseline_points, retrieval.retrieval_points, retrieval.retrieval_p_holm) == (
+        pytest.approx(5),
+        None,
+        None,
+    )
     assert (clip.baseline_points, clip.retrieval_points) == (pytest.approx(2), pytest.approx(-3))
     # two comparisons with the baseline have a p: the smaller one doubles
     first, second = sorted((clip, retrieval), key=lambda row: row.baseline_p or 0)
@@ -100,7 +145,9 @@ def test_every_method_is_compared_with_the_baseline_and_with_retrieval_but_not_w
 
 def test_a_study_without_retrieval_or_baseline_is_compared_with_what_there_is() -> None:
     rows = build_rows(*table({name: RUNS[name] for name in ("none", "clip_prompts")}))
-    assert [row.retrieval_points for row in rows] == [None, None] and rows[1].baseline_points == pytest.approx(2)
+    assert [row.retrieval_points for row in rows] == [None, None] and rows[
+        1
+    ].baseline_points == pytest.approx(2)
     rows = build_rows(*table({"clip_prompts": (70.0,)}))
     assert (rows[0].stderr_percent, rows[0].low_percent, rows[0].baseline_points) == (None, None, None)
 
@@ -114,7 +161,10 @@ def test_the_files_say_what_the_spread_measures_and_read_back(tmp_path: Path) ->
     assert read_rows(outs["csv"]) == written == build_rows(rows, runs)
     for path in outs.values():
         text = " ".join(path.read_text(encoding="utf-8").split())
-        assert "initial weights and the order of images" in text and "corrected by Holm for the 2 comparisons" in text
+        assert (
+            "initial weights and the order of images" in text
+            and "corrected by Holm for the 2 comparisons" in text
+        )
     assert r"\label{tab:demo-1-statistics}" in outs["tex"].read_text(encoding="utf-8")
 
 
@@ -132,7 +182,11 @@ def class_table(tmp_path: Path) -> Path:
 
 def predict(folder: Path, run: int, labels: list[int], predicted: list[int]) -> Path:
     table = pa.Table.from_pylist(
-        [{"image_id": str(i), "label": a, "predicted": b, "probability": 0.5} for i, (a, b) in enumerate(zip(labels, predicted, strict=True))], schema=SCHEMA
+        [
+            {"image_id": str(i), "label": a, "predicted": b, "probability": 0.5}
+            for i, (a, b) in enumerate(zip(labels, predicted, strict=True))
+        ],
+        schema=SCHEMA,
     )
     path = folder / str(run) / "predictions.parquet"
     path.parent.mkdir(parents=True)
@@ -141,7 +195,10 @@ def predict(folder: Path, run: int, labels: list[int], predicted: list[int]) -> 
 
 
 def test_accuracy_per_class_is_counted_for_every_run(class_table: Path, tmp_path: Path) -> None:
-    paths = [predict(tmp_path / "none", 0, [2, 0, 0, 1, 2, 2], [2, 0, 1, 1, 0, 2]), predict(tmp_path / "none", 1, [0, 0, 1, 2, 2, 2], [0, 0, 0, 2, 2, 2])]
+    paths = [
+        predict(tmp_path / "none", 0, [2, 0, 0, 1, 2, 2], [2, 0, 1, 1, 0, 2]),
+        predict(tmp_path / "none", 1, [0, 0, 1, 2, 2, 2], [0, 0, 0, 2, 2, 2]),
+    ]
     write_per_class(class_table, {"none": paths}, tmp_path / "per_class.parquet")
     rows = pq.read_table(tmp_path / "per_class.parquet").to_pylist()
     assert [tuple(row.values()) for row in rows] == [
@@ -154,13 +211,17 @@ def test_accuracy_per_class_is_counted_for_every_run(class_table: Path, tmp_path
 
 
 def test_a_class_that_is_left_out_has_no_row(class_table: Path, tmp_path: Path) -> None:
-    write_per_class(class_table, {"none": [predict(tmp_path / "none", 0, [0, 2], [0, 0])]}, tmp_path / "per_class.parquet")
+    write_per_class(
+        class_table, {"none": [predict(tmp_path / "none", 0, [0, 2], [0, 0])]}, tmp_path / "per_class.parquet"
+    )
     assert read_per_class(tmp_path / "per_class.parquet")["none"].class_ids == ("bag", "shirt")
 
 
 def test_predictions_of_another_class_table_are_refused(class_table: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="label 3, and there are 3 classes"):
-        write_per_class(class_table, {"none": [predict(tmp_path / "none", 0, [3], [0])]}, tmp_path / "per_class.parquet")
+        write_per_class(
+            class_table, {"none": [predict(tmp_path / "none", 0, [3], [0])]}, tmp_path / "per_class.parquet"
+        )
 
 
 def test_runs_with_different_classes_are_refused(class_table: Path, tmp_path: Path) -> None:

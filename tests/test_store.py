@@ -24,7 +24,12 @@ def test_an_artifact_is_made_once_and_linked_again(tmp_path: Path) -> None:
 def test_another_recipe_is_another_artifact(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     for number in (1, 2):
-        store.provide("texts", {"n": number}, tmp_path / f"{number}.txt", lambda path, n=number: path.write_text(str(n)) and None)
+        store.provide(
+            "texts",
+            {"n": number},
+            tmp_path / f"{number}.txt",
+            lambda path, n=number: path.write_text(str(n)) and None,
+        )
     assert (tmp_path / "1.txt").read_text() != (tmp_path / "2.txt").read_text()
 
 
@@ -36,7 +41,13 @@ def test_the_order_of_a_recipes_keys_does_not_matter(tmp_path: Path) -> None:
 def test_an_artifact_that_is_not_whole_is_made_again(tmp_path: Path) -> None:
     store, target = Store(tmp_path / "store"), tmp_path / "a.txt"
     store.provide("texts", {}, target, lambda path: path.write_text("half") and None)
-    made = store.provide("texts", {}, target, lambda path: path.write_text("whole") and None, valid=lambda path: path.read_text() == "whole")
+    made = store.provide(
+        "texts",
+        {},
+        target,
+        lambda path: path.write_text("whole") and None,
+        valid=lambda path: path.read_text() == "whole",
+    )
     assert made and target.read_text() == "whole"
 
 
@@ -60,7 +71,9 @@ def test_a_target_is_a_hard_link_and_unused_artifacts_are_found(tmp_path: Path) 
     assert len(store.unused()) == 1
 
 
-def test_where_links_are_not_supported_the_file_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_links_are_not_supported_the_file_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise OSError(1, "Operation not permitted")
 

@@ -25,7 +25,11 @@ def test_figures_of_several_benchmarks_come_together_over_the_shipped_ones(tmp_p
     write_figures(table, "NVIDIA H200", {"classify": 5600.0}, "classifier.py, today")
     write_figures(table, "NVIDIA H200", {"embed": 2600.0}, "embed.py, later")
     found = read_throughput(path=table)
-    assert (found.device, found.rates["embed"].value, found.rates["embed"].source) == ("h200", 2600.0, "embed.py, later")
+    assert (found.device, found.rates["embed"].value, found.rates["embed"].source) == (
+        "h200",
+        2600.0,
+        "embed.py, later",
+    )
     assert found.rates["classify"].measured and not found.rates["generate"].measured
 
 
@@ -37,7 +41,10 @@ def test_a_gpu_that_the_shipped_table_lacks_gets_its_own_entry(tmp_path: Path) -
     write_figures(table, "Some GPU-9000", {"embed": 1.0}, "embed.py")
     devices = yaml.safe_load(table.read_text())["devices"]
     assert list(devices) == ["a100", "some_gpu_9000"]
-    assert devices["a100"] == {"name": "NVIDIA A100-SXM4-80GB", "embed": {"value": 700.0, "measured": True, "source": "embed.py"}}
+    assert devices["a100"] == {
+        "name": "NVIDIA A100-SXM4-80GB",
+        "embed": {"value": 700.0, "measured": True, "source": "embed.py"},
+    }
 
 
 def test_the_rate_of_matrix_products_is_that_of_a_computer() -> None:

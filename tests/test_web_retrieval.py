@@ -67,10 +67,24 @@ class Study:
         write_json(self.path("clip.json"), fingerprint(CLIP))
         write_json(self.path("diffusion.json"), fingerprint("resources/mini/stable-diffusion"))
         write_class_table(CLASSES, self.path("classes.parquet"))
-        write_prompts(self.job.study, "retrieval", CLASSES, {class_id: ["x"] * 8 for class_id in self.class_ids}, self.path("prompts.parquet"))
+        write_prompts(
+            self.job.study,
+            "retrieval",
+            CLASSES,
+            {class_id: ["x"] * 8 for class_id in self.class_ids},
+            self.path("prompts.parquet"),
+        )
 
     def search(self) -> None:
-        search(self.job, "retrieval", self.path("prompts.parquet"), self.sizes, self.path("clip.json"), None, self.path("neighbours.parquet"))
+        search(
+            self.job,
+            "retrieval",
+            self.path("prompts.parquet"),
+            self.sizes,
+            self.path("clip.json"),
+            None,
+            self.path("neighbours.parquet"),
+        )
 
     def retrieve(self) -> None:
         """All classes in one job."""
@@ -104,9 +118,15 @@ def write_corpus(folder: Path, web: HostileServer, queries: np.ndarray) -> None:
     noise = rng.normal(size=(web.count, queries.shape[1]))
     noise /= np.linalg.norm(noise, axis=1, keepdims=True)
     vectors = queries[np.arange(web.count) % len(queries)] + noise * np.linspace(0.2, 1, web.count)[:, None]
-    columns = {"url": web.urls(), "caption": [f"image {i}" for i in range(web.count)], "NSFW": ["UNLIKELY"] * web.count}
+    columns = {
+        "url": web.urls(),
+        "caption": [f"image {i}" for i in range(web.count)],
+        "NSFW": ["UNLIKELY"] * web.count,
+    }
     folder.mkdir()
-    pq.write_table(pa.table({**columns, "vector": pa.array(list(vectors.astype(np.float32)))}), folder / "part.parquet")
+    pq.write_table(
+        pa.table({**columns, "vector": pa.array(list(vectors.astype(np.float32)))}), folder / "part.parquet"
+    )
 
 
 def study_of(folder: Path, **method: Any) -> Study:
@@ -134,7 +154,10 @@ def study(tmp_path: Path, in_project: None) -> Study:
 def queries_of(study: Study) -> np.ndarray:
     from augbench.retrieval.search import embed_queries
 
-    prompts = {class_id: str(rows[0]["prompt"]) for (class_id, _), rows in read_prompts(study.path("prompts.parquet")).items()}
+    prompts = {
+        class_id: str(rows[0]["prompt"])
+        for (class_id, _), rows in read_prompts(study.path("prompts.parquet")).items()
+    }
     return embed_queries(prompts, CLIP, study.job.study)
 
 
@@ -150,7 +173,9 @@ def test_every_class_gets_its_count_from_a_web_of_which_a_third_is_bad(study: St
     by_class = Counter(row["class_id"] for row in rows)
     assert set(by_class) == set(study.class_ids)
     for class_id, looked_at in by_class.items():
-        assert looked_at == max(row["rank"] for row in rows if row["class_id"] == class_id) + 1, "one row per candidate"
+        assert looked_at == max(row["rank"] for row in rows if row["class_id"] == class_id) + 1, (
+            "one row per candidate"
+        )
     arrived = [row for row in rows if row["fate"] in ("kept", "not needed", "same file", "unsafe: checker")]
     assert all(fate_of[row["url"]] == "fetched" for row in arrived)
     others = [row for row in rows if row not in arrived]
@@ -161,7 +186,9 @@ def test_every_class_gets_its_count_from_a_web_of_which_a_third_is_bad(study: St
         assert len(kept) == WANTED or class_id in short or len(kept) >= 8
         shard = study.shard(class_id)
         assert shard.column("source").to_pylist() == [row["url"] for row in kept]
-        assert shard.column("similarity").to_pylist() == sorted(shard.column("similarity").to_pylist(), reverse=True)
+        assert shard.column("similarity").to_pylist() == sorted(
+            shard.column("similarity").to_pylist(), reverse=True
+        )
     assert sum(len(study.shard(class_id)) == WANTED for class_id in study.class_ids) >= 9
     plain = [count for index, count in stats["requests"].items() if web.kind(index) in PLAIN]
     assert len(plain) > 500 and set(plain) == {1}, "nothing is fetched twice, not even for two classes"
@@ -188,7 +215,10 @@ def test_a_manifest_brings_the_same_images_again(study: Study) -> None:
         replayed.search()
         replayed.retrieve()
     for class_id in study.class_ids:
-        assert replayed.shard(class_id).column("sha256").to_pylist() == study.shard(class_id).column("sha256").to_pylist()
+        assert (
+            replayed.shard(class_id).column("sha256").to_pylist()
+            == study.shard(class_id).column("sha256").to_pylist()
+        )
         assert len(study.shard(class_id)) == WANTED
 
 
@@ -206,8 +236,21 @@ def test_after_kill_9_at_most_the_images_in_flight_are_fetched_again(study: Stud
     with hostile_server(1500, seed=7, kinds=["jpeg", "png", "404", "html"]) as web:
         write_corpus(study.folder / "corpus", web, queries_of(study))
         study.search()
-        command = [sys.executable, "-c", KILLED, str(study.folder), json.dumps(study.config), json.dumps([str(PROJECT / "tests"), str(PROJECT / "src")])]
-        process = subprocess.Popen(command, cwd=PROJECT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+        command = [
+            sys.executable,
+            "-c",
+            KILLED,
+            str(study.folder),
+            json.dumps(study.config),
+            json.dumps([str(PROJECT / "tests"), str(PROJECT / "src")]),
+        ]
+        process = subprocess.Popen(
+            command,
+            cwd=PROJECT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         while web.stats()["total"] < 300:
             assert process.poll() is None, process.communicate()[1][-2000:]
             time.sleep(0.02)
@@ -227,7 +270,16 @@ def test_poisoned_rows_of_a_corpus_do_no_harm_and_stand_in_the_ledger(study: Stu
     secret = study.folder / "secret.jpg"
     secret.write_bytes(b"secret")
     with hostile_server(300, seed=8, kinds=["jpeg"]) as web:
-        poison = [f"file://{secret}", "/etc/passwd", "../../secret.jpg", "http://169.254.169.254/latest", "http://10.0.0.1/x.jpg", "gopher://x/", "", "http://"]
+        poison = [
+            f"file://{secret}",
+            "/etc/passwd",
+            "../../secret.jpg",
+            "http://169.254.169.254/latest",
+            "http://10.0.0.1/x.jpg",
+            "gopher://x/",
+            "",
+            "http://",
+        ]
         urls = [*poison, *web.urls()[len(poison) :]]
         write_corpus(study.folder / "corpus", web, queries_of(study)[:1])
         table = pq.read_table(study.folder / "corpus/part.parquet")
@@ -253,6 +305,8 @@ def test_a_corpus_of_another_clip_and_a_missing_predictor_are_refused_early(stud
     with hostile_server(300, seed=8, kinds=["jpeg"]) as web:
         write_corpus(study.folder / "corpus", web, queries_of(study))
         scored.search()
-        with pytest.raises(UserError, match=r"methods\.retrieval\.min_aesthetics: the corpus has no scores for all images"):
+        with pytest.raises(
+            UserError, match=r"methods\.retrieval\.min_aesthetics: the corpus has no scores for all images"
+        ):
             scored.retrieve()
         assert web.stats()["total"] == 0

@@ -96,7 +96,9 @@ def test_a_finished_study_has_its_table_figure_and_config(finished: Workspace) -
 def test_every_training_set_doubles_the_real_images(finished: Workspace) -> None:
     for method in ADDED:
         for run in range(2):
-            result = json.loads((finished.results / f"classifiers/{method}/selected/{run}/result.json").read_text())
+            result = json.loads(
+                (finished.results / f"classifiers/{method}/selected/{run}/result.json").read_text()
+            )
             assert result["n_real"] == result["n_added"] == 80
             assert result["n_test"] == 200
 
@@ -110,13 +112,31 @@ def test_snakemake_n_shows_the_whole_study_before_anything_ran(workspace: Worksp
     assert plan["prompts"] == len(ADDED)
     blocks = ("000", "001")  # of classes
     assert all(plan[f"generate_{method}_{block}"] == 1 for method in ADDED[:-1] for block in blocks)
-    assert all(plan[f"retrieve_retrieval_{block}"] == plan[f"finetune_pseudoword_clip_lr1_{block}"] == 1 for block in blocks)
-    assert plan["finetune_imagic_k2_lr1_all"] == plan["finetune_imagic_k2_lr3_all"] == 1  # all classes share a U-Net
+    assert all(
+        plan[f"retrieve_retrieval_{block}"] == plan[f"finetune_pseudoword_clip_lr1_{block}"] == 1
+        for block in blocks
+    )
+    assert (
+        plan["finetune_imagic_k2_lr1_all"] == plan["finetune_imagic_k2_lr3_all"] == 1
+    )  # all classes share a U-Net
     assert all(plan[f"candidates_imagic_k2_{block}"] == 1 for block in blocks)  # all candidates in one job
     assert plan["classify_000"] == 2 + len(ADDED)
-    assert plan["table1_files"] == plan["figure1_files"] == plan["statistics"] == plan["per_class"] == plan["cost"] == 1
-    assert all(plan[f"{figure}_{step}"] == 1 for figure in ("figure3", "figure4", "figure5a") for step in ("data", "files"))
-    assert not any(rule.startswith("figure5b") for rule in plan), "no row of this study draws from another one's pool"
+    assert (
+        plan["table1_files"]
+        == plan["figure1_files"]
+        == plan["statistics"]
+        == plan["per_class"]
+        == plan["cost"]
+        == 1
+    )
+    assert all(
+        plan[f"{figure}_{step}"] == 1
+        for figure in ("figure3", "figure4", "figure5a")
+        for step in ("data", "files")
+    )
+    assert not any(rule.startswith("figure5b") for rule in plan), (
+        "no row of this study draws from another one's pool"
+    )
 
 
 def test_another_guidance_scale_plans_that_methods_shards_and_what_follows(current: Workspace) -> None:
@@ -169,7 +189,9 @@ def test_a_named_target_makes_what_it_needs_only(current: Workspace) -> None:
     (current.results / "figures/figure1.png").unlink()
     (current.results / "config.yaml").unlink()
     current.run("--target", "figure1")
-    assert (current.results / "figures/figure1.png").exists() and not (current.results / "config.yaml").exists()
+    assert (current.results / "figures/figure1.png").exists() and not (
+        current.results / "config.yaml"
+    ).exists()
     current.run()
 
 
@@ -190,10 +212,19 @@ def test_a_newer_script_or_readme_plans_nothing(current: Workspace) -> None:
 
 def test_figure5b_of_rows_that_draw_is_drawn_alone(study: Workspace) -> None:
     changed = copy.deepcopy(SMALL_STUDY)
-    changed["methods"]["retrieval_200"] = {"mechanism": "draw", "pool": "retrieval", "added_per_training_image": 2, "ranked": True, "may_fall_short": True}
+    changed["methods"]["retrieval_200"] = {
+        "mechanism": "draw",
+        "pool": "retrieval",
+        "added_per_training_image": 2,
+        "ranked": True,
+        "may_fall_short": True,
+    }
     study.write_study(changed)
     study.run("--target", "figure5b")
-    rows = {row["method"]: row for row in csv.DictReader((study.results / "figures/figure5b.csv").read_text().splitlines())}
+    rows = {
+        row["method"]: row
+        for row in csv.DictReader((study.results / "figures/figure5b.csv").read_text().splitlines())
+    }
     assert (rows["retrieval_200"]["added_images"], rows["retrieval_200"]["short_classes"]) == (
         "100",
         "10",
@@ -226,14 +257,22 @@ def test_one_shard_deleted_from_store_and_results_remakes_only_its_own_images(st
     study.run("--target", f"results/small/{gone.relative_to(study.results)}")
     after = shards(study, "simple_prompt")
     changed = [name for name in before if before[name] != after[name]]
-    assert changed in ([], ["shards/simple_prompt/selected/bag/1.parquet"])  # the file system may give the inode again
-    assert "1 made, 9 taken from the store" in (study.results / "logs/generate/simple_prompt_001.log").read_text()
+    assert changed in (
+        [],
+        ["shards/simple_prompt/selected/bag/1.parquet"],
+    )  # the file system may give the inode again
+    assert (
+        "1 made, 9 taken from the store"
+        in (study.results / "logs/generate/simple_prompt_001.log").read_text()
+    )
     assert gone.read_bytes() == content
     study.leave_behind()
 
 
 @pytest.mark.parametrize("method", PERSONALISED)
-def test_the_best_candidate_on_validation_images_goes_on_and_is_not_remade(finished: Workspace, method: str) -> None:
+def test_the_best_candidate_on_validation_images_goes_on_and_is_not_remade(
+    finished: Workspace, method: str
+) -> None:
     choice = selected(finished, method)
     figures = {row["candidate"]: row["val_top1"] for row in choice["candidates"]}
     assert tuple(figures) == PERSONALISED[method]
@@ -252,13 +291,21 @@ def test_the_paper_knows_none_of_the_rows_that_yaml_alone_added(finished: Worksp
     table = (finished.results / "tables/table1.csv").read_text()
     for method in PERSONALISED:
         assert f",{method}," not in paper and f"\n{method}," in table
-    prompts = pq.read_table(finished.results / "shards/pseudoword_clip/selected/bag/0.parquet").column("prompt").to_pylist()
+    prompts = (
+        pq.read_table(finished.results / "shards/pseudoword_clip/selected/bag/0.parquet")
+        .column("prompt")
+        .to_pylist()
+    )
     assert all("<bag>" in prompt for prompt in prompts) and len(set(prompts)) > 3
 
 
 def test_every_training_image_starts_as_many_boomerangs(finished: Workspace) -> None:
     sources = [
-        source for part in range(2) for source in pq.read_table(finished.results / f"shards/boomerang/selected/bag/{part}.parquet").column("source").to_pylist()
+        source
+        for part in range(2)
+        for source in pq.read_table(finished.results / f"shards/boomerang/selected/bag/{part}.parquet")
+        .column("source")
+        .to_pylist()
     ]
     counts = {source: sources.count(source) for source in sources}
     assert len(counts) == 8 and set(counts.values()) == {2, 3}  # 20 images from 8
@@ -285,16 +332,26 @@ def test_dropped_candidates_are_not_planned_again(current: Workspace) -> None:
 
 def test_no_other_rule_imports_torch(finished: Workspace) -> None:
     logs = finished.results / "logs"
-    heavy = {path.relative_to(logs).parts[0].removesuffix(".log") for path in logs.rglob("*.log") if "; torch imported" in path.read_text()}
+    heavy = {
+        path.relative_to(logs).parts[0].removesuffix(".log")
+        for path in logs.rglob("*.log")
+        if "; torch imported" in path.read_text()
+    }
     assert heavy <= HEAVY
 
 
 def test_the_demo_starts_a_process_that_imports_torch_40_times_at_most(workspace: Workspace) -> None:
     study = load_study([workspace.folder / "config/demo.yaml"])
     rules = "|".join(sorted(HEAVY, key=len, reverse=True))
-    starts = sum(count for rule, count in workspace.plan(configfiles=("config/demo.yaml",)).items() if re.fullmatch(rf"({rules})(_\w+)?", rule))
+    starts = sum(
+        count
+        for rule, count in workspace.plan(configfiles=("config/demo.yaml",)).items()
+        if re.fullmatch(rf"({rules})(_\w+)?", rule)
+    )
     assert starts > 20
-    if study.augmentation.parts == 1:  # the winner's only part comes from the store: see the test of one deleted shard
+    if (
+        study.augmentation.parts == 1
+    ):  # the winner's only part comes from the store: see the test of one deleted shard
         starts -= sum(isinstance(row, PersonaliseMethod) for row in study.methods.values())
     assert starts <= 40
 
@@ -309,9 +366,17 @@ def spoilable(current: Workspace) -> Iterator[Path]:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-def test_nothing_but_final_scoring_and_the_guard_depends_on_the_test_split(current: Workspace, spoilable: Path) -> None:
+def test_nothing_but_final_scoring_and_the_guard_depends_on_the_test_split(
+    current: Workspace, spoilable: Path
+) -> None:
     spoilable.write_bytes(spoilable.read_bytes() + b"another content")
-    assert current.plan() == {"classify_000": 2 + len(ADDED), **FROM_PREDICTIONS, "leakage": 1, "near_duplicates": 1, "provenance": 1}
+    assert current.plan() == {
+        "classify_000": 2 + len(ADDED),
+        **FROM_PREDICTIONS,
+        "leakage": 1,
+        "near_duplicates": 1,
+        "provenance": 1,
+    }
 
 
 def test_selection_never_opens_the_test_split(study: Workspace, spoilable: Path) -> None:
@@ -328,14 +393,21 @@ def test_selection_never_opens_the_test_split(study: Workspace, spoilable: Path)
     os.utime(spoilable, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     study.run("--target", f"results/small/selected/{method}.json")
     assert selected(study, method) == before
-    assert "; torch imported" in (study.results / f"logs/classify_candidates/{method}.log").read_text()  # trained anew, not taken from the store
+    assert (
+        "; torch imported" in (study.results / f"logs/classify_candidates/{method}.log").read_text()
+    )  # trained anew, not taken from the store
     scored = study.augbench("run", "--configfile", "study.yaml", "--cores", "2")
     assert scored.returncode == 1
-    assert "splits/test.parquet: not a whole Parquet file" in (study.results / f"logs/classify/{method}_000.log").read_text()
+    assert (
+        "splits/test.parquet: not a whole Parquet file"
+        in (study.results / f"logs/classify/{method}_000.log").read_text()
+    )
     study.leave_behind()
 
 
-def test_classes_that_are_left_out_are_in_no_training_set_and_no_score(finished: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_that_are_left_out_are_in_no_training_set_and_no_score(
+    finished: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from augbench.artifacts.store import Store
     from augbench.classifier.stage import train_block
     from augbench.resample import resample
@@ -345,14 +417,34 @@ def test_classes_that_are_left_out_are_in_no_training_set_and_no_score(finished:
     train, val, test = (results / f"splits/{name}.parquet" for name in ("train", "val", "test"))
     manifest = tmp_path / "0.parquet"
     resample(results / "shards/simple_prompt/selected/index.parquet", train, [manifest], 0, excluded=gone)
-    rest = (study, Store(results / ".store"), "simple_prompt", train, val, test, results / "classes.parquet", [manifest], [tmp_path / "0"])
+    rest = (
+        study,
+        Store(results / ".store"),
+        "simple_prompt",
+        train,
+        val,
+        test,
+        results / "classes.parquet",
+        [manifest],
+        [tmp_path / "0"],
+    )
     train_block(*rest, excluded=gone)
     result = json.loads((tmp_path / "0/result.json").read_text())
-    assert [result[name] for name in ("classes", "n_real", "n_added", "n_val", "n_test")] == [8, 64, 64, 96, 160]
+    assert [result[name] for name in ("classes", "n_real", "n_added", "n_val", "n_test")] == [
+        8,
+        64,
+        64,
+        96,
+        160,
+    ]
     predictions = pq.read_table(tmp_path / "0/predictions.parquet").to_pydict()
     names = pq.read_table(results / "classes.parquet").column("class_id").to_pylist()
-    truth = dict(zip(*(pq.read_table(test).column(name).to_pylist() for name in ("image_id", "class_id")), strict=True))
-    assert [names[label] for label in predictions["label"]] == [truth[image] for image in predictions["image_id"]]
+    truth = dict(
+        zip(*(pq.read_table(test).column(name).to_pylist() for name in ("image_id", "class_id")), strict=True)
+    )
+    assert [names[label] for label in predictions["label"]] == [
+        truth[image] for image in predictions["image_id"]
+    ]
     assert not gone & {names[label] for label in (*predictions["label"], *predictions["predicted"])}
     shutil.rmtree(tmp_path / "0")
     full = results / "resamples/simple_prompt/selected/0.parquet"
@@ -362,11 +454,26 @@ def test_classes_that_are_left_out_are_in_no_training_set_and_no_score(finished:
 
 def test_only_final_scoring_and_the_guard_are_given_the_test_split(finished: Workspace) -> None:
     command = [sys.executable, "-m", "snakemake", "--detailed-summary", "--configfile", "study.yaml"]
-    done = subprocess.run(command, cwd=finished.folder, env=finished.environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=finished.folder, env=finished.environment(), capture_output=True, text=True
+    )
     files = list(csv.DictReader(StringIO(done.stdout), delimiter="\t"))
-    rules = {file["rule"] for file in files if any(path.endswith("splits/train.parquet") for path in file["input-file(s)"].split(","))}
-    assert {"finetune_imagic_k2_lr1_all", "classify_candidates_imagic_k2", "classify_000", "resample_imagic_k2"} <= rules, "what a rule is given is listed"
-    given = {file["rule"] for file in files if any(path.endswith("splits/test.parquet") for path in file["input-file(s)"].split(","))}
+    rules = {
+        file["rule"]
+        for file in files
+        if any(path.endswith("splits/train.parquet") for path in file["input-file(s)"].split(","))
+    }
+    assert {
+        "finetune_imagic_k2_lr1_all",
+        "classify_candidates_imagic_k2",
+        "classify_000",
+        "resample_imagic_k2",
+    } <= rules, "what a rule is given is listed"
+    given = {
+        file["rule"]
+        for file in files
+        if any(path.endswith("splits/test.parquet") for path in file["input-file(s)"].split(","))
+    }
     assert given == {"classify_000", "leakage", "near_duplicates"}
 
 
@@ -379,5 +486,9 @@ def test_one_edited_class_name_remakes_only_its_own_images(study: Workspace) -> 
     after = shards(study, "clip_prompts")
     changed = {Path(name).parent.name for name in before if before[name] != after[name]}
     assert changed == {"sandal"}
-    prompts = pq.read_table(study.results / "shards/clip_prompts/selected/sandal/0.parquet").column("prompt").to_pylist()
+    prompts = (
+        pq.read_table(study.results / "shards/clip_prompts/selected/sandal/0.parquet")
+        .column("prompt")
+        .to_pylist()
+    )
     assert all("flip-flop" in prompt for prompt in prompts)

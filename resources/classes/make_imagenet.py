@@ -48,7 +48,10 @@ def read_nouns(path: str | Path) -> dict[str, Synset]:
         fields = data.split()
         first_pointer = 5 + 2 * int(fields[3], 16)
         words = fields[4 : first_pointer - 1 : 2]
-        pointers = [fields[start : start + 2] for start in range(first_pointer, first_pointer + 4 * int(fields[first_pointer - 1]), 4)]
+        pointers = [
+            fields[start : start + 2]
+            for start in range(first_pointer, first_pointer + 4 * int(fields[first_pointer - 1]), 4)
+        ]
         synsets[fields[0]] = Synset(
             lemmas=tuple(word.replace("_", " ") for word in words),
             hypernyms=tuple(offset for symbol, offset in pointers if symbol == "@"),
@@ -70,10 +73,20 @@ def main(nouns: str, output: str | Path = OUTPUT) -> None:
         writer.writerow(["class_id", "lemmas", "hypernyms", "definition"])
         for class_id in classes.label_names():
             synset = synsets[class_id.removeprefix("n")]
-            found, known = f"{', '.join(synset.lemmas)}: {synset.definition}", classes.label_name_to_description(class_id, detailed=True)
+            found, known = (
+                f"{', '.join(synset.lemmas)}: {synset.definition}",
+                classes.label_name_to_description(class_id, detailed=True),
+            )
             if found != known:
                 sys.exit(f"{class_id}: {nouns} says {found!r}, timm says {known!r}")
-            writer.writerow([class_id, "|".join(synset.lemmas), "|".join(synsets[offset].lemmas[0] for offset in synset.hypernyms), synset.definition])
+            writer.writerow(
+                [
+                    class_id,
+                    "|".join(synset.lemmas),
+                    "|".join(synsets[offset].lemmas[0] for offset in synset.hypernyms),
+                    synset.definition,
+                ]
+            )
 
 
 if __name__ == "__main__":

@@ -31,8 +31,13 @@ def _plan(arguments: argparse.Namespace) -> int:
     from augbench.commands.plan.estimate import estimate_study
     from augbench.commands.plan.show import as_json, render
 
-    estimate = estimate_study(load_study(arguments.configfile or [DEMO]), arguments.device, arguments.throughput)
-    print(json.dumps(as_json(estimate), indent=2) if arguments.json else render(estimate), end="\n" if arguments.json else "")
+    estimate = estimate_study(
+        load_study(arguments.configfile or [DEMO]), arguments.device, arguments.throughput
+    )
+    print(
+        json.dumps(as_json(estimate), indent=2) if arguments.json else render(estimate),
+        end="\n" if arguments.json else "",
+    )
     return 0
 
 
@@ -46,14 +51,21 @@ def _run(arguments: argparse.Namespace) -> int:
     check_study(study, models="pretrain" not in arguments.targets)
     start = time.monotonic()
     extra = arguments.snakemake
-    status = launcher.run(configfiles, arguments.targets, arguments.cores or len(os.sched_getaffinity(0)), extra)
+    status = launcher.run(
+        configfiles, arguments.targets, arguments.cores or len(os.sched_getaffinity(0)), extra
+    )
     if status:
-        print(f"augbench: stopped after {clock(time.monotonic() - start)}; what is finished is kept, run again to go on", file=sys.stderr)
+        print(
+            f"augbench: stopped after {clock(time.monotonic() - start)}; what is finished is kept, run again to go on",
+            file=sys.stderr,
+        )
         return 1
     table = Path(f"results/{study.study}/tables/table1.txt")
     if not arguments.targets and "-n" not in extra and table.is_file():
         print(table.read_text(encoding="utf-8"))
-        print(f"Done in {clock(time.monotonic() - start)}. Next: open results/{study.study}/report.html in a browser; tables/ and figures/ beside it.")
+        print(
+            f"Done in {clock(time.monotonic() - start)}. Next: open results/{study.study}/report.html in a browser; tables/ and figures/ beside it."
+        )
     return 0
 
 
@@ -73,29 +85,59 @@ def _browse(arguments: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    top = argparse.ArgumentParser(prog="augbench", description="Which added training data helps a classifier most?")
+    top = argparse.ArgumentParser(
+        prog="augbench", description="Which added training data helps a classifier most?"
+    )
     commands = top.add_subparsers(dest="command", required=True)
     for name, function, text in (
         ("check", _check, "validate config and data before anything runs"),
-        ("plan", _plan, "what a study costs in jobs, images, GPU-hours, disk and downloads; what is done and what is left"),
+        (
+            "plan",
+            _plan,
+            "what a study costs in jobs, images, GPU-hours, disk and downloads; what is done and what is left",
+        ),
         ("run", _run, "run a study, or go on with it after an interruption"),
         ("browse", _browse, "look at all added images of a study, in a browser on this machine"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(function=function)
-        command.add_argument("--configfile", nargs="+", metavar="YAML", help=f"study and overlays (default: {DEMO})")
+        command.add_argument(
+            "--configfile", nargs="+", metavar="YAML", help=f"study and overlays (default: {DEMO})"
+        )
         if name == "check":
-            command.add_argument("--images", action="store_true", help="open every image of the data set, too")
+            command.add_argument(
+                "--images", action="store_true", help="open every image of the data set, too"
+            )
         elif name == "plan":
-            command.add_argument("--device", help="key of the GPU in the table of figures, for example h200 or a100 (default: the one measured, else h200)")
-            command.add_argument("--throughput", metavar="YAML", help="table of measured figures (default: results/throughput.yaml, if it is there)")
+            command.add_argument(
+                "--device",
+                help="key of the GPU in the table of figures, for example h200 or a100 (default: the one measured, else h200)",
+            )
+            command.add_argument(
+                "--throughput",
+                metavar="YAML",
+                help="table of measured figures (default: results/throughput.yaml, if it is there)",
+            )
             command.add_argument("--json", action="store_true", help="as JSON")
         elif name == "browse":
-            command.add_argument("--port", type=int, default=8700, help="port of this machine, 0 for any that is free (default: 8700)")
+            command.add_argument(
+                "--port",
+                type=int,
+                default=8700,
+                help="port of this machine, 0 for any that is free (default: 8700)",
+            )
         else:
             command.add_argument("--cores", type=int, help="cores to use (default: all)")
-            command.add_argument("--target", dest="targets", action="append", default=[], help="file or named target; repeatable")
-            command.add_argument("snakemake", nargs="*", help="after --: arguments for snakemake, for example -- -n")
+            command.add_argument(
+                "--target",
+                dest="targets",
+                action="append",
+                default=[],
+                help="file or named target; repeatable",
+            )
+            command.add_argument(
+                "snakemake", nargs="*", help="after --: arguments for snakemake, for example -- -n"
+            )
     return top
 
 

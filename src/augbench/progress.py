@@ -36,7 +36,9 @@ class Progress:
         Steps made before this process (a resumed run); they do not count for the rate.
     """
 
-    def __init__(self, what: str, total: int, unit: str = "step", done: int = 0, interval: float = 10.0) -> None:
+    def __init__(
+        self, what: str, total: int, unit: str = "step", done: int = 0, interval: float = 10.0
+    ) -> None:
         self.what, self.total, self.unit, self.done, self.interval = what, total, unit, done, interval
         self.first = done
         self.start = self.last = time.monotonic()

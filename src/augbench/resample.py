@@ -62,10 +62,19 @@ class Drawing:
     def of(cls, study: Study, method: str) -> Drawing:
         """As the method's row says."""
         row = study.augmented[method]
-        return cls(row.added_per_training_image, row.ranked, row.may_fall_short, first_part=row.pool_row is None)
+        return cls(
+            row.added_per_training_image, row.ranked, row.may_fall_short, first_part=row.pool_row is None
+        )
 
 
-def draw(pool: pa.Table, class_sizes: Mapping[str, int], run: int, study_seed: int, where: str = "pool", drawing: Drawing | None = None) -> pa.Table:
+def draw(
+    pool: pa.Table,
+    class_sizes: Mapping[str, int],
+    run: int,
+    study_seed: int,
+    where: str = "pool",
+    drawing: Drawing | None = None,
+) -> pa.Table:
     """Set number ``run``: of each class as many rows of ``pool`` as ``class_sizes`` and ``drawing`` say, in the order of the pool.
 
     Parameters
@@ -85,13 +94,21 @@ def draw(pool: pa.Table, class_sizes: Mapping[str, int], run: int, study_seed: i
     drawing = drawing or Drawing()
     sizes = {class_id: needed_images(drawing.added, size) for class_id, size in class_sizes.items()}
     members: dict[str, list[int]] = {class_id: [] for class_id in class_sizes}
-    for row, (class_id, path) in enumerate(zip(pool.column("class_id").to_pylist(), pool.column("path").to_pylist(), strict=True)):
+    for row, (class_id, path) in enumerate(
+        zip(pool.column("class_id").to_pylist(), pool.column("path").to_pylist(), strict=True)
+    ):
         if run == 0 and drawing.first_part and Path(path).stem != "0":
             continue
         members.setdefault(class_id, []).append(row)
-    short = [f"{name} {len(members[name])} of {size}" for name, size in sizes.items() if len(members[name]) < size]
+    short = [
+        f"{name} {len(members[name])} of {size}" for name, size in sizes.items() if len(members[name]) < size
+    ]
     if short and not drawing.may_fall_short:
-        raise UserError(where, f"too few images for {len(short)} class(es): {', '.join(short)}", "make or retrieve more per class, or leave these classes out")
+        raise UserError(
+            where,
+            f"too few images for {len(short)} class(es): {', '.join(short)}",
+            "make or retrieve more per class, or leave these classes out",
+        )
     chosen = []
     for class_id, size in sizes.items():
         rows = np.array(members[class_id], dtype=np.int64)
@@ -135,11 +152,17 @@ def resample(
         from augbench.leakage.records import read_leaks
 
         drawn = drawing or Drawing()
-        needed = None if drawn.may_fall_short or not drawn.first_part else {class_id: needed_images(drawn.added, size) for class_id, size in sizes.items()}
+        needed = (
+            None
+            if drawn.may_fall_short or not drawn.first_part
+            else {class_id: needed_images(drawn.added, size) for class_id, size in sizes.items()}
+        )
         pool = without_leaks(pool, read_leaks(leaks_path), needed, str(pool_path))
     for out in outs:
         with atomic_path(out) as temporary:
-            pq.write_table(draw(pool, sizes, int(Path(out).stem), study_seed, str(pool_path), drawing), temporary)
+            pq.write_table(
+                draw(pool, sizes, int(Path(out).stem), study_seed, str(pool_path), drawing), temporary
+            )
 
 
 def check_same_labels(rows: pa.Table, labels: Mapping[str, int], where: str) -> None:
@@ -150,9 +173,15 @@ def check_same_labels(rows: pa.Table, labels: Mapping[str, int], where: str) -> 
     UserError
         A class of ``rows`` has another label than in ``labels``, or is not there.
     """
-    for class_id, label in sorted(set(zip(rows.column("class_id").to_pylist(), rows.column("label").to_pylist(), strict=True))):
+    for class_id, label in sorted(
+        set(zip(rows.column("class_id").to_pylist(), rows.column("label").to_pylist(), strict=True))
+    ):
         if labels.get(class_id) != label:
-            raise UserError(where, f"class {class_id!r} has label {label}", f"the training split says {labels.get(class_id)}; delete it and run again")
+            raise UserError(
+                where,
+                f"class {class_id!r} has label {label}",
+                f"the training split says {labels.get(class_id)}; delete it and run again",
+            )
 
 
 def overlap(sets: Sequence[pa.Table]) -> float | None:
@@ -161,6 +190,9 @@ def overlap(sets: Sequence[pa.Table]) -> float | None:
     1 says that the sets are the same, as where a pool holds no more images than a set: then the spread between runs measures
     the classifier's seed only. Independent draws of n from N images have n / N in common on average.
     """
-    keys = [set(zip(rows.column("class_id").to_pylist(), rows.column("index").to_pylist(), strict=True)) for rows in sets]
+    keys = [
+        set(zip(rows.column("class_id").to_pylist(), rows.column("index").to_pylist(), strict=True))
+        for rows in sets
+    ]
     shares = [len(one & other) / max(1, min(len(one), len(other))) for one, other in combinations(keys, 2)]
     return float(np.mean(shares)) if shares else None

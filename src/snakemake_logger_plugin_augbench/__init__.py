@@ -32,7 +32,9 @@ WEIGHTS = {
     "measure": 200.0,
 }
 LOG_TAIL = 4
-UNSAID = "its log names no error: it was killed, or had no memory left; what it had finished is kept, run again"
+UNSAID = (
+    "its log names no error: it was killed, or had no memory left; what it had finished is kept, run again"
+)
 STEP_FAILED = ("RuleException", "Exiting because a job execution failed")  # our own line says more
 
 
@@ -78,7 +80,12 @@ class LogHandler(LogHandlerBase):
             self._plan(getattr(record, "stats", {}))
         elif event == LogEvent.JOB_INFO:
             rule = str(getattr(record, "rule_name", ""))
-            step = _Step(rule, str(getattr(record, "rule_msg", None) or rule), list(getattr(record, "log", []) or []), time.monotonic())
+            step = _Step(
+                rule,
+                str(getattr(record, "rule_msg", None) or rule),
+                list(getattr(record, "log", []) or []),
+                time.monotonic(),
+            )
             self.run.steps[int(record.jobid)] = step  # type: ignore[attr-defined]
         elif event == LogEvent.JOB_FINISHED:
             self._finished(int(record.job_id))  # type: ignore[attr-defined]
@@ -91,7 +98,10 @@ class LogHandler(LogHandlerBase):
 
     def _plan(self, stats: dict[str, int]) -> None:
         counts = {rule: number for rule, number in stats.items() if rule != "total"}
-        self.run = _Run(total=sum(counts.values()), weight_total=sum(weight_of(rule) * number for rule, number in counts.items()))
+        self.run = _Run(
+            total=sum(counts.values()),
+            weight_total=sum(weight_of(rule) * number for rule, number in counts.items()),
+        )
         self._say(f"{self.run.total} steps to do" if self.run.total else "nothing to be done")
 
     def _finished(self, jobid: int) -> None:
@@ -104,7 +114,9 @@ class LogHandler(LogHandlerBase):
         elapsed = now - run.began
         left = elapsed * (run.weight_total - run.weight_done) / run.weight_done
         eta = f", about {clock(left)} left" if run.done < run.total else ""
-        self._say(f"[{run.done:>{len(str(run.total))}}/{run.total}] {clock(elapsed)} {step.message} ({now - step.started:.0f} s){eta}")
+        self._say(
+            f"[{run.done:>{len(str(run.total))}}/{run.total}] {clock(elapsed)} {step.message} ({now - step.started:.0f} s){eta}"
+        )
 
     def _failed(self, jobid: int) -> None:
         step = self.run.steps.pop(jobid, None)

@@ -9,4 +9,12 @@ with running(snakemake) as job:
     row = plan.study.personalised[method]
     vectors = {factor: plan.vectors(method, factor, plan.folders) for factor in row.lr_grid}
     unets = {factor: plan.trained_unets(method, factor) for factor in row.lr_grid}
-    choose_lr(row, vectors, unets, snakemake.output.lr, snakemake.output.history, plan.embeddings(method), plan.unets(method))
+    choose_lr(
+        row,
+        vectors,
+        unets,
+        snakemake.output.lr,
+        snakemake.output.history,
+        plan.embeddings(method),
+        plan.unets(method),
+    )

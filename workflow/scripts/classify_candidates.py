@@ -11,4 +11,15 @@ with running(snakemake) as job:
     source = snakemake.input
     folders = list(dict.fromkeys(Path(path).parent for path in snakemake.output))
     excluded = read_excluded(source.excluded)
-    train_block(job.study, job.store, snakemake.params.method, source.train, source.val, None, source.classes, source.manifests, folders, excluded)
+    train_block(
+        job.study,
+        job.store,
+        snakemake.params.method,
+        source.train,
+        source.val,
+        None,
+        source.classes,
+        source.manifests,
+        folders,
+        excluded,
+    )

@@ -6,4 +6,12 @@ with running(snakemake) as job:
     from augbench.personalise.cluster import cluster_images
 
     source = snakemake.input
-    cluster_images(job, list(job.plan.cluster_files), source.train, source.val, source.classes, source.clip, snakemake.output)
+    cluster_images(
+        job,
+        list(job.plan.cluster_files),
+        source.train,
+        source.val,
+        source.classes,
+        source.clip,
+        snakemake.output,
+    )

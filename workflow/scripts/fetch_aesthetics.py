@@ -7,4 +7,8 @@ with running(snakemake) as job:
     from augbench.retrieval.aesthetics import WEIGHTS_SHA256, WEIGHTS_URL
 
     retrieval = job.study.retrieval
-    fetch_weights(snakemake.output[0], [*retrieval.aesthetics_mirrors, WEIGHTS_URL], retrieval.aesthetics_sha256 or WEIGHTS_SHA256)
+    fetch_weights(
+        snakemake.output[0],
+        [*retrieval.aesthetics_mirrors, WEIGHTS_URL],
+        retrieval.aesthetics_sha256 or WEIGHTS_SHA256,
+    )

@@ -5,4 +5,6 @@ from augbench.runtime.job import running
 with running(snakemake) as job:
     from augbench.models.fetch import INCEPTION_SHA256, INCEPTION_URL, fetch_weights
 
-    fetch_weights(snakemake.output[0], [*job.study.finetune.inception_mirrors, INCEPTION_URL], INCEPTION_SHA256)
+    fetch_weights(
+        snakemake.output[0], [*job.study.finetune.inception_mirrors, INCEPTION_URL], INCEPTION_SHA256
+    )

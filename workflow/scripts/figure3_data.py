@@ -7,4 +7,12 @@ with running(snakemake) as job:
 
     source, output = snakemake.input, snakemake.output
     # of several such rows the first one is shown
-    collect(job, job.plan.reconstructing[0], source.sets[0], source.train, source.classes, output.table, output.images)
+    collect(
+        job,
+        job.plan.reconstructing[0],
+        source.sets[0],
+        source.train,
+        source.classes,
+        output.table,
+        output.images,
+    )

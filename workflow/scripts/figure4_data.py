@@ -6,4 +6,11 @@ with running(snakemake) as job:
     from augbench.report.figures.figure4 import collect
 
     source, output = snakemake.input, snakemake.output
-    collect(job, dict(zip(job.plan.exemplified, source.sets, strict=True)), source.train, source.classes, output.table, output.images)
+    collect(
+        job,
+        dict(zip(job.plan.exemplified, source.sets, strict=True)),
+        source.train,
+        source.classes,
+        output.table,
+        output.images,
+    )

@@ -7,4 +7,6 @@ with running(snakemake) as job:
 
     source, output = snakemake.input, snakemake.output
     sets = dict(zip(job.plan.compared, source.sets, strict=True))
-    collect(job, source.per_class, source.table, sets, source.train, source.classes, output.table, output.images)
+    collect(
+        job, source.per_class, source.table, sets, source.train, source.classes, output.table, output.images
+    )

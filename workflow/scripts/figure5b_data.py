@@ -6,4 +6,11 @@ with running(snakemake) as job:
     from augbench.report.figures.figure5b import collect
 
     source, plan = snakemake.input, job.plan
-    collect(plan, source.table, source.per_class, source.train, dict(zip(plan.scaling, source.sets, strict=True)), snakemake.output.table)
+    collect(
+        plan,
+        source.table,
+        source.per_class,
+        source.train,
+        dict(zip(plan.scaling, source.sets, strict=True)),
+        snakemake.output.table,
+    )

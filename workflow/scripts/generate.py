@@ -13,4 +13,6 @@ with running(snakemake) as job:
         winner = read_json(selected)["selected"]
         plan = job.plan
         learned = {SELECTED: LearnedFiles(plan.embeddings(method)[winner], plan.unets(method).get(winner))}
-    generate(job, method, source.prompts, source.diffusion, source.train, {SELECTED: snakemake.output}, learned)
+    generate(
+        job, method, source.prompts, source.diffusion, source.train, {SELECTED: snakemake.output}, learned
+    )

@@ -8,5 +8,7 @@ with running(snakemake) as job:
     method, source = snakemake.params.method, snakemake.input
     plan = job.plan_of(source.classes)
     targets = plan.candidate_shards(method, plan.folders_among(snakemake.output))
-    learned = {name: LearnedFiles(plan.embeddings(method)[name], plan.unets(method).get(name)) for name in targets}
+    learned = {
+        name: LearnedFiles(plan.embeddings(method)[name], plan.unets(method).get(name)) for name in targets
+    }
     generate(job, method, source.prompts, source.diffusion, source.train, targets, learned)

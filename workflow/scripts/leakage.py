@@ -7,7 +7,22 @@ with running(snakemake) as job:
     from augbench.retrieval.shortfall import read_excluded
 
     source, output, methods = snakemake.input, snakemake.output, job.plan.guarded
-    splits, embedded = {name: source[name] for name in ("val", "test")}, {name: output[name] for name in ("val", "test")}
+    splits, embedded = (
+        {name: source[name] for name in ("val", "test")},
+        {name: output[name] for name in ("val", "test")},
+    )
     embed_splits(job, splits, source.clip, embedded)
-    indexes, leaks, counts = (dict(zip(methods, paths, strict=True)) for paths in (source.pools, output.leaks, output.counts))
-    guard(job, indexes, splits, embedded, source.clip, job.study.leakage, leaks, counts, read_excluded(source.excluded))
+    indexes, leaks, counts = (
+        dict(zip(methods, paths, strict=True)) for paths in (source.pools, output.leaks, output.counts)
+    )
+    guard(
+        job,
+        indexes,
+        splits,
+        embedded,
+        source.clip,
+        job.study.leakage,
+        leaks,
+        counts,
+        read_excluded(source.excluded),
+    )

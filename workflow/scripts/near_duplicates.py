@@ -6,8 +6,18 @@ with running(snakemake) as job:
     from augbench.report.tables.leakage import draw_pairs, write_leakage_table
 
     source, output, plan = snakemake.input, snakemake.output, job.plan
-    leaks, counts, pools = (dict(zip(plan.guarded, paths, strict=True)) for paths in (source.leaks, source.counts, source.pools))
+    leaks, counts, pools = (
+        dict(zip(plan.guarded, paths, strict=True)) for paths in (source.leaks, source.counts, source.pools)
+    )
     predictions = {method: plan.predictions(method) for method in plan.methods}
-    write_leakage_table(job.study, leaks, counts, predictions, {kind: output[kind] for kind in ("csv", "md", "txt")})
+    write_leakage_table(
+        job.study, leaks, counts, predictions, {kind: output[kind] for kind in ("csv", "md", "txt")}
+    )
     for method in plan.guarded:
-        draw_pairs(job, leaks[method], pools[method], {"val": source.val, "test": source.test}, output[f"pairs_{method}"])
+        draw_pairs(
+            job,
+            leaks[method],
+            pools[method],
+            {"val": source.val, "test": source.test},
+            output[f"pairs_{method}"],
+        )

@@ -10,6 +10,8 @@ with running(snakemake) as job:
     method, plan = snakemake.params.method, job.plan_of(snakemake.input.classes)
     drawing, excluded = Drawing.of(job.study, method), read_excluded(snakemake.input.excluded)
     candidates = plan.candidate_shards(method, plan.folders)
-    for shards, index, manifest in zip(candidates.values(), snakemake.output.indexes, snakemake.output.manifests, strict=True):
+    for shards, index, manifest in zip(
+        candidates.values(), snakemake.output.indexes, snakemake.output.manifests, strict=True
+    ):
         build_index(shards, plan.root, index)
         resample(index, snakemake.input.train, [manifest], job.study.seed, drawing, excluded)

@@ -12,4 +12,6 @@ with running(snakemake) as job:
     if index == output.get("index"):
         build_index(job.plan.shards_among(source), job.plan.root, index)
     drawing, leaks = Drawing.of(job.study, snakemake.params.method), next(iter(source.get("leaks", [])), None)
-    resample(index, source.train, output.manifests, job.study.seed, drawing, read_excluded(source.excluded), leaks)
+    resample(
+        index, source.train, output.manifests, job.study.seed, drawing, read_excluded(source.excluded), leaks
+    )

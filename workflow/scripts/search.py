@@ -10,4 +10,12 @@ with running(snakemake) as job:
 
     source = snakemake.input
     sizes = Counter(read_split(source.train).class_ids)
-    search(job, snakemake.wildcards.method, source.prompts, sizes, source.clip, next(iter(source.get("corpus", [])), None), snakemake.output[0])
+    search(
+        job,
+        snakemake.wildcards.method,
+        source.prompts,
+        sizes,
+        source.clip,
+        next(iter(source.get("corpus", [])), None),
+        snakemake.output[0],
+    )

@@ -7,4 +7,10 @@ with running(snakemake) as job:
     from augbench.retrieval.shortfall import read_excluded
 
     source = snakemake.input
-    write_table1(job.study, source.results, source.pools, dict(snakemake.output.items()), read_excluded(source.excluded))
+    write_table1(
+        job.study,
+        source.results,
+        source.pools,
+        dict(snakemake.output.items()),
+        read_excluded(source.excluded),
+    )

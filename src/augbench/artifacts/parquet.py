@@ -26,7 +26,9 @@ def whole(path: str | Path, what: str = "") -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise UserError(str(path), f"not a whole Parquet file{what} ({str(error).splitlines()[0]})", REMAKE) from None
+        raise UserError(
+            str(path), f"not a whole Parquet file{what} ({str(error).splitlines()[0]})", REMAKE
+        ) from None
 
 
 def read_table(path: str | Path, schema: pa.Schema) -> pa.Table:

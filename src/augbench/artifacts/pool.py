@@ -53,13 +53,21 @@ def build_index(shard_paths: Sequence[str | Path], study_folder: str | Path, out
         table = read_shard(path, ["class_id", "label", "index", "sha256", "similarity"])
         found = set(table.column("class_id").to_pylist())
         if found - {Path(path).parent.name}:
-            raise UserError(str(path), f"images of {sorted(found)}", f"a shard of class {Path(path).parent.name!r} only is expected here; {REMAKE}")
+            raise UserError(
+                str(path),
+                f"images of {sorted(found)}",
+                f"a shard of class {Path(path).parent.name!r} only is expected here; {REMAKE}",
+            )
         try:
             relative = Path(path).resolve().relative_to(Path(study_folder).resolve()).as_posix()
         except ValueError:
-            raise UserError(str(path), f"not below {study_folder}", "the shards of a study lie in its folder") from None
+            raise UserError(
+                str(path), f"not below {study_folder}", "the shards of a study lie in its folder"
+            ) from None
         rows = table.num_rows
-        table = table.append_column("path", pa.array([relative] * rows, pa.string())).append_column("row", pa.array(range(rows), pa.int32()))
+        table = table.append_column("path", pa.array([relative] * rows, pa.string())).append_column(
+            "row", pa.array(range(rows), pa.int32())
+        )
         tables.append(table.select(SCHEMA.names).cast(SCHEMA))
     index = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
     _check(index, Path(out).parent)
@@ -72,11 +80,19 @@ def _check(index: pa.Table, where: Path) -> None:
     """Classes and labels are one to one, and no (class, index) stands twice."""
     pairs = set(zip(index.column("label").to_pylist(), index.column("class_id").to_pylist(), strict=True))
     for position, what in ((0, "label"), (1, "class_id")):
-        if twice := sorted(value for value, count in Counter(pair[position] for pair in pairs).items() if count > 1):
-            raise UserError(str(where), f"{what} {twice[0]!r} stands for several of {sorted(pairs)}", f"one label per class is expected; {REMAKE}")
+        if twice := sorted(
+            value for value, count in Counter(pair[position] for pair in pairs).items() if count > 1
+        ):
+            raise UserError(
+                str(where),
+                f"{what} {twice[0]!r} stands for several of {sorted(pairs)}",
+                f"one label per class is expected; {REMAKE}",
+            )
     keys = Counter(zip(index.column("class_id").to_pylist(), index.column("index").to_pylist(), strict=True))
     if repeated := sorted(key for key, count in keys.items() if count > 1):
-        raise UserError(str(where), f"image {repeated[0][1]} of class {repeated[0][0]!r} stands in two shards", REMAKE)
+        raise UserError(
+            str(where), f"image {repeated[0][1]} of class {repeated[0][0]!r} stands in two shards", REMAKE
+        )
 
 
 def read_index(path: str | Path) -> pa.Table:
@@ -110,7 +126,11 @@ def load_images(rows: pa.Table, study_folder: str | Path) -> Iterator[Image.Imag
             shards[path] = _read_rows(Path(study_folder) / path, pending[path])
         encoded, found = shards[path].get(place, (b"", ""))
         if found != sha256:
-            raise UserError(str(path), f"row {place} is not the image of the index", "delete the index of this method and run again")
+            raise UserError(
+                str(path),
+                f"row {place} is not the image of the index",
+                "delete the index of this method and run again",
+            )
         yield Image.open(BytesIO(encoded)).convert("RGB")
         pending[path].pop()
         if not pending[path]:
@@ -122,4 +142,7 @@ def _read_rows(path: Path, wanted: Sequence[int]) -> dict[int, tuple[bytes, str]
     table = read_shard(path, ["image", "sha256"])
     rows = sorted({row for row in wanted if row < table.num_rows})
     images = table.column("image").take(rows).to_pylist()
-    return {row: (image["bytes"], sha) for row, image, sha in zip(rows, images, table.column("sha256").take(rows).to_pylist(), strict=True)}
+    return {
+        row: (image["bytes"], sha)
+        for row, image, sha in zip(rows, images, table.column("sha256").take(rows).to_pylist(), strict=True)
+    }

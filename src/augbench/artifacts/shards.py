@@ -87,12 +87,17 @@ def write_shard(path: str | Path, rows: Sequence[ShardRow], recipe: Mapping[str,
     table_rows = []
     for row in rows:
         values = {name: getattr(row, name) for name in SCHEMA.names if name not in ("image", "sha256")}
-        values["image"] = {"bytes": row.image, "path": f"{row.class_id}_{row.index:06d}.{image_kind(row.image)}"}
+        values["image"] = {
+            "bytes": row.image,
+            "path": f"{row.class_id}_{row.index:06d}.{image_kind(row.image)}",
+        }
         values["sha256"] = hashlib.sha256(row.image).hexdigest()
         table_rows.append(values)
     metadata = {
         b"huggingface": json.dumps(_HF_FEATURES).encode(),
-        b"augbench": json.dumps({"recipe": dict(recipe), "rows": len(rows), "checksum": _checksum(table_rows)}).encode(),
+        b"augbench": json.dumps(
+            {"recipe": dict(recipe), "rows": len(rows), "checksum": _checksum(table_rows)}
+        ).encode(),
     }
     table = pa.Table.from_pylist(table_rows, schema=SCHEMA.with_metadata(metadata))
     with atomic_path(path) as temporary:
@@ -130,7 +135,9 @@ def read_shard(path: str | Path, columns: Sequence[str] | None = None) -> pa.Tab
     if intact and "image" in wanted:
         encoded = table.column("image").combine_chunks().field("bytes")
         sums = table.column("sha256").to_pylist()
-        intact = all(hashlib.sha256(image.as_py()).hexdigest() == sha for image, sha in zip(encoded, sums, strict=True))
+        intact = all(
+            hashlib.sha256(image.as_py()).hexdigest() == sha for image, sha in zip(encoded, sums, strict=True)
+        )
     if not intact:
         raise UserError(str(path), "its content does not match its checksum", REMAKE)
     return table.select(wanted)

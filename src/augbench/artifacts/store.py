@@ -62,7 +62,9 @@ class Store:
         """Where the artifact of ``recipe`` is kept."""
         return self.root / kind / f"{canonical_hash(dict(recipe))}{suffix}"
 
-    def has(self, kind: str, recipe: Recipe, suffix: str, valid: Callable[[Path], bool] | None = None) -> bool:
+    def has(
+        self, kind: str, recipe: Recipe, suffix: str, valid: Callable[[Path], bool] | None = None
+    ) -> bool:
         """Whether the artifact is there; one that ``valid`` rejects (truncated, bits flipped) is removed."""
         kept = self.path(kind, recipe, suffix)
         if not kept.exists():
@@ -81,7 +83,9 @@ class Store:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
                 raise UserError(
-                    str(kept.parent), error.strerror or str(error), "free space or make it writable, then run again; nothing finished is lost"
+                    str(kept.parent),
+                    error.strerror or str(error),
+                    "free space or make it writable, then run again; nothing finished is lost",
                 ) from error
             raise
         self.tally.made += 1

@@ -75,7 +75,9 @@ class Compute:
     compiled: bool = False
 
 
-def compute_of(execution: Execution, device: torch.device, default_scratch: Path, group: ProcessGroup | None = None) -> Compute:
+def compute_of(
+    execution: Execution, device: torch.device, default_scratch: Path, group: ProcessGroup | None = None
+) -> Compute:
     """What the config says.
 
     Raises
@@ -87,7 +89,11 @@ def compute_of(execution: Execution, device: torch.device, default_scratch: Path
     if execution.scratch is not None:
         expanded = os.path.expandvars(execution.scratch)
         if "$" in expanded:
-            raise UserError("execution.scratch", f"{execution.scratch!r}, and there is no such environment variable here", "allowed: a folder, or null")
+            raise UserError(
+                "execution.scratch",
+                f"{execution.scratch!r}, and there is no such environment variable here",
+                "allowed: a folder, or null",
+            )
         scratch = Path(expanded).expanduser()
     return Compute(device, group or ProcessGroup(), Storage(execution.image_pool, scratch), execution.compile)
 

@@ -65,7 +65,14 @@ def _central_boxes(heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
     return np.stack([(heights - height) // 2, (widths - width) // 2, height, width], axis=1)
 
 
-def _weights(start: torch.Tensor, length: torch.Tensor, total: torch.Tensor, offset: torch.Tensor, output: int, source: int) -> torch.Tensor:
+def _weights(
+    start: torch.Tensor,
+    length: torch.Tensor,
+    total: torch.Tensor,
+    offset: torch.Tensor,
+    output: int,
+    source: int,
+) -> torch.Tensor:
     """Weights ``(N, output, source)`` of antialiased bilinear resizing along one axis.
 
     Source pixels ``start .. start + length`` become ``total`` pixels, of which ``output`` from ``offset`` on are kept. All
@@ -146,6 +153,8 @@ def cut_centre(images: torch.Tensor, sizes: np.ndarray, resize: int, resolution:
     values = [torch.from_numpy(array).to(images.device, torch.float32) for array in (sizes, totals, offsets)]
     rows, columns = (
         _weights(torch.zeros_like(size), size, total, offset, resolution, source)
-        for size, total, offset, source in zip(values[0].unbind(1), values[1].unbind(1), values[2].unbind(1), images.shape[2:], strict=True)
+        for size, total, offset, source in zip(
+            values[0].unbind(1), values[1].unbind(1), values[2].unbind(1), images.shape[2:], strict=True
+        )
     )
     return _resample(images, rows, columns)

@@ -74,7 +74,9 @@ class ImagePool:
         More or fewer images than ``count``, or a full disk.
     """
 
-    def __init__(self, images: Iterable[Image.Image], count: int, side: int, compute: Compute, what: str) -> None:
+    def __init__(
+        self, images: Iterable[Image.Image], count: int, side: int, compute: Compute, what: str
+    ) -> None:
         device, group, where = compute.device, compute.group, compute.storage.where
         rows = group.rows(count)
         through_file = group.size > 1 or where == "disk"
@@ -82,18 +84,34 @@ class ImagePool:
         self.images = self._decode(images, rows.stop - rows.start, side, budget, compute, what)
         if isinstance(self.images, Spool):
             self.images.finish(group)
-        shapes = self.images.shapes if isinstance(self.images, Spool) else [image.shape[1:] for image in self.images]
+        shapes = (
+            self.images.shapes
+            if isinstance(self.images, Spool)
+            else [image.shape[1:] for image in self.images]
+        )
         self.sizes = np.array(shapes, dtype=np.int64).reshape(-1, 2)
         size = 3 * int(self.sizes.prod(axis=1).sum())
-        if device.type == "cuda" and (where == "device" or (where == "auto" and size < torch.cuda.mem_get_info(device)[0] / 2)):
+        if device.type == "cuda" and (
+            where == "device" or (where == "auto" and size < torch.cuda.mem_get_info(device)[0] / 2)
+        ):
             self._move(device)
-        elif isinstance(self.images, Spool) and (where == "memory" or (where != "disk" and size * group.size < free_memory() / 2)):
+        elif isinstance(self.images, Spool) and (
+            where == "memory" or (where != "disk" and size * group.size < free_memory() / 2)
+        ):
             self._move(CPU)
-        place = "in a file" if isinstance(self.images, Spool) else "in main memory" if self.is_on(CPU) else "on the GPU"
+        place = (
+            "in a file"
+            if isinstance(self.images, Spool)
+            else "in main memory"
+            if self.is_on(CPU)
+            else "on the GPU"
+        )
         logger.info("%s: %d images, %.3g GB as pixels, are kept %s", what, count, size / 1e9, place)
 
     @staticmethod
-    def _decode(images: Iterable[Image.Image], count: int, side: int, budget: float, compute: Compute, what: str) -> torch.Tensor | list[torch.Tensor] | Spool:
+    def _decode(
+        images: Iterable[Image.Image], count: int, side: int, budget: float, compute: Compute, what: str
+    ) -> torch.Tensor | list[torch.Tensor] | Spool:
         """What this process decodes; a spool if it takes more than ``budget`` bytes, or if others need it, too."""
         stacked: torch.Tensor | None = None
         listed: list[torch.Tensor] = []
@@ -134,13 +152,20 @@ class ImagePool:
             self.images = [image.to(device) for image in self.images]
         else:
             one_size = len(self) > 0 and bool((self.sizes == self.sizes[0]).all())
-            stacked = torch.empty((len(self), 3, *self.sizes[0].tolist()), dtype=torch.uint8, device=device) if one_size else None
+            stacked = (
+                torch.empty((len(self), 3, *self.sizes[0].tolist()), dtype=torch.uint8, device=device)
+                if one_size
+                else None
+            )
             listed: list[torch.Tensor] = []
             for chosen in in_batches(range(len(self)), READ_TOGETHER):
                 piece = self.take(np.array(chosen))
                 if stacked is None:
                     sizes = self.sizes[chosen].tolist()
-                    listed += [image[:, :height, :width].to(device, copy=True) for image, (height, width) in zip(piece, sizes, strict=True)]
+                    listed += [
+                        image[:, :height, :width].to(device, copy=True)
+                        for image, (height, width) in zip(piece, sizes, strict=True)
+                    ]
                 else:
                     stacked[chosen[0] : chosen[-1] + 1] = piece.to(device)
             self.images = listed if stacked is None else stacked
@@ -169,11 +194,17 @@ class ImagePool:
         """
         if isinstance(self.images, torch.Tensor):
             rows = torch.from_numpy(chosen).to(self.images.device)
-            out = torch.empty((len(chosen), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=True) if pinned else None
+            out = (
+                torch.empty((len(chosen), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=True)
+                if pinned
+                else None
+            )
             return torch.index_select(self.images, 0, rows, out=out)
         height, width = (int(side) for side in self.sizes[chosen].max(axis=0))
         device = CPU if isinstance(self.images, Spool) else self.images[0].device
-        canvas = torch.zeros((len(chosen), 3, height, width), dtype=torch.uint8, device=device, pin_memory=pinned)
+        canvas = torch.zeros(
+            (len(chosen), 3, height, width), dtype=torch.uint8, device=device, pin_memory=pinned
+        )
         if isinstance(self.images, Spool):
             self.images.read(chosen, canvas)
         else:
@@ -194,7 +225,10 @@ def _split(pools: Sequence[ImagePool], indices: np.ndarray) -> list[tuple[np.nda
 
 
 def gather(
-    pools: Sequence[ImagePool], indices: np.ndarray, device: torch.device, ready: Sequence[torch.Tensor | None] | None = None
+    pools: Sequence[ImagePool],
+    indices: np.ndarray,
+    device: torch.device,
+    ready: Sequence[torch.Tensor | None] | None = None,
 ) -> tuple[torch.Tensor, np.ndarray]:
     """Images at ``indices`` of the pools laid end to end.
 
@@ -227,7 +261,9 @@ def gather(
     return canvas, sizes
 
 
-def stream(pools: Sequence[ImagePool], batches: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+def stream(
+    pools: Sequence[ImagePool], batches: Sequence[np.ndarray], device: torch.device
+) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
     """:func:`gather` for one batch after the other; what is not on the device is read a few batches ahead, by another thread."""
     if all(pool.is_on(device) for pool in pools):
         for batch in batches:
@@ -237,7 +273,10 @@ def stream(pools: Sequence[ImagePool], batches: Sequence[np.ndarray], device: to
 
     def read(batch: np.ndarray) -> tuple[np.ndarray, list[torch.Tensor | None]]:
         parts = zip(pools, _split(pools, batch), strict=True)
-        return batch, [None if pool.is_on(device) or not len(chosen) else pool.take(chosen, pinned) for pool, (_, chosen) in parts]
+        return batch, [
+            None if pool.is_on(device) or not len(chosen) else pool.take(chosen, pinned)
+            for pool, (_, chosen) in parts
+        ]
 
     for batch, ready in in_order(read, batches, threads=1):
         yield gather(pools, batch, device, ready)
@@ -257,8 +296,19 @@ class LabelledImages:
         Name in progress lines and errors.
     """
 
-    def __init__(self, ids: Sequence[str], labels: Sequence[int] | np.ndarray, load: Callable[[slice], Iterable[Image.Image]], what: str) -> None:
-        self.ids, self.labels, self.load, self.what = list(ids), np.asarray(labels, dtype=np.int64), load, what
+    def __init__(
+        self,
+        ids: Sequence[str],
+        labels: Sequence[int] | np.ndarray,
+        load: Callable[[slice], Iterable[Image.Image]],
+        what: str,
+    ) -> None:
+        self.ids, self.labels, self.load, self.what = (
+            list(ids),
+            np.asarray(labels, dtype=np.int64),
+            load,
+            what,
+        )
         if len(self.ids) != len(self.labels):
             raise ValueError(f"{len(self.ids)} ids, {len(self.labels)} labels")
         self._pool: ImagePool | None = None
@@ -274,7 +324,9 @@ class LabelledImages:
     def pool(self, side: int, compute: Compute) -> ImagePool:
         """The images, decoded at the first call."""
         if self._pool is None:
-            self._pool = ImagePool(self.load(compute.group.rows(len(self))), len(self), side, compute, self.what)
+            self._pool = ImagePool(
+                self.load(compute.group.rows(len(self))), len(self), side, compute, self.what
+            )
         return self._pool
 
     def forget(self) -> None:

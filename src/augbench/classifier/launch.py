@@ -29,7 +29,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def in_processes(processes: int, device: torch.device, function: Callable[Concatenate[ProcessGroup, P], R], *arguments: P.args, **named: P.kwargs) -> R:
+def in_processes(
+    processes: int,
+    device: torch.device,
+    function: Callable[Concatenate[ProcessGroup, P], R],
+    *arguments: P.args,
+    **named: P.kwargs,
+) -> R:
     """``function(group, *arguments, **named)`` in each of ``processes`` processes; what the first one returns.
 
     Parameters
@@ -53,7 +59,10 @@ def in_processes(processes: int, device: torch.device, function: Callable[Concat
     # what fails is reported below, in one line
     for chatty in ("agent.server.api", "multiprocessing.api"):
         logging.getLogger(f"torch.distributed.elastic.{chatty}").setLevel(logging.CRITICAL)
-    handlers = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    handlers = {
+        number: signal.getsignal(number) or signal.SIG_DFL
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    }
     with tempfile.TemporaryDirectory(prefix="augbench-") as name:
         folder = Path(name)
         threads = max(1, torch.get_num_threads() // processes)
@@ -64,13 +73,22 @@ def in_processes(processes: int, device: torch.device, function: Callable[Concat
             min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
             local_addr="localhost", max_restarts=0, logs_specs=DefaultLogsSpecs(log_dir=name), shutdown_timeout=5,
         )  # fmt: skip
-        logger.info("%d processes begin, one per %s", processes, "GPU" if device.type == "cuda" else f"{threads} threads")
+        logger.info(
+            "%d processes begin, one per %s",
+            processes,
+            "GPU" if device.type == "cuda" else f"{threads} threads",
+        )
         try:
             elastic_launch(config, sys.executable)("-P", str(Path(worker.__file__)), name)
         except ChildFailedError as error:
-            raise _first_error(folder, {rank: failure.exitcode for rank, failure in error.failures.items()}, processes) from None
+            raise _first_error(
+                folder, {rank: failure.exitcode for rank, failure in error.failures.items()}, processes
+            ) from None
         except SignalException as error:
-            logger.info("ended by %s: training goes on from the last epoch when it is started again", error.sigval.name)
+            logger.info(
+                "ended by %s: training goes on from the last epoch when it is started again",
+                error.sigval.name,
+            )
             raise SystemExit(128 + error.sigval) from None
         finally:
             for number, handler in handlers.items():
@@ -82,7 +100,8 @@ def in_processes(processes: int, device: torch.device, function: Callable[Concat
 def _first_error(folder: Path, exit_codes: dict[int, int], processes: int) -> Exception:
     """What went wrong first: other processes fail because of it."""
     reports: list[worker.ErrorReport] = sorted(
-        (pickle.loads(path.read_bytes()) for path in folder.glob(worker.ERROR.format("*"))), key=lambda report: report["time"]
+        (pickle.loads(path.read_bytes()) for path in folder.glob(worker.ERROR.format("*"))),
+        key=lambda report: report["time"],
     )
     for report in reports:  # the only kind that is never the consequence of another process's end
         if report["user"] is not None:
@@ -91,7 +110,11 @@ def _first_error(folder: Path, exit_codes: dict[int, int], processes: int) -> Ex
         if code < 0 and -code != signal.SIGTERM:
             reason = "there was no memory left" if -code == signal.SIGKILL else "the lines above say why"
             ended = f"ended by {signal.Signals(-code).name}"
-            return UserError(f"process {rank + 1} of {processes}", ended, f"most often {reason}; run again: training goes on from the last epoch")
+            return UserError(
+                f"process {rank + 1} of {processes}",
+                ended,
+                f"most often {reason}; run again: training goes on from the last epoch",
+            )
     if reports:
         return RuntimeError(f"process {reports[0]['rank'] + 1} of {processes}:\n{reports[0]['traceback']}")
     return RuntimeError(f"processes ended with {exit_codes} and without a word")

@@ -32,7 +32,9 @@ def _available(root: Path) -> int:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    return {words[0]: int(words[1]) for line in path.read_text().splitlines() if len(words := line.split()) > 1}
+    return {
+        words[0]: int(words[1]) for line in path.read_text().splitlines() if len(words := line.split()) > 1
+    }
 
 
 def _cgroups(root: Path) -> Iterator[int]:

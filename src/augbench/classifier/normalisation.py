@@ -25,10 +25,17 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         world = group.WORLD
         assert world is not None
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None and self.momentum is not None
+        assert (
+            self.running_mean is not None
+            and self.running_var is not None
+            and self.num_batches_tracked is not None
+            and self.momentum is not None
+        )
         images = input.to(torch.promote_types(input.dtype, torch.float32))
         number = torch.tensor([images.numel() // images.shape[1]], dtype=images.dtype, device=images.device)
-        *sums, count = collectives.all_reduce(torch.cat([images.sum(dim=(0, 2, 3)), number]), "sum", world).split([self.num_features, 1])
+        *sums, count = collectives.all_reduce(
+            torch.cat([images.sum(dim=(0, 2, 3)), number]), "sum", world
+        ).split([self.num_features, 1])
         mean = sums[0] / count
         centred = images - mean[:, None, None]
         variance = collectives.all_reduce(centred.square().sum(dim=(0, 2, 3)), "sum", world) / count

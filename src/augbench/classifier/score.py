@@ -21,10 +21,23 @@ from augbench.classifier.train import predict
 from augbench.config.stages import Classifier
 from augbench.files import atomic_path
 
-SCHEMA = pa.schema([("image_id", pa.string()), ("label", pa.int32()), ("predicted", pa.int32()), ("probability", pa.float32())])
+SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("label", pa.int32()),
+        ("predicted", pa.int32()),
+        ("probability", pa.float32()),
+    ]
+)
 
 
-def score_test(state: Mapping[str, torch.Tensor], config: Classifier, kept: np.ndarray, test: LabelledImages, compute: Compute) -> pa.Table:
+def score_test(
+    state: Mapping[str, torch.Tensor],
+    config: Classifier,
+    kept: np.ndarray,
+    test: LabelledImages,
+    compute: Compute,
+) -> pa.Table:
     """Classify the test images.
 
     Parameters
@@ -42,11 +55,15 @@ def score_test(state: Mapping[str, torch.Tensor], config: Classifier, kept: np.n
     model = build(config, len(kept), 0)
     model.load_state_dict(state)
     model = model.to(compute.device, memory_format=torch.channels_last)
-    probabilities = predict(model, test.pool(evaluation_resize(config), compute), config, compute.device).softmax(dim=1)
+    probabilities = predict(
+        model, test.pool(evaluation_resize(config), compute), config, compute.device
+    ).softmax(dim=1)
     labels = torch.from_numpy(test.labels)
     of_truth = probabilities.gather(1, labels[:, None])[:, 0]
     columns = [test.ids, kept[labels.numpy()], kept[probabilities.argmax(dim=1).numpy()], of_truth.numpy()]
-    return pa.Table.from_arrays([pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+    return pa.Table.from_arrays(
+        [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
+    )
 
 
 def write_predictions(predictions: pa.Table, path: str | Path) -> None:
@@ -57,5 +74,10 @@ def write_predictions(predictions: pa.Table, path: str | Path) -> None:
 
 def top1(predictions: pa.Table) -> float:
     """Share of images whose predicted label is the true one."""
-    hits = sum(label == predicted for label, predicted in zip(*(predictions.column(name).to_pylist() for name in ("label", "predicted")), strict=True))
+    hits = sum(
+        label == predicted
+        for label, predicted in zip(
+            *(predictions.column(name).to_pylist() for name in ("label", "predicted")), strict=True
+        )
+    )
     return hits / predictions.num_rows

@@ -10,5 +10,7 @@ def evaluation_resize(config: Classifier) -> int:
     """Shorter side before the centre crop, in pixels; by default the crop is 224/256 of it (torchvision's reference)."""
     side = config.evaluation_resize or round(config.resolution * 256 / 224)
     if side < config.resolution:
-        raise UserError("classifier.evaluation_resize", side, f"at least classifier.resolution ({config.resolution})")
+        raise UserError(
+            "classifier.evaluation_resize", side, f"at least classifier.resolution ({config.resolution})"
+        )
     return side

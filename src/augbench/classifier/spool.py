@@ -46,7 +46,9 @@ class Spool:
     def _unwritable(self, error: OSError) -> UserError:
         where = self.folder or tempfile.gettempdir()
         return UserError(
-            "execution.scratch", f"{error.strerror} in {str(where)!r}", "decoded images that don't fit in memory go there: name a folder with more space"
+            "execution.scratch",
+            f"{error.strerror} in {str(where)!r}",
+            "decoded images that don't fit in memory go there: name a folder with more space",
         )
 
     def append(self, pixels: torch.Tensor) -> None:
@@ -77,11 +79,17 @@ class Spool:
             raise self._unwritable(error) from error
         parts = group.collect((os.getpid(), self.files[0].fileno(), self.shapes))
         # a file without a name is opened through the process that has it
-        others = [None if rank == group.rank else f"/proc/{pid}/fd/{number}" for rank, (pid, number, _) in enumerate(parts)]
+        others = [
+            None if rank == group.rank else f"/proc/{pid}/fd/{number}"
+            for rank, (pid, number, _) in enumerate(parts)
+        ]
         self.files = [self.files[0] if path is None else Path(path).open("rb") for path in others]  # noqa: SIM115
         group.collect(None)  # no process may go on, and close its file, before all have opened it
         self.shapes = [shape for _, _, shapes in parts for shape in shapes]
-        lengths = [np.array([3 * height * width for height, width in shapes], dtype=np.int64) for _, _, shapes in parts]
+        lengths = [
+            np.array([3 * height * width for height, width in shapes], dtype=np.int64)
+            for _, _, shapes in parts
+        ]
         self._file_of = np.repeat(np.arange(len(parts)), [len(part) for part in lengths])
         self._offset_of = np.concatenate([np.cumsum(part) - part for part in lengths])
 

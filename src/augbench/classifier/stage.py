@@ -178,13 +178,17 @@ def _train_together(group: ProcessGroup, study: Study, store_root: Path, sources
     """What each process of a group does: train the runs; the first one commits them to the store, and says how many artifacts it made."""
     store = Store(store_root)
     kind = pick_device(study.execution.device).type
-    compute = _compute(study, store, torch.device(kind, group.rank) if kind == "cuda" else torch.device(kind), group)
+    compute = _compute(
+        study, store, torch.device(kind, group.rank) if kind == "cuda" else torch.device(kind), group
+    )
     for run in open_runs(study, store, sources):
         train_missing(study, store, run, compute)
     return store.tally.made
 
 
-def open_runs(study: Study, store: Store, sources: Sources, test_path: str | Path | None = None) -> list[TrainingRun]:
+def open_runs(
+    study: Study, store: Store, sources: Sources, test_path: str | Path | None = None
+) -> list[TrainingRun]:
     """The runs of :func:`train_block`, by their folders; their images are not read yet, those of the splits later once for all."""
     info = read_class_table(sources.classes)
     images = open_source(study.dataset, study.seed, study.corpus)
@@ -198,7 +202,9 @@ def open_runs(study: Study, store: Store, sources: Sources, test_path: str | Pat
         check_labels(split, info, str(path))
         rows = np.flatnonzero(number[split.labels] >= 0)
         ids, where = ([column[row] for row in rows] for column in (split.image_ids, split.sources))
-        return LabelledImages(ids, number[split.labels[rows]], lambda wanted: images.load(where[wanted]), Path(path).stem)
+        return LabelledImages(
+            ids, number[split.labels[rows]], lambda wanted: images.load(where[wanted]), Path(path).stem
+        )
 
     test = None if test_path is None else labelled(test_path)
     block = SharedInputs(sources.method, kept, labelled(sources.train), labelled(sources.validation), test)
@@ -222,7 +228,9 @@ def _added(rows: pa.Table, number: np.ndarray, study_folder: Path, what: str) ->
     def load(wanted: slice) -> Iterable[Image]:
         return load_images(rows.slice(wanted.start, wanted.stop - wanted.start), study_folder)
 
-    return LabelledImages(rows.column("sha256").to_pylist(), number[rows.column("label").to_numpy()], load, what)
+    return LabelledImages(
+        rows.column("sha256").to_pylist(), number[rows.column("label").to_numpy()], load, what
+    )
 
 
 def run_recipe(study: Study, run: TrainingRun) -> dict[str, Any]:
@@ -274,7 +282,12 @@ def publish_run(study: Study, store: Store, run: TrainingRun, compute: Compute) 
     }
     if block.test is not None:
         test, predictions = block.test, folder / "predictions.parquet"
-        scoring = {"classifier": recipe["classifier"], "classes": block.classes, "model": history["model_sha256"], "test": test.key}
+        scoring = {
+            "classifier": recipe["classifier"],
+            "classes": block.classes,
+            "model": history["model_sha256"],
+            "test": test.key,
+        }
 
         def score(path: Path) -> None:
             state = load_file(folder / "model.safetensors")
@@ -284,7 +297,14 @@ def publish_run(study: Study, store: Store, run: TrainingRun, compute: Compute) 
         report["test_top1"] = top1(pq.read_table(predictions))
     write_json(folder / "result.json", report)
     test_note = "" if report["test_top1"] is None else f", test top-1 {report['test_top1']:.4f}"
-    logger.info("%s: best epoch %d of %d, val top-1 %.4f%s", run.what, report["best_epoch"] + 1, report["epochs"], report["val_top1"], test_note)
+    logger.info(
+        "%s: best epoch %d of %d, val top-1 %.4f%s",
+        run.what,
+        report["best_epoch"] + 1,
+        report["epochs"],
+        report["val_top1"],
+        test_note,
+    )
 
 
 def _commit(store: Store, recipe: Recipe, result: RunResult, compute: Compute) -> None:
@@ -310,7 +330,9 @@ def _commit(store: Store, recipe: Recipe, result: RunResult, compute: Compute) -
 
 def _is_trained(store: Store, recipe: Recipe) -> bool:
     """Whether weights, history and timing are in the store and belong together."""
-    if not store.has("classifiers", recipe, ".json", _is_json) or not store.has("classifier_timings", recipe, ".json", _is_json):
+    if not store.has("classifiers", recipe, ".json", _is_json) or not store.has(
+        "classifier_timings", recipe, ".json", _is_json
+    ):
         return False
     expected = read_json(store.path("classifiers", recipe, ".json"))["model_sha256"]
     return store.has("classifiers", recipe, ".safetensors", lambda path: sha256_file(path) == expected)

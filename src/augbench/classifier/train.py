@@ -144,7 +144,13 @@ def _batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def _train_epoch(
-    state: _State, network: nn.Module, pools: Sequence[ImagePool], labels: torch.Tensor, seed: int, config: Classifier, group: ProcessGroup
+    state: _State,
+    network: nn.Module,
+    pools: Sequence[ImagePool],
+    labels: torch.Tensor,
+    seed: int,
+    config: Classifier,
+    group: ProcessGroup,
 ) -> float:
     """One pass over all training images; returns the mean loss. ``network`` is the state's, with gradients averaged over the group."""
     rng = np.random.default_rng(derive_seed(seed, "epoch", state.schedule.epochs))
@@ -160,7 +166,9 @@ def _train_epoch(
     for batch, share, (images, _) in zip(batches, shares, stream(pools, shares, device), strict=True):
         chosen = labels[torch.from_numpy(share).to(device)]
         with _precision(config, device):
-            logits = network(_layout(cut(images, Crops(crops.boxes[share], crops.flips[share]), config.resolution)))
+            logits = network(
+                _layout(cut(images, Crops(crops.boxes[share], crops.flips[share]), config.resolution))
+            )
             loss = F.cross_entropy(_at_least_single(logits), chosen)
         state.optimizer.zero_grad(set_to_none=True)
         # processes are averaged as equals; where the batch can't be shared equally, the larger share counts more
@@ -171,7 +179,9 @@ def _train_epoch(
 
 
 @torch.inference_mode()
-def predict(model: WidthResNet, pool: ImagePool, config: Classifier, device: torch.device, rows: slice | None = None) -> torch.Tensor:
+def predict(
+    model: WidthResNet, pool: ImagePool, config: Classifier, device: torch.device, rows: slice | None = None
+) -> torch.Tensor:
     """Logits float32 (N, classes) of every image, or of those in ``rows``, cut as in evaluation; on the CPU."""
     model.eval()
     # About 16 million pixels: large enough to keep a device busy, small enough for 16 GB with a ResNet-50.
@@ -184,7 +194,9 @@ def predict(model: WidthResNet, pool: ImagePool, config: Classifier, device: tor
     return torch.cat(logits).cpu()
 
 
-def _accuracy(model: WidthResNet, pool: ImagePool, truth: torch.Tensor, config: Classifier, compute: Compute) -> float:
+def _accuracy(
+    model: WidthResNet, pool: ImagePool, truth: torch.Tensor, config: Classifier, compute: Compute
+) -> float:
     """Share of the images whose label is predicted; each process looks at its part of them."""
     rows = compute.group.rows(len(pool))
     hits = torch.zeros((), dtype=torch.int64)
@@ -206,7 +218,10 @@ def _over_processes(model: WidthResNet, compute: Compute) -> nn.Module:
 
 
 def _cpu_copy(model: WidthResNet) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def train_run(
@@ -251,9 +266,19 @@ def train_run(
     seed = classifier_seed(study_seed, run)
     training = [real] if added is None else [real, added]
     if sum(map(len, training)) < 2 or not len(validation):
-        raise UserError(what, f"{sum(map(len, training))} training, {len(validation)} validation images", "two and one are the least")
-    if (smallest := min(map(len, _batches(np.arange(sum(map(len, training))), config.batch_size)))) < group.size:
-        raise UserError("execution.processes", f"{group.size}, and {what} has a batch of {smallest}", "at most one process per image of a batch")
+        raise UserError(
+            what,
+            f"{sum(map(len, training))} training, {len(validation)} validation images",
+            "two and one are the least",
+        )
+    if (
+        smallest := min(map(len, _batches(np.arange(sum(map(len, training))), config.batch_size)))
+    ) < group.size:
+        raise UserError(
+            "execution.processes",
+            f"{group.size}, and {what} has a batch of {smallest}",
+            "at most one process per image of a batch",
+        )
     side = evaluation_resize(config)
     pools = [images.pool(side, compute) for images in training]
     held_out = validation.pool(side, compute)
@@ -266,7 +291,13 @@ def train_run(
     model = model.to(device, memory_format=torch.channels_last)
     if compute.compiled:
         model.compile(options={"deterministic": True})
-    optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        foreach=True,
+    )
     state = _State(model, optimizer, PlateauSchedule(config.lr))
     if checkpoint is not None:
         state.load(checkpoint, group)
@@ -292,11 +323,25 @@ def train_run(
                 saved = now
             if now - logged >= PROGRESS_SECONDS:
                 logged = now
-                _log(what, state.schedule, state.history[-1], config, (now - start) / (state.schedule.epochs - resumed))
-    return RunResult(state.best, tuple(state.history), state.schedule.best_epoch, state.schedule.best_top1, tuple(state.seconds))
+                _log(
+                    what,
+                    state.schedule,
+                    state.history[-1],
+                    config,
+                    (now - start) / (state.schedule.epochs - resumed),
+                )
+    return RunResult(
+        state.best,
+        tuple(state.history),
+        state.schedule.best_epoch,
+        state.schedule.best_top1,
+        tuple(state.seconds),
+    )
 
 
-def _log(what: str, schedule: PlateauSchedule, last: Epoch, config: Classifier, seconds_per_epoch: float) -> None:
+def _log(
+    what: str, schedule: PlateauSchedule, last: Epoch, config: Classifier, seconds_per_epoch: float
+) -> None:
     """One progress line; the time left is the worst case, as training may stop early."""
     logger.info(
         "%s: epoch %d/%d, loss %.3f, val top-1 %.3f (best %.3f at %d), lr %.2g, %.3g s/epoch, ETA at most %s",

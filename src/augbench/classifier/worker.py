@@ -58,7 +58,9 @@ def _join(device: str) -> Any:
     from augbench.classifier.compute import ProcessGroup
 
     group = ProcessGroup(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    patience = timedelta(hours=2)  # decoding takes one process longer than another; one that fails ends the others at once
+    patience = timedelta(
+        hours=2
+    )  # decoding takes one process longer than another; one that fails ends the others at once
     if device == "cuda":
         here = torch.device("cuda", group.rank)
         torch.cuda.set_device(here)
@@ -79,10 +81,17 @@ def main(folder: Path) -> None:
 
         network.close_as_parent()
         set_threads(here.threads)
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns of an option that training sets on purpose
+        os.environ.setdefault(
+            "TORCH_CPP_LOG_LEVEL", "ERROR"
+        )  # it warns of an option that training sets on purpose
         rank = int(os.environ["RANK"])
         level = logging.WARNING if rank else logging.INFO
-        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr)
+        logging.basicConfig(
+            level=level,
+            format="%(asctime)s %(levelname)s %(message)s",
+            datefmt="%Y-%m-%d %H:%M:%S",
+            stream=sys.stderr,
+        )
         logging.captureWarnings(True)
         from augbench.errors import UserError
 

@@ -89,7 +89,10 @@ class Gallery:
             raise KeyError(f"{method}, {class_id}")
         folder = Path(self.plan.shard(method, class_id, "0")).parent
         found = []
-        for path in sorted((path for path in folder.glob("*.parquet") if path.stem.isdecimal()), key=lambda path: int(path.stem)):
+        for path in sorted(
+            (path for path in folder.glob("*.parquet") if path.stem.isdecimal()),
+            key=lambda path: int(path.stem),
+        ):
             with whole(path):
                 found.append((path.stem, pq.read_metadata(path).num_rows))
         return found
@@ -124,7 +127,9 @@ class Gallery:
                     tables[place.part] = pq.read_table(path, columns=["index", *RECORDED]).to_pylist()
             known = dict(tables[place.part][place.row])
             picture = ImageRecord(method, class_id, name, place.row, str(known.pop("index")), **known)
-            address = "/image?" + urlencode({"method": method, "class": class_id, "part": place.part, "row": place.row})
+            address = "/image?" + urlencode(
+                {"method": method, "class": class_id, "part": place.part, "row": place.row}
+            )
             found.append(thumb_of(picture, address, self.plan.study.label(method), self.models))
         return found
 
@@ -172,9 +177,15 @@ def page(gallery: Gallery, query: dict[str, str]) -> str:
         return "/?" + urlencode({"class": class_id, "method": method, **changes})
 
     here = class_ids.index(class_id)
-    pages = [(f"Page {other}", address(page=str(other))) for other in (current - 1, current + 1) if 1 <= other <= last]
+    pages = [
+        (f"Page {other}", address(page=str(other)))
+        for other in (current - 1, current + 1)
+        if 1 <= other <= last
+    ]
     pages += [
-        (short_name(gallery.classes[class_ids[other]]), address(**{"class": class_ids[other]})) for other in (here - 1, here + 1) if 0 <= other < len(class_ids)
+        (short_name(gallery.classes[class_ids[other]]), address(**{"class": class_ids[other]}))
+        for other in (here - 1, here + 1)
+        if 0 <= other < len(class_ids)
     ]
     name, label = short_name(gallery.classes[class_id]), plan.study.label(method)
     return (
@@ -189,7 +200,9 @@ def page(gallery: Gallery, query: dict[str, str]) -> str:
             methods=[(other, plan.study.label(other)) for other in methods],
             class_id=class_id,
             method=method,
-            count=f"Images {first + 1:,} to {first + len(thumbs):,} of {len(places):,}" if thumbs else "No images",
+            count=f"Images {first + 1:,} to {first + len(thumbs):,} of {len(places):,}"
+            if thumbs
+            else "No images",
             images=thumbs,
             pages=pages,
         )
@@ -217,7 +230,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         # a page elsewhere that has its own name point here must not read the images through the reader's browser
-        if self.headers.get("Host", "") not in {f"{name}:{self.server.server_port}" for name in (HOST, "localhost")}:
+        if self.headers.get("Host", "") not in {
+            f"{name}:{self.server.server_port}" for name in (HOST, "localhost")
+        }:
             self._send(HTTPStatus.FORBIDDEN, "text/plain", b"for this machine alone\n")
             return
         address = urlsplit(self.path)
@@ -226,7 +241,9 @@ class _Handler(BaseHTTPRequestHandler):
             if address.path == "/":
                 self._send(HTTPStatus.OK, "text/html", page(self.server.gallery, query).encode())
             elif address.path == "/image":
-                encoded = self.server.gallery.image(query["method"], query["class"], query["part"], int(query["row"]))
+                encoded = self.server.gallery.image(
+                    query["method"], query["class"], query["part"], int(query["row"])
+                )
                 self._send(HTTPStatus.OK, media_type(encoded), encoded)
             else:
                 raise KeyError(address.path)
@@ -267,4 +284,6 @@ def open_server(plan: Plan, port: int) -> ThreadingHTTPServer:
     try:
         return _Server(gallery, port)
     except OSError as error:
-        raise UserError("--port", port, f"{error.strerror}: allowed: another one, or 0 for any that is free") from None
+        raise UserError(
+            "--port", port, f"{error.strerror}: allowed: another one, or 0 for any that is free"
+        ) from None

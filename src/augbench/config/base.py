@@ -13,7 +13,9 @@ Positive = Annotated[int, Field(ge=1)]
 
 def key(default: Any, description: str, unit: str = "", source: str = "", **constraints: Any) -> Any:
     """A config key with all that the documentation says of it."""
-    return Field(default, description=description, json_schema_extra={"unit": unit, "source": source}, **constraints)
+    return Field(
+        default, description=description, json_schema_extra={"unit": unit, "source": source}, **constraints
+    )
 
 
 class Section(BaseModel):

@@ -9,9 +9,7 @@ from pydantic import Field, model_validator
 from augbench.config.base import Fraction, Section, key
 
 Search = Literal["exact", "clip_retrieval_index"]
-_SEARCH = (
-    "How it is searched: exact compares each query with every image, in one pass; clip_retrieval_index builds clip-retrieval's index and asks its service."
-)
+_SEARCH = "How it is searched: exact compares each query with every image, in one pass; clip_retrieval_index builds clip-retrieval's index and asks its service."
 
 
 class MiniatureCorpus(Section):
@@ -19,12 +17,18 @@ class MiniatureCorpus(Section):
 
     kind: Literal["miniature"]
     search: Search = key("exact", _SEARCH)
-    downloads: str = key("results/downloads/fashion_mnist", "Folder that keeps Fashion-MNIST's four published files.")
-    images: int = key(50_000, "Garments in the corpus, disjoint from target and test.", "images", ge=100, le=59_000)
+    downloads: str = key(
+        "results/downloads/fashion_mnist", "Folder that keeps Fashion-MNIST's four published files."
+    )
+    images: int = key(
+        50_000, "Garments in the corpus, disjoint from target and test.", "images", ge=100, le=59_000
+    )
     shift: Literal["none", "mild", "strong"] = key("mild", "How far the corpus's style is from the target's.")
     distractors: int = key(5_000, "Images of other kinds.", "images", ge=0)
     wrong_captions: Fraction = key(0.05, "Share of garments whose caption names another class.")
-    captions: dict[Literal["template", "wordnet", "shop", "hashtags", "unnamed"], Annotated[float, Field(ge=0)]] = key(
+    captions: dict[
+        Literal["template", "wordnet", "shop", "hashtags", "unnamed"], Annotated[float, Field(ge=0)]
+    ] = key(
         {"template": 0.55, "wordnet": 0.2, "shop": 0.1, "hashtags": 0.05, "unnamed": 0.1},
         "Rates of the kinds of caption; `unnamed` ones do not name the class.",
     )
@@ -47,7 +51,10 @@ class ImageCorpus(Section):
 class PublishedCorpus(Section):
     """A corpus whose embeddings others have made."""
 
-    clip: str = key(..., "CLIP model that the embeddings were made with, written as clip.model is: a query through another model is refused.")
+    clip: str = key(
+        ...,
+        "CLIP model that the embeddings were made with, written as clip.model is: a query through another model is refused.",
+    )
 
 
 MetadataColumn = Literal["id", "url", "caption", "width", "height", "nsfw", "punsafe", "aesthetic"]
@@ -61,9 +68,15 @@ class EmbeddingCorpus(PublishedCorpus):
         ...,
         "Folder with img_emb/*.npy and metadata/*.parquet (clip-retrieval), *.npz and *.parquet of equal names (DataComp), or *.parquet with a column of vectors.",
     )
-    vector_column: str | None = key(None, "Column of the vectors, where they are in Parquet (LAION-5B's 100-million-row subset: vector).")
-    npz_key: str | None = key(None, "Name of the image embeddings in .npz files (DataComp: l14_img or b32_img).")
-    columns: dict[MetadataColumn, str] = key({}, "Columns of the metadata by our names, where theirs are none of the usual.")
+    vector_column: str | None = key(
+        None, "Column of the vectors, where they are in Parquet (LAION-5B's 100-million-row subset: vector)."
+    )
+    npz_key: str | None = key(
+        None, "Name of the image embeddings in .npz files (DataComp: l14_img or b32_img)."
+    )
+    columns: dict[MetadataColumn, str] = key(
+        {}, "Columns of the metadata by our names, where theirs are none of the usual."
+    )
 
 
 class IndexCorpus(PublishedCorpus):
@@ -77,9 +90,15 @@ class ServerCorpus(PublishedCorpus):
     """A server that `clip-retrieval back` runs, anywhere; it gives no embeddings, so duplicates are found after download."""
 
     kind: Literal["clip_retrieval_server"]
-    url: str = key(..., "Address of its knn-service, for example http://localhost:1234/knn-service.", pattern="^https?://")
+    url: str = key(
+        ...,
+        "Address of its knn-service, for example http://localhost:1234/knn-service.",
+        pattern="^https?://",
+    )
     index: str = key(..., "Name of the index there.")
 
 
 OwnCorpus = MiniatureCorpus | ImageCorpus
-Corpus = Annotated[MiniatureCorpus | ImageCorpus | EmbeddingCorpus | IndexCorpus | ServerCorpus, Field(discriminator="kind")]
+Corpus = Annotated[
+    MiniatureCorpus | ImageCorpus | EmbeddingCorpus | IndexCorpus | ServerCorpus, Field(discriminator="kind")
+]

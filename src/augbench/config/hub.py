@@ -84,7 +84,9 @@ def known_models() -> dict[str, tuple[str, dict[str, Expected]]]:
     known = {}
     for path in sorted(TABLES.glob("*.yaml")):
         table = yaml.safe_load(path.read_text(encoding="utf-8"))
-        files = {name: Expected("our table", file["size"], file["sha256"]) for name, file in table["files"].items()}
+        files = {
+            name: Expected("our table", file["size"], file["sha256"]) for name, file in table["files"].items()
+        }
         known[table["repository"]] = (table["revision"], files)
     return known
 

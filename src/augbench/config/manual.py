@@ -68,14 +68,20 @@ def describe_type(field: FieldInfo) -> str:
             return f"mapping to {show(arguments[1])}"
         if isinstance(annotation, type) and issubclass(annotation, Section):
             return "section"
-        return {"str": "text", "int": "integer", "float": "number", "bool": "true \\| false"}.get(getattr(annotation, "__name__", ""), str(annotation))
+        return {"str": "text", "int": "integer", "float": "number", "bool": "true \\| false"}.get(
+            getattr(annotation, "__name__", ""), str(annotation)
+        )
 
     return show(field.annotation)
 
 
 def is_tag(field: FieldInfo) -> bool:
     """Whether a key only says which kind its section is (``kind: image_folder``): one value is possible, and it must be given."""
-    return get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1 and field.is_required()
+    return (
+        get_origin(field.annotation) is Literal
+        and len(get_args(field.annotation)) == 1
+        and field.is_required()
+    )
 
 
 def render() -> str:
@@ -84,7 +90,11 @@ def render() -> str:
 
 
 def _render_section(path: str, section: type[Section]) -> str:
-    tags = [f"`{name}: {get_args(field.annotation)[0]}`" for name, field in section.model_fields.items() if is_tag(field)]
+    tags = [
+        f"`{name}: {get_args(field.annotation)[0]}`"
+        for name, field in section.model_fields.items()
+        if is_tag(field)
+    ]
     heading = ", ".join([f"`{path}`" if path else "Top level", *tags])
     rows = [_row(name, field) for name, field in section.model_fields.items()]
     return "\n".join(
@@ -106,7 +116,13 @@ def _row(name: str, field: FieldInfo) -> list[str]:
     kind = re.sub(r"section( \\\| section)+", "section", describe_type(field))
     description = "Says which kind of section this is." if is_tag(field) else field.description or ""
     texts = [description, str(extra.get("source", ""))]
-    return [f"`{name}`", "; ".join([kind, *_bounds(field)]), _default(field), str(extra.get("unit", "")), *(text.replace("|", r"\|") for text in texts)]
+    return [
+        f"`{name}`",
+        "; ".join([kind, *_bounds(field)]),
+        _default(field),
+        str(extra.get("unit", "")),
+        *(text.replace("|", r"\|") for text in texts),
+    ]
 
 
 def _default(field: FieldInfo) -> str:
@@ -116,7 +132,9 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, Section):
         return "that section's defaults"
     plain = list(value) if isinstance(value, tuple) else value
-    return f"`{yaml.safe_dump([plain], default_flow_style=True, sort_keys=False, width=math.inf).strip()[1:-1]}`"
+    return (
+        f"`{yaml.safe_dump([plain], default_flow_style=True, sort_keys=False, width=math.inf).strip()[1:-1]}`"
+    )
 
 
 def _bounds(field: FieldInfo) -> list[str]:
@@ -130,7 +148,9 @@ def _inner_bounds(annotation: Any) -> Iterator[str]:
     if origin is Annotated:
         yield from _inner_bounds(arguments[0])
         for constraint in arguments[1:]:
-            yield from _constraints(constraint.metadata if isinstance(constraint, FieldInfo) else [constraint])
+            yield from _constraints(
+                constraint.metadata if isinstance(constraint, FieldInfo) else [constraint]
+            )
     elif origin in (Union, types.UnionType):
         for option in arguments:
             yield from _inner_bounds(option)

@@ -21,13 +21,23 @@ class Prompting(Section):
         "Templates: simple (1), clip (80), textual_inversion (27), sariyildiz (6), empty (1), or a text file (.txt) with one template per line.",
         source="paper, section 3.1",
     )
-    draw: Literal["random", "cycle"] = key("random", "Which template image i gets: one drawn with replacement, or each in turn.", source="paper, section 3.1")
-    class_name: ClassName = key("no_whitespace", "The class's lemmas joined by ', ', as they are or without white space.", source="paper, section 3.1")
+    draw: Literal["random", "cycle"] = key(
+        "random",
+        "Which template image i gets: one drawn with replacement, or each in turn.",
+        source="paper, section 3.1",
+    )
+    class_name: ClassName = key(
+        "no_whitespace",
+        "The class's lemmas joined by ', ', as they are or without white space.",
+        source="paper, section 3.1",
+    )
 
     @model_validator(mode="after")
     def _known_templates(self) -> Prompting:
         if self.templates not in TEMPLATE_SETS and not self.templates.endswith(".txt"):
-            raise ValueError(f"templates: allowed: {', '.join(map(repr, TEMPLATE_SETS))} or a text file (.txt)")
+            raise ValueError(
+                f"templates: allowed: {', '.join(map(repr, TEMPLATE_SETS))} or a text file (.txt)"
+            )
         return self
 
 
@@ -39,7 +49,9 @@ class _Method(Section):
     """A row of the comparison. Stages ask a row what it is through the properties below, never by its class."""
 
     label: str | None = key(None, "Name in tables and figures. Default: the key.")
-    family: Family | None = key(None, "Group in Figure 1, which leaves scaling out. Default: by mechanism.", source="paper, Table 1")
+    family: Family | None = key(
+        None, "Group in Figure 1, which leaves scaling out. Default: by mechanism.", source="paper, Table 1"
+    )
 
     adds_images: ClassVar[bool] = True
     generates_images: ClassVar[bool] = False  # with the diffusion model, into a pool of its own
@@ -88,7 +100,11 @@ class RealMethod(_Method):
     """A baseline: real images only."""
 
     mechanism: Literal["real"]
-    split: RealSplit = key("train", "Which real images: the training split, twice as many, or all but validation.", source="paper, section 3")
+    split: RealSplit = key(
+        "train",
+        "Which real images: the training split, twice as many, or all but validation.",
+        source="paper, section 3",
+    )
 
     adds_images = False
     default_family = "real"
@@ -113,11 +129,19 @@ class _Sampled(_Added):
     ranked: ClassVar[bool] = False  # keys of rows that retrieve
     may_fall_short: ClassVar[bool] = False
 
-    guidance_scale: float | None = key(None, "Classifier-free guidance of this method; 1 means none. Default: diffusion.guidance_scale.", ge=1)
+    guidance_scale: float | None = key(
+        None,
+        "Classifier-free guidance of this method; 1 means none. Default: diffusion.guidance_scale.",
+        ge=1,
+    )
     steps: Positive | None = key(None, "Sampling steps of this method. Default: diffusion.steps.", "steps")
-    scheduler: Scheduler | None = key(None, "Sampler of this method. Default: diffusion.scheduler, or ddim with start: training_images.")
+    scheduler: Scheduler | None = key(
+        None, "Sampler of this method. Default: diffusion.scheduler, or ddim with start: training_images."
+    )
     guidance_interval: GuidanceInterval | None = key(
-        None, "Noise levels between which this method is guided. Default: diffusion.guidance_interval.", source=INTERVAL_SOURCE
+        None,
+        "Noise levels between which this method is guided. Default: diffusion.guidance_interval.",
+        source=INTERVAL_SOURCE,
     )
 
 
@@ -127,7 +151,9 @@ class SampleMethod(_Sampled):
     mechanism: Literal["sample"]
     prompt: Prompting = key(Prompting(), "How a class becomes text.")
     start: Literal["noise", "training_images"] = key(
-        "noise", "What sampling starts from; training images are used in turn, so that each is used equally often.", source="Luzi et al., 2022 (Boomerang)"
+        "noise",
+        "What sampling starts from; training images are used in turn, so that each is used equally often.",
+        source="Luzi et al., 2022 (Boomerang)",
     )
     noise: float | None = key(
         None, "With start: training_images, the share of the noise schedule that is added before denoising. Default: 0.2.",
@@ -171,12 +197,21 @@ class PersonaliseMethod(_Sampled):
 
     mechanism: Literal["personalise"]
     learn: Literal["conditioning", "pseudoword"] = key(
-        ..., "What is learned per class: the conditioning (all text states), or the token embedding of a pseudo-word.", source="paper, section 3.1"
+        ...,
+        "What is learned per class: the conditioning (all text states), or the token embedding of a pseudo-word.",
+        source="paper, section 3.1",
     )
     clusters: Positive = key(
-        1, "How many are learned per class, one for each k-means cluster of its training images.", "clusters", "paper, section 3.1 (1, 5, 10, 15)"
+        1,
+        "How many are learned per class, one for each k-means cluster of its training images.",
+        "clusters",
+        "paper, section 3.1 (1, 5, 10, 15)",
     )
-    train_unet: bool = key(False, "Whether the U-Net trains too, one for all classes (Imagic, Pseudoword+DM).", source="paper, section 3.1")
+    train_unet: bool = key(
+        False,
+        "Whether the U-Net trains too, one for all classes (Imagic, Pseudoword+DM).",
+        source="paper, section 3.1",
+    )
     prompt: Prompting | None = key(
         None,
         "Conditioning: the prompt that it starts from; default: simple, no_whitespace. Pseudo-word: the templates that it is put into; default: textual_inversion.",
@@ -188,13 +223,21 @@ class PersonaliseMethod(_Sampled):
         source="Kawar et al., 2023; Gal et al., 2023",
         gt=0,
     )
-    unet_lr: float = key(2e-6, "Learning rate of the U-Net, at batch size 1.", source="Stable Diffusion's fine-tuning code (1e-7 to 2e-6)", gt=0)
+    unet_lr: float = key(
+        2e-6,
+        "Learning rate of the U-Net, at batch size 1.",
+        source="Stable Diffusion's fine-tuning code (1e-7 to 2e-6)",
+        gt=0,
+    )
     lr_batch_size: Positive | None = key(
         None, "Batch size that lr was chosen for; lr is multiplied by the square root of the ratio. Default: 1 for conditioning, 4 for pseudo-words.",
         "images", "paper, section 3.2",
     )  # fmt: skip
     lr_grid: tuple[Annotated[float, Field(gt=0)], ...] = key(
-        (1.0,), "Factors on the learning rates; the one with the lowest validation loss is taken.", source="paper, section 3.2", min_length=1
+        (1.0,),
+        "Factors on the learning rates; the one with the lowest validation loss is taken.",
+        source="paper, section 3.2",
+        min_length=1,
     )
     candidates: tuple[Candidate, ...] = key(
         ("train_loss", "val_loss", 1, 2, 3),
@@ -217,7 +260,9 @@ class PersonaliseMethod(_Sampled):
     @property
     def prompting(self) -> Prompting:
         """The prompt, or the default that goes with what is learned."""
-        return self.prompt or Prompting(templates="simple" if self.learn == "conditioning" else "textual_inversion")
+        return self.prompt or Prompting(
+            templates="simple" if self.learn == "conditioning" else "textual_inversion"
+        )
 
     @property
     def learns_words(self) -> bool:
@@ -234,12 +279,21 @@ class RetrieveMethod(_Added):
     """Images retrieved from the corpus: nearest neighbours of a prompt in CLIP space."""
 
     mechanism: Literal["retrieve"]
-    query: Prompting = key(Prompting(), "The query's text; the first template is used.", source="paper, section 3.1")
-    images_per_class: Positive | None = key(
-        None, "Images to keep per class. Default: as many as the class has training images.", "images", "paper, section 3.2 (ImageNet: 130)"
+    query: Prompting = key(
+        Prompting(), "The query's text; the first template is used.", source="paper, section 3.1"
     )
-    first_k: float = key(1.4, "Neighbours asked for at first, per image wanted.", source="paper, section 3.2", ge=1)
-    growth_limit: Positive = key(10, "k grows in steps of the first k up to this many times.", source="paper, section 3.2")
+    images_per_class: Positive | None = key(
+        None,
+        "Images to keep per class. Default: as many as the class has training images.",
+        "images",
+        "paper, section 3.2 (ImageNet: 130)",
+    )
+    first_k: float = key(
+        1.4, "Neighbours asked for at first, per image wanted.", source="paper, section 3.2", ge=1
+    )
+    growth_limit: Positive = key(
+        10, "k grows in steps of the first k up to this many times.", source="paper, section 3.2"
+    )
     duplicate_threshold: float | None = key(
         0.94,
         "Neighbours of each other above this cosine similarity are one image; the nearest to the query is kept. null: off.",
@@ -247,15 +301,31 @@ class RetrieveMethod(_Added):
         gt=0,
         le=1,
     )
-    drop_unsafe: bool = key(True, "Leave out what the corpus's NSFW column or the safety checker marks.", source="paper, section 3.2")
-    max_punsafe: float | None = key(None, "Leave out what the corpus says is unsafe with a higher probability (column punsafe).", ge=0, le=1)
-    min_side: Positive | None = key(None, "Leave out images with a shorter side, by the corpus's columns and again once they are there.", "pixels")
+    drop_unsafe: bool = key(
+        True,
+        "Leave out what the corpus's NSFW column or the safety checker marks.",
+        source="paper, section 3.2",
+    )
+    max_punsafe: float | None = key(
+        None,
+        "Leave out what the corpus says is unsafe with a higher probability (column punsafe).",
+        ge=0,
+        le=1,
+    )
+    min_side: Positive | None = key(
+        None,
+        "Leave out images with a shorter side, by the corpus's columns and again once they are there.",
+        "pixels",
+    )
     min_aesthetics: float | None = key(
         None,
         "Leave out images with a lower aesthetics score: the corpus's column, or LAION's predictor V2 on its ViT-L/14 embeddings (ImageNet: 5).",
         source="paper, section 3.2",
     )
-    one_class: bool = key(False, "Give an image to the class with the most similar query only (ties: the first class_id), before anything is downloaded.")
+    one_class: bool = key(
+        False,
+        "Give an image to the class with the most similar query only (ties: the first class_id), before anything is downloaded.",
+    )
     corpus_share: float = key(
         1.0,
         "Search a random share of the corpus only; a smaller share is part of a larger one. With exact search only: servers and indices can't do it.",
@@ -264,13 +334,18 @@ class RetrieveMethod(_Added):
         le=1,
     )
     ranked: bool = key(
-        False, "Training sets hold the images most similar to the query, all the same ones, instead of random draws from the pool.", source="paper, Figure 5B"
+        False,
+        "Training sets hold the images most similar to the query, all the same ones, instead of random draws from the pool.",
+        source="paper, Figure 5B",
     )
     may_fall_short: bool = key(
-        False, "A class with too few images gets those that there are, and is not left out because of this method.", source="paper, Figure 5B"
+        False,
+        "A class with too few images gets those that there are, and is not left out because of this method.",
+        source="paper, Figure 5B",
     )
     manifest: str | None = key(
-        None, "A manifest that an earlier study has frozen (retrieval/{method}/manifest.parquet): its images are fetched instead of searched."
+        None,
+        "A manifest that an earlier study has frozen (retrieval/{method}/manifest.parquet): its images are fetched instead of searched.",
     )
 
     retrieves_images = True
@@ -302,7 +377,11 @@ class DrawMethod(_Added):
         "paper, Figure 5B",
     )
     ranked: bool = key(False, "As in `retrieve`, for a row that retrieves.", source="paper, Figure 5B")
-    may_fall_short: bool = key(False, "A class with too few images gets those that there are, for a row that retrieves.", source="paper, Figure 5B")
+    may_fall_short: bool = key(
+        False,
+        "A class with too few images gets those that there are, for a row that retrieves.",
+        source="paper, Figure 5B",
+    )
 
     default_family = "scaling"
 
@@ -312,5 +391,8 @@ class DrawMethod(_Added):
         return self.pool
 
 
-Method = Annotated[RealMethod | SampleMethod | PersonaliseMethod | RetrieveMethod | DrawMethod, Field(discriminator="mechanism")]
+Method = Annotated[
+    RealMethod | SampleMethod | PersonaliseMethod | RetrieveMethod | DrawMethod,
+    Field(discriminator="mechanism"),
+]
 AddingMethod = SampleMethod | PersonaliseMethod | RetrieveMethod | DrawMethod

@@ -19,16 +19,21 @@ def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
     return interval
 
 
-GuidanceInterval = Annotated[tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]], AfterValidator(_ascending)]
+GuidanceInterval = Annotated[
+    tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]], AfterValidator(_ascending)
+]
 INTERVAL_SOURCE = "Kynkäänniemi et al., 2024"
 
 
 class _Model(Section):
     model: str
     revision: str | None = key(
-        None, "Commit of a model on the Hub, 40 hexadecimal digits. Default: the one in resources/models; required for models that are not there."
+        None,
+        "Commit of a model on the Hub, 40 hexadecimal digits. Default: the one in resources/models; required for models that are not there.",
     )
-    mirrors: tuple[str, ...] = key((), "Where to look before the Hub: addresses that speak its protocol, or folders of fetched models.")
+    mirrors: tuple[str, ...] = key(
+        (), "Where to look before the Hub: addresses that speak its protocol, or folders of fetched models."
+    )
     downloads: str = key("results/downloads/models", "Folder that keeps fetched models.")
 
     @model_validator(mode="after")
@@ -64,10 +69,19 @@ class Diffusion(_Model):
         source="paper, section 3.2",
     )
     safety_checker_revision: str | None = key(None, "Commit of a safety checker on the Hub, as `revision`.")
-    resolution: int = key(512, "Side of the images made.", "pixels", "paper, section 3.2", ge=8, multiple_of=8)
-    scheduler: Scheduler = key("pndm", "Sampler; pndm is the model's own default.", source="Stable Diffusion v1.4's model card")
+    resolution: int = key(
+        512, "Side of the images made.", "pixels", "paper, section 3.2", ge=8, multiple_of=8
+    )
+    scheduler: Scheduler = key(
+        "pndm", "Sampler; pndm is the model's own default.", source="Stable Diffusion v1.4's model card"
+    )
     steps: Positive = key(50, "Sampling steps.", "steps", "Stable Diffusion v1.4's default")
-    guidance_scale: float = key(7.5, "Classifier-free guidance; 1 means none. A method may set its own.", source="Stable Diffusion v1.4's default", ge=1)
+    guidance_scale: float = key(
+        7.5,
+        "Classifier-free guidance; 1 means none. A method may set its own.",
+        source="Stable Diffusion v1.4's default",
+        ge=1,
+    )
     guidance_interval: GuidanceInterval | None = key(
         None,
         "Guide only where the noise level is above the first value and at most the second; elsewhere the prompt alone is evaluated, at half the cost. "
@@ -82,15 +96,21 @@ class Diffusion(_Model):
         if self.safety_checker_revision is None:
             return self
         if not re.fullmatch(COMMIT, self.safety_checker_revision):
-            raise ValueError("safety_checker_revision: allowed: a commit, 40 hexadecimal digits; a branch or tag may move")
+            raise ValueError(
+                "safety_checker_revision: allowed: a commit, 40 hexadecimal digits; a branch or tag may move"
+            )
         if self.safety_checker is None or not re.fullmatch(HUB_ID, self.safety_checker):
-            raise ValueError("safety_checker_revision: goes with a safety checker's id on the Hub (owner/name) only")
+            raise ValueError(
+                "safety_checker_revision: goes with a safety checker's id on the Hub (owner/name) only"
+            )
         return self
 
     @property
     def safety_checker_hub(self) -> HubModel | None:
         """The safety checker on the Hub, or None where it is the model's own, off, or in a folder."""
-        return hub_model(self.safety_checker or "", self.safety_checker_revision, self.mirrors, self.downloads)
+        return hub_model(
+            self.safety_checker or "", self.safety_checker_revision, self.mirrors, self.downloads
+        )
 
     @property
     def safety_checker_folder(self) -> str | None:

@@ -15,7 +15,12 @@ class PretrainClip(Section):
     epochs: Positive = key(8, "Passes over the corpus.", "epochs")
     batch_size: Positive = key(256, "Image-caption pairs per step.", "images")
     lr: float = key(1e-3, "Peak learning rate; linear warm-up, then cosine.", gt=0)
-    image_epochs: Positive = key(3, "Passes of the image tower alone after that, against the finished text tower.", "epochs", "after Zhai et al., 2022")
+    image_epochs: Positive = key(
+        3,
+        "Passes of the image tower alone after that, against the finished text tower.",
+        "epochs",
+        "after Zhai et al., 2022",
+    )
     image_lr: float = key(5e-4, "Peak learning rate of the image tower alone.", gt=0)
 
 
@@ -26,7 +31,9 @@ class PretrainAutoencoder(Section):
     steps: Positive = key(2500, "Training steps.", "steps")
     batch_size: Positive = key(64, "Images per step.", "images")
     lr: float = key(2e-3, "Peak learning rate; linear warm-up, then cosine.", gt=0)
-    kl_weight: float = key(1e-6, "Weight of the KL term, as in latent diffusion.", source="Rombach et al., 2022", ge=0)
+    kl_weight: float = key(
+        1e-6, "Weight of the KL term, as in latent diffusion.", source="Rombach et al., 2022", ge=0
+    )
 
 
 class PretrainUnet(Section):
@@ -37,7 +44,9 @@ class PretrainUnet(Section):
     steps: Positive = key(8000, "Training steps.", "steps")
     batch_size: Positive = key(64, "Latents per step.", "images")
     lr: float = key(1e-3, "Peak learning rate; linear warm-up, then cosine.", gt=0)
-    caption_dropout: Fraction = key(0.1, "Share of captions replaced by the empty one, for guidance.", source="Ho and Salimans, 2022")
+    caption_dropout: Fraction = key(
+        0.1, "Share of captions replaced by the empty one, for guidance.", source="Ho and Salimans, 2022"
+    )
     ema_decay: float = key(0.999, "Decay of the averaged weights that are kept.", gt=0, lt=1)
 
 
@@ -57,5 +66,9 @@ class Pretrain(Section):
     autoencoder: PretrainAutoencoder = key(PretrainAutoencoder(), "The VAE.")
     unet: PretrainUnet = key(PretrainUnet(), "The U-Net.")
     reference: PretrainReference = key(PretrainReference(), "The reference classifier.")
-    checkpoint_steps: Positive = key(250, "Steps between checkpoints, from which an interrupted run goes on.", "steps")
-    measured_images_per_class: int = key(100, "Images generated per class to measure agreement and diversity.", "images", ge=4)
+    checkpoint_steps: Positive = key(
+        250, "Steps between checkpoints, from which an interrupted run goes on.", "steps"
+    )
+    measured_images_per_class: int = key(
+        100, "Images generated per class to measure agreement and diversity.", "images", ge=4
+    )

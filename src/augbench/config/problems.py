@@ -92,7 +92,9 @@ def _expected(annotation: Any) -> str:
         return "a mapping"
     if get_origin(annotation) is Literal:
         return ", ".join(map(repr, get_args(annotation)))
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(annotation, "another kind of value")
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(
+        annotation, "another kind of value"
+    )
 
 
 def _shown(value: Any) -> str:
@@ -120,9 +122,16 @@ _WRONG_KINDS = ("_type", "_parsing", "int_from_float", "too_long")
 
 def describe(error: ValidationError, root: type[Section]) -> Iterator[UserError]:
     """Yield one error per problem that pydantic found in a config whose schema is ``root``."""
-    incomplete: set[str] = set()  # lists of fixed length that have been named: pydantic names every missing item
+    incomplete: set[str] = (
+        set()
+    )  # lists of fixed length that have been named: pydantic names every missing item
     for problem in error.errors():
-        location, kind, value, context = problem["loc"], problem["type"], problem["input"], problem.get("ctx", {})
+        location, kind, value, context = (
+            problem["loc"],
+            problem["type"],
+            problem["input"],
+            problem.get("ctx", {}),
+        )
         place = _locate(location, root)
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         if kind == "extra_forbidden":
@@ -142,8 +151,12 @@ def describe(error: ValidationError, root: type[Section]) -> Iterator[UserError]
         elif kind in ("union_tag_invalid", "union_tag_not_found"):
             tag = str(context["discriminator"]).strip("'")
             found = value.get(tag) if isinstance(value, Mapping) else value
-            allowed = ", ".join(repr(name) for option in section_options(place.annotation) for name in _tags(option))
-            yield UserError(f"{place.where}.{tag}", "missing" if found is None else _shown(found), f"allowed: {allowed}")
+            allowed = ", ".join(
+                repr(name) for option in section_options(place.annotation) for name in _tags(option)
+            )
+            yield UserError(
+                f"{place.where}.{tag}", "missing" if found is None else _shown(found), f"allowed: {allowed}"
+            )
         elif kind == "value_error":
             yield _from_validator(location, value, message, root)
         elif kind.endswith(_WRONG_KINDS):
@@ -156,12 +169,16 @@ def describe(error: ValidationError, root: type[Section]) -> Iterator[UserError]
             yield UserError(place.where, _shown(value), f"allowed: {message}")
 
 
-def _from_validator(location: Sequence[str | int], value: Any, message: str, root: type[Section]) -> UserError:
+def _from_validator(
+    location: Sequence[str | int], value: Any, message: str, root: type[Section]
+) -> UserError:
     """What a validator of this module says of a section; ``key: reason`` is about one key of it."""
     name, separator, reason = message.partition(": ")
     inner, steps, rest = value, list(location), name
     while rest:
-        step = rest if isinstance(inner, Mapping) and rest in inner else rest.partition(".")[0]  # a name may hold dots
+        step = (
+            rest if isinstance(inner, Mapping) and rest in inner else rest.partition(".")[0]
+        )  # a name may hold dots
         if not (separator and isinstance(inner, Mapping) and step in inner):
             return UserError(_locate(location, root).where, _shown(value), message)
         inner, rest = inner[step], rest[len(step) + 1 :]

@@ -18,7 +18,15 @@ from pydantic import ValidationError, model_validator
 from augbench.config.base import SLUG, Section, key
 from augbench.config.corpus import Corpus, EmbeddingCorpus, MiniatureCorpus, OwnCorpus, PublishedCorpus
 from augbench.config.data import Dataset, FashionMnist
-from augbench.config.methods import AddingMethod, DrawMethod, Method, PersonaliseMethod, RealMethod, RetrieveMethod, SampleMethod
+from augbench.config.methods import (
+    AddingMethod,
+    DrawMethod,
+    Method,
+    PersonaliseMethod,
+    RealMethod,
+    RetrieveMethod,
+    SampleMethod,
+)
 from augbench.config.models import Clip, Diffusion
 from augbench.config.pretrain import Pretrain
 from augbench.config.problems import ConfigError, describe
@@ -39,8 +47,16 @@ class Study(Section):
     dataset: Dataset = key(..., "The target data set.")
     diffusion: Diffusion = key(..., "The diffusion model.")
     clip: Clip = key(..., "The CLIP model.")
-    corpus: Corpus | None = key(None, "The pre-training corpus that retrieval searches; needed by `retrieve`, and by pre-training (miniature).")
-    methods: dict[str, Method] = key(..., "Rows of the comparison by name; `null` in an overlay removes one.", source="paper, section 3.1", min_length=1)
+    corpus: Corpus | None = key(
+        None,
+        "The pre-training corpus that retrieval searches; needed by `retrieve`, and by pre-training (miniature).",
+    )
+    methods: dict[str, Method] = key(
+        ...,
+        "Rows of the comparison by name; `null` in an overlay removes one.",
+        source="paper, section 3.1",
+        min_length=1,
+    )
     augmentation: Augmentation = key(..., "How much is added.")
     classifier: Classifier = key(Classifier(), "The classifier.")
     finetune: Finetune = key(Finetune(), "How the `personalise` methods are fine-tuned.")
@@ -54,14 +70,22 @@ class Study(Section):
     def _methods_have_what_they_need(self) -> Study:
         import re
 
-        folders = [section.downloads for section in (self.dataset, self.corpus) if isinstance(section, FashionMnist | MiniatureCorpus)]
+        folders = [
+            section.downloads
+            for section in (self.dataset, self.corpus)
+            if isinstance(section, FashionMnist | MiniatureCorpus)
+        ]
         if len(set(folders)) > 1:
-            raise ValueError(f"corpus.downloads: {folders[1]!r} differs from dataset.downloads; give the same folder")
+            raise ValueError(
+                f"corpus.downloads: {folders[1]!r} differs from dataset.downloads; give the same folder"
+            )
         for name, method in self.methods.items():
             if not re.fullmatch(SLUG, name):
                 raise ValueError(f"methods.{name}: a name may hold a-z, 0-9 and _ only")
             if method.real_split == "train2x" and 3 * self.dataset.train_fraction > 1:
-                raise ValueError(f"methods.{name}.split: train2x needs three disjoint train_fractions; {self.dataset.train_fraction:g} leaves no room")
+                raise ValueError(
+                    f"methods.{name}.split: train2x needs three disjoint train_fractions; {self.dataset.train_fraction:g} leaves no room"
+                )
         for name, retrieved in self.retrieved.items():
             self._check_retrieval(name, retrieved)
         for name, drawn in self.drawn.items():
@@ -69,7 +93,9 @@ class Study(Section):
         for name, learned in self.personalised.items():
             epochs = [value for value in learned.candidates if isinstance(value, int)]
             if max(epochs, default=0) > self.finetune.max_epochs:
-                raise ValueError(f"methods.{name}.candidates: epoch {max(epochs)} is after finetune.max_epochs, {self.finetune.max_epochs}")
+                raise ValueError(
+                    f"methods.{name}.candidates: epoch {max(epochs)} is after finetune.max_epochs, {self.finetune.max_epochs}"
+                )
         return self
 
     def _check_retrieval(self, name: str, method: RetrieveMethod) -> None:
@@ -79,9 +105,15 @@ class Study(Section):
             raise ValueError(
                 f"corpus.clip: {self.corpus.clip!r} differs from clip.model, {self.clip.model!r}: queries and images must go through the same model"
             )
-        exact = self.corpus.search == "exact" if isinstance(self.corpus, OwnCorpus) else isinstance(self.corpus, EmbeddingCorpus)
+        exact = (
+            self.corpus.search == "exact"
+            if isinstance(self.corpus, OwnCorpus)
+            else isinstance(self.corpus, EmbeddingCorpus)
+        )
         if method.corpus_share < 1 and not exact:
-            raise ValueError(f"methods.{name}.corpus_share: a server or an index searches all of its corpus; allowed: 1")
+            raise ValueError(
+                f"methods.{name}.corpus_share: a server or an index searches all of its corpus; allowed: 1"
+            )
 
     def _check_draw(self, name: str, method: DrawMethod) -> None:
         if method.pool not in self.pooled:
@@ -89,11 +121,15 @@ class Study(Section):
             raise ValueError(f"methods.{name}.pool: allowed: a row that makes or retrieves images: {rows}")
         if method.pool in self.retrieved:
             if method.images_per_class is not None:
-                raise ValueError(f"methods.{name}.images_per_class: methods.{method.pool}.images_per_class says how many are retrieved")
+                raise ValueError(
+                    f"methods.{name}.images_per_class: methods.{method.pool}.images_per_class says how many are retrieved"
+                )
             return
         for key_name in ("ranked", "may_fall_short"):
             if getattr(method, key_name):
-                raise ValueError(f"methods.{name}.{key_name}: goes with a row that retrieves; {method.pool} generates its images")
+                raise ValueError(
+                    f"methods.{name}.{key_name}: goes with a row that retrieves; {method.pool} generates its images"
+                )
         if method.images_per_class is not None and self.augmentation.images_per_class is None:
             raise ValueError(f"methods.{name}.images_per_class: goes with augmentation.images_per_class only")
 
@@ -185,7 +221,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(str(path), "no such file", "give a study's YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(str(path), "not readable as YAML: " + " ".join(str(error).split()), "fix the file") from None
+        raise UserError(
+            str(path), "not readable as YAML: " + " ".join(str(error).split()), "fix the file"
+        ) from None
     if not isinstance(data, dict):
         raise UserError(str(path), f"holds a {type(data).__name__}", "a mapping of config keys is needed")
     return data

@@ -39,7 +39,9 @@ class Caltech256Source(FolderSource):
         names = [name for name in super().class_names(folder) if name != CLUTTER]
         if bad := [name for name in names if not re.fullmatch(FOLDER_PATTERN, name)]:
             found = f"{str(self.root)!r} has folders that are not Caltech256's: {some(bad)}"
-            raise UserError("dataset.root", found, "allowed: folders such as 001.ak47; the root is 256_ObjectCategories")
+            raise UserError(
+                "dataset.root", found, "allowed: folders such as 001.ak47; the root is 256_ObjectCategories"
+            )
         return names
 
     def classes(self) -> list[ClassInfo]:
@@ -48,6 +50,9 @@ class Caltech256Source(FolderSource):
         if shipped and not self.root.is_dir():
             return shipped
         described = {info.class_id: info for info in shipped}
-        classes = [described.get(name) or ClassInfo(name, (class_name(name),)) for name in self.class_names("train_folder")]
+        classes = [
+            described.get(name) or ClassInfo(name, (class_name(name),))
+            for name in self.class_names("train_folder")
+        ]
         check_unique(classes, f"dataset.root: {self.root}")
         return classes

@@ -20,7 +20,9 @@ from augbench.errors import UserError
 from augbench.files import RESOURCES
 
 CLASS_ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
-SHIPPED_TABLES = {path.stem: path for path in sorted((RESOURCES / "classes").iterdir()) if path.suffix in (".yaml", ".tsv")}
+SHIPPED_TABLES = {
+    path.stem: path for path in sorted((RESOURCES / "classes").iterdir()) if path.suffix in (".yaml", ".tsv")
+}
 COLUMNS = ("class_id", "lemmas", "hypernyms", "definition")
 
 
@@ -103,7 +105,11 @@ def load_class_table(table: str | Path) -> list[ClassInfo]:
     """
     path = SHIPPED_TABLES.get(str(table), Path(table))
     if not path.is_file():
-        raise UserError("dataset.classes", repr(str(table)), f"allowed: {sorted(SHIPPED_TABLES)} or a YAML file, or a TSV file (.tsv)")
+        raise UserError(
+            "dataset.classes",
+            repr(str(table)),
+            f"allowed: {sorted(SHIPPED_TABLES)} or a YAML file, or a TSV file (.tsv)",
+        )
     rows = _tsv_rows(path) if path.suffix == ".tsv" else _yaml_rows(path)
     classes = [class_from_mapping(row, where) for where, row in rows]
     check_unique(classes, str(path))
@@ -114,7 +120,9 @@ def _yaml_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(str(path), f"not readable as YAML ({str(error).splitlines()[0]})", "a list of classes") from None
+        raise UserError(
+            str(path), f"not readable as YAML ({str(error).splitlines()[0]})", "a list of classes"
+        ) from None
     if not isinstance(rows, list):
         raise UserError(str(path), type(rows).__name__, "a list of classes is needed")
     for index, row in enumerate(rows):
@@ -130,14 +138,23 @@ def _tsv_rows(path: Path) -> Iterator[tuple[str, dict[str, str | list[str]]]]:
     reader = csv.reader(lines[comments:], delimiter="\t")
     header = next(reader, [])
     if "class_id" not in header or not set(header) <= set(COLUMNS) or len(set(header)) < len(header):
-        raise UserError(str(path), f"columns {header}", f"allowed: class_id and any of {list(COLUMNS)}, separated by tabs")
+        raise UserError(
+            str(path), f"columns {header}", f"allowed: class_id and any of {list(COLUMNS)}, separated by tabs"
+        )
     for cells in reader:
         where = f"{path.name}, line {comments + reader.line_num}"
         if not any(cells):
             continue
         if len(cells) != len(header):
             raise UserError(where, f"{len(cells)} columns", f"the header has {len(header)}")
-        yield where, {name: cell.split("|") if name in ("lemmas", "hypernyms") else cell for name, cell in zip(header, cells, strict=True) if cell}
+        yield (
+            where,
+            {
+                name: cell.split("|") if name in ("lemmas", "hypernyms") else cell
+                for name, cell in zip(header, cells, strict=True)
+                if cell
+            },
+        )
 
 
 def write_class_table(classes: Sequence[ClassInfo], path: str | Path) -> None:
@@ -167,4 +184,7 @@ def read_class_table(path: str | Path) -> list[ClassInfo]:
     import pyarrow.parquet as pq
 
     rows = sorted(pq.read_table(path).to_pylist(), key=lambda row: row["label"])
-    return [ClassInfo(row["class_id"], tuple(row["lemmas"]), tuple(row["hypernyms"]), row["definition"]) for row in rows]
+    return [
+        ClassInfo(row["class_id"], tuple(row["lemmas"]), tuple(row["hypernyms"]), row["definition"])
+        for row in rows
+    ]

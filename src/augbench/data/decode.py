@@ -28,7 +28,19 @@ R = TypeVar("R")
 
 SIXTEEN_BIT = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
 # what Pillow raises for files that are broken, foreign or far too large
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error, Image.DecompressionBombError)
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -56,7 +68,9 @@ def square(image: Image.Image, side: int) -> Image.Image:
     """``image`` with its shorter side at ``side`` pixels, cropped to the centre, as diffusion models are trained."""
     from torchvision.transforms import v2
 
-    return v2.functional.center_crop(v2.functional.resize(image, [side], v2.InterpolationMode.BICUBIC), [side, side])
+    return v2.functional.center_crop(
+        v2.functional.resize(image, [side], v2.InterpolationMode.BICUBIC), [side, side]
+    )
 
 
 def _turn_upright(image: Image.Image, path: Path) -> None:
@@ -106,7 +120,9 @@ def in_order(function: Callable[[T], R], items: Iterable[T], threads: int | None
 
     Threads default to the cores that this process may use, at most 8; Pillow decodes outside Python's lock.
     """
-    threads = threads or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    threads = threads or min(
+        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     waiting: deque[Future[R]] = deque()
     remaining = iter(items)
     with ThreadPoolExecutor(threads) as pool:

@@ -54,7 +54,9 @@ def published_bytes(data: bytes, file: PublishedFile) -> bytes:
     stripped = data[:4] == b"\x1f\x8b\x08\x00"
     if not stripped:
         return data
-    header = b"\x1f\x8b\x08\x08" + struct.pack("<I", file.gzip_time) + b"\x00\x03" + file.name.encode() + b"\x00"
+    header = (
+        b"\x1f\x8b\x08\x08" + struct.pack("<I", file.gzip_time) + b"\x00\x03" + file.name.encode() + b"\x00"
+    )
     return header + data[10:]
 
 
@@ -73,7 +75,9 @@ class _DebianSource:
     def _run(self, *command: str) -> None:
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
         if done.returncode:
-            raise OSError(f"{' '.join(command[:2])} failed: {(done.stderr or done.stdout).strip().splitlines()[-1:]}")
+            raise OSError(
+                f"{' '.join(command[:2])} failed: {(done.stderr or done.stdout).strip().splitlines()[-1:]}"
+            )
 
     def _download(self) -> None:
         if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
@@ -83,7 +87,9 @@ class _DebianSource:
         except OSError:
             own = []
             for key, name in (("Dir::State", "state"), ("Dir::Cache", "cache")):
-                (self.folder / name / ("lists" if name == "state" else "archives") / "partial").mkdir(parents=True)
+                (self.folder / name / ("lists" if name == "state" else "archives") / "partial").mkdir(
+                    parents=True
+                )
                 own += ["-o", f"{key}={self.folder / name}"]
             (self.folder / "state" / "status").touch()
             own += ["-o", f"Dir::State::status={self.folder / 'state' / 'status'}"]
@@ -133,7 +139,11 @@ def fetch(folder: str | Path) -> None:
                 logger.info("fetched %s from %s, MD5 as published", target.name, name)
                 break
             else:
-                raise UserError(str(target), f"not to be had ({'; '.join(problems)})", f"put a file with MD5 {file.md5} there by hand")
+                raise UserError(
+                    str(target),
+                    f"not to be had ({'; '.join(problems)})",
+                    f"put a file with MD5 {file.md5} there by hand",
+                )
 
 
 def load(folder: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -149,7 +159,9 @@ def load(folder: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     return images.reshape(-1, 28, 28), labels.astype(np.int64)
 
 
-def split_corpus_and_target(labels: np.ndarray, corpus_images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_corpus_and_target(
+    labels: np.ndarray, corpus_images: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the web corpus and of the target set among the 60,000 training images: disjoint, stratified, sorted.
 
     Every class gives the same share to the corpus; the rest is the target set (50,000 + 10,000 in the miniature study).
@@ -160,7 +172,9 @@ def split_corpus_and_target(labels: np.ndarray, corpus_images: int, seed: int) -
     corpus, target = [], []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        order = np.random.default_rng(derive_seed(seed, "fashion-mnist corpus", int(label))).permutation(members)
+        order = np.random.default_rng(derive_seed(seed, "fashion-mnist corpus", int(label))).permutation(
+            members
+        )
         take = round(share * len(members))
         corpus.append(order[:take])
         target.append(order[take:])

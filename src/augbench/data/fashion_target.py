@@ -38,7 +38,12 @@ class FashionMnistSource(ImageSource):
     """
 
     def __init__(self, dataset: FashionMnist, seed: int, corpus_images: int) -> None:
-        self.folder, self.table, self.seed, self.corpus_images = Path(dataset.downloads), dataset.classes, seed, corpus_images
+        self.folder, self.table, self.seed, self.corpus_images = (
+            Path(dataset.downloads),
+            dataset.classes,
+            seed,
+            corpus_images,
+        )
 
     def classes(self) -> list[ClassInfo]:
         """The class table: the shipped one, or the user's with other names for the ten classes.
@@ -50,7 +55,11 @@ class FashionMnistSource(ImageSource):
         """
         classes = load_class_table(self.table)
         if len(classes) != CLASSES:
-            raise UserError("dataset.classes", f"{self.table!r} has {len(classes)} classes", f"allowed: Fashion-MNIST's {CLASSES}, in label order")
+            raise UserError(
+                "dataset.classes",
+                f"{self.table!r} has {len(classes)} classes",
+                f"allowed: Fashion-MNIST's {CLASSES}, in label order",
+            )
         return classes
 
     def pool_size(self) -> int:

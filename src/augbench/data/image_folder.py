@@ -22,7 +22,9 @@ from augbench.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
+EXTENSIONS = frozenset(
+    {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"}
+)
 NAMED = 10  # names that an error lists before it counts the others
 
 
@@ -36,7 +38,10 @@ def first_problems(problems: list[UserError]) -> list[UserError]:
     """The first problems, and a line that counts the others."""
     if len(problems) <= NAMED:
         return problems
-    return [*problems[:NAMED], UserError("dataset", f"{len(problems) - NAMED} more problems of this kind", "see the lines above")]
+    return [
+        *problems[:NAMED],
+        UserError("dataset", f"{len(problems) - NAMED} more problems of this kind", "see the lines above"),
+    ]
 
 
 def class_folders(folder: Path, key: str) -> list[str]:
@@ -49,10 +54,14 @@ def class_folders(folder: Path, key: str) -> list[str]:
     """
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+            return sorted(
+                entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()
+            )
     except OSError as error:
         reason = "no such folder" if isinstance(error, FileNotFoundError) else (error.strerror or str(error))
-        raise UserError(key, f"{str(folder)!r}, {reason}", "allowed: a folder with one folder of images per class") from None
+        raise UserError(
+            key, f"{str(folder)!r}, {reason}", "allowed: a folder with one folder of images per class"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -81,9 +90,19 @@ def list_images(folder: Path) -> Listing:
 class FolderSource(ImageSource):
     """Images in class folders under ``root``; subclasses say which folders are classes."""
 
-    def __init__(self, root: str, train_folder: str | None = None, validation_folder: str | None = None, test_folder: str | None = None) -> None:
+    def __init__(
+        self,
+        root: str,
+        train_folder: str | None = None,
+        validation_folder: str | None = None,
+        test_folder: str | None = None,
+    ) -> None:
         self.root = Path(root).expanduser()
-        self.folders = {"train_folder": train_folder, "validation_folder": validation_folder, "test_folder": test_folder}
+        self.folders = {
+            "train_folder": train_folder,
+            "validation_folder": validation_folder,
+            "test_folder": test_folder,
+        }
 
     def key(self, folder: str) -> str:
         """The key of the config that names ``train_folder``, ``validation_folder`` or ``test_folder``."""
@@ -102,7 +121,11 @@ class FolderSource(ImageSource):
         """Names of the class folders, sorted; validation and test folders beside them are none."""
         self._require_root()
         names = class_folders(self.path(folder), self.key(folder))
-        beside = {Path(value).parts[0] for value in self.folders.values() if value} if self.folders[folder] is None else set()
+        beside = (
+            {Path(value).parts[0] for value in self.folders.values() if value}
+            if self.folders[folder] is None
+            else set()
+        )
         return [name for name in names if name not in beside]
 
     def scan(self) -> list[ClassImages]:
@@ -122,14 +145,25 @@ class FolderSource(ImageSource):
             raise ConfigError(problems)
         nothing: list[ImageList | None] = [None] * len(class_ids)
         validation, test = (found.get(folder, nothing) for folder in ("validation_folder", "test_folder"))
-        return [ClassImages(*row) for row in zip(class_ids, found["train_folder"], validation, test, strict=True)]
+        return [
+            ClassImages(*row) for row in zip(class_ids, found["train_folder"], validation, test, strict=True)
+        ]
 
     def _shared_folders(self) -> list[UserError]:
         """Splits that are one folder: what is trained on, selected by and tested on must differ (invariant 6)."""
         problems, seen = [], {self.path("train_folder").resolve(): "train_folder"}
         for folder in ("validation_folder", "test_folder"):
-            if self.folders[folder] is not None and seen.setdefault(self.path(folder).resolve(), folder) != folder:
-                problems.append(UserError(self.key(folder), repr(self.folders[folder]), f"allowed: another folder than {seen[self.path(folder).resolve()]}"))
+            if (
+                self.folders[folder] is not None
+                and seen.setdefault(self.path(folder).resolve(), folder) != folder
+            ):
+                problems.append(
+                    UserError(
+                        self.key(folder),
+                        repr(self.folders[folder]),
+                        f"allowed: another folder than {seen[self.path(folder).resolve()]}",
+                    )
+                )
         return problems
 
     def _scan_folder(self, folder: str, class_ids: list[str]) -> list[ImageList]:
@@ -139,17 +173,29 @@ class FolderSource(ImageSource):
         problems = []
         if missing := sorted(set(class_ids) - set(names)):
             hint = "" if names else "; sort the images into class folders"
-            found = f"{str(base)!r} has no folder for {len(missing)} of {len(class_ids)} classes: {some(missing)}"
+            found = (
+                f"{str(base)!r} has no folder for {len(missing)} of {len(class_ids)} classes: {some(missing)}"
+            )
             problems.append(UserError(key, found, f"each class_id needs a folder of its name{hint}"))
         if unknown := sorted(set(names) - set(class_ids)):
             found = f"{str(base)!r} has {len(unknown)} folders that are no class: {some(unknown)}"
-            problems.append(UserError(key, found, f"allowed: one folder per class_id, here {some(class_ids)}"))
+            problems.append(
+                UserError(key, found, f"allowed: one folder per class_id, here {some(class_ids)}")
+            )
         present = [class_id for class_id in class_ids if class_id in set(names)]
-        listings = dict(zip(present, in_order(list_images, [base / name for name in present], threads=8), strict=True))
+        listings = dict(
+            zip(present, in_order(list_images, [base / name for name in present], threads=8), strict=True)
+        )
         for class_id, listing in listings.items():
             if not listing.images:
                 hint = "; it holds folders: are train_folder and test_folder set?" if listing.folders else ""
-                problems.append(UserError(str(base / class_id), "0 images", f"a class needs images ({' '.join(sorted(EXTENSIONS))}){hint}"))
+                problems.append(
+                    UserError(
+                        str(base / class_id),
+                        "0 images",
+                        f"a class needs images ({' '.join(sorted(EXTENSIONS))}){hint}",
+                    )
+                )
         prefix = f"{self.folders[folder]}/" if self.folders[folder] else ""
         lists = []
         for class_id, listing in listings.items():

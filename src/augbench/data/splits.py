@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 ALWAYS = frozenset({"train", "val", "test"})
 SPLITS = (*sorted(ALWAYS), "train2x", "full")
-SCHEMA = pa.schema([("image_id", pa.string()), ("class_id", pa.string()), ("label", pa.int32()), ("source", pa.string())])
+SCHEMA = pa.schema(
+    [("image_id", pa.string()), ("class_id", pa.string()), ("label", pa.int32()), ("source", pa.string())]
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Shares:
     test: Fraction
 
 
-def resolve_shares(dataset: Dataset, given_validation: bool, given_test: bool, needed: Collection[str] = ()) -> Shares:
+def resolve_shares(
+    dataset: Dataset, given_validation: bool, given_test: bool, needed: Collection[str] = ()
+) -> Shares:
     """The shares that the config asks for, its defaults filled in (protocol, section 1).
 
     Validation is as large as train where test images are given, and half of what train leaves where they are not (ImageNet
@@ -62,10 +66,16 @@ def resolve_shares(dataset: Dataset, given_validation: bool, given_test: bool, n
     test = share(given_test, dataset.test_fraction, half)
     room = 1 - train
     if validation + test > room:
-        names = [name for name, value in (("validation_fraction", validation), ("test_fraction", test)) if value]
+        names = [
+            name for name, value in (("validation_fraction", validation), ("test_fraction", test)) if value
+        ]
         values = " + ".join(f"{float(value):g}" for value in (validation, test) if value)
         keys = " + ".join(f"dataset.{name}" for name in names)
-        raise UserError(keys, f"{values} beside train_fraction {float(train):g}", f"allowed: at most {float(room):g} in all; set them")
+        raise UserError(
+            keys,
+            f"{values} beside train_fraction {float(train):g}",
+            f"allowed: at most {float(room):g} in all; set them",
+        )
     if "train2x" in needed and train > room - validation - test:
         left = float(room - validation - test)
         raise UserError(
@@ -133,16 +143,29 @@ def split_sizes(
     def fits(size: int) -> bool:
         sizes = _sizes(size, shares, given_validation, given_test)
         twice = "train2x" not in needed or sizes.room >= sizes.train
-        return twice and sizes.train > 0 and (given_validation is not None or sizes.validation > 0) and (given_test is not None or sizes.test > 0)
+        return (
+            twice
+            and sizes.train > 0
+            and (given_validation is not None or sizes.validation > 0)
+            and (given_test is not None or sizes.test > 0)
+        )
 
     for name, given in (("validation", given_validation), ("test", given_test)):
         if given == 0:
             raise UserError("dataset", f"class {class_id!r} has 0 {name} images", "at least 1 is needed")
     if not fits(pool):
         enough = next((size for size in range(pool + 1, pool + 10_000) if fits(size)), "many more")
-        sampled = ["train", *(["val"] if given_validation is None else []), *(["test"] if given_test is None else [])]
+        sampled = [
+            "train",
+            *(["val"] if given_validation is None else []),
+            *(["test"] if given_test is None else []),
+        ]
         names = sampled + (["train2x"] if "train2x" in needed else [])
-        raise UserError("dataset", f"class {class_id!r} has {pool} images", f"{enough} are enough for {', '.join(names)} at these fractions")
+        raise UserError(
+            "dataset",
+            f"class {class_id!r} has {pool} images",
+            f"{enough} are enough for {', '.join(names)} at these fractions",
+        )
     return _sizes(pool, shares, given_validation, given_test)
 
 
@@ -194,7 +217,9 @@ def split_class(
         "train2x": np.concatenate([train, rest[: sizes.train]]),
         "full": full,
     }
-    return {name: np.sort(chosen[name]).astype(np.int64) for name in SPLITS if name in ALWAYS or name in needed}
+    return {
+        name: np.sort(chosen[name]).astype(np.int64) for name in SPLITS if name in ALWAYS or name in needed
+    }
 
 
 def class_generator(seed: int, class_id: str) -> np.random.Generator:
@@ -215,7 +240,13 @@ class Split:
         return len(self.image_ids)
 
 
-def make_splits(classes: Sequence[ClassInfo], images: Sequence[ClassImages], dataset: Dataset, seed: int, needed: Collection[str]) -> dict[str, Split]:
+def make_splits(
+    classes: Sequence[ClassInfo],
+    images: Sequence[ClassImages],
+    dataset: Dataset,
+    seed: int,
+    needed: Collection[str],
+) -> dict[str, Split]:
     """Split every class; ``images`` are in label order, as :meth:`~augbench.data.source.ImageSource.scan` gives them.
 
     Parameters
@@ -228,16 +259,24 @@ def make_splits(classes: Sequence[ClassInfo], images: Sequence[ClassImages], dat
     UserError
         The first class that cannot be split; ``augbench check`` names all of them.
     """
-    columns: dict[str, list[tuple[int, str, str, str]]] = {name: [] for name in SPLITS if name in ALWAYS or name in needed}
+    columns: dict[str, list[tuple[int, str, str, str]]] = {
+        name: [] for name in SPLITS if name in ALWAYS or name in needed
+    }
     for label, (info, found) in enumerate(zip(classes, images, strict=True)):
         if found.class_id != info.class_id:
-            raise ValueError(f"class {label} is {info.class_id!r} in the table and {found.class_id!r} in the scan")
+            raise ValueError(
+                f"class {label} is {info.class_id!r} in the table and {found.class_id!r} in the scan"
+            )
         given = [None if part is None else len(part) for part in (found.validation, found.test)]
         rng = class_generator(seed, info.class_id)
-        for name, indices in split_class(info.class_id, len(found.pool), dataset, given[0], given[1], rng, needed).items():
+        for name, indices in split_class(
+            info.class_id, len(found.pool), dataset, given[0], given[1], rng, needed
+        ).items():
             given_images = {"val": found.validation, "test": found.test}.get(name)
             origin = found.pool if given_images is None else given_images
-            columns[name] += sorted((label, origin.image_ids[i], info.class_id, origin.sources[i]) for i in indices.tolist())
+            columns[name] += sorted(
+                (label, origin.image_ids[i], info.class_id, origin.sources[i]) for i in indices.tolist()
+            )
     return {name: _split(rows) for name, rows in columns.items()}
 
 
@@ -274,7 +313,9 @@ def read_split(path: str | Path) -> Split:
     table = read_table(path, SCHEMA)
     if any(column.null_count for column in table.columns):
         raise UserError(str(path), "a split with missing values", REMAKE)
-    image_ids, class_ids, sources = (table.column(name).to_pylist() for name in ("image_id", "class_id", "source"))
+    image_ids, class_ids, sources = (
+        table.column(name).to_pylist() for name in ("image_id", "class_id", "source")
+    )
     if len(set(image_ids)) != len(image_ids):
         raise UserError(str(path), "an image_id stands twice", REMAKE)
     return Split(image_ids, class_ids, table.column("label").to_numpy(), sources)
@@ -292,4 +333,8 @@ def check_labels(split: Split, classes: Sequence[ClassInfo], where: str = "split
     for label, class_id in sorted(set(zip(split.labels.tolist(), split.class_ids, strict=True))):
         expected = ids[label] if 0 <= label < len(ids) else None
         if class_id != expected:
-            raise UserError(where, f"label {label} is class {class_id!r}", f"the class table says {expected!r}; delete both and run again")
+            raise UserError(
+                where,
+                f"label {label} is class {class_id!r}",
+                f"the class table says {expected!r}; delete both and run again",
+            )

@@ -66,7 +66,9 @@ class Pending:
     progress: Progress | None
     starts: Sequence[Image.Image] | None
     done: dict[int, Sample] = field(default_factory=dict)
-    batches: list[tuple[list[int], list[int], Future[tuple[list[Image.Image], list[bool]]]]] = field(default_factory=list)
+    batches: list[tuple[list[int], list[int], Future[tuple[list[Image.Image], list[bool]]]]] = field(
+        default_factory=list
+    )
 
 
 def _once(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -86,7 +88,12 @@ def _once(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 @contextmanager
 def text_once(unet: UNet2DConditionModel) -> Iterator[None]:
     """Inside, what cross-attention makes of the same text states, keys and values, is computed once, not at every step; not a bit changes."""
-    layers = [layer for name, module in unet.named_modules() if name.endswith(".attn2") for layer in (module.to_k, module.to_v)]
+    layers = [
+        layer
+        for name, module in unet.named_modules()
+        if name.endswith(".attn2")
+        for layer in (module.to_k, module.to_v)
+    ]
     with ExitStack() as changes:
         for layer in layers:
             changes.callback(setattr, layer, "forward", layer.forward)
@@ -159,14 +166,23 @@ class Sampler:
         """Set the scheduler back to its first step; all steps from there on."""
         scheduler = self.pipeline.scheduler
         scheduler.set_timesteps(self.steps)
-        skipped = 0 if self.noise is None else (self.steps - min(int(self.steps * self.noise), self.steps)) * scheduler.order
+        skipped = (
+            0
+            if self.noise is None
+            else (self.steps - min(int(self.steps * self.noise), self.steps)) * scheduler.order
+        )
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(skipped)
         timesteps = scheduler.timesteps[skipped:]
         on_device = timesteps.to(self.pipeline.unet.device)
-        return [SamplingStep(timestep, there, self._is_guided(timestep)) for timestep, there in zip(timesteps.tolist(), on_device, strict=True)]
+        return [
+            SamplingStep(timestep, there, self._is_guided(timestep))
+            for timestep, there in zip(timesteps.tolist(), on_device, strict=True)
+        ]
 
-    def _first_latents(self, seeds: Sequence[int], starts: Sequence[Image.Image] | None, first: SamplingStep) -> torch.Tensor:
+    def _first_latents(
+        self, seeds: Sequence[int], starts: Sequence[Image.Image] | None, first: SamplingStep
+    ) -> torch.Tensor:
         """What sampling starts from, ``(N, 4, h, w)``: noise, or images with noise added."""
         import torch
         from diffusers.utils.torch_utils import randn_tensor
@@ -174,7 +190,9 @@ class Sampler:
         unet, scheduler = self.pipeline.unet, self.pipeline.scheduler
         side = self.resolution // self.pipeline.vae_scale_factor
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        noise = randn_tensor((len(seeds), unet.config.in_channels, side, side), generators, unet.device, unet.dtype)
+        noise = randn_tensor(
+            (len(seeds), unet.config.in_channels, side, side), generators, unet.device, unet.dtype
+        )
         if starts is None:
             return noise * scheduler.init_noise_sigma
         return scheduler.add_noise(self._latents(starts), noise, first.on_device.expand(len(seeds)))
@@ -182,11 +200,19 @@ class Sampler:
     def _latents(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """The mode of the VAE's posterior of each image, scaled: ``(N, 4, h, w)``."""
         vae = self.pipeline.vae
-        pixels = self.pipeline.image_processor.preprocess([square(image, self.resolution) for image in images])
+        pixels = self.pipeline.image_processor.preprocess(
+            [square(image, self.resolution) for image in images]
+        )
         mode = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
         return mode * vae.config.scaling_factor
 
-    def _denoise(self, latents: torch.Tensor, steps: Sequence[SamplingStep], prompted: torch.Tensor, unprompted: torch.Tensor | None) -> torch.Tensor:
+    def _denoise(
+        self,
+        latents: torch.Tensor,
+        steps: Sequence[SamplingStep],
+        prompted: torch.Tensor,
+        unprompted: torch.Tensor | None,
+    ) -> torch.Tensor:
         """Walk the steps; nothing here waits for the device.
 
         Parameters
@@ -201,15 +227,24 @@ class Sampler:
         unet, scheduler = self.pipeline.unet, self.pipeline.scheduler
         both = prompted if unprompted is None else torch.cat([unprompted, prompted])
         for step in steps:
-            inputs = scheduler.scale_model_input(torch.cat([latents] * 2) if step.guided else latents, step.timestep)
-            predicted = unet(inputs, step.on_device, encoder_hidden_states=both if step.guided else prompted, return_dict=False)[0]
+            inputs = scheduler.scale_model_input(
+                torch.cat([latents] * 2) if step.guided else latents, step.timestep
+            )
+            predicted = unet(
+                inputs,
+                step.on_device,
+                encoder_hidden_states=both if step.guided else prompted,
+                return_dict=False,
+            )[0]
             if step.guided:
                 without, towards = predicted.chunk(2)
                 predicted = without + self.guidance_scale * (towards - without)
             latents = scheduler.step(predicted, step.timestep, latents, return_dict=False)[0]
         return latents
 
-    def pixels(self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Image.Image] | None) -> torch.Tensor:
+    def pixels(
+        self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Image.Image] | None
+    ) -> torch.Tensor:
         """One batch of images ``(N, 3, H, W)`` from -1 to 1, on the device, which may still be at work on them.
 
         Where the networks are compiled they are so for whole batches: at least half of one is filled up with copies of its last image, less runs uncompiled.
@@ -221,9 +256,13 @@ class Sampler:
             with torch.compiler.set_stance("force_eager"):
                 return self._sampled(prompts, seeds, starts)
         more = None if starts is None else [*starts, *[starts[-1]] * copies]
-        return self._sampled([*prompts, *[prompts[-1]] * copies], [*seeds, *[seeds[-1]] * copies], more)[:images]
+        return self._sampled([*prompts, *[prompts[-1]] * copies], [*seeds, *[seeds[-1]] * copies], more)[
+            :images
+        ]
 
-    def _sampled(self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Image.Image] | None) -> torch.Tensor:
+    def _sampled(
+        self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Image.Image] | None
+    ) -> torch.Tensor:
         import torch
 
         vae = self.pipeline.vae
@@ -232,13 +271,20 @@ class Sampler:
             unprompted = self._text_states([""] * len(prompts)) if self.guidance_scale > 1 else None
             steps = self.schedule()
             with nullcontext() if self.compiled else text_once(self.pipeline.unet):
-                latents = self._denoise(self._first_latents(seeds, starts, steps[0]), steps, prompted, unprompted)
+                latents = self._denoise(
+                    self._first_latents(seeds, starts, steps[0]), steps, prompted, unprompted
+                )
             return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
 
     def compiled_for(self) -> dict[str, Any]:
         """What decides the kernels that :meth:`warm_up` compiles: versions, device, networks, sizes."""
         guided = sorted({step.guided for step in self.schedule()})
-        return kernels_of(self.pipeline.unet, vae=self.pipeline.vae.to_json_string(), batch=[self.batch_size, self.resolution], guided=guided)
+        return kernels_of(
+            self.pipeline.unet,
+            vae=self.pipeline.vae.to_json_string(),
+            batch=[self.batch_size, self.resolution],
+            guided=guided,
+        )
 
     def warm_up(self) -> None:
         """Meet every size that whole batches have: the U-Net's with guidance and without, as the steps ask, and the decoder's."""
@@ -248,7 +294,9 @@ class Sampler:
             steps = {step.guided: step for step in self.schedule()}
             states = self._text_states([""] * self.batch_size)
             latents = self._first_latents(range(self.batch_size), None, next(iter(steps.values())))
-            self.pipeline.vae.decode(self._denoise(latents, list(steps.values()), states, states), return_dict=False)
+            self.pipeline.vae.decode(
+                self._denoise(latents, list(steps.values()), states, states), return_dict=False
+            )
 
     @cached_property
     def _beside(self) -> Any:
@@ -257,11 +305,15 @@ class Sampler:
 
         return torch.cuda.Stream() if self.pipeline.unet.device.type == "cuda" else None
 
-    def _finish(self, pixels: torch.Tensor, made: Any, progress: Progress | None) -> tuple[list[Image.Image], list[bool]]:
+    def _finish(
+        self, pixels: torch.Tensor, made: Any, progress: Progress | None
+    ) -> tuple[list[Image.Image], list[bool]]:
         """Pictures of a batch, and the safety checker's flags; ``made`` is the event after which the GPU has the pixels."""
         import torch
 
-        stream: AbstractContextManager[Any] = nullcontext() if made is None else torch.cuda.stream(self._beside)
+        stream: AbstractContextManager[Any] = (
+            nullcontext() if made is None else torch.cuda.stream(self._beside)
+        )
         with torch.inference_mode(), stream:
             if made is not None:
                 self._beside.wait_event(made)
@@ -280,7 +332,9 @@ class Sampler:
             starts = None if pending.starts is None else [pending.starts[i] for i in batch]
             pixels = self.pixels([pending.prompts[i] for i in batch], seeds, starts)
             made = torch.cuda.current_stream().record_event() if pixels.device.type == "cuda" else None
-            pending.batches.append((batch, seeds, self._finisher.submit(self._finish, pixels, made, pending.progress)))
+            pending.batches.append(
+                (batch, seeds, self._finisher.submit(self._finish, pixels, made, pending.progress))
+            )
 
     def begin(
         self,
@@ -315,7 +369,11 @@ class Sampler:
         for attempt in range(MAX_ATTEMPTS):
             for batch, seeds, finished in pending.batches:
                 images, flags = finished.result()
-                pending.done |= {i: Sample(image, seed, attempt) for i, seed, image, flag in zip(batch, seeds, images, flags, strict=True) if not flag}
+                pending.done |= {
+                    i: Sample(image, seed, attempt)
+                    for i, seed, image, flag in zip(batch, seeds, images, flags, strict=True)
+                    if not flag
+                }
             pending.batches.clear()
             refused = [i for i in range(len(prompts)) if i not in pending.done]
             if not refused:

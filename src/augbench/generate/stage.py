@@ -58,7 +58,11 @@ class LearnedFiles:
         from safetensors import safe_open
 
         with safe_open(self.embeddings, "np") as file:
-            return {name: file.get_tensor(name) for class_id in class_ids for name in placeholders(class_id, clusters)}
+            return {
+                name: file.get_tensor(name)
+                for class_id in class_ids
+                for name in placeholders(class_id, clusters)
+            }
 
     def unet_id(self) -> str | None:
         """Content hash of the trained U-Net."""
@@ -99,8 +103,14 @@ def generate(
     """
     model = read_json(model_path)
     prompts = read_prompts(prompts_path)
-    work = {name: _shards(job, method, model["id"], prompts, paths, learned[name] if learned else None) for name, paths in targets.items()}
-    missing = {name: [shard for shard in shards if not job.store.has("shards", shard.key, ".parquet", is_kept)] for name, shards in work.items()}
+    work = {
+        name: _shards(job, method, model["id"], prompts, paths, learned[name] if learned else None)
+        for name, paths in targets.items()
+    }
+    missing = {
+        name: [shard for shard in shards if not job.store.has("shards", shard.key, ".parquet", is_kept)]
+        for name, shards in work.items()
+    }
     job.store.tally.reused += sum(len(shards) - len(missing[name]) for name, shards in work.items())
     if any(missing.values()):
         images = sum(len(shard.rows) for shards in missing.values() for shard in shards)
@@ -133,7 +143,12 @@ def compile_kernels(job: Job, methods: Sequence[str]) -> None:
 
 
 def _shards(
-    job: Job, method: str, model: str, prompts: Mapping[tuple[str, int], list[dict[str, Any]]], targets: Sequence[str], learned: LearnedFiles | None
+    job: Job,
+    method: str,
+    model: str,
+    prompts: Mapping[tuple[str, int], list[dict[str, Any]]],
+    targets: Sequence[str],
+    learned: LearnedFiles | None,
 ) -> list[_Shard]:
     recipe = generate_recipe(job.study, method)
     unet = learned.unet_id() if learned is not None else None
@@ -142,7 +157,12 @@ def _shards(
         class_id, part = Path(target).parts[-2], int(Path(target).stem)
         rows = prompts[class_id, part]
         said = canonical_hash([[r["label"], r["index"], r["prompt"], r["source"]] for r in rows])
-        key = {**recipe, "model": model if unet is None else f"{model}+{unet}", "class_id": class_id, "rows": said}
+        key = {
+            **recipe,
+            "model": model if unet is None else f"{model}+{unet}",
+            "class_id": class_id,
+            "rows": said,
+        }
         if learned is not None:
             vectors = learned.read([class_id], job.study.personalised[method].clusters)
             key["learned"] = canonical_hash({name: _bytes_hash(vector) for name, vector in vectors.items()})
@@ -200,7 +220,9 @@ class _Maker:
         starts = None
         if self.row.from_images:
             starts = self._training_images([row["source"] for row in shard.rows])
-        return sampler.begin([row["prompt"] for row in shard.rows], scopes, self.job.study.seed, self.progress, starts)
+        return sampler.begin(
+            [row["prompt"] for row in shard.rows], scopes, self.job.study.seed, self.progress, starts
+        )
 
     def _commit(self, shard: _Shard, samples: Sequence[Sample]) -> None:
         """Encode a shard's images, on all of the job's threads, and write it to the store."""
@@ -222,7 +244,9 @@ class _Maker:
             )
             for row, sample, image in zip(shard.rows, samples, encoded, strict=True)
         ]
-        self.job.store.commit("shards", shard.key, ".parquet", lambda path: write_shard(path, made, shard.key))
+        self.job.store.commit(
+            "shards", shard.key, ".parquet", lambda path: write_shard(path, made, shard.key)
+        )
 
     def ready(self, learned: LearnedFiles | None = None, class_ids: Sequence[str] = ()) -> Sampler:
         """A sampler that knows what ``learned`` holds for these classes, with its networks compiled where the study asks for that."""
@@ -238,7 +262,9 @@ class _Maker:
         conditioning = {}
         if learned is not None:
             clusters = self.job.study.personalised[self.method].clusters
-            vectors = {name: torch.from_numpy(vector) for name, vector in learned.read(class_ids, clusters).items()}
+            vectors = {
+                name: torch.from_numpy(vector) for name, vector in learned.read(class_ids, clusters).items()
+            }
             if learned.unet is not None:
                 load_unet(self.pipeline, learned.unet)
             if self.row.learns_words:
@@ -271,5 +297,7 @@ class _Maker:
 
         source = open_source(self.job.study.dataset, self.job.study.seed, self.job.study.corpus)
         distinct = dict.fromkeys(image_ids)
-        loaded = dict(zip(distinct, source.load([self._places[image_id] for image_id in distinct]), strict=True))
+        loaded = dict(
+            zip(distinct, source.load([self._places[image_id] for image_id in distinct]), strict=True)
+        )
         return [loaded[image_id] for image_id in image_ids]

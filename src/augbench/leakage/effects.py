@@ -13,7 +13,9 @@ import pyarrow.compute as pc
 from augbench.errors import UserError
 
 
-def without_leaks(index: pa.Table, leaks: pa.Table, class_sizes: Mapping[str, int] | None = None, where: str = "pool") -> pa.Table:
+def without_leaks(
+    index: pa.Table, leaks: pa.Table, class_sizes: Mapping[str, int] | None = None, where: str = "pool"
+) -> pa.Table:
     """A pool's index without the images that have a near-duplicate in a split.
 
     Parameters
@@ -32,17 +34,29 @@ def without_leaks(index: pa.Table, leaks: pa.Table, class_sizes: Mapping[str, in
     UserError
         Classes with too few images left, all of them listed with their counts; or leaks of other images than the pool has.
     """
-    keys = list(zip(*(index.column(name).to_pylist() for name in ("class_id", "index", "sha256")), strict=True))
-    leaking = set(zip(*(leaks.column(name).to_pylist() for name in ("class_id", "index", "sha256")), strict=True))
+    keys = list(
+        zip(*(index.column(name).to_pylist() for name in ("class_id", "index", "sha256")), strict=True)
+    )
+    leaking = set(
+        zip(*(leaks.column(name).to_pylist() for name in ("class_id", "index", "sha256")), strict=True)
+    )
     if strange := sorted(leaking - set(keys)):
         class_id, number, _ = strange[0]
-        raise UserError(where, f"image {number} of class {class_id!r} has changed or is gone since its near-duplicates were looked for", "run the guard again")
+        raise UserError(
+            where,
+            f"image {number} of class {class_id!r} has changed or is gone since its near-duplicates were looked for",
+            "run the guard again",
+        )
     stays = np.array([key not in leaking for key in keys], dtype=bool)
     left = index.filter(pa.array(stays, pa.bool_()))
     dropped = Counter(key[0] for key in keys if key in leaking)
     sizes = dict.fromkeys(index.column("class_id").to_pylist(), 1) if class_sizes is None else class_sizes
     counts = Counter(left.column("class_id").to_pylist())
-    first = Counter(row["class_id"] for row in left.select(["class_id", "path"]).to_pylist() if Path(row["path"]).stem == "0")
+    first = Counter(
+        row["class_id"]
+        for row in left.select(["class_id", "path"]).to_pylist()
+        if Path(row["path"]).stem == "0"
+    )
     short = []
     for class_id, size in sizes.items():
         fewest = counts[class_id] if class_sizes is None else min(counts[class_id], first[class_id])
@@ -50,7 +64,11 @@ def without_leaks(index: pa.Table, leaks: pa.Table, class_sizes: Mapping[str, in
             short.append(f"{class_id} {fewest} of {size} ({dropped[class_id]} dropped)")
     if short:
         problem = f"too few images left for {len(short)} class(es) once near-duplicates of validation and test images are dropped: {', '.join(short)}"
-        raise UserError(where, problem, "make or retrieve more per class, or let the report name them instead of dropping them")
+        raise UserError(
+            where,
+            problem,
+            "make or retrieve more per class, or let the report name them instead of dropping them",
+        )
     return left
 
 

@@ -60,13 +60,17 @@ class Picture:
         grey = image.convert("L")
         scale = KEPT_SIDE / min(grey.size)
         if scale < 1:
-            grey = grey.resize((round(grey.width * scale), round(grey.height * scale)), Image.Resampling.LANCZOS)
+            grey = grey.resize(
+                (round(grey.width * scale), round(grey.height * scale)), Image.Resampling.LANCZOS
+            )
         self.grey = grey
 
     def cut(self, box: Box, side: int, filter: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
         """The part in ``box``, squashed to a square of ``side`` pixels."""
         (left, upper, right, lower), (width, height) = box, self.grey.size
-        return self.grey.resize((side, side), filter, box=(left * width, upper * height, right * width, lower * height))
+        return self.grey.resize(
+            (side, side), filter, box=(left * width, upper * height, right * width, lower * height)
+        )
 
     def detail(self, box: Box = WHOLE) -> np.ndarray:
         """Fine detail of the part in ``box``, a unit patch, float32 ``(SIDE, SIDE)``."""
@@ -198,7 +202,12 @@ def _align(place: _Placement) -> Box:
         return -float(np.vdot(place.other.detail(box(moves)), place.whole.whole_detail))
 
     simplex = np.array([[1, 0, 0], [0.97, 0, 0], [1, 0.02, 0], [1, 0, 0.02]])
-    best = minimize(cost, simplex[0], method="Nelder-Mead", options={"initial_simplex": simplex, "maxfev": STEPS, "xatol": 2e-3, "fatol": 1e-3})
+    best = minimize(
+        cost,
+        simplex[0],
+        method="Nelder-Mead",
+        options={"initial_simplex": simplex, "maxfev": STEPS, "xatol": 2e-3, "fatol": 1e-3},
+    )
     return box(best.x)
 
 

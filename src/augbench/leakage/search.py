@@ -42,7 +42,12 @@ def nearest(added: np.ndarray, real: np.ndarray, limits: Leakage) -> Iterator[tu
 
     if not len(added) or not len(real):
         return
-    cosines, positions = faiss.knn(added.astype(np.float32), real.astype(np.float32), min(limits.neighbours, len(real)), metric=faiss.METRIC_INNER_PRODUCT)
+    cosines, positions = faiss.knn(
+        added.astype(np.float32),
+        real.astype(np.float32),
+        min(limits.neighbours, len(real)),
+        metric=faiss.METRIC_INNER_PRODUCT,
+    )
     for row, column in np.argwhere(cosines >= limits.clip_threshold).tolist():
         yield row, int(positions[row, column]), float(cosines[row, column])
 
@@ -50,7 +55,14 @@ def nearest(added: np.ndarray, real: np.ndarray, limits: Leakage) -> Iterator[tu
 Load = Callable[[Sequence[int]], Iterable[Image.Image]]
 
 
-def find_near_duplicates(added: np.ndarray, real: np.ndarray, load_added: Load, load_real: Load, limits: Leakage, what: str = "leakage") -> list[NearDuplicate]:
+def find_near_duplicates(
+    added: np.ndarray,
+    real: np.ndarray,
+    load_added: Load,
+    load_real: Load,
+    limits: Leakage,
+    what: str = "leakage",
+) -> list[NearDuplicate]:
     """Near-duplicates between two sets of images: CLIP neighbours, confirmed by their pixels.
 
     Parameters
@@ -69,7 +81,12 @@ def find_near_duplicates(added: np.ndarray, real: np.ndarray, load_added: Load, 
     """
     pairs = list(nearest(added, real, limits))
     wanted = sorted({place for _, place, _ in pairs})
-    pictures = {place: Picture(image) for place, image in zip(wanted, track(load_real(wanted), f"{what}: real", "image", len(wanted)), strict=True)}
+    pictures = {
+        place: Picture(image)
+        for place, image in zip(
+            wanted, track(load_real(wanted), f"{what}: real", "image", len(wanted)), strict=True
+        )
+    }
     partners: dict[int, list[tuple[int, float]]] = {}
     for row, place, cosine in pairs:
         partners.setdefault(row, []).append((place, cosine))

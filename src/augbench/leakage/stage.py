@@ -53,7 +53,10 @@ class _Embedder:
         """Unit embeddings, float16 (N, D)."""
         import torch
 
-        parts = [torch.nn.functional.normalize(self.tower(batch), dim=-1).half().cpu().numpy() for batch in in_batches(images, BATCH)]
+        parts = [
+            torch.nn.functional.normalize(self.tower(batch), dim=-1).half().cpu().numpy()
+            for batch in in_batches(images, BATCH)
+        ]
         return np.concatenate(parts)
 
     def recipe(self, **what: Any) -> dict[str, Any]:
@@ -61,7 +64,9 @@ class _Embedder:
         return {"version": 1, "clip": self.clip["id"], **what}
 
 
-def embed_splits(job: Job, splits: Mapping[str, str | Path], clip_path: str | Path, outs: Mapping[str, str | Path]) -> None:
+def embed_splits(
+    job: Job, splits: Mapping[str, str | Path], clip_path: str | Path, outs: Mapping[str, str | Path]
+) -> None:
     """Embed the images of splits once for all methods, through the store.
 
     Parameters
@@ -74,13 +79,20 @@ def embed_splits(job: Job, splits: Mapping[str, str | Path], clip_path: str | Pa
     study = job.study
     embedder = _Embedder(job, read_json(clip_path))
     source = open_source(study.dataset, study.seed, study.corpus)
-    dataset = {name: value for name, value in study.dataset.model_dump(mode="json").items() if name in ("kind", "root")}
+    dataset = {
+        name: value
+        for name, value in study.dataset.model_dump(mode="json").items()
+        if name in ("kind", "root")
+    }
     for name, path in splits.items():
         split = read_split(path)
 
         def write(out: Path, name: str = name, sources: Sequence[str] = split.sources) -> None:
             with out.open("wb") as stream:
-                np.save(stream, embedder.embed(track(source.load(sources), f"embed {name}", "image", len(sources))))
+                np.save(
+                    stream,
+                    embedder.embed(track(source.load(sources), f"embed {name}", "image", len(sources))),
+                )
 
         recipe = embedder.recipe(split=sha256_file(path), dataset=dataset)
         job.store.provide("leakage", recipe, outs[name], write, _is_array)
@@ -98,7 +110,9 @@ def _embed_pool(embedder: _Embedder, index: pa.Table, folder: Path) -> np.ndarra
     """Embeddings of a pool in the order of its index, float16 (N, D); each shard's are kept in the store under its images' hashes."""
     store = embedder.job.store
     paths = np.array(index.column("path").to_pylist())
-    parts: dict[str, np.ndarray] = {path: np.flatnonzero(paths == path) for path in dict.fromkeys(paths.tolist())}
+    parts: dict[str, np.ndarray] = {
+        path: np.flatnonzero(paths == path) for path in dict.fromkeys(paths.tolist())
+    }
     embedded: np.ndarray | None = None
     for members in track(parts.values(), "embed added images", "shard", len(parts)):
         rows = index.take(members)
@@ -158,14 +172,22 @@ def guard(
     real = [_Real.open(job, name, path, embeddings[name], excluded) for name, path in splits.items()]
     for method, path in indexes.items():
         index = read_index(path)
-        index = index.filter(pa.array([class_id not in excluded for class_id in index.column("class_id").to_pylist()], pa.bool_()))
+        index = index.filter(
+            pa.array(
+                [class_id not in excluded for class_id in index.column("class_id").to_pylist()], pa.bool_()
+            )
+        )
         leaks = _find_leaks(method, index, embedder, real, limits)
         summary = summarise(method, index.num_rows, leaks, limits)
         with atomic_path(leaks_outs[method]) as temporary:
             pq.write_table(leaks, temporary)
         write_json(summary_outs[method], asdict(summary))
         counts = summary.either, summary.checked, summary.val, summary.test
-        logger.info("%s: %d of %d added images are near-duplicates of validation (%d) or test (%d) images", method, *counts)
+        logger.info(
+            "%s: %d of %d added images are near-duplicates of validation (%d) or test (%d) images",
+            method,
+            *counts,
+        )
 
 
 @dataclass(frozen=True)
@@ -180,30 +202,76 @@ class _Real:
     load: Load
 
     @classmethod
-    def open(cls, job: Job, name: str, split_path: str | Path, embeddings_path: str | Path, excluded: Collection[str]) -> _Real:
+    def open(
+        cls,
+        job: Job,
+        name: str,
+        split_path: str | Path,
+        embeddings_path: str | Path,
+        excluded: Collection[str],
+    ) -> _Real:
         study = job.study
         split, embeddings = read_split(split_path), np.load(embeddings_path)
         if embeddings.ndim != 2 or len(split) != len(embeddings):
-            raise UserError(str(embeddings_path), f"an array {embeddings.shape}", f"{len(split)} embeddings are expected; {REMAKE}")
+            raise UserError(
+                str(embeddings_path),
+                f"an array {embeddings.shape}",
+                f"{len(split)} embeddings are expected; {REMAKE}",
+            )
         scored = [place for place, class_id in enumerate(split.class_ids) if class_id not in excluded]
-        ids, class_ids, sources = ([column[place] for place in scored] for column in (split.image_ids, split.class_ids, split.sources))
+        ids, class_ids, sources = (
+            [column[place] for place in scored]
+            for column in (split.image_ids, split.class_ids, split.sources)
+        )
         source = open_source(study.dataset, study.seed, study.corpus)
-        return cls(name, str(embeddings_path), ids, class_ids, embeddings[scored], lambda places: source.load([sources[place] for place in places]))
+        return cls(
+            name,
+            str(embeddings_path),
+            ids,
+            class_ids,
+            embeddings[scored],
+            lambda places: source.load([sources[place] for place in places]),
+        )
 
 
-def _find_leaks(method: str, index: pa.Table, embedder: _Embedder, splits: Sequence[_Real], limits: Leakage) -> pa.Table:
+def _find_leaks(
+    method: str, index: pa.Table, embedder: _Embedder, splits: Sequence[_Real], limits: Leakage
+) -> pa.Table:
     """The pairs of one method, as :data:`SCHEMA`; rows of a split follow the order of the index."""
     folder = embedder.job.store.root.parent
     added = _embed_pool(embedder, index, folder)
     records: list[dict[str, Any]] = []
     for real in splits:
         if len(added) and real.embeddings.shape[1] != added.shape[1]:
-            raise UserError(real.where, f"{real.embeddings.shape[1]} numbers per image", f"the study's CLIP gives {added.shape[1]}; {REMAKE}")
+            raise UserError(
+                real.where,
+                f"{real.embeddings.shape[1]} numbers per image",
+                f"the study's CLIP gives {added.shape[1]}; {REMAKE}",
+            )
         found = find_near_duplicates(
-            added, real.embeddings, lambda rows: load_images(index.take(pa.array(rows, pa.int64())), folder), real.load, limits, f"{method}, {real.split}"
+            added,
+            real.embeddings,
+            lambda rows: load_images(index.take(pa.array(rows, pa.int64())), folder),
+            real.load,
+            limits,
+            f"{method}, {real.split}",
         )
         for pair in found:
-            row = {column: index.column(column)[pair.added].as_py() for column in ("class_id", "index", "sha256")}
-            other = {"split": real.split, "image_id": real.image_ids[pair.real], "real_class_id": real.class_ids[pair.real]}
-            records.append({"method": method, **row, **other, "clip_similarity": pair.clip_similarity, **asdict(pair.match)})
+            row = {
+                column: index.column(column)[pair.added].as_py() for column in ("class_id", "index", "sha256")
+            }
+            other = {
+                "split": real.split,
+                "image_id": real.image_ids[pair.real],
+                "real_class_id": real.class_ids[pair.real],
+            }
+            records.append(
+                {
+                    "method": method,
+                    **row,
+                    **other,
+                    "clip_similarity": pair.clip_similarity,
+                    **asdict(pair.match),
+                }
+            )
     return pa.Table.from_pylist(records, schema=SCHEMA)

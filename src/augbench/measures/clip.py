@@ -16,5 +16,10 @@ from augbench.prompts.templates import load_templates
 def class_embeddings(clip: Any, tokenizer: Any, classes: list[ClassInfo], family: Prompting) -> torch.Tensor:
     """What zero-shot classification compares images with: unit embeddings ``float32 (C, D)``, each the mean of its templates' text embeddings."""
     templates = load_templates(family.templates)
-    means = [embed_texts(clip, tokenizer, [t.format(class_name(info, family.class_name)) for t in templates]).mean(0) for info in classes]
+    means = [
+        embed_texts(clip, tokenizer, [t.format(class_name(info, family.class_name)) for t in templates]).mean(
+            0
+        )
+        for info in classes
+    ]
     return torch.nn.functional.normalize(torch.stack(means), dim=-1)

@@ -24,7 +24,9 @@ def _kernel_sum(x: torch.Tensor, y: torch.Tensor, x_weights: torch.Tensor, y_wei
     """Weighted sum of (x . y + 1)^3 over all pairs, in double precision."""
     rows = max(1, KERNEL_VALUES // len(y))
     parts = zip(x.split(rows), x_weights.split(rows), strict=True)
-    return math.fsum(float(weights @ ((part @ y.T).double().add(1).pow(3) @ y_weights)) for part, weights in parts)
+    return math.fsum(
+        float(weights @ ((part @ y.T).double().add(1).pow(3) @ y_weights)) for part, weights in parts
+    )
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class StyleDistance:
     within_class: float
 
 
-def style_distance(x: torch.Tensor, x_labels: np.ndarray, y: torch.Tensor, y_labels: np.ndarray) -> StyleDistance | None:
+def style_distance(
+    x: torch.Tensor, x_labels: np.ndarray, y: torch.Tensor, y_labels: np.ndarray
+) -> StyleDistance | None:
     """Unbiased estimates of the squared maximum mean discrepancy (MMD) between two sets of embeddings.
 
     The kernel is that of KID (Binkowski et al., 2018), (a . b / D + 1)^3, on embeddings scaled to length sqrt(D), hence (cos + 1)^3.
@@ -57,13 +61,28 @@ def style_distance(x: torch.Tensor, x_labels: np.ndarray, y: torch.Tensor, y_lab
     """
     import torch
 
-    shared = [label for label in np.intersect1d(x_labels, y_labels) if min((x_labels == label).sum(), (y_labels == label).sum()) > 1]
+    shared = [
+        label
+        for label in np.intersect1d(x_labels, y_labels)
+        if min((x_labels == label).sum(), (y_labels == label).sum()) > 1
+    ]
     if not shared:
         return None
     share = 1 / len(shared)
-    groups = [[points[torch.from_numpy(labels == label)] for label in shared] for points, labels in ((x, x_labels), (y, y_labels))]
+    groups = [
+        [points[torch.from_numpy(labels == label)] for label in shared]
+        for points, labels in ((x, x_labels), (y, y_labels))
+    ]
     pooled = [torch.cat(members) for members in groups]
-    weights = [torch.cat([torch.full((len(part),), share / len(part), dtype=torch.float64, device=part.device) for part in members]) for members in groups]
+    weights = [
+        torch.cat(
+            [
+                torch.full((len(part),), share / len(part), dtype=torch.float64, device=part.device)
+                for part in members
+            ]
+        )
+        for members in groups
+    ]
     mixed, within = -2 * _kernel_sum(*pooled, *weights), 0.0
     for members, points, weight in zip(groups, pooled, weights, strict=True):
         mixed += _kernel_sum(points, points, weight, weight)
@@ -75,7 +94,10 @@ def style_distance(x: torch.Tensor, x_labels: np.ndarray, y: torch.Tensor, y_lab
             within += share * unbiased
             mixed += share**2 * (unbiased - total / count**2)
     for one, other in zip(*groups, strict=True):
-        even = [torch.full((len(part),), 1 / len(part), dtype=torch.float64, device=part.device) for part in (one, other)]
+        even = [
+            torch.full((len(part),), 1 / len(part), dtype=torch.float64, device=part.device)
+            for part in (one, other)
+        ]
         within -= 2 * share * _kernel_sum(one, other, *even)
     return StyleDistance(mixed, within)
 
@@ -88,7 +110,9 @@ class Coverage:
     coverage_percent: float
 
 
-def precision_and_coverage(added: torch.Tensor, added_labels: np.ndarray, real: torch.Tensor, real_labels: np.ndarray) -> Coverage | None:
+def precision_and_coverage(
+    added: torch.Tensor, added_labels: np.ndarray, real: torch.Tensor, real_labels: np.ndarray
+) -> Coverage | None:
     """How many added images lie where real ones do, and how many real ones have an added one near.
 
     A real image's ball reaches to its :data:`NEAREST`-th nearest other real image of its class, surface included. Precision is the share of added
@@ -115,7 +139,10 @@ def precision_and_coverage(added: torch.Tensor, added_labels: np.ndarray, real: 
 
     found = []
     for label in np.intersect1d(added_labels, real_labels):
-        images, centres = (points[torch.from_numpy(labels == label)] for points, labels in ((added, added_labels), (real, real_labels)))
+        images, centres = (
+            points[torch.from_numpy(labels == label)]
+            for points, labels in ((added, added_labels), (real, real_labels))
+        )
         if len(centres) > NEAREST:
             radii = between(centres, centres).kthvalue(NEAREST + 1).values  # the nearest is the image itself
             inside = between(images, centres) <= radii
@@ -138,7 +165,11 @@ def repeated_percent(embeddings: torch.Tensor, labels: np.ndarray, threshold: fl
         Cosine above which two images of a class are one.
     """
     points = embeddings.cpu().numpy()
-    return 100 * sum(int(duplicates(points[labels == label], threshold).sum()) for label in np.unique(labels)) / len(labels)
+    return (
+        100
+        * sum(int(duplicates(points[labels == label], threshold).sum()) for label in np.unique(labels))
+        / len(labels)
+    )
 
 
 def diversity(features: torch.Tensor, labels: np.ndarray) -> float:

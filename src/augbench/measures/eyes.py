@@ -62,12 +62,22 @@ class Eyes:
         The judge doesn't know all classes.
     """
 
-    def __init__(self, clip_folder: str | Path, judge_folder: str | Path | None, classes: Sequence[ClassInfo], device: torch.device) -> None:
+    def __init__(
+        self,
+        clip_folder: str | Path,
+        judge_folder: str | Path | None,
+        classes: Sequence[ClassInfo],
+        device: torch.device,
+    ) -> None:
         from augbench.measures.clip import class_embeddings
         from augbench.measures.judge import load_judge
         from augbench.models.folders import load_clip, load_image_tower
 
-        self.judge: Judge | None = None if judge_folder is None else load_judge(judge_folder, [info.class_id for info in classes], device)
+        self.judge: Judge | None = (
+            None
+            if judge_folder is None
+            else load_judge(judge_folder, [info.class_id for info in classes], device)
+        )
         model, tokenizer = load_clip(clip_folder, device)
         self.embed = load_image_tower(clip_folder, device, model)
         self.texts = class_embeddings(model, tokenizer, list(classes), ZERO_SHOT)

@@ -38,7 +38,11 @@ class JudgeConfig:
 
     def as_json(self) -> dict[str, Any]:
         """What ``config.json`` holds."""
-        return {"model_type": KIND, "network": self.network.model_dump(mode="json", include=set(NETWORK)), "class_ids": list(self.class_ids)}
+        return {
+            "model_type": KIND,
+            "network": self.network.model_dump(mode="json", include=set(NETWORK)),
+            "class_ids": list(self.class_ids),
+        }
 
 
 def read_judge_config(folder: str | Path) -> JudgeConfig:
@@ -51,14 +55,27 @@ def read_judge_config(folder: str | Path) -> JudgeConfig:
     """
     folder = Path(folder)
     if missing := [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]:
-        raise UserError(KEY, f"{str(folder)!r} has no {' and no '.join(missing)}" if folder.is_dir() else f"{str(folder)!r}, no such folder", REMEDY)
+        raise UserError(
+            KEY,
+            f"{str(folder)!r} has no {' and no '.join(missing)}"
+            if folder.is_dir()
+            else f"{str(folder)!r}, no such folder",
+            REMEDY,
+        )
     try:
         value = read_json(folder / "config.json")
         if value["model_type"] != KIND:
-            raise UserError(KEY, f"{str(folder)!r} is a model of type {value['model_type']!r}", f"allowed: {KIND!r}")
-        return JudgeConfig(Classifier.model_validate_json(json.dumps(value["network"]), strict=True), tuple(map(str, value["class_ids"])))
+            raise UserError(
+                KEY, f"{str(folder)!r} is a model of type {value['model_type']!r}", f"allowed: {KIND!r}"
+            )
+        return JudgeConfig(
+            Classifier.model_validate_json(json.dumps(value["network"]), strict=True),
+            tuple(map(str, value["class_ids"])),
+        )
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(str(folder / "config.json"), f"not a judge's ({type(error).__name__})", REMEDY) from None
+        raise UserError(
+            str(folder / "config.json"), f"not a judge's ({type(error).__name__})", REMEDY
+        ) from None
 
 
 def check_judge(folder: str | Path, class_ids: Sequence[str]) -> JudgeConfig:
@@ -71,8 +88,14 @@ def check_judge(folder: str | Path, class_ids: Sequence[str]) -> JudgeConfig:
     """
     config = read_judge_config(folder)
     if unknown := [class_id for class_id in class_ids if class_id not in config.class_ids]:
-        shown = ", ".join(map(repr, unknown[:3])) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
-        raise UserError(KEY, f"{str(folder)!r} does not know class {shown}", "allowed: a judge of the study's classes, or null")
+        shown = ", ".join(map(repr, unknown[:3])) + (
+            f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        )
+        raise UserError(
+            KEY,
+            f"{str(folder)!r} does not know class {shown}",
+            "allowed: a judge of the study's classes, or null",
+        )
     return config
 
 
@@ -130,7 +153,10 @@ def save_judge(model: nn.Module, class_ids: Sequence[str], network: Classifier, 
     from safetensors.torch import save_file
 
     folder = Path(folder)
-    state = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    state = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+    }
     with atomic_path(folder / "model.safetensors") as temporary:
         save_file(state, temporary)
     write_json(folder / "config.json", JudgeConfig(network, tuple(class_ids)).as_json())
@@ -158,6 +184,8 @@ def load_judge(folder: str | Path, class_ids: Sequence[str], device: torch.devic
     try:
         model.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
-        raise UserError(str(weights), f"not the weights of its config.json ({str(error).splitlines()[0]})", REMEDY) from None
+        raise UserError(
+            str(weights), f"not the weights of its config.json ({str(error).splitlines()[0]})", REMEDY
+        ) from None
     outputs = torch.tensor([config.class_ids.index(class_id) for class_id in class_ids], device=device)
     return Judge(model.eval().to(device), outputs, config.network.resolution)

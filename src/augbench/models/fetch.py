@@ -59,7 +59,9 @@ def needed_files(layout: Layout, names: Iterable[str], index: Mapping[str, Any] 
         return _of_folder("", present, needs_weights=True)
     assert index is not None
     if index.get("_class_name") != "StableDiffusionPipeline":
-        raise UserError("diffusion.model", f"a {index.get('_class_name')}", "allowed: a StableDiffusionPipeline")
+        raise UserError(
+            "diffusion.model", f"a {index.get('_class_name')}", "allowed: a StableDiffusionPipeline"
+        )
     components = [name for name, kind in index.items() if isinstance(kind, list) and None not in kind]
     found = {"model_index.json"}
     for name in components:
@@ -68,12 +70,22 @@ def needed_files(layout: Layout, names: Iterable[str], index: Mapping[str, Any] 
 
 
 def _of_folder(folder: str, present: set[str], needs_weights: bool) -> list[str]:
-    names = sorted(name.removeprefix(folder) for name in present if name.startswith(folder) and "/" not in name.removeprefix(folder))
+    names = sorted(
+        name.removeprefix(folder)
+        for name in present
+        if name.startswith(folder) and "/" not in name.removeprefix(folder)
+    )
     weights = [name for name in names if WEIGHTS.fullmatch(name)]
     chosen = [name for name in weights if name.endswith(".safetensors")] or weights
     if needs_weights and not chosen:
-        raise UserError(folder.rstrip("/") or "model", "no weights in PyTorch's formats", "allowed: a model with .safetensors or .bin files")
-    settings = [name for name in names if Path(name).suffix in SETTINGS and ".index" not in name and name != MARKER]
+        raise UserError(
+            folder.rstrip("/") or "model",
+            "no weights in PyTorch's formats",
+            "allowed: a model with .safetensors or .bin files",
+        )
+    settings = [
+        name for name in names if Path(name).suffix in SETTINGS and ".index" not in name and name != MARKER
+    ]
     kept = {re.sub(r"-\d{5}-of-\d{5}", "", name) + ".index.json" for name in chosen} & set(names)
     return [folder + name for name in sorted({*settings, *chosen, *kept})]
 
@@ -109,18 +121,33 @@ class Endpoint:
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=self.url, token=self.token)
-        info = api.model_info(model.repository, revision=model.revision, files_metadata=True, timeout=SECONDS_TO_ANSWER)
+        info = api.model_info(
+            model.repository, revision=model.revision, files_metadata=True, timeout=SECONDS_TO_ANSWER
+        )
         if info.sha != model.revision:
             raise OSError(f"answers with revision {info.sha}")
         return {
-            file.rfilename: Expected(self.name, file.size, file.lfs.sha256 if file.lfs else None, None if file.lfs else file.blob_id)
+            file.rfilename: Expected(
+                self.name,
+                file.size,
+                file.lfs.sha256 if file.lfs else None,
+                None if file.lfs else file.blob_id,
+            )
             for file in info.siblings or []
         }
 
     def get(self, model: HubModel, name: str, folder: Path) -> None:
         from huggingface_hub import hf_hub_download
 
-        hf_hub_download(model.repository, name, revision=model.revision, local_dir=folder, endpoint=self.url, token=self.token, etag_timeout=SECONDS_TO_ANSWER)
+        hf_hub_download(
+            model.repository,
+            name,
+            revision=model.revision,
+            local_dir=folder,
+            endpoint=self.url,
+            token=self.token,
+            etag_timeout=SECONDS_TO_ANSWER,
+        )
 
 
 class Folder:
@@ -130,7 +157,10 @@ class Folder:
         self.path, self.name = Path(path), path
 
     def _model(self, model: HubModel) -> Path:
-        places = [self.path / model.place, self.path / f"models--{model.repository.replace('/', '--')}" / "snapshots" / model.revision]
+        places = [
+            self.path / model.place,
+            self.path / f"models--{model.repository.replace('/', '--')}" / "snapshots" / model.revision,
+        ]
         for place in places:
             if place.is_dir():
                 return place
@@ -143,7 +173,9 @@ class Folder:
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder).as_posix()
             if path.is_file() and not name.startswith(".cache/"):
-                blob = path.resolve().name if path.is_symlink() else ""  # a cache's files are links to what is named by its hash
+                blob = (
+                    path.resolve().name if path.is_symlink() else ""
+                )  # a cache's files are links to what is named by its hash
                 found[name] = Expected(
                     self.name,
                     path.stat().st_size,
@@ -163,13 +195,22 @@ def _sources(model: HubModel) -> list[Source]:
     os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"}
     from huggingface_hub import constants
 
-    mirrors: list[Source] = [Endpoint(mirror, False) if re.match("https?://", mirror) else Folder(mirror) for mirror in model.mirrors]
+    mirrors: list[Source] = [
+        Endpoint(mirror, False) if re.match("https?://", mirror) else Folder(mirror)
+        for mirror in model.mirrors
+    ]
     return [*mirrors, Endpoint(constants.ENDPOINT, True)]
 
 
 def _reason(error: OSError) -> str:
     """Why a source failed, on one line."""
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     kinds = {
         LocalEntryNotFoundError: "no answer",
@@ -206,7 +247,11 @@ def fetch(model: HubModel, layout: Layout) -> None:
     index, origins = None, {}
     if layout == "diffusion":
         if "model_index.json" not in expected:
-            raise UserError(model.repository, "no model_index.json", "allowed: a model in diffusers' Stable Diffusion layout")
+            raise UserError(
+                model.repository,
+                "no model_index.json",
+                "allowed: a model in diffusers' Stable Diffusion layout",
+            )
         origins["model_index.json"] = _bring(model, "model_index.json", expected["model_index.json"], sources)
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     names = sorted({*needed_files(layout, expected, index), *_known_files(model)})
@@ -220,7 +265,12 @@ def fetch(model: HubModel, layout: Layout) -> None:
         progress.update(-(-whole // 10**6) - -(-done // 10**6), note=name)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     files = {
-        name: {"size": (folder / name).stat().st_size, "sha256": sha256_file(folder / name), "from": origins[name], "checked_against": expected[name].origin}
+        name: {
+            "size": (folder / name).stat().st_size,
+            "sha256": sha256_file(folder / name),
+            "from": origins[name],
+            "checked_against": expected[name].origin,
+        }
         for name in names
     }
     write_json(folder / MARKER, {"repository": model.repository, "revision": model.revision, "files": files})
@@ -230,7 +280,10 @@ def _is_complete(folder: Path) -> bool:
     if not (folder / MARKER).is_file():
         return False
     recorded = read_json(folder / MARKER)["files"]
-    return all((folder / name).is_file() and (folder / name).stat().st_size == file["size"] for name, file in recorded.items())
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == file["size"]
+        for name, file in recorded.items()
+    )
 
 
 def _expected_files(model: HubModel, sources: Sequence[Source]) -> tuple[dict[str, Expected], list[Source]]:
@@ -244,10 +297,16 @@ def _expected_files(model: HubModel, sources: Sequence[Source]) -> tuple[dict[st
             left.remove(source)
             continue
         if problems:
-            logger.warning("files are checked against what %s says of them, for there was no answer elsewhere (%s)", source.name, "; ".join(problems))
+            logger.warning(
+                "files are checked against what %s says of them, for there was no answer elsewhere (%s)",
+                source.name,
+                "; ".join(problems),
+            )
         return {**listed, **_known_files(model)}, left
     raise UserError(
-        model.repository, f"revision {model.revision} is not to be had ({'; '.join(problems)})", "check the revision, give a mirror, or a folder with the model"
+        model.repository,
+        f"revision {model.revision} is not to be had ({'; '.join(problems)})",
+        "check the revision, give a mirror, or a folder with the model",
     )
 
 
@@ -273,7 +332,11 @@ def _bring(model: HubModel, name: str, expected: Expected, sources: Sequence[Sou
             return source.name
         _forget(folder, name)
         problems.append(f"{source.name}: {wrong}")
-    raise UserError(str(path), f"not to be had as it should be ({'; '.join(problems)})", "run again to go on, give another mirror, or a folder with the model")
+    raise UserError(
+        str(path),
+        f"not to be had as it should be ({'; '.join(problems)})",
+        "run again to go on, give another mirror, or a folder with the model",
+    )
 
 
 def _mismatch(path: Path, expected: Expected) -> str | None:
@@ -283,7 +346,11 @@ def _mismatch(path: Path, expected: Expected) -> str | None:
         return f"{size} bytes, expected {expected.size}"
     if expected.sha256 is not None and (found := sha256_file(path)) != expected.sha256:
         return f"SHA-256 {found}, expected {expected.sha256}"
-    if expected.sha256 is None and expected.git_blob is not None and (found := git_blob(path)) != expected.git_blob:
+    if (
+        expected.sha256 is None
+        and expected.git_blob is not None
+        and (found := git_blob(path)) != expected.git_blob
+    ):
         return f"git blob {found}, expected {expected.git_blob}"
     return None
 
@@ -308,7 +375,11 @@ def _forget(folder: Path, name: str, size: int | None = None) -> None:
 def _check_space(folder: Path, needed: int) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if (free := shutil.disk_usage(existing).free) < needed:
-        raise UserError(str(folder), f"{free / 1e9:.1f} GB free", f"the model needs {needed / 1e9:.1f} GB; set downloads to a folder on a larger disk")
+        raise UserError(
+            str(folder),
+            f"{free / 1e9:.1f} GB free",
+            f"the model needs {needed / 1e9:.1f} GB; set downloads to a folder on a larger disk",
+        )
 
 
 def fetch_weights(target: str | Path, addresses: Sequence[str], sha256: str) -> None:
@@ -342,4 +413,8 @@ def fetch_weights(target: str | Path, addresses: Sequence[str], sha256: str) -> 
         else:
             logger.info("fetched %s from %s, SHA-256 as published", target.name, address)
             return
-    raise UserError(str(target), f"not to be had ({'; '.join(problems)})", f"put a file whose SHA-256 begins with {sha256} there by hand")
+    raise UserError(
+        str(target),
+        f"not to be had ({'; '.join(problems)})",
+        f"put a file whose SHA-256 begins with {sha256} there by hand",
+    )

@@ -30,7 +30,11 @@ NO_SAFETY_CHECKER = "allowed: a folder or Hub id of a safety checker (CompVis/st
 
 def model_files(folder: str | Path) -> list[Path]:
     """The files that make a model: configuration, vocabulary, weights; sorted."""
-    return sorted(path for path in Path(folder).rglob("*") if path.suffix in MODEL_SUFFIXES and path.name != MARKER and path.is_file())
+    return sorted(
+        path
+        for path in Path(folder).rglob("*")
+        if path.suffix in MODEL_SUFFIXES and path.name != MARKER and path.is_file()
+    )
 
 
 def fingerprint(folder: str | Path, safety_checker: str | None = "model") -> dict[str, Any]:
@@ -49,11 +53,17 @@ def fingerprint(folder: str | Path, safety_checker: str | None = "model") -> dic
     folder = Path(folder)
     files = {path.relative_to(folder).as_posix(): sha256_file(path) for path in model_files(folder)}
     if not any(name.endswith((".safetensors", ".bin")) for name in files):
-        raise UserError(str(folder), "no weights there", "a folder in diffusers' or transformers' layout is needed")
+        raise UserError(
+            str(folder), "no weights there", "a folder in diffusers' or transformers' layout is needed"
+        )
     fetched = read_json(folder / MARKER) if (folder / MARKER).is_file() else {"files": {}}
     for name, file in fetched["files"].items():
         if files.get(name) != file["sha256"]:
-            raise UserError(str(folder / name), f"SHA-256 {files.get(name)}, fetched with {file['sha256']}", f"delete {folder / MARKER} and run again")
+            raise UserError(
+                str(folder / name),
+                f"SHA-256 {files.get(name)}, fetched with {file['sha256']}",
+                f"delete {folder / MARKER} and run again",
+            )
     if safety_checker != "model":
         files = {name: digest for name, digest in files.items() if not name.startswith(SAFETY_FOLDERS)}
         if safety_checker is not None:
@@ -79,7 +89,11 @@ def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def _require(folder: str | Path) -> None:
     if not Path(folder).is_dir():
-        raise UserError(str(folder), "no such folder", "put the model back; one that was fetched comes again if the study's folder models/ is deleted")
+        raise UserError(
+            str(folder),
+            "no such folder",
+            "put the model back; one that was fetched comes again if the study's folder models/ is deleted",
+        )
 
 
 def load_pipeline(diffusion: Diffusion, device: torch.device) -> StableDiffusionPipeline:
@@ -96,13 +110,19 @@ def load_pipeline(diffusion: Diffusion, device: torch.device) -> StableDiffusion
     _require(diffusion.folder)
     dtype = getattr(torch, diffusion.dtype)
     checker = _safety_components(diffusion.safety_checker_folder, dtype)
-    pipeline = StableDiffusionPipeline.from_pretrained(diffusion.folder, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False, **checker)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        diffusion.folder, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False, **checker
+    )
     schedulers = {"pndm": PNDMScheduler, "ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
     pipeline.scheduler = schedulers[diffusion.scheduler].from_config(pipeline.scheduler.config)
     if pipeline.safety_checker is None and diffusion.safety_checker is not None:
-        raise UserError("diffusion.safety_checker", f"{diffusion.model} has none of its own", NO_SAFETY_CHECKER)
+        raise UserError(
+            "diffusion.safety_checker", f"{diffusion.model} has none of its own", NO_SAFETY_CHECKER
+        )
     pipeline.set_progress_bar_config(disable=True)
-    if device.type == "cuda":  # its half-precision units want channels last, and everything else would be copied for each convolution
+    if (
+        device.type == "cuda"
+    ):  # its half-precision units want channels last, and everything else would be copied for each convolution
         for network in (pipeline.unet, pipeline.vae):
             network.to(memory_format=torch.channels_last)
     return pipeline.to(device)
@@ -113,7 +133,9 @@ def load_unet(pipeline: StableDiffusionPipeline, folder: str | Path) -> None:
     from diffusers import UNet2DConditionModel
 
     _require(folder)
-    unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=pipeline.unet.dtype, local_files_only=True)
+    unet = UNet2DConditionModel.from_pretrained(
+        folder, torch_dtype=pipeline.unet.dtype, local_files_only=True
+    )
     pipeline.unet.load_state_dict(unet.state_dict())
 
 
@@ -128,7 +150,9 @@ def _safety_components(folder: str | None, dtype: torch.dtype) -> dict[str, Any]
         return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     _require(folder)
     return {
-        "safety_checker": StableDiffusionSafetyChecker.from_pretrained(folder, torch_dtype=dtype, local_files_only=True),
+        "safety_checker": StableDiffusionSafetyChecker.from_pretrained(
+            folder, torch_dtype=dtype, local_files_only=True
+        ),
         "feature_extractor": CLIPImageProcessor.from_pretrained(folder, local_files_only=True),
         "requires_safety_checker": True,
     }
@@ -159,8 +183,16 @@ def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, texts: Sequence[str]
     parts = []
     with torch.inference_mode():
         for batch in in_batches(distinct, TEXTS_AT_ONCE):
-            tokens = tokenizer(batch, padding="longest", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt")
-            parts.append(torch.nn.functional.normalize(model.get_text_features(**tokens.to(model.device)), dim=-1))
+            tokens = tokenizer(
+                batch,
+                padding="longest",
+                truncation=True,
+                max_length=tokenizer.model_max_length,
+                return_tensors="pt",
+            )
+            parts.append(
+                torch.nn.functional.normalize(model.get_text_features(**tokens.to(model.device)), dim=-1)
+            )
     row_of = {text: row for row, text in enumerate(distinct)}
     return torch.cat(parts)[[row_of[text] for text in texts]]
 
@@ -195,7 +227,10 @@ class ImageTower:
     def __init__(self, model: CLIPModel, processor: CLIPImageProcessor, half: bool = False) -> None:
         self.model, self.processor, self.half = model, processor, half
         last = model.vision_model.encoder.layers[-1]
-        for module in (last.self_attn.out_proj, last.layer_norm2):  # what comes after is added to all tokens, and read at the first
+        for module in (
+            last.self_attn.out_proj,
+            last.layer_norm2,
+        ):  # what comes after is added to all tokens, and read at the first
             module.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :1],))
 
     def prepare(self, images: Sequence[Image.Image]) -> torch.Tensor:
@@ -213,8 +248,16 @@ class ImageTower:
     def _sides(self) -> tuple[int, tuple[int, int], Any] | None:
         """Shorter side, crop ``(height, width)`` and resampling of the usual CLIP; None for a processor that does anything else."""
         processor = self.processor
-        shorter, crop = processor.size.get("shortest_edge", 0), (processor.crop_size["height"], processor.crop_size["width"])
-        usual = processor.do_convert_rgb and processor.do_resize and processor.do_center_crop and shorter >= max(crop)
+        shorter, crop = (
+            processor.size.get("shortest_edge", 0),
+            (processor.crop_size["height"], processor.crop_size["width"]),
+        )
+        usual = (
+            processor.do_convert_rgb
+            and processor.do_resize
+            and processor.do_center_crop
+            and shorter >= max(crop)
+        )
         return (shorter, crop, processor.resample) if usual else None
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -223,10 +266,15 @@ class ImageTower:
 
         device, processor = self.model.device, self.processor
         values = to_device(pixels, device)
-        if processor.do_rescale:  # in the processor's order and precision: the same bits, but a batch at a time
+        if (
+            processor.do_rescale
+        ):  # in the processor's order and precision: the same bits, but a batch at a time
             values = (values.double() * processor.rescale_factor).float()
         if processor.do_normalize:
-            mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (processor.image_mean, processor.image_std))
+            mean, std = (
+                torch.tensor(values, device=device).view(1, -1, 1, 1)
+                for values in (processor.image_mean, processor.image_std)
+            )
             values = (values - mean) / std
         with torch.inference_mode(), torch.autocast(device.type, torch.float16, enabled=self.half):
             return self.model.get_image_features(pixel_values=values.float()).float()
@@ -236,7 +284,9 @@ class ImageTower:
         return self.embed(self.prepare(images))
 
 
-def load_image_tower(folder: str | Path, device: torch.device, model: CLIPModel | None = None, half: bool = False) -> ImageTower:
+def load_image_tower(
+    folder: str | Path, device: torch.device, model: CLIPModel | None = None, half: bool = False
+) -> ImageTower:
     """CLIP's image tower from a folder; raises :class:`UserError` where that is gone.
 
     Parameters
@@ -248,7 +298,11 @@ def load_image_tower(folder: str | Path, device: torch.device, model: CLIPModel 
     """
     from transformers import CLIPImageProcessor
 
-    return ImageTower(load_clip(folder, device)[0] if model is None else model, CLIPImageProcessor.from_pretrained(folder, local_files_only=True), half)
+    return ImageTower(
+        load_clip(folder, device)[0] if model is None else model,
+        CLIPImageProcessor.from_pretrained(folder, local_files_only=True),
+        half,
+    )
 
 
 def check_safety(pipeline: StableDiffusionPipeline, images: Sequence[Any]) -> list[bool]:

@@ -30,7 +30,14 @@ class RowAdam:
         As in :class:`torch.optim.AdamW`.
     """
 
-    def __init__(self, values: torch.Tensor, lr: float, weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
+    def __init__(
+        self,
+        values: torch.Tensor,
+        lr: float,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
         self.values, self.lr, self.weight_decay, self.betas, self.eps = values, lr, weight_decay, betas, eps
         self.mean = torch.zeros_like(values, requires_grad=False)
         self.square = torch.zeros_like(values, requires_grad=False)
@@ -42,14 +49,20 @@ class RowAdam:
         assert self.values.grad is not None
         index = torch.tensor(rows)
         self.steps[index] += 1
-        first, second = ((1 - beta ** self.steps[index].double()).to(self.values.dtype) for beta in self.betas)
+        first, second = (
+            (1 - beta ** self.steps[index].double()).to(self.values.dtype) for beta in self.betas
+        )
         shape = (-1, *[1] * (self.values.dim() - 1))
-        index, first, second = (to_device(tensor, self.values.device) for tensor in (index, first.view(shape), second.view(shape)))
+        index, first, second = (
+            to_device(tensor, self.values.device) for tensor in (index, first.view(shape), second.view(shape))
+        )
         gradient = self.values.grad[index]
         mean = self.mean[index].lerp_(gradient, 1 - self.betas[0])
         square = self.square[index].mul_(self.betas[1]).addcmul_(gradient, gradient, value=1 - self.betas[1])
         change = (mean / first).div_((square / second).sqrt_().add_(self.eps))
-        self.values[index] = self.values[index].mul_(1 - self.lr * self.weight_decay).sub_(change, alpha=self.lr)
+        self.values[index] = (
+            self.values[index].mul_(1 - self.lr * self.weight_decay).sub_(change, alpha=self.lr)
+        )
         self.mean[index], self.square[index] = mean, square
         self.values.grad = None
 

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = pa.schema([("image_id", pa.string()), ("class_id", pa.string()), ("split", pa.string()), ("cluster", pa.int32())])
+SCHEMA = pa.schema(
+    [("image_id", pa.string()), ("class_id", pa.string()), ("split", pa.string()), ("cluster", pa.int32())]
+)
 STARTS = 10  # of k-means; the best is kept
 Features = Callable[["Sequence[Image]"], "torch.Tensor"]
 
@@ -62,7 +64,11 @@ def inception_features(weights: str | Path, device: torch.device) -> Features:
     try:
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     except (OSError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
-        raise UserError("finetune.inception_weights", f"{str(weights)!r} holds no weights of Inception-v3 ({str(error).splitlines()[0]})", remedy) from None
+        raise UserError(
+            "finetune.inception_weights",
+            f"{str(weights)!r} holds no weights of Inception-v3 ({str(error).splitlines()[0]})",
+            remedy,
+        ) from None
     network.fc = torch.nn.Identity()
     network.eval().to(device)
     preprocess = published.transforms()
@@ -79,7 +85,9 @@ def load_features(study: Study, clip_path: str | Path) -> Features:
     return inception_features(study.finetune.inception_weights, device)
 
 
-def compute_features(features: Features, images: Iterable[Image], batch_size: int, progress: Progress) -> np.ndarray:
+def compute_features(
+    features: Features, images: Iterable[Image], batch_size: int, progress: Progress
+) -> np.ndarray:
     """Features of all images, float32 ``(N, width)``."""
     import torch
 
@@ -91,7 +99,9 @@ def compute_features(features: Features, images: Iterable[Image], batch_size: in
     return np.concatenate(parts)
 
 
-def cluster_class(train: np.ndarray, validation: np.ndarray, clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def cluster_class(
+    train: np.ndarray, validation: np.ndarray, clusters: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """k-means on a class's training features ``(n, width)``; the cluster of each training and validation image."""
     from sklearn.cluster import KMeans
 
@@ -101,11 +111,24 @@ def cluster_class(train: np.ndarray, validation: np.ndarray, clusters: int, seed
 
 def _recipe(study: Study, clusters: int, network: str, splits: Sequence[Split]) -> Recipe:
     images = canonical_hash([[split.image_ids, split.class_ids] for split in splits])
-    return {"version": 1, "seed": study.seed, "clusters": clusters, "features": study.finetune.features, "network": network, "images": images}
+    return {
+        "version": 1,
+        "seed": study.seed,
+        "clusters": clusters,
+        "features": study.finetune.features,
+        "network": network,
+        "images": images,
+    }
 
 
 def cluster_images(
-    job: Job, ks: Sequence[int], train_path: str | Path, val_path: str | Path, classes_path: str | Path, clip_path: str | Path, outs: Sequence[str | Path]
+    job: Job,
+    ks: Sequence[int],
+    train_path: str | Path,
+    val_path: str | Path,
+    classes_path: str | Path,
+    clip_path: str | Path,
+    outs: Sequence[str | Path],
 ) -> None:
     """Cluster the images of every class; what the store holds is linked.
 
@@ -143,10 +166,17 @@ def cluster_images(
 
     def write(path: Path, k: int) -> None:
         if not computed:
-            source, features = open_source(study.dataset, study.seed, study.corpus), load_features(study, clip_path)
-            progress = Progress(f"features ({study.finetune.features})", sum(map(len, splits.values())), "image")
+            source, features = (
+                open_source(study.dataset, study.seed, study.corpus),
+                load_features(study, clip_path),
+            )
+            progress = Progress(
+                f"features ({study.finetune.features})", sum(map(len, splits.values())), "image"
+            )
             for name, split in splits.items():
-                computed[name] = compute_features(features, source.load(split.sources), study.execution.batch_size, progress)
+                computed[name] = compute_features(
+                    features, source.load(split.sources), study.execution.batch_size, progress
+                )
         pq.write_table(_cluster_table(splits, computed, k, study.seed), path)
 
     for k, out in zip(ks, outs, strict=True):
@@ -159,7 +189,12 @@ def _cluster_table(splits: dict[str, Split], features: dict[str, np.ndarray], k:
     members = {name: np.array(split.class_ids) for name, split in splits.items()}
     for class_id in dict.fromkeys(splits["train"].class_ids):
         train, validation = (np.flatnonzero(members[name] == class_id) for name in ("train", "val"))
-        labels = cluster_class(features["train"][train], features["val"][validation], k, derive_seed(seed, "clusters", class_id, k))
+        labels = cluster_class(
+            features["train"][train],
+            features["val"][validation],
+            k,
+            derive_seed(seed, "clusters", class_id, k),
+        )
         found["train"][train], found["val"][validation] = labels
     parts = [
         pa.table([split.image_ids, split.class_ids, [name] * len(split), found[name]], schema=SCHEMA)

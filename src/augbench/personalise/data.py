@@ -48,7 +48,13 @@ class Draw:
 
 @torch.no_grad()
 def cache_moments(
-    vae: AutoencoderKL, images: Iterable[Image.Image], resolution: int, mirror: bool, batch_size: int, dtype: torch.dtype, progress: Progress
+    vae: AutoencoderKL,
+    images: Iterable[Image.Image],
+    resolution: int,
+    mirror: bool,
+    batch_size: int,
+    dtype: torch.dtype,
+    progress: Progress,
 ) -> torch.Tensor:
     """Latent moments of every image, on the CPU.
 
@@ -69,7 +75,9 @@ def cache_moments(
     """
     parts = []
     for batch in in_batches(images, batch_size):
-        pixels = torch.from_numpy(np.stack([np.asarray(square(image, resolution)) for image in batch])).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(
+            np.stack([np.asarray(square(image, resolution)) for image in batch])
+        ).permute(0, 3, 1, 2)
         pixels = (pixels.to(vae.device).float() / 127.5 - 1).to(vae.dtype)
         views = []
         for view in (pixels, pixels.flip(-1)) if mirror else (pixels,):
@@ -85,7 +93,9 @@ def epoch_order(seed: int, scope: Sequence[str], epoch: int, size: int) -> np.nd
     return np.random.default_rng(derive_seed(seed, "finetune order", *scope, epoch)).permutation(size)
 
 
-def draw_training(seed: int, class_id: str, image_id: str, epoch: int, shape: Sequence[int], flip: float, timesteps: int) -> Draw:
+def draw_training(
+    seed: int, class_id: str, image_id: str, epoch: int, shape: Sequence[int], flip: float, timesteps: int
+) -> Draw:
     """The random numbers of a training image in an epoch, a function of the arguments alone (invariant 3)."""
     scope = ("finetune", class_id, image_id, epoch)
     generator = torch.Generator().manual_seed(derive_seed(seed, *scope))
@@ -95,12 +105,22 @@ def draw_training(seed: int, class_id: str, image_id: str, epoch: int, shape: Se
     return Draw(mirrored, posterior, noise, timestep, derive_seed(seed, *scope, "prompt"))
 
 
-def draw_validation(seed: int, class_id: str, image_id: str, number: int, shape: Sequence[int], timesteps: int) -> Draw:
+def draw_validation(
+    seed: int, class_id: str, image_id: str, number: int, shape: Sequence[int], timesteps: int
+) -> Draw:
     """The fixed random numbers that a validation image's loss is measured on, so that epochs compare; one prompt per image.
 
     The image is not mirrored, and its latent is the mode of the VAE's posterior.
     """
-    generator = torch.Generator().manual_seed(derive_seed(seed, "finetune validation", class_id, image_id, number))
+    generator = torch.Generator().manual_seed(
+        derive_seed(seed, "finetune validation", class_id, image_id, number)
+    )
     noise = torch.randn(tuple(shape), generator=generator)
     timestep = int(torch.randint(0, timesteps, (), generator=generator))
-    return Draw(False, torch.zeros(tuple(shape)), noise, timestep, derive_seed(seed, "finetune validation", class_id, image_id, "prompt"))
+    return Draw(
+        False,
+        torch.zeros(tuple(shape)),
+        noise,
+        timestep,
+        derive_seed(seed, "finetune validation", class_id, image_id, "prompt"),
+    )

@@ -28,7 +28,13 @@ class Rows(Protocol):
 
 def token_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> torch.Tensor:
     """Tokens ``int64 (N, tokens)``, padded and cut to the text encoder's length as diffusers' pipeline does."""
-    encoded = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt")
+    encoded = tokenizer(
+        list(prompts),
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+    )
     return encoded.input_ids
 
 
@@ -102,11 +108,18 @@ class PseudowordRows:
     """
 
     def __init__(
-        self, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, words: Sequence[str], values: torch.Tensor, prompt: Callable[[int, int], str]
+        self,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        words: Sequence[str],
+        values: torch.Tensor,
+        prompt: Callable[[int, int], str],
     ) -> None:
         self.text_encoder, self.tokenizer, self.prompt = text_encoder, tokenizer, prompt
         if known := sorted(set(words) & set(tokenizer.get_vocab())):
-            raise UserError("class_id", f"{known[0]!r} is a token of the text encoder", "give the class another class_id")
+            raise UserError(
+                "class_id", f"{known[0]!r} is a token of the text encoder", "give the class another class_id"
+            )
         table = text_encoder.get_input_embeddings()
         self.values = nn.Parameter(values.detach().float().to(table.weight.device).clone())
         first = len(tokenizer)

@@ -50,19 +50,27 @@ def settings_of(study: Study, method: PersonaliseMethod, factor: float) -> Setti
         weight_decay=finetune.weight_decay,
         micro_batch=study.execution.batch_size,
         compiled=study.execution.compile,
-        autocast=None if not method.train_unet or finetune.dtype == "float32" else getattr(torch, finetune.dtype),
+        autocast=None
+        if not method.train_unet or finetune.dtype == "float32"
+        else getattr(torch, finetune.dtype),
     )
 
 
 def load_part(kind: type[T], folder: str, part: str, dtype: torch.dtype, device: torch.device) -> T:
     """One part of a Stable Diffusion folder, frozen, in evaluation mode; the others are not read."""
     # transformers calls it dtype; diffusers asks for accelerate unless told not to save memory
-    options = {"dtype": dtype} if issubclass(kind, CLIPTextModel) else {"torch_dtype": dtype, "low_cpu_mem_usage": False}
+    options = (
+        {"dtype": dtype}
+        if issubclass(kind, CLIPTextModel)
+        else {"torch_dtype": dtype, "low_cpu_mem_usage": False}
+    )
     module = kind.from_pretrained(folder, subfolder=part, local_files_only=True, **options)  # type: ignore[attr-defined]
     return module.eval().requires_grad_(False).to(device)
 
 
-def new_rows(study: Study, method: PersonaliseMethod, tasks: Sequence[ClassTask], device: torch.device) -> Rows:
+def new_rows(
+    study: Study, method: PersonaliseMethod, tasks: Sequence[ClassTask], device: torch.device
+) -> Rows:
     """What is learned, at its start; all clusters of a class start equal. The text encoder is kept only where it is needed."""
     folder, clusters = study.diffusion.folder, method.clusters
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
@@ -71,7 +79,9 @@ def new_rows(study: Study, method: PersonaliseMethod, tasks: Sequence[ClassTask]
         with torch.no_grad():
             prompts = [start_prompt(task, method, study.seed) for task in tasks]
             parts = micro_batches(prompts, study.execution.batch_size)
-            states = torch.cat([encoder(token_ids(tokenizer, part).to(device)).last_hidden_state for part in parts])
+            states = torch.cat(
+                [encoder(token_ids(tokenizer, part).to(device)).last_hidden_state for part in parts]
+            )
         return ConditioningRows(states.repeat_interleave(clusters, 0))
     encoder = load_part(CLIPTextModel, folder, "text_encoder", getattr(torch, study.finetune.dtype), device)
     words = [word for task in tasks for word in placeholders(task.info.class_id, clusters)]
@@ -83,7 +93,9 @@ def new_rows(study: Study, method: PersonaliseMethod, tasks: Sequence[ClassTask]
     return PseudowordRows(encoder, tokenizer, words, starts.repeat_interleave(clusters, 0), prompt)
 
 
-def encode_images(study: Study, tasks: Sequence[ClassTask], source: ImageSource, device: torch.device, what: str) -> tuple[torch.Tensor, torch.Tensor]:
+def encode_images(
+    study: Study, tasks: Sequence[ClassTask], source: ImageSource, device: torch.device, what: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Latent moments of all training and all validation images, class by class; the VAE is in memory for as long only."""
     dtype = getattr(torch, study.finetune.dtype)
     vae = load_part(AutoencoderKL, study.diffusion.folder, "vae", dtype, device)
@@ -93,13 +105,27 @@ def encode_images(study: Study, tasks: Sequence[ClassTask], source: ImageSource,
 
     def moments(images: Sequence[ImageSet], mirror: bool) -> torch.Tensor:
         sources = [place for part in images for place in part.sources]
-        return cache_moments(vae, source.load(sources), study.diffusion.resolution, mirror, study.execution.batch_size, kept, progress)
+        return cache_moments(
+            vae,
+            source.load(sources),
+            study.diffusion.resolution,
+            mirror,
+            study.execution.batch_size,
+            kept,
+            progress,
+        )
 
     return moments(sets[0], study.finetune.flip > 0), moments(sets[1], False)
 
 
 def fine_tune(
-    study: Study, method: PersonaliseMethod, factor: float, tasks: Sequence[ClassTask], source: ImageSource, folder: Path, what: str
+    study: Study,
+    method: PersonaliseMethod,
+    factor: float,
+    tasks: Sequence[ClassTask],
+    source: ImageSource,
+    folder: Path,
+    what: str,
 ) -> dict[str, Learned]:
     """Fine-tune ``method`` for the classes of ``tasks``.
 
@@ -123,7 +149,9 @@ def fine_tune(
     rows = new_rows(study, method, tasks, device)
     dtype = torch.float32 if method.train_unet else getattr(torch, study.finetune.dtype)
     unet = load_part(UNet2DConditionModel, study.diffusion.folder, "unet", dtype, device)
-    scheduler = DDPMScheduler.from_config(DDPMScheduler.load_config(study.diffusion.folder, subfolder="scheduler", local_files_only=True))
+    scheduler = DDPMScheduler.from_config(
+        DDPMScheduler.load_config(study.diffusion.folder, subfolder="scheduler", local_files_only=True)
+    )
     trainer = Trainer(tasks, rows, unet, scheduler, moments, validation_moments, settings, folder, what)
     if settings.compiled:
         with first_alone(cache_folder(), trainer.compiled_for()):

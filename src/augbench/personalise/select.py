@@ -37,8 +37,19 @@ def select(method: str, results: Mapping[str, str | Path], out: str | Path) -> s
     for candidate, path in results.items():
         result = read_json(path)
         if result["test_top1"] is not None:
-            raise UserError(str(path), "scored on the test split", "candidates are compared on the validation split alone; delete it and run again")
-        figures.append({"candidate": candidate, "val_top1": result["val_top1"], "n_val": result["n_val"], "result": str(path)})
+            raise UserError(
+                str(path),
+                "scored on the test split",
+                "candidates are compared on the validation split alone; delete it and run again",
+            )
+        figures.append(
+            {
+                "candidate": candidate,
+                "val_top1": result["val_top1"],
+                "n_val": result["n_val"],
+                "result": str(path),
+            }
+        )
     winner = max(figures, key=lambda figure: figure["val_top1"])["candidate"]
     write_json(out, {"method": method, "selected": winner, "candidates": figures})
     return str(winner)

@@ -38,9 +38,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KIND = "finetune"
-MODEL_PARTS = ("scheduler/", "text_encoder/", "tokenizer/", "unet/", "vae/")  # what fine-tuning sees of a model
+MODEL_PARTS = (
+    "scheduler/",
+    "text_encoder/",
+    "tokenizer/",
+    "unet/",
+    "vae/",
+)  # what fine-tuning sees of a model
 UNET_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
-HISTORY = pa.schema([("factor", pa.float64()), ("class_id", pa.string()), ("epoch", pa.int32()), ("train_loss", pa.float64()), ("val_loss", pa.float64())])
+HISTORY = pa.schema(
+    [
+        ("factor", pa.float64()),
+        ("class_id", pa.string()),
+        ("epoch", pa.int32()),
+        ("train_loss", pa.float64()),
+        ("val_loss", pa.float64()),
+    ]
+)
 
 
 # --- recipes ---
@@ -51,20 +65,35 @@ def _task_recipe(task: ClassTask, method: PersonaliseMethod, seed: int) -> Recip
     if method.learn == "conditioning":
         texts = {"start": start_prompt(task, method, seed)}
     else:
-        filled = [fill(template, "{}", task.info, "{scene}") for template in load_templates(method.prompting.templates)]
+        filled = [
+            fill(template, "{}", task.info, "{scene}")
+            for template in load_templates(method.prompting.templates)
+        ]
         texts = {"start": start_word(task), "prompts": canonical_hash(filled)}
-    images = {name: canonical_hash([part.image_ids, part.clusters]) for name, part in (("train", task.train), ("validation", task.validation))}
+    images = {
+        name: canonical_hash([part.image_ids, part.clusters])
+        for name, part in (("train", task.train), ("validation", task.validation))
+    }
     return {"class_id": task.info.class_id, **texts, **images}
 
 
-def group_recipes(job: Job, name: str, factor: float, tasks: Sequence[ClassTask], diffusion_path: str | Path) -> dict[str, Recipe]:
+def group_recipes(
+    job: Job, name: str, factor: float, tasks: Sequence[ClassTask], diffusion_path: str | Path
+) -> dict[str, Recipe]:
     """The recipe of each class's group, by class_id: all classes where they share a U-Net that trains, else the class alone."""
     method = job.study.personalised[name]
-    files = {path: digest for path, digest in read_json(diffusion_path)["files"].items() if path.startswith(MODEL_PARTS)}
+    files = {
+        path: digest
+        for path, digest in read_json(diffusion_path)["files"].items()
+        if path.startswith(MODEL_PARTS)
+    }
     base = {**finetune_recipe(job.study, name, factor), "model": canonical_hash(files)}
     each = {task.info.class_id: _task_recipe(task, method, job.study.seed) for task in tasks}
     together = canonical_hash(list(each.values()))
-    return {class_id: {**base, "group": together if method.train_unet else canonical_hash([own])} for class_id, own in each.items()}
+    return {
+        class_id: {**base, "group": together if method.train_unet else canonical_hash([own])}
+        for class_id, own in each.items()
+    }
 
 
 # --- fine-tuning ---
@@ -72,7 +101,12 @@ def group_recipes(job: Job, name: str, factor: float, tasks: Sequence[ClassTask]
 
 def write_vectors(learned: Learned, recipe: Recipe, path: Path) -> None:
     """Write what a class learned: a tensor per candidate ``(clusters, ...)``; losses, epochs of candidates and recipe in the metadata."""
-    metadata = {"history": learned.history, "epochs": learned.epochs, "best_epoch": learned.best_epoch, "recipe": recipe}
+    metadata = {
+        "history": learned.history,
+        "epochs": learned.epochs,
+        "best_epoch": learned.best_epoch,
+        "recipe": recipe,
+    }
     tensors = {name: np.ascontiguousarray(values.numpy()) for name, values in learned.vectors.items()}
     save_file(tensors, path, {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()})
 
@@ -137,7 +171,11 @@ def finetune_classes(
         epochs = read_metadata(job.store.path(KIND, recipes[class_id], ".safetensors"))["epochs"]
         suffixes = [Path(name).suffix for name in UNET_FILES]
         kept = [_unet_recipe(groups[class_id], epochs[candidate]) for candidate in unets]
-        return all(job.store.has(KIND, recipe, suffix, _is_whole if suffix == ".safetensors" else None) for recipe in kept for suffix in suffixes)
+        return all(
+            job.store.has(KIND, recipe, suffix, _is_whole if suffix == ".safetensors" else None)
+            for recipe in kept
+            for suffix in suffixes
+        )
 
     missing = [class_id for class_id in targets if not is_known(class_id)]
     if missing and row.train_unet:
@@ -150,7 +188,9 @@ def finetune_classes(
     epochs = read_metadata(vectors[0])["epochs"]
     for candidate, folder in unets.items():
         for name in UNET_FILES:
-            job.store.publish(KIND, _unet_recipe(groups[next(iter(targets))], epochs[candidate]), Path(folder) / name)
+            job.store.publish(
+                KIND, _unet_recipe(groups[next(iter(targets))], epochs[candidate]), Path(folder) / name
+            )
 
 
 def _learn(
@@ -168,14 +208,20 @@ def _learn(
     from augbench.personalise.train import read_checkpoint
 
     row = job.study.personalised[name]
-    folder = job.store.root.parent / ".work" / KIND / canonical_hash([recipes[class_id] for class_id in recipes])
+    folder = (
+        job.store.root.parent / ".work" / KIND / canonical_hash([recipes[class_id] for class_id in recipes])
+    )
     begun = read_checkpoint(folder)
     if begun is not None and missing <= set(begun["classes"]):
         missing = set(begun["classes"])
     wanted = [task for task in tasks if task.info.class_id in missing]
     source = open_source(job.study.dataset, job.study.seed, job.study.corpus)
     learned = fine_tune(job.study, row, factor, wanted, source, folder, f"{name}, lr x {factor:g}")
-    for epoch in sorted({epoch for result in learned.values() for epoch in result.epochs.values()}) if row.train_unet else ():
+    for epoch in (
+        sorted({epoch for result in learned.values() for epoch in result.epochs.values()})
+        if row.train_unet
+        else ()
+    ):
         for file in UNET_FILES:
             made = folder / f"unet_epoch{epoch}" / file
             recipe = _unet_recipe(groups[wanted[0].info.class_id], epoch)
@@ -192,7 +238,9 @@ def _learn(
 def _best_loss(path: str | Path) -> float:
     """A class's validation loss at the best epoch of its group."""
     metadata = read_metadata(path)
-    loss = next(entry["val_loss"] for entry in metadata["history"] if entry["epoch"] == metadata["best_epoch"])
+    loss = next(
+        entry["val_loss"] for entry in metadata["history"] if entry["epoch"] == metadata["best_epoch"]
+    )
     return math.inf if loss is None else float(loss)
 
 
@@ -224,10 +272,16 @@ def choose_lr(
     UserError
         No factor gave a finite loss.
     """
-    losses = {factor: float(np.mean([_best_loss(path) for path in paths])) for factor, paths in vectors.items()}
+    losses = {
+        factor: float(np.mean([_best_loss(path) for path in paths])) for factor, paths in vectors.items()
+    }
     chosen = min(losses, key=lambda factor: losses[factor])
     if not math.isfinite(losses[chosen]):
-        raise UserError("lr_grid", f"no finite validation loss with any of {list(losses)}", "lower factors, or lower lr and unet_lr")
+        raise UserError(
+            "lr_grid",
+            f"no finite validation loss with any of {list(losses)}",
+            "lower factors, or lower lr and unet_lr",
+        )
     with atomic_path(history_path) as temporary:
         rows = [
             {"factor": factor, "class_id": Path(path).stem, **entry}
@@ -248,6 +302,9 @@ def choose_lr(
     for candidate, folder in unets.items():
         for file_name in UNET_FILES:
             link_file(Path(unet_folders[chosen][candidate]) / file_name, Path(folder) / file_name)
-    factors = [{"factor": factor, "val_loss": loss if math.isfinite(loss) else None} for factor, loss in losses.items()]
+    factors = [
+        {"factor": factor, "val_loss": loss if math.isfinite(loss) else None}
+        for factor, loss in losses.items()
+    ]
     write_json(lr_path, {"factor": chosen, "factors": factors})
     logger.info("learning rates x %g, mean best validation loss %.4f", chosen, losses[chosen])

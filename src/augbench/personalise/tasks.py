@@ -48,12 +48,18 @@ def _image_sets(split: Split, clusters: Mapping[str, int] | None) -> dict[str, I
     """A split by class; without clusters all images are in the first."""
     rows: dict[str, list[tuple[str, str, int]]] = {}
     for image_id, class_id, source in zip(split.image_ids, split.class_ids, split.sources, strict=True):
-        rows.setdefault(class_id, []).append((image_id, source, 0 if clusters is None else clusters[image_id]))
+        rows.setdefault(class_id, []).append(
+            (image_id, source, 0 if clusters is None else clusters[image_id])
+        )
     return {class_id: ImageSet(*zip(*entries, strict=True)) for class_id, entries in rows.items()}
 
 
 def class_tasks(
-    train_path: str | Path, val_path: str | Path, classes_path: str | Path, clusters_path: str | Path | None, class_ids: Sequence[str]
+    train_path: str | Path,
+    val_path: str | Path,
+    classes_path: str | Path,
+    clusters_path: str | Path | None,
+    class_ids: Sequence[str],
 ) -> list[ClassTask]:
     """What there is to learn for ``class_ids``, in that order.
 
@@ -71,7 +77,11 @@ def class_tasks(
         check_labels(split, classes, str(path))
         sets.append(_image_sets(split, clusters))
         if without := [class_id for class_id in class_ids if class_id not in sets[-1]]:
-            raise UserError(str(path), f"no image of class {without[0]!r}", "fine-tuning needs training and validation images of every class")
+            raise UserError(
+                str(path),
+                f"no image of class {without[0]!r}",
+                "fine-tuning needs training and validation images of every class",
+            )
     return [ClassTask(info[class_id], sets[0][class_id], sets[1][class_id]) for class_id in class_ids]
 
 
@@ -110,4 +120,10 @@ def check_clusters(key: str, clusters: int, training_images: Mapping[str, int]) 
     if not small:
         return []
     class_id = min(small, key=lambda name: small[name])
-    return [UserError(key, f"{clusters}, and class {class_id!r} has {small[class_id]} training images", f"allowed: at most {small[class_id]}")]
+    return [
+        UserError(
+            key,
+            f"{clusters}, and class {class_id!r} has {small[class_id]} training images",
+            f"allowed: at most {small[class_id]}",
+        )
+    ]

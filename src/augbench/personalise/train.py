@@ -82,7 +82,10 @@ class Settings:
     @property
     def least_epochs(self) -> int:
         """The largest epoch that is a candidate: nothing stops before it."""
-        return max((int(name.removeprefix("epoch")) for name in self.candidates if name.startswith("epoch")), default=1)
+        return max(
+            (int(name.removeprefix("epoch")) for name in self.candidates if name.startswith("epoch")),
+            default=1,
+        )
 
 
 @dataclass
@@ -110,7 +113,9 @@ class ClassGroup:
             taken.append("val_loss")
         taken.append(f"epoch{epoch}")
         self.epochs.update(dict.fromkeys(taken, epoch))
-        self.stopped = epoch >= settings.max_epochs or (epoch >= settings.least_epochs and epoch - self.best_epoch >= settings.patience)
+        self.stopped = epoch >= settings.max_epochs or (
+            epoch >= settings.least_epochs and epoch - self.best_epoch >= settings.patience
+        )
         return [name for name in taken if name in settings.candidates]
 
 
@@ -154,7 +159,9 @@ def micro_batches(samples: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield samples[start:end]
 
 
-def diffusion_target(scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+def diffusion_target(
+    scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
     """What the U-Net shall predict: the noise, or the velocity for models that were trained so (Stable Diffusion 2.x).
 
     Raises
@@ -167,7 +174,9 @@ def diffusion_target(scheduler: DDPMScheduler, latents: torch.Tensor, noise: tor
         return noise
     if kind == "v_prediction":
         return scheduler.get_velocity(latents, noise, timesteps)
-    raise UserError("diffusion.model", f"its scheduler's prediction_type is {kind!r}", "allowed: epsilon, v_prediction")
+    raise UserError(
+        "diffusion.model", f"its scheduler's prediction_type is {kind!r}", "allowed: epsilon, v_prediction"
+    )
 
 
 def _finite(value: float) -> float | None:
@@ -207,21 +216,40 @@ class Trainer:
         folder: Path,
         what: str = "fine-tune",
     ) -> None:
-        self.tasks, self.rows, self.unet, self.scheduler, self.settings = tasks, rows, unet, scheduler, settings
-        self.moments, self.validation_moments, self.folder, self.what = moments, validation_moments, folder, what
+        self.tasks, self.rows, self.unet, self.scheduler, self.settings = (
+            tasks,
+            rows,
+            unet,
+            scheduler,
+            settings,
+        )
+        self.moments, self.validation_moments, self.folder, self.what = (
+            moments,
+            validation_moments,
+            folder,
+            what,
+        )
         self.first = np.cumsum([0, *(len(task.train) for task in tasks)]).tolist()
         self.first_validation = np.cumsum([0, *(len(task.validation) for task in tasks)]).tolist()
         self.device = rows.values.device
         self.optimizer = RowAdam(rows.values, settings.lr, settings.weight_decay)
         if self.device.type == "cuda":
-            unet.to(memory_format=torch.channels_last)  # what its tensor cores work in; otherwise every convolution converts
+            unet.to(
+                memory_format=torch.channels_last
+            )  # what its tensor cores work in; otherwise every convolution converts
         unet.requires_grad_(settings.train_unet)
         self.unet_optimizer = None
         if settings.train_unet:
-            fused = True if self.device.type == "cuda" else None  # reads and writes everything once, not once per operation
-            self.unet_optimizer = torch.optim.AdamW(unet.parameters(), lr=settings.unet_lr, weight_decay=settings.weight_decay, fused=fused)
+            fused = (
+                True if self.device.type == "cuda" else None
+            )  # reads and writes everything once, not once per operation
+            self.unet_optimizer = torch.optim.AdamW(
+                unet.parameters(), lr=settings.unet_lr, weight_decay=settings.weight_decay, fused=fused
+            )
         numbers = tuple(range(len(tasks)))
-        self.groups = [ClassGroup(numbers)] if settings.train_unet else [ClassGroup((number,)) for number in numbers]
+        self.groups = (
+            [ClassGroup(numbers)] if settings.train_unet else [ClassGroup((number,)) for number in numbers]
+        )
         self.micro_batch = self._compiled_batch() if settings.compiled else settings.micro_batch
         if settings.compiled:
             compile_network(unet)
@@ -254,7 +282,11 @@ class Trainer:
 
     def _parts(self, samples: Sequence[T]) -> Iterator[Sequence[T]]:
         """Micro-batches: whole ones and a rest for a compiled U-Net, otherwise equal ones."""
-        return in_batches(samples, self.micro_batch) if self.settings.compiled else micro_batches(samples, self.micro_batch)
+        return (
+            in_batches(samples, self.micro_batch)
+            if self.settings.compiled
+            else micro_batches(samples, self.micro_batch)
+        )
 
     def _predicted(self, noisy: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """The U-Net's prediction. A compiled one gets whole micro-batches: half of one at least is filled up with copies, whose predictions nobody reads."""
@@ -264,7 +296,10 @@ class Trainer:
                 return self.unet(noisy, timesteps, states).sample
         if not copies:
             return self.unet(noisy, timesteps, states).sample
-        filled = [torch.cat([values, values[-1:].expand(copies, *values.shape[1:])]) for values in (noisy, timesteps, states)]
+        filled = [
+            torch.cat([values, values[-1:].expand(copies, *values.shape[1:])])
+            for values in (noisy, timesteps, states)
+        ]
         return self.unet(*filled).sample[: len(noisy)]
 
     # --- one sample ---
@@ -276,30 +311,57 @@ class Trainer:
         """Training image ``image`` of class ``number`` in ``epoch``."""
         task = self.tasks[number]
         shape, timesteps = self.moments.shape[-3:], self.scheduler.config.num_train_timesteps
-        draw = draw_training(self.settings.seed, task.info.class_id, task.train.image_ids[image], epoch, shape, self.settings.flip, timesteps)
+        draw = draw_training(
+            self.settings.seed,
+            task.info.class_id,
+            task.train.image_ids[image],
+            epoch,
+            shape,
+            self.settings.flip,
+            timesteps,
+        )
         return _Sample(number, self.first[number] + image, self._row(number, task.train, image), draw, weight)
 
     def validation_sample(self, number: int, image: int, repeat: int) -> _Sample:
         """Validation image ``image`` of class ``number`` with its fixed noise and timestep number ``repeat``."""
         task = self.tasks[number]
         shape, timesteps = self.moments.shape[-3:], self.scheduler.config.num_train_timesteps
-        draw = draw_validation(self.settings.seed, task.info.class_id, task.validation.image_ids[image], repeat, shape, timesteps)
-        return _Sample(number, self.first_validation[number] + image, self._row(number, task.validation, image), draw)
+        draw = draw_validation(
+            self.settings.seed, task.info.class_id, task.validation.image_ids[image], repeat, shape, timesteps
+        )
+        return _Sample(
+            number, self.first_validation[number] + image, self._row(number, task.validation, image), draw
+        )
 
     def losses(self, samples: Sequence[_Sample], moments: torch.Tensor) -> torch.Tensor:
         """Stable Diffusion's own loss of every sample: mean squared error of the prediction, float32 ``(N,)``."""
-        chosen = torch.stack([moments[sample.moments, int(sample.draw.mirrored)] for sample in samples]).float()
+        chosen = torch.stack(
+            [moments[sample.moments, int(sample.draw.mirrored)] for sample in samples]
+        ).float()
         latents = chosen[:, 0] + chosen[:, 1] * torch.stack([sample.draw.posterior for sample in samples])
-        latents, noise = (to_device(values, self.device) for values in (latents, torch.stack([sample.draw.noise for sample in samples])))
+        latents, noise = (
+            to_device(values, self.device)
+            for values in (latents, torch.stack([sample.draw.noise for sample in samples]))
+        )
         timesteps = to_device(torch.tensor([sample.draw.timestep for sample in samples]), self.device)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        states = self.rows.states([sample.row for sample in samples], [sample.draw.prompt for sample in samples])
+        states = self.rows.states(
+            [sample.row for sample in samples], [sample.draw.prompt for sample in samples]
+        )
         with self._precision():
             predicted = self._predicted(noisy.to(self.unet.dtype), timesteps, states.to(self.unet.dtype))
-        return (predicted.float() - diffusion_target(self.scheduler, latents, noise, timesteps)).square().mean((1, 2, 3))
+        return (
+            (predicted.float() - diffusion_target(self.scheduler, latents, noise, timesteps))
+            .square()
+            .mean((1, 2, 3))
+        )
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.settings.autocast is None else torch.autocast(self.device.type, self.settings.autocast)
+        return (
+            nullcontext()
+            if self.settings.autocast is None
+            else torch.autocast(self.device.type, self.settings.autocast)
+        )
 
     # --- one epoch ---
 
@@ -307,12 +369,28 @@ class Trainer:
         """The samples of every step: a batch of every group that has one left; the losses of a group's batch are averaged."""
         batches = []
         for group in active:
-            images = [(number, image) for number in group.classes for image in range(len(self.tasks[number].train))]
-            order = epoch_order(self.settings.seed, [self.tasks[number].info.class_id for number in group.classes], epoch, len(images)).tolist()
-            batches.append([[images[i] for i in order[start : start + self.settings.batch_size]] for start in range(0, len(order), self.settings.batch_size)])
+            images = [
+                (number, image) for number in group.classes for image in range(len(self.tasks[number].train))
+            ]
+            order = epoch_order(
+                self.settings.seed,
+                [self.tasks[number].info.class_id for number in group.classes],
+                epoch,
+                len(images),
+            ).tolist()
+            batches.append(
+                [
+                    [images[i] for i in order[start : start + self.settings.batch_size]]
+                    for start in range(0, len(order), self.settings.batch_size)
+                ]
+            )
         for step in range(max(map(len, batches))):
             due = [group[step] for group in batches if step < len(group)]
-            yield [self.training_sample(number, image, epoch, 1 / len(batch)) for batch in due for number, image in batch]
+            yield [
+                self.training_sample(number, image, epoch, 1 / len(batch))
+                for batch in due
+                for number, image in batch
+            ]
 
     def step(self, samples: Sequence[_Sample]) -> torch.Tensor:
         """One step of both optimisers; returns the losses ``(N,)`` before it."""
@@ -327,7 +405,9 @@ class Trainer:
             self.unet_optimizer.zero_grad(set_to_none=True)
         return torch.cat(losses)
 
-    def _by_class(self, numbers: Sequence[int], losses: Sequence[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    def _by_class(
+        self, numbers: Sequence[int], losses: Sequence[torch.Tensor]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Sums of losses and numbers of samples per class."""
         values = torch.cat(list(losses)).double().cpu().numpy()
         size = len(self.tasks)
@@ -352,10 +432,18 @@ class Trainer:
             for image in range(len(self.tasks[number].validation))
             for repeat in range(self.settings.validation_draws)
         ]
-        losses = [self.losses([self.validation_sample(*item) for item in part], self.validation_moments) for part in self._parts(wanted)]
+        losses = [
+            self.losses([self.validation_sample(*item) for item in part], self.validation_moments)
+            for part in self._parts(wanted)
+        ]
         return self._by_class([number for number, _, _ in wanted], losses)
 
-    def _record(self, active: Sequence[ClassGroup], train: tuple[np.ndarray, np.ndarray] | None, validation: tuple[np.ndarray, np.ndarray]) -> None:
+    def _record(
+        self,
+        active: Sequence[ClassGroup],
+        train: tuple[np.ndarray, np.ndarray] | None,
+        validation: tuple[np.ndarray, np.ndarray],
+    ) -> None:
         """Histories of the active groups' classes, and what the epoch is to the groups."""
         values = self.rows.values.detach()
         for group in active:
@@ -363,10 +451,18 @@ class Trainer:
             for number in classes:
                 train_loss = None if train is None else _finite(train[0][number] / train[1][number])
                 val_loss = _finite(validation[0][number] / validation[1][number])
-                self.histories[number].append({"epoch": self.epoch, "train_loss": train_loss, "val_loss": val_loss})
+                self.histories[number].append(
+                    {"epoch": self.epoch, "train_loss": train_loss, "val_loss": val_loss}
+                )
             if train is not None:
-                train_mean, val_mean = (float(sums[classes].sum() / counts[classes].sum()) for sums, counts in (train, validation))
-                rows = [row for number in classes for row in range(number * self.settings.clusters, (number + 1) * self.settings.clusters)]
+                train_mean, val_mean = (
+                    float(sums[classes].sum() / counts[classes].sum()) for sums, counts in (train, validation)
+                )
+                rows = [
+                    row
+                    for number in classes
+                    for row in range(number * self.settings.clusters, (number + 1) * self.settings.clusters)
+                ]
                 for name in group.record(self.epoch, train_mean, val_mean, self.settings):
                     self.snapshots[name][rows] = values[rows].cpu()
 
@@ -378,18 +474,34 @@ class Trainer:
         while active := [group for group in self.groups if not group.stopped]:
             self.epoch += 1
             classes = [number for group in active for number in group.classes]
-            images = sum(len(self.tasks[number].train) + len(self.tasks[number].validation) * self.settings.validation_draws for number in classes)
-            progress = Progress(f"{self.what}, epoch {self.epoch} of at most {self.settings.max_epochs}", images, "image")
+            images = sum(
+                len(self.tasks[number].train)
+                + len(self.tasks[number].validation) * self.settings.validation_draws
+                for number in classes
+            )
+            progress = Progress(
+                f"{self.what}, epoch {self.epoch} of at most {self.settings.max_epochs}", images, "image"
+            )
             train = self._train_epoch(active, progress)
             validation = self.validate(active)
             self._record(active, train, validation)
             means = [sums.sum() / counts.sum() for sums, counts in (train, validation)]
-            progress.update(int(validation[1].sum()), f"{len(classes)} classes, training loss {means[0]:.4f}, validation loss {means[1]:.4f}")
+            progress.update(
+                int(validation[1].sum()),
+                f"{len(classes)} classes, training loss {means[0]:.4f}, validation loss {means[1]:.4f}",
+            )
             self._keep_unets()
-            if any(not group.stopped for group in self.groups) and time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
+            if (
+                any(not group.stopped for group in self.groups)
+                and time.monotonic() - self._saved >= CHECKPOINT_SECONDS
+            ):
                 self._save()
         self._save()
-        return {self.tasks[number].info.class_id: self._learned(group, number) for group in self.groups for number in group.classes}
+        return {
+            self.tasks[number].info.class_id: self._learned(group, number)
+            for group in self.groups
+            for number in group.classes
+        }
 
     def _learned(self, group: ClassGroup, number: int) -> Learned:
         rows = slice(number * self.settings.clusters, (number + 1) * self.settings.clusters)
@@ -404,7 +516,12 @@ class Trainer:
         return self.folder / f"unet_epoch{epoch}"
 
     def _candidate_epochs(self) -> set[int]:
-        return {group.epochs[name] for group in self.groups for name in self.settings.candidates if name in group.epochs}
+        return {
+            group.epochs[name]
+            for group in self.groups
+            for name in self.settings.candidates
+            if name in group.epochs
+        }
 
     def _keep_unets(self) -> None:
         """Write the U-Net if this epoch is a candidate."""

@@ -30,5 +30,7 @@ def load_plan(config: dict[str, Any], project: Path) -> Plan:
             config.clear()
             config.update(complete)
         study = parse_study(config)
-        class_ids = tuple(info.class_id for info in open_source(study.dataset, study.seed, study.corpus).classes())
+        class_ids = tuple(
+            info.class_id for info in open_source(study.dataset, study.seed, study.corpus).classes()
+        )
         return Plan(study, class_ids)

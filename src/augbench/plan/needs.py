@@ -15,7 +15,9 @@ from augbench.config.study import Study
 from augbench.errors import UserError, ending_in_one_line
 from augbench.plan.uses_network import uses_network
 
-SMALL_RESOLUTION = 128  # pixels; models that make smaller images are the miniature's: some MB instead of some GB
+SMALL_RESOLUTION = (
+    128  # pixels; models that make smaller images are the miniature's: some MB instead of some GB
+)
 NOT_GIVEN = ("", "None")
 WEB_JOBS = ("nodes", "login")
 Resources = dict[str, Any]  # of a rule: plain values, or functions of wildcards and attempt
@@ -164,7 +166,12 @@ def load_needs(study: Study, default_resources: Mapping[str, Any] | None) -> Nee
         Snakemake's, by name: plain values, or objects with the value as it was written in ``raw``.
     """
     with ending_in_one_line():
-        return Needs(study, read_site({name: getattr(value, "raw", value) for name, value in (default_resources or {}).items()}))
+        return Needs(
+            study,
+            read_site(
+                {name: getattr(value, "raw", value) for name, value in (default_resources or {}).items()}
+            ),
+        )
 
 
 def _growing(first: int, most: int) -> Callable[[Any, int], int]:

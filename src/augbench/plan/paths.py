@@ -24,7 +24,12 @@ CORPUS_ROWS_PER_PART = 5000
 CLASSES_PER_FOLDER = 5
 SELECTED = "selected"  # stands where a candidate's name stands: what the study goes on with
 CLUSTER_ABLATION = "cluster_ablation"
-BEST_ROWS = ("none", "clip_prompts", "pseudoword_dm", "retrieval")  # of the paper on full ImageNet and on Caltech256
+BEST_ROWS = (
+    "none",
+    "clip_prompts",
+    "pseudoword_dm",
+    "retrieval",
+)  # of the paper on full ImageNet and on Caltech256
 RUN_FILES = ("result.json", "history.json", "predictions.parquet", "model.safetensors")
 
 
@@ -79,9 +84,13 @@ class Plan:
     def generate_blocks(self, method: str) -> list[ShardBlock]:
         """The shards of each generate job of a method: the pool of some classes, or as many of the shards that only rows which draw from it need."""
         own, made = len(self.parts(method)), self.study.parts_made(method)
-        groups = [tuple(str(part) for part in range(start, min(start + own, made))) for start in range(0, made, own)]
+        groups = [
+            tuple(str(part) for part in range(start, min(start + own, made))) for start in range(0, made, own)
+        ]
         return [
-            ShardBlock(block.name if group[0] == "0" else f"{block.name}_part{group[0]}", block.members, group)
+            ShardBlock(
+                block.name if group[0] == "0" else f"{block.name}_part{group[0]}", block.members, group
+            )
             for group in groups
             for block in self.class_blocks
         ]
@@ -152,7 +161,11 @@ class Plan:
         """Files that make the diffusion model, its safety checker included."""
         diffusion = self.study.diffusion
         checker = diffusion.safety_checker_folder
-        apart = [] if checker in (None, "model") else self._model_files(str(checker), diffusion.safety_checker_hub)
+        apart = (
+            []
+            if checker in (None, "model")
+            else self._model_files(str(checker), diffusion.safety_checker_hub)
+        )
         return [*self._model_files(diffusion.folder, diffusion.hub), *apart]
 
     @cached_property
@@ -184,7 +197,10 @@ class Plan:
         if self.study.miniature is None:
             return []
         rows = self.study.miniature.images + self.study.miniature.distractors
-        return [self.path("corpus/images", f"part_{part:05d}.parquet") for part in range(-(-rows // CORPUS_ROWS_PER_PART))]
+        return [
+            self.path("corpus/images", f"part_{part:05d}.parquet")
+            for part in range(-(-rows // CORPUS_ROWS_PER_PART))
+        ]
 
     @cached_property
     def embeddings_folder(self) -> str:
@@ -225,7 +241,11 @@ class Plan:
         if not self.study.retrieved and not self.excluded:
             return {}
         manifests = {f"manifest_{method}": self.manifest(method) for method in self.study.retrieved}
-        return {**manifests, "fates": self.path("retrieval/yield.csv"), "excluded": self.path("retrieval/excluded.json")}
+        return {
+            **manifests,
+            "fates": self.path("retrieval/yield.csv"),
+            "excluded": self.path("retrieval/excluded.json"),
+        }
 
     def ledgers(self, method: str) -> list[str]:
         """The ledgers of all classes of a retrieval method."""
@@ -234,17 +254,29 @@ class Plan:
     @cached_property
     def aesthetics_files(self) -> list[str]:
         """The weights of the aesthetics predictor, where a method asks for scores."""
-        asked = any(row.min_aesthetics is not None and row.manifest is None for row in self.study.retrieved.values())
+        asked = any(
+            row.min_aesthetics is not None and row.manifest is None for row in self.study.retrieved.values()
+        )
         weights = self.study.retrieval.aesthetics_weights
         return [weights] if asked and weights is not None else []
 
-    def shard(self, method: str = "{method}", class_id: str = "{class_id}", part: str = "{part}", candidate: str = SELECTED) -> str:
+    def shard(
+        self,
+        method: str = "{method}",
+        class_id: str = "{class_id}",
+        part: str = "{part}",
+        candidate: str = SELECTED,
+    ) -> str:
         """One class's images of one part."""
         return self.path("shards", method, candidate, class_id, f"{part}.parquet")
 
     def shards(self, method: str) -> list[str]:
         """All shards that a method's training sets are drawn from."""
-        return [self.shard(self.study.pool_row(method), class_id, part) for class_id in self.class_ids for part in self.parts(method)]
+        return [
+            self.shard(self.study.pool_row(method), class_id, part)
+            for class_id in self.class_ids
+            for part in self.parts(method)
+        ]
 
     @staticmethod
     def shards_among(paths: Iterable[str]) -> list[str]:
@@ -282,7 +314,9 @@ class Plan:
     @cached_property
     def cluster_files(self) -> dict[int, str]:
         """Which cluster each training and validation image belongs to, by the number of clusters per class."""
-        counts = sorted({method.clusters for method in self.study.personalised.values() if method.clusters > 1})
+        counts = sorted(
+            {method.clusters for method in self.study.personalised.values() if method.clusters > 1}
+        )
         return {count: self.path("finetune/clusters", f"k{count}.parquet") for count in counts}
 
     @cached_property
@@ -314,11 +348,17 @@ class Plan:
         """The classes of one fine-tuning job: all of them where they share a U-Net that trains."""
         if self.study.personalised[method].train_unet:
             return [FolderBlock("all", tuple(self.folders))]
-        return self._folder_blocks(self.study.execution.finetune_classes_per_job or self.study.execution.classes_per_job)
+        return self._folder_blocks(
+            self.study.execution.finetune_classes_per_job or self.study.execution.classes_per_job
+        )
 
     def finetune_jobs(self, method: str) -> list[tuple[float, FolderBlock]]:
         """Factor of the learning rates and classes of every fine-tuning job of a method."""
-        return [(factor, block) for factor in self.study.personalised[method].lr_grid for block in self.finetune_blocks(method)]
+        return [
+            (factor, block)
+            for factor in self.study.personalised[method].lr_grid
+            for block in self.finetune_blocks(method)
+        ]
 
     def lr_folder(self, method: str, factor: float | str) -> str:
         """What a method learned at one factor of its learning rates."""
@@ -330,21 +370,36 @@ class Plan:
 
     def vectors(self, method: str, factor: float | str, folders: Iterable[Block]) -> list[str]:
         """What each class learned at one learning rate: every candidate's vectors."""
-        return [f"{self.vectors_folder(method, factor, folder)}/{class_id}.safetensors" for folder in folders for class_id in folder.members]
+        return [
+            f"{self.vectors_folder(method, factor, folder)}/{class_id}.safetensors"
+            for folder in folders
+            for class_id in folder.members
+        ]
 
     def trained_unets(self, method: str, factor: float | str) -> dict[str, str]:
         """The U-Net of every candidate at one learning rate; none where it stays frozen."""
         row = self.study.personalised[method]
-        return {name: f"{self.lr_folder(method, factor)}/unet/{name}" for name in row.candidate_names} if row.train_unet else {}
+        return (
+            {name: f"{self.lr_folder(method, factor)}/unet/{name}" for name in row.candidate_names}
+            if row.train_unet
+            else {}
+        )
 
     def embeddings(self, method: str) -> dict[str, str]:
         """What all classes learned, by candidate."""
-        return {name: self.path("finetune", method, name, "embeddings.safetensors") for name in self.study.personalised[method].candidate_names}
+        return {
+            name: self.path("finetune", method, name, "embeddings.safetensors")
+            for name in self.study.personalised[method].candidate_names
+        }
 
     def unets(self, method: str) -> dict[str, str]:
         """The candidates' U-Nets at the learning rate that was chosen; none where it stays frozen."""
         row = self.study.personalised[method]
-        return {name: self.path("finetune", method, name, "unet") for name in row.candidate_names} if row.train_unet else {}
+        return (
+            {name: self.path("finetune", method, name, "unet") for name in row.candidate_names}
+            if row.train_unet
+            else {}
+        )
 
     def finetune_history(self, method: str) -> str:
         """Losses of every class, epoch and learning rate."""
@@ -362,7 +417,13 @@ class Plan:
         """Part 0 of every candidate, which is what selection looks at."""
         classes = [(folder, class_id) for folder in folders for class_id in folder.members]
         names = self.study.personalised[method].candidate_names
-        return {name: [f"{self.candidate_folder(method, name, folder)}/{class_id}/0.parquet" for folder, class_id in classes] for name in names}
+        return {
+            name: [
+                f"{self.candidate_folder(method, name, folder)}/{class_id}/0.parquet"
+                for folder, class_id in classes
+            ]
+            for name in names
+        }
 
     def selected(self, method: str) -> str:
         """Which candidate was selected, and every candidate's validation accuracy."""
@@ -373,7 +434,9 @@ class Plan:
     @cached_property
     def guarded(self) -> list[str]:
         """Rows whose images are compared with validation and test images; what is drawn from another row's pool, only where such images are dropped."""
-        return {"off": [], "report": list(self.study.pooled), "drop": list(self.study.augmented)}[self.study.leakage.action]
+        return {"off": [], "report": list(self.study.pooled), "drop": list(self.study.augmented)}[
+            self.study.leakage.action
+        ]
 
     @cached_property
     def guarded_first(self) -> list[str]:
@@ -400,13 +463,23 @@ class Plan:
     @cached_property
     def embedded_splits(self) -> dict[str, str]:
         """CLIP embeddings of the images that added ones are compared with."""
-        return {name: self.path("leakage/splits", f"{name}.npy") for name in ("val", "test")} if self.guarded else {}
+        return (
+            {name: self.path("leakage/splits", f"{name}.npy") for name in ("val", "test")}
+            if self.guarded
+            else {}
+        )
 
     @cached_property
     def leakage_table(self) -> dict[str, str]:
         """The table of near-duplicates in its formats, and a picture of examples per method."""
-        pictures = {f"pairs_{method}": self.path("figures/leakage", f"{method}.png") for method in self.guarded}
-        return {**{kind: self.path("tables", f"leakage.{kind}") for kind in ("csv", "md", "txt")}, **pictures} if self.guarded else {}
+        pictures = {
+            f"pairs_{method}": self.path("figures/leakage", f"{method}.png") for method in self.guarded
+        }
+        return (
+            {**{kind: self.path("tables", f"leakage.{kind}") for kind in ("csv", "md", "txt")}, **pictures}
+            if self.guarded
+            else {}
+        )
 
     # --- results ---
 
@@ -421,13 +494,23 @@ class Plan:
     @cached_property
     def table1(self) -> dict[str, str]:
         """Table 1 in its formats."""
-        names = {"csv": "table1.csv", "runs": "table1_runs.csv", "md": "table1.md", "tex": "table1.tex", "txt": "table1.txt"}
+        names = {
+            "csv": "table1.csv",
+            "runs": "table1_runs.csv",
+            "md": "table1.md",
+            "tex": "table1.tex",
+            "txt": "table1.txt",
+        }
         return {kind: self.path("tables", name) for kind, name in names.items()}
 
     @cached_property
     def diagnostics(self) -> dict[str, str]:
         """The table of what the added images are like, in its formats; none where no row adds any."""
-        return {kind: self.path("tables", f"diagnostics.{kind}") for kind in ("csv", "md", "txt")} if self.study.pooled else {}
+        return (
+            {kind: self.path("tables", f"diagnostics.{kind}") for kind in ("csv", "md", "txt")}
+            if self.study.pooled
+            else {}
+        )
 
     @cached_property
     def statistics(self) -> dict[str, str]:
@@ -453,7 +536,11 @@ class Plan:
     @cached_property
     def clusters(self) -> dict[str, int]:
         """Vectors learned per class by the rows that learn conditioning of a frozen U-Net, fewest first."""
-        learning = {name: row.clusters for name, row in self.study.personalised.items() if row.learn == "conditioning" and not row.train_unet}
+        learning = {
+            name: row.clusters
+            for name, row in self.study.personalised.items()
+            if row.learn == "conditioning" and not row.train_unet
+        }
         return dict(sorted(learning.items(), key=lambda item: item[1]))
 
     @cached_property
@@ -466,12 +553,18 @@ class Plan:
             ("caltech256", "caltech256"): known if len(known) > 1 else [],
         }
         own = self.study.report.paper_study
-        return {name: methods for (paper_study, name), methods in rows.items() if methods and (paper_study == own or self.study.miniature is not None)}
+        return {
+            name: methods
+            for (paper_study, name), methods in rows.items()
+            if methods and (paper_study == own or self.study.miniature is not None)
+        }
 
     @cached_property
     def paper_table_files(self) -> dict[str, str]:
         """These tables in their formats."""
-        return {f"{name}_{kind}": path for name in self.paper_tables for kind, path in self._table(name).items()}
+        return {
+            f"{name}_{kind}": path for name in self.paper_tables for kind, path in self._table(name).items()
+        }
 
     @cached_property
     def cost(self) -> dict[str, str]:
@@ -484,7 +577,9 @@ class Plan:
         wanted = {
             "figure3": self.reconstructing,
             "figure4": self.exemplified,
-            "figure5a": self.compared if any(self.split_of(method) == self.splits["train"] for method in self.study.real) else [],
+            "figure5a": self.compared
+            if any(self.split_of(method) == self.splits["train"] for method in self.study.real)
+            else [],
             "figure5b": self.scaling,
         }
         return {name: self._figure(name) for name, rows in wanted.items() if rows}
@@ -541,9 +636,24 @@ class Plan:
     @cached_property
     def report_jobs(self) -> list[list[str]]:
         """Files of every job that makes tables and figures, but for the guard's."""
-        tables = (self.table1, self.statistics, self.paper_table_files, self.cost, self.diagnostics, self.retrieval_summary)
-        figures = (self.figure1, *(files for name, drawn in self.figures.items() for files in (self.figure_data(name), drawn)))
-        return [[self.per_class], [self.report_images], [self.report], *(list(files.values()) for files in (*tables, *figures) if files)]
+        tables = (
+            self.table1,
+            self.statistics,
+            self.paper_table_files,
+            self.cost,
+            self.diagnostics,
+            self.retrieval_summary,
+        )
+        figures = (
+            self.figure1,
+            *(files for name, drawn in self.figures.items() for files in (self.figure_data(name), drawn)),
+        )
+        return [
+            [self.per_class],
+            [self.report_images],
+            [self.report],
+            *(list(files.values()) for files in (*tables, *figures) if files),
+        ]
 
     @cached_property
     def reconstructing(self) -> list[str]:
@@ -553,7 +663,11 @@ class Plan:
     @cached_property
     def exemplified(self) -> list[str]:
         """Rows that Figure 4 shows images of."""
-        return [name for name, row in self.study.pooled.items() if row.group in ("prompting", "personalised", "retrieval")]
+        return [
+            name
+            for name, row in self.study.pooled.items()
+            if row.group in ("prompting", "personalised", "retrieval")
+        ]
 
     @cached_property
     def compared(self) -> list[str]:
@@ -564,4 +678,8 @@ class Plan:
     def scaling(self) -> dict[str, str]:
         """Rows of Figure 5B, and the row whose pool each draws from: rows of mechanism ``draw``, and these pools' own."""
         pools = {method.pool for method in self.study.drawn.values()}
-        return {name: self.study.pool_row(name) for name in self.methods if name in pools or self.study.pool_row(name) != name}
+        return {
+            name: self.study.pool_row(name)
+            for name in self.methods
+            if name in pools or self.study.pool_row(name) != name
+        }

@@ -20,20 +20,35 @@ Recipe = dict[str, Any]
 def classes_recipe(study: Study) -> Recipe:
     """The class table."""
     dataset = study.dataset.model_dump(mode="json")
-    return {"version": 1, "dataset": {name: dataset[name] for name in ("kind", "root", "classes", "train_folder") if name in dataset}}
+    return {
+        "version": 1,
+        "dataset": {
+            name: dataset[name] for name in ("kind", "root", "classes", "train_folder") if name in dataset
+        },
+    }
 
 
 def splits_recipe(study: Study) -> Recipe:
     """The split manifests."""
     wanted = sorted({"train", "val", "test"} | {method.split for method in study.real.values()})
     images = study.miniature.images if study.miniature is not None else None
-    return {"version": 1, "seed": study.seed, "dataset": study.dataset.model_dump(mode="json"), "splits": wanted, "corpus_images": images}
+    return {
+        "version": 1,
+        "seed": study.seed,
+        "dataset": study.dataset.model_dump(mode="json"),
+        "splits": wanted,
+        "corpus_images": images,
+    }
 
 
 def corpus_recipe(study: Study) -> Recipe:
     """The miniature corpus."""
     assert study.miniature is not None
-    return {"version": 1, "seed": study.seed, "corpus": study.miniature.model_dump(mode="json", exclude={"downloads", "search"})}
+    return {
+        "version": 1,
+        "seed": study.seed,
+        "corpus": study.miniature.model_dump(mode="json", exclude={"downloads", "search"}),
+    }
 
 
 def embed_recipe(study: Study) -> Recipe:
@@ -46,7 +61,9 @@ def prompts_recipe(study: Study, name: str) -> Recipe:
     method = study.pooled[name]
     recipe: Recipe = {"version": 1, "seed": study.seed}
     if method.generates_images:
-        sizes = study.augmentation.model_dump(include={"images_per_class", "images_per_training_image", "images_per_part"})
+        sizes = study.augmentation.model_dump(
+            include={"images_per_class", "images_per_training_image", "images_per_part"}
+        )
         recipe["augmentation"] = sizes
         if (parts := study.parts_made(name)) > study.augmentation.parts:
             recipe["parts"] = parts
@@ -84,7 +101,9 @@ def sampling_recipe(study: Study) -> Recipe:
 def method_sampling(study: Study, name: str) -> Recipe:
     """How one method's images are sampled: the study's settings, the method's own over them."""
     method = study.generated[name]
-    own = method.model_dump(mode="json", include={"guidance_scale", "steps", "scheduler", "guidance_interval"}, exclude_none=True)
+    own = method.model_dump(
+        mode="json", include={"guidance_scale", "steps", "scheduler", "guidance_interval"}, exclude_none=True
+    )
     sampling = {**sampling_recipe(study), **own}
     if sampling["guidance_scale"] <= 1:
         sampling.pop("guidance_interval", None)
@@ -96,15 +115,35 @@ def method_sampling(study: Study, name: str) -> Recipe:
 
 def generate_recipe(study: Study, name: str) -> Recipe:
     """How a method's images are made from its prompts; what was learned comes in through files."""
-    return {"version": 1, "seed": study.seed, "method": name, "diffusion": method_sampling(study, name), "image": image_recipe(study)}
+    return {
+        "version": 1,
+        "seed": study.seed,
+        "method": name,
+        "diffusion": method_sampling(study, name),
+        "image": image_recipe(study),
+    }
 
 
 def search_recipe(study: Study, name: str) -> Recipe:
     """Which neighbours a retrieval method looks for, and where; queries and embeddings come in through files."""
     method = study.retrieved[name]
     assert study.corpus is not None
-    asked = method.model_dump(mode="json", include={"images_per_class", "added_per_training_image", "first_k", "growth_limit", "corpus_share", "manifest"})
-    corpus = study.corpus.model_dump(mode="json") if not isinstance(study.corpus, OwnCorpus) else {"search": study.corpus.search}
+    asked = method.model_dump(
+        mode="json",
+        include={
+            "images_per_class",
+            "added_per_training_image",
+            "first_k",
+            "growth_limit",
+            "corpus_share",
+            "manifest",
+        },
+    )
+    corpus = (
+        study.corpus.model_dump(mode="json")
+        if not isinstance(study.corpus, OwnCorpus)
+        else {"search": study.corpus.search}
+    )
     return {"version": 1, "seed": study.seed, "asked": asked, "corpus": corpus}
 
 
@@ -114,8 +153,13 @@ def retrieve_recipe(study: Study, name: str) -> Recipe:
     return {
         "version": 2,
         "method": name,
-        "retrieve": method.model_dump(mode="json", exclude={"label", "family", "query", "mechanism", "ranked", "may_fall_short", "corpus_share"}),
-        "limits": study.retrieval.download.model_dump(mode="json", include={"max_bytes", "max_pixels", "max_redirects", "respect_opt_out"}),
+        "retrieve": method.model_dump(
+            mode="json",
+            exclude={"label", "family", "query", "mechanism", "ranked", "may_fall_short", "corpus_share"},
+        ),
+        "limits": study.retrieval.download.model_dump(
+            mode="json", include={"max_bytes", "max_pixels", "max_redirects", "respect_opt_out"}
+        ),
         "resolution": study.diffusion.resolution,
         "image": image_recipe(study),
     }
@@ -123,7 +167,10 @@ def retrieve_recipe(study: Study, name: str) -> Recipe:
 
 def shortfall_recipe(study: Study) -> Recipe:
     """Which classes are left out for want of images."""
-    rows = {name: row.model_dump(mode="json", include={"added_per_training_image", "may_fall_short"}) for name, row in study.retrieved.items()}
+    rows = {
+        name: row.model_dump(mode="json", include={"added_per_training_image", "may_fall_short"})
+        for name, row in study.retrieved.items()
+    }
     return {"version": 1, "exclude": study.retrieval.model_dump(mode="json")["exclude"], "methods": rows}
 
 
@@ -139,7 +186,9 @@ def finetune_recipe(study: Study, name: str, factor: float) -> Recipe:
     learned = method.model_dump(
         mode="json", include={"learn", "clusters", "train_unet", "lr", "unet_lr", "lr_batch_size", "candidates"}
     )  # fmt: skip
-    training = study.finetune.model_dump(mode="json", exclude={"features", "inception_weights", "inception_mirrors"})
+    training = study.finetune.model_dump(
+        mode="json", exclude={"features", "inception_weights", "inception_mirrors"}
+    )
     return {
         "version": 1,
         "seed": study.seed,
@@ -157,13 +206,20 @@ def select_recipe() -> Recipe:
 
 def resample_recipe(study: Study, name: str) -> Recipe:
     """How a method's pool is resampled."""
-    drawn = study.methods[name].model_dump(mode="json", include={"added_per_training_image", "ranked", "may_fall_short", "pool"})
+    drawn = study.methods[name].model_dump(
+        mode="json", include={"added_per_training_image", "ranked", "may_fall_short", "pool"}
+    )
     return {"version": 2, "seed": study.seed, **drawn}
 
 
 def classifier_recipe(study: Study, name: str) -> Recipe:
     """How a classifier is trained; the images come in through files."""
-    return {"version": 1, "seed": study.seed, "split": study.methods[name].real_split, "classifier": study.classifier.model_dump(mode="json")}
+    return {
+        "version": 1,
+        "seed": study.seed,
+        "split": study.methods[name].real_split,
+        "classifier": study.classifier.model_dump(mode="json"),
+    }
 
 
 def table_recipe(study: Study) -> Recipe:
@@ -174,16 +230,28 @@ def table_recipe(study: Study) -> Recipe:
 def diagnostics_recipe(study: Study) -> Recipe:
     """What is said of the added images, and how it is shown."""
     rows = {
-        name: method.model_dump(mode="json", include={"label", "family", "mechanism", "train_unet", "duplicate_threshold"})
+        name: method.model_dump(
+            mode="json", include={"label", "family", "mechanism", "train_unet", "duplicate_threshold"}
+        )
         for name, method in study.pooled.items()
     }
     report = study.report.model_dump(mode="json", include={"judge", "diagnosed_images_per_class"})
-    return {"version": 2, "seed": study.seed, "dataset": study.dataset.model_dump(mode="json"), "report": report, "methods": rows}
+    return {
+        "version": 2,
+        "seed": study.seed,
+        "dataset": study.dataset.model_dump(mode="json"),
+        "report": report,
+        "methods": rows,
+    }
 
 
 def leakage_recipe(study: Study) -> Recipe:
     """What makes a near-duplicate."""
-    return {"version": 1, "limits": study.leakage.model_dump(mode="json", exclude={"action"}), "dataset": study.dataset.model_dump(mode="json")}
+    return {
+        "version": 1,
+        "limits": study.leakage.model_dump(mode="json", exclude={"action"}),
+        "dataset": study.dataset.model_dump(mode="json"),
+    }
 
 
 def leakage_table_recipe(study: Study) -> Recipe:
@@ -203,7 +271,12 @@ def per_class_recipe() -> Recipe:
 
 def paper_tables_recipe(study: Study, tables: Mapping[str, Sequence[str]]) -> Recipe:
     """What stands beside the paper's smaller tables; accuracies and labels come in through Table 1."""
-    return {"version": 1, "paper_study": study.report.paper_study, "miniature": study.miniature is not None, "tables": dict(tables)}
+    return {
+        "version": 1,
+        "paper_study": study.report.paper_study,
+        "miniature": study.miniature is not None,
+        "tables": dict(tables),
+    }
 
 
 def cost_recipe() -> Recipe:
@@ -213,8 +286,18 @@ def cost_recipe() -> Recipe:
 
 def figure_data_recipe(study: Study, methods: Iterable[str]) -> Recipe:
     """What a figure shows of some rows: which images, and what the rows are called."""
-    rows = {name: study.methods[name].model_dump(mode="json", include={"label", "family", "added_per_training_image", "pool"}) for name in methods}
-    return {"version": 1, "seed": study.seed, "dataset": study.dataset.model_dump(mode="json"), "methods": rows}
+    rows = {
+        name: study.methods[name].model_dump(
+            mode="json", include={"label", "family", "added_per_training_image", "pool"}
+        )
+        for name in methods
+    }
+    return {
+        "version": 1,
+        "seed": study.seed,
+        "dataset": study.dataset.model_dump(mode="json"),
+        "methods": rows,
+    }
 
 
 def figure_recipe() -> Recipe:
@@ -225,7 +308,13 @@ def figure_recipe() -> Recipe:
 def report_images_recipe(study: Study, methods: Iterable[str]) -> Recipe:
     """Which images the report shows; what rows are called comes in with the page."""
     report = study.report.model_dump(include={"page_megabytes", "page_images_per_class"})
-    return {"version": 1, "seed": study.seed, "dataset": study.dataset.model_dump(mode="json"), "report": report, "methods": list(methods)}
+    return {
+        "version": 1,
+        "seed": study.seed,
+        "dataset": study.dataset.model_dump(mode="json"),
+        "report": report,
+        "methods": list(methods),
+    }
 
 
 def report_recipe() -> Recipe:
@@ -240,4 +329,8 @@ def pretrain_recipe(study: Study, model: str) -> Recipe:
 
 def measure_recipe(study: Study) -> Recipe:
     """How the pre-trained models are measured."""
-    return {"version": 1, "sampling": sampling_recipe(study), "images_per_class": study.pretrain.measured_images_per_class}
+    return {
+        "version": 1,
+        "sampling": sampling_recipe(study),
+        "images_per_class": study.pretrain.measured_images_per_class,
+    }

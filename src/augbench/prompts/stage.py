@@ -20,7 +20,14 @@ from augbench.data.classes import ClassInfo
 from augbench.errors import UserError
 from augbench.files import atomic_path
 from augbench.prompts.placeholders import placeholder
-from augbench.prompts.templates import check_prompting, fill, load_scenes, load_templates, placeholders_of, strip_whitespace
+from augbench.prompts.templates import (
+    check_prompting,
+    fill,
+    load_scenes,
+    load_templates,
+    placeholders_of,
+    strip_whitespace,
+)
 from augbench.seeds import derive_seed
 
 SCHEMA = pa.schema(
@@ -30,7 +37,10 @@ SCHEMA = pa.schema(
         ("part", pa.int32()),
         ("index", pa.int32()),
         ("prompt", pa.string()),
-        ("source", pa.string()),  # the training image that sampling starts from; null where it starts from noise
+        (
+            "source",
+            pa.string(),
+        ),  # the training image that sampling starts from; null where it starts from noise
     ]
 )
 
@@ -64,7 +74,9 @@ def scene_of(class_id: str, index: int, seed: int) -> str:
     return scenes[int(rng.integers(len(scenes)))]
 
 
-def prompt_for(info: ClassInfo, index: int, prompting: Prompting, seed: int, name: str | None = None, clusters: int = 1) -> str:
+def prompt_for(
+    info: ClassInfo, index: int, prompting: Prompting, seed: int, name: str | None = None, clusters: int = 1
+) -> str:
     """The prompt of image ``index`` of a class.
 
     Parameters
@@ -90,12 +102,26 @@ def check_prompts(study: Study, name: str, classes: Sequence[ClassInfo]) -> list
     prompting, key = method.prompting, f"methods.{name}.{method.prompt_key}"
     if problems := check_prompting(classes, prompting, key):
         return problems
-    if method.must_name_class and any("" not in placeholders_of(template) for template in load_templates(prompting.templates)):
-        return [UserError(f"{key}.templates", repr(prompting.templates), "allowed: templates that name the class: a query and a pseudo-word need the place")]
+    if method.must_name_class and any(
+        "" not in placeholders_of(template) for template in load_templates(prompting.templates)
+    ):
+        return [
+            UserError(
+                f"{key}.templates",
+                repr(prompting.templates),
+                "allowed: templates that name the class: a query and a pseudo-word need the place",
+            )
+        ]
     return []
 
 
-def write_prompts(study: Study, name: str, classes: Sequence[ClassInfo], training_images: Mapping[str, Sequence[str]], path: str | Path) -> None:
+def write_prompts(
+    study: Study,
+    name: str,
+    classes: Sequence[ClassInfo],
+    training_images: Mapping[str, Sequence[str]],
+    path: str | Path,
+) -> None:
     """Write the prompts of method ``name``.
 
     Parameters
@@ -110,12 +136,18 @@ def write_prompts(study: Study, name: str, classes: Sequence[ClassInfo], trainin
     """
     if problems := check_prompts(study, name, classes):
         raise ConfigError(problems)
-    rows = [{"label": label, "class_id": info.class_id, **row} for label, info in enumerate(classes) for row in _class_rows(study, name, info, training_images)]
+    rows = [
+        {"label": label, "class_id": info.class_id, **row}
+        for label, info in enumerate(classes)
+        for row in _class_rows(study, name, info, training_images)
+    ]
     with atomic_path(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
 
 
-def _class_rows(study: Study, name: str, info: ClassInfo, training_images: Mapping[str, Sequence[str]]) -> Iterator[dict[str, object]]:
+def _class_rows(
+    study: Study, name: str, info: ClassInfo, training_images: Mapping[str, Sequence[str]]
+) -> Iterator[dict[str, object]]:
     method, personalised = study.pooled[name], study.personalised.get(name)
     if method.retrieves_images:
         first = method.prompting.model_copy(update={"draw": "cycle"})
@@ -128,12 +160,21 @@ def _class_rows(study: Study, name: str, info: ClassInfo, training_images: Mappi
                 prompt = _personalised_prompt(personalised, info, index, study.seed)
             else:
                 prompt = prompt_for(info, index, method.prompting, study.seed)
-            yield {"part": part, "index": index, "prompt": prompt, "source": images[index % len(images)] if method.from_images else None}
+            yield {
+                "part": part,
+                "index": index,
+                "prompt": prompt,
+                "source": images[index % len(images)] if method.from_images else None,
+            }
 
 
 def _personalised_prompt(method: PersonaliseMethod, info: ClassInfo, index: int, seed: int) -> str:
     learned = placeholder(info.class_id, index % method.clusters, method.clusters)
-    return prompt_for(info, index, method.prompting, seed, learned, method.clusters) if method.learns_words else learned
+    return (
+        prompt_for(info, index, method.prompting, seed, learned, method.clusters)
+        if method.learns_words
+        else learned
+    )
 
 
 def read_prompts(path: str | Path) -> dict[tuple[str, int], list[dict[str, object]]]:

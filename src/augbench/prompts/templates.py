@@ -45,7 +45,11 @@ def load_templates(name: str) -> tuple[str, ...]:
         lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else f"not readable as text ({error})"
-        raise UserError("templates", f"{name!r}, {why}", f"allowed: {', '.join(TEMPLATE_SETS)} or a text file with one template per line") from None
+        raise UserError(
+            "templates",
+            f"{name!r}, {why}",
+            f"allowed: {', '.join(TEMPLATE_SETS)} or a text file with one template per line",
+        ) from None
     templates = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     for number, template in templates:
         _check_template(template, f"{name}, line {number}")
@@ -57,12 +61,18 @@ def load_templates(name: str) -> tuple[str, ...]:
 def _check_template(template: str, where: str) -> None:
     allowed = f"allowed: {{}} for the class's name, which each template needs, and {', '.join(f'{{{word}}}' for word in PLACEHOLDERS if word)}"
     try:
-        parsed = [(field, spec, conversion) for _, field, spec, conversion in string.Formatter().parse(template) if field is not None]
+        parsed = [
+            (field, spec, conversion)
+            for _, field, spec, conversion in string.Formatter().parse(template)
+            if field is not None
+        ]
     except ValueError as error:
         raise UserError(where, f"{template!r} ({error})", allowed) from None
     for field, spec, conversion in parsed:
         if field not in PLACEHOLDERS or spec or conversion:
-            shown = "{" + field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
+            shown = (
+                "{" + field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
+            )
             raise UserError(where, f"unknown placeholder {shown} in {template!r}", allowed)
     if "" not in placeholders_of(template):
         raise UserError(where, f"no {{}} in {template!r}", allowed)
@@ -75,7 +85,11 @@ def placeholders_of(template: str) -> frozenset[str]:
 
 def missing(template: str, info: ClassInfo) -> list[str]:
     """Which of hypernyms and definition the template asks for and the class does not have."""
-    return [word for word in ("hypernyms", "definition") if word in placeholders_of(template) and not getattr(info, word)]
+    return [
+        word
+        for word in ("hypernyms", "definition")
+        if word in placeholders_of(template) and not getattr(info, word)
+    ]
 
 
 def fill(template: str, name: str, info: ClassInfo, scene: str = "") -> str:
@@ -98,7 +112,11 @@ def fill(template: str, name: str, info: ClassInfo, scene: str = "") -> str:
         No scene was given, and the template asks for one.
     """
     if lacks := missing(template, info):
-        raise UserError(f"class {info.class_id!r}", f"no {' and no '.join(lacks)}", f"the template {template!r} needs them: give them in the class table")
+        raise UserError(
+            f"class {info.class_id!r}",
+            f"no {' and no '.join(lacks)}",
+            f"the template {template!r} needs them: give them in the class table",
+        )
     if not scene and "scene" in placeholders_of(template):
         raise ValueError(f"{template!r} needs a scene")
     return template.format(name, hypernyms=", ".join(info.hypernyms), definition=info.definition, scene=scene)
@@ -120,14 +138,30 @@ def check_prompting(classes: Sequence[ClassInfo], prompting: Prompting, key: str
     try:
         templates = load_templates(prompting.templates)
     except UserError as error:
-        return [UserError(f"{key}.{error.where}" if error.where == "templates" else error.where, error.found, error.allowed)]
+        return [
+            UserError(
+                f"{key}.{error.where}" if error.where == "templates" else error.where,
+                error.found,
+                error.allowed,
+            )
+        ]
     problems = []
     for word in ("hypernyms", "definition"):
-        without = [info.class_id for info in classes if any(word in missing(template, info) for template in templates)]
+        without = [
+            info.class_id
+            for info in classes
+            if any(word in missing(template, info) for template in templates)
+        ]
         if without:
-            named = ", ".join(map(repr, without[:CLASSES_NAMED])) + (f" and {len(without) - CLASSES_NAMED} more" if len(without) > CLASSES_NAMED else "")
+            named = ", ".join(map(repr, without[:CLASSES_NAMED])) + (
+                f" and {len(without) - CLASSES_NAMED} more" if len(without) > CLASSES_NAMED else ""
+            )
             what = f"no {word} of {'class' if len(without) == 1 else 'classes'} {named}, which templates {prompting.templates!r} need"
-            problems.append(UserError(key, what, f"give {word} in a class table (dataset.classes), or choose other templates"))
+            problems.append(
+                UserError(
+                    key, what, f"give {word} in a class table (dataset.classes), or choose other templates"
+                )
+            )
     return problems
 
 

@@ -72,7 +72,14 @@ SCHEMA = pa.schema(
         ("model", pa.string()),
     ]
 )
-RECORDED = ("source", "prompt", "seed", "similarity", "safety_flags", "model")  # what a picture takes over from its shard
+RECORDED = (
+    "source",
+    "prompt",
+    "seed",
+    "similarity",
+    "safety_flags",
+    "model",
+)  # what a picture takes over from its shard
 
 
 def short_name(info: ClassInfo) -> str:
@@ -104,7 +111,9 @@ def real_pictures(job: Job, train: Split, wanted: Sequence[tuple[ClassInfo, int]
     return shown
 
 
-def added_pictures(panel: str, rows: pa.Table, classes: Mapping[str, ClassInfo], study_folder: Path) -> list[Shown]:
+def added_pictures(
+    panel: str, rows: pa.Table, classes: Mapping[str, ClassInfo], study_folder: Path
+) -> list[Shown]:
     """Added images, as rows of an index, in its order.
 
     Raises
@@ -121,7 +130,9 @@ def added_pictures(panel: str, rows: pa.Table, classes: Mapping[str, ClassInfo],
         info = classes[row["class_id"]]
         place = counted[info.class_id] = counted.get(info.class_id, -1) + 1
         known = details[row["path"]][row["row"]]
-        shown.append((ImageRecord(panel, info.class_id, short_name(info), place, str(row["index"]), **known), image))
+        shown.append(
+            (ImageRecord(panel, info.class_id, short_name(info), place, str(row["index"]), **known), image)
+        )
     return shown
 
 
@@ -154,7 +165,15 @@ def write_encoded(shown: Iterable[tuple[ImageRecord, bytes]], path: str | Path) 
         values = asdict(picture)
         values["origin"] = values.pop("image")
         kind = image_kind(encoded)
-        rows.append({**values, "image": {"bytes": encoded, "path": f"{picture.panel}_{picture.class_id}_{picture.place}.{kind}"}})
+        rows.append(
+            {
+                **values,
+                "image": {
+                    "bytes": encoded,
+                    "path": f"{picture.panel}_{picture.class_id}_{picture.place}.{kind}",
+                },
+            }
+        )
     with atomic_path(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
 
@@ -167,7 +186,10 @@ def read_pictures(path: str | Path) -> list[tuple[ImageRecord, np.ndarray]]:
     UserError
         Damaged, or another file.
     """
-    return [(picture, np.asarray(Image.open(BytesIO(encoded)).convert("RGB"))) for picture, encoded in read_encoded(path)]
+    return [
+        (picture, np.asarray(Image.open(BytesIO(encoded)).convert("RGB")))
+        for picture, encoded in read_encoded(path)
+    ]
 
 
 def read_encoded(path: str | Path) -> list[tuple[ImageRecord, bytes]]:

@@ -38,9 +38,13 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "imagenet10": Protocol("10% of ImageNet", 990, (74, 130), "390 per class", "130 per class", 1, 49_500, 256, 0.1),
+    "imagenet10": Protocol(
+        "10% of ImageNet", 990, (74, 130), "390 per class", "130 per class", 1, 49_500, 256, 0.1
+    ),
     "imagenet_full": Protocol("ImageNet", 990, None, "", "", None, 49_500, 256, 0.1),
-    "caltech256": Protocol("Caltech256", 251, None, "3 per training image", "1 per training image", None, None, 1024, 0.003),
+    "caltech256": Protocol(
+        "Caltech256", 251, None, "3 per training image", "1 per training image", None, None, 1024, 0.003
+    ),
 }
 RESAMPLES = 5
 CLASSIFIER = Classifier()  # its defaults are the paper's; a test holds them to it
@@ -91,7 +95,10 @@ def paper_results(paper_study: str, path: str | Path = TARGETS) -> dict[str, Pap
     """The paper's results in ``paper_study``, by method."""
     with Path(path).open(encoding="utf-8", newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row["study"] == paper_study]
-    return {row["method"]: PaperResult(float(row["top1"]), float(row["stderr"]) if row["stderr"] else None) for row in rows}
+    return {
+        row["method"]: PaperResult(float(row["top1"]), float(row["stderr"]) if row["stderr"] else None)
+        for row in rows
+    }
 
 
 def differences(study: Study, facts: Facts) -> list[Deviation]:
@@ -118,15 +125,27 @@ def _data(study: Study, facts: Facts, paper: Protocol) -> list[tuple[str, str, s
         name = "Caltech256"
     else:
         assert isinstance(dataset, ImageFolder)
-        name = paper.name if dataset.classes == "imagenet" and "ImageNet" in paper.name else f"an image folder ({study.study})"
+        name = (
+            paper.name
+            if dataset.classes == "imagenet" and "ImageNet" in paper.name
+            else f"an image folder ({study.study})"
+        )
     pairs = [("Data set", name, paper.name), ("Classes", str(facts.classes), str(paper.classes))]
     if facts.real_per_class is not None and paper.real_per_class is not None:
         low, high = paper.real_per_class
         span = f"{low} to {high}"
-        pairs.append(("Real images per class", span if low <= facts.real_per_class <= high else f"{facts.real_per_class:g}", span))
+        pairs.append(
+            (
+                "Real images per class",
+                span if low <= facts.real_per_class <= high else f"{facts.real_per_class:g}",
+                span,
+            )
+        )
     if facts.real_per_class is not None and paper.validation_share is not None:
         share = facts.validation_images / (facts.real_per_class * facts.classes)
-        pairs.append(("Validation images per training image", f"{share:.2g}", f"{paper.validation_share:.2g}"))
+        pairs.append(
+            ("Validation images per training image", f"{share:.2g}", f"{paper.validation_share:.2g}")
+        )
     if paper.test_images is not None:
         pairs.append(("Test images", f"{facts.test_images:,}", f"{paper.test_images:,}"))
     elif dataset.test_images_per_class is not None:
@@ -147,7 +166,13 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
     if sampled:
         if paper.images_made:
             per_class, multiple = augmentation.images_per_class, augmentation.images_per_training_image
-            pairs.append(("Images made", f"{per_class} per class" if per_class else f"{multiple} per training image", paper.images_made))
+            pairs.append(
+                (
+                    "Images made",
+                    f"{per_class} per class" if per_class else f"{multiple} per training image",
+                    paper.images_made,
+                )
+            )
         model = Path(diffusion.model).name
         published = "stable-diffusion-v1-4" in diffusion.model.lower()
         pairs += [
@@ -156,14 +181,24 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
             ("Sampler", diffusion.scheduler, DIFFUSION.scheduler),
             ("Sampling steps", str(diffusion.steps), str(DIFFUSION.steps)),
             ("Guidance scale", f"{diffusion.guidance_scale:g}", f"{DIFFUSION.guidance_scale:g}"),
-            ("Noise levels that are guided", _interval(diffusion.guidance_interval), _interval(DIFFUSION.guidance_interval)),
+            (
+                "Noise levels that are guided",
+                _interval(diffusion.guidance_interval),
+                _interval(DIFFUSION.guidance_interval),
+            ),
         ]
         pairs += _by_row({name: _sampling(method) for name, method in sampled.items()})
     pairs += _fine_tuning(study)
     pairs += _by_row({name: _retrieval(method, paper) for name, method in retrieved.items()})
     if retrieved and study.miniature is not None:
         size = study.miniature.images + study.miniature.distractors
-        pairs.append(("Corpus that retrieval searches", f"miniature, {size:,} images, style shift {study.miniature.shift}", CORPUS))
+        pairs.append(
+            (
+                "Corpus that retrieval searches",
+                f"miniature, {size:,} images, style shift {study.miniature.shift}",
+                CORPUS,
+            )
+        )
     elif retrieved and study.corpus is not None:
         place = next(str(value) for name, value in study.corpus if name in ("root", "folder", "url"))
         pairs.append(("Corpus that retrieval searches", place, CORPUS))
@@ -189,9 +224,17 @@ def _sampling(method: SampleMethod | PersonaliseMethod) -> list[tuple[str, str, 
         if method.steps is not None:
             pairs.append(("Sampling steps of {}", str(method.steps), str(DIFFUSION.steps)))
         if method.guidance_scale is not None:
-            pairs.append(("Guidance scale of {}", f"{method.guidance_scale:g}", f"{DIFFUSION.guidance_scale:g}"))
+            pairs.append(
+                ("Guidance scale of {}", f"{method.guidance_scale:g}", f"{DIFFUSION.guidance_scale:g}")
+            )
     if method.guidance_interval is not None:
-        pairs.append(("Noise levels guided in {}", _interval(method.guidance_interval), _interval(DIFFUSION.guidance_interval)))
+        pairs.append(
+            (
+                "Noise levels guided in {}",
+                _interval(method.guidance_interval),
+                _interval(DIFFUSION.guidance_interval),
+            )
+        )
     return pairs
 
 
@@ -203,7 +246,9 @@ def _fine_tuning(study: Study) -> list[tuple[str, str, str]]:
     pairs = [("Most epochs of fine-tuning", str(study.finetune.max_epochs), str(FINETUNE.max_epochs))]
     if any(method.clusters > 1 for method in methods.values()):
         names = {"inception_v3": "Inception-v3", "clip": "the study's CLIP"}
-        pairs.append(("Features that clusters are found in", names[study.finetune.features], names[FINETUNE.features]))
+        pairs.append(
+            ("Features that clusters are found in", names[study.finetune.features], names[FINETUNE.features])
+        )
     return [*pairs, *_by_row({name: _candidates(method) for name, method in methods.items()})]
 
 
@@ -226,16 +271,44 @@ def _retrieval(method: RetrieveMethod, paper: Protocol) -> list[tuple[str, str, 
         return "off" if value is None else f"{value:g}"
 
     pairs = [
-        ("Share of the corpus that {} searches", "all" if method.corpus_share == 1 else f"{method.corpus_share:.3g}", "all"),
-        ("Duplicates' similarity in {}", threshold(method.duplicate_threshold), threshold(theirs.duplicate_threshold)),
+        (
+            "Share of the corpus that {} searches",
+            "all" if method.corpus_share == 1 else f"{method.corpus_share:.3g}",
+            "all",
+        ),
+        (
+            "Duplicates' similarity in {}",
+            threshold(method.duplicate_threshold),
+            threshold(theirs.duplicate_threshold),
+        ),
         ("First k of {}, per image wanted", f"{method.first_k:g}", f"{theirs.first_k:g}"),
         ("Largest k of {}, in steps of the first", str(method.growth_limit), str(theirs.growth_limit)),
         ("Unsafe images in {}", "left out" if method.drop_unsafe else "kept", "left out"),
-        ("Aesthetics filter of {}", "none" if method.min_aesthetics is None else f"score of at least {method.min_aesthetics:g}", "score of at least 5"),
-        ("Limit on the corpus's probability of being unsafe in {}", "none" if method.max_punsafe is None else f"{method.max_punsafe:g}", "none"),
-        ("Least side of images in {}, pixels", "none" if method.min_side is None else str(method.min_side), "none"),
-        ("An image near several queries of {} goes to", "the nearest's class only" if method.one_class else "the class of each", "the class of each"),
-        ("Training sets of {}", "the most similar images" if method.ranked else "random draws", "random draws"),
+        (
+            "Aesthetics filter of {}",
+            "none" if method.min_aesthetics is None else f"score of at least {method.min_aesthetics:g}",
+            "score of at least 5",
+        ),
+        (
+            "Limit on the corpus's probability of being unsafe in {}",
+            "none" if method.max_punsafe is None else f"{method.max_punsafe:g}",
+            "none",
+        ),
+        (
+            "Least side of images in {}, pixels",
+            "none" if method.min_side is None else str(method.min_side),
+            "none",
+        ),
+        (
+            "An image near several queries of {} goes to",
+            "the nearest's class only" if method.one_class else "the class of each",
+            "the class of each",
+        ),
+        (
+            "Training sets of {}",
+            "the most similar images" if method.ranked else "random draws",
+            "random draws",
+        ),
     ]
     if paper.images_retrieved:
         kept = f"{method.images_per_class} per class" if method.images_per_class else "1 per training image"
@@ -248,12 +321,20 @@ def _classifier(ours: Classifier, paper: Protocol) -> list[tuple[str, str, str]]
 
     def network(config: Classifier) -> str:
         layers = f" with {'-'.join(map(str, config.layers))} blocks" if config.layers else ""
-        width = f", {config.base_width} channels in its first stage" if config.base_width != CLASSIFIER.base_width else ""
+        width = (
+            f", {config.base_width} channels in its first stage"
+            if config.base_width != CLASSIFIER.base_width
+            else ""
+        )
         stem = ", 3x3 stem" if config.stem == "small" else ""
         return f"{config.arch.replace('resnet', 'ResNet-') if not layers else 'ResNet'}{layers}{width}{stem}"
 
     def centre(config: Classifier) -> str:
-        return "224/256" if config.evaluation_resize is None else f"{config.resolution}/{evaluation_resize(config)}"
+        return (
+            "224/256"
+            if config.evaluation_resize is None
+            else f"{config.resolution}/{evaluation_resize(config)}"
+        )
 
     theirs = CLASSIFIER
     return [

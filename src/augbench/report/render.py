@@ -69,7 +69,9 @@ def render_csv(rows: Sequence[DataclassInstance], notes: Sequence[str] = ()) -> 
     if rows:
         writer.writerow([field.name for field in fields(rows[0])])
     for row in rows:
-        writer.writerow([repr(value) if isinstance(value, float) else value for value in asdict(row).values()])
+        writer.writerow(
+            [repr(value) if isinstance(value, float) else value for value in asdict(row).values()]
+        )
     return stream.getvalue() + "".join(f"# {note}\n" for note in notes)
 
 
@@ -80,10 +82,18 @@ def read_csv(path: str | Path, kind: type[R]) -> list[R]:
     def value(name: str, text: str) -> object:
         if not text and "None" in kinds[name]:
             return None
-        return float(text) if kinds[name].startswith("float") else int(text) if kinds[name].startswith("int") else text
+        return (
+            float(text)
+            if kinds[name].startswith("float")
+            else int(text)
+            if kinds[name].startswith("int")
+            else text
+        )
 
     lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    return [kind(**{name: value(name, text) for name, text in line.items()}) for line in csv.DictReader(lines)]
+    return [
+        kind(**{name: value(name, text) for name, text in line.items()}) for line in csv.DictReader(lines)
+    ]
 
 
 def escape_markdown(text: str) -> str:
@@ -162,10 +172,15 @@ def render_terminal(layout: Layout, width: int = 100) -> str:
     widths = [max(len(line[column]) for line in cells) for column in range(len(layout.header))]
 
     def aligned(line: Sequence[str]) -> str:
-        parts = [text.rjust(size) if numeric else text.ljust(size) for text, size, numeric in zip(line, widths, layout.numeric, strict=True)]
+        parts = [
+            text.rjust(size) if numeric else text.ljust(size)
+            for text, size, numeric in zip(line, widths, layout.numeric, strict=True)
+        ]
         return "  ".join(parts).rstrip()
 
     body = [aligned(line) for line in cells]
     body.insert(1, "-" * max(map(len, body)))
-    footer = [textwrap.fill(note, width, initial_indent="* ", subsequent_indent="  ") for note in layout.notes]
+    footer = [
+        textwrap.fill(note, width, initial_indent="* ", subsequent_indent="  ") for note in layout.notes
+    ]
     return "\n".join([layout.title, "", *body, "", *footer]) + "\n"

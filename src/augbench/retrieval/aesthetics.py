@@ -25,7 +25,13 @@ WEIGHTS_SHA256 = "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1
 
 WEIGHTS_URL = "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth"
 WIDTH = 768
-LAYERS = {"layers.0": (1024, WIDTH), "layers.2": (128, 1024), "layers.4": (64, 128), "layers.6": (16, 64), "layers.7": (1, 16)}
+LAYERS = {
+    "layers.0": (1024, WIDTH),
+    "layers.2": (128, 1024),
+    "layers.4": (64, 128),
+    "layers.6": (16, 64),
+    "layers.7": (1, 16),
+}
 """The published layers in order, with the shapes (out, in) of their weights."""
 
 
@@ -51,7 +57,9 @@ class AestheticPredictor:
         """
         if embeddings.ndim != 2 or embeddings.shape[1] != WIDTH:
             raise UserError(
-                "aesthetics predictor", f"embeddings of shape {embeddings.shape}", f"it reads (N, {WIDTH}) only, the image embeddings of OpenAI's CLIP ViT-L/14"
+                "aesthetics predictor",
+                f"embeddings of shape {embeddings.shape}",
+                f"it reads (N, {WIDTH}) only, the image embeddings of OpenAI's CLIP ViT-L/14",
             )
         vectors = embeddings.astype(np.float64)
         norms = np.linalg.norm(vectors, axis=1)
@@ -74,23 +82,43 @@ def load_predictor(path: str | Path, sha256: str | None = WEIGHTS_SHA256) -> Aes
     import torch
 
     if not Path(path).is_file():
-        raise UserError(str(path), "missing", f"put {WEIGHTS_FILE} of christophschuhmann/improved-aesthetic-predictor there")
+        raise UserError(
+            str(path),
+            "missing",
+            f"put {WEIGHTS_FILE} of christophschuhmann/improved-aesthetic-predictor there",
+        )
     if sha256 is not None and (found := sha256_file(path)) != sha256:
-        raise UserError(str(path), f"SHA-256 {found}", f"the file must have {sha256}; fetch it again, as the raw file and not its web page")
+        raise UserError(
+            str(path),
+            f"SHA-256 {found}",
+            f"the file must have {sha256}; fetch it again, as the raw file and not its web page",
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
         raise UserError(
-            str(path), f"not readable as weights ({str(error).splitlines()[0] if str(error) else type(error).__name__})", "fetch it again"
+            str(path),
+            f"not readable as weights ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
+            "fetch it again",
         ) from None
     return _multiplied_out(state, path)
 
 
 def _multiplied_out(state: Any, path: str | Path) -> AestheticPredictor:
-    expected = {f"{name}.weight": shape for name, shape in LAYERS.items()} | {f"{name}.bias": shape[:1] for name, shape in LAYERS.items()}
-    found = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()} if isinstance(state, dict) else {}
+    expected = {f"{name}.weight": shape for name, shape in LAYERS.items()} | {
+        f"{name}.bias": shape[:1] for name, shape in LAYERS.items()
+    }
+    found = (
+        {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
+        if isinstance(state, dict)
+        else {}
+    )
     if found != expected:
-        odd = sorted(f"{name} {found.get(name, 'missing')}" for name in expected.keys() | found.keys() if found.get(name) != expected.get(name))
+        odd = sorted(
+            f"{name} {found.get(name, 'missing')}"
+            for name in expected.keys() | found.keys()
+            if found.get(name) != expected.get(name)
+        )
         raise UserError(
             str(path),
             f"other layers ({', '.join(odd[:3]) or type(state).__name__})",

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BATCH = {"cpu": 32, "cuda": 256}  # images embedded together; on a CPU, more do not fit into its cache and take half as long again
+BATCH = {
+    "cpu": 32,
+    "cuda": 256,
+}  # images embedded together; on a CPU, more do not fit into its cache and take half as long again
 ROWS_PER_FILE = 5000
 EXACT_UP_TO = 1_000_000  # vectors; to compare a query with all of them takes a fraction of a second, and no neighbour is missed
 METADATA = ("id", "url", "caption", "width", "height", "NSFW", "punsafe")
@@ -62,9 +65,17 @@ def _miniature_part(path: str | Path) -> _Part:
 def _folder_parts(root: Path) -> list[_Part]:
     if not root.is_dir():
         raise UserError("corpus.root", f"{str(root)!r}, no such folder", "allowed: a folder of images")
-    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix.lower()[1:] in EXTENSIONS and path.is_file())
+    names = sorted(
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*")
+        if path.suffix.lower()[1:] in EXTENSIONS and path.is_file()
+    )
     if not names:
-        raise UserError("corpus.root", f"no image in {str(root)!r}", f"allowed: a folder with files of the kinds {', '.join(sorted(EXTENSIONS))}")
+        raise UserError(
+            "corpus.root",
+            f"no image in {str(root)!r}",
+            f"allowed: a folder with files of the kinds {', '.join(sorted(EXTENSIONS))}",
+        )
 
     def part(chosen: Sequence[str]) -> _Part:
         def read() -> tuple[Iterable[Image.Image], Sequence[str] | None, pa.Table]:
@@ -72,11 +83,24 @@ def _folder_parts(root: Path) -> list[_Part]:
             for name in chosen:
                 with Image.open(root / name) as image:
                     sizes.append(image.size)
-            columns = {"id": list(chosen), "url": list(chosen), "width": [size[0] for size in sizes], "height": [size[1] for size in sizes]}
+            columns = {
+                "id": list(chosen),
+                "url": list(chosen),
+                "width": [size[0] for size in sizes],
+                "height": [size[1] for size in sizes],
+            }
             return in_order(open_rgb, [root / name for name in chosen]), None, pa.table(columns)
 
         stats = [(root / name).stat() for name in chosen]
-        return _Part({"files": canonical_hash([[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(chosen, stats, strict=True)])}, len(chosen), read)
+        return _Part(
+            {
+                "files": canonical_hash(
+                    [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(chosen, stats, strict=True)]
+                )
+            },
+            len(chosen),
+            read,
+        )
 
     return [part(batch) for batch in in_batches(names, ROWS_PER_FILE)]
 
@@ -127,9 +151,21 @@ def _embed(job: Job, parts: Sequence[_Part], clip_path: str | Path, out: Path) -
             images, captions, kept = part.read()
             vectors = embed_images(images)
             if captions is not None:
-                kept = kept.append_column("similarity", pa.array((vectors * embed_texts(model, tokenizer, captions).cpu()).sum(1).numpy(), pa.float32()))
-            job.store.commit("embeddings", recipe, ".npy", lambda path, vectors=vectors: np.save(path, vectors.half().numpy()))  # type: ignore[misc]
-            job.store.commit("embeddings", recipe, ".parquet", lambda path, kept=kept: pq.write_table(kept, path))  # type: ignore[misc]
+                kept = kept.append_column(
+                    "similarity",
+                    pa.array(
+                        (vectors * embed_texts(model, tokenizer, captions).cpu()).sum(1).numpy(), pa.float32()
+                    ),
+                )
+            job.store.commit(
+                "embeddings",
+                recipe,
+                ".npy",
+                lambda path, vectors=vectors: np.save(path, vectors.half().numpy()),
+            )  # type: ignore[misc]
+            job.store.commit(
+                "embeddings", recipe, ".parquet", lambda path, kept=kept: pq.write_table(kept, path)
+            )  # type: ignore[misc]
         job.store.publish("embeddings", recipe, out / "img_emb" / f"img_emb_{number:05d}.npy")
         job.store.publish("embeddings", recipe, out / "metadata" / f"metadata_{number:05d}.parquet")
     write_json(out / IDENTITY, {"clip": clip["id"], "corpus": canonical_hash(recipes)})

@@ -102,7 +102,9 @@ class PlainVectors(Vectors):
                 yield start, tile
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        return np.asarray(np.memmap(self.path, self.dtype, "r", self.offset, (self.rows, self.dimension))[rows])
+        return np.asarray(
+            np.memmap(self.path, self.dtype, "r", self.offset, (self.rows, self.dimension))[rows]
+        )
 
 
 @dataclass(frozen=True)
@@ -150,17 +152,28 @@ class ParquetVectors(Vectors):
             raise UserError(str(self.path), f"damaged ({str(error).splitlines()[0]})", DAMAGED) from None
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        pieces = [self._matrix(table.column(0).combine_chunks(), start) for start, table in _row_groups(self.path, rows, [self.column])]
+        pieces = [
+            self._matrix(table.column(0).combine_chunks(), start)
+            for start, table in _row_groups(self.path, rows, [self.column])
+        ]
         return np.concatenate([np.empty((0, self.dimension), np.float32), *pieces])
 
     def _matrix(self, lists: pa.Array, start: int) -> np.ndarray:
         lengths = pc.fill_null(pc.list_value_length(lists), -1).to_numpy(zero_copy_only=False)
         if (wrong := np.flatnonzero(lengths != self.dimension)).size:
             found = "no vector" if lengths[wrong[0]] < 0 else f"a vector of {lengths[wrong[0]]} numbers"
-            raise UserError(f"{self.path}: {self.column}", f"{found} near row {start + wrong[0]}", f"the first row has {self.dimension}")
+            raise UserError(
+                f"{self.path}: {self.column}",
+                f"{found} near row {start + wrong[0]}",
+                f"the first row has {self.dimension}",
+            )
         values = lists.flatten()
         if values.null_count:
-            raise UserError(f"{self.path}: {self.column}", f"a vector with a missing number after row {start}", "every vector must be whole")
+            raise UserError(
+                f"{self.path}: {self.column}",
+                f"a vector with a missing number after row {start}",
+                "every vector must be whole",
+            )
         matrix = values.to_numpy(zero_copy_only=False).reshape(-1, self.dimension)
         return matrix if matrix.dtype == np.float16 else matrix.astype(np.float32, copy=False)
 
@@ -174,7 +187,12 @@ def _row_groups(path: Path, rows: np.ndarray, columns: Sequence[str]) -> Iterato
                 end = start + file.metadata.row_group(group).num_rows
                 first, last = np.searchsorted(rows, (start, end))
                 if first < last:
-                    yield start, file.read_row_group(group, columns=list(columns)).take(pa.array(rows[first:last] - start))
+                    yield (
+                        start,
+                        file.read_row_group(group, columns=list(columns)).take(
+                            pa.array(rows[first:last] - start)
+                        ),
+                    )
                 start = end
     except (pa.ArrowException, OSError) as error:
         raise UserError(str(path), f"damaged ({str(error).splitlines()[0]})", DAMAGED) from None
@@ -184,13 +202,19 @@ def _array_header(stream: IO[bytes], path: Path) -> tuple[int, int, np.dtype]:
     """Rows, dimension and type of a NumPy array whose header begins here; the stream is left at the first number."""
     try:
         version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
         shape, fortran, dtype = read(stream)  # type: ignore[no-untyped-call]
     except (ValueError, EOFError) as error:
         raise UserError(str(path), f"no NumPy array ({str(error).splitlines()[0]})", DAMAGED) from None
     if len(shape) != 2 or fortran or dtype not in (np.float16, np.float32):
         order = ", column by column" if fortran else ""
-        raise UserError(str(path), f"{dtype.name} {shape}{order}", "allowed: float16 or float32 of shape (rows, dimension), row by row")
+        raise UserError(
+            str(path),
+            f"{dtype.name} {shape}{order}",
+            "allowed: float16 or float32 of shape (rows, dimension), row by row",
+        )
     return shape[0], shape[1], dtype
 
 
@@ -207,7 +231,9 @@ def _open_npz(path: Path, key: str | None) -> tuple[Vectors, str]:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             images = [name for name in names if name.endswith("_img")]
             if key is None and len(images) != 1:
-                raise UserError(str(path), f"{len(images)} arrays of image embeddings", f"name one of {', '.join(names)}")
+                raise UserError(
+                    str(path), f"{len(images)} arrays of image embeddings", f"name one of {', '.join(names)}"
+                )
             key = key or images[0]
             if key not in names:
                 raise UserError(str(path), f"no array {key!r}", f"it has {', '.join(names)}")
@@ -219,7 +245,9 @@ def _open_npz(path: Path, key: str | None) -> tuple[Vectors, str]:
         raise UserError(str(path), f"damaged ({error})", DAMAGED) from None
     if member.compress_type != zipfile.ZIP_STORED:
         return CompressedVectors(path, rows, dimension, dtype, member.filename), key
-    with path.open("rb") as archive_bytes:  # a member begins after 30 bytes, its name and an extra field (PKWARE's APPNOTE, section 4.3.7)
+    with (
+        path.open("rb") as archive_bytes
+    ):  # a member begins after 30 bytes, its name and an extra field (PKWARE's APPNOTE, section 4.3.7)
         archive_bytes.seek(member.header_offset + 26)
         lengths = struct.unpack("<HH", archive_bytes.read(4))
     return PlainVectors(path, rows, dimension, dtype, member.header_offset + 30 + sum(lengths) + header), key
@@ -230,19 +258,33 @@ def _open_parquet(path: Path, column: str | None) -> tuple[Vectors, str]:
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
-            vectors = [name for name, kind in zip(schema.names, schema.types, strict=True) if _is_vector(kind)]
+            vectors = [
+                name for name, kind in zip(schema.names, schema.types, strict=True) if _is_vector(kind)
+            ]
             if column is not None and column not in schema.names:
-                raise UserError(str(path), f"no column {column!r}", f"columns of vectors: {', '.join(vectors) or 'none'}")
+                raise UserError(
+                    str(path), f"no column {column!r}", f"columns of vectors: {', '.join(vectors) or 'none'}"
+                )
             if column is not None and column not in vectors:
-                raise UserError(f"{path}: {column}", str(schema.field(column).type), f"columns of vectors: {', '.join(vectors) or 'none'}")
+                raise UserError(
+                    f"{path}: {column}",
+                    str(schema.field(column).type),
+                    f"columns of vectors: {', '.join(vectors) or 'none'}",
+                )
             if column is None and len(vectors) != 1:
-                raise UserError(str(path), f"{len(vectors)} columns of vectors", f"name one of {', '.join(vectors or schema.names)}")
+                raise UserError(
+                    str(path),
+                    f"{len(vectors)} columns of vectors",
+                    f"name one of {', '.join(vectors or schema.names)}",
+                )
             column = column or vectors[0]
             if rows == 0:
                 return ParquetVectors(path, 0, 0, column), column
             (first,) = next(file.iter_batches(1, columns=[column])).column(0).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise UserError(str(path), f"not a whole Parquet file ({str(error).splitlines()[0]})", DAMAGED) from None
+        raise UserError(
+            str(path), f"not a whole Parquet file ({str(error).splitlines()[0]})", DAMAGED
+        ) from None
     if not first:
         raise UserError(f"{path}: {column}", "no vector in row 0", "every row needs its vector")
     return ParquetVectors(path, rows, len(first), column), column
@@ -352,13 +394,17 @@ class EmbeddingFile:
         """
         wanted, position = np.unique(rows, return_inverse=True)
         wanted = wanted.astype(np.int64)
-        groups = [table for _, table in _row_groups(self.metadata_path, wanted, sorted(set(self.columns.values())))]
+        groups = [
+            table for _, table in _row_groups(self.metadata_path, wanted, sorted(set(self.columns.values())))
+        ]
         stem = Path(self.name).stem
         fallback = pa.array([f"{stem}:{row}" for row in wanted.tolist()], pa.string())
         columns = {}
         for name, kind in METADATA.items():
             if groups and name in self.columns:
-                values = self._converted(pa.concat_tables(groups).column(self.columns[name]).combine_chunks(), name, kind)
+                values = self._converted(
+                    pa.concat_tables(groups).column(self.columns[name]).combine_chunks(), name, kind
+                )
             else:
                 values = pa.nulls(len(wanted), kind)
             columns[name] = pc.coalesce(values, fallback) if name == "id" else values
@@ -374,7 +420,11 @@ class EmbeddingFile:
             return pc.cast(values, kind)
         except pa.ArrowException as error:
             where = f"{self.metadata_path}: {self.columns[name]}"
-            raise UserError(where, f"{values.type} ({str(error).splitlines()[0]})", f"{kind} is needed for {name!r}; name another column") from None
+            raise UserError(
+                where,
+                f"{values.type} ({str(error).splitlines()[0]})",
+                f"{kind} is needed for {name!r}; name another column",
+            ) from None
 
     def identity(self) -> dict[str, Any]:
         """What tells this file from a changed one, as plain values: names, sizes and times of modification.
@@ -382,11 +432,17 @@ class EmbeddingFile:
         Not a hash of the content: a corpus has terabytes, which would be read once more for it.
         """
         stats = [(path.name, path.stat()) for path in self.paths]
-        return {"vectors": self.content, "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
+        return {
+            "vectors": self.content,
+            "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        }
 
 
 def open_embeddings(
-    folder: str | Path, vector_column: str | None = None, npz_key: str | None = None, columns: Mapping[str, str] | None = None
+    folder: str | Path,
+    vector_column: str | None = None,
+    npz_key: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> list[EmbeddingFile]:
     """The files of vectors in ``folder``, in order of name; files without rows are left out. Vectors are not read.
 
@@ -412,7 +468,9 @@ def open_embeddings(
     if (folder / "img_emb").is_dir():
         if npz_key or vector_column:
             raise UserError(
-                str(folder), f"a name for the vectors, {npz_key or vector_column!r}", "files in clip-retrieval's layout hold one array: leave it out"
+                str(folder),
+                f"a name for the vectors, {npz_key or vector_column!r}",
+                "files in clip-retrieval's layout hold one array: leave it out",
             )
         opened = [(path, _open_npy(path), "", metadata) for path, metadata in _clip_retrieval_pairs(folder)]
     elif npz := sorted(folder.glob("*.npz")):
@@ -420,7 +478,11 @@ def open_embeddings(
     elif parquet := sorted(folder.glob("*.parquet")):
         opened = [(path, *_open_parquet(path, vector_column), path) for path in parquet]
     else:
-        raise UserError(str(folder), "no embeddings", "allowed: img_emb/*.npy with metadata/*.parquet, *.npz with *.parquet, or *.parquet with vectors")
+        raise UserError(
+            str(folder),
+            "no embeddings",
+            "allowed: img_emb/*.npy with metadata/*.parquet, *.npz with *.parquet, or *.parquet with vectors",
+        )
     files = [_embedding_file(*parts, columns) for parts in opened]
     files = [file for file in files if file.rows]
     if not files:
@@ -428,7 +490,9 @@ def open_embeddings(
     for file in files:
         if file.dimension != files[0].dimension:
             found = f"{file.dimension} numbers per vector, {files[0].dimension} in {files[0].name}"
-            raise UserError(str(file.source.path), found, "embeddings of one CLIP model belong in a folder of their own")
+            raise UserError(
+                str(file.source.path), found, "embeddings of one CLIP model belong in a folder of their own"
+            )
     return files
 
 
@@ -437,34 +501,58 @@ def _clip_retrieval_pairs(folder: Path) -> list[tuple[Path, Path]]:
     arrays = sorted((folder / "img_emb").glob("*.npy"))
     if not arrays:
         raise UserError(str(folder / "img_emb"), "no .npy file", "fetch the embeddings")
-    tables = sorted(path for path in folder.glob("*metadata") if path.is_dir())  # LAION's: laion2B-en-metadata
+    tables = sorted(
+        path for path in folder.glob("*metadata") if path.is_dir()
+    )  # LAION's: laion2B-en-metadata
     if len(tables) != 1:
         found = ", ".join(path.name for path in tables) or "no folder of metadata"
-        raise UserError(str(folder), found, "one folder beside img_emb, as clip-retrieval's `metadata`, says what the rows are")
-    by_number = {path.stem.rpartition("_")[2].lstrip("0"): path for path in sorted(tables[0].glob("*.parquet"))}
+        raise UserError(
+            str(folder),
+            found,
+            "one folder beside img_emb, as clip-retrieval's `metadata`, says what the rows are",
+        )
+    by_number = {
+        path.stem.rpartition("_")[2].lstrip("0"): path for path in sorted(tables[0].glob("*.parquet"))
+    }
     pairs = []
     for array in arrays:
         number = array.stem.rpartition("_")[2]
         if number.lstrip("0") not in by_number:
-            raise UserError(str(array), "no metadata", f"{tables[0] / f'metadata_{number}.parquet'} must say what its rows are")
+            raise UserError(
+                str(array),
+                "no metadata",
+                f"{tables[0] / f'metadata_{number}.parquet'} must say what its rows are",
+            )
         pairs.append((array, by_number[number.lstrip("0")]))
     return pairs
 
 
-def _embedding_file(path: Path, source: Vectors, content: str, metadata_path: Path, columns: Mapping[str, str]) -> EmbeddingFile:
+def _embedding_file(
+    path: Path, source: Vectors, content: str, metadata_path: Path, columns: Mapping[str, str]
+) -> EmbeddingFile:
     try:
         with pq.ParquetFile(metadata_path, memory_map=True) as file:
             rows, there = file.metadata.num_rows, file.schema_arrow.names
     except FileNotFoundError:
         raise UserError(str(path), "no metadata", f"{metadata_path} must say what its rows are") from None
     except (pa.ArrowException, OSError) as error:
-        raise UserError(str(metadata_path), f"not a whole Parquet file ({str(error).splitlines()[0]})", DAMAGED) from None
+        raise UserError(
+            str(metadata_path), f"not a whole Parquet file ({str(error).splitlines()[0]})", DAMAGED
+        ) from None
     if rows != source.rows:
-        raise UserError(str(metadata_path), f"{rows} rows, {source.rows} vectors in {path.name}", "row i must describe vector i: fetch both again")
+        raise UserError(
+            str(metadata_path),
+            f"{rows} rows, {source.rows} vectors in {path.name}",
+            "row i must describe vector i: fetch both again",
+        )
     known = {}
     for name, spellings in SPELLINGS.items():
         if name in columns and columns[name] not in there:
-            raise UserError(f"columns.{name}", f"no column {columns[name]!r} in {metadata_path}", f"it has {', '.join(there)}")
+            raise UserError(
+                f"columns.{name}",
+                f"no column {columns[name]!r} in {metadata_path}",
+                f"it has {', '.join(there)}",
+            )
         spelling = columns.get(name) or next((spelling for spelling in spellings if spelling in there), None)
         if spelling is not None:
             known[name] = spelling

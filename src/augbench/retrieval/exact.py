@@ -41,7 +41,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ROWS_PER_TILE = 16384
-BLOCK_ROWS = 1024  # rows compared together on a CPU: their products with some thousand queries stay in its cache
+BLOCK_ROWS = (
+    1024  # rows compared together on a CPU: their products with some thousand queries stay in its cache
+)
 SEGMENT = 64  # products of a query that are looked at one by one if the greatest of them may count
 BLOCK_PRODUCTS = {"cpu": 1 << 21, "cuda": 1 << 28}  # products in memory at a time
 PAIRS = 1 << 12  # similarities computed anew at a time
@@ -105,18 +107,30 @@ def search(
         Queries and images of different dimension, a vector that is zero or not finite, a damaged file.
     """
     queries = np.ascontiguousarray(queries, np.float32)
-    if queries.ndim != 2 or not len(queries) or not np.allclose(np.linalg.norm(queries, axis=1), 1, atol=UNIT_TOLERANCE):
+    if (
+        queries.ndim != 2
+        or not len(queries)
+        or not np.allclose(np.linalg.norm(queries, axis=1), 1, atol=UNIT_TOLERANCE)
+    ):
         raise ValueError(f"queries of shape {queries.shape}: float32 (Q, D) of unit length needed")
     if k < 1 or not 0 < share <= 1 or rows_per_tile < 1:
-        raise ValueError(f"k {k}, share {share}, rows_per_tile {rows_per_tile}: k >= 1, 0 < share <= 1 and rows_per_tile >= 1 needed")
+        raise ValueError(
+            f"k {k}, share {share}, rows_per_tile {rows_per_tile}: k >= 1, 0 < share <= 1 and rows_per_tile >= 1 needed"
+        )
     for file in files:
         if file.dimension != queries.shape[1]:
             allowed = f"queries have {queries.shape[1]}: both must come from the same CLIP model"
             raise UserError(str(file.source.path), f"{file.dimension} numbers per vector", allowed)
         if file.rows > _MOST_ROWS:
-            raise UserError(str(file.source.path), f"{file.rows} rows", f"at most {_MOST_ROWS} rows per file; split it")
+            raise UserError(
+                str(file.source.path), f"{file.rows} rows", f"at most {_MOST_ROWS} rows per file; split it"
+            )
     store = partial if isinstance(partial, Store) else Store(Path(partial))
-    asked = {"version": 1, "queries": hashlib.sha256(repr(queries.shape).encode() + queries.tobytes()).hexdigest(), "k": k}
+    asked = {
+        "version": 1,
+        "queries": hashlib.sha256(repr(queries.shape).encode() + queries.tobytes()).hexdigest(),
+        "k": k,
+    }
     if share < 1:
         asked |= {"share": share, "seed": seed}
     recipes = [{**asked, "file": file.identity()} for file in files]
@@ -128,7 +142,10 @@ def search(
         done = sum(file.rows for file, there in zip(files, kept, strict=True) if there)
         progress = Progress("exact search", sum(file.rows for file in files), "vector", done)
         best, highest = _Best(len(queries), k), np.full(len(queries), -np.inf, np.float32)
-        with comparison.workers() as compare, closing(_read_ahead(_pieces(unfinished, rows_per_tile, share, seed))) as pieces:
+        with (
+            comparison.workers() as compare,
+            closing(_read_ahead(_pieces(unfinished, rows_per_tile, share, seed))) as pieces,
+        ):
             for number, (file, recipe, there) in enumerate(zip(files, recipes, kept, strict=True)):
                 if not there:
                     nearest = comparison.begin(best.floor())
@@ -149,7 +166,10 @@ def search(
             return best.hits()
         paths = [store.path(KIND, recipe, ".npz") for recipe in recipes]
         outdated = [path for path in paths if (_Partial.read(path).floor > best.floor()).any()]
-        logger.info("exact search: files that an earlier search read are gone; %d files are searched again", len(outdated))
+        logger.info(
+            "exact search: files that an earlier search read are gone; %d files are searched again",
+            len(outdated),
+        )
         for path in outdated:
             path.unlink()
 
@@ -250,14 +270,18 @@ def takes_part(rows: np.ndarray, name: str, share: float, seed: int) -> np.ndarr
     A row's number is hashed to 64 bits by the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), which starts at the file's own seed.
     """
     with np.errstate(over="ignore"):
-        mixed = np.uint64(derive_seed(seed, "share", name)) + rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = np.uint64(derive_seed(seed, "share", name)) + rows.astype(np.uint64) * np.uint64(
+            0x9E3779B97F4A7C15
+        )
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     mixed ^= mixed >> np.uint64(31)
     return mixed < share * 2.0**64
 
 
-def _pieces(files: Sequence[EmbeddingFile], rows_per_tile: int, share: float, seed: int) -> Iterator[_Piece | None]:
+def _pieces(
+    files: Sequence[EmbeddingFile], rows_per_tile: int, share: float, seed: int
+) -> Iterator[_Piece | None]:
     """What there is to compare, file after file, with None at the end of each; a small share's rows are gathered to whole tiles."""
     for file in files:
         vectors: list[np.ndarray] = []
@@ -315,7 +339,9 @@ class _Nearest:
 
         self.k, self.floor = k, floor
         self.lock = Lock()
-        self.threshold = floor  # replaced, never changed: other threads read it meanwhile, and an older one is lower
+        self.threshold = (
+            floor  # replaced, never changed: other threads read it meanwhile, and an older one is lower
+        )
         self.entries = torch.full((len(floor), k + max(32, k // 2)), _EMPTY, device=floor.device)
         self.filled = torch.zeros(len(floor), dtype=torch.int64, device=floor.device)
         self.waiting = 0
@@ -327,13 +353,20 @@ class _Nearest:
 
         wanted = torch.nonzero(similarity >= self.threshold.index_select(0, query)).squeeze(1)
         if len(wanted):
-            query, entries = query.index_select(0, wanted), _entries(similarity.index_select(0, wanted), row.index_select(0, wanted))
+            query, entries = (
+                query.index_select(0, wanted),
+                _entries(similarity.index_select(0, wanted), row.index_select(0, wanted)),
+            )
             count = torch.bincount(query, minlength=len(self.filled))
-            position = torch.arange(len(query), device=query.device) - (count.cumsum(0) - count).index_select(0, query)
+            position = torch.arange(len(query), device=query.device) - (count.cumsum(0) - count).index_select(
+                0, query
+            )
             with self.lock:
                 self._append(query, position, entries, count)
 
-    def _append(self, query: torch.Tensor, position: torch.Tensor, entries: torch.Tensor, count: torch.Tensor) -> None:
+    def _append(
+        self, query: torch.Tensor, position: torch.Tensor, entries: torch.Tensor, count: torch.Tensor
+    ) -> None:
         """Append ``count`` ``(Q,)`` entries to each query's, ``position`` of them after what is there."""
         import torch.nn.functional as F
 
@@ -366,7 +399,9 @@ class _Nearest:
         entries = self.entries[:, : self.k].sort(dim=1, descending=True).values
         there = entries != _EMPTY
         similarity, row = _from_entries(entries[there])
-        return _Partial(*(array.cpu().numpy() for array in (self.floor, there.sum(dim=1).int(), row, similarity)))
+        return _Partial(
+            *(array.cpu().numpy() for array in (self.floor, there.sum(dim=1).int(), row, similarity))
+        )
 
 
 def _entries(similarity: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
@@ -466,28 +501,43 @@ class _Comparison:
             images = torch.where(off[:, None], images / norms[:, None], images).float()
         return images
 
-    def _candidates(self, rounded: torch.Tensor, first: int, nearest: _Nearest) -> tuple[torch.Tensor, torch.Tensor]:
+    def _candidates(
+        self, rounded: torch.Tensor, first: int, nearest: _Nearest
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries (from the ``first`` on) and positions of images that may be near to them, in order of query, then position."""
         import torch
 
         part = slice(first, first + self.queries_together)
         queries = self.rounded[part]
         if not hasattr(self.own, "products"):
-            self.own.products = torch.empty(min(len(self.queries), self.queries_together) * self.rows, dtype=self.dtype, device=self.device)
-        products = torch.mm(queries, rounded.T, out=self.own.products[: len(queries) * len(rounded)].view(len(queries), -1))
+            self.own.products = torch.empty(
+                min(len(self.queries), self.queries_together) * self.rows,
+                dtype=self.dtype,
+                device=self.device,
+            )
+        products = torch.mm(
+            queries, rounded.T, out=self.own.products[: len(queries) * len(rounded)].view(len(queries), -1)
+        )
         bound = nearest.threshold[part] - self.error[part]
         if nearest.open:  # of this block, only its own k nearest can count
             last = products.topk(min(self.k, products.shape[1]), dim=1).values[:, -1].float()
-            bound = torch.maximum(bound, last - torch.finfo(self.dtype).eps * last.abs() - 2 * self.error[part])
+            bound = torch.maximum(
+                bound, last - torch.finfo(self.dtype).eps * last.abs() - 2 * self.error[part]
+            )
         bound = bound.to(self.dtype)  # rounding is monotone, so a product that rounds below it was below it
         width = SEGMENT if products.shape[1] % SEGMENT == 0 else products.shape[1]
         segments = products.view(len(queries), -1, width)
         query, segment = torch.nonzero(segments.amax(dim=2) >= bound[:, None], as_tuple=True)
-        near = segments.view(-1, width).index_select(0, query * segments.shape[1] + segment) >= bound.index_select(0, query)[:, None]
+        near = (
+            segments.view(-1, width).index_select(0, query * segments.shape[1] + segment)
+            >= bound.index_select(0, query)[:, None]
+        )
         found, position = torch.nonzero(near, as_tuple=True)
         return query.index_select(0, found) + first, segment.index_select(0, found) * width + position
 
-    def _similarities(self, query: torch.Tensor, images: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    def _similarities(
+        self, query: torch.Tensor, images: torch.Tensor, position: torch.Tensor
+    ) -> torch.Tensor:
         """Cosines of pairs, float32 ``(P,)``: summed in float64, so that they are the same in whichever order and on whichever device."""
         import torch
 
@@ -512,7 +562,9 @@ class _Workers:
         """Have vectors ``(n, D)`` of ``rows`` compared; what was wrong with earlier ones is raised here."""
         for start in range(0, len(rows), self.comparison.rows):
             block = slice(start, start + self.comparison.rows)
-            self.under_way.append(self.pool.submit(self.comparison.look, stored[block], rows[block], nearest, file))
+            self.under_way.append(
+                self.pool.submit(self.comparison.look, stored[block], rows[block], nearest, file)
+            )
             while len(self.under_way) > self.most:
                 self.under_way.popleft().result()
 
@@ -522,11 +574,15 @@ class _Workers:
             self.under_way.popleft().result()
 
 
-def _sampled(first: torch.Tensor, column: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def _sampled(
+    first: torch.Tensor, column: torch.Tensor, left: torch.Tensor, right: torch.Tensor
+) -> torch.Tensor:
     """Those products of rows of ``left`` and ``right`` that a sparse matrix names: of row i, columns ``column[first[i]:first[i + 1]]``."""
     import torch
 
-    pattern = torch.sparse_csr_tensor(first, column, left.new_zeros(len(column)), (len(left), len(right)), check_invariants=False)
+    pattern = torch.sparse_csr_tensor(
+        first, column, left.new_zeros(len(column)), (len(left), len(right)), check_invariants=False
+    )
     return torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0).values()
 
 
@@ -555,7 +611,14 @@ def collect(hits: Hits, files: Sequence[EmbeddingFile]) -> list[Found]:
         tables.append(files[number].metadata(wanted).take(pa.array(position)))
         places.append(place)
     metadata = pa.concat_tables(tables).combine_chunks().take(pa.array(np.argsort(np.concatenate(places))))
-    return [Found(metadata.slice(query * found, found), hits.similarity[query], embeddings[query * found : (query + 1) * found]) for query in range(queries)]
+    return [
+        Found(
+            metadata.slice(query * found, found),
+            hits.similarity[query],
+            embeddings[query * found : (query + 1) * found],
+        )
+        for query in range(queries)
+    ]
 
 
 @dataclass(frozen=True)
@@ -571,7 +634,16 @@ class ExactBackend:
     name: str = field(default="exact", init=False)
 
     def search(self, queries: np.ndarray, k: int) -> list[Found]:
-        hits = search(self.files, queries, k, partial=self.store, rows_per_tile=self.rows_per_tile, device=self.device, share=self.share, seed=self.seed)
+        hits = search(
+            self.files,
+            queries,
+            k,
+            partial=self.store,
+            rows_per_tile=self.rows_per_tile,
+            device=self.device,
+            share=self.share,
+            seed=self.seed,
+        )
         return collect(hits, self.files)
 
     def identity(self) -> dict[str, Any]:

@@ -61,16 +61,26 @@ class Filters:
         The class that an image goes to, by id, where it goes to one only.
     """
 
-    def __init__(self, method: RetrieveMethod, score: Score | None = None, owner: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, method: RetrieveMethod, score: Score | None = None, owner: dict[str, str] | None = None
+    ) -> None:
         self.method, self.score, self.owner = method, score, owner
 
     def fates(self, neighbours: Sequence[Neighbour]) -> list[str]:
         """The fate of each neighbour of a class, nearest first; what needs an embedding passes where there is none yet."""
         found = [KEPT] * len(neighbours)
-        with_vectors = [place for place, neighbour in enumerate(neighbours) if neighbour.embedding is not None]
-        vectors = np.stack([neighbours[place].embedding for place in with_vectors]) if with_vectors else np.empty((0, 1))  # type: ignore[misc]
+        with_vectors = [
+            place for place, neighbour in enumerate(neighbours) if neighbour.embedding is not None
+        ]
+        vectors = (
+            np.stack([neighbours[place].embedding for place in with_vectors])
+            if with_vectors
+            else np.empty((0, 1))
+        )  # type: ignore[misc]
         if self.method.duplicate_threshold is not None and with_vectors:
-            for place, repeated in zip(with_vectors, duplicates(vectors, self.method.duplicate_threshold), strict=True):
+            for place, repeated in zip(
+                with_vectors, duplicates(vectors, self.method.duplicate_threshold), strict=True
+            ):
                 if repeated:
                     found[place] = "duplicate"
         scores = self._scores(neighbours, with_vectors, vectors)
@@ -79,10 +89,16 @@ class Filters:
                 found[place] = self._of_metadata(neighbour, scores.get(place))
         return found
 
-    def _scores(self, neighbours: Sequence[Neighbour], with_vectors: Sequence[int], vectors: np.ndarray) -> dict[int, float]:
+    def _scores(
+        self, neighbours: Sequence[Neighbour], with_vectors: Sequence[int], vectors: np.ndarray
+    ) -> dict[int, float]:
         if self.method.min_aesthetics is None:
             return {}
-        given = {place: neighbour.aesthetic for place, neighbour in enumerate(neighbours) if neighbour.aesthetic is not None}
+        given = {
+            place: neighbour.aesthetic
+            for place, neighbour in enumerate(neighbours)
+            if neighbour.aesthetic is not None
+        }
         if self.score is not None and with_vectors:
             computed = zip(with_vectors, self.score(vectors.astype(np.float32)).tolist(), strict=True)
             return {**dict(computed), **given}
@@ -92,12 +108,20 @@ class Filters:
         method = self.method
         if method.drop_unsafe and neighbour.nsfw == "NSFW":
             return "unsafe: metadata"
-        if method.max_punsafe is not None and neighbour.punsafe is not None and neighbour.punsafe > method.max_punsafe:
+        if (
+            method.max_punsafe is not None
+            and neighbour.punsafe is not None
+            and neighbour.punsafe > method.max_punsafe
+        ):
             return "unsafe: punsafe"
         sides = [side for side in (neighbour.width, neighbour.height) if side]
         if method.min_side is not None and sides and min(sides) < method.min_side:
             return "too small"
-        if aesthetics is not None and method.min_aesthetics is not None and aesthetics < method.min_aesthetics:
+        if (
+            aesthetics is not None
+            and method.min_aesthetics is not None
+            and aesthetics < method.min_aesthetics
+        ):
             return "aesthetics"
         if self.owner is not None and self.owner.get(neighbour.id, neighbour.class_id) != neighbour.class_id:
             return "nearer to another class"
@@ -106,5 +130,13 @@ class Filters:
 
 def check_scores(filters: Filters, neighbours: Sequence[Neighbour], where: str) -> None:
     """Raise :class:`UserError` where a least aesthetics score is asked for and nothing gives scores; ``where`` is the method's key."""
-    if filters.method.min_aesthetics is not None and filters.score is None and any(neighbour.aesthetic is None for neighbour in neighbours):
-        raise UserError(f"{where}.min_aesthetics", "the corpus has no scores for all images", "give retrieval.aesthetics_weights, or null")
+    if (
+        filters.method.min_aesthetics is not None
+        and filters.score is None
+        and any(neighbour.aesthetic is None for neighbour in neighbours)
+    ):
+        raise UserError(
+            f"{where}.min_aesthetics",
+            "the corpus has no scores for all images",
+            "give retrieval.aesthetics_weights, or null",
+        )

@@ -85,11 +85,20 @@ class CorpusOrigin:
         encoded = self._bytes(key)
         with Image.open(BytesIO(encoded)) as image:
             width, height = image.size
-        return Arrival(FETCHED, hashlib.sha256(encoded).hexdigest(), width, height, lambda: Image.open(BytesIO(encoded)).convert("RGB"))
+        return Arrival(
+            FETCHED,
+            hashlib.sha256(encoded).hexdigest(),
+            width,
+            height,
+            lambda: Image.open(BytesIO(encoded)).convert("RGB"),
+        )
 
     def fetch(self, wanted: Mapping[str, Sequence[Neighbour]]) -> dict[str, dict[str, Arrival]]:
         """Images by their number in the corpus."""
-        return {class_id: {neighbour.id: self._arrival(int(neighbour.id)) for neighbour in rows} for class_id, rows in wanted.items()}
+        return {
+            class_id: {neighbour.id: self._arrival(int(neighbour.id)) for neighbour in rows}
+            for class_id, rows in wanted.items()
+        }
 
     def close(self, class_id: str) -> None:
         """Keep what was read: other classes need it."""
@@ -115,7 +124,10 @@ class FolderOrigin:
 
     def fetch(self, wanted: Mapping[str, Sequence[Neighbour]]) -> dict[str, dict[str, Arrival]]:
         """Images by their path below the folder."""
-        return {class_id: {neighbour.id: self._arrival(neighbour) for neighbour in rows} for class_id, rows in wanted.items()}
+        return {
+            class_id: {neighbour.id: self._arrival(neighbour) for neighbour in rows}
+            for class_id, rows in wanted.items()
+        }
 
     def close(self, class_id: str) -> None:
         """Nothing is kept."""
@@ -150,7 +162,9 @@ class WebOrigin:
         urls: dict[str, dict[str, None]] = {}
         for class_id, rows in wanted.items():
             for neighbour in rows:
-                urls.setdefault(self._homes.setdefault(neighbour.url or "", class_id), {})[neighbour.url or ""] = None
+                urls.setdefault(self._homes.setdefault(neighbour.url or "", class_id), {})[
+                    neighbour.url or ""
+                ] = None
         # each class has connections of its own, so what is allowed in all is shared out among them
         at_once = max(1, min(CLASSES_AT_ONCE, self.download.per_host, self.download.concurrency, len(urls)))
         limits = self._limits(at_once)
@@ -158,7 +172,10 @@ class WebOrigin:
         with ThreadPoolExecutor(at_once) as pool:
             arrived = pool.map(lambda home: self._fetch(home, list(urls[home]), limits, progress), urls)
             by_url = {url: arrival for arrivals in arrived for url, arrival in arrivals.items()}
-        return {class_id: {neighbour.id: by_url[neighbour.url or ""] for neighbour in rows} for class_id, rows in wanted.items()}
+        return {
+            class_id: {neighbour.id: by_url[neighbour.url or ""] for neighbour in rows}
+            for class_id, rows in wanted.items()
+        }
 
     def _limits(self, classes: int) -> Limits:
         config = self.download
@@ -176,7 +193,9 @@ class WebOrigin:
             user_agent=config.user_agent,
         )
 
-    def _fetch(self, home: str, urls: Sequence[str], limits: Limits, progress: Progress) -> dict[str, Arrival]:
+    def _fetch(
+        self, home: str, urls: Sequence[str], limits: Limits, progress: Progress
+    ) -> dict[str, Arrival]:
         from augbench.retrieval.web.download import download
 
         cache = self._cache(home)
@@ -184,7 +203,13 @@ class WebOrigin:
 
         def arrival(url: str) -> Arrival:
             row = fetched[url]
-            return Arrival(row.fate, row.sha256, row.width, row.height, (lambda: cache.image(url)) if row.fate == FETCHED else None)
+            return Arrival(
+                row.fate,
+                row.sha256,
+                row.width,
+                row.height,
+                (lambda: cache.image(url)) if row.fate == FETCHED else None,
+            )
 
         return {url: arrival(url) for url in urls}
 

@@ -22,7 +22,11 @@ from augbench.retrieval.embed import IDENTITY
 from augbench.retrieval.neighbours import METADATA, Found, metadata_table
 
 ATTEMPTS, SECONDS_BETWEEN = 5, 2.0
-THEIR_NAMES = {"NSFW": "nsfw", "image_path": "url", **{name: name for name in METADATA if name not in ("id", "nsfw")}}
+THEIR_NAMES = {
+    "NSFW": "nsfw",
+    "image_path": "url",
+    **{name: name for name in METADATA if name not in ("id", "nsfw")},
+}
 
 
 def _found(rows: Sequence[Mapping[str, Any]], embeddings: np.ndarray | None) -> Found:
@@ -30,7 +34,11 @@ def _found(rows: Sequence[Mapping[str, Any]], embeddings: np.ndarray | None) -> 
     for theirs, ours in THEIR_NAMES.items():
         if any(row.get(theirs) is not None for row in rows):
             columns[ours] = [row.get(theirs) for row in rows]
-    return Found(metadata_table(columns, len(rows)), np.array([row["similarity"] for row in rows], dtype=np.float32), embeddings)
+    return Found(
+        metadata_table(columns, len(rows)),
+        np.array([row["similarity"] for row in rows], dtype=np.float32),
+        embeddings,
+    )
 
 
 class IndexBackend:
@@ -56,9 +64,17 @@ class IndexBackend:
     def __init__(self, folder: str | Path, clip: str, clip_folder: str) -> None:
         folder = Path(folder)
         if not (folder / "image.index").is_file():
-            raise UserError("corpus.folder", f"no image.index in {str(folder)!r}", "allowed: a folder that `clip-retrieval index` has made")
+            raise UserError(
+                "corpus.folder",
+                f"no image.index in {str(folder)!r}",
+                "allowed: a folder that `clip-retrieval index` has made",
+            )
         if (folder / IDENTITY).is_file() and (made_with := read_json(folder / IDENTITY)["clip"]) != clip:
-            raise UserError(str(folder), f"embeddings of CLIP {made_with}", f"a query by CLIP {clip} needs embeddings of the same model")
+            raise UserError(
+                str(folder),
+                f"embeddings of CLIP {made_with}",
+                f"a query by CLIP {clip} needs embeddings of the same model",
+            )
         from clip_retrieval.clip_back import ClipOptions, KnnService, load_clip_index
 
         parts = sorted((folder / "metadata").glob("*.parquet"))
@@ -81,14 +97,18 @@ class IndexBackend:
         self.service = KnnService(clip_resources={"corpus": self.index})
         if self.index.image_index.ntotal and self.index.image_index.d != (width := _width(clip_folder)):
             raise UserError(
-                str(folder), f"vectors of {self.index.image_index.d} numbers", f"CLIP in {clip_folder!r} gives {width}: another model made the index"
+                str(folder),
+                f"vectors of {self.index.image_index.d} numbers",
+                f"CLIP in {clip_folder!r} gives {width}: another model made the index",
             )
 
     def search(self, queries: np.ndarray, k: int) -> list[Found]:
         """The k nearest images of each query, float32 ``(Q, D)`` of unit length; embeddings are the index's, which may be compressed."""
         progress, found = Progress("search the index", len(queries), "query"), []
         for query in queries:
-            rows = self.service.query(embedding_input=query.tolist(), num_images=k, num_result_ids=k, deduplicate=False)
+            rows = self.service.query(
+                embedding_input=query.tolist(), num_images=k, num_result_ids=k, deduplicate=False
+            )
             found.append(_found(rows, self._vectors([row["id"] for row in rows])))
             progress.update()
         return found
@@ -154,4 +174,8 @@ class ServerBackend:
             if isinstance(answer, list) and all({"id", "similarity"} <= row.keys() for row in answer):
                 return answer
             problem = f"answered {str(answer)[:200]}"
-        raise UserError("corpus.url", f"{self.url}: {problem}", "allowed: the address of a clip-retrieval server's knn-service that runs")
+        raise UserError(
+            "corpus.url",
+            f"{self.url}: {problem}",
+            "allowed: the address of a clip-retrieval server's knn-service that runs",
+        )

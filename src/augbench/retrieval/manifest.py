@@ -42,7 +42,12 @@ def freeze(ledgers: Sequence[str | Path], neighbours_path: str | Path, out: str 
     """Write the manifest of a method from the ledgers of all its classes."""
     first = pq.ParquetFile(neighbours_path).read(columns=["backend", "clip"]).slice(0, 1).to_pylist()
     made_by = first[0] if first else {"backend": None, "clip": None}
-    rows = [{**row, **made_by} for path in ledgers for row in pq.read_table(path).to_pylist() if row["fate"] == KEPT]
+    rows = [
+        {**row, **made_by}
+        for path in ledgers
+        for row in pq.read_table(path).to_pylist()
+        if row["fate"] == KEPT
+    ]
     with atomic_path(out) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
 
@@ -71,12 +76,24 @@ class Manifest:
             It has no image of a class.
         """
         if missing := [class_id for class_id in class_ids if class_id not in self.hashes]:
-            raise UserError(self.path, f"no image of class {missing[0]!r}", f"allowed: a manifest with all {len(class_ids)} classes of the study")
+            raise UserError(
+                self.path,
+                f"no image of class {missing[0]!r}",
+                f"allowed: a manifest with all {len(class_ids)} classes of the study",
+            )
         results = {}
         for class_id in class_ids:
-            rows = self.table.filter(pa.compute.equal(self.table.column("class_id"), class_id)).sort_by("rank")
-            columns = {name: rows.column(name).to_pylist() for name in ("id", "url", "caption", "width", "height")}
-            results[class_id] = Found(metadata_table(columns, rows.num_rows), rows.column("similarity").to_numpy().astype(np.float32), None)
+            rows = self.table.filter(pa.compute.equal(self.table.column("class_id"), class_id)).sort_by(
+                "rank"
+            )
+            columns = {
+                name: rows.column(name).to_pylist() for name in ("id", "url", "caption", "width", "height")
+            }
+            results[class_id] = Found(
+                metadata_table(columns, rows.num_rows),
+                rows.column("similarity").to_numpy().astype(np.float32),
+                None,
+            )
         return results
 
 
@@ -91,7 +108,15 @@ def read_manifest(path: str | Path) -> Manifest:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(str(path), f"not readable ({str(error).splitlines()[0]})", "allowed: a manifest.parquet that a study has frozen") from None
+        raise UserError(
+            str(path),
+            f"not readable ({str(error).splitlines()[0]})",
+            "allowed: a manifest.parquet that a study has frozen",
+        ) from None
     if missing := [name for name in SCHEMA.names if name not in table.schema.names]:
-        raise UserError(str(path), f"no column {', '.join(missing)}", "allowed: a manifest.parquet that a study has frozen")
+        raise UserError(
+            str(path),
+            f"no column {', '.join(missing)}",
+            "allowed: a manifest.parquet that a study has frozen",
+        )
     return Manifest(str(path), table.select(SCHEMA.names))

@@ -36,7 +36,16 @@ def neighbour_schema(width: int | None) -> pa.Schema:
     """Columns of the table; embeddings are float16 ``(width,)``, and null where the backend gives none."""
     leading = [("class_id", pa.string()), ("query", pa.string()), ("rank", pa.int32())]
     embedding = pa.null() if width is None else pa.list_(pa.float16(), width)
-    return pa.schema([*leading, *METADATA.items(), ("similarity", pa.float32()), ("embedding", embedding), ("backend", pa.string()), ("clip", pa.string())])
+    return pa.schema(
+        [
+            *leading,
+            *METADATA.items(),
+            ("similarity", pa.float32()),
+            ("embedding", embedding),
+            ("backend", pa.string()),
+            ("clip", pa.string()),
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -90,11 +99,16 @@ class Backend(Protocol):
 
 def metadata_table(columns: Mapping[str, Sequence[Any]], rows: int) -> pa.Table:
     """A table of :data:`METADATA` from those columns that there are; the others are null."""
-    arrays = [pa.array(columns[name], kind) if name in columns else pa.nulls(rows, kind) for name, kind in METADATA.items()]
+    arrays = [
+        pa.array(columns[name], kind) if name in columns else pa.nulls(rows, kind)
+        for name, kind in METADATA.items()
+    ]
     return pa.table(arrays, names=list(METADATA))
 
 
-def write_neighbours(path: str | Path, found: Mapping[str, Found], queries: Mapping[str, str], backend: str, clip: str) -> None:
+def write_neighbours(
+    path: str | Path, found: Mapping[str, Found], queries: Mapping[str, str], backend: str, clip: str
+) -> None:
     """Write the table; ``found`` and ``queries`` are by class_id, ``clip`` is the content hash of the CLIP model that the queries went through."""
     widths = {result.embeddings.shape[1] for result in found.values() if result.embeddings is not None}
     schema = neighbour_schema(widths.pop() if widths else None)
@@ -104,7 +118,9 @@ def write_neighbours(path: str | Path, found: Mapping[str, Found], queries: Mapp
         if result.embeddings is None:
             embeddings: pa.Array = pa.nulls(count, schema.field("embedding").type)
         else:
-            embeddings = pa.FixedSizeListArray.from_arrays(pa.array(result.embeddings.astype(np.float16).ravel()), result.embeddings.shape[1])
+            embeddings = pa.FixedSizeListArray.from_arrays(
+                pa.array(result.embeddings.astype(np.float16).ravel()), result.embeddings.shape[1]
+            )
         columns = {
             "class_id": pa.array([class_id] * count, pa.string()),
             "query": pa.array([queries[class_id]] * count, pa.string()),

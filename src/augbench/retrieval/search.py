@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def open_backend(job: Job, method: RetrieveMethod, clip_path: str | Path, corpus_folder: str | Path | None) -> Backend:
+def open_backend(
+    job: Job, method: RetrieveMethod, clip_path: str | Path, corpus_folder: str | Path | None
+) -> Backend:
     """The backend of the study's corpus.
 
     Parameters
@@ -58,13 +60,22 @@ def open_backend(job: Job, method: RetrieveMethod, clip_path: str | Path, corpus
     if isinstance(corpus, IndexCorpus):
         return IndexBackend(corpus.folder, clip["id"], clip["folder"])
     if isinstance(corpus, EmbeddingCorpus):
-        files = open_embeddings(corpus.folder, corpus.vector_column, corpus.npz_key, {str(name): column for name, column in corpus.columns.items()})
+        files = open_embeddings(
+            corpus.folder,
+            corpus.vector_column,
+            corpus.npz_key,
+            {str(name): column for name, column in corpus.columns.items()},
+        )
         return ExactBackend(files, job.store, device, method.corpus_share, study.seed)
     assert isinstance(corpus, OwnCorpus) and corpus_folder is not None
     if corpus.search == "clip_retrieval_index":
         return IndexBackend(corpus_folder, clip["id"], clip["folder"])
     if (made_with := read_json(Path(corpus_folder) / IDENTITY)["clip"]) != clip["id"]:
-        raise UserError(str(corpus_folder), f"embeddings of CLIP {made_with}", f"a query by CLIP {clip['id']} needs embeddings of the same model")
+        raise UserError(
+            str(corpus_folder),
+            f"embeddings of CLIP {made_with}",
+            f"a query by CLIP {clip['id']} needs embeddings of the same model",
+        )
     return ExactBackend(open_embeddings(corpus_folder), job.store, device, method.corpus_share, study.seed)
 
 
@@ -99,14 +110,29 @@ def search(
     clip = read_json(clip_path)
     if method.manifest is not None:
         manifest = read_manifest(method.manifest)
-        write_neighbours(out, manifest.found(list(queries)), queries, f"manifest {method.manifest}", clip["id"])
+        write_neighbours(
+            out, manifest.found(list(queries)), queries, f"manifest {method.manifest}", clip["id"]
+        )
         return
-    limits = {class_id: prefix_sizes(method, wanted_images(method, training_images[class_id]))[-1] for class_id in queries}
+    limits = {
+        class_id: prefix_sizes(method, wanted_images(method, training_images[class_id]))[-1]
+        for class_id in queries
+    }
     backend = open_backend(job, method, clip_path, corpus_folder)
     vectors = embed_queries(queries, clip["folder"], job.study)
     found = dict(zip(queries, backend.search(vectors, max(limits.values())), strict=True))
-    write_neighbours(out, {class_id: _first(result, limits[class_id]) for class_id, result in found.items()}, queries, backend.name, clip["id"])
+    write_neighbours(
+        out,
+        {class_id: _first(result, limits[class_id]) for class_id, result in found.items()},
+        queries,
+        backend.name,
+        clip["id"],
+    )
 
 
 def _first(found: Found, k: int) -> Found:
-    return Found(found.metadata.slice(0, k), found.similarity[:k], None if found.embeddings is None else found.embeddings[:k])
+    return Found(
+        found.metadata.slice(0, k),
+        found.similarity[:k],
+        None if found.embeddings is None else found.embeddings[:k],
+    )

@@ -26,7 +26,9 @@ from augbench.retrieval.manifest import freeze
 ALL = "all classes"
 
 
-def shortfall(study: Study, kept: Mapping[str, Mapping[str, int]], training_images: Mapping[str, int]) -> dict[str, dict[str, dict[str, int]]]:
+def shortfall(
+    study: Study, kept: Mapping[str, Mapping[str, int]], training_images: Mapping[str, int]
+) -> dict[str, dict[str, dict[str, int]]]:
     """Classes with fewer images than a training set needs, by class_id and method, with ``kept`` and ``needed``; methods that may fall short don't count.
 
     Parameters
@@ -59,7 +61,10 @@ def decide(study: Study, short: Mapping[str, Any], class_ids: Sequence[str]) -> 
         raise UserError("retrieval.exclude", repr(unknown[0]), "allowed: class_ids of the data set")
     left_out = set(short) if exclude == "auto" else set() if exclude == "none" else set(exclude)
     if forgotten := [class_id for class_id in class_ids if class_id in short and class_id not in left_out]:
-        counts = ", ".join(f"{class_id} ({min(found['kept'] for found in short[class_id].values())} kept)" for class_id in forgotten[:10])
+        counts = ", ".join(
+            f"{class_id} ({min(found['kept'] for found in short[class_id].values())} kept)"
+            for class_id in forgotten[:10]
+        )
         raise UserError(
             "retrieval.exclude",
             f"{len(forgotten)} class(es) with too few retrieved images: {counts}",
@@ -67,7 +72,9 @@ def decide(study: Study, short: Mapping[str, Any], class_ids: Sequence[str]) -> 
         )
     if len(class_ids) - len(left_out) < 2:
         raise UserError(
-            "retrieval.exclude", f"{len(left_out)} of {len(class_ids)} classes would be left out", "at least 2 must stay: retrieve more, or search elsewhere"
+            "retrieval.exclude",
+            f"{len(left_out)} of {len(class_ids)} classes would be left out",
+            "at least 2 must stay: retrieve more, or search elsewhere",
         )
     return [class_id for class_id in class_ids if class_id in left_out]
 
@@ -103,7 +110,11 @@ def summarise(
                 for scope in (ALL, row["class_id"]):
                     fates[scope][row["fate"]] += 1
         kept[name] = Counter({class_id: fates[class_id][KEPT] for class_id in class_ids})
-        rows += [(name, scope, fate, count) for scope, counts in fates.items() for fate, count in counts.most_common()]
+        rows += [
+            (name, scope, fate, count)
+            for scope, counts in fates.items()
+            for fate, count in counts.most_common()
+        ]
         freeze(paths, neighbours[name], manifests[name])
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -113,7 +124,12 @@ def summarise(
     short = shortfall(study, kept, training_images)
     exclude = study.retrieval.exclude
     write_json(
-        excluded_path, {"exclude": list(exclude) if isinstance(exclude, tuple) else exclude, "excluded": decide(study, short, class_ids), "short": short}
+        excluded_path,
+        {
+            "exclude": list(exclude) if isinstance(exclude, tuple) else exclude,
+            "excluded": decide(study, short, class_ids),
+            "short": short,
+        },
     )
 
 

@@ -125,11 +125,19 @@ class Hunt:
 
     def missing(self, filters: Filters) -> list[Neighbour]:
         """Neighbours of the prefix that pass all filters and have not been asked for."""
-        return [n for n, fate in zip(self.prefix, self.fates(filters), strict=True) if fate == KEPT and n.id not in self.arrivals]
+        return [
+            n
+            for n, fate in zip(self.prefix, self.fates(filters), strict=True)
+            if fate == KEPT and n.id not in self.arrivals
+        ]
 
     def is_done(self, filters: Filters) -> bool:
         """Whether enough images are kept, or there is nothing left to look at; else the prefix grows."""
-        if self.fates(filters).count(KEPT) >= self.wanted or len(self.neighbours) <= self.k or self.step + 1 == len(self.sizes):
+        if (
+            self.fates(filters).count(KEPT) >= self.wanted
+            or len(self.neighbours) <= self.k
+            or self.step + 1 == len(self.sizes)
+        ):
             return True
         self.step += 1
         return False
@@ -141,12 +149,26 @@ class Hunt:
             kept += found == KEPT
             fate = NOT_NEEDED if found == KEPT and kept > self.wanted else found
             arrival = self.arrivals.get(neighbour.id, Arrival(fate))
-            given = {name: getattr(neighbour, name) for name in ("class_id", "query", "rank", "id", "url", "caption", "similarity")}
-            rows.append({**given, "k": self.k, "fate": fate, "sha256": arrival.sha256, "width": arrival.width, "height": arrival.height})
+            given = {
+                name: getattr(neighbour, name)
+                for name in ("class_id", "query", "rank", "id", "url", "caption", "similarity")
+            }
+            rows.append(
+                {
+                    **given,
+                    "k": self.k,
+                    "fate": fate,
+                    "sha256": arrival.sha256,
+                    "width": arrival.width,
+                    "height": arrival.height,
+                }
+            )
         return rows
 
 
-def hunt_all(hunts: Sequence[Hunt], filters: Filters, origin: Origin, flags: Flags, embed: Embed | None = None) -> None:
+def hunt_all(
+    hunts: Sequence[Hunt], filters: Filters, origin: Origin, flags: Flags, embed: Embed | None = None
+) -> None:
     """Fetch images, in rounds of all classes together, until each class is done.
 
     Parameters
@@ -160,7 +182,9 @@ def hunt_all(hunts: Sequence[Hunt], filters: Filters, origin: Origin, flags: Fla
     while open_hunts:
         number += 1
         wanted = {hunt.class_id: missing for hunt in open_hunts if (missing := hunt.missing(filters))}
-        logger.info("round %d: %d classes, %d images", number, len(open_hunts), sum(map(len, wanted.values())))
+        logger.info(
+            "round %d: %d classes, %d images", number, len(open_hunts), sum(map(len, wanted.values()))
+        )
         for class_id, arrivals in origin.fetch(wanted).items():
             hunt = next(hunt for hunt in open_hunts if hunt.class_id == class_id)
             hunt.arrivals.update(arrivals)
@@ -176,7 +200,10 @@ def _look(hunt: Hunt, ids: Sequence[str], flags: Flags, embed: Embed | None) -> 
         hunt.unsafe.update(zip(batch, flags(images), strict=True))
         if embed is not None:
             vectors = dict(zip(batch, embed(images), strict=True))
-            hunt.neighbours[:] = [replace(n, embedding=vectors[n.id]) if n.id in vectors and n.embedding is None else n for n in hunt.neighbours]
+            hunt.neighbours[:] = [
+                replace(n, embedding=vectors[n.id]) if n.id in vectors and n.embedding is None else n
+                for n in hunt.neighbours
+            ]
 
 
 def retrieve(
@@ -226,11 +253,19 @@ def retrieve(
         check_scores(filters, neighbours[class_id][: sizes[-1]], f"methods.{name}")
         known = None if promised is None else promised[class_id]
         hunts.append(Hunt(class_id, neighbours[class_id][: sizes[-1]], wanted, sizes, known))
-    hunt_all(hunts, filters, origin, lambda images: check_safety(pipeline, images) if method.drop_unsafe else [False] * len(images), embed)
+    hunt_all(
+        hunts,
+        filters,
+        origin,
+        lambda images: check_safety(pipeline, images) if method.drop_unsafe else [False] * len(images),
+        embed,
+    )
     for hunt, ledger_path in zip(hunts, ledgers, strict=True):
         looked_at = hunt.ledger(filters)
         counts = Counter(row["fate"] for row in looked_at)
-        logger.info("%s: %s", hunt.class_id, ", ".join(f"{count} {fate}" for fate, count in counts.most_common()))
+        logger.info(
+            "%s: %s", hunt.class_id, ", ".join(f"{count} {fate}" for fate, count in counts.most_common())
+        )
         kept = [row for row in looked_at if row["fate"] == KEPT]
         (prompt,) = prompts[hunt.class_id, 0]
         recipe: dict[str, Any] = {
@@ -238,9 +273,22 @@ def retrieve(
             "class_id": hunt.class_id, "query": prompt["prompt"], "images": [[row["id"], row["sha256"]] for row in kept],
         }  # fmt: skip
 
-        def write(path: Path, hunt: Hunt = hunt, kept: list[dict[str, Any]] = kept, recipe: dict[str, Any] = recipe, label: Any = prompt["label"]) -> None:
+        def write(
+            path: Path,
+            hunt: Hunt = hunt,
+            kept: list[dict[str, Any]] = kept,
+            recipe: dict[str, Any] = recipe,
+            label: Any = prompt["label"],
+        ) -> None:
             side, encoding = job.study.diffusion.resolution, image_recipe(job.study)
-            write_shard(path, [_shard_row(row, hunt, i, label, name, clip["id"], side, encoding) for i, row in enumerate(kept)], recipe)
+            write_shard(
+                path,
+                [
+                    _shard_row(row, hunt, i, label, name, clip["id"], side, encoding)
+                    for i, row in enumerate(kept)
+                ],
+                recipe,
+            )
 
         job.store.provide("shards", recipe, by_class[hunt.class_id], write, is_kept)
         with atomic_path(ledger_path) as temporary:
@@ -250,12 +298,20 @@ def retrieve(
 
 
 def _filters(
-    job: Job, method: RetrieveMethod, neighbours_path: str | Path, neighbours: Mapping[str, Sequence[Neighbour]], clip_folder: str
+    job: Job,
+    method: RetrieveMethod,
+    neighbours_path: str | Path,
+    neighbours: Mapping[str, Sequence[Neighbour]],
+    clip_folder: str,
 ) -> tuple[Filters, Embed | None]:
     """The method's filters, and how to embed what came without a vector, if filters need one."""
     score = None
     if method.manifest is not None:  # filtered when it was frozen
-        return Filters(method.model_copy(update={"duplicate_threshold": None, "min_aesthetics": None, "one_class": False})), None
+        return Filters(
+            method.model_copy(
+                update={"duplicate_threshold": None, "min_aesthetics": None, "one_class": False}
+            )
+        ), None
     unscored = any(n.aesthetic is None for rows in neighbours.values() for n in rows)
     weights = job.study.retrieval.aesthetics_weights
     if method.min_aesthetics is not None and unscored and weights is not None:
@@ -263,7 +319,9 @@ def _filters(
 
         score = load_predictor(weights, job.study.retrieval.aesthetics_sha256 or WEIGHTS_SHA256).score
     embed = None
-    if any(n.embedding is None for rows in neighbours.values() for n in rows) and (method.duplicate_threshold is not None or score is not None):
+    if any(n.embedding is None for rows in neighbours.values() for n in rows) and (
+        method.duplicate_threshold is not None or score is not None
+    ):
         from augbench.models.folders import load_image_tower, pick_device
 
         tower = load_image_tower(clip_folder, pick_device(job.study.execution.device))
@@ -275,7 +333,16 @@ def _filters(
     return Filters(method, score, owners(neighbours_path) if method.one_class else None), embed
 
 
-def _shard_row(row: Mapping[str, Any], hunt: Hunt, index: int, label: int, method: str, model: str, side: int, encoding: dict[str, Any]) -> ShardRow:
+def _shard_row(
+    row: Mapping[str, Any],
+    hunt: Hunt,
+    index: int,
+    label: int,
+    method: str,
+    model: str,
+    side: int,
+    encoding: dict[str, Any],
+) -> ShardRow:
     opened = hunt.arrivals[row["id"]].open
     assert opened is not None
     image = opened()

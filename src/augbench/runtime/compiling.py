@@ -61,7 +61,13 @@ def kernels_of(unet: UNet2DConditionModel, **others: Any) -> dict[str, Any]:
     import torch
 
     device = torch.cuda.get_device_name() if unet.device.type == "cuda" else "cpu"
-    return {"torch": torch.__version__, "device": device, "unet": unet.to_json_string(), "dtype": str(unet.dtype), **others}
+    return {
+        "torch": torch.__version__,
+        "device": device,
+        "unet": unet.to_json_string(),
+        "dtype": str(unet.dtype),
+        **others,
+    }
 
 
 @contextmanager

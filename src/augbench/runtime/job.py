@@ -96,7 +96,9 @@ def running(snakemake: Any) -> Iterator[Job]:
 
     gc.set_threshold(COLLECT_AFTER)
     finished: list[bool] = []
-    atexit.register(_leave, finished)  # before libraries register anything: called in reverse, this is the last
+    atexit.register(
+        _leave, finished
+    )  # before libraries register anything: called in reverse, this is the last
     set_threads(snakemake.threads)
     log = Path(snakemake.log[0])
     log.parent.mkdir(parents=True, exist_ok=True)

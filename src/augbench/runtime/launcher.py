@@ -30,7 +30,11 @@ from augbench.errors import UserError, ending_in_one_line
 
 logger = logging.getLogger(__name__)
 LOCKS = Path("results/.locks")
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what file systems say that know no locks: Lustre without "-o flock", some NFS
+NO_LOCKS = (
+    errno.ENOSYS,
+    errno.ENOLCK,
+    errno.EOPNOTSUPP,
+)  # what file systems say that know no locks: Lustre without "-o flock", some NFS
 SCHEDULERS = ("--profile", "--executor", "-e")  # arguments that send jobs elsewhere
 _held: list[IO[str]] = []  # kept open: closing a file gives its lock back
 
@@ -55,7 +59,9 @@ def lock_file(stream: IO[str], how: int) -> bool:
 
 @cache
 def _warn_once(reason: str) -> None:
-    logger.warning("%s: this file system knows no locks (%s); do not start a second run beside this one", LOCKS, reason)
+    logger.warning(
+        "%s: this file system knows no locks (%s); do not start a second run beside this one", LOCKS, reason
+    )
 
 
 def _holders(path: Path) -> list[int]:
@@ -82,12 +88,18 @@ def acquire_run_lock() -> str:
     if not lock_file(run, fcntl.LOCK_EX | fcntl.LOCK_NB):
         run.seek(0)
         holder = " ".join(run.read().split()[1:]) or "another process"
-        raise UserError(str(LOCKS / "run"), f"a run is under way here ({holder})", "wait for it to end, or stop it")
+        raise UserError(
+            str(LOCKS / "run"), f"a run is under way here ({holder})", "wait for it to end, or stop it"
+        )
     jobs = _open("jobs")
     if not lock_file(jobs, fcntl.LOCK_EX | fcntl.LOCK_NB):
         pids = ", ".join(map(str, _holders(LOCKS / "jobs")))
         where = f"process {pids}" if pids else "on another machine: squeue --me lists those of Slurm"
-        raise UserError(str(LOCKS / "jobs"), f"jobs of an earlier run are still alive ({where})", "wait for them to end, or stop them (kill, scancel)")
+        raise UserError(
+            str(LOCKS / "jobs"),
+            f"jobs of an earlier run are still alive ({where})",
+            "wait for them to end, or stop them (kill, scancel)",
+        )
     jobs.close()
     run_id = uuid.uuid4().hex
     run.seek(0)
@@ -117,7 +129,11 @@ def _refuse_if_replaced() -> None:
     expected = os.environ.get("AUGBENCH_RUN")
     text = (LOCKS / "run").read_text().split() if (LOCKS / "run").exists() else []
     if expected and text and text[0] != expected:
-        raise UserError(str(LOCKS / "run"), "the run that started this job has been replaced", "nothing to do: the new run makes what is missing")
+        raise UserError(
+            str(LOCKS / "run"),
+            "the run that started this job has been replaced",
+            "nothing to do: the new run makes what is missing",
+        )
 
 
 def guard_job() -> None:
@@ -150,7 +166,17 @@ def run(configfiles: Sequence[str], targets: Sequence[str], cores: int, extra: S
     """
     run_id = acquire_run_lock()
     # targets come first: options that take several values would swallow them
-    command = [sys.executable, "-m", "snakemake", *targets, "--nolock", "--rerun-incomplete", "--logger", "augbench", *extra]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        *targets,
+        "--nolock",
+        "--rerun-incomplete",
+        "--logger",
+        "augbench",
+        *extra,
+    ]
     if not any(argument.partition("=")[0] in SCHEDULERS for argument in extra):
         command += ["--cores", str(cores)]
     if configfiles:

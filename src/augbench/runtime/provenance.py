@@ -35,7 +35,9 @@ def revision(project: Path = PROJECT) -> str | None:
         return None
     command = ["git", "-C", str(project), "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+        )
     except OSError:
         return None
     return done.stdout.strip() or None
@@ -43,7 +45,9 @@ def revision(project: Path = PROJECT) -> str | None:
 
 def package_versions() -> dict[str, str | None]:
     """The installed versions of all packages that pyproject.toml names; None for those that are missing."""
-    required = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    required = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "dependencies"
+    ]
     return {name: _version(name) for name in (Requirement(line).name for line in required)}
 
 
@@ -58,7 +62,10 @@ def _cpu() -> str:
     """The CPU's name, as Linux gives it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def _gpus() -> list[str]:
@@ -67,7 +74,11 @@ def _gpus() -> list[str]:
         return []
     import torch
 
-    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
+    return (
+        [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        if torch.cuda.is_initialized()
+        else []
+    )
 
 
 def surroundings() -> dict[str, Any]:
@@ -106,7 +117,9 @@ def record_surroundings(study_folder: Path, log: Path) -> None:
         write_json(path, {**record, "first": _now()})
 
 
-def write_provenance(study: Study, study_folder: Path, config: str | Path, models: Iterable[str | Path], out: str | Path) -> None:
+def write_provenance(
+    study: Study, study_folder: Path, config: str | Path, models: Iterable[str | Path], out: str | Path
+) -> None:
     """Write what made the results of a study.
 
     ``computed`` lists the surroundings of the jobs that computed, and in which stages; where there are several, the results are mixed. The
@@ -139,8 +152,16 @@ def write_provenance(study: Study, study_folder: Path, config: str | Path, model
             "config": {"file": str(config), "sha256": sha256_file(config)},
             **surroundings(),
             "computed": [{**record, "stages": stages[key]} for key, record in computed.items()],
-            "seeds": {"study": study.seed, "classifiers": {str(run): classifier_seed(study.seed, run) for run in range(study.augmentation.resamples)}},
-            "models": {name: {key: value for key, value in model.items() if key != "files"} for name, model in fingerprints.items()},
+            "seeds": {
+                "study": study.seed,
+                "classifiers": {
+                    str(run): classifier_seed(study.seed, run) for run in range(study.augmentation.resamples)
+                },
+            },
+            "models": {
+                name: {key: value for key, value in model.items() if key != "files"}
+                for name, model in fingerprints.items()
+            },
             "job_seconds": {stage: round(total, 1) for stage, total in seconds.items()},
         },
     )

@@ -30,17 +30,37 @@ from augbench.plan.recipes import method_sampling
 from augbench.resample import needed_images
 from augbench.retrieval.stage import prefix_sizes, wanted_images
 
-REFERENCE_CALLS = 51 * 2  # of the U-Net, for an image with PNDM, 50 steps and guidance: what the table's rate is for
+REFERENCE_CALLS = (
+    51 * 2
+)  # of the U-Net, for an image with PNDM, 50 steps and guidance: what the table's rate is for
 
 
 REFERENCE_SIDE, CLASSIFIER_SIDE, CLASSIFIER_WIDTH = 512, 224, 64
 
 
-RESNET_WORK = {"resnet18": 0.44, "resnet34": 0.89, "resnet50": 1.0, "resnet101": 1.9, "resnet152": 2.8}  # multiplications, in ResNet-50's
+RESNET_WORK = {
+    "resnet18": 0.44,
+    "resnet34": 0.89,
+    "resnet50": 1.0,
+    "resnet101": 1.9,
+    "resnet152": 2.8,
+}  # multiplications, in ResNet-50's
 FORWARD_SHARE = 1 / 3  # of a training step's work, that evaluation takes per image
 VECTOR_BYTES = {"conditioning": 77 * 768 * 4, "pseudoword": 768 * 4}
 NEIGHBOUR_BYTES = 768 * 2 + 300
-STAGES = ("fetch", "prepare", "search", "retrieve", "finetune", "candidates", "generate", "select", "resample", "classify", "report")
+STAGES = (
+    "fetch",
+    "prepare",
+    "search",
+    "retrieve",
+    "finetune",
+    "candidates",
+    "generate",
+    "select",
+    "resample",
+    "classify",
+    "report",
+)
 
 
 @dataclass(frozen=True)
@@ -150,7 +170,11 @@ class Estimate:
         """Calls of the U-Net per image of a method, guidance counted twice; PNDM makes one more than it has steps."""
         sampling = method_sampling(self.study, method)
         steps = sampling["steps"] * sampling.get("noise", 1.0) + (sampling["scheduler"] == "pndm")
-        guided = 0.0 if sampling["guidance_scale"] <= 1 else guided_share(sampling.get("guidance_interval", (0.0, math.inf)))
+        guided = (
+            0.0
+            if sampling["guidance_scale"] <= 1
+            else guided_share(sampling.get("guidance_interval", (0.0, math.inf)))
+        )
         return float(steps * (1 + guided))
 
     def _generate_hours(self, method: str, images: float) -> float | None:
@@ -161,26 +185,47 @@ class Estimate:
     def _classify_hours(self, training_images: float, classifiers: int) -> float:
         """Training with one evaluation on the validation split per epoch."""
         classifier = self.study.classifier
-        work = RESNET_WORK[classifier.arch] * (classifier.resolution / CLASSIFIER_SIDE) ** 2 * (classifier.base_width / CLASSIFIER_WIDTH) ** 2
+        work = (
+            RESNET_WORK[classifier.arch]
+            * (classifier.resolution / CLASSIFIER_SIDE) ** 2
+            * (classifier.base_width / CLASSIFIER_WIDTH) ** 2
+        )
         epochs = min(classifier.max_epochs, self._assume("classifier_epochs"))
-        return classifiers * epochs * (training_images + FORWARD_SHARE * self.sizes.validation) * work / self._rate("classify") / 3600
+        return (
+            classifiers
+            * epochs
+            * (training_images + FORWARD_SHARE * self.sizes.validation)
+            * work
+            / self._rate("classify")
+            / 3600
+        )
 
     @property
     def _classifier_bytes(self) -> float:
         classifier = self.study.classifier
-        return self._assume("resnet50_bytes") * RESNET_WORK[classifier.arch] * (classifier.base_width / CLASSIFIER_WIDTH) ** 2
+        return (
+            self._assume("resnet50_bytes")
+            * RESNET_WORK[classifier.arch]
+            * (classifier.base_width / CLASSIFIER_WIDTH) ** 2
+        )
 
     # --- images ---
 
     def pool_images(self, method: str, parts: Sequence[str]) -> int:
         """Images of a generated pool in some parts, of all classes."""
         size = round(self.sizes.per_class)
-        return self.sizes.classes * sum(len(self.study.augmentation.part_range(int(part), size)) for part in parts)
+        return self.sizes.classes * sum(
+            len(self.study.augmentation.part_range(int(part), size)) for part in parts
+        )
 
     def added_images(self, method: str) -> int:
         """Images that one training set of a method adds."""
         row = self.study.augmented.get(method)
-        return 0 if row is None else self.sizes.classes * needed_images(row.added_per_training_image, round(self.sizes.per_class))
+        return (
+            0
+            if row is None
+            else self.sizes.classes * needed_images(row.added_per_training_image, round(self.sizes.per_class))
+        )
 
     def real_images(self, method: str) -> int:
         """Real images that a method's classifiers are trained on."""
@@ -190,11 +235,26 @@ class Estimate:
 
     # --- steps ---
 
-    def _step(self, stage: str, method: str, jobs: Sequence[Sequence[str]], others: Sequence[Sequence[str]] = (), **figures: Any) -> Step:
+    def _step(
+        self,
+        stage: str,
+        method: str,
+        jobs: Sequence[Sequence[str]],
+        others: Sequence[Sequence[str]] = (),
+        **figures: Any,
+    ) -> Step:
         """A step of ``jobs``, whose hours are counted, and of ``others`` that need no GPU; each is given by its files."""
         counts = [(len(outputs), self._disk.count(outputs)) for outputs in (*jobs, *others)]
         done = sum(1 for number, found in counts if number == found)
-        step = Step(stage, method, len(counts), done, sum(n for n, _ in counts), sum(found for _, found in counts), **figures)
+        step = Step(
+            stage,
+            method,
+            len(counts),
+            done,
+            sum(n for n, _ in counts),
+            sum(found for _, found in counts),
+            **figures,
+        )
         if step.gpu_hours:
             step = replace(step, gpu_hours=step.gpu_hours + len(jobs) * self._rate("start") / 3600)
         if step.gpu_hours != 0.0 and (seconds := self._job_seconds(stage, method)):
@@ -237,23 +297,43 @@ class Estimate:
                 found.append(self._generate(method))
             if row.adds_images:
                 index = [[self.plan.pool(method)]] if self.study.leakage.action == "drop" else []
-                sets = [self.plan.resample(method, run) for run in self.plan.runs] + ([] if index else [self.plan.pool(method)])
+                sets = [self.plan.resample(method, run) for run in self.plan.runs] + (
+                    [] if index else [self.plan.pool(method)]
+                )
                 found.append(self._step("resample", method, [*index, sets]))
             found.append(self._classify(method))
         return sorted(found, key=lambda step: STAGES.index(step.stage))
 
     def _fetch(self) -> Iterator[Step]:
-        sizes = {"diffusion": self._assume("diffusion_bytes"), "clip": self._assume("clip_bytes"), "safety_checker": 1.2e9}
+        sizes = {
+            "diffusion": self._assume("diffusion_bytes"),
+            "clip": self._assume("clip_bytes"),
+            "safety_checker": 1.2e9,
+        }
         for layout, hub in self.plan.hub_models.items():
             known = [file.size for file in known_models().get(hub.repository, ("", {}))[1].values()]
             size = float(sum(file or 0 for file in known)) if known and None not in known else sizes[layout]
             yield self._step("fetch", hub.repository, [[hub.marker]], disk_bytes=size, download_bytes=size)
         if self.plan.cluster_files and self.plan.feature_files:
-            yield self._step("fetch", "Inception-v3", [self.plan.feature_files], disk_bytes=1.09e8, download_bytes=1.09e8)
+            yield self._step(
+                "fetch", "Inception-v3", [self.plan.feature_files], disk_bytes=1.09e8, download_bytes=1.09e8
+            )
         if self.plan.aesthetics_files:
-            yield self._step("fetch", "aesthetics predictor", [self.plan.aesthetics_files], disk_bytes=3.7e6, download_bytes=3.7e6)
+            yield self._step(
+                "fetch",
+                "aesthetics predictor",
+                [self.plan.aesthetics_files],
+                disk_bytes=3.7e6,
+                download_bytes=3.7e6,
+            )
         if self.plan.fashion_mnist_files:
-            yield self._step("fetch", "Fashion-MNIST", [self.plan.fashion_mnist_files], disk_bytes=3.1e7, download_bytes=3.1e7)
+            yield self._step(
+                "fetch",
+                "Fashion-MNIST",
+                [self.plan.fashion_mnist_files],
+                disk_bytes=3.1e7,
+                download_bytes=3.1e7,
+            )
 
     def _prepare(self) -> Iterator[Step]:
         plan = self.plan
@@ -268,48 +348,133 @@ class Estimate:
         if plan.searched:
             corpus = self.study.miniature
             images = corpus.images + corpus.distractors if corpus else 0
-            chain = [[plan.embeddings_folder], *([[path] for path in plan.searched if path != plan.embeddings_folder])]
-            yield self._step("prepare", "corpus", chain, images=images, gpu_hours=images / self._rate("embed") / 3600)
+            chain = [
+                [plan.embeddings_folder],
+                *([[path] for path in plan.searched if path != plan.embeddings_folder]),
+            ]
+            yield self._step(
+                "prepare", "corpus", chain, images=images, gpu_hours=images / self._rate("embed") / 3600
+            )
 
     def _retrieve(self, method: str, row: RetrieveMethod) -> Iterator[Step]:
         plan, classes = self.plan, self.sizes.classes
         wanted = wanted_images(row, round(self.sizes.per_class))
         largest = prefix_sizes(row, wanted)[-1]
-        yield self._step("search", method, [[plan.neighbours(method)]], disk_bytes=float(classes * largest * NEIGHBOUR_BYTES))
-        web = self.study.corpus is not None and self.study.corpus.kind in ("embeddings", "clip_retrieval_index", "clip_retrieval_server")
-        links = classes * min(wanted / self._assume("link_share"), largest * self._assume("filtered_share")) if web else 0.0
+        yield self._step(
+            "search",
+            method,
+            [[plan.neighbours(method)]],
+            disk_bytes=float(classes * largest * NEIGHBOUR_BYTES),
+        )
+        web = self.study.corpus is not None and self.study.corpus.kind in (
+            "embeddings",
+            "clip_retrieval_index",
+            "clip_retrieval_server",
+        )
+        links = (
+            classes * min(wanted / self._assume("link_share"), largest * self._assume("filtered_share"))
+            if web
+            else 0.0
+        )
         downloaded = links * self._assume("link_share") * self._assume("link_bytes")
         kept = downloaded if self.study.retrieval.download.keep else 0.0
         jobs = [
-            [path for class_id in block.members for path in (plan.shard(method, class_id, "0"), plan.ledger(method, class_id))] for block in plan.class_blocks
+            [
+                path
+                for class_id in block.members
+                for path in (plan.shard(method, class_id, "0"), plan.ledger(method, class_id))
+            ]
+            for block in plan.class_blocks
         ]
         images = classes * wanted
-        yield self._step("retrieve", method, jobs, images=images, disk_bytes=images * self._image_bytes + kept, download_bytes=downloaded)
+        yield self._step(
+            "retrieve",
+            method,
+            jobs,
+            images=images,
+            disk_bytes=images * self._image_bytes + kept,
+            download_bytes=downloaded,
+        )
 
     def _personalise(self, method: str, row: PersonaliseMethod) -> Iterator[Step]:
         plan, factors = self.plan, row.lr_grid
         jobs = [
-            [*(plan.vectors_folder(method, factor, folder) for folder in block.folders), *plan.trained_unets(method, factor).values()]
+            [
+                *(plan.vectors_folder(method, factor, folder) for folder in block.folders),
+                *plan.trained_unets(method, factor).values(),
+            ]
             for factor in factors
             for block in plan.finetune_blocks(method)
         ]
-        choice = [plan.lr(method), plan.finetune_history(method), *plan.embeddings(method).values(), *plan.unets(method).values()]
+        choice = [
+            plan.lr(method),
+            plan.finetune_history(method),
+            *plan.embeddings(method).values(),
+            *plan.unets(method).values(),
+        ]
         epochs = min(self.study.finetune.max_epochs, self._assume("finetune_epochs"))
-        seen = epochs * len(factors) * (self.sizes.train + FORWARD_SHARE * self.sizes.validation * self.study.finetune.validation_draws)
-        hours = seen * self._area / self._rate("finetune_unet" if row.train_unet else "finetune_vectors") / 3600 if self.knows_diffusion else None
-        vectors = self.sizes.classes * row.clusters * VECTOR_BYTES[row.learn] * len(row.candidates) * (len(factors) + 1)
-        unets = self._assume("unet_bytes") * len(factors) * len(row.candidates) if row.train_unet and self.knows_diffusion else 0.0
-        yield self._step("finetune", method, jobs, [choice], images=self.sizes.train, gpu_hours=hours, disk_bytes=vectors + unets)
+        seen = (
+            epochs
+            * len(factors)
+            * (
+                self.sizes.train
+                + FORWARD_SHARE * self.sizes.validation * self.study.finetune.validation_draws
+            )
+        )
+        hours = (
+            seen * self._area / self._rate("finetune_unet" if row.train_unet else "finetune_vectors") / 3600
+            if self.knows_diffusion
+            else None
+        )
+        vectors = (
+            self.sizes.classes
+            * row.clusters
+            * VECTOR_BYTES[row.learn]
+            * len(row.candidates)
+            * (len(factors) + 1)
+        )
+        unets = (
+            self._assume("unet_bytes") * len(factors) * len(row.candidates)
+            if row.train_unet and self.knows_diffusion
+            else 0.0
+        )
+        yield self._step(
+            "finetune",
+            method,
+            jobs,
+            [choice],
+            images=self.sizes.train,
+            gpu_hours=hours,
+            disk_bytes=vectors + unets,
+        )
 
-        shards = [[plan.candidate_folder(method, name, folder) for name in row.candidate_names for folder in block.folders] for block in plan.candidate_blocks]
+        shards = [
+            [
+                plan.candidate_folder(method, name, folder)
+                for name in row.candidate_names
+                for folder in block.folders
+            ]
+            for block in plan.candidate_blocks
+        ]
         images = len(row.candidates) * self.pool_images(method, ["0"])
         kept = images if self.study.execution.keep_candidates else self.pool_images(method, ["0"])
-        made = self._step("candidates", method, shards, images=images, gpu_hours=self._generate_hours(method, images), disk_bytes=kept * self._image_bytes)
+        made = self._step(
+            "candidates",
+            method,
+            shards,
+            images=images,
+            gpu_hours=self._generate_hours(method, images),
+            disk_bytes=kept * self._image_bytes,
+        )
         deleted = not self.study.execution.keep_candidates and self._disk.count([plan.selected(method)])
         yield replace(made, jobs_done=made.jobs, files_done=made.files) if deleted else made
 
         trained = [path for name in row.candidate_names for path in plan.run_files(method, "0", name)]
-        pools = [path for name in row.candidate_names for path in (plan.pool(method, name), plan.resample(method, "0", name))]
+        pools = [
+            path
+            for name in row.candidate_names
+            for path in (plan.pool(method, name), plan.resample(method, "0", name))
+        ]
         training = self.real_images(method) + self.added_images(method)
         yield self._step(
             "select",
@@ -325,30 +490,64 @@ class Estimate:
         """The pool, and what rows that draw from it need besides; part 0 of a fine-tuned method is its winner's."""
         plan = self.plan
         blocks = plan.generate_blocks(method)
-        jobs = [[plan.shard(method, class_id, part) for class_id in block.members for part in block.parts] for block in blocks]
+        jobs = [
+            [plan.shard(method, class_id, part) for class_id in block.members for part in block.parts]
+            for block in blocks
+        ]
         parts = [str(part) for part in range(self.study.parts_made(method))]
-        images = self.pool_images(method, parts) - (self.pool_images(method, ["0"]) if method in plan.study.personalised else 0)
-        return self._step("generate", method, jobs, images=images, gpu_hours=self._generate_hours(method, images), disk_bytes=images * self._image_bytes)
+        images = self.pool_images(method, parts) - (
+            self.pool_images(method, ["0"]) if method in plan.study.personalised else 0
+        )
+        return self._step(
+            "generate",
+            method,
+            jobs,
+            images=images,
+            gpu_hours=self._generate_hours(method, images),
+            disk_bytes=images * self._image_bytes,
+        )
 
     def _classify(self, method: str) -> Step:
         """One classifier per run; run 0 of a fine-tuned method is its winner's."""
         plan = self.plan
-        jobs = [[path for run in block.members for path in plan.run_files(method, run)] for block in plan.run_blocks]
+        jobs = [
+            [path for run in block.members for path in plan.run_files(method, run)]
+            for block in plan.run_blocks
+        ]
         training = self.real_images(method) + self.added_images(method)
         runs = len(plan.runs) - (method in plan.study.personalised)
         hours = self._classify_hours(training, runs)
-        return self._step("classify", method, jobs, images=training, gpu_hours=hours, disk_bytes=runs * self._classifier_bytes)
+        return self._step(
+            "classify",
+            method,
+            jobs,
+            images=training,
+            gpu_hours=hours,
+            disk_bytes=runs * self._classifier_bytes,
+        )
 
     def _report(self) -> Iterator[Step]:
         plan = self.plan
         if plan.guarded:
             pools = sum(self._pool_size(method) for method in plan.guarded)
             images = pools + self.sizes.validation + self.sizes.test
-            files = [*plan.embedded_splits.values(), *(path for method in plan.guarded for path in (plan.leaks(method), plan.leak_counts(method)))]
+            files = [
+                *plan.embedded_splits.values(),
+                *(path for method in plan.guarded for path in (plan.leaks(method), plan.leak_counts(method))),
+            ]
             yield self._step(
-                "report", "near-duplicates", [files], [list(plan.leakage_table.values())], images=images, gpu_hours=images / self._rate("embed") / 3600
+                "report",
+                "near-duplicates",
+                [files],
+                [list(plan.leakage_table.values())],
+                images=images,
+                gpu_hours=images / self._rate("embed") / 3600,
             )
-        yield self._step("report", "tables and figures", [*plan.report_jobs, [plan.path("config.yaml")], [plan.path("provenance.json")]])
+        yield self._step(
+            "report",
+            "tables and figures",
+            [*plan.report_jobs, [plan.path("config.yaml")], [plan.path("provenance.json")]],
+        )
 
     def _pool_size(self, method: str) -> int:
         retrieved = self.study.retrieved.get(self.study.pool_row(method))
@@ -367,8 +566,18 @@ def total(steps: Iterable[Step], stage: str = "total", method: str = "") -> Step
             summed[name] += getattr(step, name)
         unknown = unknown and step.gpu_hours is None
     hours = None if unknown and steps else sum(step.gpu_hours or 0.0 for step in steps)
-    disk, download = (math.fsum(getattr(step, name) for step in steps) for name in ("disk_bytes", "download_bytes"))
-    return Step(stage, method, **summed, gpu_hours=hours, disk_bytes=disk, download_bytes=download, measured=any(step.measured for step in steps))
+    disk, download = (
+        math.fsum(getattr(step, name) for step in steps) for name in ("disk_bytes", "download_bytes")
+    )
+    return Step(
+        stage,
+        method,
+        **summed,
+        gpu_hours=hours,
+        disk_bytes=disk,
+        download_bytes=download,
+        measured=any(step.measured for step in steps),
+    )
 
 
 def hours_left(steps: Iterable[Step]) -> float:
@@ -385,5 +594,7 @@ def estimate_study(study: Study, device: str | None = None, throughput: str | Pa
         No such device or table, or class ids that are not known without the data.
     """
     figures = read_throughput(device, throughput)
-    class_ids = tuple(info.class_id for info in open_source(study.dataset, study.seed, study.corpus).classes())
+    class_ids = tuple(
+        info.class_id for info in open_source(study.dataset, study.seed, study.corpus).classes()
+    )
     return Estimate(Plan(study, class_ids), figures)

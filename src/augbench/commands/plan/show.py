@@ -48,20 +48,28 @@ def render(estimate: Estimate) -> str:
 
     rows = [cells(step, step.gpu_hours_left) for step in steps]
     stages = [[step for step in steps if step.stage == stage] for stage in STAGES]
-    sums = [cells(replace(total(group, group[0].stage, f"all {len(group)}"), images=0), hours_left(group)) for group in stages if len(group) > 1]
+    sums = [
+        cells(replace(total(group, group[0].stage, f"all {len(group)}"), images=0), hours_left(group))
+        for group in stages
+        if len(group) > 1
+    ]
     everything = total(steps)
     last = cells(replace(everything, images=0), hours_left(steps))
     widths = [max(len(row[place]) for row in (HEADER, *rows, *sums, last)) for place in range(len(HEADER))]
 
     def line(row: Sequence[str]) -> str:
-        return "  ".join(cell.ljust(width) if place < 2 else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        return "  ".join(
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
 
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     kind = "measured" if throughput.is_measured else "estimates, not measured"
     text = [
         f"{study.study}: {sizes.classes:,} classes, {sizes.per_class:.4g} training images each; {sizes.validation:,} validation and {sizes.test:,} test images"
         f" ({sizes.source})",
-        f"GPU-hours: figures of {throughput.name} ({kind})" + ("; * from this study's finished jobs" if everything.measured else ""),
+        f"GPU-hours: figures of {throughput.name} ({kind})"
+        + ("; * from this study's finished jobs" if everything.measured else ""),
         "",
         line(HEADER),
         rule,
@@ -101,12 +109,20 @@ def as_json(estimate: Estimate) -> dict[str, Any]:
         return {**asdict(step), "gpu_hours_left": step.gpu_hours_left}
 
     stages = {stage: [step for step in steps if step.stage == stage] for stage in STAGES}
-    sums = {stage: {**asdict(total(group, stage)), "gpu_hours_left": hours_left(group)} for stage, group in stages.items() if group}
+    sums = {
+        stage: {**asdict(total(group, stage)), "gpu_hours_left": hours_left(group)}
+        for stage, group in stages.items()
+        if group
+    }
     throughput = estimate.throughput
     return {
         "study": estimate.study.study,
         "sizes": asdict(estimate.sizes),
-        "device": {"key": throughput.device, "name": throughput.name, "figures": {name: asdict(figure) for name, figure in throughput.rates.items()}},
+        "device": {
+            "key": throughput.device,
+            "name": throughput.name,
+            "figures": {name: asdict(figure) for name, figure in throughput.rates.items()},
+        },
         "assumed": {name: asdict(figure) for name, figure in throughput.assumed.items()},
         "steps": [values(step) for step in steps],
         "stages": sums,

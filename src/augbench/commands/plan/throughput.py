@@ -67,10 +67,21 @@ def read_throughput(device: str | None = None, path: str | Path | None = None) -
         No such file or device, an unknown figure, or one that is no number.
     """
     table, own = read_yaml(TABLE), str(path or MEASURED)
-    measured = {"devices": {}, "assumed": {}, **(read_yaml(own) if path is not None or Path(own).is_file() else {})}
+    measured = {
+        "devices": {},
+        "assumed": {},
+        **(read_yaml(own) if path is not None or Path(own).is_file() else {}),
+    }
     sections = [measured["devices"], measured["assumed"]]
-    if not all(isinstance(section, Mapping) for section in (*sections, *(sections[0].values() if isinstance(sections[0], Mapping) else ()))):
-        raise UserError(own, "not in the form of resources/throughput.yaml", "allowed: `devices`, a mapping of figures for each, and `assumed`, a mapping")
+    if not all(
+        isinstance(section, Mapping)
+        for section in (*sections, *(sections[0].values() if isinstance(sections[0], Mapping) else ()))
+    ):
+        raise UserError(
+            own,
+            "not in the form of resources/throughput.yaml",
+            "allowed: `devices`, a mapping of figures for each, and `assumed`, a mapping",
+        )
     names = list(dict.fromkeys([*measured["devices"], *table["devices"]]))
     if (device := device or names[0]) not in names:
         raise UserError("--device", repr(device), f"allowed: {', '.join(names)}")
@@ -83,12 +94,23 @@ def read_throughput(device: str | None = None, path: str | Path | None = None) -
             value = details.get("value")
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise UserError(f"{where}.{name}", repr(value), "allowed: a number above 0")
-            found[name] = Quantity(float(value), bool(details.get("measured", False)), str(details.get("source", own)))
+            found[name] = Quantity(
+                float(value), bool(details.get("measured", False)), str(details.get("source", own))
+            )
         return found
 
     rates = figures({name: entry for name, entry in chosen.items() if name != "name"}, f"devices.{device}")
     if missing := [name for name in table["units"] if name not in rates]:
         raise UserError(f"devices.{device}", f"no {', '.join(missing)}", f"give them in {own}")
     if unknown := [name for name in rates if name not in table["units"]]:
-        raise UserError(f"devices.{device}", f"unknown figures {', '.join(unknown)}", f"allowed: {', '.join(table['units'])}")
-    return Throughput(device, str(chosen.get("name", device)), rates, figures({**table["assumed"], **measured["assumed"]}, "assumed"))
+        raise UserError(
+            f"devices.{device}",
+            f"unknown figures {', '.join(unknown)}",
+            f"allowed: {', '.join(table['units'])}",
+        )
+    return Throughput(
+        device,
+        str(chosen.get("name", device)),
+        rates,
+        figures({**table["assumed"], **measured["assumed"]}, "assumed"),
+    )

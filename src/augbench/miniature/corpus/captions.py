@@ -58,15 +58,21 @@ def _templated(info: ClassInfo, rng: np.random.Generator) -> str:
 def _wordnet(info: ClassInfo, rng: np.random.Generator) -> str:
     name = _pick(class_name_variants(info), rng)
     hypernym, scene = _pick(info.hypernyms, rng), _pick(load_scenes(), rng)
-    return _pick(load_templates("sariyildiz"), rng).format(name, hypernyms=hypernym, definition=info.definition, scene=scene)
+    return _pick(load_templates("sariyildiz"), rng).format(
+        name, hypernyms=hypernym, definition=info.definition, scene=scene
+    )
 
 
 def _filled(forms: Sequence[str], name: str, rng: np.random.Generator) -> str:
-    return _pick(forms, rng).format(n=name, c=_pick(_COLOURS, rng), s=_pick(_SIZES, rng), d=int(rng.integers(1000, 9999)))
+    return _pick(forms, rng).format(
+        n=name, c=_pick(_COLOURS, rng), s=_pick(_SIZES, rng), d=int(rng.integers(1000, 9999))
+    )
 
 
 def _hashtags(info: ClassInfo, rng: np.random.Generator) -> str:
-    tags = [strip_whitespace(name).replace("/", "").replace(",", "") for name in (*info.lemmas, *info.hypernyms)]
+    tags = [
+        strip_whitespace(name).replace("/", "").replace(",", "") for name in (*info.lemmas, *info.hypernyms)
+    ]
     tags += ["fashion", "ootd", "style", "sale"]
     order = rng.permutation(len(tags))[: 2 + int(rng.integers(3))]
     named = {0} | set(order.tolist())

@@ -45,7 +45,9 @@ def _printed(text: str, size: int, rng: np.random.Generator) -> Image.Image:
     image = Image.new("RGB", (SIDE, SIDE), _colour(rng, 160))
     draw = ImageDraw.Draw(image)
     centre = (SIDE / 2 + rng.uniform(-3, 3), SIDE / 2 + rng.uniform(-3, 3))
-    draw.text(centre, text, fill=_colour(rng, 0, 110), font=_font(size, bool(rng.random() < 0.5)), anchor="mm")
+    draw.text(
+        centre, text, fill=_colour(rng, 0, 110), font=_font(size, bool(rng.random() < 0.5)), anchor="mm"
+    )
     return image
 
 
@@ -70,7 +72,9 @@ def _warning_sign(rng: np.random.Generator) -> Image.Image:
     draw = ImageDraw.Draw(image)
     x, y, r = SIDE / 2 + rng.uniform(-3, 3), SIDE / 2 + 2 + rng.uniform(-2, 2), rng.uniform(11, 14)
     yellow = (255, int(rng.integers(190, 225)), int(rng.integers(0, 40)))
-    draw.polygon([(x, y - r), (x - r, y + 0.8 * r), (x + r, y + 0.8 * r)], fill=yellow, outline=(0, 0, 0), width=2)
+    draw.polygon(
+        [(x, y - r), (x - r, y + 0.8 * r), (x + r, y + 0.8 * r)], fill=yellow, outline=(0, 0, 0), width=2
+    )
     draw.text((x, y + 1), "!", fill=(0, 0, 0), font=_font(16, True), anchor="mm")
     return image
 

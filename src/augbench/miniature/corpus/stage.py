@@ -56,7 +56,9 @@ class CorpusRow:
     unsafe: bool = False
 
 
-def garment_row(index: int, source: int, label: int, classes: list[ClassInfo], config: MiniatureCorpus, seed: int) -> CorpusRow:
+def garment_row(
+    index: int, source: int, label: int, classes: list[ClassInfo], config: MiniatureCorpus, seed: int
+) -> CorpusRow:
     """The caption of garment ``index``; with the stated probability it names another class."""
     rng = np.random.default_rng(derive_seed(seed, "caption", index))
     named, wrong = label, rng.random() < config.wrong_captions
@@ -64,7 +66,9 @@ def garment_row(index: int, source: int, label: int, classes: list[ClassInfo], c
         named = (label + 1 + int(rng.integers(len(classes) - 1))) % len(classes)
     kinds, shares = zip(*config.captions.items(), strict=True)
     limits = np.cumsum(np.array(shares) / sum(shares))
-    kind = kinds[int(np.searchsorted(limits / limits[-1], rng.random(), side="right"))]  # as rng.choice draws, in half its time
+    kind = kinds[
+        int(np.searchsorted(limits / limits[-1], rng.random(), side="right"))
+    ]  # as rng.choice draws, in half its time
     caption = caption_for(classes[named], kind, rng)
     return CorpusRow(caption, f"wrong {kind}" if wrong else kind, label, source)
 
@@ -76,7 +80,13 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def _part_rows(
-    ids: range, sources: np.ndarray, images: np.ndarray, labels: np.ndarray, classes: list[ClassInfo], config: MiniatureCorpus, seed: int
+    ids: range,
+    sources: np.ndarray,
+    images: np.ndarray,
+    labels: np.ndarray,
+    classes: list[ClassInfo],
+    config: MiniatureCorpus,
+    seed: int,
 ) -> Iterator[tuple[CorpusRow, np.ndarray]]:
     garments = np.array([i for i in ids if i < len(sources)], dtype=int)
     if len(garments):
@@ -90,7 +100,9 @@ def _part_rows(
             yield CorpusRow(caption, kind, -1, -1, kind == UNSAFE_KIND), image
 
 
-def build(downloads: str | Path, classes: list[ClassInfo], config: MiniatureCorpus, seed: int, folder: str | Path) -> None:
+def build(
+    downloads: str | Path, classes: list[ClassInfo], config: MiniatureCorpus, seed: int, folder: str | Path
+) -> None:
     """Write the corpus to ``folder/part_00000.parquet``, ...; ids shuffle garments and distractors over the parts.
 
     Parameters
@@ -108,7 +120,9 @@ def build(downloads: str | Path, classes: list[ClassInfo], config: MiniatureCorp
     buffers: list[list[dict[str, object]]] = [[] for _ in starts]
     for start in track(starts, "corpus", unit="block"):
         ids = range(start, min(start + CORPUS_ROWS_PER_PART, total))
-        for i, (row, image) in zip(ids, _part_rows(ids, sources, images, labels, classes, config, seed), strict=True):
+        for i, (row, image) in zip(
+            ids, _part_rows(ids, sources, images, labels, classes, config, seed), strict=True
+        ):
             key = int(places[i])
             buffers[key // CORPUS_ROWS_PER_PART].append(
                 {
@@ -140,5 +154,7 @@ def load_images(folder: str | Path) -> tuple[np.ndarray, pa.Table]:
     """All images ``uint8 (N, 3, 32, 32)`` and the other columns as a table; rows in order of id."""
     table = pq.ParquetDataset(part_paths(folder)).read()
     encoded = table.column("image").combine_chunks().field("bytes").to_pylist()
-    images = np.stack([np.asarray(Image.open(BytesIO(data)).convert("RGB")).transpose(2, 0, 1) for data in encoded])
+    images = np.stack(
+        [np.asarray(Image.open(BytesIO(data)).convert("RGB")).transpose(2, 0, 1) for data in encoded]
+    )
     return images, table.drop(["image"])

@@ -52,7 +52,10 @@ def _warp(grey: torch.Tensor, level: StyleLevel, draws: torch.Tensor) -> torch.T
     shift = (draws[:, 2:4] * 2 - 1) * level.shift * 2 / SIDE
     mirror = torch.where(draws[:, 4] < level.mirror, -1.0, 1.0)
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
-    affine = torch.stack([torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)], 1)
+    affine = torch.stack(
+        [torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)],
+        1,
+    )
     grid = F.affine_grid(affine, list(grey.shape), align_corners=False)
     return F.grid_sample(grey, grid, align_corners=False)
 
@@ -60,12 +63,17 @@ def _warp(grey: torch.Tensor, level: StyleLevel, draws: torch.Tensor) -> torch.T
 def _textures(draws: torch.Tensor) -> torch.Tensor:
     """Soft clouds, half of them with stripes: ``(N, 3, 32, 32)`` in 0..1 from 64 uniform draws each."""
     count = len(draws)
-    clouds = F.interpolate(draws[:, :48].reshape(count, 3, 4, 4), size=SIDE, mode="bilinear", align_corners=False)
+    clouds = F.interpolate(
+        draws[:, :48].reshape(count, 3, 4, 4), size=SIDE, mode="bilinear", align_corners=False
+    )
     colour = draws[:, 48:51, None, None]
     axis = torch.linspace(0, 1, SIDE)
     frequency = 4 + 8 * draws[:, 51]
     angle = np.pi * draws[:, 52]
-    ramp = torch.cos(angle)[:, None, None] * axis[None, :, None] + torch.sin(angle)[:, None, None] * axis[None, None, :]
+    ramp = (
+        torch.cos(angle)[:, None, None] * axis[None, :, None]
+        + torch.sin(angle)[:, None, None] * axis[None, None, :]
+    )
     stripes = 0.5 + 0.5 * torch.sin(2 * np.pi * frequency[:, None, None] * ramp)
     striped = (draws[:, 53] < 0.5).float()[:, None, None, None]
     return 0.5 * colour + 0.5 * clouds * (1 - striped + striped * stripes[:, None])
@@ -101,7 +109,12 @@ def web_style(images: np.ndarray, indices: np.ndarray, level: str, seed: int) ->
     if level == "none":
         return clean_images(images)
     starts = range(0, len(images), AT_ONCE)
-    return torch.cat([_styled(images[start : start + AT_ONCE], indices[start : start + AT_ONCE], LEVELS[level], seed) for start in starts])
+    return torch.cat(
+        [
+            _styled(images[start : start + AT_ONCE], indices[start : start + AT_ONCE], LEVELS[level], seed)
+            for start in starts
+        ]
+    )
 
 
 def _styled(images: np.ndarray, indices: np.ndarray, style: StyleLevel, seed: int) -> torch.Tensor:

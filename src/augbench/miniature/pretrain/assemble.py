@@ -25,7 +25,9 @@ from augbench.miniature.pretrain.unet import NOISE_SCHEDULE
 VISION_WEIGHTS = "vision.safetensors"
 
 
-def safety_checker(clip: CLIPModel, unsafe: torch.Tensor, safe: torch.Tensor) -> tuple[StableDiffusionSafetyChecker, float]:
+def safety_checker(
+    clip: CLIPModel, unsafe: torch.Tensor, safe: torch.Tensor
+) -> tuple[StableDiffusionSafetyChecker, float]:
     """Stable Diffusion's safety checker with one concept: the mean of the ``unsafe`` images.
 
     Parameters
@@ -38,7 +40,9 @@ def safety_checker(clip: CLIPModel, unsafe: torch.Tensor, safe: torch.Tensor) ->
     -------
     The checker and its threshold.
     """
-    checker = StableDiffusionSafetyChecker(CLIPConfig.from_dict({**clip.config.to_dict(), "attn_implementation": "eager"}))
+    checker = StableDiffusionSafetyChecker(
+        CLIPConfig.from_dict({**clip.config.to_dict(), "attn_implementation": "eager"})
+    )
     checker.vision_model.vision_model.load_state_dict(clip.vision_model.state_dict())
     checker.visual_projection.load_state_dict(clip.visual_projection.state_dict())
     unsafe_embeddings = embed_images(clip, unsafe)
@@ -65,7 +69,12 @@ def text_tower(clip: CLIPModel) -> CLIPTextModel:
 
 
 def assemble(
-    clip: CLIPModel, tokenizer: CLIPTokenizer, autoencoder: AutoencoderKL, unet: UNet2DConditionModel, checker: StableDiffusionSafetyChecker, folder: Path
+    clip: CLIPModel,
+    tokenizer: CLIPTokenizer,
+    autoencoder: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    checker: StableDiffusionSafetyChecker,
+    folder: Path,
 ) -> None:
     """Write ``folder/stable-diffusion`` and ``folder/clip``; what was there is replaced."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -75,11 +84,15 @@ def assemble(
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=PNDMScheduler(**NOISE_SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1),
+        scheduler=PNDMScheduler(
+            **NOISE_SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
+        ),
         safety_checker=checker,
         feature_extractor=image_processor(),
     )
-    pipeline.scheduler.register_to_config(clip_sample=False)  # as in Stable Diffusion's file, for those samplers that ask
+    pipeline.scheduler.register_to_config(
+        clip_sample=False
+    )  # as in Stable Diffusion's file, for those samplers that ask
     pipeline.to(dtype=torch.float16).save_pretrained(folder / "stable-diffusion")
     clip_folder = folder / "clip"
     tokenizer.save_pretrained(clip_folder)
@@ -91,10 +104,15 @@ def assemble(
     shared = "../stable-diffusion/text_encoder/model.safetensors"
     weight_map = {name: VISION_WEIGHTS if name in own else shared for name in sorted(state)}
     size = sum(value.numel() * value.element_size() for value in state.values())
-    write_json(clip_folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
+    write_json(
+        clip_folder / "model.safetensors.index.json",
+        {"metadata": {"total_size": size}, "weight_map": weight_map},
+    )
 
 
-def calibration_images(images: np.ndarray, nsfw: np.ndarray, first_half: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def calibration_images(
+    images: np.ndarray, nsfw: np.ndarray, first_half: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Unsafe and up to 10,000 safe images of one half of the corpus: one half calibrates, the other measures."""
     half = np.arange(len(images)) % 2 == (0 if first_half else 1)
     unsafe, safe = images[half & (nsfw == "NSFW")], images[half & (nsfw != "NSFW")][:10_000]

@@ -37,7 +37,9 @@ def _edges(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return images.diff(dim=-1), images.diff(dim=-2)
 
 
-def train_autoencoder(images: torch.Tensor, config: PretrainAutoencoder, seed: int, folder: Path, checkpoint_steps: int) -> list[dict[str, float]]:
+def train_autoencoder(
+    images: torch.Tensor, config: PretrainAutoencoder, seed: int, folder: Path, checkpoint_steps: int
+) -> list[dict[str, float]]:
     """Train on ``images`` uint8 (N, 3, 32, 32): L1 on pixels and on their differences (sharp edges), and the KL term."""
     torch.manual_seed(seed)
     model = new_autoencoder(config).train()
@@ -60,7 +62,9 @@ def train_autoencoder(images: torch.Tensor, config: PretrainAutoencoder, seed: i
     history = train("VAE", model, loss_at, schedule, folder / "checkpoint.pt", checkpoint_steps)
     model.eval()
     with torch.inference_mode():
-        spread = torch.cat([model.encode(to_pixels(batch)).latent_dist.mean for batch in images[:4096].split(256)]).std()
+        spread = torch.cat(
+            [model.encode(to_pixels(batch)).latent_dist.mean for batch in images[:4096].split(256)]
+        ).std()
     model.register_to_config(scaling_factor=1 / spread.item())
     model.save_pretrained(folder / "model")
     return history

@@ -28,9 +28,18 @@ def _history(name: str, rows: list[dict[str, float]]) -> list[str]:
         of_stage = list(stage)
         step = next(key for key in keys if key.endswith("step"))
         figures = [key for key in keys if key != step]
-        shown = [of_stage[round(i * (len(of_stage) - 1) / 7)] for i in range(8)] if len(of_stage) > 8 else of_stage
-        lines += [f"| {name}: {step.replace('_', ' ')} | {' | '.join(figures)} |", "|---:|" + "---:|" * len(figures)]
-        lines += [f"| {row[step]:.0f} | {' | '.join(f'{row[key]:.4g}' for key in figures)} |" for row in shown]
+        shown = (
+            [of_stage[round(i * (len(of_stage) - 1) / 7)] for i in range(8)]
+            if len(of_stage) > 8
+            else of_stage
+        )
+        lines += [
+            f"| {name}: {step.replace('_', ' ')} | {' | '.join(figures)} |",
+            "|---:|" + "---:|" * len(figures),
+        ]
+        lines += [
+            f"| {row[step]:.0f} | {' | '.join(f'{row[key]:.4g}' for key in figures)} |" for row in shown
+        ]
         lines += [""]
     return lines
 
@@ -118,7 +127,11 @@ def ship(pretrained: Path, target: Path) -> None:
     record, quality = read_json(target / "training_record.json"), read_json(pretrained / "quality.json")
     write_json(target / "quality.json", quality)
     folders = [*sorted((target / "stable-diffusion").iterdir()), target / "clip", target / "judge"]
-    sizes = {folder.name: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) for folder in folders if folder.is_dir()}
+    sizes = {
+        folder.name: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        for folder in folders
+        if folder.is_dir()
+    }
     write_text(target / "README.md", render_card(record, quality, sizes))
 
 

@@ -13,7 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
 
 from augbench.config.pretrain import PretrainClip
 from augbench.miniature.pretrain.loop import EpochSampler, Schedule, step_generator, train
@@ -43,7 +50,9 @@ def new_clip(config: PretrainClip) -> CLIPModel:
         image_size=IMAGE_SIDE,
         patch_size=PATCH_SIDE,
     )
-    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=config.width))
+    return CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=config.width)
+    )
 
 
 def image_processor() -> CLIPImageProcessor:
@@ -55,7 +64,9 @@ def image_processor() -> CLIPImageProcessor:
 def normalise(images: torch.Tensor) -> torch.Tensor:
     """``uint8 (N, 3, H, W)`` to what the image tower takes."""
     processor = image_processor()
-    mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+    mean, std = (
+        torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std)
+    )
     return (images.float() / 255 - mean) / std
 
 
@@ -85,14 +96,20 @@ def train_clip(
             ids[row, : len(tokens[i])] = torch.tensor(tokens[i])
         output = model(input_ids=ids, pixel_values=normalise(pixels))
         target = torch.arange(len(chosen))
-        loss = (F.cross_entropy(output.logits_per_image, target) + F.cross_entropy(output.logits_per_text, target)) / 2
+        loss = (
+            F.cross_entropy(output.logits_per_image, target) + F.cross_entropy(output.logits_per_text, target)
+        ) / 2
         with torch.no_grad():
             model.logit_scale.clamp_(max=np.log(100.0))
         return loss, {"loss": loss.item()}
 
     schedule = Schedule(config.epochs * sampler.per_epoch, config.lr)
-    history = train("CLIP", model, loss_at, schedule, folder / "checkpoint.pt", checkpoint_steps, weight_decay=0.1)
-    for record in _train_image_tower(model, images, captions, tokenizer, config, seed, folder, checkpoint_steps):
+    history = train(
+        "CLIP", model, loss_at, schedule, folder / "checkpoint.pt", checkpoint_steps, weight_decay=0.1
+    )
+    for record in _train_image_tower(
+        model, images, captions, tokenizer, config, seed, folder, checkpoint_steps
+    ):
         history.append({"image_step": record["step"], "image_loss": record["loss"]})
     model.eval().save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
@@ -127,7 +144,15 @@ def _train_image_tower(
         return loss, {"loss": loss.item()}
 
     schedule = Schedule(config.image_epochs * sampler.per_epoch, config.image_lr)
-    return train("CLIP, image tower", tower, loss_at, schedule, folder / "image_checkpoint.pt", checkpoint_steps, weight_decay=0.1)
+    return train(
+        "CLIP, image tower",
+        tower,
+        loss_at,
+        schedule,
+        folder / "image_checkpoint.pt",
+        checkpoint_steps,
+        weight_decay=0.1,
+    )
 
 
 def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -150,7 +175,9 @@ def _augment_each(images: torch.Tensor, generator: torch.Generator) -> torch.Ten
     along = torch.arange(IMAGE_SIDE)
     rows, columns = top[:, None] + along, left[:, None] + along
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    cropped = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    cropped = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )
     luma = (cropped * torch.tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
     return torch.where(grey[:, None, None, None], luma.expand_as(cropped), cropped)
 

@@ -48,7 +48,9 @@ class EpochSampler:
         """Indices of the items of ``step``."""
         epoch, position = divmod(step, self.per_epoch)
         if epoch != self._epoch:
-            self._order = np.random.default_rng(derive_seed(self.seed, "epoch", epoch)).permutation(self.items)
+            self._order = np.random.default_rng(derive_seed(self.seed, "epoch", epoch)).permutation(
+                self.items
+            )
             self._epoch = epoch
         return self._order[position * self.batch_size : (position + 1) * self.batch_size]
 
@@ -85,7 +87,9 @@ def train(
     list of dict
         Mean figures of every ``checkpoint_steps`` steps.
     """
-    optimizer = torch.optim.AdamW(module.parameters(), lr=schedule.lr, weight_decay=weight_decay, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=schedule.lr, weight_decay=weight_decay, betas=(0.9, 0.98)
+    )
     history: list[dict[str, float]] = []
     first = 0
     if checkpoint.exists():
@@ -114,7 +118,12 @@ def train(
             counted = (step % checkpoint_steps) + 1
             history.append({"step": step + 1, **{name: value / counted for name, value in sums.items()}})
             sums = {}
-            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "history": history}
+            state = {
+                "module": module.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step + 1,
+                "history": history,
+            }
             if average is not None:
                 state["average"] = average.state_dict()
             with atomic_path(checkpoint) as temporary:

@@ -35,7 +35,9 @@ PROMPT_FAMILIES = {
 }
 
 
-def zero_shot(clip: Any, tokenizer: Any, classes: list[ClassInfo], images: torch.Tensor, labels: np.ndarray) -> dict[str, float]:
+def zero_shot(
+    clip: Any, tokenizer: Any, classes: list[ClassInfo], images: torch.Tensor, labels: np.ndarray
+) -> dict[str, float]:
     """Top-1 of zero-shot classification per prompt family; a class is the mean of its templates' text embeddings."""
     embedded = embed_images(clip, images)
     accuracy = {}
@@ -46,7 +48,12 @@ def zero_shot(clip: Any, tokenizer: Any, classes: list[ClassInfo], images: torch
 
 
 def generate_images(
-    diffusion: Diffusion, classes: list[ClassInfo], per_class: int, family: Prompting, seed: int, batch_size: int
+    diffusion: Diffusion,
+    classes: list[ClassInfo],
+    per_class: int,
+    family: Prompting,
+    seed: int,
+    batch_size: int,
 ) -> tuple[torch.Tensor, np.ndarray]:
     """``per_class`` images of each class by the study's own sampler: ``uint8 (N, 3, H, W)`` and labels."""
     pipeline = load_pipeline(diffusion, torch.device("cpu"))
@@ -62,7 +69,10 @@ def generate_images(
 def judged(reference: nn.Module, images: torch.Tensor, labels: np.ndarray) -> dict[str, float]:
     """Agreement of images with their labels, and their diversity, in the eyes of a reference classifier."""
     predicted, features = judge(reference, images)
-    return {"agreement": float((predicted.numpy() == labels).mean()), "diversity": diversity(features, labels)}
+    return {
+        "agreement": float((predicted.numpy() == labels).mean()),
+        "diversity": diversity(features, labels),
+    }
 
 
 def safety_rates(diffusion: Diffusion, unsafe: torch.Tensor, safe: torch.Tensor) -> dict[str, float]:
@@ -71,7 +81,11 @@ def safety_rates(diffusion: Diffusion, unsafe: torch.Tensor, safe: torch.Tensor)
 
     def share(images: torch.Tensor) -> float:
         pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
-        flags = [flag for start in range(0, len(pictures), 256) for flag in check_safety(pipeline, pictures[start : start + 256])]
+        flags = [
+            flag
+            for start in range(0, len(pictures), 256)
+            for flag in check_safety(pipeline, pictures[start : start + 256])
+        ]
         return float(np.mean(flags))
 
     return {"unsafe_flagged": share(unsafe), "safe_flagged": share(safe)}

@@ -32,7 +32,13 @@ def new_reference(config: PretrainReference, classes: int, seed: int = 0) -> nn.
 
 
 def train_reference(
-    what: str, images: torch.Tensor, labels: np.ndarray, config: PretrainReference, seed: int, folder: Path, checkpoint_steps: int
+    what: str,
+    images: torch.Tensor,
+    labels: np.ndarray,
+    config: PretrainReference,
+    seed: int,
+    folder: Path,
+    checkpoint_steps: int,
 ) -> list[dict[str, float]]:
     """Train on ``images`` uint8 (N, 3, 32, 32) with shifts and mirroring; the state goes to ``folder/model.pt``."""
     targets = torch.from_numpy(labels)
@@ -43,13 +49,20 @@ def train_reference(
         chosen = torch.from_numpy(sampler.indices(step))
         generator = step_generator(seed, step)
         top, left, mirror = torch.randint(0, 5, (3,), generator=generator).tolist()
-        batch = F.pad(prepare(images[chosen]), (2, 2, 2, 2), mode="replicate")[:, :, top : top + 32, left : left + 32]
+        batch = F.pad(prepare(images[chosen]), (2, 2, 2, 2), mode="replicate")[
+            :, :, top : top + 32, left : left + 32
+        ]
         logits = model(batch.flip(3) if mirror % 2 else batch)
         loss = F.cross_entropy(logits, targets[chosen], label_smoothing=0.05)
-        return loss, {"loss": loss.item(), "top1": float((logits.argmax(1) == targets[chosen]).float().mean())}
+        return loss, {
+            "loss": loss.item(),
+            "top1": float((logits.argmax(1) == targets[chosen]).float().mean()),
+        }
 
     schedule = Schedule(config.epochs * sampler.per_epoch, config.lr)
-    history = train(what, model, loss_at, schedule, folder / "checkpoint.pt", checkpoint_steps, weight_decay=0.05)
+    history = train(
+        what, model, loss_at, schedule, folder / "checkpoint.pt", checkpoint_steps, weight_decay=0.05
+    )
     torch.save(model.eval().state_dict(), folder / "model.pt")
     return history
 

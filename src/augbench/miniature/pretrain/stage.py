@@ -32,7 +32,9 @@ History = list[dict[str, float]]
 
 def work_folder(job: Job, model: str, *made_from: Any) -> Path:
     """Where ``model`` is trained: a folder keyed by its recipe, the corpus's, and what else it is made from."""
-    key = canonical_hash([recipes.pretrain_recipe(job.study, model), recipes.corpus_recipe(job.study), *made_from])
+    key = canonical_hash(
+        [recipes.pretrain_recipe(job.study, model), recipes.corpus_recipe(job.study), *made_from]
+    )
     return job.store.root / "pretrain" / f"{model}-{key[:16]}"
 
 
@@ -85,7 +87,9 @@ def pretrain_unet(job: Job, corpus: str, clip_folder: str, vae_folder: str, targ
         vocabulary = CLIPTokenizer.from_pretrained(clip_folder)
         text_encoder = assemble.text_tower(model)
         vae = AutoencoderKL.from_pretrained(vae_folder).eval()
-        return unet.train_unet(images, captions, vae, vocabulary, text_encoder, config, job.study.seed, folder, steps)
+        return unet.train_unet(
+            images, captions, vae, vocabulary, text_encoder, config, job.study.seed, folder, steps
+        )
 
     made_from = [recipes.pretrain_recipe(job.study, name) for name in ("clip", "autoencoder")]
     _train(work_folder(job, "unet", *made_from), target, fit)
@@ -94,16 +98,27 @@ def pretrain_unet(job: Job, corpus: str, clip_folder: str, vae_folder: str, targ
 def pretrain_reference(job: Job, downloads: str, target: str) -> None:
     """Train the two reference classifiers on the corpus's garments with their true labels; each is also saved as a judge."""
     assert job.study.miniature is not None
-    corpus, config, steps = job.study.miniature, job.study.pretrain.reference, job.study.pretrain.checkpoint_steps
+    corpus, config, steps = (
+        job.study.miniature,
+        job.study.pretrain.reference,
+        job.study.pretrain.checkpoint_steps,
+    )
     images, labels = fashion_mnist.load(downloads, "train")
     sources, _ = fashion_mnist.split_corpus_and_target(labels, corpus.images, job.study.seed)
     clean = clean_images(images[sources])
-    styled = torch.cat([web_style(images[sources[part]], part, corpus.shift, job.study.seed) for part in np.array_split(np.arange(len(sources)), 50)])
+    styled = torch.cat(
+        [
+            web_style(images[sources[part]], part, corpus.shift, job.study.seed)
+            for part in np.array_split(np.arange(len(sources)), 50)
+        ]
+    )
     for what, pixels in (("clean", clean), ("robust", torch.cat([clean, styled]))):
         truth = np.resize(labels[sources], len(pixels))
         folder = work_folder(job, "reference", what)
         folder.mkdir(parents=True, exist_ok=True)
-        history = reference.train_reference(f"reference ({what})", pixels, truth, config, job.study.seed, folder, steps)
+        history = reference.train_reference(
+            f"reference ({what})", pixels, truth, config, job.study.seed, folder, steps
+        )
         Path(target).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "model.pt", Path(target) / f"{what}.pt")
         write_json(Path(target) / f"{what}_history.json", history)
@@ -125,15 +140,22 @@ def assemble_models(corpus: str, clip_folder: str, vae_folder: str, unet_folder:
 
     images, table = corpus_stage.load_images(corpus)
     model = CLIPModel.from_pretrained(clip_folder).eval()
-    unsafe, safe = assemble.calibration_images(images, np.array(table.column("NSFW").to_pylist()), first_half=True)
+    unsafe, safe = assemble.calibration_images(
+        images, np.array(table.column("NSFW").to_pylist()), first_half=True
+    )
     checker, threshold = assemble.safety_checker(model, unsafe, safe)
     vae, u_net = AutoencoderKL.from_pretrained(vae_folder), UNet2DConditionModel.from_pretrained(unet_folder)
     assemble.assemble(model, CLIPTokenizer.from_pretrained(clip_folder), vae, u_net, checker, Path(target))
-    histories = {name: read_json(Path(folder) / "history.json") for name, folder in (("clip", clip_folder), ("autoencoder", vae_folder), ("unet", unet_folder))}
+    histories = {
+        name: read_json(Path(folder) / "history.json")
+        for name, folder in (("clip", clip_folder), ("autoencoder", vae_folder), ("unet", unet_folder))
+    }
     write_json(Path(target) / "training_record.json", {"histories": histories, "safety_threshold": threshold})
 
 
-def measure_models(job: Job, corpus: str, downloads: str, models: str, references: str, quality: str, picture: str) -> None:
+def measure_models(
+    job: Job, corpus: str, downloads: str, models: str, references: str, quality: str, picture: str
+) -> None:
     """Measure the assembled models; write ``quality.json`` and a picture of real and generated images."""
     from transformers import CLIPModel, CLIPTokenizer
 
@@ -149,7 +171,9 @@ def measure_models(job: Job, corpus: str, downloads: str, models: str, reference
     real = torch.from_numpy(corpus_images[garments])
     family = measure.PROMPT_FAMILIES["clip"]
     batch = study.execution.batch_size
-    generated, labels = measure.generate_images(diffusion, classes, study.pretrain.measured_images_per_class, family, study.seed, batch)
+    generated, labels = measure.generate_images(
+        diffusion, classes, study.pretrain.measured_images_per_class, family, study.seed, batch
+    )
     judges = {}
     for name in ("clean", "robust"):
         judge = reference.new_reference(study.pretrain.reference, len(classes))

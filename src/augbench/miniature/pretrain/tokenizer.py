@@ -20,13 +20,21 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     """Write ``vocab.json`` and ``merges.txt`` to ``folder`` and return the tokenizer, which pads as Stable Diffusion's does."""
     spec = importlib.util.find_spec("open_clip")
     assert spec is not None and spec.origin is not None
-    with gzip.open(Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as stream:
+    with gzip.open(
+        Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8"
+    ) as stream:
         merges = stream.read().split("\n")[1 : MERGES + 1]
     symbols = list(bytes_to_unicode().values())
-    tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *("".join(merge.split()) for merge in merges)]
+    tokens = [
+        *symbols,
+        *(f"{symbol}</w>" for symbol in symbols),
+        *("".join(merge.split()) for merge in merges),
+    ]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = json.dumps({token: index for index, token in enumerate(tokens)}, ensure_ascii=False)
     (folder / "vocab.json").write_text(vocabulary, encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token="<|endoftext|>", model_max_length=77)
+    return CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token="<|endoftext|>", model_max_length=77
+    )

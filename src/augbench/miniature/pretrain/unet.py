@@ -48,7 +48,9 @@ class TextStates:
     def __call__(self, captions: Sequence[str]) -> torch.Tensor:
         missing = [caption for caption in dict.fromkeys(captions) if caption not in self.known]
         if missing:
-            ids = self.tokenizer(missing, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
+            ids = self.tokenizer(
+                missing, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+            )
             states = self.text_encoder(ids.input_ids).last_hidden_state.half()
             self.known.update(zip(missing, states, strict=True))
         return torch.stack([self.known[caption] for caption in captions]).float()

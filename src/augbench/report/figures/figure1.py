@@ -19,7 +19,12 @@ from augbench.report.figures.style import COLOURS, WIDTH, open_axes, save, style
 from augbench.report.render import spread
 from augbench.report.tables.table1 import Row, read_rows
 
-FAMILIES = {"real": "No added\nimages", "prompting": "Prompting", "personalised": "Personalised", "retrieval": "Retrieval"}
+FAMILIES = {
+    "real": "No added\nimages",
+    "prompting": "Prompting",
+    "personalised": "Personalised",
+    "retrieval": "Retrieval",
+}
 HEIGHT = 2.6  # inches
 
 
@@ -59,7 +64,11 @@ def draw(rows: Sequence[Row]) -> Figure:
     """
     best = best_of_families(rows)
     if not best:
-        raise UserError("Figure 1", "no row of its families", f"at least one of {', '.join(FAMILIES)} is needed in the table")
+        raise UserError(
+            "Figure 1",
+            "no row of its families",
+            f"at least one of {', '.join(FAMILIES)} is needed in the table",
+        )
     bound = upper_bound(rows)
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.subplots()
@@ -68,15 +77,42 @@ def draw(rows: Sequence[Row]) -> Figure:
         axes.bar(place, row.top1_percent - start, bottom=start, width=0.68, color=COLOURS[family], zorder=2)
         top = row.top1_percent
         if row.stderr_percent is not None:
-            axes.errorbar(place, top, yerr=row.stderr_percent, color="black", linewidth=0.8, capsize=2.5, capthick=0.8, zorder=3)
+            axes.errorbar(
+                place,
+                top,
+                yerr=row.stderr_percent,
+                color="black",
+                linewidth=0.8,
+                capsize=2.5,
+                capthick=0.8,
+                zorder=3,
+            )
             top += row.stderr_percent
-        text = axes.annotate(spread(row.top1_percent, row.stderr_percent), (place, top), (0, 2.5), textcoords="offset points", ha="center", va="bottom")
-        text.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 0.6})  # readable where the dashed line passes
-    highest = max(row.top1_percent + (row.stderr_percent or 0) for row in (*best.values(), *([bound] if bound else [])))
+        text = axes.annotate(
+            spread(row.top1_percent, row.stderr_percent),
+            (place, top),
+            (0, 2.5),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+        )
+        text.set_bbox(
+            {"facecolor": "white", "linewidth": 0, "pad": 0.6}
+        )  # readable where the dashed line passes
+    highest = max(
+        row.top1_percent + (row.stderr_percent or 0) for row in (*best.values(), *([bound] if bound else []))
+    )
     axes.set_ylim(start, highest + 0.14 * (highest - start))
     if bound is not None:
         axes.axhline(bound.top1_percent, color="0.35", linestyle=(0, (4, 2)), linewidth=0.8, zorder=2.5)
-        axes.annotate(f"{bound.label}: {bound.top1_percent:.1f}", (-0.5, bound.top1_percent), (0, 2), textcoords="offset points", color="0.25", va="bottom")
+        axes.annotate(
+            f"{bound.label}: {bound.top1_percent:.1f}",
+            (-0.5, bound.top1_percent),
+            (0, 2),
+            textcoords="offset points",
+            color="0.25",
+            va="bottom",
+        )
     axes.set_xlim(-0.55, len(best) - 0.45)
     axes.set_xticks(range(len(best)), [_tick(family, row, 46 // len(best)) for family, row in best.items()])
     axes.tick_params(axis="x", length=0)
@@ -99,7 +135,15 @@ def _tick(family: str, row: Row, width: int) -> str:
 def _break_mark(axes: Axes) -> None:
     """Two short strokes across the foot of the accuracy axis."""
     for height in (0.012, 0.032):
-        axes.plot((-0.018, 0.018), (height, height + 0.016), transform=axes.transAxes, color="black", linewidth=0.7, clip_on=False, zorder=5)
+        axes.plot(
+            (-0.018, 0.018),
+            (height, height + 0.016),
+            transform=axes.transAxes,
+            color="black",
+            linewidth=0.7,
+            clip_on=False,
+            zorder=5,
+        )
 
 
 def write_figure1(table: str | Path, outs: Mapping[str, str | Path]) -> None:

@@ -24,7 +24,18 @@ from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import write_text
 from augbench.report.figures.style import WIDTH, open_canvas, place_image, save, styled
-from augbench.report.pictures import REAL, ImageRecord, Shown, added_pictures, choose, read_pictures, real_pictures, rows_of, spread_classes, write_pictures
+from augbench.report.pictures import (
+    REAL,
+    ImageRecord,
+    Shown,
+    added_pictures,
+    choose,
+    read_pictures,
+    real_pictures,
+    rows_of,
+    spread_classes,
+    write_pictures,
+)
 from augbench.report.render import read_csv, render_csv
 
 if TYPE_CHECKING:
@@ -50,7 +61,15 @@ class Row:
     change: float
 
 
-def collect(job: Job, method: str, manifest: str | Path, train_path: str | Path, classes_path: str | Path, table: str | Path, images: str | Path) -> None:
+def collect(
+    job: Job,
+    method: str,
+    manifest: str | Path,
+    train_path: str | Path,
+    classes_path: str | Path,
+    table: str | Path,
+    images: str | Path,
+) -> None:
     """Choose images of ``method``, find what they started from, and write both and their difference.
 
     Raises
@@ -66,14 +85,27 @@ def collect(job: Job, method: str, manifest: str | Path, train_path: str | Path,
     chosen = []
     for number, info in enumerate(shown_classes):
         rows = rows_of(added, info.class_id)
-        chosen.append(rows.take(pa.array(choose(rows.num_rows, share + (number < rest), job.study.seed, "3", info.class_id), pa.int64())))
+        chosen.append(
+            rows.take(
+                pa.array(
+                    choose(rows.num_rows, share + (number < rest), job.study.seed, "3", info.class_id),
+                    pa.int64(),
+                )
+            )
+        )
     by_id = {info.class_id: info for info in classes}
     results = added_pictures(method, pa.concat_tables(chosen), by_id, job.store.root.parent)
     train = read_split(train_path)
     place = {image_id: row for row, image_id in enumerate(train.image_ids)}
     if lost := [picture.source for picture, _ in results if picture.source not in place]:
-        raise UserError(str(manifest), f"started from {lost[0]!r}, which is not in the training split", "delete the method's shards and run again")
-    originals = real_pictures(job, train, [(by_id[picture.class_id], place[str(picture.source)]) for picture, _ in results])
+        raise UserError(
+            str(manifest),
+            f"started from {lost[0]!r}, which is not in the training split",
+            "delete the method's shards and run again",
+        )
+    originals = real_pictures(
+        job, train, [(by_id[picture.class_id], place[str(picture.source)]) for picture, _ in results]
+    )
     label = job.study.label(method)
     rows_out: list[Row] = []
     shown: list[Shown] = []
@@ -96,13 +128,24 @@ def collect(job: Job, method: str, manifest: str | Path, train_path: str | Path,
             )
         )
     write_pictures(shown, images)
-    write_text(table, render_csv(rows_out, (f"{label}: what became of training images chosen at random. change: mean absolute difference, of 255.",)))
+    write_text(
+        table,
+        render_csv(
+            rows_out,
+            (
+                f"{label}: what became of training images chosen at random. change: mean absolute difference, of 255.",
+            ),
+        ),
+    )
 
 
 def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Figure:
     """Bands of three rows: training images, what became of them, and the difference, where mid-grey is no change."""
     label, change = rows[0].label, fmean(row.change for row in rows)
-    panels = {name: [image for picture, image in pictures if picture.panel == name] for name in (REAL, rows[0].method, CHANGE)}
+    panels = {
+        name: [image for picture, image in pictures if picture.panel == name]
+        for name in (REAL, rows[0].method, CHANGE)
+    }
     names = {REAL: "Real", rows[0].method: label, CHANGE: "Change"}
     bands = -(-len(rows) // COLUMNS)
     cell = (WIDTH - MARGIN) / COLUMNS
@@ -118,7 +161,13 @@ def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Fig
             figure.text(0.13 / WIDTH, foot, textwrap.fill(names[name], 10), va="baseline", linespacing=1.0)
             for column, image in enumerate(images[band * COLUMNS : (band + 1) * COLUMNS]):
                 place_image(canvas, image, MARGIN + column * cell, bottom, 0.96 * cell)
-    figure.text(0, 0.03 / height, f"Change: mid-grey is none; on average {change:.1f} of 255 levels.\nImages chosen at random.", va="bottom", linespacing=1.15)
+    figure.text(
+        0,
+        0.03 / height,
+        f"Change: mid-grey is none; on average {change:.1f} of 255 levels.\nImages chosen at random.",
+        va="bottom",
+        linespacing=1.15,
+    )
     return figure
 
 

@@ -22,14 +22,30 @@ from augbench.data.classes import read_class_table
 from augbench.data.splits import read_split
 from augbench.files import write_text
 from augbench.report.figures.style import WIDTH, open_canvas, place_image, save, styled
-from augbench.report.pictures import REAL, ImageRecord, Shown, added_pictures, choose, read_pictures, real_pictures, rows_of, spread_classes, write_pictures
+from augbench.report.pictures import (
+    REAL,
+    ImageRecord,
+    Shown,
+    added_pictures,
+    choose,
+    read_pictures,
+    real_pictures,
+    rows_of,
+    spread_classes,
+    write_pictures,
+)
 from augbench.report.render import read_csv, render_csv
 
 if TYPE_CHECKING:
     from augbench.runtime.job import Job
 
 CLASSES, PER_CLASS = 4, 2
-LINE, TITLE, GAP, FOOT = 0.11, 0.125, 0.05, 0.26  # inches: a line of a class's name, a row's name, between rows and between classes, the note
+LINE, TITLE, GAP, FOOT = (
+    0.11,
+    0.125,
+    0.05,
+    0.26,
+)  # inches: a line of a class's name, a row's name, between rows and between classes, the note
 NAME = 15  # characters of a class's name in a line
 NOTE = "Images were chosen at random."
 SAME_NOISE = "Generated images of one column start from the same noise."
@@ -52,7 +68,14 @@ class Row:
     similarity: float | None
 
 
-def collect(job: Job, manifests: Mapping[str, str | Path], train_path: str | Path, classes_path: str | Path, table: str | Path, images: str | Path) -> None:
+def collect(
+    job: Job,
+    manifests: Mapping[str, str | Path],
+    train_path: str | Path,
+    classes_path: str | Path,
+    table: str | Path,
+    images: str | Path,
+) -> None:
     """Choose images and write them; a class that is left out is not shown.
 
     Parameters
@@ -73,18 +96,30 @@ def collect(job: Job, manifests: Mapping[str, str | Path], train_path: str | Pat
     wanted = []
     for info in shown_classes:
         own = [row for row, class_id in enumerate(train.class_ids) if class_id == info.class_id]
-        wanted += [(info, own[place]) for place in choose(len(own), PER_CLASS, job.study.seed, "4", REAL, info.class_id)]
+        wanted += [
+            (info, own[place])
+            for place in choose(len(own), PER_CLASS, job.study.seed, "4", REAL, info.class_id)
+        ]
     shown: list[Shown] = real_pictures(job, train, wanted)
     for method, rows in added.items():
         parts = []
         for info in shown_classes:
             own_rows = rows_of(rows, info.class_id)
-            parts.append(own_rows.take(pa.array(choose(own_rows.num_rows, PER_CLASS, job.study.seed, "4", info.class_id), pa.int64())))
+            parts.append(
+                own_rows.take(
+                    pa.array(
+                        choose(own_rows.num_rows, PER_CLASS, job.study.seed, "4", info.class_id), pa.int64()
+                    )
+                )
+            )
         shown += added_pictures(method, pa.concat_tables(parts), by_id, job.store.root.parent)
     write_pictures(shown, images)
     labels = {REAL: "Real training images", **{method: job.study.label(method) for method in added}}
     letters = dict(zip(labels, _letters(len(labels)), strict=True))
-    write_text(table, render_csv([_row(picture, letters[picture.panel], labels[picture.panel]) for picture, _ in shown]))
+    write_text(
+        table,
+        render_csv([_row(picture, letters[picture.panel], labels[picture.panel]) for picture, _ in shown]),
+    )
 
 
 def _letters(count: int) -> list[str]:
@@ -94,7 +129,10 @@ def _letters(count: int) -> list[str]:
 
 
 def _row(picture: ImageRecord, letter: str, label: str) -> Row:
-    known = {name: getattr(picture, name) for name in ("class_id", "class_name", "place", "image", "source", "prompt", "seed", "similarity")}
+    known = {
+        name: getattr(picture, name)
+        for name in ("class_id", "class_name", "place", "image", "source", "prompt", "seed", "similarity")
+    }
     return Row(letter, picture.panel, label, **known)
 
 
@@ -112,7 +150,9 @@ def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Fig
     images = {(picture.panel, picture.class_id, picture.place): image for picture, image in pictures}
     methods = {row.method: (row.letter, row.label) for row in rows}
     classes = {row.class_id: row.class_name for row in rows}
-    names = [textwrap.fill(textwrap.shorten(name, 2 * NAME, placeholder="..."), NAME) for name in classes.values()]
+    names = [
+        textwrap.fill(textwrap.shorten(name, 2 * NAME, placeholder="..."), NAME) for name in classes.values()
+    ]
     head = 0.09 + LINE * (1 + max(name.count("\n") for name in names))
     cell = (WIDTH - GAP * (len(classes) - 1)) / (len(classes) * PER_CLASS)
     height = head + len(methods) * (TITLE + cell + GAP) + FOOT
@@ -120,7 +160,15 @@ def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Fig
     canvas = open_canvas(figure)
     for column, name in enumerate(names):
         middle = column * (PER_CLASS * cell + GAP) + PER_CLASS * cell / 2
-        figure.text(middle / WIDTH, 1 - (head - 0.07) / height, name, ha="center", va="baseline", style="italic", linespacing=1.0)
+        figure.text(
+            middle / WIDTH,
+            1 - (head - 0.07) / height,
+            name,
+            ha="center",
+            va="baseline",
+            style="italic",
+            linespacing=1.0,
+        )
     for line, (method, (letter, label)) in enumerate(methods.items()):
         top = height - head - line * (TITLE + cell + GAP)
         figure.text(0, (top - TITLE + 0.025) / height, letter, weight="bold", va="bottom")
@@ -131,7 +179,9 @@ def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Fig
                     continue
                 left = column * (PER_CLASS * cell + GAP) + place * cell
                 place_image(canvas, image, left, top - TITLE - cell, 0.97 * cell)
-    figure.text(0, 0.03 / height, f"{SAME_NOISE}\n{NOTE}" if same_noise(rows) else NOTE, va="bottom", linespacing=1.15)
+    figure.text(
+        0, 0.03 / height, f"{SAME_NOISE}\n{NOTE}" if same_noise(rows) else NOTE, va="bottom", linespacing=1.15
+    )
     return figure
 
 

@@ -24,8 +24,28 @@ from augbench.data.classes import read_class_table
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import write_text
-from augbench.report.figures.style import COLOURS, MARKERS, WIDTH, open_axes, open_canvas, place_image, save, styled
-from augbench.report.pictures import REAL, ImageRecord, Shown, added_pictures, choose, read_pictures, real_pictures, rows_of, short_name, write_pictures
+from augbench.report.figures.style import (
+    COLOURS,
+    MARKERS,
+    WIDTH,
+    open_axes,
+    open_canvas,
+    place_image,
+    save,
+    styled,
+)
+from augbench.report.pictures import (
+    REAL,
+    ImageRecord,
+    Shown,
+    added_pictures,
+    choose,
+    read_pictures,
+    real_pictures,
+    rows_of,
+    short_name,
+    write_pictures,
+)
 from augbench.report.render import read_csv, render_csv, signed
 from augbench.report.tables import table1
 from augbench.report.tables.per_class import ClassAccuracies, read_per_class
@@ -65,7 +85,10 @@ class Row:
 
 def shown_methods(rows: Sequence[table1.Row]) -> list[table1.Row]:
     """The most accurate row that generates images and the most accurate one that retrieves them, those that there are."""
-    groups = ([row for row in rows if row.family in GENERATED], [row for row in rows if row.family == "retrieval"])
+    groups = (
+        [row for row in rows if row.family in GENERATED],
+        [row for row in rows if row.family == "retrieval"],
+    )
     return [max(group, key=lambda row: row.top1_percent) for group in groups if group]
 
 
@@ -85,13 +108,19 @@ def changes(own: ClassAccuracies, baseline: ClassAccuracies) -> tuple[np.ndarray
     """
     runs = sorted(set(own.runs) & set(baseline.runs))
     if own.class_ids != baseline.class_ids or not runs:
-        raise UserError("tables/per_class.parquet", "a method and the baseline differ in classes, or share no run", REMAKE)
+        raise UserError(
+            "tables/per_class.parquet", "a method and the baseline differ in classes, or share no run", REMAKE
+        )
     pairs = [own.top1[own.runs.index(run)] - baseline.top1[baseline.runs.index(run)] for run in runs]
     differences = 100 * np.stack(pairs)
-    return differences.mean(axis=0), differences.std(axis=0, ddof=1) / np.sqrt(len(runs)) if len(runs) > 1 else None
+    return differences.mean(axis=0), differences.std(axis=0, ddof=1) / np.sqrt(len(runs)) if len(
+        runs
+    ) > 1 else None
 
 
-def build_rows(per_class: Mapping[str, ClassAccuracies], table: Sequence[table1.Row], names: Mapping[str, str]) -> list[Row]:
+def build_rows(
+    per_class: Mapping[str, ClassAccuracies], table: Sequence[table1.Row], names: Mapping[str, str]
+) -> list[Row]:
     """Every class of the methods shown, sorted by change, ties in label order.
 
     Parameters
@@ -158,23 +187,34 @@ def collect(
     """
     by_id = {info.class_id: info for info in read_class_table(classes_path)}
     entries = table1.read_rows(table)
-    rows = build_rows(read_per_class(per_class), entries, {class_id: short_name(info) for class_id, info in by_id.items()})
+    rows = build_rows(
+        read_per_class(per_class), entries, {class_id: short_name(info) for class_id, info in by_id.items()}
+    )
     train = read_split(train_path)
     shown: list[Shown] = []
     pictured: dict[str, None] = {}
     for entry in shown_methods(entries):
-        wanted = [row.class_id for end in ends([row for row in rows if row.method == entry.method]) for row in end]
+        wanted = [
+            row.class_id for end in ends([row for row in rows if row.method == entry.method]) for row in end
+        ]
         pictured.update(dict.fromkeys(wanted))
         pool = read_index(manifests[entry.method])
         parts = []
         for class_id in wanted:
             own = rows_of(pool, class_id)
-            parts.append(own.take(pa.array(choose(own.num_rows, PER_CLASS, job.study.seed, "5A", class_id), pa.int64())))
+            parts.append(
+                own.take(
+                    pa.array(choose(own.num_rows, PER_CLASS, job.study.seed, "5A", class_id), pa.int64())
+                )
+            )
         shown += added_pictures(entry.method, pa.concat_tables(parts), by_id, job.store.root.parent)
     real = []
     for class_id in pictured:
         own_rows = [row for row, name in enumerate(train.class_ids) if name == class_id]
-        real += [(by_id[class_id], own_rows[place]) for place in choose(len(own_rows), PER_CLASS, job.study.seed, "5A", REAL, class_id)]
+        real += [
+            (by_id[class_id], own_rows[place])
+            for place in choose(len(own_rows), PER_CLASS, job.study.seed, "5A", REAL, class_id)
+        ]
     write_pictures([*real_pictures(job, train, real), *shown], images)
     notes = (
         "change_points: mean over runs of a class's accuracy less the baseline's of the same run. Methods: the most accurate one that generates images, and the most"
@@ -196,28 +236,48 @@ def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Fig
     block = CAPTION + cell + 0.04
     height = PLOT + 0.1 + sum(2 * HEAD + count * block for count in lines.values())
     figure = Figure(figsize=(WIDTH, height))
-    axes = figure.add_axes((0.42 / WIDTH, 1 - (PLOT - 0.44) / height, 1 - 0.47 / WIDTH, (PLOT - 0.5) / height))
+    axes = figure.add_axes(
+        (0.42 / WIDTH, 1 - (PLOT - 0.44) / height, 1 - 0.47 / WIDTH, (PLOT - 0.5) / height)
+    )
     _draw_changes(axes, methods)
     canvas = open_canvas(figure)
     top = height - PLOT - 0.1
     for method, own in methods.items():
-        figure.text(0, (top - HEAD + 0.04) / height, own[0].label, weight="bold", color=COLOURS[own[0].family], va="baseline")
+        figure.text(
+            0,
+            (top - HEAD + 0.04) / height,
+            own[0].label,
+            weight="bold",
+            color=COLOURS[own[0].family],
+            va="baseline",
+        )
         top -= HEAD
         for side, (title, end) in enumerate(zip(("Worst hit", "Most helped"), ends(own), strict=True)):
             left = side * (half + 2 * GAP)
-            figure.text(left / WIDTH, (top - HEAD + 0.05) / height, f"{title}: real | added", va="baseline", style="italic")
+            figure.text(
+                left / WIDTH,
+                (top - HEAD + 0.05) / height,
+                f"{title}: real | added",
+                va="baseline",
+                style="italic",
+            )
             for line, row in enumerate(end):
                 foot = top - HEAD - line * block - CAPTION
                 text = textwrap.shorten(row.class_name, 26, placeholder="...")
                 error = "" if row.stderr_points is None else f" ± {row.stderr_points:.1f}"
-                for lift, words in ((0.145, text), (0.04, signed(row.change_points).replace("-", MINUS) + error)):
+                for lift, words in (
+                    (0.145, text),
+                    (0.04, signed(row.change_points).replace("-", MINUS) + error),
+                ):
                     figure.text(left / WIDTH, (foot + lift) / height, words, va="baseline")
                 for place in range(2 * PER_CLASS):
                     panel = REAL if place < PER_CLASS else method
                     if (image := images.get((panel, row.class_id, place % PER_CLASS))) is None:
                         continue
                     shift = GAP / 2 if panel == method else 0.0
-                    place_image(canvas, image, left + place * (cell - GAP / 8) + shift, foot - cell, 0.94 * cell)
+                    place_image(
+                        canvas, image, left + place * (cell - GAP / 8) + shift, foot - cell, 0.94 * cell
+                    )
         top -= HEAD + lines[method] * block
     return figure
 
@@ -239,15 +299,24 @@ def _draw_changes(axes: Axes, methods: Mapping[str, Sequence[Row]]) -> None:
                 ranks + shift, means, yerr=errors, color=COLOURS[family], marker=MARKERS[family], markersize=3, linestyle="none", capsize=1.5, elinewidth=0.7, label=label
             )  # fmt: skip
         else:
-            axes.fill_between(ranks, means - errors, means + errors, color=COLOURS[family], alpha=0.25, linewidth=0)
+            axes.fill_between(
+                ranks, means - errors, means + errors, color=COLOURS[family], alpha=0.25, linewidth=0
+            )
             axes.plot(ranks, means, color=COLOURS[family], linestyle=("-", (0, (5, 1)))[number], label=label)
     bars = "bars" if classes <= FEW else "band"
     spread = any(row.stderr_points is not None for own in methods.values() for row in own)
-    axes.set_xlabel("Classes, in each method's own order" + (f"\n({bars}: standard error of the mean over runs)" if spread else ""))
+    axes.set_xlabel(
+        "Classes, in each method's own order"
+        + (f"\n({bars}: standard error of the mean over runs)" if spread else "")
+    )
     axes.set_ylabel("Change of accuracy (points)", labelpad=1)
-    axes.xaxis.set_major_locator(FixedLocator(range(1, classes + 1)) if classes <= 12 else MaxNLocator(nbins=6, integer=True))
+    axes.xaxis.set_major_locator(
+        FixedLocator(range(1, classes + 1)) if classes <= 12 else MaxNLocator(nbins=6, integer=True)
+    )
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    axes.legend(loc="upper left", frameon=False, borderpad=0, handlelength=1.2, handletextpad=0.4, labelspacing=0.25)
+    axes.legend(
+        loc="upper left", frameon=False, borderpad=0, handlelength=1.2, handletextpad=0.4, labelspacing=0.25
+    )
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.12 * (high - low))
     open_axes(axes)

@@ -69,7 +69,14 @@ def bounds(accuracies: ClassAccuracies, short: Sequence[str]) -> tuple[float, fl
     return 100 * worst, 100 * (worst + float(accuracies.n_test[~rest].sum() / total))
 
 
-def collect(plan: Plan, table: str | Path, per_class: str | Path, train_path: str | Path, manifests: Mapping[str, str | Path], out: str | Path) -> list[Row]:
+def collect(
+    plan: Plan,
+    table: str | Path,
+    per_class: str | Path,
+    train_path: str | Path,
+    manifests: Mapping[str, str | Path],
+    out: str | Path,
+) -> list[Row]:
     """Write the points, by series and size.
 
     Parameters
@@ -92,7 +99,11 @@ def collect(plan: Plan, table: str | Path, per_class: str | Path, train_path: st
         config = plan.study.augmented[method]
         added = Counter(read_index(manifests[method]).column("class_id").to_pylist())
         classes = accuracies[method].class_ids
-        short = [class_id for class_id in classes if added[class_id] < needed_images(config.added_per_training_image, sizes[class_id])]
+        short = [
+            class_id
+            for class_id in classes
+            if added[class_id] < needed_images(config.added_per_training_image, sizes[class_id])
+        ]
         family = plan.study.methods[pool].group
         rows.append(
             Row(
@@ -113,7 +124,22 @@ def collect(plan: Plan, table: str | Path, per_class: str | Path, train_path: st
     rows.sort(key=lambda row: (order.index(row.series), row.asked_percent))
     if (name := baseline_of([*entries.values()])) is not None:
         base = entries[name]
-        rows.append(Row(BASELINE, base.label, "real", name, 0.0, 0, base.top1_percent, base.stderr_percent, base.n, 0, None, None))
+        rows.append(
+            Row(
+                BASELINE,
+                base.label,
+                "real",
+                name,
+                0.0,
+                0,
+                base.top1_percent,
+                base.stderr_percent,
+                base.n,
+                0,
+                None,
+                None,
+            )
+        )
     notes = (
         "asked_percent: added images per hundred real ones. short_classes: classes with fewer images than that; they were trained and scored with those that"
         " there were. worst_percent, best_percent: the accuracy if these classes were never, or always, right.",
@@ -136,14 +162,21 @@ def draw(rows: Sequence[Row]) -> Figure:
     UserError
         No point.
     """
-    series = {row.series: [other for other in rows if other.series == row.series] for row in rows if row.series != BASELINE}
+    series = {
+        row.series: [other for other in rows if other.series == row.series]
+        for row in rows
+        if row.series != BASELINE
+    }
     if not series:
         raise UserError("Figure 5B", "no row to draw", "rows with mechanism draw give the sizes")
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.subplots()
     ticks = sorted({row.asked_percent for own in series.values() for row in own})
     # on a logarithmic axis, a hundredth of its width: so that error bars do not hide each other
-    shift = {name: (ticks[-1] / ticks[0]) ** (0.01 * (number - (len(series) - 1) / 2)) for number, name in enumerate(series)}
+    shift = {
+        name: (ticks[-1] / ticks[0]) ** (0.01 * (number - (len(series) - 1) / 2))
+        for number, name in enumerate(series)
+    }
     for number, (name, own) in enumerate(series.items()):
         colour, x = COLOURS[own[0].family], [row.asked_percent * shift[name] for row in own]
         y, errors = [row.top1_percent for row in own], [row.stderr_percent or 0.0 for row in own]
@@ -153,19 +186,60 @@ def draw(rows: Sequence[Row]) -> Figure:
         )  # fmt: skip
         for row, place in zip(own, x, strict=True):
             if row.worst_percent is not None and row.best_percent is not None:
-                axes.plot([place] * 2, [row.worst_percent, row.best_percent], color=colour, linewidth=0.6, linestyle=":", zorder=2)
-                axes.plot(place, row.best_percent, marker="v", markersize=4, color=colour, markerfacecolor="white", linestyle="none", zorder=4)
-                axes.plot(place, row.worst_percent, marker="^", markersize=4, color=colour, markerfacecolor="white", linestyle="none", zorder=4)
+                axes.plot(
+                    [place] * 2,
+                    [row.worst_percent, row.best_percent],
+                    color=colour,
+                    linewidth=0.6,
+                    linestyle=":",
+                    zorder=2,
+                )
+                axes.plot(
+                    place,
+                    row.best_percent,
+                    marker="v",
+                    markersize=4,
+                    color=colour,
+                    markerfacecolor="white",
+                    linestyle="none",
+                    zorder=4,
+                )
+                axes.plot(
+                    place,
+                    row.worst_percent,
+                    marker="^",
+                    markersize=4,
+                    color=colour,
+                    markerfacecolor="white",
+                    linestyle="none",
+                    zorder=4,
+                )
     for row in rows:
         if row.series == BASELINE:
-            axes.axhline(row.top1_percent, color=COLOURS["real"], linewidth=0.8, linestyle=(0, (4, 2)), zorder=1, label=row.series_label)
+            axes.axhline(
+                row.top1_percent,
+                color=COLOURS["real"],
+                linewidth=0.8,
+                linestyle=(0, (4, 2)),
+                zorder=1,
+                label=row.series_label,
+            )
             if row.stderr_percent is not None:
                 low, high = row.top1_percent - row.stderr_percent, row.top1_percent + row.stderr_percent
                 axes.axhspan(low, high, color=COLOURS["real"], alpha=0.15, linewidth=0, zorder=0)
     if any(row.worst_percent is not None for row in rows):
         # the legend says once what the open triangles are
         for marker, text in (("v", "best case: short classes all right"), ("^", "worst case: all wrong")):
-            axes.plot([], [], marker=marker, markersize=4, color="0.3", markerfacecolor="white", linestyle="none", label=text)
+            axes.plot(
+                [],
+                [],
+                marker=marker,
+                markersize=4,
+                color="0.3",
+                markerfacecolor="white",
+                linestyle="none",
+                label=text,
+            )
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -173,23 +247,44 @@ def draw(rows: Sequence[Row]) -> Figure:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axes.set_xlabel("Added images: in % of the real ones, and how many")
     spread = any(row.stderr_percent is not None for row in rows)
-    axes.set_ylabel("Top-1 accuracy (%)" + (f"\nbars: standard error, n = {min(row.n for row in rows)}" if spread else ""))
+    axes.set_ylabel(
+        "Top-1 accuracy (%)" + (f"\nbars: standard error, n = {min(row.n for row in rows)}" if spread else "")
+    )
     open_axes(axes)
     handles, labels = axes.get_legend_handles_labels()
     entries = dict(zip(labels, handles, strict=True))
     texts = list(dict.fromkeys(own[0].series_label for own in series.values()))
     texts += [label for label in entries if label not in texts]
     figure.legend(
-        [entries[text] for text in texts], texts, loc="outside upper left", ncols=2, frameon=False, handlelength=1.8, columnspacing=1.0, labelspacing=0.25
+        [entries[text] for text in texts],
+        texts,
+        loc="outside upper left",
+        ncols=2,
+        frameon=False,
+        handlelength=1.8,
+        columnspacing=1.0,
+        labelspacing=0.25,
     )
     return figure
 
 
 def _count(rows: Sequence[Row], tick: float) -> str:
     """How many images a size is: the mean of the series that have it and did not run short."""
-    whole = [row.added_images for row in rows if row.asked_percent == tick and row.series != BASELINE and not row.short_classes]
-    images = fmean(whole or [row.added_images for row in rows if row.asked_percent == tick and row.series != BASELINE])
-    return f"{images:,.0f}" if images < 10_000 else f"{images / 1000:,.0f}k" if images < 1_000_000 else f"{images / 1_000_000:.1f}M"
+    whole = [
+        row.added_images
+        for row in rows
+        if row.asked_percent == tick and row.series != BASELINE and not row.short_classes
+    ]
+    images = fmean(
+        whole or [row.added_images for row in rows if row.asked_percent == tick and row.series != BASELINE]
+    )
+    return (
+        f"{images:,.0f}"
+        if images < 10_000
+        else f"{images / 1000:,.0f}k"
+        if images < 1_000_000
+        else f"{images / 1_000_000:.1f}M"
+    )
 
 
 def write_figure(table: str | Path, outs: Mapping[str, str | Path]) -> None:

@@ -20,7 +20,13 @@ from augbench.files import atomic_path
 logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports every glyph that it embeds in a PDF
 
 # The paper's blue, orange, green and red in Okabe and Ito's palette, which colour-blind readers can tell apart.
-COLOURS = {"real": "#0072B2", "unconditional": "#CC79A7", "prompting": "#E69F00", "personalised": "#009E73", "retrieval": "#D55E00"}
+COLOURS = {
+    "real": "#0072B2",
+    "unconditional": "#CC79A7",
+    "prompting": "#E69F00",
+    "personalised": "#009E73",
+    "retrieval": "#D55E00",
+}
 # Families are told apart without colour, too.
 MARKERS = {"unconditional": "P", "prompting": "D", "personalised": "o", "retrieval": "s"}
 WIDTH = 3.3  # inches; one column of a two-column page
@@ -64,13 +70,18 @@ def open_canvas(figure: Figure) -> Axes:
 def place_image(canvas: Axes, image: np.ndarray, left: float, bottom: float, side: float) -> None:
     """A square image, uint8 (H, W, 3), at a place in inches; small ones keep their pixels."""
     interpolation = "nearest" if image.shape[0] <= PIXELS_SEEN else "auto"
-    canvas.imshow(image, extent=(left, left + side, bottom, bottom + side), interpolation=interpolation, aspect="auto")
+    canvas.imshow(
+        image, extent=(left, left + side, bottom, bottom + side), interpolation=interpolation, aspect="auto"
+    )
 
 
 def save(figure: Figure, outs: Mapping[str, str | Path]) -> None:
     """Write ``figure`` to ``outs``: paths by format (``pdf``, ``png``), those that are given."""
     for kind, path in outs.items():
         # no creation date and no version of matplotlib: the same data gives the same bytes
-        metadata = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}[kind]
+        metadata = {
+            "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+            "png": {"Software": None},
+        }[kind]
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)

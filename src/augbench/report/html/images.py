@@ -65,7 +65,9 @@ class ClassChange:
     size: float | None
 
 
-def most_changed(accuracies: Mapping[str, ClassAccuracies], table: Sequence[table1.Row], classes: Sequence[ClassInfo]) -> list[ClassChange]:
+def most_changed(
+    accuracies: Mapping[str, ClassAccuracies], table: Sequence[table1.Row], classes: Sequence[ClassInfo]
+) -> list[ClassChange]:
     """The classes that take part, the most changed one first, ties in label order.
 
     Raises
@@ -79,9 +81,16 @@ def most_changed(accuracies: Mapping[str, ClassAccuracies], table: Sequence[tabl
         return []
     points = {}
     if baseline is not None:
-        points = {row.method: changes(accuracies[row.method], accuracies[baseline])[0] for row in table if row.method != baseline}
+        points = {
+            row.method: changes(accuracies[row.method], accuracies[baseline])[0]
+            for row in table
+            if row.method != baseline
+        }
         before = 100 * accuracies[baseline].top1.mean(axis=0)
-    by_id, added = {info.class_id: info for info in classes}, [row.method for row in table if row.family != "real" and row.method in points]
+    by_id, added = (
+        {info.class_id: info for info in classes},
+        [row.method for row in table if row.family != "real" and row.method in points],
+    )
     found = [
         ClassChange(
             by_id[class_id],
@@ -132,7 +141,9 @@ def collect(
     write_encoded(kept, out)
 
 
-def _by_class(job: Job, classes: Sequence[ClassInfo], manifests: Mapping[str, str | Path], train_path: str | Path) -> Iterator[list[tuple[ImageRecord, bytes]]]:
+def _by_class(
+    job: Job, classes: Sequence[ClassInfo], manifests: Mapping[str, str | Path], train_path: str | Path
+) -> Iterator[list[tuple[ImageRecord, bytes]]]:
     """The pictures of each class in turn: real ones, then each method's."""
     train = read_split(train_path)
     members: dict[str, list[int]] = {}
@@ -144,7 +155,10 @@ def _by_class(job: Job, classes: Sequence[ClassInfo], manifests: Mapping[str, st
         group = classes[start : start + CLASSES_AT_ONCE]
         by_id = {info.class_id: info for info in group}
         wanted = [
-            (info, own[place]) for info in group for own in [members[info.class_id]] for place in choose(len(own), count, seed, "report", REAL, info.class_id)
+            (info, own[place])
+            for info in group
+            for own in [members[info.class_id]]
+            for place in choose(len(own), count, seed, "report", REAL, info.class_id)
         ]
         found: dict[str, list[tuple[ImageRecord, bytes]]] = {info.class_id: [] for info in group}
 
@@ -158,6 +172,10 @@ def _by_class(job: Job, classes: Sequence[ClassInfo], manifests: Mapping[str, st
             for info in group:
                 own_rows = rows_of(rows, info.class_id)
                 # the same places whatever the method: generated images of one place start from the same noise
-                parts.append(own_rows.take(pa.array(choose(own_rows.num_rows, count, seed, "report", info.class_id), pa.int64())))
+                parts.append(
+                    own_rows.take(
+                        pa.array(choose(own_rows.num_rows, count, seed, "report", info.class_id), pa.int64())
+                    )
+                )
             keep(added_pictures(method, pa.concat_tables(parts), by_id, job.store.root.parent))
         yield from found.values()

@@ -24,8 +24,26 @@ from augbench.files import read_json, write_text
 from augbench.plan.paths import Plan
 from augbench.report.figures.style import COLOURS
 from augbench.report.html.images import MEGABYTE, ClassChange, most_changed
-from augbench.report.html.parts import MINUS, Cell, Panel, SortableTable, Thumb, models_of, table_of, templates, thumb_of
-from augbench.report.html.words import FigureWords, Headline, figure_words, headlines, what_it_does_not_show, what_it_is, what_it_shows
+from augbench.report.html.parts import (
+    MINUS,
+    Cell,
+    Panel,
+    SortableTable,
+    Thumb,
+    models_of,
+    table_of,
+    templates,
+    thumb_of,
+)
+from augbench.report.html.words import (
+    FigureWords,
+    Headline,
+    figure_words,
+    headlines,
+    what_it_does_not_show,
+    what_it_is,
+    what_it_shows,
+)
 from augbench.report.pictures import REAL, ImageRecord, read_encoded, short_name
 from augbench.report.render import NONE, Layout, read_markdown, signed, spread
 from augbench.report.tables import statistics, table1
@@ -115,14 +133,23 @@ def _interval(low: float | None, high: float | None, n: int) -> str:
 
 def _shown(headline: Headline) -> Shown:
     row = headline.row
-    return Shown(headline.role, headline.family, row.label, f"{row.mean_percent:.1f}", _interval(row.low_percent, row.high_percent, row.n))
+    return Shown(
+        headline.role,
+        headline.family,
+        row.label,
+        f"{row.mean_percent:.1f}",
+        _interval(row.low_percent, row.high_percent, row.n),
+    )
 
 
 def glance(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -> Glance:
     """Accuracies of all rows with their intervals, on one scale."""
     families = {entry.method: entry.family for entry in table}
     ends = [
-        (row.mean_percent, row.mean_percent) if row.low_percent is None or row.high_percent is None else (row.low_percent, row.high_percent) for row in rows
+        (row.mean_percent, row.mean_percent)
+        if row.low_percent is None or row.high_percent is None
+        else (row.low_percent, row.high_percent)
+        for row in rows
     ]
     first, last = min(low for low, _ in ends), max(high for _, high in ends)
     margin = max(0.5, 0.04 * (last - first))
@@ -132,7 +159,14 @@ def glance(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -> Glanc
         return f"{100 * (min(max(value, first), last) - first) / (last - first):.2f}"
 
     marks = tuple(
-        Mark(row.label, families[row.method], spread(row.mean_percent, row.stderr_percent) + " %", place(row.mean_percent), place(low), place(high))
+        Mark(
+            row.label,
+            families[row.method],
+            spread(row.mean_percent, row.stderr_percent) + " %",
+            place(row.mean_percent),
+            place(low),
+            place(high),
+        )
         for row, (low, high) in zip(rows, ends, strict=True)
     )
     base = next((row.mean_percent for row in rows if row.method == statistics.baseline_of(table)), None)
@@ -164,18 +198,34 @@ def per_class_table(changes: Sequence[ClassChange], plan: Plan) -> SortableTable
             Cell(short_name(change.info)),
             Cell(change.info.class_id),
             Cell(str(change.n_test), str(change.n_test)),
-            Cell(NONE) if change.baseline_percent is None else Cell(f"{change.baseline_percent:.1f}", f"{change.baseline_percent:.4f}"),
+            Cell(NONE)
+            if change.baseline_percent is None
+            else Cell(f"{change.baseline_percent:.1f}", f"{change.baseline_percent:.4f}"),
             Cell(NONE) if change.size is None else Cell(f"{change.size:.1f}", f"{change.size:.4f}"),
             *(cell(change.points[method]) for method in methods),
         )
         for change in changes
     )
-    header = ("Class", "Id", "Test images", "Baseline (%)", "Mean size of change", *map(plan.study.label, methods))
+    header = (
+        "Class",
+        "Id",
+        "Test images",
+        "Baseline (%)",
+        "Mean size of change",
+        *map(plan.study.label, methods),
+    )
     notes = (
         "Methods: mean over runs of the class's accuracy less the baseline's of the same run, in percentage points. Mean size of change: over rows that add images, signs left out.",
         "With n test images of a class, one image is 100 / n points: the ends of each order are partly chance, the more so the more classes there are.",
     )
-    return SortableTable("per_class", "Change of every class against the baseline", header, (False, False, *[True] * (len(header) - 2)), rows, notes)
+    return SortableTable(
+        "per_class",
+        "Change of every class against the baseline",
+        header,
+        (False, False, *[True] * (len(header) - 2)),
+        rows,
+        notes,
+    )
 
 
 def retrieval_table(path: str | Path, plan: Plan) -> SortableTable:
@@ -195,26 +245,47 @@ def retrieval_table(path: str | Path, plan: Plan) -> SortableTable:
         " whole story stands in retrieval/*/ledgers.",
     )
     return table_of(
-        "retrieval", Layout("What retrieval gave", ("Method", "What became of it", "Candidates", "Share"), (False, False, True, True), cells, notes)
+        "retrieval",
+        Layout(
+            "What retrieval gave",
+            ("Method", "What became of it", "Candidates", "Share"),
+            (False, False, True, True),
+            cells,
+            notes,
+        ),
     )
 
 
 def made_by(record: dict[str, Any]) -> list[tuple[str, str]]:
     """The head of the provenance record, as pairs of name and value."""
     models = [f"{name}: {model['folder']} ({model['id']})" for name, model in record["models"].items()]
-    machines = sorted({machine for made in (record, *record["computed"]) for machine in (made["cpu"], *made["gpus"])})
+    machines = sorted(
+        {machine for made in (record, *record["computed"]) for machine in (made["cpu"], *made["gpus"])}
+    )
     facts = [
         ("Written", record["written"]),
-        ("Code", f"augbench {record['version']}" + (f", revision {record['revision']}" if record["revision"] else "")),
+        (
+            "Code",
+            f"augbench {record['version']}"
+            + (f", revision {record['revision']}" if record["revision"] else ""),
+        ),
         ("Python", record["python"]),
         ("System", record["platform"]),
         ("Machines", ", ".join(machines)),
         ("Models", "; ".join(models) or NONE),
         ("Seed", str(record["seeds"]["study"])),
-        ("Packages", ", ".join(f"{name} {version}" for name, version in record["packages"].items() if version)),
+        (
+            "Packages",
+            ", ".join(f"{name} {version}" for name, version in record["packages"].items() if version),
+        ),
     ]
     if len(record["computed"]) > 1:
-        facts.append(("Mixed", f"jobs ran in {len(record['computed'])} different surroundings; the record below lists them"))
+        facts.append(
+            (
+                "Mixed",
+                f"jobs ran in {len(record['computed'])} different surroundings; the record below lists them",
+            )
+        )
     return facts
 
 
@@ -229,21 +300,40 @@ class ClassPanel:
     html: str
 
 
-def class_panels(plan: Plan, changes: Sequence[ClassChange], pictures: Iterable[tuple[ImageRecord, bytes]], models: dict[str, str]) -> list[ClassPanel]:
+def class_panels(
+    plan: Plan,
+    changes: Sequence[ClassChange],
+    pictures: Iterable[tuple[ImageRecord, bytes]],
+    models: dict[str, str],
+) -> list[ClassPanel]:
     """The classes that there are thumbnails of, in the order of ``changes``."""
     by_class: dict[str, dict[str, list[Thumb]]] = {}
-    labels = {REAL: "Real training images", **{method: plan.study.label(method) for method in plan.study.pooled}}
+    labels = {
+        REAL: "Real training images",
+        **{method: plan.study.label(method) for method in plan.study.pooled},
+    }
     families = {REAL: "real", **{method: plan.study.methods[method].group for method in plan.study.pooled}}
     for picture, encoded in pictures:
         own = by_class.setdefault(picture.class_id, {})
-        own.setdefault(picture.panel, []).append(thumb_of(picture, data_uri(encoded), labels[picture.panel], models))
+        own.setdefault(picture.panel, []).append(
+            thumb_of(picture, data_uri(encoded), labels[picture.panel], models)
+        )
     render: Any = templates().get_template("parts.html").module
     found = []
     for change in changes:
         if change.info.class_id in by_class:
-            panels = [Panel(labels[panel], families[panel], thumbs) for panel, thumbs in by_class[change.info.class_id].items()]
-            choice = Choice(change.info.class_id, short_name(change.info), "" if change.size is None else f"{change.size:.1f}")
-            found.append(ClassPanel(choice, render.class_panel(choice.id, choice.name, _about(change, plan), panels)))
+            panels = [
+                Panel(labels[panel], families[panel], thumbs)
+                for panel, thumbs in by_class[change.info.class_id].items()
+            ]
+            choice = Choice(
+                change.info.class_id,
+                short_name(change.info),
+                "" if change.size is None else f"{change.size:.1f}",
+            )
+            found.append(
+                ClassPanel(choice, render.class_panel(choice.id, choice.name, _about(change, plan), panels))
+            )
     return found
 
 
@@ -265,7 +355,9 @@ def _fitting(panels: Sequence[ClassPanel], room: float) -> list[ClassPanel]:
     """The first panels, as many as fit into ``room`` bytes with their entries in the list of classes."""
     fitting: list[ClassPanel] = []
     for panel in panels:
-        entry = 400 + 2 * len(panel.choice.name.encode()) + 2 * len(panel.choice.id)  # label, markup, link from the table
+        entry = (
+            400 + 2 * len(panel.choice.name.encode()) + 2 * len(panel.choice.id)
+        )  # label, markup, link from the table
         room -= len(panel.html.encode()) + entry
         if room < 0:
             break
@@ -288,14 +380,34 @@ def write_report(plan: Plan, out: str | Path) -> None:
     table, rows = table1.read_rows(plan.table1["csv"]), statistics.read_rows(plan.statistics["csv"])
     classes = read_class_table(plan.path("classes.parquet"))
     record = read_json(plan.path("provenance.json"))
-    tables = {name: table_of(name, read_markdown(path, TITLES[name])) for name, path in plan.report_tables.items()}
-    protocol = [note.removeprefix(DIFFERS).removesuffix(".") for note in tables["table1"].notes if note.startswith(DIFFERS)]
+    tables = {
+        name: table_of(name, read_markdown(path, TITLES[name])) for name, path in plan.report_tables.items()
+    }
+    protocol = [
+        note.removeprefix(DIFFERS).removesuffix(".")
+        for note in tables["table1"].notes
+        if note.startswith(DIFFERS)
+    ]
     changes = most_changed(read_per_class(plan.per_class), table, classes)
     panels = class_panels(plan, changes, read_encoded(plan.report_images), models_of(record["models"]))
     yields = [retrieval_table(plan.retrieval_summary["fates"], plan)] if plan.study.retrieved else []
-    added = [tables[name] for name in ("diagnostics",) if name in tables] + yields + [tables[name] for name in ("leakage",) if name in tables]
-    contents = [("summary", "Summary"), ("accuracy", "Accuracy"), ("figures", "Figures"), ("classes", "Classes"), ("images", "Images")]
-    contents += [*([("added", "Added images")] if added else []), ("cost", "Cost"), ("provenance", "Provenance")]
+    added = (
+        [tables[name] for name in ("diagnostics",) if name in tables]
+        + yields
+        + [tables[name] for name in ("leakage",) if name in tables]
+    )
+    contents = [
+        ("summary", "Summary"),
+        ("accuracy", "Accuracy"),
+        ("figures", "Figures"),
+        ("classes", "Classes"),
+        ("images", "Images"),
+    ]
+    contents += [
+        *([("added", "Added images")] if added else []),
+        ("cost", "Cost"),
+        ("provenance", "Provenance"),
+    ]
     values: dict[str, Any] = {
         "study": study.study,
         "hues": {**COLOURS, "scaling": COLOURS["retrieval"]},
@@ -319,7 +431,11 @@ def write_report(plan: Plan, out: str | Path) -> None:
     budget = study.report.page_megabytes * MEGABYTE
     bare = len(_render(values, changes, []).encode())
     if bare > budget:
-        raise UserError("report.page_megabytes", study.report.page_megabytes, f"the page has {bare / MEGABYTE:.1f} MB without a single image; ask for more")
+        raise UserError(
+            "report.page_megabytes",
+            study.report.page_megabytes,
+            f"the page has {bare / MEGABYTE:.1f} MB without a single image; ask for more",
+        )
     write_text(out, _render(values, changes, _fitting(panels, budget - bare - BROWSER_BYTES)))
 
 
@@ -329,7 +445,9 @@ def _render(values: dict[str, Any], changes: Sequence[ClassChange], panels: Sequ
     left_out = [short_name(change.info) for change in changes if change.info.class_id not in shown]
     lead = "Images were drawn at random from what classifiers were trained on: the training split, and each method's first training set. Choose a class; an image opens into its details."
     if left_out and panels:
-        lead += f" The {len(panels)} classes that changed most are here: the others did not fit into this file."
+        lead += (
+            f" The {len(panels)} classes that changed most are here: the others did not fit into this file."
+        )
     page = templates().get_template("report.html")
     return page.render(
         **values,

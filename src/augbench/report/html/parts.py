@@ -102,7 +102,11 @@ def thumb_of(picture: ImageRecord, src: str, label: str, models: Mapping[str, st
     if picture.model is not None:
         known.append(("Model", model_name(picture.model, models)))
     what = "real image" if picture.panel == REAL else label
-    return Thumb(src, f"{picture.class_name}, {what}, {picture.image if picture.panel == REAL else f'image {picture.image}'}", tuple(known))
+    return Thumb(
+        src,
+        f"{picture.class_name}, {what}, {picture.image if picture.panel == REAL else f'image {picture.image}'}",
+        tuple(known),
+    )
 
 
 def model_name(content: str, models: Mapping[str, str]) -> str:

@@ -61,7 +61,9 @@ def data_name(study: Study) -> str:
     return "ImageNet" if dataset.classes == "imagenet" else f"the images in {Path(dataset.root).name}"
 
 
-def what_it_is(study: Study, table: Sequence[table1.Row], rows: Sequence[statistics.Row], classes: int) -> str:
+def what_it_is(
+    study: Study, table: Sequence[table1.Row], rows: Sequence[statistics.Row], classes: int
+) -> str:
     """The study in two sentences."""
     added = [entry for entry in table if entry.added_per_class > 0]
     base = next((entry for entry in table if entry.split == "train"), table[0])
@@ -83,13 +85,17 @@ def what_it_shows(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -
             row = headline.row
             compared = sum(other.baseline_p is not None for other in rows)
             verdict = _verdict(row.baseline_low, row.baseline_high, row.baseline_p_holm, row.n, compared)
-            sentences.append(f"With {row.label}: {_points(row.baseline_points, row.baseline_low, row.baseline_high)} against no added images. {verdict}")
+            sentences.append(
+                f"With {row.label}: {_points(row.baseline_points, row.baseline_low, row.baseline_high)} against no added images. {verdict}"
+            )
     best, reference = found.get("Best that generates"), retrieval_of(table)
     if best is not None and reference is not None and best.row.retrieval_points is not None:
         row = best.row
         compared = sum(other.retrieval_p is not None for other in rows)
         verdict = _verdict(row.retrieval_low, row.retrieval_high, row.retrieval_p_holm, row.n, compared)
-        sentences.append(f"With {row.label}: {_points(row.retrieval_points, row.retrieval_low, row.retrieval_high)} against {labels[reference]}. {verdict}")
+        sentences.append(
+            f"With {row.label}: {_points(row.retrieval_points, row.retrieval_low, row.retrieval_high)} against {labels[reference]}. {verdict}"
+        )
     return sentences
 
 
@@ -114,7 +120,9 @@ def _comparisons(count: int) -> str:
     return f"{count} comparison{'s' if count > 1 else ''}"
 
 
-def what_it_does_not_show(study: Study, table: Sequence[table1.Row], rows: Sequence[statistics.Row], differences: int) -> list[str]:
+def what_it_does_not_show(
+    study: Study, table: Sequence[table1.Row], rows: Sequence[statistics.Row], differences: int
+) -> list[str]:
     """What a reader might take the numbers for, and should not."""
     sentences = [
         f"The {headline.role.lower().replace('best', 'best row')} was picked by its test accuracy among {headline.among} rows, so it looks a little better than it is."
@@ -154,7 +162,9 @@ def figure_words(plan: Plan, name: str, table: Sequence[table1.Row]) -> FigureWo
     if name == "figure1":
         return _figure1(table)
     path = plan.figure_data(name)["table"]
-    return {"figure3": _figure3, "figure4": _figure4, "figure5a": _figure5a, "figure5b": _figure5b}[name](path)
+    return {"figure3": _figure3, "figure4": _figure4, "figure5a": _figure5a, "figure5b": _figure5b}[name](
+        path
+    )
 
 
 def _figure1(table: Sequence[table1.Row]) -> FigureWords:
@@ -222,7 +232,9 @@ def _figure5b(path: str) -> FigureWords:
         for name, label in series.items()
         if name != figure5b.BASELINE
     ]
-    base = next((f" Baseline: {row.top1_percent:.1f}%." for row in rows if row.series == figure5b.BASELINE), "")
+    base = next(
+        (f" Baseline: {row.top1_percent:.1f}%." for row in rows if row.series == figure5b.BASELINE), ""
+    )
     return FigureWords(
         "Figure 5B: accuracy against the number of added images",
         "Bars are standard errors; triangles say what the accuracy would be if classes that ran out of images were always or never right.",

@@ -21,7 +21,18 @@ from augbench.report.tables import table1
 from augbench.report.tables.statistics import baseline_of
 
 # Stages with jobs that belong to one method.
-MAKING = ("prompts", "search", "retrieve", "finetune", "choose_lr", "candidates", "pool_candidates", "classify_candidates", "select", "generate")
+MAKING = (
+    "prompts",
+    "search",
+    "retrieve",
+    "finetune",
+    "choose_lr",
+    "candidates",
+    "pool_candidates",
+    "classify_candidates",
+    "select",
+    "generate",
+)
 TRAINING = ("index_pool", "resample", "classify")
 ON_GPU = frozenset({"search", "retrieve", "finetune", "candidates", "generate", "cluster", "embed_corpus"})
 ON_CLASSIFIER_GPUS = frozenset({"classify", "classify_candidates"})
@@ -148,7 +159,11 @@ def build_rows(plan: Plan, table: str | Path) -> list[Row]:
                 training += hours
             elif job.stage in MAKING and job.method == pool and job.part < max(1, parts):
                 making += hours
-        gain = entries[method].top1_percent - entries[baseline].top1_percent if baseline is not None and method != baseline else None
+        gain = (
+            entries[method].top1_percent - entries[baseline].top1_percent
+            if baseline is not None and method != baseline
+            else None
+        )
         rows.append(
             Row(
                 method,
@@ -163,7 +178,11 @@ def build_rows(plan: Plan, table: str | Path) -> list[Row]:
                 size_mb(_folders(plan, method)),
                 _downloaded(plan, pool),
                 gain,
-                *_per_hour(gain, making.wall, sum(step.make_wall_hours for step in shared if step.needed_by in _needs(plan, pool))),
+                *_per_hour(
+                    gain,
+                    making.wall,
+                    sum(step.make_wall_hours for step in shared if step.needed_by in _needs(plan, pool)),
+                ),
             )
         )
     return [*rows, *shared]
@@ -210,7 +229,24 @@ def _shared(plan: Plan, held: Mapping[str, int]) -> list[Row]:
                 hours += hours_of(path, held.get(stage, 0))
         if hours.wall:
             disk = size_mb([plan.path("corpus")]) if label == "corpus" else 0.0
-            rows.append(Row("", label, needed_by, hours.wall, hours.cpu, hours.gpu, 0.0, 0.0, 0.0, disk, None, None, None, None))
+            rows.append(
+                Row(
+                    "",
+                    label,
+                    needed_by,
+                    hours.wall,
+                    hours.cpu,
+                    hours.gpu,
+                    0.0,
+                    0.0,
+                    0.0,
+                    disk,
+                    None,
+                    None,
+                    None,
+                    None,
+                )
+            )
     return rows
 
 
@@ -253,7 +289,9 @@ def _notes(plan: Plan) -> tuple[str, ...]:
         "Times are those of the last run of each job: where images came from the store, as after an interruption, they are too small.",
     ]
     if plan.study.drawn:
-        notes.append("A row that draws from another row's pool is charged for that pool, so that rows do not add up.")
+        notes.append(
+            "A row that draws from another row's pool is charged for that pool, so that rows do not add up."
+        )
     return tuple(notes)
 
 
@@ -283,7 +321,13 @@ def write_cost(plan: Plan, table: str | Path, outs: Mapping[str, str | Path]) ->
     """Write the costs to ``outs``: paths by format (``csv``, ``md``), those that are given; parameters as :func:`build_rows`."""
     rows, notes = build_rows(plan, table), _notes(plan)
     unit, per_hour = _unit(rows)
-    layout = Layout(f"Cost, study {plan.study.study}", _header(unit), NUMERIC, tuple(_cells(row, per_hour) for row in rows), notes)
+    layout = Layout(
+        f"Cost, study {plan.study.study}",
+        _header(unit),
+        NUMERIC,
+        tuple(_cells(row, per_hour) for row in rows),
+        notes,
+    )
     texts = {"csv": render_csv(rows, notes), "md": render_markdown(layout)}
     for kind, path in outs.items():
         write_text(path, texts[kind])

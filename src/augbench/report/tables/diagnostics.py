@@ -27,7 +27,14 @@ from augbench.data.sources import open_source
 from augbench.data.splits import check_labels, read_split
 from augbench.errors import UserError
 from augbench.files import read_json, write_text
-from augbench.measures.distances import NEAREST, agreement_percent, precision_and_coverage, repeated_percent, sample_per_class, style_distance
+from augbench.measures.distances import (
+    NEAREST,
+    agreement_percent,
+    precision_and_coverage,
+    repeated_percent,
+    sample_per_class,
+    style_distance,
+)
 from augbench.measures.eyes import Eyes, Seen
 from augbench.report.render import NONE, Layout, read_csv, render_csv, render_markdown, render_terminal
 from augbench.resample import check_same_labels
@@ -92,7 +99,10 @@ def refused_per_image(index: pa.Table, study_folder: str | Path) -> float:
     UserError
         A shard is missing or damaged.
     """
-    refused = sum(pc.sum(read_shard(Path(study_folder) / path, ["safety_flags"]).column(0)).as_py() for path in pc.unique(index.column("path")).to_pylist())
+    refused = sum(
+        pc.sum(read_shard(Path(study_folder) / path, ["safety_flags"]).column(0)).as_py()
+        for path in pc.unique(index.column("path")).to_pylist()
+    )
     return refused / index.num_rows
 
 
@@ -119,20 +129,35 @@ def read_learning(history: str | Path, lr: str | Path, selected: str | Path, tog
     classes: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(pq.read_table(history).to_pylist(), key=lambda row: row["epoch"]):
         if math.isclose(row["factor"], factor, rel_tol=1e-6):
-            losses = {name: math.inf if row[name] is None else row[name] for name in ("train_loss", "val_loss")}
+            losses = {
+                name: math.inf if row[name] is None else row[name] for name in ("train_loss", "val_loss")
+            }
             classes.setdefault(row["class_id"], []).append({"epoch": row["epoch"], **losses})
     if not classes or any(rows[0]["epoch"] != 0 or len(rows) < 2 for rows in classes.values()):
-        raise UserError(str(history), f"no whole history at factor {factor:g}", "delete the method's folder in finetune and run again")
+        raise UserError(
+            str(history),
+            f"no whole history at factor {factor:g}",
+            "delete the method's folder in finetune and run again",
+        )
     courses = list(classes.values())
     if together:
-        courses = [[{name: fmean(row[name] for row in rows) for name in rows[0]} for rows in zip(*courses, strict=True)]]
+        courses = [
+            [
+                {name: fmean(row[name] for row in rows) for name in rows[0]}
+                for rows in zip(*courses, strict=True)
+            ]
+        ]
 
     def epoch_of(course: list[dict[str, Any]]) -> float:
         if candidate in ("train_loss", "val_loss"):
             return float(min(course[1:], key=lambda row: row[candidate])["epoch"])
         number = candidate.removeprefix("epoch")
         if not number.isdigit():
-            raise UserError(str(selected), f"candidate {candidate!r}", "allowed: train_loss, val_loss, epoch1, epoch2, ...")
+            raise UserError(
+                str(selected),
+                f"candidate {candidate!r}",
+                "allowed: train_loss, val_loss, epoch1, epoch2, ...",
+            )
         return float(number)
 
     return Learning(
@@ -167,7 +192,9 @@ class Diagnosis:
         split = read_split(path)
         check_labels(split, self.classes, str(path))
         chosen = self._chosen(split.labels)
-        return len(split), self.eyes.look(source.load([split.sources[i] for i in chosen]), split.labels[chosen], what)
+        return len(split), self.eyes.look(
+            source.load([split.sources[i] for i in chosen]), split.labels[chosen], what
+        )
 
     def added(self, index: pa.Table, where: str, what: str) -> Seen:
         """The images of a pool that are looked at."""
@@ -192,13 +219,17 @@ class Diagnosis:
             pool=pool,
             images=len(seen.labels),
             agreement_clip_percent=agreement_percent(seen.clip, seen.labels),
-            agreement_judge_percent=None if seen.judge is None else agreement_percent(seen.judge, seen.labels),
+            agreement_judge_percent=None
+            if seen.judge is None
+            else agreement_percent(seen.judge, seen.labels),
             style_mmd2=None if style is None else style.mixed,
             style_mmd2_within_class=None if style is None else style.within_class,
             diversity=None if math.isnan(spread) else spread,
             precision_percent=None if overlap is None else overlap.precision_percent,
             coverage_percent=None if overlap is None else overlap.coverage_percent,
-            repeated_percent=None if threshold is None else repeated_percent(seen.embeddings, seen.labels, threshold),
+            repeated_percent=None
+            if threshold is None
+            else repeated_percent(seen.embeddings, seen.labels, threshold),
             **others,
         )
 
@@ -239,14 +270,20 @@ def write_diagnostics(
 
     study = job.study
     classes = read_class_table(classes_path)
-    eyes = Eyes(read_json(clip_path)["folder"], study.report.judge, classes, pick_device(study.execution.device))
+    eyes = Eyes(
+        read_json(clip_path)["folder"], study.report.judge, classes, pick_device(study.execution.device)
+    )
     diagnosis = Diagnosis(study, job.store.root.parent, classes, eyes)
     source = open_source(study.dataset, study.seed, study.corpus)
     train_size, train = diagnosis.real(train_path, source, REAL["train"])
     val_size, val = diagnosis.real(val_path, source, REAL["val"])
     rows = [
-        diagnosis.row("real:train", train_size, train, None, label=REAL["train"], family="real", refused_per_image=None),
-        diagnosis.row("real:val", val_size, val, train, label=REAL["val"], family="real", refused_per_image=None),
+        diagnosis.row(
+            "real:train", train_size, train, None, label=REAL["train"], family="real", refused_per_image=None
+        ),
+        diagnosis.row(
+            "real:val", val_size, val, train, label=REAL["val"], family="real", refused_per_image=None
+        ),
     ]
     for name, method in study.methods.items():
         if name not in indexes:
@@ -256,8 +293,21 @@ def write_diagnostics(
         refused = None if method.retrieves_images else refused_per_image(index, diagnosis.folder)
         learning = {}
         if personalised := study.personalised.get(name):
-            learning = asdict(read_learning(histories[name], lrs[name], selected[name], together=personalised.train_unet))
-        rows.append(diagnosis.row(name, index.num_rows, seen, train, label=study.label(name), family=method.group, refused_per_image=refused, **learning))
+            learning = asdict(
+                read_learning(histories[name], lrs[name], selected[name], together=personalised.train_unet)
+            )
+        rows.append(
+            diagnosis.row(
+                name,
+                index.num_rows,
+                seen,
+                train,
+                label=study.label(name),
+                family=method.group,
+                refused_per_image=refused,
+                **learning,
+            )
+        )
     _write(study, rows, outs)
 
 
@@ -297,7 +347,9 @@ def _cells(row: Row) -> tuple[str, ...]:
         number(row.coverage_percent, ".1f"),
         number(row.repeated_percent, ".1f"),
         number(row.refused_per_image, ".3g"),
-        NONE if row.val_loss_start is None else f"{row.val_loss_start:.4f} to {number(row.val_loss_best, '.4f')}",
+        NONE
+        if row.val_loss_start is None
+        else f"{row.val_loss_start:.4f} to {number(row.val_loss_best, '.4f')}",
         number(row.lr_factor, "g"),
         NONE if row.candidate is None else f"{row.candidate} (epoch {number(row.candidate_epoch, '.3g')})",
     )
@@ -344,7 +396,9 @@ def _notes(study: Study, rows: Sequence[Row]) -> tuple[str, ...]:
 
 def _write(study: Study, rows: Sequence[Row], outs: Mapping[str, str | Path]) -> None:
     notes = _notes(study, rows)
-    layout = Layout(f"Diagnostics of added images, study {study.study}", HEADER, NUMERIC, tuple(map(_cells, rows)), notes)
+    layout = Layout(
+        f"Diagnostics of added images, study {study.study}", HEADER, NUMERIC, tuple(map(_cells, rows)), notes
+    )
     texts = {"csv": render_csv(rows, notes), "md": render_markdown(layout), "txt": render_terminal(layout)}
     for kind, path in outs.items():
         write_text(path, texts[kind])

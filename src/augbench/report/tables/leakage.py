@@ -56,7 +56,9 @@ class Row:
     baseline_without_percent: float | None
 
 
-def _accuracies(paths: Sequence[str | Path], leaks: pa.Table) -> tuple[float | None, float | None, int | None]:
+def _accuracies(
+    paths: Sequence[str | Path], leaks: pa.Table
+) -> tuple[float | None, float | None, int | None]:
     """Mean accuracy in percent over runs on all test images, and on those without near-duplicates; how many these are."""
     everything, without, left = [], [], None
     for path in paths:
@@ -122,7 +124,18 @@ def build_rows(
     return rows
 
 
-HEADER = ("Images of", "Checked", "Near val", "Near test", "Share", "Test images", "Top-1 (%)", "Without (%)", "Baseline (%)", "Baseline without (%)")
+HEADER = (
+    "Images of",
+    "Checked",
+    "Near val",
+    "Near test",
+    "Share",
+    "Test images",
+    "Top-1 (%)",
+    "Without (%)",
+    "Baseline (%)",
+    "Baseline without (%)",
+)
 NUMERIC = (False, *[True] * 9)
 NOTES = (
     "Near val, near test: added images that show a picture of that split, as a copy, a part, its mirror image, at any size or quality. Share: of all added"
@@ -147,11 +160,20 @@ def _cells(row: Row) -> tuple[str, ...]:
     def percent(value: float | None) -> str:
         return NONE if value is None else f"{value:.1f}"
 
-    counts = (f"{row.checked}", f"{row.val}", f"{row.test}", f"{row.either_percent:.2g}%", f"{row.test_images}")
+    counts = (
+        f"{row.checked}",
+        f"{row.val}",
+        f"{row.test}",
+        f"{row.either_percent:.2g}%",
+        f"{row.test_images}",
+    )
     return (
         row.label,
         *counts,
-        *map(percent, (row.top1_percent, row.without_percent, row.baseline_percent, row.baseline_without_percent)),
+        *map(
+            percent,
+            (row.top1_percent, row.without_percent, row.baseline_percent, row.baseline_without_percent),
+        ),
     )
 
 
@@ -170,8 +192,18 @@ def write_leakage_table(
     """Write the table to ``outs``: paths by format (``csv``, ``md``, ``txt``), those that are given; parameters as :func:`build_rows`."""
     rows = build_rows(study, leaks, summaries, predictions)
     notes = (*NOTES, *_limits_note(summaries))
-    layout = Layout(f"Near-duplicates of validation and test images, study {study.study}", HEADER, NUMERIC, tuple(map(_cells, rows)), notes)
-    texts = {"csv": render_csv(rows, notes), "md": render_markdown(layout), "txt": render_terminal(layout, 110)}
+    layout = Layout(
+        f"Near-duplicates of validation and test images, study {study.study}",
+        HEADER,
+        NUMERIC,
+        tuple(map(_cells, rows)),
+        notes,
+    )
+    texts = {
+        "csv": render_csv(rows, notes),
+        "md": render_markdown(layout),
+        "txt": render_terminal(layout, 110),
+    }
     for kind, path in outs.items():
         write_text(path, texts[kind])
     return rows
@@ -180,7 +212,13 @@ def write_leakage_table(
 # --- examples ---------------------------------------------------------------------------------------------------------
 
 
-def draw_pairs(job: Job, leaks_path: str | Path, index_path: str | Path, splits: Mapping[str, str | Path], out: str | Path) -> None:
+def draw_pairs(
+    job: Job,
+    leaks_path: str | Path,
+    index_path: str | Path,
+    splits: Mapping[str, str | Path],
+    out: str | Path,
+) -> None:
     """Draw up to :data:`EXAMPLES` pairs of a method, added image beside real one, as PNG; those of test images first, then the nearest ones.
 
     Parameters
@@ -196,12 +234,27 @@ def draw_pairs(job: Job, leaks_path: str | Path, index_path: str | Path, splits:
     from matplotlib.figure import Figure
 
     leaks, index = read_leaks(leaks_path), read_index(index_path)
-    pairs = sorted(leaks.to_pylist(), key=lambda pair: (pair["split"] != "test", pair["hash_distance"], -pair["correlation"]))[:EXAMPLES]
-    place = {key: row for row, key in enumerate(zip(index.column("class_id").to_pylist(), index.column("index").to_pylist(), strict=True))}
-    added = load_images(index.take(pa.array([place[pair["class_id"], pair["index"]] for pair in pairs], pa.int64())), job.store.root.parent)
+    pairs = sorted(
+        leaks.to_pylist(),
+        key=lambda pair: (pair["split"] != "test", pair["hash_distance"], -pair["correlation"]),
+    )[:EXAMPLES]
+    place = {
+        key: row
+        for row, key in enumerate(
+            zip(index.column("class_id").to_pylist(), index.column("index").to_pylist(), strict=True)
+        )
+    }
+    added = load_images(
+        index.take(pa.array([place[pair["class_id"], pair["index"]] for pair in pairs], pa.int64())),
+        job.store.root.parent,
+    )
     manifests = {name: read_split(path) for name, path in splits.items()}
-    origins = {name: dict(zip(split.image_ids, split.sources, strict=True)) for name, split in manifests.items()}
-    real = open_source(job.study.dataset, job.study.seed, job.study.corpus).load([origins[pair["split"]][pair["image_id"]] for pair in pairs])
+    origins = {
+        name: dict(zip(split.image_ids, split.sources, strict=True)) for name, split in manifests.items()
+    }
+    real = open_source(job.study.dataset, job.study.seed, job.study.corpus).load(
+        [origins[pair["split"]][pair["image_id"]] for pair in pairs]
+    )
     rows = max(1, -(-len(pairs) // PAIRS_PER_ROW))
     figure = Figure(figsize=(2.4 * PAIRS_PER_ROW, 1.7 * rows), layout="constrained")
     axes = figure.subplots(rows, 2 * PAIRS_PER_ROW, squeeze=False).ravel()
@@ -214,6 +267,9 @@ def draw_pairs(job: Job, leaks_path: str | Path, index_path: str | Path, splits:
         left.imshow(one)
         left.set_title(f"added, {pair['class_id']}", fontsize=6)
         right.imshow(other)
-        right.set_title(f"{pair['split']}, {pair['kind']}\n{pair['hash_distance']} bits, r = {pair['correlation']:.2f}", fontsize=6)
+        right.set_title(
+            f"{pair['split']}, {pair['kind']}\n{pair['hash_distance']} bits, r = {pair['correlation']:.2f}",
+            fontsize=6,
+        )
     with atomic_path(out) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

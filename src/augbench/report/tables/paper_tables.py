@@ -20,8 +20,14 @@ from augbench.report.tables.statistics import baseline_of
 
 TABLES = {  # by name: the paper's study, and what the table shows
     CLUSTER_ABLATION: ("imagenet10", "Vectors learned per class (the paper's cluster ablation)"),
-    "imagenet_full": ("imagenet_full", "The best methods of each family on full data (the paper's full ImageNet)"),
-    "caltech256": ("caltech256", "The best methods of each family on a second data set (the paper's Caltech256)"),
+    "imagenet_full": (
+        "imagenet_full",
+        "The best methods of each family on full data (the paper's full ImageNet)",
+    ),
+    "caltech256": (
+        "caltech256",
+        "The best methods of each family on a second data set (the paper's Caltech256)",
+    ),
 }
 
 
@@ -61,7 +67,9 @@ def build_rows(name: str, plan: Plan, table: Sequence[table1.Row]) -> list[Row]:
                 entry.n,
                 entry.top1_percent,
                 entry.stderr_percent,
-                entry.top1_percent - entries[baseline].top1_percent if baseline is not None and method != baseline else None,
+                entry.top1_percent - entries[baseline].top1_percent
+                if baseline is not None and method != baseline
+                else None,
                 theirs.top1 if theirs else None,
                 theirs.stderr if theirs else None,
                 _gain(theirs, paper["none"]) if method != "none" else None,
@@ -86,14 +94,24 @@ def _notes(name: str, study: Study) -> tuple[str, ...]:
             f"This study is a miniature, not {PROTOCOLS[paper_study].name}: its rows stand beside the paper's by method alone. Compare the order"
             " and the sign of gains, never the numbers."
         )
-    notes.append("Rows and footer of Table 1 say how many images were added, and every difference from the paper's protocol.")
+    notes.append(
+        "Rows and footer of Table 1 say how many images were added, and every difference from the paper's protocol."
+    )
     return tuple(notes)
 
 
 def layout(name: str, study: Study, rows: Sequence[Row]) -> Layout:
     """Table ``name`` as people see it."""
     ablation = name == CLUSTER_ABLATION
-    header = ("Method", *(("k",) if ablation else ()), "This study (%)", "n", "Gain", "Paper (%)", "Paper's gain")
+    header = (
+        "Method",
+        *(("k",) if ablation else ()),
+        "This study (%)",
+        "n",
+        "Gain",
+        "Paper (%)",
+        "Paper's gain",
+    )
     cells = [
         (
             row.label,
@@ -106,7 +124,9 @@ def layout(name: str, study: Study, rows: Sequence[Row]) -> Layout:
         )
         for row in rows
     ]
-    return Layout(caption(name, study), header, (False, *[True] * (len(header) - 1)), tuple(cells), _notes(name, study))
+    return Layout(
+        caption(name, study), header, (False, *[True] * (len(header) - 1)), tuple(cells), _notes(name, study)
+    )
 
 
 def caption(name: str, study: Study) -> str:

@@ -30,7 +30,9 @@ SCHEMA = pa.schema(
 )
 
 
-def class_accuracies(labels: np.ndarray, predicted: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def class_accuracies(
+    labels: np.ndarray, predicted: np.ndarray, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Test images and share of hits per label.
 
     Parameters
@@ -50,7 +52,9 @@ def class_accuracies(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
     return n_test, hits / np.maximum(n_test, 1)
 
 
-def write_per_class(classes_path: str | Path, predictions: Mapping[str, Sequence[str | Path]], out: str | Path) -> None:
+def write_per_class(
+    classes_path: str | Path, predictions: Mapping[str, Sequence[str | Path]], out: str | Path
+) -> None:
     """Write accuracies per class, in the order of methods, runs and labels.
 
     Parameters
@@ -71,11 +75,24 @@ def write_per_class(classes_path: str | Path, predictions: Mapping[str, Sequence
         for path in map(Path, paths):
             labels, predicted = _read(path)
             if len(labels) and labels.max() >= len(class_ids):
-                raise UserError(str(path), f"label {labels.max()}, and there are {len(class_ids)} classes", REMAKE)
+                raise UserError(
+                    str(path), f"label {labels.max()}, and there are {len(class_ids)} classes", REMAKE
+                )
             n_test, accuracy = class_accuracies(labels, predicted, len(class_ids))
             kept = np.flatnonzero(n_test)
-            columns = [[method] * len(kept), [int(path.parent.name)] * len(kept), [class_ids[label] for label in kept], n_test[kept], accuracy[kept]]
-            tables.append(pa.Table.from_arrays([pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA))
+            columns = [
+                [method] * len(kept),
+                [int(path.parent.name)] * len(kept),
+                [class_ids[label] for label in kept],
+                n_test[kept],
+                accuracy[kept],
+            ]
+            tables.append(
+                pa.Table.from_arrays(
+                    [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)],
+                    schema=SCHEMA,
+                )
+            )
     with atomic_path(out) as temporary:
         pq.write_table(pa.concat_tables(tables) if tables else SCHEMA.empty_table(), temporary)
 
@@ -122,8 +139,17 @@ def read_per_class(path: str | Path) -> dict[str, ClassAccuracies]:
     for method in dict.fromkeys(methods):
         own = methods == method
         numbers = tuple(dict.fromkeys(int(run) for run in runs[own]))
-        names = class_ids[own].reshape(len(numbers), -1) if own.sum() % len(numbers) == 0 else class_ids[own][None]
+        names = (
+            class_ids[own].reshape(len(numbers), -1)
+            if own.sum() % len(numbers) == 0
+            else class_ids[own][None]
+        )
         if len(names) != len(numbers) or (names != names[0]).any():
             raise UserError(str(path), f"runs of {method} differ in their classes", REMAKE)
-        found[str(method)] = ClassAccuracies(numbers, tuple(map(str, names[0])), n_test[own][: names.shape[1]], accuracy[own].reshape(names.shape))
+        found[str(method)] = ClassAccuracies(
+            numbers,
+            tuple(map(str, names[0])),
+            n_test[own][: names.shape[1]],
+            accuracy[own].reshape(names.shape),
+        )
     return found

@@ -18,7 +18,16 @@ from statistics import fmean
 import numpy as np
 
 from augbench.files import write_text
-from augbench.report.render import NONE, Layout, read_csv, render_csv, render_latex, render_markdown, signed, spread
+from augbench.report.render import (
+    NONE,
+    Layout,
+    read_csv,
+    render_csv,
+    render_latex,
+    render_markdown,
+    signed,
+    spread,
+)
 from augbench.report.tables import table1
 from augbench.report.tables.table1 import RunRow, standard_error
 
@@ -102,7 +111,11 @@ def compare(own: Mapping[int, float], reference: Mapping[int, float]) -> Differe
     differences = [own[run] - reference[run] for run in runs]
     low, high = interval(differences)
     varies = len(runs) > 1 and not np.allclose(differences, differences[0], rtol=0, atol=1e-9)
-    p = float(ttest_rel([own[run] for run in runs], [reference[run] for run in runs]).pvalue) if varies else None
+    p = (
+        float(ttest_rel([own[run] for run in runs], [reference[run] for run in runs]).pvalue)
+        if varies
+        else None
+    )
     return Difference(fmean(differences), low, high, p)
 
 
@@ -136,7 +149,9 @@ def build_rows(table: Sequence[table1.Row], runs: Sequence[RunRow]) -> list[Row]
     for run in runs:
         accuracies[run.method][run.run] = run.test_top1_percent
     n_test = {run.method: run.n_test for run in runs}
-    baseline, retrieval = (_against(accuracies, reference) for reference in (baseline_of(table), retrieval_of(table)))
+    baseline, retrieval = (
+        _against(accuracies, reference) for reference in (baseline_of(table), retrieval_of(table))
+    )
     rows = []
     for entry in table:
         values = [*accuracies[entry.method].values()]
@@ -169,10 +184,15 @@ def _against(accuracies: Mapping[str, Mapping[int, float]], reference: str | Non
     nothing: Compared = (None,) * 5
     if reference is None:
         return dict.fromkeys(accuracies, nothing)
-    found = {method: None if method == reference else compare(own, accuracies[reference]) for method, own in accuracies.items()}
+    found = {
+        method: None if method == reference else compare(own, accuracies[reference])
+        for method, own in accuracies.items()
+    }
     corrected = holm([None if difference is None else difference.p for difference in found.values()])
     return {
-        method: nothing if difference is None else (difference.points, difference.low, difference.high, difference.p, p)
+        method: nothing
+        if difference is None
+        else (difference.points, difference.low, difference.high, difference.p, p)
         for (method, difference), p in zip(found.items(), corrected, strict=True)
     }
 
@@ -202,11 +222,24 @@ def _notes(rows: Sequence[Row], baseline: str | None, retrieval: str | None) -> 
             )
     few = min((row.n for row in rows), default=0)
     if few < 5:
-        notes.append(f"With {few} runs, only large differences can be told from chance: a large p is no sign that two methods are equal.")
+        notes.append(
+            f"With {few} runs, only large differences can be told from chance: a large p is no sign that two methods are equal."
+        )
     return tuple(notes)
 
 
-HEADER = ("Method", "n", "Top-1 (%)", "95%", "Test error", "Overlap", "Against baseline", "p", "Against retrieval", "p")
+HEADER = (
+    "Method",
+    "n",
+    "Top-1 (%)",
+    "95%",
+    "Test error",
+    "Overlap",
+    "Against baseline",
+    "p",
+    "Against retrieval",
+    "p",
+)
 NUMERIC = (False, *[True] * 9)
 
 
@@ -242,7 +275,9 @@ def read_rows(path: str | Path) -> list[Row]:
     return read_csv(path, Row)
 
 
-def write_statistics(study: str, table: str | Path, runs: str | Path, outs: Mapping[str, str | Path]) -> list[Row]:
+def write_statistics(
+    study: str, table: str | Path, runs: str | Path, outs: Mapping[str, str | Path]
+) -> list[Row]:
     """Write the statistics to ``outs``: paths by format (``csv``, ``md``, ``tex``), those that are given.
 
     Parameters
@@ -256,8 +291,14 @@ def write_statistics(study: str, table: str | Path, runs: str | Path, outs: Mapp
     rows = build_rows(entries, read_csv(runs, RunRow))
     notes = _notes(rows, baseline_of(entries), retrieval_of(entries))
     layout = Layout(f"Statistics of Table 1, study {study}", HEADER, NUMERIC, tuple(map(_cells, rows)), notes)
-    caption = f"Spread over training sets, and paired differences to the baseline and to retrieval, study {study}."
-    texts = {"csv": render_csv(rows, notes), "md": render_markdown(layout), "tex": render_latex(layout, caption, f"{study}-statistics")}
+    caption = (
+        f"Spread over training sets, and paired differences to the baseline and to retrieval, study {study}."
+    )
+    texts = {
+        "csv": render_csv(rows, notes),
+        "md": render_markdown(layout),
+        "tex": render_latex(layout, caption, f"{study}-statistics"),
+    }
     for kind, path in outs.items():
         write_text(path, texts[kind])
     return rows

@@ -75,7 +75,12 @@ def standard_error(values: Sequence[float]) -> float | None:
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
-def build_table(study: Study, results: Iterable[str | Path], manifests: Iterable[str | Path] = (), excluded: Collection[str] = ()) -> Table1:
+def build_table(
+    study: Study,
+    results: Iterable[str | Path],
+    manifests: Iterable[str | Path] = (),
+    excluded: Collection[str] = (),
+) -> Table1:
     """Table 1 of a study.
 
     Parameters
@@ -117,7 +122,9 @@ def build_table(study: Study, results: Iterable[str | Path], manifests: Iterable
         )
     real = next((row.real_per_class for row in rows if row.split == "train"), None)
     facts = Facts(classes, real, max(run.n_val for run in runs), max(run.n_test for run in runs))
-    return Table1(study.study, study.report.paper_study, tuple(rows), tuple(runs), _notes(study, rows, facts, excluded))
+    return Table1(
+        study.study, study.report.paper_study, tuple(rows), tuple(runs), _notes(study, rows, facts, excluded)
+    )
 
 
 def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[RunRow], int]:
@@ -127,22 +134,35 @@ def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[RunRow
     for path in results:
         value = read_json(path)
         if value["method"] not in order or value["test_top1"] is None:
-            problem = "not scored on the test split" if value["method"] in order else f"method {value['method']!r}"
-            raise UserError(str(path), problem, f"results of the config's methods are expected: {', '.join(order)}")
+            problem = (
+                "not scored on the test split" if value["method"] in order else f"method {value['method']!r}"
+            )
+            raise UserError(
+                str(path), problem, f"results of the config's methods are expected: {', '.join(order)}"
+            )
         classes.add(value["classes"])
         runs.append(
             RunRow(
                 test_top1_percent=100 * value["test_top1"],
                 val_top1_percent=100 * value["val_top1"],
                 best_epoch=value["best_epoch"] + 1,
-                **{name: value[name] for name in ("method", "run", "epochs", "n_real", "n_added", "n_val", "n_test")},
+                **{
+                    name: value[name]
+                    for name in ("method", "run", "epochs", "n_real", "n_added", "n_val", "n_test")
+                },
             )
         )
     keys = [(run.method, run.run) for run in runs]
     if len(set(keys)) < len(keys) or len(classes) > 1:
-        raise UserError("results", "a run stands twice, or runs differ in their number of classes", "delete the classifiers' folder and run again")
+        raise UserError(
+            "results",
+            "a run stands twice, or runs differ in their number of classes",
+            "delete the classifiers' folder and run again",
+        )
     if missing := [name for name in order if name not in {run.method for run in runs}]:
-        raise UserError("results", f"none of {', '.join(missing)}", "train the classifiers of every method first")
+        raise UserError(
+            "results", f"none of {', '.join(missing)}", "train the classifiers of every method first"
+        )
     return sorted(runs, key=lambda run: (order[run.method], run.run)), classes.pop()
 
 
@@ -168,7 +188,9 @@ def _notes(study: Study, rows: Sequence[Row], facts: Facts, excluded: Collection
         f"Paper: Burg et al., TMLR 2023 (arXiv 2304.10253), {study.report.paper_study}. Where data or models differ, compare the order of the rows, not the numbers."
     )
     if excluded:
-        notes.append(f"Left out everywhere, because retrieval found too few images: {len(excluded)} classes ({', '.join(sorted(excluded))}).")
+        notes.append(
+            f"Left out everywhere, because retrieval found too few images: {len(excluded)} classes ({', '.join(sorted(excluded))})."
+        )
     notes += [f"Differs from the protocol: {difference}." for difference in differences(study, facts)]
     return (*notes, *(" ".join(note.split()) for note in study.report.notes))
 
@@ -202,7 +224,9 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def _layout(table: Table1) -> Layout:
-    return Layout(f"Table 1, study {table.study}", HEADER, NUMERIC, tuple(map(_cells, table.rows)), table.notes)
+    return Layout(
+        f"Table 1, study {table.study}", HEADER, NUMERIC, tuple(map(_cells, table.rows)), table.notes
+    )
 
 
 def render_markdown(table: Table1) -> str:
@@ -212,7 +236,9 @@ def render_markdown(table: Table1) -> str:
 
 def render_latex(table: Table1) -> str:
     r"""A ``table`` with booktabs' rules and the footer below; needs ``\usepackage{booktabs}``."""
-    return render.render_latex(_layout(table), f"Top-1 accuracy by added training data, study {table.study}.", table.study)
+    return render.render_latex(
+        _layout(table), f"Top-1 accuracy by added training data, study {table.study}.", table.study
+    )
 
 
 def render_terminal(table: Table1) -> str:
@@ -221,7 +247,11 @@ def render_terminal(table: Table1) -> str:
 
 
 def write_table1(
-    study: Study, results: Iterable[str | Path], manifests: Iterable[str | Path], outs: Mapping[str, str | Path], excluded: Collection[str] = ()
+    study: Study,
+    results: Iterable[str | Path],
+    manifests: Iterable[str | Path],
+    outs: Mapping[str, str | Path],
+    excluded: Collection[str] = (),
 ) -> Table1:
     """Write Table 1 to ``outs``: paths by format (``csv``, ``runs``, ``md``, ``tex``, ``txt``), those that are given."""
     table = build_table(study, results, manifests, excluded)

@@ -19,7 +19,14 @@ from typing import Any
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from augbench.retrieval.web.fates import BAD_URL, REFUSED_ADDRESS, REFUSED_CREDENTIALS, REFUSED_SCHEME, Ended, Network
+from augbench.retrieval.web.fates import (
+    BAD_URL,
+    REFUSED_ADDRESS,
+    REFUSED_CREDENTIALS,
+    REFUSED_SCHEME,
+    Ended,
+    Network,
+)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -109,7 +116,9 @@ class GuardedResolver(AbstractResolver):
     def __init__(self, networks: Sequence[Network], threads: int) -> None:
         self.networks, self.pool = networks, ThreadPoolExecutor(threads, "lookup")
 
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
         try:
             addresses = await asyncio.get_running_loop().run_in_executor(self.pool, lookup, host, port)
         except UnicodeError:

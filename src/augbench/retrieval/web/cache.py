@@ -139,7 +139,9 @@ class Cache:
         found = [row[1] for row in connection.execute("PRAGMA table_info(images)")]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if found != [*_COLUMNS, "bytes"] or version != _VERSION:
-            raise UserError(str(self.path), "no download cache of this version", "delete the file, or give another path")
+            raise UserError(
+                str(self.path), "no download cache of this version", "delete the file, or give another path"
+            )
 
     @staticmethod
     def _is_empty(connection: sqlite3.Connection) -> bool:
@@ -192,8 +194,15 @@ class Cache:
     def get(self, url: str) -> Fetched | None:
         """What is known of a URL; None if nothing is."""
         with self._used() as connection:
-            row = connection.execute(f"SELECT {', '.join(_COLUMNS)}, bytes IS NOT NULL FROM images WHERE url = ?", (_storable(url),)).fetchone()
-        return None if row is None else Fetched(**{**dict(zip(_COLUMNS, row[:-1], strict=True)), "url": url, "held": bool(row[-1])})
+            row = connection.execute(
+                f"SELECT {', '.join(_COLUMNS)}, bytes IS NOT NULL FROM images WHERE url = ?",
+                (_storable(url),),
+            ).fetchone()
+        return (
+            None
+            if row is None
+            else Fetched(**{**dict(zip(_COLUMNS, row[:-1], strict=True)), "url": url, "held": bool(row[-1])})
+        )
 
     def content(self, url: str) -> bytes:
         """The original file of an image that was fetched.
@@ -218,16 +227,25 @@ class Cache:
         """Write rows, replacing those of the same URLs; they are on the disk when this returns."""
         names = [*_COLUMNS, "bytes"]
         rows = [
-            [_storable(value) if isinstance(value, str) else value for value in (getattr(found, name) for name in _COLUMNS)] + [content]
+            [
+                _storable(value) if isinstance(value, str) else value
+                for value in (getattr(found, name) for name in _COLUMNS)
+            ]
+            + [content]
             for found, content in records
         ]
         with self._written() as connection:
-            connection.executemany(f"INSERT OR REPLACE INTO images ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})", rows)
+            connection.executemany(
+                f"INSERT OR REPLACE INTO images ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})",
+                rows,
+            )
 
     def forget_bytes(self, urls: Iterable[str]) -> None:
         """Remove the files of some URLs and give their space back; the fates stay. A later download of these URLs fetches them again."""
         with self._written() as connection:
-            connection.executemany("UPDATE images SET bytes = NULL WHERE url = ?", ((_storable(url),) for url in urls))
+            connection.executemany(
+                "UPDATE images SET bytes = NULL WHERE url = ?", ((_storable(url),) for url in urls)
+            )
         with self._used() as connection:
             while connection.execute("PRAGMA freelist_count").fetchone()[0]:
                 # in steps: the journal holds the pages that move
@@ -236,4 +254,6 @@ class Cache:
     def fates(self) -> Counter[str]:
         """How many URLs have which fate."""
         with self._used() as connection:
-            return Counter(dict(connection.execute("SELECT fate, COUNT(*) FROM images GROUP BY fate").fetchall()))
+            return Counter(
+                dict(connection.execute("SELECT fate, COUNT(*) FROM images GROUP BY fate").fetchall())
+            )

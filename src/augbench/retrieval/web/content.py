@@ -17,7 +17,14 @@ from io import BytesIO
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from augbench.data.decode import BROKEN, to_rgb
-from augbench.retrieval.web.fates import FETCHED, NOT_AN_IMAGE, TOO_MANY_PIXELS, TOO_SMALL, UNDECODABLE, Limits
+from augbench.retrieval.web.fates import (
+    FETCHED,
+    NOT_AN_IMAGE,
+    TOO_MANY_PIXELS,
+    TOO_SMALL,
+    UNDECODABLE,
+    Limits,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,16 @@ from augbench.progress import Progress
 from augbench.retrieval.web.addresses import GuardedResolver
 from augbench.retrieval.web.cache import Cache, Fetched, Record
 from augbench.retrieval.web.content import fate_of_size
-from augbench.retrieval.web.fates import DEAD_CONNECTION, DEAD_DNS, DEAD_DNS_FOR_NOW, FETCHED, LIMITED, TOO_LARGE, Limits, is_transient
+from augbench.retrieval.web.fates import (
+    DEAD_CONNECTION,
+    DEAD_DNS,
+    DEAD_DNS_FOR_NOW,
+    FETCHED,
+    LIMITED,
+    TOO_LARGE,
+    Limits,
+    is_transient,
+)
 from augbench.retrieval.web.fetch import Fetcher, open_session
 
 logger = logging.getLogger(__name__)
@@ -87,7 +96,9 @@ class _Ledger:
                 while not self.queue.empty():
                     batch.append(self.queue.get_nowait())
                 try:
-                    await asyncio.get_running_loop().run_in_executor(writer, self.cache.put, [record for record, _ in batch])
+                    await asyncio.get_running_loop().run_in_executor(
+                        writer, self.cache.put, [record for record, _ in batch]
+                    )
                 except Exception as error:
                     for _, written in batch:
                         if not written.done():
@@ -97,9 +108,21 @@ class _Ledger:
                         written.set_result(None)
 
 
-async def _download(urls: Sequence[str], cache: Cache, limits: Limits, ended: Callable[[Fetched], None], cancel: Callable[[], bool]) -> None:
-    turns, ledger, resolver = _Turns(urls, limits.per_host), _Ledger(cache), GuardedResolver(limits.networks(), limits.concurrency)
-    threads = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+async def _download(
+    urls: Sequence[str],
+    cache: Cache,
+    limits: Limits,
+    ended: Callable[[Fetched], None],
+    cancel: Callable[[], bool],
+) -> None:
+    turns, ledger, resolver = (
+        _Turns(urls, limits.per_host),
+        _Ledger(cache),
+        GuardedResolver(limits.networks(), limits.concurrency),
+    )
+    threads = min(
+        4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     with ThreadPoolExecutor(threads, "decoder") as decoders:
         async with open_session(limits, resolver) as session:
             fetcher = Fetcher(session, limits, decoders)
@@ -118,7 +141,9 @@ async def _download(urls: Sequence[str], cache: Cache, limits: Limits, ended: Ca
                         active.add(asyncio.create_task(complete(url)))
                     if not active:
                         break
-                    done, active = await asyncio.wait(active, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
+                    done, active = await asyncio.wait(
+                        active, timeout=0.5, return_when=asyncio.FIRST_COMPLETED
+                    )
                     for task in done:
                         found = task.result()
                         turns.finished(found.url)
@@ -133,7 +158,9 @@ async def _download(urls: Sequence[str], cache: Cache, limits: Limits, ended: Ca
 def _stands(found: Fetched, limits: Limits, retry_transient: bool) -> bool:
     """Whether what is known of a URL answers for it under these limits."""
     if found.fate == FETCHED:
-        return found.held and (not limits.respect_opt_out or bool(json.loads(found.limits)["respect_opt_out"]))
+        return found.held and (
+            not limits.respect_opt_out or bool(json.loads(found.limits)["respect_opt_out"])
+        )
     if is_transient(found.fate):
         return not retry_transient
     return found.fate not in LIMITED or found.limits == limits.signature
@@ -183,7 +210,11 @@ def download(
     """
     limits = limits or Limits()
     known = {url: found for url in dict.fromkeys(urls) if (found := cache.get(url)) is not None}
-    missing = [url for url in dict.fromkeys(urls) if url not in known or not _stands(known[url], limits, retry_transient)]
+    missing = [
+        url
+        for url in dict.fromkeys(urls)
+        if url not in known or not _stands(known[url], limits, retry_transient)
+    ]
     if progress is not None:
         before = len(set(urls)) - len(missing)
         with _COUNTING:
@@ -202,7 +233,9 @@ def download(
         asyncio.run(_download(missing, cache, limits, ended, cancel or (lambda: False)))
         unreachable = counts[DEAD_DNS] + counts[DEAD_DNS_FOR_NOW] + counts[DEAD_CONNECTION]
         if len(missing) >= 20 and unreachable == len(missing):
-            logger.warning("none of %d addresses could be reached: has this machine a way to the web?", len(missing))
+            logger.warning(
+                "none of %d addresses could be reached: has this machine a way to the web?", len(missing)
+            )
         # from the file: a cancelled download has rows there that nobody has looked at
         known.update((url, found) for url in missing if (found := cache.get(url)) is not None)
     return {url: _under(known[url], limits) for url in dict.fromkeys(urls) if url in known}

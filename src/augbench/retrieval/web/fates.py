@@ -66,7 +66,9 @@ _TRANSIENT_STATUS = {429, *range(500, 600)}
 
 def is_transient(fate: str) -> bool:
     """Whether another day may bring another fate: timeouts, broken connections, silent name servers, HTTP 429 and 5xx."""
-    return fate in (TIMEOUT, DEAD_CONNECTION, DEAD_DNS_FOR_NOW) or fate in {DEAD_HTTP.format(status=status) for status in _TRANSIENT_STATUS}
+    return fate in (TIMEOUT, DEAD_CONNECTION, DEAD_DNS_FOR_NOW) or fate in {
+        DEAD_HTTP.format(status=status) for status in _TRANSIENT_STATUS
+    }
 
 
 class Ended(Exception):
@@ -122,7 +124,14 @@ class Limits:
     @property
     def signature(self) -> str:
         """The limits that decide fates, as JSON: a refusal under other limits is looked at again."""
-        deciding = ("max_bytes", "max_pixels", "min_side", "max_redirects", "allow_private", "respect_opt_out")
+        deciding = (
+            "max_bytes",
+            "max_pixels",
+            "min_side",
+            "max_redirects",
+            "allow_private",
+            "respect_opt_out",
+        )
         return json.dumps({name: getattr(self, name) for name in deciding})
 
     def networks(self) -> list[Network]:
@@ -136,4 +145,6 @@ class Limits:
         try:
             return [ipaddress.ip_network(network) for network in self.allow_private]
         except ValueError as error:
-            raise UserError("allow_private", str(error), "give networks such as 127.0.0.0/8 or ::1/128") from None
+            raise UserError(
+                "allow_private", str(error), "give networks such as 127.0.0.0/8 or ::1/128"
+            ) from None

@@ -50,7 +50,11 @@ _OPT_OUTS = {"noai", "noimageai", "noindex", "noimageindex", "none"}
 
 def opted_out(tags: Iterable[str]) -> bool:
     """Whether values of ``X-Robots-Tag`` forbid training on an image, or finding it; directives for named crawlers count as well."""
-    return any(directive.rpartition(":")[2].strip().lower() in _OPT_OUTS for tag in tags for directive in tag.split(","))
+    return any(
+        directive.rpartition(":")[2].strip().lower() in _OPT_OUTS
+        for tag in tags
+        for directive in tag.split(",")
+    )
 
 
 def _seconds_until(retry_after: str | None) -> float:
@@ -92,9 +96,17 @@ def open_session(limits: Limits, resolver: AbstractResolver) -> aiohttp.ClientSe
         ttl_dns_cache=300,
         keepalive_timeout=2,  # idle connections to thousands of hosts would use up the process's file handles
     )
-    headers = {"User-Agent": limits.user_agent, "Accept": "image/jpeg, image/png, image/webp, image/gif;q=0.9, */*;q=0.1", "Accept-Encoding": "identity"}
+    headers = {
+        "User-Agent": limits.user_agent,
+        "Accept": "image/jpeg, image/png, image/webp, image/gif;q=0.9, */*;q=0.1",
+        "Accept-Encoding": "identity",
+    }
     return aiohttp.ClientSession(
-        connector=connector, headers=headers, cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(total=None), trust_env=False
+        connector=connector,
+        headers=headers,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None),
+        trust_env=False,
     )
 
 
@@ -114,7 +126,9 @@ class Fetcher:
     def __init__(self, session: aiohttp.ClientSession, limits: Limits, decoders: ThreadPoolExecutor) -> None:
         self.session, self.limits, self.decoders = session, limits, decoders
         self.networks = limits.networks()
-        self._gates: WeakValueDictionary[tuple[str | None, int | None], asyncio.Semaphore] = WeakValueDictionary()
+        self._gates: WeakValueDictionary[tuple[str | None, int | None], asyncio.Semaphore] = (
+            WeakValueDictionary()
+        )
 
     async def fetch(self, url: str) -> Record:
         """The row of a URL, and its file if it is an image that may be kept."""
@@ -197,7 +211,9 @@ class Fetcher:
 
     async def _read(self, response: aiohttp.ClientResponse, transfer: _Transfer) -> None:
         if response.status != 200:
-            raise Ended(DEAD_HTTP.format(status=response.status), _seconds_until(response.headers.get("Retry-After")))
+            raise Ended(
+                DEAD_HTTP.format(status=response.status), _seconds_until(response.headers.get("Retry-After"))
+            )
         if self.limits.respect_opt_out and opted_out(response.headers.getall("X-Robots-Tag", ())):
             raise Ended(OPT_OUT)
         if (response.content_length or 0) > self.limits.max_bytes:
