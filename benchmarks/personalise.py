@@ -38,8 +38,9 @@ from augbench.data.classes import ClassInfo
 from augbench.personalise.data import cache_moments
 from augbench.personalise.embedding import ConditioningRows, PseudowordRows, Rows, token_ids, word_embedding
 from augbench.personalise.fine_tune import load_part
+from augbench.personalise.groups import Settings
 from augbench.personalise.tasks import ClassTask, ImageSet
-from augbench.personalise.train import Settings, Trainer
+from augbench.personalise.train import Trainer
 from augbench.progress import Progress
 from benchmarks.paired import Candidate, run_paired
 from benchmarks.record import publish, surroundings, surroundings_line

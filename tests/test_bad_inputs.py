@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 
 from augbench.artifacts.shards import ShardRow, encode_image, read_shard, write_shard
-from augbench.commands.check import check_study
+from augbench.commands.check.study import check_study
 from augbench.config.study import load_study, merge, parse_study
 from augbench.data.classes import load_class_table
 from augbench.data.sources import open_source

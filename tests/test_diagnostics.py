@@ -35,13 +35,8 @@ from augbench.measures.distances import (
 )
 from augbench.measures.eyes import Eyes, Seen
 from augbench.miniature.corpus.style import clean_images, web_style
-from augbench.report.tables.diagnostics import (
-    Row,
-    read_learning,
-    read_rows,
-    refused_per_image,
-    write_diagnostics,
-)
+from augbench.report.tables.diagnostics import Row, read_rows, refused_per_image, write_diagnostics
+from augbench.report.tables.learning import read_learning
 from augbench.runtime.job import Job
 
 torch.set_num_threads(1)

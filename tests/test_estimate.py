@@ -13,8 +13,9 @@ import pytest
 import yaml
 from conftest import PROJECT, SMALL_STUDY, Workspace
 
-from augbench.commands.plan.estimate import Estimate, Step, estimate_study
+from augbench.commands.plan.estimate import Estimate, estimate_study
 from augbench.commands.plan.show import render
+from augbench.commands.plan.steps import Step
 from augbench.commands.plan.throughput import read_throughput
 from augbench.config.study import load_study, parse_study
 from augbench.errors import UserError

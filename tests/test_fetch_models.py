@@ -20,7 +20,7 @@ from conftest import SMALL_STUDY, Workspace
 from PIL import Image
 from safetensors.torch import load_file
 
-from augbench.commands.check import check_study
+from augbench.commands.check.study import check_study
 from augbench.config.hub import COMMIT, Expected, HubModel, known_models
 from augbench.config.models import Diffusion
 from augbench.config.problems import ConfigError

@@ -21,7 +21,7 @@ from PIL import Image
 from pydantic_core import PydanticUndefined
 
 from augbench.artifacts.pool import SCHEMA, read_index
-from augbench.commands.check import check_study
+from augbench.commands.check.study import check_study
 from augbench.commands.plan.estimate import estimate_study
 from augbench.config.base import Section
 from augbench.config.methods import DrawMethod, PersonaliseMethod, RetrieveMethod

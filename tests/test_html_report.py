@@ -31,8 +31,9 @@ from augbench.files import write_json, write_text
 from augbench.plan.paths import Plan
 from augbench.report.figures import figure3, figure4, figure5a, figure5b
 from augbench.report.figures.figure1 import write_figure1
+from augbench.report.html.browser import class_panels
 from augbench.report.html.images import ClassChange, collect, most_changed
-from augbench.report.html.page import class_panels, write_report
+from augbench.report.html.page import write_report
 from augbench.report.html.parts import MINUS, model_name, number_in, table_of
 from augbench.report.html.words import headlines, what_it_does_not_show, what_it_shows
 from augbench.report.pictures import ImageRecord, read_encoded, write_encoded

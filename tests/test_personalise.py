@@ -38,6 +38,7 @@ from augbench.personalise import fine_tune as parts
 from augbench.personalise import train
 from augbench.personalise.adam import RowAdam
 from augbench.personalise.embedding import ConditioningRows, PseudowordRows, token_ids
+from augbench.personalise.groups import ClassGroup, Learned, Settings
 from augbench.personalise.stage import choose_lr, finetune_classes, read_metadata
 from augbench.personalise.tasks import (
     ClassTask,
@@ -47,7 +48,7 @@ from augbench.personalise.tasks import (
     learning_rates,
     read_clusters,
 )
-from augbench.personalise.train import ClassGroup, Learned, Settings, Trainer, diffusion_target
+from augbench.personalise.train import Trainer, diffusion_target
 from augbench.runtime.job import Job
 
 MINI = Path(__file__).resolve().parents[1] / "resources/mini"

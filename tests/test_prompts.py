@@ -11,7 +11,7 @@ import pytest
 from conftest import SMALL_STUDY
 from PIL import Image
 
-from augbench.commands.check import check_study
+from augbench.commands.check.study import check_study
 from augbench.config.methods import Prompting
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study, merge, parse_study

@@ -18,7 +18,7 @@ from augbench.errors import UserError
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from augbench.commands.check import check_study
+    from augbench.commands.check.study import check_study
 
     study = load_study(arguments.configfile or [DEMO])
     for line in check_study(study, verify_images=arguments.images):
@@ -42,7 +42,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from augbench.commands.check import check_study
+    from augbench.commands.check.study import check_study
     from augbench.progress import clock
     from augbench.runtime import launcher
 

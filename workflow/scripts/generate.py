@@ -5,7 +5,7 @@ from augbench.runtime.job import running
 with running(snakemake) as job:
     from augbench.files import read_json
     from augbench.generate.stage import LearnedFiles, generate
-    from augbench.plan.paths import SELECTED
+    from augbench.plan.pools import SELECTED
 
     method, source = snakemake.params.method, snakemake.input
     learned = None

@@ -34,8 +34,6 @@ from augbench.config.stages import Augmentation, Classifier, Execution, Finetune
 from augbench.errors import UserError
 
 DEMO = "config/demo.yaml"  # the study that runs where none is given, relative to the project
-
-
 Row = TypeVar("Row")
 
 

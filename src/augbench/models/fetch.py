@@ -10,22 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from augbench.config.hub import COMMIT, MARKER, Expected, HubModel, Layout, known_models
+from augbench.config.hub import MARKER, Expected, HubModel, Layout, known_models
 from augbench.errors import UserError
-from augbench.files import atomic_path, read_json, sha256_file, write_json
+from augbench.files import read_json, sha256_file, write_json
+from augbench.models.sources import Source, reason_of, sources_of
 from augbench.progress import Progress
 
 logger = logging.getLogger(__name__)
 INCEPTION_URL = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
 INCEPTION_SHA256 = "0cc3c7bd"  # the first digits, as torchvision publishes them in the file's name
-SECONDS_TO_ANSWER = 20
 WEIGHTS = re.compile(r"(model|pytorch_model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
 SETTINGS = {".json", ".txt", ".model"}
 COMPONENTS_WITH_WEIGHTS = {"unet", "vae", "text_encoder", "safety_checker", "image_encoder"}
@@ -90,142 +89,6 @@ def _of_folder(folder: str, present: set[str], needs_weights: bool) -> list[str]
     return [folder + name for name in sorted({*settings, *chosen, *kept})]
 
 
-class Source(Protocol):
-    """A place that may have the model; everything that can go wrong there is an :class:`OSError`."""
-
-    name: str
-
-    def files(self, model: HubModel) -> dict[str, Expected]:
-        """All files of the model, with what is known of each."""
-
-    def get(self, model: HubModel, name: str, folder: Path) -> None:
-        """Bring one file into ``folder``, under its own name."""
-
-
-class Endpoint:
-    """The Hub, or a mirror that speaks its protocol; an interrupted download is gone on with.
-
-    Parameters
-    ----------
-    url : str
-        Its address.
-    is_hub : bool
-        Whether the user's access token may be shown to it.
-    """
-
-    def __init__(self, url: str, is_hub: bool) -> None:
-        self.url, self.token = url.rstrip("/"), None if is_hub else False
-        self.name = f"the Hub ({self.url})" if is_hub else self.url
-
-    def files(self, model: HubModel) -> dict[str, Expected]:
-        from huggingface_hub import HfApi
-
-        api = HfApi(endpoint=self.url, token=self.token)
-        info = api.model_info(
-            model.repository, revision=model.revision, files_metadata=True, timeout=SECONDS_TO_ANSWER
-        )
-        if info.sha != model.revision:
-            raise OSError(f"answers with revision {info.sha}")
-        return {
-            file.rfilename: Expected(
-                self.name,
-                file.size,
-                file.lfs.sha256 if file.lfs else None,
-                None if file.lfs else file.blob_id,
-            )
-            for file in info.siblings or []
-        }
-
-    def get(self, model: HubModel, name: str, folder: Path) -> None:
-        from huggingface_hub import hf_hub_download
-
-        hf_hub_download(
-            model.repository,
-            name,
-            revision=model.revision,
-            local_dir=folder,
-            endpoint=self.url,
-            token=self.token,
-            etag_timeout=SECONDS_TO_ANSWER,
-        )
-
-
-class Folder:
-    """Models on a disk: another folder of fetched models, or a cache as the Hub's own library keeps it."""
-
-    def __init__(self, path: str) -> None:
-        self.path, self.name = Path(path), path
-
-    def _model(self, model: HubModel) -> Path:
-        places = [
-            self.path / model.place,
-            self.path / f"models--{model.repository.replace('/', '--')}" / "snapshots" / model.revision,
-        ]
-        for place in places:
-            if place.is_dir():
-                return place
-        raise FileNotFoundError(f"no folder {places[0]} or {places[1]}")
-
-    def files(self, model: HubModel) -> dict[str, Expected]:
-        folder = self._model(model)
-        recorded = read_json(folder / MARKER)["files"] if (folder / MARKER).is_file() else {}
-        found = {}
-        for path in sorted(folder.rglob("*")):
-            name = path.relative_to(folder).as_posix()
-            if path.is_file() and not name.startswith(".cache/"):
-                blob = (
-                    path.resolve().name if path.is_symlink() else ""
-                )  # a cache's files are links to what is named by its hash
-                found[name] = Expected(
-                    self.name,
-                    path.stat().st_size,
-                    recorded.get(name, {}).get("sha256") or (blob if len(blob) == 64 else None),
-                    blob if re.fullmatch(COMMIT, blob) else None,
-                )
-        return found
-
-    def get(self, model: HubModel, name: str, folder: Path) -> None:
-        with atomic_path(folder / name) as temporary:
-            shutil.copyfile(self._model(model) / name, temporary)
-
-
-def _sources(model: HubModel) -> list[Source]:
-    """In the order in which they are asked for files: the user's mirrors, then the Hub."""
-    # read when the library is imported: no bars in log files; plain HTTPS, which goes on byte by byte and passes more firewalls than Xet
-    os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"}
-    from huggingface_hub import constants
-
-    mirrors: list[Source] = [
-        Endpoint(mirror, False) if re.match("https?://", mirror) else Folder(mirror)
-        for mirror in model.mirrors
-    ]
-    return [*mirrors, Endpoint(constants.ENDPOINT, True)]
-
-
-def _reason(error: OSError) -> str:
-    """Why a source failed, on one line."""
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    kinds = {
-        LocalEntryNotFoundError: "no answer",
-        GatedRepoError: "access must be granted there first",
-        RepositoryNotFoundError: "no such model there",
-        RevisionNotFoundError: "no such revision there",
-        EntryNotFoundError: "no such file there",
-    }
-    for kind, text in kinds.items():
-        if isinstance(error, kind):
-            return text
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:197]}..."
-
-
 def fetch(model: HubModel, layout: Layout) -> None:
     """Bring a model into its folder; what is there and right is kept.
 
@@ -238,7 +101,7 @@ def fetch(model: HubModel, layout: Layout) -> None:
         No source has the model at this revision, it is no model of this layout, a file is nowhere to be had as it should be, or the disk
         is too small.
     """
-    folder, sources = Path(model.folder), _sources(model)
+    folder, sources = Path(model.folder), sources_of(model)
     if _is_complete(folder):
         logger.info("%s is there and whole", folder)
         return
@@ -293,7 +156,7 @@ def _expected_files(model: HubModel, sources: Sequence[Source]) -> tuple[dict[st
         try:
             listed = source.files(model)
         except OSError as error:
-            problems.append(f"{source.name}: {_reason(error)}")
+            problems.append(f"{source.name}: {reason_of(error)}")
             left.remove(source)
             continue
         if problems:
@@ -323,7 +186,7 @@ def _bring(model: HubModel, name: str, expected: Expected, sources: Sequence[Sou
         try:
             source.get(model, name, folder)
         except OSError as error:
-            problems.append(f"{source.name}: {_reason(error)}")
+            problems.append(f"{source.name}: {reason_of(error)}")
             if expected.size is not None:
                 _forget(folder, name, expected.size)
             continue

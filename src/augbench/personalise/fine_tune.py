@@ -21,8 +21,9 @@ from augbench.data.source import ImageSource
 from augbench.models.folders import pick_device
 from augbench.personalise.data import cache_moments
 from augbench.personalise.embedding import ConditioningRows, PseudowordRows, Rows, token_ids, word_embedding
+from augbench.personalise.groups import Learned, Settings
 from augbench.personalise.tasks import ClassTask, ImageSet, learning_rates, start_prompt, start_word
-from augbench.personalise.train import Learned, Settings, Trainer, micro_batches
+from augbench.personalise.train import Trainer, micro_batches
 from augbench.progress import Progress
 from augbench.prompts.placeholders import placeholders
 from augbench.prompts.stage import prompt_for

@@ -32,7 +32,7 @@ from augbench.prompts.placeholders import placeholders
 from augbench.prompts.templates import fill, load_templates
 
 if TYPE_CHECKING:
-    from augbench.personalise.train import Learned
+    from augbench.personalise.groups import Learned
     from augbench.runtime.job import Job
 
 logger = logging.getLogger(__name__)

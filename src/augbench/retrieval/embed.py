@@ -11,6 +11,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,10 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BATCH = {
-    "cpu": 32,
-    "cuda": 256,
-}  # images embedded together; on a CPU, more do not fit into its cache and take half as long again
+# images embedded together; on a CPU, more do not fit into its cache and take half as long again
+BATCH = {"cpu": 32, "cuda": 256}
 ROWS_PER_FILE = 5000
 EXACT_UP_TO = 1_000_000  # vectors; to compare a query with all of them takes a fraction of a second, and no neighbour is missed
 METADATA = ("id", "url", "caption", "width", "height", "NSFW", "punsafe")
@@ -157,15 +156,9 @@ def _embed(job: Job, parts: Sequence[_Part], clip_path: str | Path, out: Path) -
                         (vectors * embed_texts(model, tokenizer, captions).cpu()).sum(1).numpy(), pa.float32()
                     ),
                 )
-            job.store.commit(
-                "embeddings",
-                recipe,
-                ".npy",
-                lambda path, vectors=vectors: np.save(path, vectors.half().numpy()),
-            )  # type: ignore[misc]
-            job.store.commit(
-                "embeddings", recipe, ".parquet", lambda path, kept=kept: pq.write_table(kept, path)
-            )  # type: ignore[misc]
+            half = vectors.half().numpy()
+            job.store.commit("embeddings", recipe, ".npy", partial(np.save, arr=half))
+            job.store.commit("embeddings", recipe, ".parquet", partial(pq.write_table, kept))
         job.store.publish("embeddings", recipe, out / "img_emb" / f"img_emb_{number:05d}.npy")
         job.store.publish("embeddings", recipe, out / "metadata" / f"metadata_{number:05d}.parquet")
     write_json(out / IDENTITY, {"clip": clip["id"], "corpus": canonical_hash(recipes)})

@@ -69,14 +69,13 @@ class Filters:
     def fates(self, neighbours: Sequence[Neighbour]) -> list[str]:
         """The fate of each neighbour of a class, nearest first; what needs an embedding passes where there is none yet."""
         found = [KEPT] * len(neighbours)
-        with_vectors = [
-            place for place, neighbour in enumerate(neighbours) if neighbour.embedding is not None
-        ]
-        vectors = (
-            np.stack([neighbours[place].embedding for place in with_vectors])
-            if with_vectors
-            else np.empty((0, 1))
-        )  # type: ignore[misc]
+        embedded = {
+            place: neighbour.embedding
+            for place, neighbour in enumerate(neighbours)
+            if neighbour.embedding is not None
+        }
+        with_vectors = list(embedded)
+        vectors = np.stack(list(embedded.values())) if embedded else np.empty((0, 1))
         if self.method.duplicate_threshold is not None and with_vectors:
             for place, repeated in zip(
                 with_vectors, duplicates(vectors, self.method.duplicate_threshold), strict=True

@@ -21,7 +21,7 @@ from augbench.config.stages import Download
 from augbench.data.decode import open_rgb
 from augbench.errors import UserError
 from augbench.files import sha256_file
-from augbench.plan.paths import CORPUS_ROWS_PER_PART
+from augbench.plan.inputs import CORPUS_ROWS_PER_PART
 from augbench.progress import Progress
 from augbench.retrieval.neighbours import Neighbour
 from augbench.retrieval.web.fates import FETCHED, Limits

@@ -7,18 +7,17 @@ long, and no data set is needed: sizes that are not known yet are the published 
 
 from __future__ import annotations
 
-import math
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from augbench.commands.plan.sizes import sizes_of
-from augbench.commands.plan.throughput import Throughput, guided_share, read_throughput
+from augbench.commands.plan.steps import STAGES, Step
+from augbench.commands.plan.throughput import Throughput, read_throughput
+from augbench.commands.plan.work import FORWARD_SHARE, Work
 from augbench.config.hub import known_models
 from augbench.config.methods import PersonaliseMethod, RetrieveMethod
 from augbench.config.study import Study
@@ -26,84 +25,10 @@ from augbench.data.sources import open_source
 from augbench.errors import UserError
 from augbench.plan.jobs import job_file, read_seconds
 from augbench.plan.paths import Plan
-from augbench.plan.recipes import method_sampling
-from augbench.resample import needed_images
 from augbench.retrieval.stage import prefix_sizes, wanted_images
 
-REFERENCE_CALLS = (
-    51 * 2
-)  # of the U-Net, for an image with PNDM, 50 steps and guidance: what the table's rate is for
-
-
-REFERENCE_SIDE, CLASSIFIER_SIDE, CLASSIFIER_WIDTH = 512, 224, 64
-
-
-RESNET_WORK = {
-    "resnet18": 0.44,
-    "resnet34": 0.89,
-    "resnet50": 1.0,
-    "resnet101": 1.9,
-    "resnet152": 2.8,
-}  # multiplications, in ResNet-50's
-FORWARD_SHARE = 1 / 3  # of a training step's work, that evaluation takes per image
 VECTOR_BYTES = {"conditioning": 77 * 768 * 4, "pseudoword": 768 * 4}
 NEIGHBOUR_BYTES = 768 * 2 + 300
-STAGES = (
-    "fetch",
-    "prepare",
-    "search",
-    "retrieve",
-    "finetune",
-    "candidates",
-    "generate",
-    "select",
-    "resample",
-    "classify",
-    "report",
-)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One stage of one method.
-
-    Attributes
-    ----------
-    jobs, jobs_done : int
-        A job is done when all its files are there.
-    files, files_done : int
-        Targets.
-    images : int
-        Images that it makes, downloads, trains on or looks at, each once; 0 where images are not the measure.
-    gpu_hours : float, optional
-        Of all of it; None where there is no figure for the study's models.
-    disk_bytes, download_bytes : float
-        Of all of it.
-    measured : bool
-        The hours come from this study's own finished jobs.
-    """
-
-    stage: str
-    method: str
-    jobs: int
-    jobs_done: int
-    files: int
-    files_done: int
-    images: int = 0
-    gpu_hours: float | None = 0.0
-    disk_bytes: float = 0.0
-    download_bytes: float = 0.0
-    measured: bool = False
-
-    @property
-    def share_left(self) -> float:
-        """Share of the files that are not there."""
-        return 1 - self.files_done / self.files if self.files else 0.0
-
-    @property
-    def gpu_hours_left(self) -> float | None:
-        """GPU-hours of what is not there."""
-        return None if self.gpu_hours is None else self.gpu_hours * self.share_left
 
 
 class _Disk:
@@ -123,117 +48,12 @@ class _Disk:
         return sum(self._has_folder(os.path.dirname(path)) and os.path.exists(path) for path in paths)
 
 
-class Estimate:
-    """The steps of a study.
-
-    Parameters
-    ----------
-    plan : Plan
-        Of the study, with its class ids.
-    throughput : Throughput
-        Figures of the device that it runs on.
-    """
+class Estimate(Work):
+    """The steps of a study; parameters as in :class:`~augbench.commands.plan.work.Work`."""
 
     def __init__(self, plan: Plan, throughput: Throughput) -> None:
-        self.plan, self.study, self.throughput = plan, plan.study, throughput
-        self.sizes = sizes_of(plan)
+        super().__init__(plan, throughput)
         self._disk = _Disk()
-
-    # --- figures ---
-
-    def _rate(self, name: str) -> float:
-        return self.throughput.rates[name].value
-
-    def _assume(self, name: str) -> float:
-        return self.throughput.assumed[name].value
-
-    @cached_property
-    def knows_diffusion(self) -> bool:
-        """Whether the table's figures are of the study's diffusion model: Stable Diffusion 1.x, or a U-Net of its size."""
-        config = Path(self.study.diffusion.folder) / "unet/config.json"
-        if config.is_file():
-            from augbench.files import read_json
-
-            return bool(read_json(config).get("block_out_channels") == [320, 640, 1280, 1280])
-        return self.study.diffusion.hub is not None
-
-    @cached_property
-    def _area(self) -> float:
-        """Pixels of an image made, in those of the table's."""
-        return (self.study.diffusion.resolution / REFERENCE_SIDE) ** 2
-
-    @cached_property
-    def _image_bytes(self) -> float:
-        return self._assume(f"{self.study.augmentation.image_format}_bytes") * self._area
-
-    def unet_calls(self, method: str) -> float:
-        """Calls of the U-Net per image of a method, guidance counted twice; PNDM makes one more than it has steps."""
-        sampling = method_sampling(self.study, method)
-        steps = sampling["steps"] * sampling.get("noise", 1.0) + (sampling["scheduler"] == "pndm")
-        guided = (
-            0.0
-            if sampling["guidance_scale"] <= 1
-            else guided_share(sampling.get("guidance_interval", (0.0, math.inf)))
-        )
-        return float(steps * (1 + guided))
-
-    def _generate_hours(self, method: str, images: float) -> float | None:
-        if not self.knows_diffusion:
-            return None
-        return images * self.unet_calls(method) / REFERENCE_CALLS * self._area / self._rate("generate") / 3600
-
-    def _classify_hours(self, training_images: float, classifiers: int) -> float:
-        """Training with one evaluation on the validation split per epoch."""
-        classifier = self.study.classifier
-        work = (
-            RESNET_WORK[classifier.arch]
-            * (classifier.resolution / CLASSIFIER_SIDE) ** 2
-            * (classifier.base_width / CLASSIFIER_WIDTH) ** 2
-        )
-        epochs = min(classifier.max_epochs, self._assume("classifier_epochs"))
-        return (
-            classifiers
-            * epochs
-            * (training_images + FORWARD_SHARE * self.sizes.validation)
-            * work
-            / self._rate("classify")
-            / 3600
-        )
-
-    @property
-    def _classifier_bytes(self) -> float:
-        classifier = self.study.classifier
-        return (
-            self._assume("resnet50_bytes")
-            * RESNET_WORK[classifier.arch]
-            * (classifier.base_width / CLASSIFIER_WIDTH) ** 2
-        )
-
-    # --- images ---
-
-    def pool_images(self, method: str, parts: Sequence[str]) -> int:
-        """Images of a generated pool in some parts, of all classes."""
-        size = round(self.sizes.per_class)
-        return self.sizes.classes * sum(
-            len(self.study.augmentation.part_range(int(part), size)) for part in parts
-        )
-
-    def added_images(self, method: str) -> int:
-        """Images that one training set of a method adds."""
-        row = self.study.augmented.get(method)
-        return (
-            0
-            if row is None
-            else self.sizes.classes * needed_images(row.added_per_training_image, round(self.sizes.per_class))
-        )
-
-    def real_images(self, method: str) -> int:
-        """Real images that a method's classifiers are trained on."""
-        split = self.study.methods[method].real_split
-        everything = self.sizes.train / self.study.dataset.train_fraction - self.sizes.validation
-        return round({"train": self.sizes.train, "train2x": 2 * self.sizes.train, "full": everything}[split])
-
-    # --- steps ---
 
     def _step(
         self,
@@ -256,7 +76,7 @@ class Estimate:
             **figures,
         )
         if step.gpu_hours:
-            step = replace(step, gpu_hours=step.gpu_hours + len(jobs) * self._rate("start") / 3600)
+            step = replace(step, gpu_hours=step.gpu_hours + len(jobs) * self.rate("start") / 3600)
         if step.gpu_hours != 0.0 and (seconds := self._job_seconds(stage, method)):
             step = replace(step, gpu_hours=len(jobs) * fmean(seconds) / 3600, measured=True)
         return step
@@ -306,8 +126,8 @@ class Estimate:
 
     def _fetch(self) -> Iterator[Step]:
         sizes = {
-            "diffusion": self._assume("diffusion_bytes"),
-            "clip": self._assume("clip_bytes"),
+            "diffusion": self.assume("diffusion_bytes"),
+            "clip": self.assume("clip_bytes"),
             "safety_checker": 1.2e9,
         }
         for layout, hub in self.plan.hub_models.items():
@@ -353,7 +173,7 @@ class Estimate:
                 *([[path] for path in plan.searched if path != plan.embeddings_folder]),
             ]
             yield self._step(
-                "prepare", "corpus", chain, images=images, gpu_hours=images / self._rate("embed") / 3600
+                "prepare", "corpus", chain, images=images, gpu_hours=images / self.rate("embed") / 3600
             )
 
     def _retrieve(self, method: str, row: RetrieveMethod) -> Iterator[Step]:
@@ -372,11 +192,11 @@ class Estimate:
             "clip_retrieval_server",
         )
         links = (
-            classes * min(wanted / self._assume("link_share"), largest * self._assume("filtered_share"))
+            classes * min(wanted / self.assume("link_share"), largest * self.assume("filtered_share"))
             if web
             else 0.0
         )
-        downloaded = links * self._assume("link_share") * self._assume("link_bytes")
+        downloaded = links * self.assume("link_share") * self.assume("link_bytes")
         kept = downloaded if self.study.retrieval.download.keep else 0.0
         jobs = [
             [
@@ -392,7 +212,7 @@ class Estimate:
             method,
             jobs,
             images=images,
-            disk_bytes=images * self._image_bytes + kept,
+            disk_bytes=images * self.image_bytes + kept,
             download_bytes=downloaded,
         )
 
@@ -412,7 +232,7 @@ class Estimate:
             *plan.embeddings(method).values(),
             *plan.unets(method).values(),
         ]
-        epochs = min(self.study.finetune.max_epochs, self._assume("finetune_epochs"))
+        epochs = min(self.study.finetune.max_epochs, self.assume("finetune_epochs"))
         seen = (
             epochs
             * len(factors)
@@ -422,7 +242,7 @@ class Estimate:
             )
         )
         hours = (
-            seen * self._area / self._rate("finetune_unet" if row.train_unet else "finetune_vectors") / 3600
+            seen * self.area / self.rate("finetune_unet" if row.train_unet else "finetune_vectors") / 3600
             if self.knows_diffusion
             else None
         )
@@ -434,7 +254,7 @@ class Estimate:
             * (len(factors) + 1)
         )
         unets = (
-            self._assume("unet_bytes") * len(factors) * len(row.candidates)
+            self.assume("unet_bytes") * len(factors) * len(row.candidates)
             if row.train_unet and self.knows_diffusion
             else 0.0
         )
@@ -463,8 +283,8 @@ class Estimate:
             method,
             shards,
             images=images,
-            gpu_hours=self._generate_hours(method, images),
-            disk_bytes=kept * self._image_bytes,
+            gpu_hours=self.generate_hours(method, images),
+            disk_bytes=kept * self.image_bytes,
         )
         deleted = not self.study.execution.keep_candidates and self._disk.count([plan.selected(method)])
         yield replace(made, jobs_done=made.jobs, files_done=made.files) if deleted else made
@@ -482,8 +302,8 @@ class Estimate:
             [trained],
             [pools, [plan.selected(method)]],
             images=training,
-            gpu_hours=self._classify_hours(training, len(row.candidates)),
-            disk_bytes=len(row.candidates) * self._classifier_bytes,
+            gpu_hours=self.classify_hours(training, len(row.candidates)),
+            disk_bytes=len(row.candidates) * self.classifier_bytes,
         )
 
     def _generate(self, method: str) -> Step:
@@ -503,8 +323,8 @@ class Estimate:
             method,
             jobs,
             images=images,
-            gpu_hours=self._generate_hours(method, images),
-            disk_bytes=images * self._image_bytes,
+            gpu_hours=self.generate_hours(method, images),
+            disk_bytes=images * self.image_bytes,
         )
 
     def _classify(self, method: str) -> Step:
@@ -516,20 +336,20 @@ class Estimate:
         ]
         training = self.real_images(method) + self.added_images(method)
         runs = len(plan.runs) - (method in plan.study.personalised)
-        hours = self._classify_hours(training, runs)
+        hours = self.classify_hours(training, runs)
         return self._step(
             "classify",
             method,
             jobs,
             images=training,
             gpu_hours=hours,
-            disk_bytes=runs * self._classifier_bytes,
+            disk_bytes=runs * self.classifier_bytes,
         )
 
     def _report(self) -> Iterator[Step]:
         plan = self.plan
         if plan.guarded:
-            pools = sum(self._pool_size(method) for method in plan.guarded)
+            pools = sum(self.pool_size(method) for method in plan.guarded)
             images = pools + self.sizes.validation + self.sizes.test
             files = [
                 *plan.embedded_splits.values(),
@@ -541,48 +361,13 @@ class Estimate:
                 [files],
                 [list(plan.leakage_table.values())],
                 images=images,
-                gpu_hours=images / self._rate("embed") / 3600,
+                gpu_hours=images / self.rate("embed") / 3600,
             )
         yield self._step(
             "report",
             "tables and figures",
             [*plan.report_jobs, [plan.path("config.yaml")], [plan.path("provenance.json")]],
         )
-
-    def _pool_size(self, method: str) -> int:
-        retrieved = self.study.retrieved.get(self.study.pool_row(method))
-        if retrieved is not None:
-            return self.sizes.classes * wanted_images(retrieved, round(self.sizes.per_class))
-        return self.pool_images(method, self.plan.parts(method))
-
-
-def total(steps: Iterable[Step], stage: str = "total", method: str = "") -> Step:
-    """The sum of some steps; hours that are not known are left out."""
-    summed: Counter[str] = Counter()
-    unknown = True
-    steps = list(steps)
-    for step in steps:
-        for name in ("jobs", "jobs_done", "files", "files_done", "images"):
-            summed[name] += getattr(step, name)
-        unknown = unknown and step.gpu_hours is None
-    hours = None if unknown and steps else sum(step.gpu_hours or 0.0 for step in steps)
-    disk, download = (
-        math.fsum(getattr(step, name) for step in steps) for name in ("disk_bytes", "download_bytes")
-    )
-    return Step(
-        stage,
-        method,
-        **summed,
-        gpu_hours=hours,
-        disk_bytes=disk,
-        download_bytes=download,
-        measured=any(step.measured for step in steps),
-    )
-
-
-def hours_left(steps: Iterable[Step]) -> float:
-    """GPU-hours of what is not there, as far as they are known."""
-    return math.fsum(step.gpu_hours_left or 0.0 for step in steps)
 
 
 def estimate_study(study: Study, device: str | None = None, throughput: str | Path | None = None) -> Estimate:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from augbench.commands.plan.estimate import STAGES, Estimate, Step, hours_left, total
+from augbench.commands.plan.estimate import Estimate
+from augbench.commands.plan.steps import STAGES, Step, hours_left, total
 from augbench.commands.plan.throughput import MEASURED
 
 

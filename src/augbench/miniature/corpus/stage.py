@@ -24,7 +24,7 @@ from augbench.files import atomic_path
 from augbench.miniature.corpus.captions import caption_for
 from augbench.miniature.corpus.distractors import UNSAFE_KIND, distractor
 from augbench.miniature.corpus.style import web_style
-from augbench.plan.paths import CORPUS_ROWS_PER_PART
+from augbench.plan.inputs import CORPUS_ROWS_PER_PART
 from augbench.progress import track
 from augbench.seeds import derive_seed
 

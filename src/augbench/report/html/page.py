@@ -7,9 +7,7 @@ out: ``report.html``, no larger than ``report.page_megabytes``: classes go into 
 from __future__ import annotations
 
 import base64
-import csv
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -18,23 +16,20 @@ from typing import Any
 from PIL import Image
 
 from augbench.artifacts.shards import media_type
-from augbench.data.classes import ClassInfo, read_class_table
+from augbench.data.classes import read_class_table
 from augbench.errors import UserError
 from augbench.files import read_json, write_text
 from augbench.plan.paths import Plan
 from augbench.report.figures.style import COLOURS
+from augbench.report.html.browser import ClassPanel, class_panels, fitting
 from augbench.report.html.images import MEGABYTE, ClassChange, most_changed
 from augbench.report.html.parts import (
     MINUS,
-    Cell,
-    Panel,
-    SortableTable,
-    Thumb,
     models_of,
     table_of,
     templates,
-    thumb_of,
 )
+from augbench.report.html.tables import made_by, per_class_table, retrieval_table
 from augbench.report.html.words import (
     FigureWords,
     Headline,
@@ -44,12 +39,12 @@ from augbench.report.html.words import (
     what_it_is,
     what_it_shows,
 )
-from augbench.report.pictures import REAL, ImageRecord, read_encoded, short_name
-from augbench.report.render import NONE, Layout, read_markdown, signed, spread
+from augbench.report.pictures import read_encoded, short_name
+from augbench.report.render import read_markdown, spread
 from augbench.report.tables import statistics, table1
 from augbench.report.tables.paper_tables import TABLES
 from augbench.report.tables.per_class import read_per_class
-from augbench.retrieval.shortfall import ALL, read_excluded
+from augbench.retrieval.shortfall import read_excluded
 
 TITLES = {
     "table1": "Table 1: accuracy of every method",
@@ -59,6 +54,8 @@ TITLES = {
     "leakage": "Near-duplicates of validation and test images",
     "cost": "What each method cost",
 }
+
+
 DIFFERS = "Differs from the protocol: "
 BROWSER_BYTES = 2_000  # of filter, list and stage around the classes
 FULL_TINT = 10.0  # points of change from which a cell has its full colour
@@ -108,21 +105,9 @@ class FigureView:
     height: int
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A class to choose in the image browser; ``size`` says how much it changed."""
-
-    id: str
-    name: str
-    size: str
-
-
 def data_uri(encoded: bytes) -> str:
     """An encoded image as an address that holds it."""
     return f"data:{media_type(encoded)};base64,{base64.b64encode(encoded).decode()}"
-
-
-# --- parts ------------------------------------------------------------------------------------------------------------
 
 
 def _interval(low: float | None, high: float | None, n: int) -> str:
@@ -179,193 +164,6 @@ def _figure(plan: Plan, name: str, path: str, table: Sequence[table1.Row]) -> Fi
     encoded = Path(path).read_bytes()
     width, height = Image.open(BytesIO(encoded)).size
     return FigureView(figure_words(plan, name, table), data_uri(encoded), width, height)
-
-
-def _signed(points: float) -> str:
-    return signed(points).replace("-", MINUS)
-
-
-def per_class_table(changes: Sequence[ClassChange], plan: Plan) -> SortableTable:
-    """Every class's accuracy without added images, and each method's change against it, the most changed class first."""
-    methods = [method for method in plan.methods if any(method in change.points for change in changes)]
-
-    def cell(points: float) -> Cell:
-        tint = max(-1.0, min(1.0, points / FULL_TINT))
-        return Cell(_signed(points), f"{points:.4f}", tint if points else None)
-
-    rows = tuple(
-        (
-            Cell(short_name(change.info)),
-            Cell(change.info.class_id),
-            Cell(str(change.n_test), str(change.n_test)),
-            Cell(NONE)
-            if change.baseline_percent is None
-            else Cell(f"{change.baseline_percent:.1f}", f"{change.baseline_percent:.4f}"),
-            Cell(NONE) if change.size is None else Cell(f"{change.size:.1f}", f"{change.size:.4f}"),
-            *(cell(change.points[method]) for method in methods),
-        )
-        for change in changes
-    )
-    header = (
-        "Class",
-        "Id",
-        "Test images",
-        "Baseline (%)",
-        "Mean size of change",
-        *map(plan.study.label, methods),
-    )
-    notes = (
-        "Methods: mean over runs of the class's accuracy less the baseline's of the same run, in percentage points. Mean size of change: over rows that add images, signs left out.",
-        "With n test images of a class, one image is 100 / n points: the ends of each order are partly chance, the more so the more classes there are.",
-    )
-    return SortableTable(
-        "per_class",
-        "Change of every class against the baseline",
-        header,
-        (False, False, *[True] * (len(header) - 2)),
-        rows,
-        notes,
-    )
-
-
-def retrieval_table(path: str | Path, plan: Plan) -> SortableTable:
-    """What became of the candidates that retrieval looked at, all classes together."""
-    fates: dict[str, Counter[str]] = {}
-    with Path(path).open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            if row["class_id"] == ALL:
-                fates.setdefault(row["method"], Counter())[row["fate"]] += int(row["candidates"])
-    cells = tuple(
-        (plan.study.label(method), fate, f"{count:,}", f"{count / counts.total():.1%}")
-        for method, counts in fates.items()
-        for fate, count in counts.most_common()
-    )
-    notes = (
-        "Candidates: nearest neighbours of each class's query that were looked at, in all classes. 'not needed': good ones beyond the number wanted. A candidate's"
-        " whole story stands in retrieval/*/ledgers.",
-    )
-    return table_of(
-        "retrieval",
-        Layout(
-            "What retrieval gave",
-            ("Method", "What became of it", "Candidates", "Share"),
-            (False, False, True, True),
-            cells,
-            notes,
-        ),
-    )
-
-
-def made_by(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """The head of the provenance record, as pairs of name and value."""
-    models = [f"{name}: {model['folder']} ({model['id']})" for name, model in record["models"].items()]
-    machines = sorted(
-        {machine for made in (record, *record["computed"]) for machine in (made["cpu"], *made["gpus"])}
-    )
-    facts = [
-        ("Written", record["written"]),
-        (
-            "Code",
-            f"augbench {record['version']}"
-            + (f", revision {record['revision']}" if record["revision"] else ""),
-        ),
-        ("Python", record["python"]),
-        ("System", record["platform"]),
-        ("Machines", ", ".join(machines)),
-        ("Models", "; ".join(models) or NONE),
-        ("Seed", str(record["seeds"]["study"])),
-        (
-            "Packages",
-            ", ".join(f"{name} {version}" for name, version in record["packages"].items() if version),
-        ),
-    ]
-    if len(record["computed"]) > 1:
-        facts.append(
-            (
-                "Mixed",
-                f"jobs ran in {len(record['computed'])} different surroundings; the record below lists them",
-            )
-        )
-    return facts
-
-
-# --- image browser ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ClassPanel:
-    """One class of the image browser, rendered."""
-
-    choice: Choice
-    html: str
-
-
-def class_panels(
-    plan: Plan,
-    changes: Sequence[ClassChange],
-    pictures: Iterable[tuple[ImageRecord, bytes]],
-    models: dict[str, str],
-) -> list[ClassPanel]:
-    """The classes that there are thumbnails of, in the order of ``changes``."""
-    by_class: dict[str, dict[str, list[Thumb]]] = {}
-    labels = {
-        REAL: "Real training images",
-        **{method: plan.study.label(method) for method in plan.study.pooled},
-    }
-    families = {REAL: "real", **{method: plan.study.methods[method].group for method in plan.study.pooled}}
-    for picture, encoded in pictures:
-        own = by_class.setdefault(picture.class_id, {})
-        own.setdefault(picture.panel, []).append(
-            thumb_of(picture, data_uri(encoded), labels[picture.panel], models)
-        )
-    render: Any = templates().get_template("parts.html").module
-    found = []
-    for change in changes:
-        if change.info.class_id in by_class:
-            panels = [
-                Panel(labels[panel], families[panel], thumbs)
-                for panel, thumbs in by_class[change.info.class_id].items()
-            ]
-            choice = Choice(
-                change.info.class_id,
-                short_name(change.info),
-                "" if change.size is None else f"{change.size:.1f}",
-            )
-            found.append(
-                ClassPanel(choice, render.class_panel(choice.id, choice.name, _about(change, plan), panels))
-            )
-    return found
-
-
-def _about(change: ClassChange, plan: Plan) -> str:
-    """What happened to a class, in a line."""
-    info: ClassInfo = change.info
-    also = f"Also {', '.join(info.lemmas[1:])}. " if len(info.lemmas) > 1 else ""
-    added = [method for method in change.points if method in plan.study.augmented]
-    if change.baseline_percent is None or not added:
-        return also.strip()
-    worst, best = (pick(added, key=lambda method: change.points[method]) for pick in (min, max))
-    return (
-        f"{also}Without added images {change.baseline_percent:.1f}% of its {change.n_test} test images are right. Adding some changes that by between"
-        f" {_signed(change.points[worst])} points with {plan.study.label(worst)} and {_signed(change.points[best])} with {plan.study.label(best)}."
-    )
-
-
-def _fitting(panels: Sequence[ClassPanel], room: float) -> list[ClassPanel]:
-    """The first panels, as many as fit into ``room`` bytes with their entries in the list of classes."""
-    fitting: list[ClassPanel] = []
-    for panel in panels:
-        entry = (
-            400 + 2 * len(panel.choice.name.encode()) + 2 * len(panel.choice.id)
-        )  # label, markup, link from the table
-        room -= len(panel.html.encode()) + entry
-        if room < 0:
-            break
-        fitting.append(panel)
-    return fitting
-
-
-# --- the page ---------------------------------------------------------------------------------------------------------
 
 
 def write_report(plan: Plan, out: str | Path) -> None:
@@ -436,7 +234,7 @@ def write_report(plan: Plan, out: str | Path) -> None:
             study.report.page_megabytes,
             f"the page has {bare / MEGABYTE:.1f} MB without a single image; ask for more",
         )
-    write_text(out, _render(values, changes, _fitting(panels, budget - bare - BROWSER_BYTES)))
+    write_text(out, _render(values, changes, fitting(panels, budget - bare - BROWSER_BYTES)))
 
 
 def _render(values: dict[str, Any], changes: Sequence[ClassChange], panels: Sequence[ClassPanel]) -> str:

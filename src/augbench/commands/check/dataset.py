@@ -1,0 +1,115 @@
+"""Checks of the data set: its files, its images, the sizes of its splits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from augbench.config.corpus import MiniatureCorpus
+from augbench.config.data import FashionMnist
+from augbench.config.problems import ConfigError
+from augbench.config.study import Study
+from augbench.data.image_folder import NAMED, first_problems
+from augbench.data.source import ClassImages, ImageSource
+from augbench.data.splits import SplitSizes, resolve_shares, split_sizes
+from augbench.errors import UserError
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """Images of one class; None where validation or test images are not given."""
+
+    class_id: str
+    pool: int
+    validation: int | None
+    test: int | None
+
+
+def published_file_problems(study: Study) -> Iterator[UserError]:
+    """Fashion-MNIST's files, where they are, have the published MD5; missing ones are fetched later."""
+    sections = {"dataset": study.dataset, "corpus": study.corpus}
+    folders = {
+        section.downloads: name
+        for name, section in sections.items()
+        if isinstance(section, FashionMnist | MiniatureCorpus)
+    }
+    for folder, name in folders.items():
+        from augbench.data.fashion_mnist import FILES
+
+        if Path(folder).exists() and not Path(folder).is_dir():
+            yield UserError(
+                f"{name}.downloads", f"{folder!r} is a file", "allowed: a folder, which is made if need be"
+            )
+            continue
+        for file in FILES:
+            path = Path(folder) / f"{file.name}.gz"
+            if path.is_file() and (found := hashlib.md5(path.read_bytes()).hexdigest()) != file.md5:
+                yield UserError(
+                    str(path),
+                    f"its MD5 is {found}",
+                    f"the published file has {file.md5}; delete it and run again: it is fetched",
+                )
+
+
+def sizes_of_splits(study: Study, counts: list[ClassCounts]) -> dict[str, SplitSizes]:
+    """Sizes of each class's splits; raises a :class:`ConfigError` with every class that is too small."""
+    needed = {method.split for method in study.real.values()}
+    given = [any(getattr(count, part) is not None for count in counts) for part in ("validation", "test")]
+    shares = resolve_shares(study.dataset, given[0], given[1], needed)
+    sizes, problems = {}, []
+    for count in counts:
+        try:
+            sizes[count.class_id] = split_sizes(
+                count.class_id, count.pool, shares, count.validation, count.test, needed
+            )
+        except UserError as error:
+            problems.append(error)
+    if problems:
+        raise ConfigError(first_problems(problems))
+    return sizes
+
+
+def summary_of_sizes(sizes: dict[str, SplitSizes], test_cut: int | None) -> str:
+    """One line on the sizes of all classes."""
+
+    def span(values: list[int]) -> str:
+        return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"
+
+    train, validation = (
+        span([size.train for size in sizes.values()]),
+        span([size.validation for size in sizes.values()]),
+    )
+    test = span([min(size.test, test_cut or size.test) for size in sizes.values()])
+    return f"dataset: {len(sizes)} classes with {train} training, {validation} validation and {test} test images each"
+
+
+def damaged_image_problems(source: ImageSource, images: list[ClassImages]) -> list[UserError]:
+    """Corrupt image files of the data set, the first few by name."""
+
+    from augbench.data.decode import in_order
+    from augbench.progress import track
+
+    sources = [
+        name
+        for found in images
+        for part in (found.pool, found.validation, found.test)
+        if part is not None
+        for name in part.sources
+    ]
+    damaged = [
+        problem
+        for problem in track(in_order(source.damage, sources), "images checked", "image", len(sources))
+        if problem is not None
+    ]
+    if len(damaged) > NAMED:
+        return [
+            *damaged[:NAMED],
+            UserError(
+                "dataset",
+                f"{len(damaged)} corrupt images of {len(sources)}",
+                f"the first {NAMED} are named above",
+            ),
+        ]
+    return damaged

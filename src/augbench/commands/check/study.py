@@ -1,0 +1,118 @@
+"""Early errors: config against data, models and disk, before any job starts (invariant 8).
+
+Flows in: a checked :class:`~augbench.config.study.Study`. Flows out: lines that say what was found, or one
+:class:`~augbench.config.problems.ConfigError` with all problems, a line each: key or file, what stands there, what is allowed. Models
+are judged by their JSON files: nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from augbench.commands.check.dataset import (
+    ClassCounts,
+    damaged_image_problems,
+    published_file_problems,
+    sizes_of_splits,
+    summary_of_sizes,
+)
+from augbench.commands.check.methods import (
+    added_image_problems,
+    corpus_problems,
+    excluded_problems,
+    judge_problems,
+    prompt_problems,
+)
+from augbench.commands.check.models import model_problems, models_to_fetch
+from augbench.config.problems import ConfigError
+from augbench.config.study import Study
+from augbench.data.fashion_target import TEST_PER_CLASS, FashionMnistSource
+from augbench.data.source import ClassImages
+from augbench.data.sources import open_source
+from augbench.errors import UserError
+from augbench.personalise.tasks import check_clusters
+
+LEAST_FREE_BYTES = 10**9
+
+
+def check_study(study: Study, *, models: bool = True, verify_images: bool = False) -> list[str]:
+    """Check all that can be known before a run.
+
+    Parameters
+    ----------
+    models : bool
+        Check the folders of the diffusion model and CLIP; not wanted where they are about to be pre-trained.
+    verify_images : bool
+        Open every image file of the data set, too.
+
+    Returns
+    -------
+    list of str
+        What was found, a line each.
+
+    Raises
+    ------
+    ConfigError
+        All problems, a line each.
+    """
+    problems: list[UserError] = []
+    notes: list[str] = []
+    source = open_source(study.dataset, study.seed, study.corpus)
+    problems += published_file_problems(study)
+    images: list[ClassImages] | None = None
+    try:
+        if isinstance(source, FashionMnistSource):  # its counts are known before it is fetched
+            counts = [
+                ClassCounts(info.class_id, source.pool_size(), None, TEST_PER_CLASS)
+                for info in source.classes()
+            ]
+        else:
+            images = source.scan()
+            counts = [
+                ClassCounts(
+                    found.class_id,
+                    len(found.pool),
+                    *(None if part is None else len(part) for part in (found.validation, found.test)),
+                )
+                for found in images
+            ]
+        sizes = sizes_of_splits(study, counts)
+    except UserError as error:
+        problems += error.problems if isinstance(error, ConfigError) else [error]
+    else:
+        problems += excluded_problems(study, list(sizes))
+        notes.append(summary_of_sizes(sizes, study.dataset.test_images_per_class))
+        problems += prompt_problems(study, source.classes())
+        for name, method in study.personalised.items():
+            problems += check_clusters(
+                f"methods.{name}.clusters",
+                method.clusters,
+                {class_id: size.train for class_id, size in sizes.items()},
+            )
+        problems += judge_problems(study, list(sizes))
+        problems += added_image_problems(study, {class_id: size.train for class_id, size in sizes.items()})
+    problems += corpus_problems(study)
+    if images is not None and verify_images:
+        problems += damaged_image_problems(source, images)
+    if models:
+        problems += model_problems(study)
+        notes += models_to_fetch(study)
+    problems += _results(Path("results") / study.study)
+    if problems:
+        raise ConfigError(problems)
+    return notes
+
+
+def _results(folder: Path) -> Iterator[UserError]:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        yield UserError(str(existing), "a file", "a folder for results is needed")
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        yield UserError(str(existing), "not writable", "a writable folder for results is needed")
+    elif (free := shutil.disk_usage(existing).free) < LEAST_FREE_BYTES:
+        yield UserError(
+            str(existing), f"{free / 1e9:.2f} GB free", f"at least {LEAST_FREE_BYTES / 1e9:g} GB are needed"
+        )

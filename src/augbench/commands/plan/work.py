@@ -1,0 +1,134 @@
+"""How much work a study is: images made and trained on, and the GPU-hours and bytes that they take on a device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from augbench.commands.plan.sizes import sizes_of
+from augbench.commands.plan.throughput import Throughput, guided_share
+from augbench.plan.paths import Plan
+from augbench.plan.recipes import method_sampling
+from augbench.resample import needed_images
+from augbench.retrieval.stage import wanted_images
+
+# calls of the U-Net that the table's rate is for: an image with PNDM, 50 steps and guidance
+REFERENCE_CALLS = 51 * 2
+REFERENCE_SIDE, CLASSIFIER_SIDE, CLASSIFIER_WIDTH = 512, 224, 64
+# multiplications, in ResNet-50's
+RESNET_WORK = {"resnet18": 0.44, "resnet34": 0.89, "resnet50": 1.0, "resnet101": 1.9, "resnet152": 2.8}
+FORWARD_SHARE = 1 / 3  # of a training step's work, that evaluation takes per image
+
+
+class Work:
+    """Amounts of work in a study.
+
+    Parameters
+    ----------
+    plan : Plan
+        Of the study, with its class ids.
+    throughput : Throughput
+        Figures of the device that it runs on.
+    """
+
+    def __init__(self, plan: Plan, throughput: Throughput) -> None:
+        self.plan, self.study, self.throughput = plan, plan.study, throughput
+        self.sizes = sizes_of(plan)
+
+    def rate(self, name: str) -> float:
+        return self.throughput.rates[name].value
+
+    def assume(self, name: str) -> float:
+        return self.throughput.assumed[name].value
+
+    @cached_property
+    def knows_diffusion(self) -> bool:
+        """Whether the table's figures are of the study's diffusion model: Stable Diffusion 1.x, or a U-Net of its size."""
+        config = Path(self.study.diffusion.folder) / "unet/config.json"
+        if config.is_file():
+            from augbench.files import read_json
+
+            return bool(read_json(config).get("block_out_channels") == [320, 640, 1280, 1280])
+        return self.study.diffusion.hub is not None
+
+    @cached_property
+    def area(self) -> float:
+        """Pixels of an image made, in those of the table's."""
+        return (self.study.diffusion.resolution / REFERENCE_SIDE) ** 2
+
+    @cached_property
+    def image_bytes(self) -> float:
+        return self.assume(f"{self.study.augmentation.image_format}_bytes") * self.area
+
+    def unet_calls(self, method: str) -> float:
+        """Calls of the U-Net per image of a method, guidance counted twice; PNDM makes one more than it has steps."""
+        sampling = method_sampling(self.study, method)
+        steps = sampling["steps"] * sampling.get("noise", 1.0) + (sampling["scheduler"] == "pndm")
+        guided = (
+            0.0
+            if sampling["guidance_scale"] <= 1
+            else guided_share(sampling.get("guidance_interval", (0.0, math.inf)))
+        )
+        return float(steps * (1 + guided))
+
+    def generate_hours(self, method: str, images: float) -> float | None:
+        if not self.knows_diffusion:
+            return None
+        return images * self.unet_calls(method) / REFERENCE_CALLS * self.area / self.rate("generate") / 3600
+
+    def classify_hours(self, training_images: float, classifiers: int) -> float:
+        """Training with one evaluation on the validation split per epoch."""
+        classifier = self.study.classifier
+        work = (
+            RESNET_WORK[classifier.arch]
+            * (classifier.resolution / CLASSIFIER_SIDE) ** 2
+            * (classifier.base_width / CLASSIFIER_WIDTH) ** 2
+        )
+        epochs = min(classifier.max_epochs, self.assume("classifier_epochs"))
+        return (
+            classifiers
+            * epochs
+            * (training_images + FORWARD_SHARE * self.sizes.validation)
+            * work
+            / self.rate("classify")
+            / 3600
+        )
+
+    @property
+    def classifier_bytes(self) -> float:
+        classifier = self.study.classifier
+        return (
+            self.assume("resnet50_bytes")
+            * RESNET_WORK[classifier.arch]
+            * (classifier.base_width / CLASSIFIER_WIDTH) ** 2
+        )
+
+    def pool_images(self, method: str, parts: Sequence[str]) -> int:
+        """Images of a generated pool in some parts, of all classes."""
+        size = round(self.sizes.per_class)
+        return self.sizes.classes * sum(
+            len(self.study.augmentation.part_range(int(part), size)) for part in parts
+        )
+
+    def pool_size(self, method: str) -> int:
+        retrieved = self.study.retrieved.get(self.study.pool_row(method))
+        if retrieved is not None:
+            return self.sizes.classes * wanted_images(retrieved, round(self.sizes.per_class))
+        return self.pool_images(method, self.plan.parts(method))
+
+    def added_images(self, method: str) -> int:
+        """Images that one training set of a method adds."""
+        row = self.study.augmented.get(method)
+        return (
+            0
+            if row is None
+            else self.sizes.classes * needed_images(row.added_per_training_image, round(self.sizes.per_class))
+        )
+
+    def real_images(self, method: str) -> int:
+        """Real images that a method's classifiers are trained on."""
+        split = self.study.methods[method].real_split
+        everything = self.sizes.train / self.study.dataset.train_fraction - self.sizes.validation
+        return round({"train": self.sizes.train, "train2x": 2 * self.sizes.train, "full": everything}[split])

@@ -1,0 +1,131 @@
+"""The page's own tables: every class's change, what retrieval gave, what made the results."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from augbench.plan.paths import Plan
+from augbench.report.html.images import ClassChange
+from augbench.report.html.page import FULL_TINT
+from augbench.report.html.parts import (
+    MINUS,
+    Cell,
+    SortableTable,
+    table_of,
+)
+from augbench.report.pictures import short_name
+from augbench.report.render import NONE, Layout, signed
+from augbench.retrieval.shortfall import ALL
+
+
+def signed_points(points: float) -> str:
+    """A change in percentage points, with its sign."""
+    return signed(points).replace("-", MINUS)
+
+
+def per_class_table(changes: Sequence[ClassChange], plan: Plan) -> SortableTable:
+    """Every class's accuracy without added images, and each method's change against it, the most changed class first."""
+    methods = [method for method in plan.methods if any(method in change.points for change in changes)]
+
+    def cell(points: float) -> Cell:
+        tint = max(-1.0, min(1.0, points / FULL_TINT))
+        return Cell(signed_points(points), f"{points:.4f}", tint if points else None)
+
+    rows = tuple(
+        (
+            Cell(short_name(change.info)),
+            Cell(change.info.class_id),
+            Cell(str(change.n_test), str(change.n_test)),
+            Cell(NONE)
+            if change.baseline_percent is None
+            else Cell(f"{change.baseline_percent:.1f}", f"{change.baseline_percent:.4f}"),
+            Cell(NONE) if change.size is None else Cell(f"{change.size:.1f}", f"{change.size:.4f}"),
+            *(cell(change.points[method]) for method in methods),
+        )
+        for change in changes
+    )
+    header = (
+        "Class",
+        "Id",
+        "Test images",
+        "Baseline (%)",
+        "Mean size of change",
+        *map(plan.study.label, methods),
+    )
+    notes = (
+        "Methods: mean over runs of the class's accuracy less the baseline's of the same run, in percentage points. Mean size of change: over rows that add images, signs left out.",
+        "With n test images of a class, one image is 100 / n points: the ends of each order are partly chance, the more so the more classes there are.",
+    )
+    return SortableTable(
+        "per_class",
+        "Change of every class against the baseline",
+        header,
+        (False, False, *[True] * (len(header) - 2)),
+        rows,
+        notes,
+    )
+
+
+def retrieval_table(path: str | Path, plan: Plan) -> SortableTable:
+    """What became of the candidates that retrieval looked at, all classes together."""
+    fates: dict[str, Counter[str]] = {}
+    with Path(path).open(encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            if row["class_id"] == ALL:
+                fates.setdefault(row["method"], Counter())[row["fate"]] += int(row["candidates"])
+    cells = tuple(
+        (plan.study.label(method), fate, f"{count:,}", f"{count / counts.total():.1%}")
+        for method, counts in fates.items()
+        for fate, count in counts.most_common()
+    )
+    notes = (
+        "Candidates: nearest neighbours of each class's query that were looked at, in all classes. 'not needed': good ones beyond the number wanted. A candidate's"
+        " whole story stands in retrieval/*/ledgers.",
+    )
+    return table_of(
+        "retrieval",
+        Layout(
+            "What retrieval gave",
+            ("Method", "What became of it", "Candidates", "Share"),
+            (False, False, True, True),
+            cells,
+            notes,
+        ),
+    )
+
+
+def made_by(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """The head of the provenance record, as pairs of name and value."""
+    models = [f"{name}: {model['folder']} ({model['id']})" for name, model in record["models"].items()]
+    machines = sorted(
+        {machine for made in (record, *record["computed"]) for machine in (made["cpu"], *made["gpus"])}
+    )
+    facts = [
+        ("Written", record["written"]),
+        (
+            "Code",
+            f"augbench {record['version']}"
+            + (f", revision {record['revision']}" if record["revision"] else ""),
+        ),
+        ("Python", record["python"]),
+        ("System", record["platform"]),
+        ("Machines", ", ".join(machines)),
+        ("Models", "; ".join(models) or NONE),
+        ("Seed", str(record["seeds"]["study"])),
+        (
+            "Packages",
+            ", ".join(f"{name} {version}" for name, version in record["packages"].items() if version),
+        ),
+    ]
+    if len(record["computed"]) > 1:
+        facts.append(
+            (
+                "Mixed",
+                f"jobs ran in {len(record['computed'])} different surroundings; the record below lists them",
+            )
+        )
+    return facts

@@ -1,0 +1,352 @@
+"""Comparing a tile of stored vectors with all queries, so that the k nearest rows are exact at the speed of a matrix product.
+
+A tile costs the product with the queries and one look at each query's best product. Only where that could belong among the query's k nearest are single
+similarities computed again, in float64, from the stored vectors. So the product itself may be of lower precision: its error is bounded (Cauchy-Schwarz
+and the unit roundoff), and the bound widens the net. On a CPU each thread compares a block of its own: threads that share one small product wait for each
+other after every step.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock, local
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from augbench.retrieval.embedding_files import UNIT_TOLERANCE, EmbeddingFile, check_norms
+from augbench.retrieval.exact import ROWS_PER_TILE
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK_ROWS = (
+    1024  # rows compared together on a CPU: their products with some thousand queries stay in its cache
+)
+
+SEGMENT = 64  # products of a query that are looked at one by one if the greatest of them may count
+BLOCK_PRODUCTS = {"cpu": 1 << 21, "cuda": 1 << 28}  # products in memory at a time
+PAIRS = 1 << 12  # similarities computed anew at a time
+
+
+@dataclass(frozen=True)
+class Partial:
+    """One file's rows that may be among the nearest: per query at most k, and none below ``floor``.
+
+    The floor is the similarity of the k-th nearest image in the files before this one. It makes most of a large corpus's partial results
+    nearly empty; in return they hold only as long as the k-th nearest image of all files is no less similar, as when a file has gone.
+
+    Attributes
+    ----------
+    floor : ndarray, float32 (Q,)
+    count : ndarray, int32 (Q,)
+        Rows per query.
+    row : ndarray, int64 (sum of count,)
+        Nearest first, query by query.
+    similarity : ndarray, float32 (sum of count,)
+    """
+
+    floor: np.ndarray
+    count: np.ndarray
+    row: np.ndarray
+    similarity: np.ndarray
+
+    def write(self, path: Path) -> None:
+        np.savez(path, floor=self.floor, count=self.count, row=self.row, similarity=self.similarity)
+
+    @classmethod
+    def read(cls, path: Path) -> Partial:
+        with np.load(path) as arrays:
+            return cls(arrays["floor"], arrays["count"], arrays["row"], arrays["similarity"])
+
+    @classmethod
+    def is_whole(cls, path: Path) -> bool:
+        try:
+            found = cls.read(path)
+        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile):
+            return False
+        return int(found.count.sum()) == len(found.row) == len(found.similarity)
+
+
+_MOST_ROWS = 0xFFFFFFFF
+_EMPTY = -(1 << 63)
+
+
+class Nearest:
+    """The k nearest rows of one file so far, per query, with room for candidates that are sorted in later.
+
+    An entry is one integer: the similarity's bits, put in order, then the row counted down; so the greatest integers are the nearest rows, with
+    ties in order of row.
+
+    Parameters
+    ----------
+    floor : Tensor, float32 (Q,)
+        Rows of a lower similarity are not wanted.
+    """
+
+    def __init__(self, floor: torch.Tensor, k: int) -> None:
+        import torch
+
+        self.k, self.floor = k, floor
+        self.lock = Lock()
+        self.threshold = (
+            floor  # replaced, never changed: other threads read it meanwhile, and an older one is lower
+        )
+        self.entries = torch.full((len(floor), k + max(32, k // 2)), _EMPTY, device=floor.device)
+        self.filled = torch.zeros(len(floor), dtype=torch.int64, device=floor.device)
+        self.waiting = 0
+        self.open = bool(torch.isinf(floor).any())  # whether some query takes whatever comes
+
+    def add(self, query: torch.Tensor, row: torch.Tensor, similarity: torch.Tensor) -> None:
+        """Take candidates, ``(P,)`` each; ``query`` ascends. Any thread may."""
+        import torch
+
+        wanted = torch.nonzero(similarity >= self.threshold.index_select(0, query)).squeeze(1)
+        if len(wanted):
+            query, entries = (
+                query.index_select(0, wanted),
+                _entries(similarity.index_select(0, wanted), row.index_select(0, wanted)),
+            )
+            count = torch.bincount(query, minlength=len(self.filled))
+            position = torch.arange(len(query), device=query.device) - (count.cumsum(0) - count).index_select(
+                0, query
+            )
+            with self.lock:
+                self._append(query, position, entries, count)
+
+    def _append(
+        self, query: torch.Tensor, position: torch.Tensor, entries: torch.Tensor, count: torch.Tensor
+    ) -> None:
+        """Append ``count`` ``(Q,)`` entries to each query's, ``position`` of them after what is there."""
+        import torch.nn.functional as F
+
+        if int((self.filled + count).max()) > self.entries.shape[1]:
+            self.sort_in()
+            if (room := int((self.filled + count).max()) - self.entries.shape[1]) > 0:
+                self.entries = F.pad(self.entries, (0, room), value=_EMPTY)
+        self.entries[query, self.filled.index_select(0, query) + position] = entries
+        self.filled += count
+        self.waiting += len(query)
+        if self.waiting > self.filled.numel() * self.k // 4:
+            self.sort_in()
+
+    def sort_in(self) -> None:
+        """Keep the k nearest per query and raise the thresholds."""
+        import torch
+
+        nearest = self.entries.topk(self.k, dim=1).values  # sorted, so that what is empty comes last
+        self.entries[:, : self.k] = nearest
+        self.entries[:, self.k :] = _EMPTY
+        self.filled.clamp_(max=self.k)
+        self.waiting = 0
+        last = nearest.amin(dim=1)
+        similarity, _ = _from_entries(last)
+        self.threshold = torch.where(last == _EMPTY, self.floor, torch.maximum(self.floor, similarity))
+        self.open = bool(torch.isinf(self.threshold).any())
+
+    def result(self) -> Partial:
+        self.sort_in()
+        entries = self.entries[:, : self.k].sort(dim=1, descending=True).values
+        there = entries != _EMPTY
+        similarity, row = _from_entries(entries[there])
+        return Partial(
+            *(array.cpu().numpy() for array in (self.floor, there.sum(dim=1).int(), row, similarity))
+        )
+
+
+def _entries(similarity: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    bits = (similarity + 0.0).view(torch.int32)  # + 0.0: there is one zero only
+    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32) | (_MOST_ROWS - row)
+
+
+def _from_entries(entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Similarities and rows."""
+    import torch
+
+    ordered = (entries >> 32).int()
+    return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32), _MOST_ROWS - (entries & 0xFFFFFFFF)
+
+
+class Comparison:
+    """Compares vectors with all queries."""
+
+    def __init__(self, queries: np.ndarray, k: int, device: str, product: str | None) -> None:
+        import torch
+
+        self.k, self.device = k, torch.device(device)
+        self.dtype = getattr(torch, product) if product else fastest_product(self.device)
+        self.queries = torch.from_numpy(queries).to(self.device)
+        self.rounded, self.exact = self.queries.to(self.dtype), self.queries.double()
+        self.error = self._error_of_products()
+        self.rows = BLOCK_ROWS if self.device.type == "cpu" else ROWS_PER_TILE
+        self.queries_together = max(1, BLOCK_PRODUCTS[self.device.type] // self.rows)
+        self.own = local()  # each thread's own space for products
+        if self.device.type == "cuda":  # sums in float32 throughout, as the bound assumes
+            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+        with warnings.catch_warnings():  # torch says once per process that its sparse tensors are young
+            warnings.simplefilter("ignore")
+            torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
+
+    def _error_of_products(self) -> torch.Tensor:
+        """Bound of the error of a product before it is rounded to the number format, float32 ``(Q,)``.
+
+        With unit roundoff u of the format and rounded query q' and image x': ``|q.x - q'.x'| <= |q - q'| |x'| + |q| |x - x'|``, where
+        ``|x - x'| <= u |x|``; and the sum, in float32, errs by at most D 2**-24 times the sum of absolute products, which is at most 1
+        (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). Twice that, because hardware may add pairs of products at once;
+        and 1e-5 for what float16 loses of numbers near zero and for the roundings of thresholds.
+        """
+        import torch
+
+        roundoff = 0.0 if self.dtype == torch.float32 else torch.finfo(self.dtype).eps / 2
+        sum_error = 2 * self.queries.shape[1] * 2.0**-24
+        lengths = (1 + UNIT_TOLERANCE) ** 2  # of query and image, which count as unit vectors
+        rounding = torch.linalg.vector_norm(self.queries - self.rounded.float(), dim=1)
+        return (rounding * (1 + roundoff) + roundoff + sum_error + 1e-5) * lengths
+
+    def begin(self, floor: np.ndarray) -> Nearest:
+        """For a new file; ``floor`` as in :class:`Partial`."""
+        import torch
+
+        return Nearest(torch.from_numpy(floor).to(self.device), self.k)
+
+    @contextmanager
+    def workers(self) -> Iterator[_Workers]:
+        """As many threads as torch has, one for each block of images; meanwhile torch's own operations take one thread each."""
+        import torch
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(threads if self.device.type == "cpu" else 1) as pool:
+                yield _Workers(self, pool, 2 * threads)
+        finally:
+            torch.set_num_threads(threads)
+
+    def look(self, stored: np.ndarray, rows: np.ndarray, nearest: Nearest, file: EmbeddingFile) -> None:
+        """Compare a block of vectors ``(n, D)`` of ``rows`` with all queries, and give what may be near to ``nearest``."""
+        import torch
+
+        if not stored.flags.writeable:  # Arrow's, at which torch takes offence
+            stored = stored.copy()
+        images = self._unit(torch.from_numpy(stored).to(self.device), rows, file)
+        rounded, row = images.to(self.dtype), torch.from_numpy(rows).to(self.device)
+        for first in range(0, len(self.queries), self.queries_together):
+            query, position = self._candidates(rounded, first, nearest)
+            if len(query):
+                nearest.add(query, row.index_select(0, position), self._similarities(query, images, position))
+
+    def _unit(self, stored: torch.Tensor, rows: np.ndarray, file: EmbeddingFile) -> torch.Tensor:
+        """Float32 ``(n, D)``; as :func:`~augbench.retrieval.embedding_files.unit`."""
+        import torch
+
+        images = stored.float()
+        off = ~((torch.linalg.vector_norm(images, dim=1) - 1).abs() <= UNIT_TOLERANCE)
+        if off.any():
+            norms = torch.linalg.vector_norm(images.double(), dim=1)
+            check_norms(norms.cpu().numpy(), rows, file.source.path)
+            images = torch.where(off[:, None], images / norms[:, None], images).float()
+        return images
+
+    def _candidates(
+        self, rounded: torch.Tensor, first: int, nearest: Nearest
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries (from the ``first`` on) and positions of images that may be near to them, in order of query, then position."""
+        import torch
+
+        part = slice(first, first + self.queries_together)
+        queries = self.rounded[part]
+        if not hasattr(self.own, "products"):
+            self.own.products = torch.empty(
+                min(len(self.queries), self.queries_together) * self.rows,
+                dtype=self.dtype,
+                device=self.device,
+            )
+        products = torch.mm(
+            queries, rounded.T, out=self.own.products[: len(queries) * len(rounded)].view(len(queries), -1)
+        )
+        bound = nearest.threshold[part] - self.error[part]
+        if nearest.open:  # of this block, only its own k nearest can count
+            last = products.topk(min(self.k, products.shape[1]), dim=1).values[:, -1].float()
+            bound = torch.maximum(
+                bound, last - torch.finfo(self.dtype).eps * last.abs() - 2 * self.error[part]
+            )
+        bound = bound.to(self.dtype)  # rounding is monotone, so a product that rounds below it was below it
+        width = SEGMENT if products.shape[1] % SEGMENT == 0 else products.shape[1]
+        segments = products.view(len(queries), -1, width)
+        query, segment = torch.nonzero(segments.amax(dim=2) >= bound[:, None], as_tuple=True)
+        near = (
+            segments.view(-1, width).index_select(0, query * segments.shape[1] + segment)
+            >= bound.index_select(0, query)[:, None]
+        )
+        found, position = torch.nonzero(near, as_tuple=True)
+        return query.index_select(0, found) + first, segment.index_select(0, found) * width + position
+
+    def _similarities(
+        self, query: torch.Tensor, images: torch.Tensor, position: torch.Tensor
+    ) -> torch.Tensor:
+        """Cosines of pairs, float32 ``(P,)``: summed in float64, so that they are the same in whichever order and on whichever device."""
+        import torch
+
+        if self.device.type == "cpu" and torch.backends.mkl.is_available():
+            first = torch.searchsorted(query, torch.arange(len(self.queries) + 1))
+            return _sampled(first, position, self.exact, images.double()).float()
+        similarity = torch.empty(len(query), device=self.device)
+        for start in range(0, len(query), PAIRS):
+            part = slice(start, start + PAIRS)
+            similarity[part] = (images[position[part]].double() * self.exact[query[part]]).sum(dim=1).float()
+        return similarity
+
+
+class _Workers:
+    """Hands out blocks to threads; at most ``most`` are under way, so that reading does not run ahead of comparing."""
+
+    def __init__(self, comparison: Comparison, pool: ThreadPoolExecutor, most: int) -> None:
+        self.comparison, self.pool, self.most = comparison, pool, most
+        self.under_way: deque[Future[None]] = deque()
+
+    def __call__(self, stored: np.ndarray, rows: np.ndarray, nearest: Nearest, file: EmbeddingFile) -> None:
+        """Have vectors ``(n, D)`` of ``rows`` compared; what was wrong with earlier ones is raised here."""
+        for start in range(0, len(rows), self.comparison.rows):
+            block = slice(start, start + self.comparison.rows)
+            self.under_way.append(
+                self.pool.submit(self.comparison.look, stored[block], rows[block], nearest, file)
+            )
+            while len(self.under_way) > self.most:
+                self.under_way.popleft().result()
+
+    def finish(self) -> None:
+        """Wait for all blocks."""
+        while self.under_way:
+            self.under_way.popleft().result()
+
+
+def _sampled(
+    first: torch.Tensor, column: torch.Tensor, left: torch.Tensor, right: torch.Tensor
+) -> torch.Tensor:
+    """Those products of rows of ``left`` and ``right`` that a sparse matrix names: of row i, columns ``column[first[i]:first[i + 1]]``."""
+    import torch
+
+    pattern = torch.sparse_csr_tensor(
+        first, column, left.new_zeros(len(column)), (len(left), len(right)), check_invariants=False
+    )
+    return torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0).values()
+
+
+def fastest_product(device: torch.device) -> torch.dtype:
+    """The number format in which the device multiplies matrices fastest."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.float16
+    return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else torch.float32
