@@ -87,7 +87,6 @@ def summary_of_sizes(sizes: dict[str, SplitSizes], test_cut: int | None) -> str:
 
 def damaged_image_problems(source: ImageSource, images: list[ClassImages]) -> list[UserError]:
     """Corrupt image files of the data set, the first few by name."""
-
     from augbench.data.decode import in_order
     from augbench.progress import track
 
