@@ -104,8 +104,7 @@ def run_read(options: argparse.Namespace) -> Result:
 
 def run_product(options: argparse.Namespace) -> Result:
     """The matrix product in float32."""
-    from augbench.retrieval.comparison import BLOCK_ROWS
-    from augbench.retrieval.exact import ROWS_PER_TILE
+    from augbench.retrieval.comparison import BLOCK_ROWS, ROWS_PER_TILE
 
     block = BLOCK_ROWS if options.device == "cpu" else ROWS_PER_TILE
     return {
@@ -119,8 +118,7 @@ def run_product_low(options: argparse.Namespace) -> Result:
     """The matrix product in the number format that our search uses here."""
     import torch
 
-    from augbench.retrieval.comparison import BLOCK_ROWS, fastest_product
-    from augbench.retrieval.exact import ROWS_PER_TILE
+    from augbench.retrieval.comparison import BLOCK_ROWS, ROWS_PER_TILE, fastest_product
 
     block = BLOCK_ROWS if options.device == "cpu" else ROWS_PER_TILE
     dtype = str(fastest_product(torch.device(options.device))).removeprefix("torch.")

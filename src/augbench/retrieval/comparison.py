@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from augbench.retrieval.embedding_files import UNIT_TOLERANCE, EmbeddingFile, check_norms
-from augbench.retrieval.exact import ROWS_PER_TILE
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +30,7 @@ BLOCK_ROWS = (
     1024  # rows compared together on a CPU: their products with some thousand queries stay in its cache
 )
 
+ROWS_PER_TILE = 16384
 SEGMENT = 64  # products of a query that are looked at one by one if the greatest of them may count
 BLOCK_PRODUCTS = {"cpu": 1 << 21, "cuda": 1 << 28}  # products in memory at a time
 PAIRS = 1 << 12  # similarities computed anew at a time

@@ -26,14 +26,13 @@ import pyarrow as pa
 from augbench.artifacts.store import Store
 from augbench.errors import UserError
 from augbench.progress import Progress
-from augbench.retrieval.comparison import _MOST_ROWS, Comparison, Partial
+from augbench.retrieval.comparison import _MOST_ROWS, ROWS_PER_TILE, Comparison, Partial
 from augbench.retrieval.embedding_files import UNIT_TOLERANCE, EmbeddingFile, unit
 from augbench.retrieval.neighbours import Found, metadata_table
 from augbench.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-ROWS_PER_TILE = 16384
 KIND = "exact_search"
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from augbench.data.classes import ClassInfo
 from augbench.plan.paths import Plan
 from augbench.report.html.images import ClassChange
-from augbench.report.html.page import data_uri
 from augbench.report.html.parts import (
     Panel,
     Thumb,
+    data_uri,
     templates,
     thumb_of,
 )

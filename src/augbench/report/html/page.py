@@ -6,7 +6,6 @@ out: ``report.html``, no larger than ``report.page_megabytes``: classes go into 
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,7 +14,6 @@ from typing import Any
 
 from PIL import Image
 
-from augbench.artifacts.shards import media_type
 from augbench.data.classes import read_class_table
 from augbench.errors import UserError
 from augbench.files import read_json, write_text
@@ -25,6 +23,7 @@ from augbench.report.html.browser import ClassPanel, class_panels, fitting
 from augbench.report.html.images import MEGABYTE, ClassChange, most_changed
 from augbench.report.html.parts import (
     MINUS,
+    data_uri,
     models_of,
     table_of,
     templates,
@@ -58,7 +57,6 @@ TITLES = {
 
 DIFFERS = "Differs from the protocol: "
 BROWSER_BYTES = 2_000  # of filter, list and stage around the classes
-FULL_TINT = 10.0  # points of change from which a cell has its full colour
 
 
 @dataclass(frozen=True)
@@ -103,11 +101,6 @@ class FigureView:
     src: str
     width: int
     height: int
-
-
-def data_uri(encoded: bytes) -> str:
-    """An encoded image as an address that holds it."""
-    return f"data:{media_type(encoded)};base64,{base64.b64encode(encoded).decode()}"
 
 
 def _interval(low: float | None, high: float | None, n: int) -> str:

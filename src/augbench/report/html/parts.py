@@ -5,6 +5,7 @@ Flows in: tables as people see them, pictures. Flows out: values that the templa
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from augbench.artifacts.shards import media_type
 from augbench.report.pictures import REAL, ImageRecord
 from augbench.report.render import Layout
 
@@ -30,6 +32,11 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def data_uri(encoded: bytes) -> str:
+    """An encoded image as an address that holds it."""
+    return f"data:{media_type(encoded)};base64,{base64.b64encode(encoded).decode()}"
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from typing import Any
 
 from augbench.plan.paths import Plan
 from augbench.report.html.images import ClassChange
-from augbench.report.html.page import FULL_TINT
 from augbench.report.html.parts import (
     MINUS,
     Cell,
@@ -20,6 +19,8 @@ from augbench.report.html.parts import (
 from augbench.report.pictures import short_name
 from augbench.report.render import NONE, Layout, signed
 from augbench.retrieval.shortfall import ALL
+
+FULL_TINT = 10.0  # points of change from which a cell has its full colour
 
 
 def signed_points(points: float) -> str:
