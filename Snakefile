@@ -54,8 +54,8 @@ rule all:
         PLAN.diagnostics.values(),
         PLAN.retrieval_summary.values(),
         PLAN.leakage_table.values(),
-        PLAN.path("config.yaml"),
-        PLAN.path("provenance.json"),
+        PLAN.config,
+        PLAN.provenance,
         PLAN.report,
 
 
@@ -77,7 +77,7 @@ rule report:
 # The miniature's models from the corpus, and how good they are (the shipped ones in resources/mini were made so).
 rule pretrain:
     input:
-        PLAN.path("pretrain/quality.json"),
+        PLAN.pretrained("quality.json"),
 
 
 onstart:

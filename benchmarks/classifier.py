@@ -126,7 +126,16 @@ def our_epochs(
     """Some epochs of the workflow's training from new weights; one image is evaluated after each."""
     held_out = LabelledImages(images.ids[:1], images.labels[:1], images.load, "one image")
     some = config.model_copy(update={"max_epochs": epochs})
-    return lambda: train_run(some, CLASSES, images, None, held_out, 0, 0, compute)
+    return lambda: train_run(
+        some,
+        classes=CLASSES,
+        real=images,
+        added=None,
+        validation=held_out,
+        run=0,
+        study_seed=0,
+        compute=compute,
+    )
 
 
 def ready_step(config: Classifier, device: torch.device, ours: bool) -> Callable[[], None]:

@@ -198,11 +198,11 @@ def our_sampler(
     steps = round(setting.steps * mode.steps / 50) if fast else setting.steps
     interval = mode.guidance_interval if fast else None
     return Sampler(
-        own,
-        steps,
-        setting.guidance_scale,
-        setting.resolution,
-        batch_size,
+        pipeline=own,
+        steps=steps,
+        guidance_scale=setting.guidance_scale,
+        resolution=setting.resolution,
+        batch_size=batch_size,
         guidance_interval=interval,
         compiled=compiled,
     )

@@ -113,7 +113,16 @@ def make_parts(size: str, device: torch.device, dtype: torch.dtype, unet_dtype: 
     scheduler = DDPMScheduler.from_config(
         DDPMScheduler.load_config(MINIATURE, subfolder="scheduler", local_files_only=True)
     )
-    return Parts(unet, vae, text, tokenizer, scheduler, dtype, device, RESOLUTION[size])
+    return Parts(
+        unet=unet,
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        dtype=dtype,
+        device=device,
+        resolution=RESOLUTION[size],
+    )
 
 
 def random_images(count: int, side: int) -> list[Image.Image]:
@@ -231,7 +240,16 @@ def make_trainer(
         patience=1, flip=0.5, validation_draws=1, weight_decay=0.0, micro_batch=micro_batch, autocast=torch.bfloat16 if trains and parts.device.type == "cuda" else None,
         compiled=compiled,
     )  # fmt: skip
-    return Trainer(tasks, rows, unet, parts.scheduler, moments, moments[:, :1], settings, folder)
+    return Trainer(
+        tasks=tasks,
+        rows=rows,
+        unet=unet,
+        scheduler=parts.scheduler,
+        moments=moments,
+        validation_moments=moments[:, :1],
+        settings=settings,
+        folder=folder,
+    )
 
 
 def endless_steps(trainer: Trainer) -> Iterator[Any]:
@@ -290,7 +308,14 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         ):
             conditioning = ConditioningRows(states.expand(options.classes, -1, -1))
             trainer = make_trainer(
-                parts, new(parts.unet), conditioning, options.classes, 4, micro_batch, folder, compiled
+                parts=parts,
+                unet=new(parts.unet),
+                rows=conditioning,
+                classes=options.classes,
+                per_class=4,
+                micro_batch=micro_batch,
+                folder=folder,
+                compiled=compiled,
             )
             calls[COMPILED[name] if compiled else name] = (ours(trainer, at_once), at_once)
     start = word_embedding(parts.text_encoder, parts.tokenizer, "thing")
@@ -301,19 +326,27 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         start.expand(options.classes, -1),
         lambda row, _: PROMPT.format(words[row]),
     )
-    word_trainer = make_trainer(parts, parts.unet, rows, options.classes, 4, options.batch, folder)
+    word_trainer = make_trainer(
+        parts=parts,
+        unet=parts.unet,
+        rows=rows,
+        classes=options.classes,
+        per_class=4,
+        micro_batch=options.batch,
+        folder=folder,
+    )
     word_call = ours(word_trainer, options.classes * 4)
     calls[PSEUDOWORDS] = (word_call, options.classes * 4)
 
     def uncached() -> None:
         cache_moments(
             parts.vae,
-            images,
-            parts.resolution,
-            False,
-            options.batch,
-            dtype,
-            Progress("latents", len(images), "image"),
+            images=images,
+            resolution=parts.resolution,
+            mirror=False,
+            batch_size=options.batch,
+            dtype=dtype,
+            progress=Progress("latents", len(images), "image"),
         )
         word_call()
 

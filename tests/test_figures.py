@@ -95,7 +95,7 @@ class Squares:
 
     @property
     def classes(self) -> str:
-        return self.plan.path("classes.parquet")
+        return self.plan.classes
 
     def collect(self, name: str, **changes: str) -> dict[str, str]:
         """Make a figure's data; returns its files."""
@@ -142,7 +142,7 @@ def make_squares(folder: Path) -> Squares:
     plan = Plan(study, CLASSES)
     write_class_table(
         [ClassInfo(name, (name.replace("_", " "), "another name")) for name in CLASSES],
-        plan.path("classes.parquet"),
+        plan.classes,
     )
     names = [
         (label, name, f"{name}/{place}.png")

@@ -142,16 +142,14 @@ def write_tables(squares: Squares) -> None:
             "method,class_id,fate,candidates\nretrieval,all classes,kept,48\nretrieval,all classes,no image,16\n",
         )
         write_json(plan.retrieval_summary["excluded"], {"exclude": "auto", "excluded": [], "short": {}})
-    write_text(plan.path("config.yaml"), yaml.safe_dump(study.model_dump(mode="json")))
-    write_json(
-        plan.path("models/diffusion.json"), {"folder": "models/small-diffusion", "id": "model", "files": {}}
-    )
+    write_text(plan.config, yaml.safe_dump(study.model_dump(mode="json")))
+    write_json(plan.diffusion, {"folder": "models/small-diffusion", "id": "model", "files": {}})
     write_provenance(
         study,
         Path(plan.root),
-        plan.path("config.yaml"),
-        [plan.path("models/diffusion.json")],
-        plan.path("provenance.json"),
+        plan.config,
+        [plan.diffusion],
+        plan.provenance,
     )
 
 

@@ -161,7 +161,15 @@ def resample(
     for out in outs:
         with atomic_path(out) as temporary:
             pq.write_table(
-                draw(pool, sizes, int(Path(out).stem), study_seed, str(pool_path), drawing), temporary
+                draw(
+                    pool,
+                    class_sizes=sizes,
+                    run=int(Path(out).stem),
+                    study_seed=study_seed,
+                    where=str(pool_path),
+                    drawing=drawing,
+                ),
+                temporary,
             )
 
 

@@ -11,7 +11,7 @@ for block in PLAN.run_blocks:
             train=get_split,
             val=PLAN.splits["val"],
             test=PLAN.splits["test"],
-            classes=PLAN.path("classes.parquet"),
+            classes=PLAN.classes,
             excluded=PLAN.excluded,
         output:
             PLAN.block_run_files(block),

@@ -30,7 +30,7 @@ if PLAN.searched:
     rule embed_corpus:
         input:
             parts=PLAN.corpus_parts,
-            clip=PLAN.path("models/clip.json"),
+            clip=PLAN.clip,
         output:
             directory(PLAN.embeddings_folder),
         log:
@@ -54,7 +54,7 @@ if PLAN.searched:
         input:
             PLAN.embeddings_folder,
         output:
-            directory(PLAN.path("corpus/index")),
+            directory(PLAN.corpus_index),
         log:
             PLAN.log("index_corpus"),
         benchmark:

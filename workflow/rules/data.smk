@@ -26,7 +26,7 @@ rule classes:
     input:
         PLAN.dataset_files,
     output:
-        PLAN.path("classes.parquet"),
+        PLAN.classes,
     log:
         PLAN.log("classes"),
     benchmark:
@@ -47,7 +47,7 @@ rule classes:
 rule splits:
     input:
         dataset=PLAN.dataset_files,
-        classes=PLAN.path("classes.parquet"),
+        classes=PLAN.classes,
     output:
         **PLAN.splits,
     log:

@@ -7,8 +7,8 @@ if PLAN.cluster_files:
         input:
             train=PLAN.splits["train"],
             val=PLAN.splits["val"],
-            classes=PLAN.path("classes.parquet"),
-            clip=PLAN.path("models/clip.json"),
+            classes=PLAN.classes,
+            clip=PLAN.clip,
             features=PLAN.feature_files,
         output:
             list(PLAN.cluster_files.values()),
@@ -40,8 +40,8 @@ for method, row in STUDY.personalised.items():
                 **({"clusters": PLAN.cluster_files[row.clusters]} if row.clusters > 1 else {}),
                 train=PLAN.splits["train"],
                 val=PLAN.splits["val"],
-                classes=PLAN.path("classes.parquet"),
-                diffusion=PLAN.path("models/diffusion.json"),
+                classes=PLAN.classes,
+                diffusion=PLAN.diffusion,
                 templates=PLAN.template_files(method),
             output:
                 **{f"unet_{name}": directory(path) for name, path in PLAN.trained_unets(method, factor).items()},
@@ -75,7 +75,7 @@ for method, row in STUDY.personalised.items():
                 for f in row.lr_grid
             ],
             unets=[path for f in row.lr_grid for path in PLAN.trained_unets(method, f).values()],
-            classes=PLAN.path("classes.parquet"),
+            classes=PLAN.classes,
         output:
             **{f"unet_{name}": directory(path) for name, path in PLAN.unets(method).items()},
             lr=PLAN.lr(method),

@@ -9,8 +9,8 @@ for method, block in PLAN.generate_jobs:
             f"generate_{method}_{block.name}"
         input:
             **get_selected(method),
-            prompts=PLAN.path(f"prompts/{method}.parquet"),
-            diffusion=PLAN.path("models/diffusion.json"),
+            prompts=PLAN.prompts(method),
+            diffusion=PLAN.diffusion,
             train=PLAN.splits["train"],
         output:
             [PLAN.shard(method, class_id, part) for class_id in block.members for part in block.parts],
@@ -38,7 +38,7 @@ for method, block in PLAN.generate_jobs:
 # compilation on would then make every image again.
 rule kernels:
     input:
-        diffusion=PLAN.path("models/diffusion.json"),
+        diffusion=PLAN.diffusion,
     log:
         PLAN.log("kernels"),
     benchmark:

@@ -8,7 +8,7 @@ if PLAN.guarded:
             pools=[PLAN.pool(method) for method in PLAN.guarded],
             val=PLAN.splits["val"],
             test=PLAN.splits["test"],
-            clip=PLAN.path("models/clip.json"),
+            clip=PLAN.clip,
             excluded=PLAN.excluded,
         output:
             **PLAN.embedded_splits,

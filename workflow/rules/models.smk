@@ -73,7 +73,7 @@ rule fingerprint_diffusion:
     input:
         PLAN.diffusion_files,
     output:
-        PLAN.path("models/diffusion.json"),
+        PLAN.diffusion,
     log:
         PLAN.log("fingerprint_diffusion"),
     benchmark:
@@ -95,7 +95,7 @@ rule fingerprint_clip:
     input:
         PLAN.clip_files,
     output:
-        PLAN.path("models/clip.json"),
+        PLAN.clip,
     log:
         PLAN.log("fingerprint_clip"),
     benchmark:

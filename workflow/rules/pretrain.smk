@@ -7,7 +7,7 @@ if STUDY.miniature is not None:
         input:
             PLAN.corpus_parts,
         output:
-            directory(PLAN.path("pretrain/clip")),
+            directory(PLAN.pretrained("clip")),
         log:
             PLAN.log("pretrain_clip"),
         benchmark:
@@ -28,7 +28,7 @@ if STUDY.miniature is not None:
         input:
             PLAN.corpus_parts,
         output:
-            directory(PLAN.path("pretrain/autoencoder")),
+            directory(PLAN.pretrained("autoencoder")),
         log:
             PLAN.log("pretrain_autoencoder"),
         benchmark:
@@ -48,10 +48,10 @@ if STUDY.miniature is not None:
     rule pretrain_unet:
         input:
             parts=PLAN.corpus_parts,
-            clip=PLAN.path("pretrain/clip"),
-            autoencoder=PLAN.path("pretrain/autoencoder"),
+            clip=PLAN.pretrained("clip"),
+            autoencoder=PLAN.pretrained("autoencoder"),
         output:
-            directory(PLAN.path("pretrain/unet")),
+            directory(PLAN.pretrained("unet")),
         log:
             PLAN.log("pretrain_unet"),
         benchmark:
@@ -72,7 +72,7 @@ if STUDY.miniature is not None:
         input:
             PLAN.fashion_mnist_files,
         output:
-            directory(PLAN.path("pretrain/reference")),
+            directory(PLAN.pretrained("reference")),
         log:
             PLAN.log("pretrain_reference"),
         benchmark:
@@ -93,11 +93,11 @@ if STUDY.miniature is not None:
     rule assemble_models:
         input:
             parts=PLAN.corpus_parts,
-            clip=PLAN.path("pretrain/clip"),
-            autoencoder=PLAN.path("pretrain/autoencoder"),
-            unet=PLAN.path("pretrain/unet"),
+            clip=PLAN.pretrained("clip"),
+            autoencoder=PLAN.pretrained("autoencoder"),
+            unet=PLAN.pretrained("unet"),
         output:
-            directory(PLAN.path("pretrain/models")),
+            directory(PLAN.pretrained("models")),
         log:
             PLAN.log("assemble_models"),
         benchmark:
@@ -116,11 +116,11 @@ if STUDY.miniature is not None:
         input:
             parts=PLAN.corpus_parts,
             downloads=PLAN.fashion_mnist_files,
-            models=PLAN.path("pretrain/models"),
-            references=PLAN.path("pretrain/reference"),
+            models=PLAN.pretrained("models"),
+            references=PLAN.pretrained("reference"),
         output:
-            quality=PLAN.path("pretrain/quality.json"),
-            picture=PLAN.path("pretrain/generated.png"),
+            quality=PLAN.pretrained("quality.json"),
+            picture=PLAN.pretrained("generated.png"),
         log:
             PLAN.log("measure_models"),
         benchmark:

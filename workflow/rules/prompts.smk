@@ -3,11 +3,11 @@
 
 rule prompts:
     input:
-        classes=PLAN.path("classes.parquet"),
+        classes=PLAN.classes,
         train=PLAN.splits["train"],
         templates=get_templates,
     output:
-        PLAN.path("prompts/{method}.parquet"),
+        PLAN.prompts(),
     log:
         PLAN.log("prompts", "{method}"),
     benchmark:

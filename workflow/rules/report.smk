@@ -51,7 +51,7 @@ rule statistics:
 rule per_class:
     input:
         predictions=[path for method in PLAN.methods for path in PLAN.predictions(method)],
-        classes=PLAN.path("classes.parquet"),
+        classes=PLAN.classes,
     output:
         PLAN.per_class,
     log:
@@ -126,8 +126,8 @@ if STUDY.pooled:
             pools=[PLAN.pool(method) for method in STUDY.pooled],
             train=PLAN.splits["train"],
             val=PLAN.splits["val"],
-            classes=PLAN.path("classes.parquet"),
-            clip=PLAN.path("models/clip.json"),
+            classes=PLAN.classes,
+            clip=PLAN.clip,
             judge=PLAN.judge_files,
             histories=[PLAN.finetune_history(method) for method in STUDY.personalised],
             lrs=[PLAN.lr(method) for method in STUDY.personalised],
@@ -181,7 +181,7 @@ if "figure3" in PLAN.figures:
         input:
             sets=[PLAN.resample(method, "0") for method in PLAN.reconstructing],
             train=PLAN.splits["train"],
-            classes=PLAN.path("classes.parquet"),
+            classes=PLAN.classes,
         output:
             **PLAN.figure_data("figure3"),
         log:
@@ -207,7 +207,7 @@ if "figure4" in PLAN.figures:
         input:
             sets=[PLAN.resample(method, "0") for method in PLAN.exemplified],
             train=PLAN.splits["train"],
-            classes=PLAN.path("classes.parquet"),
+            classes=PLAN.classes,
         output:
             **PLAN.figure_data("figure4"),
         log:
@@ -235,7 +235,7 @@ if "figure5a" in PLAN.figures:
             table=PLAN.table1["csv"],
             sets=[PLAN.resample(method, "0") for method in PLAN.compared],
             train=PLAN.splits["train"],
-            classes=PLAN.path("classes.parquet"),
+            classes=PLAN.classes,
         output:
             **PLAN.figure_data("figure5a"),
         log:
@@ -318,7 +318,7 @@ for name, drawn in PLAN.figures.items():
 
 rule resolved_config:
     output:
-        PLAN.path("config.yaml"),
+        PLAN.config,
     log:
         PLAN.log("resolved_config"),
     benchmark:
@@ -340,10 +340,10 @@ rule resolved_config:
 rule provenance:
     input:
         PLAN.table1.values(),
-        config=PLAN.path("config.yaml"),
-        models=[PLAN.path(f"models/{model}.json") for model in ("diffusion", "clip") if STUDY.pooled],
+        config=PLAN.config,
+        models=[PLAN.diffusion, PLAN.clip] if STUDY.pooled else [],
     output:
-        PLAN.path("provenance.json"),
+        PLAN.provenance,
     log:
         PLAN.log("provenance"),
     benchmark:
@@ -367,7 +367,7 @@ rule report_images:
         table=PLAN.table1["csv"],
         sets=[PLAN.resample(method, "0") for method in STUDY.pooled],
         train=PLAN.splits["train"],
-        classes=PLAN.path("classes.parquet"),
+        classes=PLAN.classes,
     output:
         PLAN.report_images,
     log:

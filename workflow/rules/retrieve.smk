@@ -4,9 +4,9 @@
 
 rule search:
     input:
-        prompts=PLAN.path("prompts/{method}.parquet"),
+        prompts=PLAN.prompts(),
         train=PLAN.splits["train"],
-        clip=PLAN.path("models/clip.json"),
+        clip=PLAN.clip,
         corpus=PLAN.searched,
         manifest=get_replayed,
     output:
@@ -38,12 +38,12 @@ for method, block in PLAN.retrieve_jobs:
         name:
             f"retrieve_{method}_{block.name}"
         input:
-            prompts=PLAN.path(f"prompts/{method}.parquet"),
+            prompts=PLAN.prompts(method),
             train=PLAN.splits["train"],
             neighbours=PLAN.neighbours(method),
             images=PLAN.corpus_parts,
-            clip=PLAN.path("models/clip.json"),
-            diffusion=PLAN.path("models/diffusion.json"),
+            clip=PLAN.clip,
+            diffusion=PLAN.diffusion,
             aesthetics=PLAN.aesthetics_files,
         output:
             shards=[PLAN.shard(method, class_id, "0") for class_id in block.members],
@@ -75,7 +75,7 @@ if PLAN.retrieval_summary:
             **{f"neighbours_{method}": PLAN.neighbours(method) for method in STUDY.retrieved},
             **{f"ledgers_{method}": PLAN.ledgers(method) for method in STUDY.retrieved},
             train=PLAN.splits["train"],
-            classes=PLAN.path("classes.parquet"),
+            classes=PLAN.classes,
         output:
             **captioned(PLAN.retrieval_summary, "Tables", {"fates": "retrieval_yield"}),
         log:

@@ -7,10 +7,10 @@ for method in STUDY.personalised:
             name:
                 f"candidates_{method}_{block.name}"
             input:
-                prompts=PLAN.path(f"prompts/{method}.parquet"),
-                diffusion=PLAN.path("models/diffusion.json"),
+                prompts=PLAN.prompts(method),
+                diffusion=PLAN.diffusion,
                 train=PLAN.splits["train"],
-                classes=PLAN.path("classes.parquet"),
+                classes=PLAN.classes,
                 embeddings=list(PLAN.embeddings(method).values()),
                 unets=list(PLAN.unets(method).values()),
             output:
@@ -43,7 +43,7 @@ for method in STUDY.personalised:
         input:
             made_by("candidates", method, blocks=PLAN.candidate_blocks),
             train=PLAN.splits["train"],
-            classes=PLAN.path("classes.parquet"),
+            classes=PLAN.classes,
             excluded=PLAN.excluded,
         output:
             indexes=[PLAN.pool(method, name) for name in PLAN.embeddings(method)],
@@ -73,7 +73,7 @@ for method in STUDY.personalised:
             made_by("candidates", method, blocks=PLAN.candidate_blocks),
             train=PLAN.splits["train"],
             val=PLAN.splits["val"],
-            classes=PLAN.path("classes.parquet"),
+            classes=PLAN.classes,
             manifests=[PLAN.resample(method, "0", name) for name in PLAN.embeddings(method)],
             excluded=PLAN.excluded,
         output:
@@ -102,7 +102,7 @@ for method in STUDY.personalised:
         input:
             made_by("candidates", method, blocks=PLAN.candidate_blocks),
             results=[PLAN.run_files(method, "0", name)[0] for name in PLAN.embeddings(method)],
-            classes=PLAN.path("classes.parquet"),
+            classes=PLAN.classes,
         output:
             PLAN.selected(method),
         log:

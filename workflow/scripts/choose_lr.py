@@ -11,10 +11,10 @@ with running(snakemake) as job:
     unets = {factor: plan.trained_unets(method, factor) for factor in row.lr_grid}
     choose_lr(
         row,
-        vectors,
-        unets,
-        snakemake.output.lr,
-        snakemake.output.history,
-        plan.embeddings(method),
-        plan.unets(method),
+        vectors=vectors,
+        unet_folders=unets,
+        lr_path=snakemake.output.lr,
+        history_path=snakemake.output.history,
+        embeddings=plan.embeddings(method),
+        unets=plan.unets(method),
     )

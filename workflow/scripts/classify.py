@@ -13,13 +13,13 @@ with running(snakemake) as job:
     manifests = {Path(path).stem: path for path in source.get("added", [])}
     train_block(
         job.study,
-        job.store,
-        snakemake.wildcards.method,
-        source.train,
-        source.val,
-        source.test,
-        source.classes,
-        [manifests[folder.name] for folder in folders] if manifests else [],
-        folders,
-        read_excluded(source.excluded),
+        store=job.store,
+        method=snakemake.wildcards.method,
+        train_path=source.train,
+        validation_path=source.val,
+        test_path=source.test,
+        classes_path=source.classes,
+        added_paths=[manifests[folder.name] for folder in folders] if manifests else [],
+        folders=folders,
+        excluded=read_excluded(source.excluded),
     )

@@ -13,13 +13,13 @@ with running(snakemake) as job:
     excluded = read_excluded(source.excluded)
     train_block(
         job.study,
-        job.store,
-        snakemake.params.method,
-        source.train,
-        source.val,
-        None,
-        source.classes,
-        source.manifests,
-        folders,
-        excluded,
+        store=job.store,
+        method=snakemake.params.method,
+        train_path=source.train,
+        validation_path=source.val,
+        test_path=None,
+        classes_path=source.classes,
+        added_paths=source.manifests,
+        folders=folders,
+        excluded=excluded,
     )

@@ -8,10 +8,10 @@ with running(snakemake) as job:
     source = snakemake.input
     cluster_images(
         job,
-        list(job.plan.cluster_files),
-        source.train,
-        source.val,
-        source.classes,
-        source.clip,
-        snakemake.output,
+        ks=list(job.plan.cluster_files),
+        train_path=source.train,
+        val_path=source.val,
+        classes_path=source.classes,
+        clip_path=source.clip,
+        outs=snakemake.output,
     )

@@ -10,13 +10,13 @@ with running(snakemake) as job:
     source = snakemake.input
     write_diagnostics(
         job,
-        {Path(path).parents[1].name: path for path in source.get("pools", [])},
-        source.train,
-        source.val,
-        source.classes,
-        source.clip,
-        {Path(path).parent.name: path for path in source.get("histories", [])},
-        {Path(path).parent.name: path for path in source.get("lrs", [])},
-        {Path(path).stem: path for path in source.get("selected", [])},
-        dict(snakemake.output.items()),
+        indexes={Path(path).parents[1].name: path for path in source.get("pools", [])},
+        train_path=source.train,
+        val_path=source.val,
+        classes_path=source.classes,
+        clip_path=source.clip,
+        histories={Path(path).parent.name: path for path in source.get("histories", [])},
+        lrs={Path(path).parent.name: path for path in source.get("lrs", [])},
+        selected={Path(path).stem: path for path in source.get("selected", [])},
+        outs=dict(snakemake.output.items()),
     )

@@ -9,13 +9,13 @@ with running(snakemake) as job:
     plan = job.plan_of(source.classes)
     finetune_classes(
         job,
-        method,
-        factor,
-        source.train,
-        source.val,
-        source.classes,
-        source.diffusion,
-        source.get("clusters"),
-        plan.vectors(method, factor, plan.folders_among(snakemake.output.vectors)),
-        plan.trained_unets(method, factor),
+        method=method,
+        factor=factor,
+        train_path=source.train,
+        val_path=source.val,
+        classes_path=source.classes,
+        diffusion_path=source.diffusion,
+        clusters_path=source.get("clusters"),
+        vectors=plan.vectors(method, factor, plan.folders_among(snakemake.output.vectors)),
+        unets=plan.trained_unets(method, factor),
     )

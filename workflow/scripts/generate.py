@@ -14,5 +14,11 @@ with running(snakemake) as job:
         plan = job.plan
         learned = {SELECTED: LearnedFiles(plan.embeddings(method)[winner], plan.unets(method).get(winner))}
     generate(
-        job, method, source.prompts, source.diffusion, source.train, {SELECTED: snakemake.output}, learned
+        job,
+        method=method,
+        prompts_path=source.prompts,
+        model_path=source.diffusion,
+        train_path=source.train,
+        targets={SELECTED: snakemake.output},
+        learned=learned,
     )

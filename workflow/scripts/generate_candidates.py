@@ -11,4 +11,12 @@ with running(snakemake) as job:
     learned = {
         name: LearnedFiles(plan.embeddings(method)[name], plan.unets(method).get(name)) for name in targets
     }
-    generate(job, method, source.prompts, source.diffusion, source.train, targets, learned)
+    generate(
+        job,
+        method=method,
+        prompts_path=source.prompts,
+        model_path=source.diffusion,
+        train_path=source.train,
+        targets=targets,
+        learned=learned,
+    )

@@ -17,12 +17,12 @@ with running(snakemake) as job:
     )
     guard(
         job,
-        indexes,
-        splits,
-        embedded,
-        source.clip,
-        job.study.leakage,
-        leaks,
-        counts,
-        read_excluded(source.excluded),
+        indexes=indexes,
+        splits=splits,
+        embeddings=embedded,
+        clip_path=source.clip,
+        limits=job.study.leakage,
+        leaks_outs=leaks,
+        summary_outs=counts,
+        excluded=read_excluded(source.excluded),
     )

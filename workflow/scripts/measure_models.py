@@ -9,4 +9,12 @@ with running(snakemake) as job:
 
     source, output = snakemake.input, snakemake.output
     corpus, downloads = Path(source.parts[0]).parent, Path(source.downloads[0]).parent
-    measure_models(job, corpus, downloads, source.models, source.references, output.quality, output.picture)
+    measure_models(
+        job,
+        corpus=corpus,
+        downloads=downloads,
+        models=source.models,
+        references=source.references,
+        quality=output.quality,
+        picture=output.picture,
+    )

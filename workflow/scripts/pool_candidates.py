@@ -14,4 +14,11 @@ with running(snakemake) as job:
         candidates.values(), snakemake.output.indexes, snakemake.output.manifests, strict=True
     ):
         build_index(shards, plan.root, index)
-        resample(index, snakemake.input.train, [manifest], job.study.seed, drawing, excluded)
+        resample(
+            index,
+            train_path=snakemake.input.train,
+            outs=[manifest],
+            study_seed=job.study.seed,
+            drawing=drawing,
+            excluded=excluded,
+        )

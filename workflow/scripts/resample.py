@@ -13,5 +13,11 @@ with running(snakemake) as job:
         build_index(job.plan.shards_among(source), job.plan.root, index)
     drawing, leaks = Drawing.of(job.study, snakemake.params.method), next(iter(source.get("leaks", [])), None)
     resample(
-        index, source.train, output.manifests, job.study.seed, drawing, read_excluded(source.excluded), leaks
+        index,
+        train_path=source.train,
+        outs=output.manifests,
+        study_seed=job.study.seed,
+        drawing=drawing,
+        excluded=read_excluded(source.excluded),
+        leaks_path=leaks,
     )

@@ -12,13 +12,13 @@ with running(snakemake) as job:
     source, method = snakemake.input, snakemake.params.method
     retrieve(
         job,
-        method,
-        source.prompts,
-        Counter(read_split(source.train).class_ids),
-        source.neighbours,
-        source.clip,
-        source.diffusion,
-        open_origin(job, method, source.get("images", [])),
-        snakemake.output.shards,
-        snakemake.output.ledgers,
+        name=method,
+        prompts_path=source.prompts,
+        training_images=Counter(read_split(source.train).class_ids),
+        neighbours_path=source.neighbours,
+        clip_path=source.clip,
+        diffusion_path=source.diffusion,
+        origin=open_origin(job, method, source.get("images", [])),
+        targets=snakemake.output.shards,
+        ledgers=snakemake.output.ledgers,
     )

@@ -122,8 +122,22 @@ def cut(images: torch.Tensor, crops: Crops, resolution: int) -> torch.Tensor:
     boxes = torch.from_numpy(crops.boxes).to(images.device, torch.float32)
     whole = torch.full_like(boxes[:, 0], resolution)
     none = torch.zeros_like(whole)
-    rows = _weights(boxes[:, 0], boxes[:, 2], whole, none, resolution, images.shape[2])
-    columns = _weights(boxes[:, 1], boxes[:, 3], whole, none, resolution, images.shape[3])
+    rows = _weights(
+        start=boxes[:, 0],
+        length=boxes[:, 2],
+        total=whole,
+        offset=none,
+        output=resolution,
+        source=images.shape[2],
+    )
+    columns = _weights(
+        start=boxes[:, 1],
+        length=boxes[:, 3],
+        total=whole,
+        offset=none,
+        output=resolution,
+        source=images.shape[3],
+    )
     flips = torch.from_numpy(crops.flips).to(images.device)
     columns = torch.where(flips[:, None, None], columns.flip(1), columns)
     return _resample(images, rows, columns)
@@ -152,7 +166,14 @@ def cut_centre(images: torch.Tensor, sizes: np.ndarray, resize: int, resolution:
     offsets = np.rint((totals - resolution) / 2)
     values = [torch.from_numpy(array).to(images.device, torch.float32) for array in (sizes, totals, offsets)]
     rows, columns = (
-        _weights(torch.zeros_like(size), size, total, offset, resolution, source)
+        _weights(
+            start=torch.zeros_like(size),
+            length=size,
+            total=total,
+            offset=offset,
+            output=resolution,
+            source=source,
+        )
         for size, total, offset, source in zip(
             values[0].unbind(1), values[1].unbind(1), values[2].unbind(1), images.shape[2:], strict=True
         )

@@ -152,7 +152,14 @@ def train_block(
     compute = _compute(study, store, device)
     added: Sequence[str | Path | None] = added_paths or [None] * len(folders)
     manifests = dict(zip(map(Path, folders), added, strict=True))
-    sources = Sources(method, train_path, validation_path, classes_path, manifests, excluded)
+    sources = Sources(
+        method=method,
+        train=train_path,
+        validation=validation_path,
+        classes=classes_path,
+        manifests=manifests,
+        excluded=excluded,
+    )
     runs = open_runs(study, store, sources, test_path)
     absent = [run.folder for run in runs if not _is_trained(store, run_recipe(study, run))]
     store.tally.reused += len(runs) - len(absent)
@@ -251,7 +258,7 @@ def train_missing(study: Study, store: Store, run: TrainingRun, compute: Compute
     block, recipe = run.block, run_recipe(study, run)
     checkpoint = _work(store) / "classifiers" / f"{canonical_hash(recipe)}.pt"
     result = train_run(
-        study.classifier, block.classes, block.real, run.added, block.validation, run.number, study.seed, compute, checkpoint, run.what
+        study.classifier, classes=block.classes, real=block.real, added=run.added, validation=block.validation, run=run.number, study_seed=study.seed, compute=compute, checkpoint=checkpoint, what=run.what
     )  # fmt: skip
     if run.added is not None:
         run.added.forget()

@@ -310,7 +310,15 @@ def train_run(
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         while not state.schedule.finished(config):
             begun, lr = time.monotonic(), state.schedule.lr
-            loss = _train_epoch(state, network, pools, labels, seed, config, group)
+            loss = _train_epoch(
+                state=state,
+                network=network,
+                pools=pools,
+                labels=labels,
+                seed=seed,
+                config=config,
+                group=group,
+            )
             top1 = _accuracy(model, held_out, truth, config, compute)
             state.history.append(Epoch(state.schedule.epochs, lr, loss, top1))
             state.schedule = state.schedule.step(top1, config)

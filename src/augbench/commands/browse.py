@@ -59,7 +59,7 @@ class Gallery:
         UserError
             The study has no class table, or no shard yet.
         """
-        table = Path(self.plan.path("classes.parquet"))
+        table = Path(self.plan.classes)
         pools = (Path(self.plan.pool(method)).parent for method in self.plan.study.pooled)
         if not table.is_file() or not any(path for pool in pools for path in pool.glob("*/*.parquet")):
             raise UserError(self.plan.root, "no images there yet", "run the study first: augbench run")
@@ -67,7 +67,7 @@ class Gallery:
     @cached_property
     def classes(self) -> dict[str, ClassInfo]:
         """The classes by id, in label order."""
-        return {info.class_id: info for info in read_class_table(self.plan.path("classes.parquet"))}
+        return {info.class_id: info for info in read_class_table(self.plan.classes)}
 
     @cached_property
     def models(self) -> dict[str, str]:
@@ -126,7 +126,14 @@ class Gallery:
                 with whole(path):
                     tables[place.part] = pq.read_table(path, columns=["index", *RECORDED]).to_pylist()
             known = dict(tables[place.part][place.row])
-            picture = ImageRecord(method, class_id, name, place.row, str(known.pop("index")), **known)
+            picture = ImageRecord(
+                panel=method,
+                class_id=class_id,
+                class_name=name,
+                place=place.row,
+                image=str(known.pop("index")),
+                **known,
+            )
             address = "/image?" + urlencode(
                 {"method": method, "class": class_id, "part": place.part, "row": place.row}
             )

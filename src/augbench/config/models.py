@@ -70,7 +70,12 @@ class Diffusion(_Model):
     )
     safety_checker_revision: str | None = key(None, "Commit of a safety checker on the Hub, as `revision`.")
     resolution: int = key(
-        512, "Side of the images made.", "pixels", "paper, section 3.2", ge=8, multiple_of=8
+        512,
+        description="Side of the images made.",
+        unit="pixels",
+        source="paper, section 3.2",
+        ge=8,
+        multiple_of=8,
     )
     scheduler: Scheduler = key(
         "pndm", "Sampler; pndm is the model's own default.", source="Stable Diffusion v1.4's model card"

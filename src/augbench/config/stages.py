@@ -221,9 +221,9 @@ class Classifier(Section):
     )
     min_crop_area: float = key(
         0.08,
-        "Smallest area of the random resized crop.",
-        "share of the image",
-        "torchvision's default",
+        description="Smallest area of the random resized crop.",
+        unit="share of the image",
+        source="torchvision's default",
         gt=0,
         le=1,
     )

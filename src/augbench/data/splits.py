@@ -204,7 +204,14 @@ def split_class(
         As :func:`resolve_shares` and :func:`split_sizes`.
     """
     shares = resolve_shares(dataset, given_validation is not None, given_test is not None, needed)
-    sizes = split_sizes(class_id, pool, shares, given_validation, given_test, needed)
+    sizes = split_sizes(
+        class_id,
+        pool=pool,
+        shares=shares,
+        given_validation=given_validation,
+        given_test=given_test,
+        needed=needed,
+    )
     order = rng.permutation(pool)
     train, val, test, rest = np.split(order, np.cumsum([sizes.train, sizes.pool_validation, sizes.pool_test]))
     full = np.concatenate([train, rest])
@@ -270,7 +277,13 @@ def make_splits(
         given = [None if part is None else len(part) for part in (found.validation, found.test)]
         rng = class_generator(seed, info.class_id)
         for name, indices in split_class(
-            info.class_id, len(found.pool), dataset, given[0], given[1], rng, needed
+            info.class_id,
+            pool=len(found.pool),
+            dataset=dataset,
+            given_validation=given[0],
+            given_test=given[1],
+            rng=rng,
+            needed=needed,
         ).items():
             given_images = {"val": found.validation, "test": found.test}.get(name)
             origin = found.pool if given_images is None else given_images

@@ -225,21 +225,16 @@ class Sampler:
         import torch
 
         unet, scheduler = self.pipeline.unet, self.pipeline.scheduler
-        both = prompted if unprompted is None else torch.cat([unprompted, prompted])
+        both = prompted if unprompted is None else torch.cat([unprompted, prompted])  # (2N, 77, D)
         for step in steps:
-            inputs = scheduler.scale_model_input(
-                torch.cat([latents] * 2) if step.guided else latents, step.timestep
-            )
-            predicted = unet(
-                inputs,
-                step.on_device,
-                encoder_hidden_states=both if step.guided else prompted,
-                return_dict=False,
-            )[0]
+            twice = torch.cat([latents] * 2) if step.guided else latents  # (2N or N, 4, h, w)
+            inputs = scheduler.scale_model_input(twice, step.timestep)
+            states = both if step.guided else prompted  # (2N or N, 77, D)
+            predicted = unet(inputs, step.on_device, encoder_hidden_states=states, return_dict=False)[0]
             if step.guided:
-                without, towards = predicted.chunk(2)
-                predicted = without + self.guidance_scale * (towards - without)
-            latents = scheduler.step(predicted, step.timestep, latents, return_dict=False)[0]
+                without, towards = predicted.chunk(2)  # (N, 4, h, w) each
+                predicted = without + self.guidance_scale * (towards - without)  # (N, 4, h, w)
+            latents = scheduler.step(predicted, step.timestep, latents, return_dict=False)[0]  # (N, 4, h, w)
         return latents
 
     def pixels(

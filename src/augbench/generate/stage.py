@@ -104,7 +104,14 @@ def generate(
     model = read_json(model_path)
     prompts = read_prompts(prompts_path)
     work = {
-        name: _shards(job, method, model["id"], prompts, paths, learned[name] if learned else None)
+        name: _shards(
+            job=job,
+            method=method,
+            model=model["id"],
+            prompts=prompts,
+            targets=paths,
+            learned=learned[name] if learned else None,
+        )
         for name, paths in targets.items()
     }
     missing = {
@@ -273,15 +280,15 @@ class _Maker:
                 conditioning = vectors
         sampling, execution = self.sampling, self.job.study.execution
         return Sampler(
-            self.pipeline,
-            sampling["steps"],
-            sampling["guidance_scale"],
-            sampling["resolution"],
-            execution.batch_size,
-            sampling.get("noise"),
-            conditioning,
-            sampling.get("guidance_interval"),
-            self.compiled,
+            pipeline=self.pipeline,
+            steps=sampling["steps"],
+            guidance_scale=sampling["guidance_scale"],
+            resolution=sampling["resolution"],
+            batch_size=execution.batch_size,
+            noise=sampling.get("noise"),
+            conditioning=conditioning,
+            guidance_interval=sampling.get("guidance_interval"),
+            compiled=self.compiled,
         )
 
     @cached_property

@@ -250,11 +250,11 @@ def _find_leaks(
             )
         found = find_near_duplicates(
             added,
-            real.embeddings,
-            lambda rows: load_images(index.take(pa.array(rows, pa.int64())), folder),
-            real.load,
-            limits,
-            f"{method}, {real.split}",
+            real=real.embeddings,
+            load_added=lambda rows: load_images(index.take(pa.array(rows, pa.int64())), folder),
+            load_real=real.load,
+            limits=limits,
+            what=f"{method}, {real.split}",
         )
         for pair in found:
             row = {

@@ -108,12 +108,12 @@ def encode_images(
         sources = [place for part in images for place in part.sources]
         return cache_moments(
             vae,
-            source.load(sources),
-            study.diffusion.resolution,
-            mirror,
-            study.execution.batch_size,
-            kept,
-            progress,
+            images=source.load(sources),
+            resolution=study.diffusion.resolution,
+            mirror=mirror,
+            batch_size=study.execution.batch_size,
+            dtype=kept,
+            progress=progress,
         )
 
     return moments(sets[0], study.finetune.flip > 0), moments(sets[1], False)
@@ -153,7 +153,17 @@ def fine_tune(
     scheduler = DDPMScheduler.from_config(
         DDPMScheduler.load_config(study.diffusion.folder, subfolder="scheduler", local_files_only=True)
     )
-    trainer = Trainer(tasks, rows, unet, scheduler, moments, validation_moments, settings, folder, what)
+    trainer = Trainer(
+        tasks=tasks,
+        rows=rows,
+        unet=unet,
+        scheduler=scheduler,
+        moments=moments,
+        validation_moments=validation_moments,
+        settings=settings,
+        folder=folder,
+        what=what,
+    )
     if settings.compiled:
         with first_alone(cache_folder(), trainer.compiled_for()):
             trainer.warm_up()

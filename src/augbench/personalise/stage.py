@@ -182,7 +182,16 @@ def finetune_classes(
         missing = list(targets)
     job.store.tally.reused += len(targets) - len(missing)
     if missing:
-        _learn(job, method, factor, tasks, set(missing), groups, recipes, train_path)
+        _learn(
+            job=job,
+            name=method,
+            factor=factor,
+            tasks=tasks,
+            missing=set(missing),
+            groups=groups,
+            recipes=recipes,
+            split=train_path,
+        )
     for class_id, target in targets.items():
         job.store.publish(KIND, recipes[class_id], target)
     epochs = read_metadata(vectors[0])["epochs"]
@@ -216,7 +225,15 @@ def _learn(
         missing = set(begun["classes"])
     wanted = [task for task in tasks if task.info.class_id in missing]
     source = open_source(job.study.dataset, job.study.seed, job.study.corpus)
-    learned = fine_tune(job.study, row, factor, wanted, source, folder, f"{name}, lr x {factor:g}")
+    learned = fine_tune(
+        job.study,
+        method=row,
+        factor=factor,
+        tasks=wanted,
+        source=source,
+        folder=folder,
+        what=f"{name}, lr x {factor:g}",
+    )
     for epoch in (
         sorted({epoch for result in learned.values() for epoch in result.epochs.values()})
         if row.train_unet

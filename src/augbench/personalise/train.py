@@ -215,12 +215,12 @@ class Trainer:
         shape, timesteps = self.moments.shape[-3:], self.scheduler.config.num_train_timesteps
         draw = draw_training(
             self.settings.seed,
-            task.info.class_id,
-            task.train.image_ids[image],
-            epoch,
-            shape,
-            self.settings.flip,
-            timesteps,
+            class_id=task.info.class_id,
+            image_id=task.train.image_ids[image],
+            epoch=epoch,
+            shape=shape,
+            flip=self.settings.flip,
+            timesteps=timesteps,
         )
         return _Sample(number, self.first[number] + image, self._row(number, task.train, image), draw, weight)
 
@@ -229,7 +229,12 @@ class Trainer:
         task = self.tasks[number]
         shape, timesteps = self.moments.shape[-3:], self.scheduler.config.num_train_timesteps
         draw = draw_validation(
-            self.settings.seed, task.info.class_id, task.validation.image_ids[image], repeat, shape, timesteps
+            self.settings.seed,
+            class_id=task.info.class_id,
+            image_id=task.validation.image_ids[image],
+            number=repeat,
+            shape=shape,
+            timesteps=timesteps,
         )
         return _Sample(
             number, self.first_validation[number] + image, self._row(number, task.validation, image), draw
@@ -237,26 +242,21 @@ class Trainer:
 
     def losses(self, samples: Sequence[_Sample], moments: torch.Tensor) -> torch.Tensor:
         """Stable Diffusion's own loss of every sample: mean squared error of the prediction, float32 ``(N,)``."""
+        draws = [sample.draw for sample in samples]
+        # moments of the posterior of each image, mirrored or not: (N, 2, 4, h, w), mean and standard deviation
         chosen = torch.stack(
             [moments[sample.moments, int(sample.draw.mirrored)] for sample in samples]
         ).float()
-        latents = chosen[:, 0] + chosen[:, 1] * torch.stack([sample.draw.posterior for sample in samples])
-        latents, noise = (
-            to_device(values, self.device)
-            for values in (latents, torch.stack([sample.draw.noise for sample in samples]))
-        )
-        timesteps = to_device(torch.tensor([sample.draw.timestep for sample in samples]), self.device)
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        states = self.rows.states(
-            [sample.row for sample in samples], [sample.draw.prompt for sample in samples]
-        )
-        with self._precision():
+        mean, deviation = chosen[:, 0], chosen[:, 1]  # (N, 4, h, w) each
+        latents = to_device(mean + deviation * torch.stack([draw.posterior for draw in draws]), self.device)
+        noise = to_device(torch.stack([draw.noise for draw in draws]), self.device)  # (N, 4, h, w)
+        timesteps = to_device(torch.tensor([draw.timestep for draw in draws]), self.device)  # (N,)
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)  # (N, 4, h, w)
+        states = self.rows.states([sample.row for sample in samples], [draw.prompt for draw in draws])
+        with self._precision():  # states: (N, 77, D)
             predicted = self._predicted(noisy.to(self.unet.dtype), timesteps, states.to(self.unet.dtype))
-        return (
-            (predicted.float() - diffusion_target(self.scheduler, latents, noise, timesteps))
-            .square()
-            .mean((1, 2, 3))
-        )
+        target = diffusion_target(self.scheduler, latents, noise, timesteps)  # (N, 4, h, w)
+        return (predicted.float() - target).square().mean((1, 2, 3))  # (N,)
 
     def _precision(self) -> AbstractContextManager[Any]:
         return (

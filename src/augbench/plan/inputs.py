@@ -87,6 +87,39 @@ class InputPaths:
         """File of a class table: a shipped one by name, or the path given."""
         return str(SHIPPED_TABLES.get(name, name))
 
+    @property
+    def classes(self) -> str:
+        """The class table, in label order."""
+        return self.path("classes.parquet")
+
+    @property
+    def config(self) -> str:
+        """The study's config with all its defaults."""
+        return self.path("config.yaml")
+
+    @property
+    def diffusion(self) -> str:
+        """Fingerprint of the diffusion model: a content hash of its files."""
+        return self.path("models/diffusion.json")
+
+    @property
+    def clip(self) -> str:
+        """Fingerprint of CLIP."""
+        return self.path("models/clip.json")
+
+    @property
+    def corpus_index(self) -> str:
+        """clip-retrieval's index of a corpus that the study embeds itself."""
+        return self.path("corpus/index")
+
+    def pretrained(self, name: str) -> str:
+        """What the miniature's pre-training makes: the folder of a model, or a file about them."""
+        return self.path("pretrain", name)
+
+    def prompts(self, method: str = "{method}") -> str:
+        """Prompts of a method: one row per image to make, or one query per class."""
+        return self.path("prompts", f"{method}.parquet")
+
     @cached_property
     def splits(self) -> dict[str, str]:
         """Split manifests that the study needs, by name."""
@@ -160,7 +193,7 @@ class InputPaths:
         corpus = self.study.corpus
         if not isinstance(corpus, OwnCorpus):
             return []
-        return [self.embeddings_folder if corpus.search == "exact" else self.path("corpus/index")]
+        return [self.embeddings_folder if corpus.search == "exact" else self.corpus_index]
 
     def template_files(self, method: str) -> list[str]:
         """A user's own file of templates, where the method names one."""

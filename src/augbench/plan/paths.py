@@ -136,6 +136,11 @@ class Plan(PoolPaths):
         return self.path("report_images.parquet")
 
     @property
+    def provenance(self) -> str:
+        """What made the results: code, packages, machines, models."""
+        return self.provenance
+
+    @property
     def report(self) -> str:
         """The report as one page."""
         return self.path("report.html")
@@ -169,9 +174,9 @@ class Plan(PoolPaths):
             *self.report_tables.values(),
             *(self.figure_data(name)["table"] for name in self.figures),
             *(path for kind, path in self.retrieval_summary.items() if kind in ("fates", "excluded")),
-            self.path("classes.parquet"),
-            self.path("config.yaml"),
-            self.path("provenance.json"),
+            self.classes,
+            self.config,
+            self.provenance,
         ]
 
     @cached_property

@@ -171,7 +171,9 @@ def _class_rows(
 def _personalised_prompt(method: PersonaliseMethod, info: ClassInfo, index: int, seed: int) -> str:
     learned = placeholder(info.class_id, index % method.clusters, method.clusters)
     return (
-        prompt_for(info, index, method.prompting, seed, learned, method.clusters)
+        prompt_for(
+            info, index=index, prompting=method.prompting, seed=seed, name=learned, clusters=method.clusters
+        )
         if method.learns_words
         else learned
     )

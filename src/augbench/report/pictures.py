@@ -131,7 +131,17 @@ def added_pictures(
         place = counted[info.class_id] = counted.get(info.class_id, -1) + 1
         known = details[row["path"]][row["row"]]
         shown.append(
-            (ImageRecord(panel, info.class_id, short_name(info), place, str(row["index"]), **known), image)
+            (
+                ImageRecord(
+                    panel=panel,
+                    class_id=info.class_id,
+                    class_name=short_name(info),
+                    place=place,
+                    image=str(row["index"]),
+                    **known,
+                ),
+                image,
+            )
         )
     return shown
 

@@ -39,11 +39,37 @@ class Protocol:
 
 PROTOCOLS = {
     "imagenet10": Protocol(
-        "10% of ImageNet", 990, (74, 130), "390 per class", "130 per class", 1, 49_500, 256, 0.1
+        name="10% of ImageNet",
+        classes=990,
+        real_per_class=(74, 130),
+        images_made="390 per class",
+        images_retrieved="130 per class",
+        validation_share=1,
+        test_images=49_500,
+        batch_size=256,
+        lr=0.1,
     ),
-    "imagenet_full": Protocol("ImageNet", 990, None, "", "", None, 49_500, 256, 0.1),
+    "imagenet_full": Protocol(
+        name="ImageNet",
+        classes=990,
+        real_per_class=None,
+        images_made="",
+        images_retrieved="",
+        validation_share=None,
+        test_images=49_500,
+        batch_size=256,
+        lr=0.1,
+    ),
     "caltech256": Protocol(
-        "Caltech256", 251, None, "3 per training image", "1 per training image", None, None, 1024, 0.003
+        name="Caltech256",
+        classes=251,
+        real_per_class=None,
+        images_made="3 per training image",
+        images_retrieved="1 per training image",
+        validation_share=None,
+        test_images=None,
+        batch_size=1024,
+        lr=0.003,
     ),
 }
 RESAMPLES = 5

@@ -284,7 +284,16 @@ def retrieve(
             write_shard(
                 path,
                 [
-                    _shard_row(row, hunt, i, label, name, clip["id"], side, encoding)
+                    _shard_row(
+                        row=row,
+                        hunt=hunt,
+                        index=i,
+                        label=label,
+                        method=name,
+                        model=clip["id"],
+                        side=side,
+                        encoding=encoding,
+                    )
                     for i, row in enumerate(kept)
                 ],
                 recipe,

@@ -62,7 +62,12 @@ def sizes_of_splits(study: Study, counts: list[ClassCounts]) -> dict[str, SplitS
     for count in counts:
         try:
             sizes[count.class_id] = split_sizes(
-                count.class_id, count.pool, shares, count.validation, count.test, needed
+                count.class_id,
+                pool=count.pool,
+                shares=shares,
+                given_validation=count.validation,
+                given_test=count.test,
+                needed=needed,
             )
         except UserError as error:
             problems.append(error)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from augbench.config.corpus import IndexCorpus, OwnCorpus
-from augbench.config.methods import AddingMethod, DrawMethod
+from augbench.config.methods import AddingMethod, DrawMethod, RetrieveMethod
 from augbench.config.study import Study
 from augbench.data.classes import ClassInfo
 from augbench.data.image_folder import some
@@ -17,87 +18,86 @@ from augbench.prompts.stage import check_prompts
 from augbench.resample import needed_images
 
 
-def added_image_problems(study: Study, train: dict[str, int]) -> Iterator[UserError]:
-    """Every pool must hold as many images of a class as the class has for training: each resample draws that many."""
-    largest = max(train, key=lambda class_id: train[class_id])
-    augmentation = study.augmentation
+class _Needed(NamedTuple):
+    """Images that a pool must hold of the largest class, and why."""
 
-    def needed(method: AddingMethod) -> tuple[int, str]:
+    images: int
+    because: str
+
+
+def added_image_problems(study: Study, train: dict[str, int]) -> Iterator[UserError]:
+    """Yield pools that are too small for their training sets.
+
+    Parameters
+    ----------
+    train : dict
+        Training images by class id. Each training set draws a multiple of them, so the largest class decides.
+    """
+    largest = max(train, key=lambda class_id: train[class_id])
+
+    def needed(method: AddingMethod) -> _Needed:
         size, times = train[largest], method.added_per_training_image
         added = "as many" if times == 1 else f"{times:g} times as many"
-        return needed_images(
-            times, size
-        ), f"class {largest!r} has {size} training images, and a resample adds {added}"
+        because = f"class {largest!r} has {size} training images, and a resample adds {added}"
+        return _Needed(needed_images(times, size), because)
 
-    generated = [needed(method) for method in study.generated.values()]
-    if generated and augmentation.images_per_training_image is not None:
-        most = max(method.added_per_training_image for method in study.generated.values())
-        if augmentation.images_per_training_image < most:
-            yield UserError(
-                "augmentation.images_per_training_image",
-                augmentation.images_per_training_image,
-                f"allowed: at least {most:g}, which a method adds",
-            )
-    if generated and augmentation.images_per_class is not None:
-        part = augmentation.images_per_part
-        size, because = max(generated)
-        if augmentation.images_per_class < size:
-            yield UserError(
-                "augmentation.images_per_class",
-                augmentation.images_per_class,
-                f"allowed: at least {size}; {because}",
-            )
-        elif part is not None and part < size:
-            yield UserError(
-                "augmentation.images_per_part",
-                part,
-                f"allowed: at least {size}; {because}, from part 0 alone during selection",
-            )
+    if study.generated:
+        yield from _generated_images(study, max(map(needed, study.generated.values())))
     for name, drawn in study.drawn.items():
-        yield from _drawn_images(study, name, drawn, *needed(drawn))
-    for name, method in study.retrieved.items():
-        size, because = needed(method)
-        key, wanted = f"methods.{name}.images_per_class", method.images_per_class or size
-        if wanted < size and not method.may_fall_short:
-            yield UserError(key, wanted, f"allowed: at least {size}; {because}")
-        if study.miniature is not None:
-            rows = study.miniature.images + study.miniature.distractors
-            if math.ceil(method.first_k * wanted) > rows:
-                yield UserError(
-                    key,
-                    wanted,
-                    f"allowed: at most {math.floor(rows / method.first_k)}, for the corpus has {rows} images and first_k is {method.first_k:g}",
-                )
+        yield from _drawn_images(study, name, drawn, needed(drawn))
+    for name, retrieved in study.retrieved.items():
+        yield from _retrieved_images(study, name, retrieved, needed(retrieved))
 
 
-def _drawn_images(
-    study: Study, name: str, method: DrawMethod, size: int, because: str
+def _generated_images(study: Study, needed: _Needed) -> Iterator[UserError]:
+    augmentation = study.augmentation
+    made, multiple = augmentation.images_per_class, augmentation.images_per_training_image
+    most = max(method.added_per_training_image for method in study.generated.values())
+    if multiple is not None and multiple < most:
+        allowed = f"allowed: at least {most:g}, which a method adds"
+        yield UserError("augmentation.images_per_training_image", multiple, allowed)
+    if made is None:
+        return
+    part, allowed = augmentation.images_per_part, f"allowed: at least {needed.images}; {needed.because}"
+    if made < needed.images:
+        yield UserError("augmentation.images_per_class", made, allowed)
+    elif part is not None and part < needed.images:
+        yield UserError(
+            "augmentation.images_per_part", part, f"{allowed}, from part 0 alone during selection"
+        )
+
+
+def _retrieved_images(
+    study: Study, name: str, method: RetrieveMethod, needed: _Needed
 ) -> Iterator[UserError]:
-    """What a row draws from must hold a set of its size, too."""
+    key, wanted = f"methods.{name}.images_per_class", method.images_per_class or needed.images
+    if wanted < needed.images and not method.may_fall_short:
+        yield UserError(key, wanted, f"allowed: at least {needed.images}; {needed.because}")
+    if study.miniature is None:
+        return
+    rows = study.miniature.images + study.miniature.distractors
+    if math.ceil(method.first_k * wanted) > rows:
+        most = math.floor(rows / method.first_k)
+        why = f"the corpus has {rows} images and first_k is {method.first_k:g}"
+        yield UserError(key, wanted, f"allowed: at most {most}, for {why}")
+
+
+def _drawn_images(study: Study, name: str, method: DrawMethod, needed: _Needed) -> Iterator[UserError]:
+    allowed = f"allowed: at least {needed.images}"
     if (pool := study.retrieved.get(method.pool)) is not None:
         retrieved = pool.images_per_class
-        if retrieved is not None and retrieved < size and not method.may_fall_short:
-            yield UserError(
-                f"methods.{method.pool}.images_per_class",
-                retrieved,
-                f"allowed: at least {size}, for {name} draws from it; {because}",
-            )
-        if (
-            retrieved is None
-            and pool.added_per_training_image < method.added_per_training_image
-            and not method.may_fall_short
-        ):
-            yield UserError(
-                f"methods.{name}.added_per_training_image",
-                method.added_per_training_image,
-                f"allowed: at most that of {method.pool}",
-            )
+        if method.may_fall_short:
+            return
+        if retrieved is not None and retrieved < needed.images:
+            key = f"methods.{method.pool}.images_per_class"
+            yield UserError(key, retrieved, f"{allowed}, for {name} draws from it; {needed.because}")
+        if retrieved is None and pool.added_per_training_image < method.added_per_training_image:
+            key = f"methods.{name}.added_per_training_image"
+            yield UserError(key, method.added_per_training_image, f"allowed: at most that of {method.pool}")
     elif study.augmentation.images_per_class is not None:
         images = method.images_per_class or study.augmentation.images_per_class
-        if images < size:
-            yield UserError(
-                f"methods.{name}.images_per_class", images, f"allowed: at least {size}; {because}"
-            )
+        if images < needed.images:
+            yield UserError(f"methods.{name}.images_per_class", images, f"{allowed}; {needed.because}")
 
 
 def excluded_problems(study: Study, class_ids: list[str]) -> Iterator[UserError]:

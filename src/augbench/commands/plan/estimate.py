@@ -67,12 +67,12 @@ class Estimate(Work):
         counts = [(len(outputs), self._disk.count(outputs)) for outputs in (*jobs, *others)]
         done = sum(1 for number, found in counts if number == found)
         step = Step(
-            stage,
-            method,
-            len(counts),
-            done,
-            sum(n for n, _ in counts),
-            sum(found for _, found in counts),
+            stage=stage,
+            method=method,
+            jobs=len(counts),
+            jobs_done=done,
+            files=sum(n for n, _ in counts),
+            files_done=sum(found for _, found in counts),
             **figures,
         )
         if step.gpu_hours:
@@ -157,9 +157,9 @@ class Estimate(Work):
 
     def _prepare(self) -> Iterator[Step]:
         plan = self.plan
-        models = [[plan.path("models/diffusion.json")], [plan.path("models/clip.json")]]
-        prompts = [[plan.path(f"prompts/{method}.parquet")] for method in plan.study.pooled]
-        jobs = [[plan.path("classes.parquet")], list(plan.splits.values()), *models, *prompts]
+        models = [[plan.diffusion], [plan.clip]]
+        prompts = [[plan.prompts(method)] for method in plan.study.pooled]
+        jobs = [[plan.classes], list(plan.splits.values()), *models, *prompts]
         if plan.cluster_files:
             jobs.append(list(plan.cluster_files.values()))
         if plan.corpus_parts:
@@ -259,10 +259,10 @@ class Estimate(Work):
             else 0.0
         )
         yield self._step(
-            "finetune",
-            method,
-            jobs,
-            [choice],
+            stage="finetune",
+            method=method,
+            jobs=jobs,
+            others=[choice],
             images=self.sizes.train,
             gpu_hours=hours,
             disk_bytes=vectors + unets,
@@ -297,10 +297,10 @@ class Estimate(Work):
         ]
         training = self.real_images(method) + self.added_images(method)
         yield self._step(
-            "select",
-            method,
-            [trained],
-            [pools, [plan.selected(method)]],
+            stage="select",
+            method=method,
+            jobs=[trained],
+            others=[pools, [plan.selected(method)]],
             images=training,
             gpu_hours=self.classify_hours(training, len(row.candidates)),
             disk_bytes=len(row.candidates) * self.classifier_bytes,
@@ -356,17 +356,17 @@ class Estimate(Work):
                 *(path for method in plan.guarded for path in (plan.leaks(method), plan.leak_counts(method))),
             ]
             yield self._step(
-                "report",
-                "near-duplicates",
-                [files],
-                [list(plan.leakage_table.values())],
+                stage="report",
+                method="near-duplicates",
+                jobs=[files],
+                others=[list(plan.leakage_table.values())],
                 images=images,
                 gpu_hours=images / self.rate("embed") / 3600,
             )
         yield self._step(
             "report",
             "tables and figures",
-            [*plan.report_jobs, [plan.path("config.yaml")], [plan.path("provenance.json")]],
+            [*plan.report_jobs, [plan.config], [plan.provenance]],
         )
 
 

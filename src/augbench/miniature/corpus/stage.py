@@ -93,7 +93,12 @@ def _part_rows(
         styled = web_style(images[sources[garments]], garments, config.shift, seed).numpy()
         for i, image in zip(garments.tolist(), styled, strict=True):
             source = int(sources[i])
-            yield garment_row(i, source, int(labels[source]), classes, config, seed), image
+            yield (
+                garment_row(
+                    i, source=source, label=int(labels[source]), classes=classes, config=config, seed=seed
+                ),
+                image,
+            )
     for i in ids:
         if i >= len(sources):
             image, caption, kind = distractor(i - len(sources), seed)
@@ -121,7 +126,17 @@ def build(
     for start in track(starts, "corpus", unit="block"):
         ids = range(start, min(start + CORPUS_ROWS_PER_PART, total))
         for i, (row, image) in zip(
-            ids, _part_rows(ids, sources, images, labels, classes, config, seed), strict=True
+            ids,
+            _part_rows(
+                ids=ids,
+                sources=sources,
+                images=images,
+                labels=labels,
+                classes=classes,
+                config=config,
+                seed=seed,
+            ),
+            strict=True,
         ):
             key = int(places[i])
             buffers[key // CORPUS_ROWS_PER_PART].append(

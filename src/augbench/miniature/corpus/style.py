@@ -34,9 +34,39 @@ class StyleLevel:
 
 
 LEVELS = {
-    "none": StyleLevel(0.0, (1.0, 1.0), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
-    "mild": StyleLevel(10.0, (0.85, 1.1), 2.0, 0.3, 0.3, 0.4, 0.35, 0.3, 0.7),
-    "strong": StyleLevel(30.0, (0.65, 1.3), 4.0, 0.5, 0.5, 0.9, 0.8, 0.6, 1.2),
+    "none": StyleLevel(
+        rotation=0.0,
+        scale=(1.0, 1.0),
+        shift=0.0,
+        mirror=0.0,
+        invert=0.0,
+        tint=0.0,
+        background=0.0,
+        blur=0.0,
+        blur_sigma=0.0,
+    ),
+    "mild": StyleLevel(
+        rotation=10.0,
+        scale=(0.85, 1.1),
+        shift=2.0,
+        mirror=0.3,
+        invert=0.3,
+        tint=0.4,
+        background=0.35,
+        blur=0.3,
+        blur_sigma=0.7,
+    ),
+    "strong": StyleLevel(
+        rotation=30.0,
+        scale=(0.65, 1.3),
+        shift=4.0,
+        mirror=0.5,
+        invert=0.5,
+        tint=0.9,
+        background=0.8,
+        blur=0.6,
+        blur_sigma=1.2,
+    ),
 }
 
 

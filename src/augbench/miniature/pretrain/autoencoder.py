@@ -59,7 +59,14 @@ def train_autoencoder(
         return loss, {"l1": l1.item(), "edges": float(edges), "kl": kl.item()}
 
     schedule = Schedule(config.steps, config.lr)
-    history = train("VAE", model, loss_at, schedule, folder / "checkpoint.pt", checkpoint_steps)
+    history = train(
+        "VAE",
+        module=model,
+        loss_at=loss_at,
+        schedule=schedule,
+        checkpoint=folder / "checkpoint.pt",
+        checkpoint_steps=checkpoint_steps,
+    )
     model.eval()
     with torch.inference_mode():
         spread = torch.cat(

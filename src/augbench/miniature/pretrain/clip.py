@@ -105,10 +105,23 @@ def train_clip(
 
     schedule = Schedule(config.epochs * sampler.per_epoch, config.lr)
     history = train(
-        "CLIP", model, loss_at, schedule, folder / "checkpoint.pt", checkpoint_steps, weight_decay=0.1
+        "CLIP",
+        module=model,
+        loss_at=loss_at,
+        schedule=schedule,
+        checkpoint=folder / "checkpoint.pt",
+        checkpoint_steps=checkpoint_steps,
+        weight_decay=0.1,
     )
     for record in _train_image_tower(
-        model, images, captions, tokenizer, config, seed, folder, checkpoint_steps
+        model=model,
+        images=images,
+        captions=captions,
+        tokenizer=tokenizer,
+        config=config,
+        seed=seed,
+        folder=folder,
+        checkpoint_steps=checkpoint_steps,
     ):
         history.append({"image_step": record["step"], "image_loss": record["loss"]})
     model.eval().save_pretrained(folder / "model")
@@ -146,11 +159,11 @@ def _train_image_tower(
     schedule = Schedule(config.image_epochs * sampler.per_epoch, config.image_lr)
     return train(
         "CLIP, image tower",
-        tower,
-        loss_at,
-        schedule,
-        folder / "image_checkpoint.pt",
-        checkpoint_steps,
+        module=tower,
+        loss_at=loss_at,
+        schedule=schedule,
+        checkpoint=folder / "image_checkpoint.pt",
+        checkpoint_steps=checkpoint_steps,
         weight_decay=0.1,
     )
 

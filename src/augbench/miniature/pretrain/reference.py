@@ -61,7 +61,13 @@ def train_reference(
 
     schedule = Schedule(config.epochs * sampler.per_epoch, config.lr)
     history = train(
-        what, model, loss_at, schedule, folder / "checkpoint.pt", checkpoint_steps, weight_decay=0.05
+        what,
+        module=model,
+        loss_at=loss_at,
+        schedule=schedule,
+        checkpoint=folder / "checkpoint.pt",
+        checkpoint_steps=checkpoint_steps,
+        weight_decay=0.05,
     )
     torch.save(model.eval().state_dict(), folder / "model.pt")
     return history

@@ -59,7 +59,15 @@ def pretrain_clip(job: Job, corpus: str, target: str) -> None:
     def fit(folder: Path) -> History:
         images, captions = _corpus(corpus)
         vocabulary = tokenizer.build_tokenizer(folder / "tokenizer")
-        return clip.train_clip(images, captions, vocabulary, config, job.study.seed, folder, steps)
+        return clip.train_clip(
+            images=images,
+            captions=captions,
+            tokenizer=vocabulary,
+            config=config,
+            seed=job.study.seed,
+            folder=folder,
+            checkpoint_steps=steps,
+        )
 
     _train(work_folder(job, "clip"), target, fit)
 
@@ -88,7 +96,15 @@ def pretrain_unet(job: Job, corpus: str, clip_folder: str, vae_folder: str, targ
         text_encoder = assemble.text_tower(model)
         vae = AutoencoderKL.from_pretrained(vae_folder).eval()
         return unet.train_unet(
-            images, captions, vae, vocabulary, text_encoder, config, job.study.seed, folder, steps
+            images=images,
+            captions=captions,
+            autoencoder=vae,
+            tokenizer=vocabulary,
+            text_encoder=text_encoder,
+            config=config,
+            seed=job.study.seed,
+            folder=folder,
+            checkpoint_steps=steps,
         )
 
     made_from = [recipes.pretrain_recipe(job.study, name) for name in ("clip", "autoencoder")]
@@ -117,7 +133,13 @@ def pretrain_reference(job: Job, downloads: str, target: str) -> None:
         folder = work_folder(job, "reference", what)
         folder.mkdir(parents=True, exist_ok=True)
         history = reference.train_reference(
-            f"reference ({what})", pixels, truth, config, job.study.seed, folder, steps
+            what=f"reference ({what})",
+            images=pixels,
+            labels=truth,
+            config=config,
+            seed=job.study.seed,
+            folder=folder,
+            checkpoint_steps=steps,
         )
         Path(target).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "model.pt", Path(target) / f"{what}.pt")
@@ -145,7 +167,14 @@ def assemble_models(corpus: str, clip_folder: str, vae_folder: str, unet_folder:
     )
     checker, threshold = assemble.safety_checker(model, unsafe, safe)
     vae, u_net = AutoencoderKL.from_pretrained(vae_folder), UNet2DConditionModel.from_pretrained(unet_folder)
-    assemble.assemble(model, CLIPTokenizer.from_pretrained(clip_folder), vae, u_net, checker, Path(target))
+    assemble.assemble(
+        clip=model,
+        tokenizer=CLIPTokenizer.from_pretrained(clip_folder),
+        autoencoder=vae,
+        unet=u_net,
+        checker=checker,
+        folder=Path(target),
+    )
     histories = {
         name: read_json(Path(folder) / "history.json")
         for name, folder in (("clip", clip_folder), ("autoencoder", vae_folder), ("unet", unet_folder))
@@ -172,7 +201,12 @@ def measure_models(
     family = measure.PROMPT_FAMILIES["clip"]
     batch = study.execution.batch_size
     generated, labels = measure.generate_images(
-        diffusion, classes, study.pretrain.measured_images_per_class, family, study.seed, batch
+        diffusion=diffusion,
+        classes=classes,
+        per_class=study.pretrain.measured_images_per_class,
+        family=family,
+        seed=study.seed,
+        batch_size=batch,
     )
     judges = {}
     for name in ("clean", "robust"):

@@ -91,7 +91,7 @@ def train_unet(
 
     schedule = Schedule(config.steps, config.lr)
     history = train(
-        "U-Net", model, loss_at, schedule, folder / "checkpoint.pt", checkpoint_steps,
+        "U-Net", module=model, loss_at=loss_at, schedule=schedule, checkpoint=folder / "checkpoint.pt", checkpoint_steps=checkpoint_steps,
         weight_decay=0.01, average=average, decay=config.ema_decay,
     )  # fmt: skip
     average.eval().save_pretrained(folder / "model")

@@ -116,15 +116,15 @@ def collect(
         shown += [(real, before), (picture, image), (replace(picture, panel=CHANGE), change)]
         rows_out.append(
             Row(
-                method,
-                label,
-                picture.class_id,
-                picture.class_name,
-                picture.place,
-                real.image,
-                int(picture.image),
-                picture.seed,
-                float(np.abs(difference).mean()),
+                method=method,
+                label=label,
+                class_id=picture.class_id,
+                class_name=picture.class_name,
+                place=picture.place,
+                training_image=real.image,
+                index=int(picture.image),
+                seed=picture.seed,
+                change=float(np.abs(difference).mean()),
             )
         )
     write_pictures(shown, images)

@@ -138,17 +138,17 @@ def build_rows(
             class_id = own.class_ids[place]
             rows.append(
                 Row(
-                    entry.method,
-                    entry.label,
-                    entry.family,
-                    rank,
-                    class_id,
-                    names[class_id],
-                    int(own.n_test[place]),
-                    float(before[place]),
-                    float(after[place]),
-                    float(mean[place]),
-                    None if stderr is None else float(stderr[place]),
+                    method=entry.method,
+                    label=entry.label,
+                    family=entry.family,
+                    rank=rank,
+                    class_id=class_id,
+                    class_name=names[class_id],
+                    n_test=int(own.n_test[place]),
+                    baseline_percent=float(before[place]),
+                    top1_percent=float(after[place]),
+                    change_points=float(mean[place]),
+                    stderr_points=None if stderr is None else float(stderr[place]),
                 )
             )
     return rows

@@ -32,9 +32,13 @@ from augbench.report.tables.statistics import baseline_of
 from augbench.resample import needed_images
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from augbench.plan.paths import Plan
 
 HEIGHT = 2.5  # inches
+LineStyle = str | tuple[float, tuple[float, ...]]  # a name, or an offset and the lengths of dashes
+LINES: tuple[LineStyle, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), "-.")
 BASELINE = "real"
 
 
@@ -126,18 +130,18 @@ def collect(
         base = entries[name]
         rows.append(
             Row(
-                BASELINE,
-                base.label,
-                "real",
-                name,
-                0.0,
-                0,
-                base.top1_percent,
-                base.stderr_percent,
-                base.n,
-                0,
-                None,
-                None,
+                series=BASELINE,
+                series_label=base.label,
+                family="real",
+                method=name,
+                asked_percent=0.0,
+                added_images=0,
+                top1_percent=base.top1_percent,
+                stderr_percent=base.stderr_percent,
+                n=base.n,
+                short_classes=0,
+                worst_percent=None,
+                best_percent=None,
             )
         )
     notes = (
@@ -155,106 +159,113 @@ def _series_label(study: Study, pool: str) -> str:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """A line per series; bars are standard errors, triangles the best and the worst case.
+    """Draw a line per series; bars are standard errors, triangles the best and the worst case.
 
     Raises
     ------
     UserError
         No point.
     """
-    series = {
-        row.series: [other for other in rows if other.series == row.series]
-        for row in rows
-        if row.series != BASELINE
-    }
+    series: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.series != BASELINE:
+            series.setdefault(row.series, []).append(row)
     if not series:
         raise UserError("Figure 5B", "no row to draw", "rows with mechanism draw give the sizes")
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.subplots()
     ticks = sorted({row.asked_percent for own in series.values() for row in own})
-    # on a logarithmic axis, a hundredth of its width: so that error bars do not hide each other
-    shift = {
-        name: (ticks[-1] / ticks[0]) ** (0.01 * (number - (len(series) - 1) / 2))
-        for number, name in enumerate(series)
-    }
-    for number, (name, own) in enumerate(series.items()):
-        colour, x = COLOURS[own[0].family], [row.asked_percent * shift[name] for row in own]
-        y, errors = [row.top1_percent for row in own], [row.stderr_percent or 0.0 for row in own]
-        style = ("-", (0, (5, 1.5)), (0, (1, 1)), "-.")[number % 4]
-        axes.errorbar(
-            x, y, yerr=errors, color=colour, marker=MARKERS[own[0].family], markersize=3.5, linestyle=style, capsize=2, elinewidth=0.8, label=own[0].series_label, zorder=3
-        )  # fmt: skip
-        for row, place in zip(own, x, strict=True):
-            if row.worst_percent is not None and row.best_percent is not None:
-                axes.plot(
-                    [place] * 2,
-                    [row.worst_percent, row.best_percent],
-                    color=colour,
-                    linewidth=0.6,
-                    linestyle=":",
-                    zorder=2,
-                )
-                axes.plot(
-                    place,
-                    row.best_percent,
-                    marker="v",
-                    markersize=4,
-                    color=colour,
-                    markerfacecolor="white",
-                    linestyle="none",
-                    zorder=4,
-                )
-                axes.plot(
-                    place,
-                    row.worst_percent,
-                    marker="^",
-                    markersize=4,
-                    color=colour,
-                    markerfacecolor="white",
-                    linestyle="none",
-                    zorder=4,
-                )
+    for number, own in enumerate(series.values()):
+        # on a logarithmic axis, a hundredth of its width: so that error bars do not hide each other
+        shift = (ticks[-1] / ticks[0]) ** (0.01 * (number - (len(series) - 1) / 2))
+        _draw_series(axes, own, shift, LINES[number % len(LINES)])
     for row in rows:
         if row.series == BASELINE:
-            axes.axhline(
-                row.top1_percent,
-                color=COLOURS["real"],
-                linewidth=0.8,
-                linestyle=(0, (4, 2)),
-                zorder=1,
-                label=row.series_label,
-            )
-            if row.stderr_percent is not None:
-                low, high = row.top1_percent - row.stderr_percent, row.top1_percent + row.stderr_percent
-                axes.axhspan(low, high, color=COLOURS["real"], alpha=0.15, linewidth=0, zorder=0)
+            _draw_baseline(axes, row)
     if any(row.worst_percent is not None for row in rows):
         # the legend says once what the open triangles are
-        for marker, text in (("v", "best case: short classes all right"), ("^", "worst case: all wrong")):
-            axes.plot(
-                [],
-                [],
-                marker=marker,
-                markersize=4,
-                color="0.3",
-                markerfacecolor="white",
-                linestyle="none",
-                label=text,
-            )
+        _triangle(axes, "v", label="best case: short classes all right")
+        _triangle(axes, "^", label="worst case: all wrong")
+    _label_axes(axes, rows, ticks)
+    _legend(figure, axes, first=[own[0].series_label for own in series.values()])
+    return figure
+
+
+def _draw_series(axes: Axes, own: Sequence[Row], shift: float, line: LineStyle) -> None:
+    """A line through the sizes of one series, and its best and worst cases."""
+    family, places = own[0].family, [row.asked_percent * shift for row in own]
+    axes.errorbar(
+        places,
+        [row.top1_percent for row in own],
+        yerr=[row.stderr_percent or 0.0 for row in own],
+        color=COLOURS[family],
+        marker=MARKERS[family],
+        markersize=3.5,
+        linestyle=line,
+        capsize=2,
+        elinewidth=0.8,
+        label=own[0].series_label,
+        zorder=3,
+    )
+    for row, place in zip(own, places, strict=True):
+        if row.worst_percent is not None and row.best_percent is not None:
+            cases, colour = [row.worst_percent, row.best_percent], COLOURS[family]
+            axes.plot([place] * 2, cases, color=colour, linewidth=0.6, linestyle=":", zorder=2)
+            _triangle(axes, "v", [place], [row.best_percent], color=colour)
+            _triangle(axes, "^", [place], [row.worst_percent], color=colour)
+
+
+def _triangle(
+    axes: Axes,
+    marker: str,
+    x: Sequence[float] = (),
+    y: Sequence[float] = (),
+    color: str = "0.3",
+    label: str = "",
+) -> None:
+    """An open triangle; without a place it stands in the legend only."""
+    axes.plot(
+        x,
+        y,
+        marker=marker,
+        markersize=4,
+        color=color,
+        markerfacecolor="white",
+        linestyle="none",
+        label=label,
+        zorder=4,
+    )
+
+
+def _draw_baseline(axes: Axes, row: Row) -> None:
+    """A line across at the baseline's accuracy, in a band of its standard error."""
+    colour, line = COLOURS["real"], (0, (4, 2))
+    axes.axhline(
+        row.top1_percent, color=colour, linewidth=0.8, linestyle=line, zorder=1, label=row.series_label
+    )
+    if row.stderr_percent is not None:
+        low, high = row.top1_percent - row.stderr_percent, row.top1_percent + row.stderr_percent
+        axes.axhspan(low, high, color=colour, alpha=0.15, linewidth=0, zorder=0)
+
+
+def _label_axes(axes: Axes, rows: Sequence[Row], ticks: Sequence[float]) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(ticks, [f"{tick:g}%\n{_count(rows, tick)}" for tick in ticks])
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axes.set_xlabel("Added images: in % of the real ones, and how many")
+    bars = f"\nbars: standard error, n = {min(row.n for row in rows)}"
     spread = any(row.stderr_percent is not None for row in rows)
-    axes.set_ylabel(
-        "Top-1 accuracy (%)" + (f"\nbars: standard error, n = {min(row.n for row in rows)}" if spread else "")
-    )
+    axes.set_ylabel("Top-1 accuracy (%)" + (bars if spread else ""))
     open_axes(axes)
+
+
+def _legend(figure: Figure, axes: Axes, first: Sequence[str]) -> None:
+    """A legend above the axes: the labels of the series ``first``, then the others."""
     handles, labels = axes.get_legend_handles_labels()
     entries = dict(zip(labels, handles, strict=True))
-    texts = list(dict.fromkeys(own[0].series_label for own in series.values()))
-    texts += [label for label in entries if label not in texts]
+    texts = list(dict.fromkeys([*first, *labels]))
     figure.legend(
         [entries[text] for text in texts],
         texts,
@@ -265,26 +276,16 @@ def draw(rows: Sequence[Row]) -> Figure:
         columnspacing=1.0,
         labelspacing=0.25,
     )
-    return figure
 
 
 def _count(rows: Sequence[Row], tick: float) -> str:
     """How many images a size is: the mean of the series that have it and did not run short."""
-    whole = [
-        row.added_images
-        for row in rows
-        if row.asked_percent == tick and row.series != BASELINE and not row.short_classes
-    ]
-    images = fmean(
-        whole or [row.added_images for row in rows if row.asked_percent == tick and row.series != BASELINE]
-    )
-    return (
-        f"{images:,.0f}"
-        if images < 10_000
-        else f"{images / 1000:,.0f}k"
-        if images < 1_000_000
-        else f"{images / 1_000_000:.1f}M"
-    )
+    sizes = [row for row in rows if row.asked_percent == tick and row.series != BASELINE]
+    whole = [row.added_images for row in sizes if not row.short_classes]
+    images = fmean(whole or [row.added_images for row in sizes])
+    if images < 10_000:
+        return f"{images:,.0f}"
+    return f"{images / 1000:,.0f}k" if images < 1_000_000 else f"{images / 1_000_000:.1f}M"
 
 
 def write_figure(table: str | Path, outs: Mapping[str, str | Path]) -> None:

@@ -138,12 +138,12 @@ def glance(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -> Glanc
 
     marks = tuple(
         Mark(
-            row.label,
-            families[row.method],
-            spread(row.mean_percent, row.stderr_percent) + " %",
-            place(row.mean_percent),
-            place(low),
-            place(high),
+            label=row.label,
+            family=families[row.method],
+            text=spread(row.mean_percent, row.stderr_percent) + " %",
+            mean=place(row.mean_percent),
+            low=place(low),
+            high=place(high),
         )
         for row, (low, high) in zip(rows, ends, strict=True)
     )
@@ -169,8 +169,8 @@ def write_report(plan: Plan, out: str | Path) -> None:
     """
     study = plan.study
     table, rows = table1.read_rows(plan.table1["csv"]), statistics.read_rows(plan.statistics["csv"])
-    classes = read_class_table(plan.path("classes.parquet"))
-    record = read_json(plan.path("provenance.json"))
+    classes = read_class_table(plan.classes)
+    record = read_json(plan.provenance)
     tables = {
         name: table_of(name, read_markdown(path, TITLES[name])) for name, path in plan.report_tables.items()
     }
@@ -216,8 +216,8 @@ def write_report(plan: Plan, out: str | Path) -> None:
         "cost": [tables["cost"]],
         "differences": protocol,
         "made_by": made_by(record),
-        "config": Path(plan.path("config.yaml")).read_text(encoding="utf-8"),
-        "provenance": Path(plan.path("provenance.json")).read_text(encoding="utf-8"),
+        "config": Path(plan.config).read_text(encoding="utf-8"),
+        "provenance": Path(plan.provenance).read_text(encoding="utf-8"),
     }
     budget = study.report.page_megabytes * MEGABYTE
     bare = len(_render(values, changes, []).encode())

@@ -78,7 +78,14 @@ def table_of(name: str, layout: Layout) -> SortableTable:
         )
         for line in layout.cells
     )
-    return SortableTable(name, layout.title, layout.header, layout.numeric, rows, layout.notes)
+    return SortableTable(
+        name=name,
+        title=layout.title,
+        header=layout.header,
+        numeric=layout.numeric,
+        rows=rows,
+        notes=layout.notes,
+    )
 
 
 # --- images -----------------------------------------------------------------------------------------------------------

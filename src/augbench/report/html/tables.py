@@ -62,12 +62,12 @@ def per_class_table(changes: Sequence[ClassChange], plan: Plan) -> SortableTable
         "With n test images of a class, one image is 100 / n points: the ends of each order are partly chance, the more so the more classes there are.",
     )
     return SortableTable(
-        "per_class",
-        "Change of every class against the baseline",
-        header,
-        (False, False, *[True] * (len(header) - 2)),
-        rows,
-        notes,
+        name="per_class",
+        title="Change of every class against the baseline",
+        header=header,
+        numeric=(False, False, *[True] * (len(header) - 2)),
+        rows=rows,
+        notes=notes,
     )
 
 

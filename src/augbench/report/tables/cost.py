@@ -231,20 +231,20 @@ def _shared(plan: Plan, held: Mapping[str, int]) -> list[Row]:
             disk = size_mb([plan.path("corpus")]) if label == "corpus" else 0.0
             rows.append(
                 Row(
-                    "",
-                    label,
-                    needed_by,
-                    hours.wall,
-                    hours.cpu,
-                    hours.gpu,
-                    0.0,
-                    0.0,
-                    0.0,
-                    disk,
-                    None,
-                    None,
-                    None,
-                    None,
+                    method="",
+                    label=label,
+                    needed_by=needed_by,
+                    make_wall_hours=hours.wall,
+                    make_cpu_hours=hours.cpu,
+                    make_gpu_hours=hours.gpu,
+                    train_wall_hours=0.0,
+                    train_cpu_hours=0.0,
+                    train_gpu_hours=0.0,
+                    disk_mb=disk,
+                    downloaded_mb=None,
+                    gain_points=None,
+                    points_per_hour=None,
+                    points_per_hour_with_shared=None,
                 )
             )
     return rows

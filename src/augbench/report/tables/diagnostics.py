@@ -200,10 +200,22 @@ def write_diagnostics(
     val_size, val = diagnosis.real(val_path, source, REAL["val"])
     rows = [
         diagnosis.row(
-            "real:train", train_size, train, None, label=REAL["train"], family="real", refused_per_image=None
+            method="real:train",
+            pool=train_size,
+            seen=train,
+            train=None,
+            label=REAL["train"],
+            family="real",
+            refused_per_image=None,
         ),
         diagnosis.row(
-            "real:val", val_size, val, train, label=REAL["val"], family="real", refused_per_image=None
+            method="real:val",
+            pool=val_size,
+            seen=val,
+            train=train,
+            label=REAL["val"],
+            family="real",
+            refused_per_image=None,
         ),
     ]
     for name, method in study.methods.items():
@@ -219,10 +231,10 @@ def write_diagnostics(
             )
         rows.append(
             diagnosis.row(
-                name,
-                index.num_rows,
-                seen,
-                train,
+                method=name,
+                pool=index.num_rows,
+                seen=seen,
+                train=train,
                 label=study.label(name),
                 family=method.group,
                 refused_per_image=refused,

@@ -61,18 +61,18 @@ def build_rows(name: str, plan: Plan, table: Sequence[table1.Row]) -> list[Row]:
         entry, theirs = entries[method], paper.get(method)
         rows.append(
             Row(
-                method,
-                entry.label,
-                clusters.get(method),
-                entry.n,
-                entry.top1_percent,
-                entry.stderr_percent,
-                entry.top1_percent - entries[baseline].top1_percent
+                method=method,
+                label=entry.label,
+                clusters=clusters.get(method),
+                n=entry.n,
+                top1_percent=entry.top1_percent,
+                stderr_percent=entry.stderr_percent,
+                gain_points=entry.top1_percent - entries[baseline].top1_percent
                 if baseline is not None and method != baseline
                 else None,
-                theirs.top1 if theirs else None,
-                theirs.stderr if theirs else None,
-                _gain(theirs, paper["none"]) if method != "none" else None,
+                paper_top1_percent=theirs.top1 if theirs else None,
+                paper_stderr_percent=theirs.stderr if theirs else None,
+                paper_gain_points=_gain(theirs, paper["none"]) if method != "none" else None,
             )
         )
     return rows

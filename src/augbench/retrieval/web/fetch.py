@@ -146,8 +146,8 @@ class Fetcher:
             verdict = Verdict(end.fate)
         kept = content if verdict.fate == FETCHED else None
         found = Fetched(
-            url, verdict.fate, transfer.final_url, transfer.status, transfer.content_type, verdict.sha256, verdict.width, verdict.height,
-            None if kept is None else len(kept), datetime.now(UTC).isoformat(timespec="seconds"), round(loop.time() - start, 3), self.limits.signature,
+            url=url, fate=verdict.fate, final_url=transfer.final_url, status=transfer.status, content_type=transfer.content_type, sha256=verdict.sha256, width=verdict.width, height=verdict.height,
+            size=None if kept is None else len(kept), fetched_at=datetime.now(UTC).isoformat(timespec="seconds"), seconds=round(loop.time() - start, 3), limits=self.limits.signature,
             held=kept is not None,
         )  # fmt: skip
         return found, kept
