@@ -1,8 +1,8 @@
-# The ways in. Every target that runs something first makes the environment .venv (envs/setup.sh) and needs no root.
+# Entry points. Every target that runs something first makes .venv (envs/setup.sh). None needs root.
 #
-# PYTHON=/path/to/python3.12   the Python to make .venv with; default: the first of python3.12, python3.11, python3 that fits
+# PYTHON=/path/to/python3.12   the Python to make .venv with; default: python3.12, python3.11 or python3
 # ARGS="..."                   more arguments for the command that demo, test or test-full runs
-# UPGRADE=1                    make lock: newest versions inside pyproject.toml's ranges, not those of the locks
+# UPGRADE=1                    make lock: the newest versions inside pyproject.toml's ranges
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-full lint lock docs clean
@@ -12,7 +12,8 @@ MAKEFLAGS += --no-print-directory
 SIDE_BY_SIDE = --numprocesses logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
 help:       ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -36,13 +37,14 @@ lint: setup ## style, types and the workflow's own lint
 	snakemake --lint
 	mypy
 
-lock: setup ## the locks and envs/conda.yaml from pyproject.toml and envs/bootstrap.in (UPGRADE=1: newest versions)
+lock: setup ## the locks and envs/conda.yaml (UPGRADE=1: newest versions)
 	@$(COMPILE) --extra dev pyproject.toml -o envs/requirements.lock
 	@$(COMPILE) --constraints envs/requirements.lock envs/bootstrap.in -o envs/bootstrap.lock
 	@python envs/make_conda.py > envs/conda.yaml
 
-docs: setup ## docs/configuration.md from the schema
+docs: setup ## docs/configuration.md from the schema, and the picture in docs/architecture.md from the rules
 	@python -m augbench.config.manual > docs/configuration.md
+	@python docs/make_workflow.py
 
 clean:      ## remove the demo's results (downloads and .venv stay)
 	rm -rf results/demo

@@ -1,9 +1,9 @@
-# What training data should I add? The workflow, stage by stage, in the order the data flows.
+# What training data should I add? The workflow's stages, in the order of the data flow.
 #
 #   augbench run                                          the demo (config/demo.yaml)
 #   snakemake --cores 2 --configfile config/demo.yaml     the same, without the launcher
 #   snakemake -n                                          the plan
-#   snakemake --cores 2 figure1                           one figure and what it needs
+#   snakemake --cores 2 figure1                           one figure and everything that it needs
 #   snakemake --report report.html                        Snakemake's own report of a finished study
 
 from snakemake.utils import min_version
@@ -38,7 +38,7 @@ localrules:
     pretrain,
 
 
-# Everything the study promises; a deleted shard is noticed because it is one of the things promised.
+# All results of a study. Shards are among them, so that a deleted shard is noticed.
 rule all:
     default_target: True
     input:
@@ -74,7 +74,7 @@ rule report:
         PLAN.report,
 
 
-# The miniature's models from the corpus, and how good they are (the shipped ones in resources/mini were made so).
+# The miniature's models, trained on the corpus, and their measured quality. resources/mini holds a copy.
 rule pretrain:
     input:
         PLAN.pretrained("quality.json"),

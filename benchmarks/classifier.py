@@ -1,16 +1,17 @@
-"""Training a classifier, side by side with torchvision's reference script.
+"""Compare the speed of our classifier training with torchvision's reference script.
 
-Flows in: a number of random photograph-like JPEG files in class folders; ResNet-50 at 224 pixels (``--size full``) or the demo's network at 32 pixels. Flows out: a
-Markdown table, and JSON with ``--json``: training images per second of
+Input: random photograph-like JPEG files in class folders, and ResNet-50 at 224 pixels (``--size full``) or
+the demo's network at 32 pixels. Output: a Markdown table, and JSON with ``--json``: training images per
+second of
 
-- the loop of torchvision's ``references/classification/train.py``: ImageFolder, PIL, worker processes, its default transforms; float32, and with mixed
-  precision on a GPU;
-- ours, images decoded once and kept on the device, augmented there; compiled as well with ``--compile``;
-- the step alone: our network, precision and optimiser on one batch that is ready; and the same with torchvision's settings. What ours is slower than the first
-  of them is what it waits for images and their augmentation.
+- the loop of torchvision's ``references/classification/train.py``: ImageFolder, PIL, worker processes, its
+  default transforms; in float32, and on a GPU also with mixed precision;
+- ours: images are decoded once, kept on the device and augmented there; with ``--compile`` also compiled;
+- the step alone: our network, precision and optimiser on one batch that is ready; and the same with
+  torchvision's settings. Our loop is slower than our step alone by the time for images and augmentation.
 
-Candidates take turns, an epoch or more at a time. That our crops have the distribution of ``RandomResizedCrop`` and our pixels are torchvision's is tested by
-``tests/test_classifier.py``.
+Candidates take turns, an epoch or more at a time. ``tests/test_classifier.py`` tests that our crops have the
+distribution of ``RandomResizedCrop`` and that our pixels equal torchvision's.
 """
 
 from __future__ import annotations
@@ -60,19 +61,15 @@ CONFIGS = {
         batch_size=128,
     ),
 }
-REFERENCE, REFERENCE_AMP, OURS, COMPILED = (
-    "torchvision's reference",
-    "torchvision's reference, mixed precision",
-    "ours",
-    "ours, compiled",
-)
+REFERENCE, REFERENCE_AMP = "torchvision's reference", "torchvision's reference, mixed precision"
+OURS, COMPILED = "ours", "ours, compiled"
 READY, READY_PLAIN = "our step, batch ready", "plain mixed-precision step, batch ready"
 
 
 def reference_epoch(
     folder: Path, config: Classifier, device: torch.device, workers: int, mixed: bool
 ) -> Callable[[], None]:
-    """An epoch as torchvision's script takes it, with its defaults but for the batch size and the number of workers."""
+    """Return an epoch of torchvision's script with its defaults, except batch size and number of workers."""
     transforms = v2.Compose(
         [
             v2.RandomResizedCrop(
@@ -112,7 +109,7 @@ def reference_epoch(
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            with torch.inference_mode():  # its accuracies of every batch
+            with torch.inference_mode():  # the script computes accuracies of every batch
                 hits = output.topk(5, 1)[1].t() == target[None]
                 (hits[:1].sum() * (100.0 / len(target))).item(), (hits.sum() * (100.0 / len(target))).item()
             loss.item()
@@ -123,7 +120,7 @@ def reference_epoch(
 def our_epochs(
     images: LabelledImages, config: Classifier, compute: Compute, epochs: int
 ) -> Callable[[], None]:
-    """Some epochs of the workflow's training from new weights; one image is evaluated after each."""
+    """Return ``epochs`` epochs of our training from new weights; one image is evaluated after each."""
     held_out = LabelledImages(images.ids[:1], images.labels[:1], images.load, "one image")
     some = config.model_copy(update={"max_epochs": epochs})
     return lambda: train_run(
@@ -139,7 +136,10 @@ def our_epochs(
 
 
 def ready_step(config: Classifier, device: torch.device, ours: bool) -> Callable[[], None]:
-    """Forward, backward and update on a random batch that is on the device; with our settings, or with what is quickest to write."""
+    """Return a training step on a random batch that is already on the device.
+
+    The settings are ours (deterministic cuDNN, ``foreach`` optimiser) or PyTorch's defaults.
+    """
     model = build(config, CLASSES, 0).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         model.parameters(),
@@ -165,7 +165,7 @@ def ready_step(config: Classifier, device: torch.device, ours: bool) -> Callable
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Result:
-    """Write the files, decode ours, time all candidates in turn."""
+    """Write the image files, decode them for our loop, time all candidates in turn."""
     torch.set_num_threads(options.threads)
     device, config = torch.device(options.device), CONFIGS[options.size]
     per_class = options.images // CLASSES
@@ -227,15 +227,16 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
 
 
 def markdown(report: Result) -> str:
-    """The table, what images cost beside the step, shares of the ceiling."""
+    """Return the table, the time for images besides the step, and the shares of the ceiling."""
     shares = ", ".join(f"{name} {share:.1%}" for name, share in report["share_of_ceiling"].items())
     waiting = "{median:.1%} ({least:.1%} to {most:.1%})".format(**report["input_share"])
     return "\n".join(
         [
             report["table"],
             "",
-            f"{report['images']:,} images, decoded once by ours in {report['decoding_seconds']:.1f} s, which is not in its rate. Of its time, images and their "
-            f"augmentation take {waiting}. {report['flops_per_image'] / 1e9:.3g} GFLOP an image; share of bare matrix products "
+            f"{report['images']:,} images. Ours decodes them once in {report['decoding_seconds']:.1f} s; "
+            f"its rate does not include this. Images and augmentation take {waiting} of its time. "
+            f"{report['flops_per_image'] / 1e9:.3g} GFLOP per image; share of bare matrix products "
             f"({report['product_rate'] / 1e12:.3g} TFLOP/s): {shares}.",
             "",
             surroundings_line(report),
@@ -244,7 +245,7 @@ def markdown(report: Result) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Make the images, compare, print, remove them."""
+    """Make the images, compare, print the result, remove the images."""
     cores = len(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -257,17 +258,17 @@ def main(arguments: Sequence[str]) -> None:
         help="ResNet-50 at 224 pixels, or the demo's network at 32",
     )
     parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--epochs", type=int, default=3, help="of ours per call")
-    parser.add_argument("--compile", action="store_true", help="ours compiled as well (execution.compile)")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of ours per call")
+    parser.add_argument("--compile", action="store_true", help="also time ours compiled (execution.compile)")
     parser.add_argument("--threads", type=int, default=cores)
     parser.add_argument("--workers", type=int, default=cores, help="worker processes of torchvision's script")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=10.0, help="that a window takes at least")
-    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--seconds", type=float, default=10.0, help="minimum length of a window")
+    parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument(
         "--throughput-out",
         type=Path,
-        help="table for `augbench plan`, results/throughput.yaml; with --size full on a GPU",
+        help="table for `augbench plan` (results/throughput.yaml); written only with --size full on a GPU",
     )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:

@@ -1,14 +1,15 @@
-"""CLIP embeddings of a folder of images, side by side with what one would use instead.
+"""Compare the speed of our CLIP embedding of an image folder with other tools.
 
-Flows in: a number of random photograph-like JPEG files, CLIP with random weights (``--size full``: ViT-L/14) or the shipped miniature. Flows out: a Markdown
-table, and JSON with ``--json``: images per second of
+Input: random photograph-like JPEG files, and CLIP with random weights (``--size full``: ViT-L/14) or the
+shipped miniature. Output: a Markdown table, and JSON with ``--json``: images per second of
 
 - ``clip-retrieval inference`` on the folder, with as many workers as there are cores;
-- the loop of transformers' documentation, file by file, in float32;
+- the loop in transformers' documentation, file by file, in float32;
 - ours, from files to files, and from pixels that are in memory.
 
-The candidates take turns in one process. clip-retrieval starts processes at each call and ours loads the model: both are also called with one batch, and
-what the further images take is given beside the whole. Before anything is timed, all embeddings are compared.
+The candidates take turns in one process. clip-retrieval starts processes at each call and ours loads the
+model. Therefore both are also called with one batch, and the speed of the images beyond it is reported too.
+All embeddings are compared before anything is timed.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ THEIRS, ONE_BATCH = "clip-retrieval inference", ", one batch"
 
 
 def make_model(folder: Path, device: str) -> None:
-    """CLIP ViT-L/14 with random weights, and the miniature's tokenizer, whose vocabulary is the same."""
+    """Write CLIP ViT-L/14 with random weights, and the miniature's tokenizer (the same vocabulary)."""
     import torch
     from transformers import (
         CLIPConfig,
@@ -78,7 +79,7 @@ def make_model(folder: Path, device: str) -> None:
 
 
 def transformers_loop(model: CLIPModel, processor: Any, paths: Sequence[Path], batch: int) -> torch.Tensor:
-    """The frozen baseline: what transformers' documentation shows, batch by batch; unit vectors on the CPU."""
+    """Embed as transformers' documentation shows, batch by batch; return unit vectors on the CPU."""
     import torch
     from PIL import Image
 
@@ -94,7 +95,7 @@ def transformers_loop(model: CLIPModel, processor: Any, paths: Sequence[Path], b
 
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Let what this process and those that it starts print go to where the lines of progress go."""
+    """Redirect standard output of this process and its children to standard error, where progress goes."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -107,7 +108,7 @@ def stdout_to_stderr() -> Iterator[None]:
 
 
 def clip_retrieval(images: Path, model: Path, out: Path, batch: int, workers: int) -> np.ndarray:
-    """``clip-retrieval inference`` with its own defaults but for the model, the batch and the workers; unit vectors."""
+    """Return unit vectors by ``clip-retrieval inference``: its defaults except model, batch and workers."""
     from clip_retrieval import clip_inference
 
     shutil.rmtree(out, ignore_errors=True)
@@ -124,7 +125,7 @@ def clip_retrieval(images: Path, model: Path, out: Path, batch: int, workers: in
 
 
 def ours(images: Path, model: Path, folder: Path, device: str, threads: int) -> np.ndarray:
-    """The workflow's own job for a folder of images, with an empty store."""
+    """Return unit vectors by the workflow's job for a folder of images, with an empty store."""
     from augbench.artifacts.store import Store
     from augbench.config.study import parse_study
     from augbench.files import write_json
@@ -149,7 +150,7 @@ def ours(images: Path, model: Path, folder: Path, device: str, threads: int) -> 
 
 
 def flops_per_image(model: CLIPModel, side: int) -> int:
-    """Multiplications and additions of transformers' forward pass for an image, all tokens in all layers."""
+    """Multiplications and additions of transformers' forward pass per image, all tokens in all layers."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -159,13 +160,13 @@ def flops_per_image(model: CLIPModel, side: int) -> int:
 
 
 def further_seconds(paired: Paired, name: str, images: int, batch: int) -> list[float]:
-    """Seconds that the images beyond the first batch take, window by window."""
+    """Seconds for the images beyond the first batch, window by window."""
     pairs = zip(paired.windows[name], paired.windows[name + ONE_BATCH], strict=True)
     return [images / whole.rate - batch / one.rate for whole, one in pairs]
 
 
 def compare_further(paired: Paired, images: int, batch: int) -> Result | None:
-    """Images per second beyond the first batch, and their ratio; None where starting takes so long that it cannot be told."""
+    """Images per second beyond the first batch, and their ratio; None if start-up takes too long to tell."""
     theirs, ours = (further_seconds(paired, name, images, batch) for name in (THEIRS, "ours"))
     if min(*theirs, *ours) <= 0:
         return None
@@ -181,7 +182,7 @@ def compare_further(paired: Paired, images: int, batch: int) -> Result | None:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Result:
-    """Make images and model, compare the embeddings, then the speeds."""
+    """Make images and a model, compare the embeddings, then the speeds."""
     import torch
     from transformers import CLIPImageProcessor
 
@@ -252,7 +253,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
 
 
 def markdown(report: Result) -> str:
-    """The table, the share of the ceiling, how far embeddings differ."""
+    """Return the table, the shares of the ceiling, and the largest differences of embeddings."""
     shares = ", ".join(f"{name} {share:.0%}" for name, share in report["ours_share_of_ceiling"].items())
     further = "too few to tell"
     if found := report["beyond_the_first_batch"]:
@@ -263,9 +264,10 @@ def markdown(report: Result) -> str:
         [
             report["table"],
             "",
-            f"{report['images']:,} images, {report['flops_per_image'] / 1e9:.3g} GFLOP each; bare matrix products {report['product_rate'] / 1e12:.3g} TFLOP/s, of which: {shares}. "
+            f"{report['images']:,} images, {report['flops_per_image'] / 1e9:.3g} GFLOP each; "
+            f"share of bare matrix products ({report['product_rate'] / 1e12:.3g} TFLOP/s): {shares}. "
             f"Images per second beyond the first batch: {further}. "
-            f"Largest difference of a unit vector's number from transformers' float32: {errors}.",
+            f"Largest difference of a unit vector's component from transformers' float32: {errors}.",
             "",
             surroundings_line(report),
         ]
@@ -273,7 +275,7 @@ def markdown(report: Result) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Make the data, compare, print, remove the data."""
+    """Make the data, compare, print the result, remove the data."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -289,22 +291,22 @@ def main(arguments: Sequence[str]) -> None:
         "--threads",
         type=int,
         default=len(os.sched_getaffinity(0)),
-        help="of decoding, and of everything on the CPU",
+        help="threads for decoding and for work on the CPU",
     )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=10.0, help="that a window takes at least")
-    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--seconds", type=float, default=10.0, help="minimum length of a window")
+    parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument(
         "--throughput-out",
         type=Path,
-        help="table for `augbench plan`, results/throughput.yaml; with --size full on a GPU",
+        help="table for `augbench plan` (results/throughput.yaml); written only with --size full on a GPU",
     )
     options = parser.parse_args(arguments)
     os.environ.update(
         {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(options.threads)}
     )
     if options.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # clip-retrieval takes a GPU wherever there is one
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # clip-retrieval uses a GPU wherever there is one
     with tempfile.TemporaryDirectory() as place:
         report = measure(options, Path(place)) | surroundings(
             "benchmarks/embed.py", arguments, options.device

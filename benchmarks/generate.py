@@ -1,15 +1,19 @@
-"""Generation, side by side with diffusers' own pipeline.
+"""Compare the speed of our image generation with diffusers' own pipeline.
 
-Flows in: a device; Stable Diffusion v1.4's architecture with random weights (``--size full``), or the shipped miniature. Flows out: a Markdown table, and JSON
-with ``--json``: images per second, from prompts to pictures (safety checker included, encoding left out), of
+Input: a device, and Stable Diffusion v1.4's architecture with random weights (``--size full``) or the
+shipped miniature. Output: a Markdown table, and JSON with ``--json``: images per second, from prompts to
+pictures (with the safety checker, without encoding), of
 
 - diffusers' pipeline, one prompt at a time;
-- the same at the batch size where it is fastest;
-- ours at its fastest batch size: as it is, compiled (exact mode), and compiled in fast mode (``config/overlays/fast.yaml``: fewer steps, guided in part; other images);
+- the same at its fastest batch size;
+- ours at its fastest batch size: as it is, compiled (exact mode), and compiled in fast mode
+  (``config/overlays/fast.yaml``: fewer steps, some without guidance; the images differ);
 
-beside what bare matrix products of the same precision reach. Before anything is timed: what half precision, batches and compilation do to images, against
-the pipeline in float32 with the same weights and noise. The candidates take turns in one process. ``--compiling`` measures instead how long compilation takes
-in a process that finds no kernels in the cache, and in one that finds them, and counts graphs, breaks and recompilations.
+and the share of the rate of bare matrix products in the same precision. Before anything is timed, images in
+half precision, in batches and compiled are compared with those of the pipeline in float32 with the same
+weights and noise. The candidates take turns in one process. ``--compiling`` instead measures the time of
+compilation in a process with an empty kernel cache and in one with a filled cache, and counts graphs, graph
+breaks and recompilations.
 """
 
 from __future__ import annotations
@@ -42,19 +46,16 @@ if TYPE_CHECKING:
 Result = dict[str, Any]
 PROJECT = Path(__file__).resolve().parents[1]
 MINIATURE = PROJECT / "resources/mini/stable-diffusion"
-NOISE_SCHEDULE = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-}  # the model card's
+# from the model card of Stable Diffusion v1.4
+NOISE_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 COMPARED = 4  # images whose error is measured
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
-FALLEN = 0.9  # of the best rate: larger batches are not tried
+FALLEN = 0.9  # below this share of the best rate, larger batches are not tried
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: which model, where, in which precision, and how it is sampled by default."""
+    """Settings of a measurement: model size, device, precision and number of steps."""
 
     size: str
     device: str
@@ -63,17 +64,17 @@ class Setting:
 
     @property
     def resolution(self) -> int:
-        """Pixels."""
+        """Side of an image in pixels."""
         return 512 if self.size == "full" else 32
 
     @property
     def guidance_scale(self) -> float:
-        """The studies' own."""
+        """Guidance scale of the studies."""
         return 7.5 if self.size == "full" else 3.0
 
 
 def load(setting: Setting) -> StableDiffusionPipeline:
-    """The pipeline as a user would have it: PNDM, safety checker on."""
+    """Load the pipeline with its defaults: PNDM, safety checker on."""
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -89,7 +90,7 @@ def load(setting: Setting) -> StableDiffusionPipeline:
 
 
 def random_pipeline(device: str) -> StableDiffusionPipeline:
-    """Stable Diffusion v1.4 by its published configs, random weights: its speed does not depend on them."""
+    """Make Stable Diffusion v1.4 from its published configs; random weights do not affect the speed."""
     import torch
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
@@ -139,20 +140,20 @@ def random_pipeline(device: str) -> StableDiffusionPipeline:
 
 
 def prompts() -> Iterator[str]:
-    """Prompts without end, each another one."""
+    """Return an endless iterator of distinct prompts."""
     from augbench.data.classes import load_class_table
 
     names = [info.name for info in load_class_table("imagenet")]
     return (f"a photo of a {names[number % len(names)]}, number {number}" for number in count())
 
 
-# --- candidates -------------------------------------------------------------------------------------------------------
+# --- candidates -----------------------------------------------------------------------------------
 
 
 def plain(
     pipeline: StableDiffusionPipeline, setting: Setting, batch_size: int, source: Iterator[str]
 ) -> Candidate:
-    """diffusers' pipeline on so many prompts at a time."""
+    """Return the candidate that runs diffusers' pipeline on ``batch_size`` prompts at a time."""
 
     def call() -> None:
         pipeline(list(islice(source, batch_size)), **asked(setting))
@@ -161,7 +162,7 @@ def plain(
 
 
 def asked(setting: Setting) -> dict[str, Any]:
-    """What both call settings by the pipeline's names."""
+    """Return the settings as the pipeline's arguments."""
     return {
         "num_inference_steps": setting.steps,
         "guidance_scale": setting.guidance_scale,
@@ -177,7 +178,10 @@ def our_sampler(
     compiled: bool = False,
     fast: bool = False,
 ) -> Sampler:
-    """Ours, over the same weights; in fast mode with that mode's scheduler, share of the steps and interval."""
+    """Return our sampler over the same weights.
+
+    Fast mode has its own scheduler, fraction of the steps and guidance interval.
+    """
     import torch
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
@@ -209,7 +213,7 @@ def our_sampler(
 
 
 def ours(sampler: Sampler, source: Iterator[str]) -> Candidate:
-    """Our sampler on two batches: what follows the first one happens beside the second."""
+    """Return our sampler as a candidate: two batches; the first is post-processed during the second."""
     seeds, images = count(), 2 * sampler.batch_size
 
     def call() -> None:
@@ -223,12 +227,11 @@ def ours(sampler: Sampler, source: Iterator[str]) -> Candidate:
 def fastest(
     make: Callable[[int], Candidate], device: str, largest: int, said: Callable[[str], object]
 ) -> int:
-    """The batch size with the most images per second: twice as many at a time as long as they fit and the rate does not fall."""
+    """Find the fastest batch size: try :data:`BATCHES` until memory runs out or the rate falls."""
     import torch
 
-    clock = (
-        time.perf_counter if device == "cuda" else time.process_time
-    )  # other processes are no concern of a GPU's, but share a CPU
+    # processor time on a CPU, which other processes share
+    clock = time.perf_counter if device == "cuda" else time.process_time
     rates: dict[int, float] = {}
     for size in (size for size in BATCHES if size <= largest):
         candidate = make(size)
@@ -245,14 +248,15 @@ def fastest(
     return max(rates, key=lambda size: rates[size])
 
 
-# --- exactness --------------------------------------------------------------------------------------------------------
+# --- exactness ------------------------------------------------------------------------------------
 
 
 def errors(setting: Setting, half: str, compiled: bool) -> Result:
-    """Relative error of images in half precision against float32, one prompt at a time: diffusers' own, ours in one batch, ours compiled.
+    """Relative errors of half-precision images against diffusers' float32 images, one prompt at a time.
 
-    All start from the same noise, drawn in half precision, and have the same weights, rounded to it. The error of an image is the norm of the difference of
-    its pixels over the norm of the pixels, which go from -1 to 1.
+    Measured are diffusers' pipeline, ours in one batch, and ours compiled. All have the same noise, drawn
+    in half precision, and the same weights, rounded to half precision. The error of an image is the norm of
+    the difference of its pixels divided by the norm of the pixels, which range from -1 to 1.
     """
     import torch
 
@@ -285,7 +289,10 @@ def one_at_a_time(
     seeds: Sequence[int],
     noise: Any = None,
 ) -> Any:
-    """Pixels ``float32 (N, 3, H, W)`` from -1 to 1 by diffusers' pipeline; ``noise`` is the precision that noise is drawn in, by default the network's own."""
+    """Pixels by diffusers' pipeline, ``float32 (N, 3, H, W)`` from -1 to 1.
+
+    ``noise`` is the data type in which noise is drawn, by default the network's.
+    """
     import torch
 
     latents = []
@@ -307,15 +314,18 @@ def one_at_a_time(
 
 
 def our_pixels(sampler: Sampler, texts: Sequence[str], seeds: Sequence[int]) -> Any:
-    """The same by ours, in one batch."""
+    """Pixels by our sampler in one batch, ``float32 (N, 3, H, W)`` from -1 to 1."""
     return sampler.pixels(texts, seeds, None).float().cpu()
 
 
-# --- work -------------------------------------------------------------------------------------------------------------
+# --- work -----------------------------------------------------------------------------------------
 
 
 def work_per_image(setting: Setting, sampler: Sampler) -> float:
-    """Multiplications and additions that an image takes, counted by torch in a real call of each network, as if no step knew what an earlier one computed."""
+    """Multiplications and additions per image, counted by torch in a real call of each network.
+
+    The count assumes that no step reuses results of an earlier one.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -332,14 +342,11 @@ def work_per_image(setting: Setting, sampler: Sampler) -> float:
 
 
 def measure(setting: Setting, options: argparse.Namespace) -> Result:
-    """Everything but compilation's seconds."""
+    """Measure everything except the time of compilation."""
     half = "float16" if options.device == "cuda" else "bfloat16"
     report: Result = {"half": half, "errors": errors(setting, half, options.compile)}
-    pipeline, separate, source = (
-        load(setting),
-        load(setting),
-        prompts(),
-    )  # channels last is not for diffusers' own candidates
+    # our samplers get their own pipeline: they switch it to channels last
+    pipeline, separate, source = load(setting), load(setting), prompts()
 
     def said(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -387,15 +394,15 @@ def measure(setting: Setting, options: argparse.Namespace) -> Result:
 
 
 def ratio_of(ratios: Sequence[float]) -> Result:
-    """Median and range."""
+    """Median and range of the ratios."""
     return {"median": float(np.median(ratios)), "least": min(ratios), "most": max(ratios)}
 
 
-# --- compilation ------------------------------------------------------------------------------------------------------
+# --- compilation ----------------------------------------------------------------------------------
 
 
 def compile_once(options: argparse.Namespace) -> Result:
-    """In this process: seconds to load and to compile, then what sampling compiles still."""
+    """Measure in this process the seconds to compile, and count what sampling compiles afterwards."""
     from torch._dynamo.utils import counters
 
     setting = Setting(options.size, options.device, options.dtype, options.steps)
@@ -404,11 +411,8 @@ def compile_once(options: argparse.Namespace) -> Result:
     start = time.perf_counter()
     sampler.warm_up()
     found: Result = {"seconds": time.perf_counter() - start, "graphs": counters["stats"]["unique_graphs"]}
-    sizes = (
-        options.largest_batch,
-        options.largest_batch - 1,
-        1,
-    )  # a whole batch, one that is filled up, one that is not compiled
+    # a full batch, one that is padded, one that is not compiled
+    sizes = (options.largest_batch, options.largest_batch - 1, 1)
     for size in sizes:
         sampler.sample(list(islice(prompts(), size)), [("compiled", number) for number in range(size)], 0)
     found |= {
@@ -422,7 +426,7 @@ def compile_once(options: argparse.Namespace) -> Result:
 
 
 def compile_twice(arguments: Sequence[str]) -> Result:
-    """The same in two processes, the second of which finds the first one's kernels."""
+    """Run :func:`compile_once` in two processes; the second finds the first one's kernels in the cache."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
         command = [sys.executable, __file__, *arguments, "--one-process"]
@@ -433,15 +437,16 @@ def compile_twice(arguments: Sequence[str]) -> Result:
     return dict(zip(("cold", "warm"), map(json.loads, runs), strict=True))
 
 
-# --- report -----------------------------------------------------------------------------------------------------------
+# --- report ---------------------------------------------------------------------------------------
 
 
 def markdown(report: Result) -> str:
-    """Tables, and where they are from."""
+    """Return the tables, with the settings and the machine below them."""
     lines = []
     if "compiling" in report:
         lines += [
-            "| cache | seconds to compile | graphs | graphs after sampling | graph breaks | kernels found | kernels made |",
+            "| cache | seconds to compile | graphs | graphs after sampling "
+            "| graph breaks | kernels found | kernels made |",
             "|---|---:|---:|---:|---:|---:|---:|",
         ]
         columns = (
@@ -460,17 +465,18 @@ def markdown(report: Result) -> str:
         lines += [
             report["table"],
             "",
-            f"| | times {best} | TFLOP per image | share of matrix products' {report['ceiling'] / 1e12:.3g} TFLOP/s |",
+            f"| | times {best} | TFLOP per image "
+            f"| share of matrix products' {report['ceiling'] / 1e12:.3g} TFLOP/s |",
             "|---|---:|---:|---:|",
         ]
         for name, ratio in report["ratio_to_best_batch"].items():
             spread = f"{ratio['median']:.3g} ({ratio['least']:.3g} to {ratio['most']:.3g})"
-            lines.append(
-                f"| {name} | {spread} | {report['work_per_image'][name] / 1e12:.4g} | {report['share_of_ceiling'][name]:.1%} |"
-            )
+            work = f"{report['work_per_image'][name] / 1e12:.4g}"
+            lines.append(f"| {name} | {spread} | {work} | {report['share_of_ceiling'][name]:.1%} |")
         lines += [
             "",
-            f"| images in {report['half']} | relative error against float32, mean of {COMPARED} | least to most |",
+            f"| images in {report['half']} | relative error against float32, mean of {COMPARED} "
+            "| least to most |",
             "|---|---:|---:|",
         ]
         lines += [
@@ -478,12 +484,15 @@ def markdown(report: Result) -> str:
             for name, found in report["errors"].items()
         ]
     setting = report["setting"]
-    said = f"{setting['size']} model, {setting['resolution']} pixels, {setting['steps']} PNDM steps, guidance {setting['guidance_scale']:g}, {setting['dtype']}"
+    said = (
+        f"{setting['size']} model, {setting['resolution']} pixels, {setting['steps']} PNDM steps, "
+        f"guidance {setting['guidance_scale']:g}, {setting['dtype']}"
+    )
     return "\n".join([*lines, "", f"{said}; {surroundings_line(report)}"])
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, print."""
+    """Measure and print the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -499,22 +508,22 @@ def main(arguments: Sequence[str]) -> None:
         "--largest-batch",
         type=int,
         default=64,
-        help="largest batch that is tried; with --compiling the one that is compiled",
+        help="largest batch size to try; with --compiling, the batch size to compile",
     )
     parser.add_argument(
-        "--no-compile", dest="compile", action="store_false", help="without the compiled candidates"
+        "--no-compile", dest="compile", action="store_false", help="leave out the compiled candidates"
     )
     parser.add_argument("--repeats", type=int, default=5, help="windows per candidate")
-    parser.add_argument("--seconds", type=float, default=10, help="least length of a window")
+    parser.add_argument("--seconds", type=float, default=10, help="minimum length of a window")
     parser.add_argument(
         "--compiling", action="store_true", help="measure compilation itself, in two processes"
     )
     parser.add_argument("--one-process", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument(
         "--throughput-out",
         type=Path,
-        help="table of measured figures that augbench plan reads (results/throughput.yaml); with --size full",
+        help="table for `augbench plan` (results/throughput.yaml); only with --size full and 50 steps",
     )
     options = parser.parse_args(arguments)
     options.dtype = options.dtype or ("float16" if options.device == "cuda" else "float32")

@@ -1,6 +1,6 @@
-"""What the machine can do at most, measured: reading files, copying memory, matrix products. Every benchmark compares itself with these.
+"""Measure the machine's limits: reading files, copying memory, matrix products.
 
-Flows in: files or shapes. Flows out: seconds, bytes, and a description of the machine for the record.
+Every benchmark compares itself with these.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PIECE = 16 << 20  # bytes read at a time
 
 
 def describe(device: str = "cpu") -> dict[str, Any]:
-    """The processor, its cores, the memory (GiB) and, for "cuda", the GPU."""
+    """Describe the machine: processor, cores, memory (GiB) and, for "cuda", the GPU."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     processor = next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
@@ -39,7 +39,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
 
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping."""
+    """Bytes of memory that are available without swapping."""
     (line,) = [
         line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")
     ]
@@ -47,7 +47,7 @@ def available_memory() -> int:
 
 
 def peak_memory() -> int:
-    """Bytes of this process's largest resident set, pages of mapped files included."""
+    """Peak resident set size of this process in bytes, including pages of mapped files."""
     (line,) = [
         line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
     ]
@@ -55,7 +55,7 @@ def peak_memory() -> int:
 
 
 def busy_seconds() -> float:
-    """Processor seconds that all processes together have used since the machine started, the system's own included."""
+    """Processor seconds used by all processes and the kernel since the machine started."""
     names = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
     ticks = dict(
         zip(names, map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:]), strict=False)
@@ -64,17 +64,17 @@ def busy_seconds() -> float:
 
 
 def _own_seconds() -> float:
-    """Processor seconds of this process and of its children that have ended."""
+    """Processor seconds used by this process and by its finished children."""
     return sum(os.times()[:4])
 
 
 class Neighbours:
-    """While it is entered: what other processes use of the machine.
+    """Context manager that measures the processor use of other processes while it is active.
 
     Attributes
     ----------
     seconds : float
-        Wall time until it was left.
+        Wall time inside the context.
     own : float
         Processor seconds of this process and of its children that ended meanwhile.
     cores : float
@@ -94,7 +94,7 @@ class Neighbours:
 
 
 def wait_until_idle(limit: float, cores: float = 0.1, watched: float = 5.0) -> None:
-    """Return once less than ``cores`` processor cores were in use for ``watched`` seconds, or after ``limit`` seconds."""
+    """Wait until fewer than ``cores`` cores were used for ``watched`` seconds, at most ``limit`` seconds."""
     end = time.monotonic() + limit
     while time.monotonic() < end:
         before = busy_seconds()
@@ -104,14 +104,17 @@ def wait_until_idle(limit: float, cores: float = 0.1, watched: float = 5.0) -> N
 
 
 def drop_from_cache(paths: Sequence[Path]) -> None:
-    """Ask the system to forget its copy of the files, so that the next reader has to go to the disk; the disk's own cache stays."""
+    """Ask the system to drop the files from its page cache, so that the next read comes from the disk.
+
+    The disk's own cache stays.
+    """
     for path in paths:
         with path.open("rb") as stream:
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def read_seconds(paths: Sequence[Path]) -> float:
-    """Seconds to read the files one after the other into the same buffer."""
+    """Seconds to read the files one after another into the same buffer."""
     buffer = memoryview(bytearray(PIECE))
     start = time.perf_counter()
     for path in paths:
@@ -122,11 +125,9 @@ def read_seconds(paths: Sequence[Path]) -> float:
 
 
 def copy_rate(size: int = 1 << 28, repeats: int = 5) -> float:
-    """Bytes per second, read plus written, of the fastest of some copies within memory."""
-    source, target = (
-        np.random.default_rng(0).integers(256, size=size, dtype=np.uint8),
-        np.ones(size, np.uint8),
-    )
+    """Bytes per second, read plus written, of the fastest of ``repeats`` copies within memory."""
+    source = np.random.default_rng(0).integers(256, size=size, dtype=np.uint8)
+    target = np.ones(size, np.uint8)
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -136,9 +137,10 @@ def copy_rate(size: int = 1 << 28, repeats: int = 5) -> float:
 
 
 def product_seconds(queries: int, dimension: int, rows: int, block: int, dtype: str, device: str) -> float:
-    """Seconds for the products of all queries with ``rows`` vectors that are in memory, ``block`` vectors at a time; the products are dropped.
+    """Seconds for the products of all queries with ``rows`` vectors in memory, ``block`` vectors at a time.
 
-    The vectors are random, never zero, and come from 64 blocks in turn, which are together larger than a processor's cache.
+    The products are discarded. The vectors are random, never zero, and come from 64 blocks in turn, which
+    together are larger than a processor's cache.
     """
     import torch
 

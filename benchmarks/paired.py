@@ -1,7 +1,9 @@
-"""Candidates timed in turn, in one process: A, B, A, B, ... so that whatever else the machine does, or how warm it is, meets them all alike.
+"""Time candidates in turn in one process: A, B, A, B, ...
 
-Flows in: callables by name, each with what one call of it makes (images, samples). Flows out: seconds of every window, rates, the ratio of each candidate's
-rate to the baseline's window by window, what other processes used meanwhile; as a Markdown table and as plain values for JSON.
+Other load and the temperature of the machine then affect all of them alike. Input: callables by name, each
+with the number of units (images, samples) that one call makes. Output: seconds of every window, rates, the
+ratio of each candidate's rate to the baseline's window by window, and the cores that other processes used
+meanwhile; as a Markdown table and as plain values for JSON.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something to time.
+    """A callable to time.
 
     Attributes
     ----------
     call : callable
-        Does the work once. What it returns is dropped; work that it leaves queued on the device is waited for.
+        Does the work once. Its result is ignored. Work that it leaves queued on the device is waited for.
     work : float
         Units (images, samples) that one call makes.
     """
@@ -35,16 +37,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Window:
-    """One measurement of one candidate: so many units of work in so many seconds.
+    """One measurement of one candidate: ``work`` units in ``seconds`` seconds.
 
     Attributes
     ----------
     processor_seconds : float
-        Of this process and of its children that ended meanwhile.
+        Used by this process and by its children that ended meanwhile.
     cores_used_by_others : float
-        Processor cores that all other processes used, on average.
+        Processor cores used by all other processes, on average.
     peak_memory : int, optional
-        Bytes of the device's memory, on a GPU only.
+        Bytes of device memory; None on a CPU.
     """
 
     work: float
@@ -61,13 +63,13 @@ class Window:
 
 @dataclass(frozen=True)
 class Paired:
-    """Windows by candidate, in the order in which they were measured; window i of all candidates belongs together."""
+    """Windows by candidate, in the order measured; windows with the same index are compared."""
 
     baseline: str
     windows: dict[str, list[Window]] = field(default_factory=dict)
 
     def rate(self, name: str) -> float:
-        """Median of a candidate's rates, units per second."""
+        """Median rate of a candidate, units per second."""
         return statistics.median(window.rate for window in self.windows[name])
 
     def ratios(self, name: str, baseline: str | None = None) -> list[float]:
@@ -78,7 +80,7 @@ class Paired:
         ]
 
     def summary(self) -> Result:
-        """Plain values: per candidate the median rate with its range, ratios to the baseline, processor time, peak memory, and every window."""
+        """Return rates, ratios to the baseline, processor time, peak memory and windows as plain values."""
         found: Result = {}
         for name, windows in self.windows.items():
             rates, ratios = sorted(window.rate for window in windows), sorted(self.ratios(name))
@@ -96,9 +98,10 @@ class Paired:
         return found
 
     def markdown(self, unit: str) -> str:
-        """A line per candidate: rate, ratio to the baseline, processor time per unit; medians, with the range of the windows in brackets."""
+        """Return a table with a row per candidate: medians, with the range of the windows in brackets."""
         lines = [
-            f"| | {unit}s per second | times {self.baseline} | processor seconds per {unit} | peak memory, GB |",
+            f"| | {unit}s per second | times {self.baseline} | processor seconds per {unit} "
+            "| peak memory, GB |",
             "|---|---:|---:|---:|---:|",
         ]
         for name, row in self.summary().items():
@@ -112,7 +115,7 @@ class Paired:
 
 
 def synchronise(device: str) -> None:
-    """Wait until the device has done all that was asked of it."""
+    """Wait until the device has finished all queued work."""
     if device == "cuda":
         import torch
 
@@ -120,7 +123,7 @@ def synchronise(device: str) -> None:
 
 
 def _window(candidate: Candidate, least_seconds: float, device: str) -> Window:
-    """Call the candidate at least once, and until ``least_seconds`` are over."""
+    """Call the candidate at least once, and until ``least_seconds`` have passed."""
     if device == "cuda":
         import torch
 
@@ -154,13 +157,13 @@ def run_paired(
     Parameters
     ----------
     device : str
-        ``cpu`` or ``cuda``: what is waited for at the end of each call.
+        ``cpu`` or ``cuda``: the device to wait for after each call.
     least_seconds : float
-        A window goes on until so many seconds are over.
+        Minimum length of a window.
     warm_up : int
         Calls of each candidate before anything is timed.
     said : callable
-        Gets a line for each window (``print``, say).
+        Called with a line for each window, for example ``print``.
     """
     for candidate in candidates.values():
         for _ in range(warm_up):
@@ -171,6 +174,7 @@ def run_paired(
             window = _window(candidate, least_seconds, device)
             paired.windows[name].append(window)
             said(
-                f"window {repeat + 1} of {repeats}: {name}: {window.rate:.4g} per second, {window.cores_used_by_others} cores used by others"
+                f"window {repeat + 1} of {repeats}: {name}: {window.rate:.4g} per second, "
+                f"{window.cores_used_by_others} cores used by others"
             )
     return paired

@@ -1,16 +1,21 @@
-"""Learning pseudo-words, conditioning vectors and U-Nets, side by side with the loops of diffusers' examples.
+"""Compare our training speed (pseudo-words, conditioning vectors, U-Nets) with diffusers' examples.
 
-Flows in: Stable Diffusion v1.4's architecture with random weights (``--size full``) or the shipped miniature, and random images. Flows out: a Markdown table,
-and JSON with ``--json``: training images per second of
+Input: Stable Diffusion v1.4's architecture with random weights (``--size full``) or the shipped miniature,
+and random images. Output: a Markdown table, and JSON with ``--json``: training images per second of
 
-- diffusers' textual-inversion example for one class: images are prepared and encoded at every step, the optimiser holds the whole table of embeddings;
-- ours for many classes in one process: pseudo-words and conditioning vectors, latents cached; and the same with latents encoded at every step;
-- diffusers' text-to-image example, which trains the U-Net, and ours (Imagic: conditioning and U-Net), at the same batch size;
-- with ``--compile`` our last two with the U-Net compiled (``execution.compile``); minutes of compilation come before anything is timed.
+- diffusers' textual-inversion example for one class: images are prepared and encoded at every step, and the
+  optimiser holds the whole embedding table;
+- ours for many classes in one process: pseudo-words and conditioning vectors with cached latents, and
+  pseudo-words with latents encoded at every step;
+- diffusers' text-to-image example, which trains the U-Net, and ours (Imagic: conditioning and U-Net), at
+  the same batch size;
+- with ``--compile`` also ours with conditioning vectors and with the U-Net, compiled
+  (``execution.compile``). Compilation takes minutes before anything is timed.
 
-The baselines are those examples' steps with their defaults, written out here so that they stay as they are. Weights are bfloat16 on a GPU and float32 on the
-CPU in all candidates; a U-Net that trains has float32 weights and computes in bfloat16 on a GPU. That many classes learn what each learns alone is tested by
-``tests/test_personalise.py``.
+The baselines are the steps of those examples with their defaults. They are copied here so that they do not
+change. In all candidates, weights are bfloat16 on a GPU and float32 on the CPU; a trained U-Net has float32
+weights and computes in bfloat16 on a GPU. ``tests/test_personalise.py`` tests that many classes trained
+together learn what each learns alone.
 """
 
 from __future__ import annotations
@@ -51,7 +56,7 @@ MINIATURE = Path(__file__).resolve().parents[1] / "resources" / "mini" / "stable
 RESOLUTION = {"full": 512, "mini": 32}
 PROMPT = "a photo of a {}"
 WORD = "<new>"
-ACCUMULATED = 4  # steps of one image each: the command in the example's documentation
+ACCUMULATED = 4  # steps of one image each, as in the command of the example's documentation
 ONE_CLASS, UNET_LOOP = "diffusers' textual inversion, one class", "diffusers' text-to-image training"
 PSEUDOWORDS, UNCACHED, CONDITIONING, UNET = (
     "ours, pseudo-words",
@@ -64,7 +69,7 @@ COMPILED = {name: f"{name}, compiled" for name in (CONDITIONING, UNET)}
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of Stable Diffusion that training sees, on the device; frozen ones in ``dtype``."""
+    """The parts of Stable Diffusion that training uses, on the device; frozen ones in ``dtype``."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -77,7 +82,7 @@ class Parts:
 
 
 def make_parts(size: str, device: torch.device, dtype: torch.dtype, unet_dtype: torch.dtype) -> Parts:
-    """Models of the wanted size; the full one has random weights."""
+    """Make models of the given size; the full one has random weights."""
     torch.manual_seed(0)
     if size == "mini":
         unet, vae, text = (
@@ -126,7 +131,7 @@ def make_parts(size: str, device: torch.device, dtype: torch.dtype, unet_dtype: 
 
 
 def random_images(count: int, side: int) -> list[Image.Image]:
-    """Noise, a quarter larger than the model's resolution."""
+    """Make noise images, a quarter larger than the model's resolution."""
     rng = np.random.default_rng(0)
     return [
         Image.fromarray(rng.integers(0, 256, (side * 5 // 4, side * 5 // 4, 3), dtype=np.uint8))
@@ -135,7 +140,7 @@ def random_images(count: int, side: int) -> list[Image.Image]:
 
 
 def as_example(image: Image.Image, side: int) -> torch.Tensor:
-    """The example's preparation of an image: resized, flipped by chance, -1 to 1, float32 ``(3, side, side)``."""
+    """Resize an image and flip it at random, as the example: float32 ``(3, side, side)`` from -1 to 1."""
     resized = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
     if torch.rand(()) < 0.5:
         resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -145,7 +150,7 @@ def as_example(image: Image.Image, side: int) -> torch.Tensor:
 def example_loss(
     parts: Parts, unet: Callable[..., Any], states: torch.Tensor, images: Sequence[Image.Image]
 ) -> torch.Tensor:
-    """The examples' loss of a batch: encoded by the VAE at every step."""
+    """Loss of a batch as in the examples: the VAE encodes it at every step."""
     pixels = torch.stack([as_example(image, parts.resolution) for image in images]).to(
         parts.device, parts.dtype
     )
@@ -160,9 +165,9 @@ def example_loss(
 
 
 def textual_inversion(parts: Parts, images: Sequence[Image.Image]) -> Callable[[], None]:
-    """A step of diffusers' ``textual_inversion.py`` for one class: :data:`ACCUMULATED` batches of one image."""
-    unet = deepcopy(parts.unet)  # ours changes its memory format
-    encoder = CLIPTextModel(parts.text_encoder.config)  # float32, as the example keeps what it trains
+    """Step of diffusers' ``textual_inversion.py`` for one class: :data:`ACCUMULATED` batches of one image."""
+    unet = deepcopy(parts.unet)  # our trainer changes its memory format
+    encoder = CLIPTextModel(parts.text_encoder.config)  # float32: the example trains in float32
     encoder.load_state_dict(parts.text_encoder.state_dict())
     encoder.to(parts.device).requires_grad_(False)
     tokenizer = CLIPTokenizer.from_pretrained(MINIATURE, subfolder="tokenizer", local_files_only=True)
@@ -198,7 +203,7 @@ def textual_inversion(parts: Parts, images: Sequence[Image.Image]) -> Callable[[
 def text_to_image(
     parts: Parts, unet: UNet2DConditionModel, images: Sequence[Image.Image], batch: int
 ) -> Callable[[], None]:
-    """A step of diffusers' ``train_text_to_image.py``: the U-Net trains in float32, computes in bfloat16 on a GPU."""
+    """Step of diffusers' ``train_text_to_image.py``: float32 weights, bfloat16 computation on a GPU."""
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
     ids = token_ids(parts.tokenizer, [PROMPT.format("thing")] * batch).to(parts.device)
     endless = cycle(images)
@@ -226,7 +231,7 @@ def make_trainer(
     folder: Path,
     compiled: bool = False,
 ) -> Trainer:
-    """Our trainer over cached random latents; the U-Net trains if it is not frozen."""
+    """Make our trainer over cached random latents; the U-Net trains unless it is frozen."""
     trains = next(unet.parameters()).requires_grad
     latent = parts.resolution // 2 ** (len(parts.vae.config.block_out_channels) - 1)
     moments = torch.randn(classes * per_class, 2, 2, parts.vae.config.latent_channels, latent, latent)
@@ -236,10 +241,22 @@ def make_trainer(
         images = ImageSet(names, names, [0] * per_class)
         tasks.append(ClassTask(ClassInfo(f"class{number}", ("thing",)), images, images))
     settings = Settings(
-        seed=0, lr=5e-3, unet_lr=1e-5, clusters=1, train_unet=trains, candidates=("val_loss",), batch_size=micro_batch if trains else 4, max_epochs=1,
-        patience=1, flip=0.5, validation_draws=1, weight_decay=0.0, micro_batch=micro_batch, autocast=torch.bfloat16 if trains and parts.device.type == "cuda" else None,
+        seed=0,
+        lr=5e-3,
+        unet_lr=1e-5,
+        clusters=1,
+        train_unet=trains,
+        candidates=("val_loss",),
+        batch_size=micro_batch if trains else 4,
+        max_epochs=1,
+        patience=1,
+        flip=0.5,
+        validation_draws=1,
+        weight_decay=0.0,
+        micro_batch=micro_batch,
+        autocast=torch.bfloat16 if trains and parts.device.type == "cuda" else None,
         compiled=compiled,
-    )  # fmt: skip
+    )
     return Trainer(
         tasks=tasks,
         rows=rows,
@@ -253,7 +270,7 @@ def make_trainer(
 
 
 def endless_steps(trainer: Trainer) -> Iterator[Any]:
-    """The samples of each step, epoch after epoch."""
+    """Yield the samples of each step, epoch after epoch, without end."""
     epoch = 0
     while True:
         epoch += 1
@@ -261,7 +278,7 @@ def endless_steps(trainer: Trainer) -> Iterator[Any]:
 
 
 def ours(trainer: Trainer, images_at_once: int) -> Callable[[], None]:
-    """One call takes as many steps as make ``images_at_once`` training images."""
+    """Return a function that trains until it has used ``images_at_once`` images or more."""
     steps = endless_steps(trainer)
 
     def call() -> None:
@@ -275,14 +292,14 @@ def ours(trainer: Trainer, images_at_once: int) -> Callable[[], None]:
 
 
 def new_unet(frozen: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A U-Net to train: the same weights, float32."""
+    """Return a trainable copy of the U-Net in float32."""
     unet = UNet2DConditionModel.from_config(frozen.config).to(frozen.device)
     unet.load_state_dict(frozen.state_dict())
     return unet
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Result:
-    """Build all candidates, time them in turn."""
+    """Build all candidates and time them in turn."""
     from torch.utils.flop_counter import FlopCounterMode
 
     torch.set_num_threads(options.threads)
@@ -294,9 +311,8 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
     calls: dict[str, tuple[Callable[[], Any], int]] = {}
     calls[ONE_CLASS] = (textual_inversion(parts, images), ACCUMULATED)
     with torch.no_grad():
-        states = parts.text_encoder(token_ids(parts.tokenizer, [PROMPT.format("thing")]).to(device))[
-            0
-        ].float()
+        ids = token_ids(parts.tokenizer, [PROMPT.format("thing")]).to(device)
+        states = parts.text_encoder(ids)[0].float()
     calls[UNET_LOOP] = (
         text_to_image(parts, new_unet(parts.unet), images, options.unet_batch),
         options.unet_batch,
@@ -400,9 +416,9 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
 
 
 def markdown(report: Result) -> str:
-    """The table, and what its ratios to the first line do not say."""
+    """Return the table, and below it the ratios that are not to its first row."""
     shares = "; ".join(
-        f"{name}: {report['flops_per_image'][name] / 1e12:.3g} TFLOP an image, {share:.0%}"
+        f"{name}: {report['flops_per_image'][name] / 1e12:.3g} TFLOP per image, {share:.0%}"
         for name, share in report["share_of_ceiling"].items()
     )
     spread = {
@@ -418,8 +434,10 @@ def markdown(report: Result) -> str:
         [
             report["table"],
             "",
-            f"{report['classes']} classes in one process, {report['batch']} images at once, {report['unet_batch']} where the U-Net trains. Cached latents / "
-            f"latents encoded at every step: {spread[PSEUDOWORDS]}. Training the U-Net, ours / diffusers': {spread[UNET]}.{compiled} "
+            f"{report['classes']} classes in one process, {report['batch']} images at once, "
+            f"{report['unet_batch']} where the U-Net trains. "
+            f"Cached latents / latents encoded at every step: {spread[PSEUDOWORDS]}. "
+            f"Training the U-Net, ours / diffusers': {spread[UNET]}.{compiled} "
             f"Share of bare matrix products ({report['product_rate'] / 1e12:.3g} TFLOP/s): {shares}.",
             "",
             surroundings_line(report),
@@ -428,7 +446,7 @@ def markdown(report: Result) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, print."""
+    """Measure and print the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -439,27 +457,25 @@ def main(arguments: Sequence[str]) -> None:
         default="full",
         help="Stable Diffusion v1.4 with random weights, or the shipped miniature",
     )
-    parser.add_argument("--classes", type=int, default=64, help="that ours learns in one process")
-    parser.add_argument(
-        "--batch", type=int, default=64, help="images that go through a frozen U-Net together"
-    )
+    parser.add_argument("--classes", type=int, default=64, help="classes that ours learns in one process")
+    parser.add_argument("--batch", type=int, default=64, help="images per pass of a frozen U-Net")
     parser.add_argument(
         "--unet-batch",
         type=int,
         default=16,
-        help="images per step where the U-Net trains, in both candidates",
+        help="images per step where the U-Net trains, for ours and diffusers",
     )
     parser.add_argument(
-        "--compile", action="store_true", help="with our compiled candidates, too; needs a C compiler"
+        "--compile", action="store_true", help="also time our compiled candidates; needs a C compiler"
     )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=10.0, help="that a window takes at least")
-    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--seconds", type=float, default=10.0, help="minimum length of a window")
+    parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument(
         "--throughput-out",
         type=Path,
-        help="table for `augbench plan`, results/throughput.yaml; with --size full on a GPU",
+        help="table for `augbench plan` (results/throughput.yaml); written only with --size full on a GPU",
     )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:

@@ -1,6 +1,7 @@
-"""Files of pictures that decode like photographs, for benchmarks that read images.
+"""Make JPEG files that decode like photographs, for benchmarks that read images.
 
-Flows in: how many, and of what size. Flows out: JPEG files, random and never blank, hard links to 64 different ones, so that they take little disk.
+The images are random and never blank. Files are hard links to 64 different ones, so that they take little
+disk space.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 DIFFERENT = 64
-SIDES = {"full": (256, 512), "mini": (40, 80)}  # pixels, least and most
+SIDES = {"full": (256, 512), "mini": (40, 80)}  # smallest and largest side, pixels
 
 
 def make_pictures(folder: Path, count: int, size: str) -> list[Path]:

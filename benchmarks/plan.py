@@ -1,15 +1,16 @@
-"""The plan of a full study: how long Snakemake takes to make it, and to find that nothing is to be done.
+"""Measure the time that Snakemake takes to plan a full study, and to find that nothing is to be done.
 
-Flows in: a study's config; no data is needed. Flows out: Markdown lines, and JSON with ``--json``: wall and processor time, peak memory, jobs and declared
-files of
+Input: a study's config; no data is needed. Output: a Markdown table, and JSON with ``--json``: wall and
+processor time, peak memory, and numbers of jobs and declared files, for
 
-- ``snakemake --version``, the least that any call of Snakemake costs;
-- ``snakemake -n -q rules`` with nothing there;
-- the same with everything there.
+- ``snakemake --version``, the minimum cost of any call of Snakemake;
+- ``snakemake -n -q rules`` with no file there;
+- the same with all files there.
 
-"Everything there" is made in a throw-away folder: an empty file or folder for each declared target (shards have a length, but take no disk), then
-``snakemake --touch``, which gives them times in the order of the jobs and writes Snakemake's own records of them. That takes longer than what is measured.
-Each call is a process of its own; the repeats alternate.
+For the last case, the benchmark makes an empty file or folder for each declared target in a temporary
+folder (shards are sparse files and take no disk space). Then ``snakemake --touch`` gives them times in the
+order of the jobs and writes Snakemake's records of them. That takes longer than the measurement. Each call
+is a separate process; the repeats alternate.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from benchmarks.record import publish, surroundings
 Result = dict[str, Any]
 PROJECT = Path(__file__).resolve().parents[1]
 LINKED = ("Snakefile", "workflow", "src", "resources", "envs", "config", "profiles")
-SHARD_BYTES = 20_000_000  # as large as a real one: smaller files are hashed
+SHARD_BYTES = 20_000_000  # as large as a real one, because Snakemake hashes small files
 
 
 def snakemake(folder: Path, *arguments: str) -> tuple[str, Result]:
-    """Run Snakemake to its end; what it printed, and what it took."""
+    """Run Snakemake; return its output, and its time and memory."""
     with Neighbours() as neighbours:
         process = subprocess.Popen(
             [sys.executable, "-m", "snakemake", *arguments],
@@ -60,20 +61,20 @@ def snakemake(folder: Path, *arguments: str) -> tuple[str, Result]:
 
 
 def make_folder(folder: Path) -> None:
-    """A working directory without results."""
+    """Make a working directory without results."""
     folder.mkdir(parents=True)
     for name in LINKED:
         (folder / name).symlink_to(PROJECT / name)
 
 
 def declared_files(folder: Path, configfile: str) -> list[str]:
-    """Every file and folder that a job of the study makes."""
+    """List every file and folder that a job of the study makes."""
     text, _ = snakemake(folder, "--summary", "--configfile", configfile)
     return [line.partition("\t")[0] for line in text.splitlines() if line.startswith("results/")]
 
 
 def make_everything(folder: Path, configfile: str, files: Sequence[str]) -> Result:
-    """Put all targets there, up to date; what that took."""
+    """Make all targets, up to date; return the time and memory that this took."""
     for name in files:
         path = folder / name
         if not path.suffix:
@@ -89,7 +90,7 @@ def make_everything(folder: Path, configfile: str, files: Sequence[str]) -> Resu
 
 
 def measure(folder: Path, options: argparse.Namespace) -> Result:
-    """All calls, ``options.repeats`` times in turn."""
+    """Measure all calls, ``options.repeats`` times in turn."""
     plan = ("-n", "-q", "rules", "--configfile", options.configfile)
     empty, full = folder / "empty", folder / "full"
     make_folder(empty)
@@ -114,12 +115,12 @@ def measure(folder: Path, options: argparse.Namespace) -> Result:
             if name == "nothing there":
                 report["jobs"] = int(re.findall(r"^total +(\d+)$", text, re.MULTILINE)[0])
             if name == "everything there" and "Nothing to be done" not in text:
-                sys.exit("something is to be done although all targets are there:\n" + text[-4000:])
+                sys.exit("Snakemake finds jobs to do although all targets are there:\n" + text[-4000:])
     return report
 
 
 def markdown(report: Result) -> str:
-    """A line for each call, and what was counted."""
+    """Return a table with a row for each call, and the counts below it."""
     lines = [
         "| | seconds: median (least - most) | processor seconds | peak memory, GB |",
         "|---|---|---|---|",
@@ -133,20 +134,21 @@ def markdown(report: Result) -> str:
         times = sorted(run["seconds"] for run in runs)
         used = statistics.median(run["processor_seconds"] for run in runs)
         memory = max(run["peak_memory"] for run in runs) / 1e9
-        lines.append(
-            f"| {names[name]} | {statistics.median(times):.1f} ({times[0]:.1f} - {times[-1]:.1f}) | {used:.1f} | {memory:.2f} |"
-        )
+        spread = f"{statistics.median(times):.1f} ({times[0]:.1f} - {times[-1]:.1f})"
+        lines.append(f"| {names[name]} | {spread} | {used:.1f} | {memory:.2f} |")
     machine = report["machine"]
+    others = max(run["cores_used_by_others"] for runs in report["results"].values() for run in runs)
     lines.append(
-        f"\n{report['jobs']:,} jobs, {report['files']:,} declared files; {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; at most "
-        f"{max(run['cores_used_by_others'] for runs in report['results'].values() for run in runs)} cores used by other processes; "
+        f"\n{report['jobs']:,} jobs, {report['files']:,} declared files; {machine['processor']}, "
+        f"{machine['cores']} cores, {machine['memory_gib']} GiB; "
+        f"at most {others} cores used by other processes; "
         f"{len(report['results']['version'])} repeats; {report['date']}; `{report['command']}`"
     )
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Make the folders, measure, print, remove the folders."""
+    """Make the folders, measure, print the result, remove the folders."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -158,16 +160,16 @@ def main(arguments: Sequence[str]) -> None:
         "--wait",
         type=float,
         default=0,
-        help="minutes to wait at most, before each call, for other processes to be idle",
+        help="maximum minutes to wait, before each call, until other processes are idle",
     )
     parser.add_argument(
         "--folder", type=Path, required=True, help="a new folder to work in; it is removed at the end"
     )
-    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args(arguments)
     if options.folder.exists():
         parser.error(
-            f"--folder {options.folder} is there already, and would be removed at the end; give a new one"
+            f"--folder {options.folder} exists already and would be removed at the end; give a new one"
         )
     try:
         report = measure(options.folder, options)

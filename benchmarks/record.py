@@ -1,6 +1,6 @@
-"""What every benchmark leaves: its table on the terminal, its figures as JSON, and beside them the command, the date and the machine.
+"""Publish a benchmark's result: its table on standard output, its figures as JSON if a file is given.
 
-Flows in: figures and a table of them. Flows out: standard output, and a file where one is asked for.
+The result includes the command, the date and the machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Result = dict[str, Any]
 
 
 def surroundings(script: str, arguments: Sequence[str], device: str = "cpu") -> Result:
-    """The command, the date and the machine, for the record."""
+    """Return the command, the date and the machine."""
     return {
         "command": " ".join(["python", script, *arguments]),
         "date": datetime.date.today().isoformat(),
@@ -26,14 +26,14 @@ def surroundings(script: str, arguments: Sequence[str], device: str = "cpu") -> 
 
 
 def surroundings_line(record: Result) -> str:
-    """The same as a line below a table."""
+    """Format the machine, the date and the command as a line below a table."""
     machine = record["machine"]
     device = machine.get("gpu") or f"{machine['processor']}, {machine['cores']} cores"
     return f"{device}, {machine['memory_gib']} GiB; {record['date']}; `{record['command']}`"
 
 
 def publish(report: Result, table: str, path: Path | None) -> None:
-    """Print the table; write all figures to ``path``, if there is one."""
+    """Print the table; write all figures to ``path`` if it is given."""
     print(table)
     if path:
         path.write_text(json.dumps(report, indent=2) + "\n")

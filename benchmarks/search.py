@@ -1,13 +1,16 @@
-"""Exact search, side by side with the machine's limits and with what one would use instead.
+"""Compare the speed of our exact search with the machine's limits and with other tools.
 
-Flows in: a number of vectors and queries. Flows out: a Markdown table, and JSON with ``--json``: time, peak memory and recall of
+Input: a number of vectors and queries. Output: a Markdown table, and JSON with ``--json``: time, peak
+memory and recall of
 
-- reading the files, and the matrix product of the same shapes from memory: together the least that any exact search of files costs;
+- reading the files, and the matrix product of the same shapes from memory; their sum is a lower bound for
+  any exact search of files;
 - ours;
 - faiss's exact index (``IndexFlatIP``), filled from the same files;
 - clip-retrieval's service over that index, one query at a time as its clients use it.
 
-Each candidate runs in a process of its own, with the files dropped from the page cache (``--warm``: read before); the repeats alternate.
+Each candidate runs in a separate process. Before it, the files are dropped from the page cache (with
+``--warm``: read into it). The repeats alternate.
 """
 
 from __future__ import annotations
@@ -45,11 +48,14 @@ CLUSTERS = 2000
 MADE_AT_A_TIME = 50_000
 
 
-# --- data -------------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 def make_embeddings(folder: Path, vectors: int, dimension: int, files: int) -> None:
-    """Random unit vectors around 2,000 centres, float16, in clip-retrieval's layout with metadata; queries around the same centres."""
+    """Write random float16 unit vectors around 2,000 centres, with metadata, in clip-retrieval's layout.
+
+    Also write queries around the same centres.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -82,7 +88,7 @@ def make_embeddings(folder: Path, vectors: int, dimension: int, files: int) -> N
         pq.write_table(table, folder / f"metadata/metadata_{number:05d}.parquet")
         first += int(rows)
     np.save(folder / "queries.npy", around_centres(10_000))
-    os.sync()  # pages that are not yet on the disk cannot be dropped
+    os.sync()  # only pages already on the disk can be dropped from the cache
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -90,20 +96,20 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def arrays_of(folder: Path) -> list[Path]:
-    """The files of vectors."""
+    """List the files of vectors."""
     return sorted((folder / "img_emb").glob("*.npy"))
 
 
-# --- candidates -------------------------------------------------------------------------------------------------------
+# --- candidates -----------------------------------------------------------------------------------
 
 
 def run_read(options: argparse.Namespace) -> Result:
-    """The files, once."""
+    """Read the files once."""
     return {"seconds": read_seconds(arrays_of(options.folder))}
 
 
 def run_product(options: argparse.Namespace) -> Result:
-    """The matrix product in float32."""
+    """Compute the matrix product in float32."""
     from augbench.retrieval.comparison import BLOCK_ROWS, ROWS_PER_TILE
 
     block = BLOCK_ROWS if options.device == "cpu" else ROWS_PER_TILE
@@ -115,7 +121,7 @@ def run_product(options: argparse.Namespace) -> Result:
 
 
 def run_product_low(options: argparse.Namespace) -> Result:
-    """The matrix product in the number format that our search uses here."""
+    """Compute the matrix product in the number format that our search uses on this device."""
     import torch
 
     from augbench.retrieval.comparison import BLOCK_ROWS, ROWS_PER_TILE, fastest_product
@@ -131,7 +137,7 @@ def run_product_low(options: argparse.Namespace) -> Result:
 
 
 def run_ours(options: argparse.Namespace) -> Result:
-    """Our search, from opening the files to the hits; then the metadata and embeddings of the hits."""
+    """Run our search, from opening the files to the hits; then read metadata and embeddings of the hits."""
     import torch
 
     from augbench.retrieval.embedding_files import open_embeddings
@@ -148,13 +154,17 @@ def run_ours(options: argparse.Namespace) -> Result:
     collect(hits, files)
     offsets = np.cumsum([0, *(file.rows for file in files)])
     return {
-        "seconds": seconds, "peak_memory": memory, "collect_seconds": time.perf_counter() - start, "collect_peak_memory": peak_memory(),
-        "found": offsets[hits.file] + hits.row, "similarity": hits.similarity,
-    }  # fmt: skip
+        "seconds": seconds,
+        "peak_memory": memory,
+        "collect_seconds": time.perf_counter() - start,
+        "collect_peak_memory": peak_memory(),
+        "found": offsets[hits.file] + hits.row,
+        "similarity": hits.similarity,
+    }
 
 
 def run_faiss(options: argparse.Namespace) -> Result:
-    """``IndexFlatIP`` over all vectors; if they do not fit into memory, an index per file, with the results merged."""
+    """Run ``IndexFlatIP`` over all vectors; if memory is too small, use an index per file and merge."""
     import faiss
     import torch
 
@@ -185,7 +195,11 @@ def run_faiss(options: argparse.Namespace) -> Result:
 
 
 def run_clip_retrieval(options: argparse.Namespace) -> Result:
-    """clip-retrieval's service in process, with query embeddings, deduplication and safety filters off; some queries, scaled to all."""
+    """Run clip-retrieval's service in this process on embedded queries.
+
+    Deduplication and safety filters are off. It answers ``options.clip_queries`` queries; the time is
+    scaled to all.
+    """
     from clip_retrieval.clip_back import ClipResource, KnnService, ParquetMetadataProvider
 
     if not _fits(options):
@@ -193,10 +207,21 @@ def run_clip_retrieval(options: argparse.Namespace) -> Result:
     queries = _queries(options)[: options.clip_queries]
     start = time.perf_counter()
     resource = ClipResource(
-        device="cpu", model=None, preprocess=None, tokenizer=None, model_txt_mclip=None, safety_model=None, violence_detector=None,
-        metadata_provider=ParquetMetadataProvider(str(options.folder / "metadata")), image_index=_faiss_index(options), text_index=None,
-        ivf_old_to_new_mapping=None, columns_to_return=["id", "url", "caption"], metadata_is_ordered_by_ivf=False, aesthetic_embeddings=None,
-    )  # fmt: skip
+        device="cpu",
+        model=None,
+        preprocess=None,
+        tokenizer=None,
+        model_txt_mclip=None,
+        safety_model=None,
+        violence_detector=None,
+        metadata_provider=ParquetMetadataProvider(str(options.folder / "metadata")),
+        image_index=_faiss_index(options),
+        text_index=None,
+        ivf_old_to_new_mapping=None,
+        columns_to_return=["id", "url", "caption"],
+        metadata_is_ordered_by_ivf=False,
+        aesthetic_embeddings=None,
+    )
     service = KnnService(clip_resources={"corpus": resource})
     filled = time.perf_counter() - start
     start = time.perf_counter()
@@ -220,15 +245,23 @@ def run_clip_retrieval(options: argparse.Namespace) -> Result:
         )
     search_per_query = (time.perf_counter() - start) / len(queries)
     return {
-        "seconds": filled + per_query * options.queries, "fill_seconds": filled, "seconds_per_query": per_query, "queries": len(queries),
+        "seconds": filled + per_query * options.queries,
+        "fill_seconds": filled,
+        "seconds_per_query": per_query,
+        "queries": len(queries),
         "search_seconds_per_query": search_per_query,
         "found": np.array([[int(row["id"]) for row in rows] for rows in found]),
-    }  # fmt: skip
+    }
 
 
 CANDIDATES: dict[str, Callable[[argparse.Namespace], Result]] = {
-    "read": run_read, "product": run_product, "product_low": run_product_low, "ours": run_ours, "faiss": run_faiss, "clip_retrieval": run_clip_retrieval,
-}  # fmt: skip
+    "read": run_read,
+    "product": run_product,
+    "product_low": run_product_low,
+    "ours": run_ours,
+    "faiss": run_faiss,
+    "clip_retrieval": run_clip_retrieval,
+}
 
 
 def _queries(options: argparse.Namespace) -> np.ndarray:
@@ -236,7 +269,7 @@ def _queries(options: argparse.Namespace) -> np.ndarray:
 
 
 def _fits(options: argparse.Namespace) -> bool:
-    return 2.5 * 4 * options.vectors * options.dim < available_memory()  # faiss's vector grows by doubling
+    return 2.5 * 4 * options.vectors * options.dim < available_memory()  # faiss doubles its array to grow
 
 
 def _faiss_index(options: argparse.Namespace) -> Any:
@@ -247,17 +280,16 @@ def _faiss_index(options: argparse.Namespace) -> Any:
     for path in arrays_of(options.folder):
         array = np.load(path, mmap_mode="c")
         for start in range(0, len(array), MADE_AT_A_TIME):
-            index.add(
-                torch.from_numpy(array[start : start + MADE_AT_A_TIME]).float().numpy()
-            )  # NumPy takes five times as long to convert
+            # torch converts, because NumPy takes five times as long
+            index.add(torch.from_numpy(array[start : start + MADE_AT_A_TIME]).float().numpy())
     return index
 
 
-# --- comparison -------------------------------------------------------------------------------------------------------
+# --- comparison -----------------------------------------------------------------------------------
 
 
 def run_candidate(options: argparse.Namespace) -> None:
-    """In a process of its own: run it, and write what it found beside the figures."""
+    """Run the candidate in this process; write the found neighbours to a file and print the figures."""
     result = CANDIDATES[options.candidate](options)
     result.setdefault("peak_memory", peak_memory())
     arrays = {name: value for name, value in result.items() if isinstance(value, np.ndarray)}
@@ -266,7 +298,7 @@ def run_candidate(options: argparse.Namespace) -> None:
 
 
 def compare(options: argparse.Namespace, arguments: Sequence[str]) -> Result:
-    """All candidates, ``options.repeats`` times in turn."""
+    """Run all candidates, ``options.repeats`` times in turn."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     results: dict[str, list[Result]] = {name: [] for name in options.candidates}
     for repeat in range(options.repeats):
@@ -302,7 +334,7 @@ def compare(options: argparse.Namespace, arguments: Sequence[str]) -> Result:
 
 
 def recall(folder: Path, name: str) -> float:
-    """Part of faiss's neighbours that the candidate found, over its queries."""
+    """Share of faiss's neighbours that the candidate found, averaged over its queries."""
     with np.load(folder / "faiss.npz") as exact, np.load(folder / f"{name}.npz") as other:
         if "found" not in other:
             return float("nan")
@@ -311,12 +343,13 @@ def recall(folder: Path, name: str) -> float:
 
 
 def markdown(report: Result, options: argparse.Namespace) -> str:
-    """The table, and the ratio that is the benchmark's goal."""
+    """Return the table, and below it the ratios to the lower bound."""
 
     def seconds(name: str) -> float:
         return statistics.median(result["seconds"] for result in results[name])
 
     results = {name: runs for name, runs in report["results"].items() if runs[0]["seconds"] is not None}
+    scaled_from = results.get("clip_retrieval", [{}])[0].get("queries", "")
     names = {
         "read": "reading the files",
         "product": "matrix product, float32",
@@ -325,7 +358,7 @@ def markdown(report: Result, options: argparse.Namespace) -> str:
         "faiss": "faiss `IndexFlatIP`"
         if results.get("faiss", [{}])[0].get("whole", True)
         else "faiss `IndexFlatIP`, file by file",
-        "clip_retrieval": f"clip-retrieval, query by query (scaled from {results.get('clip_retrieval', [{}])[0].get('queries', '')})",
+        "clip_retrieval": f"clip-retrieval, query by query (scaled from {scaled_from})",
     }
     lines = ["| | seconds: median (least - most) | peak memory, GiB | recall |", "|---|---|---|---|"]
     for name, runs in results.items():
@@ -338,19 +371,18 @@ def markdown(report: Result, options: argparse.Namespace) -> str:
             if name in report["recall"]
             else ""
         )
-        lines.append(
-            f"| {names[name]} | {seconds(name):.1f} ({times[0]:.1f} - {times[-1]:.1f}) | {memory:.2f} | {exact} |"
-        )
+        spread = f"{seconds(name):.1f} ({times[0]:.1f} - {times[-1]:.1f})"
+        lines.append(f"| {names[name]} | {spread} | {memory:.2f} | {exact} |")
     lines.append("")
     for product in ("product", "product_low"):
         if {"ours", "read", product} <= set(results):
-            lines.append(
-                f"- Ours / (reading + {names[product]}) = {seconds('ours') / (seconds('read') + seconds(product)):.2f}"
-            )
+            ratio = seconds("ours") / (seconds("read") + seconds(product))
+            lines.append(f"- Ours / (reading + {names[product]}) = {ratio:.2f}")
     if "ours" in results:
         gather = statistics.median(run["collect_seconds"] for run in results["ours"])
+        hits = options.queries * options.k
         lines.append(
-            f"- Metadata and embeddings of the {options.queries * options.k:,} hits, which ours reads afterwards: {gather:.1f} s"
+            f"- Metadata and embeddings of the {hits:,} hits, which ours reads afterwards: {gather:.1f} s"
         )
     if "clip_retrieval" in results:
         (fill, whole, search) = (
@@ -358,30 +390,34 @@ def markdown(report: Result, options: argparse.Namespace) -> str:
             for name in ("fill_seconds", "seconds_per_query", "search_seconds_per_query")
         )
         lines.append(
-            f"- clip-retrieval: {fill:.1f} s to fill the index, then {whole:.3f} s per query, of which the index takes {search:.3f} s and metadata the rest"
+            f"- clip-retrieval: {fill:.1f} s to fill the index, then {whole:.3f} s per query: "
+            f"{search:.3f} s for the index, the rest for metadata"
         )
     machine = report["machine"]
+    others = max(run["cores_used_by_others"] for runs in results.values() for run in runs)
     lines.append(
-        f"\n{options.vectors:,} vectors of {options.dim} float16 numbers in {options.files} files ({report['bytes'] / 1e9:.1f} GB), {options.queries:,} queries, "
-        f"k = {options.k}; {machine['processor']}, {report['threads']} threads, {machine['memory_gib']} GiB; {machine.get('gpu', 'no GPU')}; "
-        f"at most {max(run['cores_used_by_others'] for runs in results.values() for run in runs)} cores used by other processes; "
-        f"page cache {report['page_cache']}; {options.repeats} repeats; {report['date']}; `{report['command']}`"
+        f"\n{options.vectors:,} vectors of {options.dim} float16 numbers in {options.files} files "
+        f"({report['bytes'] / 1e9:.1f} GB), {options.queries:,} queries, k = {options.k}; "
+        f"{machine['processor']}, {report['threads']} threads, {machine['memory_gib']} GiB; "
+        f"{machine.get('gpu', 'no GPU')}; at most {others} cores used by other processes; "
+        f"page cache {report['page_cache']}; {options.repeats} repeats; {report['date']}; "
+        f"`{report['command']}`"
     )
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Make the data, compare, print, remove the data."""
+    """Make the data, compare, print the result, remove the data."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--vectors", type=int, default=2_000_000)
     parser.add_argument("--dim", type=int, default=768)
-    parser.add_argument("--queries", type=int, default=1000, help="10,000 at most")
+    parser.add_argument("--queries", type=int, default=1000, help="at most 10,000")
     parser.add_argument("--k", type=int, default=182)
     parser.add_argument("--files", type=int, default=4)
     parser.add_argument(
-        "--device", choices=["cpu", "cuda"], default="cpu", help="of ours and of the matrix product"
+        "--device", choices=["cpu", "cuda"], default="cpu", help="device of ours and of the matrix product"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=3)
@@ -395,17 +431,17 @@ def main(arguments: Sequence[str]) -> None:
         "--wait",
         type=float,
         default=0,
-        help="minutes to wait at most, before each candidate, for other processes to be idle",
+        help="maximum minutes to wait, before each candidate, until other processes are idle",
     )
-    parser.add_argument("--warm", action="store_true", help="with the files in the page cache")
+    parser.add_argument("--warm", action="store_true", help="read the files into the page cache first")
     parser.add_argument(
         "--folder", type=Path, required=True, help="a new folder for the data: 2 bytes x vectors x dim"
     )
     parser.add_argument(
-        "--keep", action="store_true", help="leave the data there, and use them if they are there"
+        "--keep", action="store_true", help="keep the data, and use them if they exist already"
     )
     parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
-    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument("--candidate", choices=CANDIDATES, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.candidate:
@@ -414,7 +450,7 @@ def main(arguments: Sequence[str]) -> None:
     if not (options.keep and (options.folder / "queries.npy").exists()):
         if options.folder.exists():
             parser.error(
-                f"--folder {options.folder} is there already, and would be removed at the end; give a new one"
+                f"--folder {options.folder} exists already and would be removed at the end; give a new one"
             )
         options.folder.mkdir(parents=True)
         make_embeddings(options.folder, options.vectors, options.dim, options.files)

@@ -1,12 +1,14 @@
-"""Starting a job: what each script of the workflow spends before its work begins, and after it.
+"""Measure the start-up cost of jobs: the time of each script of the workflow before and after its work.
 
-Flows in: the scripts of this checkout, and of another one with ``--against``. Flows out: Markdown lines, and JSON with ``--json``: wall and processor
-time, peak memory, modules and heavy packages of
+Input: the scripts of this checkout, and with ``--against`` of another one. Output: a Markdown table, and
+JSON with ``--json``: wall and processor time, peak memory, number of modules and heavy packages of
 
-- each script of ``workflow/scripts``: a process that sets up its surroundings, imports what the script imports, and ends;
-- jobs up to their first step: what they import only where it is needed, the model loaded, one step (image, batch) done.
+- each script of ``workflow/scripts``: a process that sets up the job, imports what the script imports, and
+  ends;
+- jobs up to their first step: a process that also makes the late imports, loads the model and does one step
+  (image, batch).
 
-Each run is a process of its own with the time it takes to end; checkouts take turns.
+Each run is a separate process, timed until it has ended; checkouts take turns.
 """
 
 from __future__ import annotations
@@ -38,10 +40,12 @@ import json, sys
 from types import SimpleNamespace
 from augbench.runtime.job import running
 config, device, out = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
-with running(SimpleNamespace(threads=1, log=[f"results/{{config['study']}}/logs/startup.log"], config=config, rule="startup")) as job:
+log = [f"results/{{config['study']}}/logs/startup.log"]
+with running(SimpleNamespace(threads=1, log=log, config=config, rule="startup")) as job:
 {work}
+    heavy = [name for name in {heavy} if name in sys.modules]
     with open(out, "w") as stream:
-        json.dump({{"modules": len(sys.modules), "heavy": [name for name in {heavy} if name in sys.modules]}}, stream)
+        json.dump({{"modules": len(sys.modules), "heavy": heavy}}, stream)
 """
 
 FIRST_STEPS = {
@@ -66,14 +70,16 @@ from pathlib import Path
 from PIL import Image
 from augbench.classifier.stage import train_run, LabelledImages, Compute, pick_device
 colours = ["red", "green", "blue", "white", "black", "grey", "pink", "cyan"]
-images = LabelledImages(colours, [0, 1] * 4, lambda rows: [Image.new("RGB", (32, 32), colour) for colour in colours[rows]], "colours")
-train_run(job.study.classifier.model_copy(update={"max_epochs": 1}), 2, images, None, images, 0, 0, Compute(pick_device(device)))
+load = lambda rows: [Image.new("RGB", (32, 32), colour) for colour in colours[rows]]
+images = LabelledImages(colours, [0, 1] * 4, load, "colours")
+config = job.study.classifier.model_copy(update={"max_epochs": 1})
+train_run(config, 2, images, None, images, 0, 0, Compute(pick_device(device)))
 """,
 }
 
 
 def script_imports(path: Path) -> str:
-    """The import statements of a script but for that of ``running``, one a line."""
+    """Return the import statements of a script, one per line, without that of ``running``."""
     found = [
         node
         for node in ast.walk(ast.parse(path.read_text()))
@@ -85,28 +91,28 @@ def script_imports(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Checkout:
-    """A checkout, and this benchmark as it is written there: its modules may have other names."""
+    """A checkout, and its own version of this benchmark, because its modules may have other names."""
 
     folder: Path
     benchmark: Any
 
     @classmethod
     def open(cls, folder: Path) -> Checkout:
-        """The checkout in ``folder``."""
+        """Open the checkout in ``folder``."""
         spec = importlib.util.spec_from_file_location("startup_there", folder / "benchmarks" / "startup.py")
         assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
+        module = sys.modules["startup_there"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return cls(folder, module)
 
     def entries(self) -> dict[str, str]:
-        """Statements of each entry, by its name."""
+        """Return the Python statements of each entry, by its name."""
         scripts = sorted((self.folder / "workflow" / "scripts").glob("*.py"))
         return {path.stem: script_imports(path) for path in scripts} | self.benchmark.FIRST_STEPS
 
 
 def run_entry(checkout: Checkout, work: str, config: Result, device: str, folder: Path) -> Result:
-    """Run one entry in a process of its own, from its start to its end."""
+    """Run one entry in a separate process and measure it from start to end."""
     out = folder / "report.json"
     code = checkout.benchmark.CHILD.format(
         work="\n".join("    " + line for line in work.splitlines()), heavy=HEAVY
@@ -130,7 +136,7 @@ def run_entry(checkout: Checkout, work: str, config: Result, device: str, folder
 
 
 def measure(options: argparse.Namespace) -> Result:
-    """All entries of all checkouts, in turn."""
+    """Measure all entries of all checkouts, in turn."""
     import yaml
 
     config = yaml.safe_load((PROJECT / "config" / "demo.yaml").read_text())
@@ -163,7 +169,7 @@ def _spread(runs: Sequence[Result], key: str) -> str:
 
 
 def markdown(report: Result) -> str:
-    """A line per entry: medians with the range in brackets; beside another checkout, both and their ratio."""
+    """Return a table with a row per entry: medians and ranges; with two checkouts also their ratio."""
     compared = any("before" in runs for runs in report["results"].values())
     before = (
         " before: seconds | before: processor seconds | ours / before, processor seconds |"
@@ -201,23 +207,23 @@ def markdown(report: Result) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, print."""
+    """Measure and print the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of the first steps")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="device of the first steps")
     parser.add_argument(
         "--diffusion",
         type=Path,
-        help="a model in diffusers' layout for the first steps; default: the miniature",
+        help="model for the first steps, in diffusers' layout; default: the miniature",
     )
-    parser.add_argument("--resolution", type=int, default=512, help="of that model, pixels")
+    parser.add_argument("--resolution", type=int, default=512, help="resolution of that model in pixels")
     parser.add_argument("--against", type=Path, help="another checkout, measured in turn with this one")
     parser.add_argument(
-        "--only", nargs="+", help="scripts, and first steps by the word before their colon; default: all"
+        "--only", nargs="+", help="names of scripts and first steps (the word before the colon); default: all"
     )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args(arguments)
     report = measure(options) | surroundings("benchmarks/startup.py", arguments, options.device)
     publish(report, markdown(report), options.json)

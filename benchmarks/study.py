@@ -1,9 +1,11 @@
-"""A whole study, from nothing to its report: this checkout and another one, in turn.
+"""Measure a whole study from an empty folder to its report, in this checkout and another one in turn.
 
-Flows in: a configuration, and the checkout to compare with; both are copied as their last commits have them. Flows out: Markdown lines, and JSON with
-``--json``: wall and processor seconds of each whole run, seconds of the jobs by stage from Snakemake's benchmark files, and whether the accuracies agree.
+Input: a configuration, and the checkout to compare with; the last commits of both are copied. Output: a
+Markdown table, and JSON with ``--json``: wall and processor seconds of each whole run, seconds of the jobs
+by stage from Snakemake's benchmark files, and whether the accuracies agree.
 
-Each run starts in an empty copy, with Python's compiled files and the system's page cache warm; what was downloaded before is shared, models made by rules are not.
+Each run starts in an empty copy, with compiled Python files and a warm page cache. Earlier downloads are
+shared; models made by rules are not.
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ SHORT = "all others"
 
 
 def copied(checkout: Path, folder: Path) -> Path:
-    """A copy of the checkout's last commit with nothing made in it, and its Python files compiled; downloads are a link to the first checkout's."""
+    """Copy the checkout's last commit, without results, and compile its Python files.
+
+    Downloads are a link to this checkout's.
+    """
     subprocess.run(["git", "clone", "--quiet", checkout, folder], check=True)
     subprocess.run([sys.executable, "-m", "compileall", "-q", folder / "src"], check=True)
     downloads = PROJECT / "results" / "downloads"
@@ -44,7 +49,7 @@ def copied(checkout: Path, folder: Path) -> Path:
 
 
 def stage_seconds(results: Path) -> dict[str, tuple[int, float]]:
-    """Jobs and their wall seconds by stage, from the benchmark files of a study."""
+    """Number of jobs and their wall seconds by stage, from the benchmark files of a study."""
     found: dict[str, list[float]] = defaultdict(list)
     folder = results / "benchmarks"
     for path in sorted(folder.rglob("*.tsv")):
@@ -53,16 +58,15 @@ def stage_seconds(results: Path) -> dict[str, tuple[int, float]]:
 
 
 def accuracies(results: Path) -> dict[str, tuple[str, str]]:
-    """Accuracy and standard error of each row of Table 1, per cent, with all their digits."""
+    """Accuracy and standard error of each row of Table 1, in per cent, with all digits."""
     lines = (results / "tables" / "table1.csv").read_text(encoding="utf-8").splitlines()
-    rows = csv.DictReader(
-        line for line in lines if not line.startswith("#")
-    )  # the footer; another checkout may have other columns
+    # lines with "#" are the footer; read by column name, because another checkout may have other columns
+    rows = csv.DictReader(line for line in lines if not line.startswith("#"))
     return {row["method"]: (row["top1_percent"], row["stderr_percent"]) for row in rows}
 
 
 def run_study(checkout: Path, configs: Sequence[str], place: Path) -> Result:
-    """One run in an empty copy. Ends the benchmark with the end of the run's output if it fails."""
+    """Run the study in an empty copy; if it fails, exit with the end of its log."""
     folder = copied(checkout, place)
     environment = {**os.environ, "PYTHONPATH": str(folder / "src")}
     log = folder / "run.log"
@@ -90,7 +94,7 @@ def run_study(checkout: Path, configs: Sequence[str], place: Path) -> Result:
 
 
 def measure(options: argparse.Namespace) -> Result:
-    """All runs, in turn."""
+    """Measure all runs, in turn."""
     checkouts = (
         {"before": options.against.resolve(), "ours": PROJECT} if options.against else {"ours": PROJECT}
     )
@@ -106,8 +110,12 @@ def measure(options: argparse.Namespace) -> Result:
             with tempfile.TemporaryDirectory(dir=options.folder) as place:
                 runs[name].append(run_study(checkout, options.config, Path(place) / "copy"))
             took = runs[name][-1]
-            line = f"run {repeat + 1} of {options.repeats}: {name}: {took['seconds']} s, {took['processor_seconds']} processor seconds"
-            print(f"{line}, {took['cores_used_by_others']} cores used by others", file=sys.stderr, flush=True)
+            line = (
+                f"run {repeat + 1} of {options.repeats}: {name}: {took['seconds']} s, "
+                f"{took['processor_seconds']} processor seconds, "
+                f"{took['cores_used_by_others']} cores used by others"
+            )
+            print(line, file=sys.stderr, flush=True)
     tables = [run["accuracies"] for repeats in runs.values() for run in repeats]
     return {
         "revisions": revisions,
@@ -117,7 +125,7 @@ def measure(options: argparse.Namespace) -> Result:
 
 
 def _row(name: str, count: int, seconds: dict[str, list[float]]) -> str:
-    """A line: medians with the range in brackets, and the ratio run by run."""
+    """Format a row: medians with the range in brackets, and the ratio run by run."""
 
     def spread(values: Sequence[float], form: str) -> str:
         middle, least, most = (
@@ -127,21 +135,13 @@ def _row(name: str, count: int, seconds: dict[str, list[float]]) -> str:
 
     cells = [spread(values, ".0f") for values in seconds.values()]
     if "before" in seconds:
-        cells.append(
-            spread(
-                [
-                    ours / before
-                    for ours, before in zip(seconds["ours"], seconds["before"], strict=True)
-                    if before
-                ],
-                ".2f",
-            )
-        )
+        pairs = zip(seconds["ours"], seconds["before"], strict=True)
+        cells.append(spread([ours / before for ours, before in pairs if before], ".2f"))
     return f"| {name} | {count or ''} | {' | '.join(cells)} |"
 
 
 def markdown(report: Result, least: float = 0.02) -> str:
-    """The whole run, then its stages; those with less than ``least`` of the time in one line."""
+    """Return a table of the whole run and its stages; stages below ``least`` of the time share one row."""
     runs = report["runs"]
     names = [f"{name} ({report['revisions'][name]})" for name in runs]
     lines = [
@@ -177,13 +177,14 @@ def markdown(report: Result, least: float = 0.02) -> str:
         [
             *lines,
             "",
-            f"Stages: seconds of their jobs; {same}; at most {used} cores used by others; {surroundings_line(report)}",
+            f"Stages: seconds of their jobs; {same}; at most {used} cores used by others; "
+            f"{surroundings_line(report)}",
         ]
     )
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, print."""
+    """Measure and print the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -191,16 +192,16 @@ def main(arguments: Sequence[str]) -> None:
         "--config",
         nargs="+",
         default=["config/demo.yaml"],
-        help="of the study, then overlays; as in both checkouts",
+        help="the study's config file, then overlays; paths that both checkouts have",
     )
     parser.add_argument("--against", type=Path, help="another checkout, run in turn with this one")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument(
         "--folder",
         type=Path,
-        help="where the copies are made; default: the system's folder for temporary files",
+        help="folder for the copies; default: the system's temporary folder",
     )
-    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args(arguments)
     report = measure(options) | surroundings("benchmarks/study.py", arguments)
     publish(report, markdown(report), options.json)

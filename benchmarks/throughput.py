@@ -1,7 +1,7 @@
-"""What a benchmark measured, in the form that ``augbench plan`` reads; and how near that is to what the device's matrix units can do.
+"""Write measured rates to the table that ``augbench plan`` reads, and measure the rate of matrix products.
 
-Flows in: rates, device, data type. Flows out: ``results/throughput.yaml`` (or another file) with the measured figures beside those of other benchmarks;
-multiplications and additions per second of bare matrix products.
+The table is ``results/throughput.yaml`` or another file; figures of other benchmarks in it stay. The rate
+of bare matrix products is the upper limit for every network on the device.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from augbench.config.study import read_yaml
 from augbench.files import write_text
 from benchmarks.machine import product_seconds
 
-SIDES = {"cpu": 1024, "cuda": 8192}  # of square matrices: large enough to be limited by arithmetic
-SECONDS = 2.0  # of products that are timed
+SIDES = {"cpu": 1024, "cuda": 8192}  # sides of square matrices, large enough to be limited by arithmetic
+SECONDS = 2.0  # time of the measured products
 
 
 def product_rate(device: str, dtype: str) -> float:
-    """Multiplications and additions per second of matrix products in ``dtype``, the most that a network can hope for."""
+    """Multiplications and additions per second of matrix products in ``dtype``, a network's upper limit."""
     side = SIDES[device]
     work = 2 * side**3
     one = product_seconds(side, side, side, side, dtype, device)
@@ -33,7 +33,7 @@ def product_rate(device: str, dtype: str) -> float:
 
 
 def device_key(name: str) -> str:
-    """The key of a GPU in the table of figures: the shipped one, if it has that GPU, else its name in lower case."""
+    """Return the key of a GPU in the table: the shipped table's key, else the name in lower case."""
     known = {key: entry["name"] for key, entry in read_yaml(TABLE)["devices"].items()}
     return next(
         (key for key, known_name in known.items() if known_name in name), re.sub(r"\W+", "_", name.lower())
@@ -41,7 +41,7 @@ def device_key(name: str) -> str:
 
 
 def write_figures(path: Path, name: str, figures: Mapping[str, float], source: str) -> None:
-    """Put measured figures of the device ``name`` into the table ``path``; what else is there stays."""
+    """Write measured figures of the device ``name`` into the table ``path``; other entries stay."""
     table: dict[str, Any] = read_yaml(path) if path.is_file() else {}
     device = table.setdefault("devices", {}).setdefault(device_key(name), {"name": name})
     device.update(
@@ -56,7 +56,10 @@ def write_figures(path: Path, name: str, figures: Mapping[str, float], source: s
 def write_rates(
     options: argparse.Namespace, report: Mapping[str, Any], candidates: Mapping[str, str]
 ) -> None:
-    """Put the rates of a report's candidates, by figure, into ``--throughput-out``: those of models of the real size on a GPU only."""
+    """Write the rates of a report's candidates, by figure, into ``--throughput-out``.
+
+    Only rates of full-size models on a GPU are written.
+    """
     if options.throughput_out and options.size == "full" and options.device == "cuda":
         rates = {figure: report["results"][name]["rate"]["median"] for figure, name in candidates.items()}
         write_figures(

@@ -1,7 +1,8 @@
-"""The environment file for ``snakemake --sdm conda``, from the same pins as ``make``'s environment.
+"""Print the environment file for ``snakemake --sdm conda``, with the same pins as ``make``'s environment.
 
-Flows in: ``pyproject.toml`` (name, Python versions) and ``requirements.lock``. Flows out: the YAML, printed; ``make lock`` writes it to
-``conda.yaml``. Conda provides Python and pip only: some of these packages are on PyPI alone, and one resolver decides all versions.
+Input: ``pyproject.toml`` (name, Python versions) and ``requirements.lock``. ``make lock`` writes the output
+to ``conda.yaml``. Conda provides only Python and pip, because some of these packages are only on PyPI and
+one resolver must decide all versions.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ PIN = re.compile(r"^(?P<pin>[a-z0-9][a-z0-9._-]*==[^\s;]+)(?: ; (?P<marker>.*?))
 
 
 def pins(lock: str) -> list[str]:
-    """``name==version``, with ``; marker`` where there is one, of every entry of a lock file's text."""
+    """List ``name==version``, with ``; marker`` if there is one, for every entry of a lock file's text."""
     found = [match for line in lock.splitlines() if (match := PIN.match(line))]
     return [f"{match['pin']} ; {match['marker']}" if match["marker"] else match["pin"] for match in found]
 
 
 def render() -> str:
-    """The text of ``conda.yaml``."""
+    """Return the text of ``conda.yaml``."""
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = [
         "# Made from requirements.lock by `make lock`; change pyproject.toml, not this file.",

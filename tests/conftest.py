@@ -1,4 +1,4 @@
-"""What the tests share: a clone-like working directory, and one finished small study."""
+"""Fixtures that the tests share: a clone-like working directory, and one finished small study."""
 
 from __future__ import annotations
 
@@ -24,42 +24,83 @@ LINKED = ("Snakefile", "workflow", "src", "resources", "envs", "config", "profil
 
 SMALL_STUDY: dict[str, Any] = {
     "study": "small",
-    "dataset": {"kind": "fashion_mnist", "classes": "classes.yaml", "train_fraction": 0.0014, "validation_fraction": 0.002, "test_images_per_class": 20},
+    "dataset": {
+        "kind": "fashion_mnist",
+        "classes": "classes.yaml",
+        "train_fraction": 0.0014,
+        "validation_fraction": 0.002,
+        "test_images_per_class": 20,
+    },
     "corpus": {"kind": "miniature", "images": 3000, "distractors": 300},
-    "diffusion": {"model": "resources/mini/stable-diffusion", "resolution": 32, "scheduler": "ddim", "steps": 2, "guidance_scale": 2.0, "dtype": "float32"},
+    "diffusion": {
+        "model": "resources/mini/stable-diffusion",
+        "resolution": 32,
+        "scheduler": "ddim",
+        "steps": 2,
+        "guidance_scale": 2.0,
+        "dtype": "float32",
+    },
     "clip": {"model": "resources/mini/clip"},
     "methods": {
         "none": {"mechanism": "real"},
         "real_20pct": {"mechanism": "real", "split": "train2x"},
         "simple_prompt": {"mechanism": "sample", "prompt": {"class_name": "lemmas"}},
         "clip_prompts": {"mechanism": "sample", "prompt": {"templates": "clip"}},
-        "boomerang": {"mechanism": "sample", "start": "training_images", "steps": 10, "guidance_scale": 1.0, "prompt": {"templates": "empty"}},
-        # neither of these two is in the paper: a new method is a new row
-        "pseudoword_clip": {"mechanism": "personalise", "learn": "pseudoword", "prompt": {"templates": "clip"}, "candidates": ["val_loss", 1]},
-        "imagic_k2": {"mechanism": "personalise", "learn": "conditioning", "clusters": 2, "train_unet": True, "lr_grid": [1.0, 3.0], "candidates": [1, 2]},
+        "boomerang": {
+            "mechanism": "sample",
+            "start": "training_images",
+            "steps": 10,
+            "guidance_scale": 1.0,
+            "prompt": {"templates": "empty"},
+        },
+        # these two are not in the paper: a new method is only a new row
+        "pseudoword_clip": {
+            "mechanism": "personalise",
+            "learn": "pseudoword",
+            "prompt": {"templates": "clip"},
+            "candidates": ["val_loss", 1],
+        },
+        "imagic_k2": {
+            "mechanism": "personalise",
+            "learn": "conditioning",
+            "clusters": 2,
+            "train_unet": True,
+            "lr_grid": [1.0, 3.0],
+            "candidates": [1, 2],
+        },
         "retrieval": {"mechanism": "retrieve", "images_per_class": 10, "duplicate_threshold": 0.999},
     },
     "finetune": {"features": "clip", "max_epochs": 2, "patience": 1},
     "augmentation": {"images_per_class": 20, "images_per_part": 10, "resamples": 2},
     "leakage": {"clip_threshold": 0.98, "neighbours": 1},
-    "classifier": {"layers": [1, 1, 1, 1], "arch": "resnet18", "base_width": 8, "stem": "small", "resolution": 32, "evaluation_resize": 32, "batch_size": 32, "lr": 0.05, "max_epochs": 2},
+    "classifier": {
+        "layers": [1, 1, 1, 1],
+        "arch": "resnet18",
+        "base_width": 8,
+        "stem": "small",
+        "resolution": 32,
+        "evaluation_resize": 32,
+        "batch_size": 32,
+        "lr": 0.05,
+        "max_epochs": 2,
+    },
     "execution": {"classes_per_job": 5, "runs_per_job": 2, "batch_size": 20},
-}  # fmt: skip
+}
 
 
 def uses_the_finished_study(path: Path) -> bool:
-    """Whether a module of tests looks at the study that is run once for all."""
+    """Whether a test module uses the finished study, which runs once for all tests."""
     return re.search("(finished|current): Workspace", path.read_text(encoding="utf-8")) is not None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins."""
+    """Start the slowest tests first."""
     study = {path: uses_the_finished_study(path) for path in {item.path for item in items}}
     items.sort(key=lambda item: not study[item.path])
 
 
 class ByModule(LoadScopeScheduling):
-    """Modules side by side; those that share the finished study stay together, so that one process runs it once."""
+    """Run modules in parallel; those that use the finished study share a process, which runs it once."""
 
     def _split_scope(self, nodeid: str) -> str:
         module = nodeid.partition("::")[0]
@@ -67,7 +108,7 @@ class ByModule(LoadScopeScheduling):
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModule:
-    """How ``make test`` shares tests out among its processes."""
+    """Distribute the tests of ``make test`` among its processes."""
     return ByModule(config, log)
 
 
@@ -79,7 +120,7 @@ class Workspace:
 
     @property
     def results(self) -> Path:
-        """Where the small study's results are."""
+        """Folder of the small study's results."""
         return self.folder / "results/small"
 
     def write_study(self, study: Mapping[str, Any]) -> None:
@@ -99,23 +140,23 @@ class Workspace:
         )
 
     def run(self, *extra: str) -> subprocess.CompletedProcess[str]:
-        """Run the study to its end; fails the test if it does not get there."""
+        """Run the study to its end; fail the test if the run fails."""
         done = self.augbench("run", "--configfile", "study.yaml", "--cores", "2", *extra)
         assert done.returncode == 0, done.stderr[-4000:]
         return done
 
     def leave_behind(self) -> None:
-        """Say that not everything is up to date any more: a whole run takes its time, and not every test needs it."""
+        """Mark the study as not up to date, so that only a test that needs it pays for a whole run."""
         (self.folder / "behind").touch()
 
     def catch_up(self) -> None:
-        """Run the study if a test has left it behind."""
+        """Run the study if a test has marked it as not up to date."""
         if (self.folder / "behind").exists():
             self.run()
             (self.folder / "behind").unlink()
 
     def plan(self, *arguments: str, configfiles: Sequence[str] = ("study.yaml",)) -> dict[str, int]:
-        """Jobs per rule that a dry run would do."""
+        """Number of jobs per rule in a dry run."""
         command = [
             sys.executable,
             "-m",
@@ -138,9 +179,10 @@ class Workspace:
 
 
 def fetch_garments() -> Path:
-    """The folder of Fashion-MNIST's files, all there: fetched by the first process that asks, while the others wait.
+    """Fetch Fashion-MNIST and return its folder; the first process fetches while the others wait.
 
-    Before any workflow starts: Snakemake removes what is there before it makes it, and other tests read it.
+    It is fetched before any workflow starts, because Snakemake removes a job's output files before it runs
+    the job, while other tests read them.
     """
     DOWNLOADS.mkdir(parents=True, exist_ok=True)
     with open(DOWNLOADS / "tests.lock", "w") as lock:
@@ -150,7 +192,7 @@ def fetch_garments() -> Path:
 
 
 def make_workspace(folder: Path) -> Workspace:
-    """A clone-like folder; downloads are shared with the project, so that each is fetched once."""
+    """Make a clone-like folder; it shares the project's downloads, so that each is fetched once."""
     fetch_garments()
     for name in LINKED:
         (folder / name).symlink_to(PROJECT / name)
@@ -176,7 +218,10 @@ def workspace(tmp_path: Path) -> Workspace:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """The small study, run once to its end through the launcher. Tests that change it put it back, or say that it is behind."""
+    """The small study, run once to its end through the launcher.
+
+    Tests that change it restore it, or mark it as not up to date.
+    """
     workspace = make_workspace(tmp_path_factory.mktemp("study"))
     workspace.run()
     return workspace
@@ -184,14 +229,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 @pytest.fixture
 def current(finished: Workspace) -> Workspace:
-    """The same with everything up to date, whatever tests there were before."""
+    """The finished study with everything up to date, whichever tests ran before."""
     finished.catch_up()
     return finished
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Torch computes on one thread meanwhile."""
+    """Limit torch to one thread during the test."""
     import torch
 
     threads = torch.get_num_threads()

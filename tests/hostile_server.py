@@ -1,10 +1,12 @@
-"""A web server that behaves as the web does: of its images a third are gone, slow, broken, huge, forbidden or something else altogether.
+"""A web server like the real web: a third of its images are missing, slow, broken, huge or forbidden.
 
-Flows in: how many images, a seed, optionally what their pixels are. Flows out: a real HTTP server on 127.0.0.1, in a process of its own, and for each
-of its URLs the fate that a download must give it: a pure function of the seed and the image's number. It counts what it was asked for (``/_stats``).
+Input: the number of images, a seed, optionally their pixels. Output: a real HTTP server on 127.0.0.1 in its
+own process, and for each of its URLs the fate that a download must record: a pure function of the seed and
+the image's number. The server counts its requests (``/_stats``).
 
-Fates hold for clients that may connect to 127.0.0.1/32 and to nothing else that is private, give up after 5 to 20 s, :data:`MAX_BYTES`, 64 million
-pixels or 5 redirects, refuse images with a side below 32 pixels, and try twice again.
+The fates are right for clients that may connect to 127.0.0.1/32 and to no other private address, give up
+after 5 to 20 s, :data:`MAX_BYTES`, 64 million pixels or 5 redirects, reject images with a side below 32
+pixels, and retry twice.
 """
 
 from __future__ import annotations
@@ -104,18 +106,18 @@ ImageOf = Callable[[int], bytes]
 
 
 def kind_of(index: int, seed: int, kinds: Sequence[str] | None = None) -> str:
-    """What is wrong with an image, or how it is good: one in three is bad, every kind as often as another; or any of ``kinds``."""
+    """Kind of an image: one in three is bad, with all bad kinds equally likely; or any of ``kinds``."""
     chance = random.Random(f"{seed}/{index}")
     if kinds is not None:
         return chance.choice(kinds)
     if chance.random() < 1 / 3:
         return chance.choice(list(BAD))
-    # most of the web's images are plain
+    # most images on the web are plain
     return chance.choice([*GOOD, *["jpeg"] * 30, *["png"] * 10, *["webp"] * 6, *["gif"] * 3])
 
 
 def picture(index: int) -> bytes:
-    """The default image: a 64 x 48 JPEG of one colour with a bar, another for each index."""
+    """The default image: a 64 x 48 JPEG of one colour with a bar, different for each index."""
     from PIL import Image
 
     image = Image.new("RGB", (64, 48), (index * 37 % 256, index * 101 % 256, index * 7 % 256))
@@ -124,13 +126,13 @@ def picture(index: int) -> bytes:
 
 
 def encoded(image: Any, kind: str) -> bytes:
-    """A Pillow image as a file."""
+    """Encode a Pillow image as a file."""
     stream = BytesIO()
     image.save(stream, kind)
     return stream.getvalue()
 
 
-# --- the client's side ------------------------------------------------------------------------------------------------
+# --- the client's side ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ class HostileServer:
         return {self.url(index): KINDS[self.kind(index)] for index in range(self.count)}
 
     def stats(self) -> dict[str, Any]:
-        """``requests`` by image number (redirects' targets excluded), ``total``, ``in_flight``, ``most_in_flight``."""
+        """``requests`` by image (redirects count once), ``total``, ``in_flight``, ``most_in_flight``."""
         with urllib.request.urlopen(f"{self.base}/_stats") as answer:
             stats: dict[str, Any] = json.load(answer)
         return stats | {"requests": {int(index): count for index, count in stats["requests"].items()}}
@@ -185,7 +187,8 @@ def hostile_server(
     Parameters
     ----------
     image_of : callable, optional
-        From an image's number to the bytes of a file that Pillow reads; a function of a module, or a ``functools.partial`` of one.
+        Function from an image's number to the bytes of a file that Pillow reads; a module's function, or a
+        ``functools.partial`` of one, because it is pickled.
     kinds : sequence of str, optional
         Only these kinds of :data:`KINDS`.
     """
@@ -205,7 +208,7 @@ def hostile_server(
         process.join()
 
 
-# --- the server's side ------------------------------------------------------------------------------------------------
+# --- the server's side ----------------------------------------------------------------------------
 
 
 def _serve(pipe: Connection, seed: int, image_of: ImageOf, kinds: tuple[str, ...] | None) -> None:
@@ -222,7 +225,7 @@ async def _run(pipe: Connection, seed: int, image_of: ImageOf, kinds: tuple[str,
     listening = socket.create_server(("127.0.0.1", 0), backlog=512)
     await web.SockSite(runner, listening).start()
     closed = socket.socket()
-    closed.bind(("127.0.0.1", 0))  # bound, so that nobody else gets it, but not listening
+    closed.bind(("127.0.0.1", 0))  # bound, so that no other process gets it, but not listening
     pipe.send((listening.getsockname()[1], closed.getsockname()[1]))
     orphaned = asyncio.Event()
     asyncio.get_running_loop().add_reader(pipe.fileno(), orphaned.set)
@@ -294,7 +297,7 @@ class _Web:
         if kind in ("redirect", "redirect_relative") and hop:
             return web.Response(body=self.image_of(index), content_type="image/jpeg")
         if kind == "redirect_slowly":
-            await asyncio.sleep(4)  # no hop is too slow, all of them are
+            await asyncio.sleep(4)  # each hop is fast enough, all together are not
         target = {
             "redirect": f"http://{request.host}/hop/1/{name}",
             "redirect_relative": f"../hop/1/{name}",
@@ -307,7 +310,7 @@ class _Web:
         return web.Response(status=302, headers={"Location": target})
 
     async def odd(self, request: Any, index: int, kind: str) -> Any:
-        """Answers that are not one whole message."""
+        """Send answers that are not one complete message."""
         from aiohttp import web
 
         body = self.image_of(index)
@@ -347,7 +350,7 @@ class _Web:
         return response
 
     def file(self, index: int, kind: str) -> tuple[bytes, dict[str, str]]:
-        """Whole messages: the body and its headers."""
+        """Return the body and the headers of a complete message."""
         headers = {"Content-Type": "image/jpeg"}
         if kind in ("png", "webp", "gif"):
             return _as(self.image_of(index), kind.upper()), {"Content-Type": f"image/{kind}"}
@@ -410,7 +413,7 @@ def _gzip_bomb() -> bytes:
 
 @cache
 def _black_png(side: int) -> bytes:
-    """A black image of one bit per pixel, written by hand: no library makes bombs."""
+    """A black image of one bit per pixel, written by hand because no library writes decompression bombs."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

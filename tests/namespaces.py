@@ -1,4 +1,4 @@
-"""A command with a network, or with mounts, of its own: what only root may do to the machine, done to one process and gone with it."""
+"""Isolate one command: without a network or with its own mounts; the machine itself does not change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import pytest
 
 
 def namespace(kind: str) -> list[str]:
-    """What to put in front of a command (``--net``: it has no network, ``--mount``: its mounts are its own); skips the test where that is not allowed."""
+    """Return the prefix for a command that has no network (``--net``) or its own mounts (``--mount``).
+
+    Skips the test where that is not allowed.
+    """
     command = ["unshare", kind] if os.geteuid() == 0 else ["unshare", "--map-root-user", kind]
     try:
         allowed = subprocess.run([*command, "true"], capture_output=True).returncode == 0

@@ -1,10 +1,11 @@
-"""A real single-node Slurm for the tests: started, used, stopped, nothing left behind.
+"""A real single-node Slurm for the tests, which leaves nothing behind after its end.
 
-Flows in: nothing but root and Debian's ``slurm-wlm`` and ``munge``, which are installed where apt-get is. Flows out: a node with sixteen
-pretended CPUs and two pretended GPUs, memory and time limits that are enforced, no accounting, and what Slurm says of its jobs. The configuration has to
-lie in /etc/slurm, because Snakemake's plugin hides SLURM_* variables from its jobs; that of another Slurm is left alone.
+It needs root and Debian's ``slurm-wlm`` and ``munge``, which are installed if apt-get is available. The
+node has sixteen pretended CPUs and two pretended GPUs, enforces limits of memory and time, and has no
+accounting. The configuration has to lie in /etc/slurm, because Snakemake's plugin hides SLURM_* variables
+from its jobs; the configuration of another Slurm is left alone.
 
-``python tests/slurm_node.py`` keeps a node up until Ctrl-C, to try the profile by hand.
+``python tests/slurm_node.py`` runs a node until Ctrl-C, to try the profile by hand.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ SlurmctldPort={controller_port}
 SlurmdPort={node_port}
 SlurmUser=root
 AuthType=auth/munge
-# a job that goes back to the queue waits there for as long as its credential was good for, which is two minutes by default
+# a requeued job waits until its credential has expired, which takes two minutes by default
 AuthInfo=cred_expire=20
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
@@ -72,7 +73,7 @@ PartitionName=urgent Nodes=ALL MaxTime=1440 State=UP PriorityTier=10
 
 
 def missing() -> str | None:
-    """Why no node can be started here, or None; installs Slurm where that is possible."""
+    """Install Slurm if possible; return None, or the reason why no node can be started here."""
     if os.geteuid() != 0:
         return "Slurm's daemons need root"
     if CONFIG.exists() and MARK not in CONFIG.read_text():
@@ -83,12 +84,12 @@ def missing() -> str | None:
 
 
 def wait_until(reached: Callable[[], bool], what: str, seconds: float) -> None:
-    """Ask again and again.
+    """Poll until ``reached`` is true.
 
     Raises
     ------
     TimeoutError
-        It did not happen in time.
+        It was not true after ``seconds``.
     """
     end = time.monotonic() + seconds
     while not reached():
@@ -98,7 +99,7 @@ def wait_until(reached: Callable[[], bool], what: str, seconds: float) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """TCP ports that nobody listens on."""
+    """Return TCP ports that no process listens on."""
     opened = [socket.create_server(("", 0)) for _ in range(count)]
     ports = [server.getsockname()[1] for server in opened]
     for server in opened:
@@ -119,9 +120,9 @@ class SlurmJob:
     what : str
         Rule and wildcards, as the plugin writes them.
     partition, memory, limit, cpus, gpus : str
-        What it asked for, in Slurm's words; ``gpus`` is empty where none was asked for.
+        Resources that it requested, in Slurm's notation; ``gpus`` is empty without a request.
     restarts : int
-        How often it went back to the queue.
+        Number of times it was requeued.
     """
 
     number: str
@@ -136,16 +137,23 @@ class SlurmJob:
 
     @classmethod
     def read(cls, line: str) -> SlurmJob:
-        """A line of ``scontrol --oneliner show jobs``."""
+        """Parse a line of ``scontrol --oneliner show jobs``."""
         said = dict(re.findall(r"(\S+?)=(\S+)", line))
         return cls(
-            said["JobId"], said["JobState"], said["Comment"], said["Partition"], said["MinMemoryNode"], said["TimeLimit"],
-            said["CPUs/Task"], said.get("TresPerJob", ""), int(said["Restarts"]),
-        )  # fmt: skip
+            said["JobId"],
+            said["JobState"],
+            said["Comment"],
+            said["Partition"],
+            said["MinMemoryNode"],
+            said["TimeLimit"],
+            said["CPUs/Task"],
+            said.get("TresPerJob", ""),
+            int(said["Restarts"]),
+        )
 
 
 class SlurmNode:
-    """Munge, controller and node daemon; ``with SlurmNode() as node`` starts them, and stops them whatever happens."""
+    """Munge, controller and node daemon; ``with SlurmNode() as node`` starts them and always stops them."""
 
     def __init__(self) -> None:
         self.name = socket.gethostname().partition(".")[0]
@@ -170,7 +178,7 @@ class SlurmNode:
         self.stop()
 
     def start_node(self) -> None:
-        """The node's daemon; returns when jobs can run."""
+        """Start the node's daemon; return when jobs can run."""
         self._begin("slurmd", "-D")
         wait_until(
             lambda: (
@@ -182,20 +190,20 @@ class SlurmNode:
         )
 
     def fail_node(self) -> None:
-        """What a power cut does: the daemon and all that it has started are gone at once, and nobody tells the controller."""
+        """Simulate a power cut: kill the daemon and all its processes at once, unknown to the controller."""
         daemon = self._daemons.pop("slurmd")
         daemon.kill()
         daemon.wait()
         for process in Path("/proc").glob("[0-9]*"):
-            if "slurmstepd" in _command(process):  # the parent of a step's processes
+            if "slurmstepd" in _command(process):  # parent of a step's processes
                 _kill_family(int(process.name))
 
     def hold_queue(self, held: bool = True) -> None:
-        """Start no job until it is let go."""
+        """Start no jobs while ``held``."""
         self._ask("scontrol", "update", "PartitionName=everyone", f"State={'DOWN' if held else 'UP'}")
 
     def jobs(self) -> list[SlurmJob]:
-        """All jobs since the start, in the order of submission."""
+        """List all jobs since the start, in the order of submission."""
         lines = [
             line
             for line in self._ask("scontrol", "--oneliner", "show", "jobs").splitlines()
@@ -204,7 +212,7 @@ class SlurmNode:
         return sorted(map(SlurmJob.read, lines), key=lambda job: int(job.number))
 
     def submit_urgent(self) -> None:
-        """A job that wants the whole node and goes before all others: what runs is pre-empted. It ends after a second."""
+        """Submit a job of one second for the whole node with top priority: it pre-empts all others."""
         self._ask(
             "sbatch",
             "--partition=urgent",
@@ -216,11 +224,11 @@ class SlurmNode:
         )
 
     def cancel(self, number: str) -> None:
-        """``scancel``."""
+        """Cancel a job (``scancel``)."""
         self._ask("scancel", number)
 
     def shorten(self, number: str) -> None:
-        """Leave a job a minute, which ends at once if it has had that already."""
+        """Set a job's time limit to one minute; a job that has run longer ends at once."""
         self._ask("scontrol", "update", f"JobId={number}", "TimeLimit=1")
 
     def stop(self) -> None:
@@ -293,7 +301,7 @@ def _command(process: Path) -> str:
 
 
 def _kill_family(pid: int) -> None:
-    """``kill -9`` of a process and all that it has started, from the top, so that none sees another end."""
+    """Kill (-9) a process and its descendants, parents first, so that none sees another end."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         os.kill(pid, signal.SIGKILL)
@@ -304,7 +312,7 @@ def _kill_family(pid: int) -> None:
 
 
 def main() -> None:
-    """Keep a node up."""
+    """Run a node until Ctrl-C."""
     if reason := missing():
         raise SystemExit(reason)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""The aesthetics predictor: five published layers as one, and what is refused."""
+"""The aesthetics predictor: the five published layers as one, and the inputs that it rejects."""
 
 from __future__ import annotations
 
@@ -19,8 +19,15 @@ def published_model(width: int = 768) -> nn.Sequential:
     """The layers as published, with dropout where training had it; weights are random."""
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Linear(width, 1024), nn.Dropout(0.2), nn.Linear(1024, 128), nn.Dropout(0.2), nn.Linear(128, 64), nn.Dropout(0.1), nn.Linear(64, 16), nn.Linear(16, 1)
-    )  # fmt: skip
+        nn.Linear(width, 1024),
+        nn.Dropout(0.2),
+        nn.Linear(1024, 128),
+        nn.Dropout(0.2),
+        nn.Linear(128, 64),
+        nn.Dropout(0.1),
+        nn.Linear(64, 16),
+        nn.Linear(16, 1),
+    )
 
 
 def save(model: nn.Module, path: Path) -> Path:
@@ -71,7 +78,8 @@ def test_no_embeddings_have_no_scores(weights: Path) -> None:
 def test_embeddings_of_another_clip_are_refused(weights: Path) -> None:
     with pytest.raises(
         UserError,
-        match=r"embeddings of shape \(2, 512\); it reads \(N, 768\) only, the image embeddings of OpenAI's CLIP ViT-L/14",
+        match=r"embeddings of shape \(2, 512\); it reads \(N, 768\) only, the image embeddings of "
+        r"OpenAI's CLIP ViT-L/14",
     ):
         load_predictor(weights, None).score(np.ones((2, 512)))
 

@@ -1,4 +1,4 @@
-"""Bad inputs: each one is named before anything runs, by key or file, with the value found and what is allowed."""
+"""Bad inputs: each is reported before anything runs, with key or file, the value and what is allowed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder in which all is well: images, a class table, a model folder and CLIP's, one shard."""
+    """A user's folder without faults: images, a class table, a diffusion model, a CLIP model, one shard."""
     folder = tmp_path_factory.mktemp("pristine")
     for class_id in ("cat", "dog"):
         write_images(folder / "pets/train" / class_id, TRAIN_IMAGES)
@@ -76,7 +76,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Workplace:
-    """A copy of the pristine folder, to spoil."""
+    """A copy of the pristine folder, in which a test makes a fault."""
 
     folder: Path
 
@@ -128,7 +128,7 @@ def test_a_good_study_passes_every_check(work: Workplace) -> None:
     ]
 
 
-# --- what is spoilt -------------------------------------------------------------------------------------------------
+# --- what is spoilt -------------------------------------------------------------------------------
 
 
 def without_required_key(work: Workplace) -> None:
@@ -464,7 +464,7 @@ BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
     ),
     "foreign parquet file": (
         foreign_shard,
-        ["0.parquet: a Parquet file that is not a shard of ours; delete it"],
+        ["0.parquet: a Parquet file that is not a shard; delete it"],
     ),
     "truncated split": (
         truncated_split,

@@ -1,4 +1,4 @@
-"""The benchmarks of training, embedding and start-up run from end to end with the miniature's models, and say what they measured and where."""
+"""The benchmarks of training, embedding and start-up run with the miniature and report their figures."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SHORT = ("--size", "mini", "--threads", "1", "--repeats", "1", "--seconds", "0")
 
 
 def run(folder: Path, script: str, *arguments: str) -> tuple[str, dict[str, Any]]:
-    """The table that a benchmark prints, and its JSON."""
+    """Run a benchmark; return its table and its JSON."""
     out = folder / "report.json"
-    device = () if script == "study.py" else ("--device", "cpu")  # a study's own config says where it runs
+    device = () if script == "study.py" else ("--device", "cpu")  # a study's config sets the device
     done = subprocess.run(
         [sys.executable, PROJECT / "benchmarks" / script, *arguments, *device, "--json", out],
         capture_output=True,
@@ -81,15 +81,14 @@ def test_a_whole_study_is_compared_with_that_of_another_checkout(tmp_path: Path,
         and ours["accuracies"] == before["accuracies"]
         and set(ours["accuracies"]) == set(rows)
     )
-    assert (
-        ours["stages"]["generate"][0] == 2 and 0 < ours["stages"]["generate"][1] < 2 * ours["seconds"]
-    )  # jobs, and their seconds
+    jobs, seconds = ours["stages"]["generate"]
+    assert jobs == 2 and 0 < seconds < 2 * ours["seconds"]
     assert (
         ours["processor_seconds"] > 5
         and "| generate | 2 | " in table
         and "the same accuracies in every run" in table
     )
-    assert not list(tmp_path.glob("tmp*"))  # copies are gone
+    assert not list(tmp_path.glob("tmp*"))  # the copies are removed
 
 
 @pytest.mark.full
@@ -111,9 +110,8 @@ def test_personalisation_is_compared_with_diffusers_examples(tmp_path: Path) -> 
         "| | images per second | times diffusers' textual inversion, one class |"
     )
     flops = report["flops_per_image"]
-    assert (
-        flops["ours, pseudo-words"] > flops["ours, conditioning vectors"] > 0
-    )  # the text encoder's, and no VAE in either
+    # the text encoder's are extra; neither includes a VAE
+    assert flops["ours, pseudo-words"] > flops["ours, conditioning vectors"] > 0
     assert flops["ours, conditioning and U-Net"] > 1.3 * flops["ours, conditioning vectors"]
 
 

@@ -228,7 +228,7 @@ def test_a_class_without_images_yet_says_so(squares: Squares, port: int) -> None
     path = Path(squares.plan.shard("boomerang", "class_f", "0"))
     aside = path.rename(path.with_suffix(".aside"))
     try:
-        assert "There are no images of this class and method yet." in Page(
+        assert "There are no images of this class from this method yet." in Page(
             ask(port, "/?class=class_f&method=boomerang").body.decode()
         ).text_of("p")
     finally:
@@ -244,7 +244,7 @@ def test_a_study_without_images_is_one_clear_line(
 
 
 def test_a_taken_port_is_one_clear_line(squares: Squares, port: int) -> None:
-    with pytest.raises(UserError, match=f"--port: {port}; .*0 for any that is free"):
+    with pytest.raises(UserError, match=f"--port: {port}; .*0 for any free port"):
         open_server(squares.plan, port)
     with pytest.raises(UserError, match="allowed: 0 to 65535"):
         open_server(squares.plan, 70000)
@@ -260,9 +260,8 @@ def test_the_command_says_where_to_look_and_ends_on_ctrl_c(squares: Squares, tmp
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # which is ignored in what a shell starts with "&"
+        # a shell makes a process that it starts with "&" ignore this signal
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert process.stdout is not None

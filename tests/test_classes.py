@@ -1,4 +1,4 @@
-"""Class tables: ImageNet's as shipped and how it is made, and tables as TSV."""
+"""Class tables: ImageNet's as shipped, the script that makes it, and tables as TSV."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from augbench.errors import UserError
 from augbench.files import RESOURCES
 
 WORDNET_HEAD = "  1 This software and database is being provided to you, the LICENSEE, by  \n"
-# two synsets of our own in WordNet's format: the second below the first and below a third that is an instance only
+# made-up synsets in WordNet's format; the second is below the first, and only an instance of the third
 NOUNS = (
-    "00000100 06 n 0b tool 0 aid 0 b 0 c 0 d 0 e 0 f 0 g 0 h 0 i 0 j 0 002 ~ 00000200 n 0000 + 00000900 v 0101 | what helps; in work  \n"
-    '00000200 06 n 02 big_hammer 0 sledge 1 003 @ 00000100 n 0000 @i 00000300 n 0000 @ 00000300 n 0000 | hits hard; for stones; "he took the sledge"; "so did she"  \n'
+    "00000100 06 n 0b tool 0 aid 0 b 0 c 0 d 0 e 0 f 0 g 0 h 0 i 0 j 0 "
+    "002 ~ 00000200 n 0000 + 00000900 v 0101 | what helps; in work  \n"
+    "00000200 06 n 02 big_hammer 0 sledge 1 003 @ 00000100 n 0000 @i 00000300 n 0000 "
+    '@ 00000300 n 0000 | hits hard; for stones; "he took the sledge"; "so did she"  \n'
     "00000300 06 n 01 thing 0 000 | something  \n"
 )
 
@@ -34,7 +36,7 @@ def make_imagenet() -> ModuleType:
     return module
 
 
-# --- ImageNet -------------------------------------------------------------------------------------------------------
+# --- ImageNet -------------------------------------------------------------------------------------
 
 
 def test_imagenets_table_is_complete() -> None:
@@ -122,7 +124,7 @@ def test_the_table_is_not_made_from_another_wordnet(tmp_path: Path) -> None:
     assert not (tmp_path / "imagenet.tsv").exists()
 
 
-# --- TSV ------------------------------------------------------------------------------------------------------------
+# --- TSV ------------------------------------------------------------------------------------------
 
 
 def test_a_tsv_table_gives_what_the_same_yaml_gives(tmp_path: Path) -> None:

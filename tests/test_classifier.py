@@ -1,4 +1,4 @@
-"""The classifier: network, crops, schedule, training, scoring, and what a block of runs leaves."""
+"""The classifier: network, crops, schedule, training, scoring, and the files of a block of runs."""
 
 from __future__ import annotations
 
@@ -42,14 +42,24 @@ from augbench.resample import resample
 
 CPU = torch.device("cpu")
 ALONE = Compute(CPU)
-TINY = Classifier(arch="resnet18", layers=(1, 1, 1, 1), base_width=4, resolution=16, evaluation_resize=16, min_crop_area=0.5, batch_size=16, lr=0.05, max_epochs=4)  # fmt: skip
+TINY = Classifier(
+    arch="resnet18",
+    layers=(1, 1, 1, 1),
+    base_width=4,
+    resolution=16,
+    evaluation_resize=16,
+    min_crop_area=0.5,
+    batch_size=16,
+    lr=0.05,
+    max_epochs=4,
+)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def photo(label: int, i: int, side: int = 16) -> Image.Image:
-    """A noisy image whose brightness gives its class away most of the time."""
+    """A noisy image whose brightness usually tells its class."""
     rng = np.random.default_rng([label, i])
     return Image.fromarray((rng.normal(110 + 30 * label, 40, (side, side, 3)).clip(0, 255)).astype(np.uint8))
 
@@ -63,7 +73,7 @@ def labelled(first: int, count: int, what: str = "images") -> LabelledImages:
     return LabelledImages([f"{first + i}" for i in range(count)], labels, load, what)
 
 
-# --- network ----------------------------------------------------------------------------------------------------------
+# --- network --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
@@ -103,7 +113,7 @@ def test_building_a_network_leaves_the_global_random_state() -> None:
     assert torch.rand(1) == expected
 
 
-# --- crops ------------------------------------------------------------------------------------------------------------
+# --- crops ----------------------------------------------------------------------------------------
 
 
 def test_crops_are_distributed_as_torchvisions() -> None:
@@ -132,7 +142,7 @@ def undo_normalisation(images: torch.Tensor) -> torch.Tensor:
 def test_cutting_equals_torchvisions_resized_crop() -> None:
     torch.manual_seed(0)
     images = torch.randint(0, 256, (3, 3, 40, 50), dtype=torch.uint8)
-    boxes = np.array([[3, 5, 30, 44], [20, 10, 9, 7], [0, 0, 40, 50]])  # smaller, larger and the whole
+    boxes = np.array([[3, 5, 30, 44], [20, 10, 9, 7], [0, 0, 40, 50]])  # smaller, larger, the whole image
     ours = undo_normalisation(cut(images, Crops(boxes, np.array([False, True, True])), 16))
     for image, box, flip, got in zip(images, boxes.tolist(), (False, True, True), ours, strict=True):
         expected = v2.functional.resized_crop(image.float(), *box, size=[16, 16], antialias=True)
@@ -152,7 +162,7 @@ def test_evaluation_crop_equals_torchvisions(resize: int, side: int) -> None:
         assert torch.allclose(got, reference(image[:, :height, :width].float()), atol=1e-2)
 
 
-# --- images -----------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 def test_large_images_are_kept_at_the_size_that_evaluation_needs() -> None:
@@ -169,7 +179,7 @@ def test_batches_mix_pools_and_sizes() -> None:
 
 
 def mixed(first: int, count: int) -> list[Image.Image]:
-    """Images of a few sizes."""
+    """Images of various sizes."""
     return [photo(i % 2, first + i).resize((16 + i % 5, 16 + i % 3)) for i in range(count)]
 
 
@@ -192,7 +202,7 @@ def test_images_in_a_file_are_those_in_memory(images: list[Image.Image], tmp_pat
         stream([memory, memory], batches, CPU), stream([memory, disk], batches, CPU), strict=True
     ):
         assert torch.equal(expected, found)
-    assert list(tmp_path.iterdir()) == []  # the file has no name, so nothing is left behind
+    assert list(tmp_path.iterdir()) == []  # the temporary file is unnamed
 
 
 @pytest.mark.parametrize(
@@ -241,14 +251,46 @@ GIB = 1 << 30
     ("files", "slurm", "expected"),
     [
         ({}, None, 64 * GIB),
-        ({"proc/self/cgroup": "0::/slurm/job_1/step_0", "sys/fs/cgroup/slurm/job_1/memory.max": f"{8 * GIB}", "sys/fs/cgroup/slurm/job_1/memory.stat": f"anon {GIB}\nfile {5 * GIB}"}, None, 7 * GIB),
-        ({"proc/self/cgroup": "0::/slurm/job_1", "sys/fs/cgroup/slurm/job_1/memory.max": "max", "sys/fs/cgroup/slurm/job_1/memory.stat": "anon 5"}, None, 64 * GIB),
-        ({"proc/self/cgroup": "7:cpu:/\n4:memory:/job", "sys/fs/cgroup/memory/job/memory.limit_in_bytes": f"{4 * GIB}", "sys/fs/cgroup/memory/job/memory.stat": f"total_rss {GIB}"}, None, 3 * GIB),
-        ({"proc/self/cgroup": "4:memory:/elsewhere", "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2 * GIB}", "sys/fs/cgroup/memory/memory.stat": f"total_rss {3 * GIB}"}, None, 0),
+        (
+            {
+                "proc/self/cgroup": "0::/slurm/job_1/step_0",
+                "sys/fs/cgroup/slurm/job_1/memory.max": f"{8 * GIB}",
+                "sys/fs/cgroup/slurm/job_1/memory.stat": f"anon {GIB}\nfile {5 * GIB}",
+            },
+            None,
+            7 * GIB,
+        ),
+        (
+            {
+                "proc/self/cgroup": "0::/slurm/job_1",
+                "sys/fs/cgroup/slurm/job_1/memory.max": "max",
+                "sys/fs/cgroup/slurm/job_1/memory.stat": "anon 5",
+            },
+            None,
+            64 * GIB,
+        ),
+        (
+            {
+                "proc/self/cgroup": "7:cpu:/\n4:memory:/job",
+                "sys/fs/cgroup/memory/job/memory.limit_in_bytes": f"{4 * GIB}",
+                "sys/fs/cgroup/memory/job/memory.stat": f"total_rss {GIB}",
+            },
+            None,
+            3 * GIB,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/elsewhere",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2 * GIB}",
+                "sys/fs/cgroup/memory/memory.stat": f"total_rss {3 * GIB}",
+            },
+            None,
+            0,
+        ),
         ({}, "1024", GIB),
     ],
     ids=["machine", "cgroup 2", "cgroup 2 without limit", "cgroup 1", "container", "Slurm without cgroups"],
-)  # fmt: skip
+)
 def test_free_memory_is_what_the_job_may_take(
     files: dict[str, str], slurm: str | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,7 +315,7 @@ def test_a_missing_image_is_an_error() -> None:
         ImagePool((photo(0, i) for i in range(2)), 3, 16, ALONE, "images")
 
 
-# --- schedule ---------------------------------------------------------------------------------------------------------
+# --- schedule -------------------------------------------------------------------------------------
 
 
 def test_schedule_follows_a_sequence_of_accuracies() -> None:
@@ -283,7 +325,7 @@ def test_schedule_follows_a_sequence_of_accuracies() -> None:
         assert not state.finished(config)
         rates.append(state.lr)
         state = state.step(top1_value, config)
-    # no gain in epochs 2 and 3: lr falls before 4, which gains; none in 5 and 6, none in 7 and 8: the end
+    # epochs 2 and 3 do not improve: lr falls before 4, which improves; 5 and 6 do not, nor 7 and 8: stop
     assert rates == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
     assert state.finished(config) and (state.best_epoch, state.best_top1) == (4, 0.4)
 
@@ -296,7 +338,7 @@ def test_schedule_ends_at_the_most_epochs() -> None:
     assert state.finished(config) and state.improved
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -393,7 +435,7 @@ def test_a_compiled_network_trains_as_one_that_is_not(
 def test_the_weights_kept_are_those_of_the_best_epoch(
     sets: tuple[LabelledImages, LabelledImages, LabelledImages],
 ) -> None:
-    # with a high learning rate accuracy jumps about; take a run whose last epoch is not its best
+    # a high learning rate makes accuracy fluctuate; take a run whose last epoch is not its best
     results = ((run, run_tiny(sets, run=run, lr=0.5, max_epochs=6)) for run in range(20))
     run, result = next((run, result) for run, result in results if result.best_epoch < 5)
     accuracies = [epoch.val_top1 for epoch in result.history]
@@ -437,11 +479,11 @@ def test_the_key_of_a_set_depends_on_ids_labels_and_order() -> None:
     assert len({images(["a", "b"], [0, 1]), images(["b", "a"], [0, 1]), images(["a", "b"], [1, 0])}) == 3
 
 
-# --- blocks of runs ---------------------------------------------------------------------------------------------------
+# --- blocks of runs -------------------------------------------------------------------------------
 
 
 class Project:
-    """A study on disk: an image folder of two classes, its splits, a pool of shards and two sets drawn from it."""
+    """A study on disk: an image folder of two classes, its splits, a pool of shards, two sets from it."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.folder = root, root / "results/s"
@@ -505,9 +547,16 @@ class Project:
         folders = [self.folder / f"classifiers/{method}/selected/{run}" for run in (0, 1)]
         manifests = self.manifests if method == "m" else []
         train_block(
-            self.study, store, method, self.split("train"), self.split("val"), self.split("test") if test else None,
-            self.folder / "classes.parquet", manifests, folders,
-        )  # fmt: skip
+            self.study,
+            store,
+            method,
+            self.split("train"),
+            self.split("val"),
+            self.split("test") if test else None,
+            self.folder / "classes.parquet",
+            manifests,
+            folders,
+        )
         return store, folders
 
 
@@ -525,9 +574,9 @@ def contents(folders: list[Path]) -> dict[Path, bytes]:
 def test_a_run_leaves_checkpoint_history_predictions_and_result(trained: tuple[Project, list[Path]]) -> None:
     project, folders = trained
     result, history = read_json(folders[1] / "result.json"), read_json(folders[1] / "history.json")
-    assert {name: result[name] for name in ("run", "classes", "n_real", "n_added", "n_val", "n_test", "epochs")} == {
-        "run": 1, "classes": 2, "n_real": 24, "n_added": 24, "n_val": 24, "n_test": 24, "epochs": 2,
-    }  # fmt: skip
+    counts = {"classes": 2, "n_real": 24, "n_added": 24, "n_val": 24, "n_test": 24}
+    expected = {"run": 1, **counts, "epochs": 2}
+    assert {name: result[name] for name in expected} == expected
     assert (
         result["val_top1"]
         == history["epochs"][result["best_epoch"]]["val_top1"]
@@ -558,7 +607,7 @@ def test_shards_remade_with_the_same_images_train_nothing(trained: tuple[Project
 def test_a_damaged_checkpoint_in_the_store_is_trained_anew(trained: tuple[Project, list[Path]]) -> None:
     project, folders = trained
     before = contents(folders)
-    with (folders[0] / "model.safetensors").open("r+b") as stream:  # the store's own bytes: a hard link
+    with (folders[0] / "model.safetensors").open("r+b") as stream:  # a hard link to the file in the store
         stream.seek(-1, 2)
         stream.write(b"\x55")
     project.train()

@@ -34,7 +34,7 @@ CLASSES = ("cat", "dog")
 
 @dataclass(frozen=True)
 class Inputs:
-    """Two classes of dark and of bright images, half and half, and the files that earlier stages leave."""
+    """Two classes, each half dark and half bright images, and the files of earlier stages."""
 
     folder: Path
 
@@ -167,10 +167,9 @@ def test_inception_features_are_the_pooled_ones_of_the_published_network(tmp_pat
     pooled = []
     network.avgpool.register_forward_hook(lambda module, arguments, output: pooled.append(output.flatten(1)))
     network.transform_input = True
-    pixels = [
-        np.asarray(image.resize((342, 342), Image.Resampling.BILINEAR))[21:320, 21:320] / 255
-        for image in images
-    ]  # the middle 299 of 342
+    # the middle 299 of 342 pixels
+    large = [image.resize((342, 342), Image.Resampling.BILINEAR) for image in images]
+    pixels = [np.asarray(image)[21:320, 21:320] / 255 for image in large]
     batch = (
         torch.from_numpy((np.stack(pixels) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225])
         .permute(0, 3, 1, 2)

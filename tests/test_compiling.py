@@ -43,7 +43,7 @@ def test_kernels_go_to_the_study_unless_the_environment_names_a_folder(
     monkeypatch.delenv(VARIABLE)
     share_cache(tmp_path / "study")
     assert cache_folder() == tmp_path / "study"
-    monkeypatch.delenv(VARIABLE)  # what share_cache has set
+    monkeypatch.delenv(VARIABLE)  # set by share_cache
 
 
 def test_the_first_job_compiles_alone_and_the_others_go_on_together(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_the_first_job_compiles_alone_and_the_others_go_on_together(tmp_path: Pa
     def later() -> None:
         with first_alone(tmp_path, {"batch": 4}):
             order.append("later")
-            together.wait()  # both are in here at once
+            together.wait()  # both are inside at once
 
     threads = [threading.Thread(target=first)]
     threads[0].start()
@@ -71,7 +71,7 @@ def test_the_first_job_compiles_alone_and_the_others_go_on_together(tmp_path: Pa
     threads += [threading.Thread(target=later) for _ in range(2)]
     for thread in threads[1:]:
         thread.start()
-    with first_alone(tmp_path, {"batch": 8}):  # something else need not wait
+    with first_alone(tmp_path, {"batch": 8}):  # another key does not wait
         order.append("else")
     finish.set()
     for thread in threads:
@@ -122,11 +122,8 @@ class TestCompiled:
             json.loads((tmp_path / "report.json").read_text())["compiling"][name] for name in ("cold", "warm")
         )
         for run in (cold, warm):
-            assert (run["graphs"], run["graphs_after_sampling"], run["graph_breaks"]) == (
-                2,
-                2,
-                0,
-            )  # the U-Net with guidance, the decoder
+            # two graphs: the U-Net with guidance, the decoder
+            assert (run["graphs"], run["graphs_after_sampling"], run["graph_breaks"]) == (2, 2, 0)
         assert cold["kernels_from_cache"] == 0 < cold["kernels_compiled"]
         assert (warm["kernels_from_cache"], warm["kernels_compiled"]) == (cold["kernels_compiled"], 0)
 
@@ -134,9 +131,9 @@ class TestCompiled:
         self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv(VARIABLE, raising=False)  # imports in this process may have set it
-        study: dict[str, Any] = SMALL_STUDY | {
-            "execution": SMALL_STUDY["execution"] | {"batch_size": 4}
-        }  # a shard of ten: two whole batches, one filled up
+        # a shard of ten images makes two full batches and a padded one
+        execution = SMALL_STUDY["execution"] | {"batch_size": 4}
+        study: dict[str, Any] = SMALL_STUDY | {"execution": execution}
         images, compiled_by_small1 = {}, workspace.folder / "results/small1/.work/compiled"
         for compiled in (False, True):
             workspace.write_study(
@@ -157,6 +154,6 @@ class TestCompiled:
             max(np.abs(one - other).max() for one, other in zip(images[False], images[True], strict=True))
             <= 2
         )
-        assert len(made) == 2  # with guidance, and without it for Boomerang; all other rows sample alike
-        assert made == set(compiled_by_small1.glob("*.done"))  # the job that makes images found all it needs
+        assert len(made) == 2  # without guidance for Boomerang, with it for all other rows
+        assert made == set(compiled_by_small1.glob("*.done"))  # the job that makes images compiled nothing
         assert not (workspace.folder / "results/small0/.work/compiled").exists()

@@ -1,4 +1,4 @@
-"""The shipped studies hold what they promise."""
+"""The shipped studies keep their promises."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_the_fast_mode_takes_little_more_than_a_third_of_the_work_and_is_never_t
         "steps": 20,
         "guidance_interval": [0.28, 5.42],
     }
-    assert fast["boomerang"] == default["boomerang"]  # it has steps of its own, and no guidance
+    assert fast["boomerang"] == default["boomerang"]  # it has its own steps, and no guidance
     exact, cheap = (
         Estimate(Plan(study, ("n01440764",)), read_throughput()).unet_calls("clip_prompts")
         for study in studies
@@ -133,7 +133,7 @@ def test_the_fast_mode_takes_little_more_than_a_third_of_the_work_and_is_never_t
     assert {
         "Sampler": "dpmsolver++",
         "Sampling steps": "20",
-        "Noise levels that are guided": "0.28 to 5.42",
+        "Noise levels with guidance": "0.28 to 5.42",
     }.items() <= named.items()
 
 
@@ -156,5 +156,5 @@ def test_exact_and_fast_rows_stand_side_by_side_in_the_miniature() -> None:
     assert named == {
         "Sampler of clip_prompts_few_steps, clip_prompts_fast": "dpmsolver++",
         "Sampling steps of clip_prompts_few_steps, clip_prompts_fast": "8",
-        "Noise levels guided in clip_prompts_interval, clip_prompts_fast": "0.28 to 5.42",
+        "Noise levels with guidance in clip_prompts_interval, clip_prompts_fast": "0.28 to 5.42",
     }

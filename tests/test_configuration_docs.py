@@ -1,4 +1,4 @@
-"""docs/configuration.md and the schema say the same."""
+"""docs/configuration.md and the schema agree."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_every_key_has_a_description():
 
 def test_a_row_tells_type_bounds_default_unit_and_source():
     assert (
-        "| `batch_size` | integer; ≥ 1 | `256` | images | Global batch. | paper, section 3 |"
-        in render().splitlines()
+        "| `batch_size` | integer; ≥ 1 | `256` | images | Images per training step, over all processes. "
+        "| paper, section 3 |" in render().splitlines()
     )
 
 

@@ -1,4 +1,4 @@
-"""The miniature corpus: disjoint from the target, shifted and contaminated as configured, the same on every build."""
+"""The miniature corpus: disjoint from the target, shifted and contaminated as configured, reproducible."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_kinds_of_captions_are_drawn_as_numpys_choice_draws_them() -> None:
     kinds, shares = zip(*config.captions.items(), strict=True)
     for index in range(200):
         rng = np.random.default_rng(derive_seed(3, "caption", index))
-        rng.random()  # whether the caption is a wrong one
+        rng.random()  # draws whether the caption is wrong
         expected = kinds[int(rng.choice(len(kinds), p=np.array(shares) / sum(shares)))]
         row = corpus.garment_row(index, 0, 4, CLASSES, config, 3)
         assert (row.caption_kind, row.caption) == (expected, caption_for(CLASSES[4], expected, rng))
@@ -127,7 +127,17 @@ def test_embeddings_and_similarities_are_those_of_each_image_and_its_own_caption
     )
     (part,) = corpus.part_paths(tmp_path)
     write_json(tmp_path / "clip.json", fingerprint(CLIP))
-    study = parse_study({"study": "s", "dataset": {"kind": "fashion_mnist"}, "diffusion": {"model": "none"}, "clip": {"model": "none"}, "methods": {"none": {"mechanism": "real"}}, "augmentation": {"images_per_class": 1}, "execution": {"device": "cpu"}})  # fmt: skip
+    study = parse_study(
+        {
+            "study": "s",
+            "dataset": {"kind": "fashion_mnist"},
+            "diffusion": {"model": "none"},
+            "clip": {"model": "none"},
+            "methods": {"none": {"mechanism": "real"}},
+            "augmentation": {"images_per_class": 1},
+            "execution": {"device": "cpu"},
+        }
+    )
     embed_miniature(
         Job(study, Store(tmp_path / ".store"), 1), [part], tmp_path / "clip.json", tmp_path / "embeddings"
     )
@@ -165,7 +175,17 @@ def test_a_folder_of_images_is_embedded_with_their_paths_and_sizes(
         Image.new("RGB", (40, 50), colour).save(tmp_path / "pictures" / name)
     (tmp_path / "pictures/notes.txt").write_text("no image")
     write_json(tmp_path / "clip.json", fingerprint(CLIP))
-    study = parse_study({"study": "s", "dataset": {"kind": "fashion_mnist"}, "diffusion": {"model": "none"}, "clip": {"model": "none"}, "methods": {"none": {"mechanism": "real"}}, "augmentation": {"images_per_class": 1}, "execution": {"device": "cpu"}})  # fmt: skip
+    study = parse_study(
+        {
+            "study": "s",
+            "dataset": {"kind": "fashion_mnist"},
+            "diffusion": {"model": "none"},
+            "clip": {"model": "none"},
+            "methods": {"none": {"mechanism": "real"}},
+            "augmentation": {"images_per_class": 1},
+            "execution": {"device": "cpu"},
+        }
+    )
     job = Job(study, Store(tmp_path / ".store"), 1)
     embed_folder(job, tmp_path / "pictures", tmp_path / "clip.json", tmp_path / "out")
     rows = [

@@ -120,7 +120,7 @@ def test_a_methods_hours_are_those_of_all_its_jobs(plan: Plan) -> None:
 
 def test_a_row_that_draws_from_a_pool_is_charged_for_the_pool_and_the_parts_it_needs(plan: Plan) -> None:
     assert plan.parts("ft_500") == [str(part) for part in range(6)]
-    # fine-tuning, selection and the pool as that row's, and the part from number 2 on; not the one from number 9 on
+    # fine-tuning, selection and pool of the other row, and the part from image 2 on, not that from 9 on
     assert rows_of(plan)["ft_500"].make_wall_hours == pytest.approx(1.5 + 1)
 
 
@@ -128,9 +128,8 @@ def test_accuracy_per_hour_is_given_with_and_without_what_is_shared(plan: Plan) 
     rows = rows_of(plan)
     retrieval = rows["retrieval"]
     assert (retrieval.gain_points, retrieval.points_per_hour) == (pytest.approx(4), pytest.approx(40))
-    assert retrieval.points_per_hour_with_shared == pytest.approx(
-        4 / (0.1 + 0.9 + 0.01)
-    )  # the corpus and the class table
+    # shared: the corpus and the class table
+    assert retrieval.points_per_hour_with_shared == pytest.approx(4 / (0.1 + 0.9 + 0.01))
     assert rows["clip_prompts"].points_per_hour_with_shared == pytest.approx(2 / (0.2 + 0.01))
     assert rows["ft_cluster_conditioning_k5"].points_per_hour_with_shared == pytest.approx(
         3 / (1.5 + 0.1 + 0.01)
@@ -145,8 +144,10 @@ def test_shared_steps_stand_apart_and_reports_are_left_out(plan: Plan) -> None:
         if not row.method
     }
     assert shared == {
-        "data": (cost.ALL, pytest.approx(0.01)), "clusters": (cost.CLUSTERED, pytest.approx(0.1)), "corpus": (cost.RETRIEVAL, pytest.approx(0.9)),
-    }  # fmt: skip
+        "data": (cost.ALL, pytest.approx(0.01)),
+        "clusters": (cost.CLUSTERED, pytest.approx(0.1)),
+        "corpus": (cost.RETRIEVAL, pytest.approx(0.9)),
+    }
 
 
 @pytest.mark.parametrize(("gpus", "sampling", "training"), [(0, 0, 0), (1, 1, 1), (4, 1, 4)])
@@ -160,7 +161,8 @@ def test_gpu_hours_follow_from_what_the_classifiers_trained_on(
     )
     rows = rows_of(plan)
     assert cost.gpus_used(plan) == (sampling, training)
-    assert rows["clip_prompts"].make_gpu_hours == pytest.approx(0.19 * sampling)  # writing prompts needs none
+    # writing prompts needs no GPU
+    assert rows["clip_prompts"].make_gpu_hours == pytest.approx(0.19 * sampling)
     assert rows["none"].train_gpu_hours == pytest.approx(0.2 * training)
     assert rows["retrieval"].train_gpu_hours == pytest.approx(0.4 * training)
     assert rows["ft_cluster_conditioning_k5"].make_gpu_hours == pytest.approx(1.3 * sampling + 0.2 * training)
@@ -222,7 +224,7 @@ def test_the_files_say_what_is_counted_and_read_back(plan: Plan, tmp_path: Path)
     lines = outs["md"].read_text(encoding="utf-8").splitlines()
     assert "Images: job-hours" in lines[0] and {line.count("|") for line in lines[: 2 + len(rows)]} == {13}
     assert next(line for line in lines if line.startswith("| retrieval |")).split(" | ")[1] == "0.10"
-    assert any("charged for that pool" in line for line in lines) and any(
+    assert any("include that pool" in line for line in lines) and any(
         line.startswith("| shared by retrieval: corpus |") for line in lines
     )
 

@@ -1,4 +1,4 @@
-"""Data sources: the three layouts a user may have, from YAML alone, and images of every common kind."""
+"""Data sources: three layouts of a user's data, configured in YAML, and all common kinds of images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_images(folder: Path, names: Iterable[str], colour: tuple[int, int, int
 
 
 def source(text: str) -> ImageSource:
-    """The source of a ``dataset`` section, as a user writes it."""
+    """Open the source of a ``dataset`` section, written as a user writes it."""
     return open_source(TypeAdapter(Dataset).validate_python(yaml.safe_load(text)), seed=0)
 
 
@@ -55,7 +55,7 @@ def caltech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-# --- layouts --------------------------------------------------------------------------------------------------------
+# --- layouts --------------------------------------------------------------------------------------
 
 
 def test_imagenet_layout_has_training_and_test_images_by_wnid(imagenet: Path) -> None:
@@ -72,7 +72,8 @@ def test_imagenet_layout_has_training_and_test_images_by_wnid(imagenet: Path) ->
 def test_a_class_table_sets_order_and_names(imagenet: Path, tmp_path: Path) -> None:
     table = tmp_path / "fishes.yaml"
     table.write_text(
-        "- {class_id: n01443537, lemmas: [goldfish, Carassius auratus]}\n- {class_id: n01440764, lemmas: [tench]}\n"
+        "- {class_id: n01443537, lemmas: [goldfish, Carassius auratus]}\n"
+        "- {class_id: n01440764, lemmas: [tench]}\n"
     )
     data = source(f"{{kind: image_folder, root: '{imagenet}', train_folder: train, classes: '{table}'}}")
     assert [info.name for info in data.classes()] == ["goldfish, Carassius auratus", "tench"]
@@ -122,7 +123,8 @@ def test_classes_of_a_shipped_table_need_no_data_and_import_nothing_heavy() -> N
     import subprocess
 
     code = (
-        "import sys; from augbench.config.study import FashionMnist; from augbench.data.source import open_source;"
+        "import sys; from augbench.config.study import FashionMnist; "
+        "from augbench.data.sources import open_source;"
         "print(len(open_source(FashionMnist(kind='fashion_mnist', downloads='/nowhere'), 0).classes()));"
         "print({'numpy', 'PIL', 'pyarrow', 'torch', 'pandas'} & set(sys.modules))"
     )
@@ -132,14 +134,15 @@ def test_classes_of_a_shipped_table_need_no_data_and_import_nothing_heavy() -> N
     assert done.stdout.split("\n")[:2] == ["10", "set()"], done.stderr
 
 
-# --- what does not fit ----------------------------------------------------------------------------------------------
+# --- what does not fit ----------------------------------------------------------------------------
 
 
 def test_missing_and_unknown_class_folders_are_named_together(imagenet: Path, tmp_path: Path) -> None:
     table = tmp_path / "classes.yaml"
     table.write_text("- {class_id: n01440764}\n- {class_id: n01484850}\n")
     data = source(
-        f"{{kind: image_folder, root: '{imagenet}', train_folder: train, test_folder: val, classes: '{table}'}}"
+        f"{{kind: image_folder, root: '{imagenet}', train_folder: train, test_folder: val, "
+        f"classes: '{table}'}}"
     )
     with pytest.raises(ConfigError) as caught:
         data.scan()
@@ -166,14 +169,14 @@ def test_training_and_test_images_may_not_be_the_same_folder(imagenet: Path) -> 
         source(f"{{kind: image_folder, root: '{imagenet}', train_folder: train, test_folder: train}}").scan()
 
 
-# --- decoding -------------------------------------------------------------------------------------------------------
+# --- decoding -------------------------------------------------------------------------------------
 
 
 def test_exif_orientation_is_respected(tmp_path: Path) -> None:
     image = Image.new("RGB", (16, 8), RED)
     image.paste(BLUE, (0, 0, 8, 8))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    exif[0x0112] = 6  # to be shown rotated by 90 degrees clockwise
     image.save(tmp_path / "turned.png", exif=exif)
     shown = open_rgb(tmp_path / "turned.png")
     assert shown.size == (8, 16)
@@ -198,7 +201,8 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
     Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16)).save(tmp_path / "deep.tif")
     for name in ("deep.png", "deep.tif"):
-        assert [open_rgb(tmp_path / name).getpixel((x, 0))[0] for x in range(3)] == [0, 100, 255]  # type: ignore[index]
+        image = open_rgb(tmp_path / name)
+        assert [image.getpixel((x, 0))[0] for x in range(3)] == [0, 100, 255]  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +224,7 @@ def test_other_modes_become_rgb_of_the_same_colour(tmp_path: Path, mode: str, na
 
 
 def test_a_wrong_extension_does_not_matter(tmp_path: Path) -> None:
-    Image.new("RGB", (4, 4), RED).save(tmp_path / "png.JPEG", "PNG")  # ImageNet has one
+    Image.new("RGB", (4, 4), RED).save(tmp_path / "png.JPEG", "PNG")  # ImageNet has one such file
     assert open_rgb(tmp_path / "png.JPEG").getpixel((0, 0)) == RED
 
 
@@ -248,7 +252,12 @@ def test_a_corrupt_image_is_one_clear_error_that_names_the_file(tmp_path: Path, 
 
 def test_decoding_ahead_keeps_order_and_reads_no_more_than_a_few_ahead() -> None:
     started: list[int] = []
-    results = in_order(lambda i: started.append(i) or i * i, iter(range(10_000)), threads=3)  # type: ignore[func-returns-value]
+
+    def square(i: int) -> int:
+        started.append(i)
+        return i * i
+
+    results = in_order(square, iter(range(10_000)), threads=3)
     assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
     results.close()  # type: ignore[attr-defined]
     assert len(started) < 50

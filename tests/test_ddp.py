@@ -1,4 +1,4 @@
-"""Several processes train one classifier as one process does; what goes wrong in one of them is said once; none outlives the job."""
+"""Several processes train a classifier as one does, report an error once, and end with the job."""
 
 from __future__ import annotations
 
@@ -35,9 +35,19 @@ from augbench.errors import UserError
 from augbench.files import read_json
 
 CPU = torch.device("cpu")
-TINY = Classifier(arch="resnet18", layers=(1, 1, 1, 1), base_width=4, resolution=16, evaluation_resize=16, min_crop_area=0.5, batch_size=40, lr=0.01, max_epochs=3)  # fmt: skip
-# Relative, of the loss of any epoch. Sums in another order round otherwise, and training makes a difference grow: most where the learning
-# rate is high. In float64 the same runs agree so closely that nothing but rounding can be what differs.
+TINY = Classifier(
+    arch="resnet18",
+    layers=(1, 1, 1, 1),
+    base_width=4,
+    resolution=16,
+    evaluation_resize=16,
+    min_crop_area=0.5,
+    batch_size=40,
+    lr=0.01,
+    max_epochs=3,
+)
+# Relative difference of the loss in any epoch. Sums in another order round differently, and training enlarges
+# the difference, most at a high learning rate. In float64 the runs agree so well that only rounding differs.
 TOLERANCE, TOLERANCE_IN_DOUBLE = 1e-4, 1e-9
 
 
@@ -45,7 +55,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def photo(label: int, i: int) -> Image.Image:
-    """A noisy image of one of several sizes; its brightness gives its class away most of the time."""
+    """A noisy image of one of several sizes; its brightness usually tells its class."""
     rng = np.random.default_rng([label, i])
     return Image.fromarray(
         (rng.normal(110 + 30 * label, 40, (16 + i % 4, 16 + i % 3, 3)).clip(0, 255)).astype(np.uint8)
@@ -62,7 +72,7 @@ def labelled(first: int, count: int) -> LabelledImages:
 
 
 def run_tiny(compute: Compute, checkpoint: Path | None = None, **changes: Any) -> RunResult:
-    """Odd numbers of images, so that neither batches nor the validation split can be shared equally."""
+    """Train with odd numbers of images: neither batches nor the validation split divide equally."""
     config = TINY.model_copy(update=changes)
     return train_run(
         config, 2, labelled(0, 61), labelled(1000, 40), labelled(2000, 53), 0, 5, compute, checkpoint
@@ -71,7 +81,7 @@ def run_tiny(compute: Compute, checkpoint: Path | None = None, **changes: Any) -
 
 @contextmanager
 def double_precision() -> Iterator[None]:
-    """Train in float64, where rounding is too small to grow into anything."""
+    """Train in float64, where rounding differences stay small."""
     crop, centre = training.cut, training.cut_centre
     torch.set_default_dtype(torch.float64)
     with pytest.MonkeyPatch.context() as patch:
@@ -87,11 +97,11 @@ def run_in_double_precision(compute: Compute) -> RunResult:
 
 
 class Stop(Exception):
-    """Training is stopped, in every process at the same place."""
+    """Stops training at the same place in every process."""
 
 
 def run_and_stop(compute: Compute, checkpoint: Path, after: int) -> None:
-    """Stop in epoch ``after``, when the one before has been saved."""
+    """Stop in epoch ``after``, after the previous epoch was saved."""
     accuracy, calls = training._accuracy, []
 
     def counted(*given: Any) -> float:
@@ -107,7 +117,7 @@ def run_and_stop(compute: Compute, checkpoint: Path, after: int) -> None:
 
 
 def batch_norm(module: nn.BatchNorm2d, images: torch.Tensor, part: slice) -> dict[str, torch.Tensor]:
-    """Two training steps; outputs, gradients and statistics."""
+    """Do two forward passes and one backward pass; return output, gradients and statistics."""
     images = images[part].clone().requires_grad_()
     for _ in range(2):
         output = module(images)
@@ -120,7 +130,7 @@ def batch_norm(module: nn.BatchNorm2d, images: torch.Tensor, part: slice) -> dic
         "weight": module.weight.grad,
         "bias": module.bias.grad,
         **buffers,
-    }  # type: ignore[dict-item]
+    }
 
 
 def activations() -> torch.Tensor:
@@ -128,7 +138,7 @@ def activations() -> torch.Tensor:
 
 
 def in_a_group(group: ProcessGroup, folder: Path) -> dict[str, Any]:
-    """All that is asked of a group of processes, once: they take seconds to start."""
+    """All measurements in one group of processes, because a group takes seconds to start."""
     compute = Compute(CPU, group, Storage("memory", folder))
     normalised = batch_norm(GlobalBatchNorm2d(3), activations(), [slice(0, 5), slice(5, 8)][group.rank])
     whole = run_tiny(compute)
@@ -209,11 +219,11 @@ def test_normalisation_over_two_processes_is_that_of_the_whole_batch(two: dict[s
         assert torch.equal(one[name], other[name]) and torch.allclose(one[name], expected[name]), name
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def fail_in(group: ProcessGroup, how: str) -> None:
-    """The second process fails; the first one waits for it."""
+    """Fail in the second process while the first one waits for it."""
     if group.rank == 1:
         if how == "defect":
             raise ZeroDivisionError("a defect")
@@ -249,7 +259,8 @@ def test_a_process_that_is_killed_is_one_clear_error() -> None:
 def test_more_processes_than_images_in_a_batch_are_refused() -> None:
     with pytest.raises(
         UserError,
-        match=r"^execution\.processes: 34, and classifier has a batch of 33; at most one process per image of a batch$",
+        match=r"^execution\.processes: 34, and classifier has a batch of 33; at most one process per "
+        r"image of a batch$",
     ):
         run_tiny(Compute(CPU, ProcessGroup(0, 34)))
 
@@ -265,11 +276,11 @@ def test_the_number_of_processes_is_that_of_the_gpus_unless_the_config_says_othe
         count_processes(Execution(processes=5), cuda)
 
 
-# --- a block of runs --------------------------------------------------------------------------------------------------
+# --- a block of runs ------------------------------------------------------------------------------
 
 
 def make_study(root: Path, processes: int) -> Study:
-    """An image folder of two classes with splits, in ``root``."""
+    """Make a study in ``root``: an image folder of two classes, with splits."""
     for name, first in (("train", 0), ("val", 100), ("test", 200)):
         rows = [(f"{'ab'[label]}/{first + i}.png", label) for label in (0, 1) for i in range(20)]
         for source, label in rows:
@@ -295,7 +306,7 @@ def make_study(root: Path, processes: int) -> Study:
 
 
 def train(root: Path, processes: int) -> tuple[Store, list[Path]]:
-    """Two runs of a baseline."""
+    """Train two runs of a baseline."""
     study, store = make_study(root, processes), Store(root / "results/.store")
     folders = [root / f"results/classifiers/none/{run}" for run in (0, 1)]
     paths = [root / f"{name}.parquet" for name in ("train", "val", "test")]
@@ -320,10 +331,8 @@ def test_a_block_of_runs_trained_by_two_processes_leaves_what_one_leaves(tmp_pat
             *(histories([chosen[run]])[0] for chosen in (folders, expected)), strict=True
         ):
             assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=TOLERANCE)
-    assert (store.tally.made, store.tally.reused) == (
-        2 * 3 + 2,
-        0,
-    )  # weights, timing, history of each run; its predictions
+    # weights, timing and history of each run, and its predictions
+    assert (store.tally.made, store.tally.reused) == (2 * 3 + 2, 0)
     before = [
         (path, path.stat().st_ino)
         for folder in folders
@@ -335,7 +344,7 @@ def test_a_block_of_runs_trained_by_two_processes_leaves_what_one_leaves(tmp_pat
     assert [(path, path.stat().st_ino) for path, _ in before] == before
 
 
-# --- kills ------------------------------------------------------------------------------------------------------------
+# --- kills ----------------------------------------------------------------------------------------
 
 SECONDS_PER_EPOCH = 1.0
 JOB = """
@@ -352,7 +361,7 @@ test_ddp.train(Path({root!r}), 2)
 
 
 def train_slowly(group: ProcessGroup, *arguments: Any) -> int:
-    """What a worker does, so slowly that a test can get between two epochs."""
+    """Train as a worker, so slowly that a test can act between two epochs."""
     accuracy = training._accuracy
 
     def slow(*given: Any) -> float:
@@ -422,9 +431,8 @@ def test_a_job_killed_in_training_leaves_no_process_and_goes_on_to_the_same_hist
         for ours, theirs in zip(resumed, whole, strict=True)
     )
     assert len(read_json(resumed[0] / "timing.json")["seconds_per_epoch"]) == TINY.max_epochs
-    assert (
-        max(read_json(resumed[0] / "timing.json")["seconds_per_epoch"]) > SECONDS_PER_EPOCH
-    )  # so the first epochs are the killed job's
+    # the first epochs are those of the killed job, which is slow
+    assert max(read_json(resumed[0] / "timing.json")["seconds_per_epoch"]) > SECONDS_PER_EPOCH
 
 
 @pytest.mark.full
@@ -456,7 +464,7 @@ def run_of_three(group: ProcessGroup, folder: Path) -> tuple[RunResult, RunResul
 
 @pytest.mark.full
 def test_three_processes_that_are_stopped_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    """With three the order of sums matters, which two summands have none of."""
+    """With three processes the order of sums matters; with two it does not."""
     whole, resumed = in_processes(3, CPU, run_of_three, tmp_path)
     assert whole.history == resumed.history
     assert all(torch.equal(resumed.state[name], weight) for name, weight in whole.state.items())

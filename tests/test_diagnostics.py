@@ -1,4 +1,4 @@
-"""Diagnostics of added images: style distance, precision and coverage, agreement, what fine-tuning records, and the table."""
+"""Diagnostics of added images: style distance, precision, coverage, agreement, fine-tuning records, table."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def eyes() -> Eyes:
 
 @pytest.fixture(scope="module")
 def garments(garment_files: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Three disjoint parts of 30 garments per class, one after the other: grey images ``uint8 (900, 28, 28)`` and labels."""
+    """Grey images ``uint8 (900, 28, 28)`` and labels: three disjoint parts of 30 garments per class."""
     images, labels = fashion_mnist.load(garment_files, "train")
     chosen = np.concatenate(
         [
@@ -71,7 +71,7 @@ def pictures(images: torch.Tensor) -> list[Image.Image]:
 
 @pytest.fixture(scope="module")
 def seen(eyes: Eyes, garments: tuple[np.ndarray, np.ndarray]) -> dict[str, Seen]:
-    """Two parts of clean garments, and a third one in two web styles."""
+    """Two parts of clean garments, and the third part in two web styles."""
     images, labels = garments
     parts = {
         "one": clean_images(images[:300]),
@@ -82,14 +82,11 @@ def seen(eyes: Eyes, garments: tuple[np.ndarray, np.ndarray]) -> dict[str, Seen]
     return {name: eyes.look(pictures(part), labels[:300], name) for name, part in parts.items()}
 
 
-# --- style distance ---------------------------------------------------------------------------------------------------
+# --- style distance -------------------------------------------------------------------------------
 
 
-RIGHT, UP, LEFT = (
-    torch.tensor([1.0, 0.0]),
-    torch.tensor([0.0, 1.0]),
-    torch.tensor([-1.0, 0.0]),
-)  # (cos + 1)^3 is 8, 1 or 0 for a pair of these
+# (cos + 1)^3 is 8, 1 or 0 for a pair of these
+RIGHT, UP, LEFT = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([-1.0, 0.0])
 
 
 def distance(x: torch.Tensor, x_labels: object, y: torch.Tensor, y_labels: object) -> StyleDistance:
@@ -121,7 +118,8 @@ def test_the_mixture_takes_classes_in_equal_shares_whatever_their_numbers() -> N
     x, y = torch.stack([RIGHT, RIGHT, RIGHT, UP, UP]), torch.stack([RIGHT, RIGHT, UP, UP])
     same = distance(x, [0, 0, 0, 1, 1], y, [0, 0, 1, 1])
     assert same.mixed == pytest.approx(0) and same.within_class == pytest.approx(0)
-    # x: right and left, so (8 + 8 + 0 + 0) / 4; y: right and up, so (8 + 8 + 1 + 1) / 4; between: mean of 8, 1, 0, 1; within class 1: 8 + 8 - 2
+    # x: right and left, so (8 + 8 + 0 + 0) / 4; y: right and up, so (8 + 8 + 1 + 1) / 4;
+    # between: mean of 8, 1, 0, 1; within class 1: 8 + 8 - 2
     other = distance(torch.stack([RIGHT, RIGHT, RIGHT, LEFT, LEFT]), [0, 0, 0, 1, 1], y, [0, 0, 1, 1])
     assert other.mixed == pytest.approx(4 + 4.5 - 2 * 2.5) and other.within_class == pytest.approx(
         (0 + 14) / 2
@@ -137,7 +135,7 @@ def test_classes_that_show_each_other_differ_within_a_class_only() -> None:
 def test_classes_with_a_single_image_have_no_distance() -> None:
     x, labels = torch.stack([RIGHT, RIGHT, UP]), np.array([0, 0, 1])
     assert style_distance(x[1:], labels[1:], x, labels) is None
-    assert distance(x, labels, x[[0, 0, 2, 2]], [0, 0, 1, 1]) == StyleDistance(0, 0)  # of class 0 alone
+    assert distance(x, labels, x[[0, 0, 2, 2]], [0, 0, 1, 1]) == StyleDistance(0, 0)  # class 0 only
 
 
 def test_large_sets_are_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +156,7 @@ def test_equal_distributions_have_distance_zero_on_average() -> None:
     generator, labels = torch.Generator().manual_seed(0), np.arange(60) % 3
 
     def draw(shift: float) -> torch.Tensor:
-        """Three classes, each with its own direction; ``shift`` moves them all."""
+        """Draw three classes, each with its own direction; ``shift`` moves them all."""
         points = torch.randn(60, 4, generator=generator) / 2 + torch.eye(4)[labels] + shift * torch.eye(4)[3]
         return torch.nn.functional.normalize(points, dim=1)
 
@@ -183,7 +181,7 @@ def test_wrong_labels_are_no_style(seen: dict[str, Seen]) -> None:
     assert wrong.within_class > 10 * abs(right.within_class)
 
 
-# --- precision, coverage, repeated images -----------------------------------------------------------------------------
+# --- precision, coverage, repeated images ---------------------------------------------------------
 
 
 def on_a_line(*places: float) -> torch.Tensor:
@@ -196,11 +194,11 @@ def covered(added: torch.Tensor, added_labels: object, real: torch.Tensor, real_
     return found
 
 
-SIX = on_a_line(0, 1, 2, 3, 4, 5)  # balls reach to the fifth nearest of the others: 5, 4, 3, 3, 4, 5 far
+SIX = on_a_line(0, 1, 2, 3, 4, 5)  # radii, to the fifth nearest neighbour: 5, 4, 3, 3, 4, 5
 
 
 def test_precision_and_coverage_are_those_computed_by_hand() -> None:
-    # -5 is on the ball of 0, 10 on that of 5, 10.5 in none; 0 and 5 have an added image in theirs
+    # -5 is on the ball of 0, 10 on that of 5, 10.5 in none; the balls of 0 and 5 hold an added image
     found = covered(on_a_line(-5, 10, 10.5), [0, 0, 0], SIX, [0] * 6)
     assert found == Coverage(pytest.approx(200 / 3), pytest.approx(200 / 6))
     # one image in the middle is in all balls
@@ -210,7 +208,7 @@ def test_precision_and_coverage_are_those_computed_by_hand() -> None:
 
 def test_classes_count_equally_and_only_for_themselves() -> None:
     real, labels = torch.cat([SIX, SIX + 100]), np.arange(12) // 6
-    # class 0: two of two images, every ball; class 1: one of four, which is where class 1 is; the others show class 0
+    # class 0: two of two images, every ball; class 1: one of four; the other three show class 0
     added = torch.cat([on_a_line(2.5, 2.5), on_a_line(2.5, 2.5, 2.5, 102.5)])
     assert covered(added, [0, 0, 1, 1, 1, 1], real, labels) == Coverage((100 + 25) / 2, 100)
 
@@ -280,14 +278,13 @@ def test_another_style_covers_less(seen: dict[str, Seen]) -> None:
 def test_repeated_images_are_those_that_the_filter_of_duplicates_would_remove() -> None:
     near = torch.nn.functional.normalize(torch.tensor([1.0, 0.1]), dim=0)  # cosine 0.995 with RIGHT
     points, labels = torch.stack([RIGHT, near, UP, RIGHT, RIGHT]), np.array([0, 0, 0, 1, 1])
-    assert repeated_percent(points, labels, 0.99) == pytest.approx(
-        40
-    )  # near in class 0, the second in class 1
+    # `near` in class 0, the second image of class 1
+    assert repeated_percent(points, labels, 0.99) == pytest.approx(40)
     assert repeated_percent(points, labels, 0.999) == pytest.approx(20)
     assert repeated_percent(points, np.arange(5), 0.99) == 0
 
 
-# --- agreement --------------------------------------------------------------------------------------------------------
+# --- agreement ------------------------------------------------------------------------------------
 
 
 def test_real_images_agree_with_their_labels_and_not_with_permuted_ones(seen: dict[str, Seen]) -> None:
@@ -327,7 +324,7 @@ def test_a_judge_of_other_classes_is_refused() -> None:
         Eyes(CLIP, JUDGE, others, torch.device("cpu"))
 
 
-# --- which images -----------------------------------------------------------------------------------------------------
+# --- which images ---------------------------------------------------------------------------------
 
 
 def test_images_are_drawn_per_class_and_repeat() -> None:
@@ -336,17 +333,19 @@ def test_images_are_drawn_per_class_and_repeat() -> None:
     assert np.bincount(labels[chosen]).tolist() == [8, 5, 8] and (np.diff(chosen) > 0).all()
     assert chosen.tolist() == sample_per_class(labels, ["a", "b", "c"], 8, 0).tolist()
     assert chosen[:8].tolist() != list(range(8)) and chosen[:8].tolist() != (chosen[-8:] - 25).tolist()
-    assert (
-        chosen[:8].tolist() == sample_per_class(labels[:20], ["a"], 8, 0).tolist()
-    )  # other classes do not matter
+    # other classes do not matter
+    assert chosen[:8].tolist() == sample_per_class(labels[:20], ["a"], 8, 0).tolist()
     assert chosen.tolist() != sample_per_class(labels, ["a", "b", "c"], 8, 1).tolist()
 
 
-# --- fine-tuning ------------------------------------------------------------------------------------------------------
+# --- fine-tuning ----------------------------------------------------------------------------------
 
 
 def records(folder: Path, candidate: str) -> tuple[Path, Path, Path]:
-    """Class a: lowest validation loss in epoch 2, training loss in 3; class b: both in epoch 1, after which it stopped."""
+    """Write records. Class a has its lowest validation loss in epoch 2 and training loss in epoch 3.
+
+    Class b has both in epoch 1, after which it stopped.
+    """
     losses = {
         (1.0, "a"): [(None, 0.9), (0.8, 0.7), (0.7, 0.5), (0.6, 0.6)],
         (1.0, "b"): [(None, 0.7), (0.4, 0.3), (0.5, 0.4)],
@@ -425,11 +424,11 @@ def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path: Path) -> None:
 def test_a_history_without_the_learning_rate_chosen_is_an_error(tmp_path: Path) -> None:
     history, lr, selected = records(tmp_path, "val_loss")
     write_json(lr, {"factor": 3.0})
-    with pytest.raises(UserError, match="no whole history at factor 3"):
+    with pytest.raises(UserError, match="no complete history at factor 3"):
         read_learning(history, lr, selected, together=False)
 
 
-# --- the table --------------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 def study(**report: object) -> Study:
@@ -453,7 +452,7 @@ def study(**report: object) -> Study:
 
 
 def write_pool(folder: Path, method: str, images: torch.Tensor, labels: np.ndarray, flags: int) -> Path:
-    """Shards of a method, one per class, whose first image was made after ``flags`` refused ones."""
+    """Write a method's shards, one per class; the first image follows ``flags`` flagged ones."""
     paths = []
     for label in range(10):
         info, members = CLASSES[label], pictures(images[torch.from_numpy(labels == label)])
@@ -479,7 +478,7 @@ def write_pool(folder: Path, method: str, images: torch.Tensor, labels: np.ndarr
 
 @pytest.fixture(scope="module")
 def finished_study(tmp_path_factory: pytest.TempPathFactory, garment_files: Path) -> Path:
-    """A study's folder with splits and pools: clean garments under wrong labels, clean ones, and ones in strong web style."""
+    """A study's folder with splits and pools: garments with wrong labels, clean, and in strong web style."""
     folder = tmp_path_factory.mktemp("small")
     images, labels = fashion_mnist.load(garment_files, "train")
     parts = [
@@ -613,7 +612,9 @@ def test_every_format_has_every_row_and_the_footer(finished_study: Path, rows: d
 def test_without_a_judge_its_column_is_empty(finished_study: Path, tmp_path: Path) -> None:
     found = diagnose(finished_study, study(judge=None, diagnosed_images_per_class=2), tmp_path)
     assert {row.agreement_judge_percent for row in found} == {None} and {row.images for row in found} == {20}
-    assert "report.judge names none here" in (tmp_path / "diagnostics.csv").read_text(encoding="utf-8")
+    assert "report.judge names no classifier in this study" in (tmp_path / "diagnostics.csv").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_an_index_of_other_labels_is_refused(finished_study: Path, tmp_path: Path) -> None:
@@ -629,9 +630,17 @@ def test_an_index_of_other_labels_is_refused(finished_study: Path, tmp_path: Pat
     splits = folder / "splits"
     with pytest.raises(UserError, match=r"index\.parquet"):
         write_diagnostics(
-            job, {"web": tmp_path / "index.parquet"}, splits / "train.parquet", splits / "val.parquet", folder / "classes.parquet", folder / "clip.json",
-            {}, {}, {}, {"csv": tmp_path / "d.csv"},
-        )  # fmt: skip
+            job,
+            {"web": tmp_path / "index.parquet"},
+            splits / "train.parquet",
+            splits / "val.parquet",
+            folder / "classes.parquet",
+            folder / "clip.json",
+            {},
+            {},
+            {},
+            {"csv": tmp_path / "d.csv"},
+        )
     assert not (tmp_path / "d.csv").exists()
 
 

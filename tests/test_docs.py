@@ -1,4 +1,4 @@
-"""The documentation holds: its links lead somewhere, and the files, commands and snippets of config that it shows are there and right."""
+"""The documentation is right: its links, files, commands and snippets of config exist and are valid."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import io
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,7 +23,7 @@ from augbench.config.study import merge, parse_study, read_yaml
 
 PAGES = sorted(
     [
-        PROJECT / "README.md",
+        *PROJECT.glob("*.md"),
         *(PROJECT / "docs").glob("*.md"),
         *(PROJECT / "resources").rglob("README.md"),
         PROJECT / "benchmarks/README.md",
@@ -43,14 +45,14 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relati
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives a page's headings."""
+    """Anchors that GitHub generates for a page's headings."""
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 def commands(page: Path, programs: str) -> Iterator[list[str]]:
-    """The words of each command of some programs that a page shows, in a line of code or a block of it."""
+    """Yield the words of each command of ``programs`` in a page's code spans and blocks."""
     text = page.read_text(encoding="utf-8")
     lines = [
         line
@@ -65,7 +67,7 @@ def commands(page: Path, programs: str) -> Iterator[list[str]]:
 
 
 def misunderstood(shown: Iterable[list[str]], parse: Callable[[list[str]], object]) -> list[tuple[str, str]]:
-    """The commands whose words argparse refuses, each with the last line of what it says."""
+    """Commands that argparse rejects, each with the last line of the error message."""
     wrong = []
     for command in shown:
         errors = io.StringIO()
@@ -112,7 +114,7 @@ def test_every_augbench_command_that_is_shown_is_understood(page: Path) -> None:
 
 @every_page
 def test_every_snakemake_command_that_is_shown_is_understood(page: Path) -> None:
-    """Targets after ``--configfile`` would be taken for more configs."""
+    """Snakemake would read targets after ``--configfile`` as further configs."""
     snakemake = get_argument_parser()
 
     def parse(words: list[str]) -> None:
@@ -125,12 +127,17 @@ def test_every_snakemake_command_that_is_shown_is_understood(page: Path) -> None
 
 @every_page
 def test_every_snippet_of_config_is_what_the_schema_takes(page: Path) -> None:
-    """Laid over the study that it names, else over a small one; what is no study (a class table, figures of a GPU) is a list, or has a key of its own."""
+    """A whole study stands alone; other snippets are merged into the study they name, or into a small one.
+
+    Snippets that are not a study are skipped: a class table is a list, a GPU's figures have a key `devices`.
+    """
     for language, block in BLOCK.findall(page.read_text(encoding="utf-8")):
         snippet = yaml.safe_load(block) if language == "yaml" else None
         if isinstance(snippet, dict) and "devices" not in snippet:
-            base = re.search(r"config/\w+\.yaml", block)
-            parse_study(merge(read_yaml(PROJECT / base[0] if base else EXAMPLE), snippet))
+            named = re.search(r"config/\w+\.yaml", block)
+            whole = {"study", "methods", "augmentation"} <= set(snippet)
+            base = {} if whole else read_yaml(PROJECT / named[0] if named else EXAMPLE)
+            parse_study(merge(base, snippet))
 
 
 @pytest.mark.parametrize(
@@ -177,3 +184,21 @@ def test_the_version_is_the_same_wherever_it_is_said() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))
     assert project["version"] == citation["version"] == __version__
+
+
+def test_the_picture_of_the_workflow_is_that_of_the_rules() -> None:
+    command = [sys.executable, str(PROJECT / "docs/make_workflow.py"), "--check"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "data --> " in (PROJECT / "docs/architecture.md").read_text(encoding="utf-8")
+
+
+def test_no_line_of_prose_is_longer_than_110_columns() -> None:
+    """Table rows, code and pictures are excepted."""
+    long = []
+    for page in PAGES:
+        text = BLOCK.sub(lambda block: "\n" * block[0].count("\n"), page.read_text(encoding="utf-8"))
+        for number, line in enumerate(text.splitlines(), 1):
+            if len(line) > 110 and not line.startswith(("|", "![")) and " " in line[90:]:
+                long.append(f"{page.relative_to(PROJECT)}:{number}")
+    assert long == []

@@ -1,4 +1,4 @@
-"""Downloads: every URL of a hostile web has its one fate, nothing is asked twice, and nothing leads into the local network."""
+"""Downloads: each URL has one fate, is fetched once, and never leads into the local network."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ QUICK = [kind for kind in KINDS if KINDS[kind] != "timeout"]
 
 @dataclass(frozen=True)
 class Visited:
-    """A web that was downloaded once."""
+    """A web server whose images were downloaded once."""
 
     web: HostileServer
     path: Path
@@ -67,7 +67,7 @@ class Visited:
 
 @pytest.fixture(scope="module")
 def visited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visited]:
-    """2,000 URLs, a third of them bad."""
+    """2,000 URLs, one third of them bad."""
     path = tmp_path_factory.mktemp("visited") / "images.sqlite"
     with hostile_server(2000, seed=1) as web:
         with Cache(path) as cache:
@@ -94,7 +94,7 @@ def fate(url: str, cache: Cache, limits: Limits = LOOPBACK) -> str:
 
 
 def python(code: str, *arguments: str) -> subprocess.Popen[str]:
-    """Run code that has this file's imports at hand, in a process of its own."""
+    """Run code with this file's imports in a separate process."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(PROJECT / "src"), str(PROJECT / "tests")]),
@@ -108,7 +108,7 @@ def python(code: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-# --- fates ------------------------------------------------------------------------------------------------------------
+# --- fates ----------------------------------------------------------------------------------------
 
 
 def test_every_one_of_2000_urls_has_its_fate(visited: Visited) -> None:
@@ -251,7 +251,7 @@ def test_one_url_given_twice_is_fetched_once(cache: Cache) -> None:
         assert web.stats()["requests"] == {0: 1}
 
 
-# --- limits -----------------------------------------------------------------------------------------------------------
+# --- limits ---------------------------------------------------------------------------------------
 
 
 def test_the_limit_on_bytes_is_the_largest_file_that_is_kept(plain: HostileServer, cache: Cache) -> None:
@@ -274,7 +274,8 @@ def test_limits_on_size_hold_at_their_edges(plain: HostileServer, cache: Cache) 
         ({"max_pixels": 3071}, "too many pixels"),
     ]
     for index, (limits, expected) in enumerate(cases):
-        assert fate(plain.url(index), cache, replace(LOOPBACK, **limits)) == expected  # type: ignore[arg-type]
+        settings = replace(LOOPBACK, **limits)  # type: ignore[arg-type]
+        assert fate(plain.url(index), cache, settings) == expected
 
 
 def test_other_limits_judge_what_is_there_again(cache: Cache) -> None:
@@ -350,7 +351,7 @@ def test_other_robots_tags_are_no_opt_out(tags: list[str]) -> None:
     assert not opted_out(tags)
 
 
-# --- addresses --------------------------------------------------------------------------------------------------------
+# --- addresses ------------------------------------------------------------------------------------
 
 PUBLIC = [
     "8.8.8.8",
@@ -364,10 +365,13 @@ PUBLIC = [
     "::ffff:8.8.8.8",
 ]
 NOT_PUBLIC = [
-    "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "127.0.0.1", "127.8.9.10", "169.254.169.254", "172.16.0.1", "172.31.255.255", "192.0.2.1", "192.168.1.1",
-    "198.18.0.1", "224.0.0.1", "239.255.255.255", "240.0.0.1", "255.255.255.255", "::", "::1", "::ffff:10.0.0.1", "::ffff:127.0.0.1", "::ffff:169.254.169.254",
-    "::127.0.0.1", "::a00:1", "fe80::1", "fe80::1%eth0", "fec0::1", "fc00::1", "fd12:3456::1", "ff02::1", "64:ff9b::a00:1", "64:ff9b::7f00:1", "64:ff9b:1::1",
-    "2002:a00:1::1", "2002:7f00:1::1", "2001::1", "2001:db8::1", "100::1",
+    "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "127.0.0.1", "127.8.9.10", "169.254.169.254",
+    "172.16.0.1", "172.31.255.255", "192.0.2.1", "192.168.1.1", "198.18.0.1", "224.0.0.1",
+    "239.255.255.255", "240.0.0.1", "255.255.255.255",
+    "::", "::1", "::ffff:10.0.0.1", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "::a00:1",
+    "fe80::1", "fe80::1%eth0", "fec0::1", "fc00::1", "fd12:3456::1", "ff02::1",
+    "64:ff9b::a00:1", "64:ff9b::7f00:1", "64:ff9b:1::1", "2002:a00:1::1", "2002:7f00:1::1",
+    "2001::1", "2001:db8::1", "100::1",
 ]  # fmt: skip
 
 
@@ -427,7 +431,7 @@ def test_a_network_that_is_none_is_named(cache: Cache) -> None:
 
 
 class Names:
-    """A name server: what each name's lookups answer, one after the other, the last one for good."""
+    """A name server: the answers to successive lookups of each name; the last one repeats."""
 
     def __init__(self, **answers: list[list[str] | OSError]) -> None:
         self.answers = answers
@@ -444,7 +448,7 @@ class Names:
 
 
 def named(web: HostileServer, name: str, index: int = 0) -> str:
-    """The URL of an image, at a name instead of the server's address."""
+    """URL of an image with a host name instead of the server's address."""
     return web.url(index).replace("127.0.0.1", f"{name}.test")
 
 
@@ -545,7 +549,7 @@ def test_a_machine_without_a_way_to_the_web_is_told_so(
     assert "none of 20 addresses could be reached" in caplog.text
 
 
-# --- images -----------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 def test_images_are_turned_as_their_exif_block_says(cache: Cache, tmp_path: Path) -> None:
@@ -570,7 +574,7 @@ def tiff(index: int) -> bytes:
     return encoded(Image.new("RGB", (64, 48)), "TIFF")
 
 
-# --- the cache --------------------------------------------------------------------------------------------------------
+# --- the cache ------------------------------------------------------------------------------------
 
 KILLED = """
 import json, sys
@@ -612,7 +616,10 @@ def test_after_kill_9_only_what_was_in_flight_is_asked_for_again(tmp_path: Path)
 
 def test_a_second_process_is_told_that_the_cache_is_in_use(cache: Cache) -> None:
     cache.get("http://a/")
-    code = "import sys; from augbench.retrieval.web.cache import Cache; Cache(sys.argv[1], read_only=sys.argv[2] == 'True').open()"
+    code = (
+        "import sys; from augbench.retrieval.web.cache import Cache; "
+        "Cache(sys.argv[1], read_only=sys.argv[2] == 'True').open()"
+    )
     waiting = [python(code, str(cache.path), read_only) for read_only in ("False", "True")]
     for process in waiting:
         assert "another process has it open; wait until that has ended" in process.communicate()[1]
@@ -774,7 +781,7 @@ def megabyte(index: int) -> bytes:
     return encoded(Image.new("RGB", (640, 540), (index % 256, 0, 0)), "BMP")
 
 
-# --- at scale ---------------------------------------------------------------------------------------------------------
+# --- at scale -------------------------------------------------------------------------------------
 
 
 @pytest.mark.full
@@ -796,7 +803,8 @@ def test_50000_urls_have_their_fates(tmp_path: Path, capsys: pytest.CaptureFixtu
         size = cache.path.stat().st_size
     with capsys.disabled():
         print(
-            f"\n50,000 URLs in {seconds:.0f} s, {50_000 / seconds:.0f} per second; {stats['total']} requests, at most {stats['most_in_flight']} at a time"
+            f"\n50,000 URLs in {seconds:.0f} s, {50_000 / seconds:.0f} per second; "
+            f"{stats['total']} requests, at most {stats['most_in_flight']} at a time"
         )
         print(
             f"peak memory {peak / 1024:.0f} MiB, {before / 1024:.0f} MiB before; cache {size / 2**20:.0f} MiB"

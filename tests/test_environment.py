@@ -1,4 +1,4 @@
-"""The environment: one set of pins, hashed, for ``make`` and conda alike; and a set-up that says what it lacks."""
+"""The environment: one set of hashed pins for ``make`` and conda; the set-up names what is missing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DESIGN_CARD = [
 
 
 def lock_entries(name: str) -> list[tuple[Requirement, int]]:
-    """Every entry of a lock with the number of its hashes."""
+    """Entries of a lock file, each with its number of hashes."""
     text = "\n".join(
         line
         for line in (ROOT / "envs" / name).read_text(encoding="utf-8").splitlines()
@@ -42,7 +42,7 @@ def lock_entries(name: str) -> list[tuple[Requirement, int]]:
 
 @pytest.fixture(scope="module")
 def pins() -> dict[str, list[str]]:
-    """Version by name in requirements.lock; several where markers choose between them."""
+    """Versions by name in requirements.lock; several where markers choose one."""
     found: dict[str, list[str]] = {}
     for requirement, _ in lock_entries("requirements.lock"):
         found.setdefault(canonicalize_name(requirement.name), []).append(
@@ -117,7 +117,7 @@ def test_the_conda_file_has_the_pins_and_markers_of_the_lock():
 
 @pytest.fixture
 def bare_tree(tmp_path: Path) -> Path:
-    """A tree that has what the set-up reads, no environment, and a folder ``bin`` to be the whole PATH."""
+    """A folder with the files that the set-up reads, without environment; its ``bin`` is the whole PATH."""
     shutil.copytree(ROOT / "envs", tmp_path / "envs")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "bin").mkdir()

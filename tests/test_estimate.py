@@ -1,4 +1,4 @@
-"""What a study costs: figures reckoned by hand, what is done and what is left, tables of the user's own."""
+"""Cost estimates: figures computed by hand, finished and remaining work, the user's own table of rates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from augbench.commands.plan.throughput import read_throughput
 from augbench.config.study import load_study, parse_study
 from augbench.errors import UserError
 
-# 10 classes with 1000 images each in the pool, as Fashion-MNIST has; figures that are easy to divide by
+# rates that are easy to divide by; the pool has 10 classes with 1000 images each, as in Fashion-MNIST
 RATES = {
     "generate": 10,
     "finetune_vectors": 100,
@@ -38,15 +38,33 @@ STUDY: dict[str, Any] = {
     "methods": {
         "none": {"mechanism": "real"},
         "prompted": {"mechanism": "sample"},
-        "boomerang": {"mechanism": "sample", "start": "training_images", "noise": 0.17, "steps": 300, "guidance_scale": 1.0, "prompt": {"templates": "empty"}},
-        "learned": {"mechanism": "personalise", "learn": "pseudoword", "train_unet": True, "lr_grid": [1.0, 3.0], "candidates": [1, 2]},
+        "boomerang": {
+            "mechanism": "sample",
+            "start": "training_images",
+            "noise": 0.17,
+            "steps": 300,
+            "guidance_scale": 1.0,
+            "prompt": {"templates": "empty"},
+        },
+        "learned": {
+            "mechanism": "personalise",
+            "learn": "pseudoword",
+            "train_unet": True,
+            "lr_grid": [1.0, 3.0],
+            "candidates": [1, 2],
+        },
         "learned_lr3": {"mechanism": "personalise", "learn": "conditioning", "candidates": [1]},
         "found": {"mechanism": "retrieve", "images_per_class": 120},
-        "larger": {"mechanism": "draw", "pool": "learned", "added_per_training_image": 4, "images_per_class": 500},
+        "larger": {
+            "mechanism": "draw",
+            "pool": "learned",
+            "added_per_training_image": 4,
+            "images_per_class": 500,
+        },
     },
     "augmentation": {"images_per_class": 300, "images_per_part": 100, "image_format": "jpeg", "resamples": 3},
     "execution": {"classes_per_job": 5, "runs_per_job": 1},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -92,15 +110,15 @@ def seconds_of(path: str, seconds: float) -> None:
     Path(path).write_text(f"s\th:m:s\n{seconds}\t0:00:00\n")
 
 
-# --- by hand ----------------------------------------------------------------------------------------------------------
+# --- by hand --------------------------------------------------------------------------------------
 
 
 def test_hours_of_generation_are_images_by_rate_and_calls_of_the_unet(table: Path) -> None:
     estimate = estimate_of(table)
-    # 10 classes x 300 images at 10 a second, and two jobs that start for 36 s
+    # 10 classes x 300 images at 10 per second, and two jobs that take 36 s to start
     assert step(estimate, "generate", "prompted").images == 3000
     assert step(estimate, "generate", "prompted").gpu_hours == pytest.approx(3000 / 10 / 3600 + 2 * 36 / 3600)
-    # 17% of 300 steps, no guidance: 51 calls, where the table's images take 51 x 2
+    # 17% of 300 steps without guidance: 51 calls; images of the table's rate take 51 x 2
     assert step(estimate, "generate", "boomerang").gpu_hours == pytest.approx(
         3000 * 0.5 / 10 / 3600 + 2 * 36 / 3600
     )
@@ -111,7 +129,7 @@ def test_part_0_of_a_fine_tuned_method_is_its_winners_and_a_row_that_draws_makes
 ) -> None:
     estimate = estimate_of(table)
     assert step(estimate, "candidates", "learned").images == 2 * 10 * 100
-    # parts 1 and 2 of the pool, and 200 images more for the row `larger`
+    # parts 1 and 2 of the pool, and 200 more images for the row `larger`
     assert step(estimate, "generate", "learned").images == 10 * (500 - 100)
     assert step(estimate, "generate", "learned_lr3").images == 10 * (300 - 100)
     assert not [
@@ -123,11 +141,12 @@ def test_part_0_of_a_fine_tuned_method_is_its_winners_and_a_row_that_draws_makes
 
 def test_hours_of_fine_tuning_are_images_seen_by_rate(table: Path) -> None:
     estimate = estimate_of(table)
-    # 10 epochs at 2 learning rates of 1000 training images and, forward only, 1000 validation images; one job for each rate
+    # 10 epochs at 2 learning rates of 1000 training images and (forward only) 1000 validation images;
+    # one job for each rate
     assert step(estimate, "finetune", "learned").gpu_hours == pytest.approx(
         10 * 2 * (1000 + 1000 / 3) / 50 / 3600 + 2 * 36 / 3600
     )
-    # the U-Net is frozen: classes in two jobs, at one learning rate
+    # the U-Net is frozen: two jobs of classes at one learning rate
     assert step(estimate, "finetune", "learned_lr3").gpu_hours == pytest.approx(
         10 * (1000 + 1000 / 3) / 100 / 3600 + 2 * 36 / 3600
     )
@@ -155,7 +174,7 @@ def test_hours_of_classifiers_are_images_by_epochs_and_their_validation(table: P
 
 def test_downloads_are_links_that_still_give_an_image(table: Path) -> None:
     found = step(estimate_of(table), "retrieve", "found")
-    # 120 images of each of 10 classes of 250 kB; the links that are dead weigh nothing; what is fetched is kept beside the shards
+    # 10 classes x 120 images of 250 kB; dead links need no space; downloads are kept beside the shards
     assert (found.images, found.download_bytes) == (1200, pytest.approx(1200 * 250_000))
     assert found.disk_bytes == pytest.approx(1200 * (200_000 + 250_000))
     assert step(
@@ -165,7 +184,8 @@ def test_downloads_are_links_that_still_give_an_image(table: Path) -> None:
 
 def test_the_papers_main_study_agrees_with_the_arithmetic_of_its_parts() -> None:
     estimate = estimate_study(load_study([PROJECT / "config/imagenet10.yaml"]))
-    # a tenth of 1,281,167 images, rounded up in each class; 390 images of each of 1000 classes take 102 calls of 0.803 TFLOP each, and 2.5 to decode
+    # a tenth of 1,281,167 images, rounded up in each class; 390 images of each of 1000 classes,
+    # each with 102 calls of 0.803 TFLOP, and 2.5 TFLOP to decode
     assert (estimate.sizes.classes, estimate.sizes.train, estimate.sizes.test) == (1000, 129_000, 50_000)
     assert step(estimate, "generate", "clip_prompts").gpu_hours == pytest.approx(
         390_000 * (102 * 0.8033 + 2.5145) / (0.5 * 790) / 3600, rel=0.02
@@ -175,7 +195,7 @@ def test_the_papers_main_study_agrees_with_the_arithmetic_of_its_parts() -> None
     assert step(estimate, "classify", "pseudoword_dm_2500").images == 26 * 129_000
 
 
-# --- tables of figures ------------------------------------------------------------------------------------------------
+# --- tables of figures ----------------------------------------------------------------------------
 
 
 def test_a_users_table_is_read_over_the_shipped_one(tmp_path: Path, table: Path) -> None:
@@ -215,7 +235,7 @@ def test_a_users_table_is_read_over_the_shipped_one(tmp_path: Path, table: Path)
         ("- 3", r"mine\.yaml: holds a list"),
         ("{", r"mine\.yaml: not readable as YAML"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_table_is_named_in_one_line(text: str, message: str) -> None:
     Path("mine.yaml").write_text(text)
     with pytest.raises(UserError, match=message) as caught:
@@ -241,7 +261,7 @@ def test_a_model_that_no_figure_is_known_for_gives_no_hours(table: Path) -> None
     assert "there is no figure for this diffusion model" in render(estimate)
 
 
-# --- during a run -----------------------------------------------------------------------------------------------------
+# --- during a run ---------------------------------------------------------------------------------
 
 
 def test_what_is_on_the_disk_is_done_and_the_rest_is_left(table: Path) -> None:
@@ -292,7 +312,7 @@ def test_candidates_that_were_deleted_after_the_choice_are_done(table: Path) -> 
     assert step(estimate_of(table), "candidates", "learned").share_left == 1
 
 
-# --- against the workflow ---------------------------------------------------------------------------------------------
+# --- against the workflow -------------------------------------------------------------------------
 
 
 def test_jobs_and_files_are_those_of_the_workflow(

@@ -1,4 +1,4 @@
-"""Exact search over embedding files: the same rows as brute force, from every layout, however the work is cut and wherever it was stopped."""
+"""Exact search over embedding files finds the rows of brute force, in every layout, tiling and resumption."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from augbench.artifacts.store import Store
 from augbench.errors import UserError
-from augbench.retrieval import exact
+from augbench.retrieval import comparison
 from augbench.retrieval.embedding_files import EmbeddingFile, open_embeddings
 from augbench.retrieval.exact import ExactBackend, Hits, search, takes_part
 from augbench.retrieval.neighbours import METADATA
@@ -47,7 +47,7 @@ def urls(part: int) -> list[str]:
 
 
 def write_npy(folder: Path, parts: Sequence[np.ndarray] = PARTS) -> Path:
-    """clip-retrieval's layout, with LAION's file names."""
+    """Write clip-retrieval's layout, with LAION's file names."""
     (folder / "img_emb").mkdir(parents=True)
     (folder / "metadata").mkdir()
     for part, vectors in enumerate(parts):
@@ -58,7 +58,7 @@ def write_npy(folder: Path, parts: Sequence[np.ndarray] = PARTS) -> Path:
 
 
 def write_npz(folder: Path, save: Callable[..., None]) -> Path:
-    """DataComp's layout."""
+    """Write DataComp's layout."""
     folder.mkdir()
     for part, vectors in enumerate(PARTS):
         save(folder / f"{part:08d}.npz", b32_img=vectors[:, :8], l14_img=vectors, l14_txt=vectors[::-1])
@@ -70,7 +70,7 @@ def write_npz(folder: Path, save: Callable[..., None]) -> Path:
 
 
 def write_parquet(folder: Path, kind: pa.DataType) -> Path:
-    """ClickHouse's layout; row groups that no tile fits."""
+    """Write ClickHouse's layout, with row groups that do not match the tiles."""
     folder.mkdir()
     for part, vectors in enumerate(PARTS):
         lists = pa.array(
@@ -106,7 +106,7 @@ def files(tmp_path: Path) -> list[EmbeddingFile]:
 
 
 def brute(parts: Sequence[np.ndarray], queries: np.ndarray, k: int) -> list[list[tuple[int, int]]]:
-    """(file, row) of the k nearest per query, nearest first; the data leave no doubt about their order."""
+    """(file, row) of the k nearest per query, nearest first; the data have no ties."""
     vectors = np.concatenate(parts).astype(np.float64)
     places = [
         (part, row) for part, vectors_of_part in enumerate(parts) for row in range(len(vectors_of_part))
@@ -134,7 +134,7 @@ def same(one: Hits, other: Hits) -> bool:
     )
 
 
-# --- exactness --------------------------------------------------------------------------------------------------------
+# --- exactness ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -189,9 +189,9 @@ def test_blocks_of_queries_and_images_change_no_bit_of_the_result(
     tmp_path: Path, files: list[EmbeddingFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = search(files, QUERIES, 30, partial=tmp_path / "one")
-    monkeypatch.setattr(exact, "BLOCK_ROWS", 16)
-    monkeypatch.setattr(exact, "BLOCK_PRODUCTS", {"cpu": 5 * 16})
-    monkeypatch.setattr(exact, "PAIRS", 3)
+    monkeypatch.setattr(comparison, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(comparison, "BLOCK_PRODUCTS", {"cpu": 5 * 16})
+    monkeypatch.setattr(comparison, "PAIRS", 3)
     assert same(whole, search(files, QUERIES, 30, partial=tmp_path / "other", rows_per_tile=40))
 
 
@@ -259,12 +259,12 @@ def test_vectors_that_are_not_of_unit_length_are_compared_by_their_cosine(tmp_pa
     assert np.abs(np.linalg.norm(found.embeddings.astype(np.float64), axis=1) - 1).max() < 1e-3
 
 
-# --- interruption -----------------------------------------------------------------------------------------------------
+# --- interruption ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Watched(EmbeddingFile):
-    """A real file that notes each tile that is read of it."""
+    """A real file that records each tile read from it."""
 
     read: list[str]
 
@@ -365,7 +365,7 @@ def test_when_a_file_is_gone_rows_that_it_had_outdone_are_found(
     )
 
 
-# --- share ------------------------------------------------------------------------------------------------------------
+# --- share ----------------------------------------------------------------------------------------
 
 
 def test_shares_are_nested_and_about_as_large_as_asked_for() -> None:
@@ -394,7 +394,7 @@ def test_a_search_of_a_share_finds_the_nearest_of_its_rows(
     assert places(hits) == [[(file, chosen[file][row]) for file, row in query] for query in expected]
 
 
-# --- what is found ----------------------------------------------------------------------------------------------------
+# --- what is found --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -422,19 +422,40 @@ def test_vectors_and_metadata_are_read_in_any_order(tmp_path: Path, layout: str)
 
 SPELT = {
     "LAION": {
-        "SAMPLE_ID": [1.0, 9007199254740991.0], "URL": ["http://a", "http://b"], "TEXT": ["cat", None], "WIDTH": [640.0, float("nan")], "HEIGHT": [480, 1],
-        "NSFW": ["UNLIKELY", "NSFW"], "similarity": [0.3, 0.4], "punsafe": [0.25, None], "AESTHETIC_SCORE": [5.5, 6.5],
+        "SAMPLE_ID": [1.0, 9007199254740991.0],
+        "URL": ["http://a", "http://b"],
+        "TEXT": ["cat", None],
+        "WIDTH": [640.0, float("nan")],
+        "HEIGHT": [480, 1],
+        "NSFW": ["UNLIKELY", "NSFW"],
+        "similarity": [0.3, 0.4],
+        "punsafe": [0.25, None],
+        "AESTHETIC_SCORE": [5.5, 6.5],
     },
     "clip-retrieval": {
-        "key": ["1", "9007199254740991"], "image_path": ["x", "y"], "url": ["http://a", "http://b"], "caption": ["cat", None], "width": [256, 256],
-        "height": [256, 256], "original_width": [640, None], "original_height": [480, 1], "NSFW": ["UNLIKELY", "NSFW"], "punsafe": [0.25, None],
+        "key": ["1", "9007199254740991"],
+        "image_path": ["x", "y"],
+        "url": ["http://a", "http://b"],
+        "caption": ["cat", None],
+        "width": [256, 256],
+        "height": [256, 256],
+        "original_width": [640, None],
+        "original_height": [480, 1],
+        "NSFW": ["UNLIKELY", "NSFW"],
+        "punsafe": [0.25, None],
         "aesthetic": [5.5, 6.5],
     },
     "ours": {
-        "id": [1, 9007199254740991], "url": ["http://a", "http://b"], "caption": ["cat", None], "width": [640, None], "height": [480, 1],
-        "nsfw": ["UNLIKELY", "NSFW"], "punsafe": [0.25, None], "aesthetic_score": [5.5, 6.5],
+        "id": [1, 9007199254740991],
+        "url": ["http://a", "http://b"],
+        "caption": ["cat", None],
+        "width": [640, None],
+        "height": [480, 1],
+        "nsfw": ["UNLIKELY", "NSFW"],
+        "punsafe": [0.25, None],
+        "aesthetic_score": [5.5, 6.5],
     },
-}  # fmt: skip
+}
 
 
 def with_metadata(folder: Path, columns: dict[str, list]) -> Path:
@@ -485,7 +506,7 @@ def test_a_column_can_be_named_where_its_spelling_is_another(tmp_path: Path) -> 
     assert file.metadata(np.array([0, 1])).column("caption").to_pylist() == ["cat", "dog"]
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -500,7 +521,8 @@ def test_metadata_of_another_length_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"url": urls(1)[:-1]}), folder / "metadata/metadata_0001.parquet")
     with pytest.raises(
         UserError,
-        match=r"metadata_0001\.parquet: 96 rows, 97 vectors in img_emb_0001\.npy; row i must describe vector i",
+        match=r"metadata_0001\.parquet: 96 rows, 97 vectors in img_emb_0001\.npy; row i must describe "
+        r"vector i",
     ):
         open_embeddings(folder)
 
@@ -640,7 +662,7 @@ def test_columns_that_are_not_there_or_do_not_fit_are_refused(tmp_path: Path) ->
         file.metadata(np.array([0]))
 
 
-# --- memory -----------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 MEMORY = """
 import sys
@@ -650,7 +672,8 @@ from augbench.retrieval.embedding_files import open_embeddings
 from augbench.retrieval.exact import search
 
 def peak():
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("VmHWM")]
     return int(line.split()[1])
 
 queries = np.load(sys.argv[3])

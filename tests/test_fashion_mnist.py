@@ -1,4 +1,4 @@
-"""Fashion-MNIST: the published bytes whichever way they came, and a target that shares nothing with the corpus."""
+"""Fashion-MNIST: the published bytes from every source, and a target disjoint from the corpus."""
 
 from __future__ import annotations
 
@@ -37,9 +37,8 @@ def test_the_files_have_the_published_md5(garment_files: Path, file: PublishedFi
 def test_a_stripped_gzip_header_is_put_back(garment_files: Path, file: PublishedFile) -> None:
     published = (garment_files / f"{file.name}.gz").read_bytes()
     named = 10 + len(file.name) + 1
-    stripped = (
-        b"\x1f\x8b\x08\x00" + bytes(4) + b"\x00\x03" + published[named:]
-    )  # as Debian's package has it: no name, no time
+    # no name and no time, as in Debian's package
+    stripped = b"\x1f\x8b\x08\x00" + bytes(4) + b"\x00\x03" + published[named:]
     assert stripped != published
     assert published_bytes(stripped, file) == published
     assert published_bytes(published, file) == published

@@ -1,4 +1,7 @@
-"""The fault matrix (docs/faults.md), row by row: each fault is really provoked, gives a clear message, costs nothing finished, and a rerun completes."""
+"""The fault matrix (docs/faults.md), row by row.
+
+Each fault is really provoked, gives a clear message, and loses no finished work; a rerun completes.
+"""
 
 from __future__ import annotations
 
@@ -34,18 +37,19 @@ STUDY["methods"] = {
 }
 STUDY["corpus"] |= {"images": 1000, "distractors": 100}
 STUDY["diffusion"]["model"] = "models/stable-diffusion"
-STUDY["retrieval"] = {"exclude": "none"}  # so that a baseline waits for nothing
+STUDY["retrieval"] = {"exclude": "none"}  # so that baselines do not wait for retrieval
 STUDY["leakage"] = {"action": "off"}
 STUDY["classifier"]["max_epochs"] = 6
-SHARDS = 10  # of a job of simple_prompt: 5 classes in 2 parts
-FIRST_CLASSES = ("t_shirt_top", "trouser", "pullover", "dress", "coat")  # of the job 000
+SHARDS = 10  # per job of simple_prompt: 5 classes in 2 parts
+FIRST_CLASSES = ("t_shirt_top", "trouser", "pullover", "dress", "coat")  # of job 000
 KILLED = (
-    "its log names no error: it was killed, or had no memory left; what it had finished is kept, run again"
+    "its log names no error: it was killed or ran out of memory; "
+    "its finished parts are kept, so run the same command again"
 )
 
 
 def kept(workspace: Workspace) -> dict[str, int]:
-    """Finished artifacts in the store with their inodes: an inode that changes was made again. Partial files are not counted."""
+    """Finished artifacts in the store with their inodes, without partial files; a new inode means remade."""
     store = workspace.results / ".store"
     return {str(path.relative_to(store)): path.stat().st_ino for path in store.glob("*/[!.]*")}
 
@@ -55,27 +59,27 @@ def count(workspace: Workspace, kind: str, suffix: str = "") -> int:
 
 
 def shards_made(workspace: Workspace, method: str) -> int:
-    """Shards of a method in the store, of the classes of its first job."""
+    """Number of a method's shards in the store, for the classes of its first job."""
     recipes = [read_footer(path)["recipe"] for path in (workspace.results / ".store/shards").glob("[!.]*")]
     return sum(recipe["method"] == method and recipe["class_id"] in FIRST_CLASSES for recipe in recipes)
 
 
 @dataclass
 class Victim:
-    """A job to be killed at its work.
+    """A job to kill while it works.
 
     Attributes
     ----------
     log : str
         Its log.
     message : str
-        What the report of its failure calls it.
+        Name of the job in the report of its failure.
     reached : callable
-        Whether it has come far enough, by the study's files and its log.
+        Whether it has come far enough, according to the study's files and its log.
     most : int
-        Artifacts that are made again at most.
+        Maximum number of artifacts that are made again.
     least : int
-        Artifacts that are taken from the store at least.
+        Minimum number of artifacts that are taken from the store.
     """
 
     log: str
@@ -85,7 +89,7 @@ class Victim:
     least: int
 
     def kill(self, workspace: Workspace) -> bool:
-        """``kill -9`` of the job if it has come that far."""
+        """Kill (-9) the job if it has come far enough; return whether it was killed."""
         log = workspace.results / "logs" / self.log
         if not log.is_file() or not self.reached(workspace, log.read_text()):
             return False
@@ -97,7 +101,7 @@ class Victim:
 
 
 def writes_to(process: Path, log: Path) -> bool:
-    """Whether what a process prints goes to ``log``."""
+    """Whether a process prints to ``log``."""
     try:
         return os.readlink(process / "fd/1") == str(log.resolve())
     except OSError:
@@ -134,16 +138,16 @@ VICTIMS = {
 
 @dataclass(frozen=True)
 class Killed:
-    """A study of which four jobs were killed in its first run, and which was then run to its end.
+    """A study of which four jobs were killed in the first run, and which a second run completed.
 
     Attributes
     ----------
     said : str
-        What the first run said.
+        Output of the first run.
     kept : dict
-        What it had finished.
+        Artifacts that the first run finished.
     logs : dict
-        Of the killed jobs, when they were run again.
+        Logs of the killed jobs from the second run.
     """
 
     workspace: Workspace
@@ -154,7 +158,7 @@ class Killed:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
-    """One run in which a job of each kind is killed at its work, and a second one."""
+    """Run the study twice; in the first run a job of each kind is killed while it works."""
     workspace = make_workspace(tmp_path_factory.mktemp("faults"))
     shutil.copytree(PROJECT / "resources/mini/stable-diffusion", workspace.folder / "models/stable-diffusion")
     workspace.write_study(STUDY)
@@ -190,13 +194,13 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
 
 @pytest.fixture
 def study(killed: Killed) -> Iterator[Workspace]:
-    """The finished study; it must be in order again afterwards."""
+    """The finished study, which must be complete again after the test."""
     yield killed.workspace
     assert killed.workspace.plan() == {}
 
 
 def tally(log: str) -> tuple[int, int]:
-    """What a job made, and what it took from the store."""
+    """Numbers of artifacts that a job made, and took from the store."""
     made, taken = re.findall(r"done: (\d+) made, (\d+) taken from the store", log)[-1]
     return int(made), int(taken)
 
@@ -221,11 +225,11 @@ def test_killed_jobs_cost_the_others_nothing_and_a_rerun_makes_nothing_twice(
     assert {name: after.get(name) for name in killed.kept} == killed.kept
     assert (
         "augbench: stopped after" in killed.said
-        and "what is finished is kept, run again to go on" in killed.said
+        and "finished work is kept, run again to resume" in killed.said
     )
 
 
-# --- shards -----------------------------------------------------------------------------------------------------------
+# --- shards ---------------------------------------------------------------------------------------
 
 
 def truncated(content: bytes) -> bytes:
@@ -244,7 +248,7 @@ def foreign(content: bytes) -> bytes:
 
 
 def stored(workspace: Workspace, shard: Path) -> Path:
-    """Where the store keeps a shard."""
+    """Path of a shard in the store."""
     return workspace.results / ".store/shards" / f"{canonical_hash(read_footer(shard)['recipe'])}.parquet"
 
 
@@ -253,7 +257,7 @@ def shard_of(workspace: Workspace, class_id: str, part: int = 0) -> Path:
 
 
 def failed_run(workspace: Workspace) -> str:
-    """What a run says that does not get to its end."""
+    """Output of a run that fails."""
     done = workspace.augbench("run", "--configfile", "study.yaml", "--cores", "2")
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     return done.stderr
@@ -264,7 +268,7 @@ def failed_run(workspace: Workspace) -> str:
     [
         (truncated, "not a whole Parquet file"),
         (bit_flipped, "its content does not match its checksum"),
-        (foreign, "a Parquet file that is not a shard of ours"),
+        (foreign, "a Parquet file that is not a shard"),
     ],
 )
 def test_a_damaged_shard_is_named_and_after_deleting_it_only_it_is_made_again(
@@ -274,12 +278,12 @@ def test_a_damaged_shard_is_named_and_after_deleting_it_only_it_is_made_again(
     content, before = shard.read_bytes(), kept(study)
     with shard.open("r+b") as stream:  # the store's copy is the same file
         stream.truncate(stream.write(damage(content)))
-    (study.results / "tables/diagnostics.csv").unlink()  # so that its images are read
+    (study.results / "tables/diagnostics.csv").unlink()  # so that a job reads the shard
     lines = [line for line in failed_run(study).splitlines() if said in line]
     named = "results/small/shards/simple_prompt/selected/bag/0.parquet: "
-    assert lines and all(
-        named in line and line.endswith("delete it and run again: it is remade") for line in lines
-    )  # a line per job that reads it
+    # a line for each job that reads it
+    assert lines
+    assert all(named in line and line.endswith("delete it and run again: it is remade") for line in lines)
     shard.unlink()
     study.run()
     assert tally((study.results / "logs/generate/simple_prompt_001.log").read_text()) == (1, SHARDS - 1)
@@ -297,7 +301,7 @@ def test_damaged_and_foreign_shards_in_the_store_are_made_again_and_not_handed_o
         "bag": truncated(content["bag"]),
         "shirt": bit_flipped(content["shirt"]),
         "sandal": foreign(b""),
-        "sneaker": shard_of(study, "sneaker", part=1).read_bytes(),  # a whole shard, of another recipe
+        "sneaker": shard_of(study, "sneaker", part=1).read_bytes(),  # a complete shard of another recipe
     }
     for class_id, shard in shards.items():
         copy_kept = stored(study, shard)
@@ -309,7 +313,7 @@ def test_damaged_and_foreign_shards_in_the_store_are_made_again_and_not_handed_o
     assert {class_id: shard.read_bytes() for class_id, shard in shards.items()} == content
 
 
-# --- disks ------------------------------------------------------------------------------------------------------------
+# --- disks ----------------------------------------------------------------------------------------
 
 RUN = """
 import json, os, subprocess, sys
@@ -345,7 +349,7 @@ print(json.dumps([run()]))
 
 
 def runs_with_own_mounts(workspace: Workspace, code: str, *arguments: str) -> list[tuple[int, str, str]]:
-    """Exit status, what was said and the log of generating, of each run in ``code``."""
+    """Exit status, output and log of `generate`, for each run in ``code``."""
     command = [*namespace("--mount"), sys.executable, "-c", RUN + code, *arguments]
     done = subprocess.run(
         command, cwd=workspace.folder, env=workspace.environment(), capture_output=True, text=True
@@ -357,7 +361,7 @@ def runs_with_own_mounts(workspace: Workspace, code: str, *arguments: str) -> li
 
 
 def test_a_full_disk_is_one_line_and_what_was_finished_before_is_not_made_again(study: Workspace) -> None:
-    """The store on a disk with room for one of two missing shards; then there is room again."""
+    """Run with a disk that has space for one of two missing shards, then with enough space."""
     shards = [shard_of(study, "sandal", part) for part in (0, 1)]
     content = [shard.read_bytes() for shard in shards]
     pages = [-(-len(data) // 4096) for data in content]
@@ -387,7 +391,7 @@ def test_read_only_results_are_one_line_before_anything_runs(study: Workspace) -
     assert (study.results / "figures/figure1.png").is_file() and kept(study) == before
 
 
-# --- models -----------------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 
 def test_a_missing_model_file_is_one_line_before_anything_runs(study: Workspace) -> None:
@@ -397,7 +401,8 @@ def test_a_missing_model_file_is_one_line_before_anything_runs(study: Workspace)
     (study.results / "figures/figure1.png").unlink()
     said = failed_run(study).splitlines()
     assert said == [
-        "augbench: models/stable-diffusion/unet: no weights; allowed: a .safetensors or .bin file; download the model again"
+        "augbench: models/stable-diffusion/unet: no weights; allowed: a .safetensors or .bin file; "
+        "download the model again"
     ]
     (study.folder / "weights").rename(weights)
     study.run()

@@ -1,4 +1,4 @@
-"""Models from a Hub: what is fetched, how it is checked, and that nothing is fetched twice or online afterwards."""
+"""Models from a Hub: which files are fetched and checked, never twice, and never online afterwards."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ NOT_NEEDED = (
 )
 
 
-# --- a Hub on this machine ----------------------------------------------------------------------------------------------
+# --- a Hub on this machine ------------------------------------------------------------------------
 
 
 @dataclass
 class Hub:
-    """Speaks as much of the Hub's protocol as a fetch needs, from a folder per model; can be made to fail."""
+    """A server of the part of the Hub's protocol that a fetch needs, from a folder per model; it can fail."""
 
     repositories: dict[str, Path]
     corrupt: set[str] = field(default_factory=set)
@@ -60,7 +60,7 @@ class Hub:
     url: str = ""
 
     def downloads(self) -> list[str]:
-        """Files whose content was asked for."""
+        """Files whose content was requested."""
         return [
             path.split(f"/resolve/{REVISION}/")[1]
             for method, path in self.requests
@@ -68,12 +68,12 @@ class Hub:
         ]
 
     def content(self, repository: str, name: str) -> bytes:
-        """What is sent for a file; a corrupt one has the right length."""
+        """Content to send for a file; a corrupt one has the right length."""
         data = (self.repositories[repository] / name).read_bytes()
         return data[:-1] + bytes([data[-1] ^ 1]) if name in self.corrupt else data
 
     def describe(self, repository: str) -> dict[str, Any]:
-        """The answer of the API: every file with its hash, as published."""
+        """Answer of the API: every file with its hash, as published."""
         files = []
         for path in sorted(self.repositories[repository].rglob("*")):
             if path.is_file():
@@ -162,7 +162,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The miniature as it might be published: with other formats, and a component that has pickled weights only."""
+    """The miniature as if published: with other formats too, and one component with pickled weights only."""
     folder = tmp_path_factory.mktemp("published") / "mini"
     shutil.copytree(MINI, folder)
     checker = folder / "safety_checker/model.safetensors"
@@ -184,7 +184,7 @@ def serve(repositories: dict[str, Path]) -> tuple[Hub, ThreadingHTTPServer]:
 
 @pytest.fixture
 def hub(published: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """The Hub, as this process and its children see it; the user's folder is empty."""
+    """Use the test's Hub in this process and its children; the user's cache folder is empty."""
     from huggingface_hub import constants, file_download
 
     hub, server = serve({"owner/mini": published})
@@ -221,7 +221,7 @@ def fetch_fails(*mirrors: str, **changes: str) -> str:
     return str(caught.value)
 
 
-# --- fetching -----------------------------------------------------------------------------------------------------------
+# --- fetching -------------------------------------------------------------------------------------
 
 
 def test_what_loading_needs_is_fetched_and_no_more(hub: Hub, published: Path) -> None:
@@ -279,7 +279,8 @@ def test_the_fingerprint_names_the_revision_and_refuses_what_changed_since(hub: 
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     with pytest.raises(
         UserError,
-        match=rf"{UNET}: SHA-256 {sha256_file(path)}, fetched with {found['files'][UNET]}; delete {mini().marker} and run again",
+        match=rf"{UNET}: SHA-256 {sha256_file(path)}, fetched with {found['files'][UNET]}; delete "
+        rf"{mini().marker} and run again",
     ):
         fingerprint(mini().folder)
 
@@ -288,7 +289,7 @@ def test_a_model_that_was_deleted_is_said_to_be_gone(hub: Hub) -> None:
     gone = Diffusion(model="owner/mini", revision=REVISION, downloads="downloads")
     with pytest.raises(
         UserError,
-        match=f"downloads/owner--mini/{REVISION}: no such folder; put the model back; one that was fetched comes again",
+        match=f"downloads/owner--mini/{REVISION}: no such folder; put the model back, or fetch it again",
     ):
         load_pipeline(gone, torch.device("cpu"))
 
@@ -298,14 +299,14 @@ def test_a_download_that_broke_off_is_gone_on_with(hub: Hub, published: Path) ->
     hub.cut_short.add(large)
     said = fetch_fails()
     assert (
-        said.startswith(f"downloads/owner--mini/{REVISION}/{large}: not to be had as it should be")
-        and "run again to go on" in said
+        said.startswith(f"downloads/owner--mini/{REVISION}/{large}: no intact copy found")
+        and "run again to resume" in said
     )
     assert not Path(mini().marker).exists()
     before = set(hub.downloads())
     hub.requests.clear()
     fetch(mini(), "diffusion")
-    assert hub.resumed_at == {large: 10 * 2**20}  # the Hub's library writes pieces of 10 MiB
+    assert hub.resumed_at == {large: 10 * 2**20}  # the Hub's library writes chunks of 10 MiB
     assert set(hub.downloads()) & before == {large}
     assert (Path(mini().folder) / large).read_bytes() == (published / large).read_bytes()
 
@@ -331,7 +332,7 @@ def test_a_corrupt_file_is_named_with_what_was_expected_and_deleted(
         else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
     )
     expected = sha256_file(published / name) if kind == "SHA-256" else git_blob(published / name)
-    assert f"{REVISION}/{name}: not to be had as it should be" in said
+    assert f"{REVISION}/{name}: no intact copy found" in said
     assert f"{kind} {found}, expected {expected}" in said
     assert not (Path(mini().folder) / name).exists()
     assert not Path(mini().marker).exists()
@@ -362,7 +363,8 @@ def test_a_removed_file_is_noticed_though_the_fetch_was_finished(hub: Hub) -> No
 def test_unknown_models_and_revisions_are_named(hub: Hub) -> None:
     said = fetch_fails(revision="f" * 40)
     assert said.startswith(
-        f"owner/mini: revision {'f' * 40} is not to be had (the Hub ({hub.url}): no such revision there); check the revision"
+        f"owner/mini: revision {'f' * 40} is not available "
+        f"(the Hub ({hub.url}): no such revision there); check the revision"
     )
     assert "no such model there" in fetch_fails(repository="owner/gone")
 
@@ -391,7 +393,7 @@ def test_a_full_disk_is_said_before_anything_large_is_fetched(
     assert UNET not in hub.downloads()
 
 
-# --- mirrors ------------------------------------------------------------------------------------------------------------
+# --- mirrors --------------------------------------------------------------------------------------
 
 
 def test_a_mirror_is_asked_first_and_judged_by_what_the_hub_says(
@@ -448,13 +450,11 @@ def test_a_folder_is_a_mirror(hub: Hub, published: Path, layout: str) -> None:
         else f"models--owner--mini/snapshots/{REVISION}/{UNET}"
     )
     target.write_bytes(b"\0" * target.stat().st_size)
-    assert f"{UNET}: not to be had as it should be (shared: SHA-256 " in fetch_fails(
-        "shared", downloads="elsewhere"
-    )
+    assert f"{UNET}: no intact copy found (shared: SHA-256 " in fetch_fails("shared", downloads="elsewhere")
 
 
 def published_subset(published: Path) -> Path:
-    """The published model without what is not needed."""
+    """The published model with only the files that are needed."""
     folder = Path("subset")
     shutil.copytree(published, folder)
     for name in NOT_NEEDED:
@@ -462,7 +462,7 @@ def published_subset(published: Path) -> Path:
     return folder
 
 
-# --- known models -------------------------------------------------------------------------------------------------------
+# --- known models ---------------------------------------------------------------------------------
 
 
 def test_our_table_outranks_what_a_server_says(
@@ -522,7 +522,7 @@ def test_a_model_without_weights_is_refused() -> None:
         needed_files("clip", ["config.json", "tf_model.h5"])
 
 
-# --- config -------------------------------------------------------------------------------------------------------------
+# --- config ---------------------------------------------------------------------------------------
 
 
 def study(**diffusion: Any) -> Study:
@@ -552,7 +552,8 @@ def test_a_known_model_has_its_revision_and_a_folder_of_its_own() -> None:
         ),
         (
             {"safety_checker": "owner/checker", "safety_checker_revision": "v1"},
-            "diffusion.safety_checker_revision: 'v1'; allowed: a commit, 40 hexadecimal digits; a branch or tag may move",
+            "diffusion.safety_checker_revision: 'v1'; allowed: a commit, 40 hexadecimal digits; "
+            "a branch or tag may move",
         ),
         (
             {"safety_checker": None, "safety_checker_revision": REVISION},
@@ -571,9 +572,9 @@ def test_an_id_without_a_revision_is_a_folder_and_the_error_says_how_to_make_it_
     with pytest.raises(ConfigError) as caught:
         check_study(study(model="owner/mini"))
     assert (
-        "diffusion.model: 'owner/mini', no such folder; allowed: a folder in diffusers' Stable Diffusion layout, or a model's id on the Hub"
-        in str(caught.value)
-    )
+        "diffusion.model: 'owner/mini', no such folder; "
+        "allowed: a folder in diffusers' Stable Diffusion layout, or a model's id on the Hub"
+    ) in str(caught.value)
 
 
 def test_check_says_what_will_be_fetched_and_looks_at_it_afterwards(
@@ -590,12 +591,12 @@ def test_check_says_what_will_be_fetched_and_looks_at_it_afterwards(
         check_study(study(model="owner/mini", revision=REVISION, downloads="downloads", resolution=64))
 
 
-# --- safety checker -----------------------------------------------------------------------------------------------------
+# --- safety checker -------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def without_checker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The miniature as a pipeline of the 2.x family comes: without a safety checker."""
+    """The miniature without a safety checker, like a pipeline of the 2.x family."""
     monkeypatch.chdir(tmp_path)
     Path("classes.yaml").symlink_to(MINI.parents[1] / "classes/fashion_mnist.yaml")
     Path("resources").symlink_to(MINI.parents[1])
@@ -613,7 +614,10 @@ def without_checker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_model_without_a_safety_checker_needs_a_word_about_it(without_checker: Path) -> None:
-    said = "diffusion.safety_checker: .*none of its own; allowed: a folder or Hub id of a safety checker .*, or null to go without"
+    said = (
+        "diffusion.safety_checker: .*none of its own; "
+        "allowed: a folder or Hub id of a safety checker .*, or null to go without"
+    )
     with pytest.raises(ConfigError, match=said):
         check_study(study(model="sd2"))
     with pytest.raises(UserError, match=said):
@@ -677,7 +681,7 @@ def test_clip_of_another_width_is_accepted_where_the_text_encoder_is_not_openais
     assert check_study(wide)
 
 
-# --- Inception-v3 -------------------------------------------------------------------------------------------------------
+# --- Inception-v3 ---------------------------------------------------------------------------------
 
 
 def test_published_weights_are_fetched_once_and_checked(tmp_path: Path) -> None:
@@ -690,7 +694,7 @@ def test_published_weights_are_fetched_once_and_checked(tmp_path: Path) -> None:
     wrong.write_bytes(b"others")
     digits = sha256_file(source)[:8]
     with pytest.raises(
-        UserError, match=rf"weights\.pth: not to be had .*expected \"{digits}\".*begins with {digits}"
+        UserError, match=rf"weights\.pth: no intact copy found .*expected \"{digits}\".*begins with {digits}"
     ):
         fetch_weights(target, [str(tmp_path / "nowhere.pth"), str(wrong)], digits)
     assert not target.exists()
@@ -709,7 +713,7 @@ def test_the_address_is_torchvisions() -> None:
     assert fetching.INCEPTION_SHA256 in fetching.INCEPTION_URL
 
 
-# --- the workflow -------------------------------------------------------------------------------------------------------
+# --- the workflow ---------------------------------------------------------------------------------
 
 
 @pytest.mark.full

@@ -1,4 +1,4 @@
-"""Figures 3, 4, 5A and 5B, and the paper's smaller tables, on a small study made of coloured squares."""
+"""Figures 3, 4, 5A and 5B, and the paper's smaller tables, for a small study of coloured squares."""
 
 from __future__ import annotations
 
@@ -41,15 +41,39 @@ CLASSES = tuple(f"class_{letter}" for letter in "abcdef")
 REAL_IMAGES = 4
 METHODS: dict[str, dict[str, Any]] = {
     "none": {"mechanism": "real", "label": "no added data"},
-    "boomerang": {"mechanism": "sample", "label": "Boomerang", "start": "training_images", "prompt": {"templates": "empty"}},
+    "boomerang": {
+        "mechanism": "sample",
+        "label": "Boomerang",
+        "start": "training_images",
+        "prompt": {"templates": "empty"},
+    },
     "clip_prompts": {"mechanism": "sample", "label": "CLIP prompts"},
     "ft_conditioning": {"mechanism": "personalise", "learn": "conditioning", "label": "FT conditioning"},
-    "ft_cluster_conditioning_k5": {"mechanism": "personalise", "learn": "conditioning", "clusters": 5, "label": "FT cluster conditioning (k = 5)"},
+    "ft_cluster_conditioning_k5": {
+        "mechanism": "personalise",
+        "learn": "conditioning",
+        "clusters": 5,
+        "label": "FT cluster conditioning (k = 5)",
+    },
     "retrieval": {"mechanism": "retrieve", "label": "Retrieval"},
-    "retrieval_300": {"mechanism": "retrieve", "family": "scaling", "label": "Retrieval (300%)", "added_per_training_image": 3, "ranked": True, "may_fall_short": True},
-    "retrieval_200": {"mechanism": "draw", "pool": "retrieval_300", "label": "Retrieval (200%)", "added_per_training_image": 2, "ranked": True, "may_fall_short": True},
-}  # fmt: skip
-# of every method, by class: added images there are, and accuracy in each of two runs
+    "retrieval_300": {
+        "mechanism": "retrieve",
+        "family": "scaling",
+        "label": "Retrieval (300%)",
+        "added_per_training_image": 3,
+        "ranked": True,
+        "may_fall_short": True,
+    },
+    "retrieval_200": {
+        "mechanism": "draw",
+        "pool": "retrieval_300",
+        "label": "Retrieval (200%)",
+        "added_per_training_image": 2,
+        "ranked": True,
+        "may_fall_short": True,
+    },
+}
+# by method and class: number of added images, and accuracy in each of two runs
 POOL = {"retrieval_300": (12, 12, 12, 12, 12, 7)}
 ACCURACIES = {
     "none": ((0.5, 0.5, 0.5, 0.5, 0.5, 0.5), (0.5, 0.5, 0.5, 0.5, 0.5, 0.7)),
@@ -78,7 +102,7 @@ def square(place: int, shade: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class Squares:
-    """A study's files, as far as figures read them."""
+    """The files of a study that figures read."""
 
     job: Job
 
@@ -98,7 +122,7 @@ class Squares:
         return self.plan.classes
 
     def collect(self, name: str, **changes: str) -> dict[str, str]:
-        """Make a figure's data; returns its files."""
+        """Make a figure's data and return its files."""
         plan, files = self.plan, self.plan.figure_data(name)
         table, per_class = plan.table1["csv"], plan.per_class
         if name == "figure3":
@@ -134,7 +158,7 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Squares:
 
 
 def make_squares(folder: Path) -> Squares:
-    """Training images, shards, sets, Table 1 and accuracies per class of six classes."""
+    """Write training images, shards, sets, Table 1 and accuracies per class for six classes."""
     study = study_of(folder / "data")
     root = folder / "results/squares"
     old = Path.cwd()
@@ -216,7 +240,7 @@ def make_squares(folder: Path) -> Squares:
 
 
 def write_results(plan: Plan) -> None:
-    """Table 1 and accuracies per class."""
+    """Write Table 1 and accuracies per class."""
     entries, rows = [], []
     for method in plan.methods:
         runs = np.array(ACCURACIES.get(method, ACCURACIES["clip_prompts"]))
@@ -254,7 +278,7 @@ def in_the_studys_folder(squares: Squares, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def check_drawn(outs: dict[str, Path], figure_height: float | None = None) -> None:
-    """Both files are there, and the PNG is one column wide."""
+    """Check that both files exist and that the PNG is one column wide."""
     assert outs["pdf"].read_bytes().startswith(b"%PDF")
     height, width = matplotlib_image.imread(outs["png"]).shape[:2]
     assert width == round(300 * WIDTH)
@@ -274,7 +298,7 @@ def texts_of(figure: Figure) -> list[str]:
     return [text.get_text() for text in shown]
 
 
-# --- style ------------------------------------------------------------------------------------------------------------
+# --- style ----------------------------------------------------------------------------------------
 
 
 # Machado, Oliveira and Fernandes (IEEE TVCG 15, 2009), severity 1, in linear RGB
@@ -298,7 +322,7 @@ BLIND = {
 
 
 def lab(colour: str, simulation: list[list[float]]) -> np.ndarray:
-    """CIELAB of a colour as it is seen."""
+    """CIELAB of a colour as seen with a colour-vision deficiency."""
     value = np.array(to_rgb(colour))
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
     seen = np.clip(np.array(simulation) @ linear, 0, 1)
@@ -317,9 +341,8 @@ def test_families_have_colours_that_colour_blind_readers_tell_apart(kind: str) -
     closest = min(
         (float(np.linalg.norm(seen[one] - seen[other])), one, other) for one, other in combinations(seen, 2)
     )
-    assert closest[0] > 15, (
-        closest
-    )  # 2.3 is just noticeable; matplotlib's own red and green are 7 apart in deuteranopia
+    # 2.3 is just noticeable; matplotlib's default red and green are 7 apart in deuteranopia
+    assert closest[0] > 15, closest
     assert np.linalg.norm(lab("#d62728", BLIND["deuteranopia"]) - lab("#2ca02c", BLIND["deuteranopia"])) < 8
 
 
@@ -327,7 +350,7 @@ def test_families_are_told_apart_by_their_marks_too() -> None:
     assert len(set(MARKERS.values())) == len(MARKERS) == len(COLOURS) - 1
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
 def test_choice_depends_on_seed_and_scope_alone_and_is_a_random_one() -> None:
@@ -347,7 +370,7 @@ def test_thumbnails_are_square_and_small() -> None:
     assert thumbnail(Image.new("RGB", (28, 40))).size == (28, 28)
 
 
-# --- figure 3 ---------------------------------------------------------------------------------------------------------
+# --- figure 3 -------------------------------------------------------------------------------------
 
 
 def test_figure3_shows_every_class_beside_what_it_started_from(squares: Squares, tmp_path: Path) -> None:
@@ -365,7 +388,7 @@ def test_figure3_shows_every_class_beside_what_it_started_from(squares: Squares,
     with styled():
         texts = texts_of(figure3.draw(rows, pictures))
     assert {"A", "B", "C", "Real", "Boomerang"} <= set(texts) and any(
-        "on average 8.0 of 255" in text for text in texts
+        "Mean change: 8.0 of 255" in text for text in texts
     )
 
 
@@ -380,7 +403,7 @@ def test_figure3_refuses_images_that_did_not_start_from_the_training_split(
         squares.collect("figure3", train=str(tmp_path / "train.parquet"))
 
 
-# --- figure 4 ---------------------------------------------------------------------------------------------------------
+# --- figure 4 -------------------------------------------------------------------------------------
 
 
 def test_figure4_shows_the_same_classes_of_every_method_and_names_every_image(
@@ -425,14 +448,14 @@ def test_figure4_shows_the_same_classes_of_every_method_and_names_every_image(
     )
 
 
-# --- figure 5A --------------------------------------------------------------------------------------------------------
+# --- figure 5A ------------------------------------------------------------------------------------
 
 
 def test_changes_are_paired_by_run(squares: Squares) -> None:
     per_class = read_per_class(squares.plan.per_class)
     mean, stderr = figure5a.changes(per_class["clip_prompts"], per_class["none"])
     assert mean == pytest.approx([10, 0, -10, 0, 30, 0])
-    # of class e: 40 and 20 points, standard deviation 200 ** 0.5, over the root of 2; of class f both runs differ by nothing
+    # class e: 40 and 20 points, standard deviation 200 ** 0.5, over the root of 2; class f: no difference
     assert stderr == pytest.approx([0, 0, 0, 0, 10, 0], abs=1e-9)
     mean, stderr = figure5a.changes(
         replace(per_class["clip_prompts"], runs=(0,), top1=per_class["clip_prompts"].top1[:1]),
@@ -505,13 +528,13 @@ def test_no_class_is_at_both_ends() -> None:
     assert ([row.class_id for row in worst], [row.class_id for row in best]) == (["0"], ["2"])
 
 
-# --- figure 5B --------------------------------------------------------------------------------------------------------
+# --- figure 5B ------------------------------------------------------------------------------------
 
 
 def test_best_and_worst_case_count_short_classes_as_right_and_as_wrong(squares: Squares) -> None:
     none = read_per_class(squares.plan.per_class)["none"]
     assert figure5b.bounds(none, []) == pytest.approx((100 * none.top1.mean(), 100 * none.top1.mean()))
-    # five classes of half right, of six: 2.5 / 6; the sixth all right: 3.5 / 6
+    # five of six classes half right: 2.5 / 6; with the sixth all right: 3.5 / 6
     assert figure5b.bounds(none, ["class_f"]) == pytest.approx((250 / 6, 350 / 6))
 
 
@@ -520,9 +543,13 @@ def test_figure5b_has_a_point_per_size_and_marks_where_a_class_ran_out(
 ) -> None:
     table = squares.collect("figure5b")["table"]
     rows = read_csv(table, figure5b.Row)
-    assert [(row.series_label, row.method, row.asked_percent, row.added_images, row.short_classes) for row in rows] == [
-        ("Retrieval", "retrieval_200", 200, 47, 1), ("Retrieval", "retrieval_300", 300, 67, 1), ("no added data", "none", 0, 0, 0),
-    ]  # fmt: skip
+    assert [
+        (row.series_label, row.method, row.asked_percent, row.added_images, row.short_classes) for row in rows
+    ] == [
+        ("Retrieval", "retrieval_200", 200, 47, 1),
+        ("Retrieval", "retrieval_300", 300, 67, 1),
+        ("no added data", "none", 0, 0, 0),
+    ]
     point = rows[0]
     assert point.worst_percent is not None and point.best_percent is not None
     assert (
@@ -555,7 +582,7 @@ def test_without_short_classes_there_are_no_marks() -> None:
         figure5b.draw([])
 
 
-# --- bytes, plans -----------------------------------------------------------------------------------------------------
+# --- bytes, plans ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["figure3", "figure4", "figure5a", "figure5b"])
@@ -582,7 +609,7 @@ def test_a_study_plans_the_figures_that_it_has_rows_for(squares: Squares) -> Non
     ]
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
 PROJECT = Path(__file__).resolve().parents[1]

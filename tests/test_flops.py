@@ -1,4 +1,4 @@
-"""What an image of Stable Diffusion v1.4's real size costs, counted through our sampling loop on tensors without content."""
+"""Cost of an image of Stable Diffusion v1.4's real size, counted in our sampling loop on meta tensors."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ from augbench.generate.sampler import Sampler
 PROJECT = Path(__file__).resolve().parents[1]
 TOKENIZER = PROJECT / "resources/mini/stable-diffusion/tokenizer"
 Scheduler = PNDMScheduler | DDIMScheduler | DPMSolverMultistepScheduler
+# from the model card
 SCHEDULE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "steps_offset": 1,
     "set_alpha_to_one": False,
-}  # the model card's
+}
 
 
 def real_size(scheduler: Scheduler) -> StableDiffusionPipeline:
-    """Stable Diffusion v1.4 by its published configs, without weights; only the last step, pixels to a picture, is left out."""
+    """Make Stable Diffusion v1.4 from its published configs, without weights and without pixel conversion."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(
             sample_size=64,
@@ -69,7 +70,7 @@ def real_size(scheduler: Scheduler) -> StableDiffusionPipeline:
 
 @dataclass
 class Cost:
-    """Forward passes, a batch of n counting n, and floating-point operations (two per multiply-add)."""
+    """Forward passes (a batch of n counts n) and floating-point operations (two per multiply-add)."""
 
     unet: int = 0
     decodes: int = 0
@@ -78,8 +79,11 @@ class Cost:
 
 @contextmanager
 def counted(pipeline: StableDiffusionPipeline) -> Iterator[Cost]:
-    """Count what runs inside. A U-Net call costs what its shapes say, but for the first one, which also makes keys and values of the text: each shape runs
-    twice, and the second run is added up from then on."""
+    """Count the calls and operations inside the context.
+
+    The cost of a U-Net call depends only on its shapes, except that the first call also makes keys and
+    values of the text. Therefore each shape runs twice, and later calls count as much as the second run.
+    """
     cost, forward, decode = Cost(), pipeline.unet.forward, pipeline.vae.decode
     known: dict[torch.Size, list[tuple[Any, int]]] = {}
 
@@ -111,7 +115,7 @@ def cost_of(
     steps: int = 50,
     interval: tuple[float, float] | None = None,
 ) -> Cost:
-    """What our sampling of so many images costs at the model's own size; text states are there already."""
+    """Cost of sampling ``images`` images at the model's own size, with given text states."""
     pipeline = real_size(scheduler)
     states = {prompt: torch.zeros(77, 768) for prompt in ("a photo of a bag.", "")}
     sampler = Sampler(
@@ -148,11 +152,11 @@ def test_batches_cost_nothing_extra_and_no_guidance_half_the_forwards() -> None:
 
 def test_steps_outside_the_guidance_interval_cost_half() -> None:
     cost = cost_of(DDIMScheduler(**SCHEDULE, clip_sample=False), 2, interval=(0.28, 5.42))
-    guided = 37  # of timesteps 981, 961, ..., 1 those from 801 down to 81, by the schedule's noise levels
+    guided = 37  # timesteps 801 to 81 of 981, 961, ..., 1, by the schedule's noise levels
     assert (cost.unet, cost.decodes) == (2 * (50 + guided), 2)
-    assert cost.flop / 1e12 == pytest.approx(
-        2 * ((50 + guided) * 0.8003 + 3 * 0.00295 + 2.5145), abs=0.02
-    )  # text: with the empty prompt, and without
+    # the text is counted with the empty prompt and without it
+    expected = 2 * ((50 + guided) * 0.8003 + 3 * 0.00295 + 2.5145)
+    assert cost.flop / 1e12 == pytest.approx(expected, abs=0.02)
 
 
 def test_the_fast_mode_costs_little_more_than_a_third_of_the_default() -> None:

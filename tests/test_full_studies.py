@@ -1,4 +1,8 @@
-"""The paper's studies at full size: what their configs promise, rows that draw from others' pools, and a run over ImageNet's whole class table."""
+"""The paper's studies at full size.
+
+The promises of their configs, rows that draw from other rows' pools, and a run over ImageNet's whole class
+table.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +54,7 @@ def plan_of(study: Study) -> Plan:
     )
 
 
-# --- what the configs say ---------------------------------------------------------------------------------------------
+# --- what the configs say -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -69,7 +73,10 @@ def test_what_is_missing_here_is_named_in_a_line_each(
 
 
 def changed_keys(section: Section, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Paths of the keys that were given and differ from the schema's defaults; keys without a default are no choice, and labels are names."""
+    """Yield the paths of given keys that differ from the schema's defaults.
+
+    Keys without a default and labels are left out, because they need no explanation.
+    """
     for name in section.model_fields_set:
         value, field = getattr(section, name), type(section).model_fields[name]
         if isinstance(value, Section):
@@ -82,7 +89,10 @@ def changed_keys(section: Section, path: tuple[str, ...] = ()) -> Iterator[tuple
 
 
 def unexplained(text: str) -> list[str]:
-    """Keys that differ from their defaults and have no comment: on their line, or, for a row of the methods, over its group."""
+    """Keys that differ from their defaults and have no comment.
+
+    The comment is on the key's line or, for a row of the methods, above its group.
+    """
     lines = text.splitlines()
     places: dict[tuple[str, ...], int] = {}
 
@@ -142,9 +152,16 @@ def test_the_papers_rows_are_all_there_and_no_other_but_figure_5bs(name: str) ->
 def test_the_main_study_has_the_cluster_ablation_and_figure_5bs_scaling() -> None:
     study = load_study([config_of("imagenet10")])
     fine_tuned = {name: row for name, row in study.methods.items() if isinstance(row, PersonaliseMethod)}
-    assert {name: row.clusters for name, row in fine_tuned.items() if row.learn == "conditioning" and not row.train_unet} == {
-        "ft_conditioning": 1, "ft_cluster_conditioning_k5": 5, "ft_cluster_conditioning_k10": 10, "ft_cluster_conditioning_k15": 15,
-    }  # fmt: skip
+    assert {
+        name: row.clusters
+        for name, row in fine_tuned.items()
+        if row.learn == "conditioning" and not row.train_unet
+    } == {
+        "ft_conditioning": 1,
+        "ft_cluster_conditioning_k5": 5,
+        "ft_cluster_conditioning_k10": 10,
+        "ft_cluster_conditioning_k15": 15,
+    }
     assert fine_tuned.pop("imagic").candidates == IMAGIC_CANDIDATES and {
         row.candidates for row in fine_tuned.values()
     } == {CANDIDATES}
@@ -187,7 +204,7 @@ def test_sizes_are_the_papers() -> None:
     assert [len(plan_of(study).class_ids) for study in (ten, full, caltech)] == [1000, 1000, 256]
 
 
-# --- the plan's size --------------------------------------------------------------------------------------------------
+# --- the plan's size ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -199,9 +216,8 @@ def test_a_full_study_stays_a_plan_of_few_jobs_and_files(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     steps = estimate_study(load_study([config_of(name)])).steps
-    assert (
-        0.8 * jobs < sum(step.jobs for step in steps) <= jobs
-    )  # test_estimate.py compares them with Snakemake's
+    # test_estimate.py compares the jobs with Snakemake's
+    assert 0.8 * jobs < sum(step.jobs for step in steps) <= jobs
     assert 0.8 * files < sum(step.files for step in steps) <= files
     assert not any(step.jobs_done for step in steps)
 
@@ -219,7 +235,7 @@ def test_the_dry_run_of_the_main_study_needs_no_data_and_has_the_jobs_that_augbe
     )
 
 
-# --- rows that draw from another row's pool ---------------------------------------------------------------------------
+# --- rows that draw from another row's pool -------------------------------------------------------
 
 
 def study_that_draws(pool: str = "clip_prompts", **row: Any) -> Study:
@@ -233,7 +249,7 @@ def test_shards_are_counted_by_the_images_that_are_drawn_from() -> None:
     augmentation = parse_study(
         {**SMALL_STUDY, "augmentation": {"images_per_class": 25, "images_per_part": 10}}
     ).augmentation
-    # 10, 10 and 5 images; beyond them whole parts of 10 go on at image 25
+    # 10, 10 and 5 images; after them, whole parts of 10 begin at image 25
     assert [augmentation.parts_for(images, 1) for images in (None, 1, 10, 11, 25, 26, 35, 36)] == [
         3,
         1,
@@ -346,15 +362,25 @@ def test_a_row_that_draws_from_a_retrieval_takes_its_most_similar_ones() -> None
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"pool": "none"}, r"methods\.larger\.pool: 'none'; allowed: a row that makes or retrieves images: simple_prompt, "),
+        (
+            {"pool": "none"},
+            r"methods\.larger\.pool: 'none'; allowed: a row that makes or retrieves images: simple_prompt, ",
+        ),
         ({"pool": "larger"}, r"methods\.larger\.pool: 'larger'; allowed: "),
         ({"pool": "nothing"}, r"methods\.larger\.pool: 'nothing'; allowed: "),
-        ({"pool": "retrieval", "images_per_class": 9}, r"methods\.larger\.images_per_class: 9; methods\.retrieval\.images_per_class says how many"),
-        ({"ranked": True}, r"methods\.larger\.ranked: True; goes with a row that retrieves; clip_prompts generates its images"),
+        (
+            {"pool": "retrieval", "images_per_class": 9},
+            r"methods\.larger\.images_per_class: 9; methods\.retrieval\.images_per_class says how many",
+        ),
+        (
+            {"ranked": True},
+            r"methods\.larger\.ranked: True; goes with a row that retrieves; "
+            r"clip_prompts generates its images",
+        ),
         ({"may_fall_short": True}, r"methods\.larger\.may_fall_short: True; goes with a row that retrieves"),
         ({"added_per_training_image": 0}, r"methods\.larger\.added_per_training_image"),
     ],
-)  # fmt: skip
+)
 def test_a_row_that_cannot_draw_is_refused(row: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         study_that_draws(**{"pool": "clip_prompts", **row})
@@ -374,10 +400,17 @@ def test_images_per_class_of_a_draw_need_pools_measured_in_images() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"added_per_training_image": 3}, r"methods\.larger\.images_per_class: 20; allowed: at least 24; class .* has 8 training images, and a resample adds 3 times"),
-        ({"pool": "retrieval", "added_per_training_image": 3}, r"methods\.retrieval\.images_per_class: 10; allowed: at least 24, for larger draws from it"),
+        (
+            {"added_per_training_image": 3},
+            r"methods\.larger\.images_per_class: 20; allowed: at least 24; "
+            r"class .* has 8 training images, and a resample adds 3 times",
+        ),
+        (
+            {"pool": "retrieval", "added_per_training_image": 3},
+            r"methods\.retrieval\.images_per_class: 10; allowed: at least 24, because larger draws from it",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_pool_too_small_for_a_row_that_draws_is_found_before_the_run(
     row: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,9 +424,9 @@ def test_a_pool_too_small_for_a_row_that_draws_is_found_before_the_run(
     check_study(parse_study(study))
 
 
-# --- ImageNet's whole class table, in miniature -----------------------------------------------------------------------
+# --- ImageNet's whole class table, in miniature ---------------------------------------------------
 
-# Sizes, models, and where the links lead. Training images per class: ceil(0.3 x 6) = 2.
+# sizes, models and links; training images per class: ceil(0.3 x 6) = 2
 OVERLAY: dict[str, Any] = {
     "dataset": {"train_fraction": 0.3},
     "corpus": {"clip": "resources/mini/clip"},
@@ -438,7 +471,7 @@ def overlay() -> dict[str, Any]:
 
 
 def write_imagenet(root: Path) -> None:
-    """A tree in ImageNet's layout: 6 training images and one test image of every synset, with the oddities that the real one has."""
+    """Write ImageNet's layout and oddities: 6 training images and one test image of every synset."""
     rng = np.random.default_rng(0)
     for number, class_id in enumerate(IDS):
         for folder, count in (("train", 6), ("val", 1)):
@@ -460,7 +493,7 @@ def write_imagenet(root: Path) -> None:
 
 
 def write_corpus(folder: Path, urls: list[str]) -> None:
-    """Random vectors with the columns of LAION-5B's public subset; a sixth of the images are below the least aesthetics score."""
+    """Write random vectors with LAION-5B's public columns; a sixth are below the minimum aesthetics score."""
     rng = np.random.default_rng(1)
     vectors = rng.normal(size=(len(urls), 128)).astype(np.float32)
     scores = rng.uniform(4.8, 6.0, size=len(urls))

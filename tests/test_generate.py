@@ -23,13 +23,13 @@ SCHEDULERS = ("pndm", "ddim", "dpmsolver++")
 MINI = Path(__file__).resolve().parents[1] / "resources/mini"
 PROMPTS = [f"A photo of {info.name}." for info in load_class_table("fashion_mnist")] * 2
 SCOPES = [("class", index) for index in range(len(PROMPTS))]
-# Largest difference in grey levels (of 255) that another batch size may make: float32 sums in another order.
+# Largest difference in grey levels (of 255) between batch sizes, due to the order of float32 sums.
 TOLERANCE = 2
 
 
 @cache
 def loaded(scheduler: Any = "pndm") -> Any:
-    """The miniature's pipeline."""
+    """Load the miniature's pipeline."""
     import torch
 
     from augbench.models.folders import load_pipeline
@@ -119,7 +119,7 @@ def test_no_step_of_the_loop_reads_a_value_back(scheduler: str) -> None:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Reads(TorchDispatchMode):
-        """Counts what would wait for a GPU."""
+        """Counts operations that would wait for a GPU."""
 
         count = 0
 
@@ -157,7 +157,7 @@ def test_no_step_of_the_loop_reads_a_value_back(scheduler: str) -> None:
 
 
 def test_keys_and_values_of_the_text_are_made_once_per_batch() -> None:
-    """Those of the empty prompt, too, and once more for steps that are not guided; afterwards the U-Net is as it was."""
+    """The empty prompt included, and once more for steps without guidance; then the U-Net is restored."""
     calls: Counter[int] = Counter()
     sampler = Sampler(loaded("ddim"), 7, 3.0, 32, 2, guidance_interval=(0.28, 5.42))
     unet = sampler.pipeline.unet
@@ -173,7 +173,7 @@ def test_keys_and_values_of_the_text_are_made_once_per_batch() -> None:
 
 
 def unet_batches(sampler: Sampler, count: int) -> tuple[list[int], np.ndarray]:
-    """How many rows each call of the U-Net had, and the images."""
+    """Number of rows in each call of the U-Net, and the images."""
     sizes: list[int] = []
     hook = sampler.pipeline.unet.register_forward_hook(
         lambda module, inputs, output: sizes.append(len(inputs[0]))
@@ -187,7 +187,8 @@ def unet_batches(sampler: Sampler, count: int) -> tuple[list[int], np.ndarray]:
 
 def test_only_steps_inside_the_guidance_interval_are_guided() -> None:
     sizes, _ = unet_batches(Sampler(loaded("ddim"), 10, 3.0, 32, 2, guidance_interval=(0.28, 5.42)), 2)
-    # timesteps 901, 801, ..., 1 of Stable Diffusion's schedule have noise levels 8.4, 5.1, 3.4, 2.3, 1.6, 1.2, 0.84, 0.57, 0.35 and 0.04
+    # timesteps 901, 801, ..., 1 of Stable Diffusion's schedule have these noise levels:
+    # 8.4, 5.1, 3.4, 2.3, 1.6, 1.2, 0.84, 0.57, 0.35, 0.04
     assert sizes == [2, 4, 4, 4, 4, 4, 4, 4, 4, 2]
 
 
@@ -210,7 +211,7 @@ def test_images_begun_together_end_as_they_do_alone(pipeline: Any) -> None:
 
 
 class Flagging:
-    """The pipeline with a safety checker that also flags the first image of the first ``times`` batches."""
+    """A pipeline whose safety checker also flags the first image of the first ``times`` batches."""
 
     def __init__(self, pipeline: Any, times: int) -> None:
         self.pipeline, self.times, self.calls, self.safety_checker = pipeline, times, 0, self
@@ -226,7 +227,8 @@ class Flagging:
 
 def test_a_flagged_image_is_replaced_by_the_next_seed_and_counted(pipeline: Any) -> None:
     plain = Sampler(pipeline, 2, 3.0, 32, 4).sample(PROMPTS[:4], SCOPES[:4], 0)
-    replaced = Sampler(Flagging(pipeline, 2), 2, 3.0, 32, 4).sample(PROMPTS[:4], SCOPES[:4], 0)  # type: ignore[arg-type]
+    flagging = Sampler(Flagging(pipeline, 2), 2, 3.0, 32, 4)  # type: ignore[arg-type]
+    replaced = flagging.sample(PROMPTS[:4], SCOPES[:4], 0)
     assert [sample.safety_flags for sample in replaced] == [2, 0, 0, 0]
     assert replaced[0].seed != plain[0].seed and [s.seed for s in replaced[1:]] == [s.seed for s in plain[1:]]
 

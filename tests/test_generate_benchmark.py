@@ -1,4 +1,4 @@
-"""The benchmark of generation: candidates take turns, figures are what they are called, and the whole thing runs."""
+"""The benchmark of generation: candidates take turns, figures are right, and the benchmark runs."""
 
 from __future__ import annotations
 
@@ -30,11 +30,8 @@ def test_a_window_lasts_as_long_as_asked_for() -> None:
 
 
 def test_ratios_are_between_windows_that_belong_together() -> None:
-    base = [
-        Window(10, 1.0, 1.0, 0.0),
-        Window(10, 2.0, 1.0, 0.0),
-        Window(10, 4.0, 1.0, 0.0),
-    ]  # a machine that slows down
+    # a machine that slows down
+    base = [Window(10, 1.0, 1.0, 0.0), Window(10, 2.0, 1.0, 0.0), Window(10, 4.0, 1.0, 0.0)]
     other = [Window(10, 0.5, 0.5, 0.0), Window(10, 1.0, 0.5, 0.0), Window(10, 1.0, 0.5, 0.0)]
     paired = Paired("A", {"A": base, "B": other})
     assert paired.ratios("B") == [2.0, 2.0, 4.0]
@@ -73,4 +70,4 @@ def test_the_benchmark_runs_on_the_miniature(tmp_path: Path) -> None:
     work = report["work_per_image"]
     assert work["ours, fast mode"] < 0.5 * work[first]
     plain, batched = (report["errors"][name] for name in ("diffusers, one at a time", "ours, one batch"))
-    assert sum(batched) <= 1.5 * sum(plain)  # half precision's own error, and no more
+    assert sum(batched) <= 1.5 * sum(plain)  # no more than the error of half precision

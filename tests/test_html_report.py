@@ -1,4 +1,4 @@
-"""The report as one page, on a small study made of coloured squares: what it says, what it shows, what it leaves out and what it never loads."""
+"""The report as one page, for a small study of coloured squares: its contents, and that it loads nothing."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ from augbench.runtime.provenance import write_provenance
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 CUTS = (
     "Differs from the protocol: Classes: 6 (paper: 990).",
-    "Differs from the protocol: Most epochs: 15 (paper: 270).",
+    "Differs from the protocol: Maximum number of epochs: 15 (paper: 270).",
 )
 
 
 @dataclass
 class Page(HTMLParser):
-    """A page taken apart: its elements with their attributes, ids, and the text of cells and headings."""
+    """A parsed page: its elements with attributes, ids, and the text of cells and headings."""
 
     html: str
     elements: list[tuple[str, dict[str, str]]] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Page(HTMLParser):
 
 
 def write_tables(squares: Squares) -> None:
-    """All tables, figures and records that the workflow makes before the report, by what makes them there."""
+    """Write all tables, figures and records that the workflow makes before the report, with its code."""
     plan, study = squares.plan, squares.job.study
     runs = [
         table1.RunRow(method, number, 100 * float(np.mean(values)), 50.0, 1, 2, 24, 24, 10, 60)
@@ -139,7 +139,8 @@ def write_tables(squares: Squares) -> None:
         )
         write_text(
             plan.retrieval_summary["fates"],
-            "method,class_id,fate,candidates\nretrieval,all classes,kept,48\nretrieval,all classes,no image,16\n",
+            "method,class_id,fate,candidates\n"
+            "retrieval,all classes,kept,48\nretrieval,all classes,no image,16\n",
         )
         write_json(plan.retrieval_summary["excluded"], {"exclude": "auto", "excluded": [], "short": {}})
     write_text(plan.config, yaml.safe_dump(study.model_dump(mode="json")))
@@ -189,11 +190,11 @@ def page(squares: Squares) -> Page:
 
 
 def with_report(study: Study, **changes: Any) -> Study:
-    """The study with other settings of the report, those included that no config may give."""
+    """The study with other settings of the report, including settings that a config may not give."""
     return study.model_copy(update={"report": study.report.model_copy(update=changes)})
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
 
 def test_the_page_loads_nothing(page: Page) -> None:
@@ -261,7 +262,7 @@ def test_tables_are_those_of_the_files(squares: Squares, page: Page) -> None:
 
 def test_cuts_against_the_protocol_and_what_made_the_results_are_told(squares: Squares, page: Page) -> None:
     items = page.text_of("li")
-    assert "Classes: 6 (paper: 990)" in items and "Most epochs: 15 (paper: 270)" in items
+    assert "Classes: 6 (paper: 990)" in items and "Maximum number of epochs: 15 (paper: 270)" in items
     assert any("differs from the paper's protocol in 2 respects" in text for text in items)
     described = page.text_of("dd")
     assert "diffusion: models/small-diffusion (model)" in described
@@ -274,7 +275,7 @@ def test_the_page_is_the_same_for_the_same_files(squares: Squares, tmp_path: Pat
     assert (tmp_path / "again.html").read_bytes() == Path(squares.plan.report).read_bytes()
 
 
-# --- words ------------------------------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------------------
 
 
 def row(method: str, mean: float, **known: Any) -> statistics.Row:
@@ -330,15 +331,17 @@ def test_a_difference_is_called_more_than_chance_only_after_correction() -> None
     ]
     sentences = what_it_shows(TABLE, rows)
     assert sentences[0].startswith(
-        "With IMAGIC: +6.0 points (95% interval +5.0 to +7.0) against no added images. Alone this would be more than chance; among 4 comparisons"
+        "IMAGIC: +6.0 points (95% interval +5.0 to +7.0) compared with no added images. "
+        "As the only comparison, this would be more than chance. "
+        "After correction for 4 comparisons it is not."
     )
-    assert sentences[1].endswith("The interval includes 0: 3 runs cannot tell this from chance.")
+    assert sentences[1].endswith("The interval includes 0: with 3 runs, this may be chance.")
     assert (
-        "more than chance between runs explains (p\u00a0<\u00a00.001, corrected for 4 comparisons)"
+        "This is more than chance variation between runs (p\u00a0<\u00a00.001, corrected for 4 comparisons)"
         in sentences[2]
     )
     alone = replace(rows[3], baseline_low=None, baseline_high=None, baseline_p=None, baseline_p_holm=None)
-    assert "With a single run there is no telling" in what_it_shows(TABLE, [*rows[:3], alone, rows[4]])[0]
+    assert "A single run cannot show whether" in what_it_shows(TABLE, [*rows[:3], alone, rows[4]])[0]
 
 
 def test_generation_is_compared_with_retrieval() -> None:
@@ -351,7 +354,8 @@ def test_generation_is_compared_with_retrieval() -> None:
     }
     rows = [row("none", 60), row("twice", 70), row("clip", 64), row("imagic", 66, **known), row("found", 63)]
     assert what_it_shows(TABLE, rows) == [
-        "With IMAGIC: +3.0 points (95% interval +1.0 to +5.0) against FOUND. That is more than chance between runs explains (p\u00a0=\u00a00.040, corrected for 1 comparison)."
+        "IMAGIC: +3.0 points (95% interval +1.0 to +5.0) compared with FOUND. "
+        "This is more than chance variation between runs (p\u00a0=\u00a00.040, corrected for 1 comparison)."
     ]
 
 
@@ -368,7 +372,7 @@ def test_what_is_not_shown_is_said_of_a_miniature_and_of_picked_rows(squares: Sq
     assert not any("miniature" in text for text in what_it_does_not_show(squares.job.study, TABLE, rows, 0))
 
 
-# --- classes and images -----------------------------------------------------------------------------------------------
+# --- classes and images ---------------------------------------------------------------------------
 
 
 def test_the_most_changed_class_is_first(squares: Squares) -> None:
@@ -376,7 +380,7 @@ def test_the_most_changed_class_is_first(squares: Squares) -> None:
     found = most_changed(
         read_per_class(squares.plan.per_class), table1.read_rows(squares.plan.table1["csv"]), classes
     )
-    others = len(METHODS) - 2  # rows that have the accuracies of clip_prompts
+    others = len(METHODS) - 2  # rows with the accuracies of clip_prompts
     sizes = {change.info.class_id: change.size for change in found}
     assert sizes["class_e"] == pytest.approx(fmean([30] * others + [20])) == max(sizes.values())
     assert sizes["class_b"] == pytest.approx(fmean([0] * others + [10]))
@@ -442,7 +446,8 @@ def test_an_image_opens_into_all_that_its_shard_says_of_it(page: Page) -> None:
         generated["Prompt"] == f"a photo of {generated['Class'].replace(' ', '_')}"
         and generated["Seed"] == generated["Image"]
     )
-    assert generated["Model"] == "small-diffusion (model)" and generated["Samples refused before it"] == "0"
+    assert generated["Model"] == "small-diffusion (model)"
+    assert generated["Samples refused by the safety checker"] == "0"
     started = next(details for details in known if details["Method"] == "Boomerang")
     assert started["Started from"].startswith("class_") and "Similarity to the query" not in started
 
@@ -485,7 +490,7 @@ def test_texts_from_the_web_stay_texts(squares: Squares) -> None:
 
 
 def squeezed(squares: Squares, megabytes: float, out: Path) -> tuple[Page, list[str]]:
-    """The page of a study that may have no more than ``megabytes``, and the classes in its image browser."""
+    """A report of at most ``megabytes``, and the classes in its image browser."""
     study = with_report(squares.job.study, page_megabytes=megabytes)
     write_report(Plan(study, CLASSES), out)
     assert out.stat().st_size <= megabytes * 1e6
@@ -514,7 +519,7 @@ def test_where_classes_do_not_fit_the_most_changed_ones_are_shown_and_the_others
     assert len(everything) == len(CLASSES) and not any(
         "not on this page" in text for text in full.text_of("summary")
     )
-    with pytest.raises(UserError, match="without a single image"):
+    with pytest.raises(UserError, match="even without images"):
         squeezed(squares, 0.1, tmp_path / "none.html")
 
 
@@ -543,7 +548,7 @@ def test_large_images_become_small_ones(squares: Squares) -> None:
 
 @pytest.fixture
 def copied(squares: Squares, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
-    """Another study folder with the same files, to change."""
+    """A copy of the study folder, to change."""
     shutil.copytree("results", tmp_path / "results")
     monkeypatch.chdir(tmp_path)
     return squares.plan
@@ -556,9 +561,9 @@ def test_a_study_of_real_images_alone_has_a_report(squares: Squares, copied: Pla
     collect_images(alone)
     write_report(alone.plan, tmp_path / "alone.html")
     found = Page((tmp_path / "alone.html").read_text())
-    assert "The study has no two rows to compare." in found.text_of(
-        "li"
-    ) and "Added images" not in found.text_of("h2")
+    assert "The study has no rows to compare." in found.text_of("li") and "Added images" not in found.text_of(
+        "h2"
+    )
     assert {panel for panel in found.text_of("h4")} == {"Real training images"}
 
 
@@ -604,7 +609,7 @@ def test_a_thousand_classes_fit_into_a_small_page(squares: Squares, copied: Plan
     assert sum(known.get("data-class") is not None for known in found.all("a")) == len(chosen)
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def test_markdown_reads_back_as_what_people_see(tmp_path: Path) -> None:

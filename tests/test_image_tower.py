@@ -1,4 +1,4 @@
-"""CLIP's image tower gives what transformers' own model gives, though it computes less."""
+"""CLIP's image tower gives the same embeddings as transformers' own model, with less computation."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_what_the_network_sees_has_the_bits_that_the_image_processor_gives(image
 def test_pixels_are_those_of_the_image_processor_whatever_it_does(
     images: list[Image.Image], changed: dict[str, Any]
 ) -> None:
-    """The usual CLIP, a crop that is no square, no aspect ratio kept, and a crop larger than the image."""
+    """The usual CLIP, a crop that is not square, a changed aspect ratio, and a crop larger than the image."""
     processor = CLIPImageProcessor.from_pretrained(CLIP, local_files_only=True, **changed)
     tower = ImageTower(load_clip(CLIP, CPU)[0], processor)
     ours, theirs = (

@@ -1,4 +1,4 @@
-"""``kill -9`` of the whole run, at three stages: a rerun completes, makes nothing finished again, and gives the same table."""
+"""Kill (-9) the run at three stages: a rerun completes, remakes nothing and gives the same table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.full
 
 
 def store_files(workspace: Workspace, kind: str) -> dict[str, int]:
-    """Finished artifacts of a kind in the store, by name, with their inodes: an inode that changes was made again."""
+    """Finished artifacts of a kind in the store: inode by name; a new inode means remade."""
     folder = workspace.results / ".store" / kind
     return (
         {path.name: path.stat().st_ino for path in folder.glob("*") if not path.name.startswith(".")}
@@ -27,7 +27,7 @@ def store_files(workspace: Workspace, kind: str) -> dict[str, int]:
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
-    """``kill -9`` of the launcher, of Snakemake and of every job: the whole process group."""
+    """Kill (-9) the whole process group: the launcher, Snakemake and all jobs."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 

@@ -1,4 +1,4 @@
-"""What jobs ask for: growth with the attempt, what a site says, and a dry run of the profile, which needs no Slurm."""
+"""Resources of jobs: growth with the attempt, a site's settings, a dry run of the profile without Slurm."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from augbench.plan.needs import Needs, Site, load_needs, read_site
 PROJECT = Path(__file__).resolve().parents[1]
 IMAGENET, DEMO = (load_study([PROJECT / f"config/{name}.yaml"]) for name in ("imagenet10", "demo"))
 
-# A logger plugin of Snakemake: what its jobs ask for, which a dry run does not print.
+# a logger plugin of Snakemake that writes the resources of jobs, which a dry run does not print
 ASKED = """
 import json, os
 from dataclasses import dataclass
@@ -40,12 +40,13 @@ class LogHandler(LogHandlerBase):
         if getattr(record, "event", None) == LogEvent.JOB_INFO:
             with open(os.environ["ASKED"], "a") as out:
                 asked = {"threads": record.threads, **dict(record.resources.items())}
-                out.write(json.dumps([record.rule_name, {name: value for name, value in asked.items() if isinstance(value, (int, str))}]) + "\\n")
+                plain = {name: value for name, value in asked.items() if isinstance(value, (int, str))}
+                out.write(json.dumps([record.rule_name, plain]) + "\\n")
 """
 
 
 def asked(workspace: Workspace, *arguments: str) -> dict[str, dict[str, object]]:
-    """Rule -> what its job asks for, of a dry run with the profile, on a machine without any of Slurm's commands."""
+    """Resources of each rule's job in a dry run with the profile, on a machine without Slurm's commands."""
     plugin, out = workspace.folder / "plugins/snakemake_logger_plugin_asked", workspace.folder / "asked.jsonl"
     plugin.mkdir(parents=True)
     (plugin / "__init__.py").write_text(ASKED)
@@ -56,7 +57,7 @@ def asked(workspace: Workspace, *arguments: str) -> dict[str, dict[str, object]]
         (commands / name).symlink_to(shutil.which(name) or name)
     environment = {**workspace.environment(), "ASKED": str(out), "PATH": str(commands)}
     environment["PYTHONPATH"] += os.pathsep + str(plugin.parent)
-    # a dry run counts on one core where it is not told otherwise
+    # without `--cores` a dry run assumes one core
     command = [
         sys.executable,
         "-m",
@@ -77,7 +78,7 @@ def asked(workspace: Workspace, *arguments: str) -> dict[str, dict[str, object]]
     return dict(map(json.loads, out.read_text().splitlines()))
 
 
-# --- growth ---
+# --- growth ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_a_first_attempt_is_no_longer_than_the_longest_job() -> None:
     assert Needs(IMAGENET, Site(longest_job=60)).job(1, 1, minutes=240)["runtime"](None, 1) == 60
 
 
-# --- sites ---
+# --- sites ----------------------------------------------------------------------------------------
 
 
 def test_a_profile_says_what_the_site_is() -> None:
@@ -200,7 +201,7 @@ def test_where_nodes_have_no_internet_downloads_run_where_snakemake_does(web_job
     assert (server.download_is_local, server.search_is_local) == (local, local)
 
 
-# --- the whole profile ---
+# --- the whole profile ----------------------------------------------------------------------------
 
 
 def test_large_rules_ask_for_a_gpu_and_small_ones_do_not(workspace: Workspace) -> None:

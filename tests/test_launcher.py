@@ -1,4 +1,4 @@
-"""One run per working directory, and nothing that a kill can leave locked."""
+"""One run per working directory; a kill leaves no lock behind."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ HOLD_JOB = (
 )
 TRY_RUN = "from augbench.runtime import launcher; launcher.acquire_run_lock(); print('acquired')"
 BEGIN_JOB = "from augbench.runtime import launcher; launcher.guard_job(); print('begun')"
-CURRENT = "import os; from augbench.runtime import launcher; os.environ['AUGBENCH_RUN'] = launcher.acquire_run_lock(); "
-# what the system says on a disk that is mounted so
+CURRENT = (
+    "import os; from augbench.runtime import launcher; "
+    "os.environ['AUGBENCH_RUN'] = launcher.acquire_run_lock(); "
+)
+# the error of the system on a disk that is mounted without locks
 WITHOUT_LOCKS = """
 import errno, fcntl, os
 def flock(stream, how):
@@ -29,9 +32,14 @@ fcntl.flock = flock
 
 def start(code: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", code],
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": SRC, **environment},
-    )  # fmt: skip
+    )
     return process
 
 
@@ -53,9 +61,9 @@ def test_a_second_run_is_refused_in_one_clear_line(tmp_path: Path) -> None:
         status, text = attempt(TRY_RUN, tmp_path)
         assert status != 0
         assert (
-            f"results/.locks/run: a run is under way here (process {first.pid}); wait for it to end, or stop it"
-            in text
-        )
+            f"results/.locks/run: a run is under way here (process {first.pid}); "
+            f"wait for it to end, or stop it"
+        ) in text
     finally:
         first.kill()
         first.communicate()
@@ -95,7 +103,10 @@ def test_jobs_of_one_run_do_not_exclude_each_other(tmp_path: Path, jobs: int) ->
 
 def test_a_job_of_a_replaced_run_ends_before_snakemake_touches_its_outputs(tmp_path: Path) -> None:
     assert attempt(TRY_RUN, tmp_path)[0] == 0
-    line = "augbench: results/.locks/run: the run that started this job has been replaced; nothing to do: the new run makes what is missing\n"
+    line = (
+        "augbench: results/.locks/run: the run that started this job has been replaced; "
+        "nothing to do: the new run makes the missing files\n"
+    )
     assert attempt(BEGIN_JOB, tmp_path, AUGBENCH_RUN="of-yesterday") == (1, line)
 
 
@@ -111,8 +122,8 @@ def test_a_disk_without_locks_refuses_no_run_and_is_named(tmp_path: Path, error:
     status, text = attempt(WITHOUT_LOCKS.format(error=error) + TRY_RUN, tmp_path)
     assert status == 0 and text.startswith("acquired\n")
     assert (
-        text.count("results/.locks: this file system knows no locks") == 1
-        and "do not start a second run beside this one" in text
+        text.count("results/.locks: this file system does not support locks") == 1
+        and "do not start a second run at the same time" in text
     )
 
 

@@ -1,4 +1,4 @@
-"""The leakage guard: what counts as a near-duplicate, what does not, and what follows from one."""
+"""The leakage guard: which images are near-duplicates, which are not, and the consequences."""
 
 from __future__ import annotations
 
@@ -41,9 +41,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 CLIP = PROJECT / "resources/mini/clip"
 CLASSES = load_class_table("fashion_mnist")
 LIMITS = Leakage()
-SEARCH = LIMITS.model_copy(
-    update={"clip_threshold": 0.97, "neighbours": 3}
-)  # the miniature's CLIP finds all garments alike
+# to the miniature's CLIP, all garments are similar
+SEARCH = LIMITS.model_copy(update={"clip_threshold": 0.97, "neighbours": 3})
 Change = Callable[[Image.Image], Image.Image]
 
 
@@ -64,14 +63,17 @@ def garment_labels(garment_files: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def strangers(garment_files: Path) -> tuple[list[Image.Image], np.ndarray]:
-    """200 training images, which show none of the test images."""
+    """200 training images, none of which shows a test image."""
     images, labels = fashion_mnist.load(garment_files, "train")
     return padded(images[:200]), labels[:200]
 
 
 @pytest.fixture(scope="module")
 def photos() -> list[Image.Image]:
-    """40 parts of two photographs, 128 x 106 pixels; the temple's sky and the flower's blurred ground are among them."""
+    """40 parts of two photographs, 128 x 106 pixels.
+
+    They include the temple's sky and the flower's blurred background.
+    """
     whole = [Image.fromarray(image) for image in load_sample_images().images]
     return [
         photo.crop((x, y, x + 128, y + 106))
@@ -85,7 +87,7 @@ def is_flat(image: Image.Image) -> bool:
     return not Picture(image).whole_detail.any()
 
 
-# --- changes ----------------------------------------------------------------------------------------------------------
+# --- changes --------------------------------------------------------------------------------------
 
 
 def recompressed(image: Image.Image, quality: int = 60) -> Image.Image:
@@ -100,7 +102,7 @@ def resized(image: Image.Image) -> Image.Image:
 
 
 def cropped(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A part with 70 to 100% of the width and height, at any place, as large as before, recompressed."""
+    """A random crop of 70 to 100% of width and height, resized to the original size and recompressed."""
     scale = rng.uniform(0.7, 1)
     width, height = scale * image.width, scale * image.height
     left, upper = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
@@ -169,9 +171,8 @@ def test_of_100_random_recompressed_crops_nearly_all_are_confirmed(
     detailed = [photo for photo in photos if not is_flat(photo)]
     for images in (garments[:100], [detailed[i % len(detailed)] for i in range(100)]):
         parts = [cropped(image, rng) for image in images]
-        shown = [
-            (part, image) for part, image in zip(parts, images, strict=True) if not is_flat(part)
-        ]  # some crops are of the sky alone
+        # some crops show only the sky
+        shown = [(part, image) for part, image in zip(parts, images, strict=True) if not is_flat(part)]
         matches = [compare(Picture(part), Picture(image), LIMITS) for part, image in shown]
         assert len(shown) >= 90 and sum(
             match is not None and match.within(LIMITS) for match in matches
@@ -238,7 +239,7 @@ def test_limits_decide(garments: list[Image.Image]) -> None:
     assert not match.within(LIMITS.model_copy(update={"correlation": match.correlation + 1e-4}))
 
 
-# --- sets of images ---------------------------------------------------------------------------------------------------
+# --- sets of images -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -289,15 +290,14 @@ def test_planted_images_are_found_among_a_thousand_and_strangers_are_not(
 
     found = find_near_duplicates(embed(added), embed(garments), load_added, load_real, SEARCH)
     assert {pair.added for pair in found if pair.added < 25} == set(range(25))
-    assert (
-        sum(pair.added >= 25 for pair in found) >= 6
-    )  # of 25; to the miniature's CLIP, other garments are nearer than a crop is
+    # only 6 of 25: to the miniature's CLIP, other garments are nearer than a crop
+    assert sum(pair.added >= 25 for pair in found) >= 6
     assert all(pair.real == pair.added for pair in found)
     assert all(pair.clip_similarity >= SEARCH.clip_threshold for pair in found)
     assert len(loaded) == len(set(loaded)) < 1000
 
 
-# --- a study ----------------------------------------------------------------------------------------------------------
+# --- a study --------------------------------------------------------------------------------------
 
 PER_CLASS = 6
 
@@ -336,7 +336,11 @@ def write_pool(folder: Path, method: str, images: dict[int, list[Image.Image]]) 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory, garment_files: Path) -> Path:
-    """Splits and two pools: in ``web``, image 0 of each class is a test image, and image 1 of the first class a crop of a validation image."""
+    """Splits and two pools.
+
+    In ``web``, image 0 of each class is a test image, and image 1 of the first class is a crop of a
+    validation image.
+    """
     folder = tmp_path_factory.mktemp("small")
     images, labels = fashion_mnist.load(garment_files, "train")
     test, test_labels = fashion_mnist.load(garment_files, "test")
@@ -476,13 +480,19 @@ def test_embeddings_of_another_split_are_refused(small: Path, leaks: pa.Table, t
     job = Job(study(), Store(small / ".store"), 1)
     with pytest.raises(UserError, match=r"short\.npy.*60 embeddings"):
         guard(
-            job, {"web": small / "shards/web/selected/index.parquet"}, {"test": small / "splits/test.parquet"}, {"test": tmp_path / "short.npy"},
-            small / "clip.json", SEARCH, {"web": tmp_path / "web.parquet"}, {"web": tmp_path / "web.json"},
-        )  # fmt: skip
+            job,
+            {"web": small / "shards/web/selected/index.parquet"},
+            {"test": small / "splits/test.parquet"},
+            {"test": tmp_path / "short.npy"},
+            small / "clip.json",
+            SEARCH,
+            {"web": tmp_path / "web.parquet"},
+            {"web": tmp_path / "web.json"},
+        )
     assert not (tmp_path / "web.parquet").exists()
 
 
-# --- what follows -----------------------------------------------------------------------------------------------------
+# --- what follows ---------------------------------------------------------------------------------
 
 
 def test_dropping_takes_the_images_found_and_no_other(small: Path, leaks: pa.Table) -> None:
@@ -518,7 +528,7 @@ def test_part_0_must_stay_large_enough_for_the_first_set(small: Path, leaks: pa.
 
 
 def test_leaks_of_another_pool_are_refused(small: Path, leaks: pa.Table) -> None:
-    with pytest.raises(UserError, match="has changed or is gone"):
+    with pytest.raises(UserError, match="was changed or deleted"):
         without_leaks(read_index(small / "shards/clean/selected/index.parquet"), leaks)
 
 

@@ -1,4 +1,4 @@
-"""Compute jobs run with the network off: who may use it, what happens to those that may not, and a whole study without any."""
+"""Compute jobs run without the network: which jobs may use it, what others get, a whole study without it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_network_is_for_fetching_and_for_what_is_on_the_web(corpus: str, rul
 
 
 def in_process(code: str, *arguments: str, closed: bool = True) -> str:
-    """What a process prints whose network is off, where it is ``closed``, for the rule `classify_000`."""
+    """Output of a process that runs ``code`` for the rule `classify_000`; without a network if ``closed``."""
     start = "from augbench.runtime import network; network.close('classify_000')\n" if closed else ""
     command = [
         sys.executable,
@@ -94,7 +94,7 @@ try:
 except UserError as error:
     print(error)
 """
-OUTSIDE = "192.0.2.1"  # an address for documentation, which nobody has
+OUTSIDE = "192.0.2.1"  # reserved for documentation; no machine has it
 
 
 ATTEMPTS = {
@@ -114,7 +114,7 @@ def test_an_attempt_to_leave_the_machine_is_one_line_that_names_the_rule() -> No
     printed = in_process("".join(REFUSED.format(attempt=attempt) for attempt in ATTEMPTS)).splitlines()
     for line, wanted in zip(printed, ATTEMPTS.values(), strict=True):
         assert line.startswith(
-            f"rule classify_000: tries to reach {wanted} over the network; only rules that fetch may"
+            f"rule classify_000: tries to reach {wanted} over the network; only fetch rules may"
         )
 
 
@@ -169,14 +169,19 @@ def test_model_hubs_are_for_fetching_only_and_are_told_before_they_are_imported(
 
 
 def test_processes_that_a_job_starts_are_closed_too() -> None:
-    child = f"from augbench.runtime import network; network.close_as_parent(); import socket; socket.create_connection(('{OUTSIDE}', 443), timeout=1)"
+    child = (
+        "from augbench.runtime import network; network.close_as_parent(); "
+        f"import socket; socket.create_connection(('{OUTSIDE}', 443), timeout=1)"
+    )
     said = in_process(
-        f"import subprocess; print(subprocess.run([sys.executable, '-c', {child!r}], capture_output=True, text=True).stderr)"
+        f"import subprocess; command = [sys.executable, '-c', {child!r}]; "
+        "print(subprocess.run(command, capture_output=True, text=True).stderr)"
     )
     assert said.splitlines()[-1].startswith(
         f"augbench.errors.UserError: rule classify_000: tries to reach {OUTSIDE}:443"
     )
-    forked = f"if os.fork() == 0:\n{REFUSED.format(attempt=f'socket.create_connection(({OUTSIDE!r}, 443))').replace(chr(10), chr(10) + '    ')}\nelse:\n    os.wait()"
+    refused = REFUSED.format(attempt=f"socket.create_connection(({OUTSIDE!r}, 443))")
+    forked = f"if os.fork() == 0:\n{refused.replace(chr(10), chr(10) + '    ')}\nelse:\n    os.wait()"
     assert "rule classify_000: tries to reach" in in_process(forked)
 
 
@@ -197,15 +202,12 @@ def test_a_workflow_s_job_that_leaves_the_machine_fails_with_that_line(workspace
         "run", "--configfile", "study.yaml", "--cores", "1", "--target", "results/small/classes.parquet"
     )
     assert done.returncode == 1
-    assert (
-        f"rule classes: tries to reach {OUTSIDE}:443 over the network; only rules that fetch may"
-        in done.stderr
-    )
+    assert f"rule classes: tries to reach {OUTSIDE}:443 over the network; only fetch rules may" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def gathered(group: Any) -> list[str]:
-    """What each process of a group can reach: the others, and nobody else."""
+    """Addresses that each process of a group can reach: only those of the other processes."""
     import socket
 
     import torch
@@ -247,9 +249,8 @@ def test_the_whole_small_study_runs_without_a_network_and_gives_the_same_table(
 ) -> None:
     alone = [*namespace("--net"), sys.executable, "-c", LOOPBACK_UP, sys.executable]
     reach = f"import socket; print(socket.socket().connect_ex(('{OUTSIDE}', 80)))"
-    assert (
-        subprocess.run([*alone, "-c", reach], capture_output=True, text=True).stdout.strip() == "101"
-    )  # network is unreachable
+    # 101: network is unreachable
+    assert subprocess.run([*alone, "-c", reach], capture_output=True, text=True).stdout.strip() == "101"
     workspace = make_workspace(tmp_path)
     command = [*alone, "-m", "augbench.cli", "run", "--configfile", "study.yaml", "--cores", "2"]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Fine-tuning with the miniature's models on scikit-learn's digits: independence of classes, what trains, resuming, files."""
+"""Fine-tuning the miniature on scikit-learn's digits: independent classes, weights, resuming, files."""
 
 from __future__ import annotations
 
@@ -53,8 +53,9 @@ from augbench.runtime.job import Job
 
 MINI = Path(__file__).resolve().parents[1] / "resources/mini"
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-# Distance between vectors that learned together and alone, as a share of the way that they went: float32 sums in another order,
-# which Adam enlarges where a gradient is nearly zero. Sharing one step count between rows would make it 0.1 and more.
+# Largest distance between a vector trained with others and the same trained alone, relative to its movement.
+# It comes from the order of float32 sums, which Adam amplifies where a gradient is nearly zero. If rows
+# shared one step count, it would be 0.1 or more.
 TOLERANCE = 0.01
 CPU = torch.device("cpu")
 
@@ -73,7 +74,7 @@ KINDS = ["conditioning", "clusters", "imagic", "pseudoword", "pseudoword_dm"]
 
 @dataclass(frozen=True)
 class Inputs:
-    """Files of a study on digits, as the earlier stages leave them."""
+    """Files of the earlier stages of a study on digits."""
 
     folder: Path
     root: Path
@@ -111,7 +112,7 @@ class Inputs:
         return self.folder / name
 
     def tasks(self, study: Study, method: str, class_ids: Sequence[str] = NAMES) -> list[ClassTask]:
-        """Clusters alternate from image to image."""
+        """Tasks whose images alternate between clusters."""
         tasks = class_tasks(
             self.path("train.parquet"),
             self.path("val.parquet"),
@@ -146,7 +147,7 @@ class Inputs:
         return open_source(study.dataset, study.seed, study.corpus)
 
     def trainer(self, study: Study, method: str, folder: Path, class_ids: Sequence[str] = NAMES) -> Trainer:
-        """A trainer of the miniature, its latents cached."""
+        """A trainer of the miniature with cached latents."""
         row, tasks = row_of(study, method), self.tasks(study, method, class_ids)
         moments = parts.encode_images(study, tasks, self.source(study), CPU, method)
         rows = parts.new_rows(study, row, tasks, CPU)
@@ -163,7 +164,10 @@ class Inputs:
         factor: float = 1.0,
         **others: Path,
     ) -> tuple[Job, list[str], dict[str, str]]:
-        """Run the stage on ``class_ids``; its targets are below ``folder``. ``others`` stand for the class table or the clusters."""
+        """Run the stage on ``class_ids``; its targets are below ``folder``.
+
+        ``others`` replace the class table or the clusters.
+        """
         job = Job(study, Store(folder / ".store"), 1)
         place = folder / f"{method}/lr{factor:g}"
         vectors = [str(place / "vectors" / f"{class_id}.safetensors") for class_id in class_ids]
@@ -221,7 +225,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 
 def write_clusters(inputs: Inputs, path: Path, moved: Mapping[str, int]) -> None:
-    """A table of clusters: every other image is in the second, but for ``moved``."""
+    """Write a table of clusters: every other image is in the second one, except ``moved``."""
     ids = [
         image_id
         for name in ("train", "val")
@@ -238,7 +242,7 @@ def write_clusters(inputs: Inputs, path: Path, moved: Mapping[str, int]) -> None
     )
 
 
-# --- the optimiser ---
+# --- the optimiser --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
@@ -260,7 +264,7 @@ def test_row_adam_is_adamw_for_every_row_by_itself(weight_decay: float) -> None:
     assert torch.equal(stack[2], start[2])
 
 
-# --- classes are independent where the U-Net is frozen ---
+# --- classes are independent where the U-Net is frozen --------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["conditioning", "clusters", "pseudoword"])
@@ -317,7 +321,10 @@ def test_a_compiled_unet_gets_batches_of_one_size_and_learns_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """How 22 training and 12 validation images become whole batches, batches that are filled up, and small ones; nothing is compiled here."""
+    """22 training and 12 validation images make full batches, padded batches and small ones.
+
+    Nothing is compiled here.
+    """
     sizes: dict[str, list[int]] = {"compiled": [], "eager": []}
     stance = ["compiled"]
 
@@ -366,7 +373,7 @@ def test_a_compiled_unet_gets_batches_of_one_size_and_learns_the_same(
 def test_a_compiled_unet_has_no_graph_breaks_and_is_compiled_once(
     inputs: Inputs, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The graphs of training and of validation; without the compiler's last stage, which tests/test_compiling.py runs."""
+    """The graphs of training and validation, without the compiler's last stage (tests/test_compiling.py)."""
     torch._dynamo.reset()
     counters.clear()
     monkeypatch.setattr(
@@ -407,12 +414,12 @@ def test_epochs_differ_and_validation_does_not(inputs: Inputs, tmp_path: Path) -
     )
 
 
-# --- what trains, and that it learns ---
+# --- what trains, and that it learns --------------------------------------------------------------
 
 
 @dataclass
 class Watched:
-    """A finished training, and the parts of the model that it loaded: their tensors when loaded and afterwards."""
+    """A finished training, and the model parts that it loaded: their tensors when loaded and afterwards."""
 
     learned: dict[str, Learned]
     before: dict[str, list[torch.Tensor]]
@@ -422,7 +429,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Watched]:
-    """A training of each kind, three epochs of four classes."""
+    """Run a training of each kind, three epochs of four classes."""
     known: dict[str, Watched] = {}
 
     def get(method: str) -> Watched:
@@ -490,9 +497,8 @@ def test_a_joint_step_changes_the_unet_and_the_rows_seen(inputs: Inputs, method:
     trainer = inputs.trainer(inputs.study(), method, tmp_path)
     rows, unet = trainer.rows.values.detach().clone(), [p.detach().clone() for p in trainer.unet.parameters()]
     samples = next(iter(trainer.epoch_steps(trainer.groups, 1)))
-    assert len(samples) == 4 and {sample.weight for sample in samples} == {
-        0.25
-    }  # a batch of all classes together
+    # a batch of all classes together
+    assert len(samples) == 4 and {sample.weight for sample in samples} == {0.25}
     trainer.step(samples)
     moved = (trainer.rows.values.detach() != rows).flatten(1).any(1).nonzero().flatten().tolist()
     assert moved == sorted({sample.row for sample in samples}) and len(moved) < 10
@@ -527,7 +533,7 @@ def test_bfloat16_keeps_what_trains_in_float32(inputs: Inputs, method: str, tmp_
         assert all(values.dtype == np.float32 for values in load_file(folder / train.UNET_WEIGHTS).values())
 
 
-# --- where vectors start ---
+# --- where vectors start --------------------------------------------------------------------------
 
 
 def test_a_pseudo_word_starts_from_the_last_word_of_the_first_lemma(inputs: Inputs) -> None:
@@ -582,7 +588,7 @@ def test_every_placeholder_is_one_token_wherever_it_stands(inputs: Inputs, class
         )
 
 
-# --- cost ---
+# --- cost -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["conditioning", "pseudoword"])
@@ -635,7 +641,7 @@ def full_size(rows: Any, samples: int) -> Trainer:
 
 
 def test_flops_of_a_step_of_stable_diffusions_real_size() -> None:
-    """1,669 GFLOP per sample for U-Net forward and the gradient to text states; a VAE would add 1,117 each."""
+    """1,669 GFLOP per sample for the U-Net and the gradient to text states; a VAE would add 1,117 each."""
     meta = torch.device("meta")
     trainer = full_size(ConditioningRows(torch.zeros(1, 77, 768, device=meta)), 2)
     samples = next(iter(trainer.epoch_steps(trainer.groups, 1)))
@@ -661,12 +667,11 @@ def test_flops_of_a_step_of_stable_diffusions_real_size() -> None:
     with FlopCounterMode(display=False) as pseudoword:
         trainer.losses(samples, trainer.moments).sum().backward()
     one_prompt = pseudoword.get_total_flops() - conditioning.get_total_flops()
-    assert one_prompt / 1e9 == pytest.approx(
-        2 * 13.3, rel=0.02
-    )  # forward and gradient to the input, once for both samples
+    # forward and gradient to the input, once for both samples
+    assert one_prompt / 1e9 == pytest.approx(2 * 13.3, rel=0.02)
 
 
-# --- loss, stopping, settings ---
+# --- loss, stopping, settings ---------------------------------------------------------------------
 
 
 def test_the_noise_schedule_is_the_pipelines() -> None:
@@ -706,7 +711,7 @@ def test_training_stops_when_the_validation_loss_stagnates_but_not_before_the_la
         group.stopped = False
         taken[epoch] = group.record(epoch, 1 / epoch, loss, settings())
         if epoch == 3:
-            assert group.stopped  # two epochs without a better one, and epoch 3 was the last candidate
+            assert group.stopped  # no improvement for two epochs, and epoch 3 was the last candidate
     assert group.stopped and group.best_epoch == 4
     assert (
         taken[1] == ["train_loss", "val_loss", "epoch1"]
@@ -750,11 +755,11 @@ def test_fewer_images_than_clusters_are_named() -> None:
     assert str(problem) == "methods.k5.clusters: 5, and class 'eel' has 3 training images; allowed: at most 3"
 
 
-# --- the stage: store, resuming, files ---
+# --- the stage: store, resuming, files ------------------------------------------------------------
 
 
 class Interrupted(Exception):
-    """Stands for a kill."""
+    """Simulates a kill."""
 
 
 @pytest.mark.parametrize("method", ["conditioning", "pseudoword_dm"])
@@ -813,7 +818,8 @@ def test_what_is_known_is_not_learned_again(
     Path(vectors[0]).unlink()
     job, _, _ = inputs.stage(study, "pseudoword", tmp_path, NAMES[:3])
     assert (job.store.tally.made, job.store.tally.reused) == (0, 3) and Path(vectors[0]).exists()
-    job, _, _ = inputs.stage(study, "pseudoword_again", tmp_path, NAMES[:3])  # a method's name shapes nothing
+    # a method's name is in no recipe
+    job, _, _ = inputs.stage(study, "pseudoword_again", tmp_path, NAMES[:3])
     assert job.store.tally.made == 0
     metadata = read_metadata(vectors[0])
     assert metadata["recipe"]["class_id"] == "zero" and "pseudoword_again" not in json.dumps(
@@ -878,7 +884,7 @@ def test_a_class_without_validation_images_is_named(inputs: Inputs, tmp_path: Pa
 def chosen(
     inputs: Inputs, study: Study, method: str, folder: Path, class_ids: Sequence[str]
 ) -> dict[str, Path]:
-    """Fine-tune at every factor and choose; the files by what they are."""
+    """Fine-tune at every factor and choose; return the files by kind."""
     row = row_of(study, method)
     runs = {factor: inputs.stage(study, method, folder, class_ids, factor) for factor in row.lr_grid}
     embeddings = {name: folder / method / name / "embeddings.safetensors" for name in row.candidate_names}

@@ -1,4 +1,4 @@
-"""Pre-training: the vocabulary, the loop that goes on after an interruption, the safety checker, the assembled folders."""
+"""Pre-training: the vocabulary, the loop that resumes, the safety checker, the assembled folders."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_assembled_folders_load_and_flag_what_they_were_calibrated_on(tmp_path: 
     assert diversity(torch.tensor([[0.0], [3.0], [1.0], [1.0]]), np.array([0, 0, 1, 1])) == 1.5
 
 
-# --- judges -----------------------------------------------------------------------------------------------------------
+# --- judges ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -162,9 +162,8 @@ def test_a_judge_speaks_of_the_studys_classes_only_and_in_their_order(judge_fold
     )
     judge = load_judge(judge_folder, ["c", "a"], torch.device("cpu"))
     with torch.inference_mode():
-        judge.model.fc.bias[:] = torch.tensor(
-            [0.0, 100.0, 0.0]
-        )  # "b", which the study does not have, would win
+        # "b" would win, but the study does not have it
+        judge.model.fc.bias[:] = torch.tensor([0.0, 100.0, 0.0])
         logits = judge.model(prepare(images))
     assert logits.argmax(1).tolist() == [1] * 64
     assert judge.labels(images).tolist() == (logits[:, 2] < logits[:, 0]).long().tolist()
@@ -190,7 +189,7 @@ def test_a_judge_sees_the_central_square(judge_folder: Path) -> None:
             lambda folder: (folder / "model.safetensors").unlink(),
             r"report.judge: .* has no model.safetensors; allowed: a folder with",
         ),
-        (lambda folder: (folder / "config.json").write_text("{"), r"config.json: not a judge's"),
+        (lambda folder: (folder / "config.json").write_text("{"), r"config.json: not the config of a judge"),
         (
             lambda folder: write_json(folder / "config.json", {"model_type": "clip"}),
             r"report.judge: .* is a model of type 'clip'; allowed: 'augbench_judge'",
@@ -199,7 +198,7 @@ def test_a_judge_sees_the_central_square(judge_folder: Path) -> None:
             lambda folder: write_json(
                 folder / "config.json", {"model_type": "augbench_judge", "network": {}}
             ),
-            r"config.json: not a judge's",
+            r"config.json: not the config of a judge",
         ),
         (
             lambda folder: write_json(
@@ -239,10 +238,8 @@ def test_the_robust_judge_is_shipped(tmp_path: Path, judge_folder: Path) -> None
     for name in ("clip", "stable-diffusion"):
         shutil.copytree(MINI / name, trained / "models" / name)
     record = read_json(MINI / "training_record.json")
-    record["histories"]["clip"] = [
-        {"step": 5, "loss": 2.5},
-        {"image_step": 7, "image_loss": 1.5},
-    ]  # trained in two stages
+    # trained in two stages
+    record["histories"]["clip"] = [{"step": 5, "loss": 2.5}, {"image_step": 7, "image_loss": 1.5}]
     write_json(trained / "models/training_record.json", record)
     for name in ("quality.json", "generated.png"):
         shutil.copyfile(MINI / name, trained / name)
@@ -250,11 +247,11 @@ def test_the_robust_judge_is_shipped(tmp_path: Path, judge_folder: Path) -> None
     ship(trained, target)
     assert check_judge(target / "judge", ["a"]).class_ids == ("a", "b", "c")
     card = (target / "README.md").read_text(encoding="utf-8")
-    assert (
-        "judge 0." in card
-        and "| clip: step | loss |\n|---:|---:|\n| 5 | 2.5 |\n\n| clip: image step | image_loss |\n|---:|---:|\n| 7 | 1.5 |\n"
-        in card
+    tables = (
+        "| clip: step | loss |\n|---:|---:|\n| 5 | 2.5 |\n\n"
+        "| clip: image step | image_loss |\n|---:|---:|\n| 7 | 1.5 |\n"
     )
+    assert "| judge | 0." in card and tables in card
     ship(trained, target)  # over an older one
 
 

@@ -1,4 +1,4 @@
-"""The terminal during a run: one line per finished step, with an estimate; the end of the log where a step fails."""
+"""The terminal during a run: a line per finished step, an estimate; the end of the log if a step fails."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_step_that_was_killed_says_so_for_its_log_cannot(
     send(handler, LogEvent.JOB_INFO, jobid=1, rule_name="splits", rule_msg="splits", log=[str(log)])
     send(handler, LogEvent.JOB_ERROR, jobid=1)
     assert (
-        "its log names no error: it was killed, or had no memory left"
+        "its log names no error: it was killed or ran out of memory"
         in capsys.readouterr().err.splitlines()[-2]
     )
 

@@ -1,4 +1,4 @@
-"""Prompts: exact texts, and what they depend on."""
+"""Prompts: their exact texts and the settings that they depend on."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def rows_of(
     return read_prompts(path)
 
 
-# --- exact texts ----------------------------------------------------------------------------------------------------
+# --- exact texts ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,8 @@ def test_the_two_cranes_differ_where_there_is_more_than_the_name() -> None:
     ]
     assert [prompt_for(MACHINE, i, SARIYILDIZ, 0) for i in (1, 4)] == [
         "crane, lifting device",
-        "crane, lifts and moves heavy objects; lifting tackle is suspended from a pivoted boom that rotates around a vertical axis",
+        "crane, lifts and moves heavy objects; lifting tackle is suspended from a pivoted boom that "
+        "rotates around a vertical axis",
     ]
 
 
@@ -158,7 +159,7 @@ def test_a_name_with_braces_stays_as_it_is() -> None:
     assert fill("a {}, {hypernyms}", "{scene}", ClassInfo("x", ("x",), ("{y}",))) == "a {scene}, {y}"
 
 
-# --- template sets --------------------------------------------------------------------------------------------------
+# --- template sets --------------------------------------------------------------------------------
 
 
 def test_the_template_sets_have_the_published_sizes() -> None:
@@ -227,7 +228,7 @@ def test_a_file_that_is_not_there_is_named_with_its_key() -> None:
     )
 
 
-# --- what prompts depend on -----------------------------------------------------------------------------------------
+# --- what prompts depend on -----------------------------------------------------------------------
 
 
 def test_templates_are_drawn_per_image_and_class_only() -> None:
@@ -270,7 +271,7 @@ def test_six_categories_come_in_equal_numbers_overall_and_in_every_part() -> Non
     assert all(set(counts.values()) <= {21, 22} and len(counts) == 6 for counts in parts)
 
 
-# --- the file -------------------------------------------------------------------------------------------------------
+# --- the file -------------------------------------------------------------------------------------
 
 
 def test_the_file_has_one_row_per_image_of_every_part(tmp_path: Path) -> None:
@@ -278,8 +279,13 @@ def test_the_file_has_one_row_per_image_of_every_part(tmp_path: Path) -> None:
     assert set(grouped) == {(info.class_id, part) for info in FASHION for part in (0, 1)}
     assert [row["index"] for row in grouped["bag", 1]] == list(range(10, 20))
     assert grouped["bag", 1][0] == {
-        "label": 8, "class_id": "bag", "part": 1, "index": 10, "prompt": prompt_for(FASHION[8], 10, Prompting(templates="clip"), 0), "source": None,
-    }  # fmt: skip
+        "label": 8,
+        "class_id": "bag",
+        "part": 1,
+        "index": 10,
+        "prompt": prompt_for(FASHION[8], 10, Prompting(templates="clip"), 0),
+        "source": None,
+    }
 
 
 def test_pools_may_follow_the_training_images(tmp_path: Path) -> None:
@@ -368,15 +374,17 @@ def test_a_query_takes_the_first_template(tmp_path: Path) -> None:
     } == {"a bad photo of a {}."}
 
 
-# --- what classes lack ----------------------------------------------------------------------------------------------
+# --- what classes lack ----------------------------------------------------------------------------
 
 
 def test_missing_hypernyms_and_definitions_are_named_with_class_and_method() -> None:
     study = study_with(methods={"sari": {"mechanism": "sample", "prompt": {"templates": "sariyildiz"}}})
     bare = [ClassInfo("ak47", ("ak47",)), ClassInfo("harp", ("harp",), ("string instrument",)), SHARK]
     assert [str(problem) for problem in check_prompts(study, "sari", bare)] == [
-        "methods.sari.prompt: no hypernyms of class 'ak47', which templates 'sariyildiz' need; give hypernyms in a class table (dataset.classes), or choose other templates",
-        "methods.sari.prompt: no definition of classes 'ak47', 'harp', which templates 'sariyildiz' need; give definition in a class table (dataset.classes), or choose other templates",
+        "methods.sari.prompt: no hypernyms of class 'ak47', which templates 'sariyildiz' need; "
+        "give hypernyms in a class table (dataset.classes), or choose other templates",
+        "methods.sari.prompt: no definition of classes 'ak47', 'harp', which templates 'sariyildiz' need; "
+        "give definition in a class table (dataset.classes), or choose other templates",
     ]
     many = [ClassInfo(f"c{i}", ("c",), definition="d") for i in range(9)]
     (problem,) = check_prompts(study, "sari", many)

@@ -1,4 +1,4 @@
-"""What made a study's results: the record, and that it remakes nothing."""
+"""The provenance record of a study's results, which never causes a remake."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_there_is_no_revision_without_a_repository_of_our_own_or_without_git(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (repository / "below").mkdir()
-    assert revision(repository / "below") is None  # that of another project is not ours
+    assert revision(repository / "below") is None  # another project's revision is not ours
     monkeypatch.setenv("PATH", "")
     assert revision(repository) is None
 
@@ -88,7 +88,7 @@ def test_packages_are_those_that_the_project_requires(
 
 
 def write(folder: Path) -> dict[str, Any]:
-    """The provenance of a study with one record of a model, a config and a benchmark."""
+    """Write the provenance of a study with one model record, one config and one benchmark file."""
     study = parse_study(SMALL_STUDY)
     (folder / "config.yaml").write_text("study: small\n")
     write_json(

@@ -25,7 +25,7 @@ from augbench.report.protocol import CLASSIFIER, DIFFUSION, Facts, differences, 
 from augbench.report.render import escape_latex, escape_markdown, render_csv, spread
 from augbench.report.tables.table1 import (
     Row,
-    Table,
+    Table1,
     build_table,
     read_rows,
     render_latex,
@@ -97,7 +97,7 @@ def results(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def manifests(tmp_path: Path) -> list[Path]:
-    """Retrieval's sets are one and the same; those of simple_prompt share half of their images."""
+    """Retrieval's sets are identical; those of simple_prompt share half of their images."""
     paths = []
     for method, sets in {
         "retrieval": ([0, 1], [0, 1], [0, 1]),
@@ -123,22 +123,22 @@ def manifests(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def table(results: list[Path], manifests: list[Path]) -> Table:
+def table(results: list[Path], manifests: list[Path]) -> Table1:
     return build_table(study(), results, manifests)
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 
 def test_standard_error_is_that_of_the_sample() -> None:
-    # deviations -2, 0, 2: variance 8 / 2 = 4, standard deviation 2, over the root of 3
+    # deviations -2, 0, 2: variance 8 / 2 = 4, standard deviation 2, divided by the root of 3
     assert standard_error([70.0, 72.0, 74.0]) == pytest.approx(2 / 3**0.5)
-    # deviations -1.5, -0.5, 0.5, 1.5: variance 5 / 3, over 4
+    # deviations -1.5, -0.5, 0.5, 1.5: variance 5 / 3, divided by 4
     assert standard_error([1.0, 2.0, 3.0, 4.0]) == pytest.approx((5 / 12) ** 0.5)
     assert standard_error([72.0]) is None
 
 
-def test_rows_come_in_the_order_of_the_config_with_mean_and_error(table: Table) -> None:
+def test_rows_come_in_the_order_of_the_config_with_mean_and_error(table: Table1) -> None:
     assert [row.method for row in table.rows] == list(RUNS)
     none = table.rows[0]
     assert (none.top1_percent, none.stderr_percent, none.n) == (
@@ -150,7 +150,7 @@ def test_rows_come_in_the_order_of_the_config_with_mean_and_error(table: Table) 
     assert [row.added_per_class for row in table.rows] == [0, 0, 50, 50, 50]
 
 
-def test_the_papers_numbers_stand_beside_ours(table: Table) -> None:
+def test_the_papers_numbers_stand_beside_ours(table: Table1) -> None:
     assert [(row.paper_top1_percent, row.paper_stderr_percent) for row in table.rows] == [
         (57.2, 0.2),
         (70.2, 0.3),
@@ -161,10 +161,14 @@ def test_the_papers_numbers_stand_beside_ours(table: Table) -> None:
     assert paper_results("imagenet_full")["none"].stderr is None
 
 
-def test_overlap_is_shown_where_images_are_added(table: Table) -> None:
+def test_overlap_is_shown_where_images_are_added(table: Table1) -> None:
     assert {row.method: row.overlap for row in table.rows} == {
-        "none": None, "real_20pct": None, "simple_prompt": pytest.approx((0.5 + 0.5 + 1) / 3), "clip_prompts": None, "retrieval": 1.0,
-    }  # fmt: skip
+        "none": None,
+        "real_20pct": None,
+        "simple_prompt": pytest.approx((0.5 + 0.5 + 1) / 3),
+        "clip_prompts": None,
+        "retrieval": 1.0,
+    }
 
 
 def test_a_single_run_has_no_spread(results: list[Path]) -> None:
@@ -177,11 +181,11 @@ def test_a_method_without_results_is_an_error(results: list[Path]) -> None:
         build_table(study(), [path for path in results if "retrieval" not in path.name])
 
 
-# --- formats ----------------------------------------------------------------------------------------------------------
+# --- formats --------------------------------------------------------------------------------------
 
 
 def test_csv_keeps_full_precision_and_reads_back(
-    table: Table, results: list[Path], manifests: list[Path], tmp_path: Path
+    table: Table1, results: list[Path], manifests: list[Path], tmp_path: Path
 ) -> None:
     write_table1(study(), results, manifests, {"csv": tmp_path / "t.csv"})
     assert read_rows(tmp_path / "t.csv") == list(table.rows)
@@ -197,7 +201,7 @@ def test_there_is_one_row_per_run(results: list[Path], tmp_path: Path) -> None:
     assert set(frame.best_epoch) == {4}  # counted from 1
 
 
-def test_every_format_carries_the_whole_footer(table: Table, results: list[Path], tmp_path: Path) -> None:
+def test_every_format_carries_the_whole_footer(table: Table1, results: list[Path], tmp_path: Path) -> None:
     outs = {kind: tmp_path / f"t.{kind}" for kind in ("csv", "md", "tex", "txt")}
     write_table1(study(), results, [], outs)
     expected = build_table(study(), results).notes
@@ -207,14 +211,14 @@ def test_every_format_carries_the_whole_footer(table: Table, results: list[Path]
         assert escape_markdown(note) in plain["md"] and escape_latex(note) in plain["tex"]
 
 
-def test_markdown_cells_survive_special_characters(table: Table) -> None:
+def test_markdown_cells_survive_special_characters(table: Table1) -> None:
     lines = render_markdown(table).splitlines()
     assert r"| CLIP prompts \| 50% & more\_ |" in lines[5]
     unescaped = lines[5].replace(r"\|", "")
     assert unescaped.count("|") == lines[0].count("|")
 
 
-def test_latex_cells_survive_special_characters(table: Table) -> None:
+def test_latex_cells_survive_special_characters(table: Table1) -> None:
     assert r"CLIP prompts | 50\% \& more\_ &" in render_latex(table)
     assert (
         escape_latex(r"a_b^c~{d}\e $5 #1 ± <")
@@ -222,23 +226,23 @@ def test_latex_cells_survive_special_characters(table: Table) -> None:
     )
 
 
-def test_latex_rows_have_as_many_cells_as_columns(table: Table) -> None:
+def test_latex_rows_have_as_many_cells_as_columns(table: Table1) -> None:
     lines = [line for line in render_latex(table).splitlines() if line.endswith(r"\\")]
     assert len(lines) == 6 and {line.replace(r"\&", "").count("&") for line in lines} == {7}
     assert r"72.0 $\pm$ 1.2" in lines[1]
 
 
-def test_terminal_table_is_aligned(table: Table) -> None:
+def test_terminal_table_is_aligned(table: Table1) -> None:
     lines = render_terminal(table).splitlines()
     rows = [line for line in lines if " ± " in line and not line.startswith(("*", " "))]
     assert len(rows) == 5 and len({len(line) for line in rows}) == 1
 
 
-def test_notes_of_the_config_end_the_footer(table: Table) -> None:
+def test_notes_of_the_config_end_the_footer(table: Table1) -> None:
     assert table.notes[-1] == "The models are miniature."
 
 
-# --- cuts -------------------------------------------------------------------------------------------------------------
+# --- cuts -----------------------------------------------------------------------------------------
 
 
 def footer(config: Study) -> str:
@@ -252,15 +256,15 @@ def footer(config: Study) -> str:
         "Real images per class: 50 (paper: 74 to 130)",
         "Test images: 2,000 (paper: 49,500)",
         "Validation images per training image: 2 (paper: 1)",
-        "Images made: 75 per class (paper: 390 per class)",
+        "Images generated: 75 per class (paper: 390 per class)",
         "Diffusion model: stable-diffusion (paper: Stable Diffusion v1.4)",
         "Sampling steps: 25 (paper: 50)",
         "Aesthetics filter of retrieval: none (paper: score of at least 5)",
         "Images kept by retrieval: 1 per training image (paper: 130 per class)",
-        "Corpus that retrieval searches: miniature, 55,000 images, style shift mild (paper: LAION-5B)",
+        "Retrieval corpus: miniature, 55,000 images, style shift mild (paper: LAION-5B)",
         "Training sets per method: 3 (paper: 5)",
         "Classifier: ResNet with 1-1-1-1 blocks, 16 channels in its first stage (paper: ResNet-50)",
-        "Most epochs: 60 (paper: 270)",
+        "Maximum number of epochs: 60 (paper: 270)",
     ],
 )
 def test_the_footer_names_each_cut(line: str) -> None:
@@ -275,18 +279,18 @@ def test_rows_that_differ_alike_share_a_line_of_the_footer() -> None:
         "part": {**retrieval, "corpus_share": 0.1, "ranked": True, "min_side": 64},
     }
     lines = footer(study(methods={"none": {"mechanism": "real"}, **rows})).splitlines()
-    assert [line for line in lines if "Duplicates" in line] == [
-        "Duplicates' similarity in retrieval, all, part: 0.99 (paper: 0.94)"
+    assert [line for line in lines if "duplicates" in line] == [
+        "Similarity threshold for duplicates in retrieval, all, part: 0.99 (paper: 0.94)"
     ]
-    assert "Share of the corpus that part searches: 0.1 (paper: all)" in lines
+    assert "Share of the corpus searched by part: 0.1 (paper: all)" in lines
     assert "Training sets of part: the most similar images (paper: random draws)" in lines
-    assert "Least side of images in part, pixels: 64 (paper: none)" in lines
+    assert "Minimum side of images in part, pixels: 64 (paper: none)" in lines
     assert not any("Aesthetics" in line or "near several queries" in line for line in lines)
 
 
 def test_what_is_as_in_the_paper_is_not_named() -> None:
     text = footer(study())
-    assert "Guidance" not in text and "Batch size" not in text and "before the stop" not in text
+    assert "Guidance" not in text and "Batch size" not in text and "before stopping" not in text
 
 
 def test_rows_of_the_paper_that_are_missing_are_named() -> None:
@@ -363,20 +367,22 @@ def test_the_diffusion_models_and_retrievals_defaults_are_the_papers() -> None:
     )
 
 
-# --- figure -----------------------------------------------------------------------------------------------------------
+# --- figure ---------------------------------------------------------------------------------------
 
 
 def row(method: str, family: str, top1: float, split: str = "train") -> Row:
     return Row(method, method, family, split, top1, 0.3, 3, 50, 50, None, None, None)
 
 
-def test_each_family_shows_its_best_method(table: Table) -> None:
+def test_each_family_shows_its_best_method(table: Table1) -> None:
     assert {family: best.method for family, best in best_of_families(table.rows).items()} == {
-        "real": "none", "prompting": "clip_prompts", "retrieval": "retrieval",
-    }  # fmt: skip
+        "real": "none",
+        "prompting": "clip_prompts",
+        "retrieval": "retrieval",
+    }
 
 
-def test_bars_have_the_papers_colours_and_the_axis_says_where_it_starts(table: Table) -> None:
+def test_bars_have_the_papers_colours_and_the_axis_says_where_it_starts(table: Table1) -> None:
     (axes,) = draw(table.rows).axes
     assert [to_hex(bar.get_facecolor()).upper() for bar in axes.patches[:3]] == [
         "#0072B2",
@@ -388,7 +394,7 @@ def test_bars_have_the_papers_colours_and_the_axis_says_where_it_starts(table: T
     assert [bar.get_y() + bar.get_height() for bar in axes.patches[:3]] == pytest.approx([72, 75, 77])
 
 
-def test_values_and_upper_bound_are_printed(table: Table) -> None:
+def test_values_and_upper_bound_are_printed(table: Table1) -> None:
     (axes,) = draw(table.rows).axes
     texts = [text.get_text() for text in axes.texts]
     assert {"72.0 ± 1.2", "75.0 ± 0.6", "77.0 ± 1.2", "20% real: 80.3"} <= set(texts)
@@ -405,7 +411,7 @@ def test_figure1_breaks_no_word_of_a_long_label() -> None:
     assert "(Electroencephalographically" in ticks[1].split("\n")
 
 
-def test_without_an_upper_bound_there_is_no_line(table: Table) -> None:
+def test_without_an_upper_bound_there_is_no_line(table: Table1) -> None:
     (axes,) = draw([entry for entry in table.rows if entry.split == "train"]).axes
     assert not any("real" in text.get_text() for text in axes.texts)
 
@@ -416,7 +422,7 @@ def test_the_axis_starts_below_the_lowest_bar_at_a_round_number() -> None:
     assert axis_start([row("none", "real", 1.0)]) == 0
 
 
-def test_the_same_table_gives_the_same_bytes(table: Table, results: list[Path], tmp_path: Path) -> None:
+def test_the_same_table_gives_the_same_bytes(table: Table1, results: list[Path], tmp_path: Path) -> None:
     write_table1(study(), results, [], {"csv": tmp_path / "t.csv"})
     for name in ("one", "two"):
         write_figure1(tmp_path / "t.csv", {"pdf": tmp_path / f"{name}.pdf", "png": tmp_path / f"{name}.png"})
@@ -431,7 +437,7 @@ def test_a_table_without_families_of_the_figure_is_an_error() -> None:
         draw([row("boomerang", "unconditional", 50)])
 
 
-def test_labels_with_commas_and_quotes_read_back(table: Table, tmp_path: Path) -> None:
+def test_labels_with_commas_and_quotes_read_back(table: Table1, tmp_path: Path) -> None:
     odd = replace(table.rows[0], label='a, "b"')
     (tmp_path / "t.csv").write_text(render_csv([odd], ["a note, with a comma"]), encoding="utf-8")
     assert read_rows(tmp_path / "t.csv") == [odd]

@@ -1,4 +1,4 @@
-"""The report in a real browser: it loads nothing, works by keyboard, is readable at both widths and in both colour schemes."""
+"""The report in a real browser: loads nothing, works by keyboard, readable in all widths and schemes."""
 
 from __future__ import annotations
 
@@ -21,18 +21,21 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.full
 WIDTHS = {"desktop": (1280, 900), "phone": (375, 812)}
 SCHEMES = ("light", "dark")
-# headings by level, those of the dialog and of what is not shown left out
-LEVELS = "[...document.querySelectorAll('h1,h2,h3,h4,h5,h6')].filter(h => h.checkVisibility()).map(h => Number(h.tagName[1]))"
+# levels of the visible headings, without the dialog's
+LEVELS = (
+    "[...document.querySelectorAll('h1,h2,h3,h4,h5,h6')]"
+    ".filter(h => h.checkVisibility()).map(h => Number(h.tagName[1]))"
+)
 
 
 def chromium() -> str | None:
-    """Where Chromium is."""
+    """Path of Chromium, or None."""
     return shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @dataclass
 class Opened:
-    """A page with all that it asked for and complained of since it was opened."""
+    """A page with its requests and error messages since it was opened."""
 
     page: Page
     asked: list[str] = field(default_factory=list)
@@ -47,7 +50,7 @@ def browser() -> Iterator[Browser]:
     if chromium() is None and (reason := install("chromium")):
         pytest.skip(f"no Chromium: {reason}")
     with sync_playwright() as playwright:
-        # as root, Chromium's own sandbox cannot be had; the only page it sees is ours
+        # Chromium's sandbox does not work as root; it opens only our page
         started = playwright.chromium.launch(
             executable_path=chromium(), args=["--no-sandbox"] if os.geteuid() == 0 else []
         )
@@ -91,12 +94,12 @@ def opened(browser: Browser, report: Path, request: pytest.FixtureRequest) -> It
 
 
 def focused(page: Page, expression: str) -> object:
-    """Something of the element that has the focus."""
+    """Evaluate a JavaScript property of the focused element."""
     return page.evaluate(f"document.activeElement.{expression}")
 
 
 def tab_to(page: Page, selector: str) -> None:
-    """Press Tab until an element has the focus, as a reader without a mouse does."""
+    """Press Tab until an element has the focus, like a reader without a mouse."""
     for _ in range(400):
         page.keyboard.press("Tab")
         if page.evaluate("selector => document.activeElement.matches(selector)", selector):
@@ -111,12 +114,18 @@ def test_the_page_asks_for_itself_alone_and_complains_of_nothing(opened: Opened,
     assert [url for url in opened.asked if not url.startswith("data:")] == [report.as_uri()]
     assert opened.complaints == []
     opened.page.wait_for_function(
-        "[...document.images].every(image => image.complete && (image.naturalWidth > 0 || image.closest('dialog')))"
+        "[...document.images].every(image => image.complete && (image.naturalWidth > 0 || "
+        "image.closest('dialog')))"
     )
 
 
 def test_nothing_is_wider_than_the_screen(opened: Opened) -> None:
-    wide = "[...document.body.querySelectorAll('*')].filter(e => e.checkVisibility() && !e.closest('.scroll, pre, .hidden, .skip') && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))"
+    wide = (
+        "[...document.body.querySelectorAll('*')]"
+        ".filter(e => e.checkVisibility() && !e.closest('.scroll, pre, .hidden, .skip')"
+        " && e.getBoundingClientRect().right > innerWidth + 1)"
+        ".map(e => e.outerHTML.slice(0, 80))"
+    )
     assert opened.page.evaluate(wide) == []
     assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
@@ -153,7 +162,10 @@ def test_a_table_is_sorted_by_keyboard(opened: Opened) -> None:
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", (
         "the focus is seen"
     )
-    column = "[...document.querySelector('#accuracy table').tBodies[0].rows].map(row => Number(row.cells[4].dataset.sort))"
+    column = (
+        "[...document.querySelector('#accuracy table').tBodies[0].rows]"
+        ".map(row => Number(row.cells[4].dataset.sort))"
+    )
     before = page.evaluate(column)
     page.keyboard.press("Enter")
     assert page.evaluate(column) == sorted(before, reverse=True)
@@ -161,7 +173,7 @@ def test_a_table_is_sorted_by_keyboard(opened: Opened) -> None:
     page.keyboard.press("Space")
     assert page.evaluate(column) == sorted(before)
     assert focused(page, "closest('th').ariaSort") == "ascending"
-    # rows go as wholes, and what has no number stays last
+    # whole rows are sorted; those without a number stay last
     page.locator("#accuracy table").first.get_by_role("button", name="Paper (%)").click()
     last = page.evaluate(
         "[...document.querySelector('#accuracy table').tBodies[0].rows].map(row => row.cells[7].textContent)"

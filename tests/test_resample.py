@@ -118,13 +118,13 @@ def test_images_remade_after_the_index_are_refused(study: Path) -> None:
 
 def test_an_image_in_two_shards_is_refused(study: Path) -> None:
     shard(study, "a", 0, 2, range(4, 6))
-    with pytest.raises(UserError, match="image 4 of class 'a' stands in two shards"):
+    with pytest.raises(UserError, match="image 4 of class 'a' is in two shards"):
         build_index(paths(study), study, study / "index.parquet")
 
 
 def test_a_class_with_two_labels_is_refused(study: Path) -> None:
     shard(study, "a", 2, 2, range(8, 9))
-    with pytest.raises(UserError, match="class_id 'a' stands for several"):
+    with pytest.raises(UserError, match="class_id 'a' is in more than one of the pairs"):
         build_index(paths(study), study, study / "index.parquet")
 
 

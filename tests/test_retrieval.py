@@ -1,4 +1,4 @@
-"""Retrieval: growing k, filters with reasons, the ledger, manifests, classes that stay short; neighbours from real backends."""
+"""Retrieval: growing k, filters, ledger, manifests, short classes; neighbours of real backends."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NONE: frozenset[int] = frozenset()
 
 
 def neighbours_of(size: int, twins: frozenset[int] = NONE, **columns: Mapping[int, Any]) -> list[Neighbour]:
-    """Neighbours 0, 1, ... of class c; those in ``twins`` have the embedding of the one before them, all others their own."""
+    """Neighbours 0, 1, ... of class c; each has its own embedding, those in ``twins`` the previous one's."""
     rows: list[Neighbour] = []
     for i in range(size):
         vector = rows[-1].embedding if i in twins else np.eye(1, size, i, dtype=np.float16)[0]
@@ -51,7 +51,7 @@ def neighbours_of(size: int, twins: frozenset[int] = NONE, **columns: Mapping[in
 
 @dataclass
 class ListOrigin:
-    """Has every image but some; each image is its number's colour."""
+    """Has all images except some; the colour of an image is its number."""
 
     gone: frozenset[int] = NONE
     same: frozenset[int] = NONE
@@ -83,7 +83,7 @@ def hunted(
     flagged: frozenset[int] = NONE,
     **config: object,
 ) -> list[tuple[int, str]]:
-    """(id, fate) of every neighbour looked at."""
+    """(id, fate) of every examined neighbour."""
     method = RetrieveMethod(mechanism="retrieve", **config)  # type: ignore[arg-type]
     hunt = Hunt("c", neighbours, wanted, prefix_sizes(method, wanted))
     filters = Filters(method)
@@ -95,7 +95,7 @@ def hunted(
     return [(int(row["id"]), row["fate"]) for row in hunt.ledger(filters)]
 
 
-# --- the protocol's loop ------------------------------------------------------------------------------------------------
+# --- the protocol's loop --------------------------------------------------------------------------
 
 
 def test_k_starts_at_1_4_n_and_stops_when_enough_are_kept() -> None:
@@ -153,7 +153,7 @@ def test_filters_can_be_switched_off() -> None:
 
 
 def test_duplicates_are_connected_components_and_the_nearest_is_kept() -> None:
-    angles = np.deg2rad([0, 90, 12, 24, 91, 180])  # 0, 12 and 24 degrees hang together by way of 12
+    angles = np.deg2rad([0, 90, 12, 24, 91, 180])  # 0 and 24 degrees are connected through 12
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     assert duplicates(vectors, 0.97).tolist() == [False, False, True, True, True, False]
 
@@ -228,7 +228,7 @@ def test_where_a_backend_gives_no_embeddings_duplicates_are_found_after_download
     assert [(int(row["id"]), row["fate"]) for row in hunt.ledger(filters)] == hunted(with_vectors, 10)
 
 
-# --- manifests, and classes that stay short -----------------------------------------------------------------------------
+# --- manifests, and classes that stay short -------------------------------------------------------
 
 
 def ledger(path: Path, class_id: str, fates: Sequence[str]) -> Path:
@@ -341,9 +341,15 @@ def test_the_summary_counts_every_candidate_once(tmp_path: Path, searched: Path)
     ]
     out = {name: tmp_path / name for name in ("m.parquet", "yield.csv", "excluded.json")}
     summarise(
-        study_of(), ["a", "b", "c"], {"a": 3, "b": 3, "c": 3}, {"retrieval": ledgers}, {"retrieval": searched},
-        {"retrieval": out["m.parquet"]}, out["yield.csv"], out["excluded.json"],
-    )  # fmt: skip
+        study_of(),
+        ["a", "b", "c"],
+        {"a": 3, "b": 3, "c": 3},
+        {"retrieval": ledgers},
+        {"retrieval": searched},
+        {"retrieval": out["m.parquet"]},
+        out["yield.csv"],
+        out["excluded.json"],
+    )
     lines = out["yield.csv"].read_text().splitlines()
     assert "retrieval,all classes,kept,7" in lines and "retrieval,b,dead: DNS,1" in lines
     assert read_excluded([out["excluded.json"]]) == {"b"} and read_excluded([]) == frozenset()
@@ -351,7 +357,7 @@ def test_the_summary_counts_every_candidate_once(tmp_path: Path, searched: Path)
     assert pq.read_table(out["m.parquet"]).num_rows == 7
 
 
-# --- backends -----------------------------------------------------------------------------------------------------------
+# --- backends -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -442,9 +448,14 @@ def server(corpus: Corpus, tmp_path: Path) -> Iterator[str]:
     (tmp_path / "indices.json").write_text(json.dumps({"corpus": str(corpus.index)}))
     port = free_port()
     options = {
-        "port": port, "indices_paths": tmp_path / "indices.json", "clip_model": f"hf_clip:{Path('resources/mini/clip').resolve()}", "use_jit": False,
-        "enable_mclip_option": False, "provide_aesthetic_embeddings": False, "columns_to_return": '["url","caption","NSFW"]',
-    }  # fmt: skip
+        "port": port,
+        "indices_paths": tmp_path / "indices.json",
+        "clip_model": f"hf_clip:{Path('resources/mini/clip').resolve()}",
+        "use_jit": False,
+        "enable_mclip_option": False,
+        "provide_aesthetic_embeddings": False,
+        "columns_to_return": '["url","caption","NSFW"]',
+    }
     command = [
         sys.executable,
         "-m",
@@ -492,7 +503,7 @@ def test_a_server_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def write_embeddings(folder: Path, rows: int) -> Path:
-    """Random embeddings in two parts, with metadata, as a corpus's embedding leaves them."""
+    """Write random embeddings in two parts, with metadata, like the embedding job of a corpus."""
     vectors = np.random.default_rng(0).normal(size=(rows, 16))
     paths = [folder / f"img_emb/img_emb_{part:05d}.npy" for part in range(2)]
     for part, (path, rows_of_part) in enumerate(
@@ -532,7 +543,7 @@ def test_a_large_corpus_gets_the_index_that_autofaiss_chooses(
     assert read_json(tmp_path / "index/image.json")["index_key"] != "Flat"
 
 
-# --- a folder of images -------------------------------------------------------------------------------------------------
+# --- a folder of images ---------------------------------------------------------------------------
 
 
 def test_a_folder_gives_its_own_images_and_nothing_outside(tmp_path: Path) -> None:
@@ -561,10 +572,11 @@ def test_a_folder_gives_its_own_images_and_nothing_outside(tmp_path: Path) -> No
         "undecodable",
         "dead: no such file",
     ]
-    assert found["cats/one.png"].width == 40 and found["cats/one.png"].open().getpixel((0, 0)) == (255, 0, 0)  # type: ignore[misc]
+    image = found["cats/one.png"]
+    assert image.width == 40 and image.open().getpixel((0, 0)) == (255, 0, 0)  # type: ignore[misc]
 
 
-# --- the workflow -------------------------------------------------------------------------------------------------------
+# --- the workflow ---------------------------------------------------------------------------------
 
 
 def test_the_ledger_adds_up_and_agrees_with_the_shards(finished: Workspace) -> None:

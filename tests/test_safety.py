@@ -1,4 +1,4 @@
-"""The safety checker in a whole generate job: what a real checker flags is replaced, counted, and bounded."""
+"""The safety checker in a whole generate job: flagged images are replaced and counted, up to a limit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PER_CLASS = 8
 
 
 class Study:
-    """One prompt method in a folder of its own, with a safety checker."""
+    """A study of one prompt method with a safety checker, in its own folder."""
 
     def __init__(self, folder: Path, checker: str) -> None:
         config = copy.deepcopy(SMALL_STUDY)
@@ -94,7 +94,10 @@ class Study:
 
 
 def checker_like(pipeline: Any, folder: Path, concept: torch.Tensor, threshold: float) -> str:
-    """A folder with the pipeline's own checker, which flags images whose cosine with ``concept`` is above ``threshold``, and nothing else."""
+    """Save the pipeline's checker with one concept; return its folder.
+
+    It flags only images whose cosine with ``concept`` is above ``threshold``.
+    """
     checker = pipeline.safety_checker
     with torch.no_grad():
         checker.concept_embeds.copy_(concept.expand_as(checker.concept_embeds))
@@ -106,7 +109,7 @@ def checker_like(pipeline: Any, folder: Path, concept: torch.Tensor, threshold: 
 
 
 def embedded(pipeline: Any, images: list[Image.Image]) -> torch.Tensor:
-    """What the checker compares with its concepts, of unit length."""
+    """Unit vectors that the checker compares with its concepts."""
     pixels = pipeline.feature_extractor(images, return_tensors="pt").pixel_values
     with torch.inference_mode():
         vectors = pipeline.safety_checker.visual_projection(pipeline.safety_checker.vision_model(pixels)[1])
@@ -163,7 +166,10 @@ def test_a_checker_that_flags_everything_ends_in_one_clear_error_and_leaves_no_s
         tmp_path / "study",
         checker_like(pipeline, tmp_path / "checker", pipeline.safety_checker.concept_embeds[0].clone(), -2.0),
     )
-    message = rf"safety checker: {PER_CLASS} of {PER_CLASS} images flagged {MAX_ATTEMPTS} times each, first prompt 'A photo of T-shirt/top, tee shirt\.'; change the prompts"
+    message = (
+        rf"safety checker: {PER_CLASS} of {PER_CLASS} images flagged {MAX_ATTEMPTS} times each, "
+        rf"first prompt 'A photo of T-shirt/top, tee shirt\.'; change the prompts"
+    )
     with pytest.raises(UserError, match=message):
         study.generate()
     assert not list(study.folder.rglob("shards/**/*.parquet")) and not list(

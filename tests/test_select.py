@@ -1,4 +1,4 @@
-"""Selection: validation accuracy alone decides, and what is dropped is no one else's."""
+"""Selection: only validation accuracy decides, and files that others use are not dropped."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_dropping_the_losers_spares_what_is_the_winners_too(tmp_path: Path) -> N
         paths[name] = tmp_path / name / "bag/0.parquet"
         store.provide(
             "shards", recipe, paths[name], lambda path, recipe=recipe: write_shard(path, rows, recipe)
-        )  # type: ignore[misc]
+        )
     assert drop_from_store(store, [paths["winner"]], [paths["same"], paths["loser"]]) == 1
     assert store.has("shards", {"learned": 1}, ".parquet") and not store.has(
         "shards", {"learned": 2}, ".parquet"

@@ -1,4 +1,4 @@
-"""Shards: they stand alone, and damage is noticed."""
+"""Shards: each is complete on its own, and damage is detected."""
 
 from __future__ import annotations
 
@@ -109,12 +109,12 @@ def test_the_store_takes_no_shard_of_another_recipe_than_its_name_stands_for(
 def test_a_foreign_parquet_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "foreign.parquet"
     pq.write_table(pa.table({"a": [1]}), path)
-    with pytest.raises(UserError, match="not a shard of ours"):
+    with pytest.raises(UserError, match="not a shard; delete it"):
         read_shard(path)
 
 
 def test_a_shard_with_a_row_less_is_refused(shard: Path) -> None:
     table = pq.read_table(shard)
     pq.write_table(table.slice(0, 4).replace_schema_metadata(table.schema.metadata), shard)
-    with pytest.raises(UserError, match="4 rows, 5 promised"):
+    with pytest.raises(UserError, match="4 rows, but the footer says 5"):
         read_footer(shard)

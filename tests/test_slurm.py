@@ -1,4 +1,8 @@
-"""``snakemake --profile slurm`` on a real Slurm: a small study with a job cancelled, one over its memory and one over its time gives the table of a local run."""
+"""``snakemake --profile slurm`` on a real Slurm.
+
+A small study in which one job is cancelled, one exceeds its memory and one exceeds its time gives the table
+of a local run.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,7 @@ STUDY["methods"] = {
 STUDY["execution"]["classes_per_job"] = 10
 STUDY["corpus"] |= {"images": 1500, "distractors": 150}
 STUDY["finetune"]["max_epochs"] = 1
-SHARDS = 20  # of a method: 10 classes in 2 parts
+SHARDS = 20  # per method: 10 classes in 2 parts
 GENERATE = "rule_generate_simple_prompt_000"
 CANDIDATES = "rule_candidates_pseudoword_clip_000"
 RETRIEVE = "rule_retrieve_retrieval_000"
@@ -39,7 +43,7 @@ PATIENCE = 600  # seconds
 
 
 def cluster_workspace(folder: Path) -> Workspace:
-    """A clone-like folder with the cut-down study."""
+    """Make a clone-like folder with the reduced study."""
     workspace = make_workspace(folder)
     (folder / "slurm").symlink_to(PROJECT / "slurm")
     workspace.write_study(STUDY)
@@ -48,7 +52,7 @@ def cluster_workspace(folder: Path) -> Workspace:
 
 @dataclass
 class Run:
-    """``snakemake --profile slurm`` under way; what it says goes to a file."""
+    """A running ``snakemake --profile slurm``, with its output in a file."""
 
     workspace: Workspace
     process: subprocess.Popen[str]
@@ -56,15 +60,15 @@ class Run:
 
     @property
     def text(self) -> str:
-        """What it has said."""
+        """Output so far."""
         return self.log.read_text()
 
     def ended(self) -> int:
-        """Wait for its end; its exit status."""
+        """Wait for its end and return its exit status."""
         return self.process.wait(PATIENCE)
 
     def kill(self) -> None:
-        """``kill -9``."""
+        """Kill (-9) it."""
         self.process.kill()
         self.process.wait()
 
@@ -75,7 +79,10 @@ def start(
     targets: tuple[str, ...] = ("table1",),
     site: tuple[str, ...] = WITHOUT_GPUS,
 ) -> Run:
-    """As a user types it, but that it looks after its jobs more often, for they are short; ``site`` takes the place of the profile's values."""
+    """Start Snakemake with a user's command.
+
+    It checks its jobs more often than usual, because they are short. ``site`` replaces the profile's values.
+    """
     command = [
         sys.executable,
         "-m",
@@ -89,17 +96,24 @@ def start(
     command += ["--slurm-init-seconds-before-status-checks", "3", *arguments, "--", *targets]
     path = workspace.folder / f"run{len(list(workspace.folder.glob('run*.log')))}.log"
     with path.open("w") as log:
-        # the node's CPUs are pretended: a job with many threads would wait for itself
+        # the node has fewer real CPUs: a job with many threads would be slow
         environment = {**workspace.environment(), "OMP_THREAD_LIMIT": "1"}
         process = subprocess.Popen(
-            command, cwd=workspace.folder, env=environment, stdout=log, stderr=log, text=True, start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which is ignored in what a shell starts with "&"
-        )  # fmt: skip
+            command,
+            cwd=workspace.folder,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+            # a shell makes a process that it starts with "&" ignore this signal
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
     return Run(workspace, process, path)
 
 
 def stored(workspace: Workspace, method: str) -> dict[Path, int]:
-    """Finished shards of a method in the store, with their inodes: an inode that changes was made again."""
+    """Finished shards of a method in the store: inode by path; a new inode means remade."""
     folder = workspace.results / ".store/shards"
     return {
         path: path.stat().st_ino
@@ -109,17 +123,17 @@ def stored(workspace: Workspace, method: str) -> dict[Path, int]:
 
 
 def attempts(node: SlurmNode, what: str) -> list[SlurmJob]:
-    """The jobs of a rule, in the order of submission."""
+    """List the jobs of a rule in the order of submission."""
     return [job for job in node.jobs() if job.what == what]
 
 
 def running(node: SlurmNode, what: str) -> SlurmJob | None:
-    """The job of a rule that runs just now."""
+    """The running job of a rule, or None."""
     return next((job for job in attempts(node, what) if job.state == "RUNNING"), None)
 
 
 def stop_scripts(workspace: Workspace, name: str) -> None:
-    """Jobs of a script hang, as they do when a disk no longer answers."""
+    """Make the jobs of a script hang, as if a disk no longer answered."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command, folder = (process / "cmdline").read_text(), (process / "cwd").resolve()
@@ -139,7 +153,7 @@ def node() -> Iterator[SlurmNode]:
 
 @dataclass
 class Disturbed:
-    """The study as it ended, and what was finished when its jobs were stopped."""
+    """The finished study, and the artifacts that were finished when its jobs were stopped."""
 
     run: Run
     jobs: list[SlurmJob]
@@ -155,7 +169,7 @@ class Disturbed:
 
 @pytest.fixture(scope="module")
 def disturbed(node: SlurmNode, tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
-    """The study through Slurm, start to table, at a site that names all it can."""
+    """Run the study through Slurm to its table, at a site that sets all its values."""
     workspace = cluster_workspace(tmp_path_factory.mktemp("cluster"))
     kept: dict[str, dict[Path, int]] = {}
 
@@ -270,7 +284,7 @@ def test_a_finished_study_has_nothing_to_do(disturbed: Disturbed) -> None:
     assert run.ended() == 0 and "Nothing to be done" in run.text
 
 
-# --- what happens to the node, or to Snakemake: with the finished study, a method's shards being made again ---
+# --- what happens to the node, or to Snakemake: with the finished study, a method's shards being ma
 
 
 @dataclass
@@ -280,17 +294,17 @@ class Unmade:
     node: SlurmNode
     workspace: Workspace
     targets: tuple[str, ...]
-    before: int  # jobs that Slurm had seen
+    before: int  # number of Slurm's jobs before
 
     def start(self, site: tuple[str, ...] = WITHOUT_GPUS) -> Run:
         return start(self.workspace, targets=self.targets, site=site)
 
     def jobs(self) -> list[SlurmJob]:
-        """The jobs since then."""
+        """List the jobs since then."""
         return self.node.jobs()[self.before :]
 
     def working(self) -> dict[Path, int]:
-        """Wait for a job to have finished some shards, not all; those."""
+        """Wait until a job has finished some but not all shards; return those."""
         slurm_node.wait_until(
             lambda: len(stored(self.workspace, "simple_prompt")) >= 3, "a job makes shards", PATIENCE
         )

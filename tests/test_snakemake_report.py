@@ -1,4 +1,4 @@
-"""Snakemake's own report (``snakemake --report``): one file, made without a network, with a caption for every figure and table."""
+"""Snakemake's report (``--report``): one file, made offline, with a caption per figure and table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OF_EVERY_STUDY = {
 
 
 def value(report: str, name: str) -> Any:
-    """What a variable of the report's page holds."""
+    """Value of a variable in the report's page."""
     found = re.search(rf"^\s*var {name} = ([{{\"].*);$", report, re.MULTILINE)
     assert found is not None
     return json.loads(found[1])

@@ -44,7 +44,7 @@ def split(
 
 @pytest.mark.parametrize(("pool", "train"), [(732, 74), (1300, 130), (1000, 100), (1001, 101), (70, 7)])
 def test_train_is_the_ceiling_of_the_fraction(pool: int, train: int) -> None:
-    # 74 to 130 images per class, as the paper says of ImageNet's 732 to 1300; 0.07 x 100 is 7 although floats say 7.000...01
+    # 74 to 130 images per class, as in the paper for ImageNet's 732 to 1300; 0.07 x 100 in floats is 7.0...01
     assert len(split(pool)["train"]) == train
     assert len(split(100, IMAGENET10.model_copy(update={"train_fraction": 0.07}))["train"]) == 7
 
@@ -152,7 +152,7 @@ def test_a_class_that_is_too_small_is_one_clear_error(
     assert "\n" not in str(caught.value)
 
 
-# --- manifests ------------------------------------------------------------------------------------------------------
+# --- manifests ------------------------------------------------------------------------------------
 
 CLASSES = [ClassInfo("wolf", ("wolf",)), ClassInfo("ant", ("ant",))]
 

@@ -1,4 +1,4 @@
-"""Starting a job costs as little as can be: libraries are imported where they are needed, and nothing is taken apart at the end."""
+"""Jobs start quickly because libraries are imported only where needed, and end without teardown."""
 
 from __future__ import annotations
 
@@ -38,7 +38,11 @@ DRAWING = (
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_no_script_is_taken_for_a_library(script: Path) -> None:
-    """Snakemake puts the folder of scripts first on the path, where libraries would find ours instead of a module of the same name (`kernels`: an extra of transformers)."""
+    """Snakemake puts the folder of scripts first on the path.
+
+    A library would import our script instead of a module of the same name (`kernels`: an extra of
+    transformers).
+    """
     assert importlib.util.find_spec(script.stem) is None and script.stem not in {"kernels"}
 
 
@@ -52,7 +56,7 @@ def imports_of(script: Path) -> str:
 
 
 def packages_after(scripts: list[Path]) -> dict[str, list[str]]:
-    """Top-level packages that are there after the imports of each script, one after the other in one process."""
+    """Top-level packages that are loaded after the imports of each script, in one process in turn."""
     lines = ["import json, sys", "found = {}"]
     for script in scripts:
         lines += [
@@ -115,7 +119,14 @@ if {fails_later}: raise ValueError("too late")
 """
 
 
-CONFIG = {"study": "s", "dataset": {"kind": "fashion_mnist"}, "diffusion": {"model": "none"}, "clip": {"model": "none"}, "methods": {"none": {"mechanism": "real"}}, "augmentation": {"images_per_class": 1}}  # fmt: skip
+CONFIG = {
+    "study": "s",
+    "dataset": {"kind": "fashion_mnist"},
+    "diffusion": {"model": "none"},
+    "clip": {"model": "none"},
+    "methods": {"none": {"mechanism": "real"}},
+    "augmentation": {"images_per_class": 1},
+}
 
 
 def run_job(folder: Path, fails: bool = False, fails_later: bool = False) -> int:

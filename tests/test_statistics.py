@@ -69,7 +69,7 @@ def table(methods: dict[str, tuple[float, ...]]) -> tuple[list[table1.Row], list
 
 
 def test_the_interval_of_three_runs_is_the_hand_computed_one() -> None:
-    # mean 72, standard error 2 / sqrt(3) = 1.1547, t of two degrees of freedom 4.30265: 72 -+ 4.96826
+    # mean 72, standard error 2 / sqrt(3) = 1.1547, t for two degrees of freedom 4.30265: 72 +- 4.96826
     assert interval([70.0, 72.0, 74.0]) == pytest.approx((67.03174, 76.96826), abs=1e-4)
     assert interval([72.0]) == (None, None)
 
@@ -82,7 +82,8 @@ def test_the_interval_is_scipys() -> None:
 
 
 def test_a_paired_difference_is_the_hand_computed_one() -> None:
-    # differences 1, 3, 2: mean 2, standard error 1 / sqrt(3), so t = 2 sqrt(3) = 3.4641; for two degrees of freedom p = 1 - t / sqrt(t^2 + 2)
+    # differences 1, 3, 2: mean 2, standard error 1 / sqrt(3), so t = 2 sqrt(3) = 3.4641;
+    # for two degrees of freedom p = 1 - t / sqrt(t^2 + 2)
     found = compare(dict(enumerate(RUNS["clip_prompts"])), dict(enumerate(RUNS["none"])))
     assert found is not None
     assert found.points == pytest.approx(2)
@@ -163,12 +164,12 @@ def test_the_files_say_what_the_spread_measures_and_read_back(tmp_path: Path) ->
         text = " ".join(path.read_text(encoding="utf-8").split())
         assert (
             "initial weights and the order of images" in text
-            and "corrected by Holm for the 2 comparisons" in text
+            and "corrected by Holm's method for the 2 comparisons" in text
         )
     assert r"\label{tab:demo-1-statistics}" in outs["tex"].read_text(encoding="utf-8")
 
 
-# --- per class --------------------------------------------------------------------------------------------------------
+# --- per class ------------------------------------------------------------------------------------
 
 
 CLASSES = ("bag", "coat", "shirt")
@@ -202,9 +203,13 @@ def test_accuracy_per_class_is_counted_for_every_run(class_table: Path, tmp_path
     write_per_class(class_table, {"none": paths}, tmp_path / "per_class.parquet")
     rows = pq.read_table(tmp_path / "per_class.parquet").to_pylist()
     assert [tuple(row.values()) for row in rows] == [
-        ("none", 0, "bag", 2, 0.5), ("none", 0, "coat", 1, 1.0), ("none", 0, "shirt", 3, pytest.approx(2 / 3)),
-        ("none", 1, "bag", 2, 1.0), ("none", 1, "coat", 1, 0.0), ("none", 1, "shirt", 3, 1.0),
-    ]  # fmt: skip
+        ("none", 0, "bag", 2, 0.5),
+        ("none", 0, "coat", 1, 1.0),
+        ("none", 0, "shirt", 3, pytest.approx(2 / 3)),
+        ("none", 1, "bag", 2, 1.0),
+        ("none", 1, "coat", 1, 0.0),
+        ("none", 1, "shirt", 3, 1.0),
+    ]
     read = read_per_class(tmp_path / "per_class.parquet")["none"]
     assert (read.runs, read.class_ids, read.n_test.tolist()) == ((0, 1), CLASSES, [2, 1, 3])
     assert (read.top1 * read.n_test).sum(axis=1).tolist() == pytest.approx([4, 5])
@@ -218,7 +223,7 @@ def test_a_class_that_is_left_out_has_no_row(class_table: Path, tmp_path: Path) 
 
 
 def test_predictions_of_another_class_table_are_refused(class_table: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="label 3, and there are 3 classes"):
+    with pytest.raises(UserError, match="label 3, but there are 3 classes"):
         write_per_class(
             class_table, {"none": [predict(tmp_path / "none", 0, [3], [0])]}, tmp_path / "per_class.parquet"
         )

@@ -1,4 +1,4 @@
-"""What benchmarks measure is what ``augbench plan`` reads."""
+"""``augbench plan`` reads the figures that benchmarks write."""
 
 from __future__ import annotations
 

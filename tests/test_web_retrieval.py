@@ -1,4 +1,4 @@
-"""Retrieval from the web, end to end: published embeddings, a search, a real server of which a third is bad, shards, ledgers, a manifest."""
+"""Retrieval from the web, end to end: published embeddings, a search, a server with a third of bad images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CLIP = "resources/mini/clip"
 
 @dataclass(frozen=True)
 class Study:
-    """A study with a corpus of published embeddings, in a folder of its own."""
+    """A study with a corpus of published embeddings, in its own folder."""
 
     folder: Path
     config: dict[str, Any]
@@ -63,7 +63,7 @@ class Study:
         return self.folder / "results" / name
 
     def prepare(self) -> None:
-        """What comes before a search: prompts, fingerprints, the class table."""
+        """Write the inputs of a search: prompts, fingerprints, the class table."""
         write_json(self.path("clip.json"), fingerprint(CLIP))
         write_json(self.path("diffusion.json"), fingerprint("resources/mini/stable-diffusion"))
         write_class_table(CLASSES, self.path("classes.parquet"))
@@ -87,18 +87,32 @@ class Study:
         )
 
     def retrieve(self) -> None:
-        """All classes in one job."""
+        """Retrieve all classes in one job."""
         targets = [str(self.path(f"shards/{class_id}/0.parquet")) for class_id in self.class_ids]
         retrieve(
-            self.job, "retrieval", self.path("prompts.parquet"), self.sizes, self.path("neighbours.parquet"), self.path("clip.json"),
-            self.path("diffusion.json"), open_origin(self.job, "retrieval", []), targets, self.ledgers,
-        )  # fmt: skip
+            self.job,
+            "retrieval",
+            self.path("prompts.parquet"),
+            self.sizes,
+            self.path("neighbours.parquet"),
+            self.path("clip.json"),
+            self.path("diffusion.json"),
+            open_origin(self.job, "retrieval", []),
+            targets,
+            self.ledgers,
+        )
 
     def summarise(self) -> None:
         summarise(
-            self.job.study, self.class_ids, self.sizes, {"retrieval": self.ledgers}, {"retrieval": self.path("neighbours.parquet")},
-            {"retrieval": self.path("manifest.parquet")}, self.path("yield.csv"), self.path("excluded.json"),
-        )  # fmt: skip
+            self.job.study,
+            self.class_ids,
+            self.sizes,
+            {"retrieval": self.ledgers},
+            {"retrieval": self.path("neighbours.parquet")},
+            {"retrieval": self.path("manifest.parquet")},
+            self.path("yield.csv"),
+            self.path("excluded.json"),
+        )
 
     @property
     def ledgers(self) -> list[Path]:
@@ -113,7 +127,10 @@ class Study:
 
 
 def write_corpus(folder: Path, web: HostileServer, queries: np.ndarray) -> None:
-    """A corpus of all of the server's images, in one Parquet file: image i is near the query of class i mod 10, the nearer the smaller i."""
+    """Write a corpus of all the server's images as one Parquet file.
+
+    Image i is near the query of class i mod 10; a smaller i is nearer.
+    """
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(web.count, queries.shape[1]))
     noise /= np.linalg.norm(noise, axis=1, keepdims=True)
@@ -197,7 +214,7 @@ def test_every_class_gets_its_count_from_a_web_of_which_a_third_is_bad(study: St
     replayed = study_of(study.folder / "replay", manifest=str(manifest))
     replayed.prepare()
     replayed.search()
-    with hostile_server(2000, seed=5) as other:  # another port: the links of the manifest are dead
+    with hostile_server(2000, seed=5) as other:  # another port, so that the links of the manifest are dead
         assert other.port != web.port
         replayed.retrieve()
     fates = Counter(row["fate"] for row in replayed.ledger)

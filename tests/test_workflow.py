@@ -1,4 +1,4 @@
-"""The workflow as users see it: what a change plans, what a rerun makes, what a finished study holds."""
+"""The workflow as users see it: jobs that a change plans, files that a rerun makes, a finished study."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ HEAVY = {
     "classify",
     "diagnostics",
 }
+# jobs that a new accuracy causes
 FROM_TABLE1 = {
     "table1_files": 1,
     "statistics": 1,
@@ -47,19 +48,19 @@ FROM_TABLE1 = {
     "figure1_files": 1,
     "report_images": 1,
     "report_html": 1,
-}  # what a new accuracy makes anew
+}
 FROM_PREDICTIONS = {**FROM_TABLE1, "per_class": 1, "figure5a_data": 1, "figure5a_files": 1}
 PERSONALISED = {"pseudoword_clip": ("val_loss", "epoch1"), "imagic_k2": ("epoch1", "epoch2")}
 
 
 def selected(workspace: Workspace, method: str) -> dict[str, Any]:
-    """What selection wrote."""
+    """Read the result of selection."""
     return json.loads((workspace.results / f"selected/{method}.json").read_text())
 
 
 @pytest.fixture
 def study(finished: Workspace) -> Iterator[Workspace]:
-    """The finished study; config and class table are put back afterwards."""
+    """The finished study; config and class table are restored afterwards."""
     table = (finished.folder / "classes.yaml").read_text()
     yield finished
     finished.write_study(SMALL_STUDY)
@@ -69,12 +70,12 @@ def study(finished: Workspace) -> Iterator[Workspace]:
 
 @pytest.fixture
 def current(current: Workspace, study: Workspace) -> Workspace:
-    """The finished study with everything up to date; config and class table are put back afterwards."""
+    """The finished study with everything up to date; config and class table are restored afterwards."""
     return study
 
 
 def shards(workspace: Workspace, method: str) -> dict[str, tuple[int, float]]:
-    """Inode and time of content of a method's shards: an inode that stays says that the shard was not made again."""
+    """Inode and modification time of a method's shards; the same inode means that it was not remade."""
     found = sorted((workspace.results / "shards" / method).rglob("[0-9]*.parquet"))
     return {str(path.relative_to(workspace.results)): (path.stat().st_ino, 0.0) for path in found}
 
@@ -116,9 +117,8 @@ def test_snakemake_n_shows_the_whole_study_before_anything_ran(workspace: Worksp
         plan[f"retrieve_retrieval_{block}"] == plan[f"finetune_pseudoword_clip_lr1_{block}"] == 1
         for block in blocks
     )
-    assert (
-        plan["finetune_imagic_k2_lr1_all"] == plan["finetune_imagic_k2_lr3_all"] == 1
-    )  # all classes share a U-Net
+    # all classes share a U-Net
+    assert plan["finetune_imagic_k2_lr1_all"] == plan["finetune_imagic_k2_lr3_all"] == 1
     assert all(plan[f"candidates_imagic_k2_{block}"] == 1 for block in blocks)  # all candidates in one job
     assert plan["classify_000"] == 2 + len(ADDED)
     assert (
@@ -225,14 +225,13 @@ def test_figure5b_of_rows_that_draw_is_drawn_alone(study: Workspace) -> None:
         row["method"]: row
         for row in csv.DictReader((study.results / "figures/figure5b.csv").read_text().splitlines())
     }
-    assert (rows["retrieval_200"]["added_images"], rows["retrieval_200"]["short_classes"]) == (
-        "100",
-        "10",
-    )  # ten of each class were kept, and sixteen asked for
-    assert (rows["retrieval_200"]["worst_percent"], rows["retrieval_200"]["best_percent"]) == ("0.0", "100.0")
+    short = rows["retrieval_200"]
+    # ten images of each class were kept, and sixteen requested
+    assert (short["added_images"], short["short_classes"]) == ("100", "10")
+    assert (short["worst_percent"], short["best_percent"]) == ("0.0", "100.0")
     (study.results / "figures/figure5b.pdf").unlink()
     assert study.plan("figure5b") == {"figure5b_files": 1, "figure5b": 1}
-    study.leave_behind()  # Table 1 has that row
+    study.leave_behind()  # Table 1 has the new row
 
 
 def test_one_deleted_shard_is_taken_from_the_store(study: Workspace) -> None:
@@ -257,10 +256,8 @@ def test_one_shard_deleted_from_store_and_results_remakes_only_its_own_images(st
     study.run("--target", f"results/small/{gone.relative_to(study.results)}")
     after = shards(study, "simple_prompt")
     changed = [name for name in before if before[name] != after[name]]
-    assert changed in (
-        [],
-        ["shards/simple_prompt/selected/bag/1.parquet"],
-    )  # the file system may give the inode again
+    # empty if the file system reuses the inode
+    assert changed in ([], ["shards/simple_prompt/selected/bag/1.parquet"])
     assert (
         "1 made, 9 taken from the store"
         in (study.results / "logs/generate/simple_prompt_001.log").read_text()
@@ -349,16 +346,15 @@ def test_the_demo_starts_a_process_that_imports_torch_40_times_at_most(workspace
         if re.fullmatch(rf"({rules})(_\w+)?", rule)
     )
     assert starts > 20
-    if (
-        study.augmentation.parts == 1
-    ):  # the winner's only part comes from the store: see the test of one deleted shard
+    # the winner's only part comes from the store: see the test of one deleted shard
+    if study.augmentation.parts == 1:
         starts -= sum(isinstance(row, PersonaliseMethod) for row in study.methods.values())
     assert starts <= 40
 
 
 @pytest.fixture
 def spoilable(current: Workspace) -> Iterator[Path]:
-    """The test split's manifest, put back with its old time afterwards."""
+    """The test split's manifest; it is restored with its old time afterwards."""
     path = current.results / "splits/test.parquet"
     content, stat = path.read_bytes(), path.stat()
     yield path
@@ -393,9 +389,8 @@ def test_selection_never_opens_the_test_split(study: Workspace, spoilable: Path)
     os.utime(spoilable, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     study.run("--target", f"results/small/selected/{method}.json")
     assert selected(study, method) == before
-    assert (
-        "; torch imported" in (study.results / f"logs/classify_candidates/{method}.log").read_text()
-    )  # trained anew, not taken from the store
+    # trained again, not taken from the store
+    assert "; torch imported" in (study.results / f"logs/classify_candidates/{method}.log").read_text()
     scored = study.augbench("run", "--configfile", "study.yaml", "--cores", "2")
     assert scored.returncode == 1
     assert (
@@ -477,7 +472,7 @@ def test_only_final_scoring_and_the_guard_are_given_the_test_split(finished: Wor
     assert given == {"classify_000", "leakage", "near_duplicates"}
 
 
-# the last one: putting the class table back makes it newer than all that was made from it
+# last in this file, because restoring the class table makes it newer than all files made from it
 def test_one_edited_class_name_remakes_only_its_own_images(study: Workspace) -> None:
     before = shards(study, "clip_prompts")
     table = study.folder / "classes.yaml"

@@ -1,6 +1,6 @@
-"""The command line: ``augbench check``, ``augbench plan``, ``augbench run``, ``augbench browse``.
+"""The command line: ``augbench check``, ``plan``, ``run``, ``browse`` and ``debug``.
 
-Flows in: arguments. Flows out: an exit status; problems that a user can fix are one line each on stderr.
+A problem that the user can fix is one line on stderr.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from augbench.config.study import DEMO, load_study
@@ -34,10 +34,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     estimate = estimate_study(
         load_study(arguments.configfile or [DEMO]), arguments.device, arguments.throughput
     )
-    print(
-        json.dumps(as_json(estimate), indent=2) if arguments.json else render(estimate),
-        end="\n" if arguments.json else "",
-    )
+    text = json.dumps(as_json(estimate), indent=2) + "\n" if arguments.json else render(estimate)
+    print(text, end="")
     return 0
 
 
@@ -51,21 +49,17 @@ def _run(arguments: argparse.Namespace) -> int:
     check_study(study, models="pretrain" not in arguments.targets)
     start = time.monotonic()
     extra = arguments.snakemake
-    status = launcher.run(
-        configfiles, arguments.targets, arguments.cores or len(os.sched_getaffinity(0)), extra
-    )
+    cores = arguments.cores or len(os.sched_getaffinity(0))
+    status = launcher.run(configfiles, arguments.targets, cores, extra)
+    took = clock(time.monotonic() - start)
     if status:
-        print(
-            f"augbench: stopped after {clock(time.monotonic() - start)}; what is finished is kept, run again to go on",
-            file=sys.stderr,
-        )
+        print(f"augbench: stopped after {took}; finished work is kept, run again to resume", file=sys.stderr)
         return 1
     table = Path(f"results/{study.study}/tables/table1.txt")
     if not arguments.targets and "-n" not in extra and table.is_file():
         print(table.read_text(encoding="utf-8"))
-        print(
-            f"Done in {clock(time.monotonic() - start)}. Next: open results/{study.study}/report.html in a browser; tables/ and figures/ beside it."
-        )
+        report = f"results/{study.study}/report.html"
+        print(f"Done in {took}. Next: open {report} in a browser; tables/ and figures/ are beside it.")
     return 0
 
 
@@ -83,61 +77,63 @@ def _browse(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _debug(arguments: argparse.Namespace) -> int:
+    from augbench.commands.debug import debug
+
+    debug(arguments.configfile or [DEMO], arguments.target, step=not arguments.run)
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
-    """The command line's grammar."""
+    """Grammar of the command line."""
     top = argparse.ArgumentParser(
         prog="augbench", description="Which added training data helps a classifier most?"
     )
     commands = top.add_subparsers(dest="command", required=True)
-    for name, function, text in (
-        ("check", _check, "validate config and data before anything runs"),
-        (
-            "plan",
-            _plan,
-            "what a study costs in jobs, images, GPU-hours, disk and downloads; what is done and what is left",
-        ),
-        ("run", _run, "run a study, or go on with it after an interruption"),
-        ("browse", _browse, "look at all added images of a study, in a browser on this machine"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(function=function)
-        command.add_argument(
-            "--configfile", nargs="+", metavar="YAML", help=f"study and overlays (default: {DEMO})"
-        )
-        if name == "check":
-            command.add_argument(
-                "--images", action="store_true", help="open every image of the data set, too"
-            )
-        elif name == "plan":
-            command.add_argument(
-                "--device",
-                help="key of the GPU in the table of figures, for example h200 or a100 (default: the one measured, else h200)",
-            )
-            command.add_argument(
-                "--throughput",
-                metavar="YAML",
-                help="table of measured figures (default: results/throughput.yaml, if it is there)",
-            )
-            command.add_argument("--json", action="store_true", help="as JSON")
-        elif name == "browse":
-            command.add_argument(
-                "--port",
-                type=int,
-                default=8700,
-                help="port of this machine, 0 for any that is free (default: 8700)",
-            )
-        else:
-            command.add_argument("--cores", type=int, help="cores to use (default: all)")
-            command.add_argument(
-                "--target",
-                dest="targets",
-                action="append",
-                default=[],
-                help="file or named target; repeatable",
-            )
-            command.add_argument(
-                "snakemake", nargs="*", help="after --: arguments for snakemake, for example -- -n"
-            )
+
+    def command(
+        name: str, function: Callable[[argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        made.set_defaults(function=function)
+        help_text = f"study and overlays (default: {DEMO})"
+        made.add_argument("--configfile", nargs="+", metavar="YAML", help=help_text)
+        return made
+
+    check = command("check", _check, "check config and data before anything runs")
+    check.add_argument("--images", action="store_true", help="open every image of the data set, too")
+
+    plan = command("plan", _plan, "estimate jobs, images, GPU-hours, disk and downloads; show what is done")
+    plan.add_argument(
+        "--device",
+        help="GPU in the table of figures, such as h200 or a100 (default: the one measured, else h200)",
+    )
+    plan.add_argument(
+        "--throughput",
+        metavar="YAML",
+        help="measured figures (default: results/throughput.yaml if it exists)",
+    )
+    plan.add_argument("--json", action="store_true", help="as JSON")
+
+    run = command("run", _run, "run a study, or resume it after an interruption")
+    run.add_argument("--cores", type=int, help="cores to use (default: all)")
+    run.add_argument(
+        "--target", dest="targets", action="append", default=[], help="file or named target; repeatable"
+    )
+    run.add_argument("snakemake", nargs="*", help="after --: arguments for snakemake, for example -- -n")
+
+    browse = command("browse", _browse, "show all added images of a study in a browser on this machine")
+    browse.add_argument(
+        "--port", type=int, default=8700, help="port to serve on; 0 for any free one (default: 8700)"
+    )
+
+    debug = command("debug", _debug, "run the script of one job here, under Python's debugger")
+    debug.add_argument("target", help="a file of the study, or a rule without wildcards")
+    debug.add_argument(
+        "--run",
+        action="store_true",
+        help="don't stop at the script's first line, only at breakpoint() and errors",
+    )
     return top
 
 
@@ -150,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error.for_terminal(), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("augbench: interrupted; run again to go on", file=sys.stderr)
+        print("augbench: interrupted; run again to resume", file=sys.stderr)
         return 130
 
 

@@ -1,8 +1,8 @@
-"""The one exception that users are meant to read.
+"""The exception for problems that users can fix.
 
-Everything that a user can get wrong (a config key, a folder, a file, a second run) raises :class:`UserError` with a single
-line that names the key or file, the value found and what is allowed. Entry points print that line and exit with status 1;
-any other exception is a defect and keeps its traceback.
+A wrong config key, folder or file, or a second run, raises :class:`UserError`. Its single line names the key
+or file, the value found and what is allowed. Entry points print that line and exit with status 1. Any other
+exception is a defect and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class UserError(Exception):
     where : str
         The config key (``classifier.lr``) or the file that is wrong.
     found : object
-        What stands there; shown with ``repr`` when it is a string.
+        The value found there, or a description of the problem.
     allowed : str
-        What would be accepted, or what to do.
+        Values that are accepted, or what to do.
     """
 
     def __init__(self, where: str, found: object, allowed: str) -> None:
@@ -30,13 +30,13 @@ class UserError(Exception):
         super().__init__(f"{where}: {found if not isinstance(found, str) else found.strip()}; {allowed}")
 
     def for_terminal(self) -> str:
-        """What entry points print: each line of the message, under the program's name."""
+        """Return the message for the terminal, with the program's name before each line."""
         return "\n".join(f"augbench: {line}" for line in str(self).splitlines())
 
 
 @contextmanager
 def ending_in_one_line() -> Iterator[None]:
-    """Around what the Snakefile calls: a :class:`UserError` ends the process with its line and status 1."""
+    """Exit with status 1 and the error's line if the block raises :class:`UserError`; for the Snakefile."""
     try:
         yield
     except UserError as error:

@@ -1,7 +1,4 @@
-"""Atomic files and content hashes: a target exists whole or not at all.
-
-Flows in: bytes, tables or a function that writes a path. Flows out: the finished file under its final name.
-"""
+"""Write files atomically, and hash files and values: a target exists complete or not at all."""
 
 from __future__ import annotations
 
@@ -14,15 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parents[2]  # the clone
-RESOURCES = PROJECT / "resources"  # small data that ships
+PROJECT = Path(__file__).resolve().parents[2]  # the clone of the repository
+RESOURCES = PROJECT / "resources"  # small data files of the repository
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of ``path``; rename it to ``path`` if the block succeeds, else remove it.
+    """Yield a temporary path in the folder of ``path``; if the block succeeds, rename it to ``path``.
 
-    The file is flushed to disk before the rename, so that a crash leaves the old file or the new one, never a part.
+    If the block fails, the temporary file is removed. The file is flushed to disk before the rename, so a
+    crash leaves the old file or the new one, never a part of one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +58,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def sha256_file(path: str | Path, update: Callable[[int], None] | None = None) -> str:
-    """SHA-256 of a file, read in 1 MiB pieces; ``update`` is told the number of bytes of each piece."""
+    """SHA-256 of a file, read in pieces of 1 MiB; ``update`` is called with the number of bytes of each."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as stream:
         while piece := stream.read(1 << 20):
@@ -71,5 +69,5 @@ def sha256_file(path: str | Path, update: Callable[[int], None] | None = None) -
 
 
 def canonical_hash(value: Any) -> str:
-    """SHA-256 of a plain value (dict, list, str, number, None), independent of the order of keys."""
+    """SHA-256 of a JSON value (dict, list, str, number, None), independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""Progress of long work, as lines that a log file can hold: what, how far, at which rate, how long still.
+"""Log the progress of long work as plain lines: steps done, rate, time spent and time left.
 
-Flows in: an iterable or a count of steps. Flows out: one logged line every few seconds, and one at the end.
+One line is logged every few seconds, and one at the end.
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Counts steps and logs a line at most every ``interval`` seconds.
+    """Count steps and log a line at most every ``interval`` seconds.
 
     Parameters
     ----------
     what : str
-        What is being made; begins each line.
+        Name of the work; begins each line.
     total : int
-        Steps in all.
+        Total number of steps.
     unit : str
-        What a step is ("image").
+        Name of a step ("image").
     done : int
-        Steps made before this process (a resumed run); they do not count for the rate.
+        Steps done before this process (in a resumed run); the rate excludes them.
+    interval : float
+        Seconds between lines.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Progress:
         self.start = self.last = time.monotonic()
 
     def update(self, steps: int = 1, note: str = "") -> None:
-        """Count ``steps`` more; ``note`` is added to the line, if one is due."""
+        """Count ``steps`` more; log a line with ``note`` at its end if one is due."""
         self.done += steps
         now = time.monotonic()
         if now - self.last < self.interval and self.done < self.total:
@@ -53,14 +55,15 @@ class Progress:
         elapsed = now - self.start
         rate = (self.done - self.first) / elapsed if elapsed > 0 else 0.0
         left = f", ETA {clock((self.total - self.done) / rate)}" if rate and self.done < self.total else ""
+        ending = f"{left}; {note}" if note else left
         logger.info(
-            "%s: %d/%d %ss, %.3g %ss/s, %s%s%s",
-            self.what, self.done, self.total, self.unit, rate, self.unit, clock(elapsed), left, f"; {note}" if note else "",
+            "%s: %d/%d %ss, %.3g %ss/s, %s%s",
+            self.what, self.done, self.total, self.unit, rate, self.unit, clock(elapsed), ending,
         )  # fmt: skip
 
 
 def track(items: Iterable[T], what: str, unit: str = "item", total: int | None = None) -> Iterator[T]:
-    """Iterate over ``items`` with a :class:`Progress`."""
+    """Yield ``items`` and log their progress (:class:`Progress`)."""
     if total is None:
         assert isinstance(items, Sized)
         total = len(items)

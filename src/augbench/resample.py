@@ -1,14 +1,16 @@
-"""Resample: the pool of added images becomes as many training sets as the protocol asks for (paper, section 3).
+"""Draw the training sets of a method from its pool of added images (paper, section 3).
 
-Flows in: the index of a method's pool and the training split's class sizes. Flows out: manifests, each with as many added images
-of a class as the class has real training images, drawn without replacement inside a set and independently between sets.
+Input: the index of a method's pool and the training split's class sizes. Output: one manifest per set. A set
+has as many added images of a class as the class has real training images, unless the method's row says
+otherwise. Images are drawn without replacement within a set and independently between sets.
 
-The generator of a draw derives from the study's seed, the set's number and the class, not from the method: pools of one size
-give the same indices for every method (common random numbers), so that methods differ by their images and not by the draw.
+The seed of a draw derives from the study's seed, the set's number and the class, not from the method. Pools
+of one size therefore give the same indices for every method (common random numbers), and methods differ by
+their images, not by the draw.
 
-Set 0 is drawn from part 0 alone. Images of a generated pool are independent of each other given their class, so that is as random a
-set as any other; and candidates of a fine-tuned method, of which only part 0 is made, are compared on the very set that the
-selected one goes on with.
+Set 0 is drawn from part 0 of the pool alone. Images of a generated pool are independent of each other given
+their class, so this set is as random as any other. Only part 0 is made for the candidates of a fine-tuned
+method, so they are compared on the same set that the selected candidate uses later.
 """
 
 from __future__ import annotations
@@ -33,13 +35,13 @@ from augbench.seeds import derive_seed
 
 
 def needed_images(added: float, training_images: int) -> int:
-    """Images of a class that a set gets, where ``added`` are added for each real one."""
+    """Number of added images of a class in a set: ``added`` per real training image, rounded up."""
     return math.ceil(added * training_images)
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """How a method's sets are drawn.
+    """Rules by which a method's sets are drawn.
 
     Attributes
     ----------
@@ -48,7 +50,7 @@ class Drawing:
     ranked : bool
         Take the first images of the pool, the same for each set, instead of random ones.
     may_fall_short : bool
-        A class with too few images gets those that there are.
+        A class with too few images gets all of them, instead of an error.
     first_part : bool
         Set 0 is drawn from part 0 alone.
     """
@@ -60,7 +62,7 @@ class Drawing:
 
     @classmethod
     def of(cls, study: Study, method: str) -> Drawing:
-        """As the method's row says."""
+        """Return the rules in the method's row of the study."""
         row = study.augmented[method]
         return cls(
             row.added_per_training_image, row.ranked, row.may_fall_short, first_part=row.pool_row is None
@@ -75,21 +77,21 @@ def draw(
     where: str = "pool",
     drawing: Drawing | None = None,
 ) -> pa.Table:
-    """Set number ``run``: of each class as many rows of ``pool`` as ``class_sizes`` and ``drawing`` say, in the order of the pool.
+    """Draw set number ``run`` from ``pool``: rows of each class, in the order of the pool.
 
     Parameters
     ----------
     pool : Table
-        An index (:data:`augbench.artifacts.pool.SCHEMA`), rows sorted by (label, index); set 0 sees its part 0 only.
+        An index (:data:`augbench.artifacts.pool.SCHEMA`), rows sorted by (label, index).
     class_sizes : mapping of str to int
-        Real training images per class id.
+        Real training images per class id; with ``drawing`` they give the number of rows per class.
     where : str
         Name of the pool in errors.
 
     Raises
     ------
     UserError
-        Classes with fewer images than are needed, all of them listed with their counts.
+        Some classes have too few images; the message lists all of them with their counts.
     """
     drawing = drawing or Drawing()
     sizes = {class_id: needed_images(drawing.added, size) for class_id, size in class_sizes.items()}
@@ -126,23 +128,24 @@ def resample(
     excluded: Collection[str] = (),
     leaks_path: str | Path | None = None,
 ) -> None:
-    """Write the sets; the number of each is the stem of its file (``0.parquet``, ``1.parquet``, ...).
+    """Write the manifests of the sets to ``outs``; a file's stem is the set's number (``0.parquet``, ...).
 
     Parameters
     ----------
     pool_path : path
         Index of the method's pool.
     train_path : path
-        The training split; it decides how many images each class gets.
+        The training split; its class sizes decide how many images each class gets.
     excluded : collection of str
         Classes that are left out.
     leaks_path : path, optional
-        Near-duplicates of validation and test images (:func:`augbench.leakage.stage.guard`), which no set gets.
+        Near-duplicates of validation and test images (:func:`augbench.leakage.stage.guard`), which no set
+        gets.
 
     Raises
     ------
     UserError
-        A pool too small, or classes of pool and split that carry other labels.
+        The pool is too small, or a class has different labels in pool and split.
     """
     pool, train = read_index(pool_path), read_split(train_path)
     check_same_labels(pool, dict(zip(train.class_ids, train.labels.tolist(), strict=True)), str(pool_path))
@@ -159,27 +162,23 @@ def resample(
         )
         pool = without_leaks(pool, read_leaks(leaks_path), needed, str(pool_path))
     for out in outs:
+        run = int(Path(out).stem)
+        rows = draw(
+            pool, class_sizes=sizes, run=run, study_seed=study_seed, where=str(pool_path), drawing=drawing
+        )
         with atomic_path(out) as temporary:
-            pq.write_table(
-                draw(
-                    pool,
-                    class_sizes=sizes,
-                    run=int(Path(out).stem),
-                    study_seed=study_seed,
-                    where=str(pool_path),
-                    drawing=drawing,
-                ),
-                temporary,
-            )
+            pq.write_table(rows, temporary)
 
 
 def check_same_labels(rows: pa.Table, labels: Mapping[str, int], where: str) -> None:
-    """Class order is checked by id wherever two sources meet (invariant 6).
+    """Check that each class of ``rows`` has the label that ``labels`` gives it.
+
+    Labels depend on the order of classes, so wherever two sources meet they are compared by class id.
 
     Raises
     ------
     UserError
-        A class of ``rows`` has another label than in ``labels``, or is not there.
+        A class of ``rows`` has another label in ``labels``, or is missing there.
     """
     for class_id, label in sorted(
         set(zip(rows.column("class_id").to_pylist(), rows.column("label").to_pylist(), strict=True))
@@ -195,8 +194,9 @@ def check_same_labels(rows: pa.Table, labels: Mapping[str, int], where: str) -> 
 def overlap(sets: Sequence[pa.Table]) -> float | None:
     """Mean share of images that two of the sets have in common, over all pairs; None for fewer than two sets.
 
-    1 says that the sets are the same, as where a pool holds no more images than a set: then the spread between runs measures
-    the classifier's seed only. Independent draws of n from N images have n / N in common on average.
+    1 means that all sets are the same, for example because the pool has no more images than a set. The spread
+    between runs then measures only the effect of the classifier's seed. Independent draws of n from N images
+    share n / N of them on average.
     """
     keys = [
         set(zip(rows.column("class_id").to_pylist(), rows.column("index").to_pylist(), strict=True))

@@ -1,8 +1,8 @@
 """Snakemake's progress as one line per finished step: ``snakemake --logger augbench``.
 
-Flows in: Snakemake's log events. Flows out: on stderr, a line per finished step with the share done and an estimate of the
-time left, and for a failed step what its log says. Estimates weigh steps by their kind, because training a classifier takes
-longer than drawing a resample.
+Each line on stderr shows the number of finished steps and an estimate of the time left. A failed step shows
+the end of its log. Estimates weigh steps by their rule, because training a classifier takes longer than
+drawing a resample.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from snakemake_interface_logger_plugins.settings import LogHandlerSettingsBase
 
 from augbench.progress import clock
 
-# Rough seconds of a step on one CPU core of the miniature study, by the beginning of its rule's name; others count 2.
+# Approximate seconds of a step on one CPU core in the miniature study, by the beginning of its rule's name.
+# Other rules count 2.
 WEIGHTS = {
     "pretrain_": 2000.0,
     "generate": 40.0,
@@ -33,9 +34,10 @@ WEIGHTS = {
 }
 LOG_TAIL = 4
 UNSAID = (
-    "its log names no error: it was killed, or had no memory left; what it had finished is kept, run again"
+    "its log names no error: it was killed or ran out of memory; "
+    "its finished parts are kept, so run the same command again"
 )
-STEP_FAILED = ("RuleException", "Exiting because a job execution failed")  # our own line says more
+STEP_FAILED = ("RuleException", "Exiting because a job execution failed")  # the FAILED line says more
 
 
 @dataclass
@@ -63,12 +65,12 @@ class _Run:
 
 
 def weight_of(rule: str) -> float:
-    """The expected cost of a step of ``rule``."""
+    """Return the expected cost of a step of ``rule``, relative to other steps."""
     return next((weight for prefix, weight in WEIGHTS.items() if rule.startswith(prefix)), 2.0)
 
 
 class LogHandler(LogHandlerBase):
-    """Writes to stderr; the default output stays off, ``-n`` excepted, where the caller should not use this plugin."""
+    """Log handler that writes to stderr in place of Snakemake's default output. Not for dry runs (``-n``)."""
 
     def __post_init__(self) -> None:
         self.run = _Run()
@@ -80,19 +82,16 @@ class LogHandler(LogHandlerBase):
             self._plan(getattr(record, "stats", {}))
         elif event == LogEvent.JOB_INFO:
             rule = str(getattr(record, "rule_name", ""))
-            step = _Step(
-                rule,
-                str(getattr(record, "rule_msg", None) or rule),
-                list(getattr(record, "log", []) or []),
-                time.monotonic(),
-            )
+            message = str(getattr(record, "rule_msg", None) or rule)
+            step = _Step(rule, message, list(getattr(record, "log", []) or []), time.monotonic())
             self.run.steps[int(record.jobid)] = step  # type: ignore[attr-defined]
         elif event == LogEvent.JOB_FINISHED:
             self._finished(int(record.job_id))  # type: ignore[attr-defined]
         elif event == LogEvent.JOB_ERROR:
             self._failed(int(record.jobid))  # type: ignore[attr-defined]
         elif event in (None, LogEvent.ERROR) and record.levelno >= ERROR and not self.run.failed:
-            text = record.getMessage().strip()  # a failed step has said it better already
+            # after a failed step, Snakemake's errors only repeat what its own line has shown
+            text = record.getMessage().strip()
             if text and text != "None" and not text.startswith(STEP_FAILED):
                 self._say(text)
 
@@ -114,9 +113,8 @@ class LogHandler(LogHandlerBase):
         elapsed = now - run.began
         left = elapsed * (run.weight_total - run.weight_done) / run.weight_done
         eta = f", about {clock(left)} left" if run.done < run.total else ""
-        self._say(
-            f"[{run.done:>{len(str(run.total))}}/{run.total}] {clock(elapsed)} {step.message} ({now - step.started:.0f} s){eta}"
-        )
+        count = f"[{run.done:>{len(str(run.total))}}/{run.total}]"
+        self._say(f"{count} {clock(elapsed)} {step.message} ({now - step.started:.0f} s){eta}")
 
     def _failed(self, jobid: int) -> None:
         step = self.run.steps.pop(jobid, None)
@@ -137,29 +135,29 @@ class LogHandler(LogHandlerBase):
         try:
             print(line, file=sys.stderr, flush=True)
         except OSError:
-            getLogger(__name__).debug("stderr is gone")
+            getLogger(__name__).debug("stderr is closed")
 
     @property
     def writes_to_stream(self) -> bool:
-        """It takes the place of Snakemake's own stream output."""
+        """True: this handler replaces Snakemake's own stream output."""
         return True
 
     @property
     def writes_to_file(self) -> bool:
-        """It writes no file."""
+        """False: this handler writes no file."""
         return False
 
     @property
     def has_filter(self) -> bool:
-        """Events are chosen here."""
+        """True: this handler selects its events."""
         return True
 
     @property
     def has_formatter(self) -> bool:
-        """Lines are formatted here."""
+        """True: this handler formats its lines."""
         return True
 
     @property
     def needs_rulegraph(self) -> bool:
-        """No."""
+        """False: this handler does not use the rule graph."""
         return False

@@ -1,5 +1,6 @@
-# Training split + manifest -> checkpoint, history, per-image predictions. The only rules that read the test split. A job gets
-# the manifests of all runs, so that its inputs are the same however the runs are cut into blocks.
+# Training split + manifest -> checkpoint, history, predictions per image.
+# Only these rules score on the test split; besides them, only the leakage guard (leakage.smk) reads it. A job
+# gets the manifests of all runs, so that its inputs do not depend on the blocks of runs.
 
 for block in PLAN.run_blocks:
 

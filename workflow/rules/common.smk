@@ -1,4 +1,6 @@
-# Config to plan. The only rules file with Python; everything it calls is in the package, typed and tested.
+# Config -> plan, and the helper functions of the rules files.
+# All other Python in the rules files is loops and conditions over the plan. Logic is in the package, typed
+# and tested.
 
 import sys
 from pathlib import Path
@@ -13,12 +15,12 @@ from augbench.plan.load import load_plan
 
 guard_job()
 
-# A --configfile counts alone; the demo is used when none is given, and is never merged under a user's study.
+# Without --configfile, the study is the demo. The demo is never merged with a user's study.
 PLAN = load_plan(config, PROJECT)
 STUDY = PLAN.study
 ENVIRONMENT = str(PROJECT / "envs/conda.yaml")
 
-# What jobs ask of a scheduler, whichever it is. What a cluster has is said in its profile (slurm/config.yaml).
+# Resources that jobs request from any scheduler. A cluster is described in its profile (slurm/config.yaml).
 NEEDS = load_needs(STUDY, workflow.resource_settings.default_resources)
 
 
@@ -30,13 +32,15 @@ wildcard_constraints:
 
 
 def any_of(names):
-    """A wildcard constraint: one of ``names``, or nothing at all where there are none."""
+    """Return a wildcard constraint that matches one of ``names``, or nothing if there are none."""
     return "|".join(names) or "(?!)"
 
 
 def made_by(stage, method, kind=None, blocks=None):
-    """Outputs of all of a stage's jobs for a method, or those of one kind. Snakemake knows which rule they are of and need not search for each; it does so
-    only where an input has no name."""
+    """Return the outputs of all jobs of a stage for a method, or the outputs of one kind.
+
+    Snakemake knows the rule of such outputs and need not search for it, if the input has no name.
+    """
     made = [getattr(rules, f"{stage}_{method}_{block.name}").output for block in blocks or PLAN.class_blocks]
     return made if kind is None else [getattr(output, kind) for output in made]
 
@@ -62,12 +66,15 @@ def get_classifier_recipe(wildcards):
 
 
 def rate_name(factor):
-    """A factor of the learning rates in a rule's name."""
+    """Format a factor of the learning rate for a rule's name."""
     return f"lr{factor:g}".replace(".", "_").replace("+", "").replace("-", "m")
 
 
 def get_selected(method):
-    """What generating for a fine-tuned method needs besides: which candidate won is known only when the job runs."""
+    """Return further inputs of generation for a fine-tuned method.
+
+    All candidates are inputs, because the selected one is known only when the job runs.
+    """
     if method not in STUDY.personalised:
         return {}
     return {
@@ -78,7 +85,10 @@ def get_selected(method):
 
 
 def captioned(files, category, captions):
-    """``files`` with some of them marked for ``snakemake --report``: by their kind, the name of a caption in workflow/report."""
+    """Mark some of ``files`` for ``snakemake --report``.
+
+    ``captions`` maps the kind of a file to the name of a caption in workflow/report.
+    """
     return files | {
         kind: report(
             files[kind],
@@ -90,32 +100,40 @@ def captioned(files, category, captions):
     }
 
 
+def unet_folders(folders):
+    """Name the outputs of a job that writes one U-Net per candidate."""
+    return {f"unet_{name}": directory(path) for name, path in folders.items()}
+
+
 def of_candidate(folder):
-    """Shards of candidates are deleted after the choice where the config says so."""
+    """Mark a candidate's folder of shards: it is deleted after the selection, unless the config keeps it."""
     return directory(folder) if STUDY.execution.keep_candidates else temp(directory(folder))
 
 
 def shards_made(method):
-    """Shards that a method makes, job by job, those included that only rows which draw from it need."""
+    """Return the shards of a method by job, including those that only other methods draw from."""
     if method in STUDY.retrieved:
         return made_by("retrieve", method, "shards")
     return made_by("generate", method, blocks=PLAN.generate_blocks(method))
 
 
 def get_promised_shards(wildcards):
-    """One shard of every job that makes some: a missing one if there is any, for then the job has to run. All of them would be 60,000 targets."""
+    """Return one shard of every job that makes shards: a missing one if there is any, so that the job runs.
+
+    All shards would be 60,000 targets.
+    """
     made = [job for method in STUDY.pooled for job in shards_made(method)]
     return [next((path for path in job if not Path(path).exists()), job[0]) for job in made]
 
 
 def shards_of(method):
-    """The shards that a method's training sets are drawn from."""
+    """Return the shards from which a method's training sets are drawn."""
     row, wanted = STUDY.pool_row(method), set(PLAN.shards(method))
     return [path for job in shards_made(row) for path in job if path in wanted]
 
 
 def get_added(wildcards):
-    """The manifests of added images of all runs; none for a baseline."""
+    """Return the manifests of added images of all runs; none for a baseline."""
     method = wildcards.method
     return {"added": [PLAN.resample(method, run) for run in PLAN.runs]} if method in STUDY.augmented else {}
 

@@ -1,8 +1,8 @@
-# The pre-training corpus -> images with captions; what the study embeds itself -> CLIP embeddings, index.
+# Pre-training corpus -> images with captions; a corpus that the study embeds itself -> embeddings, index.
 
 if STUDY.miniature is not None:
 
-    # The longest chain of the study begins here, so it goes first.
+    # The study's longest chain of jobs begins here, hence the high priority.
     rule corpus:
         input:
             PLAN.fashion_mnist_files,

@@ -1,5 +1,6 @@
-# Training split -> what each class learned, one file per class and learning rate -> the best learning rate's, per candidate.
-# Classes are independent where the U-Net is frozen, so they are cut into blocks; one job sees them all where it trains.
+# Training split -> learned vectors per class and learning rate -> those of the best learning rate.
+# There is one file of vectors per class, and one choice per candidate. With a frozen U-Net, classes are
+# independent and are cut into blocks. A job that trains the U-Net gets all classes.
 
 if PLAN.cluster_files:
 
@@ -44,13 +45,13 @@ for method, row in STUDY.personalised.items():
                 diffusion=PLAN.diffusion,
                 templates=PLAN.template_files(method),
             output:
-                **{f"unet_{name}": directory(path) for name, path in PLAN.trained_unets(method, factor).items()},
+                **unet_folders(PLAN.trained_unets(method, factor)),
                 vectors=[directory(PLAN.vectors_folder(method, factor, folder)) for folder in block.folders],
             log:
                 PLAN.log("finetune", method, block.name, factor),
             benchmark:
                 PLAN.benchmark("finetune", method, block.name, factor)
-            # a long chain hangs on it
+            # a long chain of jobs depends on it
             priority: 15
             conda:
                 ENVIRONMENT
@@ -77,7 +78,7 @@ for method, row in STUDY.personalised.items():
             unets=[path for f in row.lr_grid for path in PLAN.trained_unets(method, f).values()],
             classes=PLAN.classes,
         output:
-            **{f"unet_{name}": directory(path) for name, path in PLAN.unets(method).items()},
+            **unet_folders(PLAN.unets(method)),
             lr=PLAN.lr(method),
             history=PLAN.finetune_history(method),
             embeddings=list(PLAN.embeddings(method).values()),
@@ -88,7 +89,7 @@ for method, row in STUDY.personalised.items():
         priority: 15
         conda:
             ENVIRONMENT
-        # what all classes learned goes through its hands: gigabytes, where they are many
+        # it copies the learned vectors of all classes: gigabytes for many classes
         resources:
             **NEEDS.job(1000, 16000, minutes=120),
         params:

@@ -1,6 +1,8 @@
-# Prompts, and the candidate that was selected -> per-class image shards. One rule per method and block of classes: a job loads the model once and makes the
-# block's whole pool; its files, inputs and params do not depend on how the classes are cut into blocks. No file of a stage with thousands of them has a
-# wildcard: Snakemake finds a file's rule by what stands before the first one, and shards/ would stand before them all.
+# Prompts + selected candidate -> image shards per class.
+# There is one rule per method and block of classes. Its job loads the model once and makes the block's whole
+# pool. Files, inputs and params do not depend on the blocks. A stage with thousands of files has no
+# wildcards: Snakemake looks up a file's rule by the path before the first wildcard, which would be shards/
+# for all of them.
 
 for method, block in PLAN.generate_jobs:
 
@@ -18,7 +20,7 @@ for method, block in PLAN.generate_jobs:
             PLAN.log("generate", method, block.name),
         benchmark:
             PLAN.benchmark("generate", method, block.name)
-        # the longest work first: training fills in around it
+        # the longest work goes first; training fills the gaps
         priority: 10
         conda:
             ENVIRONMENT
@@ -34,8 +36,9 @@ for method, block in PLAN.generate_jobs:
             "../scripts/generate.py"
 
 
-# Compile once, before many jobs on as many GPUs wait for the first of them: `snakemake kernels`. It has no output, and nothing has it as an input: switching
-# compilation on would then make every image again.
+# `snakemake kernels` compiles the networks once, before many jobs on many GPUs wait for the first one to
+# compile. The rule has no output, and no rule has it as an input: otherwise, switching compilation on would
+# make every image again.
 rule kernels:
     input:
         diffusion=PLAN.diffusion,

@@ -1,5 +1,7 @@
-# Pools -> near-duplicates of validation and test images among them -> their table, with accuracy on the test images that have none. Besides final scoring
-# these are the only rules that read the test split; candidates are selected without them.
+# Pools -> near-duplicates of validation and test images -> their table.
+# The table includes the accuracy on test images without near-duplicates. Besides final scoring
+# (classify.smk), only these rules read the test split (guarded test split). Candidates are selected without
+# their results.
 
 if PLAN.guarded:
 

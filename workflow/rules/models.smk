@@ -1,5 +1,6 @@
-# Models: ids on the Hub -> folders, fetched once and checked file by file; folders -> fingerprints, which are what recipes and provenance
-# call the models. The only rules here that use the network are the fetch rules.
+# Ids on the Hub -> model folders -> fingerprints.
+# Models are fetched once and checked file by file. Recipes and provenance name a model by its fingerprint.
+# Only the fetch rules use the network here (offline jobs).
 
 for model, source in PLAN.hub_models.items():
 

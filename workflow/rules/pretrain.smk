@@ -1,5 +1,6 @@
-# The miniature's models from the corpus. Results go to the study's folder; the shipped copies in resources/mini were made by
-# these rules and copied by hand, so that no timestamp makes a demo train.
+# Corpus -> the miniature's models.
+# They are written to the study's folder. A separate command copies them to resources/mini. The copies are no
+# outputs of a rule, so that no timestamp makes the demo train again.
 
 if STUDY.miniature is not None:
 

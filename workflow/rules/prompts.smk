@@ -1,4 +1,4 @@
-# Classes x method -> prompts, one row per image to make.
+# Classes and method -> prompts, one row per image to make.
 
 
 rule prompts:
@@ -12,7 +12,7 @@ rule prompts:
         PLAN.log("prompts", "{method}"),
     benchmark:
         PLAN.benchmark("prompts", "{method}")
-    # a second's work that minutes of work wait for
+    # it takes a second, and minutes of work wait for it
     priority: 20
     localrule: True
     conda:

@@ -1,4 +1,5 @@
-# Results -> tables and figures. Local and light: a figure is redrawn from its table in seconds.
+# Results -> tables and figures.
+# Nearly all jobs are local and short: a figure is redrawn from its table in seconds.
 
 
 rule table1_files:
@@ -77,7 +78,7 @@ if PLAN.paper_tables:
         input:
             table=PLAN.table1["csv"],
         output:
-            **captioned(PLAN.paper_table_files, "Tables", {f"{name}_csv": name for name in PLAN.paper_tables}),
+            **captioned(PLAN.paper_table_files, "Tables", {f"{t}_csv": t for t in PLAN.paper_tables}),
         log:
             PLAN.log("paper_tables"),
         benchmark:
@@ -95,7 +96,8 @@ if PLAN.paper_tables:
             "../scripts/paper_tables.py"
 
 
-# The benchmark files of all jobs are read where they lie: as inputs, they would tie this table to how the work is cut into blocks.
+# The script reads the benchmark files of all jobs. They are no inputs, because the table would then depend
+# on the blocks.
 rule cost:
     input:
         PLAN.retrieval_summary.values(),
@@ -173,7 +175,8 @@ rule figure1_files:
         "../scripts/figure1.py"
 
 
-# Figures 3 to 5B are drawn from files beside them, which name or hold all that is shown; those that the study has no rows for are not planned.
+# Figures 3 to 5B are drawn from data files beside them, which name or hold everything that is shown. A
+# figure without methods in the study is not planned.
 
 if "figure3" in PLAN.figures:
 
@@ -336,7 +339,7 @@ rule resolved_config:
         "../scripts/resolved_config.py"
 
 
-# Made anew with the tables, and with nothing else: the code's revision is in no params.
+# Written again with the tables, and only then: the code's revision is not in params (provenance).
 rule provenance:
     input:
         PLAN.table1.values(),
@@ -359,8 +362,8 @@ rule provenance:
         "../scripts/provenance.py"
 
 
-# The report: thumbnails apart from the page, so that the page is made anew in seconds. A figure that is drawn again from the same data is no reason to make it
-# anew: what the figures show comes in through their data.
+# The report. Thumbnails are a file of their own, so that the page is made again in seconds. A figure that
+# is redrawn from the same data does not make the page again: the figures' data are inputs of the page.
 rule report_images:
     input:
         per_class=PLAN.per_class,

@@ -1,5 +1,6 @@
-# Shards -> index of the pool -> one manifest of added images per training set. Where near-duplicates of validation and test images are left
-# out, the index comes first, for the guard needs it.
+# Shards -> index of the pool -> one manifest of added images per training set.
+# If near-duplicates of validation and test images are left out, the index is a job of its own, because the
+# leakage guard needs it first.
 
 for method in PLAN.guarded_first:
 

@@ -1,5 +1,6 @@
-# Query prompts -> neighbours in the corpus -> filtered per-class image shards and a ledger -> what retrieval gave, and the classes that are left out.
-# The jobs that fetch images from the web are retrieve's, where the corpus is not here.
+# Query prompts -> neighbours in the corpus -> filtered image shards and a ledger per class.
+# A summary lists what retrieval gave, and the excluded classes. If the corpus is on the web, the retrieve
+# jobs download the images.
 
 
 rule search:

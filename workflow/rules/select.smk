@@ -1,4 +1,4 @@
-# Candidates of a fine-tuned method -> part 0 of each, one classifier each, the best on the validation split.
+# Candidates -> part 0 of each -> one classifier each -> the best candidate on the validation split.
 
 for method in STUDY.personalised:
     for block in PLAN.candidate_blocks:

@@ -1,4 +1,4 @@
-"""Choose a fine-tuned method's learning rate by validation loss, and gather what all classes learned."""
+"""Choose a fine-tuned method's learning rate by validation loss, and collect its results of all classes."""
 
 from augbench.runtime.job import running
 

@@ -1,4 +1,4 @@
-"""Train one classifier per candidate of a fine-tuned method; the test split is not among what it is given."""
+"""Train one classifier per candidate of a fine-tuned method, without access to the test split."""
 
 from pathlib import Path
 

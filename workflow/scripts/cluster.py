@@ -1,4 +1,4 @@
-"""Find the clusters of each class's images."""
+"""Cluster each class's training images."""
 
 from augbench.runtime.job import running
 

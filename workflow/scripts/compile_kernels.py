@@ -1,4 +1,4 @@
-"""Compile the networks that make images into the cache that jobs share."""
+"""Compile the networks that generate images, into the cache that jobs share."""
 
 from augbench.runtime.job import running
 

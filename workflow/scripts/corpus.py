@@ -1,4 +1,4 @@
-"""Make the miniature web corpus."""
+"""Write the miniature web corpus."""
 
 from pathlib import Path
 

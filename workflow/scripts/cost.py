@@ -1,4 +1,4 @@
-"""Write what each method cost."""
+"""Write the table of each method's cost."""
 
 from augbench.runtime.job import running
 

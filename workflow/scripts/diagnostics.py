@@ -1,4 +1,4 @@
-"""Look at the added images of all methods: agreement with their class, distance to the target's style."""
+"""Measure the added images of all methods: agreement with their class, distance to the target's style."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Bring the published weights of LAION's aesthetics predictor into their place."""
+"""Download the published weights of LAION's aesthetics predictor."""
 
 from augbench.runtime.job import running
 

@@ -1,4 +1,4 @@
-"""Bring Fashion-MNIST's four published files into the downloads folder."""
+"""Download Fashion-MNIST's four published files to the downloads folder."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Bring torchvision's published Inception-v3 weights into their place."""
+"""Download torchvision's published Inception-v3 weights."""
 
 from augbench.runtime.job import running
 

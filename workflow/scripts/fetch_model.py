@@ -1,4 +1,4 @@
-"""Bring a model from the Hub, or from a mirror, into the downloads folder."""
+"""Download a model from the Hub, or from a mirror, to the downloads folder."""
 
 from augbench.runtime.job import running
 

@@ -6,13 +6,13 @@ with running(snakemake) as job:
     from augbench.report.figures.figure3 import collect
 
     source, output = snakemake.input, snakemake.output
-    # of several such rows the first one is shown
+    # the figure shows the first of several such methods
     collect(
         job,
-        job.plan.reconstructing[0],
-        source.sets[0],
-        source.train,
-        source.classes,
-        output.table,
-        output.images,
+        method=job.plan.reconstructing[0],
+        manifest=source.sets[0],
+        train_path=source.train,
+        classes_path=source.classes,
+        table=output.table,
+        images=output.images,
     )

@@ -8,9 +8,9 @@ with running(snakemake) as job:
     source, output = snakemake.input, snakemake.output
     collect(
         job,
-        dict(zip(job.plan.exemplified, source.sets, strict=True)),
-        source.train,
-        source.classes,
-        output.table,
-        output.images,
+        manifests=dict(zip(job.plan.exemplified, source.sets, strict=True)),
+        train_path=source.train,
+        classes_path=source.classes,
+        table=output.table,
+        images=output.images,
     )

@@ -1,4 +1,4 @@
-"""Compute every class's change for Figure 5A, and choose its images."""
+"""Compute the change of each class's accuracy for Figure 5A, and choose the images of the figure."""
 
 from augbench.runtime.job import running
 
@@ -6,7 +6,13 @@ with running(snakemake) as job:
     from augbench.report.figures.figure5a import collect
 
     source, output = snakemake.input, snakemake.output
-    sets = dict(zip(job.plan.compared, source.sets, strict=True))
     collect(
-        job, source.per_class, source.table, sets, source.train, source.classes, output.table, output.images
+        job,
+        per_class=source.per_class,
+        table=source.table,
+        manifests=dict(zip(job.plan.compared, source.sets, strict=True)),
+        train_path=source.train,
+        classes_path=source.classes,
+        out=output.table,
+        images=output.images,
     )

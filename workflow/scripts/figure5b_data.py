@@ -1,4 +1,4 @@
-"""Gather the points of Figure 5B."""
+"""Collect the points of Figure 5B."""
 
 from augbench.runtime.job import running
 
@@ -8,9 +8,9 @@ with running(snakemake) as job:
     source, plan = snakemake.input, job.plan
     collect(
         plan,
-        source.table,
-        source.per_class,
-        source.train,
-        dict(zip(plan.scaling, source.sets, strict=True)),
-        snakemake.output.table,
+        table=source.table,
+        per_class=source.per_class,
+        train_path=source.train,
+        manifests=dict(zip(plan.scaling, source.sets, strict=True)),
+        out=snakemake.output.table,
     )

@@ -1,4 +1,4 @@
-"""Make a block of image shards of a method that samples the diffusion model."""
+"""Generate a block of image shards of a method that samples the diffusion model."""
 
 from augbench.runtime.job import running
 

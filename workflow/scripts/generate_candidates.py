@@ -1,4 +1,4 @@
-"""Make part 0 of every candidate of a fine-tuned method, for a block of classes."""
+"""Generate part 0 of every candidate of a fine-tuned method, for a block of classes."""
 
 from augbench.runtime.job import running
 

@@ -1,4 +1,4 @@
-"""Look for near-duplicates of validation and test images in the pools of all methods."""
+"""Find near-duplicates of validation and test images in the pools of all methods."""
 
 from augbench.runtime.job import running
 
@@ -7,10 +7,8 @@ with running(snakemake) as job:
     from augbench.retrieval.shortfall import read_excluded
 
     source, output, methods = snakemake.input, snakemake.output, job.plan.guarded
-    splits, embedded = (
-        {name: source[name] for name in ("val", "test")},
-        {name: output[name] for name in ("val", "test")},
-    )
+    splits = {name: source[name] for name in ("val", "test")}
+    embedded = {name: output[name] for name in ("val", "test")}
     embed_splits(job, splits, source.clip, embedded)
     indexes, leaks, counts = (
         dict(zip(methods, paths, strict=True)) for paths in (source.pools, output.leaks, output.counts)

@@ -1,4 +1,4 @@
-"""Write the paper's smaller tables, ours beside the paper's."""
+"""Write the paper's smaller tables with our results beside the paper's."""
 
 from augbench.runtime.job import running
 

@@ -1,4 +1,4 @@
-"""Index part 0 of every candidate of a fine-tuned method, and draw the training set that they are compared on."""
+"""Index part 0 of every candidate of a fine-tuned method, and draw the training set of its classifier."""
 
 from augbench.runtime.job import running
 

@@ -1,4 +1,4 @@
-"""Pre-train the miniature's autoencoder."""
+"""Pre-train the miniature's VAE."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Pre-train the miniature's clip."""
+"""Pre-train the miniature's CLIP."""
 
 from pathlib import Path
 

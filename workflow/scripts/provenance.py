@@ -1,4 +1,4 @@
-"""Write what made the results."""
+"""Write the provenance of the results."""
 
 from augbench.runtime.job import running
 

@@ -1,4 +1,4 @@
-"""Choose the images of the report and keep their thumbnails."""
+"""Choose the images of the report and write their thumbnails."""
 
 from augbench.runtime.job import running
 
@@ -6,5 +6,12 @@ with running(snakemake) as job:
     from augbench.report.html.images import collect
 
     source = snakemake.input
-    sets = dict(zip(job.plan.study.pooled, source.get("sets", []), strict=True))
-    collect(job, source.per_class, source.table, sets, source.train, source.classes, snakemake.output[0])
+    collect(
+        job,
+        per_class=source.per_class,
+        table=source.table,
+        manifests=dict(zip(job.plan.study.pooled, source.get("sets", []), strict=True)),
+        train_path=source.train,
+        classes_path=source.classes,
+        out=snakemake.output[0],
+    )

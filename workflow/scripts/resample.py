@@ -1,4 +1,4 @@
-"""Draw the added images of each training set from a method's pool, which is indexed first if that has not been done."""
+"""Draw the added images of each training set from a method's pool, and index the pool first if necessary."""
 
 from augbench.runtime.job import running
 

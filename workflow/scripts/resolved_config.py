@@ -1,4 +1,4 @@
-"""Write the whole checked config, defaults included, beside the results."""
+"""Write the checked config, including defaults, beside the results."""
 
 import yaml
 

@@ -1,4 +1,4 @@
-"""Write what retrieval gave: manifests, the fates of all candidates, the classes that are left out."""
+"""Summarise retrieval: manifests, the outcome of every candidate, the classes that are left out."""
 
 from collections import Counter
 
@@ -12,11 +12,11 @@ with running(snakemake) as job:
     source, output, plan = snakemake.input, snakemake.output, job.plan
     summarise(
         job.study,
-        [info.class_id for info in read_class_table(source.classes)],
-        Counter(read_split(source.train).class_ids),
-        {method: list(source[f"ledgers_{method}"]) for method in plan.study.retrieved},
-        {method: source[f"neighbours_{method}"] for method in plan.study.retrieved},
-        {method: output[f"manifest_{method}"] for method in plan.study.retrieved},
-        output.fates,
-        output.excluded,
+        class_ids=[info.class_id for info in read_class_table(source.classes)],
+        training_images=Counter(read_split(source.train).class_ids),
+        ledgers={method: list(source[f"ledgers_{method}"]) for method in plan.study.retrieved},
+        neighbours={method: source[f"neighbours_{method}"] for method in plan.study.retrieved},
+        manifests={method: output[f"manifest_{method}"] for method in plan.study.retrieved},
+        yield_path=output.fates,
+        excluded_path=output.excluded,
     )

@@ -1,4 +1,4 @@
-"""Make a block of image shards of a retrieval method, and their ledgers."""
+"""Write a block of image shards of a retrieval method, and their ledgers."""
 
 from collections import Counter
 

@@ -9,13 +9,12 @@ with running(snakemake) as job:
     from augbench.retrieval.search import search
 
     source = snakemake.input
-    sizes = Counter(read_split(source.train).class_ids)
     search(
         job,
-        snakemake.wildcards.method,
-        source.prompts,
-        sizes,
-        source.clip,
-        next(iter(source.get("corpus", [])), None),
-        snakemake.output[0],
+        name=snakemake.wildcards.method,
+        prompts_path=source.prompts,
+        training_images=Counter(read_split(source.train).class_ids),
+        clip_path=source.clip,
+        corpus_folder=next(iter(source.get("corpus", [])), None),
+        out=snakemake.output[0],
     )

@@ -1,4 +1,4 @@
-"""Reading Parquet files that a rule made: damage becomes one line that names the file and what to do about it."""
+"""Read Parquet files that a rule made; a damaged file raises an error that names it and says what to do."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ REMAKE = "delete it and run again: it is remade"
 
 @contextmanager
 def whole(path: str | Path, what: str = "") -> Iterator[None]:
-    """Around the reading of ``path``; ``what`` says what it holds (" of pictures").
+    """Turn errors of the block, which reads ``path``, into a :class:`UserError`.
+
+    Parameters
+    ----------
+    what : str
+        Content of the file, for the message (" of pictures").
 
     Raises
     ------
     UserError
-        Missing, cut short, damaged, or another file.
+        The file is missing, truncated, damaged, or not Parquet.
     """
     try:
         yield
@@ -32,12 +37,12 @@ def whole(path: str | Path, what: str = "") -> Iterator[None]:
 
 
 def read_table(path: str | Path, schema: pa.Schema) -> pa.Table:
-    """A table of exactly these columns and types.
+    """Read a table that has exactly the columns and types of ``schema``.
 
     Raises
     ------
     UserError
-        Missing, not a whole Parquet file, or other columns.
+        The file is missing, not a whole Parquet file, or has other columns.
     """
     if not Path(path).exists():
         raise UserError(str(path), "missing", "run the rule that makes it first")

@@ -1,7 +1,7 @@
 """The pool of a method: the index of all images in its shards, and the images of chosen rows.
 
-Flows in: shards, one or more per class. Flows out: ``shards/{method}/selected/index.parquet``, one small row per image, from which
-training sets are drawn without opening a shard; and, for chosen rows, the images, each shard read once.
+The index, ``shards/{method}/selected/index.parquet``, has one small row per image, so training sets are drawn
+without opening a shard. The images of chosen rows are loaded with one read per shard.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ SCHEMA = pa.schema(
         ("class_id", pa.string()),
         ("label", pa.int32()),
         ("index", pa.int32()),  # i of "image i of class c"
-        ("path", pa.string()),  # of the shard, below the study's folder
-        ("row", pa.int32()),  # in the shard
+        ("path", pa.string()),  # of the shard, relative to the study's folder
+        ("row", pa.int32()),  # of the shard
         ("sha256", pa.string()),  # of the encoded image
         ("similarity", pa.float32()),  # to the query; null for generated images
     ]
@@ -35,18 +35,18 @@ SCHEMA = pa.schema(
 
 
 def build_index(shard_paths: Sequence[str | Path], study_folder: str | Path, out: str | Path) -> None:
-    """Write the index of ``shard_paths``, rows sorted by (label, index); images are not read.
+    """Write the index of ``shard_paths``, rows sorted by (label, index), without reading the images.
 
     Parameters
     ----------
     shard_paths : sequence of path
-        All shards of a method; they lie below ``study_folder``.
+        All shards of a method, in subfolders of ``study_folder``.
 
     Raises
     ------
     UserError
-        A shard is damaged, lies elsewhere, holds several classes or another one than its folder's name, a class has two
-        labels or a label two classes, or an image stands twice.
+        A shard is damaged, is not in the study's folder, or has images of a class that is not its folder's
+        name; a class has two labels or a label two classes; or an image occurs twice.
     """
     tables = []
     for path in track(shard_paths, "index", "shard"):
@@ -62,7 +62,7 @@ def build_index(shard_paths: Sequence[str | Path], study_folder: str | Path, out
             relative = Path(path).resolve().relative_to(Path(study_folder).resolve()).as_posix()
         except ValueError:
             raise UserError(
-                str(path), f"not below {study_folder}", "the shards of a study lie in its folder"
+                str(path), f"not in {study_folder}", "the shards of a study are in its folder"
             ) from None
         rows = table.num_rows
         table = table.append_column("path", pa.array([relative] * rows, pa.string())).append_column(
@@ -77,7 +77,7 @@ def build_index(shard_paths: Sequence[str | Path], study_folder: str | Path, out
 
 
 def _check(index: pa.Table, where: Path) -> None:
-    """Classes and labels are one to one, and no (class, index) stands twice."""
+    """Check that classes and labels are one to one, and that no (class, index) occurs twice."""
     pairs = set(zip(index.column("label").to_pylist(), index.column("class_id").to_pylist(), strict=True))
     for position, what in ((0, "label"), (1, "class_id")):
         if twice := sorted(
@@ -85,36 +85,37 @@ def _check(index: pa.Table, where: Path) -> None:
         ):
             raise UserError(
                 str(where),
-                f"{what} {twice[0]!r} stands for several of {sorted(pairs)}",
+                f"{what} {twice[0]!r} is in more than one of the pairs {sorted(pairs)}",
                 f"one label per class is expected; {REMAKE}",
             )
     keys = Counter(zip(index.column("class_id").to_pylist(), index.column("index").to_pylist(), strict=True))
     if repeated := sorted(key for key, count in keys.items() if count > 1):
         raise UserError(
-            str(where), f"image {repeated[0][1]} of class {repeated[0][0]!r} stands in two shards", REMAKE
+            str(where), f"image {repeated[0][1]} of class {repeated[0][0]!r} is in two shards", REMAKE
         )
 
 
 def read_index(path: str | Path) -> pa.Table:
-    """Read an index, or a resampled manifest, which has the same columns.
+    """Read an index, or the manifest of a set, which has the same columns.
 
     Raises
     ------
     UserError
-        Missing, not a whole Parquet file, or other columns than :data:`SCHEMA`.
+        The file is missing, not a whole Parquet file, or has other columns than :data:`SCHEMA`.
     """
     return read_table(path, SCHEMA)
 
 
 def load_images(rows: pa.Table, study_folder: str | Path) -> Iterator[Image.Image]:
-    """The images of ``rows``, in their order, as RGB; each shard is read and checked once.
+    """Yield the images of ``rows``, in their order, as RGB; each shard is read and checked once.
 
-    Shards are held until their last row is given, so rows sorted as the index is need one shard in memory at a time.
+    A shard stays in memory until its last row is yielded, so rows in the order of the index need one shard
+    in memory at a time.
 
     Raises
     ------
     UserError
-        A shard is damaged, or was made anew with other images after the index.
+        A shard is damaged, or was remade with other images after the index.
     """
     paths, places, hashes = (rows.column(name).to_pylist() for name in ("path", "row", "sha256"))
     pending: dict[str, list[int]] = {}
@@ -138,7 +139,7 @@ def load_images(rows: pa.Table, study_folder: str | Path) -> Iterator[Image.Imag
 
 
 def _read_rows(path: Path, wanted: Sequence[int]) -> dict[int, tuple[bytes, str]]:
-    """Encoded image and hash of the wanted rows that the shard has."""
+    """Map each of the wanted rows that the shard has to its encoded image and hash."""
     table = read_shard(path, ["image", "sha256"])
     rows = sorted({row for row in wanted if row < table.num_rows})
     images = table.column("image").take(rows).to_pylist()

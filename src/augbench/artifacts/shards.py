@@ -1,7 +1,7 @@
-"""Shards: Parquet files of images that stand alone (invariant 2).
+"""Write and read shards: Parquet files of images with their provenance (shards stand alone).
 
-Flows in: encoded images with their provenance. Flows out: a file that Hugging Face's ``datasets`` reads as images without any
-code of ours, whose footer holds the recipe and a checksum, and which is refused when rows are missing or bits have changed.
+Hugging Face's ``datasets`` reads a shard as images without this package. Its footer holds the recipe and a
+checksum. Reading fails if rows are missing or bits have changed.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ SCHEMA = pa.schema(
         ("method", pa.string()),
         ("prompt", pa.string()),
         ("seed", pa.int64()),  # null for retrieved images
-        ("source", pa.string()),  # image started from, or URL retrieved from
+        ("source", pa.string()),  # image that generation started from, or URL of a retrieved image
         ("similarity", pa.float32()),  # CLIP similarity to the query; null for generated images
-        ("safety_flags", pa.int32()),  # samples that the safety checker refused before this one
+        ("safety_flags", pa.int32()),  # samples that the safety checker rejected before this one
         ("model", pa.string()),  # content hash of the diffusion model or corpus
         ("sha256", pa.string()),  # of the encoded image
     ]
@@ -59,19 +59,19 @@ class ShardRow:
 
 
 def encode_image(image: Image.Image, image_format: str, quality: int) -> bytes:
-    """Encode as ``png``, ``jpeg`` or ``webp``."""
+    """Encode as ``png``, ``jpeg`` or ``webp``; ``quality`` does not apply to PNG."""
     stream = BytesIO()
     image.save(stream, image_format.upper(), **({} if image_format == "png" else {"quality": quality}))
     return stream.getvalue()
 
 
 def image_kind(encoded: bytes) -> str:
-    """``png``, ``webp`` or ``jpg``: which of the three an encoded image is."""
+    """File suffix of an encoded image: ``png``, ``webp`` or ``jpg``."""
     return {b"\x89PNG": "png", b"RIFF": "webp"}.get(encoded[:4], "jpg")
 
 
 def media_type(encoded: bytes) -> str:
-    """Its name on the web: ``image/png``, ``image/webp`` or ``image/jpeg``."""
+    """Media type of an encoded image: ``image/png``, ``image/webp`` or ``image/jpeg``."""
     return f"image/{image_kind(encoded)}".replace("jpg", "jpeg")
 
 
@@ -83,7 +83,10 @@ def _checksum(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def write_shard(path: str | Path, rows: Sequence[ShardRow], recipe: Mapping[str, Any]) -> None:
-    """Write rows to ``path``, atomically; the footer keeps ``recipe``, the number of rows and a checksum over the images."""
+    """Write rows to ``path``, atomically.
+
+    The footer holds ``recipe``, the number of rows and a checksum over the images.
+    """
     table_rows = []
     for row in rows:
         values = {name: getattr(row, name) for name in SCHEMA.names if name not in ("image", "sha256")}
@@ -105,26 +108,34 @@ def write_shard(path: str | Path, rows: Sequence[ShardRow], recipe: Mapping[str,
 
 
 def read_footer(path: str | Path) -> dict[str, Any]:
-    """The recipe, the number of rows and the checksum in a shard's footer.
+    """Read a shard's footer: ``recipe``, ``rows`` and ``checksum``.
 
     Raises
     ------
     UserError
-        The file is not a whole Parquet file, or not one of ours.
+        The file is not a whole Parquet file, not a shard, or has another number of rows than its footer says.
     """
     with whole(path):
         metadata = pq.read_schema(path).metadata or {}
         rows = pq.read_metadata(path).num_rows
     if b"augbench" not in metadata:
-        raise UserError(str(path), "a Parquet file that is not a shard of ours", REMAKE)
+        raise UserError(str(path), "a Parquet file that is not a shard", REMAKE)
     footer: dict[str, Any] = json.loads(metadata[b"augbench"])
     if rows != footer["rows"]:
-        raise UserError(str(path), f"{rows} rows, {footer['rows']} promised", REMAKE)
+        raise UserError(str(path), f"{rows} rows, but the footer says {footer['rows']}", REMAKE)
     return footer
 
 
 def read_shard(path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A shard's rows, after checking the footer; with the ``image`` column, also the bytes of every image."""
+    """Read ``columns`` of a shard (default: all) and check their rows against the footer's checksum.
+
+    If ``image`` is among the columns, the bytes of every image are checked as well.
+
+    Raises
+    ------
+    UserError
+        As :func:`read_footer`, or the shard is damaged.
+    """
     footer = read_footer(path)
     wanted = list(columns or SCHEMA.names)
     try:
@@ -144,7 +155,7 @@ def read_shard(path: str | Path, columns: Sequence[str] | None = None) -> pa.Tab
 
 
 def is_whole(path: str | Path) -> bool:
-    """Whether ``path`` is a shard with all its rows and intact images."""
+    """Whether ``path`` is a shard with all its rows and undamaged images."""
     try:
         read_shard(path)
     except UserError:
@@ -153,5 +164,8 @@ def is_whole(path: str | Path) -> bool:
 
 
 def is_kept(path: str | Path) -> bool:
-    """Whether ``path``, a file of the store, is a whole shard and was made by the recipe that its name is the hash of: not a foreign one put there."""
+    """Whether ``path``, a file of the store, is a whole shard made by the recipe whose hash is its name.
+
+    This rejects shards of another recipe that were put there.
+    """
     return is_whole(path) and canonical_hash(read_footer(path)["recipe"]) == Path(path).stem

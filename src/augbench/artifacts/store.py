@@ -1,9 +1,10 @@
-"""The recipe-keyed store: finished artifacts survive whatever Snakemake does to its targets (invariant 4).
+"""The recipe-keyed store: finished artifacts survive when Snakemake deletes its targets (blocks and store).
 
-Flows in: a recipe (plain values that decide an artifact's content) and a function that makes it. Flows out: the artifact at
-its target, hard-linked from ``results/{study}/.store/{kind}/{key}``. Snakemake deletes a job's outputs before it runs and when
-it fails; what has reached the store is linked again instead of made again. Store and targets must be on one file system; where
-hard links are not supported, the file is copied.
+Input: a recipe (plain values that decide an artifact's content) and a function that makes the artifact.
+Output: the artifact at its target, hard-linked from ``results/{study}/.store/{kind}/{key}``. Snakemake
+deletes a job's outputs before it runs and when it fails; an artifact in the store is then linked again
+instead of made again. Store and targets belong on one file system. Where hard links are not supported, the
+file is copied.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Recipe = Mapping[str, Any]
 
 
 def link_file(kept: str | Path, target: str | Path) -> None:
-    """Hard-link ``kept`` to ``target``, replacing what is there; copy it where links are not supported."""
+    """Hard-link ``kept`` to ``target``, replacing any file there; copy it where links are not supported."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
@@ -38,7 +39,7 @@ def link_file(kept: str | Path, target: str | Path) -> None:
 
 @dataclass
 class Tally:
-    """How many artifacts a job has made and how many it found in the store."""
+    """Number of artifacts that a job made, and number that it found in the store."""
 
     made: int = 0
     reused: int = 0
@@ -49,23 +50,23 @@ class Tally:
 
 @dataclass
 class Store:
-    """The store under ``root``; ``tally`` counts what this process did.
+    """The store in ``root``; ``tally`` counts the artifacts that this process made or reused.
 
-    Artifacts are single files. A recipe holds JSON values only; it must name everything that shapes the content, a
-    version of the code's semantics included, and nothing else.
+    Artifacts are single files. A recipe holds JSON values only. It must name everything that shapes the
+    content, including a version of the code's semantics, and nothing else (recipes).
     """
 
     root: Path
     tally: Tally = field(default_factory=Tally)
 
     def path(self, kind: str, recipe: Recipe, suffix: str) -> Path:
-        """Where the artifact of ``recipe`` is kept."""
+        """Path of the artifact of ``recipe`` in the store."""
         return self.root / kind / f"{canonical_hash(dict(recipe))}{suffix}"
 
     def has(
         self, kind: str, recipe: Recipe, suffix: str, valid: Callable[[Path], bool] | None = None
     ) -> bool:
-        """Whether the artifact is there; one that ``valid`` rejects (truncated, bits flipped) is removed."""
+        """Whether the store has the artifact; remove one that ``valid`` rejects (truncated, bits flipped)."""
         kept = self.path(kind, recipe, suffix)
         if not kept.exists():
             return False
@@ -75,7 +76,13 @@ class Store:
         return True
 
     def commit(self, kind: str, recipe: Recipe, suffix: str, write: Callable[[Path], None]) -> Path:
-        """Make the artifact: ``write`` gets a temporary path, which is renamed into the store."""
+        """Make the artifact and return its path; ``write`` gets a temporary path, renamed into the store.
+
+        Raises
+        ------
+        UserError
+            The disk is full or not writable.
+        """
         kept = self.path(kind, recipe, suffix)
         try:
             with atomic_path(kept) as temporary:
@@ -92,7 +99,7 @@ class Store:
         return kept
 
     def publish(self, kind: str, recipe: Recipe, target: str | Path) -> None:
-        """Link the artifact to ``target``, replacing what is there."""
+        """Link the artifact to ``target``, replacing any file there."""
         target = Path(target)
         link_file(self.path(kind, recipe, target.suffix), target)
 
@@ -104,7 +111,7 @@ class Store:
         write: Callable[[Path], None],
         valid: Callable[[Path], bool] | None = None,
     ) -> bool:
-        """Publish the artifact of ``recipe`` at ``target``, making it first if need be; True if it was made."""
+        """Link the artifact to ``target``, making it first if it is missing; return whether it was made."""
         suffix = Path(target).suffix
         made = not self.has(kind, recipe, suffix, valid)
         if made:
@@ -115,5 +122,5 @@ class Store:
         return made
 
     def unused(self) -> list[Path]:
-        """Artifacts that no target links to any more (their link count is 1)."""
+        """Return the artifacts that no target links to any more (their link count is 1)."""
         return sorted(path for path in self.root.rglob("*") if path.is_file() and path.stat().st_nlink == 1)

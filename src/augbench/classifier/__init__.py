@@ -1,1 +1,1 @@
-"""The classifier that measures an augmentation: network, images on the device, schedule, training, scoring."""
+"""The classifier that measures an augmentation: network, images in memory, schedule, training, scoring."""

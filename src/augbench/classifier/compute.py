@@ -1,6 +1,6 @@
-"""What classifiers are trained with: device, processes, where images are kept. None of it changes a result but in float rounding.
+"""Compute resources for training and scoring: device, processes, storage of images.
 
-Flows in: the ``execution`` section and, in a process of a group, its rank. Flows out: a :class:`Compute`, handed to training and scoring.
+These settings never change results, except for floating-point rounding.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from augbench.errors import UserError
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that train one classifier together; this one is number ``rank`` of ``size``."""
+    """The processes that train one classifier together; this process is number ``rank`` of ``size``."""
 
     rank: int = 0
     size: int = 1
 
     def share(self, batch: np.ndarray) -> np.ndarray:
-        """What this process does of a batch; the parts of all processes, laid end to end, are the batch."""
+        """Return this process's part of a batch; the parts of all processes, by rank, make the batch."""
         return np.array_split(batch, self.size)[self.rank]
 
     def rows(self, count: int) -> slice:
-        """Which of ``count`` things this process does, a contiguous part."""
+        """Return this process's contiguous part of ``count`` items."""
         mine = self.share(np.arange(count))
         return slice(int(mine[0]), int(mine[-1]) + 1) if len(mine) else slice(0, 0)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over all processes, the same bits in each."""
+        """Sum a tensor over all processes, in place if there are several; the same bits in each."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def collect(self, value: Any) -> list[Any]:
-        """``value`` of every process, by rank."""
+        """Return the ``value`` of every process, by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -49,7 +49,7 @@ class ProcessGroup:
         return values
 
     def of_first(self, value: Any) -> Any:
-        """``value`` of process 0."""
+        """Return the ``value`` of process 0."""
         if self.size == 1:
             return value
         values = [value]
@@ -59,7 +59,15 @@ class ProcessGroup:
 
 @dataclass(frozen=True)
 class Storage:
-    """Where decoded images are kept: ``execution.image_pool``, and the folder for a file of them (None: the system's)."""
+    """Where decoded images are kept.
+
+    Attributes
+    ----------
+    where : str
+        ``execution.image_pool``.
+    scratch : Path or None
+        Folder for a file of images; None: the system's folder for temporary files.
+    """
 
     where: Literal["auto", "device", "memory", "disk"] = "auto"
     scratch: Path | None = None
@@ -78,7 +86,7 @@ class Compute:
 def compute_of(
     execution: Execution, device: torch.device, default_scratch: Path, group: ProcessGroup | None = None
 ) -> Compute:
-    """What the config says.
+    """Return the :class:`Compute` of the config; ``default_scratch`` is used if it names no folder.
 
     Raises
     ------
@@ -91,7 +99,7 @@ def compute_of(
         if "$" in expanded:
             raise UserError(
                 "execution.scratch",
-                f"{execution.scratch!r}, and there is no such environment variable here",
+                f"{execution.scratch!r}, but this environment variable is not set",
                 "allowed: a folder, or null",
             )
         scratch = Path(expanded).expanduser()
@@ -99,7 +107,7 @@ def compute_of(
 
 
 def count_processes(execution: Execution, device: torch.device) -> int:
-    """Processes that train one classifier: ``execution.processes``, by default one per visible GPU.
+    """Number of processes that train a classifier: ``execution.processes``, or one per visible GPU.
 
     Raises
     ------

@@ -1,9 +1,10 @@
-"""Random resized crop, flip and evaluation crop of whole batches on the device, as two matrix products per batch.
+"""Random resized crop, flip and evaluation crop of whole batches on the device, as two matrix products.
 
-Flows in: boxes drawn on the CPU (the same on every device) and uint8 images. Flows out: normalised float images of the
-classifier's resolution. The boxes have the distribution of torchvision's ``RandomResizedCrop``; cutting and resizing equal
-torchvision's antialiased bilinear ``resized_crop`` of float images. Bilinear resizing is linear and separable, so a batch
-of different boxes is ``rows @ image @ columns``: no loop over images, and the same result for any batch size.
+Input: boxes drawn on the CPU, so they are the same for every device, and uint8 images. Output: normalised
+float images of the classifier's resolution. The boxes have the distribution of torchvision's
+``RandomResizedCrop``. Cropping and resizing equal torchvision's antialiased bilinear ``resized_crop`` of
+float images. Bilinear resizing is linear and separable, so a batch with different boxes is
+``rows @ image @ columns``. This needs no loop over images and gives the same result for any batch size.
 """
 
 from __future__ import annotations
@@ -14,28 +15,38 @@ import numpy as np
 import torch
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # torchvision's default
-ATTEMPTS = 10  # torchvision's; then the central crop is taken
-MEAN = (0.485, 0.456, 0.406)  # ImageNet's channels, as torchvision's reference normalises any data set
+ATTEMPTS = 10  # torchvision's number; after that, the central crop is used
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet's channels; torchvision's reference uses it for any data set
 STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Crops:
-    """What is cut out of each image: ``boxes`` int (N, 4) of top, left, height, width in pixels; ``flips`` bool (N,)."""
+    """Crop and flip of each image.
+
+    Attributes
+    ----------
+    boxes : ndarray, int (N, 4)
+        Top, left, height, width in pixels.
+    flips : ndarray, bool (N,)
+        Whether the crop is flipped horizontally.
+    """
 
     boxes: np.ndarray
     flips: np.ndarray
 
 
 def draw_crops(rng: np.random.Generator, sizes: np.ndarray, min_area: float) -> Crops:
-    """Draw a box and a flip for each image, distributed as torchvision's ``RandomResizedCrop`` and ``RandomHorizontalFlip``.
+    """Draw a box and a flip for each image.
+
+    They have the distributions of torchvision's ``RandomResizedCrop`` and ``RandomHorizontalFlip``.
 
     Parameters
     ----------
     sizes : ndarray, int (N, 2)
         Height and width of each image.
     min_area : float
-        Smallest share of the image's area; the largest is 1.
+        Smallest share of the image's area that a box has; the largest is 1.
     """
     heights, widths = sizes[:, 0], sizes[:, 1]
     boxes = _central_boxes(heights, widths)
@@ -58,7 +69,7 @@ def draw_crops(rng: np.random.Generator, sizes: np.ndarray, min_area: float) -> 
 
 
 def _central_boxes(heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """The largest central boxes of an allowed aspect ratio: torchvision's fallback."""
+    """Return the largest central boxes with an allowed aspect ratio: torchvision's fallback."""
     ratio = widths / heights
     height = np.where(ratio < ASPECT_RATIOS[0], np.rint(widths / ASPECT_RATIOS[0]), heights).astype(np.int64)
     width = np.where(ratio > ASPECT_RATIOS[1], np.rint(heights * ASPECT_RATIOS[1]), widths).astype(np.int64)
@@ -75,8 +86,8 @@ def _weights(
 ) -> torch.Tensor:
     """Weights ``(N, output, source)`` of antialiased bilinear resizing along one axis.
 
-    Source pixels ``start .. start + length`` become ``total`` pixels, of which ``output`` from ``offset`` on are kept. All
-    four are float tensors (N,).
+    Source pixels ``start .. start + length`` become ``total`` pixels, of which ``output`` pixels from
+    ``offset`` on are kept. ``start``, ``length``, ``total`` and ``offset`` are float tensors (N,).
     """
     scale = (length / total)[:, None, None]
     support = scale.clamp(min=1.0)
@@ -90,7 +101,7 @@ def _weights(
 
 
 def _resample(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """``rows @ image @ columns`` per image and channel, normalised: uint8 (N, 3, H, W) to float (N, 3, R, R)."""
+    """Compute ``rows @ image @ columns``, normalised: uint8 (N, 3, H, W) to float (N, 3, R, R)."""
     count, channels, height, width = images.shape
     cut = torch.bmm(images.float().reshape(count, channels * height, width), columns.transpose(1, 2))
     cut = cut.reshape(count, channels, height, -1).transpose(1, 2).reshape(count, height, -1)
@@ -99,19 +110,19 @@ def _resample(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    """Pixels of 0 to 255 to torchvision's normalised floats, contiguous."""
+    """Scale pixels of 0 to 255 to torchvision's normalised floats, contiguous."""
     mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1)
     return (images * (1 / (255 * std)) - mean / std).contiguous()
 
 
 def cut(images: torch.Tensor, crops: Crops, resolution: int) -> torch.Tensor:
-    """Cut, flip and resize a batch.
+    """Crop, flip and resize a batch.
 
     Parameters
     ----------
     images : Tensor, uint8 (N, 3, H, W)
-        Images; smaller ones lie at the upper left corner.
+        Images; smaller ones are at the upper left corner.
     crops : Crops
         One box and one flip per image.
 
@@ -144,16 +155,16 @@ def cut(images: torch.Tensor, crops: Crops, resolution: int) -> torch.Tensor:
 
 
 def cut_centre(images: torch.Tensor, sizes: np.ndarray, resize: int, resolution: int) -> torch.Tensor:
-    """Resize the shorter side to ``resize`` and cut the centre, as torchvision's reference evaluates.
+    """Resize the shorter side to ``resize`` and crop the centre, as torchvision's reference evaluates.
 
     Parameters
     ----------
     images : Tensor, uint8 (N, 3, H, W)
-        Images; smaller ones lie at the upper left corner.
+        Images; smaller ones are at the upper left corner.
     sizes : ndarray, int (N, 2)
         Height and width of each image.
     resize, resolution : int
-        Shorter side before the cut, and side of the cut; ``resize >= resolution``.
+        Shorter side before the crop, and side of the crop; ``resize >= resolution``.
 
     Returns
     -------

@@ -1,7 +1,8 @@
-"""Labelled images, decoded once and kept for many runs: on the device, in main memory, or in a file from which batches are read ahead.
+"""Labelled images, decoded once for many runs and kept on the device, in main memory, or in a file.
 
-Flows in: ids, labels and a function that yields images. Flows out: an :class:`ImagePool` of uint8 images that stays for all runs of a
-process, batches of them, which are the same wherever they are kept, and a hash of what the set holds, known without decoding anything.
+Input: ids, labels and a function that yields images. Output: an :class:`ImagePool` of uint8 images for all
+runs of a process, batches of them, and a hash of the set that needs no decoding. Batches are the same
+wherever the images are kept; from a file, they are read ahead.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from augbench.progress import track
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
-READ_TOGETHER = 256  # images, when a file of them is read back
+READ_TOGETHER = 256  # images read from a file at once
 
 
 def as_tensor(image: Image.Image, side: int) -> torch.Tensor:
-    """RGB pixels, uint8 (3, H, W); an image whose shorter side exceeds ``side`` is scaled down to it.
+    """Convert to RGB pixels, uint8 (3, H, W); scale an image down if its shorter side exceeds ``side``.
 
-    torchvision's reference crops from the full-size file. Cropping from the size that evaluation uses needs a tenth of the
-    memory and is what fast ImageNet trainers do.
+    torchvision's reference crops from the full-size file. Cropping from the size that evaluation uses needs
+    a tenth of the memory; fast ImageNet trainers do the same.
     """
     image = image.convert("RGB")
     shorter = min(image.size)
@@ -49,29 +50,30 @@ class ImagePool:
     Parameters
     ----------
     images : iterable of PIL images
-        In a group of processes each decodes its :meth:`~augbench.classifier.compute.Group.rows`, through a file that all of them read;
-        then every one has them all.
+        In a group, each process gives and decodes only its
+        :meth:`~augbench.classifier.compute.ProcessGroup.rows`. The processes then read each other's files,
+        so that each has all images.
     count : int
-        How many there are, in all processes.
+        Number of images of all processes.
     side : int
-        Longest shorter side, in pixels; larger images are scaled down (:func:`as_tensor`).
+        Longest allowed shorter side, in pixels; larger images are scaled down (:func:`as_tensor`).
     compute : Compute
-        Where they are kept. ``storage.where: auto`` takes the device if half of its free memory holds them, else main memory if half of what
-        is free there does, else a file.
+        Where they are kept. ``storage.where: auto`` takes the device if they fit into half of its free
+        memory, else main memory if they fit into half of what is free there, else a file.
     what : str
         Name in progress lines.
 
     Attributes
     ----------
     images : Tensor, list of Tensor or Spool
-        One tensor ``(N, 3, H, W)`` if all have one size, else one per image; or the file.
+        One tensor ``(N, 3, H, W)`` if all have one size, else one tensor per image; or the file.
     sizes : ndarray, int (N, 2)
         Height and width of each image.
 
     Raises
     ------
     UserError
-        More or fewer images than ``count``, or a full disk.
+        The number of images is not ``count``, or the disk is full.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class ImagePool:
     def _decode(
         images: Iterable[Image.Image], count: int, side: int, budget: float, compute: Compute, what: str
     ) -> torch.Tensor | list[torch.Tensor] | Spool:
-        """What this process decodes; a spool if it takes more than ``budget`` bytes, or if others need it, too."""
+        """Decode this process's images, into a file if they exceed ``budget`` bytes or for a group."""
         stacked: torch.Tensor | None = None
         listed: list[torch.Tensor] = []
         spool = Spool(compute.storage.scratch) if compute.group.size > 1 else None
@@ -145,7 +147,7 @@ class ImagePool:
         return listed if stacked is None else stacked
 
     def _move(self, device: torch.device) -> None:
-        """Put the images into the memory of ``device``."""
+        """Move the images into the memory of ``device``."""
         if isinstance(self.images, torch.Tensor):
             self.images = self.images.to(device)
         elif isinstance(self.images, list):
@@ -174,23 +176,25 @@ class ImagePool:
         return len(self.sizes)
 
     def is_on(self, device: torch.device) -> bool:
-        """Whether the images are in the memory of that kind of device, so that a batch is there at once."""
+        """Whether the images are in the memory of this kind of device, so that batches need no copy."""
         if isinstance(self.images, Spool):
             return False
         return not len(self) or self.images[0].device.type == device.type
 
     def take(self, chosen: np.ndarray, pinned: bool = False) -> torch.Tensor:
-        """Images ``chosen``, uint8 (len(chosen), 3, H, W), on the device that they are on; those from a file in main memory.
+        """Return images ``chosen``, uint8 (N, 3, H, W), where they are kept; from a file, in main memory.
 
         Parameters
         ----------
         pinned : bool
-            Put them into page-locked memory, from which a GPU copies while it computes; for images that are not on the device.
+            Use page-locked memory, from which a GPU copies while it computes; for images that are not on
+            the device.
 
         Returns
         -------
         Tensor
-            H and W are the largest height and width; smaller images lie at the upper left corner, over zeros.
+            H and W are the largest height and width; smaller images are at the upper left corner, padded
+            with zeros.
         """
         if isinstance(self.images, torch.Tensor):
             rows = torch.from_numpy(chosen).to(self.images.device)
@@ -215,7 +219,7 @@ class ImagePool:
 
 
 def _split(pools: Sequence[ImagePool], indices: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each of the pools laid end to end: which places of a batch it fills, and with which of its images."""
+    """For each pool of a concatenation: the places of a batch that it fills, and the images that go there."""
     parts, first = [], 0
     for pool in pools:
         places = np.flatnonzero((first <= indices) & (indices < first + len(pool)))
@@ -230,7 +234,7 @@ def gather(
     device: torch.device,
     ready: Sequence[torch.Tensor | None] | None = None,
 ) -> tuple[torch.Tensor, np.ndarray]:
-    """Images at ``indices`` of the pools laid end to end.
+    """Return the images at ``indices`` of the concatenated pools, on ``device``.
 
     Parameters
     ----------
@@ -240,7 +244,8 @@ def gather(
     Returns
     -------
     images : Tensor, uint8 (len(indices), 3, H, W), on ``device``
-        H and W are the largest height and width; smaller images lie at the upper left corner, the rest is undefined.
+        H and W are the largest height and width; smaller images are at the upper left corner, the rest is
+        undefined.
     sizes : ndarray, int (len(indices), 2)
         Height and width of each image.
     """
@@ -264,7 +269,10 @@ def gather(
 def stream(
     pools: Sequence[ImagePool], batches: Sequence[np.ndarray], device: torch.device
 ) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-    """:func:`gather` for one batch after the other; what is not on the device is read a few batches ahead, by another thread."""
+    """Yield the images and sizes of each batch (:func:`gather`).
+
+    Another thread reads images that are not on the device a few batches ahead.
+    """
     if all(pool.is_on(device) for pool in pools):
         for batch in batches:
             yield gather(pools, batch, device)
@@ -283,12 +291,12 @@ def stream(
 
 
 class LabelledImages:
-    """A set of images with ids and labels; nothing is decoded before :meth:`pool` is called, then once for all runs.
+    """A set of images with ids and labels; the first call of :meth:`pool` decodes them, once for all runs.
 
     Parameters
     ----------
     ids : sequence of str
-        What the images are: image ids, or hashes of their bytes. With the labels they make :attr:`key`.
+        Image ids, or hashes of the images' bytes. With the labels they make :attr:`key`.
     labels : array of int (N,)
     load : callable
         Yields the images of a slice, in the order of ``ids``.
@@ -303,12 +311,8 @@ class LabelledImages:
         load: Callable[[slice], Iterable[Image.Image]],
         what: str,
     ) -> None:
-        self.ids, self.labels, self.load, self.what = (
-            list(ids),
-            np.asarray(labels, dtype=np.int64),
-            load,
-            what,
-        )
+        self.ids, self.labels = list(ids), np.asarray(labels, dtype=np.int64)
+        self.load, self.what = load, what
         if len(self.ids) != len(self.labels):
             raise ValueError(f"{len(self.ids)} ids, {len(self.labels)} labels")
         self._pool: ImagePool | None = None
@@ -322,7 +326,7 @@ class LabelledImages:
         return canonical_hash([self.ids, self.labels.tolist()])
 
     def pool(self, side: int, compute: Compute) -> ImagePool:
-        """The images, decoded at the first call."""
+        """Return the images, decoded at the first call."""
         if self._pool is None:
             self._pool = ImagePool(
                 self.load(compute.group.rows(len(self))), len(self), side, compute, self.what
@@ -330,5 +334,5 @@ class LabelledImages:
         return self._pool
 
     def forget(self) -> None:
-        """Give the memory of the decoded images back."""
+        """Release the memory of the decoded images."""
         self._pool = None

@@ -1,8 +1,9 @@
-"""Starting the processes that train together, with torch's elastic launcher (``torchrun``), and ending them all, whatever happens.
+"""Start the processes that train together, with torch's elastic launcher (``torchrun``), and end them all.
 
-Flows in: a function of a :class:`~augbench.classifier.compute.ProcessGroup` and its arguments. Flows out: what it returns in the first process, or
-one error: the first that a process met. Workers (:mod:`augbench.classifier.worker`) are processes of their own, not forks: a script of
-Snakemake can't be imported a second time, as the starting methods of ``multiprocessing`` do.
+Input: a function of a :class:`~augbench.classifier.compute.ProcessGroup` and its arguments. Output: its
+result in the first process, or one error: the first that a process raised. Workers
+(:mod:`augbench.classifier.worker`) are separate processes, not forks. The start methods of
+``multiprocessing`` import the main script again, which a Snakemake script does not allow.
 """
 
 from __future__ import annotations
@@ -36,27 +37,29 @@ def in_processes(
     *arguments: P.args,
     **named: P.kwargs,
 ) -> R:
-    """``function(group, *arguments, **named)`` in each of ``processes`` processes; what the first one returns.
+    """Call ``function(group, *arguments, **named)`` in several processes; return the first one's result.
 
     Parameters
     ----------
     device : torch.device
-        ``cuda``: process r has the r-th visible GPU, and they talk through NCCL; ``cpu``: through gloo.
+        ``cuda``: process r uses the r-th visible GPU, and processes communicate through NCCL; ``cpu``:
+        through gloo.
     function : callable
-        Of a module, so that another process finds it; it, its arguments and what it returns can be pickled.
+        A function of a module, so that other processes can import it. The function, its arguments and its
+        result must be picklable.
 
     Raises
     ------
     UserError
         A process raised one, or was killed.
     RuntimeError
-        A process raised another exception; the message is its traceback.
+        A process raised another exception; the message has its traceback.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # what fails is reported below, in one line
+    # errors are reported below, in one line
     for chatty in ("agent.server.api", "multiprocessing.api"):
         logging.getLogger(f"torch.distributed.elastic.{chatty}").setLevel(logging.CRITICAL)
     handlers = {
@@ -70,14 +73,19 @@ def in_processes(
             pickle.dump(worker.Surroundings(sys.path, os.getpid(), threads, device.type)._asdict(), stream)
             pickle.dump((function, arguments, named), stream)
         config = LaunchConfig(
-            min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-            local_addr="localhost", max_restarts=0, logs_specs=DefaultLogsSpecs(log_dir=name), shutdown_timeout=5,
-        )  # fmt: skip
-        logger.info(
-            "%d processes begin, one per %s",
-            processes,
-            "GPU" if device.type == "cuda" else f"{threads} threads",
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=name),
+            shutdown_timeout=5,
         )
+        resource = "GPU" if device.type == "cuda" else f"{threads} threads"
+        logger.info("starting %d processes, one per %s", processes, resource)
         try:
             elastic_launch(config, sys.executable)("-P", str(Path(worker.__file__)), name)
         except ChildFailedError as error:
@@ -86,8 +94,7 @@ def in_processes(
             ) from None
         except SignalException as error:
             logger.info(
-                "ended by %s: training goes on from the last epoch when it is started again",
-                error.sigval.name,
+                "ended by %s; run again: training resumes from the last checkpoint", error.sigval.name
             )
             raise SystemExit(128 + error.sigval) from None
         finally:
@@ -98,12 +105,13 @@ def in_processes(
 
 
 def _first_error(folder: Path, exit_codes: dict[int, int], processes: int) -> Exception:
-    """What went wrong first: other processes fail because of it."""
+    """Return the error that occurred first; it makes the other processes fail."""
     reports: list[worker.ErrorReport] = sorted(
         (pickle.loads(path.read_bytes()) for path in folder.glob(worker.ERROR.format("*"))),
         key=lambda report: report["time"],
     )
-    for report in reports:  # the only kind that is never the consequence of another process's end
+    # a UserError is the only error that never follows from the end of another process
+    for report in reports:
         if report["user"] is not None:
             return UserError(*report["user"])
     for rank, code in exit_codes.items():
@@ -113,8 +121,8 @@ def _first_error(folder: Path, exit_codes: dict[int, int], processes: int) -> Ex
             return UserError(
                 f"process {rank + 1} of {processes}",
                 ended,
-                f"most often {reason}; run again: training goes on from the last epoch",
+                f"most often {reason}; run again: training resumes from the last checkpoint",
             )
     if reports:
         return RuntimeError(f"process {reports[0]['rank'] + 1} of {processes}:\n{reports[0]['traceback']}")
-    return RuntimeError(f"processes ended with {exit_codes} and without a word")
+    return RuntimeError(f"processes ended with {exit_codes} and reported no error")

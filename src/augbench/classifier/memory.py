@@ -1,6 +1,6 @@
-"""How much main memory this process may still take: the machine's, a container's or a cluster job's, whichever ends first.
+"""Main memory that this process may still use: the smallest bound of machine, container and cluster job.
 
-Flows in: what Linux and Slurm tell. Flows out: bytes. The page cache counts as free, as it gives way.
+Linux and Slurm report the bounds. The page cache counts as free, because the system reclaims it when needed.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from pathlib import Path
 
 
 def free_memory(root: Path = Path("/")) -> int:
-    """Bytes that are free.
+    """Free main memory, in bytes.
 
     Parameters
     ----------
     root : Path
-        Where ``proc`` and ``sys`` are.
+        Folder that has ``proc`` and ``sys``.
     """
     bounds = [_available(root), *_cgroups(root)]
-    if slurm := os.environ.get("SLURM_MEM_PER_NODE"):  # in MiB; Slurm can watch memory without control groups
+    if slurm := os.environ.get("SLURM_MEM_PER_NODE"):  # in MiB; Slurm can limit memory without control groups
         bounds.append(int(slurm) << 20)
     return max(0, min(bounds))
 
@@ -27,7 +27,7 @@ def free_memory(root: Path = Path("/")) -> int:
 def _available(root: Path) -> int:
     try:
         return _fields(root / "proc/meminfo")["MemAvailable:"] << 10
-    except (OSError, KeyError):  # no Linux: half of what is built in
+    except (OSError, KeyError):  # not Linux: half of the installed memory
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
@@ -38,7 +38,10 @@ def _fields(path: Path) -> dict[str, int]:
 
 
 def _cgroups(root: Path) -> Iterator[int]:
-    """What each control group (version 2 or 1) above this process leaves: its limit less what can't be given back."""
+    """Yield the free memory of each control group (version 1 or 2) of this process, in bytes.
+
+    It is the group's limit minus the memory that cannot be reclaimed.
+    """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -54,5 +57,5 @@ def _cgroups(root: Path) -> Iterator[int]:
         for part in (relative := Path(path.lstrip("/")), *relative.parents):
             try:
                 yield int((base / part / limit).read_text()) - _fields(base / part / "memory.stat")[used]
-            except (OSError, ValueError, KeyError):  # "max", or a group that is not shown in this container
+            except (OSError, ValueError, KeyError):  # "max", or a group that this container does not show
                 continue

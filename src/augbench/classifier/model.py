@@ -1,7 +1,7 @@
-"""The network: torchvision's ResNet, made narrower, shallower or fit for tiny images by the config.
+"""The network: torchvision's ResNet, which the config can narrow, shorten or adapt to tiny images.
 
-Flows in: the ``classifier`` section and the number of classes. Flows out: an initialised network. At ``base_width: 64`` with
-the ImageNet stem and the architecture's own ``layers`` it is torchvision's network, weight by weight.
+With ``base_width: 64``, the ImageNet stem and the architecture's own ``layers`` it is torchvision's
+network, weight by weight.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class WidthResNet(ResNet):
     base_width : int
         Channels of the first stage; every further stage doubles them (64 in torchvision).
     stem : str
-        ``imagenet``: 7x7 convolution of stride 2 and max-pooling; ``small``: 3x3 of stride 1, for images of about 32 pixels.
+        ``imagenet``: 7x7 convolution of stride 2 and max-pooling; ``small``: 3x3 convolution of stride 1,
+        for images of about 32 pixels.
 
     Input: float ``(N, 3, H, W)``. Output: logits ``(N, classes)``.
     """
@@ -72,9 +73,9 @@ class WidthResNet(ResNet):
 
 
 def build(config: Classifier, classes: int, seed: int) -> WidthResNet:
-    """The network of ``config`` with ``classes`` outputs, initialised from ``seed`` alone, on the CPU.
+    """Build the network of ``config`` with ``classes`` outputs, initialised from ``seed`` alone, on the CPU.
 
-    The global random state is left as it was, so that building a network changes no one else's draws.
+    The global random state stays as it was, so that building a network does not change other random draws.
     """
     block, layers = ARCHITECTURES[config.arch]
     with torch.random.fork_rng(devices=[]):

@@ -1,8 +1,7 @@
-"""Batch normalisation over the global batch, whatever the number of processes that share it.
+"""Batch normalisation over the global batch, for any number of processes that share it.
 
-Flows in: a network with batch normalisation. Flows out: the same network, with the same names of weights, whose training statistics are
-those of the images of all processes. Statistics per process, as torchvision's reference has them by default, would make the number of GPUs
-a part of the method: the paper's batch of 256 would be normalised 32 by 32 on eight of them.
+torchvision's reference computes statistics per process by default. The number of GPUs would then be a part
+of the method: on eight GPUs, the paper's batch of 256 would be normalised in groups of 32.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from torch.distributed import group
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """What ``nn.SyncBatchNorm`` is on CUDA, for the CPU, which has none: ``nn.BatchNorm2d`` of the images of all processes.
+    """Batch normalisation over the images of all processes, on the CPU; ``nn.SyncBatchNorm`` needs CUDA.
 
     Input and output: float ``(N, C, H, W)``; N may differ between processes.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise; statistics of the global batch in training, running ones in evaluation."""
+        """Normalise with the global batch's statistics in training, with running ones in evaluation."""
         if not self.training:
             return super().forward(input)
         world = group.WORLD
@@ -48,7 +47,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 def over_the_global_batch(model: nn.Module, device: torch.device) -> None:
-    """Make every ``nn.BatchNorm2d`` of ``model`` one over the images of all processes; weights and their names stay."""
+    """Make every ``nn.BatchNorm2d`` of ``model`` normalise over all processes; weights keep their names."""
     for name, child in model.named_children():
         if isinstance(child, nn.BatchNorm2d):
             kind = nn.SyncBatchNorm if device.type == "cuda" else GlobalBatchNorm2d

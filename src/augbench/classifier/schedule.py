@@ -1,7 +1,7 @@
-"""The paper's schedule: the learning rate falls, and training stops, when validation accuracy no longer improves.
+"""The paper's schedule: lower the learning rate, then stop, when validation accuracy no longer improves.
 
-Flows in: the validation accuracy of each epoch. Flows out: the learning rate of the next one, and whether there is a next one.
-The state is four plain numbers, so that an interrupted run goes on from it.
+Input: the validation accuracy of each epoch. Output: the learning rate of the next epoch, and whether there
+is one. The state is a few plain numbers, from which an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class PlateauSchedule:
     lr : float
         Learning rate of the next epoch.
     best_epoch : int
-        The epoch (0-based) with the highest validation accuracy so far, the first of equals; -1 before any.
+        The first epoch (0-based) with the highest validation accuracy so far; -1 before any.
     best_top1 : float
-        That accuracy.
+        Its validation accuracy (share); -1 before any epoch.
     waited : int
-        Epochs since the last improvement or the last fall of the learning rate.
+        Epochs since the last improvement or the last reduction of the learning rate.
     """
 
     lr: float
@@ -36,10 +36,10 @@ class PlateauSchedule:
     waited: int = 0
 
     def step(self, top1: float, config: Classifier) -> PlateauSchedule:
-        """The state after one more epoch, which reached ``top1`` on the validation split.
+        """Return the state after one more epoch, which reached ``top1`` on the validation split.
 
-        The learning rate is divided by 10 after ``plateau_patience`` epochs without a better accuracy, counted anew after
-        each fall.
+        The learning rate is divided by 10 after ``plateau_patience`` epochs without a better accuracy. The
+        count restarts after each reduction.
         """
         if top1 > self.best_top1:
             return PlateauSchedule(self.lr, self.epochs + 1, self.epochs, top1, 0)
@@ -54,5 +54,5 @@ class PlateauSchedule:
         return self.epochs > 0 and self.best_epoch == self.epochs - 1
 
     def finished(self, config: Classifier) -> bool:
-        """Whether training ends: ``stop_patience`` epochs without a better accuracy, or ``max_epochs`` in all."""
+        """Whether training ends: after ``stop_patience`` epochs without improvement, or ``max_epochs``."""
         return self.epochs >= config.max_epochs or self.epochs - 1 - self.best_epoch >= config.stop_patience

@@ -1,6 +1,6 @@
-"""Final scoring: the only code that reads test images, but for the guard against leakage (invariant 6).
+"""Score a finished classifier on the test split: one prediction per image.
 
-Flows in: a finished classifier and the test split. Flows out: one prediction per image.
+Only this module and the leakage guard read test images (guarded test split).
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ def score_test(
     state : mapping of str to Tensor
         Weights of the network that ``config`` describes.
     kept : ndarray, int (C,)
-        The study's labels of the classes that the network calls 0 to C - 1, as ``test`` does.
+        The study's labels of the C classes, which the network and ``test`` number from 0 to C - 1.
 
     Returns
     -------
     Table
-        :data:`SCHEMA`, in the order of ``test``, with the study's labels; ``probability`` is that of the true label.
+        Columns :data:`SCHEMA`, rows in the order of ``test``, with the study's labels; ``probability`` is
+        that of the true label.
     """
     model = build(config, len(kept), 0)
     model.load_state_dict(state)
@@ -67,7 +68,7 @@ def score_test(
 
 
 def write_predictions(predictions: pa.Table, path: str | Path) -> None:
-    """Write predictions, atomically."""
+    """Write predictions to ``path``, atomically."""
     with atomic_path(path) as temporary:
         pq.write_table(predictions, temporary)
 

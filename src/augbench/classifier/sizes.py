@@ -1,4 +1,4 @@
-"""Sizes that follow from the config; nothing heavy is imported, as the report needs them too."""
+"""Sizes that follow from the config. This module imports nothing heavy, because the report needs it too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from augbench.errors import UserError
 
 
 def evaluation_resize(config: Classifier) -> int:
-    """Shorter side before the centre crop, in pixels; by default the crop is 224/256 of it (torchvision's reference)."""
+    """Shorter side before the centre crop, in pixels.
+
+    By default the crop is 224/256 of it, as in torchvision's reference.
+
+    Raises
+    ------
+    UserError
+        It is smaller than the crop.
+    """
     side = config.evaluation_resize or round(config.resolution * 256 / 224)
     if side < config.resolution:
         raise UserError(

@@ -1,8 +1,9 @@
-"""Decoded images in a file, for sets that fit neither the device nor main memory, and to decode a set once for several processes.
+"""Decoded images in a file, for sets that do not fit in memory or are shared by several processes.
 
-Flows in: uint8 pixels, one image after the other. Flows out: any image by its number, read by several threads at a time. Shards are
-compressed and sorted by class, while training takes images in random order: read in place, each would cost the decoding of its
-whole row group in every epoch. The file has no name, so that it is gone with its last process, however that ends.
+Input: uint8 pixels, one image after the other. Output: any image by its number, read by several threads at
+a time. Training takes images in random order, but shards are compressed and sorted by class. Reading from
+the shards would decode a whole row group for each image in every epoch. The file has no name, so the system
+removes it when its last process ends, even if that is killed.
 """
 
 from __future__ import annotations
@@ -19,16 +20,21 @@ import torch
 from augbench.classifier.compute import ProcessGroup
 from augbench.errors import UserError
 
-READERS = 8  # a network file system answers slowly, but many at a time
+READERS = 8  # threads; a network file system answers slowly, but many requests at once
 
 
 class Spool:
-    """Images of any sizes, back to back.
+    """Images of any sizes, stored one after the other.
 
     Parameters
     ----------
     folder : Path, optional
-        Where the file lies; None: the system's folder for temporary files.
+        Folder of the file; None: the system's folder for temporary files.
+
+    Raises
+    ------
+    UserError
+        The folder is not writable.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -36,9 +42,11 @@ class Spool:
         try:
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-            self.files: list[IO[bytes]] = [tempfile.TemporaryFile(dir=folder, buffering=1 << 20)]  # noqa: SIM115 - open as long as the spool
+            # stays open as long as the spool exists
+            own = tempfile.TemporaryFile(dir=folder, buffering=1 << 20)  # noqa: SIM115
         except OSError as error:
             raise self._unwritable(error) from error
+        self.files: list[IO[bytes]] = [own]
         self.shapes: list[tuple[int, int]] = []
         self._file_of = self._offset_of = np.empty(0, dtype=np.int64)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read-images")
@@ -66,7 +74,7 @@ class Spool:
         self.shapes.append((pixels.shape[1], pixels.shape[2]))
 
     def finish(self, group: ProcessGroup) -> None:
-        """Nothing more comes; the images of all processes of the group, by rank, are one spool from here on.
+        """End writing; from now on the images of all processes of the group, by rank, are one spool.
 
         Raises
         ------
@@ -78,13 +86,14 @@ class Spool:
         except OSError as error:
             raise self._unwritable(error) from error
         parts = group.collect((os.getpid(), self.files[0].fileno(), self.shapes))
-        # a file without a name is opened through the process that has it
+        # a file without a name can be opened through the process that holds it
         others = [
             None if rank == group.rank else f"/proc/{pid}/fd/{number}"
             for rank, (pid, number, _) in enumerate(parts)
         ]
-        self.files = [self.files[0] if path is None else Path(path).open("rb") for path in others]  # noqa: SIM115
-        group.collect(None)  # no process may go on, and close its file, before all have opened it
+        own = self.files[0]
+        self.files = [own if path is None else Path(path).open("rb") for path in others]  # noqa: SIM115
+        group.collect(None)  # wait: no process may close its file before all have opened it
         self.shapes = [shape for _, _, shapes in parts for shape in shapes]
         lengths = [
             np.array([3 * height * width for height, width in shapes], dtype=np.int64)
@@ -97,7 +106,10 @@ class Spool:
         return len(self.shapes)
 
     def read(self, chosen: np.ndarray, canvas: torch.Tensor) -> None:
-        """Write images ``chosen`` to the upper left corners of ``canvas``, uint8 (len(chosen), 3, H, W), in main memory."""
+        """Write images ``chosen`` to the upper left corners of ``canvas``.
+
+        ``canvas`` is uint8 (len(chosen), 3, H, W), in main memory.
+        """
         pixels = canvas.numpy()
 
         def read_some(places: np.ndarray) -> None:

@@ -1,10 +1,12 @@
-"""Classify: training sets to classifiers, their histories and their predictions on the test split (paper, section 3).
+"""Train classifiers on a method's training sets and score them on the test split (paper, section 3).
 
-Flows in: a split of real images, the validation and test splits, and the manifests of added images of a method's runs. Flows out:
-per run ``model.safetensors`` (the checkpoint with the best validation accuracy), ``history.json``, ``predictions.parquet``,
-``result.json`` and, undeclared because it never repeats, ``timing.json``. Real images are decoded once for all runs, and only
-if a run is missing from the store. Test images are read by :func:`augbench.classifier.score.score_test`. Where there are several GPUs, a
-process on each trains what is missing, together with the others; this one reads, scores and publishes.
+Input: a split of real images, the validation and test splits, and the manifests of added images of a
+method's runs. Output per run: ``model.safetensors`` (the checkpoint with the best validation accuracy),
+``history.json``, ``predictions.parquet``, ``result.json`` and ``timing.json``. The last is no declared
+output of the rule, because it differs each time. Real images are decoded once for all runs, and only if a
+run is missing from the store. Test images are read by :func:`augbench.classifier.score.score_test`. With
+several GPUs, one process per GPU trains the missing runs together with the others; this process only reads,
+scores and publishes.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sources:
-    """What the runs of a block are trained on: files, and what is left out of them.
+    """Input files of the runs of a block, and the classes that are left out.
 
     Attributes
     ----------
@@ -55,7 +57,7 @@ class Sources:
     train, validation, classes : path
         Splits and the class table.
     manifests : mapping of path to path or None
-        By each run's folder, its manifest of added images; None for a baseline.
+        Folder of each run, mapped to its manifest of added images; None for a baseline.
     excluded : collection of str
         Classes that are left out.
     """
@@ -70,14 +72,14 @@ class Sources:
 
 @dataclass(frozen=True)
 class SharedInputs:
-    """What the runs of a block share.
+    """Inputs that the runs of a block share.
 
     Attributes
     ----------
     method : str
         The method's name.
     kept : ndarray, int (C,)
-        Labels of the classes that take part; the classifier calls them 0 to C - 1.
+        The study's labels of the classes in use; the classifier numbers them from 0 to C - 1.
     real, validation, test : LabelledImages
         Splits; ``test`` is None for candidates, which are compared on the validation split.
     """
@@ -90,13 +92,23 @@ class SharedInputs:
 
     @property
     def classes(self) -> int:
-        """Number of classes that take part."""
+        """Number of classes in use."""
         return len(self.kept)
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One run of a block: its folder, whose name is its number, and the images added to the real ones (None: a baseline)."""
+    """One run of a block.
+
+    Attributes
+    ----------
+    block : SharedInputs
+        Inputs that it shares with other runs.
+    folder : Path
+        Its folder, whose name is the run's number.
+    added : LabelledImages or None
+        Images added to the real ones; None for a baseline.
+    """
 
     block: SharedInputs
     folder: Path
@@ -125,12 +137,12 @@ def train_block(
     folders: Sequence[str | Path],
     excluded: Collection[str] = (),
 ) -> None:
-    """Train and score the classifiers of some runs of a method; what the store holds already is linked.
+    """Train and score the classifiers of some runs of a method; those in the store are only linked.
 
     Parameters
     ----------
     store : Store
-        The study's; its folder lies in the study's, below which the shards are.
+        The study's store; it is in the study's folder, which also has the shards.
     test_path : path, optional
         The test split; None trains without scoring (model selection).
     classes_path : path
@@ -138,14 +150,15 @@ def train_block(
     added_paths : sequence of path
         One manifest per folder, or none at all for a baseline.
     folders : sequence of path
-        Where each run's files go; a folder's name is the number of the run.
+        Folder of each run's files; its name is the number of the run.
     excluded : collection of str
-        Classes that are left out of training and scoring; the classifier numbers the others anew, its predictions are in the study's labels.
+        Classes that are left out of training and scoring. The classifier renumbers the others; predictions
+        have the study's labels.
 
     Raises
     ------
     UserError
-        Damaged manifests or shards, sources that disagree about the classes, or a process that was killed.
+        A manifest or shard is damaged, sources disagree about the classes, or a process was killed.
     """
     device = pick_device(study.execution.device)
     processes = count_processes(study.execution, device)
@@ -177,12 +190,15 @@ def _compute(study: Study, store: Store, device: torch.device, group: ProcessGro
 
 
 def _work(store: Store) -> Path:
-    """Where unfinished work of the study is kept."""
+    """Folder of the study's unfinished work."""
     return store.root.parent / ".work"
 
 
 def _train_together(group: ProcessGroup, study: Study, store_root: Path, sources: Sources) -> int:
-    """What each process of a group does: train the runs; the first one commits them to the store, and says how many artifacts it made."""
+    """Train the runs, in each process of a group; return the number of artifacts that this process made.
+
+    Only the first process commits runs to the store.
+    """
     store = Store(store_root)
     kind = pick_device(study.execution.device).type
     compute = _compute(
@@ -196,7 +212,10 @@ def _train_together(group: ProcessGroup, study: Study, store_root: Path, sources
 def open_runs(
     study: Study, store: Store, sources: Sources, test_path: str | Path | None = None
 ) -> list[TrainingRun]:
-    """The runs of :func:`train_block`, by their folders; their images are not read yet, those of the splits later once for all."""
+    """Return the runs of :func:`train_block`, in the order of their folders, without reading images yet.
+
+    The runs share the splits, whose images are later decoded once for all.
+    """
     info = read_class_table(sources.classes)
     images = open_source(study.dataset, study.seed, study.corpus)
 
@@ -241,7 +260,7 @@ def _added(rows: pa.Table, number: np.ndarray, study_folder: Path, what: str) ->
 
 
 def run_recipe(study: Study, run: TrainingRun) -> dict[str, Any]:
-    """What decides the weights of a run: config, seed, and the ordered ids and labels of all images that training sees."""
+    """Recipe of a run's weights: config, seed, and ordered ids and labels of all images in training."""
     block, added = run.block, run.added
     return {
         "classifier": classifier_recipe(study, block.method),
@@ -254,12 +273,24 @@ def run_recipe(study: Study, run: TrainingRun) -> dict[str, Any]:
 
 
 def train_missing(study: Study, store: Store, run: TrainingRun, compute: Compute) -> None:
-    """Train a run that the store does not hold, from its checkpoint if there is one, and commit it; of a group, every process does."""
+    """Train a run that the store lacks, from its checkpoint if there is one, and commit it.
+
+    In a group, every process calls this function.
+    """
     block, recipe = run.block, run_recipe(study, run)
     checkpoint = _work(store) / "classifiers" / f"{canonical_hash(recipe)}.pt"
     result = train_run(
-        study.classifier, classes=block.classes, real=block.real, added=run.added, validation=block.validation, run=run.number, study_seed=study.seed, compute=compute, checkpoint=checkpoint, what=run.what
-    )  # fmt: skip
+        study.classifier,
+        classes=block.classes,
+        real=block.real,
+        added=run.added,
+        validation=block.validation,
+        run=run.number,
+        study_seed=study.seed,
+        compute=compute,
+        checkpoint=checkpoint,
+        what=run.what,
+    )
     if run.added is not None:
         run.added.forget()
     if compute.group.rank == 0:
@@ -268,7 +299,7 @@ def train_missing(study: Study, store: Store, run: TrainingRun, compute: Compute
 
 
 def publish_run(study: Study, store: Store, run: TrainingRun, compute: Compute) -> None:
-    """Put a trained run's files into its folder, scoring only what the store does not hold."""
+    """Link a trained run's files into its folder; score it only if the store lacks its predictions."""
     block, folder, recipe = run.block, run.folder, run_recipe(study, run)
     store.publish("classifiers", recipe, folder / "model.safetensors")
     store.publish("classifiers", recipe, folder / "history.json")
@@ -315,7 +346,10 @@ def publish_run(study: Study, store: Store, run: TrainingRun, compute: Compute) 
 
 
 def _commit(store: Store, recipe: Recipe, result: RunResult, compute: Compute) -> None:
-    """Commit weights and history; the history comes last and names the weights' hash, so a half-committed run is trained anew."""
+    """Commit a run's weights, timing and history to the store.
+
+    The history comes last and has the weights' hash, so a partly committed run is trained again.
+    """
     model = store.commit("classifiers", recipe, ".safetensors", lambda path: save_file(result.state, path))
     on_gpu = compute.device.type == "cuda"
     timing = {
@@ -336,7 +370,7 @@ def _commit(store: Store, recipe: Recipe, result: RunResult, compute: Compute) -
 
 
 def _is_trained(store: Store, recipe: Recipe) -> bool:
-    """Whether weights, history and timing are in the store and belong together."""
+    """Whether the store has a run's weights, history and timing, and the weights match the history."""
     if not store.has("classifiers", recipe, ".json", _is_json) or not store.has(
         "classifier_timings", recipe, ".json", _is_json
     ):

@@ -1,11 +1,13 @@
-"""Training one classifier: a plain loop with explicit state, resumable after any epoch.
+"""Train one classifier: a plain loop with explicit state, resumable after any epoch.
 
-Flows in: real, added and validation images, the ``classifier`` section and a seed. Flows out: the checkpoint with the best validation
-accuracy and the history. Test images do not come near this module. Initial weights, order of the images and crops derive from
-(seed, epoch), never from what happened before, so an interrupted run goes on as if nothing had happened.
+Input: real, added and validation images, the ``classifier`` section and a seed. Output: the checkpoint with
+the best validation accuracy and the history. Training never sees test images (guarded test split).
+Initial weights, order of the images and crops derive from (seed, epoch) alone, so an interrupted run gives
+the same result as an uninterrupted one.
 
-Several processes, one per GPU, train as one would: each takes its part of every global batch, cut as it would be in the whole, batch
-normalisation is over the global batch, and gradients are averaged over it. What differs is the order of sums, so float rounding.
+Several processes, one per GPU, train as one process would. Each takes its part of every global batch, with
+the same crops. Batch normalisation and the mean of the gradients are over the global batch. Only the order
+of sums differs, and so the floating-point rounding.
 """
 
 from __future__ import annotations
@@ -39,13 +41,13 @@ from augbench.seeds import classifier_seed, derive_seed
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_SECONDS = 5.0  # an epoch of a tiny study takes less than writing a checkpoint
+CHECKPOINT_SECONDS = 5.0  # not every epoch: in a tiny study, one takes less time than writing a checkpoint
 PROGRESS_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch: its number (0-based), the learning rate, the mean training loss, the validation accuracy (share)."""
+    """One epoch: number (0-based), learning rate, mean training loss, validation accuracy (share)."""
 
     epoch: int
     lr: float
@@ -55,20 +57,20 @@ class Epoch:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What training gives.
+    """Result of training.
 
     Attributes
     ----------
     state : dict of Tensor
         Weights of the epoch with the best validation accuracy, on the CPU.
     history : tuple of Epoch
-        Every epoch; the same after an interruption as without one.
+        All epochs; the same with or without an interruption.
     best_epoch : int
         Epoch (0-based) of ``state``.
     val_top1 : float
         Its validation accuracy (share).
     seconds : tuple of float
-        Duration of each epoch, in this or an earlier process.
+        Duration of each epoch, including those of earlier, interrupted processes.
     """
 
     state: dict[str, torch.Tensor]
@@ -80,7 +82,7 @@ class RunResult:
 
 @dataclass
 class _State:
-    """All that changes during a run; what a checkpoint holds. It holds the same for any number of processes."""
+    """Everything that changes during a run: the content of a checkpoint, for any number of processes."""
 
     model: WidthResNet
     optimizer: torch.optim.SGD
@@ -104,13 +106,16 @@ class _State:
             )
 
     def load(self, path: Path, group: ProcessGroup) -> None:
-        """Go on from ``path``, all processes with what the first one reads; a file that can't be read is only a loss of time."""
+        """Resume from ``path``; process 0 reads the file for all.
+
+        A file that cannot be read is ignored, because it costs only time.
+        """
         state: dict[str, Any] | None = None
         if group.rank == 0 and path.exists():
             try:
                 state = torch.load(path, map_location="cpu", weights_only=True)
             except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-                logger.warning("%s can't be read (%s): starting anew", path, error)
+                logger.warning("%s cannot be read (%s): training starts from the beginning", path, error)
         state = group.of_first(state)
         if state is None:
             return
@@ -123,23 +128,26 @@ class _State:
 
 
 def _precision(config: Classifier, device: torch.device) -> AbstractContextManager[Any]:
-    """bfloat16 where the config says so; by default on CUDA, as float32 is as fast on the CPU."""
+    """Autocast to the config's precision; ``auto``: bfloat16 on CUDA, float32 on the CPU (as fast there)."""
     wanted = config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
     return torch.autocast(device.type, torch.bfloat16) if wanted == "bfloat16" else nullcontext()
 
 
 def _at_least_single(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision as float32."""
+    """Convert half precision to float32."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _layout(images: torch.Tensor) -> torch.Tensor:
-    """Channels last: 1.5 times as fast as channels first, on CUDA and, for small networks, on the CPU (measured)."""
+    """Convert to channels last.
+
+    This is 1.5 times as fast as channels first, on CUDA and, for small networks, on the CPU (measured).
+    """
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def _batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """``order`` in equal batches of at most ``batch_size``: no image is left out, and no last batch is tiny."""
+    """Split ``order`` into batches of nearly equal size, at most ``batch_size``, so that none is tiny."""
     return np.array_split(order, -(-len(order) // batch_size))
 
 
@@ -152,7 +160,10 @@ def _train_epoch(
     config: Classifier,
     group: ProcessGroup,
 ) -> float:
-    """One pass over all training images; returns the mean loss. ``network`` is the state's, with gradients averaged over the group."""
+    """Train for one pass over all training images; return the mean loss.
+
+    ``network`` is the state's model, with gradients averaged over the group.
+    """
     rng = np.random.default_rng(derive_seed(seed, "epoch", state.schedule.epochs))
     order = rng.permutation(len(labels))
     crops = draw_crops(rng, np.concatenate([pool.sizes for pool in pools]), config.min_crop_area)
@@ -171,7 +182,7 @@ def _train_epoch(
             )
             loss = F.cross_entropy(_at_least_single(logits), chosen)
         state.optimizer.zero_grad(set_to_none=True)
-        # processes are averaged as equals; where the batch can't be shared equally, the larger share counts more
+        # gradients are averaged over processes with equal weights; this factor corrects for unequal shares
         (loss * (len(share) * group.size / len(batch))).backward()
         state.optimizer.step()
         total += loss.detach() * len(share)
@@ -182,9 +193,12 @@ def _train_epoch(
 def predict(
     model: WidthResNet, pool: ImagePool, config: Classifier, device: torch.device, rows: slice | None = None
 ) -> torch.Tensor:
-    """Logits float32 (N, classes) of every image, or of those in ``rows``, cut as in evaluation; on the CPU."""
+    """Compute logits, float32 (N, classes) on the CPU, of all images or those in ``rows``.
+
+    Images are cropped as in evaluation.
+    """
     model.eval()
-    # About 16 million pixels: large enough to keep a device busy, small enough for 16 GB with a ResNet-50.
+    # On CUDA about 16 million pixels: they keep a device busy and need less than 16 GB with a ResNet-50.
     size = max(1, min(1024, 2**24 // config.resolution**2)) if device.type == "cuda" else 250
     resize, logits = evaluation_resize(config), []
     batches = _batches(np.arange(len(pool))[rows or slice(None)], size)
@@ -197,7 +211,7 @@ def predict(
 def _accuracy(
     model: WidthResNet, pool: ImagePool, truth: torch.Tensor, config: Classifier, compute: Compute
 ) -> float:
-    """Share of the images whose label is predicted; each process looks at its part of them."""
+    """Share of images whose label is predicted; each process scores its part of them."""
     rows = compute.group.rows(len(pool))
     hits = torch.zeros((), dtype=torch.int64)
     if rows.stop > rows.start:
@@ -206,15 +220,22 @@ def _accuracy(
 
 
 def _over_processes(model: WidthResNet, compute: Compute) -> nn.Module:
-    """``model`` with gradients averaged over the group; all processes start from the first one's weights."""
+    """Wrap ``model`` so that gradients are averaged over the group.
+
+    All processes start with the first one's weights.
+    """
     if compute.group.size == 1:
         return model
     devices = [compute.device] if compute.device.type == "cuda" else None
-    # There are no unused parameters. But without this option gradients are packed anew after the first step, which sums in another order,
-    # and a run that goes on after an interruption would differ.
+    # There are no unused parameters. But without find_unused_parameters, gradients are packed differently
+    # after the first step. They would then be summed in another order, and a resumed run would differ.
     return nn.parallel.DistributedDataParallel(
-        model, device_ids=devices, forward_sync_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-    )  # fmt: skip
+        model,
+        device_ids=devices,
+        forward_sync_buffers=False,
+        find_unused_parameters=True,
+        gradient_as_bucket_view=True,
+    )
 
 
 def _cpu_copy(model: WidthResNet) -> dict[str, torch.Tensor]:
@@ -245,22 +266,25 @@ def train_run(
     added : LabelledImages, optional
         Added images; None for a baseline.
     run : int
-        Number of the resample. The seed derives from it and not from the method, so run r of every method starts from
-        the same weights.
+        Number of the resample. The seed derives from it and not from the method, so run r of every method
+        starts with the same weights.
     compute : Compute
-        Of a group, each process calls this with the same arguments but for its rank.
+        In a group, each process calls this function with the same arguments, except for its rank.
     checkpoint : Path, optional
-        File of the latest state; if it is there, training goes on from it, with any number of processes. It is the caller's to delete.
+        File of the latest state. If it exists, training resumes from it, with any number of processes. The
+        caller deletes it.
 
     Returns
     -------
     RunResult
-        The same for the same arguments, device, number of threads and of processes, whether or not the run was interrupted.
+        Identical for the same arguments, device, number of threads and number of processes, whether or not
+        the run was interrupted.
 
     Raises
     ------
     UserError
-        Fewer than two training images, no validation images, or batches of fewer images than there are processes.
+        There are fewer than two training images, no validation images, or more processes than images in a
+        batch.
     """
     device, group = compute.device, compute.group
     seed = classifier_seed(study_seed, run)
@@ -269,11 +293,10 @@ def train_run(
         raise UserError(
             what,
             f"{sum(map(len, training))} training, {len(validation)} validation images",
-            "two and one are the least",
+            "at least two and one are needed",
         )
-    if (
-        smallest := min(map(len, _batches(np.arange(sum(map(len, training))), config.batch_size)))
-    ) < group.size:
+    batches = _batches(np.arange(sum(map(len, training))), config.batch_size)
+    if (smallest := min(map(len, batches))) < group.size:
         raise UserError(
             "execution.processes",
             f"{group.size}, and {what} has a batch of {smallest}",
@@ -302,7 +325,7 @@ def train_run(
     if checkpoint is not None:
         state.load(checkpoint, group)
         if state.schedule.epochs:
-            logger.info("%s: going on after epoch %d", what, state.schedule.epochs)
+            logger.info("%s: resuming after epoch %d", what, state.schedule.epochs)
     network = _over_processes(model, compute)
 
     resumed, start = state.schedule.epochs, time.monotonic()
@@ -350,9 +373,10 @@ def train_run(
 def _log(
     what: str, schedule: PlateauSchedule, last: Epoch, config: Classifier, seconds_per_epoch: float
 ) -> None:
-    """One progress line; the time left is the worst case, as training may stop early."""
+    """Log a progress line; its time left is the worst case, because training may stop early."""
     logger.info(
         "%s: epoch %d/%d, loss %.3f, val top-1 %.3f (best %.3f at %d), lr %.2g, %.3g s/epoch, ETA at most %s",
-        what, schedule.epochs, config.max_epochs, last.train_loss, last.val_top1, schedule.best_top1, schedule.best_epoch + 1,
-        last.lr, seconds_per_epoch, clock(seconds_per_epoch * (config.max_epochs - schedule.epochs)),
+        what, schedule.epochs, config.max_epochs, last.train_loss, last.val_top1, schedule.best_top1,
+        schedule.best_epoch + 1, last.lr, seconds_per_epoch,
+        clock(seconds_per_epoch * (config.max_epochs - schedule.epochs)),
     )  # fmt: skip

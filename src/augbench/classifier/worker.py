@@ -1,7 +1,8 @@
-"""One of the processes that :mod:`augbench.classifier.launch` starts; run as a script, it joins the others and does its task.
+"""Run one of the processes that :mod:`augbench.classifier.launch` starts; this file is run as a script.
 
-Flows in: a folder with the pickled task. Flows out: a pickled result or a report of an error, in the same folder. It ends with the process
-that started it, even if that is killed: nothing goes on writing, or holds a GPU.
+Input: a folder with the pickled task. Output: a pickled result or error report, in the same folder. The
+process ends with the process that started it, even if that is killed, so that it neither continues writing
+nor holds a GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ TASK, RESULT, ERROR = "task", "result", "error-{}"
 
 
 class Surroundings(NamedTuple):
-    """What a worker shares with the process that started it."""
+    """Settings that a worker takes over from the process that started it: import path, threads, device."""
 
     path: list[str]
     parent: int
@@ -29,7 +30,7 @@ class Surroundings(NamedTuple):
 
 
 class ErrorReport(TypedDict):
-    """An error: when, in which process; ``user``: the parts of a ``UserError``."""
+    """Time, process and traceback of an error; ``user`` has the parts of a ``UserError``, else None."""
 
     time: float
     rank: int
@@ -38,7 +39,7 @@ class ErrorReport(TypedDict):
 
 
 def _end_with(parent: int) -> None:
-    """End this process within a second of its parent's end."""
+    """End this process within a second after its parent ends."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -49,7 +50,7 @@ def _end_with(parent: int) -> None:
 
 
 def _join(device: str) -> Any:
-    """Meet the other processes, at the address that the launcher has put into the environment."""
+    """Join the other processes, at the address that the launcher has set in the environment."""
     from datetime import timedelta
 
     import torch
@@ -58,9 +59,8 @@ def _join(device: str) -> Any:
     from augbench.classifier.compute import ProcessGroup
 
     group = ProcessGroup(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    patience = timedelta(
-        hours=2
-    )  # decoding takes one process longer than another; one that fails ends the others at once
+    # decoding can take one process longer than another; a process that fails ends the others at once
+    patience = timedelta(hours=2)
     if device == "cuda":
         here = torch.device("cuda", group.rank)
         torch.cuda.set_device(here)
@@ -71,7 +71,7 @@ def _join(device: str) -> Any:
 
 
 def main(folder: Path) -> None:
-    """Do the task in ``folder``."""
+    """Run the task in ``folder`` and write its result or error there."""
     with (folder / TASK).open("rb") as stream:
         here = Surroundings(**pickle.load(stream))
         _end_with(here.parent)
@@ -81,9 +81,8 @@ def main(folder: Path) -> None:
 
         network.close_as_parent()
         set_threads(here.threads)
-        os.environ.setdefault(
-            "TORCH_CPP_LOG_LEVEL", "ERROR"
-        )  # it warns of an option that training sets on purpose
+        # torch would warn about an option that training sets on purpose
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         rank = int(os.environ["RANK"])
         level = logging.WARNING if rank else logging.INFO
         logging.basicConfig(
@@ -103,7 +102,7 @@ def main(folder: Path) -> None:
             user = (error.where, str(error.found), error.allowed) if isinstance(error, UserError) else None
             report = ErrorReport(time=time.time(), rank=rank, user=user, traceback=traceback.format_exc())
             (folder / ERROR.format(rank)).write_bytes(pickle.dumps(report))
-            os._exit(1)  # the others are told at once, and nothing is said twice
+            os._exit(1)  # the launcher ends the other processes at once, and the error is printed only once
     if rank == 0:
         (folder / RESULT).write_bytes(pickle.dumps(result))
     import torch.distributed as dist

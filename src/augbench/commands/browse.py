@@ -1,7 +1,8 @@
-"""Browse: all added images of a study, class by class and method by method, in a browser on this machine.
+"""``augbench browse``: show all added images of a study, by class and method, in a browser on this machine.
 
-Flows in: the study's shards as they lie on the disk, also those of a study that is still running. Flows out: pages and images over HTTP, to this machine
-alone. Nothing is written, and nothing is read but the class table, the models' fingerprints and shards of the config's own rows and classes.
+Pages and images are served over HTTP to this machine only. The study may still be running. Nothing is
+written. The server reads only the class table, the models' fingerprints, and shards of the config's own
+methods and classes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from augbench.report.pictures import RECORDED, ImageRecord, short_name
 logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 PER_PAGE = 60
-GROUPS_HELD = 16  # row groups of shards in memory: a page's images come from a few
+GROUPS_HELD = 16  # row groups of shards in memory; the images of a page come from a few of them
 HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -39,7 +40,7 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Place:
-    """An image in a shard: the shard's part, and the row in it."""
+    """Position of an image: the shard's part, and the row in the shard."""
 
     part: str
     row: int
@@ -47,12 +48,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Gallery:
-    """A study's images: what there is of a class and a method, and single ones."""
+    """A study's added images: lists per class and method, and single images."""
 
     plan: Plan
 
     def check(self) -> None:
-        """See that there is something to look at.
+        """Check that there are images.
 
         Raises
         ------
@@ -66,22 +67,22 @@ class Gallery:
 
     @cached_property
     def classes(self) -> dict[str, ClassInfo]:
-        """The classes by id, in label order."""
+        """Classes by id, in label order."""
         return {info.class_id: info for info in read_class_table(self.plan.classes)}
 
     @cached_property
     def models(self) -> dict[str, str]:
-        """What the study's models are called, by hash."""
+        """Names of the study's models by hash."""
         paths = (Path(self.plan.path("models", f"{model}.json")) for model in ("diffusion", "clip"))
         return models_of({path.stem: read_json(path) for path in paths if path.is_file()})
 
     def parts(self, method: str, class_id: str) -> list[tuple[str, int]]:
-        """Shards of a class, by number, with the number of their images.
+        """List the shards of a method's class, in order of part, with their number of images.
 
         Raises
         ------
         KeyError
-            The study has no such row or class.
+            The study has no such method or class.
         UserError
             A shard is damaged.
         """
@@ -89,25 +90,23 @@ class Gallery:
             raise KeyError(f"{method}, {class_id}")
         folder = Path(self.plan.shard(method, class_id, "0")).parent
         found = []
-        for path in sorted(
-            (path for path in folder.glob("*.parquet") if path.stem.isdecimal()),
-            key=lambda path: int(path.stem),
-        ):
+        shards = [path for path in folder.glob("*.parquet") if path.stem.isdecimal()]
+        for path in sorted(shards, key=lambda path: int(path.stem)):
             with whole(path):
                 found.append((path.stem, pq.read_metadata(path).num_rows))
         return found
 
     def places(self, method: str, class_id: str) -> list[Place]:
-        """Every image of a class, in the order of the shards; raises as :meth:`parts`."""
+        """List all images of a class in the order of the shards. Raises like :meth:`parts`."""
         return [Place(part, row) for part, rows in self.parts(method, class_id) for row in range(rows)]
 
     def image(self, method: str, class_id: str, part: str, row: int) -> bytes:
-        """An encoded image.
+        """Return an encoded image.
 
         Raises
         ------
         KeyError
-            There is none.
+            There is no such image.
         UserError
             The shard is damaged.
         """
@@ -117,7 +116,7 @@ class Gallery:
         return _encoded(path, path.stat().st_mtime_ns, row)
 
     def thumbs(self, method: str, class_id: str, places: list[Place]) -> list[Thumb]:
-        """Images with all that their shards say of them; raises as :meth:`parts`."""
+        """Return images with all their metadata from the shards. Raises like :meth:`parts`."""
         tables: dict[str, list[dict[str, Any]]] = {}
         name, found = short_name(self.classes[class_id]), []
         for place in places:
@@ -134,23 +133,26 @@ class Gallery:
                 image=str(known.pop("index")),
                 **known,
             )
-            address = "/image?" + urlencode(
-                {"method": method, "class": class_id, "part": place.part, "row": place.row}
-            )
+            query = {"method": method, "class": class_id, "part": place.part, "row": place.row}
+            address = f"/image?{urlencode(query)}"
             found.append(thumb_of(picture, address, self.plan.study.label(method), self.models))
         return found
 
 
 @lru_cache(maxsize=GROUPS_HELD)
 def _images(path: Path, changed: int, group: int) -> list[bytes]:
-    """The images of a row group; ``changed`` is the shard's time, so that one that was made anew is read anew."""
+    """Read the images of a row group.
+
+    ``changed`` is the shard's modification time. As part of the cache's key, it makes a replaced shard be
+    read again.
+    """
     with whole(path):
         rows = pq.ParquetFile(path).read_row_group(group, columns=["image"]).column("image").to_pylist()
     return [row["bytes"] for row in rows]
 
 
 def _encoded(path: Path, changed: int, row: int) -> bytes:
-    """The image in a row of a shard."""
+    """Return the encoded image in a row of a shard."""
     with whole(path):
         metadata = pq.read_metadata(path)
     for group in range(metadata.num_row_groups):
@@ -162,7 +164,10 @@ def _encoded(path: Path, changed: int, row: int) -> bytes:
 
 
 def page(gallery: Gallery, query: dict[str, str]) -> str:
-    """The page that ``query`` asks for: ``class``, ``method`` and ``page``, which counts from 1; the first of each where it says nothing.
+    """Render the page that ``query`` asks for.
+
+    The keys of ``query`` are ``class``, ``method`` and ``page`` (counted from 1). The default of each is
+    the first.
 
     Raises
     ------
@@ -194,30 +199,26 @@ def page(gallery: Gallery, query: dict[str, str]) -> str:
         for other in (here - 1, here + 1)
         if 0 <= other < len(class_ids)
     ]
-    name, label = short_name(gallery.classes[class_id]), plan.study.label(method)
-    return (
-        templates()
-        .get_template("browse.html")
-        .render(
-            study=plan.study.study,
-            hues={},
-            title=f"{name}: {label}",
-            lead=gallery.classes[class_id].definition or gallery.classes[class_id].name,
-            classes=[(info.class_id, _name(info)) for info in gallery.classes.values()],
-            methods=[(other, plan.study.label(other)) for other in methods],
-            class_id=class_id,
-            method=method,
-            count=f"Images {first + 1:,} to {first + len(thumbs):,} of {len(places):,}"
-            if thumbs
-            else "No images",
-            images=thumbs,
-            pages=pages,
-        )
+    info, label = gallery.classes[class_id], plan.study.label(method)
+    shown = f"Images {first + 1:,} to {first + len(thumbs):,} of {len(places):,}"
+    template = templates().get_template("browse.html")
+    return template.render(
+        study=plan.study.study,
+        hues={},
+        title=f"{short_name(info)}: {label}",
+        lead=info.definition or info.name,
+        classes=[(other.class_id, _name(other)) for other in gallery.classes.values()],
+        methods=[(other, plan.study.label(other)) for other in methods],
+        class_id=class_id,
+        method=method,
+        count=shown if thumbs else "No images",
+        images=thumbs,
+        pages=pages,
     )
 
 
 def _name(info: ClassInfo) -> str:
-    """A class's name, and its id where that says something else."""
+    """Return a class's name, followed by its id if that differs."""
     name = short_name(info)
     return name if name == info.class_id else f"{name} ({info.class_id})"
 
@@ -236,11 +237,10 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "augbench", ""
 
     def do_GET(self) -> None:
-        # a page elsewhere that has its own name point here must not read the images through the reader's browser
-        if self.headers.get("Host", "") not in {
-            f"{name}:{self.server.server_port}" for name in (HOST, "localhost")
-        }:
-            self._send(HTTPStatus.FORBIDDEN, "text/plain", b"for this machine alone\n")
+        # against DNS rebinding: a web page whose host name resolves to this machine must not read the images
+        hosts = {f"{name}:{self.server.server_port}" for name in (HOST, "localhost")}
+        if self.headers.get("Host", "") not in hosts:
+            self._send(HTTPStatus.FORBIDDEN, "text/plain", b"only for this machine\n")
             return
         address = urlsplit(self.path)
         query = {name: values[-1] for name, values in parse_qs(address.query).items()}
@@ -262,12 +262,10 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+        content_type = f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
+        headers = {**HEADERS, "Content-Type": content_type, "Content-Length": str(len(body))}
         self.send_response(status)
-        for name, value in {
-            **HEADERS,
-            "Content-Type": f"{kind}; charset=utf-8" if kind.startswith("text/") else kind,
-            "Content-Length": str(len(body)),
-        }.items():
+        for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -278,7 +276,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def open_server(plan: Plan, port: int) -> ThreadingHTTPServer:
-    """A server of the study's images, on this machine alone; ``serve_forever`` runs it. Port 0 takes a free one.
+    """Return a server of the study's images for this machine only; ``serve_forever`` runs it.
+
+    Port 0 takes a free port.
 
     Raises
     ------
@@ -291,6 +291,5 @@ def open_server(plan: Plan, port: int) -> ThreadingHTTPServer:
     try:
         return _Server(gallery, port)
     except OSError as error:
-        raise UserError(
-            "--port", port, f"{error.strerror}: allowed: another one, or 0 for any that is free"
-        ) from None
+        allowed = f"{error.strerror}: allowed: another port, or 0 for any free port"
+        raise UserError("--port", port, allowed) from None

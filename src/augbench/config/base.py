@@ -1,4 +1,4 @@
-"""What all sections of the config share: how a key is declared, and the kinds of value that occur everywhere."""
+"""Common parts of all config sections: the declaration of a key, and types that occur everywhere."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 def key(default: Any, description: str, unit: str = "", source: str = "", **constraints: Any) -> Any:
-    """A config key with all that the documentation says of it."""
+    """Declare a config key with its description, unit and source, which the manual shows."""
     return Field(
         default, description=description, json_schema_extra={"unit": unit, "source": source}, **constraints
     )
 
 
 class Section(BaseModel):
-    """A part of the config: unknown keys are errors, values are not coerced between kinds, nothing changes afterwards."""
+    """A part of the config. Unknown keys are errors, values are not converted, and sections are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())

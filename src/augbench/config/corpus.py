@@ -9,28 +9,47 @@ from pydantic import Field, model_validator
 from augbench.config.base import Fraction, Section, key
 
 Search = Literal["exact", "clip_retrieval_index"]
-_SEARCH = "How it is searched: exact compares each query with every image, in one pass; clip_retrieval_index builds clip-retrieval's index and asks its service."
+_SEARCH = (
+    "Search: exact compares each query with every image, in one pass; clip_retrieval_index builds an index "
+    "with clip-retrieval and searches it through clip-retrieval's service."
+)
 
 
 class MiniatureCorpus(Section):
-    """The miniature web corpus made from Fashion-MNIST's training images."""
+    """The miniature web corpus, made from Fashion-MNIST's training images."""
 
     kind: Literal["miniature"]
     search: Search = key("exact", _SEARCH)
     downloads: str = key(
-        "results/downloads/fashion_mnist", "Folder that keeps Fashion-MNIST's four published files."
+        "results/downloads/fashion_mnist",
+        "Folder that keeps Fashion-MNIST's four published files. If the data set is Fashion-MNIST, "
+        "dataset.downloads must name the same folder.",
     )
     images: int = key(
-        50_000, "Garments in the corpus, disjoint from target and test.", "images", ge=100, le=59_000
+        50_000,
+        "Garment images in the corpus; none of them is in the target's pool or test split.",
+        "images",
+        ge=100,
+        le=59_000,
     )
-    shift: Literal["none", "mild", "strong"] = key("mild", "How far the corpus's style is from the target's.")
-    distractors: int = key(5_000, "Images of other kinds.", "images", ge=0)
-    wrong_captions: Fraction = key(0.05, "Share of garments whose caption names another class.")
+    shift: Literal["none", "mild", "strong"] = key(
+        "mild",
+        "Strength of the changes that separate the corpus's style from the target's: rotation, tint, "
+        "background, blur and others.",
+    )
+    distractors: int = key(
+        5_000,
+        "Images without garments in the corpus: text, numbers, textures, photographs and warning signs.",
+        "images",
+        ge=0,
+    )
+    wrong_captions: Fraction = key(0.05, "Share of garment images whose caption names another class.")
     captions: dict[
         Literal["template", "wordnet", "shop", "hashtags", "unnamed"], Annotated[float, Field(ge=0)]
     ] = key(
         {"template": 0.55, "wordnet": 0.2, "shop": 0.1, "hashtags": 0.05, "unnamed": 0.1},
-        "Rates of the kinds of caption; `unnamed` ones do not name the class.",
+        "Relative frequencies of the kinds of caption; at least one must be above 0. `unnamed` captions do "
+        "not name the class.",
     )
 
     @model_validator(mode="after")
@@ -41,19 +60,20 @@ class MiniatureCorpus(Section):
 
 
 class ImageCorpus(Section):
-    """A folder of images, searched through the study's CLIP."""
+    """A folder of your own images, which the study embeds with its own CLIP model."""
 
     kind: Literal["image_folder"]
-    root: str = key(..., "Folder of the images; folders below it are looked into.")
+    root: str = key(..., "Folder of the images; its sub-folders are included.")
     search: Search = key("exact", _SEARCH)
 
 
 class PublishedCorpus(Section):
-    """A corpus whose embeddings others have made."""
+    """Base of corpora whose embeddings were made elsewhere."""
 
     clip: str = key(
         ...,
-        "CLIP model that the embeddings were made with, written as clip.model is: a query through another model is refused.",
+        "CLIP model that made the embeddings. It must equal clip.model, because queries must go through the "
+        "same model.",
     )
 
 
@@ -61,41 +81,54 @@ MetadataColumn = Literal["id", "url", "caption", "width", "height", "nsfw", "pun
 
 
 class EmbeddingCorpus(PublishedCorpus):
-    """CLIP embeddings on a disk, searched exactly in one pass: clip-retrieval's folders, DataComp's, or Parquet with a column of vectors."""
+    """CLIP embeddings on disk, searched exactly, in one pass.
+
+    The files are those of clip-retrieval, those of DataComp, or Parquet files with a column of vectors.
+    """
 
     kind: Literal["embeddings"]
     folder: str = key(
         ...,
-        "Folder with img_emb/*.npy and metadata/*.parquet (clip-retrieval), *.npz and *.parquet of equal names (DataComp), or *.parquet with a column of vectors.",
+        "Folder with one of these: img_emb/*.npy and metadata/*.parquet (clip-retrieval); *.npz and "
+        "*.parquet with equal names (DataComp); *.parquet with a column of vectors.",
     )
     vector_column: str | None = key(
-        None, "Column of the vectors, where they are in Parquet (LAION-5B's 100-million-row subset: vector)."
+        None,
+        "Column of the vectors in Parquet files (LAION-5B's 100-million-row subset: vector). Default: the "
+        "only column of vectors.",
     )
     npz_key: str | None = key(
-        None, "Name of the image embeddings in .npz files (DataComp: l14_img or b32_img)."
+        None,
+        "Name of the image embeddings in .npz files (DataComp: l14_img or b32_img). Default: the only array "
+        "whose name ends in _img.",
     )
     columns: dict[MetadataColumn, str] = key(
-        {}, "Columns of the metadata by our names, where theirs are none of the usual."
+        {},
+        "Columns of the metadata, by the names used here. Default: the names used by LAION, clip-retrieval "
+        "and DataComp.",
     )
 
 
 class IndexCorpus(PublishedCorpus):
-    """An index folder as `clip-retrieval index` makes it, searched through clip-retrieval's own service, in process."""
+    """A folder made by `clip-retrieval index`, searched in-process through clip-retrieval's own service."""
 
     kind: Literal["clip_retrieval_index"]
-    folder: str = key(..., "Folder with image.index and metadata.")
+    folder: str = key(..., "Folder that holds image.index and metadata.")
 
 
 class ServerCorpus(PublishedCorpus):
-    """A server that `clip-retrieval back` runs, anywhere; it gives no embeddings, so duplicates are found after download."""
+    """A server that runs `clip-retrieval back`, here or elsewhere.
+
+    It returns no embeddings, so duplicates are found after the images are downloaded.
+    """
 
     kind: Literal["clip_retrieval_server"]
     url: str = key(
         ...,
-        "Address of its knn-service, for example http://localhost:1234/knn-service.",
+        "Address of the server's knn-service, for example http://localhost:1234/knn-service.",
         pattern="^https?://",
     )
-    index: str = key(..., "Name of the index there.")
+    index: str = key(..., "Name of the index on the server.")
 
 
 OwnCorpus = MiniatureCorpus | ImageCorpus

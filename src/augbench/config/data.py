@@ -12,28 +12,32 @@ from augbench.config.base import Positive, Section, key
 class _Splits(Section):
     train_fraction: float = key(
         0.1,
-        "Share of each class's training pool that is the training split; ceil(share x n).",
+        "Share of each class's training pool that becomes the training split: ceil(share x n) images.",
         source="paper, section 3",
         gt=0,
         lt=1,
     )
     validation_fraction: float | None = key(
         None,
-        "Share that is the validation split. Default: train_fraction where test images are given, else half of what train leaves.",
+        "Share of the pool that becomes the validation split, unless the data set has validation images of "
+        "its own. Default: train_fraction if the data set has test images of its own, else half of what "
+        "train leaves.",
         source="paper, section 3",
         gt=0,
         lt=1,
     )
     test_fraction: float | None = key(
         None,
-        "Share that is the test split, where no test images are given. Default: half of what train leaves.",
+        "Share of the pool that becomes the test split, unless the data set has test images of its own. "
+        "Default: half of what train leaves.",
         source="paper, section 3 (Caltech256)",
         gt=0,
         lt=1,
     )
     test_images_per_class: Positive | None = key(
         None,
-        "Cut the test split to this many images per class (a cut against the protocol; the table's footer says so).",
+        "Cut the test split to this many images per class. Default: no cut. A cut departs from the paper's "
+        "protocol, and the footer of Table 1 says so.",
         "images",
     )
 
@@ -49,29 +53,32 @@ class _Splits(Section):
 
 
 class FashionMnist(_Splits):
-    """Fashion-MNIST; 10,000 of its training images are the target's pool, the others may be the miniature corpus."""
+    """Fashion-MNIST. The target uses 10,000 training images; the miniature corpus may use the others."""
 
     kind: Literal["fashion_mnist"]
     classes: str = key(
         "fashion_mnist",
-        "Class table: the shipped one, or a YAML or TSV file with its ten classes in label order under other names.",
+        "Class table: the shipped one, or a YAML or TSV file that gives the ten classes other names, in "
+        "label order.",
     )
-    downloads: str = key("results/downloads/fashion_mnist", "Folder that keeps the four published files.")
+    downloads: str = key(
+        "results/downloads/fashion_mnist", "Folder that keeps Fashion-MNIST's four published files."
+    )
 
 
 class ImageFolder(_Splits):
-    """Any data set of the form ``root/class/*`` or ``root/split/class/*`` (ImageNet's layout is one)."""
+    """Any data set with the layout ``root/class/*`` or ``root/split/class/*`` (for example ImageNet)."""
 
     kind: Literal["image_folder"]
     root: str = key(..., "Folder of the data set.")
     classes: str | None = key(
-        None, "Class table: the name of a shipped one, or a YAML or TSV file. Default: the folder names."
+        None, "Class table: the name of a shipped table, or a YAML or TSV file. Default: the folder names."
     )
     train_folder: str | None = key(
-        None, "Folder under root that holds the training images, one folder per class. Default: root itself."
+        None, "Folder under root with the training images, one folder per class. Default: root itself."
     )
     validation_folder: str | None = key(
-        None, "Folder under root with given validation images. Default: sampled from the training images."
+        None, "Folder under root with the validation images. Default: sampled from the training images."
     )
     test_folder: str | None = key(
         None,
@@ -80,12 +87,16 @@ class ImageFolder(_Splits):
 
 
 class Caltech256(_Splits):
-    """Caltech256 as published: ``root/001.ak47/*.jpg``; the clutter class (257) is left out."""
+    """Caltech256 as published (``root/001.ak47/*.jpg``), without the clutter class (257)."""
 
     kind: Literal["caltech256"]
-    root: str = key(..., "Folder 256_ObjectCategories.")
+    root: str = key(..., "Path of the data set's folder, 256_ObjectCategories.")
     train_fraction: float = key(
-        0.8, "Share of each class that is the training split.", source="paper, section 3", gt=0, lt=1
+        0.8,
+        "Share of each class that becomes the training split: ceil(share x n) images.",
+        source="paper, section 3",
+        gt=0,
+        lt=1,
     )
 
 

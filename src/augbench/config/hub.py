@@ -1,7 +1,6 @@
-"""Models on the Hugging Face Hub as the config names them: ids, pinned commits, and what is known of their files.
+"""Models on the Hugging Face Hub that a config names: ids, pinned commits, known sizes and hashes.
 
-Flows in: ``model``, ``revision``, ``mirrors`` and ``downloads`` of a section. Flows out: a :class:`HubModel`, or None where ``model`` is a folder.
-Nothing here uses the network: :mod:`augbench.models.fetch` does.
+Nothing here uses the network; :mod:`augbench.models.fetch` does.
 """
 
 from __future__ import annotations
@@ -25,14 +24,16 @@ Layout = Literal["diffusion", "clip", "safety_checker"]
 
 @dataclass(frozen=True)
 class Expected:
-    """What a file must be; ``origin`` says who says so.
+    """Size and hash that a file must have.
 
     Attributes
     ----------
+    origin : str
+        Source of these values.
     size : int, optional
         In bytes.
     sha256, git_blob : str, optional
-        Its SHA-256, or the name that git gives a blob: SHA-1 over a header and the content.
+        SHA-256 of the file, or its name as a git blob: SHA-1 over a header and the content.
     """
 
     origin: str
@@ -43,7 +44,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model on the Hub at one commit, and where it is kept here.
+    """A model on the Hub at one commit, and the folder that keeps it locally.
 
     Attributes
     ----------
@@ -52,7 +53,7 @@ class HubModel:
     revision : str
         The commit: 40 hexadecimal digits.
     mirrors : tuple of str
-        Tried before the Hub: addresses that speak its protocol, or folders.
+        Addresses that speak the Hub's protocol, or folders; tried before the Hub.
     downloads : str
         Folder that keeps all fetched models.
     """
@@ -64,17 +65,17 @@ class HubModel:
 
     @property
     def place(self) -> str:
-        """The model's folder below any folder of fetched models."""
+        """Path of the model below any folder of fetched models."""
         return f"{self.repository.replace('/', '--')}/{self.revision}"
 
     @property
     def folder(self) -> str:
-        """The model's folder."""
+        """Path of the model's folder."""
         return f"{self.downloads}/{self.place}"
 
     @property
     def marker(self) -> str:
-        """The file that is written when all others are there."""
+        """Path of the file that is written once all other files are there."""
         return f"{self.folder}/{MARKER}"
 
 
@@ -92,10 +93,11 @@ def known_models() -> dict[str, tuple[str, dict[str, Expected]]]:
 
 
 def hub_model(model: str, revision: str | None, mirrors: Sequence[str], downloads: str) -> HubModel | None:
-    """The Hub's model that ``model`` names, or None where it names a folder.
+    """The Hub model that ``model`` names, or None if it names a folder.
 
-    ``owner/name`` is an id if ``resources/models`` pins it or a revision is given, whatever folders there are: the plan of a study must
-    not depend on what has been fetched. A folder of such a name is written ``./owner/name``.
+    ``owner/name`` is an id if ``resources/models`` pins it or a revision is given. Existing folders do not
+    matter, because the plan of a study must not depend on what has been fetched. Write ``./owner/name`` for a
+    folder with such a name.
     """
     if not re.fullmatch(HUB_ID, model):
         return None

@@ -1,7 +1,7 @@
-"""``docs/configuration.md``, the manual of the config file, from the schema alone: text and code cannot drift.
+"""The manual of the config file, ``docs/configuration.md``, made from the schema alone.
 
-Flows in: the sections of :mod:`augbench.config.study`. Flows out: Markdown, printed by ``python -m augbench.config.manual``; ``make docs``
-writes it to its place, and a test fails where file and schema differ.
+``python -m augbench.config.manual`` prints it as Markdown, and ``make docs`` writes it to its file. A test
+fails if the file and the schema differ.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ INTRODUCTION = """\
 
 <!-- Made from src/augbench/config by `make docs`; change it there. -->
 
-A study is one YAML file. Every key that it may hold is below; a key that is not is an error, reported with its nearest neighbour before any
-job starts. `required` marks keys without a default. Files given after the first are laid over it, mapping by mapping, and
-`methods.<name>: null` in one of them removes that row. The column *source* says where a value comes from; "paper" is Burg et al., 2023
-(see `CITATION.cff`).
+A study is one YAML file. This page lists every key that it may contain. Any other key is an error, reported
+before any job starts, together with the most similar key. `required` marks keys without a default. Further
+YAML files are merged over the first one, mapping by mapping; `methods.<name>: null` in one of them removes
+that row. The column *source* says where a default comes from; "paper" is Burg et al., 2023 (see
+`CITATION.cff`).
 """
 
 
 def sections() -> list[tuple[str, type[Section]]]:
-    """Every section of the schema with the path of its keys, in the order of the documentation."""
+    """List every section of the schema with the path of its keys, in the order of the manual."""
     found: list[tuple[str, type[Section]]] = []
 
     def visit(prefix: str, section: type[Section]) -> None:
@@ -52,7 +53,7 @@ def sections() -> list[tuple[str, type[Section]]]:
 
 
 def describe_type(field: FieldInfo) -> str:
-    """The type of a key as the documentation shows it."""
+    """Describe the type of a key as the manual shows it."""
 
     def show(annotation: Any) -> str:
         origin, arguments = get_origin(annotation), get_args(annotation)
@@ -76,7 +77,7 @@ def describe_type(field: FieldInfo) -> str:
 
 
 def is_tag(field: FieldInfo) -> bool:
-    """Whether a key only says which kind its section is (``kind: image_folder``): one value is possible, and it must be given."""
+    """Whether a key only names its section's kind (``kind: image_folder``): required, one allowed value."""
     return (
         get_origin(field.annotation) is Literal
         and len(get_args(field.annotation)) == 1
@@ -85,7 +86,7 @@ def is_tag(field: FieldInfo) -> bool:
 
 
 def render() -> str:
-    """The whole document as Markdown."""
+    """Render the whole manual as Markdown."""
     return "\n".join([INTRODUCTION, *(_render_section(path, section) for path, section in sections())])
 
 
@@ -114,7 +115,7 @@ def _render_section(path: str, section: type[Section]) -> str:
 def _row(name: str, field: FieldInfo) -> list[str]:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     kind = re.sub(r"section( \\\| section)+", "section", describe_type(field))
-    description = "Says which kind of section this is." if is_tag(field) else field.description or ""
+    description = "Names the kind of this section." if is_tag(field) else field.description or ""
     texts = [description, str(extra.get("source", ""))]
     return [
         f"`{name}`",
@@ -138,12 +139,12 @@ def _default(field: FieldInfo) -> str:
 
 
 def _bounds(field: FieldInfo) -> list[str]:
-    """What a value must satisfy beyond its type, phrase by phrase."""
+    """List the bounds on a value beyond its type, as phrases."""
     return [*_constraints(field.metadata), *_inner_bounds(field.annotation)]
 
 
 def _inner_bounds(annotation: Any) -> Iterator[str]:
-    """The bounds that stand inside a type: of a union's options, of a list's or mapping's values."""
+    """Yield the bounds inside a type: of a union's options, and of a list's or mapping's values."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         yield from _inner_bounds(arguments[0])

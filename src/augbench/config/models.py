@@ -29,10 +29,12 @@ class _Model(Section):
     model: str
     revision: str | None = key(
         None,
-        "Commit of a model on the Hub, 40 hexadecimal digits. Default: the one in resources/models; required for models that are not there.",
+        "Commit of the Hub model: 40 hexadecimal digits. Default: the commit in resources/models; required "
+        "for models that are not listed there.",
     )
     mirrors: tuple[str, ...] = key(
-        (), "Where to look before the Hub: addresses that speak its protocol, or folders of fetched models."
+        (),
+        "Places to try before the Hub: addresses that speak its protocol, or folders of fetched models.",
     )
     downloads: str = key("results/downloads/models", "Folder that keeps fetched models.")
 
@@ -46,55 +48,64 @@ class _Model(Section):
 
     @property
     def hub(self) -> HubModel | None:
-        """The model on the Hub, or None where ``model`` is a folder."""
+        """The model on the Hub, or None if ``model`` is a folder."""
         return hub_model(self.model, self.revision, self.mirrors, self.downloads)
 
     @property
     def folder(self) -> str:
-        """Where the model is, or will be once it is fetched."""
+        """Folder of the model, which is there once the model is fetched."""
         return self.hub.folder if self.hub else self.model
 
 
 class Diffusion(_Model):
-    """The diffusion model and how it is sampled."""
+    """The diffusion model and the settings of its sampling."""
 
     model: str = key(
         ...,
-        "Folder of a Stable Diffusion 1.x or 2.x model in diffusers' layout, or its id on the Hub (owner/name), from where it is fetched once.",
+        "Folder of a Stable Diffusion 1.x or 2.x model in diffusers' layout, or its id on the Hub "
+        "(owner/name), from which it is fetched once.",
         source="paper, section 3.2",
     )
     safety_checker: str | None = key(
         "model",
-        "Safety checker: `model` is the model's own; else a folder with one and its feature extractor, or its id on the Hub. null switches it off.",
+        "Safety checker: `model` (the model's own), a folder with a checker and its feature extractor, or "
+        "the id of one on the Hub. null switches it off.",
         source="paper, section 3.2",
     )
-    safety_checker_revision: str | None = key(None, "Commit of a safety checker on the Hub, as `revision`.")
+    safety_checker_revision: str | None = key(
+        None, "Commit of the safety checker on the Hub, with the same default as `revision`."
+    )
     resolution: int = key(
         512,
-        description="Side of the images made.",
+        description="Side of the generated images.",
         unit="pixels",
         source="paper, section 3.2",
         ge=8,
         multiple_of=8,
     )
     scheduler: Scheduler = key(
-        "pndm", "Sampler; pndm is the model's own default.", source="Stable Diffusion v1.4's model card"
+        "pndm",
+        "Sampler; pndm is Stable Diffusion's own default.",
+        source="Stable Diffusion v1.4's model card",
     )
-    steps: Positive = key(50, "Sampling steps.", "steps", "Stable Diffusion v1.4's default")
+    steps: Positive = key(50, "Sampling steps per image.", "steps", "Stable Diffusion v1.4's default")
     guidance_scale: float = key(
         7.5,
-        "Classifier-free guidance; 1 means none. A method may set its own.",
+        "Classifier-free guidance scale; 1 switches guidance off. A method may set its own.",
         source="Stable Diffusion v1.4's default",
         ge=1,
     )
     guidance_interval: GuidanceInterval | None = key(
         None,
-        "Guide only where the noise level is above the first value and at most the second; elsewhere the prompt alone is evaluated, at half the cost. "
-        "The paper has [0.28, 5.42] for a model with Stable Diffusion's noise schedule. It changes images. Default: everywhere.",
+        "Use guidance only at noise levels above the first value and up to the second; elsewhere only the "
+        "prompt is evaluated, at half the cost. An interval changes the images. Kynkäänniemi et al. use "
+        "[0.28, 5.42] for a model with Stable Diffusion's noise schedule. Default: all noise levels.",
         "standard deviations of the noise, relative to the image",
         INTERVAL_SOURCE,
     )
-    dtype: Literal["float32", "float16", "bfloat16"] = key("float16", "Precision of sampling.")
+    dtype: Literal["float32", "float16", "bfloat16"] = key(
+        "float16", "Floating-point type that sampling computes in."
+    )
 
     @model_validator(mode="after")
     def _pinned_checker(self) -> Diffusion:
@@ -112,14 +123,14 @@ class Diffusion(_Model):
 
     @property
     def safety_checker_hub(self) -> HubModel | None:
-        """The safety checker on the Hub, or None where it is the model's own, off, or in a folder."""
+        """The safety checker on the Hub, or None if it is the model's own, off, or in a folder."""
         return hub_model(
             self.safety_checker or "", self.safety_checker_revision, self.mirrors, self.downloads
         )
 
     @property
     def safety_checker_folder(self) -> str | None:
-        """Where the safety checker is, if it is not the model's own (``model``); None if it is off."""
+        """Folder of the safety checker, ``model`` if it is the model's own, or None if it is off."""
         return self.safety_checker_hub.folder if self.safety_checker_hub else self.safety_checker
 
 
@@ -128,6 +139,7 @@ class Clip(_Model):
 
     model: str = key(
         ...,
-        "Folder of a CLIP model in transformers' layout, or its id on the Hub (owner/name), from where it is fetched once; its text tower is the diffusion model's.",
+        "Folder of a CLIP model in transformers' layout, or its id on the Hub (owner/name), from which it "
+        "is fetched once. With Stable Diffusion 1.x, use the CLIP whose text tower is its text encoder.",
         source="paper, section 3.2",
     )

@@ -1,4 +1,4 @@
-"""The ``pretrain`` section: how the miniature's models are made. Real studies do not need it."""
+"""The ``pretrain`` section: training of the miniature's models. Real studies do not need it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from augbench.config.base import Fraction, Positive, Section, key
 
 
 class PretrainClip(Section):
-    """The small CLIP: OpenAI's architecture and vocabulary, fewer and narrower layers."""
+    """The small CLIP: OpenAI's architecture and vocabulary, with fewer and narrower layers."""
 
     width: int = key(128, "Hidden size of both towers and of the shared space.", "channels", ge=16)
     vision_layers: Positive = key(4, "Layers of the image tower (patches of 4 pixels).", "layers")
@@ -17,15 +17,15 @@ class PretrainClip(Section):
     lr: float = key(1e-3, "Peak learning rate; linear warm-up, then cosine.", gt=0)
     image_epochs: Positive = key(
         3,
-        "Passes of the image tower alone after that, against the finished text tower.",
+        "Further passes that train only the image tower, against the finished text tower.",
         "epochs",
         "after Zhai et al., 2022",
     )
-    image_lr: float = key(5e-4, "Peak learning rate of the image tower alone.", gt=0)
+    image_lr: float = key(5e-4, "Peak learning rate of these further passes.", gt=0)
 
 
 class PretrainAutoencoder(Section):
-    """The VAE: 32 pixels to 8 x 8 x 4 latents."""
+    """The VAE: images of 32 x 32 pixels to latents of 8 x 8 x 4."""
 
     channels: tuple[Positive, Positive, Positive] = key((32, 64, 64), "Channels per resolution.", "channels")
     steps: Positive = key(2500, "Training steps.", "steps")
@@ -37,7 +37,7 @@ class PretrainAutoencoder(Section):
 
 
 class PretrainUnet(Section):
-    """The conditional U-Net on 8 x 8 x 4 latents."""
+    """The conditional U-Net on latents of 8 x 8 x 4."""
 
     channels: tuple[Positive, Positive] = key((64, 128), "Channels per resolution.", "channels")
     layers_per_block: Positive = key(1, "ResNet blocks per resolution.")
@@ -45,29 +45,36 @@ class PretrainUnet(Section):
     batch_size: Positive = key(64, "Latents per step.", "images")
     lr: float = key(1e-3, "Peak learning rate; linear warm-up, then cosine.", gt=0)
     caption_dropout: Fraction = key(
-        0.1, "Share of captions replaced by the empty one, for guidance.", source="Ho and Salimans, 2022"
+        0.1,
+        "Share of captions replaced by the empty caption, which makes guidance possible.",
+        source="Ho and Salimans, 2022",
     )
-    ema_decay: float = key(0.999, "Decay of the averaged weights that are kept.", gt=0, lt=1)
+    ema_decay: float = key(0.999, "Decay of the weights' moving average, which is what is kept.", gt=0, lt=1)
 
 
 class PretrainReference(Section):
-    """The reference classifiers that judge generated images: one saw the corpus's garments in clean form, one in web style, too."""
+    """The reference classifiers that judge generated images.
 
-    epochs: Positive = key(3, "Passes over the garments.", "epochs")
+    One is trained on the corpus's clean garments, the other on clean garments and those in web style.
+    """
+
+    epochs: Positive = key(3, "Passes over the garment images.", "epochs")
     batch_size: Positive = key(128, "Images per step.", "images")
     lr: float = key(3e-3, "Peak learning rate; linear warm-up, then cosine.", gt=0)
-    base_width: int = key(32, "Channels of the first stage of its ResNet-18.", "channels", ge=4)
+    base_width: int = key(32, "Channels of the first stage of the ResNet-18.", "channels", ge=4)
 
 
 class Pretrain(Section):
-    """How the miniature's models are pre-trained on the corpus."""
+    """Pre-training of the miniature's models on the corpus."""
 
     clip: PretrainClip = key(PretrainClip(), "The small CLIP.")
     autoencoder: PretrainAutoencoder = key(PretrainAutoencoder(), "The VAE.")
     unet: PretrainUnet = key(PretrainUnet(), "The U-Net.")
-    reference: PretrainReference = key(PretrainReference(), "The reference classifier.")
+    reference: PretrainReference = key(PretrainReference(), "The reference classifiers.")
     checkpoint_steps: Positive = key(
-        250, "Steps between checkpoints, from which an interrupted run goes on.", "steps"
+        250,
+        "Steps between checkpoints; an interrupted run resumes from the last one.",
+        "steps",
     )
     measured_images_per_class: int = key(
         100, "Images generated per class to measure agreement and diversity.", "images", ge=4

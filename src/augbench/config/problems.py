@@ -1,4 +1,4 @@
-"""Problems in a config: what pydantic found, as one line per problem in the user's words."""
+"""Problems that pydantic finds in a config, each as one line in the user's words."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from augbench.errors import UserError
 
 
 class ConfigError(UserError):
-    """One or more problems in the config, a line each."""
+    """One or more problems in the config, with one line for each."""
 
     def __init__(self, problems: list[UserError]) -> None:
         self.problems = problems
@@ -26,7 +26,7 @@ class ConfigError(UserError):
 
 @dataclass(frozen=True)
 class _KeyPlace:
-    """Where a problem is: the key as the user writes it, the section that holds it, and what the schema allows there."""
+    """Place of a problem: the key as the user writes it, its section, and the type allowed there."""
 
     where: str
     section: type[Section] | None
@@ -34,7 +34,7 @@ class _KeyPlace:
 
 
 def _locate(location: Sequence[str | int], root: type[Section]) -> _KeyPlace:
-    """Follow pydantic's ``location`` through the schema; tags of unions are part of it, and of no user's key."""
+    """Follow pydantic's ``location`` through the schema; drop tags of unions, which users do not write."""
     names: list[str] = []
     section: type[Section] | None = None
     current: Any = root
@@ -74,7 +74,7 @@ def _required(annotation: Any) -> Any:
 
 
 def section_options(annotation: Any) -> list[type[Section]]:
-    """Sections that a value of this type may be: none for a plain value, several for a union."""
+    """Sections that a value of this type can be: none for a plain value, several for a union."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     if get_origin(annotation) in (Annotated, Union, types.UnionType):
@@ -83,7 +83,7 @@ def section_options(annotation: Any) -> list[type[Section]]:
 
 
 def _expected(annotation: Any) -> str:
-    """The kind of value that fits, in a user's words."""
+    """Describe the allowed kind of value in the user's words."""
     annotation = _required(annotation)
     if get_origin(annotation) is tuple:
         inner = get_args(annotation)
@@ -98,7 +98,7 @@ def _expected(annotation: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value on one short line."""
+    """Show a value on one short line."""
     text = " ".join(repr(value).split())
     if len(text) <= 80:
         return text
@@ -106,15 +106,17 @@ def _shown(value: Any) -> str:
 
 
 def _instead_of(value: Any, annotation: Any) -> str:
-    """What is allowed instead of a value of the wrong kind, and how YAML came to read it so."""
+    """Say what is allowed instead of a value of the wrong kind, and why YAML read the value as text."""
     expected = _expected(annotation)
     if not isinstance(value, str) or expected not in ("a number", "a whole number"):
         return f"allowed: {expected}"
     if re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", value):
         mantissa, exponent = re.split("[eE]", value)
-        written = f"{mantissa}{'' if '.' in mantissa else '.0'}e{exponent if exponent[0] in '+-' else '+' + exponent}"
+        sign = "" if exponent[0] in "+-" else "+"
+        written = f"{mantissa}{'' if '.' in mantissa else '.0'}e{sign}{exponent}"
         return f"allowed: {expected} (YAML reads {value} as text; write {written})"
-    return f"allowed: {expected}{' without quotes' if re.fullmatch(r'[-+]?[0-9]*[.]?[0-9]+', value) else ''}"
+    quoted = re.fullmatch(r"[-+]?[0-9]*[.]?[0-9]+", value)
+    return f"allowed: {expected}{' without quotes' if quoted else ''}"
 
 
 _WRONG_KINDS = ("_type", "_parsing", "int_from_float", "too_long")
@@ -122,16 +124,11 @@ _WRONG_KINDS = ("_type", "_parsing", "int_from_float", "too_long")
 
 def describe(error: ValidationError, root: type[Section]) -> Iterator[UserError]:
     """Yield one error per problem that pydantic found in a config whose schema is ``root``."""
-    incomplete: set[str] = (
-        set()
-    )  # lists of fixed length that have been named: pydantic names every missing item
+    # lists of fixed length that have been reported: pydantic reports every missing item
+    incomplete: set[str] = set()
     for problem in error.errors():
-        location, kind, value, context = (
-            problem["loc"],
-            problem["type"],
-            problem["input"],
-            problem.get("ctx", {}),
-        )
+        location, kind = problem["loc"], problem["type"]
+        value, context = problem["input"], problem.get("ctx", {})
         place = _locate(location, root)
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         if kind == "extra_forbidden":
@@ -147,7 +144,7 @@ def describe(error: ValidationError, root: type[Section]) -> Iterator[UserError]
         elif kind == "missing":
             yield UserError(place.where, "missing", "this key is required")
         elif kind == "invalid_key":
-            yield UserError(place.where, f"a key that is no text: {value!r}", "allowed: keys of text")
+            yield UserError(place.where, f"a key that is not text: {value!r}", "allowed: keys that are text")
         elif kind in ("union_tag_invalid", "union_tag_not_found"):
             tag = str(context["discriminator"]).strip("'")
             found = value.get(tag) if isinstance(value, Mapping) else value
@@ -172,13 +169,12 @@ def describe(error: ValidationError, root: type[Section]) -> Iterator[UserError]
 def _from_validator(
     location: Sequence[str | int], value: Any, message: str, root: type[Section]
 ) -> UserError:
-    """What a validator of this module says of a section; ``key: reason`` is about one key of it."""
+    """Turn the message of a section's validator into an error; ``key: reason`` concerns one of its keys."""
     name, separator, reason = message.partition(": ")
     inner, steps, rest = value, list(location), name
     while rest:
-        step = (
-            rest if isinstance(inner, Mapping) and rest in inner else rest.partition(".")[0]
-        )  # a name may hold dots
+        # a name may contain dots
+        step = rest if isinstance(inner, Mapping) and rest in inner else rest.partition(".")[0]
         if not (separator and isinstance(inner, Mapping) and step in inner):
             return UserError(_locate(location, root).where, _shown(value), message)
         inner, rest = inner[step], rest[len(step) + 1 :]

@@ -1,13 +1,15 @@
-"""The study as typed data: YAML files, checked before anything runs.
+"""The study as typed data, read from YAML files and checked before anything runs.
 
-Flows in: YAML files (later ones are merged over earlier ones) or the dictionary that Snakemake has merged. Flows out: a
-frozen :class:`Study`. Each key carries its description, unit and source in the schema and nowhere else;
-``docs/configuration.md`` is generated from it. This package imports nothing heavy: every job of a cluster parses it twice.
+Input: YAML files, of which later ones are merged over earlier ones, or the dictionary that Snakemake has
+merged. Output: a frozen :class:`Study`. The description, unit and source of each key are in the schema only;
+``docs/configuration.md`` is generated from it. This package imports nothing heavy, because every job of a
+cluster parses the study twice.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,41 +35,43 @@ from augbench.config.problems import ConfigError, describe
 from augbench.config.stages import Augmentation, Classifier, Execution, Finetune, Leakage, Report, Retrieval
 from augbench.errors import UserError
 
-DEMO = "config/demo.yaml"  # the study that runs where none is given, relative to the project
+# the study that runs if none is given, relative to the project
+DEMO = "config/demo.yaml"
 Row = TypeVar("Row")
 
 
 class Study(Section):
     """A study: one data set, one diffusion model, one corpus, and the methods to compare."""
 
-    study: str = key(..., "Name of the study; results go to results/{study}.", pattern=SLUG)
-    seed: int = key(0, "Every random choice derives from it.", ge=0)
+    study: str = key(..., "Name of the study; its results go to results/{study}.", pattern=SLUG)
+    seed: int = key(0, "Seed of the study, from which every random choice derives.", ge=0)
     dataset: Dataset = key(..., "The target data set.")
-    diffusion: Diffusion = key(..., "The diffusion model.")
+    diffusion: Diffusion = key(..., "The diffusion model and its sampling.")
     clip: Clip = key(..., "The CLIP model.")
     corpus: Corpus | None = key(
         None,
-        "The pre-training corpus that retrieval searches; needed by `retrieve`, and by pre-training (miniature).",
+        "The pre-training corpus that retrieval searches; required by `retrieve` methods, and by "
+        "pre-training (miniature).",
     )
     methods: dict[str, Method] = key(
         ...,
-        "Rows of the comparison by name; `null` in an overlay removes one.",
+        "Rows of the comparison by name (a-z, 0-9 and _); `null` in an overlay removes a row.",
         source="paper, section 3.1",
         min_length=1,
     )
-    augmentation: Augmentation = key(..., "How much is added.")
+    augmentation: Augmentation = key(..., "Number of added images.")
     classifier: Classifier = key(Classifier(), "The classifier.")
-    finetune: Finetune = key(Finetune(), "How the `personalise` methods are fine-tuned.")
-    retrieval: Retrieval = key(Retrieval(), "What all `retrieve` methods share.")
+    finetune: Finetune = key(Finetune(), "Fine-tuning of the `personalise` methods.")
+    retrieval: Retrieval = key(Retrieval(), "Settings of all `retrieve` methods.")
     leakage: Leakage = key(Leakage(), "The guard against near-duplicates of validation and test images.")
-    report: Report = key(Report(), "What stands beside our numbers.")
-    execution: Execution = key(Execution(), "How the work is cut into jobs; changes no result.")
-    pretrain: Pretrain = key(Pretrain(), "How the miniature's models are made (`snakemake pretrain`).")
+    report: Report = key(Report(), "Contents of the tables and the report.")
+    execution: Execution = key(
+        Execution(), "Sizes of jobs and batches, and the hardware; never changes results."
+    )
+    pretrain: Pretrain = key(Pretrain(), "Training of the miniature's models (`snakemake pretrain`).")
 
     @model_validator(mode="after")
     def _methods_have_what_they_need(self) -> Study:
-        import re
-
         folders = [
             section.downloads
             for section in (self.dataset, self.corpus)
@@ -79,10 +83,11 @@ class Study(Section):
             )
         for name, method in self.methods.items():
             if not re.fullmatch(SLUG, name):
-                raise ValueError(f"methods.{name}: a name may hold a-z, 0-9 and _ only")
+                raise ValueError(f"methods.{name}: a name may contain a-z, 0-9 and _ only")
             if method.real_split == "train2x" and 3 * self.dataset.train_fraction > 1:
                 raise ValueError(
-                    f"methods.{name}.split: train2x needs three disjoint train_fractions; {self.dataset.train_fraction:g} leaves no room"
+                    f"methods.{name}.split: train2x needs three disjoint shares of size train_fraction; "
+                    f"{self.dataset.train_fraction:g} leaves no room"
                 )
         for name, retrieved in self.retrieved.items():
             self._check_retrieval(name, retrieved)
@@ -92,7 +97,8 @@ class Study(Section):
             epochs = [value for value in learned.candidates if isinstance(value, int)]
             if max(epochs, default=0) > self.finetune.max_epochs:
                 raise ValueError(
-                    f"methods.{name}.candidates: epoch {max(epochs)} is after finetune.max_epochs, {self.finetune.max_epochs}"
+                    f"methods.{name}.candidates: epoch {max(epochs)} is after finetune.max_epochs, "
+                    f"{self.finetune.max_epochs}"
                 )
         return self
 
@@ -101,7 +107,8 @@ class Study(Section):
             raise ValueError(f"methods.{name}: retrieval needs a corpus section")
         if isinstance(self.corpus, PublishedCorpus) and self.corpus.clip != self.clip.model:
             raise ValueError(
-                f"corpus.clip: {self.corpus.clip!r} differs from clip.model, {self.clip.model!r}: queries and images must go through the same model"
+                f"corpus.clip: {self.corpus.clip!r} differs from clip.model, {self.clip.model!r}; "
+                "queries and images must go through the same model"
             )
         exact = (
             self.corpus.search == "exact"
@@ -120,19 +127,21 @@ class Study(Section):
         if method.pool in self.retrieved:
             if method.images_per_class is not None:
                 raise ValueError(
-                    f"methods.{name}.images_per_class: methods.{method.pool}.images_per_class says how many are retrieved"
+                    f"methods.{name}.images_per_class: methods.{method.pool}.images_per_class says how many "
+                    "are retrieved"
                 )
             return
         for key_name in ("ranked", "may_fall_short"):
             if getattr(method, key_name):
                 raise ValueError(
-                    f"methods.{name}.{key_name}: goes with a row that retrieves; {method.pool} generates its images"
+                    f"methods.{name}.{key_name}: goes with a row that retrieves; "
+                    f"{method.pool} generates its images"
                 )
         if method.images_per_class is not None and self.augmentation.images_per_class is None:
             raise ValueError(f"methods.{name}.images_per_class: goes with augmentation.images_per_class only")
 
     def parts_drawn(self, name: str) -> int:
-        """Shard files per class that the training sets of row ``name`` are drawn from."""
+        """Number of shard files per class that the training sets of row ``name`` are drawn from."""
         if self.methods[self.pool_row(name)].retrieves_images:
             return 1
         if (drawn := self.drawn.get(name)) is None:
@@ -140,19 +149,19 @@ class Study(Section):
         return self.augmentation.parts_for(drawn.images_per_class, drawn.added_per_training_image)
 
     def parts_made(self, name: str) -> int:
-        """Shard files per class that row ``name`` makes: for itself, and for rows that draw from it."""
+        """Number of shard files per class that row ``name`` makes, for itself and rows that draw from it."""
         drawing = [other for other, row in self.drawn.items() if row.pool == name]
         return max(map(self.parts_drawn, (name, *drawing)))
 
     def pool_row(self, name: str) -> str:
-        """The row whose images row ``name`` adds: its own, or the one that it draws from."""
+        """Name of the row whose images row ``name`` adds: ``name`` itself, or the row that it draws from."""
         return self.methods[name].pool_row or name
 
     def label(self, name: str) -> str:
         """Name of a row in tables and figures, on one line."""
         return " ".join((self.methods[name].label or name).split())
 
-    # Rows by what they are, in the order of the config.
+    # Rows by mechanism, in the order of the config.
 
     def _rows(self, kind: type[Row]) -> dict[str, Row]:
         return {name: row for name, row in self.methods.items() if isinstance(row, kind)}
@@ -164,12 +173,12 @@ class Study(Section):
 
     @property
     def sampled(self) -> dict[str, SampleMethod]:
-        """Rows whose images the diffusion model makes as it is."""
+        """Rows whose images the unchanged diffusion model generates."""
         return self._rows(SampleMethod)
 
     @property
     def personalised(self) -> dict[str, PersonaliseMethod]:
-        """Rows whose images the diffusion model makes after fine-tuning."""
+        """Rows whose images the diffusion model generates after fine-tuning."""
         return self._rows(PersonaliseMethod)
 
     @property
@@ -184,7 +193,7 @@ class Study(Section):
 
     @property
     def generated(self) -> dict[str, SampleMethod | PersonaliseMethod]:
-        """Rows whose images the diffusion model makes, one way or the other."""
+        """Rows whose images the diffusion model generates, fine-tuned or not."""
         return self._rows(SampleMethod | PersonaliseMethod)  # type: ignore[arg-type]
 
     @property
@@ -194,17 +203,20 @@ class Study(Section):
 
     @property
     def pooled(self) -> dict[str, SampleMethod | PersonaliseMethod | RetrieveMethod]:
-        """Rows with a pool of their own: they generate or retrieve images. The other rows that add some draw from these pools."""
+        """Rows with a pool of their own, because they generate or retrieve images.
+
+        The other rows that add images draw from these pools.
+        """
         return self._rows(SampleMethod | PersonaliseMethod | RetrieveMethod)  # type: ignore[arg-type]
 
     @property
     def miniature(self) -> MiniatureCorpus | None:
-        """The miniature corpus, where it is this study's."""
+        """The miniature corpus, or None if the study has another corpus or none."""
         return self.corpus if isinstance(self.corpus, MiniatureCorpus) else None
 
 
 def merge(base: dict[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """``overlay`` over ``base``, mapping by mapping, as Snakemake merges several ``--configfile``."""
+    """Merge ``overlay`` over ``base``, mapping by mapping, as Snakemake merges several ``--configfile``."""
     merged = dict(base)
     for name, value in overlay.items():
         both = isinstance(merged.get(name), dict) and isinstance(value, Mapping)
@@ -213,7 +225,7 @@ def merge(base: dict[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping, else :class:`UserError`."""
+    """Read a YAML file that holds a mapping; any other file raises :class:`UserError`."""
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -236,11 +248,13 @@ def load_study(paths: Sequence[str | Path]) -> Study:
 
 
 def parse_study(data: Mapping[str, Any]) -> Study:
-    """Check a merged config; every problem is one line of the :class:`UserError`.
+    """Check a merged config; each problem is one line of the :class:`UserError`.
 
-    Strict, as JSON: YAML's ``lr: "0.1"`` and ``seed: yes`` are mistakes, which pydantic would convert otherwise.
+    The check is strict, as for JSON: otherwise pydantic would convert mistakes such as ``lr: "0.1"`` or
+    ``seed: yes``.
     """
-    if isinstance(data.get("methods"), Mapping):  # null in an overlay removes a row
+    # null in an overlay removes a row
+    if isinstance(data.get("methods"), Mapping):
         data = {**data, "methods": {name: row for name, row in data["methods"].items() if row is not None}}
     try:
         return Study.model_validate_json(json.dumps(data, default=str), strict=True)

@@ -1,7 +1,7 @@
 """Caltech256 as published (Griffin et al., 2007): ``256_ObjectCategories/001.ak47/*.jpg``.
 
-Flows in: the unpacked folder. Flows out: lists of images and RGB images. The clutter folder (257) is not a class. Names are
-the folders' own (paper, section 3.2): without number and "-101", hyphens read as spaces.
+The clutter folder (257) is not a class. A class's name is its folder's (paper, section 3.2), without the
+number and "-101", and with spaces for hyphens.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ FOLDER_PATTERN = r"[0-9]{3}\.[A-Za-z0-9._+-]+"
 
 
 def class_name(folder: str) -> str:
-    """``251.airplanes-101`` is "airplanes", ``002.american-flag`` is "american flag"."""
+    """Class name of a folder: "airplanes" for ``251.airplanes-101``."""
     return folder.partition(".")[2].removesuffix("-101").replace("-", " ").strip()
 
 
 class Caltech256Source(FolderSource):
-    """The class folders of ``256_ObjectCategories``; ``class_id`` is the folder's name."""
+    """Images in the class folders of ``256_ObjectCategories``; ``class_id`` is the folder's name."""
 
     def __init__(self, dataset: Caltech256) -> None:
         super().__init__(dataset.root)
 
     def class_names(self, folder: str) -> list[str]:
-        """The class folders, without clutter.
+        """Names of the class folders, without clutter.
 
         Raises
         ------
         UserError
-            A folder that is not named as Caltech256's are.
+            A folder's name is not one of Caltech256's.
         """
         names = [name for name in super().class_names(folder) if name != CLUTTER]
         if bad := [name for name in names if not re.fullmatch(FOLDER_PATTERN, name)]:
@@ -45,7 +45,10 @@ class Caltech256Source(FolderSource):
         return names
 
     def classes(self) -> list[ClassInfo]:
-        """One class per folder, in order of the numbers; where the data is not, the shipped table, if there is one."""
+        """One class per folder, in order of the numbers.
+
+        If the data is missing, these are the classes of the shipped table, if there is one.
+        """
         shipped = load_class_table("caltech256") if "caltech256" in SHIPPED_TABLES else []
         if shipped and not self.root.is_dir():
             return shipped

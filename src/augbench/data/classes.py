@@ -1,6 +1,6 @@
-"""The class table: one row per class, in label order, with everything that prompts and reports say about a class.
+"""Class table: one row per class in label order, with all texts that prompts and reports need.
 
-Flows in: a shipped table, a user's YAML or TSV, or a scan of folder names. Flows out: :class:`ClassInfo` rows and
+Input: a shipped table, a user's YAML or TSV, or folder names. Output: :class:`ClassInfo` rows and
 ``classes.parquet``.
 """
 
@@ -33,13 +33,13 @@ class ClassInfo:
     Attributes
     ----------
     class_id : str
-        Unique, safe in a path: an ImageNet wnid, a folder name, a slug.
+        Unique and safe in a path: an ImageNet wnid, a folder name, a slug.
     lemmas : tuple of str
-        Names of the class, the first one the best known (for ImageNet the synset's lemmas; paper, section 3.1).
+        Names of the class, the best known first (for ImageNet the synset's lemmas; paper, section 3.1).
     hypernyms : tuple of str
-        More general terms; needed by the prompts of Sariyildiz et al. only.
+        More general terms; only the prompts of Sariyildiz et al. need them.
     definition : str
-        One phrase; needed by the same.
+        One phrase; only the same prompts need it.
     """
 
     class_id: str
@@ -61,7 +61,7 @@ def _texts(where: str, value: Any) -> tuple[str, ...]:
 
 
 def class_from_mapping(row: Any, where: str) -> ClassInfo:
-    """Check one row of a class table; ``where`` names it in errors."""
+    """Check one row of a class table and return its class; ``where`` names the row in errors."""
     if not isinstance(row, dict) or "class_id" not in row:
         raise UserError(where, repr(row), f"allowed: a mapping with class_id and any of {sorted(COLUMNS)}")
     if unknown := set(row).difference(COLUMNS):
@@ -78,12 +78,12 @@ def class_from_mapping(row: Any, where: str) -> ClassInfo:
 
 
 def readable_name(folder: str) -> str:
-    """A class name from a folder name: underscores and hyphens are read as spaces."""
+    """Class name from a folder name, with spaces for underscores and hyphens."""
     return re.sub(r"[\s_-]+", " ", folder).strip()
 
 
 def check_unique(classes: Sequence[ClassInfo], where: str) -> None:
-    """Raise :class:`UserError` if two classes share an id, or if there are fewer than two."""
+    """Raise :class:`UserError` if two classes share an id or there are fewer than two classes."""
     ids = [info.class_id for info in classes]
     if len(ids) < 2:
         raise UserError(where, f"{len(ids)} class(es)", "at least 2 classes are needed")
@@ -92,16 +92,17 @@ def check_unique(classes: Sequence[ClassInfo], where: str) -> None:
 
 
 def load_class_table(table: str | Path) -> list[ClassInfo]:
-    """Read a class table: the name of a shipped one (``fashion_mnist``, ``imagenet``), or the path of a YAML list or of a TSV file.
+    """Read a class table, given as the name of a shipped one or the path of a YAML or TSV file.
 
-    A TSV file has a header with some of :data:`COLUMNS`, one class per line, and ``|`` between the entries of lemmas and
-    hypernyms; lines before the header that begin with ``#`` are comments. 1000 classes take 20 ms so and a second as YAML,
-    and every start of Snakemake reads the table.
+    Shipped tables are ``fashion_mnist`` and ``imagenet``. A YAML file is a list of classes. A TSV file
+    has a header with some of :data:`COLUMNS`, one class per line, and ``|`` between the entries of lemmas
+    and hypernyms; lines before the header that begin with ``#`` are comments. Every start of Snakemake
+    reads the table: 1000 classes take 20 ms as TSV and a second as YAML.
 
     Raises
     ------
     UserError
-        Unknown table, unreadable file, bad or repeated rows.
+        The table is unknown, the file is unreadable, or rows are bad or repeated.
     """
     path = SHIPPED_TABLES.get(str(table), Path(table))
     if not path.is_file():
@@ -147,18 +148,16 @@ def _tsv_rows(path: Path) -> Iterator[tuple[str, dict[str, str | list[str]]]]:
             continue
         if len(cells) != len(header):
             raise UserError(where, f"{len(cells)} columns", f"the header has {len(header)}")
-        yield (
-            where,
-            {
-                name: cell.split("|") if name in ("lemmas", "hypernyms") else cell
-                for name, cell in zip(header, cells, strict=True)
-                if cell
-            },
-        )
+        row = {
+            name: cell.split("|") if name in ("lemmas", "hypernyms") else cell
+            for name, cell in zip(header, cells, strict=True)
+            if cell
+        }
+        yield where, row
 
 
 def write_class_table(classes: Sequence[ClassInfo], path: str | Path) -> None:
-    """Write ``classes.parquet``: label, class_id, name, lemmas, hypernyms, definition; rows in label order."""
+    """Write ``classes.parquet``: label, class_id, name, lemmas, hypernyms, definition, in label order."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -180,7 +179,7 @@ def write_class_table(classes: Sequence[ClassInfo], path: str | Path) -> None:
 
 
 def read_class_table(path: str | Path) -> list[ClassInfo]:
-    """Read ``classes.parquet`` back; rows come in label order."""
+    """Read ``classes.parquet``; the classes are in label order."""
     import pyarrow.parquet as pq
 
     rows = sorted(pq.read_table(path).to_pylist(), key=lambda row: row["label"])

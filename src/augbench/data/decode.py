@@ -1,7 +1,7 @@
-"""Decoding: an image file of any common kind to what the eye sees, as 8-bit RGB.
+"""Decode image files of any common kind to 8-bit RGB, as a viewer shows them.
 
-Flows in: a path. Flows out: an RGB ``PIL.Image``, turned as its EXIF block says, transparency laid on white, 16-bit
-values scaled; or one clear error that names the file. Several files are decoded at once where that helps.
+Images are rotated as their EXIF block says, transparency is laid on white, and 16-bit values are scaled.
+A file that can't be decoded gives an error that names it. Several files can be decoded at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 SIXTEEN_BIT = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
-# what Pillow raises for files that are broken, foreign or far too large
+# exceptions that Pillow raises for files that are broken, of a foreign kind or far too large
 BROKEN = (
     OSError,
     SyntaxError,
@@ -44,12 +44,14 @@ BROKEN = (
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode as 8-bit RGB: transparency on white, 16-bit grey scaled by 1/257, CMYK and palettes converted.
+    """Convert an image of any Pillow mode to 8-bit RGB.
+
+    Transparency is laid on white, 16-bit grey is scaled by 1/257, CMYK and palettes are converted.
 
     Raises
     ------
     ValueError
-        A mode without a known range of values (floating point).
+        The mode has no known range of values (floating point).
     """
     if image.mode in SIXTEEN_BIT:
         values = np.asarray(image).astype(np.float64) / 257
@@ -57,7 +59,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels; 8 or 16 bits per channel are needed")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        # through RGBA, which knows the kinds of transparency; premultiplied modes have one way only
+        # RGBA handles every kind of transparency; Pillow converts the premultiplied mode La only to LA
         layered = image.convert("LA") if image.mode == "La" else image
         layered = layered.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
@@ -65,12 +67,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def square(image: Image.Image, side: int) -> Image.Image:
-    """``image`` with its shorter side at ``side`` pixels, cropped to the centre, as diffusion models are trained."""
+    """Resize the shorter side to ``side`` pixels and crop the centre, as diffusion models are trained."""
     from torchvision.transforms import v2
 
-    return v2.functional.center_crop(
-        v2.functional.resize(image, [side], v2.InterpolationMode.BICUBIC), [side, side]
-    )
+    resized = v2.functional.resize(image, [side], v2.InterpolationMode.BICUBIC)
+    return v2.functional.center_crop(resized, [side, side])
 
 
 def _turn_upright(image: Image.Image, path: Path) -> None:
@@ -86,12 +87,12 @@ def _damaged(path: Path, error: BaseException) -> UserError:
 
 
 def open_rgb(path: str | Path) -> Image.Image:
-    """Decode a file; animations give their first frame.
+    """Decode a file; of an animation, the first frame.
 
     Raises
     ------
     UserError
-        The file is missing, truncated, or no image that Pillow knows.
+        The file is missing, truncated, or not an image that Pillow knows.
     """
     path = Path(path)
     try:
@@ -106,7 +107,7 @@ def open_rgb(path: str | Path) -> Image.Image:
 
 
 def find_damage(path: str | Path) -> UserError | None:
-    """What is wrong with a file, as far as Pillow's ``verify`` sees without decoding it; None if nothing is."""
+    """Damage that Pillow's ``verify`` finds in a file without decoding it; None if it finds none."""
     try:
         with Image.open(path) as image:
             image.verify()
@@ -116,13 +117,13 @@ def find_damage(path: str | Path) -> UserError | None:
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], threads: int | None = None) -> Iterator[R]:
-    """``map`` over a thread pool: results in order, a few ahead of their use, however many items there are.
+    """Yield ``function`` of each item in order, computed in threads, only a few items ahead of their use.
 
-    Threads default to the cores that this process may use, at most 8; Pillow decodes outside Python's lock.
+    ``threads`` defaults to the number of cores that this process may use, at most 8. Pillow decodes
+    outside Python's global lock.
     """
-    threads = threads or min(
-        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = threads or min(8, cores)
     waiting: deque[Future[R]] = deque()
     remaining = iter(items)
     with ThreadPoolExecutor(threads) as pool:

@@ -1,9 +1,9 @@
 """Fashion-MNIST (Xiao et al., 2017): 60,000 training and 10,000 test images, 28 x 28, grey, ten classes.
 
-Flows in: nothing but a folder to keep the four files in. Flows out: arrays. Two sources are tried, both checked by the MD5
-sums that the authors publish: the authors' own site, and Debian's package ``dataset-fashion-mnist``, which needs no root.
-Debian strips name and time from the gzip headers, which changes the sums; both are put back before the check, so the
-bytes on disk are the published ones whichever source they came from.
+The four files are downloaded from the authors' site or, if that fails, taken from Debian's package
+``dataset-fashion-mnist``, which needs no root. Both are checked by the MD5 sums that the authors publish.
+Debian strips name and time from the gzip headers, which changes the sums. They are put back before the
+check, so the bytes on disk are the published ones from either source.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DEBIAN_PACKAGE = "dataset-fashion-mnist"
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file as the authors publish it: its name, MD5, and the time in its gzip header (seconds since 1970)."""
+    """A file as published: its name, its MD5, and the time in its gzip header (seconds since 1970)."""
 
     name: str
     md5: str
@@ -50,7 +50,7 @@ FILES = (
 
 
 def published_bytes(data: bytes, file: PublishedFile) -> bytes:
-    """Put the published gzip header back where a distribution has stripped it; other bytes are returned unchanged."""
+    """Restore the published gzip header if a distribution has stripped it; other bytes stay unchanged."""
     stripped = data[:4] == b"\x1f\x8b\x08\x00"
     if not stripped:
         return data
@@ -66,7 +66,10 @@ def _from_mirror(file: PublishedFile) -> bytes:
 
 
 class _DebianSource:
-    """Downloads and unpacks the package once, in a temporary folder, with package lists of its own if there are none."""
+    """Debian's package, downloaded and unpacked once in a temporary folder.
+
+    If the download fails, it is tried again with separate package lists.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -81,15 +84,14 @@ class _DebianSource:
 
     def _download(self) -> None:
         if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-            raise OSError("apt-get and dpkg-deb are not here")
+            raise OSError("apt-get or dpkg-deb is not installed")
         try:
             self._run("apt-get", "download", DEBIAN_PACKAGE)
         except OSError:
             own = []
             for key, name in (("Dir::State", "state"), ("Dir::Cache", "cache")):
-                (self.folder / name / ("lists" if name == "state" else "archives") / "partial").mkdir(
-                    parents=True
-                )
+                kept = "lists" if name == "state" else "archives"
+                (self.folder / name / kept / "partial").mkdir(parents=True)
                 own += ["-o", f"{key}={self.folder / name}"]
             (self.folder / "state" / "status").touch()
             own += ["-o", f"Dir::State::status={self.folder / 'state' / 'status'}"]
@@ -105,7 +107,7 @@ class _DebianSource:
 
 
 def fetch(folder: str | Path) -> None:
-    """Bring the four files into ``folder``; files that are there and whole are kept.
+    """Download the four files into ``folder``; intact files that are already there are kept.
 
     Raises
     ------
@@ -119,7 +121,7 @@ def fetch(folder: str | Path) -> None:
             ("the authors' site", _from_mirror),
             (f"Debian's {DEBIAN_PACKAGE}", _DebianSource(Path(scratch))),
         ]
-        problems: list[str] = []  # of sources that have been given up, too
+        problems: list[str] = []  # of all sources, including those no longer tried
         for file in FILES:
             target = folder / f"{file.name}.gz"
             if target.exists() and hashlib.md5(target.read_bytes()).hexdigest() == file.md5:
@@ -141,13 +143,16 @@ def fetch(folder: str | Path) -> None:
             else:
                 raise UserError(
                     str(target),
-                    f"not to be had ({'; '.join(problems)})",
+                    f"could not be downloaded ({'; '.join(problems)})",
                     f"put a file with MD5 {file.md5} there by hand",
                 )
 
 
 def load(folder: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images ``uint8 (N, 28, 28)`` and labels ``int64 (N,)`` of ``split``: ``train`` (60,000) or ``test`` (10,000)."""
+    """Load the images ``uint8 (N, 28, 28)`` and labels ``int64 (N,)`` of a split.
+
+    ``split`` is ``train`` (60,000 images) or ``test`` (10,000).
+    """
     prefix = {"train": "train", "test": "t10k"}[split]
     arrays = []
     for part, header in (("images-idx3", 16), ("labels-idx1", 8)):
@@ -162,9 +167,10 @@ def load(folder: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 def split_corpus_and_target(
     labels: np.ndarray, corpus_images: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the web corpus and of the target set among the 60,000 training images: disjoint, stratified, sorted.
+    """Split the 60,000 training images into web corpus and target set; returns sorted indices of each.
 
-    Every class gives the same share to the corpus; the rest is the target set (50,000 + 10,000 in the miniature study).
+    The two are disjoint and stratified: every class gives the same share to the corpus, and the rest is
+    the target set (50,000 and 10,000 images in the miniature study).
     """
     from augbench.seeds import derive_seed
 
@@ -172,9 +178,8 @@ def split_corpus_and_target(
     corpus, target = [], []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        order = np.random.default_rng(derive_seed(seed, "fashion-mnist corpus", int(label))).permutation(
-            members
-        )
+        rng = np.random.default_rng(derive_seed(seed, "fashion-mnist corpus", int(label)))
+        order = rng.permutation(members)
         take = round(share * len(members))
         corpus.append(order[:take])
         target.append(order[take:])

@@ -1,7 +1,6 @@
-"""Fashion-MNIST as a target data set: the training images that the miniature corpus leaves, and the published test images.
+"""Fashion-MNIST as a target data set: training images that the miniature corpus leaves, and all test images.
 
-Flows in: the four published files. Flows out: lists of images and RGB images of 32 x 32 pixels, padded with black as the
-miniature's models know them.
+Images are RGB, padded with black to 32 x 32 pixels, as the miniature's models expect them.
 """
 
 from __future__ import annotations
@@ -34,24 +33,21 @@ class FashionMnistSource(ImageSource):
     Parameters
     ----------
     seed, corpus_images : int
-        As for :func:`~augbench.data.fashion_mnist.split_corpus_and_target`, which the corpus uses, too: the two are disjoint.
+        As for :func:`~augbench.data.fashion_mnist.split_corpus_and_target`. The corpus uses it too, so
+        target and corpus are disjoint.
     """
 
     def __init__(self, dataset: FashionMnist, seed: int, corpus_images: int) -> None:
-        self.folder, self.table, self.seed, self.corpus_images = (
-            Path(dataset.downloads),
-            dataset.classes,
-            seed,
-            corpus_images,
-        )
+        self.folder, self.table = Path(dataset.downloads), dataset.classes
+        self.seed, self.corpus_images = seed, corpus_images
 
     def classes(self) -> list[ClassInfo]:
-        """The class table: the shipped one, or the user's with other names for the ten classes.
+        """Read the class table: the shipped one, or the user's with other names for the ten classes.
 
         Raises
         ------
         UserError
-            A table that does not have ten classes.
+            The table does not have ten classes.
         """
         classes = load_class_table(self.table)
         if len(classes) != CLASSES:
@@ -63,11 +59,17 @@ class FashionMnistSource(ImageSource):
         return classes
 
     def pool_size(self) -> int:
-        """Images per class in the target's training pool; known without the files, for the data set is balanced."""
+        """Number of images per class in the target's training pool.
+
+        It is known without the files, because the data set is balanced.
+        """
         return TRAIN_PER_CLASS - round(self.corpus_images / (CLASSES * TRAIN_PER_CLASS) * TRAIN_PER_CLASS)
 
     def scan(self) -> list[ClassImages]:
-        """The target's images: ``train-00012`` is the 13th published training image, ``test-00007`` the 8th test image."""
+        """List the target's images by class.
+
+        ``train-00012`` is the 13th published training image, ``test-00007`` the 8th test image.
+        """
         import numpy as np
 
         from augbench.data import fashion_mnist
@@ -85,7 +87,7 @@ class FashionMnistSource(ImageSource):
         ]
 
     def load(self, sources: Sequence[str]) -> Iterator[Image]:
-        """RGB images of 32 x 32 pixels; equal to :func:`augbench.miniature.corpus.style.clean_images`."""
+        """Yield RGB images of 32 x 32 pixels, as in :func:`augbench.miniature.corpus.style.clean_images`."""
         import numpy as np
         from PIL import Image
 

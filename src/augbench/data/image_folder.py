@@ -1,7 +1,7 @@
-"""Data sets that are folders of images: ``root/class/*`` or ``root/split/class/*``, as ImageNet's.
+"""Data sets in folders of images: ``root/class/*`` or ``root/split/class/*``, as in ImageNet.
 
-Flows in: a folder and, where the user gives one, a class table. Flows out: lists of images, whose ids are their paths under
-the root, and RGB images. Folders are listed with ``os.scandir``, several at a time: 1.3 million files take seconds.
+An image's id is its path under the root. Folders are listed with ``os.scandir``, several at a time, so
+that 1.3 million files take seconds.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 EXTENSIONS = frozenset(
     {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"}
 )
-NAMED = 10  # names that an error lists before it counts the others
+NAMED = 10  # number of names or problems that an error lists before it counts the others
 
 
 def some(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """List the first names, and give the number of the others."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 
 
 def first_problems(problems: list[UserError]) -> list[UserError]:
-    """The first problems, and a line that counts the others."""
+    """First problems, and one more that gives the number of the others."""
     if len(problems) <= NAMED:
         return problems
     return [
@@ -45,12 +45,12 @@ def first_problems(problems: list[UserError]) -> list[UserError]:
 
 
 def class_folders(folder: Path, key: str) -> list[str]:
-    """Names of the folders in ``folder``, sorted; hidden ones are left out.
+    """Names of the folders in ``folder``, sorted, without hidden ones.
 
     Raises
     ------
     UserError
-        ``folder``, which the config's ``key`` names, can't be listed.
+        ``folder``, which the config names under ``key``, can't be listed.
     """
     try:
         with os.scandir(folder) as entries:
@@ -66,14 +66,14 @@ def class_folders(folder: Path, key: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Listing:
-    """What one class folder holds: the names of its images, and how many folders, which are not followed."""
+    """Contents of a class folder: names of its images, and number of its folders, which are not searched."""
 
     images: list[str]
     folders: int
 
 
 def list_images(folder: Path) -> Listing:
-    """The images directly in ``folder``, by their extensions (any case), sorted; hidden files are left out."""
+    """List the images directly in ``folder``, sorted, by their extension (any case), without hidden files."""
     images, folders = [], 0
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -88,7 +88,7 @@ def list_images(folder: Path) -> Listing:
 
 
 class FolderSource(ImageSource):
-    """Images in class folders under ``root``; subclasses say which folders are classes."""
+    """Images in class folders under ``root``; subclasses decide which folders are classes."""
 
     def __init__(
         self,
@@ -105,20 +105,20 @@ class FolderSource(ImageSource):
         }
 
     def key(self, folder: str) -> str:
-        """The key of the config that names ``train_folder``, ``validation_folder`` or ``test_folder``."""
+        """Config key that sets ``train_folder``, ``validation_folder`` or ``test_folder``."""
         return "dataset.root" if self.folders[folder] is None else f"dataset.{folder}"
 
     def path(self, folder: str) -> Path:
-        """Where the class folders of a split are."""
+        """Path of the folder that holds a split's class folders."""
         return self.root / (self.folders[folder] or "")
 
     def _require_root(self) -> None:
-        """Say that the root is missing before anything is said of a folder in it."""
+        """Report a missing root before any problem with a folder in it."""
         if not self.root.is_dir():
             class_folders(self.root, "dataset.root")
 
     def class_names(self, folder: str) -> list[str]:
-        """Names of the class folders, sorted; validation and test folders beside them are none."""
+        """Names of the class folders, sorted, without validation and test folders beside them."""
         self._require_root()
         names = class_folders(self.path(folder), self.key(folder))
         beside = (
@@ -129,7 +129,7 @@ class FolderSource(ImageSource):
         return [name for name in names if name not in beside]
 
     def scan(self) -> list[ClassImages]:
-        """List all class folders; missing ones, unknown ones and empty ones are errors, a line for each kind."""
+        """List the images of all classes; one error reports missing, unknown and empty class folders."""
         self._require_root()
         class_ids = [info.class_id for info in self.classes()]
         problems = self._shared_folders()
@@ -150,20 +150,15 @@ class FolderSource(ImageSource):
         ]
 
     def _shared_folders(self) -> list[UserError]:
-        """Splits that are one folder: what is trained on, selected by and tested on must differ (invariant 6)."""
+        """Problems with splits that share a folder: their images must differ (guarded test split)."""
         problems, seen = [], {self.path("train_folder").resolve(): "train_folder"}
         for folder in ("validation_folder", "test_folder"):
-            if (
-                self.folders[folder] is not None
-                and seen.setdefault(self.path(folder).resolve(), folder) != folder
-            ):
-                problems.append(
-                    UserError(
-                        self.key(folder),
-                        repr(self.folders[folder]),
-                        f"allowed: another folder than {seen[self.path(folder).resolve()]}",
-                    )
-                )
+            if self.folders[folder] is None:
+                continue
+            first = seen.setdefault(self.path(folder).resolve(), folder)
+            if first != folder:
+                allowed = f"allowed: another folder than {first}"
+                problems.append(UserError(self.key(folder), repr(self.folders[folder]), allowed))
         return problems
 
     def _scan_folder(self, folder: str, class_ids: list[str]) -> list[ImageList]:
@@ -173,29 +168,21 @@ class FolderSource(ImageSource):
         problems = []
         if missing := sorted(set(class_ids) - set(names)):
             hint = "" if names else "; sort the images into class folders"
-            found = (
-                f"{str(base)!r} has no folder for {len(missing)} of {len(class_ids)} classes: {some(missing)}"
-            )
+            count = f"{len(missing)} of {len(class_ids)}"
+            found = f"{str(base)!r} has no folder for {count} classes: {some(missing)}"
             problems.append(UserError(key, found, f"each class_id needs a folder of its name{hint}"))
         if unknown := sorted(set(names) - set(class_ids)):
             found = f"{str(base)!r} has {len(unknown)} folders that are no class: {some(unknown)}"
-            problems.append(
-                UserError(key, found, f"allowed: one folder per class_id, here {some(class_ids)}")
-            )
+            allowed = f"allowed: one folder per class_id, here {some(class_ids)}"
+            problems.append(UserError(key, found, allowed))
         present = [class_id for class_id in class_ids if class_id in set(names)]
-        listings = dict(
-            zip(present, in_order(list_images, [base / name for name in present], threads=8), strict=True)
-        )
+        listed = in_order(list_images, [base / name for name in present], threads=8)
+        listings = dict(zip(present, listed, strict=True))
         for class_id, listing in listings.items():
             if not listing.images:
                 hint = "; it holds folders: are train_folder and test_folder set?" if listing.folders else ""
-                problems.append(
-                    UserError(
-                        str(base / class_id),
-                        "0 images",
-                        f"a class needs images ({' '.join(sorted(EXTENSIONS))}){hint}",
-                    )
-                )
+                allowed = f"a class needs images ({' '.join(sorted(EXTENSIONS))}){hint}"
+                problems.append(UserError(str(base / class_id), "0 images", allowed))
         prefix = f"{self.folders[folder]}/" if self.folders[folder] else ""
         lists = []
         for class_id, listing in listings.items():
@@ -216,7 +203,7 @@ class FolderSource(ImageSource):
         return in_order(open_rgb, (self.root / source for source in sources))
 
     def damage(self, source: str) -> UserError | None:
-        """What Pillow's ``verify`` says of the file."""
+        """Damage that Pillow's ``verify`` finds in the file; None if it finds none."""
         from augbench.data.decode import find_damage
 
         return find_damage(self.root / source)
@@ -230,13 +217,16 @@ class ImageFolderSource(FolderSource):
         self.table = dataset.classes
 
     def classes(self) -> list[ClassInfo]:
-        """The class table that the config names, or the folder names, sorted; their names then read as words."""
+        """Classes of the table that the config names or, without one, the sorted folder names as words."""
         if self.table is not None:
             return load_class_table(self.table)
         names = self.class_names("train_folder")
         if bad := [name for name in names if not re.fullmatch(CLASS_ID_PATTERN, name)]:
             found = f"folder names that can't be class ids: {some([repr(name) for name in bad])}"
-            allowed = f"allowed: names that match {CLASS_ID_PATTERN}; rename them and give the readable names in a class table (dataset.classes)"
+            allowed = (
+                f"allowed: names that match {CLASS_ID_PATTERN}; rename them and give the readable names in a "
+                "class table (dataset.classes)"
+            )
             raise UserError(self.key("train_folder"), found, allowed)
         classes = [ClassInfo(name, (readable_name(name),)) for name in names]
         check_unique(classes, f"{self.key('train_folder')}: {self.path('train_folder')}")

@@ -1,8 +1,8 @@
-"""One interface over the kinds of data set: what classes there are, which images, and the images themselves.
+"""One interface to all kinds of data set: their classes, their lists of images, and the images.
 
-Flows in: the ``dataset`` section of the config. Flows out: an :class:`ImageSource`. A new kind of data set is a section of
-the config and a subclass; a new data set of a known kind is YAML alone. Nothing heavy is imported here: every start of
-Snakemake asks for the classes.
+A new kind of data set needs a section of the config and a subclass of :class:`ImageSource`. A new data
+set of a known kind needs only YAML. No heavy library is imported here, because every start of Snakemake
+asks for the classes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageList:
-    """Images in a fixed order: unique ids, and where each one is within the data set (never a machine's path)."""
+    """Images in a fixed order: unique ids, and each one's location within the data set (no absolute path)."""
 
     image_ids: Sequence[str]
     sources: Sequence[str]
@@ -32,7 +32,7 @@ class ImageList:
 
 @dataclass(frozen=True)
 class ClassImages:
-    """One class's images; ``validation`` and ``test`` are None where they are to be sampled from the pool."""
+    """Images of one class; ``validation`` and ``test`` are None if they are to be sampled from the pool."""
 
     class_id: str
     pool: ImageList
@@ -45,27 +45,27 @@ class ImageSource(ABC):
 
     @abstractmethod
     def classes(self) -> list[ClassInfo]:
-        """The classes in label order; a shipped table is read even where the data is not.
+        """Classes in label order; a shipped table is read even if the data is missing.
 
         Raises
         ------
         UserError
-            No table and no data, or folder names that can't be class ids.
+            There is neither a table nor data, or folder names can't be class ids.
         """
 
     @abstractmethod
     def scan(self) -> list[ClassImages]:
-        """The images of every class, in label order, each list in an order that depends on the data set alone.
+        """List the images of every class, in label order; a list's order depends only on the data set.
 
         Raises
         ------
         UserError
-            Data missing, or not as the class table says; all problems in one error, a line each.
+            Data is missing or does not match the class table; one error reports all problems, a line each.
         """
 
     @abstractmethod
     def load(self, sources: Sequence[str]) -> Iterator[Image]:
-        """The images at ``sources`` (the column of a split), in that order, as 8-bit RGB.
+        """Yield the images at ``sources`` (a split's column ``source``), in that order, as 8-bit RGB.
 
         Raises
         ------
@@ -74,5 +74,5 @@ class ImageSource(ABC):
         """
 
     def damage(self, source: str) -> UserError | None:
-        """What is wrong with one image's file as far as can be seen without decoding it; None if nothing is."""
+        """Damage to an image's file that can be found without decoding it; None if there is none."""
         return None

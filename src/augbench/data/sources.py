@@ -1,4 +1,4 @@
-"""The kinds of data set that there are, and which one a study's config names."""
+"""Open the data set that a study's config names."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ DEFAULT_CORPUS_IMAGES = 50_000  # of Fashion-MNIST's 60,000 training images; the
 
 
 def open_source(dataset: Dataset, seed: int, corpus: BaseModel | None = None) -> ImageSource:
-    """The data set of a study.
+    """Open the data set of a study.
 
     Parameters
     ----------
     seed : int
-        The study's; it decides which of Fashion-MNIST's training images are the target's.
+        The study's seed; it decides which of Fashion-MNIST's training images belong to the target.
     corpus : section of the config, optional
-        The study's corpus; a miniature one takes its images from Fashion-MNIST, the target gets the others.
+        The study's corpus. A miniature corpus takes its images from Fashion-MNIST, and the target gets
+        the others.
     """
     if isinstance(dataset, ImageFolder):
         from augbench.data.image_folder import ImageFolderSource

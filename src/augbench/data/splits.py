@@ -1,8 +1,9 @@
-"""Splits: which images of each class are for training, validation and test (paper, section 3; protocol, section 1).
+"""Split each class's images into training, validation and test (paper, section 3; protocol, section 1).
 
-Flows in: the images of every class as a data source lists them, the fractions of the config, the study's seed. Flows out:
-manifests ``splits/{train,train2x,full,val,test}.parquet``. A class's split depends on the seed, its id and its list of
-images alone. train, val and test are always made; train2x and full where a method needs them.
+Input: the images of every class as a data source lists them, the fractions of the config, the study's
+seed. Output: manifests ``splits/{train,train2x,full,val,test}.parquet``. A class's split depends only on
+the seed, its id and its list of images. train, val and test are always made, train2x and full only if a
+method needs them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Shares:
-    """Exact shares of the training pool; validation and test are 0 where the data set gives their images."""
+    """Exact shares of the training pool; validation and test are 0 if the data set gives their images."""
 
     train: Fraction
     validation: Fraction
@@ -47,15 +48,16 @@ class Shares:
 def resolve_shares(
     dataset: Dataset, given_validation: bool, given_test: bool, needed: Collection[str] = ()
 ) -> Shares:
-    """The shares that the config asks for, its defaults filled in (protocol, section 1).
+    """Shares that the config asks for, with its defaults filled in (protocol, section 1).
 
-    Validation is as large as train where test images are given, and half of what train leaves where they are not (ImageNet
-    and Caltech256 in the paper, section 3); test, where it is not given, is half of what train leaves.
+    By default, validation is as large as train if test images are given (ImageNet in the paper, section
+    3), otherwise half of what train leaves (Caltech256). Test, if not given, is by default half of what
+    train leaves.
 
     Raises
     ------
     UserError
-        The shares do not fit into the pool, train2x included where ``needed`` holds it.
+        The shares do not fit into the pool. train2x counts if it is in ``needed``.
     """
     train, half = Fraction(str(dataset.train_fraction)), (1 - Fraction(str(dataset.train_fraction))) / 2
 
@@ -74,7 +76,7 @@ def resolve_shares(
         raise UserError(
             keys,
             f"{values} beside train_fraction {float(train):g}",
-            f"allowed: at most {float(room):g} in all; set them",
+            f"allowed: at most {float(room):g} in all; set lower values",
         )
     if "train2x" in needed and train > room - validation - test:
         left = float(room - validation - test)
@@ -88,21 +90,24 @@ def resolve_shares(
 
 @dataclass(frozen=True)
 class SplitSizes:
-    """Images of one class per split; ``pool_validation`` and ``pool_test`` of them are taken from the training pool."""
+    """Number of images of one class per split.
+
+    ``pool_validation`` and ``pool_test`` are the numbers taken from the training pool.
+    """
 
     train: int
     validation: int
     test: int
     pool_validation: int
     pool_test: int
-    room: int  # images of the pool that no split has taken: train2x's further images come from here
+    room: int  # images of the pool that are in no other split: train2x takes its further images from these
 
 
 def _sizes(pool: int, shares: Shares, given_validation: int | None, given_test: int | None) -> SplitSizes:
     train = math.ceil(shares.train * pool)
     rest = pool - train
     validation, test = math.ceil(shares.validation * pool), math.ceil(shares.test * pool)
-    if validation + test > rest:  # rounding up has asked for more than is left: share what is left
+    if validation + test > rest:  # rounded up, they exceed what is left: share what is left
         validation = math.floor(rest * shares.validation / (shares.validation + shares.test))
         test = rest - validation if shares.test else 0
     return SplitSizes(
@@ -123,16 +128,18 @@ def split_sizes(
     given_test: int | None,
     needed: Collection[str] = (),
 ) -> SplitSizes:
-    """How many images each split of one class gets: ceil(share x n), so that class imbalance is kept (protocol, section 1).
+    """Number of images in each split of one class: ceil(share x n) (protocol, section 1).
+
+    The same shares in every class keep the class imbalance.
 
     Parameters
     ----------
     pool : int
         Images in the class's training pool.
     given_validation, given_test : int or None
-        Images that the data set gives for these splits; None: they are sampled from the pool.
+        Number of images that the data set gives for these splits; None: they are sampled from the pool.
     needed : collection of str
-        Splits that the study's methods use; ``train2x`` asks for room for a second training split.
+        Splits that the study's methods use; ``train2x`` needs room for as many images again as train.
 
     Raises
     ------
@@ -181,17 +188,20 @@ def split_class(
     """Split one class (paper, section 3; protocol, section 1).
 
     - ``train``: ceil(train_fraction x n) images of the pool;
-    - ``val``: the given images, else a disjoint sample: as large as train where test images are given, else half of the rest;
-    - ``test``: the given images, else a disjoint sample; ``test_images_per_class`` of them where the config cuts it;
+    - ``val``: the given images, else a disjoint sample, by default as large as train if test images are
+      given, else half of the rest;
+    - ``test``: the given images, else a disjoint sample; only ``test_images_per_class`` of them if the
+      config sets that;
     - ``train2x`` (if needed): train and as many further images, none of them in val or test;
-    - ``full`` (if needed): all of the pool but val, and but test (before any cut) where it is sampled.
+    - ``full`` (if needed): the pool without val and test images that were sampled from it (before any cut).
 
     Parameters
     ----------
     pool, given_validation, given_test : int or int or None
         As in :func:`split_sizes`.
     rng : numpy Generator
-        This class's own: see :func:`class_generator`. Which further splits are needed does not change the others.
+        This class's own generator: see :func:`class_generator`. The splits in ``needed`` do not change
+        the others.
 
     Returns
     -------
@@ -230,13 +240,13 @@ def split_class(
 
 
 def class_generator(seed: int, class_id: str) -> np.random.Generator:
-    """The generator that splits one class: other classes, added or removed, do not change it (invariant 3)."""
+    """Random generator that splits one class; adding or removing other classes does not change it."""
     return np.random.default_rng(derive_seed(seed, "split", class_id))
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A manifest: one entry per image in all four columns, sorted by (label, image_id)."""
+    """A manifest: four columns with one entry per image, sorted by (label, image_id)."""
 
     image_ids: list[str]
     class_ids: list[str]
@@ -254,17 +264,19 @@ def make_splits(
     seed: int,
     needed: Collection[str],
 ) -> dict[str, Split]:
-    """Split every class; ``images`` are in label order, as :meth:`~augbench.data.source.ImageSource.scan` gives them.
+    """Split every class.
 
     Parameters
     ----------
+    images : sequence of ClassImages
+        In label order, as :meth:`~augbench.data.source.ImageSource.scan` returns them.
     needed : collection of str
-        The splits to make, of :data:`SPLITS`; train, val and test are made in any case.
+        The splits to make, of :data:`SPLITS`; train, val and test are always made.
 
     Raises
     ------
     UserError
-        The first class that cannot be split; ``augbench check`` names all of them.
+        A class cannot be split. The error names the first such class; ``augbench check`` names all.
     """
     columns: dict[str, list[tuple[int, str, str, str]]] = {
         name: [] for name in SPLITS if name in ALWAYS or name in needed
@@ -299,9 +311,12 @@ def _split(rows: list[tuple[int, str, str, str]]) -> Split:
 
 
 def write_split(split: Split, path: str | Path) -> None:
-    """Write a manifest: columns image_id, class_id, label (int32), source; rows sorted by (label, image_id); atomically."""
+    """Write a manifest atomically, with rows sorted by (label, image_id).
+
+    Columns are image_id, class_id, label (int32), source.
+    """
     if len(set(split.image_ids)) != len(split):
-        raise ValueError("an image_id stands twice in the split")
+        raise ValueError("an image_id appears twice in the split")
     labels = split.labels.tolist()
     order = sorted(range(len(split)), key=lambda i: (labels[i], split.image_ids[i]))
     columns = [
@@ -321,7 +336,8 @@ def read_split(path: str | Path) -> Split:
     Raises
     ------
     UserError
-        Not a whole Parquet file, other columns than :data:`SCHEMA`, missing values, or an image that stands twice.
+        The file is not a complete Parquet file, has other columns than :data:`SCHEMA`, missing values, or
+        an image twice.
     """
     table = read_table(path, SCHEMA)
     if any(column.null_count for column in table.columns):
@@ -330,17 +346,17 @@ def read_split(path: str | Path) -> Split:
         table.column(name).to_pylist() for name in ("image_id", "class_id", "source")
     )
     if len(set(image_ids)) != len(image_ids):
-        raise UserError(str(path), "an image_id stands twice", REMAKE)
+        raise UserError(str(path), "an image_id appears twice", REMAKE)
     return Split(image_ids, class_ids, table.column("label").to_numpy(), sources)
 
 
 def check_labels(split: Split, classes: Sequence[ClassInfo], where: str = "split") -> None:
-    """Class order is checked by id wherever two sources meet (invariant 6): label i must be class i of the table.
+    """Check that label i is class i of the table, by id; called wherever a split and a class table meet.
 
     Raises
     ------
     UserError
-        A label without a class, or one whose class_id is another one in the table.
+        A label has no class in the table, or the class has another class_id there.
     """
     ids = [info.class_id for info in classes]
     for label, class_id in sorted(set(zip(split.labels.tolist(), split.class_ids, strict=True))):

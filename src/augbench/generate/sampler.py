@@ -1,7 +1,8 @@
-"""Sampling the diffusion model: prompts and seeds to images, batch by batch.
+"""Sample the diffusion model: from prompts and seeds to images, batch by batch.
 
-The sampling loop is the one of diffusers' pipelines, and gives their images bit for bit; it is written out here because theirs reads a value back from the
-GPU at every step, and guides every step. What follows it (pixels to pictures, the safety checker, encoding, writing) happens in threads while the next
+The sampling loop is that of diffusers' pipelines and gives the same images, bit for bit. It is written
+out here because theirs reads a value back from the GPU at every step, and guides every step. The work
+after it (pixels to pictures, the safety checker, encoding, writing) is done in threads while the next
 batch is sampled.
 """
 
@@ -32,7 +33,7 @@ MAX_ATTEMPTS = 20
 
 @dataclass(frozen=True)
 class Sample:
-    """One finished image: its seed, and how many samples the safety checker refused before it."""
+    """One finished image, its seed, and the number of samples that the safety checker flagged before it."""
 
     image: Image.Image
     seed: int
@@ -41,7 +42,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class SamplingStep:
-    """A step of the sampling loop: its timestep for the scheduler (on the host) and for the U-Net (on its device), and whether it is guided."""
+    """One step of the sampling loop.
+
+    ``timestep`` is on the host, for the scheduler. ``on_device`` is the same timestep on the U-Net's
+    device. ``guided`` says whether the step is guided.
+    """
 
     timestep: int
     on_device: torch.Tensor
@@ -50,14 +55,15 @@ class SamplingStep:
 
 @dataclass
 class Pending:
-    """Images whose sampling has begun.
+    """Images whose sampling has started.
 
     Attributes
     ----------
     done : dict of int to Sample
-        Finished and not refused, by their place.
+        Finished images that were not flagged, by position.
     batches : list
-        Places and seeds of each batch under way, with its images and the safety checker's flags, or the promise of them.
+        For each batch in progress: the positions, the seeds, and a future of the images and the safety
+        checker's flags.
     """
 
     prompts: Sequence[str]
@@ -72,7 +78,7 @@ class Pending:
 
 
 def _once(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The function, called once for each object that it is given."""
+    """Wrap ``function`` so that it is called once for each distinct object."""
     known: list[tuple[Any, Any]] = []
 
     def remembered(given: Any) -> Any:
@@ -87,7 +93,10 @@ def _once(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 @contextmanager
 def text_once(unet: UNet2DConditionModel) -> Iterator[None]:
-    """Inside, what cross-attention makes of the same text states, keys and values, is computed once, not at every step; not a bit changes."""
+    """Context in which cross-attention computes keys and values once per text states, not at every step.
+
+    The images stay the same, bit for bit.
+    """
     layers = [
         layer
         for name, module in unet.named_modules()
@@ -102,7 +111,7 @@ def text_once(unet: UNet2DConditionModel) -> Iterator[None]:
 
 
 class Sampler:
-    """Batched sampling with one generator per image.
+    """Batched sampling with one random generator per image (seeded images).
 
     Parameters
     ----------
@@ -111,16 +120,18 @@ class Sampler:
     steps, guidance_scale, resolution
         As in the config; resolution in pixels.
     batch_size : int
-        Images sampled together; changes results by float rounding only.
+        Number of images sampled together. It changes results only by floating-point rounding.
     noise : float, optional
-        Sampling starts from images with this share of the noise schedule added, and walks the rest of the ``steps`` (Boomerang;
-        Luzi et al., 2022). None: from pure noise.
+        Sampling starts from images with this share of the noise schedule added and runs the remaining
+        ``steps`` (Boomerang; Luzi et al., 2022). None: it starts from pure noise.
     conditioning : mapping of str to Tensor, optional
-        Text states ``(77, D)`` that stand for a prompt instead of what the text encoder makes of it.
+        Text states ``(77, D)`` by prompt, used instead of the text encoder's.
     guidance_interval : tuple of float, optional
-        Noise levels between which steps are guided, the lower one excluded (Kynkäänniemi et al., 2024); the others evaluate the prompt alone. None: all.
+        Noise levels between which steps are guided, the lower one excluded (Kynkäänniemi et al., 2024).
+        Other steps evaluate only the prompt. None: all steps are guided.
     compiled : bool
-        Whether the networks are compiled, for batches of ``batch_size``: one that is nearly as large is filled up, and a small one runs as it is.
+        Whether the networks are compiled, for batches of ``batch_size``. A batch of at least half that
+        size is filled up; a smaller one runs uncompiled.
     """
 
     def __init__(
@@ -163,7 +174,7 @@ class Sampler:
         return low < self._noise_levels[timestep] <= high
 
     def schedule(self) -> list[SamplingStep]:
-        """Set the scheduler back to its first step; all steps from there on."""
+        """Reset the scheduler to its first step; returns all steps from there."""
         scheduler = self.pipeline.scheduler
         scheduler.set_timesteps(self.steps)
         skipped = (
@@ -183,7 +194,7 @@ class Sampler:
     def _first_latents(
         self, seeds: Sequence[int], starts: Sequence[Image.Image] | None, first: SamplingStep
     ) -> torch.Tensor:
-        """What sampling starts from, ``(N, 4, h, w)``: noise, or images with noise added."""
+        """Latents that sampling starts from, ``(N, 4, h, w)``: noise, or images with noise added."""
         import torch
         from diffusers.utils.torch_utils import randn_tensor
 
@@ -198,7 +209,7 @@ class Sampler:
         return scheduler.add_noise(self._latents(starts), noise, first.on_device.expand(len(seeds)))
 
     def _latents(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """The mode of the VAE's posterior of each image, scaled: ``(N, 4, h, w)``."""
+        """Mode of the VAE's posterior of each image, scaled: ``(N, 4, h, w)``."""
         vae = self.pipeline.vae
         pixels = self.pipeline.image_processor.preprocess(
             [square(image, self.resolution) for image in images]
@@ -213,14 +224,15 @@ class Sampler:
         prompted: torch.Tensor,
         unprompted: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Walk the steps; nothing here waits for the device.
+        """Denoise the latents through all steps, without waiting for the device.
 
         Parameters
         ----------
         latents : Tensor
             ``(N, 4, h, w)``.
         prompted, unprompted : Tensor
-            Text states ``(N, 77, D)`` of the prompts and of the empty one; the latter may be missing where no step is guided.
+            Text states ``(N, 77, D)`` of the prompts and of the empty prompt; the latter may be None if
+            no step is guided.
         """
         import torch
 
@@ -240,9 +252,10 @@ class Sampler:
     def pixels(
         self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Image.Image] | None
     ) -> torch.Tensor:
-        """One batch of images ``(N, 3, H, W)`` from -1 to 1, on the device, which may still be at work on them.
+        """Sample one batch of images ``(N, 3, H, W)`` from -1 to 1; the device may still be computing them.
 
-        Where the networks are compiled they are so for whole batches: at least half of one is filled up with copies of its last image, less runs uncompiled.
+        Networks are compiled for whole batches. A batch that is at least half full is filled up with
+        copies of its last image; a smaller one runs uncompiled.
         """
         import torch
 
@@ -251,9 +264,8 @@ class Sampler:
             with torch.compiler.set_stance("force_eager"):
                 return self._sampled(prompts, seeds, starts)
         more = None if starts is None else [*starts, *[starts[-1]] * copies]
-        return self._sampled([*prompts, *[prompts[-1]] * copies], [*seeds, *[seeds[-1]] * copies], more)[
-            :images
-        ]
+        sampled = self._sampled([*prompts, *[prompts[-1]] * copies], [*seeds, *[seeds[-1]] * copies], more)
+        return sampled[:images]
 
     def _sampled(
         self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Image.Image] | None
@@ -272,7 +284,7 @@ class Sampler:
             return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
 
     def compiled_for(self) -> dict[str, Any]:
-        """What decides the kernels that :meth:`warm_up` compiles: versions, device, networks, sizes."""
+        """Properties that determine the kernels of :meth:`warm_up`: versions, device, networks, sizes."""
         guided = sorted({step.guided for step in self.schedule()})
         return kernels_of(
             self.pipeline.unet,
@@ -282,7 +294,10 @@ class Sampler:
         )
 
     def warm_up(self) -> None:
-        """Meet every size that whole batches have: the U-Net's with guidance and without, as the steps ask, and the decoder's."""
+        """Compile the networks by running them at the size of a whole batch.
+
+        The U-Net runs with and without guidance, as the steps need it, then the VAE's decoder.
+        """
         import torch
 
         with torch.inference_mode():
@@ -295,7 +310,7 @@ class Sampler:
 
     @cached_property
     def _beside(self) -> Any:
-        """On a GPU, a stream for what happens to finished images, beside the one that samples."""
+        """CUDA stream for the work on finished images, beside the one that samples; None without a GPU."""
         import torch
 
         return torch.cuda.Stream() if self.pipeline.unet.device.type == "cuda" else None
@@ -303,7 +318,10 @@ class Sampler:
     def _finish(
         self, pixels: torch.Tensor, made: Any, progress: Progress | None
     ) -> tuple[list[Image.Image], list[bool]]:
-        """Pictures of a batch, and the safety checker's flags; ``made`` is the event after which the GPU has the pixels."""
+        """Pictures of a batch, and the safety checker's flags.
+
+        ``made`` is the event after which the GPU has the pixels; None without a GPU.
+        """
         import torch
 
         stream: AbstractContextManager[Any] = (
@@ -319,7 +337,7 @@ class Sampler:
         return images, flags
 
     def _attempt(self, pending: Pending, places: Sequence[int], attempt: int) -> None:
-        """Sample these images with their seeds of this attempt, batch by batch."""
+        """Sample the images at ``places`` with their seeds of this attempt, batch by batch."""
         import torch
 
         for batch in in_batches(places, self.batch_size):
@@ -339,21 +357,23 @@ class Sampler:
         progress: Progress | None = None,
         starts: Sequence[Image.Image] | None = None,
     ) -> Pending:
-        """Sample one image per prompt for the first time, without waiting for what the safety checker says; :meth:`end` gives the images.
+        """Start sampling one image per prompt; :meth:`end` returns the images.
+
+        This does not wait for the safety checker.
 
         Parameters
         ----------
         scopes : sequence of tuple
-            What each image's seeds derive from: (class_id, i).
+            Scope that each image's seeds derive from: (class_id, i).
         starts : sequence of Image, optional
-            The image that each one starts from, with ``noise`` only.
+            Image that the sampling of each one starts from; only with ``noise``.
         """
         pending = Pending(prompts, scopes, study_seed, progress, starts)
         self._attempt(pending, range(len(prompts)), 0)
         return pending
 
     def end(self, pending: Pending) -> list[Sample]:
-        """The images; flagged ones are replaced by new samples with their next seeds (paper, section 3.2).
+        """Return the images; flagged ones are replaced by samples with their next seeds (paper, section 3.2).
 
         Raises
         ------
@@ -377,7 +397,8 @@ class Sampler:
                 self._attempt(pending, refused, attempt + 1)
         raise UserError(
             "safety checker",
-            f"{len(refused)} of {len(prompts)} images flagged {MAX_ATTEMPTS} times each, first prompt {prompts[refused[0]]!r}",
+            f"{len(refused)} of {len(prompts)} images flagged {MAX_ATTEMPTS} times each, "
+            f"first prompt {prompts[refused[0]]!r}",
             "change the prompts or leave the class out",
         )
 
@@ -389,5 +410,5 @@ class Sampler:
         progress: Progress | None = None,
         starts: Sequence[Image.Image] | None = None,
     ) -> list[Sample]:
-        """One image per prompt: :meth:`begin` and :meth:`end`."""
+        """Sample one image per prompt: :meth:`begin`, then :meth:`end`."""
         return self.end(self.begin(prompts, scopes, study_seed, progress, starts))

@@ -1,9 +1,10 @@
-"""Generate: prompts to shards of images, through diffusers' own Stable Diffusion models and schedulers.
+"""Generate shards of images from prompts, with diffusers' Stable Diffusion models and schedulers.
 
-Flows in: ``prompts/{method}.parquet``, the model, what was learned, the training images that sampling may start from, the shard
-files of a block. Flows out: the shards. Image i of class c depends on (recipe, c, i) alone: it has a generator of its own, seeded
-from the study's seed, c and i, not from the method, so that methods differ by what they do and not by their noise. A batch never
-crosses a shard, so what a job finds already made changes no bit of what it makes.
+Input: ``prompts/{method}.parquet``, the model, results of fine-tuning, the training images that sampling
+may start from. Output: the shards of a block. Image i of class c depends only on (recipe, c, i) (seeded
+images). It has its own random generator, seeded from the study's seed, c and i, not from the method, so
+that methods differ by what they do and not by their noise. A batch never crosses a shard. The shards that
+a job makes therefore do not depend, in any bit, on the shards that already exist.
 """
 
 from __future__ import annotations
@@ -40,21 +41,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LearnedFiles:
-    """What fine-tuning left of one candidate: files, read for the classes that are asked for.
+    """Files that fine-tuning wrote for one candidate.
 
     Attributes
     ----------
     embeddings : str
-        ``embeddings.safetensors``: a tensor per placeholder.
+        ``embeddings.safetensors``: one tensor per placeholder.
     unet : str, optional
-        Folder of the U-Net that was trained; None where it stayed frozen.
+        Folder of the trained U-Net; None if the U-Net was frozen.
     """
 
     embeddings: str
     unet: str | None = None
 
     def read(self, class_ids: Sequence[str], clusters: int) -> dict[str, np.ndarray]:
-        """Vectors by placeholder."""
+        """Read the classes' vectors, by placeholder."""
         from safetensors import safe_open
 
         with safe_open(self.embeddings, "np") as file:
@@ -65,13 +66,13 @@ class LearnedFiles:
             }
 
     def unet_id(self) -> str | None:
-        """Content hash of the trained U-Net."""
+        """Content hash of the trained U-Net; None if it was frozen."""
         return None if self.unet is None else str(fingerprint(self.unet)["id"])
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """A shard to make: where it goes, its recipe in the store, its rows of the prompts file."""
+    """A shard to make: its target, its recipe in the store, its rows of the prompts file."""
 
     target: str
     key: Recipe
@@ -87,19 +88,20 @@ def generate(
     targets: Mapping[str, Sequence[str]],
     learned: Mapping[str, LearnedFiles] | None = None,
 ) -> None:
-    """Make shards (paths that end in ``{class}/{part}.parquet``) of a method that samples the diffusion model.
+    """Make the shards of a method that samples the diffusion model.
 
-    What the store holds already is linked; everything else is made, committed to the store and linked, shard by shard. The store knows
-    shards by what made them, so a candidate's images are the selected method's too.
+    Shards that the store holds are linked. All others are made, committed to the store and linked, one by
+    one. The store's keys are recipes, so the selected method reuses the images of its candidate.
 
     Parameters
     ----------
     train_path : path
         The training split, which holds the images that sampling may start from.
     targets : mapping of str to sequence of path
-        Shards by candidate (one key, of any name, for a method without candidates).
+        Shards by candidate, paths that end in ``{class}/{part}.parquet``. A method without candidates has
+        one key of any name.
     learned : mapping of str to LearnedFiles, optional
-        What each of these candidates has learned.
+        Results of fine-tuning, by candidate.
     """
     model = read_json(model_path)
     prompts = read_prompts(prompts_path)
@@ -130,22 +132,24 @@ def generate(
 
 
 def compile_kernels(job: Job, methods: Sequence[str]) -> None:
-    """Compile the networks that these methods sample with into the cache that a study's jobs share; methods that sample alike are one.
+    """Compile the networks of these methods into the cache that a study's jobs share.
+
+    Methods with the same sampling settings are compiled once.
 
     Raises
     ------
     UserError
-        The study does not compile.
+        ``execution.compile`` is false.
     """
     import torch
 
     if not job.study.execution.compile:
-        raise UserError("execution.compile", "false, so no job uses kernels", "set it to true first")
+        raise UserError("execution.compile", "false, so no job uses compiled kernels", "set it to true first")
     alike = {canonical_hash(method_sampling(job.study, method)): method for method in methods}
     progress = Progress("kernels", len(alike), "kind")
     for method in alike.values():
         _Maker(job, method, "").ready()
-        torch.compiler.reset()  # each kind's pipeline is a new one to the compiler, which gives up after a few
+        torch.compiler.reset()  # the compiler takes each pipeline for a new one, and gives up after a few
         progress.update(1, note=method)
 
 
@@ -182,7 +186,7 @@ def _bytes_hash(vector: np.ndarray) -> str:
 
 
 class _Maker:
-    """Makes missing shards, with one pipeline for all of a job."""
+    """Maker of missing shards, with one pipeline for a whole job."""
 
     def __init__(self, job: Job, method: str, train_path: str, progress: Progress | None = None) -> None:
         self.job, self.method, self.progress = job, method, progress
@@ -196,7 +200,7 @@ class _Maker:
             compile_pipeline(self.pipeline)
 
     def make(self, shards: Sequence[_Shard], learned: LearnedFiles | None) -> None:
-        """Make and commit each of ``shards``; each is encoded and written while the next one is sampled."""
+        """Make and commit the shards; each is encoded and written while the next one is sampled."""
         if not shards:
             return
         sampler = self.ready(learned, sorted({shard.key["class_id"] for shard in shards}))
@@ -212,7 +216,10 @@ class _Maker:
             self.pipeline.unload_textual_inversion()
 
     def _sampled(self, sampler: Sampler, shards: Sequence[_Shard]) -> Iterator[tuple[_Shard, list[Sample]]]:
-        """Each shard's images, once the next one's are under way: a device does not wait for the safety checker."""
+        """Yield each shard's images after the sampling of the next shard has started.
+
+        The device therefore does not wait for the safety checker.
+        """
         begun: deque[tuple[_Shard, Pending]] = deque()
         for shard in shards:
             begun.append((shard, self._begin(sampler, shard)))
@@ -232,7 +239,7 @@ class _Maker:
         )
 
     def _commit(self, shard: _Shard, samples: Sequence[Sample]) -> None:
-        """Encode a shard's images, on all of the job's threads, and write it to the store."""
+        """Encode a shard's images with all of the job's threads, and write the shard to the store."""
         encoding = image_recipe(self.job.study)
         with ThreadPoolExecutor(self.job.threads, "encode") as encoders:
             encoded = list(encoders.map(lambda sample: encode_image(sample.image, **encoding), samples))
@@ -256,7 +263,7 @@ class _Maker:
         )
 
     def ready(self, learned: LearnedFiles | None = None, class_ids: Sequence[str] = ()) -> Sampler:
-        """A sampler that knows what ``learned`` holds for these classes, with its networks compiled where the study asks for that."""
+        """Sampler with the learned vectors of these classes; compiled and warmed up if the study compiles."""
         sampler = self._sampler(learned, class_ids)
         if self.compiled:
             with first_alone(cache_folder(), sampler.compiled_for()):
@@ -293,7 +300,7 @@ class _Maker:
 
     @cached_property
     def _places(self) -> dict[str, str]:
-        """Where the training split's images are, by image id."""
+        """Locations of the training split's images, by image id."""
         from augbench.data.splits import read_split
 
         split = read_split(self.train_path)
@@ -304,7 +311,6 @@ class _Maker:
 
         source = open_source(self.job.study.dataset, self.job.study.seed, self.job.study.corpus)
         distinct = dict.fromkeys(image_ids)
-        loaded = dict(
-            zip(distinct, source.load([self._places[image_id] for image_id in distinct]), strict=True)
-        )
+        images = source.load([self._places[image_id] for image_id in distinct])
+        loaded = dict(zip(distinct, images, strict=True))
         return [loaded[image_id] for image_id in image_ids]

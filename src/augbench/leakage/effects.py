@@ -1,4 +1,4 @@
-"""What follows from near-duplicates: a pool without them, an accuracy without the test images that have one."""
+"""Effects of near-duplicates: a pool without them, and accuracy without the test images that have one."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from augbench.errors import UserError
 def without_leaks(
     index: pa.Table, leaks: pa.Table, class_sizes: Mapping[str, int] | None = None, where: str = "pool"
 ) -> pa.Table:
-    """A pool's index without the images that have a near-duplicate in a split.
+    """Index of a pool without the images that have a near-duplicate in a split.
 
     Parameters
     ----------
     index : Table
         :data:`augbench.artifacts.pool.SCHEMA`.
     leaks : Table
-        :data:`SCHEMA`, of the same pool.
+        :data:`augbench.leakage.records.SCHEMA`, of the same pool.
     class_sizes : mapping of str to int, optional
-        Images that each class needs; part 0, from which the first training set is drawn, needs as many. Default: one per class.
+        Number of images that each class needs. Part 0 alone needs as many, because the first training set
+        is drawn from it. Default: one per class, in any part.
     where : str
         Name of the pool in errors.
 
     Raises
     ------
     UserError
-        Classes with too few images left, all of them listed with their counts; or leaks of other images than the pool has.
+        Classes have too few images left (all are listed with their counts), or ``leaks`` has images that
+        are not in the pool.
     """
     keys = list(
         zip(*(index.column(name).to_pylist() for name in ("class_id", "index", "sha256")), strict=True)
@@ -44,7 +46,7 @@ def without_leaks(
         class_id, number, _ = strange[0]
         raise UserError(
             where,
-            f"image {number} of class {class_id!r} has changed or is gone since its near-duplicates were looked for",
+            f"image {number} of class {class_id!r} was changed or deleted after the leakage guard checked it",
             "run the guard again",
         )
     stays = np.array([key not in leaking for key in keys], dtype=bool)
@@ -63,10 +65,10 @@ def without_leaks(
         if fewest < size and dropped[class_id]:
             short.append(f"{class_id} {fewest} of {size} ({dropped[class_id]} dropped)")
     if short:
-        problem = f"too few images left for {len(short)} class(es) once near-duplicates of validation and test images are dropped: {', '.join(short)}"
         raise UserError(
             where,
-            problem,
+            f"too few images left for {len(short)} class(es) after near-duplicates of validation and test "
+            f"images were dropped: {', '.join(short)}",
             "make or retrieve more per class, or let the report name them instead of dropping them",
         )
     return left
@@ -80,12 +82,13 @@ def accuracy_without(predictions: pa.Table, leaks: pa.Table) -> tuple[float | No
     predictions : Table
         :data:`augbench.classifier.score.SCHEMA`.
     leaks : Table
-        :data:`SCHEMA`; rows of other splits than ``test`` change nothing.
+        :data:`augbench.leakage.records.SCHEMA`; rows of splits other than ``test`` are ignored.
 
     Returns
     -------
     float or None, int
-        Share of images whose predicted label is the true one (None where no image is left), and the number of images left.
+        Share of images whose predicted label is the true one (None if no image is left), and the number
+        of images left.
     """
     touched = pc.unique(leaks.filter(pc.equal(leaks.column("split"), "test")).column("image_id"))
     left = predictions.filter(pc.invert(pc.is_in(predictions.column("image_id"), value_set=touched)))

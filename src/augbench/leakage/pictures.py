@@ -1,14 +1,22 @@
-"""Two pictures compared: whether a part of one is the other.
+"""Compare two pictures: decide whether one is a near-duplicate of the other or of a part of it.
 
-One image of a pair is aligned with a part of the other, either way round, mirrored or not, and they are near-duplicates if both their perceptual hashes
-and their fine detail agree. Neither would do alone: pictures of little detail have like hashes, and two shirts before a black ground correlate as wholes.
+One image of a pair is aligned with a part of the other, in both directions, mirrored or not. They are
+near-duplicates if both their perceptual hashes and their fine detail agree. Neither is enough alone:
+pictures with little detail have similar hashes, and two shirts on a black background correlate as wholes.
 
-The default limits (:class:`~augbench.config.stages.Leakage`) are calibrated on Fashion-MNIST's 28 x 28 pixels, where unrelated images are most alike. Of 300
-random crops (70 to 100% of a side, JPEG at quality 70 to 95) 99% are confirmed; of recompressed images 97% at quality 60 and 77% at 30; of 5000 pairs of
-nearest neighbours by CLIP that show different garments, one is. Parts of photographs, 128 x 106 pixels, are confirmed in 98 to 100% of these cases, if there
-is any detail in them; 780 unrelated ones are 48 bits or more apart. All that holds for pairs that CLIP proposes. The miniature's CLIP has the original of a
-recompressed image among the 5 nearest of 10,000 test images in 97% of cases, of one that is enlarged or mirrored in 84%, of a crop of 90 to 100% of a side in
-48%, of 70 to 100% in 19%: it finds garments alike that are not.
+The default limits (:class:`~augbench.config.stages.Leakage`) are calibrated on Fashion-MNIST's 28 x 28
+pixels, where unrelated images are most alike:
+
+- of 300 random crops (70 to 100% of a side, JPEG at quality 70 to 95), 99% are confirmed;
+- of recompressed images, 97% are confirmed at quality 60 and 77% at quality 30;
+- of 5000 pairs of nearest neighbours by CLIP that show different garments, one is confirmed;
+- of parts of photographs, 128 x 106 pixels, 98 to 100% are confirmed in these cases, if they have any
+  detail; 780 unrelated ones are 48 bits or more apart.
+
+These figures hold for pairs that CLIP proposes. The miniature's CLIP finds the original among the 5
+nearest of 10,000 test images in 97% of cases for a recompressed image, 84% for an enlarged or mirrored
+one, 48% for a crop of 90 to 100% of a side, and 19% for a crop of 70 to 100%: it takes different garments
+for similar ones.
 """
 
 from __future__ import annotations
@@ -23,38 +31,49 @@ from PIL import Image, ImageOps
 
 from augbench.config.stages import Leakage
 
-HASH_SIZE = 16  # so a hash has 256 bits; the usual 64 do not tell one shirt from another
-KEPT_SIDE = 96  # shorter side of the pictures compared, at most
-SEARCH_SIDE = 48  # shorter side of a picture that another one is searched for in
-LEAST_SIDE = 8  # of what is searched for
+HASH_SIZE = 16  # a hash has 16 x 16 = 256 bits; the usual 64 do not tell one shirt from another
+KEPT_SIDE = 96  # largest shorter side, in pixels, of the compared pictures
+SEARCH_SIDE = 48  # shorter side, in pixels, of a picture in which another one is searched for
+LEAST_SIDE = 8  # smallest side, in pixels, of the picture that is searched for
 SCALES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-SIDE = 32  # of the patches whose detail is compared
-WORTH_ALIGNING = 0.5  # correlation of detail where a search ends; crops of one picture have more
+SIDE = 32  # side, in pixels, of the patches whose detail is compared
+WORTH_ALIGNING = 0.5  # least correlation of detail that a search must find; crops of one picture have more
 STARTS = 2  # places aligned per pair
-STEPS = 40  # evaluations of one alignment
-WHOLE_AREA = 0.92  # of what is not called a crop
-FLAT = 1.5  # standard deviation of detail, in grey levels of 255, below which there is nothing to recognise: skies have less, garments ten times as much
+STEPS = 40  # evaluations per alignment
+WHOLE_AREA = 0.92  # an overlap of at least this share of the area counts as a copy, not a crop
+# least standard deviation of detail, in grey levels of 255, with which there is something to recognise:
+# skies have less, garments ten times as much
+FLAT = 1.5
 KINDS = ("copy", "crop", "mirror", "mirrored crop")
 Box = tuple[float, float, float, float]  # left, upper, right, lower, as shares of width and height
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 def _unit(patch: np.ndarray) -> np.ndarray:
-    """A patch ``(S, S)`` with mean 0 and length 1, so that a sum of products is a correlation; a flat one becomes 0."""
+    """Normalise a patch ``(S, S)`` to mean 0 and length 1; a flat patch becomes 0.
+
+    The sum of products of two such patches is their correlation.
+    """
     centred = patch - patch.mean()
     length = float(np.sqrt(np.vdot(centred, centred)))
     return centred / length if length >= FLAT * len(patch) else np.zeros_like(patch)
 
 
 def _detail(luminance: np.ndarray, blur: float = 1.0) -> np.ndarray:
-    """What a Gaussian blur of ``blur`` pixels takes from a picture ``(H, W)``: edges and texture, no shading."""
+    """Edges and texture of a picture ``(H, W)``, without shading.
+
+    This is the picture minus its Gaussian blur, whose standard deviation is ``blur`` pixels.
+    """
     import cv2
 
     return luminance - cv2.GaussianBlur(luminance, (0, 0), blur)
 
 
 class Picture:
-    """The luminance of an image, at most :data:`KEPT_SIDE` pixels at the shorter side, and what comparing it needs."""
+    """Luminance of an image, with a shorter side of at most :data:`KEPT_SIDE` pixels.
+
+    Values that a comparison needs are computed on first use and kept.
+    """
 
     def __init__(self, image: Image.Image) -> None:
         grey = image.convert("L")
@@ -66,31 +85,31 @@ class Picture:
         self.grey = grey
 
     def cut(self, box: Box, side: int, filter: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
-        """The part in ``box``, squashed to a square of ``side`` pixels."""
+        """Part of the picture in ``box``, resized to a square of ``side`` pixels."""
         (left, upper, right, lower), (width, height) = box, self.grey.size
         return self.grey.resize(
             (side, side), filter, box=(left * width, upper * height, right * width, lower * height)
         )
 
     def detail(self, box: Box = WHOLE) -> np.ndarray:
-        """Fine detail of the part in ``box``, a unit patch, float32 ``(SIDE, SIDE)``."""
+        """Fine detail of the part in ``box``, as a unit patch, float32 ``(SIDE, SIDE)``."""
         return _unit(_detail(np.asarray(self.cut(box, SIDE), dtype=np.float32)))
 
     @cached_property
     def whole_detail(self) -> np.ndarray:
-        """Fine detail of the whole picture; 0 where there is none, and so nothing to recognise."""
+        """Fine detail of the whole picture; all 0 for a flat picture, with nothing to recognise."""
         return self.detail()
 
     @cached_property
     def hash(self) -> Any:
-        """The whole picture's perceptual hash."""
+        """Perceptual hash of the whole picture."""
         import imagehash
 
         return imagehash.phash(self.grey, HASH_SIZE)
 
     @cached_property
     def mirrored(self) -> Picture:
-        """The mirror image."""
+        """Mirror image of the picture."""
         return Picture(ImageOps.mirror(self.grey))
 
     @cached_property
@@ -100,7 +119,10 @@ class Picture:
         return round(scale * self.grey.width), round(scale * self.grey.height)
 
     def search_detail(self, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Detail of the picture at ``size``, width and height, default: its own :attr:`search_size`; float32 ``(height, width)``."""
+        """Detail of the picture at ``size`` (width, height), float32 ``(height, width)``.
+
+        The default is its own :attr:`search_size`.
+        """
         import cv2
 
         size = size or self.search_size
@@ -118,22 +140,24 @@ class Picture:
         return {}
 
     def forget(self) -> None:
-        """Keep the pixels only: what was computed is ten times as much."""
+        """Drop all values except the pixels; the computed values take ten times as much memory."""
         self.__dict__ = {"grey": self.grey}
 
 
 @dataclass(frozen=True)
 class Match:
-    """How well two pictures agree where they agree best.
+    """Agreement of two pictures where they agree best.
 
     Attributes
     ----------
     hash_distance : int
-        Hamming distance of perceptual hashes (DCT, 256 bits) of one picture and the part of the other that it is aligned with.
+        Hamming distance of the perceptual hashes (DCT, 256 bits) of one picture and the part of the other
+        that it is aligned with.
     correlation : float
-        Pearson correlation of the two's fine detail at 32 x 32 pixels.
+        Pearson correlation of the fine detail of the two at 32 x 32 pixels.
     kind : str
-        ``copy``, ``crop``, ``mirror`` or ``mirrored crop``: which part it is, of either picture.
+        ``copy``, ``crop``, ``mirror`` or ``mirrored crop``: relation of one picture to the other, in
+        either direction.
     """
 
     hash_distance: int
@@ -141,13 +165,13 @@ class Match:
     kind: str
 
     def within(self, limits: Leakage) -> bool:
-        """Whether that makes a near-duplicate."""
+        """Whether the match is a near-duplicate."""
         return self.hash_distance <= limits.hash_threshold and self.correlation >= limits.correlation
 
 
 @dataclass(frozen=True)
 class _Placement:
-    """The whole of one picture at ``box`` of the other one, and how well the two correlate there."""
+    """Placement of one whole picture at ``box`` of the other one, and their correlation there."""
 
     correlation: float
     whole: Picture
@@ -157,7 +181,11 @@ class _Placement:
 
 
 def _sizes(whole: Picture, other: Picture) -> list[tuple[int, int]]:
-    """Sizes at which ``whole`` is searched for in ``other``: :data:`SCALES` of the largest that fits, and squashed to all of it."""
+    """Sizes (width, height) at which ``whole`` is searched for in ``other``.
+
+    They are the size of ``other``, to which ``whole`` is stretched, and :data:`SCALES` of the largest
+    that fits.
+    """
     width, height = other.search_size
     ratio = whole.grey.width / whole.grey.height
     fit = min(width, height * ratio), min(height, width / ratio)
@@ -166,7 +194,11 @@ def _sizes(whole: Picture, other: Picture) -> list[tuple[int, int]]:
 
 
 def _search(whole: Picture, other: Picture) -> Iterator[_Placement]:
-    """Where in ``other`` the whole of ``whole`` may be, and where its mirror image: the best place of all sizes (normalised cross-correlation)."""
+    """Yield the best place for ``whole`` in ``other``, and the best place for its mirror image.
+
+    The best place of all sizes has the highest normalised cross-correlation. Below :data:`WORTH_ALIGNING`
+    there is none.
+    """
     import cv2
 
     ground, (width, height) = other.search_detail(), other.search_size
@@ -185,7 +217,7 @@ def _search(whole: Picture, other: Picture) -> Iterator[_Placement]:
 
 
 def _align(place: _Placement) -> Box:
-    """The part of the other picture near ``place``, moved and scaled, whose detail correlates best."""
+    """Move and scale the box of ``place`` until detail correlates best; returns the new box."""
     from scipy.optimize import minimize
 
     left, upper, right, lower = place.box
@@ -212,7 +244,7 @@ def _align(place: _Placement) -> Box:
 
 
 def _match(place: _Placement) -> Match:
-    """How well the pictures agree at ``place`` once they are aligned."""
+    """Align the pictures at ``place`` and measure how well they agree."""
     import imagehash
 
     box = _align(place)
@@ -226,15 +258,15 @@ def _match(place: _Placement) -> Match:
 
 
 def compare(one: Picture, other: Picture, limits: Leakage) -> Match | None:
-    """Look for a part of one picture that is the other one, in both directions, mirrored or not.
+    """Look for each picture in the other one, as a whole or as a part, mirrored or not.
 
-    The most promising places are aligned (Nelder-Mead on position and scale); the first that is within the limits is taken, else the one with
-    the smallest distance of hashes.
+    The most promising places are aligned (Nelder-Mead on position and scale). The first match within the
+    limits is taken, otherwise the one with the smallest hash distance.
 
     Returns
     -------
     Match or None
-        None where nothing is alike, or where a picture is flat. Equal pictures match whatever they show.
+        None if nothing is similar or a picture is flat. Equal pictures match whatever they show.
     """
     if one.grey.size == other.grey.size and one.grey.tobytes() == other.grey.tobytes():
         return Match(0, 1.0, KINDS[0])

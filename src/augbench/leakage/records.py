@@ -1,4 +1,4 @@
-"""The guard's files: a table of confirmed pairs per method, and a summary of it."""
+"""Files of the leakage guard: for each method, a table of confirmed pairs and a summary of it."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ SCHEMA = pa.schema(
         ("split", pa.string()),  # val or test
         ("image_id", pa.string()),  # of the real image
         ("real_class_id", pa.string()),
-        ("clip_similarity", pa.float32()),
+        ("clip_similarity", pa.float32()),  # cosine
         ("hash_distance", pa.int32()),  # of 256 bits
         ("correlation", pa.float32()),  # of fine detail
-        ("kind", pa.string()),  # one of KINDS
+        ("kind", pa.string()),  # one of augbench.leakage.pictures.KINDS
     ]
 )
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What the guard found in one method's pool: images, not pairs.
+    """Result of the guard for one method's pool, counted in images, not pairs.
 
     Attributes
     ----------
     checked : int
-        Added images.
+        Number of added images.
     val, test, either : int
-        Of these, with a near-duplicate in that split, or in one of them.
+        Number of added images with a near-duplicate in the validation split, in the test split, in either.
     val_images, test_images : int
-        Distinct real images that have a near-duplicate in the pool.
+        Number of distinct real images that have a near-duplicate in the pool.
     limits : dict
         The study's :class:`~augbench.config.stages.Leakage`, without its action.
     """
@@ -55,7 +55,7 @@ class Summary:
 
 
 def summarise(method: str, checked: int, leaks: pa.Table, limits: Leakage) -> Summary:
-    """The figures of one method, from its table of pairs and the number of images ``checked``."""
+    """Summarise one method's table of pairs; ``checked`` is the number of its images."""
     images: dict[str, set[Any]] = {"val": set(), "test": set()}
     real: dict[str, set[Any]] = {"val": set(), "test": set()}
     for row in leaks.to_pylist():
@@ -74,11 +74,11 @@ def summarise(method: str, checked: int, leaks: pa.Table, limits: Leakage) -> Su
 
 
 def read_leaks(path: str | Path) -> pa.Table:
-    """Read the pairs of one method.
+    """Read the table of one method's pairs.
 
     Raises
     ------
     UserError
-        Missing, not a whole Parquet file, or other columns than :data:`SCHEMA`.
+        The file is missing, is not a complete Parquet file, or has other columns than :data:`SCHEMA`.
     """
     return read_table(path, SCHEMA)

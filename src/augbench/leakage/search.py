@@ -1,4 +1,4 @@
-"""Two sets of pictures compared: CLIP proposes pairs, pixels confirm them."""
+"""Find near-duplicates between two sets of pictures: CLIP proposes pairs, pixels confirm them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from augbench.config.stages import Leakage
 from augbench.leakage.pictures import Match, Picture, compare
 from augbench.progress import Progress, track
 
-WARM = 512  # real pictures for which it is kept what was computed, about 100 kB each
+WARM = 512  # number of real pictures whose computed values are kept, about 100 kB each
 
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """A confirmed pair: positions of the added and of the real image, the cosine of their embeddings, and how they match."""
+    """A confirmed pair.
+
+    ``added`` and ``real`` are the positions of the two images, ``clip_similarity`` the cosine of their
+    embeddings.
+    """
 
     added: int
     real: int
@@ -26,7 +30,9 @@ class NearDuplicate:
 
 
 def nearest(added: np.ndarray, real: np.ndarray, limits: Leakage) -> Iterator[tuple[int, int, float]]:
-    """Pairs worth a look: of each added image the nearest real ones, with a cosine of ``limits.clip_threshold`` or more.
+    """Yield candidate pairs: each added image with its nearest real images.
+
+    Their cosine is at least ``limits.clip_threshold``.
 
     Parameters
     ----------
@@ -36,7 +42,7 @@ def nearest(added: np.ndarray, real: np.ndarray, limits: Leakage) -> Iterator[tu
     Yields
     ------
     int, int, float
-        Positions and cosine, by added image, nearest first.
+        Positions of the added and the real image, and the cosine; by added image, nearest first.
     """
     import faiss
 
@@ -63,30 +69,26 @@ def find_near_duplicates(
     limits: Leakage,
     what: str = "leakage",
 ) -> list[NearDuplicate]:
-    """Near-duplicates between two sets of images: CLIP neighbours, confirmed by their pixels.
+    """Find near-duplicates between two sets of images: CLIP neighbours, confirmed by their pixels.
 
     Parameters
     ----------
     added, real : ndarray, float (M, D) and (N, D)
         CLIP embeddings of unit length.
     load_added, load_real : callable
-        From ascending positions to the images at them. Each image that is in a pair is loaded once.
+        Functions from ascending positions to the images there. Each image of a pair is loaded once.
     what : str
-        Begins the lines of the log.
+        Prefix of the log lines.
 
     Returns
     -------
-    list of Found
-        By added image.
+    list of NearDuplicate
+        In the order of the added images.
     """
     pairs = list(nearest(added, real, limits))
     wanted = sorted({place for _, place, _ in pairs})
-    pictures = {
-        place: Picture(image)
-        for place, image in zip(
-            wanted, track(load_real(wanted), f"{what}: real", "image", len(wanted)), strict=True
-        )
-    }
+    images = track(load_real(wanted), f"{what}: real", "image", len(wanted))
+    pictures = {place: Picture(image) for place, image in zip(wanted, images, strict=True)}
     partners: dict[int, list[tuple[int, float]]] = {}
     for row, place, cosine in pairs:
         partners.setdefault(row, []).append((place, cosine))

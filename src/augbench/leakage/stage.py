@@ -1,7 +1,7 @@
-"""The leakage guard's jobs: near-duplicates of validation and test images among the images that a method adds.
+"""Jobs of the leakage guard: find added images that are near-duplicates of validation or test images.
 
-Flows in: the index of a method's pool, the validation and test splits, CLIP. Flows out: ``leakage/{method}.parquet`` with one row per confirmed
-pair, and a summary beside it.
+Input: the index of a method's pool, the validation and test splits, CLIP. Output:
+``leakage/{method}.parquet`` with one row per confirmed pair, and a summary.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from augbench.runtime.job import Job
 
 logger = logging.getLogger(__name__)
-BATCH = 32  # images embedded together; on a CPU, more do not fit into its cache
+BATCH = 32  # number of images embedded together; more do not fit into a CPU's cache
 
 
 class _Embedder:
-    """CLIP's image tower, loaded when an embedding is missing; embeddings are kept in the store."""
+    """CLIP's image tower, loaded only if an embedding is missing; embeddings are kept in the store."""
 
     def __init__(self, job: Job, clip: Mapping[str, Any]) -> None:
         self.job, self.clip = job, clip
@@ -50,7 +50,7 @@ class _Embedder:
         return load_image_tower(self.clip["folder"], pick_device(self.job.study.execution.device))
 
     def embed(self, images: Iterable[Image.Image]) -> np.ndarray:
-        """Unit embeddings, float16 (N, D)."""
+        """Compute embeddings of unit length, float16 ``(N, D)``."""
         import torch
 
         parts = [
@@ -60,19 +60,20 @@ class _Embedder:
         return np.concatenate(parts)
 
     def recipe(self, **what: Any) -> dict[str, Any]:
-        """What an embedding depends on."""
+        """Recipe of an embedding: the model, and ``what`` is embedded."""
         return {"version": 1, "clip": self.clip["id"], **what}
 
 
 def embed_splits(
     job: Job, splits: Mapping[str, str | Path], clip_path: str | Path, outs: Mapping[str, str | Path]
 ) -> None:
-    """Embed the images of splits once for all methods, through the store.
+    """Embed the images of the splits once for all methods, through the store.
 
     Parameters
     ----------
     splits, outs : mapping of str to path
-        By split (``val``, ``test``): its manifest, and where its embeddings go: ``.npy``, float16 (N, D), of unit length, in the manifest's order.
+        By split (``val``, ``test``): its manifest, and the target for its embeddings. The target is a
+        ``.npy`` file: float16 ``(N, D)``, of unit length, in the manifest's order.
     clip_path : path
         ``models/clip.json``.
     """
@@ -88,11 +89,9 @@ def embed_splits(
         split = read_split(path)
 
         def write(out: Path, name: str = name, sources: Sequence[str] = split.sources) -> None:
+            images = track(source.load(sources), f"embed {name}", "image", len(sources))
             with out.open("wb") as stream:
-                np.save(
-                    stream,
-                    embedder.embed(track(source.load(sources), f"embed {name}", "image", len(sources))),
-                )
+                np.save(stream, embedder.embed(images))
 
         recipe = embedder.recipe(split=sha256_file(path), dataset=dataset)
         job.store.provide("leakage", recipe, outs[name], write, _is_array)
@@ -107,7 +106,10 @@ def _is_array(path: Path) -> bool:
 
 
 def _embed_pool(embedder: _Embedder, index: pa.Table, folder: Path) -> np.ndarray:
-    """Embeddings of a pool in the order of its index, float16 (N, D); each shard's are kept in the store under its images' hashes."""
+    """Embed a pool in the order of its index, float16 ``(N, D)``.
+
+    The embeddings of each shard are kept in the store, under its images' hashes.
+    """
     store = embedder.job.store
     paths = np.array(index.column("path").to_pylist())
     parts: dict[str, np.ndarray] = {
@@ -145,7 +147,9 @@ def guard(
     summary_outs: Mapping[str, str | Path],
     excluded: Collection[str] = (),
 ) -> None:
-    """Find near-duplicates of validation and test images in the pools of methods; CLIP is loaded once, and only if an embedding is missing.
+    """Find near-duplicates of validation and test images in the pools of methods.
+
+    CLIP is loaded once, and only if an embedding is missing.
 
     Parameters
     ----------
@@ -156,14 +160,15 @@ def guard(
     clip_path : path
         ``models/clip.json``, the same as for the splits.
     leaks_outs, summary_outs : mapping of method to path
-        A table (:data:`SCHEMA`), one row per pair; JSON (:class:`Summary`).
+        Targets: a table (:data:`~augbench.leakage.records.SCHEMA`) with one row per pair, and JSON
+        (:class:`~augbench.leakage.records.Summary`).
     excluded : collection of str
-        Classes that are left out of training and scoring, so here too.
+        Classes that training and scoring leave out; the guard leaves them out too.
 
     Raises
     ------
     UserError
-        Damaged files, or embeddings that are not those of their split.
+        Files are damaged, or embeddings do not belong to their split.
     """
     import cv2
 
@@ -172,11 +177,8 @@ def guard(
     real = [_Real.open(job, name, path, embeddings[name], excluded) for name, path in splits.items()]
     for method, path in indexes.items():
         index = read_index(path)
-        index = index.filter(
-            pa.array(
-                [class_id not in excluded for class_id in index.column("class_id").to_pylist()], pa.bool_()
-            )
-        )
+        included = [class_id not in excluded for class_id in index.column("class_id").to_pylist()]
+        index = index.filter(pa.array(included, pa.bool_()))
         leaks = _find_leaks(method, index, embedder, real, limits)
         summary = summarise(method, index.num_rows, leaks, limits)
         with atomic_path(leaks_outs[method]) as temporary:
@@ -192,7 +194,7 @@ def guard(
 
 @dataclass(frozen=True)
 class _Real:
-    """The real images of a split that are scored: ids, classes, embeddings ``(N, D)``, and how they are loaded from positions."""
+    """Scored real images of a split: ids, classes, embeddings ``(N, D)``, and a loader by position."""
 
     split: str
     where: str
@@ -237,7 +239,7 @@ class _Real:
 def _find_leaks(
     method: str, index: pa.Table, embedder: _Embedder, splits: Sequence[_Real], limits: Leakage
 ) -> pa.Table:
-    """The pairs of one method, as :data:`SCHEMA`; rows of a split follow the order of the index."""
+    """Table of one method's pairs, :data:`SCHEMA`; rows of a split follow the order of the index."""
     folder = embedder.job.store.root.parent
     added = _embed_pool(embedder, index, folder)
     records: list[dict[str, Any]] = []
@@ -265,13 +267,6 @@ def _find_leaks(
                 "image_id": real.image_ids[pair.real],
                 "real_class_id": real.class_ids[pair.real],
             }
-            records.append(
-                {
-                    "method": method,
-                    **row,
-                    **other,
-                    "clip_similarity": pair.clip_similarity,
-                    **asdict(pair.match),
-                }
-            )
+            scores = {"clip_similarity": pair.clip_similarity, **asdict(pair.match)}
+            records.append({"method": method, **row, **other, **scores})
     return pa.Table.from_pylist(records, schema=SCHEMA)

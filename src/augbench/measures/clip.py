@@ -14,12 +14,12 @@ from augbench.prompts.templates import load_templates
 
 
 def class_embeddings(clip: Any, tokenizer: Any, classes: list[ClassInfo], family: Prompting) -> torch.Tensor:
-    """What zero-shot classification compares images with: unit embeddings ``float32 (C, D)``, each the mean of its templates' text embeddings."""
+    """Embed the classes for zero-shot classification: unit embeddings ``float32 (C, D)``.
+
+    Each is the normalised mean of the text embeddings of the class's name in all templates of ``family``.
+    """
     templates = load_templates(family.templates)
-    means = [
-        embed_texts(clip, tokenizer, [t.format(class_name(info, family.class_name)) for t in templates]).mean(
-            0
-        )
-        for info in classes
-    ]
+    names = [class_name(info, family.class_name) for info in classes]
+    texts = [[template.format(name) for template in templates] for name in names]
+    means = [embed_texts(clip, tokenizer, of_class).mean(0) for of_class in texts]
     return torch.nn.functional.normalize(torch.stack(means), dim=-1)

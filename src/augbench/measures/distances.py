@@ -1,4 +1,4 @@
-"""Distances between sets of images, as embeddings: style, diversity, precision and coverage, repeats, agreement."""
+"""Measures of sets of images, from embeddings: style, diversity, precision, coverage, repeats, agreement."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from augbench.seeds import derive_seed
 if TYPE_CHECKING:
     import torch
 
-KERNEL_VALUES = 2**25  # held at once
-NEAREST = 5  # neighbours that a ball reaches to: with as many added as real images, 97% of one distribution is then covered (Naeem et al., 2020)
+KERNEL_VALUES = 2**25  # held in memory at once
+# A ball reaches to this neighbour. With as many added as real images of one distribution, 97% are then
+# covered (Naeem et al., 2020).
+NEAREST = 5
 
 
 def _kernel_sum(x: torch.Tensor, y: torch.Tensor, x_weights: torch.Tensor, y_weights: torch.Tensor) -> float:
@@ -31,7 +33,15 @@ def _kernel_sum(x: torch.Tensor, y: torch.Tensor, x_weights: torch.Tensor, y_wei
 
 @dataclass(frozen=True)
 class StyleDistance:
-    """Squared maximum mean discrepancies: of the classes mixed in equal shares, and within a class, averaged over classes."""
+    """Squared maximum mean discrepancies (MMD).
+
+    Attributes
+    ----------
+    mixed : float
+        Between mixtures of all classes in equal shares.
+    within_class : float
+        Within a class, averaged over classes.
+    """
 
     mixed: float
     within_class: float
@@ -40,13 +50,16 @@ class StyleDistance:
 def style_distance(
     x: torch.Tensor, x_labels: np.ndarray, y: torch.Tensor, y_labels: np.ndarray
 ) -> StyleDistance | None:
-    """Unbiased estimates of the squared maximum mean discrepancy (MMD) between two sets of embeddings.
+    """Estimate the squared maximum mean discrepancy (MMD) between two sets of embeddings, without bias.
 
-    The kernel is that of KID (Binkowski et al., 2018), (a . b / D + 1)^3, on embeddings scaled to length sqrt(D), hence (cos + 1)^3.
-    Within a class, MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y), where an image is not paired with itself (their equation 4). The
-    sets hold fixed numbers of images per class, so the same formula over all of them would be too low, since it would miss pairs of one
-    class only. The mixture's MMD^2 is therefore summed over pairs of classes, each in equal share, and only within a class is an image not
-    paired with itself. Both are 0 in expectation for equal distributions and may then be a little below 0.
+    The kernel is that of KID (Binkowski et al., 2018), (a . b / D + 1)^3. On embeddings scaled to length
+    sqrt(D) it is (cos + 1)^3. Within a class, MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y), where
+    an image is not paired with itself (their equation 4).
+
+    The sets have fixed numbers of images per class. The same formula over all images would be too low,
+    because the pairs that it leaves out are all pairs of one class. The mixture's MMD^2 is therefore summed
+    over pairs of classes, each with equal share; only within a class is an image not paired with itself.
+    Both estimates have expectation 0 for equal distributions and may then be slightly negative.
 
     Parameters
     ----------
@@ -57,7 +70,7 @@ def style_distance(
     Returns
     -------
     StyleDistance or None
-        Over the labels of which both sets have two images or more; None if there is no such label.
+        Over the labels of which both sets have at least two images; None if there is no such label.
     """
     import torch
 
@@ -104,7 +117,7 @@ def style_distance(
 
 @dataclass(frozen=True)
 class Coverage:
-    """How far two sets of images lie in the same places, in percent, averaged over classes."""
+    """Overlap of two sets of images in percent, averaged over classes (:func:`precision_and_coverage`)."""
 
     precision_percent: float
     coverage_percent: float
@@ -113,12 +126,14 @@ class Coverage:
 def precision_and_coverage(
     added: torch.Tensor, added_labels: np.ndarray, real: torch.Tensor, real_labels: np.ndarray
 ) -> Coverage | None:
-    """How many added images lie where real ones do, and how many real ones have an added one near.
+    """Share of added images near a real one (precision), and of real images near an added one (coverage).
 
-    A real image's ball reaches to its :data:`NEAREST`-th nearest other real image of its class, surface included. Precision is the share of added
-    images in the ball of some real image of their class (Kynkäänniemi et al., 2019, equation 1), coverage the share of real images with an added image of
-    their class in their ball (Naeem et al., 2020, section 3). Two samples of one distribution, M added and N real images, have a coverage of
-    1 - (N - 1)...(N - k) / (M + N - 1)...(M + N - k) in expectation (their section 4), so it grows with M.
+    Each real image has a ball around it, which reaches to its :data:`NEAREST`-th nearest other real image
+    of its class and includes its surface. Precision is the share of added images that are in the ball of a
+    real image of their class (Kynkäänniemi et al., 2019, equation 1). Coverage is the share of real images
+    with an added image of their class in their ball (Naeem et al., 2020, section 3). For M added and N real
+    images of one distribution, the expected coverage is 1 - (N - 1)...(N - k) / (M + N - 1)...(M + N - k)
+    (their section 4), so it grows with M.
 
     Parameters
     ----------
@@ -129,12 +144,12 @@ def precision_and_coverage(
     Returns
     -------
     Coverage or None
-        Over the labels with added images and more than :data:`NEAREST` real ones; None if there is no such label.
+        Over the labels with added images and more than :data:`NEAREST` real ones; None if there is none.
     """
     import torch
 
     def between(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        # the faster way, through products, is inexact near 0: an image would not be in its own ball
+        # the faster way, by matrix products, is inexact near 0: an image would not be in its own ball
         return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
     found = []
@@ -144,7 +159,9 @@ def precision_and_coverage(
             for points, labels in ((added, added_labels), (real, real_labels))
         )
         if len(centres) > NEAREST:
-            radii = between(centres, centres).kthvalue(NEAREST + 1).values  # the nearest is the image itself
+            radii = (
+                between(centres, centres).kthvalue(NEAREST + 1).values
+            )  # + 1: the first is the image itself
             inside = between(images, centres) <= radii
             found.append((float(inside.any(1).double().mean()), float(inside.any(0).double().mean())))
     if not found:
@@ -154,26 +171,28 @@ def precision_and_coverage(
 
 
 def repeated_percent(embeddings: torch.Tensor, labels: np.ndarray, threshold: float) -> float:
-    """Share of images that retrieval's filter of duplicates would remove from their class, in percent (:func:`augbench.retrieval.filters.duplicates`).
+    """Share of images that retrieval's duplicate filter would remove from their class, in percent.
+
+    The filter is :func:`augbench.retrieval.filters.duplicates`.
 
     Parameters
     ----------
     embeddings : Tensor, float (N, D)
-        Of unit length.
+        Unit embeddings.
     labels : ndarray, int (N,)
     threshold : float
-        Cosine above which two images of a class are one.
+        Cosine above which two images of a class are duplicates.
     """
     points = embeddings.cpu().numpy()
-    return (
-        100
-        * sum(int(duplicates(points[labels == label], threshold).sum()) for label in np.unique(labels))
-        / len(labels)
-    )
+    removed = sum(int(duplicates(points[labels == label], threshold).sum()) for label in np.unique(labels))
+    return 100 * removed / len(labels)
 
 
 def diversity(features: torch.Tensor, labels: np.ndarray) -> float:
-    """Mean pairwise distance of features inside a class, averaged over classes of two images or more (NaN: none); 300 per class at most."""
+    """Mean pairwise distance of features within a class, averaged over classes with at least two images.
+
+    Only the first 300 images of a class count. NaN if no class has two images.
+    """
     import torch
 
     distances = []
@@ -185,14 +204,15 @@ def diversity(features: torch.Tensor, labels: np.ndarray) -> float:
 
 
 def agreement_percent(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images whose predicted label is the one that they are meant to show, in percent."""
+    """Share of images whose predicted label is their class, in percent."""
     return 100 * float((predicted == labels).mean())
 
 
 def sample_per_class(labels: np.ndarray, class_ids: Sequence[str], most: int, seed: int) -> np.ndarray:
-    """Positions of at most ``most`` images per class, drawn at random from ``seed`` and the class's id; ascending.
+    """Draw at most ``most`` images per class at random, seeded by ``seed`` and the class's id.
 
-    Images at the front of a pool are not like the others: a retrieved one is nearer to its query, templates and clusters come in turn.
+    Returns positions, in ascending order. The draw is random because the first images of a pool are not
+    typical: retrieved images are sorted by similarity to the query, and templates and clusters take turns.
     """
     chosen = []
     for label in np.unique(labels):

@@ -1,4 +1,4 @@
-"""CLIP and a judge look at images: embeddings, and the labels that each of the two gives."""
+"""Embed images with CLIP, and label them with CLIP and a judge."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from augbench.measures.judge import Judge
 
-BATCH = 32  # images embedded together; on a CPU, more do not fit into its cache
+BATCH = 32  # images embedded together; more do not fit into a CPU's cache
 ZERO_SHOT = Prompting(templates="clip", class_name="lemmas")
 
 
@@ -31,11 +31,11 @@ class Seen:
     Attributes
     ----------
     labels : ndarray, int (N,)
-        The classes that they are meant to show.
+        Their classes.
     embeddings : Tensor, float32 (N, D)
-        CLIP's, of unit length, on the device.
+        CLIP's unit embeddings, on the device.
     clip, judge : ndarray, int (N,)
-        The labels that CLIP and the judge give; None without a judge.
+        Labels predicted by CLIP and by the judge; ``judge`` is None if there is no judge.
     """
 
     labels: np.ndarray
@@ -52,14 +52,14 @@ class Eyes:
     clip_folder : path
         CLIP in transformers' layout.
     judge_folder : path or None
-        A judge as :func:`augbench.measures.judge.save_judge` writes it.
+        A judge written by :func:`augbench.measures.judge.save_judge`.
     classes : sequence of ClassInfo
-        The study's, in label order.
+        The study's classes, in label order.
 
     Raises
     ------
     UserError
-        The judge doesn't know all classes.
+        The judge does not know all classes.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Eyes:
         self.texts = class_embeddings(model, tokenizer, list(classes), ZERO_SHOT)
 
     def look(self, images: Iterable[Image.Image], labels: np.ndarray, what: str) -> Seen:
-        """Embed and judge ``images``, which are meant to show ``labels`` int (N,)."""
+        """Embed and label ``images`` of the classes ``labels``, int (N,); ``what`` names them in the log."""
         import torch
 
         embeddings, judged = [], []

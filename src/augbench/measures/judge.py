@@ -1,7 +1,7 @@
-"""What a judge's folder says of itself: the network and the classes that it tells apart, without its weights.
+"""Save, check, load and use a judge: a reference classifier that labels a study's images.
 
-Flows in: a folder with ``config.json`` and ``model.safetensors``, as :func:`augbench.measures.judge.save_judge` writes it. Flows
-out: a :class:`JudgeConfig`, or an error if the judge can't judge a study's images. Light, so that early checks can use it.
+A judge is a folder with ``config.json`` (its network and classes) and ``model.safetensors``. This module is
+light to import, so that early checks can read the config without loading the weights.
 """
 
 from __future__ import annotations
@@ -31,13 +31,21 @@ NETWORK = ("arch", "layers", "base_width", "stem", "resolution")  # keys of Clas
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """A judge's network, as keys of :class:`~augbench.config.stages.Classifier`, and its classes in the order of its outputs."""
+    """Content of a judge's ``config.json``.
+
+    Attributes
+    ----------
+    network : Classifier
+        The network; of its keys, only those in :data:`NETWORK` are saved.
+    class_ids : tuple of str
+        Its classes, in the order of its outputs.
+    """
 
     network: Classifier
     class_ids: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """What ``config.json`` holds."""
+        """Return the value that ``config.json`` holds."""
         return {
             "model_type": KIND,
             "network": self.network.model_dump(mode="json", include=set(NETWORK)),
@@ -51,17 +59,12 @@ def read_judge_config(folder: str | Path) -> JudgeConfig:
     Raises
     ------
     UserError
-        No such folder, no weights, or no judge's ``config.json``.
+        The folder is missing or has no weights, or its ``config.json`` is missing or not that of a judge.
     """
     folder = Path(folder)
     if missing := [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]:
-        raise UserError(
-            KEY,
-            f"{str(folder)!r} has no {' and no '.join(missing)}"
-            if folder.is_dir()
-            else f"{str(folder)!r}, no such folder",
-            REMEDY,
-        )
+        problem = f" has no {' and no '.join(missing)}" if folder.is_dir() else ", no such folder"
+        raise UserError(KEY, f"{str(folder)!r}{problem}", REMEDY)
     try:
         value = read_json(folder / "config.json")
         if value["model_type"] != KIND:
@@ -74,17 +77,17 @@ def read_judge_config(folder: str | Path) -> JudgeConfig:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            str(folder / "config.json"), f"not a judge's ({type(error).__name__})", REMEDY
+            str(folder / "config.json"), f"not the config of a judge ({type(error).__name__})", REMEDY
         ) from None
 
 
 def check_judge(folder: str | Path, class_ids: Sequence[str]) -> JudgeConfig:
-    """Whether the judge in ``folder`` knows all ``class_ids``; returns what it is.
+    """Check that the judge in ``folder`` knows all ``class_ids``; return its config.
 
     Raises
     ------
     UserError
-        As :func:`read_judge_config`, or a class that the judge doesn't know.
+        As :func:`read_judge_config`, or the judge does not know a class.
     """
     config = read_judge_config(folder)
     if unknown := [class_id for class_id in class_ids if class_id not in config.class_ids]:
@@ -100,7 +103,7 @@ def check_judge(folder: str | Path, class_ids: Sequence[str]) -> JudgeConfig:
 
 
 def prepare(images: torch.Tensor) -> torch.Tensor:
-    """``uint8 (N, 3, H, W)`` to the reference's input."""
+    """Scale pixels, ``uint8 (N, 3, H, W)``, to the judge's input, floats in [-1, 1]."""
     return images.float() / 127.5 - 1
 
 
@@ -113,9 +116,9 @@ class Judge:
     model : Module
         In evaluation mode, float32; its outputs are the judge's own classes.
     outputs : Tensor, int64 (C,)
-        The output of each of the study's C classes, in label order.
+        Index of the output of each of the study's C classes, in label order.
     resolution : int
-        Side of the square that it sees, in pixels.
+        Side of its square input, in pixels.
     """
 
     model: nn.Module
@@ -123,7 +126,7 @@ class Judge:
     resolution: int
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
-        """The image's central square at the judge's resolution, ``uint8 (3, resolution, resolution)``."""
+        """Crop the central square and resize it: ``uint8 (3, resolution, resolution)``."""
         import torch
 
         side = min(image.size)
@@ -133,7 +136,7 @@ class Judge:
         return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
     def labels(self, images: torch.Tensor) -> torch.Tensor:
-        """The study's label that the judge gives each of ``images`` uint8 (N, 3, resolution, resolution): int64 (N,)."""
+        """Predict the study's label, int64 (N,), of ``images``, uint8 (N, 3, resolution, resolution)."""
         import torch
 
         with torch.inference_mode():
@@ -148,7 +151,7 @@ def save_judge(model: nn.Module, class_ids: Sequence[str], network: Classifier, 
     class_ids : sequence of str
         The classes in the order of the model's outputs.
     network : Classifier
-        What :func:`augbench.classifier.model.build` made the model from.
+        The config from which :func:`augbench.classifier.model.build` made the model.
     """
     from safetensors.torch import save_file
 
@@ -163,14 +166,14 @@ def save_judge(model: nn.Module, class_ids: Sequence[str], network: Classifier, 
 
 
 def load_judge(folder: str | Path, class_ids: Sequence[str], device: torch.device) -> Judge:
-    """The judge in ``folder``, for a study whose classes are ``class_ids`` in label order.
+    """Load the judge in ``folder``, for a study whose classes are ``class_ids`` in label order.
 
-    It chooses among these alone, as zero-shot classification does, even if it knows more.
+    The judge chooses among these classes alone, as zero-shot classification does, even if it knows more.
 
     Raises
     ------
     UserError
-        As :func:`augbench.measures.judge.check_judge`, or weights that are not those of its network.
+        As :func:`check_judge`, or the weights do not fit the network.
     """
     import torch
     from safetensors import SafetensorError

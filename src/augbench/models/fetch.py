@@ -1,8 +1,9 @@
-"""Real models from the Hugging Face Hub or a mirror: at a pinned commit, every file checked, offline afterwards.
+"""Fetch models from the Hugging Face Hub or a mirror at a pinned commit, and check every file.
 
-Flows in: the id of a model, its commit, mirrors. Flows out: a folder in diffusers' or transformers' layout that holds what is needed and no
-more, and in it ``fetched.json``, written last: where each file came from and its SHA-256. A folder without that file is unfinished; the
-next attempt goes on with it. Light to import, for the config asks it what is an id and what a folder.
+Input: the id of a model, its commit, mirrors. Output: a folder in diffusers' or transformers' layout with
+only the files that are needed, so that later loading needs no network. ``fetched.json`` in it records the
+source and SHA-256 of each file. It is written last: a folder without it is unfinished, and the next attempt
+resumes. This module is light to import.
 """
 
 from __future__ import annotations
@@ -24,34 +25,35 @@ from augbench.progress import Progress
 
 logger = logging.getLogger(__name__)
 INCEPTION_URL = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
-INCEPTION_SHA256 = "0cc3c7bd"  # the first digits, as torchvision publishes them in the file's name
+INCEPTION_SHA256 = "0cc3c7bd"  # the first digits, which torchvision publishes in the file's name
 WEIGHTS = re.compile(r"(model|pytorch_model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
 SETTINGS = {".json", ".txt", ".model"}
 COMPONENTS_WITH_WEIGHTS = {"unet", "vae", "text_encoder", "safety_checker", "image_encoder"}
 
 
 def _known_files(model: HubModel) -> dict[str, Expected]:
-    """What our table says of the model's files at this revision."""
+    """Expected files of the model from our table of known models; empty if it lacks this revision."""
     revision, files = known_models().get(model.repository, ("", {}))
     return files if revision == model.revision else {}
 
 
 def needed_files(layout: Layout, names: Iterable[str], index: Mapping[str, Any] | None = None) -> list[str]:
-    """The files that loading needs: settings, vocabulary, and one format of weights for each component.
+    """List the files that loading needs: settings, vocabulary, and one format of weights for each component.
 
-    Safetensors are preferred to pickled weights; half-precision and other variants, and other frameworks' weights, are left out.
+    Safetensors are preferred to pickled weights. Half-precision and other variants, and weights of other
+    frameworks, are left out.
 
     Parameters
     ----------
     names : iterable of str
         All files of the model.
     index : mapping, optional
-        ``model_index.json`` of a pipeline, whose components are looked for.
+        ``model_index.json`` of a pipeline, which names its components.
 
     Raises
     ------
     UserError
-        The model is no Stable Diffusion pipeline, or a component has no weights.
+        The model is not a Stable Diffusion pipeline, or a component has no weights.
     """
     present = set(names)
     if layout != "diffusion":
@@ -90,20 +92,20 @@ def _of_folder(folder: str, present: set[str], needs_weights: bool) -> list[str]
 
 
 def fetch(model: HubModel, layout: Layout) -> None:
-    """Bring a model into its folder; what is there and right is kept.
+    """Fetch a model into its folder; correct files that are already there are kept.
 
-    Files are judged by our table's SHA-256 where it has one, else by what the Hub says of the revision, else by what the first mirror says
-    that has it. ``fetched.json`` records which it was.
+    Each file is checked against our table's SHA-256 if it has one, else against what the Hub lists for the
+    revision, else against what the first mirror that has it lists. ``fetched.json`` records which.
 
     Raises
     ------
     UserError
-        No source has the model at this revision, it is no model of this layout, a file is nowhere to be had as it should be, or the disk
-        is too small.
+        No source has the model at this revision, the model has another layout, no source has an intact copy
+        of a file, or the disk has too little space.
     """
     folder, sources = Path(model.folder), sources_of(model)
     if _is_complete(folder):
-        logger.info("%s is there and whole", folder)
+        logger.info("%s is already complete", folder)
         return
     (folder / MARKER).unlink(missing_ok=True)
     expected, sources = _expected_files(model, sources)
@@ -150,7 +152,10 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _expected_files(model: HubModel, sources: Sequence[Source]) -> tuple[dict[str, Expected], list[Source]]:
-    """What is known of the model's files (our table's word, else the Hub's, else the first mirror's that has the revision), and who is left to ask."""
+    """Return the expected files of the model, and the sources that answered or were not asked.
+
+    Our table comes first, then the Hub's list, then that of the first mirror that has the revision.
+    """
     problems, left = [], list(sources)
     for source in (sources[-1], *sources[:-1]):
         try:
@@ -161,27 +166,27 @@ def _expected_files(model: HubModel, sources: Sequence[Source]) -> tuple[dict[st
             continue
         if problems:
             logger.warning(
-                "files are checked against what %s says of them, for there was no answer elsewhere (%s)",
+                "files are checked against the list of %s, because other sources gave none (%s)",
                 source.name,
                 "; ".join(problems),
             )
         return {**listed, **_known_files(model)}, left
     raise UserError(
         model.repository,
-        f"revision {model.revision} is not to be had ({'; '.join(problems)})",
+        f"revision {model.revision} is not available ({'; '.join(problems)})",
         "check the revision, give a mirror, or a folder with the model",
     )
 
 
 def _bring(model: HubModel, name: str, expected: Expected, sources: Sequence[Source]) -> str:
-    """One file into its place, from the first source that has it right; returns where it came from."""
+    """Fetch one file from the first source that has an intact copy; return where it came from."""
     folder = Path(model.folder)
     path, problems = folder / name, []
     if path.is_file():
         if (wrong := _mismatch(path, expected)) is None:
             return "an earlier attempt"
         _forget(folder, name)
-        problems.append(f"what was there: {wrong}")
+        problems.append(f"existing file: {wrong}")
     for source in sources:
         try:
             source.get(model, name, folder)
@@ -197,13 +202,13 @@ def _bring(model: HubModel, name: str, expected: Expected, sources: Sequence[Sou
         problems.append(f"{source.name}: {wrong}")
     raise UserError(
         str(path),
-        f"not to be had as it should be ({'; '.join(problems)})",
-        "run again to go on, give another mirror, or a folder with the model",
+        f"no intact copy found ({'; '.join(problems)})",
+        "run again to resume, give another mirror, or a folder with the model",
     )
 
 
 def _mismatch(path: Path, expected: Expected) -> str | None:
-    """How a file differs from what is expected, or None."""
+    """Describe the difference between a file and what is expected of it; None if there is none."""
     size = path.stat().st_size
     if expected.size is not None and size != expected.size:
         return f"{size} bytes, expected {expected.size}"
@@ -219,13 +224,16 @@ def _mismatch(path: Path, expected: Expected) -> str | None:
 
 
 def git_blob(path: Path) -> str:
-    """The name that git gives a file's content: SHA-1 over ``blob``, the size, a zero byte and the content."""
+    """Git's hash of a file's content: SHA-1 over ``blob``, the size, a zero byte and the content."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _forget(folder: Path, name: str, size: int | None = None) -> None:
-    """Delete a wrong file and what the Hub's library remembers of it; of a download that failed, only parts that grew beyond ``size``."""
+    """Delete a wrong file and the Hub library's records of it.
+
+    With ``size``, after a failed download, delete only partial files that are larger than ``size``.
+    """
     notes = folder / ".cache/huggingface/download" / name
     if size is not None:
         traces = [path for path in notes.parent.glob("*.incomplete") if path.stat().st_size > size]
@@ -246,14 +254,14 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 def fetch_weights(target: str | Path, addresses: Sequence[str], sha256: str) -> None:
-    """Bring one file of published weights to ``target``; one that is there and right is kept.
+    """Fetch one file of published weights to ``target``; a correct file that is already there is kept.
 
     Parameters
     ----------
     addresses : sequence of str
-        Tried in order: web addresses, or files.
+        Web addresses or paths of files, tried in order.
     sha256 : str
-        The first digits of its SHA-256, as many as are published.
+        The first digits of the file's SHA-256, as many as are published.
 
     Raises
     ------
@@ -271,13 +279,13 @@ def fetch_weights(target: str | Path, addresses: Sequence[str], sha256: str) -> 
         url = address if "://" in address else Path(address).absolute().as_uri()
         try:
             download_url_to_file(url, str(target), hash_prefix=sha256, progress=False)
-        except (OSError, RuntimeError) as error:  # RuntimeError: another hash
+        except (OSError, RuntimeError) as error:  # RuntimeError: wrong hash
             problems.append(f"{address}: {' '.join(str(error).split())}")
         else:
             logger.info("fetched %s from %s, SHA-256 as published", target.name, address)
             return
     raise UserError(
         str(target),
-        f"not to be had ({'; '.join(problems)})",
+        f"no intact copy found ({'; '.join(problems)})",
         f"put a file whose SHA-256 begins with {sha256} there by hand",
     )

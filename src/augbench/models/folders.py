@@ -1,7 +1,7 @@
-"""Models from folders: what they are (content hashes) and how they are loaded.
+"""Load models from folders, and hash their content.
 
-Flows in: a folder in diffusers' or transformers' layout. Flows out: a fingerprint for recipes and provenance, or the loaded
-pipeline, in evaluation mode, on the device.
+Input: a folder in diffusers' or transformers' layout. Output: a fingerprint for recipes and provenance, or
+the loaded model, in evaluation mode, on the device.
 """
 
 from __future__ import annotations
@@ -25,11 +25,15 @@ if TYPE_CHECKING:
 
 MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".txt", ".model"}
 SAFETY_FOLDERS = ("safety_checker/", "feature_extractor/")
-NO_SAFETY_CHECKER = "allowed: a folder or Hub id of a safety checker (CompVis/stable-diffusion-safety-checker), or null to go without"
+NO_SAFETY_CHECKER = (
+    "allowed: a folder or Hub id of a safety checker (CompVis/stable-diffusion-safety-checker), "
+    "or null to go without"
+)
+TEXTS_AT_ONCE = 64
 
 
 def model_files(folder: str | Path) -> list[Path]:
-    """The files that make a model: configuration, vocabulary, weights; sorted."""
+    """List the files of a model (configuration, vocabulary, weights), sorted."""
     return sorted(
         path
         for path in Path(folder).rglob("*")
@@ -38,17 +42,20 @@ def model_files(folder: str | Path) -> list[Path]:
 
 
 def fingerprint(folder: str | Path, safety_checker: str | None = "model") -> dict[str, Any]:
-    """Hashes of a model's files, and one ``id`` over them all; a fetched model's says from which repository and revision it is.
+    """Hash a model's files, and return the hashes with one ``id`` over them all.
+
+    The fingerprint of a fetched model also names its repository and revision.
 
     Parameters
     ----------
     safety_checker : str, optional
-        As ``diffusion.safety_checker`` with a folder: its files stand for the model's own, which are left out if it is another or none.
+        ``model``, a folder, or None, as in ``diffusion.safety_checker``. With a folder, its files replace
+        those of the model's own safety checker; with None, the model's own are left out.
 
     Raises
     ------
     UserError
-        The folder holds no model, or one that was fetched and has changed since.
+        The folder has no model, or a fetched model that has changed since.
     """
     folder = Path(folder)
     files = {path.relative_to(folder).as_posix(): sha256_file(path) for path in model_files(folder)}
@@ -74,16 +81,22 @@ def fingerprint(folder: str | Path, safety_checker: str | None = "model") -> dic
 
 
 def pick_device(wanted: str) -> torch.device:
-    """``auto``, ``cpu`` or ``cuda`` as a torch device."""
+    """Return ``auto``, ``cpu`` or ``cuda`` as a torch device.
+
+    Raises
+    ------
+    UserError
+        ``cuda`` without a GPU.
+    """
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("execution.device", "'cuda', and there is none here", "allowed here: auto, cpu")
+        raise UserError("execution.device", "'cuda', but no GPU is available here", "allowed here: auto, cpu")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Values in main memory, on ``device``; a GPU fetches them when it gets there, and nothing waits for that."""
+    """Copy values from main memory to ``device``; the copy to a GPU is asynchronous."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
@@ -92,17 +105,19 @@ def _require(folder: str | Path) -> None:
         raise UserError(
             str(folder),
             "no such folder",
-            "put the model back; one that was fetched comes again if the study's folder models/ is deleted",
+            "put the model back, or fetch it again by deleting the study's folder models/",
         )
 
 
 def load_pipeline(diffusion: Diffusion, device: torch.device) -> StableDiffusionPipeline:
-    """Stable Diffusion with the study's sampler, precision and safety checker; ``safety_checker`` is None only if the study says so.
+    """Load Stable Diffusion with the study's sampler, precision and safety checker.
+
+    The pipeline has no safety checker only if the study says so.
 
     Raises
     ------
     UserError
-        The model's folder is gone; or it has no safety checker, and the study does not say what should stand for it.
+        The model's folder is missing, or the model has no safety checker and the study names no other.
     """
     import torch
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
@@ -120,16 +135,15 @@ def load_pipeline(diffusion: Diffusion, device: torch.device) -> StableDiffusion
             "diffusion.safety_checker", f"{diffusion.model} has none of its own", NO_SAFETY_CHECKER
         )
     pipeline.set_progress_bar_config(disable=True)
-    if (
-        device.type == "cuda"
-    ):  # its half-precision units want channels last, and everything else would be copied for each convolution
+    # a GPU's half-precision units work on channels last; other layouts would be copied for each convolution
+    if device.type == "cuda":
         for network in (pipeline.unet, pipeline.vae):
             network.to(memory_format=torch.channels_last)
     return pipeline.to(device)
 
 
 def load_unet(pipeline: StableDiffusionPipeline, folder: str | Path) -> None:
-    """Give the pipeline's U-Net the weights that are in ``folder``; the network stays the same, and compiled if it was."""
+    """Load the weights in ``folder`` into the pipeline's U-Net; a compiled network stays compiled."""
     from diffusers import UNet2DConditionModel
 
     _require(folder)
@@ -140,7 +154,10 @@ def load_unet(pipeline: StableDiffusionPipeline, folder: str | Path) -> None:
 
 
 def _safety_components(folder: str | None, dtype: torch.dtype) -> dict[str, Any]:
-    """What stands for the pipeline's own safety checker: nothing for ``model``, none at all for None, else what is in the folder."""
+    """Return the pipeline's arguments for its safety checker.
+
+    ``model``: none, so the pipeline keeps its own. None: a pipeline without one. A folder: the checker in it.
+    """
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
     from transformers import CLIPImageProcessor
 
@@ -159,7 +176,7 @@ def _safety_components(folder: str | None, dtype: torch.dtype) -> dict[str, Any]
 
 
 def load_clip(folder: str | Path, device: torch.device) -> tuple[CLIPModel, CLIPTokenizer]:
-    """CLIP and its tokenizer, in single precision; raises :class:`UserError` where the folder is gone."""
+    """Load CLIP and its tokenizer, in single precision; raise :class:`UserError` if the folder is missing."""
     import torch
     from transformers import CLIPModel, CLIPTokenizer
 
@@ -168,14 +185,11 @@ def load_clip(folder: str | Path, device: torch.device) -> tuple[CLIPModel, CLIP
     return model.eval().to(device), CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-TEXTS_AT_ONCE = 64
-
-
 def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> torch.Tensor:
-    """Unit text embeddings ``float32 (N, D)``, on the model's device.
+    """Compute unit text embeddings ``float32 (N, D)``, on the model's device.
 
-    Each distinct text is encoded once, with others of about its length: texts repeat, and padding is work too. The text tower is causal,
-    so padding changes nothing.
+    Texts repeat, so each distinct text is encoded once. Padding costs time, so texts of similar length
+    share a batch. The text tower is causal, so padding does not change the embeddings.
     """
     import torch
 
@@ -198,7 +212,10 @@ def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, texts: Sequence[str]
 
 
 def _cut(image: Image.Image, shorter: int, crop: tuple[int, int], resample: Any) -> Image.Image:
-    """What transformers' image processor cuts out of an image, bit for bit, without its way through arrays, during which other threads wait."""
+    """Resize and crop an image as transformers' image processor does, bit for bit.
+
+    The processor converts to arrays and back, and blocks other threads meanwhile; this does not.
+    """
     width, height = image.size
     short, long = sorted((width, height))
     longer = int(shorter * long / short)
@@ -209,17 +226,18 @@ def _cut(image: Image.Image, shorter: int, crop: tuple[int, int], resample: Any)
 
 
 class ImageTower:
-    """CLIP's image embeddings, after its own image processor; to be called with images.
+    """Compute CLIP's image embeddings, with its own image processor; call it with images.
 
-    The last layer is computed for the class token alone, the only one that CLIP reads: for ViT-L/14 a thirtieth of the work, for a small
-    network a fifth, and nothing of the result.
+    The last layer is computed for the class token alone, the only one that CLIP reads. This saves a
+    thirtieth of the work for ViT-L/14 and a fifth for a small network, and leaves the result unchanged.
 
     Parameters
     ----------
     model : CLIPModel
-        As :func:`load_clip` gives it; of its hidden states after the last layer only the class token's mean something from now on.
+        From :func:`load_clip`. It is modified: after its last layer, only the hidden state of the class
+        token is valid.
     processor : CLIPImageProcessor
-        Of the same folder.
+        From the same folder.
     half : bool
         Multiply matrices in float16, as CLIP's authors do; norms, sums and the result are float32.
     """
@@ -227,14 +245,16 @@ class ImageTower:
     def __init__(self, model: CLIPModel, processor: CLIPImageProcessor, half: bool = False) -> None:
         self.model, self.processor, self.half = model, processor, half
         last = model.vision_model.encoder.layers[-1]
-        for module in (
-            last.self_attn.out_proj,
-            last.layer_norm2,
-        ):  # what comes after is added to all tokens, and read at the first
+        # Keep only the first token. Later additions broadcast the result to all tokens, but only the first
+        # is read.
+        for module in (last.self_attn.out_proj, last.layer_norm2):
             module.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :1],))
 
     def prepare(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Resized and cropped pixels, uint8 ``(N, 3, H, W)``, on the CPU; other threads may do this ahead of :meth:`embed`."""
+        """Resize and crop images to pixels, uint8 ``(N, 3, H, W)``, on the CPU.
+
+        Other threads may do this ahead of :meth:`embed`.
+        """
         import numpy as np
         import torch
 
@@ -246,12 +266,10 @@ class ImageTower:
 
     @cached_property
     def _sides(self) -> tuple[int, tuple[int, int], Any] | None:
-        """Shorter side, crop ``(height, width)`` and resampling of the usual CLIP; None for a processor that does anything else."""
+        """Shorter side, crop ``(height, width)`` and resampling; None for an unusual processor."""
         processor = self.processor
-        shorter, crop = (
-            processor.size.get("shortest_edge", 0),
-            (processor.crop_size["height"], processor.crop_size["width"]),
-        )
+        shorter = processor.size.get("shortest_edge", 0)
+        crop = (processor.crop_size["height"], processor.crop_size["width"])
         usual = (
             processor.do_convert_rgb
             and processor.do_resize
@@ -261,14 +279,13 @@ class ImageTower:
         return (shorter, crop, processor.resample) if usual else None
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Embeddings of what :meth:`prepare` gave, float32 ``(N, D)``, not of unit length, on the model's device."""
+        """Embed pixels from :meth:`prepare`: float32 ``(N, D)``, not normalised, on the model's device."""
         import torch
 
         device, processor = self.model.device, self.processor
         values = to_device(pixels, device)
-        if (
-            processor.do_rescale
-        ):  # in the processor's order and precision: the same bits, but a batch at a time
+        # same order and precision as the processor, so the same bits, but for a whole batch at once
+        if processor.do_rescale:
             values = (values.double() * processor.rescale_factor).float()
         if processor.do_normalize:
             mean, std = (
@@ -280,19 +297,19 @@ class ImageTower:
             return self.model.get_image_features(pixel_values=values.float()).float()
 
     def __call__(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Embeddings of images of any size, float32 ``(N, D)``, not of unit length."""
+        """Embed images of any size: float32 ``(N, D)``, not normalised."""
         return self.embed(self.prepare(images))
 
 
 def load_image_tower(
     folder: str | Path, device: torch.device, model: CLIPModel | None = None, half: bool = False
 ) -> ImageTower:
-    """CLIP's image tower from a folder; raises :class:`UserError` where that is gone.
+    """Load CLIP's image tower from a folder; raise :class:`UserError` if the folder is missing.
 
     Parameters
     ----------
     model : CLIPModel, optional
-        What :func:`load_clip` gave for the same folder, where that is needed beside it.
+        The model of the same folder, if :func:`load_clip` has loaded it already.
     half : bool
         As :class:`ImageTower`.
     """
@@ -306,7 +323,7 @@ def load_image_tower(
 
 
 def check_safety(pipeline: StableDiffusionPipeline, images: Sequence[Any]) -> list[bool]:
-    """Whether the pipeline's safety checker flags each of the PIL ``images``; one that is off flags none."""
+    """Whether the pipeline's safety checker flags each of the PIL ``images``; without a checker, none is."""
     import numpy as np
     import torch
 

@@ -1,4 +1,4 @@
-"""Places that may have a model: the Hub, mirrors that speak its protocol, folders."""
+"""Sources of models: the Hub, mirrors that speak its protocol, and folders."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ SECONDS_TO_ANSWER = 20
 
 
 class Source(Protocol):
-    """A place that may have the model; everything that can go wrong there is an :class:`OSError`."""
+    """A place that may have the model; all its failures are raised as :class:`OSError`."""
 
     name: str
 
     def files(self, model: HubModel) -> dict[str, Expected]:
-        """All files of the model, with what is known of each."""
+        """Map each file of the model to its expected size and hash."""
 
     def get(self, model: HubModel, name: str, folder: Path) -> None:
-        """Bring one file into ``folder``, under its own name."""
+        """Fetch one file into ``folder``, under its own name."""
 
 
 class Endpoint:
-    """The Hub, or a mirror that speaks its protocol; an interrupted download is gone on with.
+    """The Hub, or a mirror that speaks its protocol; interrupted downloads resume.
 
     Parameters
     ----------
     url : str
         Its address.
     is_hub : bool
-        Whether the user's access token may be shown to it.
+        Whether it is the Hub itself. Only the Hub gets the user's access token.
     """
 
     def __init__(self, url: str, is_hub: bool) -> None:
@@ -75,7 +75,7 @@ class Endpoint:
 
 
 class Folder:
-    """Models on a disk: another folder of fetched models, or a cache as the Hub's own library keeps it."""
+    """Models on disk: another folder of fetched models, or a cache of the Hub's own library."""
 
     def __init__(self, path: str) -> None:
         self.path, self.name = Path(path), path
@@ -97,9 +97,8 @@ class Folder:
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder).as_posix()
             if path.is_file() and not name.startswith(".cache/"):
-                blob = (
-                    path.resolve().name if path.is_symlink() else ""
-                )  # a cache's files are links to what is named by its hash
+                # in a cache, files are links to blobs that are named by their hash
+                blob = path.resolve().name if path.is_symlink() else ""
                 found[name] = Expected(
                     self.name,
                     path.stat().st_size,
@@ -114,8 +113,9 @@ class Folder:
 
 
 def sources_of(model: HubModel) -> list[Source]:
-    """In the order in which they are asked for files: the user's mirrors, then the Hub."""
-    # read when the library is imported: no bars in log files; plain HTTPS, which goes on byte by byte and passes more firewalls than Xet
+    """Return the sources in the order in which they are asked for files: the user's mirrors, then the Hub."""
+    # The library reads these when it is imported. Bars would fill log files. Plain HTTPS resumes at the
+    # exact byte and passes more firewalls than Xet.
     os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"}
     from huggingface_hub import constants
 
@@ -127,7 +127,7 @@ def sources_of(model: HubModel) -> list[Source]:
 
 
 def reason_of(error: OSError) -> str:
-    """Why a source failed, on one line."""
+    """Return the reason why a source failed, on one line."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,

@@ -1,8 +1,7 @@
-"""Adam over a stack of vectors that learn independently of each other (Kingma and Ba, 2015; Loshchilov and Hutter, 2019).
+"""Adam for independent rows of one parameter (Kingma and Ba, 2015; Loshchilov and Hutter, 2019).
 
-Flows in: a parameter whose first dimension counts rows, and which rows have a gradient in this step. Flows out: updated rows.
-Moments and step counts are kept per row, and a row without samples stays as it is, so that rows that learn together end where
-they would have ended alone.
+Moments and step counts are kept per row, and a row without samples in a step does not change. Rows that
+learn together therefore end where each would end if it learned alone.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ class RowAdam:
     Parameters
     ----------
     values : Tensor
-        What is learned, ``(rows, ...)``; its ``grad`` is read at every step.
+        The learned parameter, ``(rows, ...)``; each step reads its ``grad``.
     lr : float
         Learning rate of all rows.
     weight_decay : float
@@ -45,7 +44,7 @@ class RowAdam:
 
     @torch.no_grad()
     def step(self, rows: Sequence[int]) -> None:
-        """Update ``rows``, those that had samples, and forget all gradients."""
+        """Update ``rows``, the rows that had samples in this step, and clear the gradient."""
         assert self.values.grad is not None
         index = torch.tensor(rows)
         self.steps[index] += 1
@@ -67,11 +66,11 @@ class RowAdam:
         self.values.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments and step counts."""
+        """Moments and step counts of all rows."""
         return {"mean": self.mean, "square": self.square, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
+        """Restore the state that :meth:`state_dict` returned."""
         self.mean.copy_(state["mean"])
         self.square.copy_(state["square"])
         self.steps.copy_(state["steps"])

@@ -1,13 +1,16 @@
-"""Clusters of each class's images, for one learned conditioning per cluster (paper, section 3.1: k-means on Inception-v3 pool features).
+"""Cluster each class's images, for one learned conditioning per cluster.
 
-Flows in: the training and validation splits, and the network that features come from. Flows out: per number of clusters a table
-with the cluster of every image. Features are computed once for all tables; validation images go to the nearest centroid.
+The method is k-means on Inception-v3 pool features (paper, section 3.1). Input: the training and
+validation splits, and the network that computes the features. Output: for each number of clusters, a
+table with the cluster of every image. Features are computed once for all tables. Validation images go to
+the nearest centroid.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,17 +41,19 @@ logger = logging.getLogger(__name__)
 SCHEMA = pa.schema(
     [("image_id", pa.string()), ("class_id", pa.string()), ("split", pa.string()), ("cluster", pa.int32())]
 )
-STARTS = 10  # of k-means; the best is kept
+STARTS = 10  # random starts of k-means, of which the best is kept
 Features = Callable[["Sequence[Image]"], "torch.Tensor"]
 
 
 def inception_features(weights: str | Path, device: torch.device) -> Features:
-    """Inception-v3's 2,048 pool features, after the published weights' preprocessing (299 pixels, ImageNet's mean and deviation).
+    """Function from images to Inception-v3's 2,048 pool features.
+
+    It preprocesses as the published weights need it: 299 pixels, ImageNet's mean and standard deviation.
 
     Raises
     ------
     UserError
-        ``weights`` is missing, or holds something else.
+        The file ``weights`` is missing, or does not hold weights of Inception-v3.
     """
     import pickle
 
@@ -59,7 +64,7 @@ def inception_features(weights: str | Path, device: torch.device) -> Features:
     remedy = f"put {published.url.rsplit('/', 1)[-1]} of torchvision there, or set finetune.features: clip"
     if not Path(weights).is_file():
         raise UserError("finetune.inception_weights", f"no file {str(weights)!r}", remedy)
-    # as torchvision builds it for these weights, which expect values in -1..1
+    # torchvision builds it this way for these weights, which expect values in -1..1
     network = inception_v3(weights=None, aux_logits=True, transform_input=True, init_weights=False)
     try:
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
@@ -76,7 +81,7 @@ def inception_features(weights: str | Path, device: torch.device) -> Features:
 
 
 def load_features(study: Study, clip_path: str | Path) -> Features:
-    """The network that ``finetune.features`` names."""
+    """Load the network that ``finetune.features`` names."""
     from augbench.models.folders import load_image_tower, pick_device
 
     device = pick_device(study.execution.device)
@@ -88,7 +93,7 @@ def load_features(study: Study, clip_path: str | Path) -> Features:
 def compute_features(
     features: Features, images: Iterable[Image], batch_size: int, progress: Progress
 ) -> np.ndarray:
-    """Features of all images, float32 ``(N, width)``."""
+    """Compute the features of all images, float32 ``(N, width)``."""
     import torch
 
     parts = []
@@ -102,7 +107,10 @@ def compute_features(
 def cluster_class(
     train: np.ndarray, validation: np.ndarray, clusters: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """k-means on a class's training features ``(n, width)``; the cluster of each training and validation image."""
+    """Run k-means on a class's training features ``(n, width)``.
+
+    Returns the cluster of each training image and of each validation image.
+    """
     from sklearn.cluster import KMeans
 
     fitted = KMeans(clusters, n_init=STARTS, random_state=seed % 2**32).fit(train)
@@ -130,16 +138,17 @@ def cluster_images(
     clip_path: str | Path,
     outs: Sequence[str | Path],
 ) -> None:
-    """Cluster the images of every class; what the store holds is linked.
+    """Cluster the images of every class; tables that the store holds are linked.
 
     Parameters
     ----------
     ks : sequence of int
         Numbers of clusters per class.
     clip_path : path
-        Fingerprint of the study's CLIP; read where ``finetune.features`` is ``clip``.
+        Fingerprint of the study's CLIP; read only if ``finetune.features`` is ``clip``.
     outs : sequence of path
-        A table per number of clusters: image_id, class_id, split (``train``, ``val``), cluster (int32, from 0).
+        One table per number of clusters, with columns image_id, class_id, split (``train``, ``val``) and
+        cluster (int32, from 0).
 
     Raises
     ------
@@ -166,13 +175,10 @@ def cluster_images(
 
     def write(path: Path, k: int) -> None:
         if not computed:
-            source, features = (
-                open_source(study.dataset, study.seed, study.corpus),
-                load_features(study, clip_path),
-            )
-            progress = Progress(
-                f"features ({study.finetune.features})", sum(map(len, splits.values())), "image"
-            )
+            source = open_source(study.dataset, study.seed, study.corpus)
+            features = load_features(study, clip_path)
+            images = sum(map(len, splits.values()))
+            progress = Progress(f"features ({study.finetune.features})", images, "image")
             for name, split in splits.items():
                 computed[name] = compute_features(
                     features, source.load(split.sources), study.execution.batch_size, progress
@@ -180,8 +186,8 @@ def cluster_images(
         pq.write_table(_cluster_table(splits, computed, k, study.seed), path)
 
     for k, out in zip(ks, outs, strict=True):
-        made = job.store.provide("clusters", recipes[k], out, lambda path, k=k: write(path, k))  # type: ignore[misc]
-        logger.info("%d clusters per class: %s", k, "found" if made else "taken from the store")
+        made = job.store.provide("clusters", recipes[k], out, partial(write, k=k))
+        logger.info("%d clusters per class: %s", k, "computed" if made else "taken from the store")
 
 
 def _cluster_table(splits: dict[str, Split], features: dict[str, np.ndarray], k: int, seed: int) -> pa.Table:
@@ -189,15 +195,11 @@ def _cluster_table(splits: dict[str, Split], features: dict[str, np.ndarray], k:
     members = {name: np.array(split.class_ids) for name, split in splits.items()}
     for class_id in dict.fromkeys(splits["train"].class_ids):
         train, validation = (np.flatnonzero(members[name] == class_id) for name in ("train", "val"))
-        labels = cluster_class(
-            features["train"][train],
-            features["val"][validation],
-            k,
-            derive_seed(seed, "clusters", class_id, k),
-        )
+        class_seed = derive_seed(seed, "clusters", class_id, k)
+        labels = cluster_class(features["train"][train], features["val"][validation], k, class_seed)
         found["train"][train], found["val"][validation] = labels
     parts = [
         pa.table([split.image_ids, split.class_ids, [name] * len(split), found[name]], schema=SCHEMA)
         for name, split in splits.items()
-    ]  # fmt: skip
+    ]
     return pa.concat_tables(parts)

@@ -1,7 +1,8 @@
-"""What fine-tuning sees of the images: cached latents, and random numbers that depend on the image and the epoch alone.
+"""Training data of fine-tuning: cached latents, and random numbers for each image and epoch.
 
-Flows in: images, the VAE, names of images and epochs. Flows out: latent moments, computed once per image and mirror image, and
-for every sample its flip, noise and timestep. Nothing here knows which other images are in a batch.
+Input: images, the VAE, ids of images and numbers of epochs. Output: latent moments, computed once per
+image and mirror image, and the flip, noise and timestep of every sample. None of it depends on the other
+images of a batch.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ class Draw:
     mirrored : bool
         Whether the mirror image is used.
     posterior, noise : Tensor
-        Standard normal, of the latent's shape: for the VAE's posterior, and what the denoiser shall find.
+        Standard normal, of the latent's shape: ``posterior`` samples the VAE's posterior, and the
+        denoiser has to predict ``noise``.
     timestep : int
-        Of the noise schedule.
+        Timestep of the noise schedule.
     prompt : int
-        Chooses the prompt, where there are several.
+        Random number that chooses the prompt if there are several.
     """
 
     mirrored: bool
@@ -56,28 +58,28 @@ def cache_moments(
     dtype: torch.dtype,
     progress: Progress,
 ) -> torch.Tensor:
-    """Latent moments of every image, on the CPU.
+    """Compute the latent moments of every image; the result is on the CPU.
 
     Parameters
     ----------
     images : iterable of Image
         8-bit RGB of any size.
     mirror : bool
-        Whether mirror images are encoded, too.
+        Whether mirror images are encoded too.
     dtype
-        In which they are kept.
+        Precision in which the moments are kept.
 
     Returns
     -------
     Tensor
-        ``(images, 1 or 2, 2, channels, height, width)``: the image and its mirror image; mean and standard deviation of the VAE's
-        posterior, both times ``scaling_factor``.
+        ``(images, 1 or 2, 2, channels, height, width)``. Dimension 1: the image and, with ``mirror``, its
+        mirror image. Dimension 2: mean and standard deviation of the VAE's posterior, both times
+        ``scaling_factor``.
     """
     parts = []
     for batch in in_batches(images, batch_size):
-        pixels = torch.from_numpy(
-            np.stack([np.asarray(square(image, resolution)) for image in batch])
-        ).permute(0, 3, 1, 2)
+        squares = np.stack([np.asarray(square(image, resolution)) for image in batch])
+        pixels = torch.from_numpy(squares).permute(0, 3, 1, 2)
         pixels = (pixels.to(vae.device).float() / 127.5 - 1).to(vae.dtype)
         views = []
         for view in (pixels, pixels.flip(-1)) if mirror else (pixels,):
@@ -89,14 +91,14 @@ def cache_moments(
 
 
 def epoch_order(seed: int, scope: Sequence[str], epoch: int, size: int) -> np.ndarray:
-    """The order of an epoch's ``size`` images; ``scope`` names the classes that share their steps."""
+    """Order of an epoch's ``size`` images; ``scope`` names the classes that share their steps."""
     return np.random.default_rng(derive_seed(seed, "finetune order", *scope, epoch)).permutation(size)
 
 
 def draw_training(
     seed: int, class_id: str, image_id: str, epoch: int, shape: Sequence[int], flip: float, timesteps: int
 ) -> Draw:
-    """The random numbers of a training image in an epoch, a function of the arguments alone (invariant 3)."""
+    """Random numbers of a training image in an epoch, a function of the arguments only (seeded images)."""
     scope = ("finetune", class_id, image_id, epoch)
     generator = torch.Generator().manual_seed(derive_seed(seed, *scope))
     mirrored = bool(torch.rand((), generator=generator) < flip)
@@ -108,19 +110,13 @@ def draw_training(
 def draw_validation(
     seed: int, class_id: str, image_id: str, number: int, shape: Sequence[int], timesteps: int
 ) -> Draw:
-    """The fixed random numbers that a validation image's loss is measured on, so that epochs compare; one prompt per image.
+    """Random numbers for a validation image's loss, the same in every epoch, so that epochs are comparable.
 
-    The image is not mirrored, and its latent is the mode of the VAE's posterior.
+    All draws of an image have the same prompt. The image is not mirrored, and its latent is the mode of
+    the VAE's posterior.
     """
-    generator = torch.Generator().manual_seed(
-        derive_seed(seed, "finetune validation", class_id, image_id, number)
-    )
+    scope = ("finetune validation", class_id, image_id)
+    generator = torch.Generator().manual_seed(derive_seed(seed, *scope, number))
     noise = torch.randn(tuple(shape), generator=generator)
     timestep = int(torch.randint(0, timesteps, (), generator=generator))
-    return Draw(
-        False,
-        torch.zeros(tuple(shape)),
-        noise,
-        timestep,
-        derive_seed(seed, "finetune validation", class_id, image_id, "prompt"),
-    )
+    return Draw(False, torch.zeros(tuple(shape)), noise, timestep, derive_seed(seed, *scope, "prompt"))

@@ -1,7 +1,7 @@
-"""What is learned, as the denoiser sees it: text states, either learned themselves or the text encoder's for a pseudo-word.
+"""Learned text states for the denoiser: learned directly, or encoded from a learned pseudo-word.
 
-Flows in: the text encoder and its tokenizer, and what each row stands for. Flows out: rows of values to learn, and text states
-``(N, tokens, width)`` that carry gradients to the rows and to nothing else.
+Input: the text encoder and its tokenizer, and the meaning of each row. Output: rows of values to learn,
+and text states ``(N, tokens, width)`` whose gradients reach only these rows.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from augbench.models.folders import to_device
 
 
 class Rows(Protocol):
-    """Learned vectors; a row belongs to one cluster of one class."""
+    """Learned vectors; each row belongs to one cluster of one class."""
 
     values: nn.Parameter  # float32 (rows, ...)
 
     def states(self, rows: Sequence[int], draws: Sequence[int]) -> torch.Tensor:
-        """Text states ``(N, tokens, width)`` for samples of ``rows``; ``draws`` are random numbers that choose a prompt."""
+        """Text states ``(N, tokens, width)`` of samples; the random numbers ``draws`` choose the prompts."""
 
 
 def token_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> torch.Tensor:
-    """Tokens ``int64 (N, tokens)``, padded and cut to the text encoder's length as diffusers' pipeline does."""
+    """Token ids ``int64 (N, tokens)``, padded and truncated to the encoder's length as in diffusers."""
     encoded = tokenizer(
         list(prompts),
         padding="max_length",
@@ -39,31 +39,33 @@ def token_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> torch.Tensor:
 
 
 class ConditioningRows:
-    """Text states that are learned themselves; no text encoder is needed (paper, section 3.1: FT conditioning, Imagic).
+    """Text states that are learned directly, without a text encoder (paper, section 3.1).
+
+    The paper's methods FT conditioning and Imagic learn them.
 
     Parameters
     ----------
     values : Tensor
-        Where they start, ``(rows, tokens, width)``.
+        Initial values, ``(rows, tokens, width)``.
     """
 
     def __init__(self, values: torch.Tensor) -> None:
         self.values = nn.Parameter(values.detach().float().clone())
 
     def states(self, rows: Sequence[int], draws: Sequence[int]) -> torch.Tensor:
-        """The rows' values; there is no prompt to choose."""
+        """Values of the rows; ``draws`` is ignored, because there is no prompt to choose."""
         return self.values[to_device(torch.tensor(rows), self.values.device)]
 
 
 class LearnedEmbedding(nn.Module):
-    """A frozen table of token embeddings, and learned rows for the tokens after its vocabulary.
+    """A frozen table of token embeddings, followed by learned rows for new tokens.
 
     Parameters
     ----------
     table : Embedding
-        The text encoder's own.
+        The text encoder's own table.
     values : Parameter
-        ``(rows, width)``; row i is token ``first + i``.
+        Learned embeddings, ``(rows, width)``; row i is token ``first + i``.
     first : int
         Size of the vocabulary without the new tokens.
     """
@@ -80,31 +82,35 @@ class LearnedEmbedding(nn.Module):
 
 
 def word_embedding(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, word: str) -> torch.Tensor:
-    """Where a pseudo-word starts: the mean of the embeddings of the tokens of ``word``, ``(width,)`` (paper, section 3.1)."""
+    """Mean embedding ``(width,)`` of the tokens of ``word``, from which a pseudo-word starts.
+
+    Source: paper, section 3.1.
+    """
     ids = tokenizer(word, add_special_tokens=False).input_ids
     return text_encoder.get_input_embeddings().weight[ids].float().mean(0)
 
 
 class PseudowordRows:
-    """Token embeddings of new words, seen through the frozen text encoder (paper, section 3.1: textual inversion).
+    """Learned token embeddings of new words (paper, section 3.1: textual inversion).
 
-    The text encoder's table of embeddings is wrapped, the tokenizer gets the new words; all else of both stays as it is.
+    The frozen text encoder turns them into text states. Its table of embeddings is wrapped, and the
+    tokenizer gets the new words; nothing else of the two changes.
 
     Parameters
     ----------
     text_encoder, tokenizer
-        Of the diffusion model.
+        Those of the diffusion model.
     words : sequence of str
-        The new word of every row.
+        The new word of each row.
     values : Tensor
-        Where they start, ``(rows, width)``.
+        Initial values, ``(rows, width)``.
     prompt : callable
-        From a row and a random number to a prompt that holds the row's word.
+        Function from a row and a random number to a prompt that contains the row's word.
 
     Raises
     ------
     UserError
-        The tokenizer knows one of the words already.
+        The tokenizer already knows one of the words.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""From a study's section to a training: the parts of Stable Diffusion that are needed, each in memory for as long as it is.
+"""Set up a fine-tuning from the config and run it, with only the needed parts of Stable Diffusion in memory.
 
-Flows in: classes with their images, the study's ``finetune`` section, a method's row, one factor on its learning rates. Flows out: what
-every class has learned. The safety checker is never loaded, the VAE goes once the latents are cached, and the text encoder stays
-only where a pseudo-word is learned.
+Input: classes with their images, the study's ``finetune`` section, a method, and one factor on its learning
+rates. Output: what every class has learned. The safety checker is never loaded. The VAE is dropped when the
+latents are cached. The text encoder is kept only if a pseudo-word is learned.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ T = TypeVar("T")
 
 
 def settings_of(study: Study, method: PersonaliseMethod, factor: float) -> Settings:
-    """The settings of a method's fine-tuning at one factor of its learning rates."""
+    """Settings of a method's fine-tuning at one factor on its learning rates."""
     finetune = study.finetune
     lr, unet_lr = learning_rates(study, method, factor)
+    mixed_precision = method.train_unet and finetune.dtype != "float32"
     return Settings(
         seed=study.seed,
         lr=lr,
@@ -51,28 +52,30 @@ def settings_of(study: Study, method: PersonaliseMethod, factor: float) -> Setti
         weight_decay=finetune.weight_decay,
         micro_batch=study.execution.batch_size,
         compiled=study.execution.compile,
-        autocast=None
-        if not method.train_unet or finetune.dtype == "float32"
-        else getattr(torch, finetune.dtype),
+        autocast=getattr(torch, finetune.dtype) if mixed_precision else None,
     )
 
 
 def load_part(kind: type[T], folder: str, part: str, dtype: torch.dtype, device: torch.device) -> T:
-    """One part of a Stable Diffusion folder, frozen, in evaluation mode; the others are not read."""
-    # transformers calls it dtype; diffusers asks for accelerate unless told not to save memory
+    """Load one part of a Stable Diffusion folder, frozen and in evaluation mode; other parts are not read."""
+    # the two libraries name the option differently; with low_cpu_mem_usage, diffusers needs accelerate
     options = (
         {"dtype": dtype}
         if issubclass(kind, CLIPTextModel)
         else {"torch_dtype": dtype, "low_cpu_mem_usage": False}
     )
-    module = kind.from_pretrained(folder, subfolder=part, local_files_only=True, **options)  # type: ignore[attr-defined]
+    load = kind.from_pretrained  # type: ignore[attr-defined]
+    module = load(folder, subfolder=part, local_files_only=True, **options)
     return module.eval().requires_grad_(False).to(device)
 
 
 def new_rows(
     study: Study, method: PersonaliseMethod, tasks: Sequence[ClassTask], device: torch.device
 ) -> Rows:
-    """What is learned, at its start; all clusters of a class start equal. The text encoder is kept only where it is needed."""
+    """Learned values at their start; all clusters of a class start with equal values.
+
+    The text encoder is kept only if a pseudo-word is learned.
+    """
     folder, clusters = study.diffusion.folder, method.clusters
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
     if method.learn == "conditioning":
@@ -97,7 +100,10 @@ def new_rows(
 def encode_images(
     study: Study, tasks: Sequence[ClassTask], source: ImageSource, device: torch.device, what: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latent moments of all training and all validation images, class by class; the VAE is in memory for as long only."""
+    """Latent moments of all training images and of all validation images, class by class.
+
+    The VAE is in memory only during this call.
+    """
     dtype = getattr(torch, study.finetune.dtype)
     vae = load_part(AutoencoderKL, study.diffusion.folder, "vae", dtype, device)
     kept = torch.float32 if dtype == torch.float32 else torch.float16
@@ -133,16 +139,17 @@ def fine_tune(
     Parameters
     ----------
     factor : float
-        On the learning rates.
+        Multiplies the learning rates.
     folder : Path
-        Working folder of this training: its checkpoint, and afterwards ``unet_epoch{epoch}`` for the candidates of a trained U-Net.
+        Working folder of this training. It holds the checkpoint and, at the end, a folder
+        ``unet_epoch{epoch}`` for each candidate of a trained U-Net.
     what : str
-        Begins the lines of progress.
+        Prefix of the progress lines.
 
     Returns
     -------
     dict of Learned
-        By class_id.
+        Results by class_id.
     """
     device = pick_device(study.execution.device)
     settings = settings_of(study, method, factor)

@@ -1,4 +1,4 @@
-"""Classes that are trained together: the settings they share, when they stop, what they learned."""
+"""Groups of classes that are trained together: their settings, early stopping and results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 
 @dataclass(frozen=True)
 class Settings:
-    """What shapes the training (the ``finetune`` section and the method's row), and the size of a micro-batch and compilation, which do not.
+    """Settings of a fine-tuning, from the study's ``finetune`` section and the method.
+
+    ``micro_batch`` and ``compiled`` come from the ``execution`` section and do not shape the training.
 
     Attributes
     ----------
@@ -22,7 +24,7 @@ class Settings:
     candidates : tuple of str
         ``train_loss``, ``val_loss``, ``epoch1``, ...
     micro_batch : int
-        Samples that go through the U-Net together, at most.
+        Largest number of samples that go through the U-Net together.
     autocast : dtype, optional
         Precision of a trained U-Net's operations; its weights stay float32.
     compiled : bool
@@ -47,7 +49,7 @@ class Settings:
 
     @property
     def least_epochs(self) -> int:
-        """The largest epoch that is a candidate: nothing stops before it."""
+        """Largest epoch that is a candidate; no group stops before it."""
         return max(
             (int(name.removeprefix("epoch")) for name in self.candidates if name.startswith("epoch")),
             default=1,
@@ -56,9 +58,9 @@ class Settings:
 
 @dataclass
 class ClassGroup:
-    """Classes that share their steps, by their number; when they stop, and which epoch is which candidate.
+    """Classes (by number) that share their steps, when they stop, and the epoch of each candidate.
 
-    ``best`` and ``best_train`` are the lowest losses (validation, training) after at least one epoch.
+    ``best`` and ``best_train`` are the lowest validation loss and training loss after at least one epoch.
     """
 
     classes: tuple[int, ...]
@@ -69,7 +71,10 @@ class ClassGroup:
     stopped: bool = False
 
     def record(self, epoch: int, train_loss: float, val_loss: float, settings: Settings) -> list[str]:
-        """Take note of an epoch; returns the candidates that it becomes. A loss that is not finite is never the best, but for want of another."""
+        """Record an epoch's losses; returns the candidates that this epoch becomes.
+
+        A loss that is not finite counts as the best only until a finite one comes.
+        """
         taken = []
         if "train_loss" not in self.epochs or train_loss < self.best_train:
             self.best_train = train_loss if math.isfinite(train_loss) else math.inf
@@ -87,18 +92,19 @@ class ClassGroup:
 
 @dataclass(frozen=True)
 class Learned:
-    """What a class has learned.
+    """Result of a class's fine-tuning.
 
     Attributes
     ----------
     vectors : dict of Tensor
-        By candidate, float32 ``(clusters, ...)``, on the CPU.
+        Learned vectors by candidate, float32 ``(clusters, ...)``, on the CPU.
     epochs : dict of int
-        The epoch of every candidate.
+        Epoch of each candidate.
     best_epoch : int
         Epoch (from 1) with the lowest validation loss of the class's group.
     history : tuple of dict
-        ``epoch``, ``train_loss``, ``val_loss`` of this class; epoch 0 is before training. Losses that are not finite are None.
+        ``epoch``, ``train_loss``, ``val_loss`` of this class; epoch 0 is before training. A loss that is
+        not finite is None.
     """
 
     vectors: dict[str, torch.Tensor]

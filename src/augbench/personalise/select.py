@@ -1,7 +1,7 @@
-"""Select: which checkpoint of a fine-tuned method the study goes on with (paper, section 3.2).
+"""Select the checkpoint of a fine-tuned method that the study uses (paper, section 3.2).
 
-Flows in: the results of one classifier per candidate, trained on real and added images and compared on the validation split; they have
-never seen the test split. Flows out: ``selected/{method}.json``.
+Input: the result of one classifier per candidate, trained on real and added images and scored on the
+validation split, never on the test split. Output: ``selected/{method}.json``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from augbench.files import read_json, write_json
 
 
 def select(method: str, results: Mapping[str, str | Path], out: str | Path) -> str:
-    """Write which candidate has the best validation accuracy, and every candidate's; the first of equals wins.
+    """Write each candidate's validation accuracy and the best candidate; of equal ones the first is taken.
 
     Parameters
     ----------
@@ -26,12 +26,12 @@ def select(method: str, results: Mapping[str, str | Path], out: str | Path) -> s
     Returns
     -------
     str
-        The winner.
+        The selected candidate.
 
     Raises
     ------
     UserError
-        A classifier was scored on the test split, which selection must not know.
+        A classifier was scored on the test split, which selection must not use (guarded test split).
     """
     figures = []
     for candidate, path in results.items():
@@ -40,25 +40,19 @@ def select(method: str, results: Mapping[str, str | Path], out: str | Path) -> s
             raise UserError(
                 str(path),
                 "scored on the test split",
-                "candidates are compared on the validation split alone; delete it and run again",
+                "candidates are compared on the validation split only; delete this file and run again",
             )
-        figures.append(
-            {
-                "candidate": candidate,
-                "val_top1": result["val_top1"],
-                "n_val": result["n_val"],
-                "result": str(path),
-            }
-        )
+        accuracy = {name: result[name] for name in ("val_top1", "n_val")}
+        figures.append({"candidate": candidate, **accuracy, "result": str(path)})
     winner = max(figures, key=lambda figure: figure["val_top1"])["candidate"]
     write_json(out, {"method": method, "selected": winner, "candidates": figures})
     return str(winner)
 
 
 def drop_from_store(store: Store, winner: Sequence[str | Path], losers: Sequence[str | Path]) -> int:
-    """Delete the losers' shards from the store, but for images that are the winner's too; returns how many were deleted.
+    """Delete the losers' shards from the store, except those that the winner shares; returns their number.
 
-    Their targets are temporary files of the workflow, which deletes them itself.
+    The workflow itself deletes the shards' targets, which are temporary files.
     """
 
     def kept(path: str | Path) -> Path:

@@ -1,8 +1,9 @@
-"""The stage: fine-tune a block of classes, choose the learning rate, gather what all classes learned (paper, section 3.2).
+"""Fine-tuning jobs: learn classes, choose the learning rate, gather the results (paper, section 3.2).
 
-Flows in: splits, the class table, the diffusion model, clusters. Flows out: one file of vectors per class with the losses of every
-epoch; U-Nets of candidates; then per method the best learning rate's, as ``embeddings.safetensors`` with placeholders for keys.
-What the store holds is not learned again. torch is imported only where something is to be learned.
+Input: splits, the class table, the diffusion model, clusters. Output: one file of vectors per class with
+the losses of every epoch, and the U-Nets of candidates. Then, per method, the results of the best
+learning rate: ``embeddings.safetensors``, with placeholders as keys, and U-Nets. What the store holds is
+not learned again. torch is imported only if there is something to learn.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +40,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KIND = "finetune"
-MODEL_PARTS = (
-    "scheduler/",
-    "text_encoder/",
-    "tokenizer/",
-    "unet/",
-    "vae/",
-)  # what fine-tuning sees of a model
+# parts of a diffusion model that fine-tuning reads
+MODEL_PARTS = ("scheduler/", "text_encoder/", "tokenizer/", "unet/", "vae/")
 UNET_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 HISTORY = pa.schema(
     [
@@ -61,7 +58,7 @@ HISTORY = pa.schema(
 
 
 def _task_recipe(task: ClassTask, method: PersonaliseMethod, seed: int) -> Recipe:
-    """What one class contributes: its texts, its images, their clusters."""
+    """One class's part of a recipe: its texts, its images, their clusters."""
     if method.learn == "conditioning":
         texts = {"start": start_prompt(task, method, seed)}
     else:
@@ -80,7 +77,10 @@ def _task_recipe(task: ClassTask, method: PersonaliseMethod, seed: int) -> Recip
 def group_recipes(
     job: Job, name: str, factor: float, tasks: Sequence[ClassTask], diffusion_path: str | Path
 ) -> dict[str, Recipe]:
-    """The recipe of each class's group, by class_id: all classes where they share a U-Net that trains, else the class alone."""
+    """Recipe of each class's group, by class_id.
+
+    If the U-Net trains, all classes share it and are one group. Otherwise each class is a group of its own.
+    """
     method = job.study.personalised[name]
     files = {
         path: digest
@@ -100,7 +100,10 @@ def group_recipes(
 
 
 def write_vectors(learned: Learned, recipe: Recipe, path: Path) -> None:
-    """Write what a class learned: a tensor per candidate ``(clusters, ...)``; losses, epochs of candidates and recipe in the metadata."""
+    """Write what a class learned: one tensor ``(clusters, ...)`` per candidate.
+
+    The file's metadata hold the losses, the epochs of the candidates, the best epoch and the recipe.
+    """
     metadata = {
         "history": learned.history,
         "epochs": learned.epochs,
@@ -112,7 +115,7 @@ def write_vectors(learned: Learned, recipe: Recipe, path: Path) -> None:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """``history``, ``epochs``, ``best_epoch`` and ``recipe`` of a class's vectors."""
+    """Read ``history``, ``epochs``, ``best_epoch`` and ``recipe`` from a class's file of vectors."""
     with safe_open(path, "np") as file:
         return {key: json.loads(value) for key, value in file.metadata().items()}
 
@@ -141,23 +144,26 @@ def finetune_classes(
     vectors: Sequence[str],
     unets: Mapping[str, str],
 ) -> None:
-    """Fine-tune the classes whose files are ``vectors`` at one factor of the learning rates; what the store holds is linked.
+    """Fine-tune the classes whose files are ``vectors``, at one factor on the learning rates.
+
+    Results that the store holds are linked.
 
     Parameters
     ----------
     method : str
-        A `personalise` row of the study.
+        A method of the study with the mechanism ``personalise``.
     clusters_path : path, optional
-        As :func:`augbench.personalise.cluster.cluster_images` writes it; None where a class is one cluster.
+        Table that :func:`augbench.personalise.cluster.cluster_images` writes; None if each class is one
+        cluster.
     vectors : sequence of str
-        Targets ``.../{class_id}.safetensors``; of all classes where the U-Net trains.
+        Targets ``.../{class_id}.safetensors``; of all classes if the U-Net trains.
     unets : mapping
-        Target folders by candidate; empty where the U-Net is frozen.
+        Target folders by candidate; empty if the U-Net is frozen.
 
     Raises
     ------
     UserError
-        Sources disagree, images are missing or damaged, or the model can't be fine-tuned.
+        Sources disagree about the classes, images are missing or damaged, or the model can't be fine-tuned.
     """
     targets = {Path(target).stem: target for target in vectors}
     row = job.study.personalised[method]
@@ -212,14 +218,15 @@ def _learn(
     recipes: Mapping[str, Recipe],
     split: str | Path,
 ) -> None:
-    """Learn the ``missing`` classes and commit them; an interrupted training goes on, with the classes that it was begun with."""
+    """Learn the ``missing`` classes and commit them to the store.
+
+    An interrupted training resumes, with the classes that it was started with.
+    """
     from augbench.personalise.fine_tune import fine_tune
     from augbench.personalise.train import read_checkpoint
 
     row = job.study.personalised[name]
-    folder = (
-        job.store.root.parent / ".work" / KIND / canonical_hash([recipes[class_id] for class_id in recipes])
-    )
+    folder = job.store.root.parent / ".work" / KIND / canonical_hash(list(recipes.values()))
     begun = read_checkpoint(folder)
     if begun is not None and missing <= set(begun["classes"]):
         missing = set(begun["classes"])
@@ -234,17 +241,18 @@ def _learn(
         folder=folder,
         what=f"{name}, lr x {factor:g}",
     )
-    for epoch in (
-        sorted({epoch for result in learned.values() for epoch in result.epochs.values()})
-        if row.train_unet
-        else ()
-    ):
+    epochs = {epoch for result in learned.values() for epoch in result.epochs.values()}
+    for epoch in sorted(epochs) if row.train_unet else ():
+        recipe = _unet_recipe(groups[wanted[0].info.class_id], epoch)
         for file in UNET_FILES:
             made = folder / f"unet_epoch{epoch}" / file
-            recipe = _unet_recipe(groups[wanted[0].info.class_id], epoch)
-            job.store.commit(KIND, recipe, made.suffix, lambda path, made=made: shutil.copyfile(made, path))  # type: ignore[misc]
+
+            def copy(path: Path, made: Path = made) -> None:
+                shutil.copyfile(made, path)
+
+            job.store.commit(KIND, recipe, made.suffix, copy)
     for class_id, result in learned.items():
-        write = lambda path, result=result, class_id=class_id: write_vectors(result, recipes[class_id], path)  # noqa: E731
+        write = partial(write_vectors, result, recipes[class_id])
         job.store.commit(KIND, recipes[class_id], ".safetensors", write)
     shutil.rmtree(folder)
 
@@ -253,7 +261,7 @@ def _learn(
 
 
 def _best_loss(path: str | Path) -> float:
-    """A class's validation loss at the best epoch of its group."""
+    """Validation loss of a class at the best epoch of its group; infinite if it is not finite."""
     metadata = read_metadata(path)
     loss = next(
         entry["val_loss"] for entry in metadata["history"] if entry["epoch"] == metadata["best_epoch"]
@@ -270,19 +278,24 @@ def choose_lr(
     embeddings: Mapping[str, str],
     unets: Mapping[str, str],
 ) -> None:
-    """Choose the factor on the learning rates with the lowest validation loss, and gather what it gave.
+    """Choose the factor on the learning rates with the lowest validation loss, and gather its results.
 
     Parameters
     ----------
     vectors : mapping
-        Files of all classes in the order of the class table, by factor.
+        By factor: files of all classes in the order of the class table.
     unet_folders : mapping
-        By factor, then by candidate; inner mappings are empty where the U-Net is frozen.
-    lr_path, history_path : path
-        Get the choice with each factor's mean over classes of the best validation loss, and all losses.
-    embeddings, unets : mapping
-        Targets by candidate: a file with a tensor per placeholder, ``(tokens, width)`` for conditioning and ``(1, width)`` for a pseudo-word, as
-        diffusers' ``load_textual_inversion`` takes it; a folder that diffusers loads.
+        By factor, then by candidate; the inner mappings are empty if the U-Net is frozen.
+    lr_path : path
+        Target for the chosen factor and, for each factor, the mean over classes of the best validation
+        loss.
+    history_path : path
+        Target for all losses.
+    embeddings : mapping
+        By candidate: target file with one tensor per placeholder, ``(tokens, width)`` for conditioning and
+        ``(1, width)`` for a pseudo-word, as diffusers' ``load_textual_inversion`` takes it.
+    unets : mapping
+        By candidate: target folder that diffusers loads.
 
     Raises
     ------
@@ -297,7 +310,7 @@ def choose_lr(
         raise UserError(
             "lr_grid",
             f"no finite validation loss with any of {list(losses)}",
-            "lower factors, or lower lr and unet_lr",
+            "use lower factors, or lower lr and unet_lr",
         )
     with atomic_path(history_path) as temporary:
         rows = [

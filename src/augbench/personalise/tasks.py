@@ -1,7 +1,7 @@
-"""What there is to learn: a class's images with their clusters, where its vectors start, and how fast they learn.
+"""Tasks of fine-tuning: a class's images with their clusters, the start of its vectors, the learning rates.
 
-Flows in: the class table, the training and validation splits, clusters, a method's row. Flows out: one :class:`ClassTask` per class.
-Nothing heavy is imported here.
+Input: the class table, the training and validation splits, clusters, a method. Output: one
+:class:`ClassTask` per class. No heavy library is imported here.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from augbench.prompts.stage import prompt_for
 
 @dataclass(frozen=True)
 class ImageSet(ImageList):
-    """Images of one class in one split, and the cluster of each."""
+    """Images of one class in one split, with the cluster of each."""
 
     clusters: Sequence[int]
 
 
 @dataclass(frozen=True)
 class ClassTask:
-    """One class to learn, from its training images; validation images say when to stop."""
+    """One class to learn: its training images, and validation images for early stopping."""
 
     info: ClassInfo
     train: ImageSet
@@ -39,13 +39,13 @@ class ClassTask:
 
 
 def read_clusters(path: str | Path) -> dict[str, int]:
-    """The cluster of every training and validation image, by image_id."""
+    """Read the cluster of every training and validation image, by image_id."""
     table = pq.read_table(path, columns=["image_id", "cluster"])
     return dict(zip(table.column("image_id").to_pylist(), table.column("cluster").to_pylist(), strict=True))
 
 
 def _image_sets(split: Split, clusters: Mapping[str, int] | None) -> dict[str, ImageSet]:
-    """A split by class; without clusters all images are in the first."""
+    """Images of a split by class; without ``clusters``, all are in cluster 0."""
     rows: dict[str, list[tuple[str, str, int]]] = {}
     for image_id, class_id, source in zip(split.image_ids, split.class_ids, split.sources, strict=True):
         rows.setdefault(class_id, []).append(
@@ -61,7 +61,7 @@ def class_tasks(
     clusters_path: str | Path | None,
     class_ids: Sequence[str],
 ) -> list[ClassTask]:
-    """What there is to learn for ``class_ids``, in that order.
+    """Read the tasks of ``class_ids``, in that order.
 
     Raises
     ------
@@ -86,19 +86,21 @@ def class_tasks(
 
 
 def start_word(task: ClassTask) -> str:
-    """What a class's pseudo-word starts from: the last word of its first lemma (paper, section 3.1)."""
+    """Word that a class's pseudo-word starts from: the last word of its first lemma (paper, section 3.1)."""
     return task.info.lemmas[0].split()[-1]
 
 
 def start_prompt(task: ClassTask, method: PersonaliseMethod, seed: int) -> str:
-    """The prompt that a class's conditioning starts from."""
+    """Prompt that a class's conditioning starts from."""
     return prompt_for(task.info, 0, method.prompting, seed)
 
 
 def learning_rates(study: Study, method: PersonaliseMethod, factor: float) -> tuple[float, float]:
-    """Learning rates of the vectors and of the U-Net: times the square root of the ratio of batch sizes (paper, section 3.2), times ``factor``.
+    """Learning rates of the vectors and of the U-Net (paper, section 3.2).
 
-    Defaults are those of the methods' publications: 0.005 at batch size 4 for pseudo-words, 0.001 at 1 for conditioning.
+    They are multiplied by the square root of the ratio of batch sizes and by ``factor``. Defaults come
+    from the methods' publications: 0.005 at batch size 4 for pseudo-words, 0.001 at batch size 1 for
+    conditioning.
     """
     default, default_batch = (5e-3, 4) if method.learn == "pseudoword" else (1e-3, 1)
     batch = study.finetune.batch_size
@@ -107,7 +109,7 @@ def learning_rates(study: Study, method: PersonaliseMethod, factor: float) -> tu
 
 
 def check_clusters(key: str, clusters: int, training_images: Mapping[str, int]) -> list[UserError]:
-    """What keeps classes from being clustered: k-means needs a training image per cluster.
+    """Problems with ``clusters``: k-means needs at least that many training images in every class.
 
     Parameters
     ----------

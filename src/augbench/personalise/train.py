@@ -1,9 +1,10 @@
-"""Fine-tuning: one trainer for every combination of what is learned, how many clusters, and whether the U-Net trains.
+"""Fine-tune conditionings or pseudo-words, with any number of clusters and a frozen or trained U-Net.
 
-Flows in: classes with their images, a diffusion model, settings. Flows out: per class the learned vectors of every candidate and
-the losses of every epoch; the U-Net of every epoch that is a candidate. Classes that do not share a trained U-Net are groups of
-their own, with own epochs, steps and early stopping: they learn in one process and end where they would have ended alone.
-Resumable after any epoch, because all random numbers derive from (seed, class, image, epoch).
+Input: classes with their images, a diffusion model, settings. Output: per class, the learned vectors of
+every candidate and the losses of every epoch; also the U-Net of every epoch that is a candidate. Classes
+that do not share a trained U-Net are groups of their own, each with its own epochs, steps and early
+stopping. They learn in one process and end where each would end if it learned alone. Training can resume
+after any epoch, because all random numbers derive from (seed, class, image, epoch).
 """
 
 from __future__ import annotations
@@ -38,14 +39,19 @@ from augbench.progress import Progress
 from augbench.runtime.compiling import compile_network, copies_to_fill, kernels_of
 
 logger = logging.getLogger(__name__)
-CHECKPOINT_SECONDS = 5.0  # an epoch of a tiny study takes less than writing a checkpoint
-UNET_WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name
+# least time between checkpoints: an epoch of a tiny study is shorter than writing a checkpoint
+CHECKPOINT_SECONDS = 5.0
+UNET_WEIGHTS = "diffusion_pytorch_model.safetensors"  # name that diffusers expects
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """One image in one step: its class, its number in the cached moments, the row it teaches, its share of the loss."""
+    """One image in one step.
+
+    ``number`` is its class's number, ``moments`` its position in the cached moments, ``row`` the row of
+    vectors that learns from it, ``draw`` its random numbers, ``weight`` its share of the loss.
+    """
 
     number: int
     moments: int
@@ -55,7 +61,7 @@ class _Sample:
 
 
 def micro_batches(samples: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Equal pieces of at most ``size``."""
+    """Yield pieces of at most ``size`` samples, whose lengths differ by at most one."""
     ends = np.linspace(0, len(samples), -(-len(samples) // size) + 1).round().astype(int).tolist()
     for start, end in pairwise(ends):
         yield samples[start:end]
@@ -64,7 +70,9 @@ def micro_batches(samples: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 def diffusion_target(
     scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
-    """What the U-Net shall predict: the noise, or the velocity for models that were trained so (Stable Diffusion 2.x).
+    """Target of the U-Net's prediction: the noise, or the velocity if the model was trained with it.
+
+    Stable Diffusion 2.x was trained with the velocity.
 
     Raises
     ------
@@ -86,7 +94,7 @@ def _finite(value: float) -> float | None:
 
 
 class Trainer:
-    """Everything that changes during fine-tuning.
+    """Fine-tuning of several classes, with all of its state.
 
     Parameters
     ----------
@@ -99,11 +107,11 @@ class Trainer:
     scheduler : DDPMScheduler
         The model's noise schedule.
     moments, validation_moments : Tensor
-        As :func:`~augbench.personalise.data.cache_moments` gives them, class by class.
+        As :func:`~augbench.personalise.data.cache_moments` returns them, class by class.
     folder : Path
-        Where checkpoint and the U-Nets of candidates are kept.
+        Folder for the checkpoint and the U-Nets of candidates.
     what : str
-        Begins the lines of progress.
+        Prefix of the progress lines.
     """
 
     def __init__(
@@ -118,33 +126,22 @@ class Trainer:
         folder: Path,
         what: str = "fine-tune",
     ) -> None:
-        self.tasks, self.rows, self.unet, self.scheduler, self.settings = (
-            tasks,
-            rows,
-            unet,
-            scheduler,
-            settings,
-        )
-        self.moments, self.validation_moments, self.folder, self.what = (
-            moments,
-            validation_moments,
-            folder,
-            what,
-        )
+        self.tasks, self.rows, self.unet = tasks, rows, unet
+        self.scheduler, self.settings = scheduler, settings
+        self.moments, self.validation_moments = moments, validation_moments
+        self.folder, self.what = folder, what
         self.first = np.cumsum([0, *(len(task.train) for task in tasks)]).tolist()
         self.first_validation = np.cumsum([0, *(len(task.validation) for task in tasks)]).tolist()
         self.device = rows.values.device
         self.optimizer = RowAdam(rows.values, settings.lr, settings.weight_decay)
         if self.device.type == "cuda":
-            unet.to(
-                memory_format=torch.channels_last
-            )  # what its tensor cores work in; otherwise every convolution converts
+            # the layout that tensor cores work in; with another one, every convolution converts
+            unet.to(memory_format=torch.channels_last)
         unet.requires_grad_(settings.train_unet)
         self.unet_optimizer = None
         if settings.train_unet:
-            fused = (
-                True if self.device.type == "cuda" else None
-            )  # reads and writes everything once, not once per operation
+            # fused: reads and writes all values once, not once per operation
+            fused = True if self.device.type == "cuda" else None
             self.unet_optimizer = torch.optim.AdamW(
                 unet.parameters(), lr=settings.unet_lr, weight_decay=settings.weight_decay, fused=fused
             )
@@ -163,18 +160,18 @@ class Trainer:
     # --- compilation ---
 
     def _compiled_batch(self) -> int:
-        """Size of the equal micro-batches of a whole step of all groups: the only one that the U-Net is compiled for."""
+        """Size of the equal micro-batches of a step of all groups; the U-Net is compiled only for it."""
         images = [sum(len(self.tasks[number].train) for number in group.classes) for group in self.groups]
         step = sum(min(count, self.settings.batch_size) for count in images)
         return math.ceil(step / math.ceil(step / self.settings.micro_batch))
 
     def compiled_for(self) -> dict[str, Any]:
-        """What decides the kernels that :meth:`warm_up` compiles."""
+        """Properties that determine the kernels that :meth:`warm_up` compiles."""
         trained = [self.settings.train_unet, str(self.settings.autocast)]
         return kernels_of(self.unet, latents=[self.micro_batch, *self.moments.shape[-3:]], trained=trained)
 
     def warm_up(self) -> None:
-        """Send a whole micro-batch through the U-Net, forth and back and for validation, and forget about it."""
+        """Compile the U-Net by running a micro-batch for training and for validation; results are dropped."""
         samples = [self.training_sample(0, 0, 1, 0.0)] * self.micro_batch
         self.losses(samples, self.moments).sum().backward()
         self.rows.values.grad = None
@@ -183,7 +180,7 @@ class Trainer:
             self.losses(samples, self.moments)
 
     def _parts(self, samples: Sequence[T]) -> Iterator[Sequence[T]]:
-        """Micro-batches: whole ones and a rest for a compiled U-Net, otherwise equal ones."""
+        """Micro-batches: whole ones and a remainder for a compiled U-Net, otherwise equal ones."""
         return (
             in_batches(samples, self.micro_batch)
             if self.settings.compiled
@@ -191,7 +188,11 @@ class Trainer:
         )
 
     def _predicted(self, noisy: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """The U-Net's prediction. A compiled one gets whole micro-batches: half of one at least is filled up with copies, whose predictions nobody reads."""
+        """Prediction of the U-Net, ``(N, 4, h, w)``.
+
+        A compiled U-Net gets whole micro-batches. One that is at least half full is filled up with
+        copies, whose predictions are dropped. A smaller one runs uncompiled.
+        """
         copies = copies_to_fill(len(noisy), self.micro_batch) if self.settings.compiled else 0
         if copies is None:
             with torch.compiler.set_stance("force_eager"):
@@ -210,7 +211,7 @@ class Trainer:
         return number * self.settings.clusters + images.clusters[image]
 
     def training_sample(self, number: int, image: int, epoch: int, weight: float) -> _Sample:
-        """Training image ``image`` of class ``number`` in ``epoch``."""
+        """Sample of training image ``image`` of class ``number`` in ``epoch``."""
         task = self.tasks[number]
         shape, timesteps = self.moments.shape[-3:], self.scheduler.config.num_train_timesteps
         draw = draw_training(
@@ -225,7 +226,7 @@ class Trainer:
         return _Sample(number, self.first[number] + image, self._row(number, task.train, image), draw, weight)
 
     def validation_sample(self, number: int, image: int, repeat: int) -> _Sample:
-        """Validation image ``image`` of class ``number`` with its fixed noise and timestep number ``repeat``."""
+        """Sample of validation image ``image`` of class ``number``, with its fixed draw ``repeat``."""
         task = self.tasks[number]
         shape, timesteps = self.moments.shape[-3:], self.scheduler.config.num_train_timesteps
         draw = draw_validation(
@@ -241,9 +242,9 @@ class Trainer:
         )
 
     def losses(self, samples: Sequence[_Sample], moments: torch.Tensor) -> torch.Tensor:
-        """Stable Diffusion's own loss of every sample: mean squared error of the prediction, float32 ``(N,)``."""
+        """Stable Diffusion's own loss per sample: mean squared error of the prediction, float32 ``(N,)``."""
         draws = [sample.draw for sample in samples]
-        # moments of the posterior of each image, mirrored or not: (N, 2, 4, h, w), mean and standard deviation
+        # mean and standard deviation of each image's posterior, mirrored or not: (N, 2, 4, h, w)
         chosen = torch.stack(
             [moments[sample.moments, int(sample.draw.mirrored)] for sample in samples]
         ).float()
@@ -268,18 +269,17 @@ class Trainer:
     # --- one epoch ---
 
     def epoch_steps(self, active: Sequence[ClassGroup], epoch: int) -> Iterator[list[_Sample]]:
-        """The samples of every step: a batch of every group that has one left; the losses of a group's batch are averaged."""
+        """Yield the samples of every step: one batch of every group that has one left.
+
+        The losses of a group's batch are averaged.
+        """
         batches = []
         for group in active:
             images = [
                 (number, image) for number in group.classes for image in range(len(self.tasks[number].train))
             ]
-            order = epoch_order(
-                self.settings.seed,
-                [self.tasks[number].info.class_id for number in group.classes],
-                epoch,
-                len(images),
-            ).tolist()
+            class_ids = [self.tasks[number].info.class_id for number in group.classes]
+            order = epoch_order(self.settings.seed, class_ids, epoch, len(images)).tolist()
             batches.append(
                 [
                     [images[i] for i in order[start : start + self.settings.batch_size]]
@@ -295,7 +295,7 @@ class Trainer:
             ]
 
     def step(self, samples: Sequence[_Sample]) -> torch.Tensor:
-        """One step of both optimisers; returns the losses ``(N,)`` before it."""
+        """Take one step of both optimisers; returns the losses ``(N,)`` before it."""
         losses = []
         for part in self._parts(samples):
             loss = self.losses(part, self.moments)
@@ -310,7 +310,7 @@ class Trainer:
     def _by_class(
         self, numbers: Sequence[int], losses: Sequence[torch.Tensor]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Sums of losses and numbers of samples per class."""
+        """Sum of losses and number of samples of each class."""
         values = torch.cat(list(losses)).double().cpu().numpy()
         size = len(self.tasks)
         return np.bincount(numbers, values, size), np.bincount(numbers, minlength=size)
@@ -326,7 +326,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, active: Sequence[ClassGroup]) -> tuple[np.ndarray, np.ndarray]:
-        """Sums of validation losses and numbers of samples per class."""
+        """Sum of validation losses and number of samples of each class."""
         wanted = [
             (number, image, repeat)
             for group in active
@@ -346,7 +346,7 @@ class Trainer:
         train: tuple[np.ndarray, np.ndarray] | None,
         validation: tuple[np.ndarray, np.ndarray],
     ) -> None:
-        """Histories of the active groups' classes, and what the epoch is to the groups."""
+        """Add the epoch to the histories of the active groups' classes; keep new candidates' vectors."""
         values = self.rows.values.detach()
         for group in active:
             classes = list(group.classes)
@@ -369,7 +369,7 @@ class Trainer:
                     self.snapshots[name][rows] = values[rows].cpu()
 
     def run(self) -> dict[str, Learned]:
-        """Train to the end, from the last checkpoint if there is one; what every class has learned by class_id."""
+        """Train to the end, from the last checkpoint if there is one; returns the results by class_id."""
         self._load()
         if not any(self.histories):
             self._record(self.groups, None, self.validate(self.groups))
@@ -414,7 +414,7 @@ class Trainer:
     # --- files ---
 
     def unet_folder(self, epoch: int) -> Path:
-        """Where the U-Net of a candidate's epoch is."""
+        """Folder of the U-Net of a candidate's epoch."""
         return self.folder / f"unet_epoch{epoch}"
 
     def _candidate_epochs(self) -> set[int]:
@@ -436,13 +436,13 @@ class Trainer:
                 save_file(state, temporary, {"format": "pt"})
 
     def _drop_unets(self) -> None:
-        """Remove U-Nets of epochs that are no candidate any more."""
+        """Remove the U-Nets of epochs that are no longer candidates."""
         kept = {self.unet_folder(epoch) for epoch in self._candidate_epochs()}
         for folder in set(self.folder.glob("unet_epoch*")) - kept:
             shutil.rmtree(folder)
 
     def _save(self) -> None:
-        """Write the checkpoint; only then may U-Nets go that an earlier checkpoint names."""
+        """Write the checkpoint, then remove the U-Nets that only an earlier checkpoint needs."""
         state: dict[str, Any] = {
             "classes": [task.info.class_id for task in self.tasks],
             "epoch": self.epoch,
@@ -472,21 +472,25 @@ class Trainer:
         self.snapshots = {name: values.clone() for name, values in state["snapshots"].items()}
         self.histories, self.epoch = state["histories"], state["epoch"]
         self.groups = [ClassGroup(**group) for group in state["groups"]]
-        logger.info("%s: going on after epoch %d", self.what, self.epoch)
+        logger.info("%s: resuming after epoch %d", self.what, self.epoch)
 
 
 def checkpoint_path(folder: Path) -> Path:
-    """The checkpoint in a working folder."""
+    """Path of the checkpoint in a working folder."""
     return folder / "checkpoint.pt"
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The state of an interrupted training, its tensors read when they are used; a file that can't be read is only a loss of time."""
+    """Read the state of an interrupted training; None if there is none or it can't be read.
+
+    An unreadable file only costs time. Tensors are read when they are used.
+    """
     path = checkpoint_path(folder)
     if not path.exists():
         return None
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        logger.warning("%s can't be read (%s): starting anew", path, str(error).partition("\n")[0])
+        reason = str(error).partition("\n")[0]
+        logger.warning("%s can't be read (%s): starting from the beginning", path, reason)
         return None

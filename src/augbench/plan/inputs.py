@@ -1,4 +1,4 @@
-"""Files that a study starts from: data set, models, corpus, splits; and the blocks that its work is cut into."""
+"""Files that a study starts from (data set, models, corpus, splits), and the blocks of its work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CORPUS_ROWS_PER_PART = 5000
 
 @dataclass(frozen=True)
 class InputPaths:
-    """Paths of what a study starts from, relative to the working directory."""
+    """Paths of a study's input files, relative to the working directory."""
 
     study: Study
     class_ids: tuple[str, ...]
@@ -30,15 +30,15 @@ class InputPaths:
         return f"results/{self.study.study}"
 
     def path(self, *parts: str) -> str:
-        """A path below the study's folder."""
+        """Path below the study's folder."""
         return "/".join((self.root, *parts))
 
     def log(self, stage: str, method: str = "", block: str = "", factor: float | None = None) -> str:
-        """Log of a job."""
+        """Path of a job's log."""
         return self._job_file("logs", stage, job_name(method, block, factor), ".log")
 
     def benchmark(self, stage: str, method: str = "", block: str = "", factor: float | None = None) -> str:
-        """File where Snakemake keeps the time that a job took; :func:`augbench.plan.jobs.job_file` reads its name back."""
+        """Snakemake's file of a job's run time; :func:`augbench.plan.jobs.job_file` parses its name."""
         return self._job_file("benchmarks", stage, job_name(method, block, factor), ".tsv")
 
     def _job_file(self, folder: str, stage: str, name: str, suffix: str) -> str:
@@ -51,22 +51,22 @@ class InputPaths:
 
     @cached_property
     def class_blocks(self) -> list[Block]:
-        """The classes of one generate or retrieve job."""
+        """Blocks of classes, one for each generate or retrieve job of a method."""
         return blocks(self.class_ids, self.study.execution.classes_per_job)
 
     @cached_property
     def runs(self) -> list[str]:
-        """Numbers of the resampled sets, and of the classifiers trained."""
+        """Numbers of the resampled training sets, and of the classifiers trained on them."""
         return [str(run) for run in range(self.study.augmentation.resamples)]
 
     @cached_property
     def run_blocks(self) -> list[Block]:
-        """The runs of one classify job."""
+        """Blocks of runs, one for each classify job of a method."""
         return blocks(self.runs, self.study.execution.runs_per_job)
 
     @cached_property
     def fashion_mnist_files(self) -> list[str]:
-        """Fashion-MNIST's files, where the data set or the miniature corpus is made from them."""
+        """Fashion-MNIST's files, if the data set or the miniature corpus is made from them."""
         for section in (self.study.dataset, self.study.corpus):
             if isinstance(section, FashionMnist | MiniatureCorpus):
                 return [f"{section.downloads}/{file.name}.gz" for file in FILES]
@@ -74,7 +74,10 @@ class InputPaths:
 
     @cached_property
     def dataset_files(self) -> list[str]:
-        """Files that a change of which changes class table or splits; image folders are scanned, not tracked file by file."""
+        """Input files of the class table and the splits.
+
+        Image folders are scanned, not tracked file by file.
+        """
         dataset = self.study.dataset
         if isinstance(dataset, FashionMnist):
             return [*self.fashion_mnist_files, self.class_table(dataset.classes)]
@@ -84,27 +87,27 @@ class InputPaths:
 
     @staticmethod
     def class_table(name: str) -> str:
-        """File of a class table: a shipped one by name, or the path given."""
+        """File of a class table, which is the name of a shipped table or a path."""
         return str(SHIPPED_TABLES.get(name, name))
 
     @property
     def classes(self) -> str:
-        """The class table, in label order."""
+        """Path of the class table, in label order."""
         return self.path("classes.parquet")
 
     @property
     def config(self) -> str:
-        """The study's config with all its defaults."""
+        """Path of the study's config with all its defaults."""
         return self.path("config.yaml")
 
     @property
     def diffusion(self) -> str:
-        """Fingerprint of the diffusion model: a content hash of its files."""
+        """Path of the diffusion model's fingerprint, a content hash of its files."""
         return self.path("models/diffusion.json")
 
     @property
     def clip(self) -> str:
-        """Fingerprint of CLIP."""
+        """Path of the CLIP model's fingerprint."""
         return self.path("models/clip.json")
 
     @property
@@ -113,7 +116,7 @@ class InputPaths:
         return self.path("corpus/index")
 
     def pretrained(self, name: str) -> str:
-        """What the miniature's pre-training makes: the folder of a model, or a file about them."""
+        """Path of an output of the miniature's pre-training: a model's folder, or a file about the models."""
         return self.path("pretrain", name)
 
     def prompts(self, method: str = "{method}") -> str:
@@ -127,12 +130,12 @@ class InputPaths:
         return {name: self.path("splits", f"{name}.parquet") for name in sorted(names)}
 
     def split_of(self, method: str) -> str:
-        """The real images that a method's classifiers are trained on."""
+        """Manifest of the real images that a method's classifiers are trained on."""
         return self.splits[self.study.methods[method].real_split]
 
     @cached_property
     def hub_models(self) -> dict[Layout, HubModel]:
-        """The models that are fetched, by what they are."""
+        """Models to fetch, by the layout of their folder."""
         study = self.study
         models: dict[Layout, HubModel | None] = {
             "diffusion": study.diffusion.hub,
@@ -143,7 +146,7 @@ class InputPaths:
 
     @cached_property
     def diffusion_files(self) -> list[str]:
-        """Files that make the diffusion model, its safety checker included."""
+        """Files of the diffusion model, including its safety checker."""
         diffusion = self.study.diffusion
         checker = diffusion.safety_checker_folder
         apart = (
@@ -155,17 +158,17 @@ class InputPaths:
 
     @cached_property
     def clip_files(self) -> list[str]:
-        """Files that make the CLIP model."""
+        """Files of the CLIP model."""
         return self._model_files(self.study.clip.folder, self.study.clip.hub)
 
     @cached_property
     def judge_files(self) -> list[str]:
-        """Files of the classifier that judges added images, where there is one."""
+        """Files of the classifier that judges added images, if there is one."""
         return [] if self.study.report.judge is None else self._model_files(self.study.report.judge, None)
 
     @staticmethod
     def _model_files(folder: str, hub: HubModel | None) -> list[str]:
-        """Files of a model's folder; one that is fetched, or not there yet, is named by the file it must have."""
+        """Files in a model's folder, or the one file it must have if it is to be fetched or is missing."""
         if hub is not None:
             return [hub.marker]
         found = [str(path) for path in model_files(folder)]
@@ -184,18 +187,18 @@ class InputPaths:
 
     @cached_property
     def embeddings_folder(self) -> str:
-        """CLIP embeddings and metadata of a corpus that the study embeds itself, in clip-retrieval's layout."""
+        """Folder of embeddings and metadata of a corpus that the study embeds, in clip-retrieval's layout."""
         return self.path("corpus/embeddings")
 
     @cached_property
     def searched(self) -> list[str]:
-        """What a search reads of a corpus that the study embeds itself: its embeddings, or the index of them."""
+        """Input of a search in a corpus that the study embeds itself: its embeddings or their index."""
         corpus = self.study.corpus
         if not isinstance(corpus, OwnCorpus):
             return []
         return [self.embeddings_folder if corpus.search == "exact" else self.corpus_index]
 
     def template_files(self, method: str) -> list[str]:
-        """A user's own file of templates, where the method names one."""
+        """The user's own file of templates, if the method names one."""
         prompting = self.study.methods[method].prompting
         return [prompting.templates] if prompting is not None and prompting.templates.endswith(".txt") else []

@@ -1,7 +1,8 @@
-"""Jobs: the blocks of work that each one does, the names that its log and benchmark files have, and how to read them back.
+"""Jobs: their blocks of work, and the names of their log and benchmark files, written and parsed.
 
-A job's files are named after its stage. Where a stage has a job per method, its name is the method's; where it has several per method, the block's number
-and, in fine-tuning, the factor of the learning rates follow: ``benchmarks/finetune/imagic_000_lr0.1.tsv``.
+A job's files are in a folder named after its stage. If a stage has one job per method, the method is the
+job's name. If it has several per method, the block's number follows and, in fine-tuning, the factor of the
+learning rates: ``benchmarks/finetune/imagic_000_lr0.1.tsv``.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ JOB_NAME = re.compile(r"(?P<method>.+?)_(?P<block>\d{3,}|all)(?:_part(?P<part>\d
 REMEDY = "delete it: nothing else needs it"
 
 
-# --- blocks -----------------------------------------------------------------------------------------------------------
+# --- blocks -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some classes, or some runs, that one job makes; ``name`` goes into the name of its rule."""
+    """Classes or runs that one job handles; ``name`` becomes part of the name of its rule."""
 
     name: str
     members: tuple[str, ...]
@@ -33,21 +34,21 @@ class Block:
 
 @dataclass(frozen=True)
 class ShardBlock(Block):
-    """Classes whose shards of these parts one job generates."""
+    """Classes and parts whose shards one job generates."""
 
     parts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class FolderBlock:
-    """Folders that one job fills, each with the files of some classes."""
+    """Folders that one job fills, each with the files of a few classes."""
 
     name: str
     folders: tuple[Block, ...]
 
 
 def blocks(members: Sequence[str], size: int) -> list[Block]:
-    """Cut ``members`` into blocks of ``size``, named by their number."""
+    """Cut ``members`` into blocks of ``size``, each named by its number."""
     return [Block(name, part) for name, part in cut(members, size)]
 
 
@@ -55,22 +56,22 @@ Member = TypeVar("Member")
 
 
 def cut(members: Sequence[Member], size: int) -> list[tuple[str, tuple[Member, ...]]]:
-    """Pieces of ``size`` members, each with its number as three digits."""
+    """Cut ``members`` into pieces of ``size``, each with its number as three digits."""
     starts = range(0, len(members), size)
     return [(f"{number:03d}", tuple(members[start : start + size])) for number, start in enumerate(starts)]
 
 
-# --- names ------------------------------------------------------------------------------------------------------------
+# --- names --------------------------------------------------------------------------------------------------
 
 
 def job_name(method: str = "", block: str = "", factor: float | None = None) -> str:
-    """Name of a job within its stage: method, block and factor of the learning rates, as far as it has them."""
+    """Name of a job within its stage: method, block and factor of the learning rates, if it has them."""
     return "_".join(filter(None, (method, block, "" if factor is None else f"lr{factor:g}")))
 
 
 @dataclass(frozen=True)
 class JobFile:
-    """A benchmark file: the stage and method of its job, and the first part of the shards it made (0 where there are no parts)."""
+    """A benchmark file, with its job's stage, method and first part of shards (0 if the job has no parts)."""
 
     path: Path
     stage: str
@@ -79,12 +80,12 @@ class JobFile:
 
 
 def job_file(path: Path) -> JobFile:
-    """What the name of a method's benchmark file says.
+    """Parse the name of a benchmark file of a method's job.
 
     Raises
     ------
     UserError
-        A file of a stage in blocks whose name has no block.
+        The stage works in blocks, but the file name has none.
     """
     stage = path.parent.name
     if stage not in IN_BLOCKS:
@@ -96,18 +97,20 @@ def job_file(path: Path) -> JobFile:
 
 
 def job_files(folder: str | Path, stages: Sequence[str]) -> Iterator[JobFile]:
-    """The benchmark files of jobs that belong to one method, sorted within each of ``stages``; raises as :func:`job_file`."""
+    """Yield the benchmark files of ``stages``, sorted within each stage; raises as :func:`job_file`."""
     for stage in stages:
         yield from map(job_file, sorted((Path(folder) / stage).glob("*.tsv")))
 
 
 def read_seconds(path: str | Path) -> tuple[float, float]:
-    """Wall and CPU seconds of a job, all its repeats; CPU seconds lack jobs that were over before Snakemake measured them.
+    """Read the wall and CPU seconds of a job, summed over its repeats.
+
+    CPU seconds are 0 for jobs that ended before Snakemake measured them.
 
     Raises
     ------
     UserError
-        Another file, or a damaged one.
+        The file is damaged, or not a benchmark file.
     """
 
     def number(text: str | None) -> float:

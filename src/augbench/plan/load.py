@@ -1,7 +1,7 @@
-"""The bridge from Snakemake's config to the plan; the Snakefile's only entry into the package besides the recipes.
+"""The bridge from Snakemake's config to the plan: the Snakefile's only entry point besides recipes.
 
-Flows in: the dictionary that Snakemake merged from its ``--configfile`` and ``--config``. Flows out: a
-:class:`~augbench.plan.paths.Plan`. A config problem ends the parse with one clear line per problem.
+Input: the dictionary that Snakemake merged from its ``--configfile`` and ``--config``. Problems in the
+config end the parse, with one clear line for each.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from augbench.plan.paths import Plan
 
 
 def load_plan(config: dict[str, Any], project: Path) -> Plan:
-    """Check ``config`` and plan the study; where no study is given, the demo's keys go under what is given.
+    """Check ``config`` and plan the study; without a key ``study``, the demo's keys are the defaults.
 
-    ``config`` is completed in place, so that scripts see the whole of it. Jobs inherit a ``PYTHONPATH`` with the package of this
-    clone, whatever interpreter they run in (``--sdm conda``).
+    ``config`` is completed in place, so that scripts see all of it. Jobs inherit a ``PYTHONPATH`` with the
+    package of this clone, whichever interpreter they run in (``--sdm conda``).
     """
     paths = [str(project / "src"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))

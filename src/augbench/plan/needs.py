@@ -1,8 +1,9 @@
-"""What jobs ask of a scheduler: memory, run time, GPUs and the CPUs beside them.
+"""Resources that jobs request from a scheduler: memory, run time, GPUs and CPUs.
 
-Flows in: what a kind of job needs at its first attempt, and what the profile says of the cluster (``default-resources`` in slurm/config.yaml).
-Flows out: values for ``resources:`` and ``threads:`` of the rules, the same for every executor. Each attempt asks for twice as much as the
-one before, so that a job that was stopped for its memory or its time gets through; what it had finished comes from the store.
+Input: the needs of each kind of job at its first attempt, and the profile's description of the cluster
+(``default-resources`` in slurm/config.yaml). Output: values for ``resources:`` and ``threads:`` of the
+rules, the same for every executor. Each attempt requests twice as much as the one before, so that a job
+that was stopped for its memory or time succeeds later; the work it had finished comes from the store.
 """
 
 from __future__ import annotations
@@ -15,34 +16,36 @@ from augbench.config.study import Study
 from augbench.errors import UserError, ending_in_one_line
 from augbench.plan.uses_network import uses_network
 
-SMALL_RESOLUTION = (
-    128  # pixels; models that make smaller images are the miniature's: some MB instead of some GB
-)
+# pixels; models that make smaller images are the miniature's and need MB instead of GB
+SMALL_RESOLUTION = 128
 NOT_GIVEN = ("", "None")
 WEB_JOBS = ("nodes", "login")
-Resources = dict[str, Any]  # of a rule: plain values, or functions of wildcards and attempt
+# of a rule: plain values, or functions of wildcards and attempt
+Resources = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Site:
-    """What the rules want to know of the machines; the defaults are for a run without a profile.
+    """Description of the machines; the defaults are for a run without a profile.
 
     Attributes
     ----------
     gpu_type : str, optional
-        Model of GPU to ask for, in the cluster's words; None takes any.
+        Model of GPU to request, by the cluster's name for it; None: any.
     gpu_partition : str, optional
-        Slurm partition of the jobs that use a GPU; None: that of all jobs.
+        Slurm partition of jobs that use a GPU; None: the partition of all jobs.
     gpus_per_job : int
-        GPUs that a job may use: classifiers train on all of them, other jobs use one; 0 where there are none, and jobs compute on CPUs.
+        GPUs that a job may use: classifiers train on all of them, other jobs use one. 0: jobs compute on
+        CPUs.
     threads_per_gpu : int
-        CPUs of a job that uses GPUs, for each of them; where there are none, of a job that would.
+        CPUs per GPU of a job that uses GPUs; without GPUs, the CPUs of such a job.
     longest_job : int
-        Minutes that no job asks to exceed, however often it is tried.
+        Upper limit in minutes for the run time that any attempt requests.
     largest_job : int
-        Memory in MB that no job asks to exceed, likewise.
+        Upper limit in MB for the memory that any attempt requests.
     web_jobs : str
-        Where images are retrieved from the web: ``nodes``, as jobs; ``login``, where Snakemake runs.
+        Place of jobs that retrieve images from the web: ``nodes`` (as other jobs) or ``login`` (where
+        Snakemake runs).
     """
 
     gpu_type: str | None = None
@@ -55,12 +58,12 @@ class Site:
 
 
 def read_site(default_resources: Mapping[str, object]) -> Site:
-    """What a profile says of the cluster.
+    """Read the description of the cluster from a profile.
 
     Parameters
     ----------
     default_resources : mapping
-        Values as they stand there; what is of no concern here is passed over, and what is empty counts as not given.
+        Values as the profile has them. Other keys are ignored, and an empty value counts as not given.
 
     Raises
     ------
@@ -83,7 +86,7 @@ def read_site(default_resources: Mapping[str, object]) -> Site:
 
 @dataclass(frozen=True)
 class Needs:
-    """What the rules of a study ask of a site."""
+    """Resources that the rules of a study request from a site."""
 
     study: Study
     site: Site
@@ -94,10 +97,10 @@ class Needs:
         Parameters
         ----------
         miniature, full : int
-            Main memory in MB at the first attempt, for the miniature's models and for full-size ones; doubled with
-            each further attempt, up to the site's largest job.
+            Main memory in MB at the first attempt, for the miniature's models and for full-size ones. It
+            doubles with each further attempt, up to the site's largest job.
         minutes : int
-            Run time at the first attempt; doubled likewise, up to the site's longest job.
+            Run time at the first attempt. It doubles in the same way, up to the site's longest job.
         """
         small = self.study.diffusion.resolution < SMALL_RESOLUTION
         return {
@@ -107,7 +110,7 @@ class Needs:
 
     @property
     def light(self) -> Resources:
-        """Resources of a job that reads small files and is done in seconds."""
+        """Resources of a job that reads small files and ends within seconds."""
         return self.job(1000, 4000, minutes=30)
 
     @property
@@ -125,7 +128,7 @@ class Needs:
         return self._gpus(min(1, self.site.gpus_per_job)) | self.job(miniature, full, minutes)
 
     def classifier_job(self, miniature: int, full: int, minutes: int) -> Resources:
-        """Resources of a job that trains classifiers on all GPUs that a job may use; parameters as in :meth:`job`."""
+        """Resources of a job that trains classifiers on all GPUs it may use; parameters as in :meth:`job`."""
         return self._gpus(self.site.gpus_per_job) | self.job(miniature, full, minutes)
 
     @property
@@ -140,16 +143,19 @@ class Needs:
 
     @property
     def download_is_local(self) -> bool:
-        """Whether the jobs that download images from the web run where Snakemake does."""
+        """Whether jobs that download images from the web run where Snakemake runs."""
         return self.site.web_jobs == "login" and uses_network("retrieve_", self.study)
 
     @property
     def search_is_local(self) -> bool:
-        """Whether the jobs that ask a retrieval server run where Snakemake does."""
+        """Whether jobs that query a retrieval server run where Snakemake runs."""
         return self.site.web_jobs == "login" and uses_network("search", self.study)
 
     def _gpus(self, count: int) -> Resources:
-        """One task on one node: a job starts further processes itself, and the plugin would start the whole job once per GPU."""
+        """Resources of one task on one node.
+
+        A job starts further processes itself; by default the plugin would start the whole job once per GPU.
+        """
         if not count:
             return {}
         asked: Resources = {"gpu": count, "nodes": 1, "tasks_per_gpu": 0}
@@ -158,12 +164,14 @@ class Needs:
 
 
 def load_needs(study: Study, default_resources: Mapping[str, Any] | None) -> Needs:
-    """For the Snakefile: the needs of a study at the site that a profile describes; a problem ends the parse with one clear line.
+    """Needs of a study at the site that a profile describes, for the Snakefile.
+
+    A problem in the profile ends the parse with one clear line.
 
     Parameters
     ----------
     default_resources : mapping, optional
-        Snakemake's, by name: plain values, or objects with the value as it was written in ``raw``.
+        Snakemake's, by name: plain values, or objects whose ``raw`` is the value as it was written.
     """
     with ending_in_one_line():
         return Needs(

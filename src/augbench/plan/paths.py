@@ -1,7 +1,8 @@
-"""The plan: which files a study consists of, as a pure function of config and class ids (invariant 1).
+"""The plan: all files of a study, as a pure function of its config and class ids (static DAG).
 
-Flows in: a :class:`~augbench.config.study.Study` and the class ids. Flows out: paths and blocks, which the rules use and the
-tests check. Nothing here reads a file, so ``snakemake -n`` can show the whole study where the data is not.
+Input: a :class:`~augbench.config.study.Study` and the class ids. Output: paths and blocks, which the rules
+use and the tests check. Nothing here reads the data, so ``snakemake -n`` can show the whole study without
+it.
 """
 
 from __future__ import annotations
@@ -12,24 +13,20 @@ from functools import cached_property
 from augbench.plan.pools import SELECTED, PoolPaths
 
 CLUSTER_ABLATION = "cluster_ablation"
-BEST_ROWS = (
-    "none",
-    "clip_prompts",
-    "pseudoword_dm",
-    "retrieval",
-)  # of the paper on full ImageNet and on Caltech256
+# rows of the paper on full ImageNet and on Caltech256
+BEST_ROWS = ("none", "clip_prompts", "pseudoword_dm", "retrieval")
 
 
 @dataclass(frozen=True)
 class Plan(PoolPaths):
-    """All paths of a study, relative to the working directory: its tables, figures and report, and what they are made from."""
+    """All paths of a study, relative to the working directory: tables, figures, report, and their inputs."""
 
     def predictions(self, method: str) -> list[str]:
-        """Predictions of all of a method's classifiers."""
+        """Prediction files of all classifiers of a method."""
         return [self.path("classifiers", method, SELECTED, run, "predictions.parquet") for run in self.runs]
 
     def results(self) -> list[str]:
-        """The result of every classifier, in the order of the table."""
+        """Result file of every classifier, in the order of Table 1."""
         return [self.run_files(method, run)[0] for method in self.methods for run in self.runs]
 
     @cached_property
@@ -46,7 +43,7 @@ class Plan(PoolPaths):
 
     @cached_property
     def diagnostics(self) -> dict[str, str]:
-        """The table of what the added images are like, in its formats; none where no row adds any."""
+        """The diagnostics of the added images in their formats; empty if no row adds images."""
         return (
             {kind: self.path("tables", f"diagnostics.{kind}") for kind in ("csv", "md", "txt")}
             if self.study.pooled
@@ -60,7 +57,7 @@ class Plan(PoolPaths):
 
     @property
     def per_class(self) -> str:
-        """Accuracy of every classifier per class."""
+        """Path of the accuracies of every classifier per class."""
         return self.path("tables/per_class.parquet")
 
     def _table(self, name: str) -> dict[str, str]:
@@ -86,7 +83,10 @@ class Plan(PoolPaths):
 
     @cached_property
     def paper_tables(self) -> dict[str, list[str]]:
-        """The paper's smaller tables that the study has rows for, and these rows; a miniature stands for each of the paper's data sets."""
+        """The paper's smaller tables for which the study has rows, with these rows.
+
+        A miniature counts as each of the paper's data sets.
+        """
         known = [name for name in BEST_ROWS if name in self.study.methods]
         rows = {
             ("imagenet10", CLUSTER_ABLATION): [*self.clusters] if len({*self.clusters.values()}) > 1 else [],
@@ -102,19 +102,19 @@ class Plan(PoolPaths):
 
     @cached_property
     def paper_table_files(self) -> dict[str, str]:
-        """These tables in their formats."""
+        """Files of :attr:`paper_tables` in their formats."""
         return {
             f"{name}_{kind}": path for name in self.paper_tables for kind, path in self._table(name).items()
         }
 
     @cached_property
     def cost(self) -> dict[str, str]:
-        """What each method cost, in its formats."""
+        """The table of each method's cost in its formats."""
         return {kind: self.path("tables", f"cost.{kind}") for kind in ("csv", "md")}
 
     @cached_property
     def figures(self) -> dict[str, dict[str, str]]:
-        """Figures 3 to 5B in their formats, by name: those that the study has rows for."""
+        """Figures 3 to 5B in their formats, by name; only figures for which the study has rows."""
         wanted = {
             "figure3": self.reconstructing,
             "figure4": self.exemplified,
@@ -126,28 +126,28 @@ class Plan(PoolPaths):
         return {name: self._figure(name) for name, rows in wanted.items() if rows}
 
     def figure_data(self, name: str) -> dict[str, str]:
-        """What a figure is drawn from: its table, and the images in it."""
+        """Files that a figure is drawn from: its table, and its images if it shows any."""
         images = {"images": self.path("figures", f"{name}_images.parquet")} if name != "figure5b" else {}
         return {"table": self.path("figures", f"{name}.csv"), **images}
 
     @property
     def report_images(self) -> str:
-        """Thumbnails of the report's image browser."""
+        """Path of the thumbnails in the report's image browser."""
         return self.path("report_images.parquet")
 
     @property
     def provenance(self) -> str:
-        """What made the results: code, packages, machines, models."""
-        return self.provenance
+        """Path of the provenance of the results: code, packages, machines, models."""
+        return self.path("provenance.json")
 
     @property
     def report(self) -> str:
-        """The report as one page."""
+        """Path of the report, a single page."""
         return self.path("report.html")
 
     @cached_property
     def report_tables(self) -> dict[str, str]:
-        """Tables in the report, as people see them, by name."""
+        """Tables in the report by name, as Markdown."""
         tables = {
             "table1": self.table1,
             "statistics": self.statistics,
@@ -165,7 +165,7 @@ class Plan(PoolPaths):
 
     @cached_property
     def report_sources(self) -> list[str]:
-        """All that the report is made from, but for :attr:`report_figures`, which show what is in these."""
+        """Input files of the report, except :attr:`report_figures`, which are drawn from these."""
         return [
             self.report_images,
             self.table1["csv"],
@@ -181,7 +181,7 @@ class Plan(PoolPaths):
 
     @cached_property
     def report_jobs(self) -> list[list[str]]:
-        """Files of every job that makes tables and figures, but for the guard's."""
+        """Files of every job that makes tables or figures, except the leakage guard's."""
         tables = (
             self.table1,
             self.statistics,
@@ -208,7 +208,7 @@ class Plan(PoolPaths):
 
     @cached_property
     def exemplified(self) -> list[str]:
-        """Rows that Figure 4 shows images of."""
+        """Rows whose images Figure 4 shows."""
         return [
             name
             for name, row in self.study.pooled.items()
@@ -217,12 +217,15 @@ class Plan(PoolPaths):
 
     @cached_property
     def compared(self) -> list[str]:
-        """Rows that Figure 5A may show: the best one that generates, and the best one that retrieves."""
+        """Rows from which Figure 5A takes the best one that generates and the best one that retrieves."""
         return [name for name, row in self.study.augmented.items() if row.group != "scaling"]
 
     @cached_property
     def scaling(self) -> dict[str, str]:
-        """Rows of Figure 5B, and the row whose pool each draws from: rows of mechanism ``draw``, and these pools' own."""
+        """Rows of Figure 5B, each with the row whose pool it draws from.
+
+        These are the rows of mechanism ``draw`` and the rows that own the pools.
+        """
         pools = {method.pool for method in self.study.drawn.values()}
         return {
             name: self.study.pool_row(name)

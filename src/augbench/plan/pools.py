@@ -1,4 +1,4 @@
-"""Files between a study's inputs and its results: what is learned, made, retrieved, drawn, trained, and guarded."""
+"""Files between a study's inputs and results: learned vectors, shards, training sets, classifiers, guard."""
 
 from __future__ import annotations
 
@@ -11,23 +11,29 @@ from augbench.plan.inputs import InputPaths
 from augbench.plan.jobs import Block, FolderBlock, ShardBlock, blocks, cut
 
 CLASSES_PER_FOLDER = 5
-SELECTED = "selected"  # stands where a candidate's name stands: what the study goes on with
+# used in place of a candidate's name: the candidate that the study continues with
+SELECTED = "selected"
 RUN_FILES = ("result.json", "history.json", "predictions.parquet", "model.safetensors")
 
 
 @dataclass(frozen=True)
 class PoolPaths(InputPaths):
-    """Paths of pools of added images, and of what goes into them and comes from them.
+    """Paths of pools of added images, of their inputs, and of the files made from them.
 
-    ``{method}``, ``{candidate}``, ``{class_id}``, ``{part}`` and ``{run}`` in patterns are Snakemake's wildcards.
+    ``{method}``, ``{candidate}``, ``{class_id}``, ``{part}`` and ``{run}`` in patterns are Snakemake's
+    wildcards.
     """
 
     def parts(self, method: str) -> list[str]:
-        """Numbers of the shards per class that a method's training sets are drawn from; a retrieved pool is one shard."""
+        """Part numbers of the shards that a method's sets are drawn from; a retrieved pool has one part."""
         return [str(part) for part in range(self.study.parts_drawn(method))]
 
     def generate_blocks(self, method: str) -> list[ShardBlock]:
-        """The shards of each generate job of a method: the pool of some classes, or as many of the shards that only rows which draw from it need."""
+        """Shards of each generate job of a method.
+
+        A job makes the method's own pool for a block of classes, or as many of the further shards that only
+        rows drawing from the pool need.
+        """
         own, made = len(self.parts(method)), self.study.parts_made(method)
         groups = [
             tuple(str(part) for part in range(start, min(start + own, made))) for start in range(0, made, own)
@@ -51,28 +57,28 @@ class PoolPaths(InputPaths):
         return [(method, block) for method in self.study.retrieved for block in self.class_blocks]
 
     def neighbours(self, method: str = "{method}") -> str:
-        """The neighbours of every class's query."""
+        """Path of the neighbours of every class's query."""
         return self.path("retrieval", method, "neighbours.parquet")
 
     def manifest(self, method: str) -> str:
-        """Which images a retrieval method kept."""
+        """Path of the manifest of images that a retrieval method kept."""
         return self.path("retrieval", method, "manifest.parquet")
 
     def replayed(self, method: str) -> list[str]:
-        """A manifest that is fetched instead of searched."""
+        """Manifest whose images are fetched without a search, if the method names one."""
         row = self.study.retrieved.get(method)
         return [row.manifest] if row is not None and row.manifest else []
 
     @cached_property
     def excluded(self) -> list[str]:
-        """The file that names the classes that are left out, where there may be any."""
+        """File with the classes that are left out, if there can be any."""
         exclude = self.study.retrieval.exclude
         wanted = exclude != "none" and (isinstance(exclude, tuple) or bool(self.study.retrieved))
         return [self.path("retrieval/excluded.json")] if wanted else []
 
     @cached_property
     def retrieval_summary(self) -> dict[str, str]:
-        """What retrieval gave: a manifest per method, the yield, the classes that are left out."""
+        """Results of retrieval: a manifest per method, the yield, and the classes that are left out."""
         if not self.study.retrieved and not self.excluded:
             return {}
         manifests = {f"manifest_{method}": self.manifest(method) for method in self.study.retrieved}
@@ -83,12 +89,12 @@ class PoolPaths(InputPaths):
         }
 
     def ledgers(self, method: str) -> list[str]:
-        """The ledgers of all classes of a retrieval method."""
+        """Paths of the ledgers of all classes of a retrieval method."""
         return [self.ledger(method, class_id) for class_id in self.class_ids]
 
     @cached_property
     def aesthetics_files(self) -> list[str]:
-        """The weights of the aesthetics predictor, where a method asks for scores."""
+        """Weights of the aesthetics predictor, if a method needs scores."""
         asked = any(
             row.min_aesthetics is not None and row.manifest is None for row in self.study.retrieved.values()
         )
@@ -102,11 +108,11 @@ class PoolPaths(InputPaths):
         part: str = "{part}",
         candidate: str = SELECTED,
     ) -> str:
-        """One class's images of one part."""
+        """Path of the shard with one class's images of one part."""
         return self.path("shards", method, candidate, class_id, f"{part}.parquet")
 
     def shards(self, method: str) -> list[str]:
-        """All shards that a method's training sets are drawn from."""
+        """Paths of all shards that a method's training sets are drawn from."""
         return [
             self.shard(self.study.pool_row(method), class_id, part)
             for class_id in self.class_ids
@@ -115,33 +121,33 @@ class PoolPaths(InputPaths):
 
     @staticmethod
     def shards_among(paths: Iterable[str]) -> list[str]:
-        """Those of a job's files that are shards: among thousands, inputs have no name."""
+        """Select the shards among a job's files, because thousands of inputs are not named one by one."""
         return [path for path in paths if "/shards/" in path and Path(path).stem.isdigit()]
 
     def pool(self, method: str = "{method}", candidate: str = SELECTED) -> str:
-        """The index of a method's pool: one row per image."""
+        """Path of the index of a method's pool: one row per image."""
         return self.path("shards", method, candidate, "index.parquet")
 
     def ledger(self, method: str = "{method}", class_id: str = "{class_id}") -> str:
-        """What became of every candidate that was looked at for a class."""
+        """Path of a class's ledger, which has the fate of every candidate image."""
         return self.path("retrieval", method, "ledgers", f"{class_id}.parquet")
 
     def resample(self, method: str = "{method}", run: str = "{run}", candidate: str = SELECTED) -> str:
-        """The added images of one training set."""
+        """Path of the manifest of the added images of one training set."""
         return self.path("resamples", method, candidate, f"{run}.parquet")
 
     def run_files(self, method: str, run: str, candidate: str = SELECTED) -> list[str]:
-        """What one trained classifier leaves; a candidate's is never scored on the test split."""
+        """Files of one trained classifier; a candidate's is never scored on the test split."""
         names = [name for name in RUN_FILES if candidate == SELECTED or name != "predictions.parquet"]
         return [self.path("classifiers", method, candidate, run, name) for name in names]
 
     def block_run_files(self, block: Block) -> list[str]:
-        """Patterns of all files of a block of runs; ``{method}`` is the wildcard."""
+        """Patterns of all files of a block of runs; ``{method}`` is a wildcard."""
         return [path for run in block.members for path in self.run_files("{method}", run)]
 
     @cached_property
     def cluster_files(self) -> dict[int, str]:
-        """Which cluster each training and validation image belongs to, by the number of clusters per class."""
+        """Files with each training and validation image's cluster, by the number of clusters per class."""
         counts = sorted(
             {method.clusters for method in self.study.personalised.values() if method.clusters > 1}
         )
@@ -149,17 +155,21 @@ class PoolPaths(InputPaths):
 
     @cached_property
     def feature_files(self) -> list[str]:
-        """Published weights that clusters are found with."""
+        """Published weights for the features that are clustered."""
         finetune = self.study.finetune
         return [finetune.inception_weights] if finetune.features == "inception_v3" else []
 
     @cached_property
     def folders(self) -> list[Block]:
-        """Classes whose files of one kind are one target, for a plan's cost follows the number of targets; the same whatever the block size."""
+        """Groups of classes whose files of one kind share a folder, which is one target.
+
+        The time that planning takes grows with the number of targets. Folders do not depend on the size of
+        blocks.
+        """
         return blocks(self.class_ids, CLASSES_PER_FOLDER)
 
     def folders_among(self, paths: Iterable[str]) -> list[Block]:
-        """Those whose folders are among a job's targets."""
+        """Select the groups of classes whose folders are among a job's targets."""
         names = {Path(path).name for path in paths}
         return [folder for folder in self.folders if folder.name in names]
 
@@ -169,11 +179,11 @@ class PoolPaths(InputPaths):
 
     @cached_property
     def candidate_blocks(self) -> list[FolderBlock]:
-        """The classes of one job that makes candidates' images."""
+        """Blocks of classes, one for each job that generates candidates' images."""
         return self._folder_blocks(self.study.execution.classes_per_job)
 
     def finetune_blocks(self, method: str) -> list[FolderBlock]:
-        """The classes of one fine-tuning job: all of them where they share a U-Net that trains."""
+        """Blocks of classes, one for each fine-tuning job; a single block if the U-Net trains."""
         if self.study.personalised[method].train_unet:
             return [FolderBlock("all", tuple(self.folders))]
         return self._folder_blocks(
@@ -189,15 +199,15 @@ class PoolPaths(InputPaths):
         ]
 
     def lr_folder(self, method: str, factor: float | str) -> str:
-        """What a method learned at one factor of its learning rates."""
+        """Folder of the results of fine-tuning at one factor of the learning rates."""
         return self.path("finetune", method, f"lr{factor if isinstance(factor, str) else f'{factor:g}'}")
 
     def vectors_folder(self, method: str, factor: float | str, folder: Block) -> str:
-        """What the classes of a folder learned at one learning rate."""
+        """Folder of the vectors that a group of classes learned at one factor of the learning rates."""
         return f"{self.lr_folder(method, factor)}/vectors/{folder.name}"
 
     def vectors(self, method: str, factor: float | str, folders: Iterable[Block]) -> list[str]:
-        """What each class learned at one learning rate: every candidate's vectors."""
+        """Files with every candidate's vectors, one per class, at one factor of the learning rates."""
         return [
             f"{self.vectors_folder(method, factor, folder)}/{class_id}.safetensors"
             for folder in folders
@@ -205,7 +215,7 @@ class PoolPaths(InputPaths):
         ]
 
     def trained_unets(self, method: str, factor: float | str) -> dict[str, str]:
-        """The U-Net of every candidate at one learning rate; none where it stays frozen."""
+        """U-Net of every candidate at one factor of the learning rates; empty if it stays frozen."""
         row = self.study.personalised[method]
         return (
             {name: f"{self.lr_folder(method, factor)}/unet/{name}" for name in row.candidate_names}
@@ -214,14 +224,14 @@ class PoolPaths(InputPaths):
         )
 
     def embeddings(self, method: str) -> dict[str, str]:
-        """What all classes learned, by candidate."""
+        """Files with the vectors that all classes learned, by candidate."""
         return {
             name: self.path("finetune", method, name, "embeddings.safetensors")
             for name in self.study.personalised[method].candidate_names
         }
 
     def unets(self, method: str) -> dict[str, str]:
-        """The candidates' U-Nets at the learning rate that was chosen; none where it stays frozen."""
+        """U-Nets of the candidates at the chosen learning rate; empty if the U-Net stays frozen."""
         row = self.study.personalised[method]
         return (
             {name: self.path("finetune", method, name, "unet") for name in row.candidate_names}
@@ -230,19 +240,19 @@ class PoolPaths(InputPaths):
         )
 
     def finetune_history(self, method: str) -> str:
-        """Losses of every class, epoch and learning rate."""
+        """Path of the losses of every class, epoch and learning rate."""
         return self.path("finetune", method, "history.parquet")
 
     def lr(self, method: str) -> str:
-        """Which learning rate was chosen, and by which losses."""
+        """Path of the chosen learning rate, with the losses it was chosen by."""
         return self.path("finetune", method, "lr.json")
 
     def candidate_folder(self, method: str, name: str, folder: Block) -> str:
-        """Images of a candidate, of the classes of a folder."""
+        """Folder of a candidate's images of a group of classes."""
         return self.path("shards", method, name, folder.name)
 
     def candidate_shards(self, method: str, folders: Iterable[Block]) -> dict[str, list[str]]:
-        """Part 0 of every candidate, which is what selection looks at."""
+        """Shards of part 0 of every candidate, which selection compares."""
         classes = [(folder, class_id) for folder in folders for class_id in folder.members]
         names = self.study.personalised[method].candidate_names
         return {
@@ -254,19 +264,22 @@ class PoolPaths(InputPaths):
         }
 
     def selected(self, method: str) -> str:
-        """Which candidate was selected, and every candidate's validation accuracy."""
+        """Path of the selected candidate and every candidate's validation accuracy."""
         return self.path("selected", f"{method}.json")
 
     @cached_property
     def guarded(self) -> list[str]:
-        """Rows whose images are compared with validation and test images; what is drawn from another row's pool, only where such images are dropped."""
+        """Rows whose images are compared with validation and test images.
+
+        Rows that draw from another row's pool are among them only if near-duplicates are dropped.
+        """
         return {"off": [], "report": list(self.study.pooled), "drop": list(self.study.augmented)}[
             self.study.leakage.action
         ]
 
     @cached_property
     def guarded_first(self) -> list[str]:
-        """Rows whose training sets wait for the guard, which needs the index of the pool before them."""
+        """Rows whose training sets wait for the guard, and whose pool is therefore indexed before."""
         return list(self.study.augmented) if self.study.leakage.action == "drop" else []
 
     @cached_property
@@ -275,20 +288,20 @@ class PoolPaths(InputPaths):
         return [] if self.study.leakage.action == "drop" else list(self.study.augmented)
 
     def leaks(self, method: str) -> str:
-        """Pairs of an added image and its near-duplicate."""
+        """Path of the pairs of an added image and its near-duplicate."""
         return self.path("leakage", f"{method}.parquet")
 
     def leak_counts(self, method: str) -> str:
-        """How many images of a method that are."""
+        """Path of the number of a method's images that near-duplicate a validation or test image."""
         return self.path("leakage", f"{method}.json")
 
     def leaks_to_drop(self, method: str) -> list[str]:
-        """The pairs whose added images are left out of a method's training sets."""
+        """Pairs whose added images are left out of a method's training sets."""
         return [self.leaks(method)] if self.study.leakage.action == "drop" else []
 
     @cached_property
     def embedded_splits(self) -> dict[str, str]:
-        """CLIP embeddings of the images that added ones are compared with."""
+        """CLIP embeddings of the images that added images are compared with, by split."""
         return (
             {name: self.path("leakage/splits", f"{name}.npy") for name in ("val", "test")}
             if self.guarded
@@ -297,7 +310,7 @@ class PoolPaths(InputPaths):
 
     @cached_property
     def leakage_table(self) -> dict[str, str]:
-        """The table of near-duplicates in its formats, and a picture of examples per method."""
+        """The table of near-duplicates in its formats, and one picture of examples per method."""
         pictures = {
             f"pairs_{method}": self.path("figures/leakage", f"{method}.png") for method in self.guarded
         }

@@ -1,7 +1,7 @@
-"""What shapes an artifact, and nothing else: the params of rules and the keys of the store come from here (invariant 7).
+"""Recipes: params of rules and keys of the store, made of the values that shape an artifact and no others.
 
-Flows in: the study. Flows out: plain values (dict, list, str, number, None). Each recipe carries a version that is raised when
-the code's semantics change; execution settings (blocks, batches, devices) are in none of them.
+Recipes are plain values (dict, list, str, number, None). Each has a version, which is raised when the
+meaning of the code changes. No recipe contains settings of execution (blocks, batches, devices).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Recipe = dict[str, Any]
 
 
 def classes_recipe(study: Study) -> Recipe:
-    """The class table."""
+    """Recipe of the class table."""
     dataset = study.dataset.model_dump(mode="json")
     return {
         "version": 1,
@@ -29,7 +29,7 @@ def classes_recipe(study: Study) -> Recipe:
 
 
 def splits_recipe(study: Study) -> Recipe:
-    """The split manifests."""
+    """Recipe of the split manifests."""
     wanted = sorted({"train", "val", "test"} | {method.split for method in study.real.values()})
     images = study.miniature.images if study.miniature is not None else None
     return {
@@ -42,7 +42,7 @@ def splits_recipe(study: Study) -> Recipe:
 
 
 def corpus_recipe(study: Study) -> Recipe:
-    """The miniature corpus."""
+    """Recipe of the miniature corpus."""
     assert study.miniature is not None
     return {
         "version": 1,
@@ -52,12 +52,12 @@ def corpus_recipe(study: Study) -> Recipe:
 
 
 def embed_recipe(study: Study) -> Recipe:
-    """Which images are embedded; the miniature corpus comes in through its files."""
+    """Recipe of a corpus's embeddings; the miniature corpus enters through its files."""
     return {"version": 1, "root": study.corpus.root if isinstance(study.corpus, ImageCorpus) else None}
 
 
 def prompts_recipe(study: Study, name: str) -> Recipe:
-    """The prompts of a method, one row per image to make (retrieval: one query per class)."""
+    """Recipe of a method's prompts: one row per image to make, or one query per class for retrieval."""
     method = study.pooled[name]
     recipe: Recipe = {"version": 1, "seed": study.seed}
     if method.generates_images:
@@ -67,17 +67,18 @@ def prompts_recipe(study: Study, name: str) -> Recipe:
         recipe["augmentation"] = sizes
         if (parts := study.parts_made(name)) > study.augmentation.parts:
             recipe["parts"] = parts
-    shaping = method.model_dump(include={"start", "learn", "clusters"})  # those that its mechanism has
+    # of these keys, the ones that the mechanism has
+    shaping = method.model_dump(include={"start", "learn", "clusters"})
     return {**recipe, method.prompt_key: method.prompting.model_dump(), **shaping}
 
 
 def image_recipe(study: Study) -> Recipe:
-    """How images are encoded in shards."""
+    """Recipe of the encoding of images in shards."""
     return study.augmentation.model_dump(include={"image_format", "quality"})
 
 
 def model_recipe(model: Diffusion | Clip) -> Recipe:
-    """Which folder a model is in, and which safety checker belongs to it if not its own; what they are comes in through their files."""
+    """Recipe of a model: its folder, and a separate safety checker's; their content enters through files."""
     recipe: Recipe = {"version": 1, "folder": model.folder}
     if isinstance(model, Diffusion) and model.safety_checker != "model":
         recipe["safety_checker"] = model.safety_checker_folder
@@ -85,12 +86,12 @@ def model_recipe(model: Diffusion | Clip) -> Recipe:
 
 
 def fetch_recipe(model: HubModel) -> Recipe:
-    """Which model is fetched; from where changes nothing, for every file is checked."""
+    """Recipe of a fetched model; the place it comes from does not matter, because every file is checked."""
     return {"version": 1, "repository": model.repository, "revision": model.revision}
 
 
 def sampling_recipe(study: Study) -> Recipe:
-    """How the diffusion model is sampled; the model itself, its safety checker included, comes in through its fingerprint."""
+    """Recipe of sampling; the model itself and its safety checker enter through the fingerprint."""
     where = {"model", "revision", "mirrors", "downloads", "safety_checker", "safety_checker_revision"}
     recipe = study.diffusion.model_dump(mode="json", exclude=where)
     if recipe["guidance_interval"] is None:
@@ -99,7 +100,7 @@ def sampling_recipe(study: Study) -> Recipe:
 
 
 def method_sampling(study: Study, name: str) -> Recipe:
-    """How one method's images are sampled: the study's settings, the method's own over them."""
+    """Recipe of one method's sampling: the study's settings, overridden by the method's own."""
     method = study.generated[name]
     own = method.model_dump(
         mode="json", include={"guidance_scale", "steps", "scheduler", "guidance_interval"}, exclude_none=True
@@ -114,7 +115,7 @@ def method_sampling(study: Study, name: str) -> Recipe:
 
 
 def generate_recipe(study: Study, name: str) -> Recipe:
-    """How a method's images are made from its prompts; what was learned comes in through files."""
+    """Recipe of a method's generated images; prompts and learned vectors enter through files."""
     return {
         "version": 1,
         "seed": study.seed,
@@ -125,20 +126,11 @@ def generate_recipe(study: Study, name: str) -> Recipe:
 
 
 def search_recipe(study: Study, name: str) -> Recipe:
-    """Which neighbours a retrieval method looks for, and where; queries and embeddings come in through files."""
+    """Recipe of a retrieval method's search; queries and embeddings enter through files."""
     method = study.retrieved[name]
     assert study.corpus is not None
-    asked = method.model_dump(
-        mode="json",
-        include={
-            "images_per_class",
-            "added_per_training_image",
-            "first_k",
-            "growth_limit",
-            "corpus_share",
-            "manifest",
-        },
-    )
+    sizes = {"images_per_class", "added_per_training_image", "first_k", "growth_limit"}
+    asked = method.model_dump(mode="json", include=sizes | {"corpus_share", "manifest"})
     corpus = (
         study.corpus.model_dump(mode="json")
         if not isinstance(study.corpus, OwnCorpus)
@@ -148,7 +140,7 @@ def search_recipe(study: Study, name: str) -> Recipe:
 
 
 def retrieve_recipe(study: Study, name: str) -> Recipe:
-    """How a retrieval method's neighbours are fetched and filtered."""
+    """Recipe of the fetching and filtering of a retrieval method's neighbours."""
     method = study.retrieved[name]
     return {
         "version": 2,
@@ -166,7 +158,7 @@ def retrieve_recipe(study: Study, name: str) -> Recipe:
 
 
 def shortfall_recipe(study: Study) -> Recipe:
-    """Which classes are left out for want of images."""
+    """Recipe of the choice of classes that are left out because they have too few images."""
     rows = {
         name: row.model_dump(mode="json", include={"added_per_training_image", "may_fall_short"})
         for name, row in study.retrieved.items()
@@ -175,17 +167,16 @@ def shortfall_recipe(study: Study) -> Recipe:
 
 
 def cluster_recipe(study: Study) -> Recipe:
-    """How the images of a class are clustered."""
+    """Recipe of the clusters of a class's images."""
     finetune = study.finetune.model_dump(mode="json", include={"features", "inception_weights"})
     return {"version": 1, "seed": study.seed, "features": finetune}
 
 
 def finetune_recipe(study: Study, name: str, factor: float) -> Recipe:
-    """How a method is fine-tuned at one factor of its learning rates; its name does not matter, nor does sampling."""
+    """Recipe of fine-tuning at one factor of the learning rates, without the method's name and sampling."""
     method = study.personalised[name]
-    learned = method.model_dump(
-        mode="json", include={"learn", "clusters", "train_unet", "lr", "unet_lr", "lr_batch_size", "candidates"}
-    )  # fmt: skip
+    shaping = {"learn", "clusters", "train_unet", "lr", "unet_lr", "lr_batch_size", "candidates"}
+    learned = method.model_dump(mode="json", include=shaping)
     training = study.finetune.model_dump(
         mode="json", exclude={"features", "inception_weights", "inception_mirrors"}
     )
@@ -200,12 +191,12 @@ def finetune_recipe(study: Study, name: str, factor: float) -> Recipe:
 
 
 def select_recipe() -> Recipe:
-    """How a candidate is selected: by validation accuracy alone."""
+    """Recipe of the selection of a candidate, by validation accuracy alone."""
     return {"version": 1}
 
 
 def resample_recipe(study: Study, name: str) -> Recipe:
-    """How a method's pool is resampled."""
+    """Recipe of the training sets drawn from a method's pool."""
     drawn = study.methods[name].model_dump(
         mode="json", include={"added_per_training_image", "ranked", "may_fall_short", "pool"}
     )
@@ -213,7 +204,7 @@ def resample_recipe(study: Study, name: str) -> Recipe:
 
 
 def classifier_recipe(study: Study, name: str) -> Recipe:
-    """How a classifier is trained; the images come in through files."""
+    """Recipe of a classifier's training; the images enter through files."""
     return {
         "version": 1,
         "seed": study.seed,
@@ -223,12 +214,12 @@ def classifier_recipe(study: Study, name: str) -> Recipe:
 
 
 def table_recipe(study: Study) -> Recipe:
-    """What the tables show beside the results; the config is in it because the footer lists cuts against the protocol."""
+    """Recipe of Table 1; it contains the config, because the footer lists departures from the protocol."""
     return {"version": 1, "study": study.model_dump(mode="json", exclude={"execution", "pretrain"})}
 
 
 def diagnostics_recipe(study: Study) -> Recipe:
-    """What is said of the added images, and how it is shown."""
+    """Recipe of the diagnostics of added images and of their table."""
     rows = {
         name: method.model_dump(
             mode="json", include={"label", "family", "mechanism", "train_unet", "duplicate_threshold"}
@@ -246,7 +237,7 @@ def diagnostics_recipe(study: Study) -> Recipe:
 
 
 def leakage_recipe(study: Study) -> Recipe:
-    """What makes a near-duplicate."""
+    """Recipe of the search for near-duplicates."""
     return {
         "version": 1,
         "limits": study.leakage.model_dump(mode="json", exclude={"action"}),
@@ -255,22 +246,22 @@ def leakage_recipe(study: Study) -> Recipe:
 
 
 def leakage_table_recipe(study: Study) -> Recipe:
-    """How near-duplicates are shown."""
+    """Recipe of the table of near-duplicates."""
     return {"version": 1, "labels": {name: method.label for name, method in study.methods.items()}}
 
 
 def statistics_recipe() -> Recipe:
-    """How the spread and differences of Table 1 are computed."""
+    """Recipe of the spread and the differences of Table 1."""
     return {"version": 1}
 
 
 def per_class_recipe() -> Recipe:
-    """How accuracies per class are counted."""
+    """Recipe of the accuracies per class."""
     return {"version": 1}
 
 
 def paper_tables_recipe(study: Study, tables: Mapping[str, Sequence[str]]) -> Recipe:
-    """What stands beside the paper's smaller tables; accuracies and labels come in through Table 1."""
+    """Recipe of the paper's smaller tables; accuracies and labels enter through Table 1."""
     return {
         "version": 1,
         "paper_study": study.report.paper_study,
@@ -280,12 +271,12 @@ def paper_tables_recipe(study: Study, tables: Mapping[str, Sequence[str]]) -> Re
 
 
 def cost_recipe() -> Recipe:
-    """How costs are added up."""
+    """Recipe of the table of costs."""
     return {"version": 1}
 
 
 def figure_data_recipe(study: Study, methods: Iterable[str]) -> Recipe:
-    """What a figure shows of some rows: which images, and what the rows are called."""
+    """Recipe of a figure's data: the choice of images, and the names of the rows."""
     rows = {
         name: study.methods[name].model_dump(
             mode="json", include={"label", "family", "added_per_training_image", "pool"}
@@ -301,12 +292,12 @@ def figure_data_recipe(study: Study, methods: Iterable[str]) -> Recipe:
 
 
 def figure_recipe() -> Recipe:
-    """How figures are drawn; their data comes in through the tables."""
+    """Recipe of the drawing of figures; their data enters through the tables."""
     return {"version": 2}
 
 
 def report_images_recipe(study: Study, methods: Iterable[str]) -> Recipe:
-    """Which images the report shows; what rows are called comes in with the page."""
+    """Recipe of the images in the report; the names of rows enter with the page."""
     report = study.report.model_dump(include={"page_megabytes", "page_images_per_class"})
     return {
         "version": 1,
@@ -318,17 +309,17 @@ def report_images_recipe(study: Study, methods: Iterable[str]) -> Recipe:
 
 
 def report_recipe() -> Recipe:
-    """How the report is laid out; config, tables, images and what figures show come in through files."""
+    """Recipe of the report's layout; config, tables, images and the data of figures enter through files."""
     return {"version": 1, "figures": figure_recipe()}
 
 
 def pretrain_recipe(study: Study, model: str) -> Recipe:
-    """How a model of the miniature is pre-trained (``clip``, ``autoencoder``, ``unet``, ``reference``)."""
+    """Recipe of a model of the miniature (``clip``, ``autoencoder``, ``unet``, ``reference``)."""
     return {"version": 1, "seed": study.seed, "pretrain": study.pretrain.model_dump(mode="json")[model]}
 
 
 def measure_recipe(study: Study) -> Recipe:
-    """How the pre-trained models are measured."""
+    """Recipe of the measurement of the pre-trained models."""
     return {
         "version": 1,
         "sampling": sampling_recipe(study),

@@ -1,4 +1,4 @@
-"""Which rules may use the network."""
+"""The rules that may use the network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from augbench.config.study import Study
 
 
 def uses_network(rule: str, study: Study) -> bool:
-    """Whether a rule may use the network: `fetch_*` always, `search` to ask a server, `retrieve_*` where the images of the corpus are on the web."""
+    """Whether a rule may use the network.
+
+    ``fetch_*`` always may, ``search`` if it queries a server, and ``retrieve_*`` if the corpus's images are
+    on the web.
+    """
     if rule == "search":
         return isinstance(study.corpus, ServerCorpus)
     if rule.startswith("retrieve_"):

@@ -1,7 +1,7 @@
 """Prompts: one row per image to make, a function of (method, class, i) only (paper, section 3.1).
 
-Flows in: the class table, the training images of each class, a method. Flows out: ``prompts/{method}.parquet`` with label,
-class_id, part, index, prompt, source; for retrieval one query per class.
+Input: the class table, the training images of each class, a method. Output: ``prompts/{method}.parquet``
+with columns label, class_id, part, index, prompt, source; for retrieval, one query per class.
 """
 
 from __future__ import annotations
@@ -37,26 +37,27 @@ SCHEMA = pa.schema(
         ("part", pa.int32()),
         ("index", pa.int32()),
         ("prompt", pa.string()),
-        (
-            "source",
-            pa.string(),
-        ),  # the training image that sampling starts from; null where it starts from noise
+        ("source", pa.string()),  # training image that sampling starts from; null if it starts from noise
     ]
 )
 
 
 def class_name(info: ClassInfo, how: str) -> str:
-    """n ("tiger shark, Galeocerdo cuvieri") or w(n) ("tigershark,Galeocerdocuvieri"; paper, section 3.1)."""
+    """Name of a class in prompts: the paper's n or, for ``no_whitespace``, w(n) (paper, section 3.1).
+
+    For n = "tiger shark, Galeocerdo cuvieri", w(n) is "tigershark,Galeocerdocuvieri".
+    """
     return strip_whitespace(info.name) if how == "no_whitespace" else info.name
 
 
 def template_of(prompting: Prompting, class_id: str, index: int, seed: int, clusters: int = 1) -> str:
-    """The template of image ``index`` of a class: drawn with replacement, or each in turn.
+    """Template of image ``index`` of a class: drawn with replacement, or each in turn.
 
     Parameters
     ----------
     clusters : int
-        Image i belongs to cluster i mod ``clusters``; templates that are taken in turn are taken in turn by each cluster.
+        Image i belongs to cluster i mod ``clusters``. With ``draw: cycle``, each cluster takes the
+        templates in turn.
     """
     templates = load_templates(prompting.templates)
     if prompting.draw == "cycle":
@@ -68,7 +69,10 @@ def template_of(prompting: Prompting, class_id: str, index: int, seed: int, clus
 
 
 def scene_of(class_id: str, index: int, seed: int) -> str:
-    """The background of image ``index`` of a class, drawn with replacement from the 365 scenes (Sariyildiz et al., 2023)."""
+    """Background of image ``index`` of a class, drawn with replacement from the 365 scenes.
+
+    Source: Sariyildiz et al., 2023.
+    """
     scenes = load_scenes()
     rng = np.random.default_rng(derive_seed(seed, "scene", class_id, index))
     return scenes[int(rng.integers(len(scenes)))]
@@ -77,19 +81,21 @@ def scene_of(class_id: str, index: int, seed: int) -> str:
 def prompt_for(
     info: ClassInfo, index: int, prompting: Prompting, seed: int, name: str | None = None, clusters: int = 1
 ) -> str:
-    """The prompt of image ``index`` of a class.
+    """Prompt of image ``index`` of a class.
 
     Parameters
     ----------
     name : str, optional
-        What stands for the class: the placeholder of a pseudo-word. Default: its name, as ``prompting.class_name`` says.
+        Text that stands for the class, such as the placeholder of a pseudo-word. Default: the class's
+        name, in the form that ``prompting.class_name`` says.
     clusters : int
         As in :func:`template_of`.
 
     Raises
     ------
     UserError
-        Bad templates, or the class has no hypernyms or definition for them; :func:`check_prompts` says so early.
+        Bad templates, or the class lacks the hypernyms or definition that they need;
+        :func:`check_prompts` finds this before anything runs.
     """
     template = template_of(prompting, info.class_id, index, seed, clusters)
     scene = scene_of(info.class_id, index, seed) if "scene" in placeholders_of(template) else ""
@@ -97,7 +103,10 @@ def prompt_for(
 
 
 def check_prompts(study: Study, name: str, classes: Sequence[ClassInfo]) -> list[UserError]:
-    """What keeps method ``name`` from its prompts, before anything runs: bad templates, or classes that lack what templates ask for."""
+    """Problems with the prompts of method ``name``, for a check before anything runs.
+
+    They are bad templates, and classes that lack what templates ask for.
+    """
     method = study.pooled[name]
     prompting, key = method.prompting, f"methods.{name}.{method.prompt_key}"
     if problems := check_prompting(classes, prompting, key):
@@ -109,7 +118,7 @@ def check_prompts(study: Study, name: str, classes: Sequence[ClassInfo]) -> list
             UserError(
                 f"{key}.templates",
                 repr(prompting.templates),
-                "allowed: templates that name the class: a query and a pseudo-word need the place",
+                "allowed: templates that name the class with {}, which queries and pseudo-words need",
             )
         ]
     return []
@@ -127,12 +136,13 @@ def write_prompts(
     Parameters
     ----------
     training_images : mapping
-        Image ids per class id in the training split, in its order: sizes of pools may depend on their number, and sampling may start from them.
+        Image ids of the training split by class id, in the split's order. Sizes of pools may depend on
+        their number, and sampling may start from them.
 
     Raises
     ------
     ConfigError
-        As :func:`check_prompts`, a line each.
+        The problems that :func:`check_prompts` finds, one line each.
     """
     if problems := check_prompts(study, name, classes):
         raise ConfigError(problems)
@@ -170,17 +180,15 @@ def _class_rows(
 
 def _personalised_prompt(method: PersonaliseMethod, info: ClassInfo, index: int, seed: int) -> str:
     learned = placeholder(info.class_id, index % method.clusters, method.clusters)
-    return (
-        prompt_for(
-            info, index=index, prompting=method.prompting, seed=seed, name=learned, clusters=method.clusters
-        )
-        if method.learns_words
-        else learned
+    if not method.learns_words:
+        return learned
+    return prompt_for(
+        info, index=index, prompting=method.prompting, seed=seed, name=learned, clusters=method.clusters
     )
 
 
 def read_prompts(path: str | Path) -> dict[tuple[str, int], list[dict[str, object]]]:
-    """Rows by (class_id, part), in order of index."""
+    """Read the rows by (class_id, part), in order of index."""
     grouped: dict[tuple[str, int], list[dict[str, object]]] = {}
     for row in pq.read_table(path).to_pylist():
         grouped.setdefault((row["class_id"], row["part"]), []).append(row)

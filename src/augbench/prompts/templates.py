@@ -1,6 +1,7 @@
 """Prompt templates and class names: pure text, no model.
 
-Flows in: shipped template lists or a user's, and a class. Flows out: prompts, and what a class lacks for them.
+Input: a shipped list of templates or a user's, and a class. Output: prompts, or what the class lacks for
+them.
 """
 
 from __future__ import annotations
@@ -18,26 +19,28 @@ from augbench.files import RESOURCES
 
 PROMPTS = RESOURCES / "prompts"
 PLACEHOLDERS = ("", "hypernyms", "definition", "scene")
-CLASSES_NAMED = 3  # an error about many classes names this many
+CLASSES_NAMED = 3  # number of classes that an error about many classes names
 
 
 @cache
 def load_templates(name: str) -> tuple[str, ...]:
-    """The templates of a shipped list or of a user's text file, in the file's order.
+    """Load the templates of a shipped list or of a user's text file, in the file's order.
 
-    A template has ``{}`` where the class's name goes and may have ``{hypernyms}``, ``{definition}`` and ``{scene}``; ``{{`` and
-    ``}}`` are braces. Empty lines of a user's file are skipped: the empty prompt is the shipped list ``empty``.
+    A template has ``{}`` where the class's name goes. It may have ``{hypernyms}``, ``{definition}`` and
+    ``{scene}``. ``{{`` and ``}}`` stand for braces. Empty lines of a user's file are skipped; for the
+    empty prompt, use the shipped list ``empty``.
 
     Parameters
     ----------
     name : str
-        ``simple`` (1), ``clip`` (80), ``textual_inversion`` (27), ``sariyildiz`` (6; paper, section 3.1), ``empty`` (1), or the path
-        of a UTF-8 text file with one template per line.
+        ``simple`` (1 template), ``clip`` (80), ``textual_inversion`` (27), ``sariyildiz`` (6; paper,
+        section 3.1), ``empty`` (1), or the path of a UTF-8 text file with one template per line.
 
     Raises
     ------
     UserError
-        No such file, no template in it, or a line that is no template; the error names file and line.
+        The file is missing or has no template, or a line is not a valid template; the error names file
+        and line.
     """
     if name in TEMPLATE_SETS:
         return tuple((PROMPTS / f"{name}.txt").read_text(encoding="utf-8").splitlines())
@@ -59,7 +62,8 @@ def load_templates(name: str) -> tuple[str, ...]:
 
 
 def _check_template(template: str, where: str) -> None:
-    allowed = f"allowed: {{}} for the class's name, which each template needs, and {', '.join(f'{{{word}}}' for word in PLACEHOLDERS if word)}"
+    optional = ", ".join(f"{{{word}}}" for word in PLACEHOLDERS if word)
+    allowed = f"allowed: {{}} for the class's name, which each template needs, and {optional}"
     try:
         parsed = [
             (field, spec, conversion)
@@ -79,12 +83,12 @@ def _check_template(template: str, where: str) -> None:
 
 
 def placeholders_of(template: str) -> frozenset[str]:
-    """What a template is filled with: some of :data:`PLACEHOLDERS`; the class's name is ``""``."""
+    """Placeholders in a template, some of :data:`PLACEHOLDERS`; the class's name is ``""``."""
     return frozenset(field for _, field, _, _ in string.Formatter().parse(template) if field is not None)
 
 
 def missing(template: str, info: ClassInfo) -> list[str]:
-    """Which of hypernyms and definition the template asks for and the class does not have."""
+    """Those of hypernyms and definition that the template asks for and the class does not have."""
     return [
         word
         for word in ("hypernyms", "definition")
@@ -93,12 +97,12 @@ def missing(template: str, info: ClassInfo) -> list[str]:
 
 
 def fill(template: str, name: str, info: ClassInfo, scene: str = "") -> str:
-    """The prompt that a template gives.
+    """Fill a template; returns the prompt.
 
     Parameters
     ----------
     name : str
-        What stands for the class: its lemmas, the same without white space, or the placeholder of a pseudo-word.
+        Text for the class: its lemmas, the same without white space, or the placeholder of a pseudo-word.
     info : ClassInfo
         The class; several hypernyms are joined by ", ", as lemmas are.
     scene : str
@@ -123,7 +127,7 @@ def fill(template: str, name: str, info: ClassInfo, scene: str = "") -> str:
 
 
 def check_prompting(classes: Sequence[ClassInfo], prompting: Prompting, key: str) -> list[UserError]:
-    """What keeps classes from being put into templates.
+    """Problems with filling the templates for these classes.
 
     Parameters
     ----------
@@ -133,18 +137,14 @@ def check_prompting(classes: Sequence[ClassInfo], prompting: Prompting, key: str
     Returns
     -------
     list of UserError
-        Bad templates, or a line each for missing hypernyms and definitions, which names the classes.
+        Bad templates; or one error for missing hypernyms and one for missing definitions, which name the
+        classes.
     """
     try:
         templates = load_templates(prompting.templates)
     except UserError as error:
-        return [
-            UserError(
-                f"{key}.{error.where}" if error.where == "templates" else error.where,
-                error.found,
-                error.allowed,
-            )
-        ]
+        where = f"{key}.{error.where}" if error.where == "templates" else error.where
+        return [UserError(where, error.found, error.allowed)]
     problems = []
     for word in ("hypernyms", "definition"):
         without = [
@@ -153,29 +153,26 @@ def check_prompting(classes: Sequence[ClassInfo], prompting: Prompting, key: str
             if any(word in missing(template, info) for template in templates)
         ]
         if without:
-            named = ", ".join(map(repr, without[:CLASSES_NAMED])) + (
-                f" and {len(without) - CLASSES_NAMED} more" if len(without) > CLASSES_NAMED else ""
-            )
-            what = f"no {word} of {'class' if len(without) == 1 else 'classes'} {named}, which templates {prompting.templates!r} need"
-            problems.append(
-                UserError(
-                    key, what, f"give {word} in a class table (dataset.classes), or choose other templates"
-                )
-            )
+            more = f" and {len(without) - CLASSES_NAMED} more" if len(without) > CLASSES_NAMED else ""
+            named = ", ".join(map(repr, without[:CLASSES_NAMED])) + more
+            noun = "class" if len(without) == 1 else "classes"
+            found = f"no {word} of {noun} {named}, which templates {prompting.templates!r} need"
+            remedy = f"give {word} in a class table (dataset.classes), or choose other templates"
+            problems.append(UserError(key, found, remedy))
     return problems
 
 
 @cache
 def load_scenes() -> tuple[str, ...]:
-    """The 365 scene categories of Places365 as readable text ("bazaar indoor")."""
+    """Load the 365 scene categories of Places365 as readable text ("bazaar indoor")."""
     lines = (PROMPTS / "places365.txt").read_text(encoding="utf-8").splitlines()
     return tuple(re.sub(r"[_/]", " ", line) for line in lines)
 
 
 def strip_whitespace(name: str) -> str:
-    """The paper's w(n): all white space goes, everything else stays ("desktop computer" -> "desktopcomputer").
+    """Remove all white space, as the paper's w(n) does ("desktop computer" -> "desktopcomputer").
 
-    The paper does not say what happens to the ", " between lemmas; read literally, the comma stays
+    The paper does not say what happens to the ", " between lemmas. Read literally, the comma stays
     ("tiger shark, Galeocerdo cuvieri" -> "tigershark,Galeocerdocuvieri"; paper, section 3.1).
     """
     return re.sub(r"\s+", "", name)

@@ -1,1 +1,1 @@
-"""Tables and figures: from the results of the runs to what a paper shows."""
+"""Tables, figures and the report page, made from the results of the runs."""

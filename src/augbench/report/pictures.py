@@ -1,8 +1,9 @@
-"""Pictures in figures: which images are shown, and their thumbnails.
+"""Images shown in figures, and their thumbnails.
 
-Flows in: the training split, a training set's manifest of added images and the shards behind it. Flows out: a Parquet file with every image shown, its
-origin and its thumbnail, from which the figure is drawn: shards and data set are read once.
-Images are drawn at random from what classifiers were trained on, never chosen by looks.
+Input: the training split, a training set's manifest of added images, and its shards. Output: a Parquet file
+with every image shown, its origin and its thumbnail. The figure is drawn from this file, so shards and data
+set are read once. Images are drawn at random from those that classifiers were trained on, never chosen by
+looks.
 """
 
 from __future__ import annotations
@@ -32,17 +33,18 @@ if TYPE_CHECKING:
     from augbench.runtime.job import Job
 
 REAL = "real"  # panel of training images
-SIDE = 192  # pixels of a thumbnail at most: more than a column has room for
-LOSSLESS_SIDE = 64  # up to here thumbnails are PNG: small anyway, and exact
+SIDE = 192  # a thumbnail's largest side in pixels; a column of the figures has room for fewer
+LOSSLESS_SIDE = 64  # thumbnails up to this side are PNG, which is exact and still small
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image shown; None stands for what it does not have.
+    """One image shown; None for values that it does not have.
 
-    ``panel`` is a method, or :data:`REAL`; ``place`` counts the images of a class in a panel; ``image`` is a training image's id, or i of "image i of class
-    c"; ``source`` the training image that an added one started from, or the address that it was retrieved from. ``safety_flags`` and ``model`` are a
-    shard's columns.
+    ``panel`` is a method, or :data:`REAL`. ``place`` counts the images of a class in a panel. ``image`` is
+    the id of a training image, or the index i of an added image ("image i of class c"). ``source`` is the
+    training image that an added image started from, or the address that it was retrieved from.
+    ``safety_flags`` and ``model`` are the shard's columns.
     """
 
     panel: str
@@ -64,7 +66,7 @@ SCHEMA = pa.schema(
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
         *[(name, pa.string()) for name in ("panel", "class_id", "class_name")],
         ("place", pa.int32()),
-        ("origin", pa.string()),  # Picture.image
+        ("origin", pa.string()),  # ImageRecord.image
         *[(name, pa.string()) for name in ("source", "prompt")],
         ("seed", pa.int64()),
         ("similarity", pa.float64()),
@@ -72,35 +74,32 @@ SCHEMA = pa.schema(
         ("model", pa.string()),
     ]
 )
-RECORDED = (
-    "source",
-    "prompt",
-    "seed",
-    "similarity",
-    "safety_flags",
-    "model",
-)  # what a picture takes over from its shard
+# Columns that a picture takes over from its shard.
+RECORDED = ("source", "prompt", "seed", "similarity", "safety_flags", "model")
 
 
 def short_name(info: ClassInfo) -> str:
-    """What a class is called in a figure: its best known name."""
+    """Name of a class in figures: its first lemma."""
     return info.lemmas[0]
 
 
 def choose(rows: int, count: int, study_seed: int, *scope: str) -> list[int]:
-    """``count`` of ``rows`` places at random, in order, all of them where there are fewer; a function of seed and scope alone."""
+    """Draw ``count`` of ``rows`` places at random, sorted; all of them if there are fewer.
+
+    The draw depends on the seed and the scope alone.
+    """
     rng = np.random.default_rng(derive_seed(study_seed, "figures", *scope))
     return sorted(int(place) for place in rng.permutation(rows)[:count])
 
 
 def spread_classes(classes: Sequence[ClassInfo], count: int) -> list[ClassInfo]:
-    """``count`` classes, evenly spaced in label order; all of them where there are fewer."""
+    """``count`` classes, evenly spaced in label order; all of them if there are fewer."""
     places = np.linspace(0, len(classes) - 1, min(count, len(classes))).round().astype(int)
     return [classes[place] for place in places]
 
 
 def real_pictures(job: Job, train: Split, wanted: Sequence[tuple[ClassInfo, int]]) -> list[Shown]:
-    """Training images, as (class, row of the split) each."""
+    """Load the training images ``wanted``, given as (class, row of the split)."""
     source = open_source(job.study.dataset, job.study.seed, job.study.corpus)
     images = source.load([train.sources[row] for _, row in wanted])
     counted: dict[str, int] = {}
@@ -114,7 +113,7 @@ def real_pictures(job: Job, train: Split, wanted: Sequence[tuple[ClassInfo, int]
 def added_pictures(
     panel: str, rows: pa.Table, classes: Mapping[str, ClassInfo], study_folder: Path
 ) -> list[Shown]:
-    """Added images, as rows of an index, in its order.
+    """Load added images, given as rows of an index, in its order.
 
     Raises
     ------
@@ -152,24 +151,24 @@ def rows_of(manifest: pa.Table, class_id: str) -> pa.Table:
 
 
 def thumbnail(image: Image.Image, largest: int = SIDE) -> Image.Image:
-    """The central square, at most ``largest`` pixels wide."""
+    """The image's central square, reduced to at most ``largest`` pixels a side."""
     side = min(*image.size, largest)
     return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
 
 
 def encode_thumbnail(image: Image.Image, largest: int = SIDE, quality: int = 92) -> bytes:
-    """A thumbnail as PNG where it is small, else as JPEG of ``quality``."""
+    """Encode a thumbnail as PNG if it is small, else as JPEG of ``quality``."""
     small = thumbnail(image, largest)
     return encode_image(small, "png" if max(small.size) <= LOSSLESS_SIDE else "jpeg", quality)
 
 
 def write_pictures(shown: Iterable[Shown], path: str | Path) -> None:
-    """Write pictures with their thumbnails as Parquet, which Hugging Face's ``datasets`` opens as images."""
+    """Write pictures and their thumbnails as Parquet, which Hugging Face ``datasets`` opens as images."""
     write_encoded([(picture, encode_thumbnail(image)) for picture, image in shown], path)
 
 
 def write_encoded(shown: Iterable[tuple[ImageRecord, bytes]], path: str | Path) -> None:
-    """Write pictures whose thumbnails are encoded already."""
+    """Write pictures with thumbnails that are already encoded."""
     rows = []
     for picture, encoded in shown:
         values = asdict(picture)
@@ -189,12 +188,12 @@ def write_encoded(shown: Iterable[tuple[ImageRecord, bytes]], path: str | Path) 
 
 
 def read_pictures(path: str | Path) -> list[tuple[ImageRecord, np.ndarray]]:
-    """Pictures and their thumbnails, uint8 (H, W, 3), in the order they were written.
+    """Read pictures and their thumbnails, uint8 (H, W, 3), in the order in which they were written.
 
     Raises
     ------
     UserError
-        Damaged, or another file.
+        The file is damaged, or holds something else.
     """
     return [
         (picture, np.asarray(Image.open(BytesIO(encoded)).convert("RGB")))
@@ -203,7 +202,7 @@ def read_pictures(path: str | Path) -> list[tuple[ImageRecord, np.ndarray]]:
 
 
 def read_encoded(path: str | Path) -> list[tuple[ImageRecord, bytes]]:
-    """Pictures and their thumbnails as they are in the file; raises as :func:`read_pictures`."""
+    """Read pictures and their encoded thumbnails; raises as :func:`read_pictures`."""
     with whole(path, " of pictures"):
         rows = pq.read_table(path, schema=SCHEMA).to_pylist()
     shown = []

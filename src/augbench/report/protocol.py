@@ -1,7 +1,8 @@
-"""The paper's protocol as values, and how a study differs from it.
+"""The values of the paper's protocol, and a study's differences from them.
 
-Flows in: the config and what the results say of the data. Flows out: one line per difference, for the footer of every table. This is the
-only place that knows the protocol's values (paper, section 3 and appendix; ``docs/paper_targets.md`` names the paper).
+Input: the config, and the sizes of the data according to the results. Output: one line per difference, for
+the footer of Table 1. No other module holds the protocol's values (paper, section 3 and appendix;
+``docs/paper_targets.md`` names the paper).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ TARGETS = RESOURCES / "paper" / "targets.csv"
 
 @dataclass(frozen=True)
 class Protocol:
-    """What the paper did in one of its studies; None where it does not say."""
+    """The paper's settings in one of its studies; None where the paper does not state them."""
 
     name: str
     classes: int
@@ -73,9 +74,10 @@ PROTOCOLS = {
     ),
 }
 RESAMPLES = 5
-CLASSIFIER = Classifier()  # its defaults are the paper's; a test holds them to it
-DIFFUSION = Diffusion(model="Stable Diffusion v1.4")  # likewise
-FINETUNE = Finetune()  # likewise
+# The defaults of these three are the paper's values; a test checks that.
+CLASSIFIER = Classifier()
+DIFFUSION = Diffusion(model="Stable Diffusion v1.4")
+FINETUNE = Finetune()
 CANDIDATES: tuple[str | int, ...] = ("train_loss", "val_loss", 1, 2, 3)
 IMAGIC_CANDIDATES: tuple[str | int, ...] = tuple(range(1, 9))
 CORPUS = "LAION-5B"
@@ -83,7 +85,7 @@ CORPUS = "LAION-5B"
 
 @dataclass(frozen=True)
 class PaperResult:
-    """Top-1 accuracy in percent and its standard error, None where the paper gives none."""
+    """Top-1 accuracy in percent and its standard error; None where the paper gives no error."""
 
     top1: float
     stderr: float | None
@@ -91,12 +93,12 @@ class PaperResult:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the results say of the data.
+    """Sizes of the data, read from the results.
 
     Attributes
     ----------
     real_per_class : float, optional
-        Mean number of real images per class in the training split; None where no row uses it.
+        Mean number of real images per class in the training split; None if no row uses that split.
     """
 
     classes: int
@@ -107,7 +109,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Deviation:
-    """One thing that a study does in another way than the paper; ``paper`` is empty where ``what`` says it all."""
+    """A difference between a study and the paper; ``paper`` is empty if ``what`` and ``ours`` are enough."""
 
     what: str
     ours: str
@@ -128,7 +130,7 @@ def paper_results(paper_study: str, path: str | Path = TARGETS) -> dict[str, Pap
 
 
 def differences(study: Study, facts: Facts) -> list[Deviation]:
-    """Every difference between ``study`` and the paper's protocol, cuts and changes, in the order of the data's way."""
+    """Every difference between ``study`` and the paper's protocol: data, added images, classifier."""
     paper = PROTOCOLS[study.report.paper_study]
     pairs = [
         *_data(study, facts, paper),
@@ -194,7 +196,7 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
             per_class, multiple = augmentation.images_per_class, augmentation.images_per_training_image
             pairs.append(
                 (
-                    "Images made",
+                    "Images generated",
                     f"{per_class} per class" if per_class else f"{multiple} per training image",
                     paper.images_made,
                 )
@@ -203,12 +205,12 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
         published = "stable-diffusion-v1-4" in diffusion.model.lower()
         pairs += [
             ("Diffusion model", DIFFUSION.model if published else model, DIFFUSION.model),
-            ("Resolution of images made, pixels", str(diffusion.resolution), str(DIFFUSION.resolution)),
+            ("Resolution of generated images, pixels", str(diffusion.resolution), str(DIFFUSION.resolution)),
             ("Sampler", diffusion.scheduler, DIFFUSION.scheduler),
             ("Sampling steps", str(diffusion.steps), str(DIFFUSION.steps)),
             ("Guidance scale", f"{diffusion.guidance_scale:g}", f"{DIFFUSION.guidance_scale:g}"),
             (
-                "Noise levels that are guided",
+                "Noise levels with guidance",
                 _interval(diffusion.guidance_interval),
                 _interval(DIFFUSION.guidance_interval),
             ),
@@ -220,20 +222,20 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
         size = study.miniature.images + study.miniature.distractors
         pairs.append(
             (
-                "Corpus that retrieval searches",
+                "Retrieval corpus",
                 f"miniature, {size:,} images, style shift {study.miniature.shift}",
                 CORPUS,
             )
         )
     elif retrieved and study.corpus is not None:
         place = next(str(value) for name, value in study.corpus if name in ("root", "folder", "url"))
-        pairs.append(("Corpus that retrieval searches", place, CORPUS))
+        pairs.append(("Retrieval corpus", place, CORPUS))
     pairs.append(("Training sets per method", str(augmentation.resamples), str(RESAMPLES)))
     return pairs
 
 
 def _by_row(found: Mapping[str, Sequence[tuple[str, str, str]]]) -> list[tuple[str, str, str]]:
-    """(what, ours, paper's) of each row, with the names of all rows that do the same in place of ``{}``."""
+    """(what, ours, paper's) of all rows; ``{}`` becomes the names of the rows that share a difference."""
     rows: dict[tuple[str, str, str], list[str]] = {}
     for name, pairs in found.items():
         for pair in pairs:
@@ -242,7 +244,10 @@ def _by_row(found: Mapping[str, Sequence[tuple[str, str, str]]]) -> list[tuple[s
 
 
 def _sampling(method: SampleMethod | PersonaliseMethod) -> list[tuple[str, str, str]]:
-    """(what, ours, paper's) for what a method samples otherwise than the study, ``{}`` for its name; Boomerang has settings of its own, guidance aside."""
+    """(what, ours, paper's) for a method's own sampling settings, with ``{}`` in place of its name.
+
+    Boomerang (group ``unconditional``) always has its own settings, so only its guidance is compared.
+    """
     pairs: list[tuple[str, str, str]] = []
     if method.group != "unconditional":
         if method.scheduler is not None:
@@ -256,7 +261,7 @@ def _sampling(method: SampleMethod | PersonaliseMethod) -> list[tuple[str, str, 
     if method.guidance_interval is not None:
         pairs.append(
             (
-                "Noise levels guided in {}",
+                "Noise levels with guidance in {}",
                 _interval(method.guidance_interval),
                 _interval(DIFFUSION.guidance_interval),
             )
@@ -265,21 +270,24 @@ def _sampling(method: SampleMethod | PersonaliseMethod) -> list[tuple[str, str, 
 
 
 def _fine_tuning(study: Study) -> list[tuple[str, str, str]]:
-    """(what, ours, paper's) for the fine-tuned methods; what the paper does not say (batch sizes, patience, rates) differs from nothing."""
+    """(what, ours, paper's) for the fine-tuned methods.
+
+    Settings that the paper does not state (batch sizes, patience, rates) are not compared.
+    """
     methods = study.personalised
     if not methods:
         return []
-    pairs = [("Most epochs of fine-tuning", str(study.finetune.max_epochs), str(FINETUNE.max_epochs))]
+    pairs = [
+        ("Maximum number of fine-tuning epochs", str(study.finetune.max_epochs), str(FINETUNE.max_epochs))
+    ]
     if any(method.clusters > 1 for method in methods.values()):
         names = {"inception_v3": "Inception-v3", "clip": "the study's CLIP"}
-        pairs.append(
-            ("Features that clusters are found in", names[study.finetune.features], names[FINETUNE.features])
-        )
+        pairs.append(("Features for clustering", names[study.finetune.features], names[FINETUNE.features]))
     return [*pairs, *_by_row({name: _candidates(method) for name, method in methods.items()})]
 
 
 def _candidates(method: PersonaliseMethod) -> list[tuple[str, str, str]]:
-    """(what, ours, paper's) for the candidates of a fine-tuned method, ``{}`` for its name."""
+    """(what, ours, paper's) for the candidates of a fine-tuned method, with ``{}`` in place of its name."""
     theirs = IMAGIC_CANDIDATES if method.learn == "conditioning" and method.train_unet else CANDIDATES
     return [("Candidates of {}", _listed(method.candidates), _listed(theirs))]
 
@@ -290,25 +298,25 @@ def _listed(candidates: Sequence[str | int]) -> str:
 
 
 def _retrieval(method: RetrieveMethod, paper: Protocol) -> list[tuple[str, str, str]]:
-    """(what, ours, paper's) for a retrieval method, ``{}`` for its name."""
-    theirs = RetrieveMethod(mechanism="retrieve")  # likewise
+    """(what, ours, paper's) for a retrieval method, with ``{}`` in place of its name."""
+    theirs = RetrieveMethod(mechanism="retrieve")  # its defaults are the paper's
 
     def threshold(value: float | None) -> str:
         return "off" if value is None else f"{value:g}"
 
     pairs = [
         (
-            "Share of the corpus that {} searches",
+            "Share of the corpus searched by {}",
             "all" if method.corpus_share == 1 else f"{method.corpus_share:.3g}",
             "all",
         ),
         (
-            "Duplicates' similarity in {}",
+            "Similarity threshold for duplicates in {}",
             threshold(method.duplicate_threshold),
             threshold(theirs.duplicate_threshold),
         ),
         ("First k of {}, per image wanted", f"{method.first_k:g}", f"{theirs.first_k:g}"),
-        ("Largest k of {}, in steps of the first", str(method.growth_limit), str(theirs.growth_limit)),
+        ("Largest k of {}, as a multiple of the first", str(method.growth_limit), str(theirs.growth_limit)),
         ("Unsafe images in {}", "left out" if method.drop_unsafe else "kept", "left out"),
         (
             "Aesthetics filter of {}",
@@ -316,19 +324,19 @@ def _retrieval(method: RetrieveMethod, paper: Protocol) -> list[tuple[str, str, 
             "score of at least 5",
         ),
         (
-            "Limit on the corpus's probability of being unsafe in {}",
+            "Maximum unsafe probability (from the corpus) in {}",
             "none" if method.max_punsafe is None else f"{method.max_punsafe:g}",
             "none",
         ),
         (
-            "Least side of images in {}, pixels",
+            "Minimum side of images in {}, pixels",
             "none" if method.min_side is None else str(method.min_side),
             "none",
         ),
         (
-            "An image near several queries of {} goes to",
-            "the nearest's class only" if method.one_class else "the class of each",
-            "the class of each",
+            "Classes that get an image near several queries of {}",
+            "the nearest only" if method.one_class else "all of them",
+            "all of them",
         ),
         (
             "Training sets of {}",
@@ -365,7 +373,7 @@ def _classifier(ours: Classifier, paper: Protocol) -> list[tuple[str, str, str]]
     theirs = CLASSIFIER
     return [
         ("Classifier", network(ours), network(theirs)),
-        ("Classifier's crop, pixels", str(ours.resolution), str(theirs.resolution)),
+        ("Classifier's input size, pixels", str(ours.resolution), str(theirs.resolution)),
         ("Centre crop in evaluation, share of the shorter side", centre(ours), centre(theirs)),
         ("Smallest area of the random crop", f"{ours.min_crop_area:g}", f"{theirs.min_crop_area:g}"),
         ("Batch size", str(ours.batch_size), str(paper.batch_size)),
@@ -373,6 +381,6 @@ def _classifier(ours: Classifier, paper: Protocol) -> list[tuple[str, str, str]]
         ("Momentum", f"{ours.momentum:g}", f"{theirs.momentum:g}"),
         ("Weight decay", f"{ours.weight_decay:g}", f"{theirs.weight_decay:g}"),
         ("Epochs without progress before lr / 10", str(ours.plateau_patience), str(theirs.plateau_patience)),
-        ("Epochs without progress before the stop", str(ours.stop_patience), str(theirs.stop_patience)),
-        ("Most epochs", str(ours.max_epochs), str(theirs.max_epochs)),
+        ("Epochs without progress before stopping", str(ours.stop_patience), str(theirs.stop_patience)),
+        ("Maximum number of epochs", str(ours.max_epochs), str(theirs.max_epochs)),
     ]

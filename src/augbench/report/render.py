@@ -1,7 +1,6 @@
-"""Tables in their formats: what all tables of the report share.
+"""Formats of the report's tables: CSV, Markdown, LaTeX and aligned text for a terminal.
 
-Flows in: rows (dataclasses), their cells as text, the footer's notes. Flows out: CSV in full precision, which reads back as the same
-rows, Markdown, which reads back as what people see, LaTeX, and aligned text for a terminal.
+CSV has full precision and reads back as the same rows. Markdown reads back as the same displayed table.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ NONE = "-"
 
 
 def spread(mean: float | None, stderr: float | None) -> str:
-    """``62.6 ± 0.1``, with one decimal as in the paper; a dash where there is nothing."""
+    """``62.6 ± 0.1``, with one decimal as in the paper; a dash if there is no value."""
     if mean is None:
         return NONE
     return f"{mean:.1f}" if stderr is None else f"{mean:.1f} ± {stderr:.1f}"
 
 
 def signed(points: float | None) -> str:
-    """A difference in percentage points, with its sign; a dash where there is nothing."""
+    """A difference in percentage points, with its sign; a dash if there is no value."""
     return NONE if points is None else f"{points:+.1f}"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A table as people see it.
+    """A table as displayed.
 
     Attributes
     ----------
@@ -45,9 +44,9 @@ class Layout:
         First line in the terminal.
     header : tuple of str
     numeric : tuple of bool
-        Columns that are aligned at the right.
+        Whether each column is right-aligned.
     cells : tuple of tuple of str
-        As many per line as the header has.
+        Lines of as many cells as the header has.
     notes : tuple of str
         The footer, one paragraph each.
     """
@@ -60,9 +59,9 @@ class Layout:
 
 
 def render_csv(rows: Sequence[DataclassInstance], notes: Sequence[str] = ()) -> str:
-    """One line per row in full precision, empty where there is nothing; notes follow as lines that begin with ``#``.
+    """Write one line per row in full precision, None as an empty cell, then the notes as lines with ``#``.
 
-    ``pandas.read_csv(path, comment="#")`` reads it; :func:`read_csv` does.
+    ``pandas.read_csv(path, comment="#")`` and :func:`read_csv` read it.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -76,19 +75,15 @@ def render_csv(rows: Sequence[DataclassInstance], notes: Sequence[str] = ()) -> 
 
 
 def read_csv(path: str | Path, kind: type[R]) -> list[R]:
-    """The rows, of dataclass ``kind``, of a file that :func:`render_csv` made."""
+    """Read the rows, of dataclass ``kind``, of a file that :func:`render_csv` made."""
     kinds = {field.name: str(field.type) for field in fields(kind)}
 
     def value(name: str, text: str) -> object:
         if not text and "None" in kinds[name]:
             return None
-        return (
-            float(text)
-            if kinds[name].startswith("float")
-            else int(text)
-            if kinds[name].startswith("int")
-            else text
-        )
+        if kinds[name].startswith("float"):
+            return float(text)
+        return int(text) if kinds[name].startswith("int") else text
 
     lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     return [
@@ -97,12 +92,12 @@ def read_csv(path: str | Path, kind: type[R]) -> list[R]:
 
 
 def escape_markdown(text: str) -> str:
-    """``text`` so that Markdown shows it as it is, in a table too."""
+    """Escape ``text`` so that Markdown shows it unchanged, also in a table."""
     return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#~" else letter for letter in text)
 
 
 def render_markdown(layout: Layout) -> str:
-    """A pipe table and the footer as a list."""
+    """Render a pipe table, with the footer as a list."""
     lines = [
         "| " + " | ".join(layout.header) + " |",
         "|" + "|".join("---:" if numeric else "---" for numeric in layout.numeric) + "|",
@@ -114,7 +109,7 @@ def render_markdown(layout: Layout) -> str:
 
 
 def read_markdown(path: str | Path, title: str) -> Layout:
-    """The table of a file that :func:`render_markdown` made, under ``title``."""
+    """Read the table of a file that :func:`render_markdown` made; its title becomes ``title``."""
     head, align, *rest = Path(path).read_text(encoding="utf-8").splitlines()
     lines = [line for line in rest if line.startswith("|")]
     notes = tuple(_unescape_markdown(line.removeprefix("- ")) for line in rest if line.startswith("- "))
@@ -131,18 +126,19 @@ def _unescape_markdown(text: str) -> str:
 
 
 LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$",
+    "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%", "±": r"$\pm$",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
+    "<": r"\textless{}", ">": r"\textgreater{}",
 }  # fmt: skip
 
 
 def escape_latex(text: str) -> str:
-    """``text`` so that LaTeX shows it as it is; ± becomes maths."""
+    """Escape ``text`` so that LaTeX shows it unchanged; ± becomes a math symbol."""
     return "".join(LATEX.get(letter, letter) for letter in text)
 
 
 def render_latex(layout: Layout, caption: str, label: str) -> str:
-    r"""A ``table`` with booktabs' rules and the footer below; needs ``\usepackage{booktabs}``."""
+    r"""Render a ``table`` with booktabs rules, with the footer below; needs ``\usepackage{booktabs}``."""
     rows = [" & ".join(map(escape_latex, line)) + r" \\" for line in layout.cells]
     lines = [
         r"\begin{table}",
@@ -167,7 +163,7 @@ def render_latex(layout: Layout, caption: str, label: str) -> str:
 
 
 def render_terminal(layout: Layout, width: int = 100) -> str:
-    """Aligned columns for a terminal; the footer is wrapped at ``width`` characters."""
+    """Render aligned columns for a terminal; the footer is wrapped at ``width`` characters."""
     cells = [layout.header, *layout.cells]
     widths = [max(len(line[column]) for line in cells) for column in range(len(layout.header))]
 

@@ -1,10 +1,11 @@
-"""Aesthetics: LAION's improved aesthetic predictor V2, by which the paper's corpus was filtered.
+"""Aesthetics: LAION's improved aesthetic predictor V2, which filtered the paper's corpus.
 
-Flows in: CLIP ViT-L/14 image embeddings, and the published weights. Flows out: a score per image, about 1 to 10.
+Input: CLIP ViT-L/14 image embeddings and the published weights. Output: a score per image, about 1 to 10.
 
-The published model is five linear layers (768 to 1024, 128, 64, 16, 1) with dropout between them and no activation. Without training's dropout this
-is one affine map: layers ``W x + b`` and ``V y + c`` make ``V W x + (V b + c)``. So the layers are multiplied out once, in double precision, and a
-score is one dot product.
+The published model has five linear layers (768 to 1024, 128, 64, 16, 1) with dropout between them and no
+activation. At inference there is no dropout, so the model is one affine map: layers ``W x + b`` and
+``V y + c`` make ``V W x + (V b + c)``. The layers are multiplied once, in double precision, and a score is
+one dot product.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from augbench.files import sha256_file
 
 WEIGHTS_FILE = "sac+logos+ava1-l14-linearMSE.pth"
 WEIGHTS_SHA256 = "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0"
-"""Of the published file (3,714,759 bytes), as several independent public projects pin it."""
+"""SHA-256 of the published file (3,714,759 bytes), as several independent public projects pin it."""
 
-WEIGHTS_URL = "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth"
+WEIGHTS_URL = (
+    "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/"
+    "sac%2Blogos%2Bava1-l14-linearMSE.pth"
+)
 WIDTH = 768
 LAYERS = {
     "layers.0": (1024, WIDTH),
@@ -32,28 +36,29 @@ LAYERS = {
     "layers.6": (16, 64),
     "layers.7": (1, 16),
 }
-"""The published layers in order, with the shapes (out, in) of their weights."""
+"""Published layers in order, with the shapes (out, in) of their weights."""
 
 
 @dataclass(frozen=True)
 class AestheticPredictor:
-    """The five layers as one: ``weight`` float64 (768,), and ``bias``."""
+    """The five layers as one affine map: ``weight`` float64 (768,), and ``bias``."""
 
     weight: np.ndarray
     bias: float
 
     def score(self, embeddings: np.ndarray) -> np.ndarray:
-        """Scores of images, float32 ``(N,)``.
+        """Compute the scores of images, float32 ``(N,)``.
 
         Parameters
         ----------
         embeddings : ndarray, float (N, 768)
-            Of CLIP ViT-L/14; brought to unit length here, as the predictor was trained. A row of zeros stays one, and NaN gives NaN.
+            Embeddings of CLIP ViT-L/14, of any length; scaled to unit length here, as in the predictor's
+            training. A row of zeros stays zero, and NaN gives NaN.
 
         Raises
         ------
         UserError
-            Embeddings of another width, that is, of another CLIP model.
+            The embeddings have another width, so they come from another CLIP model.
         """
         if embeddings.ndim != 2 or embeddings.shape[1] != WIDTH:
             raise UserError(
@@ -72,7 +77,7 @@ def load_predictor(path: str | Path, sha256: str | None = WEIGHTS_SHA256) -> Aes
     Parameters
     ----------
     sha256 : str, optional
-        What the file's checksum must be; None takes any file of the right layers.
+        Checksum that the file must have; None accepts any file with the right layers.
 
     Raises
     ------
@@ -96,11 +101,8 @@ def load_predictor(path: str | Path, sha256: str | None = WEIGHTS_SHA256) -> Aes
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(
-            str(path),
-            f"not readable as weights ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
-            "fetch it again",
-        ) from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(str(path), f"not readable as weights ({reason})", "fetch it again") from None
     return _multiplied_out(state, path)
 
 
@@ -108,11 +110,8 @@ def _multiplied_out(state: Any, path: str | Path) -> AestheticPredictor:
     expected = {f"{name}.weight": shape for name, shape in LAYERS.items()} | {
         f"{name}.bias": shape[:1] for name, shape in LAYERS.items()
     }
-    found = (
-        {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
-        if isinstance(state, dict)
-        else {}
-    )
+    tensors = state if isinstance(state, dict) else {}
+    found = {name: tuple(getattr(value, "shape", ())) for name, value in tensors.items()}
     if found != expected:
         odd = sorted(
             f"{name} {found.get(name, 'missing')}"

@@ -1,9 +1,10 @@
-"""Comparing a tile of stored vectors with all queries, so that the k nearest rows are exact at the speed of a matrix product.
+"""Compare a tile of stored vectors with all queries: exact k nearest rows at the speed of a matrix product.
 
-A tile costs the product with the queries and one look at each query's best product. Only where that could belong among the query's k nearest are single
-similarities computed again, in float64, from the stored vectors. So the product itself may be of lower precision: its error is bounded (Cauchy-Schwarz
-and the unit roundoff), and the bound widens the net. On a CPU each thread compares a block of its own: threads that share one small product wait for each
-other after every step.
+A tile costs one matrix product with the queries, and one look at each query's greatest product. If that
+product may be among the query's k nearest, single similarities are computed again, in float64, from the
+stored vectors. So the product may use a lower precision: its error has a bound (Cauchy-Schwarz and the unit
+roundoff), and every product within that bound is computed again. On a CPU each thread compares its own
+block, because threads that share one small product wait for each other after every step.
 """
 
 from __future__ import annotations
@@ -26,31 +27,32 @@ from augbench.retrieval.embedding_files import UNIT_TOLERANCE, EmbeddingFile, ch
 if TYPE_CHECKING:
     import torch
 
-BLOCK_ROWS = (
-    1024  # rows compared together on a CPU: their products with some thousand queries stay in its cache
-)
-
+# rows compared together on a CPU: their products with a few thousand queries fit into its cache
+BLOCK_ROWS = 1024
 ROWS_PER_TILE = 16384
-SEGMENT = 64  # products of a query that are looked at one by one if the greatest of them may count
+SEGMENT = 64  # products of a query that are checked one by one if the greatest of them may count
 BLOCK_PRODUCTS = {"cpu": 1 << 21, "cuda": 1 << 28}  # products in memory at a time
-PAIRS = 1 << 12  # similarities computed anew at a time
+PAIRS = 1 << 12  # float64 similarities computed at a time
 
 
 @dataclass(frozen=True)
 class Partial:
-    """One file's rows that may be among the nearest: per query at most k, and none below ``floor``.
+    """Rows of one file that may be among the nearest: at most k per query, and none below ``floor``.
 
-    The floor is the similarity of the k-th nearest image in the files before this one. It makes most of a large corpus's partial results
-    nearly empty; in return they hold only as long as the k-th nearest image of all files is no less similar, as when a file has gone.
+    The floor keeps most partial results of a large corpus nearly empty. The price: a partial result is
+    valid only if the k-th nearest image of all files is at least as similar as the floor. That can fail
+    when a file was removed.
 
     Attributes
     ----------
     floor : ndarray, float32 (Q,)
+        Similarity of the k-th nearest image in the files before this one.
     count : ndarray, int32 (Q,)
         Rows per query.
     row : ndarray, int64 (sum of count,)
-        Nearest first, query by query.
+        Row numbers query by query, nearest first.
     similarity : ndarray, float32 (sum of count,)
+        Cosine similarity of each row and its query.
     """
 
     floor: np.ndarray
@@ -75,20 +77,20 @@ class Partial:
         return int(found.count.sum()) == len(found.row) == len(found.similarity)
 
 
-_MOST_ROWS = 0xFFFFFFFF
+MOST_ROWS = 0xFFFFFFFF
 _EMPTY = -(1 << 63)
 
 
 class Nearest:
-    """The k nearest rows of one file so far, per query, with room for candidates that are sorted in later.
+    """The k nearest rows of one file so far, per query, with room for candidates that are not sorted yet.
 
-    An entry is one integer: the similarity's bits, put in order, then the row counted down; so the greatest integers are the nearest rows, with
-    ties in order of row.
+    An entry is one integer: the bits of the similarity, arranged to sort like the number, then 2**32 - 1
+    minus the row. So the greatest integers are the nearest rows, and ties are in order of row.
 
     Parameters
     ----------
     floor : Tensor, float32 (Q,)
-        Rows of a lower similarity are not wanted.
+        Rows with a lower similarity are dropped.
     """
 
     def __init__(self, floor: torch.Tensor, k: int) -> None:
@@ -96,35 +98,31 @@ class Nearest:
 
         self.k, self.floor = k, floor
         self.lock = Lock()
-        self.threshold = (
-            floor  # replaced, never changed: other threads read it meanwhile, and an older one is lower
-        )
+        # Replaced, never changed in place: other threads read it without the lock, and an old value is lower.
+        self.threshold = floor
         self.entries = torch.full((len(floor), k + max(32, k // 2)), _EMPTY, device=floor.device)
         self.filled = torch.zeros(len(floor), dtype=torch.int64, device=floor.device)
         self.waiting = 0
-        self.open = bool(torch.isinf(floor).any())  # whether some query takes whatever comes
+        self.open = bool(torch.isinf(floor).any())  # whether some query still takes any row
 
     def add(self, query: torch.Tensor, row: torch.Tensor, similarity: torch.Tensor) -> None:
-        """Take candidates, ``(P,)`` each; ``query`` ascends. Any thread may."""
+        """Add candidates, ``(P,)`` each, with ``query`` ascending; safe to call from any thread."""
         import torch
 
         wanted = torch.nonzero(similarity >= self.threshold.index_select(0, query)).squeeze(1)
         if len(wanted):
-            query, entries = (
-                query.index_select(0, wanted),
-                _entries(similarity.index_select(0, wanted), row.index_select(0, wanted)),
-            )
+            query = query.index_select(0, wanted)
+            entries = _entries(similarity.index_select(0, wanted), row.index_select(0, wanted))
             count = torch.bincount(query, minlength=len(self.filled))
-            position = torch.arange(len(query), device=query.device) - (count.cumsum(0) - count).index_select(
-                0, query
-            )
+            first = (count.cumsum(0) - count).index_select(0, query)
+            position = torch.arange(len(query), device=query.device) - first
             with self.lock:
                 self._append(query, position, entries, count)
 
     def _append(
         self, query: torch.Tensor, position: torch.Tensor, entries: torch.Tensor, count: torch.Tensor
     ) -> None:
-        """Append ``count`` ``(Q,)`` entries to each query's, ``position`` of them after what is there."""
+        """Append ``count`` ``(Q,)`` entries per query, each at ``position`` after the query's last entry."""
         import torch.nn.functional as F
 
         if int((self.filled + count).max()) > self.entries.shape[1]:
@@ -138,10 +136,10 @@ class Nearest:
             self.sort_in()
 
     def sort_in(self) -> None:
-        """Keep the k nearest per query and raise the thresholds."""
+        """Keep the k nearest entries per query and raise the thresholds."""
         import torch
 
-        nearest = self.entries.topk(self.k, dim=1).values  # sorted, so that what is empty comes last
+        nearest = self.entries.topk(self.k, dim=1).values  # sorted: empty entries come last
         self.entries[:, : self.k] = nearest
         self.entries[:, self.k :] = _EMPTY
         self.filled.clamp_(max=self.k)
@@ -164,20 +162,20 @@ class Nearest:
 def _entries(similarity: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
     import torch
 
-    bits = (similarity + 0.0).view(torch.int32)  # + 0.0: there is one zero only
-    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32) | (_MOST_ROWS - row)
+    bits = (similarity + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32) | (MOST_ROWS - row)
 
 
 def _from_entries(entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Similarities and rows."""
+    """Decode entries into similarities and rows."""
     import torch
 
     ordered = (entries >> 32).int()
-    return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32), _MOST_ROWS - (entries & 0xFFFFFFFF)
+    return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32), MOST_ROWS - (entries & 0xFFFFFFFF)
 
 
 class Comparison:
-    """Compares vectors with all queries."""
+    """Compares blocks of vectors with all queries."""
 
     def __init__(self, queries: np.ndarray, k: int, device: str, product: str | None) -> None:
         import torch
@@ -189,40 +187,44 @@ class Comparison:
         self.error = self._error_of_products()
         self.rows = BLOCK_ROWS if self.device.type == "cpu" else ROWS_PER_TILE
         self.queries_together = max(1, BLOCK_PRODUCTS[self.device.type] // self.rows)
-        self.own = local()  # each thread's own space for products
-        if self.device.type == "cuda":  # sums in float32 throughout, as the bound assumes
+        self.own = local()  # each thread's buffer for products
+        if self.device.type == "cuda":  # the error bound assumes that all sums are in float32
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
             torch.backends.cuda.matmul.allow_tf32 = False
-        with warnings.catch_warnings():  # torch says once per process that its sparse tensors are young
+        with warnings.catch_warnings():  # torch warns once that sparse tensors are in beta
             warnings.simplefilter("ignore")
             torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
 
     def _error_of_products(self) -> torch.Tensor:
-        """Bound of the error of a product before it is rounded to the number format, float32 ``(Q,)``.
+        """Bound the error of a product before it is rounded to the number format, float32 ``(Q,)``.
 
-        With unit roundoff u of the format and rounded query q' and image x': ``|q.x - q'.x'| <= |q - q'| |x'| + |q| |x - x'|``, where
-        ``|x - x'| <= u |x|``; and the sum, in float32, errs by at most D 2**-24 times the sum of absolute products, which is at most 1
-        (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). Twice that, because hardware may add pairs of products at once;
-        and 1e-5 for what float16 loses of numbers near zero and for the roundings of thresholds.
+        Let u be the unit roundoff of the format, and q' and x' the rounded query and image. Then ``|q.x -
+        q'.x'| <= |q - q'| |x'| + |q| |x - x'|``, where ``|x - x'| <= u |x|``. The float32 sum has an error
+        of at most D 2**-24 times the sum of absolute products, which is at most 1 (Higham, Accuracy and
+        Stability of Numerical Algorithms, section 3.1). This is doubled because hardware may add pairs of
+        products at once. The final 1e-5 covers float16's loss near zero and the rounding of thresholds.
         """
         import torch
 
         roundoff = 0.0 if self.dtype == torch.float32 else torch.finfo(self.dtype).eps / 2
         sum_error = 2 * self.queries.shape[1] * 2.0**-24
-        lengths = (1 + UNIT_TOLERANCE) ** 2  # of query and image, which count as unit vectors
+        lengths = (1 + UNIT_TOLERANCE) ** 2  # query and image may each be this much too long
         rounding = torch.linalg.vector_norm(self.queries - self.rounded.float(), dim=1)
         return (rounding * (1 + roundoff) + roundoff + sum_error + 1e-5) * lengths
 
     def begin(self, floor: np.ndarray) -> Nearest:
-        """For a new file; ``floor`` as in :class:`Partial`."""
+        """Start a new file; ``floor`` as in :class:`Partial`."""
         import torch
 
         return Nearest(torch.from_numpy(floor).to(self.device), self.k)
 
     @contextmanager
     def workers(self) -> Iterator[_Workers]:
-        """As many threads as torch has, one for each block of images; meanwhile torch's own operations take one thread each."""
+        """Start the worker threads: on a CPU as many as torch has, one block of images each.
+
+        Until they end, torch's own operations use one thread each.
+        """
         import torch
 
         threads = torch.get_num_threads()
@@ -234,10 +236,10 @@ class Comparison:
             torch.set_num_threads(threads)
 
     def look(self, stored: np.ndarray, rows: np.ndarray, nearest: Nearest, file: EmbeddingFile) -> None:
-        """Compare a block of vectors ``(n, D)`` of ``rows`` with all queries, and give what may be near to ``nearest``."""
+        """Compare vectors ``(n, D)`` of ``rows`` with all queries, and add candidates to ``nearest``."""
         import torch
 
-        if not stored.flags.writeable:  # Arrow's, at which torch takes offence
+        if not stored.flags.writeable:  # Arrow's arrays are read-only, and torch warns about those
             stored = stored.copy()
         images = self._unit(torch.from_numpy(stored).to(self.device), rows, file)
         rounded, row = images.to(self.dtype), torch.from_numpy(rows).to(self.device)
@@ -247,7 +249,7 @@ class Comparison:
                 nearest.add(query, row.index_select(0, position), self._similarities(query, images, position))
 
     def _unit(self, stored: torch.Tensor, rows: np.ndarray, file: EmbeddingFile) -> torch.Tensor:
-        """Float32 ``(n, D)``; as :func:`~augbench.retrieval.embedding_files.unit`."""
+        """Scale to unit length like :func:`~augbench.retrieval.embedding_files.unit`; float32 ``(n, D)``."""
         import torch
 
         images = stored.float()
@@ -261,7 +263,10 @@ class Comparison:
     def _candidates(
         self, rounded: torch.Tensor, first: int, nearest: Nearest
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries (from the ``first`` on) and positions of images that may be near to them, in order of query, then position."""
+        """Find pairs of query (from ``first`` on) and image that may be near.
+
+        Returns the queries' numbers and the images' positions in the block, in order of query, then position.
+        """
         import torch
 
         part = slice(first, first + self.queries_together)
@@ -276,12 +281,13 @@ class Comparison:
             queries, rounded.T, out=self.own.products[: len(queries) * len(rounded)].view(len(queries), -1)
         )
         bound = nearest.threshold[part] - self.error[part]
-        if nearest.open:  # of this block, only its own k nearest can count
+        if nearest.open:  # there is no threshold yet, but only the block's own k nearest can count
             last = products.topk(min(self.k, products.shape[1]), dim=1).values[:, -1].float()
             bound = torch.maximum(
                 bound, last - torch.finfo(self.dtype).eps * last.abs() - 2 * self.error[part]
             )
-        bound = bound.to(self.dtype)  # rounding is monotone, so a product that rounds below it was below it
+        # Rounding is monotone: a rounded product below the rounded bound was below the bound before.
+        bound = bound.to(self.dtype)
         width = SEGMENT if products.shape[1] % SEGMENT == 0 else products.shape[1]
         segments = products.view(len(queries), -1, width)
         query, segment = torch.nonzero(segments.amax(dim=2) >= bound[:, None], as_tuple=True)
@@ -295,7 +301,10 @@ class Comparison:
     def _similarities(
         self, query: torch.Tensor, images: torch.Tensor, position: torch.Tensor
     ) -> torch.Tensor:
-        """Cosines of pairs, float32 ``(P,)``: summed in float64, so that they are the same in whichever order and on whichever device."""
+        """Compute the cosine similarities of pairs, float32 ``(P,)``.
+
+        They are summed in float64, so the result does not depend on the order or the device.
+        """
         import torch
 
         if self.device.type == "cpu" and torch.backends.mkl.is_available():
@@ -309,14 +318,14 @@ class Comparison:
 
 
 class _Workers:
-    """Hands out blocks to threads; at most ``most`` are under way, so that reading does not run ahead of comparing."""
+    """Hands blocks to threads, at most ``most`` at a time, so that reading does not get too far ahead."""
 
     def __init__(self, comparison: Comparison, pool: ThreadPoolExecutor, most: int) -> None:
         self.comparison, self.pool, self.most = comparison, pool, most
         self.under_way: deque[Future[None]] = deque()
 
     def __call__(self, stored: np.ndarray, rows: np.ndarray, nearest: Nearest, file: EmbeddingFile) -> None:
-        """Have vectors ``(n, D)`` of ``rows`` compared; what was wrong with earlier ones is raised here."""
+        """Queue vectors ``(n, D)`` of ``rows`` for comparison; raise the errors of earlier blocks."""
         for start in range(0, len(rows), self.comparison.rows):
             block = slice(start, start + self.comparison.rows)
             self.under_way.append(
@@ -326,7 +335,7 @@ class _Workers:
                 self.under_way.popleft().result()
 
     def finish(self) -> None:
-        """Wait for all blocks."""
+        """Wait for all blocks, and raise their errors."""
         while self.under_way:
             self.under_way.popleft().result()
 
@@ -334,7 +343,10 @@ class _Workers:
 def _sampled(
     first: torch.Tensor, column: torch.Tensor, left: torch.Tensor, right: torch.Tensor
 ) -> torch.Tensor:
-    """Those products of rows of ``left`` and ``right`` that a sparse matrix names: of row i, columns ``column[first[i]:first[i + 1]]``."""
+    """Compute the products of selected rows of ``left`` and ``right``.
+
+    Row i of ``left`` is multiplied with rows ``column[first[i]:first[i + 1]]`` of ``right`` (the CSR format).
+    """
     import torch
 
     pattern = torch.sparse_csr_tensor(
@@ -344,7 +356,7 @@ def _sampled(
 
 
 def fastest_product(device: torch.device) -> torch.dtype:
-    """The number format in which the device multiplies matrices fastest."""
+    """Return the number format in which the device multiplies matrices fastest."""
     import torch
 
     if device.type == "cuda":

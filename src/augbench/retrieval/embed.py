@@ -1,8 +1,9 @@
-"""CLIP embeddings of a corpus of images in clip-retrieval's layout, and its index.
+"""CLIP embeddings of a corpus of images in clip-retrieval's layout, and an index of them.
 
-Flows in: the miniature corpus or a folder of images, and CLIP. Flows out: a folder with ``img_emb/img_emb_00000.npy`` (float16, unit length),
-``metadata/metadata_00000.parquet`` beside it, row by row, and ``augbench.json``, which names the CLIP model and the content; then an
-index folder as ``clip-retrieval index`` lays it out.
+Input: the miniature corpus or a folder of images, and a CLIP model. Output: a folder with
+``img_emb/img_emb_00000.npy`` (float16, unit length), ``metadata/metadata_00000.parquet`` with the same
+rows, and ``augbench.json``, which names the CLIP model and the content. The index folder has the layout of
+``clip-retrieval index``.
 """
 
 from __future__ import annotations
@@ -34,17 +35,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# images embedded together; on a CPU, more do not fit into its cache and take half as long again
+# images per batch; on a CPU, larger batches do not fit into the cache and take 1.5 times as long
 BATCH = {"cpu": 32, "cuda": 256}
 ROWS_PER_FILE = 5000
-EXACT_UP_TO = 1_000_000  # vectors; to compare a query with all of them takes a fraction of a second, and no neighbour is missed
+# vectors; comparing a query with this many takes a fraction of a second, and no neighbour is missed
+EXACT_UP_TO = 1_000_000
 METADATA = ("id", "url", "caption", "width", "height", "NSFW", "punsafe")
 IDENTITY = "augbench.json"
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Some images of a corpus: what they are, how many, and how to read them with their captions (where there are any) and metadata."""
+    """Part of a corpus: its recipe, its number of images, and a function that reads it.
+
+    ``read`` returns images, captions (None if there are none) and metadata.
+    """
 
     recipe: Recipe
     rows: int
@@ -73,7 +78,7 @@ def _folder_parts(root: Path) -> list[_Part]:
         raise UserError(
             "corpus.root",
             f"no image in {str(root)!r}",
-            f"allowed: a folder with files of the kinds {', '.join(sorted(EXTENSIONS))}",
+            f"allowed: a folder with image files ({', '.join(sorted(EXTENSIONS))})",
         )
 
     def part(chosen: Sequence[str]) -> _Part:
@@ -91,21 +96,17 @@ def _folder_parts(root: Path) -> list[_Part]:
             return in_order(open_rgb, [root / name for name in chosen]), None, pa.table(columns)
 
         stats = [(root / name).stat() for name in chosen]
-        return _Part(
-            {
-                "files": canonical_hash(
-                    [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(chosen, stats, strict=True)]
-                )
-            },
-            len(chosen),
-            read,
-        )
+        files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(chosen, stats, strict=True)]
+        return _Part({"files": canonical_hash(files)}, len(chosen), read)
 
     return [part(batch) for batch in in_batches(names, ROWS_PER_FILE)]
 
 
 def embed_miniature(job: Job, parts: Sequence[str | Path], clip_path: str | Path, out: str | Path) -> None:
-    """Embed every image of the miniature corpus; ``similarity`` in the metadata is the cosine between image and caption, as in LAION."""
+    """Embed every image of the miniature corpus.
+
+    ``similarity`` in the metadata is the cosine similarity of image and caption, as in LAION.
+    """
     _embed(job, [_miniature_part(path) for path in parts], clip_path, Path(out))
 
 
@@ -115,13 +116,13 @@ def embed_folder(job: Job, root: str | Path, clip_path: str | Path, out: str | P
     Raises
     ------
     UserError
-        There is no such folder, no image in it, or an image is damaged.
+        The folder is missing or has no images, or an image is damaged.
     """
     _embed(job, _folder_parts(Path(root)), clip_path, Path(out))
 
 
 def _embed(job: Job, parts: Sequence[_Part], clip_path: str | Path, out: Path) -> None:
-    """Embed parts; each goes through the store, so an interrupted job goes on where it was."""
+    """Embed parts; each goes to the store, so that an interrupted job resumes with the next part."""
     import torch
     import torch.nn.functional as F
 
@@ -130,7 +131,7 @@ def _embed(job: Job, parts: Sequence[_Part], clip_path: str | Path, out: Path) -
     clip = read_json(clip_path)
     device = pick_device(job.study.execution.device)
     model, tokenizer = load_clip(clip["folder"], device)
-    # what is kept is float16, so that products in it change no more than the last digit
+    # the result is stored as float16, so computing in float16 changes at most its last digit
     tower = load_image_tower(clip["folder"], device, model, half=device.type == "cuda")
     progress = Progress("embed corpus", sum(part.rows for part in parts), "image")
 
@@ -150,12 +151,8 @@ def _embed(job: Job, parts: Sequence[_Part], clip_path: str | Path, out: Path) -
             images, captions, kept = part.read()
             vectors = embed_images(images)
             if captions is not None:
-                kept = kept.append_column(
-                    "similarity",
-                    pa.array(
-                        (vectors * embed_texts(model, tokenizer, captions).cpu()).sum(1).numpy(), pa.float32()
-                    ),
-                )
+                similarity = (vectors * embed_texts(model, tokenizer, captions).cpu()).sum(1).numpy()
+                kept = kept.append_column("similarity", pa.array(similarity, pa.float32()))
             half = vectors.half().numpy()
             job.store.commit("embeddings", recipe, ".npy", partial(np.save, arr=half))
             job.store.commit("embeddings", recipe, ".parquet", partial(pq.write_table, kept))
@@ -165,10 +162,11 @@ def _embed(job: Job, parts: Sequence[_Part], clip_path: str | Path, out: Path) -
 
 
 def build_index(embeddings: str | Path, index_folder: str | Path, threads: int) -> None:
-    """Build an index folder in clip-retrieval's layout: ``image.index`` by autofaiss, and the metadata beside it.
+    """Build an index folder in clip-retrieval's layout: ``image.index`` by autofaiss, and the metadata.
 
-    Up to :data:`EXACT_UP_TO` vectors the index is exact; for more, autofaiss chooses an approximate one, as ``clip-retrieval index`` does for
-    any number. ``augbench.json`` comes along: it names the CLIP model, so that a query by another can be refused.
+    Up to :data:`EXACT_UP_TO` vectors the index is exact. For more, autofaiss chooses an approximate index,
+    as ``clip-retrieval index`` does for any number. ``augbench.json``, which names the CLIP model, is
+    copied too, so that a search with another model fails.
     """
     from autofaiss import build_index as build_autofaiss_index
 
@@ -186,6 +184,6 @@ def build_index(embeddings: str | Path, index_folder: str | Path, threads: int) 
         nb_cores=threads,
     )
     if not (index_folder / "image.index").is_file():  # autofaiss only logs what went wrong
-        raise RuntimeError(f"autofaiss made no index in {index_folder}; its reason stands above in this log")
+        raise RuntimeError(f"autofaiss made no index in {index_folder}; see its messages above in this log")
     shutil.copytree(embeddings / "metadata", index_folder / "metadata")
     shutil.copy(embeddings / IDENTITY, index_folder / IDENTITY)

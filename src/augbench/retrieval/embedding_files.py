@@ -1,12 +1,14 @@
-"""Image embeddings on disk, in the three layouts in which they are published, read tile by tile.
+"""Read published image embeddings tile by tile, in three layouts.
 
-Flows in: a folder. Flows out: one :class:`EmbeddingFile` per file of vectors, in order of name, each with the metadata of its rows:
+A folder becomes one :class:`EmbeddingFile` per file of vectors, in order of name, each with the metadata of
+its rows. The layouts are:
 
 - clip-retrieval and LAION-5B: ``img_emb/img_emb_0000.npy`` and ``metadata/metadata_0000.parquet``;
 - DataComp's CommonPool: ``{shard}.npz``, one array per CLIP model, and ``{shard}.parquet``;
 - Parquet with a column of vectors beside the metadata, as ClickHouse publishes a part of LAION-5B.
 
-Metadata that is out of step with its vectors gives plausible wrong images, so every doubt about that is an error.
+If metadata and vectors do not match row by row, a search returns wrong images that look plausible. So every
+sign of a mismatch is an error.
 """
 
 from __future__ import annotations
@@ -33,27 +35,28 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "id": ("id", "uid", "SAMPLE_ID", "hash", "key"),
     "url": ("url", "URL", "image_path"),
     "caption": ("caption", "TEXT", "text"),
-    "width": ("original_width", "WIDTH", "width"),  # img2dataset's `width` is that of its resized copy
+    "width": ("original_width", "WIDTH", "width"),  # img2dataset's `width` is the resized one
     "height": ("original_height", "HEIGHT", "height"),
     "nsfw": ("NSFW", "nsfw"),
     "punsafe": ("punsafe",),
     "aesthetic": ("aesthetic", "AESTHETIC_SCORE", "aesthetic_score"),
 }
-"""What LAION, clip-retrieval, DataComp and ClickHouse call our columns; the first that a file has counts."""
+"""Names of our columns in LAION, clip-retrieval, DataComp and ClickHouse; a file's first match is used."""
 
 UNIT_TOLERANCE = 1e-3
-"""A vector whose norm is this close to 1 is of unit length: float16 rounds it by up to 5e-4."""
+"""A norm this close to 1 counts as unit length; float16 rounding changes a norm by up to 5e-4."""
 
 DAMAGED = "fetch the file again"
-_ROWS_IN_STREAM = 16384  # rows of a compressed array that are unpacked together when some of them are wanted
+# rows of a compressed array that are unpacked at a time to pick single rows
+_ROWS_IN_STREAM = 16384
 
 
-# --- vectors ----------------------------------------------------------------------------------------------------------
+# --- vectors ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Vectors(ABC):
-    """Vectors of one file: ``rows`` of ``dimension`` numbers each, float16 or float32."""
+    """Vectors of one file: ``rows`` vectors of ``dimension`` numbers each, float16 or float32."""
 
     path: Path
     rows: int
@@ -61,15 +64,18 @@ class Vectors(ABC):
 
     @abstractmethod
     def tiles(self, rows_per_tile: int) -> Iterator[tuple[int, np.ndarray]]:
-        """All rows in order: the first row's number and at most ``rows_per_tile`` of them, ``(n, D)``; one tile is in memory at a time."""
+        """Yield all rows in order, as (number of the first row, tile ``(n, D)``) with n <= ``rows_per_tile``.
+
+        One tile is in memory at a time.
+        """
 
     @abstractmethod
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """The vectors ``(n, D)`` of ``rows``, int64 ``(n,)``, which ascend and do not repeat."""
+        """Return the vectors ``(n, D)`` of ``rows``, int64 ``(n,)``, ascending and without repeats."""
 
 
 def _fill(stream: IO[bytes], array: np.ndarray, path: Path) -> None:
-    """Read ``array`` from ``stream``; ``readinto`` may give less than it is asked for."""
+    """Fill ``array`` from ``stream``; loops because ``readinto`` may return fewer bytes than requested."""
     view = array.view(np.uint8).reshape(-1).data
     while view:
         count = stream.readinto(view)  # type: ignore[attr-defined]
@@ -80,7 +86,7 @@ def _fill(stream: IO[bytes], array: np.ndarray, path: Path) -> None:
 
 @dataclass(frozen=True)
 class PlainVectors(Vectors):
-    """An array as it is in memory: a ``.npy`` file, or an uncompressed member of an ``.npz``; ``offset`` is in bytes."""
+    """An uncompressed array in a ``.npy`` file or an ``.npz``, ``offset`` bytes from the file's start."""
 
     dtype: np.dtype
     offset: int
@@ -91,7 +97,7 @@ class PlainVectors(Vectors):
             raise UserError(str(self.path), f"{size} bytes, {needed} promised by its header", DAMAGED)
 
     def tiles(self, rows_per_tile: int) -> Iterator[tuple[int, np.ndarray]]:
-        # Read, not mapped: pages of a mapping count as this process's memory, and each costs a fault.
+        # Read, not memory-mapped: mapped pages count as this process's memory, and each costs a page fault.
         with self.path.open("rb", buffering=0) as stream:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
@@ -102,14 +108,16 @@ class PlainVectors(Vectors):
                 yield start, tile
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        return np.asarray(
-            np.memmap(self.path, self.dtype, "r", self.offset, (self.rows, self.dimension))[rows]
-        )
+        mapped = np.memmap(self.path, self.dtype, "r", self.offset, (self.rows, self.dimension))
+        return np.asarray(mapped[rows])
 
 
 @dataclass(frozen=True)
 class CompressedVectors(Vectors):
-    """A compressed member of an ``.npz``: it can only be unpacked from its start, which :meth:`take` does too, a tile at a time."""
+    """A compressed member of an ``.npz``.
+
+    It can only be unpacked from its start, so :meth:`take` also reads it tile by tile.
+    """
 
     dtype: np.dtype
     member: str
@@ -137,7 +145,7 @@ class CompressedVectors(Vectors):
 
 @dataclass(frozen=True)
 class ParquetVectors(Vectors):
-    """A column of lists in a Parquet file."""
+    """Vectors in a list column of a Parquet file."""
 
     column: str
 
@@ -165,21 +173,24 @@ class ParquetVectors(Vectors):
             raise UserError(
                 f"{self.path}: {self.column}",
                 f"{found} near row {start + wrong[0]}",
-                f"the first row has {self.dimension}",
+                f"all vectors must have {self.dimension} numbers, as the first row has",
             )
         values = lists.flatten()
         if values.null_count:
             raise UserError(
                 f"{self.path}: {self.column}",
                 f"a vector with a missing number after row {start}",
-                "every vector must be whole",
+                "no number may be missing",
             )
         matrix = values.to_numpy(zero_copy_only=False).reshape(-1, self.dimension)
         return matrix if matrix.dtype == np.float16 else matrix.astype(np.float32, copy=False)
 
 
 def _row_groups(path: Path, rows: np.ndarray, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
-    """The ascending ``rows`` of a Parquet file, row group by row group, with the group's first row; groups without any are not read."""
+    """Yield the ascending ``rows`` of a Parquet file per row group, as (the group's first row, table).
+
+    Row groups without a wanted row are not read.
+    """
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             start = 0
@@ -187,24 +198,19 @@ def _row_groups(path: Path, rows: np.ndarray, columns: Sequence[str]) -> Iterato
                 end = start + file.metadata.row_group(group).num_rows
                 first, last = np.searchsorted(rows, (start, end))
                 if first < last:
-                    yield (
-                        start,
-                        file.read_row_group(group, columns=list(columns)).take(
-                            pa.array(rows[first:last] - start)
-                        ),
-                    )
+                    table = file.read_row_group(group, columns=list(columns))
+                    yield start, table.take(pa.array(rows[first:last] - start))
                 start = end
     except (pa.ArrowException, OSError) as error:
         raise UserError(str(path), f"damaged ({str(error).splitlines()[0]})", DAMAGED) from None
 
 
 def _array_header(stream: IO[bytes], path: Path) -> tuple[int, int, np.dtype]:
-    """Rows, dimension and type of a NumPy array whose header begins here; the stream is left at the first number."""
+    """Read a NumPy array's header: rows, dimension and dtype; the stream is then at the first number."""
     try:
         version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
-        read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
+        form = np.lib.format
+        read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
         shape, fortran, dtype = read(stream)  # type: ignore[no-untyped-call]
     except (ValueError, EOFError) as error:
         raise UserError(str(path), f"no NumPy array ({str(error).splitlines()[0]})", DAMAGED) from None
@@ -225,7 +231,7 @@ def _open_npy(path: Path) -> Vectors:
 
 
 def _open_npz(path: Path, key: str | None) -> tuple[Vectors, str]:
-    """The array ``key`` and its name."""
+    """Open the array ``key``, or the only array of image embeddings; return it with its name."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -245,16 +251,15 @@ def _open_npz(path: Path, key: str | None) -> tuple[Vectors, str]:
         raise UserError(str(path), f"damaged ({error})", DAMAGED) from None
     if member.compress_type != zipfile.ZIP_STORED:
         return CompressedVectors(path, rows, dimension, dtype, member.filename), key
-    with (
-        path.open("rb") as archive_bytes
-    ):  # a member begins after 30 bytes, its name and an extra field (PKWARE's APPNOTE, section 4.3.7)
+    # a member's data begin after 30 bytes, its name and an extra field (PKWARE's APPNOTE, section 4.3.7)
+    with path.open("rb") as archive_bytes:
         archive_bytes.seek(member.header_offset + 26)
         lengths = struct.unpack("<HH", archive_bytes.read(4))
     return PlainVectors(path, rows, dimension, dtype, member.header_offset + 30 + sum(lengths) + header), key
 
 
 def _open_parquet(path: Path, column: str | None) -> tuple[Vectors, str]:
-    """The column of vectors and its name; the dimension is that of the first row."""
+    """Open the column of vectors; return it with its name. The first row sets the dimension."""
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
@@ -296,14 +301,14 @@ def _is_vector(kind: pa.DataType) -> bool:
 
 
 def check_norms(norms: np.ndarray, rows: np.ndarray, path: str | Path) -> None:
-    """Refuse vectors that cannot be compared.
+    """Check that vectors can be compared: not zero, and finite.
 
     Parameters
     ----------
     norms : ndarray, float (n,)
-        Euclidean lengths.
+        Euclidean norms of the vectors.
     rows : ndarray, int (n,)
-        Their rows in the file ``path``.
+        Row of each vector in the file ``path``.
 
     Raises
     ------
@@ -314,13 +319,16 @@ def check_norms(norms: np.ndarray, rows: np.ndarray, path: str | Path) -> None:
         if wrong.any():
             raise UserError(
                 str(path),
-                f"the vector of row {rows[wrong][0]} is {what}, {wrong.sum()} of {len(rows)} near it",
+                f"the vector of row {rows[wrong][0]} is {what}, {wrong.sum()} of {len(rows)} rows near it",
                 "embed these images again, or leave the file out",
             )
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Float32 vectors ``(n, D)`` of unit length; one that is so within :data:`UNIT_TOLERANCE` stays as it is."""
+    """Convert vectors ``(n, D)`` to float32 of unit length.
+
+    Vectors whose norm is within :data:`UNIT_TOLERANCE` of 1 are not rescaled.
+    """
     vectors = vectors.astype(np.float32)
     norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
     off = np.abs(norms - 1) > UNIT_TOLERANCE
@@ -328,25 +336,25 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class EmbeddingFile:
-    """Vectors of images and what is known of the images, row by row.
+    """Vectors of images with their metadata, row by row.
 
     Attributes
     ----------
     name : str
-        Of the file of vectors; unique in its folder.
+        Name of the file of vectors; unique in its folder.
     source : Vectors
-        Where the vectors are.
+        The vectors.
     content : str
-        Which of the file's arrays or columns they are.
+        Name of the array or column that holds the vectors.
     metadata_path : Path
-        Parquet file with a row for each vector.
+        Parquet file with one row for each vector.
     columns : mapping
-        The file's name of each of our columns (:data:`~augbench.retrieval.neighbours.METADATA`) that it has.
+        The file's names of our columns (:data:`~augbench.retrieval.neighbours.METADATA`), where it has them.
     """
 
     name: str
@@ -362,20 +370,20 @@ class EmbeddingFile:
 
     @property
     def dimension(self) -> int:
-        """Numbers per vector."""
+        """Length of each vector."""
         return self.source.dimension
 
     @property
     def paths(self) -> list[Path]:
-        """The files that hold the vectors and the metadata."""
+        """Files that hold the vectors and the metadata."""
         return list(dict.fromkeys([self.source.path, self.metadata_path]))
 
     def tiles(self, rows_per_tile: int) -> Iterator[tuple[int, np.ndarray]]:
-        """All vectors in order: the first row's number and at most ``rows_per_tile`` vectors ``(n, D)``, as stored."""
+        """Yield all vectors in order, as stored; see :meth:`Vectors.tiles`."""
         return self.source.tiles(rows_per_tile)
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """The vectors ``(n, D)`` of ``rows``, int ``(n,)`` in any order, as stored."""
+        """Return the vectors ``(n, D)`` of ``rows``, int ``(n,)`` in any order, as stored."""
         wanted, position = np.unique(rows, return_inverse=True)
         if not len(wanted):
             return np.empty((0, self.dimension), np.float32)
@@ -383,35 +391,35 @@ class EmbeddingFile:
         return vectors if np.array_equal(wanted, rows) else vectors[position]
 
     def metadata(self, rows: np.ndarray) -> pa.Table:
-        """Columns :data:`~augbench.retrieval.neighbours.METADATA` of ``rows``, int ``(n,)`` in any order.
+        """Return the metadata of ``rows``, int ``(n,)`` in any order.
 
-        What the file does not have is null; a missing ``id`` is the file's name without its suffix and the row, ``img_emb_0000:17``.
+        The columns are those of :data:`~augbench.retrieval.neighbours.METADATA`; a value that the file
+        lacks is null. A missing ``id`` becomes the file's name without its suffix and the row, such as
+        ``img_emb_0000:17``.
 
         Raises
         ------
         UserError
-            A column cannot be read as what it is said to be.
+            A column cannot be converted to the type it needs.
         """
         wanted, position = np.unique(rows, return_inverse=True)
         wanted = wanted.astype(np.int64)
-        groups = [
-            table for _, table in _row_groups(self.metadata_path, wanted, sorted(set(self.columns.values())))
-        ]
+        names = sorted(set(self.columns.values()))
+        groups = [table for _, table in _row_groups(self.metadata_path, wanted, names)]
         stem = Path(self.name).stem
         fallback = pa.array([f"{stem}:{row}" for row in wanted.tolist()], pa.string())
         columns = {}
         for name, kind in METADATA.items():
             if groups and name in self.columns:
-                values = self._converted(
-                    pa.concat_tables(groups).column(self.columns[name]).combine_chunks(), name, kind
-                )
+                values = pa.concat_tables(groups).column(self.columns[name]).combine_chunks()
+                values = self._converted(values, name, kind)
             else:
                 values = pa.nulls(len(wanted), kind)
             columns[name] = pc.coalesce(values, fallback) if name == "id" else values
         return pa.table(columns).take(pa.array(position))
 
     def _converted(self, values: pa.Array, name: str, kind: pa.DataType) -> pa.Array:
-        """As ``kind``; whole numbers with gaps are floats in files that pandas wrote, with NaN for nothing."""
+        """Convert values to ``kind``. In files that pandas wrote, integers with gaps are floats with NaN."""
         try:
             if pa.types.is_floating(values.type):
                 values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
@@ -427,9 +435,9 @@ class EmbeddingFile:
             ) from None
 
     def identity(self) -> dict[str, Any]:
-        """What tells this file from a changed one, as plain values: names, sizes and times of modification.
+        """Names, sizes and modification times, as plain values; they tell whether the files have changed.
 
-        Not a hash of the content: a corpus has terabytes, which would be read once more for it.
+        The content is not hashed: a corpus has terabytes, and hashing would read them once more.
         """
         stats = [(path.name, path.stat()) for path in self.paths]
         return {
@@ -444,21 +452,24 @@ def open_embeddings(
     npz_key: str | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> list[EmbeddingFile]:
-    """The files of vectors in ``folder``, in order of name; files without rows are left out. Vectors are not read.
+    """Open the files of vectors in ``folder``, in order of name, without reading the vectors.
+
+    Files without rows are left out.
 
     Parameters
     ----------
     vector_column : str, optional
-        Parquet layout: the column of vectors; needed if there are several.
+        Parquet layout: the column of vectors; required if there are several.
     npz_key : str, optional
-        DataComp's layout: the array of image embeddings (``l14_img``, ``b32_img``); needed if there are several.
+        DataComp's layout: the array of image embeddings (``l14_img``, ...); required if there are several.
     columns : mapping, optional
-        Names of metadata columns, by ours; those not named are looked for by :data:`SPELLINGS`.
+        Column names in the metadata files by our names. The others are found through :data:`SPELLINGS`.
 
     Raises
     ------
     UserError
-        No such folder or no such files; vectors and metadata that do not go together; files of different dimension; a damaged file.
+        The folder or its files are missing; vectors and metadata do not match; files have different
+        dimensions; or a file is damaged.
     """
     folder, columns = Path(folder), dict(columns or {})
     if unknown := sorted(set(columns) - set(METADATA)):
@@ -469,7 +480,7 @@ def open_embeddings(
         if npz_key or vector_column:
             raise UserError(
                 str(folder),
-                f"a name for the vectors, {npz_key or vector_column!r}",
+                f"a name for the vectors ({npz_key or vector_column!r})",
                 "files in clip-retrieval's layout hold one array: leave it out",
             )
         opened = [(path, _open_npy(path), "", metadata) for path, metadata in _clip_retrieval_pairs(folder)]
@@ -491,25 +502,27 @@ def open_embeddings(
         if file.dimension != files[0].dimension:
             found = f"{file.dimension} numbers per vector, {files[0].dimension} in {files[0].name}"
             raise UserError(
-                str(file.source.path), found, "embeddings of one CLIP model belong in a folder of their own"
+                str(file.source.path), found, "a folder may hold the embeddings of one CLIP model only"
             )
     return files
 
 
 def _clip_retrieval_pairs(folder: Path) -> list[tuple[Path, Path]]:
-    """Files of vectors and of metadata with the same number at the end of their names (LAION's have four digits, others more)."""
+    """Pair files of vectors and metadata by the number at the end of their names.
+
+    LAION's numbers have four digits, others have more.
+    """
     arrays = sorted((folder / "img_emb").glob("*.npy"))
     if not arrays:
         raise UserError(str(folder / "img_emb"), "no .npy file", "fetch the embeddings")
-    tables = sorted(
-        path for path in folder.glob("*metadata") if path.is_dir()
-    )  # LAION's: laion2B-en-metadata
+    # LAION's folder is called laion2B-en-metadata
+    tables = sorted(path for path in folder.glob("*metadata") if path.is_dir())
     if len(tables) != 1:
         found = ", ".join(path.name for path in tables) or "no folder of metadata"
         raise UserError(
             str(folder),
             found,
-            "one folder beside img_emb, as clip-retrieval's `metadata`, says what the rows are",
+            "allowed: exactly one folder of metadata beside img_emb, such as clip-retrieval's `metadata`",
         )
     by_number = {
         path.stem.rpartition("_")[2].lstrip("0"): path for path in sorted(tables[0].glob("*.parquet"))
@@ -521,7 +534,7 @@ def _clip_retrieval_pairs(folder: Path) -> list[tuple[Path, Path]]:
             raise UserError(
                 str(array),
                 "no metadata",
-                f"{tables[0] / f'metadata_{number}.parquet'} must say what its rows are",
+                f"{tables[0] / f'metadata_{number}.parquet'} must say which images its rows are",
             )
         pairs.append((array, by_number[number.lstrip("0")]))
     return pairs
@@ -534,7 +547,9 @@ def _embedding_file(
         with pq.ParquetFile(metadata_path, memory_map=True) as file:
             rows, there = file.metadata.num_rows, file.schema_arrow.names
     except FileNotFoundError:
-        raise UserError(str(path), "no metadata", f"{metadata_path} must say what its rows are") from None
+        raise UserError(
+            str(path), "no metadata", f"{metadata_path} must say which images its rows are"
+        ) from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             str(metadata_path), f"not a whole Parquet file ({str(error).splitlines()[0]})", DAMAGED

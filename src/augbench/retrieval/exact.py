@@ -1,12 +1,8 @@
-"""Exact search: for every query the k nearest images of a corpus that need not fit into memory, with no index to build.
+"""Exact search: the k nearest images of every query, without an index and without the corpus in memory.
 
-Flows in: files of embeddings, and all queries at once. Flows out: for every query its k nearest rows, the same ones whatever the tile size, the
-number of threads, the order of the work or the device. The files are read once, tile by tile, while the tile before is compared with all queries.
-
-How it stays exact at the speed of a matrix product: a tile costs the product with the queries and one look at each query's best
-product. Only where that could belong among the query's k nearest are single similarities computed anew, in float64, from the stored vectors.
-So the product itself may be of lower precision: its error is bounded (Cauchy-Schwarz and the unit roundoff), and the bound widens the net.
-On a CPU each thread compares a block of its own: threads that share one small product wait for each other after every step.
+The result does not depend on the tile size, the number of threads, the order of the work or the device. The
+files are read once for all queries, tile by tile, while the previous tile is compared with all queries.
+:mod:`augbench.retrieval.comparison` explains why this is exact at the speed of a matrix product.
 """
 
 from __future__ import annotations
@@ -26,7 +22,7 @@ import pyarrow as pa
 from augbench.artifacts.store import Store
 from augbench.errors import UserError
 from augbench.progress import Progress
-from augbench.retrieval.comparison import _MOST_ROWS, ROWS_PER_TILE, Comparison, Partial
+from augbench.retrieval.comparison import MOST_ROWS, ROWS_PER_TILE, Comparison, Partial
 from augbench.retrieval.embedding_files import UNIT_TOLERANCE, EmbeddingFile, unit
 from augbench.retrieval.neighbours import Found, metadata_table
 from augbench.seeds import derive_seed
@@ -38,16 +34,16 @@ KIND = "exact_search"
 
 @dataclass(frozen=True)
 class Hits:
-    """The nearest images of each query, nearest first; equally near ones in order of file and row.
+    """The nearest images of each query, nearest first; ties are in order of file and row.
 
     Attributes
     ----------
     file : ndarray, int32 (Q, K)
-        Position in the sequence of files that was searched.
+        Position of the file in the searched sequence.
     row : ndarray, int64 (Q, K)
         Row in that file.
     similarity : ndarray, float32 (Q, K)
-        Cosine of query and image. K is k, or the number of images that took part if that is less.
+        Cosine similarity of query and image. K is k, or the number of images searched if that is less.
     """
 
     file: np.ndarray
@@ -67,30 +63,32 @@ def search(
     seed: int = 0,
     product: str | None = None,
 ) -> Hits:
-    """The k nearest images of every query, exactly.
+    """Find the k nearest images of every query, exactly.
 
     Parameters
     ----------
     queries : ndarray, float32 (Q, D)
-        Of unit length.
+        Query vectors of unit length.
     k : int
         Images per query.
     partial : path or Store
-        Where the result of each finished file is kept, a few numbers per query. A search that was interrupted reads the unfinished files only.
+        Stores the result of each finished file, a few numbers per query. An interrupted search resumes with
+        the unfinished files.
     rows_per_tile : int
-        Vectors in memory at a time; up to three tiles are (one compared, one waiting, one being made).
+        Vectors per tile; up to three tiles are in memory (one compared, one waiting, one being read).
     device : str
-        "cpu" or "cuda"; changes no result.
+        "cpu" or "cuda"; does not change the result.
     share : float
-        Part of the rows that takes part, chosen by a hash of seed, file name and row: a smaller share is a subset of a larger one. Saves
-        the comparison, not the reading.
+        Fraction of the rows that is searched, chosen by a hash of seed, file name and row. A smaller share
+        is a subset of a larger one. It saves comparisons, but not reading.
     product : str, optional
-        Number format of the matrix product: "float32", "bfloat16" or "float16"; by default the fastest that the device has. Changes no result.
+        Number format of the matrix product: "float32", "bfloat16" or "float16". The default is the device's
+        fastest. It does not change the result.
 
     Raises
     ------
     UserError
-        Queries and images of different dimension, a vector that is zero or not finite, a damaged file.
+        Queries and images have different dimensions, a vector is zero or not finite, or a file is damaged.
     """
     queries = np.ascontiguousarray(queries, np.float32)
     if (
@@ -101,15 +99,16 @@ def search(
         raise ValueError(f"queries of shape {queries.shape}: float32 (Q, D) of unit length needed")
     if k < 1 or not 0 < share <= 1 or rows_per_tile < 1:
         raise ValueError(
-            f"k {k}, share {share}, rows_per_tile {rows_per_tile}: k >= 1, 0 < share <= 1 and rows_per_tile >= 1 needed"
+            f"k {k}, share {share}, rows_per_tile {rows_per_tile}: "
+            "k >= 1, 0 < share <= 1 and rows_per_tile >= 1 needed"
         )
     for file in files:
         if file.dimension != queries.shape[1]:
             allowed = f"queries have {queries.shape[1]}: both must come from the same CLIP model"
             raise UserError(str(file.source.path), f"{file.dimension} numbers per vector", allowed)
-        if file.rows > _MOST_ROWS:
+        if file.rows > MOST_ROWS:
             raise UserError(
-                str(file.source.path), f"{file.rows} rows", f"at most {_MOST_ROWS} rows per file; split it"
+                str(file.source.path), f"{file.rows} rows", f"at most {MOST_ROWS} rows per file; split it"
             )
     store = partial if isinstance(partial, Store) else Store(Path(partial))
     asked = {
@@ -152,16 +151,16 @@ def search(
             return best.hits()
         paths = [store.path(KIND, recipe, ".npz") for recipe in recipes]
         outdated = [path for path in paths if (Partial.read(path).floor > best.floor()).any()]
-        logger.info(
-            "exact search: files that an earlier search read are gone; %d files are searched again",
-            len(outdated),
-        )
+        logger.info("exact search: files of an earlier search are gone; searching %d again", len(outdated))
         for path in outdated:
             path.unlink()
 
 
 class _Best:
-    """The nearest rows of all files so far. Files are merged in order, so that a stable sort keeps ties in order of file and row."""
+    """The nearest rows of all files so far.
+
+    Files are merged in order, so that a stable sort keeps ties in order of file and row.
+    """
 
     def __init__(self, queries: int, k: int) -> None:
         self.k = k
@@ -198,7 +197,7 @@ class _Best:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Vectors ``(n, D)`` of some rows, int64 ``(n,)``, and how many rows were read for them."""
+    """Vectors ``(n, D)`` of some rows, int64 ``(n,)``, and the number of rows that were read for them."""
 
     vectors: np.ndarray
     rows: np.ndarray
@@ -206,14 +205,14 @@ class _Piece:
 
 
 def takes_part(rows: np.ndarray, name: str, share: float, seed: int) -> np.ndarray:
-    """Which rows of the file ``name`` belong to the share, bool ``(n,)``.
+    """Mark the rows of the file ``name`` that belong to the share; bool ``(n,)``.
 
-    A row's number is hashed to 64 bits by the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), which starts at the file's own seed.
+    A row's number is hashed to 64 bits by the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014),
+    which starts at the file's own seed.
     """
     with np.errstate(over="ignore"):
-        mixed = np.uint64(derive_seed(seed, "share", name)) + rows.astype(np.uint64) * np.uint64(
-            0x9E3779B97F4A7C15
-        )
+        start, step = np.uint64(derive_seed(seed, "share", name)), np.uint64(0x9E3779B97F4A7C15)
+        mixed = start + rows.astype(np.uint64) * step
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     mixed ^= mixed >> np.uint64(31)
@@ -223,7 +222,10 @@ def takes_part(rows: np.ndarray, name: str, share: float, seed: int) -> np.ndarr
 def _pieces(
     files: Sequence[EmbeddingFile], rows_per_tile: int, share: float, seed: int
 ) -> Iterator[_Piece | None]:
-    """What there is to compare, file after file, with None at the end of each; a small share's rows are gathered to whole tiles."""
+    """Yield the pieces to compare, file by file, with None at the end of each file.
+
+    With a share below 1, chosen rows are gathered into whole tiles.
+    """
     for file in files:
         vectors: list[np.ndarray] = []
         rows: list[np.ndarray] = []
@@ -248,7 +250,7 @@ def _pieces(
 
 
 def _read_ahead(items: Iterator[T]) -> Generator[T, None, None]:
-    """The same items; the next one is made in a thread while the caller uses the last."""
+    """Yield the same items; a thread makes the next one while the caller uses the last."""
     end = object()
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(next, items, end)
@@ -258,7 +260,7 @@ def _read_ahead(items: Iterator[T]) -> Generator[T, None, None]:
 
 
 def collect(hits: Hits, files: Sequence[EmbeddingFile]) -> list[Found]:
-    """Metadata and embeddings of the hits, one entry per query; each file is opened once."""
+    """Read metadata and embeddings of the hits, one entry per query; each file is read once."""
     queries, found = hits.row.shape
     file, row = hits.file.ravel(), hits.row.ravel()
     embeddings = np.empty((file.size, files[0].dimension), np.float16)
@@ -282,7 +284,7 @@ def collect(hits: Hits, files: Sequence[EmbeddingFile]) -> list[Found]:
 
 @dataclass(frozen=True)
 class ExactBackend:
-    """A corpus of embedding files as a search backend; parameters as of :func:`search`."""
+    """Search backend for a corpus of embedding files; parameters as in :func:`search`."""
 
     files: Sequence[EmbeddingFile]
     store: Store
@@ -306,5 +308,5 @@ class ExactBackend:
         return collect(hits, self.files)
 
     def identity(self) -> dict[str, Any]:
-        """What the result depends on besides queries and k, as plain values."""
+        """Everything except queries and k that determines the result, as plain values."""
         return {"files": [file.identity() for file in self.files], "share": self.share, "seed": self.seed}

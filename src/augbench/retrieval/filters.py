@@ -1,7 +1,7 @@
-"""Filters: which neighbours are left out, in the paper's order, each with its reason (paper, section 3.2).
+"""Filters: drop neighbours in the paper's order, each with a reason (paper, section 3.2).
 
-Flows in: a prefix of a class's neighbours and the method's row. Flows out: a fate per neighbour: :data:`KEPT`, or why not. What is judged here
-is known before anything is downloaded.
+Input: the first neighbours of a class and the method's config. Output: a fate per neighbour, :data:`KEPT`
+or the reason why it was dropped. These filters need no downloaded image.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ Score = Callable[[np.ndarray], np.ndarray]
 
 
 def duplicates(embeddings: np.ndarray, threshold: float) -> np.ndarray:
-    """Which rows duplicate an earlier one, bool ``(N,)``.
+    """Mark rows that duplicate an earlier row; bool ``(N,)``.
 
-    Rows whose cosine is above ``threshold`` are joined; of each connected component the first row is kept, as clip-retrieval's detector does.
+    Rows with a cosine similarity above ``threshold`` are connected. The first row of each connected
+    component is kept, as in clip-retrieval's duplicate detector.
 
     Parameters
     ----------
     embeddings : ndarray, float (N, D)
-        Of unit length, nearest to the query first.
+        Embeddings of unit length, nearest to the query first.
     """
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import connected_components
@@ -41,7 +42,7 @@ def duplicates(embeddings: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def owners(neighbours_path: str | Path) -> dict[str, str]:
-    """The class with the most similar query of every image found, by id; ties go to the first class_id."""
+    """Map each found image's id to the class with the most similar query; ties go to the first class_id."""
     table = pq.read_table(neighbours_path, columns=["id", "class_id", "similarity"])
     best: dict[str, tuple[float, str]] = {}
     for row in table.to_pylist():
@@ -51,14 +52,15 @@ def owners(neighbours_path: str | Path) -> dict[str, str]:
 
 
 class Filters:
-    """All filters of a method that need no image.
+    """All filters of a method that do not need the image itself.
 
     Parameters
     ----------
     score : callable, optional
-        Aesthetics scores ``(N,)`` of embeddings ``(N, D)``, where the corpus has no column of them.
+        Computes aesthetics scores ``(N,)`` from embeddings ``(N, D)``; used if the corpus has no score
+        column.
     owner : mapping, optional
-        The class that an image goes to, by id, where it goes to one only.
+        Maps an image's id to the only class that may use it. Without it, several classes may use an image.
     """
 
     def __init__(
@@ -67,7 +69,10 @@ class Filters:
         self.method, self.score, self.owner = method, score, owner
 
     def fates(self, neighbours: Sequence[Neighbour]) -> list[str]:
-        """The fate of each neighbour of a class, nearest first; what needs an embedding passes where there is none yet."""
+        """Return the fate of each neighbour of a class, nearest first.
+
+        A neighbour without an embedding passes the filters that need one.
+        """
         found = [KEPT] * len(neighbours)
         embedded = {
             place: neighbour.embedding
@@ -77,9 +82,8 @@ class Filters:
         with_vectors = list(embedded)
         vectors = np.stack(list(embedded.values())) if embedded else np.empty((0, 1))
         if self.method.duplicate_threshold is not None and with_vectors:
-            for place, repeated in zip(
-                with_vectors, duplicates(vectors, self.method.duplicate_threshold), strict=True
-            ):
+            repeats = duplicates(vectors, self.method.duplicate_threshold)
+            for place, repeated in zip(with_vectors, repeats, strict=True):
                 if repeated:
                     found[place] = "duplicate"
         scores = self._scores(neighbours, with_vectors, vectors)
@@ -128,7 +132,15 @@ class Filters:
 
 
 def check_scores(filters: Filters, neighbours: Sequence[Neighbour], where: str) -> None:
-    """Raise :class:`UserError` where a least aesthetics score is asked for and nothing gives scores; ``where`` is the method's key."""
+    """Check that every image has an aesthetics score if the method asks for a minimum score.
+
+    ``where`` is the method's config key.
+
+    Raises
+    ------
+    UserError
+        Scores are needed, but neither the corpus nor a predictor gives them.
+    """
     if (
         filters.method.min_aesthetics is not None
         and filters.score is None
@@ -137,5 +149,5 @@ def check_scores(filters: Filters, neighbours: Sequence[Neighbour], where: str) 
         raise UserError(
             f"{where}.min_aesthetics",
             "the corpus has no scores for all images",
-            "give retrieval.aesthetics_weights, or null",
+            "set retrieval.aesthetics_weights, or set this key to null",
         )

@@ -1,6 +1,7 @@
-"""Where the images of neighbours come from: the miniature corpus, a folder, or the web.
+"""Get the images of neighbours from the miniature corpus, a folder, or the web.
 
-Flows in: neighbours of a class. Flows out: for each what came of it, and how to open the image; nothing here raises because of one image.
+Input: neighbours of a class. Output: for each neighbour an :class:`Arrival`: its fate and a function that
+opens the image. A single bad image never raises an error.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ if TYPE_CHECKING:
     from augbench.runtime.job import Job
 
 CLASSES_AT_ONCE = 8
-LEAST_SIDE = 32  # pixels; smaller files are trackers and placeholders
+LEAST_SIDE = 32  # pixels; smaller images are trackers and placeholders
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """What came of one neighbour.
+    """Result of fetching one neighbour's image.
 
     Attributes
     ----------
     fate : str
         ``fetched``, or why there is no image.
     sha256 : str, optional
-        Of the image's file.
+        Hash of the image's file.
     width, height : int, optional
-        In pixels.
+        Size in pixels.
     open : callable, optional
-        Gives the RGB image; None where there is none.
+        Opens the RGB image; None if there is no image.
     """
 
     fate: str
@@ -58,17 +59,17 @@ class Arrival:
 
 
 class Origin(Protocol):
-    """A place that has the images of a corpus."""
+    """Source of a corpus's images."""
 
     def fetch(self, wanted: Mapping[str, Sequence[Neighbour]]) -> dict[str, dict[str, Arrival]]:
-        """What came of neighbours, by class_id and id; asked again for the same ones, it need not fetch them again."""
+        """Fetch images; return arrivals by class_id and id. Images fetched before may be reused."""
 
     def close(self, class_id: str) -> None:
-        """A class is done."""
+        """Release what is held for a class that is done."""
 
 
 class CorpusOrigin:
-    """The miniature corpus's Parquet parts; the parts read are kept."""
+    """Images in the Parquet parts of the miniature corpus; parts stay in memory once read."""
 
     def __init__(self, parts: Sequence[str | Path]) -> None:
         self.parts = [Path(part) for part in parts]
@@ -94,18 +95,18 @@ class CorpusOrigin:
         )
 
     def fetch(self, wanted: Mapping[str, Sequence[Neighbour]]) -> dict[str, dict[str, Arrival]]:
-        """Images by their number in the corpus."""
+        """Fetch images by their number in the corpus."""
         return {
             class_id: {neighbour.id: self._arrival(int(neighbour.id)) for neighbour in rows}
             for class_id, rows in wanted.items()
         }
 
     def close(self, class_id: str) -> None:
-        """Keep what was read: other classes need it."""
+        """Release nothing: other classes need the parts in memory."""
 
 
 class FolderOrigin:
-    """A folder of images; nothing outside of it is opened, whatever an id says."""
+    """Images in a folder; files outside the folder are never opened, whatever the id."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).resolve()
@@ -123,29 +124,31 @@ class FolderOrigin:
         return Arrival(FETCHED, sha256_file(path), width, height, lambda: open_rgb(path))
 
     def fetch(self, wanted: Mapping[str, Sequence[Neighbour]]) -> dict[str, dict[str, Arrival]]:
-        """Images by their path below the folder."""
+        """Fetch images by their path relative to the folder."""
         return {
             class_id: {neighbour.id: self._arrival(neighbour) for neighbour in rows}
             for class_id, rows in wanted.items()
         }
 
     def close(self, class_id: str) -> None:
-        """Nothing is kept."""
+        """Do nothing: no resources are held."""
 
 
 class WebOrigin:
-    """The web, through :mod:`augbench.retrieval.web`: one cache per class, so that an interrupted job goes on where it was.
+    """Images on the web, through :mod:`augbench.retrieval.web`.
+
+    Each class has its own cache, so that an interrupted job resumes.
 
     Parameters
     ----------
     folder : path
-        Gets a cache per class. One process writes to it at a time.
+        Folder for the caches, one per class. Only one process may write to it at a time.
     """
 
     def __init__(self, folder: str | Path, method: RetrieveMethod, download: Download) -> None:
         self.folder, self.method, self.download = Path(folder), method, download
         self._caches: dict[str, Cache] = {}
-        self._homes: dict[str, str] = {}  # the class in whose cache an address is
+        self._homes: dict[str, str] = {}  # the class whose cache holds an address
 
     def _cache(self, class_id: str) -> Cache:
         from augbench.retrieval.web.cache import Cache
@@ -156,16 +159,18 @@ class WebOrigin:
         return self._caches[class_id]
 
     def fetch(self, wanted: Mapping[str, Sequence[Neighbour]]) -> dict[str, dict[str, Arrival]]:
-        """Images by their addresses, several classes at a time; what several classes ask for is fetched once, for the first."""
+        """Fetch images by their addresses, several classes at a time.
+
+        If several classes ask for an address, it is fetched once, for the first of them.
+        """
         from concurrent.futures import ThreadPoolExecutor
 
         urls: dict[str, dict[str, None]] = {}
         for class_id, rows in wanted.items():
             for neighbour in rows:
-                urls.setdefault(self._homes.setdefault(neighbour.url or "", class_id), {})[
-                    neighbour.url or ""
-                ] = None
-        # each class has connections of its own, so what is allowed in all is shared out among them
+                url = neighbour.url or ""
+                urls.setdefault(self._homes.setdefault(url, class_id), {})[url] = None
+        # each class has its own connections, so the overall limits are divided among the classes
         at_once = max(1, min(CLASSES_AT_ONCE, self.download.per_host, self.download.concurrency, len(urls)))
         limits = self._limits(at_once)
         progress = Progress("fetch", sum(map(len, urls.values())), "image")
@@ -214,7 +219,7 @@ class WebOrigin:
         return {url: arrival(url) for url in urls}
 
     def close(self, class_id: str) -> None:
-        """Close the class's cache; its files go as well where the config says so."""
+        """Close the class's cache, and delete it unless the config keeps downloads."""
         if (cache := self._caches.pop(class_id, None)) is not None:
             cache.close()
         if not self.download.keep:
@@ -222,7 +227,7 @@ class WebOrigin:
 
 
 def open_origin(job: Job, name: str, corpus_parts: Sequence[str | Path]) -> Origin:
-    """Where the images of the study's corpus are."""
+    """Return the source of the images of the study's corpus."""
     study, method = job.study, job.study.retrieved[name]
     if isinstance(study.corpus, MiniatureCorpus):
         return CorpusOrigin(corpus_parts)

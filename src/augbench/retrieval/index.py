@@ -1,7 +1,8 @@
-"""Nearest neighbours through clip-retrieval: from its index folder by its own service, in process, or from any server that runs it.
+"""Search through clip-retrieval: a local index folder, searched by its service in process, or a server.
 
-Flows in: query vectors and k. Flows out: neighbours in order of similarity. Hidden behaviour of both is switched off: no aesthetics vector
-shifts the query (the client's default weight is 0.5), no filter drops results after the top-k (filters are ours, each with its reason).
+Input: query vectors and k. Output: neighbours in order of similarity. Hidden behaviour of both is switched
+off: no aesthetics vector shifts the query (the client's default weight is 0.5), and no filter drops results
+after the top-k (:mod:`augbench.retrieval.filters` does that, with reasons).
 """
 
 from __future__ import annotations
@@ -47,16 +48,17 @@ class IndexBackend:
     Parameters
     ----------
     folder : path
-        As ``clip-retrieval index`` lays it out. ``augbench.json`` in it, where it is one of ours, names the CLIP model of the embeddings.
+        Folder in the layout of ``clip-retrieval index``. If this package made it, ``augbench.json`` in it
+        names the CLIP model of the embeddings.
     clip : str
-        Content hash of the CLIP model that queries go through.
+        Content hash of the CLIP model that embeds the queries.
     clip_folder : str
-        Its folder, in transformers' layout; the service loads it, though queries come as vectors.
+        Folder of that model, in transformers' layout. The service loads it, although queries come as vectors.
 
     Raises
     ------
     UserError
-        There is no index, or it was made with another CLIP model.
+        The index is missing, or it was made with another CLIP model.
     """
 
     name = "clip_retrieval_index"
@@ -67,7 +69,7 @@ class IndexBackend:
             raise UserError(
                 "corpus.folder",
                 f"no image.index in {str(folder)!r}",
-                "allowed: a folder that `clip-retrieval index` has made",
+                "allowed: a folder made by `clip-retrieval index`",
             )
         if (folder / IDENTITY).is_file() and (made_with := read_json(folder / IDENTITY)["clip"]) != clip:
             raise UserError(
@@ -99,11 +101,14 @@ class IndexBackend:
             raise UserError(
                 str(folder),
                 f"vectors of {self.index.image_index.d} numbers",
-                f"CLIP in {clip_folder!r} gives {width}: another model made the index",
+                f"the CLIP model in {clip_folder!r} gives {width}: another model made the index",
             )
 
     def search(self, queries: np.ndarray, k: int) -> list[Found]:
-        """The k nearest images of each query, float32 ``(Q, D)`` of unit length; embeddings are the index's, which may be compressed."""
+        """Return the k nearest images of each query, float32 ``(Q, D)`` of unit length.
+
+        Embeddings come from the index, which may have compressed them.
+        """
         progress, found = Progress("search the index", len(queries), "query"), []
         for query in queries:
             rows = self.service.query(
@@ -125,14 +130,14 @@ def _width(clip_folder: str) -> int:
 
 
 class ServerBackend:
-    """Asks a server that ``clip-retrieval back`` runs, through clip-retrieval's client.
+    """Searches through a server run by ``clip-retrieval back``, with clip-retrieval's client.
 
     Parameters
     ----------
     url : str
-        Address of its ``knn-service``.
+        Address of the server's ``knn-service``.
     index : str
-        Name of the index there.
+        Name of the index on the server.
     """
 
     name = "clip_retrieval_server"
@@ -141,18 +146,24 @@ class ServerBackend:
         self.url, self.index = url, index
 
     def search(self, queries: np.ndarray, k: int) -> list[Found]:
-        """The k nearest images of each query; servers give no embeddings.
+        """Return the k nearest images of each query; servers give no embeddings.
 
         Raises
         ------
         UserError
-            The server does not answer, or answers with an error, several times in a row.
+            The server fails to answer, or answers with an error, :data:`ATTEMPTS` times in a row.
         """
         from clip_retrieval.clip_client import ClipClient
 
         client = ClipClient(
-            self.url, self.index, aesthetic_weight=0, num_images=k, deduplicate=False, use_safety_model=False, use_violence_detector=False
-        )  # fmt: skip
+            self.url,
+            self.index,
+            aesthetic_weight=0,
+            num_images=k,
+            deduplicate=False,
+            use_safety_model=False,
+            use_violence_detector=False,
+        )
         progress, found = Progress("ask the server", len(queries), "query"), []
         for query in queries:
             found.append(_found(self._ask(client, query), None))
@@ -177,5 +188,5 @@ class ServerBackend:
         raise UserError(
             "corpus.url",
             f"{self.url}: {problem}",
-            "allowed: the address of a clip-retrieval server's knn-service that runs",
+            "allowed: the address of a running clip-retrieval server's knn-service",
         )

@@ -1,7 +1,8 @@
-"""Frozen manifests: which images a retrieval kept, so that a later study, or another reader, fetches the same ones without searching.
+"""Frozen manifests: lists of the images that a retrieval kept.
 
-Flows in: the ledgers of a method. Flows out: ``retrieval/{method}/manifest.parquet``, one row per image kept; and, of a manifest that was
-published, neighbours and the hash that each file must have.
+With a manifest, a later study or another group fetches the same images without a search. A method's ledgers
+become ``retrieval/{method}/manifest.parquet``, one row per kept image. A published manifest gives
+neighbours, and the hash that each file must have.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from augbench.errors import UserError
@@ -25,21 +27,21 @@ SCHEMA = pa.schema(
         ("class_id", pa.string()),
         ("query", pa.string()),
         ("rank", pa.int32()),  # among all neighbours of the query
-        ("id", pa.string()),  # in the corpus
+        ("id", pa.string()),  # of the image in the corpus
         ("url", pa.string()),
         ("caption", pa.string()),
         ("similarity", pa.float32()),  # cosine of image and query
         ("sha256", pa.string()),  # of the file
         ("width", pa.int32()),
         ("height", pa.int32()),
-        ("backend", pa.string()),  # that searched
-        ("clip", pa.string()),  # content hash of the CLIP model
+        ("backend", pa.string()),  # name of the search backend
+        ("clip", pa.string()),  # content hash of the CLIP model that embedded the query
     ]
 )
 
 
 def freeze(ledgers: Sequence[str | Path], neighbours_path: str | Path, out: str | Path) -> None:
-    """Write the manifest of a method from the ledgers of all its classes."""
+    """Write a method's manifest from the ledgers of all its classes."""
     first = pq.ParquetFile(neighbours_path).read(columns=["backend", "clip"]).slice(0, 1).to_pylist()
     made_by = first[0] if first else {"backend": None, "clip": None}
     rows = [
@@ -54,7 +56,7 @@ def freeze(ledgers: Sequence[str | Path], neighbours_path: str | Path, out: str 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest that is replayed; ``table`` has the columns of :data:`SCHEMA`."""
+    """A published manifest; ``table`` has the columns of :data:`SCHEMA`."""
 
     path: str
     table: pa.Table
@@ -68,12 +70,12 @@ class Manifest:
         return found
 
     def found(self, class_ids: Sequence[str]) -> dict[str, Found]:
-        """Its images as if they had been searched, by class_id.
+        """Return the manifest's images by class_id, in the form of a search result.
 
         Raises
         ------
         UserError
-            It has no image of a class.
+            The manifest has no image of a class.
         """
         if missing := [class_id for class_id in class_ids if class_id not in self.hashes]:
             raise UserError(
@@ -83,12 +85,10 @@ class Manifest:
             )
         results = {}
         for class_id in class_ids:
-            rows = self.table.filter(pa.compute.equal(self.table.column("class_id"), class_id)).sort_by(
-                "rank"
-            )
-            columns = {
-                name: rows.column(name).to_pylist() for name in ("id", "url", "caption", "width", "height")
-            }
+            is_of_class = pc.equal(self.table.column("class_id"), class_id)
+            rows = self.table.filter(is_of_class).sort_by("rank")
+            names = ("id", "url", "caption", "width", "height")
+            columns = {name: rows.column(name).to_pylist() for name in names}
             results[class_id] = Found(
                 metadata_table(columns, rows.num_rows),
                 rows.column("similarity").to_numpy().astype(np.float32),
@@ -103,7 +103,7 @@ def read_manifest(path: str | Path) -> Manifest:
     Raises
     ------
     UserError
-        It is missing, damaged or something else.
+        The file is missing, damaged, or not a manifest.
     """
     try:
         table = pq.read_table(path)

@@ -1,7 +1,7 @@
-"""Neighbours: what a search gives, whichever backend it was, as one table.
+"""Neighbours: the result of a search, in the same table for every backend.
 
-Flows in: for every class the images of the corpus that are nearest to its query. Flows out: ``retrieval/{method}/neighbours.parquet``, one row
-per class and rank, with all that filters and downloads need; and the same rows as objects.
+The table is ``retrieval/{method}/neighbours.parquet``: one row per class and rank, with everything that
+filters and downloads need. The rows can also be read as objects.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from augbench.files import atomic_path
 
 METADATA = {
     "id": pa.string(),
-    "url": pa.string(),  # where the image is: an address, or a path below a folder of images
+    "url": pa.string(),  # location of the image: a web address, or a path relative to a folder of images
     "caption": pa.string(),
     "width": pa.int32(),  # in pixels
     "height": pa.int32(),
@@ -29,11 +29,11 @@ METADATA = {
     "punsafe": pa.float32(),  # LAION's probability that the image is unsafe
     "aesthetic": pa.float32(),  # LAION's score, about 1 to 10
 }
-"""What a corpus may say of an image; all but ``id`` may be null."""
+"""Metadata columns of a corpus image; all except ``id`` may be null."""
 
 
 def neighbour_schema(width: int | None) -> pa.Schema:
-    """Columns of the table; embeddings are float16 ``(width,)``, and null where the backend gives none."""
+    """Schema of the table; embeddings are float16 ``(width,)``, or null if the backend gives none."""
     leading = [("class_id", pa.string()), ("query", pa.string()), ("rank", pa.int32())]
     embedding = pa.null() if width is None else pa.list_(pa.float16(), width)
     return pa.schema(
@@ -50,7 +50,10 @@ def neighbour_schema(width: int | None) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """One candidate of a class; the attributes are the columns of :func:`neighbour_schema`. ``embedding`` is float16 (D,), or None."""
+    """One candidate image of a class.
+
+    The attributes are columns of :func:`neighbour_schema`. ``embedding`` is float16 (D,), or None.
+    """
 
     class_id: str
     query: str
@@ -69,16 +72,16 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search gives for one class, nearest first.
+    """Search result for one class, nearest image first.
 
     Attributes
     ----------
     metadata : Table
-        The columns of :data:`METADATA`.
+        Columns as in :data:`METADATA`.
     similarity : ndarray, float32 (N,)
-        Cosine of image and query.
+        Cosine similarity of image and query.
     embeddings : ndarray, float16 (N, D), optional
-        Of the images, of unit length.
+        Image embeddings of unit length.
     """
 
     metadata: pa.Table
@@ -91,14 +94,17 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called in tables."""
+        """Name of the backend in tables."""
 
     def search(self, queries: np.ndarray, k: int) -> list[Found]:
-        """The k nearest images of each query, float32 ``(Q, D)`` of unit length; fewer where the corpus is smaller."""
+        """Return the k nearest images of each query, or fewer if the corpus is smaller.
+
+        ``queries`` is float32 ``(Q, D)`` of unit length.
+        """
 
 
 def metadata_table(columns: Mapping[str, Sequence[Any]], rows: int) -> pa.Table:
-    """A table of :data:`METADATA` from those columns that there are; the others are null."""
+    """Build a table with the columns of :data:`METADATA`; columns that are not given are null."""
     arrays = [
         pa.array(columns[name], kind) if name in columns else pa.nulls(rows, kind)
         for name, kind in METADATA.items()
@@ -109,7 +115,17 @@ def metadata_table(columns: Mapping[str, Sequence[Any]], rows: int) -> pa.Table:
 def write_neighbours(
     path: str | Path, found: Mapping[str, Found], queries: Mapping[str, str], backend: str, clip: str
 ) -> None:
-    """Write the table; ``found`` and ``queries`` are by class_id, ``clip`` is the content hash of the CLIP model that the queries went through."""
+    """Write the table of neighbours.
+
+    Parameters
+    ----------
+    found, queries : mapping
+        Search result and query text by class_id.
+    backend : str
+        Name of the backend that searched.
+    clip : str
+        Content hash of the CLIP model that embedded the queries.
+    """
     widths = {result.embeddings.shape[1] for result in found.values() if result.embeddings is not None}
     schema = neighbour_schema(widths.pop() if widths else None)
     parts = []
@@ -137,7 +153,7 @@ def write_neighbours(
 
 
 def read_neighbours(path: str | Path, class_ids: Sequence[str]) -> dict[str, list[Neighbour]]:
-    """The neighbours of some classes, nearest first.
+    """Read the neighbours of the given classes, nearest first.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Search: queries to neighbours, through the backend that the config names.
+"""Search: find the neighbours of each class's query with the backend that the config names.
 
-Flows in: a method's prompts, CLIP, a corpus. Flows out: ``retrieval/{method}/neighbours.parquet``. All classes' queries go together: the exact
-search reads a corpus once for all of them.
+Input: a method's prompts, a CLIP model, a corpus. Output: ``retrieval/{method}/neighbours.parquet``. The
+queries of all classes are searched together, so that the exact search reads a corpus once.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ logger = logging.getLogger(__name__)
 def open_backend(
     job: Job, method: RetrieveMethod, clip_path: str | Path, corpus_folder: str | Path | None
 ) -> Backend:
-    """The backend of the study's corpus.
+    """Open the search backend of the study's corpus.
 
     Parameters
     ----------
     clip_path : path
-        Fingerprint of the CLIP model that queries go through.
+        Fingerprint of the CLIP model that embeds the queries.
     corpus_folder : path, optional
         Embeddings or index of a corpus that the study embeds itself.
 
     Raises
     ------
     UserError
-        There is no such corpus, or it was embedded with another CLIP model.
+        The corpus is missing, or it was embedded with another CLIP model.
     """
     from augbench.models.folders import pick_device
     from augbench.retrieval.embedding_files import open_embeddings
@@ -80,7 +80,7 @@ def open_backend(
 
 
 def embed_queries(queries: Mapping[str, str], clip_folder: str, study: Study) -> np.ndarray:
-    """Unit vectors float32 ``(Q, D)`` of the queries, through CLIP's text tower."""
+    """Embed the queries with CLIP's text tower; float32 ``(Q, D)`` of unit length."""
     from augbench.models.folders import embed_texts, load_clip, pick_device
 
     model, tokenizer = load_clip(clip_folder, pick_device(study.execution.device))
@@ -96,7 +96,7 @@ def search(
     corpus_folder: str | Path | None,
     out: str | Path,
 ) -> None:
-    """Write the neighbours of every class: as many as its largest k (paper, section 3.2), or what a manifest has frozen.
+    """Write the neighbours of every class: its largest k (paper, section 3.2), or the images of a manifest.
 
     Parameters
     ----------

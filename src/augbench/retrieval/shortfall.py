@@ -1,8 +1,9 @@
-"""Shortfall: what retrieval gave per class, and which classes are left out everywhere because it gave too little (paper, section 3).
+"""Shortfall: leave out classes for which retrieval found too few images (paper, section 3).
 
-Flows in: the ledgers of all retrieval methods and the sizes of classes. Flows out: one frozen manifest per method, ``retrieval/yield.csv`` with
-the fates of all candidates, and ``retrieval/excluded.json``, which resampling and classification read. Generation covers all classes,
-so nothing expensive is made again when a class comes back.
+Such a class is left out for every method. Input: the ledgers of all retrieval methods and the class sizes.
+Output: a frozen manifest per method, ``retrieval/yield.csv`` with the fates of all candidates, and
+``retrieval/excluded.json``, which resampling and classification read. Generation covers all classes, so
+nothing expensive is repeated when a class is included again.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ ALL = "all classes"
 def shortfall(
     study: Study, kept: Mapping[str, Mapping[str, int]], training_images: Mapping[str, int]
 ) -> dict[str, dict[str, dict[str, int]]]:
-    """Classes with fewer images than a training set needs, by class_id and method, with ``kept`` and ``needed``; methods that may fall short don't count.
+    """Return ``kept`` and ``needed`` by class_id and method, for classes with too few images to train on.
+
+    Methods with ``may_fall_short`` are ignored.
 
     Parameters
     ----------
     kept : mapping
-        Images kept by method and class_id.
+        Number of kept images by method and class_id.
     training_images : mapping
         Images per class in the training split.
     """
@@ -49,12 +52,13 @@ def shortfall(
 
 
 def decide(study: Study, short: Mapping[str, Any], class_ids: Sequence[str]) -> list[str]:
-    """The classes that are left out, as ``retrieval.exclude`` says, in label order.
+    """Return the classes that ``retrieval.exclude`` leaves out, in label order.
 
     Raises
     ------
     UserError
-        A class is short and not left out; all but one would go; or the list names an unknown class.
+        A class is short but not left out; fewer than 2 classes would stay; or the list names an unknown
+        class.
     """
     exclude = study.retrieval.exclude
     if isinstance(exclude, tuple) and (unknown := sorted(set(exclude) - set(class_ids))):
@@ -68,13 +72,13 @@ def decide(study: Study, short: Mapping[str, Any], class_ids: Sequence[str]) -> 
         raise UserError(
             "retrieval.exclude",
             f"{len(forgotten)} class(es) with too few retrieved images: {counts}",
-            "allowed: auto, or a list that holds them; or more neighbours",
+            "allowed: auto, or a list with these classes; or retrieve more neighbours",
         )
     if len(class_ids) - len(left_out) < 2:
         raise UserError(
             "retrieval.exclude",
             f"{len(left_out)} of {len(class_ids)} classes would be left out",
-            "at least 2 must stay: retrieve more, or search elsewhere",
+            "at least 2 must stay: retrieve more images, or use another corpus",
         )
     return [class_id for class_id in class_ids if class_id in left_out]
 
@@ -94,12 +98,12 @@ def summarise(
     Parameters
     ----------
     ledgers, neighbours, manifests : mapping
-        By method; the last are written.
+        Paths by method; the manifests are written.
 
     Raises
     ------
     UserError
-        As :func:`decide`.
+        As in :func:`decide`.
     """
     kept: dict[str, Counter[str]] = {}
     rows: list[tuple[str, str, str, int]] = []
@@ -134,5 +138,5 @@ def summarise(
 
 
 def read_excluded(paths: Sequence[str | Path]) -> frozenset[str]:
-    """Classes that are left out, from ``excluded.json`` where there is one."""
+    """Read the classes that are left out from ``excluded.json``, if the study has one."""
     return frozenset(class_id for path in paths for class_id in read_json(path)["excluded"])

@@ -1,7 +1,7 @@
-"""Retrieve: neighbours to images, filtered, as shards (paper, section 3.2).
+"""Retrieve: fetch and filter the images of neighbours, and write them as shards (paper, section 3.2).
 
-Flows in: the neighbours of each class's query, where their images are, the number of images wanted. Flows out: one shard per class, and a
-ledger with one row per candidate looked at and what became of it.
+Input: the neighbours of each class's query, the source of their images, the number of images wanted.
+Output: one shard per class, and a ledger with one row per candidate considered, with its fate.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 NOT_NEEDED = "not needed"
 UNSAFE = "unsafe: checker"
-IMAGES_AT_ONCE = 64  # that the safety checker looks at
+IMAGES_AT_ONCE = 64  # batch size of the safety checker
 LEDGER = pa.schema(
     [
         ("class_id", pa.string()),
@@ -48,10 +48,10 @@ LEDGER = pa.schema(
         ("url", pa.string()),
         ("caption", pa.string()),
         ("similarity", pa.float32()),
-        ("k", pa.int32()),  # neighbours asked for when the class was done
+        ("k", pa.int32()),  # size of the last prefix of neighbours
         ("fate", pa.string()),
-        ("sha256", pa.string()),  # of the file fetched; null where there is none
-        ("width", pa.int32()),  # of the file fetched, in pixels
+        ("sha256", pa.string()),  # of the fetched file; null if there is none
+        ("width", pa.int32()),  # of the fetched file, in pixels
         ("height", pa.int32()),
     ]
 )
@@ -60,12 +60,12 @@ Embed = Callable[[Sequence["Image.Image"]], np.ndarray]
 
 
 def wanted_images(method: RetrieveMethod, training_images: int) -> int:
-    """Images to keep of a class: as the config says, else as many as are added to a training set."""
+    """Number of images to keep for a class: the config's, or else the number added to a training set."""
     return method.images_per_class or needed_images(method.added_per_training_image, training_images)
 
 
 def prefix_sizes(method: RetrieveMethod, wanted: int) -> list[int]:
-    """k = first_k x wanted, 2 x first_k x wanted, ... growth_limit x first_k x wanted (paper, section 3.2)."""
+    """Return the sizes k = i x first_k x wanted, for i = 1 ... growth_limit (paper, section 3.2)."""
     return [round(step * method.first_k * wanted) for step in range(1, method.growth_limit + 1)]
 
 
@@ -76,13 +76,14 @@ class Hunt:
     Parameters
     ----------
     neighbours : list of Neighbour
-        Nearest first, at most as many as the largest prefix; embeddings that a backend did not give are filled in when images arrive.
+        Nearest first, at most as many as the largest prefix. If the backend gives no embeddings, they are
+        added when images arrive.
     wanted : int
-        Images to keep.
+        Number of images to keep.
     sizes : sequence of int
-        Of the prefixes.
+        Sizes of the prefixes, ascending.
     promised : mapping, optional
-        SHA-256 by id, where a manifest says what the files must be.
+        SHA-256 that each file must have, by id; from a manifest.
     """
 
     class_id: str
@@ -96,16 +97,16 @@ class Hunt:
 
     @property
     def k(self) -> int:
-        """Neighbours looked at, as asked for."""
+        """Size of the current prefix; there may be fewer neighbours."""
         return self.sizes[self.step]
 
     @property
     def prefix(self) -> list[Neighbour]:
-        """Neighbours looked at, as far as there are any."""
+        """Neighbours in the current prefix."""
         return self.neighbours[: self.k]
 
     def fates(self, filters: Filters) -> list[str]:
-        """The fate of each neighbour of the prefix, as far as it is known: ``kept`` stands for what has yet to arrive, too."""
+        """Return the current fate of each neighbour of the prefix; images still to fetch count as kept."""
         fates, files = filters.fates(self.prefix), set()
         for place, neighbour in enumerate(self.prefix):
             arrival = self.arrivals.get(neighbour.id)
@@ -124,7 +125,7 @@ class Hunt:
         return fates
 
     def missing(self, filters: Filters) -> list[Neighbour]:
-        """Neighbours of the prefix that pass all filters and have not been asked for."""
+        """Return neighbours of the prefix that pass all filters and have not been fetched."""
         return [
             n
             for n, fate in zip(self.prefix, self.fates(filters), strict=True)
@@ -132,7 +133,7 @@ class Hunt:
         ]
 
     def is_done(self, filters: Filters) -> bool:
-        """Whether enough images are kept, or there is nothing left to look at; else the prefix grows."""
+        """Whether enough images are kept or no neighbours are left; otherwise the prefix grows."""
         if (
             self.fates(filters).count(KEPT) >= self.wanted
             or len(self.neighbours) <= self.k
@@ -143,7 +144,7 @@ class Hunt:
         return False
 
     def ledger(self, filters: Filters) -> list[dict[str, Any]]:
-        """A row per neighbour looked at, nearest first."""
+        """Return one row per neighbour of the prefix, nearest first."""
         rows, kept = [], 0
         for neighbour, found in zip(self.prefix, self.fates(filters), strict=True):
             kept += found == KEPT
@@ -174,9 +175,9 @@ def hunt_all(
     Parameters
     ----------
     flags : callable
-        Which of some images are unsafe.
+        Marks the unsafe images in a batch.
     embed : callable, optional
-        CLIP embeddings, float16 ``(N, D)`` of unit length, for neighbours that came without.
+        Computes CLIP embeddings, float16 ``(N, D)`` of unit length, for neighbours without one.
     """
     open_hunts, number = list(hunts), 0
     while open_hunts:
@@ -193,7 +194,7 @@ def hunt_all(
 
 
 def _look(hunt: Hunt, ids: Sequence[str], flags: Flags, embed: Embed | None) -> None:
-    """Let the safety checker, and CLIP where it is needed, see new images."""
+    """Run the safety checker on new images, and embed them if ``embed`` is given."""
     for start in range(0, len(ids), IMAGES_AT_ONCE):
         batch = ids[start : start + IMAGES_AT_ONCE]
         images = [opened() for id_ in batch if (opened := hunt.arrivals[id_].open) is not None]
@@ -218,23 +219,25 @@ def retrieve(
     targets: Sequence[str],
     ledgers: Sequence[str | Path],
 ) -> None:
-    """Make the shards ``targets`` (paths that end in ``{class}/0.parquet``) of a retrieval method, and their ledgers.
+    """Write a retrieval method's shards ``targets`` and their ledgers.
 
     Parameters
     ----------
     training_images : mapping
-        Images per class in the training split; the pool's default size.
+        Images per class in the training split; they set the default number of images to keep.
     clip_path, diffusion_path : path
-        Fingerprints of the models; the second one's safety checker looks at the images.
+        Fingerprints of the models; the diffusion model's safety checker checks the images.
     origin : Origin
-        Has the images.
+        Source of the images.
+    targets : sequence of path
+        Shards to write; each path ends in ``{class}/0.parquet``.
     ledgers : sequence of path
-        One per target.
+        Ledgers to write, one per target.
 
     Raises
     ------
     UserError
-        Damaged files; no scores where a least score is asked for; or, with a manifest, one that lacks a class.
+        A file is damaged; a minimum score is set but there are no scores; or the manifest lacks a class.
     """
     from augbench.models.folders import check_safety, load_pipeline, pick_device
 
@@ -269,9 +272,14 @@ def retrieve(
         kept = [row for row in looked_at if row["fate"] == KEPT]
         (prompt,) = prompts[hunt.class_id, 0]
         recipe: dict[str, Any] = {
-            **retrieve_recipe(job.study, name), "clip": clip["id"], "safety": diffusion["id"], "label": prompt["label"],
-            "class_id": hunt.class_id, "query": prompt["prompt"], "images": [[row["id"], row["sha256"]] for row in kept],
-        }  # fmt: skip
+            **retrieve_recipe(job.study, name),
+            "clip": clip["id"],
+            "safety": diffusion["id"],
+            "label": prompt["label"],
+            "class_id": hunt.class_id,
+            "query": prompt["prompt"],
+            "images": [[row["id"], row["sha256"]] for row in kept],
+        }
 
         def write(
             path: Path,
@@ -281,23 +289,11 @@ def retrieve(
             label: Any = prompt["label"],
         ) -> None:
             side, encoding = job.study.diffusion.resolution, image_recipe(job.study)
-            write_shard(
-                path,
-                [
-                    _shard_row(
-                        row=row,
-                        hunt=hunt,
-                        index=i,
-                        label=label,
-                        method=name,
-                        model=clip["id"],
-                        side=side,
-                        encoding=encoding,
-                    )
-                    for i, row in enumerate(kept)
-                ],
-                recipe,
-            )
+            rows = [
+                _shard_row(row, hunt, index, label, name, model=clip["id"], side=side, encoding=encoding)
+                for index, row in enumerate(kept)
+            ]
+            write_shard(path, rows, recipe)
 
         job.store.provide("shards", recipe, by_class[hunt.class_id], write, is_kept)
         with atomic_path(ledger_path) as temporary:
@@ -313,14 +309,11 @@ def _filters(
     neighbours: Mapping[str, Sequence[Neighbour]],
     clip_folder: str,
 ) -> tuple[Filters, Embed | None]:
-    """The method's filters, and how to embed what came without a vector, if filters need one."""
+    """Return the method's filters, and a function that embeds images if filters need missing embeddings."""
     score = None
-    if method.manifest is not None:  # filtered when it was frozen
-        return Filters(
-            method.model_copy(
-                update={"duplicate_threshold": None, "min_aesthetics": None, "one_class": False}
-            )
-        ), None
+    if method.manifest is not None:  # its images passed these filters when it was frozen
+        off = {"duplicate_threshold": None, "min_aesthetics": None, "one_class": False}
+        return Filters(method.model_copy(update=off)), None
     unscored = any(n.aesthetic is None for rows in neighbours.values() for n in rows)
     weights = job.study.retrieval.aesthetics_weights
     if method.min_aesthetics is not None and unscored and weights is not None:
@@ -359,6 +352,13 @@ def _shard_row(
     if scale < 1:
         image = image.resize((max(side, round(image.width * scale)), max(side, round(image.height * scale))))
     return ShardRow(
-        image=encode_image(image, **encoding), label=label, class_id=row["class_id"], index=index, method=method, prompt=row["query"],
-        model=model, source=row["url"], similarity=row["similarity"],
-    )  # fmt: skip
+        image=encode_image(image, **encoding),
+        label=label,
+        class_id=row["class_id"],
+        index=index,
+        method=method,
+        prompt=row["query"],
+        model=model,
+        source=row["url"],
+        similarity=row["similarity"],
+    )

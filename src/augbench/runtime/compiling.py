@@ -1,9 +1,10 @@
-"""Compiled networks: the cache of kernels that a study's jobs share, and who fills it.
+"""Compiled networks, and the cache of kernels that a study's jobs share.
 
-Flows in: the folder of a cache; what is about to be compiled. Flows out: nothing but files of torch's own in that folder, and a marker for each thing that was
-compiled whole. Only whole batches run compiled, so that every network is compiled for one size. The first job to need something compiles it, and those beside
-it wait for that, as long as compiling takes them too; the rule ``kernels`` does it ahead of them for what makes images, where one asks for it. No job has
-its results as an input: switching compilation on would then make Snakemake run them all again.
+The cache folder holds torch's own files and one marker per finished compilation. Only full batches run
+compiled, so each network is compiled for one batch size. The first job that needs a kernel compiles it, and
+parallel jobs wait for it. On request, the rule ``kernels`` compiles the networks that make images before
+those jobs start. No job has the cache as an input: otherwise, switching compilation on would make Snakemake
+run all of them again.
 """
 
 from __future__ import annotations
@@ -26,38 +27,45 @@ VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def share_cache(folder: str | Path) -> None:
-    """Let torch keep compiled kernels in ``folder``, or where the user's environment says.
+    """Let torch keep compiled kernels in ``folder``, unless the user's environment names another one.
 
-    To be called before diffusers or transformers are imported: then torch writes a folder of its own choice into the environment.
+    Call this before diffusers or transformers are imported: their import makes torch write its own folder
+    into the environment.
     """
     os.environ.setdefault(VARIABLE, str(Path(folder).resolve()))
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
+    """Return the folder of compiled kernels."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return Path(cache_dir())
 
 
 def compile_network(network: torch.nn.Module) -> None:
-    """Compile the whole of a network for the sizes of batches that it meets; that happens when it meets them."""
+    """Compile a whole network. It is compiled at the first batch of each size."""
     network.compile(fullgraph=True, dynamic=False)
 
 
 def compile_pipeline(pipeline: StableDiffusionPipeline) -> None:
-    """Compile the U-Net and the decoder."""
+    """Compile the U-Net and the VAE's decoder."""
     compile_network(pipeline.unet)
     compile_network(pipeline.vae.decoder)
 
 
 def copies_to_fill(size: int, whole: int) -> int | None:
-    """How many copies of its last item make ``size`` items a batch of ``whole``; None for fewer than half a batch, which is quicker uncompiled."""
+    """Number of copies of the last item that fill ``size`` items up to a batch of ``whole``.
+
+    None for less than half a batch, which is faster uncompiled.
+    """
     return whole - size if 2 * size >= whole else None
 
 
 def kernels_of(unet: UNet2DConditionModel, **others: Any) -> dict[str, Any]:
-    """What decides the kernels that a U-Net is compiled to: versions, device, architecture, precision, and ``others``, such as sizes."""
+    """Describe all that decides a U-Net's kernels.
+
+    These are torch's version, device, architecture, precision, and ``others``: plain values, such as sizes.
+    """
     import torch
 
     device = torch.cuda.get_device_name() if unet.device.type == "cuda" else "cpu"
@@ -72,7 +80,10 @@ def kernels_of(unet: UNet2DConditionModel, **others: Any) -> dict[str, Any]:
 
 @contextmanager
 def first_alone(folder: Path, what: Any) -> Iterator[None]:
-    """Of all jobs that compile ``what`` (plain values) into the cache in ``folder``, let the first one go ahead and the others wait until it is done."""
+    """Let the first job compile ``what`` (plain values) into the cache in ``folder``, and others wait for it.
+
+    Once ``what`` has been compiled, jobs no longer wait for each other.
+    """
     name = canonical_hash(what)
     done = folder / f"{name}.done"
     with (folder / f"{name}.lock").open("a") as stream:

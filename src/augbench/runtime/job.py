@@ -1,7 +1,7 @@
-"""What every script of the workflow does around its one call: log, threads, network off, lock, clear errors, a record of what computed.
+"""Surroundings of every workflow script: log, threads, network guard, lock, clear errors, provenance.
 
-Flows in: the ``snakemake`` object of a script. Flows out: a :class:`Job` with the checked study. This module must be imported
-before torch, because it sets the number of threads through the environment.
+A script opens :func:`running` with Snakemake's object and calls one function of the package inside. Import
+this module before torch, because it sets the number of threads through the environment.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from augbench.plan.paths import Plan
 
 logger = logging.getLogger("augbench")
-COLLECT_AFTER = 50_000  # new objects; at Python's own 700 the collector walks a library again and again while it is imported
+ON_TERMINAL = "AUGBENCH_ON_TERMINAL"  # set by `augbench debug`: output and exceptions stay where they are
+# New objects between two runs of the garbage collector. At Python's own 700, it walks each library many times
+# while it is imported.
+COLLECT_AFTER = 50_000
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Job:
 
     @property
     def plan(self) -> Plan:
-        """Paths of the study, without class ids: most scripts get their files from the rule."""
+        """Paths of the study without class ids; most scripts get their files from the rule."""
         from augbench.plan.paths import Plan
 
         return Plan(self.study, ())
@@ -53,7 +56,7 @@ class Job:
 
 
 def set_threads(threads: int) -> None:
-    """One process uses ``threads`` threads, in every library; oversubscription costs a multiple."""
+    """Let every library of this process use ``threads`` threads; oversubscribed cores cost a multiple."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
         os.environ[name] = str(threads)
     if "torch" in sys.modules:
@@ -62,11 +65,12 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def _output_to(log: Path) -> None:
-    """Send everything that this process and its libraries print to ``log``."""
-    with log.open("a") as stream:
-        for number in (1, 2):
-            os.dup2(stream.fileno(), number)
+def _send_output(log: Path | None) -> None:
+    """Send all output of this process and its libraries to ``log``; None leaves it on the terminal."""
+    if log is not None:
+        with log.open("a") as stream:
+            for number in (1, 2):
+                os.dup2(stream.fileno(), number)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
@@ -74,7 +78,10 @@ def _output_to(log: Path) -> None:
 
 
 def _leave(finished: list[bool]) -> None:
-    """End the process if its work is done: to take torch and diffusers apart object by object takes Python 1.5 s, and nobody needs it."""
+    """End the process at once if its work is done.
+
+    Python would take 1.5 s to take torch and diffusers apart, object by object.
+    """
     if finished and not hasattr(sys, "last_value"):  # Python leaves an uncaught exception there
         logging.shutdown()
         sys.stdout.flush()
@@ -86,8 +93,9 @@ def _leave(finished: list[bool]) -> None:
 def running(snakemake: Any) -> Iterator[Job]:
     """Set up a script's surroundings and yield its :class:`Job`.
 
-    All output goes to the rule's log file, of which Snakemake shows the end when the job fails. A :class:`UserError` is one line there.
-    The network is off but for the rules of :func:`augbench.plan.uses_network.uses_network`.
+    All output goes to the rule's log; Snakemake shows its end when the job fails. A :class:`UserError` is one
+    line there. The network is off, except for the rules of :func:`augbench.plan.uses_network.uses_network`.
+    Under ``augbench debug`` output stays on the terminal and exceptions pass.
     """
     from augbench.artifacts.store import Store
     from augbench.runtime import network
@@ -95,15 +103,16 @@ def running(snakemake: Any) -> Iterator[Job]:
     from augbench.runtime.launcher import hold_job_lock
 
     gc.set_threshold(COLLECT_AFTER)
+    on_terminal = ON_TERMINAL in os.environ
     finished: list[bool] = []
-    atexit.register(
-        _leave, finished
-    )  # before libraries register anything: called in reverse, this is the last
+    if not on_terminal:
+        # before libraries register anything: called in reverse order, this is the last
+        atexit.register(_leave, finished)
     set_threads(snakemake.threads)
     log = Path(snakemake.log[0])
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("")
-    _output_to(log)
+    _send_output(None if on_terminal else log)
     try:
         hold_job_lock()
         study = parse_study(snakemake.config)
@@ -120,9 +129,11 @@ def running(snakemake: Any) -> Iterator[Job]:
             record_surroundings(store.root.parent, log)
         logger.info("ended; torch %s", "imported" if "torch" in sys.modules else "not imported")
         finished.append(True)
-    except UserError as error:
-        logger.error("%s", error)
-        sys.exit(1)
-    except Exception:
-        logger.error("failed:\n%s", traceback.format_exc())
+    except Exception as error:
+        if on_terminal:
+            raise
+        if isinstance(error, UserError):
+            logger.error("%s", error)
+        else:
+            logger.error("failed:\n%s", traceback.format_exc())
         sys.exit(1)

@@ -1,15 +1,17 @@
-"""Running Snakemake so that an interrupted run can simply be started again.
+"""Run Snakemake so that an interrupted run can simply be started again (one run at a time).
 
-Flows in: a study's files and Snakemake's arguments. Flows out: Snakemake's exit status. Two files in ``results/.locks`` are
-locked by the operating system, which forgets a lock when its process dies, however it dies:
+Two files in ``results/.locks`` are locked through the operating system, which releases a lock when its
+process dies for whatever reason:
 
-- ``run``: held exclusively by the one launcher (or plain ``snakemake``) that works in this folder;
-- ``jobs``: held, shared, by every running job. After a ``kill -9`` of Snakemake its jobs may live on and write; a new run
-  waits for none of them but says which they are.
+- ``run``: an exclusive lock of the one launcher (or plain ``snakemake``) that works in this folder;
+- ``jobs``: a shared lock of every running job. After a ``kill -9`` of Snakemake its jobs may live on and
+  write. A new run then fails
+  and names them.
 
-The holder of both knows that nothing else writes here, so it may skip Snakemake's own lock files, which survive a kill, and
-rerun what was left incomplete. Jobs of a cluster take part: they inherit the run's id, and network file systems pass locks on. Where one
-does not, a run is not refused: jobs of a run that is gone still find out that it is, when they begin.
+The process that gets both locks knows that nothing else writes here. It may therefore skip Snakemake's own
+lock files, which survive a kill, and rerun incomplete jobs. Jobs on a cluster take part: they inherit the
+run's id, and network file systems share locks. On a file system without locks a run starts all the same,
+and jobs of a replaced run end when they begin.
 """
 
 from __future__ import annotations
@@ -30,13 +32,10 @@ from augbench.errors import UserError, ending_in_one_line
 
 logger = logging.getLogger(__name__)
 LOCKS = Path("results/.locks")
-NO_LOCKS = (
-    errno.ENOSYS,
-    errno.ENOLCK,
-    errno.EOPNOTSUPP,
-)  # what file systems say that know no locks: Lustre without "-o flock", some NFS
-SCHEDULERS = ("--profile", "--executor", "-e")  # arguments that send jobs elsewhere
-_held: list[IO[str]] = []  # kept open: closing a file gives its lock back
+# errors of file systems that do not support locks: Lustre without "-o flock", some NFS
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+SCHEDULERS = ("--profile", "--executor", "-e")  # arguments that send jobs to other machines
+_held: list[IO[str]] = []  # kept open, because closing a file releases its lock
 
 
 def _open(name: str) -> IO[str]:
@@ -45,7 +44,10 @@ def _open(name: str) -> IO[str]:
 
 
 def lock_file(stream: IO[str], how: int) -> bool:
-    """Lock an open file as ``fcntl.flock`` does, until it is closed; False if another process has it. Where a file system knows no locks, go without."""
+    """Lock an open file with ``fcntl.flock`` until it is closed; False if another process holds the lock.
+
+    On a file system without locks, warn and return True.
+    """
     try:
         fcntl.flock(stream, how)
     except BlockingIOError:
@@ -60,12 +62,14 @@ def lock_file(stream: IO[str], how: int) -> bool:
 @cache
 def _warn_once(reason: str) -> None:
     logger.warning(
-        "%s: this file system knows no locks (%s); do not start a second run beside this one", LOCKS, reason
+        "%s: this file system does not support locks (%s); do not start a second run at the same time",
+        LOCKS,
+        reason,
     )
 
 
 def _holders(path: Path) -> list[int]:
-    """Ids of the processes that have ``path`` open, as far as ``/proc`` shows them."""
+    """List the ids of the processes that have ``path`` open, as far as ``/proc`` shows them."""
     target, pids = path.resolve(), []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -77,12 +81,12 @@ def _holders(path: Path) -> list[int]:
 
 
 def acquire_run_lock() -> str:
-    """Become the one run of this folder and return its id.
+    """Take the run lock of this folder and return the new run's id.
 
     Raises
     ------
     UserError
-        Another run is alive, or a job of a killed run is.
+        Another run, or a job of a killed run, is still alive.
     """
     run = _open("run")
     if not lock_file(run, fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -112,7 +116,7 @@ def acquire_run_lock() -> str:
 
 
 def hold_job_lock() -> None:
-    """Called by every job: show that it is alive until it ends, and refuse to work for a run that is gone.
+    """Hold the shared lock of this job until it ends.
 
     Raises
     ------
@@ -132,18 +136,24 @@ def _refuse_if_replaced() -> None:
         raise UserError(
             str(LOCKS / "run"),
             "the run that started this job has been replaced",
-            "nothing to do: the new run makes what is missing",
+            "nothing to do: the new run makes the missing files",
         )
 
 
 def guard_job() -> None:
-    """For the Snakefile: a job of a run that is gone, which waited in a cluster's queue, ends before Snakemake removes its outputs."""
+    """End a job of a replaced run before Snakemake removes its outputs.
+
+    The Snakefile calls this. Such a job may have waited in a cluster's queue.
+    """
     with ending_in_one_line():
         _refuse_if_replaced()
 
 
 def guard_plain_run() -> None:
-    """For ``onstart:`` of the Snakefile: a plain ``snakemake`` takes the run lock too, unless our launcher holds it."""
+    """Take the run lock for a plain ``snakemake``, unless our launcher holds it.
+
+    The Snakefile calls this in ``onstart:``.
+    """
     if "AUGBENCH_RUN" in os.environ:
         return
     with ending_in_one_line():
@@ -151,18 +161,18 @@ def guard_plain_run() -> None:
 
 
 def run(configfiles: Sequence[str], targets: Sequence[str], cores: int, extra: Sequence[str]) -> int:
-    """Run the workflow; returns Snakemake's exit status.
+    """Run the workflow and return Snakemake's exit status.
 
     Parameters
     ----------
     configfiles : sequence of str
-        Study and overlays; empty: the demo.
+        Study and overlays. Default: the demo.
     targets : sequence of str
-        Files or named targets; empty: everything.
+        Files or named targets. Default: everything.
     cores : int
-        Cores to use on this machine; of no concern where a profile or an executor sends jobs elsewhere.
+        Cores to use on this machine. Ignored if a profile or an executor sends jobs to other machines.
     extra : sequence of str
-        Passed on to Snakemake.
+        Further arguments of Snakemake.
     """
     run_id = acquire_run_lock()
     # targets come first: options that take several values would swallow them

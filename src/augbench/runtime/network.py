@@ -1,8 +1,9 @@
-"""Which rules may use the network, and what keeps all others from it (invariant 9).
+"""The guard that keeps jobs off the network, except rules that may use it (offline jobs).
 
-Flows in: the name of a rule, and where the study's corpus is. Flows out: a process that is told to stay offline, and in which every attempt to
-reach another machine ends with one error that names the rule. Loopback and Unix sockets stay open: processes that train together talk through them.
-The guard sees what Python code does, in this process and in forks of it, and cannot be taken off again; it is no sandbox for compiled code.
+In a guarded process, every attempt to reach another machine ends with one error that names the rule.
+Loopback and Unix sockets stay open, because processes that train together communicate through them. The
+guard sees the Python code of this process and of its forks, and cannot be removed again. It is no sandbox
+for compiled code.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ RESOLVING = ("socket.getaddrinfo", "socket.gethostbyname")
 
 
 def restrict(rule: str, study: Study) -> None:
-    """Let this process use of the network what its rule may: model hubs are for `fetch_*`, other machines for those of :func:`uses_network`."""
+    """Restrict this process to its rule's network use.
+
+    Only ``fetch_*`` rules may use model hubs. Only rules of :func:`uses_network` may reach other machines.
+    """
     if not rule.startswith("fetch_"):
         os.environ.update(dict.fromkeys(HUBS, "1"))
     if not uses_network(rule, study):
@@ -32,9 +36,10 @@ def restrict(rule: str, study: Study) -> None:
 
 
 def close(rule: str) -> None:
-    """Turn the network off for this process, for the sake of ``rule``; the processes that it starts know through the environment.
+    """Turn the network off for this process, which runs ``rule``.
 
-    Connections that it refuses raise :class:`UserError`.
+    Refused connections raise :class:`UserError`. Processes that it starts learn of this through the
+    environment (:func:`close_as_parent`).
     """
     os.environ[CLOSED] = rule
     names = ("localhost", socket.gethostname())
@@ -50,20 +55,26 @@ def close(rule: str) -> None:
         else:
             return
         if not _is_here(host, names, event in RESOLVING):
-            allowed = "only rules that fetch may (docs/faults.md): give models and data as files, or let a fetch rule bring them"
+            allowed = (
+                "only fetch rules may (docs/faults.md): "
+                "give models and data as files, or let a fetch rule download them"
+            )
             raise UserError(f"rule {rule}", f"tries to reach {wanted} over the network", allowed)
 
     sys.addaudithook(refuse)
 
 
 def close_as_parent() -> None:
-    """Turn the network off where it is off in the job that started this process."""
+    """Turn the network off if it is off in the job that started this process."""
     if rule := os.environ.get(CLOSED):
         close(rule)
 
 
 def _is_here(host: str | bytes | None, names: tuple[str, ...], any_number: bool) -> bool:
-    """Whether ``host`` is this machine; ``any_number``: an address in digits is as good, for to read it asks nobody."""
+    """Whether ``host`` is this machine.
+
+    With ``any_number``, every numeric address counts, because resolving it needs no other machine.
+    """
     text = host.decode() if isinstance(host, bytes) else host or ""
     if text in ("", *names):
         return True

@@ -1,7 +1,8 @@
-"""What made a study's results: config, code, packages, machines, seeds, models, times.
+"""Provenance of a study's results: config, code, packages, machines, seeds, models, times.
 
-Flows in: what each job that computed leaves about its surroundings, the resolved config, the models' fingerprints, Snakemake's benchmarks. Flows out:
-``results/{study}/provenance.json``, which the report shows and nothing else reads: another revision of the code alone remakes nothing.
+Input: the records that computing jobs leave, the resolved config, the models' fingerprints, Snakemake's
+benchmarks. Output: ``results/{study}/provenance.json``. Only the report reads it, so another revision of
+the code remakes nothing (provenance).
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ RECORDS = ".provenance"
 
 
 def revision(project: Path = PROJECT) -> str | None:
-    """What ``git describe --always --dirty`` says of the clone that this code runs from; None where it is no clone, or git is not there."""
-    if not (project / ".git").exists():  # a repository further up is another project's
+    """Return ``git describe --always --dirty`` of this code's clone; None without a clone or without git."""
+    if not (project / ".git").exists():  # a repository in a parent folder is another project's
         return None
     command = ["git", "-C", str(project), "describe", "--always", "--dirty"]
     try:
@@ -44,10 +45,9 @@ def revision(project: Path = PROJECT) -> str | None:
 
 
 def package_versions() -> dict[str, str | None]:
-    """The installed versions of all packages that pyproject.toml names; None for those that are missing."""
-    required = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-        "dependencies"
-    ]
+    """Return the installed version of every package that pyproject.toml names; None for missing packages."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    required = project["dependencies"]
     return {name: _version(name) for name in (Requirement(line).name for line in required)}
 
 
@@ -59,30 +59,30 @@ def _version(package: str) -> str | None:
 
 
 def _cpu() -> str:
-    """The CPU's name, as Linux gives it."""
+    """Return the CPU's name from ``/proc/cpuinfo``, or else the machine type."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def _gpus() -> list[str]:
-    """The GPUs of this process, if it has used any."""
+    """List the names of this process's GPUs, if it has used any."""
     if "torch" not in sys.modules:
         return []
     import torch
 
-    return (
-        [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-        if torch.cuda.is_initialized()
-        else []
-    )
+    if not torch.cuda.is_initialized():
+        return []
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 
 
 def surroundings() -> dict[str, Any]:
-    """What this process runs on and with: ``version`` and ``revision`` of our code, ``python``, ``platform``, ``cpu``, ``gpus``, ``packages``."""
+    """Describe the software and hardware of this process.
+
+    The keys are ``version`` and ``revision`` (of augbench), ``python``, ``platform``, ``cpu``, ``gpus`` and
+    ``packages``.
+    """
     return {
         "version": __version__,
         "revision": revision(),
@@ -99,17 +99,19 @@ def _now() -> str:
 
 
 def _stage(path: Path, folder: Path) -> str:
-    """The stage that a file in the folder of logs or benchmarks belongs to."""
+    """Return the stage of a file in the folder of logs or benchmarks."""
     return path.relative_to(folder).parts[0].partition(".")[0]
 
 
 def record_surroundings(study_folder: Path, log: Path) -> None:
-    """Keep the surroundings of a job that has computed something; jobs of one stage in equal surroundings leave one record.
+    """Record the surroundings of a job that has computed something.
+
+    Jobs of one stage in equal surroundings leave one record.
 
     Parameters
     ----------
     log : Path
-        The job's log, below ``logs/`` of the study's folder, which says the stage.
+        The job's log, below ``logs/`` of the study's folder. Its path names the stage.
     """
     record = {"stage": _stage(log, study_folder / "logs"), **surroundings()}
     path = study_folder / RECORDS / f"{canonical_hash(record)}.json"
@@ -120,17 +122,18 @@ def record_surroundings(study_folder: Path, log: Path) -> None:
 def write_provenance(
     study: Study, study_folder: Path, config: str | Path, models: Iterable[str | Path], out: str | Path
 ) -> None:
-    """Write what made the results of a study.
+    """Write the provenance of a study's results.
 
-    ``computed`` lists the surroundings of the jobs that computed, and in which stages; where there are several, the results are mixed. The
-    surroundings at the top level are those of this process, which made the tables. ``job_seconds`` sums, by stage, the last run of each job.
+    ``computed`` lists the surroundings in which jobs computed, each with its stages. More than one entry
+    means that results come from different surroundings. The surroundings at the top level are those of this
+    process, which runs after the tables. ``job_seconds`` sums, by stage, the last run of each job.
 
     Parameters
     ----------
     config : path
         The resolved config.
     models : iterable of path
-        Fingerprints.
+        The models' fingerprints.
     """
     stages: dict[str, dict[str, str]] = defaultdict(dict)
     computed: dict[str, dict[str, Any]] = {}

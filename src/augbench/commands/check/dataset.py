@@ -1,4 +1,4 @@
-"""Checks of the data set: its files, its images, the sizes of its splits."""
+"""Checks of the data set: its files, its images, and the sizes of its splits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from augbench.errors import UserError
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """Images of one class; None where validation or test images are not given."""
+    """Number of images of one class; None if the data set gives no validation or test images."""
 
     class_id: str
     pool: int
@@ -28,7 +28,7 @@ class ClassCounts:
 
 
 def published_file_problems(study: Study) -> Iterator[UserError]:
-    """Fashion-MNIST's files, where they are, have the published MD5; missing ones are fetched later."""
+    """Yield the Fashion-MNIST files whose MD5 is not the published one. Missing files are fetched later."""
     sections = {"dataset": study.dataset, "corpus": study.corpus}
     folders = {
         section.downloads: name
@@ -40,7 +40,7 @@ def published_file_problems(study: Study) -> Iterator[UserError]:
 
         if Path(folder).exists() and not Path(folder).is_dir():
             yield UserError(
-                f"{name}.downloads", f"{folder!r} is a file", "allowed: a folder, which is made if need be"
+                f"{name}.downloads", f"{folder!r} is a file", "allowed: a folder; a missing one is created"
             )
             continue
         for file in FILES:
@@ -49,12 +49,18 @@ def published_file_problems(study: Study) -> Iterator[UserError]:
                 yield UserError(
                     str(path),
                     f"its MD5 is {found}",
-                    f"the published file has {file.md5}; delete it and run again: it is fetched",
+                    f"the published file has {file.md5}; delete it, and the next run fetches it again",
                 )
 
 
 def sizes_of_splits(study: Study, counts: list[ClassCounts]) -> dict[str, SplitSizes]:
-    """Sizes of each class's splits; raises a :class:`ConfigError` with every class that is too small."""
+    """Return the sizes of each class's splits.
+
+    Raises
+    ------
+    ConfigError
+        Some classes are too small; names each of them.
+    """
     needed = {method.split for method in study.real.values()}
     given = [any(getattr(count, part) is not None for count in counts) for part in ("validation", "test")]
     shares = resolve_shares(study.dataset, given[0], given[1], needed)
@@ -77,21 +83,22 @@ def sizes_of_splits(study: Study, counts: list[ClassCounts]) -> dict[str, SplitS
 
 
 def summary_of_sizes(sizes: dict[str, SplitSizes], test_cut: int | None) -> str:
-    """One line on the sizes of all classes."""
+    """Summarise the sizes of all classes in one line."""
 
     def span(values: list[int]) -> str:
         return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"
 
-    train, validation = (
-        span([size.train for size in sizes.values()]),
-        span([size.validation for size in sizes.values()]),
-    )
+    train = span([size.train for size in sizes.values()])
+    validation = span([size.validation for size in sizes.values()])
     test = span([min(size.test, test_cut or size.test) for size in sizes.values()])
-    return f"dataset: {len(sizes)} classes with {train} training, {validation} validation and {test} test images each"
+    return (
+        f"dataset: {len(sizes)} classes with {train} training, {validation} validation"
+        f" and {test} test images each"
+    )
 
 
 def damaged_image_problems(source: ImageSource, images: list[ClassImages]) -> list[UserError]:
-    """Corrupt image files of the data set, the first few by name."""
+    """List corrupt image files of the data set: the first few by name, and the number of all."""
     from augbench.data.decode import in_order
     from augbench.progress import track
 
@@ -102,18 +109,9 @@ def damaged_image_problems(source: ImageSource, images: list[ClassImages]) -> li
         if part is not None
         for name in part.sources
     ]
-    damaged = [
-        problem
-        for problem in track(in_order(source.damage, sources), "images checked", "image", len(sources))
-        if problem is not None
-    ]
-    if len(damaged) > NAMED:
-        return [
-            *damaged[:NAMED],
-            UserError(
-                "dataset",
-                f"{len(damaged)} corrupt images of {len(sources)}",
-                f"the first {NAMED} are named above",
-            ),
-        ]
-    return damaged
+    checked = track(in_order(source.damage, sources), "images checked", "image", len(sources))
+    damaged = [problem for problem in checked if problem is not None]
+    if len(damaged) <= NAMED:
+        return damaged
+    counted = f"{len(damaged)} corrupt images of {len(sources)}"
+    return [*damaged[:NAMED], UserError("dataset", counted, f"the first {NAMED} are named above")]

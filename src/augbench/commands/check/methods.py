@@ -1,4 +1,4 @@
-"""Checks of the rows: how many images they add, their prompts, the corpus they retrieve from, the judge of their images."""
+"""Checks of the methods: number of added images, prompts, corpus, judge."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from augbench.resample import needed_images
 
 
 class _Needed(NamedTuple):
-    """Images that a pool must hold of the largest class, and why."""
+    """Number of images of the largest class that a pool must hold, and the reason."""
 
     images: int
     because: str
 
 
 def added_image_problems(study: Study, train: dict[str, int]) -> Iterator[UserError]:
-    """Yield pools that are too small for their training sets.
+    """Yield a problem for each pool that is too small for its training sets.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def _retrieved_images(
     if math.ceil(method.first_k * wanted) > rows:
         most = math.floor(rows / method.first_k)
         why = f"the corpus has {rows} images and first_k is {method.first_k:g}"
-        yield UserError(key, wanted, f"allowed: at most {most}, for {why}")
+        yield UserError(key, wanted, f"allowed: at most {most}, because {why}")
 
 
 def _drawn_images(study: Study, name: str, method: DrawMethod, needed: _Needed) -> Iterator[UserError]:
@@ -90,7 +90,7 @@ def _drawn_images(study: Study, name: str, method: DrawMethod, needed: _Needed) 
             return
         if retrieved is not None and retrieved < needed.images:
             key = f"methods.{method.pool}.images_per_class"
-            yield UserError(key, retrieved, f"{allowed}, for {name} draws from it; {needed.because}")
+            yield UserError(key, retrieved, f"{allowed}, because {name} draws from it; {needed.because}")
         if retrieved is None and pool.added_per_training_image < method.added_per_training_image:
             key = f"methods.{name}.added_per_training_image"
             yield UserError(key, method.added_per_training_image, f"allowed: at most that of {method.pool}")
@@ -101,7 +101,7 @@ def _drawn_images(study: Study, name: str, method: DrawMethod, needed: _Needed) 
 
 
 def excluded_problems(study: Study, class_ids: list[str]) -> Iterator[UserError]:
-    """Classes that are left out are classes."""
+    """Yield excluded classes that the data set does not have; at least two classes must remain."""
     exclude = study.retrieval.exclude
     for class_id in sorted(set(exclude) - set(class_ids)) if isinstance(exclude, tuple) else ():
         yield UserError(
@@ -114,7 +114,7 @@ def excluded_problems(study: Study, class_ids: list[str]) -> Iterator[UserError]
 
 
 def corpus_problems(study: Study) -> Iterator[UserError]:
-    """The corpus is there, and so are manifests and weights that are named."""
+    """Yield missing files of retrieval: corpus, manifests, aesthetics weights."""
     if not study.retrieved:
         return
     corpus = study.corpus
@@ -152,7 +152,7 @@ def corpus_problems(study: Study) -> Iterator[UserError]:
 
 
 def judge_problems(study: Study, class_ids: list[str]) -> Iterator[UserError]:
-    """Yield what keeps the judge from judging the study's classes."""
+    """Yield the reason why the judge cannot judge the study's classes, if there is one."""
     if study.report.judge is None:
         return
     try:
@@ -162,6 +162,6 @@ def judge_problems(study: Study, class_ids: list[str]) -> Iterator[UserError]:
 
 
 def prompt_problems(study: Study, classes: list[ClassInfo]) -> Iterator[UserError]:
-    """Every method's templates are there, and the class table has what they ask for."""
+    """Yield missing prompt templates, and class-table entries that the templates need but lack."""
     for name in study.pooled:
         yield from check_prompts(study, name, classes)

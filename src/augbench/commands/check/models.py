@@ -1,4 +1,4 @@
-"""Checks of the model folders: their files, and what their configs say."""
+"""Checks of the model folders: their files and their configs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.models.folders import NO_SAFETY_CHECKER
 
-# defaults of transformers and diffusers where a config.json does not say
+# defaults of transformers and diffusers for keys that a config.json omits
 TEXT_WIDTH, CROSS_ATTENTION_WIDTH = 512, 1280
 PIPELINE_FILES = (
     "unet/config.json",
@@ -53,7 +53,7 @@ def _model_folder(key: str, folder: Path, layout: str, first_file: str) -> dict[
 
 
 def _weights(folder: Path) -> Iterator[UserError]:
-    """Weights are there, and not only the pointers that git leaves without git-lfs."""
+    """Yield problems of the weights: missing, empty, or only the pointers that git leaves without git-lfs."""
     files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
     if not files:
         yield UserError(
@@ -69,7 +69,7 @@ def _weights(folder: Path) -> Iterator[UserError]:
 
 
 def model_problems(study: Study) -> Iterator[UserError]:
-    """Yield what is wrong with the folders of CLIP, the diffusion model and its safety checker."""
+    """Yield the problems of CLIP's folder, the diffusion model's, and its safety checker's."""
     text: dict[str, Any] = {}
     try:
         if _is_here(study.diffusion.hub):
@@ -90,7 +90,7 @@ def model_problems(study: Study) -> Iterator[UserError]:
 
 
 def _is_here(hub: HubModel | None) -> bool:
-    """Whether a model can be looked at: one that is fetched is not there at first, and is no mistake."""
+    """Whether a model can be checked. A model that a job will fetch may still be missing."""
     return hub is None or Path(hub.marker).is_file()
 
 
@@ -107,7 +107,7 @@ def models_to_fetch(study: Study) -> Iterator[str]:
 
 
 def _clip(study: Study, text: dict[str, Any]) -> Iterator[UserError]:
-    """What is wrong with CLIP; ``text`` is the config of the diffusion model's text encoder, empty where it is unknown."""
+    """Yield the problems of CLIP. ``text``: config of the diffusion model's text encoder, or empty."""
     folder = Path(study.clip.folder)
     config = _model_folder("clip.model", folder, "transformers' CLIP", "config.json")
     if config.get("model_type") != "clip":
@@ -118,21 +118,20 @@ def _clip(study: Study, text: dict[str, Any]) -> Iterator[UserError]:
         )
         return
     yield from _weights(folder)
-    width, wanted = (
-        (config.get("text_config") or {}).get("hidden_size", TEXT_WIDTH),
-        text.get("hidden_size", TEXT_WIDTH),
-    )
-    # Stable Diffusion 2.x takes a text encoder of OpenCLIP's (plain GELU); what is retrieved with is the user's choice there
+    width = (config.get("text_config") or {}).get("hidden_size", TEXT_WIDTH)
+    wanted = text.get("hidden_size", TEXT_WIDTH)
+    # Stable Diffusion 2.x has OpenCLIP's text encoder (plain GELU); there, the user chooses the CLIP for
+    # retrieval
     if text and text.get("hidden_act", "quick_gelu") == "quick_gelu" and width != wanted:
         yield UserError(
             "clip.model",
             f"{str(folder)!r} has text states of width {width}",
-            f"allowed: {wanted}, as the text encoder of diffusion.model has",
+            f"allowed: {wanted}, the width of diffusion.model's text encoder",
         )
 
 
 def _diffusion(study: Study) -> tuple[dict[str, Any], list[UserError]]:
-    """The config of the text encoder, and what is wrong with the diffusion model otherwise."""
+    """Return the config of the text encoder, and the problems of the rest of the diffusion model."""
     key, folder = "diffusion.model", Path(study.diffusion.folder)
     index = _model_folder(key, folder, "diffusers' Stable Diffusion", "model_index.json")
     if index.get("_class_name") != "StableDiffusionPipeline":
@@ -142,11 +141,8 @@ def _diffusion(study: Study) -> tuple[dict[str, Any], list[UserError]]:
     own_checker = study.diffusion.safety_checker == "model"
     if own_checker and None in index.get("safety_checker", []):
         raise UserError("diffusion.safety_checker", f"{str(folder)!r} has none of its own", NO_SAFETY_CHECKER)
-    if missing := [
-        name
-        for name in (*PIPELINE_FILES, *(SAFETY_FILES if own_checker else ()))
-        if not (folder / name).is_file()
-    ]:
+    needed = (*PIPELINE_FILES, *(SAFETY_FILES if own_checker else ()))
+    if missing := [name for name in needed if not (folder / name).is_file()]:
         raise UserError(
             key,
             f"{str(folder)!r} has no {', '.join(missing)}",
@@ -177,7 +173,7 @@ def _diffusion(study: Study) -> tuple[dict[str, Any], list[UserError]]:
 
 
 def _safety_checker(study: Study) -> Iterator[UserError]:
-    """What is wrong with a safety checker that is not the model's own."""
+    """Yield the problems of a safety checker that is not the model's own."""
     checker = study.diffusion.safety_checker_folder
     if checker in (None, "model"):
         return

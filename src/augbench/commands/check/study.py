@@ -1,8 +1,7 @@
-"""Early errors: config against data, models and disk, before any job starts (invariant 8).
+"""Check a study's config against data, models and disk, before any job starts.
 
-Flows in: a checked :class:`~augbench.config.study.Study`. Flows out: lines that say what was found, or one
-:class:`~augbench.config.problems.ConfigError` with all problems, a line each: key or file, what stands there, what is allowed. Models
-are judged by their JSON files: nothing heavy is imported.
+All problems are reported at once, one line each: key or file, value found, values allowed. Models are
+checked by their JSON files, so nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -39,19 +38,14 @@ LEAST_FREE_BYTES = 10**9
 
 
 def check_study(study: Study, *, models: bool = True, verify_images: bool = False) -> list[str]:
-    """Check all that can be known before a run.
+    """Check everything that can be known before a run, and return a summary, a line per item.
 
     Parameters
     ----------
     models : bool
-        Check the folders of the diffusion model and CLIP; not wanted where they are about to be pre-trained.
+        Check the folders of the diffusion model and CLIP. Pass False before they are pre-trained.
     verify_images : bool
-        Open every image file of the data set, too.
-
-    Returns
-    -------
-    list of str
-        What was found, a line each.
+        Also open every image file of the data set.
 
     Raises
     ------
@@ -64,7 +58,7 @@ def check_study(study: Study, *, models: bool = True, verify_images: bool = Fals
     problems += published_file_problems(study)
     images: list[ClassImages] | None = None
     try:
-        if isinstance(source, FashionMnistSource):  # its counts are known before it is fetched
+        if isinstance(source, FashionMnistSource):  # the counts are known before the files are fetched
             counts = [
                 ClassCounts(info.class_id, source.pool_size(), None, TEST_PER_CLASS)
                 for info in source.classes()
@@ -83,17 +77,14 @@ def check_study(study: Study, *, models: bool = True, verify_images: bool = Fals
     except UserError as error:
         problems += error.problems if isinstance(error, ConfigError) else [error]
     else:
+        train = {class_id: size.train for class_id, size in sizes.items()}
         problems += excluded_problems(study, list(sizes))
         notes.append(summary_of_sizes(sizes, study.dataset.test_images_per_class))
         problems += prompt_problems(study, source.classes())
         for name, method in study.personalised.items():
-            problems += check_clusters(
-                f"methods.{name}.clusters",
-                method.clusters,
-                {class_id: size.train for class_id, size in sizes.items()},
-            )
+            problems += check_clusters(f"methods.{name}.clusters", method.clusters, train)
         problems += judge_problems(study, list(sizes))
-        problems += added_image_problems(study, {class_id: size.train for class_id, size in sizes.items()})
+        problems += added_image_problems(study, train)
     problems += corpus_problems(study)
     if images is not None and verify_images:
         problems += damaged_image_problems(source, images)

@@ -1,8 +1,8 @@
-"""What a study costs, before and during a run: jobs, images, GPU-hours, disk and downloads per stage and method; what is done, what is left.
+"""Estimate a study's cost before and during a run: jobs, images, GPU-hours, disk and downloads.
 
-Flows in: the plan, a table of figures per device (``resources/throughput.yaml`` and measured ones over it), and what is on the disk already: targets, and
-the benchmark files of finished jobs, whose rate takes the place of the table's. Flows out: steps, as aligned text or JSON. Nothing is imported that takes
-long, and no data set is needed: sizes that are not known yet are the published ones.
+Rates come from a table of figures per device (``resources/throughput.yaml``, overridden by measured
+figures). As soon as jobs of a stage are finished, their benchmark files replace the table's rate. Nothing
+slow is imported, and no data set is needed: published sizes stand in for unknown ones.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from augbench.retrieval.stage import prefix_sizes, wanted_images
 
 VECTOR_BYTES = {"conditioning": 77 * 768 * 4, "pseudoword": 768 * 4}
 NEIGHBOUR_BYTES = 768 * 2 + 300
+WEB_CORPORA = ("embeddings", "clip_retrieval_index", "clip_retrieval_server")
 
 
 class _Disk:
-    """Which targets are there; a folder that is not is asked for once."""
+    """Existence of targets on the disk. Each folder is looked up once, so missing folders cost little."""
 
     def __init__(self) -> None:
         self._folders: dict[str, bool] = {"": True}
@@ -44,7 +45,7 @@ class _Disk:
         return self._folders[folder]
 
     def count(self, paths: Iterable[str]) -> int:
-        """How many of ``paths`` there are."""
+        """Number of ``paths`` that exist."""
         return sum(self._has_folder(os.path.dirname(path)) and os.path.exists(path) for path in paths)
 
 
@@ -63,7 +64,7 @@ class Estimate(Work):
         others: Sequence[Sequence[str]] = (),
         **figures: Any,
     ) -> Step:
-        """A step of ``jobs``, whose hours are counted, and of ``others`` that need no GPU; each is given by its files."""
+        """Make a step of GPU jobs (``jobs``) and jobs without a GPU (``others``), each given by its files."""
         counts = [(len(outputs), self._disk.count(outputs)) for outputs in (*jobs, *others)]
         done = sum(1 for number, found in counts if number == found)
         step = Step(
@@ -83,7 +84,7 @@ class Estimate(Work):
 
     @cached_property
     def _benchmarks(self) -> dict[str, list[str]]:
-        """Files of Snakemake's benchmarks by folder; finished jobs have one each."""
+        """Snakemake's benchmark files by folder; each finished job has one."""
         root = self.plan.path("benchmarks")
         found: dict[str, list[str]] = {}
         for folder, _, names in os.walk(root):
@@ -91,7 +92,7 @@ class Estimate(Work):
         return found
 
     def _job_seconds(self, stage: str, method: str) -> list[float]:
-        """Seconds of the finished jobs of a stage of a method; a GPU is theirs meanwhile."""
+        """Read the seconds of a method's finished jobs of a stage. A job occupies its GPU all that time."""
         folder = {"select": "classify_candidates"}.get(stage, stage)
         seconds = []
         for name in self._benchmarks.get(folder, []):
@@ -117,9 +118,9 @@ class Estimate(Work):
                 found.append(self._generate(method))
             if row.adds_images:
                 index = [[self.plan.pool(method)]] if self.study.leakage.action == "drop" else []
-                sets = [self.plan.resample(method, run) for run in self.plan.runs] + (
-                    [] if index else [self.plan.pool(method)]
-                )
+                sets = [self.plan.resample(method, run) for run in self.plan.runs]
+                if not index:
+                    sets.append(self.plan.pool(method))
                 found.append(self._step("resample", method, [*index, sets]))
             found.append(self._classify(method))
         return sorted(found, key=lambda step: STAGES.index(step.stage))
@@ -133,27 +134,16 @@ class Estimate(Work):
         for layout, hub in self.plan.hub_models.items():
             known = [file.size for file in known_models().get(hub.repository, ("", {}))[1].values()]
             size = float(sum(file or 0 for file in known)) if known and None not in known else sizes[layout]
-            yield self._step("fetch", hub.repository, [[hub.marker]], disk_bytes=size, download_bytes=size)
+            yield self._fetched(hub.repository, [hub.marker], size)
         if self.plan.cluster_files and self.plan.feature_files:
-            yield self._step(
-                "fetch", "Inception-v3", [self.plan.feature_files], disk_bytes=1.09e8, download_bytes=1.09e8
-            )
+            yield self._fetched("Inception-v3", self.plan.feature_files, 1.09e8)
         if self.plan.aesthetics_files:
-            yield self._step(
-                "fetch",
-                "aesthetics predictor",
-                [self.plan.aesthetics_files],
-                disk_bytes=3.7e6,
-                download_bytes=3.7e6,
-            )
+            yield self._fetched("aesthetics predictor", self.plan.aesthetics_files, 3.7e6)
         if self.plan.fashion_mnist_files:
-            yield self._step(
-                "fetch",
-                "Fashion-MNIST",
-                [self.plan.fashion_mnist_files],
-                disk_bytes=3.1e7,
-                download_bytes=3.1e7,
-            )
+            yield self._fetched("Fashion-MNIST", self.plan.fashion_mnist_files, 3.1e7)
+
+    def _fetched(self, name: str, files: Sequence[str], size: float) -> Step:
+        return self._step("fetch", name, [files], disk_bytes=size, download_bytes=size)
 
     def _prepare(self) -> Iterator[Step]:
         plan = self.plan
@@ -168,34 +158,21 @@ class Estimate(Work):
         if plan.searched:
             corpus = self.study.miniature
             images = corpus.images + corpus.distractors if corpus else 0
-            chain = [
-                [plan.embeddings_folder],
-                *([[path] for path in plan.searched if path != plan.embeddings_folder]),
-            ]
-            yield self._step(
-                "prepare", "corpus", chain, images=images, gpu_hours=images / self.rate("embed") / 3600
-            )
+            others = [[path] for path in plan.searched if path != plan.embeddings_folder]
+            chain = [[plan.embeddings_folder], *others]
+            hours = images / self.rate("embed") / 3600
+            yield self._step("prepare", "corpus", chain, images=images, gpu_hours=hours)
 
     def _retrieve(self, method: str, row: RetrieveMethod) -> Iterator[Step]:
         plan, classes = self.plan, self.sizes.classes
         wanted = wanted_images(row, round(self.sizes.per_class))
         largest = prefix_sizes(row, wanted)[-1]
-        yield self._step(
-            "search",
-            method,
-            [[plan.neighbours(method)]],
-            disk_bytes=float(classes * largest * NEIGHBOUR_BYTES),
-        )
-        web = self.study.corpus is not None and self.study.corpus.kind in (
-            "embeddings",
-            "clip_retrieval_index",
-            "clip_retrieval_server",
-        )
-        links = (
-            classes * min(wanted / self.assume("link_share"), largest * self.assume("filtered_share"))
-            if web
-            else 0.0
-        )
+        neighbour_bytes = float(classes * largest * NEIGHBOUR_BYTES)
+        yield self._step("search", method, [[plan.neighbours(method)]], disk_bytes=neighbour_bytes)
+        links = 0.0
+        if self.study.corpus is not None and self.study.corpus.kind in WEB_CORPORA:
+            filtered = largest * self.assume("filtered_share")
+            links = classes * min(wanted / self.assume("link_share"), filtered)
         downloaded = links * self.assume("link_share") * self.assume("link_bytes")
         kept = downloaded if self.study.retrieval.download.keep else 0.0
         jobs = [
@@ -233,31 +210,17 @@ class Estimate(Work):
             *plan.unets(method).values(),
         ]
         epochs = min(self.study.finetune.max_epochs, self.assume("finetune_epochs"))
-        seen = (
-            epochs
-            * len(factors)
-            * (
-                self.sizes.train
-                + FORWARD_SHARE * self.sizes.validation * self.study.finetune.validation_draws
-            )
-        )
-        hours = (
-            seen * self.area / self.rate("finetune_unet" if row.train_unet else "finetune_vectors") / 3600
-            if self.knows_diffusion
-            else None
-        )
-        vectors = (
-            self.sizes.classes
-            * row.clusters
-            * VECTOR_BYTES[row.learn]
-            * len(row.candidates)
-            * (len(factors) + 1)
-        )
-        unets = (
-            self.assume("unet_bytes") * len(factors) * len(row.candidates)
-            if row.train_unet and self.knows_diffusion
-            else 0.0
-        )
+        evaluated = FORWARD_SHARE * self.sizes.validation * self.study.finetune.validation_draws
+        seen = epochs * len(factors) * (self.sizes.train + evaluated)
+        hours: float | None = None
+        unets = 0.0
+        if self.knows_diffusion:
+            rate = self.rate("finetune_unet" if row.train_unet else "finetune_vectors")
+            hours = seen * self.area / rate / 3600
+            if row.train_unet:
+                unets = self.assume("unet_bytes") * len(factors) * len(row.candidates)
+        vectors_per_candidate = self.sizes.classes * row.clusters * VECTOR_BYTES[row.learn]
+        vectors = vectors_per_candidate * len(row.candidates) * (len(factors) + 1)
         yield self._step(
             stage="finetune",
             method=method,
@@ -307,7 +270,10 @@ class Estimate(Work):
         )
 
     def _generate(self, method: str) -> Step:
-        """The pool, and what rows that draw from it need besides; part 0 of a fine-tuned method is its winner's."""
+        """Generation of the pool, including images for methods that draw from it.
+
+        Part 0 of a fine-tuned method is not generated again: it comes from the selected candidate.
+        """
         plan = self.plan
         blocks = plan.generate_blocks(method)
         jobs = [
@@ -315,9 +281,9 @@ class Estimate(Work):
             for block in blocks
         ]
         parts = [str(part) for part in range(self.study.parts_made(method))]
-        images = self.pool_images(method, parts) - (
-            self.pool_images(method, ["0"]) if method in plan.study.personalised else 0
-        )
+        images = self.pool_images(method, parts)
+        if method in plan.study.personalised:
+            images -= self.pool_images(method, ["0"])
         return self._step(
             "generate",
             method,
@@ -328,7 +294,10 @@ class Estimate(Work):
         )
 
     def _classify(self, method: str) -> Step:
-        """One classifier per run; run 0 of a fine-tuned method is its winner's."""
+        """Training of one classifier per run.
+
+        Run 0 of a fine-tuned method is not trained again: it comes from the selected candidate.
+        """
         plan = self.plan
         jobs = [
             [path for run in block.members for path in plan.run_files(method, run)]
@@ -364,19 +333,17 @@ class Estimate(Work):
                 gpu_hours=images / self.rate("embed") / 3600,
             )
         yield self._step(
-            "report",
-            "tables and figures",
-            [*plan.report_jobs, [plan.config], [plan.provenance]],
+            "report", "tables and figures", [*plan.report_jobs, [plan.config], [plan.provenance]]
         )
 
 
 def estimate_study(study: Study, device: str | None = None, throughput: str | Path | None = None) -> Estimate:
-    """The estimate of a study in the working directory.
+    """Estimate the cost of a study in the working directory.
 
     Raises
     ------
     UserError
-        No such device or table, or class ids that are not known without the data.
+        There is no such device or table, or the class ids are unknown without the data.
     """
     figures = read_throughput(device, throughput)
     class_ids = tuple(

@@ -28,7 +28,7 @@ HEADER = ("stage", "method", "jobs", "done", "images", "GPU-hours", "left", "dis
 
 
 def render(estimate: Estimate) -> str:
-    """The steps as aligned columns, totals per stage and of all, and what they rest on."""
+    """Render the steps as aligned columns, with totals per stage and of all, and the assumptions."""
     study, sizes, throughput = estimate.study, estimate.sizes, estimate.throughput
     steps = estimate.steps
 
@@ -67,8 +67,8 @@ def render(estimate: Estimate) -> str:
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     kind = "measured" if throughput.is_measured else "estimates, not measured"
     text = [
-        f"{study.study}: {sizes.classes:,} classes, {sizes.per_class:.4g} training images each; {sizes.validation:,} validation and {sizes.test:,} test images"
-        f" ({sizes.source})",
+        f"{study.study}: {sizes.classes:,} classes, {sizes.per_class:.4g} training images each; "
+        f"{sizes.validation:,} validation and {sizes.test:,} test images ({sizes.source})",
         f"GPU-hours: figures of {throughput.name} ({kind})"
         + ("; * from this study's finished jobs" if everything.measured else ""),
         "",
@@ -80,7 +80,7 @@ def render(estimate: Estimate) -> str:
         rule,
         line(last),
         "",
-        f"files: {everything.files_done:,} of {everything.files:,} are there. "
+        f"files: {everything.files_done:,} of {everything.files:,} exist. "
         + (
             f"GPU-hours left: {_hours(hours_left(steps))} of {_hours(everything.gpu_hours)}."
             if everything.jobs_done < everything.jobs
@@ -93,17 +93,27 @@ def render(estimate: Estimate) -> str:
 
 def _notes(estimate: Estimate) -> Iterator[str]:
     assumed = estimate.throughput.assumed
-    epochs = [f"{min(limit, assumed[name].value):.0f} of at most {limit} epochs of {what}" for name, limit, what in (
+    limits = (
         ("classifier_epochs", estimate.study.classifier.max_epochs, "a classifier"),
         ("finetune_epochs", estimate.study.finetune.max_epochs, "fine-tuning"),
-    )]  # fmt: skip
-    yield f"Assumed: {', '.join(epochs)}; sizes of images and links. resources/throughput.yaml says where every figure is from; measured ones go to {MEASURED}."
+    )
+    epochs = [
+        f"{min(limit, assumed[name].value):.0f} of at most {limit} epochs of {what}"
+        for name, limit, what in limits
+    ]
+    yield (
+        f"Assumed: {', '.join(epochs)}; sizes of images and links. resources/throughput.yaml names the source"
+        f" of every figure; put measured figures into {MEASURED}."
+    )
     if not estimate.knows_diffusion and any(step.gpu_hours is None for step in estimate.steps):
-        yield "?: there is no figure for this diffusion model; the rate of finished jobs takes its place once there are some."
+        yield (
+            "?: there is no figure for this diffusion model; "
+            "the rate of finished jobs is used as soon as there are some."
+        )
 
 
 def as_json(estimate: Estimate) -> dict[str, Any]:
-    """The same as plain values: every step, totals per stage and of all, and every figure used with its source."""
+    """Return the same as plain values: steps, totals per stage and of all, and all figures with sources."""
     steps = estimate.steps
 
     def values(step: Step) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How many real images each split of a study has, or will have."""
+"""Number of real images in each split of a study, before or after the splits are made."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from augbench.data.sources import open_source
 from augbench.data.splits import resolve_shares, split_sizes
 from augbench.plan.paths import Plan
 
-PUBLISHED = {
-    "imagenet": (1_281_167, 50),
-    "caltech256": (29_780, None),
-}  # training images of all classes, test images of each where they are given
-ASSUMED_IMAGES = 100  # per class, where nothing is known
+# training images of all classes together; test images of each class, None if the data set gives none
+PUBLISHED = {"imagenet": (1_281_167, 50), "caltech256": (29_780, None)}
+ASSUMED_IMAGES = 100  # per class, if nothing is known
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Real images of all classes together; ``source`` says how they are known."""
+    """Number of real images of all classes together; ``source`` names where the numbers come from."""
 
     classes: int
     train: int
@@ -29,42 +27,39 @@ class Sizes:
 
     @property
     def per_class(self) -> float:
-        """Training images of a class, on average."""
+        """Mean number of training images per class."""
         return self.train / self.classes
 
 
 def sizes_of(plan: Plan) -> Sizes:
-    """Sizes of the splits: of the manifests, if they are made; else by the published sizes of the data set, else by listing its files."""
+    """Return the sizes of the splits.
+
+    Sources, in this order: the split manifests, the published sizes of the data set, its files, an
+    assumption.
+    """
     study, classes = plan.study, len(plan.class_ids)
     if all(Path(plan.splits[name]).is_file() for name in ("train", "val", "test")):
         import pyarrow.parquet as pq
 
-        train, validation, test_images = (
-            pq.read_metadata(plan.splits[name]).num_rows for name in ("train", "val", "test")
-        )
-        return Sizes(classes, train, validation, test_images, "split manifests")
+        rows = {name: pq.read_metadata(plan.splits[name]).num_rows for name in ("train", "val", "test")}
+        return Sizes(classes, rows["train"], rows["val"], rows["test"], "split manifests")
     dataset = study.dataset
     table = "caltech256" if isinstance(dataset, Caltech256) else dataset.classes
     tests: list[int | None]
     if isinstance(dataset, FashionMnist):
         source = open_source(dataset, study.seed, study.corpus)
-        pools, tests, known = [source.pool_size()] * classes, [1000] * classes, "published sizes"  # type: ignore[attr-defined]
+        pools = [source.pool_size()] * classes  # type: ignore[attr-defined]
+        tests, known = [1000] * classes, "published sizes"
     elif table in PUBLISHED:
         images, test = PUBLISHED[table]
         pools, tests, known = [round(images / classes)] * classes, [test] * classes, "published sizes"
     elif Path(dataset.root).expanduser().is_dir():
         found = open_source(dataset, study.seed, study.corpus).scan()
-        pools, tests, known = (
-            [len(one.pool) for one in found],
-            [None if one.test is None else len(one.test) for one in found],
-            "the data set's files",
-        )
+        pools, known = [len(one.pool) for one in found], "the data set's files"
+        tests = [None if one.test is None else len(one.test) for one in found]
     else:
-        pools, tests, known = (
-            [ASSUMED_IMAGES] * classes,
-            [None] * classes,
-            f"{ASSUMED_IMAGES} images per class assumed, for the data is not here",
-        )
+        pools, tests = [ASSUMED_IMAGES] * classes, [None] * classes
+        known = f"{ASSUMED_IMAGES} images per class assumed, because the data set is missing"
     given = isinstance(dataset, ImageFolder) and dataset.validation_folder is not None
     shares = resolve_shares(dataset, given, tests[0] is not None)
     splits = [

@@ -1,4 +1,4 @@
-"""Steps of a study: what one stage of one method takes, and sums of several."""
+"""Steps of a study: the cost of one stage of one method, and sums of steps."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ class Step:
     Attributes
     ----------
     jobs, jobs_done : int
-        A job is done when all its files are there.
+        A job is done when all its files exist.
     files, files_done : int
-        Targets.
+        Target files.
     images : int
-        Images that it makes, downloads, trains on or looks at, each once; 0 where images are not the measure.
+        Images that the step makes, downloads, trains on or reads, each counted once; 0 if images do not
+        measure its work.
     gpu_hours : float, optional
-        Of all of it; None where there is no figure for the study's models.
+        Of the whole step; None if there is no figure for the study's models.
     disk_bytes, download_bytes : float
-        Of all of it.
+        Of the whole step.
     measured : bool
-        The hours come from this study's own finished jobs.
+        Whether the hours come from this study's own finished jobs.
     """
 
     stage: str
@@ -56,17 +57,17 @@ class Step:
 
     @property
     def share_left(self) -> float:
-        """Share of the files that are not there."""
+        """Share of the files that do not exist yet."""
         return 1 - self.files_done / self.files if self.files else 0.0
 
     @property
     def gpu_hours_left(self) -> float | None:
-        """GPU-hours of what is not there."""
+        """GPU-hours of the missing files."""
         return None if self.gpu_hours is None else self.gpu_hours * self.share_left
 
 
 def total(steps: Iterable[Step], stage: str = "total", method: str = "") -> Step:
-    """The sum of some steps; hours that are not known are left out."""
+    """Sum some steps. Unknown hours are left out."""
     summed: Counter[str] = Counter()
     unknown = True
     steps = list(steps)
@@ -75,9 +76,8 @@ def total(steps: Iterable[Step], stage: str = "total", method: str = "") -> Step
             summed[name] += getattr(step, name)
         unknown = unknown and step.gpu_hours is None
     hours = None if unknown and steps else sum(step.gpu_hours or 0.0 for step in steps)
-    disk, download = (
-        math.fsum(getattr(step, name) for step in steps) for name in ("disk_bytes", "download_bytes")
-    )
+    disk = math.fsum(step.disk_bytes for step in steps)
+    download = math.fsum(step.download_bytes for step in steps)
     return Step(
         stage,
         method,
@@ -90,5 +90,5 @@ def total(steps: Iterable[Step], stage: str = "total", method: str = "") -> Step
 
 
 def hours_left(steps: Iterable[Step]) -> float:
-    """GPU-hours of what is not there, as far as they are known."""
+    """Sum the known GPU-hours of missing files."""
     return math.fsum(step.gpu_hours_left or 0.0 for step in steps)

@@ -1,4 +1,4 @@
-"""How fast a device is: rates from ``resources/throughput.yaml`` and measured ones over them."""
+"""Rates of a device, from ``resources/throughput.yaml`` and from measurements that override it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MEASURED = "results/throughput.yaml"
 
 @dataclass(frozen=True)
 class Quantity:
-    """A rate or size, and where it is from."""
+    """A rate or size, and its source."""
 
     value: float
     measured: bool
@@ -26,7 +26,10 @@ class Quantity:
 
 
 def guided_share(interval: Sequence[float]) -> float:
-    """Share of the timesteps of Stable Diffusion's noise schedule (Rombach et al., 2022) whose noise level is above the first value and at most the second."""
+    """Share of timesteps whose noise level is above the first value and at most the second.
+
+    The timesteps are those of Stable Diffusion's noise schedule (Rombach et al., 2022).
+    """
     low, high = interval
     first, last, steps = 0.00085**0.5, 0.012**0.5, 1000
     kept, guided = 1.0, 0
@@ -38,7 +41,7 @@ def guided_share(interval: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Throughput:
-    """What a device does per second, and what is assumed besides."""
+    """Rates of a device (per second), and assumed quantities."""
 
     device: str
     name: str
@@ -52,19 +55,20 @@ class Throughput:
 
 
 def read_throughput(device: str | None = None, path: str | Path | None = None) -> Throughput:
-    """The figures of a device.
+    """Read the figures of a device.
 
     Parameters
     ----------
     device : str, optional
-        Key of the table. Default: the device that the measured table has, else the first of ours.
+        Key in the tables. Default: the first device of the measured table, or else of
+        ``resources/throughput.yaml``.
     path : path, optional
-        A table of measured figures, read over ours. Default: ``results/throughput.yaml``, if it is there.
+        A table of measured figures, which override ours. Default: ``results/throughput.yaml``, if it exists.
 
     Raises
     ------
     UserError
-        No such file or device, an unknown figure, or one that is no number.
+        There is no such file or device, a figure is unknown, or a figure is not a number.
     """
     table, own = read_yaml(TABLE), str(path or MEASURED)
     measured = {

@@ -1,4 +1,4 @@
-"""How much work a study is: images made and trained on, and the GPU-hours and bytes that they take on a device."""
+"""Amount of work in a study: images made and trained on, and their GPU-hours and bytes on a device."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from augbench.plan.recipes import method_sampling
 from augbench.resample import needed_images
 from augbench.retrieval.stage import wanted_images
 
-# calls of the U-Net that the table's rate is for: an image with PNDM, 50 steps and guidance
+# U-Net calls per image at the table's rate: PNDM, 50 steps, guidance
 REFERENCE_CALLS = 51 * 2
 REFERENCE_SIDE, CLASSIFIER_SIDE, CLASSIFIER_WIDTH = 512, 224, 64
-# multiplications, in ResNet-50's
+# multiplications, relative to ResNet-50
 RESNET_WORK = {"resnet18": 0.44, "resnet34": 0.89, "resnet50": 1.0, "resnet101": 1.9, "resnet152": 2.8}
-FORWARD_SHARE = 1 / 3  # of a training step's work, that evaluation takes per image
+FORWARD_SHARE = 1 / 3  # work of evaluating an image, relative to training on it
 
 
 class Work:
@@ -28,9 +28,9 @@ class Work:
     Parameters
     ----------
     plan : Plan
-        Of the study, with its class ids.
+        Plan of the study, with its class ids.
     throughput : Throughput
-        Figures of the device that it runs on.
+        Figures of the device that the study runs on.
     """
 
     def __init__(self, plan: Plan, throughput: Throughput) -> None:
@@ -45,7 +45,7 @@ class Work:
 
     @cached_property
     def knows_diffusion(self) -> bool:
-        """Whether the table's figures are of the study's diffusion model: Stable Diffusion 1.x, or a U-Net of its size."""
+        """Whether the table's figures fit the study's model: a U-Net of the size of Stable Diffusion 1.x."""
         config = Path(self.study.diffusion.folder) / "unet/config.json"
         if config.is_file():
             from augbench.files import read_json
@@ -55,7 +55,7 @@ class Work:
 
     @cached_property
     def area(self) -> float:
-        """Pixels of an image made, in those of the table's."""
+        """Pixels of a generated image, relative to the table's."""
         return (self.study.diffusion.resolution / REFERENCE_SIDE) ** 2
 
     @cached_property
@@ -63,14 +63,15 @@ class Work:
         return self.assume(f"{self.study.augmentation.image_format}_bytes") * self.area
 
     def unet_calls(self, method: str) -> float:
-        """Calls of the U-Net per image of a method, guidance counted twice; PNDM makes one more than it has steps."""
+        """Number of U-Net calls per image of a method.
+
+        A guided step counts twice. PNDM makes one call more than it has steps.
+        """
         sampling = method_sampling(self.study, method)
         steps = sampling["steps"] * sampling.get("noise", 1.0) + (sampling["scheduler"] == "pndm")
-        guided = (
-            0.0
-            if sampling["guidance_scale"] <= 1
-            else guided_share(sampling.get("guidance_interval", (0.0, math.inf)))
-        )
+        guided = 0.0
+        if sampling["guidance_scale"] > 1:
+            guided = guided_share(sampling.get("guidance_interval", (0.0, math.inf)))
         return float(steps * (1 + guided))
 
     def generate_hours(self, method: str, images: float) -> float | None:
@@ -79,7 +80,7 @@ class Work:
         return images * self.unet_calls(method) / REFERENCE_CALLS * self.area / self.rate("generate") / 3600
 
     def classify_hours(self, training_images: float, classifiers: int) -> float:
-        """Training with one evaluation on the validation split per epoch."""
+        """GPU-hours of training classifiers, with one evaluation on the validation split per epoch."""
         classifier = self.study.classifier
         work = (
             RESNET_WORK[classifier.arch]
@@ -87,14 +88,8 @@ class Work:
             * (classifier.base_width / CLASSIFIER_WIDTH) ** 2
         )
         epochs = min(classifier.max_epochs, self.assume("classifier_epochs"))
-        return (
-            classifiers
-            * epochs
-            * (training_images + FORWARD_SHARE * self.sizes.validation)
-            * work
-            / self.rate("classify")
-            / 3600
-        )
+        images = training_images + FORWARD_SHARE * self.sizes.validation
+        return classifiers * epochs * images * work / self.rate("classify") / 3600
 
     @property
     def classifier_bytes(self) -> float:
@@ -106,11 +101,9 @@ class Work:
         )
 
     def pool_images(self, method: str, parts: Sequence[str]) -> int:
-        """Images of a generated pool in some parts, of all classes."""
-        size = round(self.sizes.per_class)
-        return self.sizes.classes * sum(
-            len(self.study.augmentation.part_range(int(part), size)) for part in parts
-        )
+        """Number of images of all classes in some parts of a generated pool."""
+        size, part_range = round(self.sizes.per_class), self.study.augmentation.part_range
+        return self.sizes.classes * sum(len(part_range(int(part), size)) for part in parts)
 
     def pool_size(self, method: str) -> int:
         retrieved = self.study.retrieved.get(self.study.pool_row(method))
@@ -119,16 +112,15 @@ class Work:
         return self.pool_images(method, self.plan.parts(method))
 
     def added_images(self, method: str) -> int:
-        """Images that one training set of a method adds."""
+        """Number of images that one training set of a method adds."""
         row = self.study.augmented.get(method)
-        return (
-            0
-            if row is None
-            else self.sizes.classes * needed_images(row.added_per_training_image, round(self.sizes.per_class))
-        )
+        if row is None:
+            return 0
+        per_class = needed_images(row.added_per_training_image, round(self.sizes.per_class))
+        return self.sizes.classes * per_class
 
     def real_images(self, method: str) -> int:
-        """Real images that a method's classifiers are trained on."""
+        """Number of real images that a method's classifiers are trained on."""
         split = self.study.methods[method].real_split
         everything = self.sizes.train / self.study.dataset.train_fraction - self.sizes.validation
         return round({"train": self.sizes.train, "train2x": 2 * self.sizes.train, "full": everything}[split])

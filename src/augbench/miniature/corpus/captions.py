@@ -1,7 +1,7 @@
-"""Captions of the miniature web corpus: as varied, vague and wrong as the web's, at stated rates.
+"""Captions of the miniature web corpus: as varied, vague and wrong as the web's, at configured rates.
 
-Flows in: the class of an image and a random generator. Flows out: one caption and its kind. The vocabularies cover what
-the methods will later ask for: every prompt template, hypernyms, definitions, scene names, names without white space.
+The vocabularies cover everything that the methods' prompts use: all prompt templates, hypernyms,
+definitions, scene names, and names without white space.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def class_name_variants(info: ClassInfo) -> tuple[str, ...]:
-    """The forms in which the corpus names a class: each lemma, all lemmas, and both without white space."""
+    """Return the names of a class in the corpus: each lemma, all lemmas, and both without white space."""
     forms = [*info.lemmas, info.name, *map(strip_whitespace, info.lemmas), strip_whitespace(info.name)]
     return tuple(dict.fromkeys(forms))
 
@@ -70,9 +70,8 @@ def _filled(forms: Sequence[str], name: str, rng: np.random.Generator) -> str:
 
 
 def _hashtags(info: ClassInfo, rng: np.random.Generator) -> str:
-    tags = [
-        strip_whitespace(name).replace("/", "").replace(",", "") for name in (*info.lemmas, *info.hypernyms)
-    ]
+    names = (*info.lemmas, *info.hypernyms)
+    tags = [strip_whitespace(name).replace("/", "").replace(",", "") for name in names]
     tags += ["fashion", "ootd", "style", "sale"]
     order = rng.permutation(len(tags))[: 2 + int(rng.integers(3))]
     named = {0} | set(order.tolist())
@@ -80,7 +79,7 @@ def _hashtags(info: ClassInfo, rng: np.random.Generator) -> str:
 
 
 def caption_for(info: ClassInfo, kind: str, rng: np.random.Generator) -> str:
-    """A caption of ``kind`` (one of :data:`CAPTION_KINDS`) for an image of the class ``info``."""
+    """Draw a caption of ``kind`` (one of :data:`CAPTION_KINDS`) for an image of the class ``info``."""
     if kind == "template":
         return _templated(info, rng)
     if kind == "wordnet":

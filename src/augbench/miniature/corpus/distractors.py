@@ -1,7 +1,7 @@
-"""Images of other kinds that contaminate the miniature corpus: printed text and numbers, textures, photographs, warning signs.
+"""Distractors of the miniature corpus: printed words and numbers, textures, photographs, warning signs.
 
-Flows in: an index and a seed. Flows out: an RGB image, a caption, a kind. Warning signs stand in for the unsafe images of
-the real web: the miniature's safety checker is built to flag them, and their ``NSFW`` and ``punsafe`` columns say so.
+Warning signs stand in for the unsafe images of the real web: the miniature's safety checker is calibrated
+to flag them, and their ``NSFW`` and ``punsafe`` columns mark them as unsafe.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _warning_sign(rng: np.random.Generator) -> Image.Image:
 
 
 def distractor(index: int, seed: int) -> tuple[np.ndarray, str, str]:
-    """Distractor number ``index``: image ``uint8 (3, 32, 32)``, caption, kind (one of :data:`KINDS`)."""
+    """Draw distractor number ``index``: image ``uint8 (3, 32, 32)``, caption, kind (one of :data:`KINDS`)."""
     rng = np.random.default_rng(derive_seed(seed, "distractor", index))
     kind = KINDS[index % len(KINDS)]
     if kind == "text":

@@ -1,8 +1,9 @@
-"""The miniature web corpus: 50,000 Fashion-MNIST images in web style with captions, and distractors, in LAION's manner.
+"""The miniature web corpus: 50,000 captioned Fashion-MNIST images in web style, and distractors.
 
-Flows in: Fashion-MNIST's files and the ``corpus`` section of the config. Flows out: a folder of Parquet parts, one row per
-image: id, image (PNG bytes), caption, url, width, height, NSFW, punsafe, and, for measuring only, the true label, the kind of
-caption and the index of the source image. Retrieval and pre-training read image and caption, as they would from the web.
+The corpus is a folder of Parquet parts with one row per image. The columns follow LAION: id, image (PNG
+bytes), caption, url, width, height, NSFW, punsafe. Three more columns serve measurements only: the true
+label, the kind of caption, and the index of the source image. Retrieval and pre-training read image and
+caption, as they would from the web.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class CorpusRow:
-    """What the corpus says of one image, before it is encoded; ``true_label`` is -1 for distractors."""
+    """Metadata of one image of the corpus. ``true_label`` and ``source_index`` are -1 for distractors."""
 
     caption: str
     caption_kind: str
@@ -59,16 +60,15 @@ class CorpusRow:
 def garment_row(
     index: int, source: int, label: int, classes: list[ClassInfo], config: MiniatureCorpus, seed: int
 ) -> CorpusRow:
-    """The caption of garment ``index``; with the stated probability it names another class."""
+    """Draw the caption of garment ``index``; a share ``config.wrong_captions`` names another class."""
     rng = np.random.default_rng(derive_seed(seed, "caption", index))
     named, wrong = label, rng.random() < config.wrong_captions
     if wrong:
         named = (label + 1 + int(rng.integers(len(classes) - 1))) % len(classes)
     kinds, shares = zip(*config.captions.items(), strict=True)
     limits = np.cumsum(np.array(shares) / sum(shares))
-    kind = kinds[
-        int(np.searchsorted(limits / limits[-1], rng.random(), side="right"))
-    ]  # as rng.choice draws, in half its time
+    # the same draw as rng.choice, in half the time
+    kind = kinds[int(np.searchsorted(limits / limits[-1], rng.random(), side="right"))]
     caption = caption_for(classes[named], kind, rng)
     return CorpusRow(caption, f"wrong {kind}" if wrong else kind, label, source)
 
@@ -93,12 +93,9 @@ def _part_rows(
         styled = web_style(images[sources[garments]], garments, config.shift, seed).numpy()
         for i, image in zip(garments.tolist(), styled, strict=True):
             source = int(sources[i])
-            yield (
-                garment_row(
-                    i, source=source, label=int(labels[source]), classes=classes, config=config, seed=seed
-                ),
-                image,
-            )
+            label = int(labels[source])
+            row = garment_row(i, source=source, label=label, classes=classes, config=config, seed=seed)
+            yield row, image
     for i in ids:
         if i >= len(sources):
             image, caption, kind = distractor(i - len(sources), seed)
@@ -108,14 +105,15 @@ def _part_rows(
 def build(
     downloads: str | Path, classes: list[ClassInfo], config: MiniatureCorpus, seed: int, folder: str | Path
 ) -> None:
-    """Write the corpus to ``folder/part_00000.parquet``, ...; ids shuffle garments and distractors over the parts.
+    """Write the corpus to ``folder/part_00000.parquet`` and so on. Random ids mix garments and distractors.
 
     Parameters
     ----------
     downloads : path
         Folder with Fashion-MNIST's four files.
     config : MiniatureCorpus
-        Number of images, level of shift, rates of caption kinds, of wrong captions, number of distractors.
+        Number of garments, level of style shift, rates of caption kinds and of wrong captions, number of
+        distractors.
     """
     images, labels = fashion_mnist.load(downloads, "train")
     sources, _ = fashion_mnist.split_corpus_and_target(labels, config.images, seed)
@@ -125,19 +123,10 @@ def build(
     buffers: list[list[dict[str, object]]] = [[] for _ in starts]
     for start in track(starts, "corpus", unit="block"):
         ids = range(start, min(start + CORPUS_ROWS_PER_PART, total))
-        for i, (row, image) in zip(
-            ids,
-            _part_rows(
-                ids=ids,
-                sources=sources,
-                images=images,
-                labels=labels,
-                classes=classes,
-                config=config,
-                seed=seed,
-            ),
-            strict=True,
-        ):
+        rows = _part_rows(
+            ids, sources=sources, images=images, labels=labels, classes=classes, config=config, seed=seed
+        )
+        for i, (row, image) in zip(ids, rows, strict=True):
             key = int(places[i])
             buffers[key // CORPUS_ROWS_PER_PART].append(
                 {
@@ -154,19 +143,19 @@ def build(
                     "source_index": row.source_index,
                 }
             )
-    for part, rows in enumerate(buffers):
-        rows.sort(key=lambda row: row["id"])  # type: ignore[arg-type,return-value]
+    for part, records in enumerate(buffers):
+        records.sort(key=lambda record: record["id"])  # type: ignore[arg-type,return-value]
         with atomic_path(Path(folder) / f"part_{part:05d}.parquet") as temporary:
-            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary, row_group_size=500)
+            pq.write_table(pa.Table.from_pylist(records, schema=SCHEMA), temporary, row_group_size=500)
 
 
 def part_paths(folder: str | Path) -> list[Path]:
-    """The corpus's parts, in order."""
+    """List the corpus's parts in order."""
     return sorted(Path(folder).glob("part_*.parquet"))
 
 
 def load_images(folder: str | Path) -> tuple[np.ndarray, pa.Table]:
-    """All images ``uint8 (N, 3, 32, 32)`` and the other columns as a table; rows in order of id."""
+    """Read all images ``uint8 (N, 3, 32, 32)`` and the other columns as a table, in order of id."""
     table = pq.ParquetDataset(part_paths(folder)).read()
     encoded = table.column("image").combine_chunks().field("bytes").to_pylist()
     images = np.stack(

@@ -1,7 +1,7 @@
-"""The web style: what separates the miniature corpus from the target data set, at levels none, mild and strong.
+"""The web style: the shift between miniature corpus and target data set, at levels none, mild and strong.
 
-Flows in: clean grey garments. Flows out: RGB images in ``uint8 (N, 3, 32, 32)``: rotated, scaled, cropped, mirrored, with
-inverted contrast, tinted, before a textured background, blurred. Every image's look depends on (seed, its index) alone.
+Images are rotated, scaled, cropped, mirrored, inverted in contrast, tinted, put before a textured
+background, and blurred. The look of an image depends only on (seed, its index).
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from augbench.seeds import derive_seed
 
 SIDE = 32
-AT_ONCE = 256  # images styled together; on a CPU, a whole part does not fit into its cache and takes more than twice as long
+# Images styled together. A whole part does not fit into a CPU's cache and takes more than twice as long.
+AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class StyleLevel:
-    """Probabilities and sizes of the changes. Angles in degrees, shift and blur in pixels of the 32-pixel image."""
+    """Probabilities and sizes of the changes: angles in degrees, shift and blur in pixels of 32."""
 
     rotation: float
     scale: tuple[float, float]
@@ -71,7 +72,7 @@ LEVELS = {
 
 
 def clean_images(images: np.ndarray) -> torch.Tensor:
-    """Grey 28 x 28 images ``uint8 (N, 28, 28)`` as the target shows them: ``uint8 (N, 3, 32, 32)``, padded with black."""
+    """Pad grey images ``uint8 (N, 28, 28)`` with black to the target's ``uint8 (N, 3, 32, 32)``."""
     padded = np.pad(images, ((0, 0), (2, 2), (2, 2)))
     return torch.from_numpy(padded)[:, None].repeat(1, 3, 1, 1)
 
@@ -91,7 +92,7 @@ def _warp(grey: torch.Tensor, level: StyleLevel, draws: torch.Tensor) -> torch.T
 
 
 def _textures(draws: torch.Tensor) -> torch.Tensor:
-    """Soft clouds, half of them with stripes: ``(N, 3, 32, 32)`` in 0..1 from 64 uniform draws each."""
+    """Make soft clouds, half of them with stripes: ``(N, 3, 32, 32)`` in 0..1 from 64 uniform draws each."""
     count = len(draws)
     clouds = F.interpolate(
         draws[:, :48].reshape(count, 3, 4, 4), size=SIDE, mode="bilinear", align_corners=False
@@ -121,7 +122,7 @@ def _blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 
 
 def web_style(images: np.ndarray, indices: np.ndarray, level: str, seed: int) -> torch.Tensor:
-    """Give clean images the web's look.
+    """Give clean images the web style.
 
     Parameters
     ----------

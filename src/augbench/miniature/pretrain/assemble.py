@@ -1,8 +1,9 @@
-"""Assembling the miniature's models into folders that plain ``from_pretrained`` loads, without code of ours.
+"""Assemble the miniature's models into folders that ``from_pretrained`` loads without augbench.
 
-Flows in: trained CLIP, VAE, U-Net, and corpus images to calibrate the safety checker on. Flows out: ``stable-diffusion/`` (a whole
-``StableDiffusionPipeline``) and ``clip/`` (a ``CLIPModel``). The text tower is stored once: ``clip``'s weight map points to the
-pipeline's text encoder. Half precision, safetensors.
+Input: trained CLIP, VAE and U-Net, and corpus images that calibrate the safety checker. Output:
+``stable-diffusion/`` (a whole ``StableDiffusionPipeline``) and ``clip/`` (a ``CLIPModel``), in half
+precision and safetensors. The text tower is stored once: the weight map of ``clip`` points to the
+pipeline's text encoder.
 """
 
 from __future__ import annotations
@@ -28,17 +29,15 @@ VISION_WEIGHTS = "vision.safetensors"
 def safety_checker(
     clip: CLIPModel, unsafe: torch.Tensor, safe: torch.Tensor
 ) -> tuple[StableDiffusionSafetyChecker, float]:
-    """Stable Diffusion's safety checker with one concept: the mean of the ``unsafe`` images.
+    """Return Stable Diffusion's safety checker with one concept, and the concept's threshold.
+
+    The concept is the mean embedding of the ``unsafe`` images. The threshold lies half-way between the
+    0.9999 quantile of the safe images' cosines with the concept and the 0.01 quantile of the unsafe ones'.
 
     Parameters
     ----------
     unsafe, safe : Tensor, uint8 (N, 3, 32, 32)
-        Images to calibrate on. The threshold lies half-way between the 0.9999 quantile of the safe images' cosines with the
-        concept and the 0.01 quantile of the unsafe ones'.
-
-    Returns
-    -------
-    The checker and its threshold.
+        Images to calibrate on.
     """
     checker = StableDiffusionSafetyChecker(
         CLIPConfig.from_dict({**clip.config.to_dict(), "attn_implementation": "eager"})
@@ -61,7 +60,7 @@ def safety_checker(
 
 
 def text_tower(clip: CLIPModel) -> CLIPTextModel:
-    """CLIP's text tower as the model that Stable Diffusion's pipeline takes."""
+    """Return CLIP's text tower in the class that Stable Diffusion's pipeline takes."""
     text_encoder = CLIPTextModel(clip.config.text_config)
     weights = {name: value for name, value in clip.state_dict().items() if name.startswith("text_model.")}
     text_encoder.load_state_dict(weights)
@@ -76,23 +75,20 @@ def assemble(
     checker: StableDiffusionSafetyChecker,
     folder: Path,
 ) -> None:
-    """Write ``folder/stable-diffusion`` and ``folder/clip``; what was there is replaced."""
+    """Write ``folder/stable-diffusion`` and ``folder/clip``. An existing ``folder`` is deleted first."""
     shutil.rmtree(folder, ignore_errors=True)
-    text_encoder = text_tower(clip)
+    scheduler = PNDMScheduler(**NOISE_SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
     pipeline = StableDiffusionPipeline(
         vae=autoencoder,
-        text_encoder=text_encoder,
+        text_encoder=text_tower(clip),
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=PNDMScheduler(
-            **NOISE_SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
-        ),
+        scheduler=scheduler,
         safety_checker=checker,
         feature_extractor=image_processor(),
     )
-    pipeline.scheduler.register_to_config(
-        clip_sample=False
-    )  # as in Stable Diffusion's file, for those samplers that ask
+    # as in Stable Diffusion's own file: PNDM ignores it, other samplers read it
+    pipeline.scheduler.register_to_config(clip_sample=False)
     pipeline.to(dtype=torch.float16).save_pretrained(folder / "stable-diffusion")
     clip_folder = folder / "clip"
     tokenizer.save_pretrained(clip_folder)
@@ -113,7 +109,10 @@ def assemble(
 def calibration_images(
     images: np.ndarray, nsfw: np.ndarray, first_half: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unsafe and up to 10,000 safe images of one half of the corpus: one half calibrates, the other measures."""
+    """Return the unsafe and up to 10,000 safe images of one half of the corpus.
+
+    The first half (even rows) calibrates the safety checker, the other half measures it.
+    """
     half = np.arange(len(images)) % 2 == (0 if first_half else 1)
     unsafe, safe = images[half & (nsfw == "NSFW")], images[half & (nsfw != "NSFW")][:10_000]
     return torch.from_numpy(unsafe), torch.from_numpy(safe)

@@ -1,7 +1,4 @@
-"""The VAE of the miniature's Stable Diffusion: 32 x 32 x 3 pixels to 8 x 8 x 4 latents (Rombach et al., 2022).
-
-Flows in: the corpus's images. Flows out: an ``AutoencoderKL`` folder in diffusers' layout, scaling factor included.
-"""
+"""The miniature's VAE, from 32 x 32 x 3 pixels to 8 x 8 x 4 latents (Rombach et al., 2022)."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from augbench.miniature.pretrain.loop import EpochSampler, Schedule, step_genera
 
 
 def new_autoencoder(config: PretrainAutoencoder) -> AutoencoderKL:
-    """An untrained VAE with two halvings of the resolution and four latent channels."""
+    """Return an untrained VAE with two halvings of the resolution and four latent channels."""
     return AutoencoderKL(
         block_out_channels=config.channels,
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -29,7 +26,7 @@ def new_autoencoder(config: PretrainAutoencoder) -> AutoencoderKL:
 
 
 def to_pixels(images: torch.Tensor) -> torch.Tensor:
-    """``uint8`` to the VAE's range -1..1."""
+    """Convert ``uint8`` to the VAE's range, -1 to 1."""
     return images.float() / 127.5 - 1
 
 
@@ -40,7 +37,12 @@ def _edges(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def train_autoencoder(
     images: torch.Tensor, config: PretrainAutoencoder, seed: int, folder: Path, checkpoint_steps: int
 ) -> list[dict[str, float]]:
-    """Train on ``images`` uint8 (N, 3, 32, 32): L1 on pixels and on their differences (sharp edges), and the KL term."""
+    """Train on ``images`` uint8 (N, 3, 32, 32) and return the history.
+
+    The loss is L1 on pixels, L1 on differences of neighbouring pixels (for sharp edges), and the KL term.
+    ``folder/model`` is an ``AutoencoderKL`` in diffusers' layout; its scaling factor gives the latent means
+    a standard deviation of 1.
+    """
     torch.manual_seed(seed)
     model = new_autoencoder(config).train()
     sampler = EpochSampler(len(images), config.batch_size, seed)
@@ -79,7 +81,7 @@ def train_autoencoder(
 
 @torch.inference_mode()
 def encode_images(model: AutoencoderKL, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
-    """Scaled latent moments ``float32 (N, 8, 8, 8)``: mean and standard deviation, 4 channels each."""
+    """Encode to scaled moments ``float32 (N, 8, 8, 8)``: mean and standard deviation, 4 channels each."""
     parts = []
     for batch in images.split(batch_size):
         posterior = model.encode(to_pixels(batch)).latent_dist

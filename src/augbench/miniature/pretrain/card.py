@@ -1,7 +1,8 @@
-"""Shipping the pre-trained models: ``python -m augbench.miniature.pretrain.card results/mini/pretrain resources/mini``.
+"""Copy the pre-trained models into the repository and write their model card.
 
-Flows in: the results of the pretrain rules. Flows out: the models, the judge, the picture, the measurements, and a model card made from
-them. A separate step, so that no timestamp makes a demo train.
+``python -m augbench.miniature.pretrain.card results/mini/pretrain resources/mini`` copies the results of
+the pretrain rules: the models, the judge, the picture, the measurements. This is no rule of the workflow,
+so that no timestamp makes the demo train again.
 """
 
 from __future__ import annotations
@@ -22,17 +23,15 @@ def _percent(value: float) -> str:
 
 
 def _history(name: str, rows: list[dict[str, float]]) -> list[str]:
-    """A table per stage of training: rows of one stage have the same figures and count their steps under a name of their own."""
+    """Render one table per stage of training: rows with the same keys, one of which ends in ``step``."""
     lines = []
     for keys, stage in groupby(rows, key=lambda row: sorted(row)):
         of_stage = list(stage)
         step = next(key for key in keys if key.endswith("step"))
         figures = [key for key in keys if key != step]
-        shown = (
-            [of_stage[round(i * (len(of_stage) - 1) / 7)] for i in range(8)]
-            if len(of_stage) > 8
-            else of_stage
-        )
+        shown = of_stage
+        if len(of_stage) > 8:
+            shown = [of_stage[round(i * (len(of_stage) - 1) / 7)] for i in range(8)]
         lines += [
             f"| {name}: {step.replace('_', ' ')} | {' | '.join(figures)} |",
             "|---:|" + "---:|" * len(figures),
@@ -45,31 +44,38 @@ def _history(name: str, rows: list[dict[str, float]]) -> list[str]:
 
 
 def render_card(record: dict[str, Any], quality: dict[str, Any], sizes: dict[str, int]) -> str:
-    """The model card as Markdown.
+    """Render the model card as Markdown.
 
     Parameters
     ----------
     record : dict
-        ``training_record.json``: histories of every model, threshold of the safety checker.
+        ``training_record.json``: the history of every model, and the threshold of the safety checker.
     quality : dict
-        ``quality.json``: what was measured.
+        ``quality.json``: the measurements.
     sizes : dict
         Bytes per model folder.
     """
     judges = quality["reference"]
-    robust, clean = judges["robust"], judges["clean"]
+    robust = judges["robust"]
     sampling = quality["sampling"]
     agreement = robust["generated"]["agreement"] / robust["target_test"]["agreement"]
+    diversity = {
+        name: rows["generated"]["diversity"] / rows["corpus"]["diversity"] for name, rows in judges.items()
+    }
+    flagged = {name: _percent(value) for name, value in quality["safety_checker"].items()}
     lines = [
         "# The miniature's models",
         "",
-        "A small CLIP and a small Stable Diffusion (VAE, U-Net, CLIP text tower, safety checker), pre-trained from scratch on the miniature web corpus:",
-        "50,000 Fashion-MNIST training images in web style at shift `mild`, and 5,000 images of other kinds. Plain `StableDiffusionPipeline.from_pretrained`",
-        "and `CLIPModel.from_pretrained` load them. Half precision, safetensors, OpenAI's vocabulary; CLIP's text tower is stored once, in the pipeline.",
+        "A small CLIP and a small Stable Diffusion (VAE, U-Net, CLIP text tower, safety checker),",
+        "pre-trained from scratch on the miniature web corpus: 50,000 Fashion-MNIST training images in web",
+        "style at shift `mild`, and 5,000 distractors. `StableDiffusionPipeline.from_pretrained` and",
+        "`CLIPModel.from_pretrained` load them. The weights are in half precision, in safetensors files.",
+        "The vocabulary is OpenAI's. CLIP's text tower is stored once, in the pipeline.",
         "",
-        "![Real test images (odd rows) and generated ones (even rows), a pair of rows per class](generated.png)",
+        "![Real test images in odd rows, generated images in even rows, two rows per class](generated.png)",
         "",
-        "Odd rows: real test images of the target. Even rows: images generated with CLIP's prompt templates. Web style is what the model was trained on.",
+        "Odd rows: real test images of the target. Even rows: images generated with CLIP's prompt",
+        "templates. They are in web style because the model was trained on web style.",
         "",
         "## How they were made",
         "",
@@ -78,7 +84,9 @@ def render_card(record: dict[str, Any], quality: dict[str, Any], sizes: dict[str
         "python -m augbench.miniature.pretrain.card results/mini/pretrain resources/mini",
         "```",
         "",
-        f"Sizes: {', '.join(f'{name} {size / 1e6:.1f} MB' for name, size in sizes.items())}.",
+        "| part | MB |",
+        "|---|---:|",
+        *(f"| {name} | {size / 1e6:.1f} |" for name, size in sizes.items()),
         "",
         "## Training record",
         "",
@@ -91,10 +99,13 @@ def render_card(record: dict[str, Any], quality: dict[str, Any], sizes: dict[str
         "|---|---:|",
         *(f"| {name} | {_percent(value)} |" for name, value in quality["zero_shot_top1"].items()),
         "",
-        f"Generated images: {quality['generated_images']}, {sampling['scheduler']}, {sampling['steps']} steps, guidance {sampling['guidance_scale']:g}, CLIP prompts.",
-        "They are judged by two ResNets trained on the corpus's garments with their true labels: `clean` saw them in clean form only, `robust` in clean and in web style.",
-        "Agreement is the share that the judge gives its intended class; diversity the mean pairwise distance inside a class in the judge's features.",
-        "The robust one is shipped in `judge`: a study that names it (`report.judge`) has its added images judged.",
+        f"Generated images: {quality['generated_images']}, {sampling['scheduler']},"
+        f" {sampling['steps']} steps, guidance {sampling['guidance_scale']:g}, CLIP prompts.",
+        "Two ResNets judge them. Both were trained on the corpus's garments with their true labels:",
+        "`clean` on clean images only, `robust` on clean and web-style images. Agreement is the share of",
+        "images that the judge assigns to their intended class. Diversity is the mean pairwise distance",
+        "within a class in the judge's features. The robust judge is in the folder `judge`. It judges the",
+        "added images of a study that names it (`report.judge`).",
         "",
         "| judge | images | agreement | diversity |",
         "|---|---|---:|---:|",
@@ -104,22 +115,27 @@ def render_card(record: dict[str, Any], quality: dict[str, Any], sizes: dict[str
             for images, figures in rows.items()
         ),
         "",
-        f"Generated images against the judge's own test accuracy (robust): {agreement:.2f} (aim: 0.9). Diversity against the corpus's real images:"
-        f" {robust['generated']['diversity'] / robust['corpus']['diversity']:.2f} (robust), {clean['generated']['diversity'] / clean['corpus']['diversity']:.2f} (clean; aim: 0.5).",
+        "Agreement of generated images, divided by the judge's own test accuracy:"
+        f" {agreement:.2f} (robust; aim: 0.9).",
         "",
-        f"The safety checker flags warning signs, which stand in for unsafe images: {_percent(quality['safety_checker']['unsafe_flagged'])} of the signs and"
-        f" {_percent(quality['safety_checker']['safe_flagged'])} of the other images in the half of the corpus that it was not calibrated on (threshold {record['safety_threshold']:.3f}).",
+        "Diversity of generated images, divided by that of the corpus's garments:",
+        f"{diversity['robust']:.2f} (robust), {diversity['clean']:.2f} (clean; aim: 0.5).",
+        "",
+        "Warning signs stand in for unsafe images. In the half of the corpus that the safety checker was",
+        f"not calibrated on, it flags {flagged['unsafe_flagged']} of the signs and"
+        f" {flagged['safe_flagged']} of the other images (threshold {record['safety_threshold']:.3f}).",
         "",
         "## Limits",
         "",
-        "They know ten garments at 32 pixels. They say how the workflow behaves, nothing about Stable Diffusion, CLIP or LAION. Training images:",
-        "Fashion-MNIST (MIT licence). The vocabulary is OpenAI's CLIP's (MIT licence).",
+        "The models know ten garments at 32 pixels. Results with them show how the workflow behaves. They",
+        "say nothing about Stable Diffusion, CLIP or LAION. Training images: Fashion-MNIST (MIT licence).",
+        "Vocabulary: OpenAI's CLIP (MIT licence).",
     ]
     return "\n".join(lines) + "\n"
 
 
 def ship(pretrained: Path, target: Path) -> None:
-    """Copy the models and the robust judge to ``target`` and write their card."""
+    """Copy the models and the robust judge to ``target``, which is deleted first, and write their card."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(pretrained / "models", target)
     shutil.copytree(pretrained / "reference" / "robust", target / "judge")

@@ -1,8 +1,9 @@
 """The small CLIP: contrastive training on images and captions of the corpus (Radford et al., 2021).
 
-Both towers are trained first; then the image tower goes on alone against the finished text tower, as in locked-text tuning (after
-Zhai et al., 2022, who lock the images): that is cheap, for every caption is encoded once, and it leaves what the U-Net is conditioned
-on as it was. Flows in: the corpus. Flows out: a ``CLIPModel`` folder in transformers' layout with tokenizer and image processor.
+Both towers are trained together first. Then the image tower is trained alone against the frozen text tower,
+as in locked-image tuning (Zhai et al., 2022) with the roles of the towers exchanged. The second stage is
+cheap, because every caption is encoded once, and it does not change the text states that condition the
+U-Net.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from augbench.miniature.pretrain.loop import EpochSampler, Schedule, step_genera
 from augbench.models.folders import embed_texts
 from augbench.seeds import derive_seed
 
-GREY = 0.3  # share of images that lose their colour while the image tower is trained alone
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL converts to grey
+GREY = 0.3  # share of images converted to grey while the image tower is trained alone
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601; PIL converts to grey with the same weights
 IMAGE_SIDE, PATCH_SIDE = 32, 4
 
 
 def new_clip(config: PretrainClip) -> CLIPModel:
-    """An untrained CLIP with OpenAI's vocabulary and activation, the sizes from ``config``."""
+    """Return an untrained CLIP with OpenAI's vocabulary and activation and the sizes in ``config``."""
     text = CLIPTextConfig(
         hidden_size=config.width,
         intermediate_size=4 * config.width,
@@ -56,17 +57,16 @@ def new_clip(config: PretrainClip) -> CLIPModel:
 
 
 def image_processor() -> CLIPImageProcessor:
-    """CLIP's image processor at the miniature's size, with OpenAI's mean and deviation."""
+    """Return CLIP's image processor at the miniature's size, with OpenAI's mean and standard deviation."""
     side = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
     return CLIPImageProcessor(size={"shortest_edge": IMAGE_SIDE}, crop_size=side)
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    """``uint8 (N, 3, H, W)`` to what the image tower takes."""
+    """Convert ``uint8 (N, 3, H, W)`` to the image tower's input range."""
     processor = image_processor()
-    mean, std = (
-        torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std)
-    )
+    mean = torch.tensor(processor.image_mean)[:, None, None]
+    std = torch.tensor(processor.image_std)[:, None, None]
     return (images.float() / 255 - mean) / std
 
 
@@ -79,7 +79,10 @@ def train_clip(
     folder: Path,
     checkpoint_steps: int,
 ) -> list[dict[str, float]]:
-    """Train on ``images`` uint8 (N, 3, 32, 32) and their captions; write the model to ``folder``. Returns the history."""
+    """Train on ``images`` uint8 (N, 3, 32, 32) and their captions, and return the history.
+
+    ``folder/model`` is a ``CLIPModel`` in transformers' layout, with tokenizer and image processor.
+    """
     torch.manual_seed(seed)
     model = new_clip(config).train()
     sampler = EpochSampler(len(images), config.batch_size, seed)
@@ -88,17 +91,15 @@ def train_clip(
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         chosen = sampler.indices(step)
         generator = step_generator(seed, step)
-        pixels = images[torch.from_numpy(chosen)]
-        pixels = _augment(pixels, generator)
+        pixels = _augment(images[torch.from_numpy(chosen)], generator)
         length = max(len(tokens[i]) for i in chosen)
         ids = torch.full((len(chosen), length), tokenizer.pad_token_id)
         for row, i in enumerate(chosen):
             ids[row, : len(tokens[i])] = torch.tensor(tokens[i])
         output = model(input_ids=ids, pixel_values=normalise(pixels))
         target = torch.arange(len(chosen))
-        loss = (
-            F.cross_entropy(output.logits_per_image, target) + F.cross_entropy(output.logits_per_text, target)
-        ) / 2
+        image_loss = F.cross_entropy(output.logits_per_image, target)
+        loss = (image_loss + F.cross_entropy(output.logits_per_text, target)) / 2
         with torch.no_grad():
             model.logit_scale.clamp_(max=np.log(100.0))
         return loss, {"loss": loss.item()}
@@ -113,7 +114,7 @@ def train_clip(
         checkpoint_steps=checkpoint_steps,
         weight_decay=0.1,
     )
-    for record in _train_image_tower(
+    image_history = _train_image_tower(
         model=model,
         images=images,
         captions=captions,
@@ -122,8 +123,8 @@ def train_clip(
         seed=seed,
         folder=folder,
         checkpoint_steps=checkpoint_steps,
-    ):
-        history.append({"image_step": record["step"], "image_loss": record["loss"]})
+    )
+    history += [{"image_step": record["step"], "image_loss": record["loss"]} for record in image_history]
     model.eval().save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     image_processor().save_pretrained(folder / "model")
@@ -140,7 +141,7 @@ def _train_image_tower(
     folder: Path,
     checkpoint_steps: int,
 ) -> list[dict[str, float]]:
-    """Train the image tower alone against the captions' embeddings; nothing else of ``model`` changes."""
+    """Train the image tower alone against the captions' embeddings. The rest of ``model`` stays as it is."""
     targets = embed_texts(model.eval(), tokenizer, captions)
     scale = model.logit_scale.detach().exp()
     seed = derive_seed(seed, "image tower")
@@ -169,7 +170,7 @@ def _train_image_tower(
 
 
 def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Shift each batch by up to two pixels and mirror it by chance: enough to keep a small model from learning by heart."""
+    """Shift a batch by up to two pixels and mirror it at random, against overfitting."""
     shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
     padded = F.pad(images.float(), (2, 2, 2, 2), mode="replicate")
     top, left = 2 + shift[0], 2 + shift[1]
@@ -179,7 +180,7 @@ def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _augment_each(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Shift every image of ``(N, 3, H, W)`` by up to two pixels, mirror half of them, turn some to grey."""
+    """Shift every image of ``(N, 3, H, W)`` by up to two pixels, mirror half of them, turn some grey."""
     count = len(images)
     top, left = torch.randint(0, 5, (2, count), generator=generator)
     mirrored = torch.rand(count, generator=generator) < 0.5
@@ -188,15 +189,14 @@ def _augment_each(images: torch.Tensor, generator: torch.Generator) -> torch.Ten
     along = torch.arange(IMAGE_SIDE)
     rows, columns = top[:, None] + along, left[:, None] + along
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    cropped = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(
-        0, 3, 1, 2
-    )
+    every = torch.arange(count)[:, None, None]
+    cropped = padded[every, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     luma = (cropped * torch.tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
     return torch.where(grey[:, None, None, None], luma.expand_as(cropped), cropped)
 
 
 @torch.inference_mode()
 def embed_images(model: CLIPModel, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
-    """Unit image embeddings ``float32 (N, D)`` of ``uint8 (N, 3, 32, 32)``."""
+    """Embed ``uint8 (N, 3, 32, 32)`` to unit vectors ``float32 (N, D)``."""
     parts = [model.get_image_features(pixel_values=normalise(batch)) for batch in images.split(batch_size)]
     return F.normalize(torch.cat(parts), dim=-1)

@@ -1,7 +1,7 @@
-"""The training loop that the miniature's models share: cosine schedule, checkpoints, a history; resumable at any step.
+"""The training loop that the miniature's models share: cosine schedule, checkpoints, history.
 
-Flows in: modules, a function from a step to its loss, a folder. Flows out: trained modules and the history. What a step sees
-derives from (seed, step), so an interrupted run goes on as if nothing had happened.
+Samples and random numbers of a step derive from (seed, step), so an interrupted run resumes from its last
+checkpoint as if it had not stopped.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from augbench.seeds import derive_seed
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps, peak learning rate and share of steps for the linear warm-up; the rest is a cosine to zero."""
+    """Learning-rate schedule: linear warm-up (``warmup``: share of steps), then a cosine to zero."""
 
     steps: int
     lr: float
     warmup: float = 0.05
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of ``step`` (0-based)."""
+        """Return the learning rate of ``step`` (0-based)."""
         warm = max(1, round(self.warmup * self.steps))
         if step < warm:
             return self.lr * (step + 1) / warm
@@ -37,7 +37,7 @@ class Schedule:
 
 
 class EpochSampler:
-    """Which items a step sees: without replacement inside an epoch, each epoch in its own order."""
+    """Sampler without replacement within an epoch; each epoch has its own order."""
 
     def __init__(self, items: int, batch_size: int, seed: int) -> None:
         self.items, self.batch_size, self.seed = items, min(batch_size, items), seed
@@ -45,18 +45,17 @@ class EpochSampler:
         self._epoch, self._order = -1, np.empty(0, dtype=int)
 
     def indices(self, step: int) -> np.ndarray:
-        """Indices of the items of ``step``."""
+        """Return the indices of the items in the batch of ``step``."""
         epoch, position = divmod(step, self.per_epoch)
         if epoch != self._epoch:
-            self._order = np.random.default_rng(derive_seed(self.seed, "epoch", epoch)).permutation(
-                self.items
-            )
+            rng = np.random.default_rng(derive_seed(self.seed, "epoch", epoch))
+            self._order = rng.permutation(self.items)
             self._epoch = epoch
         return self._order[position * self.batch_size : (position + 1) * self.batch_size]
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The random numbers of ``step``: noise, timesteps, dropout of captions."""
+    """Return the generator of the random numbers of ``step``: noise, timesteps, dropout of captions."""
     return torch.Generator().manual_seed(derive_seed(seed, "step", step))
 
 
@@ -71,21 +70,18 @@ def train(
     average: nn.Module | None = None,
     decay: float = 0.999,
 ) -> list[dict[str, float]]:
-    """Train ``module`` with AdamW.
+    """Train ``module`` with AdamW and return the history: mean figures of every ``checkpoint_steps`` steps.
 
     Parameters
     ----------
+    what : str
+        Name in the progress line.
     loss_at : callable
-        From a step to (loss, figures to record).
+        Maps a step to (loss, figures to record).
     checkpoint : Path
-        File of the latest state; if it is there, training goes on from it.
+        File of the latest state. If it exists, training resumes from it.
     average : Module, optional
-        A copy of ``module`` that becomes the exponential average of its weights with ``decay``.
-
-    Returns
-    -------
-    list of dict
-        Mean figures of every ``checkpoint_steps`` steps.
+        A copy of ``module`` that becomes the exponential moving average of its weights with ``decay``.
     """
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=schedule.lr, weight_decay=weight_decay, betas=(0.9, 0.98)

@@ -1,8 +1,4 @@
-"""The miniature's quality, measured: zero-shot accuracy of CLIP, agreement and diversity of generated images, the safety checker.
-
-Flows in: the assembled models, the corpus, Fashion-MNIST's test images, the reference classifiers. Flows out: ``quality.json`` and a
-picture.
-"""
+"""Quality of the miniature's models: CLIP's zero-shot accuracy, generated images, the safety checker."""
 
 from __future__ import annotations
 
@@ -38,7 +34,10 @@ PROMPT_FAMILIES = {
 def zero_shot(
     clip: Any, tokenizer: Any, classes: list[ClassInfo], images: torch.Tensor, labels: np.ndarray
 ) -> dict[str, float]:
-    """Top-1 of zero-shot classification per prompt family; a class is the mean of its templates' text embeddings."""
+    """Return the top-1 accuracy of zero-shot classification per prompt family.
+
+    A class is represented by the mean of its templates' text embeddings.
+    """
     embedded = embed_images(clip, images)
     accuracy = {}
     for name, family in PROMPT_FAMILIES.items():
@@ -55,7 +54,7 @@ def generate_images(
     seed: int,
     batch_size: int,
 ) -> tuple[torch.Tensor, np.ndarray]:
-    """``per_class`` images of each class by the study's own sampler: ``uint8 (N, 3, H, W)`` and labels."""
+    """Generate ``per_class`` images of each class: ``uint8 (N, 3, H, W)`` and labels."""
     pipeline = load_pipeline(diffusion, torch.device("cpu"))
     sampler = Sampler(pipeline, diffusion.steps, diffusion.guidance_scale, diffusion.resolution, batch_size)
     wanted = [(label, info, index) for label, info in enumerate(classes) for index in range(per_class)]
@@ -67,7 +66,7 @@ def generate_images(
 
 
 def judged(reference: nn.Module, images: torch.Tensor, labels: np.ndarray) -> dict[str, float]:
-    """Agreement of images with their labels, and their diversity, in the eyes of a reference classifier."""
+    """Measure the images' agreement with their labels and their diversity with a reference classifier."""
     predicted, features = judge(reference, images)
     return {
         "agreement": float((predicted.numpy() == labels).mean()),
@@ -76,7 +75,7 @@ def judged(reference: nn.Module, images: torch.Tensor, labels: np.ndarray) -> di
 
 
 def safety_rates(diffusion: Diffusion, unsafe: torch.Tensor, safe: torch.Tensor) -> dict[str, float]:
-    """Shares of unsafe and safe images that the pipeline's checker flags."""
+    """Measure the shares of unsafe and of safe images that the pipeline's checker flags."""
     pipeline = load_pipeline(diffusion, torch.device("cpu"))
 
     def share(images: torch.Tensor) -> float:
@@ -92,7 +91,7 @@ def safety_rates(diffusion: Diffusion, unsafe: torch.Tensor, safe: torch.Tensor)
 
 
 def picture(rows: list[torch.Tensor], path: Path, columns: int = 20, zoom: int = 2) -> None:
-    """A grid: each tensor ``uint8 (N, 3, 32, 32)`` fills rows of ``columns`` images."""
+    """Draw a grid in which each tensor ``uint8 (N, 3, 32, 32)`` fills rows of ``columns`` images."""
     images = torch.cat([row[: len(row) // columns * columns] for row in rows])
     lines = images.reshape(-1, columns, 3, 32, 32).permute(0, 3, 1, 4, 2).reshape(-1, columns * 32, 3)
     image = Image.fromarray(lines.numpy())

@@ -1,8 +1,8 @@
-"""The reference classifiers that judge images: one trained on clean garments, one on clean and web-style ones.
+"""The reference classifiers that judge images: one for clean garments, one for garments in any style.
 
-Flows in: the corpus's garments with their true labels, clean and as the corpus shows them. Flows out: ResNets with their test
-accuracy. The clean one knows the target's style only; the robust one also tells whether an image in web style shows its class.
-A classifier is shipped as a judge: its network's description, the classes it knows, its weights in half precision.
+Both are ResNets trained on the corpus's garments with their true labels. The clean one knows only the
+target's style. The robust one also recognises classes in web style. A classifier is shipped as a judge: the
+description of its network, the classes that it knows, its weights in half precision.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from augbench.miniature.pretrain.loop import EpochSampler, Schedule, step_genera
 
 
 def network(config: PretrainReference) -> Classifier:
-    """The reference classifiers' network: a narrow ResNet for 32-pixel images."""
+    """Describe the reference classifiers' network: a narrow ResNet for 32-pixel images."""
     return Classifier(arch="resnet18", base_width=config.base_width, resolution=32)
 
 
 def new_reference(config: PretrainReference, classes: int, seed: int = 0) -> nn.Module:
-    """An untrained reference classifier."""
+    """Return an untrained reference classifier."""
     return build(network(config), classes, seed)
 
 
@@ -40,7 +40,10 @@ def train_reference(
     folder: Path,
     checkpoint_steps: int,
 ) -> list[dict[str, float]]:
-    """Train on ``images`` uint8 (N, 3, 32, 32) with shifts and mirroring; the state goes to ``folder/model.pt``."""
+    """Train on ``images`` uint8 (N, 3, 32, 32) with shifts and mirroring, and return the history.
+
+    The weights are written to ``folder/model.pt``.
+    """
     targets = torch.from_numpy(labels)
     model = new_reference(config, int(labels.max()) + 1, seed).train()
     sampler = EpochSampler(len(images), config.batch_size, seed)
@@ -49,15 +52,12 @@ def train_reference(
         chosen = torch.from_numpy(sampler.indices(step))
         generator = step_generator(seed, step)
         top, left, mirror = torch.randint(0, 5, (3,), generator=generator).tolist()
-        batch = F.pad(prepare(images[chosen]), (2, 2, 2, 2), mode="replicate")[
-            :, :, top : top + 32, left : left + 32
-        ]
+        padded = F.pad(prepare(images[chosen]), (2, 2, 2, 2), mode="replicate")
+        batch = padded[:, :, top : top + 32, left : left + 32]
         logits = model(batch.flip(3) if mirror % 2 else batch)
         loss = F.cross_entropy(logits, targets[chosen], label_smoothing=0.05)
-        return loss, {
-            "loss": loss.item(),
-            "top1": float((logits.argmax(1) == targets[chosen]).float().mean()),
-        }
+        top1 = (logits.argmax(1) == targets[chosen]).float().mean()
+        return loss, {"loss": loss.item(), "top1": float(top1)}
 
     schedule = Schedule(config.epochs * sampler.per_epoch, config.lr)
     history = train(
@@ -75,7 +75,7 @@ def train_reference(
 
 @torch.inference_mode()
 def judge(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predicted labels ``(N,)`` and penultimate features ``(N, D)``."""
+    """Predict labels ``(N,)`` and compute penultimate features ``(N, D)``."""
     kept: list[torch.Tensor] = []
     head: nn.Module = model.fc  # type: ignore[assignment]
     hook = head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))

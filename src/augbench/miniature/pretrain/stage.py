@@ -1,7 +1,7 @@
-"""The pretrain stage's jobs: from the corpus to trained, assembled and measured models.
+"""Jobs of the pretrain stage: from the corpus to trained, assembled and measured models.
 
-Flows in: paths that the rules name. Flows out: model folders, ``quality.json``, a picture. Work in progress lives in the study's
-store under a key of its recipe, so that an interrupted job goes on and a changed config starts anew.
+Unfinished training is kept in the study's store under a key of its recipe. An interrupted job therefore
+resumes, and a changed config starts from scratch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ History = list[dict[str, float]]
 
 
 def work_folder(job: Job, model: str, *made_from: Any) -> Path:
-    """Where ``model`` is trained: a folder keyed by its recipe, the corpus's, and what else it is made from."""
+    """Return the folder in which ``model`` is trained.
+
+    Its key hashes the recipes of the model and the corpus, and ``made_from``.
+    """
     key = canonical_hash(
         [recipes.pretrain_recipe(job.study, model), recipes.corpus_recipe(job.study), *made_from]
     )
@@ -39,7 +42,7 @@ def work_folder(job: Job, model: str, *made_from: Any) -> Path:
 
 
 def _train(folder: Path, target: str | Path, fit: Callable[[Path], History]) -> None:
-    """``fit`` trains in ``folder`` and leaves ``folder/model``; that is copied to ``target`` with ``history.json``."""
+    """Let ``fit`` train ``folder/model``, and copy it to ``target`` with the returned ``history.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     history = fit(folder)
     shutil.rmtree(target, ignore_errors=True)
@@ -112,13 +115,10 @@ def pretrain_unet(job: Job, corpus: str, clip_folder: str, vae_folder: str, targ
 
 
 def pretrain_reference(job: Job, downloads: str, target: str) -> None:
-    """Train the two reference classifiers on the corpus's garments with their true labels; each is also saved as a judge."""
+    """Train the two reference classifiers on garments with their true labels; save each as a judge."""
     assert job.study.miniature is not None
-    corpus, config, steps = (
-        job.study.miniature,
-        job.study.pretrain.reference,
-        job.study.pretrain.checkpoint_steps,
-    )
+    corpus, config = job.study.miniature, job.study.pretrain.reference
+    steps = job.study.pretrain.checkpoint_steps
     images, labels = fashion_mnist.load(downloads, "train")
     sources, _ = fashion_mnist.split_corpus_and_target(labels, corpus.images, job.study.seed)
     clean = clean_images(images[sources])
@@ -148,7 +148,7 @@ def pretrain_reference(job: Job, downloads: str, target: str) -> None:
 
 
 def _save_reference(state: Path, config: PretrainReference, target: Path) -> None:
-    """A trained reference classifier as a judge of Fashion-MNIST's classes."""
+    """Save a trained reference classifier as a judge of Fashion-MNIST's classes."""
     class_ids = [info.class_id for info in load_class_table("fashion_mnist")]
     model = reference.new_reference(config, len(class_ids))
     model.load_state_dict(torch.load(state, weights_only=True))
@@ -156,7 +156,7 @@ def _save_reference(state: Path, config: PretrainReference, target: Path) -> Non
 
 
 def assemble_models(corpus: str, clip_folder: str, vae_folder: str, unet_folder: str, target: str) -> None:
-    """Put the trained models together, calibrate the safety checker on one half of the corpus, write half precision."""
+    """Assemble the trained models; calibrate the safety checker on one half of the corpus."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPModel, CLIPTokenizer
 
@@ -185,7 +185,7 @@ def assemble_models(corpus: str, clip_folder: str, vae_folder: str, unet_folder:
 def measure_models(
     job: Job, corpus: str, downloads: str, models: str, references: str, quality: str, picture: str
 ) -> None:
-    """Measure the assembled models; write ``quality.json`` and a picture of real and generated images."""
+    """Measure the assembled models. Write ``quality.json`` and a picture of real and generated images."""
     from transformers import CLIPModel, CLIPTokenizer
 
     study, classes = job.study, load_class_table("fashion_mnist")

@@ -1,6 +1,6 @@
 """OpenAI's CLIP vocabulary in transformers' layout, from the byte-pair file that open_clip ships.
 
-Flows in: ``bpe_simple_vocab_16e6.txt.gz``. Flows out: a ``CLIPTokenizer`` folder; its ids equal OpenAI's.
+The tokenizer's ids equal OpenAI's.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ MERGES = 49152 - 256 - 2
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Write ``vocab.json`` and ``merges.txt`` to ``folder`` and return the tokenizer, which pads as Stable Diffusion's does."""
+    """Write ``vocab.json`` and ``merges.txt`` to ``folder`` and return the tokenizer.
+
+    It pads with the end token, like Stable Diffusion's tokenizer.
+    """
     spec = importlib.util.find_spec("open_clip")
     assert spec is not None and spec.origin is not None
-    with gzip.open(
-        Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8"
-    ) as stream:
+    byte_pairs = Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
+    with gzip.open(byte_pairs, "rt", encoding="utf-8") as stream:
         merges = stream.read().split("\n")[1 : MERGES + 1]
     symbols = list(bytes_to_unicode().values())
     tokens = [

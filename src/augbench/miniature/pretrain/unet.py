@@ -1,7 +1,6 @@
-"""The conditional U-Net of the miniature's Stable Diffusion: epsilon prediction on latents (Rombach et al., 2022).
+"""The miniature's conditional U-Net: epsilon prediction on latents (Rombach et al., 2022).
 
-Flows in: the corpus's images and captions, the VAE, CLIP's text tower. Flows out: a ``UNet2DConditionModel`` folder. The
-latents are cached; text states are computed once per caption and kept in half precision.
+The latents are cached. Text states are computed once per caption and kept in half precision.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ NOISE_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta
 
 
 def new_unet(config: PretrainUnet, text_width: int) -> UNet2DConditionModel:
-    """An untrained U-Net with Stable Diffusion's kinds of block, two resolutions instead of four."""
+    """Return an untrained U-Net with Stable Diffusion's block types and two resolutions instead of four."""
     return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=config.channels,
@@ -38,7 +37,7 @@ def new_unet(config: PretrainUnet, text_width: int) -> UNet2DConditionModel:
 
 
 class TextStates:
-    """The text tower's last hidden states of every distinct caption, computed on first use: ``(77, width)`` each."""
+    """The text tower's last hidden states ``(77, width)`` of each distinct caption, computed on first use."""
 
     def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> None:
         self.tokenizer, self.text_encoder = tokenizer, text_encoder
@@ -67,7 +66,10 @@ def train_unet(
     folder: Path,
     checkpoint_steps: int,
 ) -> list[dict[str, float]]:
-    """Train on ``images`` uint8 (N, 3, 32, 32) and ``captions``; the averaged weights are written to ``folder/model``."""
+    """Train on ``images`` uint8 (N, 3, 32, 32) and ``captions``, and return the history.
+
+    ``folder/model`` is a ``UNet2DConditionModel`` in diffusers' layout, with the averaged weights.
+    """
     torch.manual_seed(seed)
     model = new_unet(config, text_encoder.config.hidden_size).train()
     average = copy.deepcopy(model).requires_grad_(False)
@@ -91,8 +93,15 @@ def train_unet(
 
     schedule = Schedule(config.steps, config.lr)
     history = train(
-        "U-Net", module=model, loss_at=loss_at, schedule=schedule, checkpoint=folder / "checkpoint.pt", checkpoint_steps=checkpoint_steps,
-        weight_decay=0.01, average=average, decay=config.ema_decay,
-    )  # fmt: skip
+        "U-Net",
+        module=model,
+        loss_at=loss_at,
+        schedule=schedule,
+        checkpoint=folder / "checkpoint.pt",
+        checkpoint_steps=checkpoint_steps,
+        weight_decay=0.01,
+        average=average,
+        decay=config.ema_decay,
+    )
     average.eval().save_pretrained(folder / "model")
     return history

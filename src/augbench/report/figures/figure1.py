@@ -1,6 +1,6 @@
 """Figure 1: the best method of each family, as bars with standard errors (paper, figure 1).
 
-Flows in: ``table1.csv`` and nothing else. Flows out: a PDF and a PNG, one column wide; the same bytes for the same table.
+Input: ``table1.csv`` only. Output: a PDF and a PNG, one column wide; the same bytes for the same table.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ HEIGHT = 2.6  # inches
 
 
 def best_of_families(rows: Sequence[Row]) -> dict[str, Row]:
-    """The row with the highest accuracy of each family of Figure 1 that there is; ``real`` is the training split alone."""
+    """The row with the highest accuracy of each family of Figure 1; ``real`` is the training split alone.
+
+    Families without a row are left out.
+    """
     best: dict[str, Row] = {}
     for family in FAMILIES:
         members = [row for row in rows if row.family == family and row.split == "train"]
@@ -39,14 +42,15 @@ def best_of_families(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def upper_bound(rows: Sequence[Row]) -> Row | None:
-    """Training on twice as many real images (paper, section 3: 20% ImageNet), if the table has it."""
+    """The row trained on twice as many real images (paper, section 3: 20% ImageNet), or None."""
     return next((row for row in rows if row.family == "real" and row.split == "train2x"), None)
 
 
 def axis_start(rows: Sequence[Row]) -> float:
-    """Where the accuracy axis starts: a round number well below the lowest bar, so that differences can be seen.
+    """Start of the accuracy axis: a round number well below the lowest bar, so that differences can be seen.
 
-    Half of the bars' range is left below the lowest error bar, at least two points; 0 is the least.
+    The space below the lowest error bar is half of the bars' range, and at least two points. The axis never
+    starts below 0.
     """
     lows = [row.top1_percent - (row.stderr_percent or 0) for row in rows]
     span = max(row.top1_percent + (row.stderr_percent or 0) for row in rows) - min(lows)
@@ -55,12 +59,12 @@ def axis_start(rows: Sequence[Row]) -> float:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """The figure of a table's rows; families without a row are left out.
+    """Draw the figure of a table's rows; families without a row are left out.
 
     Raises
     ------
     UserError
-        No row of a family that Figure 1 shows.
+        No row is of a family that Figure 1 shows.
     """
     best = best_of_families(rows)
     if not best:
@@ -96,9 +100,8 @@ def draw(rows: Sequence[Row]) -> Figure:
             ha="center",
             va="bottom",
         )
-        text.set_bbox(
-            {"facecolor": "white", "linewidth": 0, "pad": 0.6}
-        )  # readable where the dashed line passes
+        # readable where the dashed line crosses it
+        text.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 0.6})
     highest = max(
         row.top1_percent + (row.stderr_percent or 0) for row in (*best.values(), *([bound] if bound else []))
     )
@@ -125,7 +128,10 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 
 def _tick(family: str, row: Row, width: int) -> str:
-    """The family's name and, where it is another one, the method's below it, in lines of ``width`` characters; a longer word is not broken."""
+    """The family's name, and below it the method's name if it differs.
+
+    Lines have ``width`` characters; a longer word is not broken.
+    """
     name = FAMILIES[family]
     if family == "real" or row.label.lower() == name.lower():
         return name
@@ -133,7 +139,7 @@ def _tick(family: str, row: Row, width: int) -> str:
 
 
 def _break_mark(axes: Axes) -> None:
-    """Two short strokes across the foot of the accuracy axis."""
+    """Draw two short strokes across the lower end of the accuracy axis."""
     for height in (0.012, 0.032):
         axes.plot(
             (-0.018, 0.018),
@@ -147,6 +153,6 @@ def _break_mark(axes: Axes) -> None:
 
 
 def write_figure1(table: str | Path, outs: Mapping[str, str | Path]) -> None:
-    """Draw Figure 1 from ``table1.csv`` to ``outs``: paths by format (``pdf``, ``png``), those that are given."""
+    """Draw Figure 1 from ``table1.csv`` and write it to ``outs``: paths by format (``pdf``, ``png``)."""
     with styled():
         save(draw(read_rows(table)), outs)

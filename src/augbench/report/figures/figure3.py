@@ -1,7 +1,7 @@
-"""Figure 3: what a method that starts from training images does to them, as grids (paper, figure 3: Boomerang).
+"""Figure 3: training images before and after a method that starts from them (paper, figure 3: Boomerang).
 
-Flows in: a training set's manifest of added images, the training split. Flows out: the list of images with how much each was changed
-(``figure3.csv``), their thumbnails, and from these a PDF and a PNG.
+Input: a training set's manifest of added images, and the training split. Output: the list of images and the
+size of each one's change (``figure3.csv``), their thumbnails, and a PDF and a PNG drawn from these.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ if TYPE_CHECKING:
 
 COLUMNS, BANDS = 6, 2
 CHANGE = "change"  # panel of the differences
-MARGIN, GAP = 0.74, 0.12  # inches: room for the names at the left, between two bands
+MARGIN, GAP = 0.74, 0.12  # inches: space for the names at the left, and between two bands
 
 
 @dataclass(frozen=True)
 class Row:
-    """One training image and what became of it; ``change`` is the mean absolute difference of their pixels, of 255."""
+    """A training image and the image made from it; ``change`` is their mean absolute difference, of 255."""
 
     method: str
     label: str
@@ -70,12 +70,13 @@ def collect(
     table: str | Path,
     images: str | Path,
 ) -> None:
-    """Choose images of ``method``, find what they started from, and write both and their difference.
+    """Choose images of ``method``, find the training images they started from, and write both and the change.
 
     Raises
     ------
     UserError
-        A shard or a training image is missing, or an added image started from one that is not in the training split.
+        A shard or a training image is missing, or an added image started from an image outside the training
+        split.
     """
     added = read_index(manifest)
     present = set(added.column("class_id").to_pylist())
@@ -85,14 +86,9 @@ def collect(
     chosen = []
     for number, info in enumerate(shown_classes):
         rows = rows_of(added, info.class_id)
-        chosen.append(
-            rows.take(
-                pa.array(
-                    choose(rows.num_rows, share + (number < rest), job.study.seed, "3", info.class_id),
-                    pa.int64(),
-                )
-            )
-        )
+        count = share + (number < rest)
+        places = choose(rows.num_rows, count, job.study.seed, "3", info.class_id)
+        chosen.append(rows.take(pa.array(places, pa.int64())))
     by_id = {info.class_id: info for info in classes}
     results = added_pictures(method, pa.concat_tables(chosen), by_id, job.store.root.parent)
     train = read_split(train_path)
@@ -128,19 +124,12 @@ def collect(
             )
         )
     write_pictures(shown, images)
-    write_text(
-        table,
-        render_csv(
-            rows_out,
-            (
-                f"{label}: what became of training images chosen at random. change: mean absolute difference, of 255.",
-            ),
-        ),
-    )
+    note = f"{label}: training images chosen at random. change: mean absolute difference of pixels, of 255."
+    write_text(table, render_csv(rows_out, (note,)))
 
 
 def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Figure:
-    """Bands of three rows: training images, what became of them, and the difference, where mid-grey is no change."""
+    """Draw bands of three rows: training images, images made from them, and the change (mid-grey: none)."""
     label, change = rows[0].label, fmean(row.change for row in rows)
     panels = {
         name: [image for picture, image in pictures if picture.panel == name]
@@ -164,7 +153,7 @@ def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Fig
     figure.text(
         0,
         0.03 / height,
-        f"Change: mid-grey is none; on average {change:.1f} of 255 levels.\nImages chosen at random.",
+        f"Mid-grey: no change. Mean change: {change:.1f} of 255 levels.\nImages chosen at random.",
         va="bottom",
         linespacing=1.15,
     )
@@ -172,6 +161,6 @@ def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Fig
 
 
 def write_figure(table: str | Path, images: str | Path, outs: Mapping[str, str | Path]) -> None:
-    """Draw Figure 3 from its data to ``outs``: paths by format (``pdf``, ``png``)."""
+    """Draw Figure 3 from its data and write it to ``outs``: paths by format (``pdf``, ``png``)."""
     with styled():
         save(draw(read_csv(table, Row), read_pictures(images)), outs)

@@ -1,7 +1,8 @@
 """Figure 4: example images of every method, the same classes in every row (paper, figure 4).
 
-Flows in: the training split and each method's first training set. Flows out: the list of images shown (``figure4.csv``: prompt, seed, address,
-similarity), their thumbnails, and from these a PDF and a PNG.
+Input: the training split and each method's first training set. Output: the list of images shown
+(``figure4.csv``: prompt, seed, address, similarity), their thumbnails, and a PDF and a PNG drawn from
+these.
 """
 
 from __future__ import annotations
@@ -40,20 +41,19 @@ if TYPE_CHECKING:
     from augbench.runtime.job import Job
 
 CLASSES, PER_CLASS = 4, 2
-LINE, TITLE, GAP, FOOT = (
-    0.11,
-    0.125,
-    0.05,
-    0.26,
-)  # inches: a line of a class's name, a row's name, between rows and between classes, the note
-NAME = 15  # characters of a class's name in a line
+# Inches: a line of a class's name, a row's name, the gap between rows and between classes, the note.
+LINE, TITLE, GAP, FOOT = 0.11, 0.125, 0.05, 0.26
+NAME = 15  # characters per line of a class's name
 NOTE = "Images were chosen at random."
 SAME_NOISE = "Generated images of one column start from the same noise."
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image shown; ``letter`` is its row in the figure, the others as in :class:`augbench.report.pictures.ImageRecord`."""
+    """One image shown; ``letter`` is its row in the figure.
+
+    The other fields are those of :class:`augbench.report.pictures.ImageRecord`.
+    """
 
     letter: str
     method: str
@@ -76,7 +76,7 @@ def collect(
     table: str | Path,
     images: str | Path,
 ) -> None:
-    """Choose images and write them; a class that is left out is not shown.
+    """Choose images and write them; a class that the study leaves out is not shown.
 
     Parameters
     ----------
@@ -105,13 +105,8 @@ def collect(
         parts = []
         for info in shown_classes:
             own_rows = rows_of(rows, info.class_id)
-            parts.append(
-                own_rows.take(
-                    pa.array(
-                        choose(own_rows.num_rows, PER_CLASS, job.study.seed, "4", info.class_id), pa.int64()
-                    )
-                )
-            )
+            places = choose(own_rows.num_rows, PER_CLASS, job.study.seed, "4", info.class_id)
+            parts.append(own_rows.take(pa.array(places, pa.int64())))
         shown += added_pictures(method, pa.concat_tables(parts), by_id, job.store.root.parent)
     write_pictures(shown, images)
     labels = {REAL: "Real training images", **{method: job.study.label(method) for method in added}}
@@ -137,7 +132,10 @@ def _row(picture: ImageRecord, letter: str, label: str) -> Row:
 
 
 def same_noise(rows: Sequence[Row]) -> bool:
-    """Whether the generated images of every column share a seed, as the same number of the same class does whatever the method."""
+    """Whether the generated images of each column share a seed.
+
+    They do where they have the same index in their class, since seeds do not depend on the method.
+    """
     seeds: dict[tuple[str, int], set[int]] = {}
     for row in rows:
         if row.seed is not None:
@@ -146,7 +144,7 @@ def same_noise(rows: Sequence[Row]) -> bool:
 
 
 def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Figure:
-    """A row per method, its name above it; images of one class side by side."""
+    """Draw one row per method with its name above; images of one class are side by side."""
     images = {(picture.panel, picture.class_id, picture.place): image for picture, image in pictures}
     methods = {row.method: (row.letter, row.label) for row in rows}
     classes = {row.class_id: row.class_name for row in rows}
@@ -186,6 +184,6 @@ def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Fig
 
 
 def write_figure(table: str | Path, images: str | Path, outs: Mapping[str, str | Path]) -> None:
-    """Draw Figure 4 from its data to ``outs``: paths by format (``pdf``, ``png``)."""
+    """Draw Figure 4 from its data and write it to ``outs``: paths by format (``pdf``, ``png``)."""
     with styled():
         save(draw(read_csv(table, Row), read_pictures(images)), outs)

@@ -1,7 +1,8 @@
-"""Figure 5A: which classes gain and which lose, with images of both ends (paper, figure 5A).
+"""Figure 5A: which classes gain and which lose, with images of the extreme classes (paper, figure 5A).
 
-Flows in: accuracies per class, Table 1, the training split and the first training set of the methods shown. Flows out: every class's change against the
-baseline (``figure5a.csv``), thumbnails of the classes at both ends, and from these a PDF and a PNG.
+Input: accuracies per class, Table 1, the training split and the first training set of the methods shown.
+Output: every class's change against the baseline (``figure5a.csv``), thumbnails of the classes with the
+largest losses and gains, and a PDF and a PNG drawn from these.
 """
 
 from __future__ import annotations
@@ -56,18 +57,19 @@ if TYPE_CHECKING:
 
 GENERATED = ("unconditional", "prompting", "personalised")
 ENDS = 2  # classes shown at each end
-PER_CLASS = 2  # real images of each, and as many added ones
+PER_CLASS = 2  # real images of each of these classes, and as many added images
 MINUS = "\u2212"
-FEW = 40  # classes up to which each one is marked and carries its error bar
+FEW = 40  # up to this number of classes, each has its own mark and error bar
 PLOT, HEAD, CAPTION, GAP = 2.0, 0.15, 0.24, 0.06  # inches
 
 
 @dataclass(frozen=True)
 class Row:
-    """One class of one method; ``rank`` counts from 0, the worst-hit class first.
+    """One class of one method; ``rank`` counts from 0, starting with the largest loss.
 
-    ``change_points`` is the mean over runs of accuracy less the baseline's of the same run, in percentage points; ``stderr_points`` its standard error, None
-    for a single run. ``n_test`` test images of the class make one of them 100 / n_test points.
+    ``change_points`` is the accuracy minus the baseline's of the same run, in percentage points, mean over
+    runs. ``stderr_points`` is its standard error, None for a single run. One test image is worth 100 /
+    ``n_test`` points.
     """
 
     method: str
@@ -84,7 +86,7 @@ class Row:
 
 
 def shown_methods(rows: Sequence[table1.Row]) -> list[table1.Row]:
-    """The most accurate row that generates images and the most accurate one that retrieves them, those that there are."""
+    """The most accurate row that generates images and the most accurate that retrieves them, if present."""
     groups = (
         [row for row in rows if row.family in GENERATED],
         [row for row in rows if row.family == "retrieval"],
@@ -93,18 +95,18 @@ def shown_methods(rows: Sequence[table1.Row]) -> list[table1.Row]:
 
 
 def changes(own: ClassAccuracies, baseline: ClassAccuracies) -> tuple[np.ndarray, np.ndarray | None]:
-    """Mean change of every class against the baseline, and its standard error, in percentage points, paired by run.
+    """Mean change of every class against the baseline and its standard error, in points, paired by run.
 
     Returns
     -------
     mean : ndarray, float (C,)
     stderr : ndarray, float (C,), or None
-        None where fewer than two runs are in both.
+        None if both have fewer than two runs in common.
 
     Raises
     ------
     UserError
-        Other classes than the baseline's, or no run in common.
+        The classes differ from the baseline's, or no run is in both.
     """
     runs = sorted(set(own.runs) & set(baseline.runs))
     if own.class_ids != baseline.class_ids or not runs:
@@ -113,20 +115,19 @@ def changes(own: ClassAccuracies, baseline: ClassAccuracies) -> tuple[np.ndarray
         )
     pairs = [own.top1[own.runs.index(run)] - baseline.top1[baseline.runs.index(run)] for run in runs]
     differences = 100 * np.stack(pairs)
-    return differences.mean(axis=0), differences.std(axis=0, ddof=1) / np.sqrt(len(runs)) if len(
-        runs
-    ) > 1 else None
+    stderr = differences.std(axis=0, ddof=1) / np.sqrt(len(runs)) if len(runs) > 1 else None
+    return differences.mean(axis=0), stderr
 
 
 def build_rows(
     per_class: Mapping[str, ClassAccuracies], table: Sequence[table1.Row], names: Mapping[str, str]
 ) -> list[Row]:
-    """Every class of the methods shown, sorted by change, ties in label order.
+    """Build a row for every class of the methods shown, sorted by change, ties in label order.
 
     Parameters
     ----------
     names : mapping of str to str
-        What each class_id is called.
+        Class names by class_id.
     """
     baseline = per_class[str(baseline_of(table))]
     rows = []
@@ -155,7 +156,10 @@ def build_rows(
 
 
 def ends(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The worst-hit and the most-helped classes of one method, most changed first; no class is in both."""
+    """The classes with the largest losses and with the largest gains of one method; no class is in both.
+
+    Each list starts with the largest change.
+    """
     count = min(ENDS, len(rows) // 2)
     ordered = sorted(rows, key=lambda row: row.rank)
     return ordered[:count], ordered[::-1][:count]
@@ -171,7 +175,7 @@ def collect(
     out: str | Path,
     images: str | Path,
 ) -> None:
-    """Write every class's change, and images of the classes at both ends.
+    """Write every class's change, and images of the classes with the largest losses and gains.
 
     Parameters
     ----------
@@ -183,7 +187,7 @@ def collect(
     Raises
     ------
     UserError
-        Damaged files, or a missing shard or training image.
+        A file is damaged, or a shard or training image is missing.
     """
     by_id = {info.class_id: info for info in read_class_table(classes_path)}
     entries = table1.read_rows(table)
@@ -202,11 +206,8 @@ def collect(
         parts = []
         for class_id in wanted:
             own = rows_of(pool, class_id)
-            parts.append(
-                own.take(
-                    pa.array(choose(own.num_rows, PER_CLASS, job.study.seed, "5A", class_id), pa.int64())
-                )
-            )
+            places = choose(own.num_rows, PER_CLASS, job.study.seed, "5A", class_id)
+            parts.append(own.take(pa.array(places, pa.int64())))
         shown += added_pictures(entry.method, pa.concat_tables(parts), by_id, job.store.root.parent)
     real = []
     for class_id in pictured:
@@ -217,17 +218,18 @@ def collect(
         ]
     write_pictures([*real_pictures(job, train, real), *shown], images)
     notes = (
-        "change_points: mean over runs of a class's accuracy less the baseline's of the same run. Methods: the most accurate one that generates images, and the most"
-        " accurate one that retrieves them, by test accuracy.",
+        "change_points: a class's accuracy minus the baseline's of the same run, mean over runs. Methods:"
+        " the most accurate method that generates images and the most accurate method that retrieves them,"
+        " by test accuracy.",
     )
     write_text(out, render_csv(rows, notes))
 
 
-# --- drawing ----------------------------------------------------------------------------------------------------------
+# --- drawing ------------------------------------------------------------------------------------------------
 
 
 def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Figure:
-    """Sorted changes of every class above; real and added images of the classes at both ends below."""
+    """Draw the sorted changes of all classes; below, real and added images of the extreme classes."""
     methods = {row.method: [other for other in rows if other.method == row.method] for row in rows}
     images = {(picture.panel, picture.class_id, picture.place): image for picture, image in pictures}
     half = (WIDTH - 2 * GAP) / 2
@@ -252,7 +254,7 @@ def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Fig
             va="baseline",
         )
         top -= HEAD
-        for side, (title, end) in enumerate(zip(("Worst hit", "Most helped"), ends(own), strict=True)):
+        for side, (title, end) in enumerate(zip(("Largest losses", "Largest gains"), ends(own), strict=True)):
             left = side * (half + 2 * GAP)
             figure.text(
                 left / WIDTH,
@@ -283,7 +285,10 @@ def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Fig
 
 
 def _draw_changes(axes: Axes, methods: Mapping[str, Sequence[Row]]) -> None:
-    """One line per method, its classes sorted by change: marks with error bars where there are few, a line with a band where there are many."""
+    """Draw the classes of each method, sorted by change.
+
+    Few classes are marks with error bars; many are a line with a band.
+    """
     axes.axhline(0, color="0.35", linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
     classes = max(map(len, methods.values()))
     for number, own in enumerate(methods.values()):
@@ -296,8 +301,17 @@ def _draw_changes(axes: Axes, methods: Mapping[str, Sequence[Row]]) -> None:
         if classes <= FEW:
             shift = 0.12 * (2 * number - 1) if len(methods) > 1 else 0.0
             axes.errorbar(
-                ranks + shift, means, yerr=errors, color=COLOURS[family], marker=MARKERS[family], markersize=3, linestyle="none", capsize=1.5, elinewidth=0.7, label=label
-            )  # fmt: skip
+                ranks + shift,
+                means,
+                yerr=errors,
+                color=COLOURS[family],
+                marker=MARKERS[family],
+                markersize=3,
+                linestyle="none",
+                capsize=1.5,
+                elinewidth=0.7,
+                label=label,
+            )
         else:
             axes.fill_between(
                 ranks, means - errors, means + errors, color=COLOURS[family], alpha=0.25, linewidth=0
@@ -323,6 +337,6 @@ def _draw_changes(axes: Axes, methods: Mapping[str, Sequence[Row]]) -> None:
 
 
 def write_figure(table: str | Path, images: str | Path, outs: Mapping[str, str | Path]) -> None:
-    """Draw Figure 5A from its data to ``outs``: paths by format (``pdf``, ``png``)."""
+    """Draw Figure 5A from its data and write it to ``outs``: paths by format (``pdf``, ``png``)."""
     with styled():
         save(draw(read_csv(table, Row), read_pictures(images)), outs)

@@ -1,8 +1,9 @@
 """Figure 5B: accuracy against the number of added images (paper, figure 5B).
 
-Flows in: Table 1, accuracies per class, the training split and the first training set of every row shown. Flows out: one row per series and point
-(``figure5b.csv``), and from it a PDF and a PNG. Where a class ran out of images, two marks say what the accuracy would be if that class were always right, or
-never: the paper's estimate for the classes that it left out at 1000%.
+Input: Table 1, accuracies per class, the training split and the first training set of every row shown.
+Output: one row per series and point (``figure5b.csv``), and a PDF and a PNG drawn from it. Where classes
+ran out of images, two marks show the accuracy if those classes were always right, or always wrong. This is
+the paper's estimate for the classes that it left out at 1000%.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from augbench.plan.paths import Plan
 
 HEIGHT = 2.5  # inches
-LineStyle = str | tuple[float, tuple[float, ...]]  # a name, or an offset and the lengths of dashes
+LineStyle = str | tuple[float, tuple[float, ...]]  # a name, or an offset and lengths of dashes
 LINES: tuple[LineStyle, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), "-.")
 BASELINE = "real"
 
@@ -46,9 +47,11 @@ BASELINE = "real"
 class Row:
     """One point: a training set's size and its accuracy, in percent.
 
-    ``series`` is the row whose pool is drawn from; the baseline is a series of its own. ``asked_percent`` is added images per real one, ``added_images`` what
-    the first training set holds in all. ``worst_percent`` and ``best_percent`` count the ``short_classes``, which had fewer images than asked for, as never
-    and always right; None where no class ran out.
+    ``series`` is the row that owns the pool; the baseline is its own series. ``asked_percent`` is the
+    requested number of added images, in percent of the real ones. ``added_images`` is the total number in
+    the first training set. ``short_classes`` counts the classes with fewer images than requested.
+    ``worst_percent`` and ``best_percent`` are the accuracy if these classes were always wrong or always
+    right; None if no class ran out.
     """
 
     series: str
@@ -66,7 +69,7 @@ class Row:
 
 
 def bounds(accuracies: ClassAccuracies, short: Sequence[str]) -> tuple[float, float]:
-    """Mean accuracy in percent over runs if every test image of the classes ``short`` were wrong, and if it were right."""
+    """Mean accuracy over runs in percent if all test images of the classes ``short`` were wrong, or right."""
     rest = np.array([class_id not in short for class_id in accuracies.class_ids])
     total = accuracies.n_test.sum()
     worst = float((accuracies.top1[:, rest] * accuracies.n_test[rest]).sum(axis=1).mean() / total)
@@ -88,12 +91,13 @@ def collect(
     table, per_class : path
         ``table1.csv`` and ``per_class.parquet``.
     manifests : mapping of method to path
-        ``resamples/{method}/selected/0.parquet`` of the rows of ``plan.scaling``. A class runs out in all sets of a row alike.
+        ``resamples/{method}/selected/0.parquet`` of the rows of ``plan.scaling``. A class that runs out
+        does so in all sets of a row.
 
     Raises
     ------
     UserError
-        Damaged files.
+        A file is damaged.
     """
     entries = {row.method: row for row in table1.read_rows(table)}
     accuracies = read_per_class(per_class)
@@ -145,26 +149,28 @@ def collect(
             )
         )
     notes = (
-        "asked_percent: added images per hundred real ones. short_classes: classes with fewer images than that; they were trained and scored with those that"
-        " there were. worst_percent, best_percent: the accuracy if these classes were never, or always, right.",
+        "asked_percent: requested number of added images, in percent of the real ones. short_classes:"
+        " number of classes with fewer images than that; they were trained and tested with the images"
+        " available. worst_percent, best_percent: accuracy if these classes were always wrong, or always"
+        " right.",
     )
     write_text(out, render_csv(rows, notes))
     return rows
 
 
 def _series_label(study: Study, pool: str) -> str:
-    """The pool's name without its size."""
+    """The pool's label without its size."""
     label = study.label(pool)
     return re.sub(r"\s*\(\d+ ?%\)$", "", label)
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Draw a line per series; bars are standard errors, triangles the best and the worst case.
+    """Draw one line per series; bars are standard errors, triangles the best and the worst case.
 
     Raises
     ------
     UserError
-        No point.
+        There is no point to draw.
     """
     series: dict[str, list[Row]] = {}
     for row in rows:
@@ -176,14 +182,14 @@ def draw(rows: Sequence[Row]) -> Figure:
     axes = figure.subplots()
     ticks = sorted({row.asked_percent for own in series.values() for row in own})
     for number, own in enumerate(series.values()):
-        # on a logarithmic axis, a hundredth of its width: so that error bars do not hide each other
+        # a hundredth of the logarithmic axis, so that error bars do not hide each other
         shift = (ticks[-1] / ticks[0]) ** (0.01 * (number - (len(series) - 1) / 2))
         _draw_series(axes, own, shift, LINES[number % len(LINES)])
     for row in rows:
         if row.series == BASELINE:
             _draw_baseline(axes, row)
     if any(row.worst_percent is not None for row in rows):
-        # the legend says once what the open triangles are
+        # one entry each in the legend
         _triangle(axes, "v", label="best case: short classes all right")
         _triangle(axes, "^", label="worst case: all wrong")
     _label_axes(axes, rows, ticks)
@@ -192,7 +198,7 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 
 def _draw_series(axes: Axes, own: Sequence[Row], shift: float, line: LineStyle) -> None:
-    """A line through the sizes of one series, and its best and worst cases."""
+    """Draw a line through the sizes of one series, and its best and worst cases."""
     family, places = own[0].family, [row.asked_percent * shift for row in own]
     axes.errorbar(
         places,
@@ -223,7 +229,7 @@ def _triangle(
     color: str = "0.3",
     label: str = "",
 ) -> None:
-    """An open triangle; without a place it stands in the legend only."""
+    """Draw an open triangle; without a place it is in the legend only."""
     axes.plot(
         x,
         y,
@@ -238,7 +244,7 @@ def _triangle(
 
 
 def _draw_baseline(axes: Axes, row: Row) -> None:
-    """A line across at the baseline's accuracy, in a band of its standard error."""
+    """Draw a horizontal line at the baseline's accuracy, in a band of its standard error."""
     colour, line = COLOURS["real"], (0, (4, 2))
     axes.axhline(
         row.top1_percent, color=colour, linewidth=0.8, linestyle=line, zorder=1, label=row.series_label
@@ -254,7 +260,7 @@ def _label_axes(axes: Axes, rows: Sequence[Row], ticks: Sequence[float]) -> None
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(ticks, [f"{tick:g}%\n{_count(rows, tick)}" for tick in ticks])
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    axes.set_xlabel("Added images: in % of the real ones, and how many")
+    axes.set_xlabel("Added images: in % of the real ones, and number")
     bars = f"\nbars: standard error, n = {min(row.n for row in rows)}"
     spread = any(row.stderr_percent is not None for row in rows)
     axes.set_ylabel("Top-1 accuracy (%)" + (bars if spread else ""))
@@ -262,7 +268,7 @@ def _label_axes(axes: Axes, rows: Sequence[Row], ticks: Sequence[float]) -> None
 
 
 def _legend(figure: Figure, axes: Axes, first: Sequence[str]) -> None:
-    """A legend above the axes: the labels of the series ``first``, then the others."""
+    """Draw a legend above the axes: the labels of the series ``first``, then the others."""
     handles, labels = axes.get_legend_handles_labels()
     entries = dict(zip(labels, handles, strict=True))
     texts = list(dict.fromkeys([*first, *labels]))
@@ -279,7 +285,7 @@ def _legend(figure: Figure, axes: Axes, first: Sequence[str]) -> None:
 
 
 def _count(rows: Sequence[Row], tick: float) -> str:
-    """How many images a size is: the mean of the series that have it and did not run short."""
+    """Number of images of a size: the mean over the series that have it and did not run out."""
     sizes = [row for row in rows if row.asked_percent == tick and row.series != BASELINE]
     whole = [row.added_images for row in sizes if not row.short_classes]
     images = fmean(whole or [row.added_images for row in sizes])
@@ -289,6 +295,6 @@ def _count(rows: Sequence[Row], tick: float) -> str:
 
 
 def write_figure(table: str | Path, outs: Mapping[str, str | Path]) -> None:
-    """Draw Figure 5B from its table to ``outs``: paths by format (``pdf``, ``png``)."""
+    """Draw Figure 5B from its table and write it to ``outs``: paths by format (``pdf``, ``png``)."""
     with styled():
         save(draw(read_csv(table, Row)), outs)

@@ -1,6 +1,6 @@
-"""How figures look: one palette, one size of type, one column; and how they are saved.
+"""Style of the figures: palette, font size, width of a column; and saving as PDF and PNG.
 
-Flows in: a figure of matplotlib. Flows out: PDF and PNG, the same bytes for the same figure.
+The same figure gives the same bytes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 
 from augbench.files import atomic_path
 
-logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports every glyph that it embeds in a PDF
+logging.getLogger("fontTools").setLevel(logging.WARNING)  # it logs every glyph that it embeds in a PDF
 
-# The paper's blue, orange, green and red in Okabe and Ito's palette, which colour-blind readers can tell apart.
+# The paper's blue, orange, green and red in Okabe and Ito's palette, which suits colour-blind readers.
 COLOURS = {
     "real": "#0072B2",
     "unconditional": "#CC79A7",
@@ -27,12 +27,12 @@ COLOURS = {
     "personalised": "#009E73",
     "retrieval": "#D55E00",
 }
-# Families are told apart without colour, too.
+# Families can also be distinguished without colour.
 MARKERS = {"unconditional": "P", "prompting": "D", "personalised": "o", "retrieval": "s"}
 WIDTH = 3.3  # inches; one column of a two-column page
 FONT_SIZE = 7  # points
 DPI = 300
-PIXELS_SEEN = 64  # up to here an image is shown pixel by pixel
+PIXELS_SEEN = 64  # images up to this height are shown pixel by pixel
 STYLE: dict[Any, Any] = {
     "font.size": FONT_SIZE,
     "axes.titlesize": FONT_SIZE,
@@ -49,17 +49,17 @@ STYLE: dict[Any, Any] = {
 
 
 def styled() -> Any:
-    """A context in which figures are drawn as here."""
+    """Context manager that applies :data:`STYLE`."""
     return rc_context(STYLE)
 
 
 def open_axes(axes: Axes) -> None:
-    """No frame at the top and at the right."""
+    """Remove the frame at the top and at the right."""
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def open_canvas(figure: Figure) -> Axes:
-    """Axes over the whole figure, in inches from its lower left corner: many images cost little on one."""
+    """Add axes over the whole figure, in inches from its lower left corner; many images on one are cheap."""
     canvas = figure.add_axes((0, 0, 1, 1))
     width, height = figure.get_size_inches()
     canvas.set(xlim=(0, width), ylim=(0, height), autoscale_on=False)
@@ -68,7 +68,7 @@ def open_canvas(figure: Figure) -> Axes:
 
 
 def place_image(canvas: Axes, image: np.ndarray, left: float, bottom: float, side: float) -> None:
-    """A square image, uint8 (H, W, 3), at a place in inches; small ones keep their pixels."""
+    """Draw a square image, uint8 (H, W, 3), at a place in inches; small images keep their pixels visible."""
     interpolation = "nearest" if image.shape[0] <= PIXELS_SEEN else "auto"
     canvas.imshow(
         image, extent=(left, left + side, bottom, bottom + side), interpolation=interpolation, aspect="auto"
@@ -76,9 +76,9 @@ def place_image(canvas: Axes, image: np.ndarray, left: float, bottom: float, sid
 
 
 def save(figure: Figure, outs: Mapping[str, str | Path]) -> None:
-    """Write ``figure`` to ``outs``: paths by format (``pdf``, ``png``), those that are given."""
+    """Write ``figure`` to ``outs``: paths by format, any of ``pdf``, ``png``."""
     for kind, path in outs.items():
-        # no creation date and no version of matplotlib: the same data gives the same bytes
+        # without creation date and matplotlib's version, so that the same data gives the same bytes
         metadata = {
             "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
             "png": {"Software": None},

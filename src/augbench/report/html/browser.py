@@ -1,4 +1,4 @@
-"""The page's image browser: the images of each class, for as many classes as there is room for."""
+"""The page's image browser: the images of each class, for as many classes as fit."""
 
 from __future__ import annotations
 
@@ -9,20 +9,14 @@ from typing import Any
 from augbench.data.classes import ClassInfo
 from augbench.plan.paths import Plan
 from augbench.report.html.images import ClassChange
-from augbench.report.html.parts import (
-    Panel,
-    Thumb,
-    data_uri,
-    templates,
-    thumb_of,
-)
+from augbench.report.html.parts import Panel, Thumb, data_uri, templates, thumb_of
 from augbench.report.html.tables import signed_points
 from augbench.report.pictures import REAL, ImageRecord, short_name
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A class to choose in the image browser; ``size`` says how much it changed."""
+    """An entry in the browser's list of classes; ``size`` is the mean size of the class's change."""
 
     id: str
     name: str
@@ -43,7 +37,7 @@ def class_panels(
     pictures: Iterable[tuple[ImageRecord, bytes]],
     models: dict[str, str],
 ) -> list[ClassPanel]:
-    """The classes that there are thumbnails of, in the order of ``changes``."""
+    """Render the classes that have thumbnails, in the order of ``changes``."""
     by_class: dict[str, dict[str, list[Thumb]]] = {}
     labels = {
         REAL: "Real training images",
@@ -75,7 +69,7 @@ def class_panels(
 
 
 def _about(change: ClassChange, plan: Plan) -> str:
-    """What happened to a class, in a line."""
+    """Describe a class's change in one line."""
     info: ClassInfo = change.info
     also = f"Also {', '.join(info.lemmas[1:])}. " if len(info.lemmas) > 1 else ""
     added = [method for method in change.points if method in plan.study.augmented]
@@ -83,18 +77,19 @@ def _about(change: ClassChange, plan: Plan) -> str:
         return also.strip()
     worst, best = (pick(added, key=lambda method: change.points[method]) for pick in (min, max))
     return (
-        f"{also}Without added images {change.baseline_percent:.1f}% of its {change.n_test} test images are right. Adding some changes that by between"
-        f" {signed_points(change.points[worst])} points with {plan.study.label(worst)} and {signed_points(change.points[best])} with {plan.study.label(best)}."
+        f"{also}Without added images, {change.baseline_percent:.1f}% of its {change.n_test} test images are"
+        f" right. With added images this changes by {signed_points(change.points[worst])} points"
+        f" ({plan.study.label(worst)}) to {signed_points(change.points[best])} points"
+        f" ({plan.study.label(best)})."
     )
 
 
 def fitting(panels: Sequence[ClassPanel], room: float) -> list[ClassPanel]:
-    """The first panels, as many as fit into ``room`` bytes with their entries in the list of classes."""
+    """The first panels, as many as fit into ``room`` bytes together with their entries in the list."""
     fitting: list[ClassPanel] = []
     for panel in panels:
-        entry = (
-            400 + 2 * len(panel.choice.name.encode()) + 2 * len(panel.choice.id)
-        )  # label, markup, link from the table
+        # label, markup, and the link from the table
+        entry = 400 + 2 * len(panel.choice.name.encode()) + 2 * len(panel.choice.id)
         room -= len(panel.html.encode()) + entry
         if room < 0:
             break

@@ -1,7 +1,8 @@
-"""Images of the report: which classes changed most, and thumbnails of what each method added to them.
+"""Images of the report: which classes changed most, and thumbnails of their real and added images.
 
-Flows in: accuracies per class, Table 1, the training split and each method's first training set. Flows out: ``report_images.parquet``, class by class, the
-most changed one first, as many as a page of the size asked for can hold.
+Input: accuracies per class, Table 1, the training split and each method's first training set. Output:
+``report_images.parquet``, class by class, the most changed class first, as many as fit into a page of the
+requested size.
 """
 
 from __future__ import annotations
@@ -37,25 +38,26 @@ from augbench.report.tables.statistics import baseline_of
 if TYPE_CHECKING:
     from augbench.runtime.job import Job
 
-SIDE, QUALITY = 128, 82  # pixels of a thumbnail at most, and of JPEG
-CLASSES_AT_ONCE = 25  # read together: data set and shards are opened once for them
-IN_PAGE = 4 / 3  # base64
-DETAILS_BYTES = 600  # that prompt, seed, address and so on take of the page, per image
+SIDE, QUALITY = 128, 82  # a thumbnail's largest side in pixels, and its JPEG quality
+CLASSES_AT_ONCE = 25  # classes read together, so that data set and shards are opened once for all of them
+IN_PAGE = 4 / 3  # growth in size by base64
+DETAILS_BYTES = 600  # size in the page of an image's prompt, seed, address and so on
 MEGABYTE = 1_000_000
 
 
 @dataclass(frozen=True)
 class ClassChange:
-    """What happened to a class.
+    """The change of a class's accuracy.
 
     Attributes
     ----------
     baseline_percent : float or None
-        Its accuracy without added images; None where the study has no such row.
+        Accuracy without added images; None if the study has no such row.
     points : mapping of method to float
-        Change against that, mean over runs, in percentage points; empty without a baseline.
+        Accuracy minus the baseline's, mean over runs, in percentage points; empty without a baseline.
     size : float or None
-        Mean over the rows that add images of the change's size, in points; None where there are none, or no baseline.
+        Mean absolute change over the rows that add images, in points; None without such rows or without a
+        baseline.
     """
 
     info: ClassInfo
@@ -68,7 +70,7 @@ class ClassChange:
 def most_changed(
     accuracies: Mapping[str, ClassAccuracies], table: Sequence[table1.Row], classes: Sequence[ClassInfo]
 ) -> list[ClassChange]:
-    """The classes that take part, the most changed one first, ties in label order.
+    """The scored classes, the most changed class first, ties in label order.
 
     Raises
     ------
@@ -87,10 +89,8 @@ def most_changed(
             if row.method != baseline
         }
         before = 100 * accuracies[baseline].top1.mean(axis=0)
-    by_id, added = (
-        {info.class_id: info for info in classes},
-        [row.method for row in table if row.family != "real" and row.method in points],
-    )
+    by_id = {info.class_id: info for info in classes}
+    added = [row.method for row in table if row.family != "real" and row.method in points]
     found = [
         ClassChange(
             by_id[class_id],
@@ -101,7 +101,8 @@ def most_changed(
         )
         for place, class_id in enumerate(first.class_ids)
     ]
-    return sorted(found, key=lambda change: -round(change.size or 0.0, 6))  # rounding errors decide no tie
+    # rounded, so that floating-point errors do not break ties
+    return sorted(found, key=lambda change: -round(change.size or 0.0, 6))
 
 
 def collect(
@@ -113,14 +114,14 @@ def collect(
     classes_path: str | Path,
     out: str | Path,
 ) -> None:
-    """Choose images at random, of each class and method, and write their thumbnails until the page is full.
+    """Choose random images of each class and method, and write their thumbnails until the page is full.
 
     Parameters
     ----------
     per_class, table : path
         ``per_class.parquet`` and ``table1.csv``.
     manifests : mapping of method to path
-        ``resamples/{method}/selected/0.parquet`` of the rows with images of their own.
+        ``resamples/{method}/selected/0.parquet`` of the rows with their own pool.
 
     Raises
     ------
@@ -144,7 +145,7 @@ def collect(
 def _by_class(
     job: Job, classes: Sequence[ClassInfo], manifests: Mapping[str, str | Path], train_path: str | Path
 ) -> Iterator[list[tuple[ImageRecord, bytes]]]:
-    """The pictures of each class in turn: real ones, then each method's."""
+    """Yield the pictures of one class after another: the real ones, then each method's."""
     train = read_split(train_path)
     members: dict[str, list[int]] = {}
     for row, class_id in enumerate(train.class_ids):
@@ -171,11 +172,8 @@ def _by_class(
             parts = []
             for info in group:
                 own_rows = rows_of(rows, info.class_id)
-                # the same places whatever the method: generated images of one place start from the same noise
-                parts.append(
-                    own_rows.take(
-                        pa.array(choose(own_rows.num_rows, count, seed, "report", info.class_id), pa.int64())
-                    )
-                )
+                # same places for every method: generated images of one place start from the same noise
+                places = choose(own_rows.num_rows, count, seed, "report", info.class_id)
+                parts.append(own_rows.take(pa.array(places, pa.int64())))
             keep(added_pictures(method, pa.concat_tables(parts), by_id, job.store.root.parent))
         yield from found.values()

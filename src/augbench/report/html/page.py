@@ -1,7 +1,8 @@
-"""The report as one page: what people see of a study, in one file that opens from a disk and asks nobody for anything.
+"""The report of a study as one HTML file, which opens from a disk and loads nothing from elsewhere.
 
-Flows in: the tables and figures of a study as they stand in its folder, the thumbnails of :mod:`augbench.report.html.images`, config and provenance. Flows
-out: ``report.html``, no larger than ``report.page_megabytes``: classes go into its image browser in the order of how much they changed, as long as there is room.
+Input: the tables and figures in the study's folder, the thumbnails of :mod:`augbench.report.html.images`,
+config and provenance. Output: ``report.html``, no larger than ``report.page_megabytes``. The image browser
+takes the classes that changed most, as many as fit.
 """
 
 from __future__ import annotations
@@ -21,13 +22,7 @@ from augbench.plan.paths import Plan
 from augbench.report.figures.style import COLOURS
 from augbench.report.html.browser import ClassPanel, class_panels, fitting
 from augbench.report.html.images import MEGABYTE, ClassChange, most_changed
-from augbench.report.html.parts import (
-    MINUS,
-    data_uri,
-    models_of,
-    table_of,
-    templates,
-)
+from augbench.report.html.parts import MINUS, data_uri, models_of, table_of, templates
 from augbench.report.html.tables import made_by, per_class_table, retrieval_table
 from augbench.report.html.words import (
     FigureWords,
@@ -49,19 +44,19 @@ TITLES = {
     "table1": "Table 1: accuracy of every method",
     "statistics": "Statistics of Table 1",
     **{name: title for name, (_, title) in TABLES.items()},
-    "diagnostics": "What added images are like",
+    "diagnostics": "Diagnostics of the added images",
     "leakage": "Near-duplicates of validation and test images",
-    "cost": "What each method cost",
+    "cost": "Cost of each method",
 }
 
 
 DIFFERS = "Differs from the protocol: "
-BROWSER_BYTES = 2_000  # of filter, list and stage around the classes
+BROWSER_BYTES = 2_000  # the browser's filter, list and stage, without the classes
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A headline as it is shown."""
+    """A headline of the summary, as displayed text."""
 
     role: str
     family: str
@@ -72,7 +67,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Mark:
-    """A row of the chart at a glance; places are percent of the chart's width."""
+    """A row of the overview chart; ``mean``, ``low`` and ``high`` are positions in percent of its width."""
 
     label: str
     family: str
@@ -84,7 +79,10 @@ class Mark:
 
 @dataclass(frozen=True)
 class Glance:
-    """The chart at a glance, from ``first`` to ``last`` percent of accuracy; ``base`` is where the baseline lies, None without one."""
+    """The overview chart, from ``first`` to ``last`` percent of accuracy.
+
+    ``base`` is the baseline's position in percent of the width, None without a baseline.
+    """
 
     marks: tuple[Mark, ...]
     base: str | None
@@ -121,7 +119,7 @@ def _shown(headline: Headline) -> Shown:
 
 
 def glance(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -> Glance:
-    """Accuracies of all rows with their intervals, on one scale."""
+    """Put the accuracies and intervals of all rows on one scale."""
     families = {entry.method: entry.family for entry in table}
     ends = [
         (row.mean_percent, row.mean_percent)
@@ -148,8 +146,11 @@ def glance(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -> Glanc
         for row, (low, high) in zip(rows, ends, strict=True)
     )
     base = next((row.mean_percent for row in rows if row.method == statistics.baseline_of(table)), None)
-    caption = "Dots: top-1 accuracy (%), with its standard error at the right. Bars: 95% interval of the mean over runs."
-    caption += "" if base is None else " Dashed: without added images."
+    caption = (
+        "Dots: top-1 accuracy (%); its value and standard error are at the right. "
+        "Bars: 95% interval of the mean over runs."
+    )
+    caption += "" if base is None else " Dashed line: accuracy without added images."
     return Glance(marks, None if base is None else place(base), f"{first:.1f}", f"{last:.1f}", caption)
 
 
@@ -160,12 +161,12 @@ def _figure(plan: Plan, name: str, path: str, table: Sequence[table1.Row]) -> Fi
 
 
 def write_report(plan: Plan, out: str | Path) -> None:
-    """Write the report of a study whose tables and figures are made.
+    """Write the report of a study from its finished tables and figures.
 
     Raises
     ------
     UserError
-        A table, a figure or a record is damaged; or the page is too large without a single image.
+        A table, a figure or a record is damaged; or the page is too large even without images.
     """
     study = plan.study
     table, rows = table1.read_rows(plan.table1["csv"]), statistics.read_rows(plan.statistics["csv"])
@@ -225,19 +226,22 @@ def write_report(plan: Plan, out: str | Path) -> None:
         raise UserError(
             "report.page_megabytes",
             study.report.page_megabytes,
-            f"the page has {bare / MEGABYTE:.1f} MB without a single image; ask for more",
+            f"the page has {bare / MEGABYTE:.1f} MB even without images; allow more than that",
         )
     write_text(out, _render(values, changes, fitting(panels, budget - bare - BROWSER_BYTES)))
 
 
 def _render(values: dict[str, Any], changes: Sequence[ClassChange], panels: Sequence[ClassPanel]) -> str:
-    """The page with the classes of ``panels`` in its image browser."""
+    """Render the page with the classes of ``panels`` in its image browser."""
     shown = {panel.choice.id for panel in panels}
     left_out = [short_name(change.info) for change in changes if change.info.class_id not in shown]
-    lead = "Images were drawn at random from what classifiers were trained on: the training split, and each method's first training set. Choose a class; an image opens into its details."
+    lead = (
+        "These images were drawn at random from the images that classifiers were trained on: the training"
+        " split, and each method's first training set. Choose a class. Click an image to see its details."
+    )
     if left_out and panels:
         lead += (
-            f" The {len(panels)} classes that changed most are here: the others did not fit into this file."
+            f" This file has room for the {len(panels)} classes that changed most; the others are not shown."
         )
     page = templates().get_template("report.html")
     return page.render(

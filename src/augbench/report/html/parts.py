@@ -1,6 +1,6 @@
-"""What the report and ``augbench browse`` are built from: templates, tables that sort, thumbnails that open into details.
+"""Parts shared by the report and ``augbench browse``: templates, sortable tables, thumbnails with details.
 
-Flows in: tables as people see them, pictures. Flows out: values that the templates beside this module show. Nothing heavy is imported here.
+The templates beside this module render these values. This module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NUMBER = re.compile(r"[+\-\u2212]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 
 @cache
 def templates() -> Environment:
-    """The templates, in which everything but style sheet and script is escaped."""
+    """The templates; they escape everything except the style sheet and the script."""
     return Environment(
         loader=PackageLoader("augbench.report.html"),
         autoescape=lambda name: name is not None and name.endswith(".html"),
@@ -35,16 +35,16 @@ def templates() -> Environment:
 
 
 def data_uri(encoded: bytes) -> str:
-    """An encoded image as an address that holds it."""
+    """An encoded image as a ``data:`` address."""
     return f"data:{media_type(encoded)};base64,{base64.b64encode(encoded).decode()}"
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
+# --- tables -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: its text, what it is sorted by (empty: last), and a tint from -1 to 1, None for no tint at all."""
+    """A cell: its text, its sort key (empty sorts last), and a tint from -1 to 1, None for no tint."""
 
     text: str
     sort: str = ""
@@ -53,7 +53,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class SortableTable:
-    """A table that sorts: ``name`` is unique in the page; each row's first cell names the row; ``numeric`` columns sort as numbers."""
+    """A table that readers can sort.
+
+    ``name`` is unique in the page. Each row's first cell names the row. ``numeric`` columns sort as numbers.
+    """
 
     name: str
     title: str
@@ -64,13 +67,13 @@ class SortableTable:
 
 
 def number_in(text: str) -> str:
-    """The first number in a cell's text, by which it is sorted; empty where there is none."""
+    """The first number in a cell's text, the cell's sort key; empty if there is none."""
     found = NUMBER.search(text)
     return found.group().replace(",", "").replace(MINUS, "-") if found else ""
 
 
 def table_of(name: str, layout: Layout) -> SortableTable:
-    """A table from what people see of it; a minus in front of a number is typeset as one."""
+    """Make a sortable table of a layout; a hyphen before a number becomes a minus sign."""
     rows = tuple(
         tuple(
             Cell(re.sub(r"(?<![\w.)])-(?=\d)", MINUS, text), number_in(text)) if numeric else Cell(text)
@@ -88,12 +91,12 @@ def table_of(name: str, layout: Layout) -> SortableTable:
     )
 
 
-# --- images -----------------------------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Thumb:
-    """An image to look at: address or data, the text in its place, and what is known of it as pairs of name and value."""
+    """A displayed image: its address or data, alternative text, and details as (name, value) pairs."""
 
     src: str
     alt: str
@@ -101,7 +104,7 @@ class Thumb:
 
 
 def thumb_of(picture: ImageRecord, src: str, label: str, models: Mapping[str, str]) -> Thumb:
-    """A picture of the row ``label``; ``models`` says what the models of given hashes are called."""
+    """Make a thumbnail of a picture of the row ``label``; ``models`` maps hashes to names of models."""
     known = [("Method", label), ("Class", picture.class_name), ("Image", picture.image)]
     if picture.prompt is not None:
         known.append(("Prompt" if picture.similarity is None else "Query", picture.prompt or "(empty)"))
@@ -112,32 +115,29 @@ def thumb_of(picture: ImageRecord, src: str, label: str, models: Mapping[str, st
     if picture.similarity is not None:
         known.append(("Similarity to the query", f"{picture.similarity:.3f}"))
     if picture.safety_flags is not None and picture.seed is not None:
-        known.append(("Samples refused before it", str(picture.safety_flags)))
+        known.append(("Samples refused by the safety checker", str(picture.safety_flags)))
     if picture.model is not None:
         known.append(("Model", model_name(picture.model, models)))
-    what = "real image" if picture.panel == REAL else label
-    return Thumb(
-        src,
-        f"{picture.class_name}, {what}, {picture.image if picture.panel == REAL else f'image {picture.image}'}",
-        tuple(known),
-    )
+    real = picture.panel == REAL
+    what, image = ("real image", picture.image) if real else (label, f"image {picture.image}")
+    return Thumb(src, f"{picture.class_name}, {what}, {image}", tuple(known))
 
 
 def model_name(content: str, models: Mapping[str, str]) -> str:
-    """A model by its hash, or by its hash and that of what was learned."""
+    """Name of the model with the hash ``content``: ``base``, or ``base+learned`` after fine-tuning."""
     base, _, learned = content.partition("+")
     name = models.get(base)
     return content if name is None else f"{name}{', fine-tuned' if learned else ''} ({content})"
 
 
 def models_of(fingerprints: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """What models are called, by hash; of fingerprints as ``provenance.json`` holds them."""
+    """Names of models by hash, from the fingerprints in ``provenance.json``."""
     return {fingerprint["id"]: Path(fingerprint["folder"]).name for fingerprint in fingerprints.values()}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Images of one row, under the row's name; ``family`` colours it."""
+    """Images of one row under the row's name; ``family`` sets the colour."""
 
     label: str
     family: str

@@ -1,4 +1,4 @@
-"""The page's own tables: every class's change, what retrieval gave, what made the results."""
+"""Tables that only the page has: the change of every class, the outcome of retrieval, the provenance."""
 
 from __future__ import annotations
 
@@ -10,17 +10,12 @@ from typing import Any
 
 from augbench.plan.paths import Plan
 from augbench.report.html.images import ClassChange
-from augbench.report.html.parts import (
-    MINUS,
-    Cell,
-    SortableTable,
-    table_of,
-)
+from augbench.report.html.parts import MINUS, Cell, SortableTable, table_of
 from augbench.report.pictures import short_name
 from augbench.report.render import NONE, Layout, signed
 from augbench.retrieval.shortfall import ALL
 
-FULL_TINT = 10.0  # points of change from which a cell has its full colour
+FULL_TINT = 10.0  # points of change at which a cell reaches its full colour
 
 
 def signed_points(points: float) -> str:
@@ -29,7 +24,7 @@ def signed_points(points: float) -> str:
 
 
 def per_class_table(changes: Sequence[ClassChange], plan: Plan) -> SortableTable:
-    """Every class's accuracy without added images, and each method's change against it, the most changed class first."""
+    """Accuracy of every class without added images, and each method's change, in the order of ``changes``."""
     methods = [method for method in plan.methods if any(method in change.points for change in changes)]
 
     def cell(points: float) -> Cell:
@@ -49,17 +44,14 @@ def per_class_table(changes: Sequence[ClassChange], plan: Plan) -> SortableTable
         )
         for change in changes
     )
-    header = (
-        "Class",
-        "Id",
-        "Test images",
-        "Baseline (%)",
-        "Mean size of change",
-        *map(plan.study.label, methods),
-    )
+    columns = ("Class", "Id", "Test images", "Baseline (%)", "Mean size of change")
+    header = (*columns, *map(plan.study.label, methods))
     notes = (
-        "Methods: mean over runs of the class's accuracy less the baseline's of the same run, in percentage points. Mean size of change: over rows that add images, signs left out.",
-        "With n test images of a class, one image is 100 / n points: the ends of each order are partly chance, the more so the more classes there are.",
+        "Columns of methods: the class's accuracy minus the baseline's accuracy of the same run, in"
+        " percentage points; mean over runs. Mean size of change: mean absolute change over the rows that"
+        " add images.",
+        "If a class has n test images, one image is worth 100 / n points. The largest gains and losses are"
+        " therefore partly chance, and more so with more classes.",
     )
     return SortableTable(
         name="per_class",
@@ -72,7 +64,7 @@ def per_class_table(changes: Sequence[ClassChange], plan: Plan) -> SortableTable
 
 
 def retrieval_table(path: str | Path, plan: Plan) -> SortableTable:
-    """What became of the candidates that retrieval looked at, all classes together."""
+    """Outcomes of the candidates that retrieval examined, all classes together."""
     fates: dict[str, Counter[str]] = {}
     with Path(path).open(encoding="utf-8", newline="") as stream:
         for row in csv.DictReader(stream):
@@ -84,14 +76,15 @@ def retrieval_table(path: str | Path, plan: Plan) -> SortableTable:
         for fate, count in counts.most_common()
     )
     notes = (
-        "Candidates: nearest neighbours of each class's query that were looked at, in all classes. 'not needed': good ones beyond the number wanted. A candidate's"
-        " whole story stands in retrieval/*/ledgers.",
+        "Candidates: the nearest neighbours of each class's query that were examined, all classes together."
+        " 'not needed': suitable candidates beyond the number wanted. retrieval/*/ledgers lists every"
+        " candidate.",
     )
     return table_of(
         "retrieval",
         Layout(
-            "What retrieval gave",
-            ("Method", "What became of it", "Candidates", "Share"),
+            "Outcome of retrieval",
+            ("Method", "Outcome", "Candidates", "Share"),
             (False, False, True, True),
             cells,
             notes,
@@ -100,7 +93,7 @@ def retrieval_table(path: str | Path, plan: Plan) -> SortableTable:
 
 
 def made_by(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """The head of the provenance record, as pairs of name and value."""
+    """Summary of the provenance record, as (name, value) pairs."""
     models = [f"{name}: {model['folder']} ({model['id']})" for name, model in record["models"].items()]
     machines = sorted(
         {machine for made in (record, *record["computed"]) for machine in (made["cpu"], *made["gpus"])}
@@ -126,7 +119,7 @@ def made_by(record: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(
             (
                 "Mixed",
-                f"jobs ran in {len(record['computed'])} different surroundings; the record below lists them",
+                f"jobs ran in {len(record['computed'])} different environments; the record below lists them",
             )
         )
     return facts

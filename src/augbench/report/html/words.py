@@ -1,6 +1,6 @@
-"""The report in words: what the study is, what it shows and what it does not, and what its figures show to those who cannot see them.
+"""Sentences of the report: what the study is, what it shows and does not show, and the figures' texts.
 
-Flows in: the config, Table 1, its statistics and the figures' tables. Flows out: sentences; no number in them comes from anywhere else.
+Every number comes from the config, Table 1, its statistics or the figures' tables.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from augbench.report.render import read_csv, signed, spread
 from augbench.report.tables import statistics, table1
 from augbench.report.tables.statistics import baseline_of, retrieval_of
 
-SURE = 0.05  # a corrected p below this is called more than chance
+SURE = 0.05  # a difference with a corrected p below this counts as more than chance
 
 
 @dataclass(frozen=True)
 class Headline:
-    """One figure of the summary: what it stands for, and the row of Table 1's statistics; ``among`` counts the rows that it is the best of."""
+    """One number of the summary: its role, and its row of the statistics of Table 1.
+
+    ``among`` is the number of rows from which this one was chosen as the best.
+    """
 
     role: str
     family: str
@@ -34,7 +37,10 @@ class Headline:
 
 
 def headlines(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -> list[Headline]:
-    """The baseline, the best row that generates, the best one that retrieves, twice the real images: those that there are."""
+    """The baseline, the best row that generates, the best that retrieves, and twice the real images.
+
+    Roles without a row are left out.
+    """
     by_method = {row.method: row for row in rows}
     groups = (
         ("Without added images", [entry for entry in table if entry.method == baseline_of(table)]),
@@ -51,7 +57,7 @@ def headlines(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -> li
 
 
 def data_name(study: Study) -> str:
-    """What the data set is called."""
+    """Name of the data set."""
     dataset = study.dataset
     if isinstance(dataset, FashionMnist):
         return "Fashion-MNIST"
@@ -64,18 +70,21 @@ def data_name(study: Study) -> str:
 def what_it_is(
     study: Study, table: Sequence[table1.Row], rows: Sequence[statistics.Row], classes: int
 ) -> str:
-    """The study in two sentences."""
+    """Describe the study in two sentences."""
     added = [entry for entry in table if entry.added_per_class > 0]
     base = next((entry for entry in table if entry.split == "train"), table[0])
     n, n_test = max(row.n for row in rows), max(row.n_test for row in rows)
-    trained = f"classifiers were trained on {base.real_per_class:.4g} real images per class of {data_name(study)} ({classes:,} classes)"
-    ways = f", alone and with images added in {len(added)} ways" if added else ""
-    runs = f"the mean over {n} classifiers" if n > 1 else "a single classifier's"
+    trained = (
+        f"classifiers were trained on {base.real_per_class:.4g} real images per class of {data_name(study)}"
+        f" ({classes:,} classes)"
+    )
+    ways = f", without added images and with images added in {len(added)} ways" if added else ""
+    runs = f"the mean over {n} classifiers" if n > 1 else "that of a single classifier"
     return f"In this study, {trained}{ways}. Each accuracy is {runs}, on {n_test:,} test images."
 
 
 def what_it_shows(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -> list[str]:
-    """One sentence per comparison of the headlines: with the baseline, and of generation with retrieval."""
+    """Compare the headlines with the baseline, and generation with retrieval; one text per comparison."""
     found = {headline.role: headline for headline in headlines(table, rows)}
     labels = {row.method: row.label for row in rows}
     sentences = []
@@ -85,17 +94,15 @@ def what_it_shows(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -
             row = headline.row
             compared = sum(other.baseline_p is not None for other in rows)
             verdict = _verdict(row.baseline_low, row.baseline_high, row.baseline_p_holm, row.n, compared)
-            sentences.append(
-                f"With {row.label}: {_points(row.baseline_points, row.baseline_low, row.baseline_high)} against no added images. {verdict}"
-            )
+            change = _points(row.baseline_points, row.baseline_low, row.baseline_high)
+            sentences.append(f"{row.label}: {change} compared with no added images. {verdict}")
     best, reference = found.get("Best that generates"), retrieval_of(table)
     if best is not None and reference is not None and best.row.retrieval_points is not None:
         row = best.row
         compared = sum(other.retrieval_p is not None for other in rows)
         verdict = _verdict(row.retrieval_low, row.retrieval_high, row.retrieval_p_holm, row.n, compared)
-        sentences.append(
-            f"With {row.label}: {_points(row.retrieval_points, row.retrieval_low, row.retrieval_high)} against {labels[reference]}. {verdict}"
-        )
+        change = _points(row.retrieval_points, row.retrieval_low, row.retrieval_high)
+        sentences.append(f"{row.label}: {change} compared with {labels[reference]}. {verdict}")
     return sentences
 
 
@@ -105,15 +112,21 @@ def _points(points: float | None, low: float | None, high: float | None) -> str:
 
 
 def _verdict(low: float | None, high: float | None, p: float | None, n: int, compared: int) -> str:
-    """What a difference says, as far as runs can tell; ``p`` is corrected for ``compared`` comparisons."""
+    """Say whether a difference is more than chance; ``p`` is corrected for ``compared`` comparisons."""
     if low is None or high is None:
-        return "With a single run there is no telling whether this is chance."
+        return "A single run cannot show whether this is more than chance."
     if p is not None and p < SURE:
         shown = "<\u00a00.001" if p < 0.001 else f"=\u00a0{p:.3f}"
-        return f"That is more than chance between runs explains (p\u00a0{shown}, corrected for {_comparisons(compared)})."
+        comparisons = _comparisons(compared)
+        return (
+            f"This is more than chance variation between runs (p\u00a0{shown}, corrected for {comparisons})."
+        )
     if low > 0 or high < 0:
-        return f"Alone this would be more than chance; among {_comparisons(compared)} it is not."
-    return f"The interval includes 0: {n} runs cannot tell this from chance."
+        return (
+            "As the only comparison, this would be more than chance."
+            f" After correction for {_comparisons(compared)} it is not."
+        )
+    return f"The interval includes 0: with {n} runs, this may be chance."
 
 
 def _comparisons(count: int) -> str:
@@ -123,34 +136,38 @@ def _comparisons(count: int) -> str:
 def what_it_does_not_show(
     study: Study, table: Sequence[table1.Row], rows: Sequence[statistics.Row], differences: int
 ) -> list[str]:
-    """What a reader might take the numbers for, and should not."""
+    """Warn of conclusions that the numbers do not support."""
     sentences = [
-        f"The {headline.role.lower().replace('best', 'best row')} was picked by its test accuracy among {headline.among} rows, so it looks a little better than it is."
+        f"The {headline.role.lower().replace('best', 'best row')} was chosen by test accuracy among"
+        f" {headline.among} rows, so its accuracy is slightly overestimated."
         for headline in headlines(table, rows)
         if headline.among > 1
     ]
     sentences.append(
-        "Intervals cover other draws of the added images and other seeds of the classifier. They do not cover other real images, another pool of added images or"
-        " another fine-tuning, of which there was one each."
+        "The intervals cover other draws of the added images and other seeds of the classifier. They do not"
+        " cover other real images, another pool of added images, or another fine-tuning: the study has only"
+        " one of each."
     )
     if study.miniature is not None:
         sentences.append(
-            f"This is a miniature: small models and a web corpus made from {data_name(study)} (style shift: {study.miniature.shift}). It shows that the machinery works,"
-            " and is no evidence about ImageNet, LAION or Stable Diffusion."
+            "This is a miniature study. Its models are small, and its web corpus is made from"
+            f" {data_name(study)} (style shift: {study.miniature.shift}). It shows that the program works. It"
+            " is no evidence about ImageNet, LAION or Stable Diffusion."
         )
     if differences:
         sentences.append(
-            f"It differs from the paper's protocol in {differences} respects, listed under Provenance: compare the order of rows with the paper's, not the numbers."
+            f"This study differs from the paper's protocol in {differences} respects, listed under"
+            " Provenance. Compare the order of the rows with the paper's, not the numbers."
         )
     return sentences
 
 
-# --- figures ----------------------------------------------------------------------------------------------------------
+# --- figures ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class FigureWords:
-    """A figure's heading, the caption below it, and what stands in its place for those who cannot see it."""
+    """A figure's heading, its caption, and its alternative text."""
 
     title: str
     caption: str
@@ -158,13 +175,12 @@ class FigureWords:
 
 
 def figure_words(plan: Plan, name: str, table: Sequence[table1.Row]) -> FigureWords:
-    """What figure ``name`` shows, from the table that it is drawn from."""
+    """Describe figure ``name`` from the table that it is drawn from."""
     if name == "figure1":
         return _figure1(table)
     path = plan.figure_data(name)["table"]
-    return {"figure3": _figure3, "figure4": _figure4, "figure5a": _figure5a, "figure5b": _figure5b}[name](
-        path
-    )
+    describe = {"figure3": _figure3, "figure4": _figure4, "figure5a": _figure5a, "figure5b": _figure5b}
+    return describe[name](path)
 
 
 def _figure1(table: Sequence[table1.Row]) -> FigureWords:
@@ -176,8 +192,8 @@ def _figure1(table: Sequence[table1.Row]) -> FigureWords:
     bound = upper_bound(table)
     line = f" Dashed line: {bound.label}, {bound.top1_percent:.1f}%." if bound is not None else ""
     return FigureWords(
-        "Figure 1: the best of each family",
-        "The most accurate row of each family, by test accuracy; bars are standard errors over runs.",
+        "Figure 1: the best method of each family",
+        "The row with the highest test accuracy in each family. Error bars are standard errors over runs.",
         f"Bars of top-1 accuracy: {'; '.join(bars)}.{line}",
     )
 
@@ -191,10 +207,11 @@ def _figure3(path: str) -> FigureWords:
     rows = read_csv(path, figure3.Row)
     change = sum(row.change for row in rows) / len(rows)
     return FigureWords(
-        "Figure 3: what a method does to the images that it starts from",
-        "A: training images; B: what was made of them; C: the change, where mid-grey is none. Drawn at random.",
-        f"{len(rows)} training images of {_listed([row.class_name for row in rows])}, each with what was made of it and the change between the two,"
-        f" on average {change:.1f} of 255 levels.",
+        "Figure 3: training images before and after",
+        "A: training images. B: the images made from them. C: the change; mid-grey means no change."
+        " The training images were drawn at random.",
+        f"{len(rows)} training images of {_listed([row.class_name for row in rows])}, each with the image"
+        f" made from it and the change between the two, on average {change:.1f} of 255 levels.",
     )
 
 
@@ -202,8 +219,10 @@ def _figure4(path: str) -> FigureWords:
     rows = read_csv(path, figure4.Row)
     return FigureWords(
         "Figure 4: images of every method",
-        "The same classes in every row; images were drawn at random from what classifiers were trained on.",
-        f"A grid of example images. Classes: {_listed([row.class_name for row in rows])}. Rows, from the top: {_listed([row.label for row in rows])}.",
+        "The same classes in every row. Images were drawn at random from those that classifiers were"
+        " trained on.",
+        f"A grid of example images. Classes: {_listed([row.class_name for row in rows])}."
+        f" Rows, from the top: {_listed([row.label for row in rows])}.",
     )
 
 
@@ -215,28 +234,33 @@ def _figure5a(path: str) -> FigureWords:
         up, down = (sum(sign * row.change_points > 0 for row in own) for sign in (1, -1))
         worst, best = own[0], own[-1]
         parts.append(
-            f"{label}: {up} classes up, {down} down, from {signed(worst.change_points)} points ({worst.class_name}) to {signed(best.change_points)} ({best.class_name})"
+            f"{label}: {up} classes up, {down} down, from {signed(worst.change_points)} points"
+            f" ({worst.class_name}) to {signed(best.change_points)} ({best.class_name})"
         )
     return FigureWords(
         "Figure 5A: which classes gain and which lose",
-        "Change of every class against the baseline, sorted; below, images of the classes at both ends.",
-        f"Sorted changes of accuracy per class. {'. '.join(parts)}. Below, real and added images of the worst-hit and the most-helped classes.",
+        "Change of each class's accuracy compared with the baseline, sorted. Below: images of the classes"
+        " with the largest losses and gains.",
+        f"Sorted changes of accuracy per class. {'. '.join(parts)}."
+        " Below, real and added images of the classes with the largest losses and gains.",
     )
 
 
 def _figure5b(path: str) -> FigureWords:
     rows = read_csv(path, figure5b.Row)
     series = {row.series: row.series_label for row in rows}
-    lines = [
-        f"{label}: {', '.join(f'{row.top1_percent:.1f}% at {row.asked_percent:g}%' for row in rows if row.series == name)}"
-        for name, label in series.items()
-        if name != figure5b.BASELINE
-    ]
+
+    def points(name: str) -> str:
+        own = (row for row in rows if row.series == name)
+        return ", ".join(f"{row.top1_percent:.1f}% at {row.asked_percent:g}%" for row in own)
+
+    lines = [f"{label}: {points(name)}" for name, label in series.items() if name != figure5b.BASELINE]
     base = next(
         (f" Baseline: {row.top1_percent:.1f}%." for row in rows if row.series == figure5b.BASELINE), ""
     )
     return FigureWords(
         "Figure 5B: accuracy against the number of added images",
-        "Bars are standard errors; triangles say what the accuracy would be if classes that ran out of images were always or never right.",
-        f"Top-1 accuracy by added images, in percent of the real ones. {'. '.join(lines)}.{base}",
+        "Bars are standard errors. Triangles show the accuracy if the classes that ran out of images were"
+        " always right, or always wrong.",
+        f"Top-1 accuracy by number of added images, in percent of the real ones. {'. '.join(lines)}.{base}",
     )

@@ -1,10 +1,12 @@
-"""Cost: what every method took to make or find its images and to train on them, and what a point of accuracy cost.
+"""Cost of each method: time to make or find its images and to train on them, and accuracy gained per hour.
 
-Flows in: the benchmark files that Snakemake leaves of every job, the classifiers' ``timing.json``, sizes on disk, ``table1.csv``. Flows out: ``cost.csv``
-(full precision) and Markdown: one row per method, and one per step that methods share.
+Input: Snakemake's benchmark file of every job, the classifiers' ``timing.json``, sizes on disk,
+``table1.csv``. Output: ``cost.csv`` (full precision) and Markdown, with one row per method and one per step
+that methods share.
 
-A row's cost is what that row alone would have taken: a row that draws from another one's pool is charged for that pool too, so rows do not add up. Reports
-and the guard against leakage look at all methods alike and are left out.
+A row's cost is what the row would have taken alone: a row that draws from another row's pool includes the
+cost of that pool, so rows do not add up. Reports and the leakage guard serve all methods alike and are left
+out.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ MAKING = (
 TRAINING = ("index_pool", "resample", "classify")
 ON_GPU = frozenset({"search", "retrieve", "finetune", "candidates", "generate", "cluster", "embed_corpus"})
 ON_CLASSIFIER_GPUS = frozenset({"classify", "classify_candidates"})
-# Steps that methods share, and which methods need them.
+# Steps that methods share, with the methods that need them.
 ALL, GENERATION, RETRIEVAL, CLUSTERED = "all rows", "generation", "retrieval", "rows with clusters"
 SHARED = {
     "data": (ALL, ("classes", "splits", "fetch_fashion_mnist")),
@@ -50,9 +52,9 @@ HOUR, MEGABYTE = 3600, 1e6
 
 @dataclass(frozen=True)
 class Hours:
-    """Time of some jobs in hours: their run times added up, what they used of CPUs, and how long they held GPUs.
+    """Time of some jobs in hours: sum of run times, CPU time used, and time during which they held GPUs.
 
-    ``cpu`` lacks jobs that were over before Snakemake measured them.
+    ``cpu`` lacks jobs that ended before Snakemake measured them.
     """
 
     wall: float = 0.0
@@ -65,7 +67,9 @@ class Hours:
 
 @dataclass(frozen=True)
 class Row:
-    """One method, or a step that methods share (``method`` is empty then, and ``needed_by`` says whose it is).
+    """One method, or a step that methods share.
+
+    For a shared step, ``method`` is empty and ``needed_by`` names the group of methods that need it.
 
     Attributes
     ----------
@@ -76,13 +80,13 @@ class Row:
     disk_mb : float
         Files of the row in the study's folder, in 10^6 bytes; files with several names count once.
     downloaded_mb : float or None
-        Images fetched from the web for the row, as far as they are kept; None where it fetches none.
+        Images fetched from the web for the row and kept; None if it fetches none.
     gain_points : float or None
-        Accuracy over the baseline's, in points.
+        Accuracy minus the baseline's, in percentage points.
     points_per_hour : float or None
-        That, over the wall hours of making or finding the images; None where nothing was made.
+        ``gain_points`` per wall hour of making or finding the images; None if nothing was made.
     points_per_hour_with_shared : float or None
-        The same with the shared steps that the row needs, as if it were the only one to need them.
+        The same, with all shared steps that the row needs charged to this row.
     """
 
     method: str
@@ -102,19 +106,22 @@ class Row:
 
 
 def hours_of(path: str | Path, gpus: int) -> Hours:
-    """The time in a benchmark file, all its repeats; ``gpus`` is how many its job held.
+    """Time in a benchmark file, all repeats; ``gpus`` is the number of GPUs that its job held.
 
     Raises
     ------
     UserError
-        Another file, or a damaged one.
+        The file is damaged, or is not a benchmark file.
     """
     wall, cpu = (seconds / HOUR for seconds in read_seconds(path))
     return Hours(wall, cpu, wall * gpus)
 
 
 def gpus_used(plan: Plan) -> tuple[int, int]:
-    """GPUs that a sampling job and a classifier's job held, from the classifiers' own records; 0 where they trained on CPUs."""
+    """Numbers of GPUs that a sampling job and a classifier's job held; 0 if classifiers trained on CPUs.
+
+    Read from the classifiers' records.
+    """
     for method in plan.methods:
         for run in plan.runs:
             path = Path(plan.run_files(method, run)[0]).with_name("timing.json")
@@ -136,7 +143,7 @@ def size_mb(folders: Iterable[str | Path]) -> float:
 
 
 def build_rows(plan: Plan, table: str | Path) -> list[Row]:
-    """Rows of all methods in the config's order, then the shared steps that took time.
+    """Build the rows of all methods in the config's order, then those of the shared steps that took time.
 
     Parameters
     ----------
@@ -189,12 +196,12 @@ def build_rows(plan: Plan, table: str | Path) -> list[Row]:
 
 
 def _per_hour(gain: float | None, own: float, shared: float) -> tuple[float, float] | tuple[None, None]:
-    """Points per hour of a row's own jobs, and of these and the shared ones."""
+    """Points per hour of a row's own jobs, and per hour of its own and the shared jobs."""
     return (None, None) if gain is None or own <= 0 else (gain / own, gain / (own + shared))
 
 
 def _needs(plan: Plan, pool: str) -> set[str]:
-    """Who needs the shared steps that a row needs, in the words of :data:`SHARED`."""
+    """Groups of methods in :data:`SHARED` that a row belongs to."""
     needs = {ALL}
     if pool in plan.study.retrieved:
         needs.add(RETRIEVAL)
@@ -206,20 +213,20 @@ def _needs(plan: Plan, pool: str) -> set[str]:
 
 
 def _folders(plan: Plan, method: str) -> list[str]:
-    """Folders with a row's files; a row that draws from another one's pool needs that row's images, too."""
+    """Folders with a row's files, including the images of the row whose pool it draws from."""
     own = [plan.path(stage, method) for stage in ("resamples", "classifiers")]
     pool = plan.study.pool_row(method)
     return [*own, *(plan.path(stage, pool) for stage in ("shards", "finetune", "retrieval"))]
 
 
 def _downloaded(plan: Plan, method: str) -> float | None:
-    """Size of the files that a row fetched and kept."""
+    """Size of the files that a row fetched and kept, in 10^6 bytes; None if it fetched none."""
     folder = Path(plan.path(".downloads", method))
     return size_mb([folder]) if folder.is_dir() else None
 
 
 def _shared(plan: Plan, held: Mapping[str, int]) -> list[Row]:
-    """A row per shared step of which there are benchmark files."""
+    """One row per shared step that has benchmark files."""
     rows = []
     for label, (needed_by, stages) in SHARED.items():
         paths = {stage: Path(plan.path("benchmarks", f"{stage}.tsv")) for stage in stages}
@@ -250,47 +257,46 @@ def _shared(plan: Plan, held: Mapping[str, int]) -> list[Row]:
     return rows
 
 
-# --- what is shown ----------------------------------------------------------------------------------------------------
+# --- display ------------------------------------------------------------------------------------------------
 
 
 NUMERIC = (False, *[True] * 11)
 
 
 def _unit(rows: Iterable[Row]) -> tuple[str, float]:
-    """Hours, or minutes where no row took an hour; and how many of them an hour has."""
+    """Unit of the times: hours, or minutes if no row took an hour; and the number of units in an hour."""
     longest = max((row.make_wall_hours + row.train_wall_hours for row in rows), default=0.0)
     return ("hours", 1) if longest >= 1 else ("minutes", 60)
 
 
 def _header(unit: str) -> tuple[str, ...]:
     times = (f"job-{unit}", f"CPU-{unit}", f"GPU-{unit}")
-    return (
-        "Method",
-        *(f"Images: {time}" for time in times),
-        *(f"Training: {time}" for time in times),
-        "Disk (MB)",
-        "Downloads (MB)",
-        "Gain (points)",
-        "Points per job-hour",
-        "with shared steps",
-    )
+    parts = [f"{part}: {time}" for part in ("Images", "Training") for time in times]
+    gains = ("Gain (points)", "Points per job-hour", "with shared steps")
+    return ("Method", *parts, "Disk (MB)", "Downloads (MB)", *gains)
 
 
 def _notes(plan: Plan) -> tuple[str, ...]:
     notes = [
-        "Images: jobs that make or find a row's images: prompts, search and download, or fine-tuning, candidates and their selection, and sampling. Training: jobs that"
-        " draw its training sets and train and score a classifier on each.",
-        "Job time: run times of the jobs, added up; side by side they take less. CPU and GPU time: what these jobs used of CPUs, and how long they held GPUs.",
-        "Points per job-hour: gain in accuracy over the baseline, over the job-hours of making or finding the images; where the gain's error is as large as the gain"
-        " (statistics.md), this figure says nothing.",
-        "Shared steps serve several rows, and are in none of the times above: the corpus is embedded once for all retrieval, a model fetched once for all"
-        " generation. 'With shared steps' charges a row with all those that it needs, as if it were alone.",
-        "The diffusion model's training and the collection of the corpus are the work of others, and not counted.",
-        "Times are those of the last run of each job: where images came from the store, as after an interruption, they are too small.",
+        "Images: jobs that make or find a row's images (prompts, search, download, fine-tuning, candidates,"
+        " selection, sampling). Training: jobs that draw the row's training sets, and train and test a"
+        " classifier on each.",
+        "Job time: sum of the jobs' run times; jobs that run in parallel take less time in total. CPU time:"
+        " CPU time that these jobs used. GPU time: time during which they held GPUs.",
+        "Points per job-hour: gain in accuracy over the baseline, divided by the job-hours of making or"
+        " finding the images. If the error of the gain is as large as the gain (statistics.md), this number"
+        " is meaningless.",
+        "Shared steps serve several rows and are not in the rows' times: the corpus is embedded once for"
+        " all retrieval, a model is fetched once for all generation. 'with shared steps' adds all the"
+        " shared steps that the row needs, as if the row ran alone.",
+        "The training of the diffusion model and the collection of the corpus are not counted.",
+        "Times are those of each job's last run. They are too low where images came from the store, for"
+        " example after an interruption.",
     ]
     if plan.study.drawn:
         notes.append(
-            "A row that draws from another row's pool is charged for that pool, so that rows do not add up."
+            "The times of a row that draws from another row's pool include that pool, so the rows do not add"
+            " up."
         )
     return tuple(notes)
 
@@ -308,17 +314,20 @@ def _cells(row: Row, per_hour: float) -> tuple[str, ...]:
 
 
 def _rate(value: float | None) -> str:
-    """Points per hour in three digits."""
+    """Points per hour with three significant digits."""
     return NONE if value is None else f"{value:+,.0f}" if abs(value) >= 1000 else f"{value:+.3g}"
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The rows of ``cost.csv``."""
+    """Read the rows of ``cost.csv``."""
     return read_csv(path, Row)
 
 
 def write_cost(plan: Plan, table: str | Path, outs: Mapping[str, str | Path]) -> list[Row]:
-    """Write the costs to ``outs``: paths by format (``csv``, ``md``), those that are given; parameters as :func:`build_rows`."""
+    """Write the costs to ``outs``, which maps formats (any of ``csv``, ``md``) to paths.
+
+    The other parameters are those of :func:`build_rows`.
+    """
     rows, notes = build_rows(plan, table), _notes(plan)
     unit, per_hour = _unit(rows)
     layout = Layout(

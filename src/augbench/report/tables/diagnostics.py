@@ -1,8 +1,9 @@
-"""Diagnostics of added images: how far they show their class, how far they are from the target's own style, how much of it they cover.
+"""Diagnostics of added images: agreement with their class, distance in style, diversity and coverage.
 
-Flows in: the pools of all methods that add images, the real training and validation images, CLIP, a reference classifier where the config
-names one, and the records of fine-tuning. Flows out: ``diagnostics.csv`` (full precision), Markdown and plain text, one row per method
-below two rows of real images, which say what the figures can be at best. Test images are not looked at.
+Input: the pools of all methods that add images, the real training and validation images, CLIP, a reference
+classifier if the config names one, and the records of fine-tuning. Output: ``diagnostics.csv`` (full
+precision), Markdown and plain text. Two rows of real images show the best values that can be reached; below
+them is one row per method. Test images are not used.
 """
 
 from __future__ import annotations
@@ -48,10 +49,12 @@ REAL = {"train": "real training images", "val": "real validation images"}
 
 @dataclass(frozen=True)
 class Row:
-    """One method, or the real images of a split (``method`` is then ``real:train`` or ``real:val``); None stands for what there is not.
+    """One method, or the real images of a split; None for missing values.
 
-    ``pool`` counts all images, ``images`` those looked at. :func:`style_distance`, :func:`augbench.measures.distances.diversity`,
-    :func:`precision_and_coverage` and :func:`repeated_percent` say what their figures are; the last five columns are :class:`Learning`'s.
+    For real images, ``method`` is ``real:train`` or ``real:val``. ``pool`` is the number of all images,
+    ``images`` the number examined. :func:`style_distance`, :func:`augbench.measures.distances.diversity`,
+    :func:`precision_and_coverage` and :func:`repeated_percent` define their measures. The last five columns
+    are those of :class:`~augbench.report.tables.learning.Learning`.
     """
 
     method: str
@@ -76,7 +79,7 @@ class Row:
 
 
 def refused_per_image(index: pa.Table, study_folder: str | Path) -> float:
-    """Samples that the safety checker refused, per image of the pool.
+    """Number of samples that the safety checker refused, per image of the pool.
 
     Raises
     ------
@@ -91,13 +94,16 @@ def refused_per_image(index: pa.Table, study_folder: str | Path) -> float:
 
 
 def duplicate_threshold(study: Study) -> float | None:
-    """Cosine above which the study's first row of retrieval takes two images for one; None where no row retrieves, or its filter is off."""
+    """Cosine above which the study's first retrieval row treats two images as duplicates.
+
+    None if no row retrieves, or if that row's filter is off.
+    """
     return next((method.duplicate_threshold for method in study.retrieved.values()), None)
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What all rows share: the study, its folder, its classes, eyes, and the real training images as they see them."""
+    """Values shared by all rows: the study, its folder, its classes, and the models that examine images."""
 
     study: Study
     folder: Path
@@ -109,7 +115,7 @@ class Diagnosis:
         return sample_per_class(labels, ids, self.study.report.diagnosed_images_per_class, self.study.seed)
 
     def real(self, path: str | Path, source: ImageSource, what: str) -> tuple[int, Seen]:
-        """The number of images in a split, and those looked at."""
+        """The number of images in a split, and the results for its examined images."""
         split = read_split(path)
         check_labels(split, self.classes, str(path))
         chosen = self._chosen(split.labels)
@@ -118,7 +124,7 @@ class Diagnosis:
         )
 
     def added(self, index: pa.Table, where: str, what: str) -> Seen:
-        """The images of a pool that are looked at."""
+        """The results for the examined images of a pool."""
         check_same_labels(index, {info.class_id: label for label, info in enumerate(self.classes)}, where)
         if not index.num_rows:
             raise UserError(where, "a pool without images", "run the rule that makes it again")
@@ -127,7 +133,7 @@ class Diagnosis:
         return self.eyes.look(load_images(rows, self.folder), rows.column("label").to_numpy(), what)
 
     def row(self, method: str, pool: int, seen: Seen, train: Seen | None, **others: Any) -> Row:
-        """The figures of one set of images; ``train`` is what they are compared with."""
+        """Measure one set of images; ``train`` holds the real training images to compare with, or None."""
         from augbench.measures.distances import diversity
 
         spread = diversity(seen.embeddings, seen.labels)
@@ -167,7 +173,7 @@ def write_diagnostics(
     selected: Mapping[str, str | Path],
     outs: Mapping[str, str | Path],
 ) -> None:
-    """Look at the added images of all methods and write the table.
+    """Examine the added images of all methods and write the table.
 
     Parameters
     ----------
@@ -185,7 +191,7 @@ def write_diagnostics(
     Raises
     ------
     UserError
-        Damaged files, sources that disagree about the classes, or a judge that doesn't know them.
+        A file is damaged, sources disagree about the classes, or the judge does not know a class.
     """
     from augbench.models.folders import pick_device
 
@@ -198,25 +204,10 @@ def write_diagnostics(
     source = open_source(study.dataset, study.seed, study.corpus)
     train_size, train = diagnosis.real(train_path, source, REAL["train"])
     val_size, val = diagnosis.real(val_path, source, REAL["val"])
+    real: dict[str, Any] = {"family": "real", "refused_per_image": None}
     rows = [
-        diagnosis.row(
-            method="real:train",
-            pool=train_size,
-            seen=train,
-            train=None,
-            label=REAL["train"],
-            family="real",
-            refused_per_image=None,
-        ),
-        diagnosis.row(
-            method="real:val",
-            pool=val_size,
-            seen=val,
-            train=train,
-            label=REAL["val"],
-            family="real",
-            refused_per_image=None,
-        ),
+        diagnosis.row("real:train", train_size, train, None, label=REAL["train"], **real),
+        diagnosis.row("real:val", val_size, val, train, label=REAL["val"], **real),
     ]
     for name, method in study.methods.items():
         if name not in indexes:
@@ -289,40 +280,55 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _notes(study: Study, rows: Sequence[Row]) -> tuple[str, ...]:
-    """What each column is, and how to read it."""
+    """Notes on each column: its definition, and how to read it."""
     judge, threshold = study.report.judge, duplicate_threshold(study)
     notes = [
-        f"Seen: images that the figures are of, at most {study.report.diagnosed_images_per_class} per class, drawn at random from the method's pool or from the split.",
-        "CLIP: share of images whose own class is the nearest text in CLIP's space (zero-shot classification); a class is the mean of CLIP's 80 prompts with its"
-        " lemmas. The real images' share is what can be reached.",
-        f"Judge: share of images that the reference classifier in {judge} gives their own class, among the study's classes. The real validation images' share is what"
-        " can be reached."
+        f"Seen: number of images examined, at most {study.report.diagnosed_images_per_class} per class,"
+        " drawn at random from the method's pool or from the split.",
+        "CLIP: share of images whose own class is the nearest text in CLIP's space (zero-shot"
+        " classification). A class is the mean of CLIP's 80 prompts with its lemmas. The share for real"
+        " images shows what can be reached.",
+        f"Judge: share of images that the reference classifier in {judge} assigns to their own class, among"
+        " the study's classes. The share for real validation images shows what can be reached."
         if judge is not None
-        else "Judge: share of images that a reference classifier gives their own class; report.judge names none here.",
-        "Style: distance between the images and the real training images in CLIP's image space: squared maximum mean discrepancy (MMD) of the mixtures of all classes in"
-        " equal shares. An image that shows another class than its own counts only as far as the mix of what is shown differs from the real one. The kernel is KID's (Binkowski et"
-        " al., 2018), (x . y / d + 1)^3, on embeddings scaled to length sqrt(d), that is (cos + 1)^3; the estimate is unbiased, so one of about 0 may be negative. The real"
-        " validation images' distance is what can be reached.",
-        "In class: the same between the images and the real training images of one class, averaged over classes. It, too, grows with style, but also where images show"
-        " another class than their own: read it beside the agreement.",
-        "Diversity: mean distance between two images of a class, as unit embeddings in CLIP's space, averaged over classes (the first 300 seen of each).",
-        f"Precision: share of images that lie in the ball of some real training image of their class, which reaches to that image's {NEAREST}th nearest neighbour among the"
-        " real training images seen (Kynkäänniemi et al., 2019), in CLIP's space, averaged over classes. What starts from training images lies near them by construction.",
-        f"Coverage: share of real training images of a class in whose ball one of the images lies (Naeem et al., 2020), averaged over classes. It grows with the number of"
-        " images, so compare rows of which equally many are seen. The real validation images' precision and coverage are what can be reached. Classes of which"
-        f" {NEAREST} real training images or fewer are seen count in neither.",
-        f"Repeated: share of the images seen that retrieval's filter of duplicates would remove: an earlier image of the class has a cosine above {threshold:g} in CLIP's"
-        " space, directly or through others (duplicate_threshold of the first row that retrieves)."
+        else "Judge: share of images that a reference classifier assigns to their own class; report.judge"
+        " names no classifier in this study.",
+        "Style: distance between the images and the real training images in CLIP's image space. It is the"
+        " squared maximum mean discrepancy (MMD) between the mixtures of all classes in equal shares. An"
+        " image that shows another class counts only to the extent that it changes the mixture of classes."
+        " The kernel is that of KID (Binkowski et al., 2018), (x . y / d + 1)^3, on"
+        " embeddings scaled to length sqrt(d), which equals (cos + 1)^3. The estimate is unbiased, so"
+        " values near 0 may be negative. The distance of real validation images shows what can be reached.",
+        "In class: the same distance between the images and the real training images of one class, averaged"
+        " over classes. It grows with the difference in style, and also if images show another class:"
+        " compare it with the columns CLIP and Judge.",
+        "Diversity: mean distance between two images of a class, as unit embeddings in CLIP's space,"
+        " averaged over classes (the first 300 images seen of each class).",
+        "Precision: share of images that lie in the ball of a real training image of their class, averaged"
+        f" over classes. The ball reaches to that image's {NEAREST}th nearest neighbour among the real"
+        " training images seen, in CLIP's space (Kynkäänniemi et al., 2019). Images that start from"
+        " training images are near them by construction.",
+        "Coverage: share of the real training images of a class whose ball contains at least one of the"
+        " images (Naeem et al., 2020), averaged over classes. It grows with the number of images, so"
+        " compare rows with equal numbers of images seen. Precision and coverage of the real validation"
+        f" images show what can be reached. Classes with at most {NEAREST} real training images seen are"
+        " left out of both.",
+        "Repeated: share of the images seen that retrieval's duplicate filter would remove: an earlier image"
+        f" of the class has a cosine above {threshold:g} in CLIP's space, directly or through other images"
+        " (duplicate_threshold of the first row that retrieves)."
         if threshold is not None
-        else "Repeated: share of images that retrieval's filter of duplicates would remove; no row that retrieves has such a filter here.",
-        "Refused: samples that the safety checker refused and that were replaced, per image of the whole pool. Retrieval leaves marked neighbours out; its ledger counts them.",
+        else "Repeated: share of images that retrieval's duplicate filter would remove; no row of this study"
+        " has such a filter.",
+        "Refused: number of samples that the safety checker refused and that were replaced, per image of"
+        " the whole pool. Retrieval leaves out marked neighbours instead; its ledger counts them.",
     ]
     if any(row.candidate is not None for row in rows):
         notes += [
-            "Validation loss: of fine-tuning at the learning rate chosen, before training and at each class's best epoch (one for all classes where"
-            " the U-Net trains); mean over classes. Losses compare within a method only.",
-            "lr x: factor on the learning rate that was chosen by validation loss. Candidate: checkpoint that was selected by validation accuracy, and its epoch (mean over"
-            " classes).",
+            "Validation loss: fine-tuning loss at the chosen learning rate, before training and at each"
+            " class's best epoch (one epoch for all classes if the U-Net trains); mean over classes."
+            " Compare losses only within a method.",
+            "lr x: factor on the learning rate, chosen by validation loss. Candidate: checkpoint selected"
+            " by validation accuracy, and its epoch (mean over classes).",
         ]
     return tuple(notes)
 
@@ -338,5 +344,5 @@ def _write(study: Study, rows: Sequence[Row], outs: Mapping[str, str | Path]) ->
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The rows of ``diagnostics.csv``."""
+    """Read the rows of ``diagnostics.csv``."""
     return read_csv(path, Row)

@@ -1,7 +1,8 @@
-"""The report of the leakage guard: how many added images are near-duplicates of real ones, what that does to accuracy, and examples.
+"""The report of the leakage guard: added images that are near-duplicates, their effect on accuracy, examples.
 
-Flows in: each method's pairs and summary (:mod:`augbench.leakage.stage`), its runs' predictions, the images of some pairs. Flows out: a table
-(CSV in full precision, Markdown, plain text), and one picture per method.
+Input: each method's pairs and summary (:mod:`augbench.leakage.stage`), its runs' predictions, and the
+images of some pairs. Output: a table (CSV in full precision, Markdown, plain text), and one picture per
+method.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ PAIRS_PER_ROW = 4
 
 @dataclass(frozen=True)
 class Row:
-    """One method; accuracies are means over its runs, None where nothing was predicted or no test image is left.
+    """One method; accuracies are means over its runs, None without predictions or if no test image is left.
 
-    ``checked``, ``val``, ``test`` and ``either`` count added images; ``test_images`` the distinct test images that have a near-duplicate.
-    ``without`` is the accuracy on the ``test_left`` other ones, ``baseline`` and ``baseline_without`` the same of real training images alone.
+    ``checked``, ``val``, ``test`` and ``either`` count added images. ``test_images`` counts distinct test
+    images that have a near-duplicate. ``without`` is the accuracy on the other ``test_left`` test images.
+    ``baseline`` and ``baseline_without`` are the same accuracies for real training images alone.
     """
 
     method: str
@@ -59,7 +61,10 @@ class Row:
 def _accuracies(
     paths: Sequence[str | Path], leaks: pa.Table
 ) -> tuple[float | None, float | None, int | None]:
-    """Mean accuracy in percent over runs on all test images, and on those without near-duplicates; how many these are."""
+    """Mean accuracy over runs, in percent: on all test images, and on those without near-duplicates.
+
+    The third value is the number of test images without near-duplicates.
+    """
     everything, without, left = [], [], None
     for path in paths:
         predictions = pq.read_table(path)
@@ -81,19 +86,19 @@ def build_rows(
     summaries: Mapping[str, str | Path],
     predictions: Mapping[str, Sequence[str | Path]],
 ) -> list[Row]:
-    """The rows of all methods that add images, in the order of the config.
+    """Build the rows of all methods that add images, in the order of the config.
 
     Parameters
     ----------
     leaks, summaries : mapping of method to path
         As :func:`augbench.leakage.stage.guard` writes them.
     predictions : mapping of method to sequence of path
-        ``predictions.parquet`` of every run; of the real images' rows, too, for the baseline.
+        ``predictions.parquet`` of every run, including those of the baseline.
 
     Raises
     ------
     UserError
-        Damaged files, or a summary that is not of the method's pairs.
+        A file is damaged, or the pairs or the summary belong to another method.
     """
     baseline = next((name for name, method in study.real.items() if method.split == "train"), None)
     rows = []
@@ -138,20 +143,24 @@ HEADER = (
 )
 NUMERIC = (False, *[True] * 9)
 NOTES = (
-    "Near val, near test: added images that show a picture of that split, as a copy, a part, its mirror image, at any size or quality. Share: of all added"
-    " images, those near either. Test images: distinct ones that have such a near-duplicate among the added images.",
-    "Top-1: accuracy over all test images, mean over runs. Without: over the test images that have no near-duplicate in this row's pool. Baseline: real"
-    " training images alone on the same images, since those left may be easier or harder.",
-    "Real training images are not looked at: near-duplicates between a data set's own splits stay.",
+    "Near val, Near test: number of added images that show a validation or test image, as a copy, a crop or"
+    " a mirror image, at any size or quality. Share: share of the added images that are near either split."
+    " Test images: number of distinct test images with such a near-duplicate.",
+    "Top-1: accuracy on all test images, mean over runs. Without: accuracy on the test images without"
+    " near-duplicates in this row's pool. Baseline: accuracy of training on real images alone, on the same"
+    " test images, because the remaining test images may be easier or harder.",
+    "Real training images are not checked: near-duplicates between a data set's own splits remain.",
 )
 
 
 def _limits_note(summaries: Mapping[str, str | Path]) -> tuple[str, ...]:
-    """How near is near; None of it where there is no method."""
+    """The note on the limits of the guard; empty without methods."""
     limits = {tuple(sorted(Summary(**read_json(path)).limits.items())) for path in summaries.values()}
     return tuple(
-        f"A pair is looked at from a CLIP cosine of {values['clip_threshold']:g} on ({values['neighbours']:g} nearest per split), and counted if its hashes differ"
-        f" in at most {values['hash_threshold']:g} of 256 bits and its fine detail correlates with {values['correlation']:g} or more."
+        f"A pair is checked if its CLIP cosine is at least {values['clip_threshold']:g}"
+        f" ({values['neighbours']:g} nearest images per split). It counts if its hashes differ in at most"
+        f" {values['hash_threshold']:g} of 256 bits and its fine detail correlates by at least"
+        f" {values['correlation']:g}."
         for values in map(dict, sorted(limits))
     )
 
@@ -160,25 +169,15 @@ def _cells(row: Row) -> tuple[str, ...]:
     def percent(value: float | None) -> str:
         return NONE if value is None else f"{value:.1f}"
 
-    counts = (
-        f"{row.checked}",
-        f"{row.val}",
-        f"{row.test}",
-        f"{row.either_percent:.2g}%",
-        f"{row.test_images}",
-    )
-    return (
-        row.label,
-        *counts,
-        *map(
-            percent,
-            (row.top1_percent, row.without_percent, row.baseline_percent, row.baseline_without_percent),
-        ),
-    )
+    share = f"{row.either_percent:.2g}%"
+    counts = (f"{row.checked}", f"{row.val}", f"{row.test}", share, f"{row.test_images}")
+    own = (row.top1_percent, row.without_percent)
+    baseline = (row.baseline_percent, row.baseline_without_percent)
+    return (row.label, *counts, *map(percent, (*own, *baseline)))
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The rows of ``leakage.csv``."""
+    """Read the rows of ``leakage.csv``."""
     return render.read_csv(path, Row)
 
 
@@ -189,7 +188,10 @@ def write_leakage_table(
     predictions: Mapping[str, Sequence[str | Path]],
     outs: Mapping[str, str | Path],
 ) -> list[Row]:
-    """Write the table to ``outs``: paths by format (``csv``, ``md``, ``txt``), those that are given; parameters as :func:`build_rows`."""
+    """Write the table to ``outs``, which maps formats (any of ``csv``, ``md``, ``txt``) to paths.
+
+    The other parameters are those of :func:`build_rows`.
+    """
     rows = build_rows(study, leaks, summaries, predictions)
     notes = (*NOTES, *_limits_note(summaries))
     layout = Layout(
@@ -209,7 +211,7 @@ def write_leakage_table(
     return rows
 
 
-# --- examples ---------------------------------------------------------------------------------------------------------
+# --- examples -----------------------------------------------------------------------------------------------
 
 
 def draw_pairs(
@@ -219,7 +221,9 @@ def draw_pairs(
     splits: Mapping[str, str | Path],
     out: str | Path,
 ) -> None:
-    """Draw up to :data:`EXAMPLES` pairs of a method, added image beside real one, as PNG; those of test images first, then the nearest ones.
+    """Draw up to :data:`EXAMPLES` pairs of a method as PNG, each added image beside its real image.
+
+    Pairs with test images come first, then the nearest pairs.
 
     Parameters
     ----------
@@ -238,16 +242,10 @@ def draw_pairs(
         leaks.to_pylist(),
         key=lambda pair: (pair["split"] != "test", pair["hash_distance"], -pair["correlation"]),
     )[:EXAMPLES]
-    place = {
-        key: row
-        for row, key in enumerate(
-            zip(index.column("class_id").to_pylist(), index.column("index").to_pylist(), strict=True)
-        )
-    }
-    added = load_images(
-        index.take(pa.array([place[pair["class_id"], pair["index"]] for pair in pairs], pa.int64())),
-        job.store.root.parent,
-    )
+    keys = zip(index.column("class_id").to_pylist(), index.column("index").to_pylist(), strict=True)
+    place = {key: row for row, key in enumerate(keys)}
+    places = pa.array([place[pair["class_id"], pair["index"]] for pair in pairs], pa.int64())
+    added = load_images(index.take(places), job.store.root.parent)
     manifests = {name: read_split(path) for name, path in splits.items()}
     origins = {
         name: dict(zip(split.image_ids, split.sources, strict=True)) for name, split in manifests.items()

@@ -1,4 +1,4 @@
-"""How a personalised method was fine-tuned, read from the records that fine-tuning and selection leave."""
+"""Summary of a personalised method's fine-tuning, read from the records of fine-tuning and selection."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from augbench.files import read_json
 
 @dataclass(frozen=True)
 class Learning:
-    """How a personalised method was fine-tuned; losses and epochs are means over classes.
+    """Summary of a personalised method's fine-tuning; losses and epochs are means over classes.
 
-    ``val_loss_start`` is before training, ``val_loss_best`` at each class's best epoch of training (of all classes where the U-Net trains),
-    both at the learning rate chosen.
+    Both losses are those at the chosen learning rate: ``val_loss_start`` before training, ``val_loss_best``
+    at each class's best epoch (one epoch for all classes if the U-Net trains).
     """
 
     val_loss_start: float
@@ -30,23 +30,26 @@ class Learning:
 
 
 def read_learning(history: str | Path, lr: str | Path, selected: str | Path, together: bool) -> Learning:
-    """What the records of fine-tuning say of one method.
+    """Read the records of fine-tuning of one method.
 
     Parameters
     ----------
     history : path
-        ``finetune/{method}/history.parquet``: factor, class_id, epoch (0 is before training), train_loss, val_loss (null: not finite).
+        ``finetune/{method}/history.parquet``: factor, class_id, epoch (0 is before training), train_loss,
+        val_loss (null: not finite).
     lr : path
-        ``finetune/{method}/lr.json``: ``factor`` is the one chosen.
+        ``finetune/{method}/lr.json``: ``factor`` is the chosen factor.
     selected : path
-        ``selected/{method}.json``: ``selected`` is the candidate chosen.
+        ``selected/{method}.json``: ``selected`` is the chosen candidate.
     together : bool
-        Whether the classes share a U-Net that trains, and so their best epoch: that of the mean loss over classes.
+        Whether the classes train a shared U-Net. They then share their best epoch: that of the mean loss over
+        classes.
 
     Raises
     ------
     UserError
-        The history holds no training at the factor chosen, or the candidate is none of ``train_loss``, ``val_loss``, ``epoch{N}``.
+        The history holds no training at the chosen factor, or the candidate is none of ``train_loss``,
+        ``val_loss`` and ``epoch{N}``.
     """
     factor, candidate = float(read_json(lr)["factor"]), str(read_json(selected)["selected"])
     classes: dict[str, list[dict[str, Any]]] = {}
@@ -59,7 +62,7 @@ def read_learning(history: str | Path, lr: str | Path, selected: str | Path, tog
     if not classes or any(rows[0]["epoch"] != 0 or len(rows) < 2 for rows in classes.values()):
         raise UserError(
             str(history),
-            f"no whole history at factor {factor:g}",
+            f"no complete history at factor {factor:g}",
             "delete the method's folder in finetune and run again",
         )
     courses = list(classes.values())

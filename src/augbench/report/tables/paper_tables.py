@@ -1,7 +1,8 @@
-"""The paper's other tables: the cluster ablation, full ImageNet, Caltech256; ours beside the paper's.
+"""The paper's other tables: cluster ablation, full ImageNet, Caltech256; our numbers beside the paper's.
 
-Flows in: ``table1.csv`` and the paper's numbers. Flows out: for each table that the study has rows for, CSV in full precision, Markdown and LaTeX. A study of
-the paper fills the tables of its own data set; a miniature, which stands for all of them, is compared by method.
+Input: ``table1.csv`` and the paper's numbers. Output: CSV in full precision, Markdown and LaTeX for each
+table that the study has rows for. A study of the paper fills the tables of its own data set. A miniature
+study fills all of them and is compared by method.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from augbench.report.render import Layout, render_csv, render_latex, render_mark
 from augbench.report.tables import table1
 from augbench.report.tables.statistics import baseline_of
 
-TABLES = {  # by name: the paper's study, and what the table shows
+TABLES = {  # by name: the paper's study, and the table's title
     CLUSTER_ABLATION: ("imagenet10", "Vectors learned per class (the paper's cluster ablation)"),
     "imagenet_full": (
         "imagenet_full",
@@ -33,9 +34,10 @@ TABLES = {  # by name: the paper's study, and what the table shows
 
 @dataclass(frozen=True)
 class Row:
-    """One method, in percent; gains are points over the table's row without added images. None stands for what there is not.
+    """One method, in percent; None for missing values.
 
-    ``clusters`` is the number of vectors learned per class, in the cluster ablation.
+    Gains are percentage points over the table's row without added images. ``clusters`` is the number of
+    vectors learned per class, in the cluster ablation only.
     """
 
     method: str
@@ -51,7 +53,7 @@ class Row:
 
 
 def build_rows(name: str, plan: Plan, table: Sequence[table1.Row]) -> list[Row]:
-    """The rows of table ``name``."""
+    """Build the rows of table ``name``."""
     paper = paper_results(TABLES[name][0])
     entries = {row.method: row for row in table}
     baseline = baseline_of(table)
@@ -83,35 +85,31 @@ def _gain(result: PaperResult | None, baseline: PaperResult) -> float | None:
 
 
 def _notes(name: str, study: Study) -> tuple[str, ...]:
-    """What the two columns are, and what may be compared."""
+    """Notes on the columns, and on what may be compared."""
     paper_study, _ = TABLES[name]
     notes = [
-        "±: standard error of the mean over n classifiers. Gain: points over training without added images, in the same study.",
-        f"Paper: Burg et al., TMLR 2023 (arXiv 2304.10253), {PROTOCOLS[paper_study].name}; a dash where it gives no number.",
+        "±: standard error of the mean over n classifiers. Gain: percentage points over training without"
+        " added images, in the same study.",
+        f"Paper: Burg et al., TMLR 2023 (arXiv 2304.10253), {PROTOCOLS[paper_study].name}; a dash where the"
+        " paper gives no number.",
     ]
     if study.miniature is not None:
         notes.append(
-            f"This study is a miniature, not {PROTOCOLS[paper_study].name}: its rows stand beside the paper's by method alone. Compare the order"
-            " and the sign of gains, never the numbers."
+            f"This study is a miniature, not {PROTOCOLS[paper_study].name}: its rows correspond to the"
+            " paper's by method only. Compare the order and the sign of the gains, not the numbers."
         )
     notes.append(
-        "Rows and footer of Table 1 say how many images were added, and every difference from the paper's protocol."
+        "Table 1 gives the number of added images; its footer lists every difference from the paper's"
+        " protocol."
     )
     return tuple(notes)
 
 
 def layout(name: str, study: Study, rows: Sequence[Row]) -> Layout:
-    """Table ``name`` as people see it."""
+    """Lay out table ``name``."""
     ablation = name == CLUSTER_ABLATION
-    header = (
-        "Method",
-        *(("k",) if ablation else ()),
-        "This study (%)",
-        "n",
-        "Gain",
-        "Paper (%)",
-        "Paper's gain",
-    )
+    columns = ("This study (%)", "n", "Gain", "Paper (%)", "Paper's gain")
+    header = ("Method", *(("k",) if ablation else ()), *columns)
     cells = [
         (
             row.label,
@@ -130,12 +128,14 @@ def layout(name: str, study: Study, rows: Sequence[Row]) -> Layout:
 
 
 def caption(name: str, study: Study) -> str:
-    """What table ``name`` shows."""
+    """Caption of table ``name``."""
     return f"{TABLES[name][1]}: top-1 accuracy, study {study.study}."
 
 
 def write_paper_tables(plan: Plan, table: str | Path, outs: Mapping[str, str | Path]) -> dict[str, list[Row]]:
-    """Write ``plan.paper_tables`` to ``outs``: paths by ``{table}_{format}`` (``csv``, ``md``, ``tex``), those that are given.
+    """Write ``plan.paper_tables`` to ``outs``, which maps ``{table}_{format}`` to paths.
+
+    Formats are any of ``csv``, ``md`` and ``tex``.
 
     Parameters
     ----------

@@ -1,7 +1,8 @@
-"""Accuracy per class: what the mean over classes hides (paper, Figure 5A).
+"""Accuracy per class, which the mean over classes hides (paper, Figure 5A).
 
-Flows in: ``predictions.parquet`` of every classifier, the class table. Flows out: ``tables/per_class.parquet``, one row per method, run and class that takes
-part: a class that is left out has no predictions, and no row.
+Input: ``predictions.parquet`` of every classifier, and the class table. Output:
+``tables/per_class.parquet``, one row per method, run and scored class. A class that the study leaves out
+has no predictions and no row.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SCHEMA = pa.schema(
         ("run", pa.int32()),
         ("class_id", pa.string()),
         ("n_test", pa.int32()),  # test images of the class
-        ("top1", pa.float64()),  # share of them whose predicted label is the true one, 0 to 1
+        ("top1", pa.float64()),  # share of these images with a correct prediction, 0 to 1
     ]
 )
 
@@ -33,19 +34,19 @@ SCHEMA = pa.schema(
 def class_accuracies(
     labels: np.ndarray, predicted: np.ndarray, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Test images and share of hits per label.
+    """Number of test images and accuracy per label.
 
     Parameters
     ----------
     labels, predicted : ndarray, int (N,)
     classes : int
-        C, the number of labels there may be.
+        C, the number of possible labels.
 
     Returns
     -------
     n_test : ndarray, int (C,)
     top1 : ndarray, float (C,)
-        0 where there is no test image.
+        0 for a label without test images.
     """
     n_test = np.bincount(labels, minlength=classes)
     hits = np.bincount(labels[labels == predicted], minlength=classes)
@@ -67,7 +68,7 @@ def write_per_class(
     Raises
     ------
     UserError
-        Predictions that are damaged, or of labels that the class table does not have.
+        Predictions are damaged, or have a label that the class table does not have.
     """
     class_ids = [info.class_id for info in read_class_table(classes_path)]
     tables = []
@@ -76,7 +77,7 @@ def write_per_class(
             labels, predicted = _read(path)
             if len(labels) and labels.max() >= len(class_ids):
                 raise UserError(
-                    str(path), f"label {labels.max()}, and there are {len(class_ids)} classes", REMAKE
+                    str(path), f"label {labels.max()}, but there are {len(class_ids)} classes", REMAKE
                 )
             n_test, accuracy = class_accuracies(labels, predicted, len(class_ids))
             kept = np.flatnonzero(n_test)
@@ -105,14 +106,14 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class ClassAccuracies:
-    """One method's accuracies: runs in rows, classes in columns.
+    """Accuracies of one method, with runs in rows and classes in columns.
 
     Attributes
     ----------
     runs : tuple of int
-        R of them.
+        Numbers of the R runs.
     class_ids : tuple of str
-        C of them, in label order.
+        Ids of the C classes, in label order.
     n_test : ndarray, int (C,)
     top1 : ndarray, float (R, C)
         0 to 1.
@@ -125,12 +126,12 @@ class ClassAccuracies:
 
 
 def read_per_class(path: str | Path) -> dict[str, ClassAccuracies]:
-    """Accuracies per class, by method.
+    """Read accuracies per class, by method.
 
     Raises
     ------
     UserError
-        Damaged, or runs of a method that differ in their classes.
+        The file is damaged, or runs of a method differ in their classes.
     """
     with whole(path):
         table = pq.read_table(path, schema=SCHEMA)

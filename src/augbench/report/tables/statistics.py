@@ -1,10 +1,11 @@
-"""Statistics of Table 1: how sure its numbers are, and which differences between methods are more than chance.
+"""Statistics of Table 1: uncertainty of its numbers, and differences that are more than chance.
 
-Flows in: ``table1.csv`` and ``table1_runs.csv`` and nothing else. Flows out: ``statistics.csv`` (full precision), Markdown and LaTeX, one row per
-method: mean, standard error and 95% interval over runs; differences to the baseline and to retrieval, paired by run, with Holm's correction.
+Input: ``table1.csv`` and ``table1_runs.csv`` only. Output: ``statistics.csv`` (full precision), Markdown
+and LaTeX, one row per method: mean, standard error and 95% interval over runs; differences from the
+baseline and from retrieval, paired by run, with Holm's correction.
 
-Run r of every method has the same seed for weights and order, and the same places drawn from pools of one size (:mod:`augbench.resample`), so
-differences are taken run by run.
+Run r of every method has the same seed for weights and order. It also draws the same places from pools of
+the same size (:mod:`augbench.resample`). Differences are therefore taken run by run.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Difference:
-    """A method's accuracy less a reference's, paired by run.
+    """A method's accuracy minus a reference's, paired by run.
 
     Attributes
     ----------
@@ -45,7 +46,8 @@ class Difference:
     low, high : float or None
         95% t interval; None for a single pair.
     p : float or None
-        Two-sided paired t test; None for a single pair, and where all differences are equal, for which the test is not defined.
+        Two-sided paired t test; None for a single pair, or if all differences are equal, because the test
+        is then undefined.
     """
 
     points: float
@@ -56,10 +58,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Row:
-    """One method, in percent and percentage points; None stands for what there is not, as in a single run or against itself.
+    """One method, in percent and percentage points; None for a single run's spread, or a row against itself.
 
-    ``low_percent`` and ``high_percent`` bound the 95% t interval of the mean over ``n`` runs. ``binomial_percent`` is the standard error that ``n_test``
-    test images, drawn at random, leave in one accuracy. ``overlap`` is Table 1's. ``p_holm`` is corrected for all comparisons with that reference.
+    ``low_percent`` and ``high_percent`` bound the 95% t interval of the mean over ``n`` runs.
+    ``binomial_percent`` is the standard error of one accuracy over ``n_test`` test images drawn at random.
+    ``overlap`` is Table 1's. ``p_holm`` is corrected for all comparisons with that reference.
     """
 
     method: str
@@ -85,7 +88,7 @@ class Row:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """95% interval of the mean, from Student's t with n - 1 degrees of freedom; None, None for a single value."""
+    """95% t interval of the mean, with n - 1 degrees of freedom; (None, None) for a single value."""
     from scipy.stats import t
 
     stderr = standard_error(values)
@@ -96,13 +99,13 @@ def interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]
 
 
 def binomial_error(accuracy_percent: float, images: int) -> float:
-    """Standard error of an accuracy over ``images`` test images drawn at random, in percent: sqrt(p (1 - p) / n)."""
+    """Binomial standard error of an accuracy over ``images`` test images, in percent: sqrt(p (1 - p) / n)."""
     share = accuracy_percent / 100
     return 100 * math.sqrt(share * (1 - share) / images)
 
 
 def compare(own: Mapping[int, float], reference: Mapping[int, float]) -> Difference | None:
-    """Accuracies by run against a reference's; runs that only one of them has are left out, and None says that no run is left."""
+    """Compare accuracies by run with a reference's, over their common runs; None without a common run."""
     from scipy.stats import ttest_rel
 
     runs = sorted(own.keys() & reference.keys())
@@ -120,9 +123,10 @@ def compare(own: Mapping[int, float], reference: Mapping[int, float]) -> Differe
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979); None stays and is not counted.
+    """Correct p values by Holm's step-down method (Scandinavian Journal of Statistics 6, 1979).
 
-    The k-th smallest of m is multiplied by m - k + 1; none may be smaller than one before it, nor larger than 1.
+    None stays None and is not counted. The k-th smallest of m values is multiplied by m - k + 1. No result
+    may be smaller than the one before it, or larger than 1.
     """
     order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
@@ -134,17 +138,20 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def baseline_of(rows: Sequence[table1.Row]) -> str | None:
-    """The row of the training split alone, the first one if there are several."""
+    """The method of the row with the training split alone; the first one if there are several."""
     return next((row.method for row in rows if row.family == "real" and row.split == "train"), None)
 
 
 def retrieval_of(rows: Sequence[table1.Row]) -> str | None:
-    """The first row of family ``retrieval``: not the best one, which would be chosen by the accuracies that are then compared."""
+    """The method of the first row of family ``retrieval``.
+
+    Not the best one: that would be chosen by the same accuracies that are then compared.
+    """
     return next((row.method for row in rows if row.family == "retrieval"), None)
 
 
 def build_rows(table: Sequence[table1.Row], runs: Sequence[RunRow]) -> list[Row]:
-    """The statistics of Table 1's rows, in their order."""
+    """Build the statistics of Table 1's rows, in their order."""
     accuracies: dict[str, dict[int, float]] = {row.method: {} for row in table}
     for run in runs:
         accuracies[run.method][run.run] = run.test_top1_percent
@@ -180,7 +187,7 @@ Compared = tuple[float | None, float | None, float | None, float | None, float |
 
 
 def _against(accuracies: Mapping[str, Mapping[int, float]], reference: str | None) -> dict[str, Compared]:
-    """Points, interval, p and Holm's p of every method against ``reference``; nothing of the reference itself."""
+    """Points, interval, p and Holm's p of every method against ``reference``; Nones for the reference."""
     nothing: Compared = (None,) * 5
     if reference is None:
         return dict.fromkeys(accuracies, nothing)
@@ -197,19 +204,23 @@ def _against(accuracies: Mapping[str, Mapping[int, float]], reference: str | Non
     }
 
 
-# --- what is shown ----------------------------------------------------------------------------------------------------
+# --- display ------------------------------------------------------------------------------------------------
 
 
 def _notes(rows: Sequence[Row], baseline: str | None, retrieval: str | None) -> tuple[str, ...]:
-    """What the spread measures and does not, and what was compared with what."""
+    """Notes on what the errors and intervals cover, and on the comparisons."""
     labels = {row.method: row.label for row in rows}
     notes = [
-        "±: standard error of the mean over n classifiers. 95%: Student's t interval with n - 1 degrees of freedom, which is wide for few runs.",
-        "The spread over runs measures what differs between them: the added images drawn from the pool, the classifier's initial weights and the order of images."
-        " It says nothing of other training or test images, another pool, or other fine-tuning, of which there is one each.",
-        "Test error: standard error that the number of test images leaves in one accuracy (binomial). All methods see the same test images, so it largely cancels in"
-        " differences between them, and is not part of any interval here.",
-        "Overlap: mean share of images that two sets of a method have in common. Where it is near 100% the spread measures the classifier's seed only.",
+        "±: standard error of the mean over n classifiers. 95%: Student's t interval with n - 1 degrees of"
+        " freedom, which is wide for few runs.",
+        "The spread over runs covers what differs between runs: the added images drawn from the pool, the"
+        " classifier's initial weights and the order of images. It does not cover other training or test"
+        " images, another pool or another fine-tuning: the study has only one of each.",
+        "Test error: standard error of one accuracy due to the number of test images (binomial). All"
+        " methods are tested on the same images, so it largely cancels in differences between methods. No"
+        " interval here includes it.",
+        "Overlap: mean share of images that two sets of a method have in common. Near 100%, the spread"
+        " measures the classifier's seed only.",
     ]
     for name, reference, count in (
         ("baseline", baseline, sum(row.baseline_p is not None for row in rows)),
@@ -217,13 +228,16 @@ def _notes(rows: Sequence[Row], baseline: str | None, retrieval: str | None) -> 
     ):
         if reference is not None:
             notes.append(
-                f"Against {name}: accuracy less that of '{labels[reference]}' in percentage points, paired by run, since run r of every method has the same seeds;"
-                f" in brackets its 95% t interval; p of the two-sided paired t test, corrected by Holm for the {count} comparisons of this column."
+                f"Against {name}: accuracy minus that of '{labels[reference]}', in percentage points, with"
+                " the 95% t interval in brackets. Differences are paired by run, because run r of every"
+                " method has the same seeds. p: two-sided paired t test, corrected by Holm's method for the"
+                f" {count} comparisons in this column."
             )
     few = min((row.n for row in rows), default=0)
     if few < 5:
         notes.append(
-            f"With {few} runs, only large differences can be told from chance: a large p is no sign that two methods are equal."
+            f"With n = {few}, only large differences can be distinguished from chance. A large p does not"
+            " mean that two methods are equal."
         )
     return tuple(notes)
 
@@ -271,14 +285,14 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The rows of ``statistics.csv``."""
+    """Read the rows of ``statistics.csv``."""
     return read_csv(path, Row)
 
 
 def write_statistics(
     study: str, table: str | Path, runs: str | Path, outs: Mapping[str, str | Path]
 ) -> list[Row]:
-    """Write the statistics to ``outs``: paths by format (``csv``, ``md``, ``tex``), those that are given.
+    """Write the statistics to ``outs``, which maps formats (any of ``csv``, ``md``, ``tex``) to paths.
 
     Parameters
     ----------
@@ -291,9 +305,7 @@ def write_statistics(
     rows = build_rows(entries, read_csv(runs, RunRow))
     notes = _notes(rows, baseline_of(entries), retrieval_of(entries))
     layout = Layout(f"Statistics of Table 1, study {study}", HEADER, NUMERIC, tuple(map(_cells, rows)), notes)
-    caption = (
-        f"Spread over training sets, and paired differences to the baseline and to retrieval, study {study}."
-    )
+    caption = f"Spread over runs, and paired differences from the baseline and from retrieval, study {study}."
     texts = {
         "csv": render_csv(rows, notes),
         "md": render_markdown(layout),

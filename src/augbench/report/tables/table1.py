@@ -1,7 +1,8 @@
-"""Table 1: every method's accuracy with its standard error, the paper's number beside it, and what was cut.
+"""Table 1: every method's accuracy and standard error, the paper's number, and differences in protocol.
 
-Flows in: the runs' ``result.json``, the manifests of added images, the config. Flows out: ``table1.csv`` (full precision, what
-figures are drawn from), ``table1_runs.csv`` (one row per run), Markdown, LaTeX and plain text, with one and the same footer.
+Input: the runs' ``result.json``, the manifests of added images, the config. Output: ``table1.csv`` (full
+precision; figures are drawn from it), ``table1_runs.csv`` (one row per run), Markdown, LaTeX and plain
+text. All but the second have the same footer.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from augbench.resample import overlap
 
 @dataclass(frozen=True)
 class RunRow:
-    """One classifier: accuracies in percent, epochs (the best one 1-based), numbers of images."""
+    """One classifier: accuracies in percent, epochs (``best_epoch`` counts from 1), numbers of images."""
 
     method: str
     run: int
@@ -40,9 +41,11 @@ class RunRow:
 
 @dataclass(frozen=True)
 class Row:
-    """One method; None stands for what there is not: the spread of a single run, sets to overlap, a number in the paper.
+    """One method; None for missing values.
 
-    ``split`` is the real images that the classifiers saw; ``overlap`` the mean share of images that two added sets have in common.
+    Missing may be: the error of a single run, the overlap if no images are added, the paper's numbers.
+    ``split`` names the real images that the classifiers saw. ``overlap`` is the mean share of images that
+    two added sets have in common.
     """
 
     method: str
@@ -81,7 +84,7 @@ def build_table(
     manifests: Iterable[str | Path] = (),
     excluded: Collection[str] = (),
 ) -> Table1:
-    """Table 1 of a study.
+    """Build Table 1 of a study.
 
     Parameters
     ----------
@@ -90,12 +93,12 @@ def build_table(
     manifests : iterable of path
         ``resamples/{method}/selected/{r}.parquet`` of every set, for the overlap.
     excluded : collection of str
-        Classes that were left out.
+        Classes that the study leaves out.
 
     Raises
     ------
     UserError
-        A method of the config without results, a run that stands twice or was not scored on the test split.
+        A method of the config has no results, or a run appears twice or was not scored on the test split.
     """
     runs, classes = _read_runs(study, results)
     shared = _overlaps(manifests)
@@ -128,7 +131,7 @@ def build_table(
 
 
 def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[RunRow], int]:
-    """The runs, sorted by method (as in the config) and number, and the number of classes."""
+    """Read the runs, sorted by method (as in the config) and number, and the number of classes."""
     order = {name: position for position, name in enumerate(study.methods)}
     runs, classes = [], set()
     for path in results:
@@ -156,7 +159,7 @@ def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[RunRow
     if len(set(keys)) < len(keys) or len(classes) > 1:
         raise UserError(
             "results",
-            "a run stands twice, or runs differ in their number of classes",
+            "a run appears twice, or runs differ in their number of classes",
             "delete the classifiers' folder and run again",
         )
     if missing := [name for name in order if name not in {run.method for run in runs}]:
@@ -167,7 +170,7 @@ def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[RunRow
 
 
 def _overlaps(manifests: Iterable[str | Path]) -> dict[str, float | None]:
-    """Overlap between the sets of each method, by the method's folder."""
+    """Overlap between the sets of each method, by method (the name of its folder)."""
     sets: dict[str, list[Path]] = {}
     for path in map(Path, manifests):
         sets.setdefault(path.parents[1].name, []).append(path)
@@ -175,27 +178,31 @@ def _overlaps(manifests: Iterable[str | Path]) -> dict[str, float | None]:
 
 
 def _notes(study: Study, rows: Sequence[Row], facts: Facts, excluded: Collection[str]) -> tuple[str, ...]:
-    """The footer: what the spread measures, what the paper's column is, every difference from the protocol, the config's notes."""
+    """The footer: notes on columns, classes left out, differences from the protocol, the config's notes."""
     notes = [
-        "± is the standard error of the mean over n classifiers (sample standard deviation, ddof = 1, divided by the root of n). Each classifier has its own seed"
-        " and, where images are added, its own set drawn from the method's pool; rows without added images vary in the seed only."
+        "±: standard error of the mean over n classifiers (sample standard deviation, ddof = 1, divided by"
+        " sqrt(n)). Each classifier has its own seed. Where images are added, it also has its own set drawn"
+        " from the method's pool. Rows without added images vary in the seed only."
     ]
     if any(row.overlap is not None for row in rows):
         notes.append(
-            "Overlap is the mean share of images that two sets of a method have in common; at 100% the sets are the same, and the spread measures the seed only."
+            "Overlap: mean share of images that two sets of a method have in common. At 100% the sets are"
+            " identical, and the standard error measures the seed only."
         )
     notes.append(
-        f"Paper: Burg et al., TMLR 2023 (arXiv 2304.10253), {study.report.paper_study}. Where data or models differ, compare the order of the rows, not the numbers."
+        f"Paper: Burg et al., TMLR 2023 (arXiv 2304.10253), {study.report.paper_study}. Where data or models"
+        " differ, compare the order of the rows, not the numbers."
     )
     if excluded:
         notes.append(
-            f"Left out everywhere, because retrieval found too few images: {len(excluded)} classes ({', '.join(sorted(excluded))})."
+            f"Left out of the whole study because retrieval found too few images: {len(excluded)} classes"
+            f" ({', '.join(sorted(excluded))})."
         )
     notes += [f"Differs from the protocol: {difference}." for difference in differences(study, facts)]
     return (*notes, *(" ".join(note.split()) for note in study.report.notes))
 
 
-# --- cells ------------------------------------------------------------------------------------------------------------
+# --- cells --------------------------------------------------------------------------------------------------
 
 
 HEADER = ("Method", "Family", "Real / class", "Added / class", "Top-1 (%)", "n", "Overlap", "Paper (%)")
@@ -215,11 +222,11 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-# --- formats ----------------------------------------------------------------------------------------------------------
+# --- formats ------------------------------------------------------------------------------------------------
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The rows of ``table1.csv``."""
+    """Read the rows of ``table1.csv``."""
     return render.read_csv(path, Row)
 
 
@@ -230,19 +237,19 @@ def _layout(table: Table1) -> Layout:
 
 
 def render_markdown(table: Table1) -> str:
-    """A pipe table and the footer as a list."""
+    """Render a pipe table, with the footer as a list."""
     return render.render_markdown(_layout(table))
 
 
 def render_latex(table: Table1) -> str:
-    r"""A ``table`` with booktabs' rules and the footer below; needs ``\usepackage{booktabs}``."""
+    r"""Render a ``table`` with booktabs rules, with the footer below; needs ``\usepackage{booktabs}``."""
     return render.render_latex(
         _layout(table), f"Top-1 accuracy by added training data, study {table.study}.", table.study
     )
 
 
 def render_terminal(table: Table1) -> str:
-    """Aligned columns for a terminal, and the footer."""
+    """Render aligned columns for a terminal, and the footer."""
     return render.render_terminal(_layout(table))
 
 
@@ -253,7 +260,7 @@ def write_table1(
     outs: Mapping[str, str | Path],
     excluded: Collection[str] = (),
 ) -> Table1:
-    """Write Table 1 to ``outs``: paths by format (``csv``, ``runs``, ``md``, ``tex``, ``txt``), those that are given."""
+    """Write Table 1 to ``outs``: paths by format, any of ``csv``, ``runs``, ``md``, ``tex``, ``txt``."""
     table = build_table(study, results, manifests, excluded)
     texts = {
         "csv": render_csv(table.rows, table.notes),

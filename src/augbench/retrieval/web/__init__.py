@@ -1,11 +1,15 @@
-"""The web as a source of images: URLs that nobody has vetted, fetched within limits, each with one fate, kept in a file that survives ``kill -9``.
+"""Download images from untrusted URLs, within limits, into a cache that survives ``kill -9``.
 
-Flows in: URLs and :class:`~augbench.retrieval.web.fates.Limits`. Flows out: a row per URL in a :class:`~augbench.retrieval.web.cache.Cache` (its
-fate; for images that were fetched, the original file's bytes), and the same rows as objects. :func:`~augbench.retrieval.web.download.download` does it.
+Entry point: :func:`~augbench.retrieval.web.download.download`. Input: URLs and
+:class:`~augbench.retrieval.web.fates.Limits`. Output: one row per URL in a
+:class:`~augbench.retrieval.web.cache.Cache` with its fate and, for a fetched image, the bytes of the
+original file; the same rows are returned as objects.
 
-What answers at such a URL may be gone, slow, endless, a decompression bomb, a redirect into the local network: ``addresses`` guards where a
-connection may lead, ``fetch`` what one URL may cost, ``content`` what is decoded.
+A URL may be dead, slow, endless, a decompression bomb, or a redirect into the local network. ``addresses``
+limits where a connection may lead, ``fetch`` limits the cost of one URL, and ``content`` limits what is
+decoded.
 
-Why not img2dataset, which clip-retrieval suggests: version 1.47 opens ``file://`` addresses, reads answers without a limit on their bytes, follows
-redirects wherever they lead, decodes an image before it looks at its size, and starts a shard over after a crash.
+Why not img2dataset, which clip-retrieval suggests: version 1.47 opens ``file://`` addresses, reads answers
+without a size limit, follows redirects anywhere, decodes an image before it checks the size, and restarts a
+shard from the beginning after a crash.
 """

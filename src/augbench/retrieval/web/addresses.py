@@ -1,10 +1,8 @@
-"""Addresses: which ones may be connected to, and the resolver and sockets that see to it.
+"""Addresses: decide which addresses may be connected to, and enforce it in the resolver and the sockets.
 
-Flows in: URLs as they were found or redirected to, and networks that are allowed although they are not public. Flows out: parsed URLs, and the
-guards of a session's connections; or :class:`~augbench.retrieval.web.fates.Ended`, with the fate.
-
-Only http and https; no credentials; every address that is connected to was checked, at every redirect anew, by the code that opens the socket, so
-that a name that changes its address gains nothing.
+Refused URLs and addresses raise :class:`~augbench.retrieval.web.fates.Ended`, with the fate. Only http and
+https are allowed, without credentials. The code that opens the socket checks every address, again at every
+redirect. So a host name whose DNS answer changes between check and connection cannot get around the check.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def _carried(address: Address) -> Address:
-    """The IPv4 address that an IPv6 one stands for (mapped, 6to4, NAT64), else the address itself."""
+    """Return the IPv4 address embedded in an IPv6 one (mapped, 6to4, NAT64), or else the address itself."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
         if inner is None and address in _NAT64:
@@ -45,23 +43,26 @@ def _carried(address: Address) -> Address:
 
 
 def may_connect(address: str, networks: Sequence[Network] = ()) -> bool:
-    """Whether a numeric address is public unicast, or in one of ``networks``; an IPv6 address that carries an IPv4 one is judged by that."""
+    """Whether a numeric address is public unicast, or in one of ``networks``.
+
+    An IPv6 address with an embedded IPv4 address is judged by the latter.
+    """
     found = _carried(ipaddress.ip_address(address.partition("%")[0]))
     if any(found in network for network in networks):
         return True
     if found.is_multicast or not found.is_global:
         return False
-    # what is_global leaves open in IPv6: site-local, compatible and unassigned addresses
+    # is_global does not exclude IPv6 site-local, IPv4-compatible and unassigned addresses
     return isinstance(found, ipaddress.IPv4Address) or found in _GLOBAL_UNICAST
 
 
 def check_literal(host: str, networks: Sequence[Network]) -> None:
-    """Let names pass, and numeric addresses that :func:`may_connect` allows.
+    """Check a URL's host: names pass, and numeric addresses if :func:`may_connect` allows them.
 
     Raises
     ------
     Ended
-        Refused: another address, or one in a notation that only ``inet_aton`` reads.
+        The address is refused, or its notation is one that only ``inet_aton`` reads.
     """
     try:
         ipaddress.ip_address(host.partition("%")[0])
@@ -70,19 +71,19 @@ def check_literal(host: str, networks: Sequence[Network]) -> None:
             socket.inet_aton(host)
         except OSError:
             return
-        # 2130706433, 0x7f.1, 0177.0.0.1: no honest URL is written so
+        # 2130706433, 0x7f.1, 0177.0.0.1: legitimate URLs do not use these notations
         raise Ended(REFUSED_ADDRESS) from None
     if not may_connect(host, networks):
         raise Ended(REFUSED_ADDRESS)
 
 
 def parse_url(text: str) -> URL:
-    """The URL that a text is, without its fragment.
+    """Parse a URL and drop its fragment.
 
     Raises
     ------
     Ended
-        It is none, neither http nor https, or holds a user name or a password.
+        The text is not a URL, its scheme is neither http nor https, or it holds a user name or a password.
     """
     try:
         address = URL(text)
@@ -99,19 +100,22 @@ def parse_url(text: str) -> URL:
 
 
 def lookup(host: str, port: int) -> list[str]:
-    """The numeric addresses of a host name, from the system's resolver.
+    """Return the numeric addresses of a host name, from the system's resolver.
 
     Raises
     ------
     OSError
-        There is no such host, or no answer.
+        The host does not exist, or the resolver does not answer.
     """
     answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
     return list(dict.fromkeys(str(address[0]) for *_, address in answers))
 
 
 class GuardedResolver(AbstractResolver):
-    """Resolves names in threads of its own, so that names that hang hold up nothing else; a host with one refused address is refused."""
+    """Resolves host names in its own threads, so that a slow name delays nothing else.
+
+    A host is refused if one of its addresses is.
+    """
 
     def __init__(self, networks: Sequence[Network], threads: int) -> None:
         self.networks, self.pool = networks, ThreadPoolExecutor(threads, "lookup")
@@ -127,18 +131,25 @@ class GuardedResolver(AbstractResolver):
             raise Ended(REFUSED_ADDRESS)
         return [
             ResolveResult(
-                hostname=host, host=address, port=port, family=socket.AF_INET6 if ":" in address else socket.AF_INET, proto=0,
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                proto=0,
                 flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
             )
             for address in addresses
-        ]  # fmt: skip
+        ]
 
     async def close(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 
 def guarded_socket(networks: Sequence[Network]) -> Callable[[Any], socket.socket]:
-    """Opens the sockets of all connections: the last place to look at an address, and the one that no way leads around."""
+    """Return a function that opens the socket of every connection, and checks its address first.
+
+    It is the last check of an address, and no connection can bypass it.
+    """
 
     def open_socket(info: Any) -> socket.socket:
         family, kind, protocol, _, address = info

@@ -1,6 +1,6 @@
-"""The cache: what became of each URL, and the files that were fetched, in one SQLite file that survives ``kill -9``.
+"""Cache of URLs' fates and fetched files, in one SQLite file that survives ``kill -9``.
 
-Flows in: a row per URL, with its file if it is kept. Flows out: the same rows, files and images, to this run and later ones.
+Later runs read the same rows, files and images.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from augbench.retrieval.web.content import FORMATS, upright_rgb
 
 @dataclass(frozen=True)
 class Fetched:
-    """What became of a URL; None where it did not get that far.
+    """Result of fetching a URL; attributes that were not reached are None.
 
     Attributes
     ----------
     fate : str
         One of :data:`augbench.retrieval.web.fates.FATES`.
     final_url : str
-        After redirects.
+        URL after redirects.
     status : int
-        Of the last answer.
+        HTTP status of the last answer.
     sha256 : str
-        Of the file, in hexadecimal.
+        SHA-256 of the file, in hexadecimal.
     width, height : int
-        In pixels, upright.
+        Size of the upright image, in pixels.
     size : int
-        Of the file, in bytes.
+        Size of the file, in bytes.
     fetched_at : str
-        When the fate was known (UTC, ISO 8601).
+        Time when the fate was known (UTC, ISO 8601).
     seconds : float
-        How long that took.
+        Time that the URL took.
     limits : str
         :attr:`augbench.retrieval.web.fates.Limits.signature` at the time.
     held : bool
@@ -66,33 +66,37 @@ class Fetched:
 Record = tuple[Fetched, bytes | None]
 
 _COLUMNS = [entry.name for entry in fields(Fetched) if entry.name != "held"]
-# bytes come last: SQLite reads the columns before them without following a file's pages
+# bytes come last, so that SQLite reads the other columns without the pages of the file's bytes
 _CREATE = """CREATE TABLE IF NOT EXISTS images (
-    url TEXT PRIMARY KEY, fate TEXT NOT NULL, final_url TEXT, status INTEGER, content_type TEXT, sha256 TEXT, width INTEGER, height INTEGER,
-    size INTEGER, fetched_at TEXT NOT NULL, seconds REAL NOT NULL, limits TEXT NOT NULL, bytes BLOB)"""
+    url TEXT PRIMARY KEY, fate TEXT NOT NULL, final_url TEXT, status INTEGER, content_type TEXT,
+    sha256 TEXT, width INTEGER, height INTEGER, size INTEGER, fetched_at TEXT NOT NULL,
+    seconds REAL NOT NULL, limits TEXT NOT NULL, bytes BLOB)"""
 _VERSION = 1
 
 
 def _storable(text: str) -> str:
-    """Text as SQLite takes it: lone surrogates, which URLs and headers may hold, are spelled out."""
+    """Escape lone surrogates, which URLs and headers may hold and SQLite cannot store."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 class Cache:
-    """Fates and files by URL, in one SQLite file. One process writes; ``read_only`` ones may share it when nobody writes.
+    """Fates and files by URL, in one SQLite file.
 
-    A rollback journal, not a write-ahead log, because the log needs memory shared between processes, which network file systems lack. A commit
-    reaches the disk before it returns: after ``kill -9`` or a power cut all that was committed is there.
+    One process may write; when none does, several ``read_only`` processes may share the file. The file has
+    a rollback journal, not a write-ahead log, because the log needs memory shared between processes, which
+    network file systems lack. A commit returns once it is on the disk, so committed rows survive
+    ``kill -9`` and power cuts.
 
     Parameters
     ----------
     path : path
-        Made if it is missing, unless ``read_only``.
+        File of the cache; created if it is missing, unless ``read_only``.
 
     Raises
     ------
     UserError
-        The file is in use by another process, damaged, no such cache, or missing; later, the disk is full.
+        The file is in use by another process, damaged, not a cache of this version, or missing; later, the
+        disk is full.
     """
 
     def __init__(self, path: str | Path, read_only: bool = False) -> None:
@@ -108,12 +112,12 @@ class Cache:
         self.close()
 
     def open(self) -> None:
-        """Open the file; a transaction that a killed process left behind is undone."""
+        """Open the file, and roll back a transaction that a killed process left behind."""
         if self.read_only and not self.path.exists():
             raise UserError(str(self.path), "missing", "run the download first")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._explained():
-            # readers open the file for writing as well: only so can they undo what a killed writer left
+            # readers open the file for writing, too, so that they can roll back a killed writer's transaction
             connection = sqlite3.connect(self.path, timeout=1, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare(connection)
@@ -140,7 +144,9 @@ class Cache:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if found != [*_COLUMNS, "bytes"] or version != _VERSION:
             raise UserError(
-                str(self.path), "no download cache of this version", "delete the file, or give another path"
+                str(self.path),
+                "not a download cache of this version",
+                "delete the file, or give another path",
             )
 
     @staticmethod
@@ -148,7 +154,7 @@ class Cache:
         return connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] == 0
 
     def close(self) -> None:
-        """Close the file; another process may open it then."""
+        """Close the file, so that another process may open it."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -192,25 +198,24 @@ class Cache:
                 raise
 
     def get(self, url: str) -> Fetched | None:
-        """What is known of a URL; None if nothing is."""
+        """Return the row of a URL, or None if there is none."""
         with self._used() as connection:
             row = connection.execute(
                 f"SELECT {', '.join(_COLUMNS)}, bytes IS NOT NULL FROM images WHERE url = ?",
                 (_storable(url),),
             ).fetchone()
-        return (
-            None
-            if row is None
-            else Fetched(**{**dict(zip(_COLUMNS, row[:-1], strict=True)), "url": url, "held": bool(row[-1])})
-        )
+        if row is None:
+            return None
+        values = dict(zip(_COLUMNS, row[:-1], strict=True))
+        return Fetched(**{**values, "url": url, "held": bool(row[-1])})
 
     def content(self, url: str) -> bytes:
-        """The original file of an image that was fetched.
+        """Return the bytes of a fetched image's original file.
 
         Raises
         ------
         KeyError
-            It was not, or has been forgotten.
+            The image was not fetched, or its bytes were deleted by :meth:`forget_bytes`.
         """
         with self._used() as connection:
             row = connection.execute("SELECT bytes FROM images WHERE url = ?", (_storable(url),)).fetchone()
@@ -219,12 +224,12 @@ class Cache:
         return bytes(row[0])
 
     def image(self, url: str) -> Image.Image:
-        """The image, upright, as 8-bit RGB; KeyError as for :meth:`content`."""
+        """Return the image, upright, as 8-bit RGB; raises KeyError like :meth:`content`."""
         with Image.open(BytesIO(self.content(url)), formats=FORMATS) as image:
             return upright_rgb(image)
 
     def put(self, records: Sequence[Record]) -> None:
-        """Write rows, replacing those of the same URLs; they are on the disk when this returns."""
+        """Write rows, and replace those of the same URLs; they are on the disk when this returns."""
         names = [*_COLUMNS, "bytes"]
         rows = [
             [
@@ -241,18 +246,21 @@ class Cache:
             )
 
     def forget_bytes(self, urls: Iterable[str]) -> None:
-        """Remove the files of some URLs and give their space back; the fates stay. A later download of these URLs fetches them again."""
+        """Delete the files of some URLs and free their space, but keep the fates.
+
+        A later download of these URLs fetches them again.
+        """
         with self._written() as connection:
             connection.executemany(
                 "UPDATE images SET bytes = NULL WHERE url = ?", ((_storable(url),) for url in urls)
             )
         with self._used() as connection:
             while connection.execute("PRAGMA freelist_count").fetchone()[0]:
-                # in steps: the journal holds the pages that move
+                # in steps, because the journal holds the pages that move
                 connection.execute("PRAGMA incremental_vacuum(4096)").fetchall()
 
     def fates(self) -> Counter[str]:
-        """How many URLs have which fate."""
+        """Count the URLs of each fate."""
         with self._used() as connection:
             return Counter(
                 dict(connection.execute("SELECT fate, COUNT(*) FROM images GROUP BY fate").fetchall())

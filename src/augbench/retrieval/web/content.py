@@ -1,10 +1,9 @@
-"""Content: whether what arrived is an image that may be kept.
+"""Content: decide whether a fetched file is an image that may be kept.
 
-Flows in: a file's bytes, and limits. Flows out: a fate, with the image's size and hash; or its pixels, upright, as 8-bit RGB.
-
-An image's format and size are read from its header before its pixels are decoded. What is not limited is the time that decoding takes:
-``max_pixels`` bounds it. JPEG, PNG, WebP, GIF (first frame) and BMP are accepted: what web pages show. TIFF is not, for its decoder's history; AVIF
-is not, because Pillow may be built without it.
+An image's format and size are read from its header before its pixels are decoded. Decoding has no time
+limit of its own; ``max_pixels`` bounds its time. JPEG, PNG, WebP, GIF (first frame) and BMP are accepted,
+because web pages show them. TIFF is not accepted, because of its decoder's history of security bugs. AVIF is
+not accepted, because Pillow may be built without it.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from augbench.retrieval.web.fates import (
 logger = logging.getLogger(__name__)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-# BMP's two letters begin many a text
+# BMP is not listed: its signature is two letters, with which many texts begin
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 
 
@@ -38,24 +37,28 @@ def _begins_as_image(content: bytes) -> bool:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An open image, decoded, turned as its EXIF block says, as 8-bit RGB; a broken EXIF block turns nothing.
+    """Decode an open image to 8-bit RGB, rotated as its EXIF block says; a broken EXIF block is ignored.
 
     Raises
     ------
     One of ``augbench.data.decode.BROKEN``
-        It is truncated or corrupt.
+        The image is truncated or corrupt.
     """
     image.load()
     try:
         ImageOps.exif_transpose(image, in_place=True)
-    except BROKEN as error:  # the pixels are fine
+    except BROKEN as error:  # only the EXIF block is broken; the pixels are already decoded
         logger.debug("a broken EXIF block (%s)", error)
     return to_rgb(image)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A fate; size in pixels where the header was read (upright, once decoded); SHA-256 in hexadecimal if the file may be kept."""
+    """The fate of a file.
+
+    Width and height are in pixels if the header was read, upright once decoded. ``sha256`` is hexadecimal,
+    and only given if the file may be kept.
+    """
 
     fate: str
     width: int | None = None
@@ -64,7 +67,7 @@ class Verdict:
 
 
 def judge(content: bytes, limits: Limits) -> Verdict:
-    """Decode a file within limits; whatever is wrong with it is its fate, not an exception."""
+    """Decode a file within limits; a problem with the file becomes its fate and raises no exception."""
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
@@ -82,7 +85,7 @@ def judge(content: bytes, limits: Limits) -> Verdict:
 
 
 def fate_of_size(width: int, height: int, limits: Limits) -> str:
-    """``TOO_MANY_PIXELS``, ``TOO_SMALL`` or ``FETCHED``, for a size in pixels."""
+    """Return ``TOO_MANY_PIXELS``, ``TOO_SMALL`` or ``FETCHED`` for a size in pixels."""
     if width * height > limits.max_pixels:
         return TOO_MANY_PIXELS
     return TOO_SMALL if min(width, height) < limits.min_side else FETCHED

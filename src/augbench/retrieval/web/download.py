@@ -1,7 +1,4 @@
-"""Download: many URLs at a time, the hosts in turn, each durable before the next one takes its place.
-
-Flows in: URLs, a cache, limits. Flows out: what became of every URL, in the cache and as objects; what the cache knows is not asked again.
-"""
+"""Download many URLs at a time, the hosts in turn; each result is on the disk before its slot is reused."""
 
 from __future__ import annotations
 
@@ -39,7 +36,10 @@ logger = logging.getLogger(__name__)
 
 
 class _Turns:
-    """URLs by host, the hosts in turn, at most ``per_host`` of each at a time: a large host holds up no other."""
+    """URLs by host, taken from the hosts in turn, at most ``per_host`` of each at a time.
+
+    So a host with many URLs delays no other.
+    """
 
     def __init__(self, urls: Sequence[str], per_host: int) -> None:
         self.per_host = per_host
@@ -50,7 +50,7 @@ class _Turns:
         self.ready = deque(self.waiting)
 
     def take(self) -> str | None:
-        """The next URL; None if none may start now."""
+        """Return the next URL, or None if none may start now."""
         if not self.ready:
             return None
         host = self.ready.popleft()
@@ -61,7 +61,7 @@ class _Turns:
         return url
 
     def finished(self, url: str) -> None:
-        """Give back the place of a URL."""
+        """Free the slot of a URL."""
         host = _host(url)
         if self.running[host] == self.per_host and self.waiting[host]:
             self.ready.append(host)
@@ -76,7 +76,7 @@ def _host(url: str) -> str:
 
 
 class _Ledger:
-    """Commits what has ended, as many rows at a time as have come together; a URL stays in flight until its row is on the disk."""
+    """Commits finished rows in batches; a URL stays in flight until its row is on the disk."""
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
@@ -156,7 +156,7 @@ async def _download(
 
 
 def _stands(found: Fetched, limits: Limits, retry_transient: bool) -> bool:
-    """Whether what is known of a URL answers for it under these limits."""
+    """Whether a URL's cached row is valid under these limits, so that the URL need not be fetched again."""
     if found.fate == FETCHED:
         return found.held and (
             not limits.respect_opt_out or bool(json.loads(found.limits)["respect_opt_out"])
@@ -167,7 +167,7 @@ def _stands(found: Fetched, limits: Limits, retry_transient: bool) -> bool:
 
 
 def _under(found: Fetched, limits: Limits) -> Fetched:
-    """An image that was fetched under other limits, judged by these."""
+    """Apply these limits to an image that was fetched under other limits."""
     if found.fate != FETCHED or found.size is None or found.width is None or found.height is None:
         return found
     fate = TOO_LARGE if found.size > limits.max_bytes else fate_of_size(found.width, found.height, limits)
@@ -185,28 +185,33 @@ def download(
     cancel: Callable[[], bool] | None = None,
     retry_transient: bool = False,
 ) -> dict[str, Fetched]:
-    """Fetch what the cache lacks; return what became of every URL.
+    """Fetch the URLs that the cache lacks, and return the result of every URL.
 
-    Each distinct URL is fetched once, and is durable before the next one takes its place: after ``kill -9`` at most ``limits.concurrency`` images are
-    fetched again. A URL that the cache knows is not asked again, unless its file has been forgotten, the limits that refused it have changed, or
-    its fate is transient and ``retry_transient`` is set. Runs an event loop of its own. Threads may each run one, with a cache each; limits hold for each
-    call, so that together they ask a host more than ``per_host`` at a time.
+    Each distinct URL is fetched once. Its row is on the disk before its slot is reused, so after
+    ``kill -9`` at most ``limits.concurrency`` images are fetched again. A cached URL is fetched again only if
+    its file was deleted, opt-outs were ignored but now count, the limits that refused it have changed, or its
+    fate is transient and ``retry_transient`` is set.
+
+    The function runs its own event loop. Several threads may call it, each with its own cache. Limits hold
+    per call, so together the threads may exceed ``per_host``.
 
     Parameters
     ----------
     urls : sequence of str
-        Any strings; they need not be URLs.
+        Any strings; they need not be valid URLs.
     progress : Progress, optional
-        Counts URLs; those that the cache knows count as done before.
+        Counts URLs; cached ones count as done before.
     cancel : callable, optional
-        Asked at least twice a second; once it says True, what is in flight is dropped, and URLs without a fate are missing from the result.
+        Called at least twice a second. Once it returns True, transfers in flight are dropped, and URLs
+        without a fate are missing from the result.
     retry_transient : bool
-        Ask again where :func:`~augbench.retrieval.web.fates.is_transient`.
+        Fetch URLs again whose fate :func:`~augbench.retrieval.web.fates.is_transient`.
 
     Raises
     ------
     UserError
-        The cache can't be written, or ``limits.allow_private`` holds no networks. Nothing that the web answers raises.
+        The cache cannot be written, or an entry of ``limits.allow_private`` is not a network. No answer
+        from the web raises.
     """
     limits = limits or Limits()
     known = {url: found for url in dict.fromkeys(urls) if (found := cache.get(url)) is not None}
@@ -228,14 +233,15 @@ def download(
                 progress.update(note=", ".join(f"{count} {fate}" for fate, count in counts.most_common(4)))
 
     if missing:
-        # fates say it better; not put back afterwards, because filters belong to the process and other threads may download as well
+        # The fate reports such images. The filter is not reset afterwards, because it applies to the whole
+        # process, and other threads may be downloading.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         asyncio.run(_download(missing, cache, limits, ended, cancel or (lambda: False)))
         unreachable = counts[DEAD_DNS] + counts[DEAD_DNS_FOR_NOW] + counts[DEAD_CONNECTION]
         if len(missing) >= 20 and unreachable == len(missing):
             logger.warning(
-                "none of %d addresses could be reached: has this machine a way to the web?", len(missing)
+                "none of %d addresses could be reached: does this machine have internet access?", len(missing)
             )
-        # from the file: a cancelled download has rows there that nobody has looked at
+        # from the file: a cancelled download may have written rows that its tasks never returned
         known.update((url, found) for url in missing if (found := cache.get(url)) is not None)
     return {url: _under(known[url], limits) for url in dict.fromkeys(urls) if url in known}

@@ -1,6 +1,6 @@
-"""Fates and limits: what may become of a URL, and what decides it.
+"""Fates and limits: the possible outcomes of a URL, and the limits that decide them.
 
-Flows in: what a study allows a download. Flows out: :class:`Limits`, and the words for what became of a URL, which the cache and the ledgers keep.
+The cache and the ledgers store fates as these strings.
 """
 
 from __future__ import annotations
@@ -37,42 +37,42 @@ OPT_OUT = "opt-out"
 FATES = {
     FETCHED: "the image is in the cache",
     DEAD_DNS: "no such host",
-    DEAD_DNS_FOR_NOW: "the name server gave no answer; also on machines without a way to the web",
-    DEAD_CONNECTION: "refused, or broken off before the answer was whole",
+    DEAD_DNS_FOR_NOW: "the name server gave no answer; also on machines without internet access",
+    DEAD_CONNECTION: "refused, or closed before the answer was complete",
     DEAD_TLS: "no TLS, or no valid certificate",
     DEAD_NOT_HTTP: "the answer is not HTTP",
-    DEAD_HTTP: "an answer other than 200; the status stands in the fate",
-    TIMEOUT: "not there within the deadline",
+    DEAD_HTTP: "an answer other than 200; the fate names the status",
+    TIMEOUT: "not complete within the deadline",
     TOO_LARGE: "more bytes than max_bytes",
     TOO_MANY_PIXELS: "more pixels than max_pixels, by its header",
     TOO_SMALL: "its shorter side is below min_side",
-    NOT_AN_IMAGE: "in none of the accepted formats, whatever its name or Content-Type say",
-    UNDECODABLE: "begins as an image, but is truncated or corrupt",
+    NOT_AN_IMAGE: "in none of the accepted formats, whatever its name or Content-Type says",
+    UNDECODABLE: "begins like an image, but is truncated or corrupt",
     REFUSED_ADDRESS: "an address that is not on the public internet, directly, by DNS or by redirect",
     REFUSED_SCHEME: "neither http nor https, directly or by redirect",
     REFUSED_CREDENTIALS: "the URL holds a user name or a password",
     BAD_URL: "not a URL",
-    REDIRECT_LOOP: "redirected to where it has been",
+    REDIRECT_LOOP: "redirected to an address that was already visited",
     TOO_MANY_REDIRECTS: "more redirects than max_redirects",
     OPT_OUT: "X-Robots-Tag forbids it",
 }
 """Every fate, with its meaning; a URL has exactly one."""
 
 LIMITED = {TOO_LARGE, TOO_MANY_PIXELS, TOO_SMALL, REFUSED_ADDRESS, TOO_MANY_REDIRECTS, OPT_OUT}
-"""The fates that other limits may change."""
+"""Fates that may differ under other limits."""
 
 _TRANSIENT_STATUS = {429, *range(500, 600)}
 
 
 def is_transient(fate: str) -> bool:
-    """Whether another day may bring another fate: timeouts, broken connections, silent name servers, HTTP 429 and 5xx."""
+    """Whether a later attempt may succeed: timeout, lost connection, silent name server, HTTP 429 or 5xx."""
     return fate in (TIMEOUT, DEAD_CONNECTION, DEAD_DNS_FOR_NOW) or fate in {
         DEAD_HTTP.format(status=status) for status in _TRANSIENT_STATUS
     }
 
 
 class Ended(Exception):
-    """A URL's way ends here, with this fate; ``retry_after`` is how many seconds its server asks to be left alone."""
+    """A URL ends with this fate; its server asks to wait ``retry_after`` seconds before another request."""
 
     def __init__(self, fate: str, retry_after: float = 0.0) -> None:
         super().__init__(fate)
@@ -81,31 +81,35 @@ class Ended(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a download may cost and where it may go.
+    """Limits on the cost of a download, and on the addresses it may use.
 
-    Memory: up to ``concurrency`` files of ``max_bytes``, and per decoding thread (at most 4) some 16 bytes for each of ``max_pixels``.
+    Memory: up to ``concurrency`` files of ``max_bytes``, and about 16 bytes for each of ``max_pixels`` per
+    decoding thread (at most 4 threads).
 
     Attributes
     ----------
     concurrency, per_host : int
-        Images in flight, in all and per host (name and port).
+        Images in flight, in total and per host (name and port).
     timeout_s : float
-        Seconds for one image: redirects, retries and slow bytes included, waiting for its host's turn excluded.
+        Seconds for one image, including redirects, retries and slow transfer, but not the wait for its
+        host's turn.
     max_bytes, max_pixels : int
-        Largest file, after decompression of the transfer, and largest image. Above 178 million pixels Pillow refuses as well.
+        Largest file (after decompression of the transfer) and largest image. Pillow itself refuses images
+        above 178 million pixels.
     min_side : int
-        Shortest side that is kept, in pixels.
+        Smallest side of an image that is kept, in pixels.
     max_redirects, retries : int
         Redirects followed; further attempts after connection errors, 429 and 5xx.
     backoff_s : float
-        Seconds before the first further attempt, doubled for each one after it; a longer Retry-After is respected, within the deadline.
+        Seconds before the first further attempt, doubled for each later one. A longer Retry-After is
+        respected, within the deadline.
     allow_private : tuple of str
         Networks ("127.0.0.1/32") that may be connected to although they are not public.
     respect_opt_out : bool
-        Refuse what carries ``X-Robots-Tag: noai, noimageai, noindex, noimageindex`` or ``none``; a tag for a named crawler ("googlebot: noindex")
-        is read as meant for us as well.
+        Refuse an image with ``X-Robots-Tag: noai, noimageai, noindex, noimageindex`` or ``none``. A tag for
+        a named crawler ("googlebot: noindex") counts as well.
     user_agent : str
-        How requests introduce themselves.
+        User-Agent header of the requests.
     """
 
     concurrency: int = 64
@@ -123,7 +127,7 @@ class Limits:
 
     @property
     def signature(self) -> str:
-        """The limits that decide fates, as JSON: a refusal under other limits is looked at again."""
+        """The limits that decide fates, as JSON; a URL refused under other limits is fetched again."""
         deciding = (
             "max_bytes",
             "max_pixels",
@@ -135,12 +139,12 @@ class Limits:
         return json.dumps({name: getattr(self, name) for name in deciding})
 
     def networks(self) -> list[Network]:
-        """``allow_private``, parsed.
+        """Parse ``allow_private``.
 
         Raises
         ------
         UserError
-            One of them is no network.
+            An entry is not a network.
         """
         try:
             return [ipaddress.ip_network(network) for network in self.allow_private]

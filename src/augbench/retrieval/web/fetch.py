@@ -1,9 +1,7 @@
-"""Fetch: one URL, from its request to its fate.
+"""Fetch one URL, from its request to its fate.
 
-Flows in: a URL, and the session and threads that all URLs in flight share. Flows out: its row for the cache, and its file if it may be kept.
-
-No cookies, credentials or proxies; bytes are counted while they are read, after any decompression; one deadline covers redirects, retries and slow
-bytes.
+There are no cookies, credentials or proxies. Bytes are counted while they are read, after any
+decompression. One deadline covers redirects, retries and slow transfer.
 """
 
 from __future__ import annotations
@@ -49,7 +47,10 @@ _OPT_OUTS = {"noai", "noimageai", "noindex", "noimageindex", "none"}
 
 
 def opted_out(tags: Iterable[str]) -> bool:
-    """Whether values of ``X-Robots-Tag`` forbid training on an image, or finding it; directives for named crawlers count as well."""
+    """Whether values of ``X-Robots-Tag`` forbid training on an image, or indexing it.
+
+    Directives for named crawlers count as well.
+    """
     return any(
         directive.rpartition(":")[2].strip().lower() in _OPT_OUTS
         for tag in tags
@@ -82,12 +83,14 @@ async def _off_the_clock(deadline: asyncio.Timeout) -> AsyncIterator[None]:
 
 
 def open_session(limits: Limits, resolver: AbstractResolver) -> aiohttp.ClientSession:
-    """A session whose connections are all guarded, without cookies, credentials or proxies; made and used in one event loop.
+    """Open a session that checks the address of every connection, without cookies, credentials or proxies.
+
+    It must be opened and used in the same event loop.
 
     Raises
     ------
     UserError
-        ``limits.allow_private`` holds no networks.
+        An entry of ``limits.allow_private`` is not a network.
     """
     connector = aiohttp.TCPConnector(
         resolver=resolver,
@@ -112,7 +115,7 @@ def open_session(limits: Limits, resolver: AbstractResolver) -> aiohttp.ClientSe
 
 @dataclass
 class _Transfer:
-    """How far a URL got."""
+    """Progress of one URL's transfer."""
 
     final_url: str | None = None
     status: int | None = None
@@ -121,7 +124,7 @@ class _Transfer:
 
 
 class Fetcher:
-    """Takes single URLs to their fates; shared by all that are in flight."""
+    """Fetches single URLs; all URLs in flight share one instance."""
 
     def __init__(self, session: aiohttp.ClientSession, limits: Limits, decoders: ThreadPoolExecutor) -> None:
         self.session, self.limits, self.decoders = session, limits, decoders
@@ -131,7 +134,7 @@ class Fetcher:
         )
 
     async def fetch(self, url: str) -> Record:
-        """The row of a URL, and its file if it is an image that may be kept."""
+        """Fetch a URL; return its row, and its file if it is an image that may be kept."""
         loop, transfer, content = asyncio.get_running_loop(), _Transfer(), b""
         start = loop.time()
         try:
@@ -146,10 +149,20 @@ class Fetcher:
             verdict = Verdict(end.fate)
         kept = content if verdict.fate == FETCHED else None
         found = Fetched(
-            url=url, fate=verdict.fate, final_url=transfer.final_url, status=transfer.status, content_type=transfer.content_type, sha256=verdict.sha256, width=verdict.width, height=verdict.height,
-            size=None if kept is None else len(kept), fetched_at=datetime.now(UTC).isoformat(timespec="seconds"), seconds=round(loop.time() - start, 3), limits=self.limits.signature,
+            url=url,
+            fate=verdict.fate,
+            final_url=transfer.final_url,
+            status=transfer.status,
+            content_type=transfer.content_type,
+            sha256=verdict.sha256,
+            width=verdict.width,
+            height=verdict.height,
+            size=None if kept is None else len(kept),
+            fetched_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=round(loop.time() - start, 3),
+            limits=self.limits.signature,
             held=kept is not None,
-        )  # fmt: skip
+        )
         return found, kept
 
     async def _attempt(self, url: str, transfer: _Transfer, deadline: asyncio.Timeout) -> None:
@@ -185,7 +198,7 @@ class Fetcher:
         raise Ended(TOO_MANY_REDIRECTS)
 
     async def _ask(self, address: URL, transfer: _Transfer) -> URL | None:
-        """Read the answer of one address into ``transfer``; where it redirects to, if it does."""
+        """Read the answer of one address into ``transfer``; return the target of a redirect, or else None."""
         transfer.body.clear()
         transfer.final_url, transfer.status, transfer.content_type = str(address), None, None
         try:

@@ -1,16 +1,19 @@
 "use strict";
 (() => {
-  const pixels = (image) => image.classList.toggle("pixels", image.naturalWidth > 0 && image.naturalWidth <= 64);
-  document.addEventListener("load", (event) => { if (event.target.matches?.(".thumb img, dialog img")) pixels(event.target); }, true);
+  const small = (image) => image.naturalWidth > 0 && image.naturalWidth <= 64;
+  const pixels = (image) => image.classList.toggle("pixels", small(image));
+  const loaded = (event) => { if (event.target.matches?.(".thumb img, dialog img")) pixels(event.target); };
+  document.addEventListener("load", loaded, true);
   document.querySelectorAll(".thumb img").forEach(pixels);
 
-  // tables: a first click sorts numbers from the largest, texts from A; what has no number stays last
+  // tables: the first click sorts numbers from the largest and texts from A; cells without a number stay last
   for (const button of document.querySelectorAll("thead th button")) {
     button.addEventListener("click", () => {
       const header = button.parentElement, table = header.closest("table"), body = table.tBodies[0];
       const numeric = header.classList.contains("number"), column = header.cellIndex;
       const now = header.getAttribute("aria-sort");
-      const order = now ? (now === "ascending" ? "descending" : "ascending") : numeric ? "descending" : "ascending";
+      const other = now === "ascending" ? "descending" : "ascending";
+      const order = now ? other : numeric ? "descending" : "ascending";
       const sign = order === "ascending" ? 1 : -1;
       const key = (row) => (numeric ? row.cells[column].dataset.sort : row.cells[column].textContent.trim());
       const rows = [...body.rows].sort((one, other) => {
@@ -18,7 +21,7 @@
         if (!a || !b) return (a ? 0 : 1) - (b ? 0 : 1);
         return sign * (numeric ? Number(a) - Number(b) : a.localeCompare(b, undefined, { numeric: true }));
       });
-      for (const other of header.parentElement.cells) other.removeAttribute("aria-sort");
+      for (const cell of header.parentElement.cells) cell.removeAttribute("aria-sort");
       header.setAttribute("aria-sort", order);
       body.append(...rows);
     });
@@ -58,10 +61,11 @@
     });
   }
 
-  // details of an image; a modal dialog closes on Escape and gives the focus back by itself
+  // details of an image; a modal dialog closes on Escape and returns the focus by itself
   const dialog = document.getElementById("details");
   if (!dialog) return;
-  const picture = dialog.querySelector("img"), title = dialog.querySelector("h2"), facts = dialog.querySelector("dl");
+  const picture = dialog.querySelector("img"), title = dialog.querySelector("h2");
+  const facts = dialog.querySelector("dl");
   let current = null;
   const fill = (thumb) => {
     current = thumb;
@@ -91,7 +95,9 @@
     if (event.target === dialog) dialog.close();
   });
   dialog.querySelector("[data-close]").addEventListener("click", () => dialog.close());
-  for (const button of dialog.querySelectorAll("[data-step]")) button.addEventListener("click", () => step(Number(button.dataset.step)));
+  for (const button of dialog.querySelectorAll("[data-step]")) {
+    button.addEventListener("click", () => step(Number(button.dataset.step)));
+  }
   dialog.addEventListener("keydown", (event) => {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (by) { event.preventDefault(); step(by); }
