@@ -15,7 +15,7 @@ from conftest import Workspace
 def debug(
     workspace: Workspace, *arguments: str, typed: str = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "augbench.cli", "debug", "--configfile", "study.yaml", *arguments]
+    command = [sys.executable, "-m", "augbench.cli", "debug", "--configfile", "study.yaml", "--target", *arguments]
     given = {**workspace.environment(), **environment}
     return subprocess.run(
         command, cwd=workspace.folder, env=given, input=typed, capture_output=True, text=True
@@ -58,7 +58,7 @@ def test_a_breakpoint_in_the_package_opens_the_debugger(finished: Workspace, tmp
     )
     path = os.pathsep.join([str(tmp_path), finished.environment()["PYTHONPATH"]])
     done = debug(
-        finished, "--run", "statistics", typed="print('rows', len(given[0]))\ncontinue\n", PYTHONPATH=path
+        finished, "statistics", "--run", typed="print('rows', len(given[0]))\ncontinue\n", PYTHONPATH=path
     )
     assert done.returncode == 0, done.stderr
     assert "stopping()" in done.stdout and "rows " in done.stdout

@@ -128,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     debug = command("debug", _debug, "run the script of one job here, under Python's debugger")
-    debug.add_argument("target", help="a file of the study, or a rule without wildcards")
+    debug.add_argument("--target", required=True, help="a file of the study, or a rule without wildcards")
     debug.add_argument(
         "--run",
         action="store_true",
