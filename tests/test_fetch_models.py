@@ -616,7 +616,7 @@ def without_checker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_model_without_a_safety_checker_needs_a_word_about_it(without_checker: Path) -> None:
     said = (
         "diffusion.safety_checker: .*none of its own; "
-        "allowed: a folder or Hub id of a safety checker .*, or null for none"
+        "allowed: a folder or Hub id of a safety checker .*, or null to go without"
     )
     with pytest.raises(ConfigError, match=said):
         check_study(study(model="sd2"))
