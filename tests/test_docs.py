@@ -27,6 +27,7 @@ PAGES = sorted(
         *(PROJECT / "docs").glob("*.md"),
         *(PROJECT / "resources").rglob("README.md"),
         PROJECT / "benchmarks/README.md",
+        PROJECT / "profiles/README.md",
     ]
 )
 FOLDERS = "|".join(

@@ -7,6 +7,6 @@ from augbench.runtime.job import running
 with running(snakemake):
     from augbench.miniature.pretrain.stage import assemble_models
 
-    source = snakemake.input
-    corpus = Path(source.parts[0]).parent
-    assemble_models(corpus, source.clip, source.autoencoder, source.unet, snakemake.output[0])
+    inputs = snakemake.input
+    corpus = Path(inputs.parts[0]).parent
+    assemble_models(corpus, inputs.clip, inputs.autoencoder, inputs.unet, snakemake.output[0])

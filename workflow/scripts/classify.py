@@ -8,18 +8,18 @@ with running(snakemake) as job:
     from augbench.classifier.stage import train_block
     from augbench.retrieval.shortfall import read_excluded
 
-    source = snakemake.input
+    inputs = snakemake.input
     folders = list(dict.fromkeys(Path(path).parent for path in snakemake.output))
-    manifests = {Path(path).stem: path for path in source.get("added", [])}
+    manifests = {Path(path).stem: path for path in inputs.get("added", [])}
     train_block(
         job.study,
         store=job.store,
         method=snakemake.wildcards.method,
-        train_path=source.train,
-        validation_path=source.val,
-        test_path=source.test,
-        classes_path=source.classes,
+        train_path=inputs.train,
+        validation_path=inputs.val,
+        test_path=inputs.test,
+        classes_path=inputs.classes,
         added_paths=[manifests[folder.name] for folder in folders] if manifests else [],
         folders=folders,
-        excluded=read_excluded(source.excluded),
+        excluded=read_excluded(inputs.excluded),
     )

@@ -8,18 +8,18 @@ with running(snakemake) as job:
     from augbench.classifier.stage import train_block
     from augbench.retrieval.shortfall import read_excluded
 
-    source = snakemake.input
+    inputs = snakemake.input
     folders = list(dict.fromkeys(Path(path).parent for path in snakemake.output))
-    excluded = read_excluded(source.excluded)
+    excluded = read_excluded(inputs.excluded)
     train_block(
         job.study,
         store=job.store,
         method=snakemake.params.method,
-        train_path=source.train,
-        validation_path=source.val,
+        train_path=inputs.train,
+        validation_path=inputs.val,
         test_path=None,
-        classes_path=source.classes,
-        added_paths=source.manifests,
+        classes_path=inputs.classes,
+        added_paths=inputs.manifests,
         folders=folders,
         excluded=excluded,
     )

@@ -5,13 +5,13 @@ from augbench.runtime.job import running
 with running(snakemake) as job:
     from augbench.personalise.cluster import cluster_images
 
-    source = snakemake.input
+    inputs = snakemake.input
     cluster_images(
         job,
         ks=list(job.plan.cluster_files),
-        train_path=source.train,
-        val_path=source.val,
-        classes_path=source.classes,
-        clip_path=source.clip,
+        train_path=inputs.train,
+        val_path=inputs.val,
+        classes_path=inputs.classes,
+        clip_path=inputs.clip,
         outs=snakemake.output,
     )

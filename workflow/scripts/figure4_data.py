@@ -5,12 +5,12 @@ from augbench.runtime.job import running
 with running(snakemake) as job:
     from augbench.report.figures.figure4 import collect
 
-    source, output = snakemake.input, snakemake.output
+    inputs, output = snakemake.input, snakemake.output
     collect(
         job,
-        manifests=dict(zip(job.plan.exemplified, source.sets, strict=True)),
-        train_path=source.train,
-        classes_path=source.classes,
+        manifests=dict(zip(job.plan.exemplified, inputs.sets, strict=True)),
+        train_path=inputs.train,
+        classes_path=inputs.classes,
         table=output.table,
         images=output.images,
     )

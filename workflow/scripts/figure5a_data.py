@@ -5,14 +5,14 @@ from augbench.runtime.job import running
 with running(snakemake) as job:
     from augbench.report.figures.figure5a import collect
 
-    source, output = snakemake.input, snakemake.output
+    inputs, output = snakemake.input, snakemake.output
     collect(
         job,
-        per_class=source.per_class,
-        table=source.table,
-        manifests=dict(zip(job.plan.compared, source.sets, strict=True)),
-        train_path=source.train,
-        classes_path=source.classes,
+        per_class=inputs.per_class,
+        table=inputs.table,
+        manifests=dict(zip(job.plan.compared, inputs.sets, strict=True)),
+        train_path=inputs.train,
+        classes_path=inputs.classes,
         out=output.table,
         images=output.images,
     )

@@ -5,12 +5,12 @@ from augbench.runtime.job import running
 with running(snakemake) as job:
     from augbench.report.figures.figure5b import collect
 
-    source, plan = snakemake.input, job.plan
+    inputs, plan = snakemake.input, job.plan
     collect(
         plan,
-        table=source.table,
-        per_class=source.per_class,
-        train_path=source.train,
-        manifests=dict(zip(plan.scaling, source.sets, strict=True)),
+        table=inputs.table,
+        per_class=inputs.per_class,
+        train_path=inputs.train,
+        manifests=dict(zip(plan.scaling, inputs.sets, strict=True)),
         out=snakemake.output.table,
     )

@@ -7,18 +7,18 @@ with running(snakemake) as job:
     from augbench.generate.stage import LearnedFiles, generate
     from augbench.plan.pools import SELECTED
 
-    method, source = snakemake.params.method, snakemake.input
+    method, inputs = snakemake.params.method, snakemake.input
     learned = None
-    if selected := source.get("selected"):
+    if selected := inputs.get("selected"):
         winner = read_json(selected)["selected"]
         plan = job.plan
         learned = {SELECTED: LearnedFiles(plan.embeddings(method)[winner], plan.unets(method).get(winner))}
     generate(
         job,
         method=method,
-        prompts_path=source.prompts,
-        model_path=source.diffusion,
-        train_path=source.train,
+        prompts_path=inputs.prompts,
+        model_path=inputs.diffusion,
+        train_path=inputs.train,
         targets={SELECTED: snakemake.output},
         learned=learned,
     )

@@ -5,8 +5,8 @@ from augbench.runtime.job import running
 with running(snakemake) as job:
     from augbench.generate.stage import LearnedFiles, generate
 
-    method, source = snakemake.params.method, snakemake.input
-    plan = job.plan_of(source.classes)
+    method, inputs = snakemake.params.method, snakemake.input
+    plan = job.plan_of(inputs.classes)
     targets = plan.candidate_shards(method, plan.folders_among(snakemake.output))
     learned = {
         name: LearnedFiles(plan.embeddings(method)[name], plan.unets(method).get(name)) for name in targets
@@ -14,9 +14,9 @@ with running(snakemake) as job:
     generate(
         job,
         method=method,
-        prompts_path=source.prompts,
-        model_path=source.diffusion,
-        train_path=source.train,
+        prompts_path=inputs.prompts,
+        model_path=inputs.diffusion,
+        train_path=inputs.train,
         targets=targets,
         learned=learned,
     )

@@ -5,9 +5,9 @@ from augbench.runtime.job import running
 with running(snakemake) as job:
     from augbench.report.tables.leakage import draw_pairs, write_leakage_table
 
-    source, output, plan = snakemake.input, snakemake.output, job.plan
+    inputs, output, plan = snakemake.input, snakemake.output, job.plan
     leaks, counts, pools = (
-        dict(zip(plan.guarded, paths, strict=True)) for paths in (source.leaks, source.counts, source.pools)
+        dict(zip(plan.guarded, paths, strict=True)) for paths in (inputs.leaks, inputs.counts, inputs.pools)
     )
     predictions = {method: plan.predictions(method) for method in plan.methods}
     write_leakage_table(
@@ -18,6 +18,6 @@ with running(snakemake) as job:
             job,
             leaks[method],
             pools[method],
-            {"val": source.val, "test": source.test},
+            {"val": inputs.val, "test": inputs.test},
             output[f"pairs_{method}"],
         )

@@ -7,5 +7,5 @@ with running(snakemake) as job:
 
     from augbench.runtime.provenance import write_provenance
 
-    source = snakemake.input
-    write_provenance(job.study, Path(job.plan.root), source.config, source.models, snakemake.output[0])
+    inputs = snakemake.input
+    write_provenance(job.study, Path(job.plan.root), inputs.config, inputs.models, snakemake.output[0])

@@ -5,13 +5,13 @@ from augbench.runtime.job import running
 with running(snakemake) as job:
     from augbench.report.html.images import collect
 
-    source = snakemake.input
+    inputs = snakemake.input
     collect(
         job,
-        per_class=source.per_class,
-        table=source.table,
-        manifests=dict(zip(job.plan.study.pooled, source.get("sets", []), strict=True)),
-        train_path=source.train,
-        classes_path=source.classes,
+        per_class=inputs.per_class,
+        table=inputs.table,
+        manifests=dict(zip(job.plan.study.pooled, inputs.get("sets", []), strict=True)),
+        train_path=inputs.train,
+        classes_path=inputs.classes,
         out=snakemake.output[0],
     )

@@ -7,17 +7,17 @@ with running(snakemake) as job:
     from augbench.resample import Drawing, resample
     from augbench.retrieval.shortfall import read_excluded
 
-    source, output = snakemake.input, snakemake.output
-    index = source.get("index", output.get("index"))
+    inputs, output = snakemake.input, snakemake.output
+    index = inputs.get("index", output.get("index"))
     if index == output.get("index"):
-        build_index(job.plan.shards_among(source), job.plan.root, index)
-    drawing, leaks = Drawing.of(job.study, snakemake.params.method), next(iter(source.get("leaks", [])), None)
+        build_index(job.plan.shards_among(inputs), job.plan.root, index)
+    drawing, leaks = Drawing.of(job.study, snakemake.params.method), next(iter(inputs.get("leaks", [])), None)
     resample(
         index,
-        train_path=source.train,
+        train_path=inputs.train,
         outs=output.manifests,
         study_seed=job.study.seed,
         drawing=drawing,
-        excluded=read_excluded(source.excluded),
+        excluded=read_excluded(inputs.excluded),
         leaks_path=leaks,
     )

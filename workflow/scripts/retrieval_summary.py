@@ -9,13 +9,13 @@ with running(snakemake) as job:
     from augbench.data.splits import read_split
     from augbench.retrieval.shortfall import summarise
 
-    source, output, plan = snakemake.input, snakemake.output, job.plan
+    inputs, output, plan = snakemake.input, snakemake.output, job.plan
     summarise(
         job.study,
-        class_ids=[info.class_id for info in read_class_table(source.classes)],
-        training_images=Counter(read_split(source.train).class_ids),
-        ledgers={method: list(source[f"ledgers_{method}"]) for method in plan.study.retrieved},
-        neighbours={method: source[f"neighbours_{method}"] for method in plan.study.retrieved},
+        class_ids=[info.class_id for info in read_class_table(inputs.classes)],
+        training_images=Counter(read_split(inputs.train).class_ids),
+        ledgers={method: list(inputs[f"ledgers_{method}"]) for method in plan.study.retrieved},
+        neighbours={method: inputs[f"neighbours_{method}"] for method in plan.study.retrieved},
         manifests={method: output[f"manifest_{method}"] for method in plan.study.retrieved},
         yield_path=output.fates,
         excluded_path=output.excluded,

@@ -9,16 +9,16 @@ with running(snakemake) as job:
     from augbench.retrieval.images import open_origin
     from augbench.retrieval.stage import retrieve
 
-    source, method = snakemake.input, snakemake.params.method
+    inputs, method = snakemake.input, snakemake.params.method
     retrieve(
         job,
         name=method,
-        prompts_path=source.prompts,
-        training_images=Counter(read_split(source.train).class_ids),
-        neighbours_path=source.neighbours,
-        clip_path=source.clip,
-        diffusion_path=source.diffusion,
-        origin=open_origin(job, method, source.get("images", [])),
+        prompts_path=inputs.prompts,
+        training_images=Counter(read_split(inputs.train).class_ids),
+        neighbours_path=inputs.neighbours,
+        clip_path=inputs.clip,
+        diffusion_path=inputs.diffusion,
+        origin=open_origin(job, method, inputs.get("images", [])),
         targets=snakemake.output.shards,
         ledgers=snakemake.output.ledgers,
     )

@@ -8,13 +8,13 @@ with running(snakemake) as job:
     from augbench.data.splits import read_split
     from augbench.retrieval.search import search
 
-    source = snakemake.input
+    inputs = snakemake.input
     search(
         job,
         name=snakemake.wildcards.method,
-        prompts_path=source.prompts,
-        training_images=Counter(read_split(source.train).class_ids),
-        clip_path=source.clip,
-        corpus_folder=next(iter(source.get("corpus", [])), None),
+        prompts_path=inputs.prompts,
+        training_images=Counter(read_split(inputs.train).class_ids),
+        clip_path=inputs.clip,
+        corpus_folder=next(iter(inputs.get("corpus", [])), None),
         out=snakemake.output[0],
     )

@@ -5,9 +5,9 @@ from augbench.runtime.job import running
 with running(snakemake) as job:
     from augbench.personalise.select import drop_from_store, select
 
-    source, method = snakemake.input, snakemake.params.method
-    plan = job.plan_of(source.classes)
+    inputs, method = snakemake.input, snakemake.params.method
+    plan = job.plan_of(inputs.classes)
     shards = plan.candidate_shards(method, plan.folders)
-    winner = select(method, dict(zip(shards, source.results, strict=True)), snakemake.output[0])
+    winner = select(method, dict(zip(shards, inputs.results, strict=True)), snakemake.output[0])
     if not job.study.execution.keep_candidates:
         drop_from_store(job.store, shards.pop(winner), [path for paths in shards.values() for path in paths])

@@ -6,11 +6,11 @@ with running(snakemake) as job:
     from augbench.report.tables.table1 import write_table1
     from augbench.retrieval.shortfall import read_excluded
 
-    source = snakemake.input
+    inputs = snakemake.input
     write_table1(
         job.study,
-        source.results,
-        source.pools,
+        inputs.results,
+        inputs.pools,
         dict(snakemake.output.items()),
-        read_excluded(source.excluded),
+        read_excluded(inputs.excluded),
     )
