@@ -81,4 +81,4 @@ rule pretrain:
 
 
 onstart:
-    guard_plain_run()
+    begin_run(STUDY)

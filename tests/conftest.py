@@ -16,6 +16,7 @@ import pytest
 import yaml
 from xdist.scheduler import LoadScopeScheduling
 
+from augbench.artifacts.shards import read_footer
 from augbench.data import fashion_mnist
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -122,6 +123,26 @@ class Workspace:
     def results(self) -> Path:
         """Folder of the small study's results."""
         return self.folder / "results/small"
+
+    @property
+    def store(self) -> Path:
+        """The store that all studies here share."""
+        return self.folder / "results/.store"
+
+    def stored_shards(self, method: str) -> dict[Path, dict[str, Any]]:
+        """Finished shards of a method's kind in the store, with their recipes, which name no method."""
+        personalised = self.study["methods"][method]["mechanism"] == "personalise"
+        found = {}
+        for path in (self.store / "shards").glob("[!.]*"):
+            recipe = read_footer(path)["recipe"]
+            if "diffusion" in recipe and ("learned" in recipe) == personalised:
+                found[path] = recipe
+        return found
+
+    @property
+    def study(self) -> dict[str, Any]:
+        """The study in ``study.yaml``."""
+        return yaml.safe_load((self.folder / "study.yaml").read_text())
 
     def write_study(self, study: Mapping[str, Any]) -> None:
         """Replace ``study.yaml``."""

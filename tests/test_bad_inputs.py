@@ -68,7 +68,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write_shard(
         folder / "0.parquet",
-        [ShardRow(image, 0, "cat", i, "simple", "a photo of a cat.", "model") for i in range(3)],
+        [ShardRow(image, 0, "cat", i, "a photo of a cat.", "model") for i in range(3)],
         {"version": 1},
     )
     return folder

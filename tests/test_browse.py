@@ -70,7 +70,6 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Squares:
             0,
             "class_a",
             8 + number,
-            "clip_prompts",
             f"prompt {number}",
             "model",
             number,

@@ -526,9 +526,7 @@ class Project:
         for label, class_id in enumerate("ab"):
             paths.append(self.folder / f"shards/m/selected/{class_id}/0.parquet")
             rows = [
-                ShardRow(
-                    encode_image(photo(label, 500 + i), "png", 95), label, class_id, i, "m", "p", "model"
-                )
+                ShardRow(encode_image(photo(label, 500 + i), "png", 95), label, class_id, i, "p", "model")
                 for i in range(20)
             ]
             write_shard(paths[-1], rows, {})

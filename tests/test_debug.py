@@ -15,8 +15,16 @@ from conftest import Workspace
 def debug(
     workspace: Workspace, *arguments: str, typed: str = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "augbench.cli", "debug"]
-    command = [*program, "--configfile", "study.yaml", "--target", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "augbench.cli",
+        "debug",
+        "--configfile",
+        "study.yaml",
+        "--target",
+        *arguments,
+    ]
     given = {**workspace.environment(), **environment}
     return subprocess.run(
         command, cwd=workspace.folder, env=given, input=typed, capture_output=True, text=True

@@ -462,7 +462,6 @@ def write_pool(folder: Path, method: str, images: torch.Tensor, labels: np.ndarr
                 label,
                 info.class_id,
                 i,
-                method,
                 "a prompt",
                 "model",
                 seed=i,

@@ -50,8 +50,12 @@ KILLED = (
 
 def kept(workspace: Workspace) -> dict[str, int]:
     """Finished artifacts in the store with their inodes, without partial files; a new inode means remade."""
-    store = workspace.results / ".store"
-    return {str(path.relative_to(store)): path.stat().st_ino for path in store.glob("*/[!.]*")}
+    store = workspace.store
+    return {
+        str(path.relative_to(store)): path.stat().st_ino
+        for path in store.glob("*/[!.]*")
+        if path.parent.name != "uses"
+    }
 
 
 def count(workspace: Workspace, kind: str, suffix: str = "") -> int:
@@ -60,8 +64,8 @@ def count(workspace: Workspace, kind: str, suffix: str = "") -> int:
 
 def shards_made(workspace: Workspace, method: str) -> int:
     """Number of a method's shards in the store, for the classes of its first job."""
-    recipes = [read_footer(path)["recipe"] for path in (workspace.results / ".store/shards").glob("[!.]*")]
-    return sum(recipe["method"] == method and recipe["class_id"] in FIRST_CLASSES for recipe in recipes)
+    recipes = workspace.stored_shards(method).values()
+    return sum(recipe["class_id"] in FIRST_CLASSES for recipe in recipes)
 
 
 @dataclass
@@ -249,7 +253,7 @@ def foreign(content: bytes) -> bytes:
 
 def stored(workspace: Workspace, shard: Path) -> Path:
     """Path of a shard in the store."""
-    return workspace.results / ".store/shards" / f"{canonical_hash(read_footer(shard)['recipe'])}.parquet"
+    return workspace.store / "shards" / f"{canonical_hash(read_footer(shard)['recipe'])}.parquet"
 
 
 def shard_of(workspace: Workspace, class_id: str, part: int = 0) -> Path:
@@ -288,7 +292,7 @@ def test_a_damaged_shard_is_named_and_after_deleting_it_only_it_is_made_again(
     study.run()
     assert tally((study.results / "logs/generate/simple_prompt_001.log").read_text()) == (1, SHARDS - 1)
     assert shard.read_bytes() == content
-    remade = str(stored(study, shard).relative_to(study.results / ".store"))
+    remade = str(stored(study, shard).relative_to(study.store))
     assert {name: inode for name, inode in kept(study).items() if name != remade} == {
         name: inode for name, inode in before.items() if name != remade
     }
@@ -329,7 +333,7 @@ def run():
     return done.returncode, done.stderr, log
 """
 FULL_DISK = """
-store, free = "results/small/.store", int(sys.argv[1])
+store, free = "results/.store", int(sys.argv[1])
 sh("cp", "-a", store, "store")
 sh("mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", store)
 sh("cp", "-a", "store/.", store)
@@ -371,7 +375,7 @@ def test_a_full_disk_is_one_line_and_what_was_finished_before_is_not_made_again(
     full, room = runs_with_own_mounts(study, FULL_DISK, str(sum(pages) - 1))
     assert full[0] == 1
     (line,) = [line for line in full[1].splitlines() if "No space left on device" in line]
-    assert "results/small/.store/shards: " in line and line.endswith(
+    assert "results/.store/shards: " in line and line.endswith(
         "free space or make it writable, then run again; nothing finished is lost"
     )
     assert room[0] == 0, room[1]

@@ -216,7 +216,6 @@ def make_squares(folder: Path) -> Squares:
                         label,
                         class_id,
                         index,
-                        method,
                         f"a photo of {class_id}",
                         "model",
                         source=source,

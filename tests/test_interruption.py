@@ -18,7 +18,7 @@ pytestmark = pytest.mark.full
 
 def store_files(workspace: Workspace, kind: str) -> dict[str, int]:
     """Finished artifacts of a kind in the store: inode by name; a new inode means remade."""
-    folder = workspace.results / ".store" / kind
+    folder = workspace.store / kind
     return (
         {path.name: path.stat().st_ino for path in folder.glob("*") if not path.name.startswith(".")}
         if folder.exists()
@@ -98,7 +98,7 @@ def test_a_second_run_beside_a_running_one_gets_one_clear_line(tmp_path: Path) -
         assert any("steps to do" in line for line in iter(first.stderr.readline, ""))
         second = workspace.augbench("run", "--configfile", "study.yaml")
         assert second.returncode == 1
-        assert second.stderr.strip().startswith("augbench: results/.locks/run: a run is under way here")
+        assert second.stderr.strip().startswith("augbench: results/.locks/small/run: a run is under way here")
         assert len(second.stderr.strip().splitlines()) == 1
     finally:
         os.killpg(first.pid, signal.SIGKILL)

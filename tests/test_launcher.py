@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 SRC = str(Path(__file__).resolve().parents[1] / "src")
-HOLD_RUN = "from augbench.runtime import launcher; print(launcher.acquire_run_lock(), flush=True); input()"
+HOLD_RUN = "from augbench.runtime import launcher; print(launcher.acquire_run_lock('s'), flush=True); input()"
 HOLD_JOB = (
-    "from augbench.runtime import launcher; launcher.hold_job_lock(); print('held', flush=True); input()"
+    "from augbench.runtime import launcher; launcher.hold_job_lock('s'); print('held', flush=True); input()"
 )
-TRY_RUN = "from augbench.runtime import launcher; launcher.acquire_run_lock(); print('acquired')"
-BEGIN_JOB = "from augbench.runtime import launcher; launcher.guard_job(); print('begun')"
+TRY_RUN = "from augbench.runtime import launcher; launcher.acquire_run_lock('s'); print('acquired')"
+BEGIN_JOB = "from augbench.runtime import launcher; launcher.guard_job('s'); print('begun')"
 CURRENT = (
     "import os; from augbench.runtime import launcher; "
-    "os.environ['AUGBENCH_RUN'] = launcher.acquire_run_lock(); "
+    "os.environ['AUGBENCH_RUN'] = launcher.acquire_run_lock('s'); "
 )
 # the error of the system on a disk that is mounted without locks
 WITHOUT_LOCKS = """
@@ -61,7 +61,7 @@ def test_a_second_run_is_refused_in_one_clear_line(tmp_path: Path) -> None:
         status, text = attempt(TRY_RUN, tmp_path)
         assert status != 0
         assert (
-            f"results/.locks/run: a run is under way here (process {first.pid}); "
+            f"results/.locks/s/run: a run is under way here (process {first.pid}); "
             f"wait for it to end, or stop it"
         ) in text
     finally:
@@ -104,7 +104,7 @@ def test_jobs_of_one_run_do_not_exclude_each_other(tmp_path: Path, jobs: int) ->
 def test_a_job_of_a_replaced_run_ends_before_snakemake_touches_its_outputs(tmp_path: Path) -> None:
     assert attempt(TRY_RUN, tmp_path)[0] == 0
     line = (
-        "augbench: results/.locks/run: the run that started this job has been replaced; "
+        "augbench: results/.locks/s/run: the run that started this job has been replaced; "
         "nothing to do: the new run makes the missing files\n"
     )
     assert attempt(BEGIN_JOB, tmp_path, AUGBENCH_RUN="of-yesterday") == (1, line)
@@ -152,7 +152,7 @@ def test_another_failure_to_lock_is_not_passed_over(tmp_path: Path) -> None:
 def test_cores_are_for_runs_on_this_machine(tmp_path: Path, extra: list[str], cores: bool) -> None:
     (tmp_path / "snakemake.py").write_text("import sys; print(sys.argv[1:])")
     status, text = attempt(
-        f"from augbench.runtime import launcher; launcher.run(['study.yaml'], [], 2, {extra!r})",
+        f"from augbench.runtime import launcher; launcher.run('s', ['study.yaml'], [], 2, {extra!r})",
         tmp_path,
         PYTHONPATH=f"{tmp_path}:{SRC}",
     )

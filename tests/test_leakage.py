@@ -325,7 +325,7 @@ def write_pool(folder: Path, method: str, images: dict[int, list[Image.Image]]) 
     for label, members in images.items():
         class_id = CLASSES[label].class_id
         rows = [
-            ShardRow(encode_image(image, "png", 95), label, class_id, i, method, "a prompt", "model", seed=i)
+            ShardRow(encode_image(image, "png", 95), label, class_id, i, "a prompt", "model", seed=i)
             for i, image in enumerate(members)
         ]
         paths.append(folder / f"shards/{method}/selected/{class_id}/0.parquet")

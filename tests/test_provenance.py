@@ -15,10 +15,17 @@ import torch
 from conftest import SMALL_STUDY, Workspace
 
 from augbench import __version__
+from augbench.artifacts.store import Store
 from augbench.config.study import parse_study
 from augbench.files import write_json
 from augbench.runtime import provenance
-from augbench.runtime.provenance import package_versions, record_surroundings, revision, write_provenance
+from augbench.runtime.provenance import (
+    package_versions,
+    record_surroundings,
+    revision,
+    shared_files,
+    write_provenance,
+)
 from augbench.seeds import derive_seed
 
 STAGES = {
@@ -100,9 +107,8 @@ def write(folder: Path) -> dict[str, Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"s\th:m:s\n{seconds}\t0:00:01\n")
     (folder / "benchmarks/table1.tsv").write_text("s\th:m:s\n4\t0:00:04\n")
-    write_provenance(
-        study, folder, folder / "config.yaml", [folder / "models/clip.json"], folder / "provenance.json"
-    )
+    store, out = Store(folder.parent / ".store", folder), folder / "provenance.json"
+    write_provenance(study, store, folder / "config.yaml", [folder / "models/clip.json"], out)
     return json.loads((folder / "provenance.json").read_text())
 
 
@@ -122,7 +128,7 @@ def test_config_code_packages_seeds_models_and_times_are_in_it(tmp_path: Path) -
     assert made["models"] == {"clip": {"id": "abc", "folder": "clip", "revision": "1234"}}
     assert made["job_seconds"] == {"generate": 3.8, "table1": 4.0}
     assert made["cpu"] and made["platform"] and made["python"] and made["written"].endswith("+00:00")
-    assert made["computed"] == []
+    assert made["computed"] == [] and made["shared"] == {}
 
 
 def test_jobs_of_a_stage_in_equal_surroundings_leave_one_record_and_others_their_own(
@@ -138,6 +144,17 @@ def test_jobs_of_a_stage_in_equal_surroundings_leave_one_record_and_others_their
         computed["NVIDIA H200",]["stages"]
     ) == {"classify"}
     assert computed[()]["packages"] == package_versions()
+
+
+def test_a_study_that_shares_files_names_the_other_study_and_what_it_ran_on(tmp_path: Path) -> None:
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    for folder in (other, mine):
+        store = Store(tmp_path / ".store", folder)
+        store.provide("texts", {}, folder / "a.txt", lambda path: path.write_text("x") and None)
+    record_surroundings(other, other / "logs/generate/a.log")
+    assert shared_files(Store(tmp_path / ".store", mine)) == {str(other): 1}
+    shared = write(mine)["shared"]["other"]
+    assert shared["files"] == 1 and set(shared["computed"][0]["stages"]) == {"generate"}
 
 
 def test_a_finished_study_says_what_made_it(current: Workspace) -> None:

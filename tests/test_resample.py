@@ -40,7 +40,6 @@ def shard(
             label,
             class_id,
             i,
-            "m",
             "a prompt",
             "model",
             seed=i,

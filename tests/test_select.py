@@ -51,7 +51,7 @@ def test_a_candidate_that_saw_the_test_split_is_refused(tmp_path: Path) -> None:
 
 def test_dropping_the_losers_spares_what_is_the_winners_too(tmp_path: Path) -> None:
     store = Store(tmp_path / ".store")
-    rows = [ShardRow(encode_image(Image.new("RGB", (4, 4)), "png", 95), 0, "bag", 0, "m", "a bag", "model")]
+    rows = [ShardRow(encode_image(Image.new("RGB", (4, 4)), "png", 95), 0, "bag", 0, "a bag", "model")]
     paths = {}
     for name, recipe in (("winner", {"learned": 1}), ("same", {"learned": 1}), ("loser", {"learned": 2})):
         paths[name] = tmp_path / name / "bag/0.parquet"
@@ -62,3 +62,17 @@ def test_dropping_the_losers_spares_what_is_the_winners_too(tmp_path: Path) -> N
     assert store.has("shards", {"learned": 1}, ".parquet") and not store.has(
         "shards", {"learned": 2}, ".parquet"
     )
+
+
+def test_dropping_the_losers_spares_what_another_study_uses(tmp_path: Path) -> None:
+    rows = [ShardRow(encode_image(Image.new("RGB", (4, 4)), "png", 95), 0, "bag", 0, "a bag", "model")]
+    stores = {name: Store(tmp_path / ".store", tmp_path / name) for name in ("mine", "other")}
+    paths = {name: tmp_path / name / "loser/bag/0.parquet" for name in stores}
+    recipe = {"learned": 1}
+    for name, store in stores.items():
+        store.provide("shards", recipe, paths[name], lambda path: write_shard(path, rows, recipe))
+    winner = tmp_path / "mine/winner/bag/0.parquet"
+    stores["mine"].provide("shards", {}, winner, lambda path: write_shard(path, rows, {}))
+    assert drop_from_store(stores["mine"], [winner], [paths["mine"]]) == 0
+    paths["other"].unlink()
+    assert drop_from_store(stores["mine"], [winner], [paths["mine"]]) == 1

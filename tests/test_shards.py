@@ -32,7 +32,6 @@ def rows(count: int = 5) -> list[ShardRow]:
             3,
             "dress",
             index,
-            "simple_prompt",
             "A photo of dress.",
             "abc",
             seed=index,
@@ -73,7 +72,7 @@ def test_every_image_format_can_be_read(image_format: str, tmp_path: Path) -> No
     image = Image.new("RGB", (32, 32), (200, 10, 10))
     write_shard(
         tmp_path / "s.parquet",
-        [ShardRow(encode_image(image, image_format, 95), 0, "a", 0, "m", None, "x")],
+        [ShardRow(encode_image(image, image_format, 95), 0, "a", 0, None, "x")],
         {},
     )
     (row,) = read_shard(tmp_path / "s.parquet").to_pylist()

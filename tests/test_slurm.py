@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import slurm_node
 import yaml
@@ -114,12 +113,7 @@ def start(
 
 def stored(workspace: Workspace, method: str) -> dict[Path, int]:
     """Finished shards of a method in the store: inode by path; a new inode means remade."""
-    folder = workspace.results / ".store/shards"
-    return {
-        path: path.stat().st_ino
-        for path in folder.glob("[!.]*")
-        if pq.read_table(path, columns=["method"])["method"][0].as_py() == method
-    }
+    return {path: path.stat().st_ino for path in workspace.stored_shards(method)}
 
 
 def attempts(node: SlurmNode, what: str) -> list[SlurmJob]:

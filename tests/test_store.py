@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from augbench.artifacts.adopt import adopt
+from augbench.artifacts.shards import ShardRow, content_of, is_kept, read_shard, write_shard
 from augbench.artifacts.store import Store
 from augbench.errors import UserError
 from augbench.files import atomic_path
@@ -60,15 +64,20 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError):
         store.provide("texts", {}, tmp_path / "a.txt", write)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".claims"]
 
 
-def test_a_target_is_a_hard_link_and_unused_artifacts_are_found(tmp_path: Path) -> None:
+def unused(store: Store) -> int:
+    used = store.uses()
+    return sum(path.relative_to(store.root).as_posix() not in used for path in store.artifacts())
+
+
+def test_a_target_is_a_hard_link_and_without_it_the_artifact_is_unused(tmp_path: Path) -> None:
     store, target = Store(tmp_path / "store"), tmp_path / "a.txt"
     store.provide("texts", {}, target, lambda path: path.write_text("x") and None)
-    assert target.stat().st_nlink == 2 and store.unused() == []
+    assert target.stat().st_nlink == 2 and unused(store) == 0
     target.unlink()
-    assert len(store.unused()) == 1
+    assert unused(store) == 1
 
 
 def test_where_links_are_not_supported_the_file_is_copied(
@@ -81,6 +90,159 @@ def test_where_links_are_not_supported_the_file_is_copied(
     target = tmp_path / "a.txt"
     Store(tmp_path / "store").provide("texts", {}, target, lambda path: path.write_text("x") and None)
     assert target.read_text() == "x"
+    assert unused(Store(tmp_path / "store")) == 0, "uses are recorded, not counted as links"
+    target.unlink()
+    assert unused(Store(tmp_path / "store")) == 1
+
+
+def test_two_studies_share_an_artifact_and_each_counts(tmp_path: Path) -> None:
+    first, second = (Store(tmp_path / "store", tmp_path / name) for name in ("a", "b"))
+    assert first.provide("texts", {"n": 1}, tmp_path / "a/x.txt", lambda path: path.write_text("x") and None)
+    assert not second.provide("texts", {"n": 1}, tmp_path / "b/y.txt", lambda _: pytest.fail("made twice"))
+    (users,) = first.uses().values()
+    assert {(Path(use.study).name, use.target) for use in users} == {("a", "x.txt"), ("b", "y.txt")}
+    (tmp_path / "a/x.txt").unlink()
+    assert unused(first) == 0
+    (tmp_path / "b/y.txt").unlink()
+    assert unused(first) == 1
+
+
+def test_a_target_uses_the_newest_artifact_that_it_got(tmp_path: Path) -> None:
+    store, target = Store(tmp_path / "store"), tmp_path / "a.txt"
+    for number in (1, 2):
+        store.provide("texts", {"n": number}, target, lambda path: path.write_text("x") and None)
+    assert list(store.uses()) == [f"texts/{store.path('texts', {'n': 2}, '.txt').name}"]
+    store.compact()
+    assert len(list((tmp_path / "store/uses").iterdir())) == 1 and unused(store) == 1
+
+
+def test_uses_stay_true_when_results_are_moved(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    store = Store(results / ".store", results / "s")
+    store.provide("texts", {}, results / "s/a.txt", lambda path: path.write_text("x") and None)
+    results.rename(tmp_path / "moved")
+    assert unused(Store(tmp_path / "moved/.store")) == 0
+
+
+def test_what_a_study_needs_without_a_target_is_used_while_its_folder_exists(tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    study.mkdir()
+    store = Store(tmp_path / "store", study)
+    for _ in range(2):
+        kept = store.keep("vectors", {}, ".txt", lambda path: path.write_text("x") and None)
+    assert kept.read_text() == "x" and (store.tally.made, store.tally.reused) == (1, 1) and unused(store) == 0
+    study.rmdir()
+    assert unused(store) == 1
+
+
+# --- claims ---
+
+MAKE = """
+import sys, time
+from pathlib import Path
+from augbench.artifacts.adopt import adopt
+from augbench.artifacts.shards import ShardRow, content_of, is_kept, read_shard, write_shard
+from augbench.artifacts.store import Store
+
+store, (name, seconds) = Store(Path("store"), Path(sys.argv[1])), sys.argv[1:3]
+
+def write(path):
+    print("making", flush=True)
+    time.sleep(float(seconds))
+    path.write_text("made by " + name)
+
+store.provide("texts", {"n": 1}, Path(name) / "x.txt", write)
+print("done", flush=True)
+"""
+
+
+def make(folder: Path, name: str, seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", MAKE, name, str(seconds)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1] / "src")}
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def said(process: subprocess.Popen[str]) -> list[str]:
+    return process.communicate()[0].split()
+
+
+def test_what_another_process_is_making_is_waited_for_and_not_made_twice(tmp_path: Path) -> None:
+    first = make(tmp_path, "a", 1.5)
+    assert first.stdout is not None and first.stdout.readline() == "making\n"
+    second = make(tmp_path, "b", 0)
+    assert said(second) == ["done"] and said(first) == ["done"]
+    assert (tmp_path / "b/x.txt").read_text() == "made by a"
+
+
+def test_what_a_killed_process_was_making_is_made_by_the_next(tmp_path: Path) -> None:
+    first = make(tmp_path, "a", 60)
+    assert first.stdout is not None and first.stdout.readline() == "making\n"
+    second = make(tmp_path, "b", 0)
+    first.kill()
+    assert said(second) == ["making", "done"]
+    assert (tmp_path / "b/x.txt").read_text() == "made by b"
+    first.communicate()
+
+
+def test_items_that_nobody_makes_come_first_and_the_others_only_if_they_are_left_unmade(
+    tmp_path: Path,
+) -> None:
+    first = make(tmp_path, "a", 1.0)
+    assert first.stdout is not None and first.stdout.readline() == "making\n"
+    store = Store(tmp_path / "store")
+
+    def is_there(number: int) -> bool:
+        return store.has("texts", {"n": number}, ".txt")
+
+    groups = list(store.in_turn("texts", [1, 2, 3], lambda number: {"n": number}, is_there))
+    assert groups == [[2, 3]] and is_there(1) and store.tally.reused == 1
+    first.communicate()
+
+
+# --- stores of version 0.1 ---
+
+
+def test_an_earlier_store_of_a_study_is_adopted_and_its_shards_lose_the_rows_name(tmp_path: Path) -> None:
+    study = tmp_path / "results/s"
+    earlier, store = Store(study / ".store", study), Store(tmp_path / "results/.store", study)
+    rows = [ShardRow(b"\x89PNG", 0, "bag", 0, "a bag", "model")]
+    recipe = {"version": 1, "method": "clip_prompts", "class_id": "bag"}
+    target = study / "shards/clip_prompts/selected/bag/0.parquet"
+    earlier.provide("shards", recipe, target, lambda path: write_shard(path, rows, recipe))
+    earlier.provide(
+        "classifiers", {"run": 0}, study / "history.json", lambda path: path.write_text("{}") and None
+    )
+    content, inode = target.read_bytes(), target.stat().st_ino
+    for number in (2, 0):
+        assert adopt(store) == number
+    assert not (study / ".store").exists()
+    assert target.read_bytes() == content and target.stat().st_ino == inode
+    assert store.has("classifiers", {"run": 0}, ".json") and unused(store) == 0
+    other = Store(store.root, tmp_path / "results/other")
+    again = tmp_path / "results/other/shards/prompts/selected/bag/0.parquet"
+    assert other.take("shards", content_of({**recipe, "method": "prompts"}), again, is_kept)
+    assert "method" not in read_shard(again).column_names
+
+
+def test_a_damaged_shard_is_not_adopted(tmp_path: Path) -> None:
+    study = tmp_path / "results/s"
+    damaged = study / ".store/shards/0.parquet"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"half")
+    assert adopt(Store(tmp_path / "results/.store", study)) == 0 and damaged.exists()
+
+
+def test_artifacts_from_before_keys_named_the_data_set_are_taken_over_by_their_own_study_only(
+    tmp_path: Path,
+) -> None:
+    mine, other = (tmp_path / "results" / name for name in ("mine", "other"))
+    earlier = Store(mine / ".store", mine)
+    earlier.provide("classifiers", {"run": 0}, mine / "x.json", lambda path: path.write_text("{}") and None)
+    store = Store(tmp_path / "results/.store", mine)
+    adopt(store)
+    recipe = {"run": 0, "dataset": {"kind": "image_folder", "root": "data"}}
+    assert not Store(store.root, other).has("classifiers", recipe, ".json")
+    assert store.has("classifiers", recipe, ".json")
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def test_one_shard_deleted_from_store_and_results_remakes_only_its_own_images(st
     before = shards(study, "simple_prompt")
     gone = study.results / "shards/simple_prompt/selected/bag/1.parquet"
     content, inode = gone.read_bytes(), gone.stat().st_ino
-    (kept,) = [path for path in (study.results / ".store/shards").iterdir() if path.stat().st_ino == inode]
+    (kept,) = [path for path in (study.store / "shards").iterdir() if path.stat().st_ino == inode]
     kept.unlink()
     gone.unlink()
     study.run("--target", f"results/small/{gone.relative_to(study.results)}")
@@ -379,7 +379,7 @@ def test_selection_never_opens_the_test_split(study: Workspace, spoilable: Path)
     method, stat = "pseudoword_clip", spoilable.stat()
     before = selected(study, method)
     classifiers = study.results / f"classifiers/{method}"
-    shutil.rmtree(study.results / ".store/classifiers")
+    shutil.rmtree(study.store / "classifiers")
     for candidate in PERSONALISED[method]:
         shutil.rmtree(classifiers / candidate)
     for path in (study.results / f"selected/{method}.json", classifiers / "selected/0/result.json"):
@@ -414,7 +414,7 @@ def test_classes_that_are_left_out_are_in_no_training_set_and_no_score(
     resample(results / "shards/simple_prompt/selected/index.parquet", train, [manifest], 0, excluded=gone)
     rest = (
         study,
-        Store(results / ".store"),
+        Store(Path("results/.store"), results),
         "simple_prompt",
         train,
         val,

@@ -1,4 +1,4 @@
-"""The command line: ``augbench check``, ``plan``, ``run``, ``browse`` and ``debug``.
+"""The command line: ``augbench check``, ``plan``, ``run``, ``browse``, ``clean`` and ``debug``.
 
 A problem that the user can fix is one line on stderr.
 """
@@ -50,7 +50,7 @@ def _run(arguments: argparse.Namespace) -> int:
     start = time.monotonic()
     extra = arguments.snakemake
     cores = arguments.cores or len(os.sched_getaffinity(0))
-    status = launcher.run(configfiles, arguments.targets, cores, extra)
+    status = launcher.run(study.study, configfiles, arguments.targets, cores, extra)
     took = clock(time.monotonic() - start)
     if status:
         print(f"augbench: stopped after {took}; finished work is kept, run again to resume", file=sys.stderr)
@@ -74,6 +74,13 @@ def _browse(arguments: argparse.Namespace) -> int:
             server.serve_forever()
         except KeyboardInterrupt:
             print("ended")
+    return 0
+
+
+def _clean(arguments: argparse.Namespace) -> int:
+    from augbench.commands.clean import clean
+
+    print(clean(load_study(arguments.configfile or [DEMO]), arguments.delete))
     return 0
 
 
@@ -126,6 +133,9 @@ def parser() -> argparse.ArgumentParser:
     browse.add_argument(
         "--port", type=int, default=8700, help="port to serve on; 0 for any free one (default: 8700)"
     )
+
+    clean = command("clean", _clean, "show what no study uses in the store; free it on request")
+    clean.add_argument("--delete", action="store_true", help="delete the unused files")
 
     debug = command("debug", _debug, "run the script of one job here, under Python's debugger")
     debug.add_argument("--target", required=True, help="a file of the study, or a rule without wildcards")

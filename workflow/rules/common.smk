@@ -10,14 +10,13 @@ sys.path.insert(0, str(PROJECT / "src"))
 
 from augbench.plan import recipes
 from augbench.plan.needs import load_needs
-from augbench.runtime.launcher import guard_job, guard_plain_run
+from augbench.runtime.launcher import begin_run, guard_job
 from augbench.plan.load import load_plan
-
-guard_job()
 
 # Without --configfile, the study is the demo. The demo is never merged with a user's study.
 PLAN = load_plan(config, PROJECT)
 STUDY = PLAN.study
+guard_job(STUDY.study)
 ENVIRONMENT = str(PROJECT / "envs/conda.yaml")
 
 # Resources that jobs request from any scheduler. A cluster is described in its profile (slurm/config.yaml).

@@ -29,7 +29,6 @@ SCHEMA = pa.schema(
         ("label", pa.int32()),
         ("class_id", pa.string()),
         ("index", pa.int32()),  # i of "image i of class c"
-        ("method", pa.string()),
         ("prompt", pa.string()),
         ("seed", pa.int64()),  # null for retrieved images
         ("source", pa.string()),  # image that generation started from, or URL of a retrieved image
@@ -49,13 +48,20 @@ class ShardRow:
     label: int
     class_id: str
     index: int
-    method: str
     prompt: str | None
     model: str
     seed: int | None = None
     source: str | None = None
     similarity: float | None = None
     safety_flags: int = 0
+
+
+def content_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the row's name from a recipe, which decides no image: rows and studies share shards by this key.
+
+    The name is in recipes because rules' params have always held it, and in the footers of earlier versions.
+    """
+    return {name: value for name, value in recipe.items() if name != "method"}
 
 
 def encode_image(image: Image.Image, image_format: str, quality: int) -> bytes:
@@ -168,4 +174,4 @@ def is_kept(path: str | Path) -> bool:
 
     This rejects shards of another recipe that were put there.
     """
-    return is_whole(path) and canonical_hash(read_footer(path)["recipe"]) == Path(path).stem
+    return is_whole(path) and canonical_hash(content_of(read_footer(path)["recipe"])) == Path(path).stem

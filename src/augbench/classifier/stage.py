@@ -40,7 +40,7 @@ from augbench.data.splits import check_labels, read_split
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file, write_json
 from augbench.models.folders import pick_device
-from augbench.plan.recipes import classifier_recipe
+from augbench.plan.recipes import classifier_recipe, data_set_recipe
 from augbench.resample import check_same_labels
 
 logger = logging.getLogger(__name__)
@@ -174,14 +174,24 @@ def train_block(
         excluded=excluded,
     )
     runs = open_runs(study, store, sources, test_path)
-    absent = [run.folder for run in runs if not _is_trained(store, run_recipe(study, run))]
+
+    def recipe_of(run: TrainingRun) -> Recipe:
+        return run_recipe(study, run)
+
+    def is_trained(run: TrainingRun) -> bool:
+        return _is_trained(store, recipe_of(run))
+
+    absent = [run for run in runs if not is_trained(run)]
     store.tally.reused += len(runs) - len(absent)
-    if absent and processes > 1:
-        missing = replace(sources, manifests={folder: manifests[folder] for folder in absent})
-        store.tally.made += in_processes(processes, device, _train_together, study, store.root, missing)
+    for group in store.in_turn("classifiers", absent, recipe_of, is_trained):
+        if processes > 1:
+            missing = replace(sources, manifests={run.folder: manifests[run.folder] for run in group})
+            fresh = Store(store.root, store.study)  # with a tally of its own
+            store.tally.made += in_processes(processes, device, _train_together, study, fresh, missing)
+        else:
+            for run in group:
+                train_missing(study, store, run, compute)
     for run in runs:
-        if run.folder in absent and processes == 1:
-            train_missing(study, store, run, compute)
         publish_run(study, store, run, compute)
 
 
@@ -191,15 +201,14 @@ def _compute(study: Study, store: Store, device: torch.device, group: ProcessGro
 
 def _work(store: Store) -> Path:
     """Folder of the study's unfinished work."""
-    return store.root.parent / ".work"
+    return store.study / ".work"
 
 
-def _train_together(group: ProcessGroup, study: Study, store_root: Path, sources: Sources) -> int:
+def _train_together(group: ProcessGroup, study: Study, store: Store, sources: Sources) -> int:
     """Train the runs, in each process of a group; return the number of artifacts that this process made.
 
     Only the first process commits runs to the store.
     """
-    store = Store(store_root)
     kind = pick_device(study.execution.device).type
     compute = _compute(
         study, store, torch.device(kind, group.rank) if kind == "cuda" else torch.device(kind), group
@@ -245,7 +254,7 @@ def open_runs(
             check_same_labels(rows, labels, str(manifest))
             if left := sorted(set(rows.column("class_id").to_pylist()) & set(sources.excluded)):
                 raise UserError(str(manifest), f"images of class {left[0]!r}, which is left out", REMAKE)
-            added = _added(rows, number, store.root.parent, f"{sources.method}, set {folder.name}")
+            added = _added(rows, number, store.study, f"{sources.method}, set {folder.name}")
         runs.append(TrainingRun(block, folder, added))
     return runs
 
@@ -269,6 +278,7 @@ def run_recipe(study: Study, run: TrainingRun) -> dict[str, Any]:
         "added": None if added is None else added.key,
         "validation": block.validation.key,
         "run": run.number,
+        **data_set_recipe(study),
     }
 
 
@@ -325,6 +335,7 @@ def publish_run(study: Study, store: Store, run: TrainingRun, compute: Compute) 
             "classes": block.classes,
             "model": history["model_sha256"],
             "test": test.key,
+            **data_set_recipe(study),
         }
 
         def score(path: Path) -> None:

@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from augbench.artifacts.adopt import adopt
+from augbench.artifacts.store import open_store
+from augbench.config.study import load_study
 from augbench.errors import UserError
 from augbench.runtime.dag import planned
 from augbench.runtime.job import ON_TERMINAL
@@ -39,6 +42,7 @@ def debug(configfiles: Sequence[str], target: str, step: bool = True) -> None:
     UserError
         No job makes the target, the job has no script, an input is missing, or a run is under way.
     """
+    study = load_study(configfiles)
     with planned(configfiles, [target]) as dag:
         job = _job_of(dag, target)
         if missing := [path for path in job.input if not Path(path).exists()]:
@@ -47,7 +51,8 @@ def debug(configfiles: Sequence[str], target: str, step: bool = True) -> None:
             )
         script = (Path(str(job.rule.basedir)) / job.rule.script).resolve()
         given = _given(job, str(script.parent))
-    os.environ["AUGBENCH_RUN"] = acquire_run_lock()
+    os.environ["AUGBENCH_RUN"] = acquire_run_lock(study.study)
+    adopt(open_store(study))
     os.environ[ON_TERMINAL] = "1"
     for path in [*job.output, *job.log]:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -379,6 +379,11 @@ class Execution(Section):
         "Folder for the file of image_pool, best on a fast local disk; several GPUs share images through "
         "it. Environment variables such as $TMPDIR are expanded. Default: the study's results.",
     )
+    store: str = key(
+        "results/.store",
+        "Folder of finished artifacts. All studies that name it share them. On the file system of the "
+        "results they are linked, elsewhere copied. Environment variables are expanded.",
+    )
     keep_candidates: bool = key(
         True,
         "Keep the images of candidates that were not selected; false deletes them after the selection.",

@@ -19,12 +19,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from augbench.artifacts.shards import ShardRow, encode_image, is_kept, write_shard
+from augbench.artifacts.shards import ShardRow, content_of, encode_image, is_kept, write_shard
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json
 from augbench.generate.sampler import Pending, Sample, Sampler
 from augbench.models.folders import fingerprint, load_pipeline, load_unet, pick_device
-from augbench.plan.recipes import Recipe, generate_recipe, image_recipe, method_sampling
+from augbench.plan.recipes import Recipe, data_set_recipe, generate_recipe, image_recipe, method_sampling
 from augbench.progress import Progress
 from augbench.prompts.placeholders import placeholders
 from augbench.prompts.stage import read_prompts
@@ -116,19 +116,25 @@ def generate(
         )
         for name, paths in targets.items()
     }
-    missing = {
-        name: [shard for shard in shards if not job.store.has("shards", shard.key, ".parquet", is_kept)]
-        for name, shards in work.items()
-    }
-    job.store.tally.reused += sum(len(shards) - len(missing[name]) for name, shards in work.items())
-    if any(missing.values()):
-        images = sum(len(shard.rows) for shards in missing.values() for shard in shards)
-        maker = _Maker(job, method, train_path, Progress(method, images, "image"))
-        for name, shards in missing.items():
-            maker.make(shards, learned[name] if learned else None)
-    for shards in work.values():
-        for shard in shards:
-            job.store.publish("shards", shard.key, shard.target)
+    store = job.store
+
+    def is_there(shard: _Shard) -> bool:
+        return store.take("shards", shard.key, shard.target, is_kept)
+
+    missing = {name: [one for one in shards if not is_there(one)] for name, shards in work.items()}
+    store.tally.reused += sum(len(shards) - len(missing[name]) for name, shards in work.items())
+    if not any(missing.values()):
+        return
+    images = sum(len(shard.rows) for shards in missing.values() for shard in shards)
+    maker = _Maker(job, method, train_path, Progress(method, images, "image"))
+    for name, shards in missing.items():
+        # candidates that learned the same bits share their images: the first has just made them
+        new = [shard for shard in shards if not is_there(shard)]
+        store.tally.reused += len(shards) - len(new)
+        for group in store.in_turn("shards", new, lambda shard: shard.key, is_there):
+            maker.make(group, learned[name] if learned else None)
+            for shard in group:
+                store.publish("shards", shard.key, shard.target)
 
 
 def compile_kernels(job: Job, methods: Sequence[str]) -> None:
@@ -161,7 +167,7 @@ def _shards(
     targets: Sequence[str],
     learned: LearnedFiles | None,
 ) -> list[_Shard]:
-    recipe = generate_recipe(job.study, method)
+    recipe = content_of(generate_recipe(job.study, method))
     unet = learned.unet_id() if learned is not None else None
     shards = []
     for target in targets:
@@ -170,6 +176,7 @@ def _shards(
         said = canonical_hash([[r["label"], r["index"], r["prompt"], r["source"]] for r in rows])
         key = {
             **recipe,
+            **(data_set_recipe(job.study) if any(row["source"] for row in rows) else {}),
             "model": model if unet is None else f"{model}+{unet}",
             "class_id": class_id,
             "rows": said,
@@ -249,7 +256,6 @@ class _Maker:
                 label=row["label"],
                 class_id=row["class_id"],
                 index=row["index"],
-                method=self.method,
                 prompt=row["prompt"],
                 model=shard.key["model"],
                 seed=sample.seed,

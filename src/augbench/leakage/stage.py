@@ -119,16 +119,12 @@ def _embed_pool(embedder: _Embedder, index: pa.Table, folder: Path) -> np.ndarra
     for members in track(parts.values(), "embed added images", "shard", len(parts)):
         rows = index.take(members)
         recipe = embedder.recipe(images=canonical_hash(rows.column("sha256").to_pylist()))
-        if not store.has("leakage", recipe, ".npy", _is_array):
 
-            def write(out: Path, rows: pa.Table = rows) -> None:
-                with out.open("wb") as stream:
-                    np.save(stream, embedder.embed(load_images(rows, folder)))
+        def write(out: Path, rows: pa.Table = rows) -> None:
+            with out.open("wb") as stream:
+                np.save(stream, embedder.embed(load_images(rows, folder)))
 
-            kept = store.commit("leakage", recipe, ".npy", write)
-        else:
-            kept = store.path("leakage", recipe, ".npy")
-            store.tally.reused += 1
+        kept = store.keep("leakage", recipe, ".npy", write, _is_array)
         vectors = np.load(kept)
         if embedded is None:
             embedded = np.empty((index.num_rows, vectors.shape[1]), np.float16)
@@ -240,7 +236,7 @@ def _find_leaks(
     method: str, index: pa.Table, embedder: _Embedder, splits: Sequence[_Real], limits: Leakage
 ) -> pa.Table:
     """Table of one method's pairs, :data:`SCHEMA`; rows of a split follow the order of the index."""
-    folder = embedder.job.store.root.parent
+    folder = embedder.job.folder
     added = _embed_pool(embedder, index, folder)
     records: list[dict[str, Any]] = []
     for real in splits:

@@ -26,7 +26,7 @@ from augbench.data.splits import Split, check_labels, read_split
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file
 from augbench.personalise.tasks import check_clusters
-from augbench.plan.recipes import Recipe
+from augbench.plan.recipes import Recipe, data_set_recipe
 from augbench.progress import Progress
 from augbench.seeds import derive_seed
 
@@ -126,6 +126,7 @@ def _recipe(study: Study, clusters: int, network: str, splits: Sequence[Split]) 
         "features": study.finetune.features,
         "network": network,
         "images": images,
+        **data_set_recipe(study),
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from augbench.artifacts.shards import read_footer
+from augbench.artifacts.shards import content_of, read_footer
 from augbench.artifacts.store import Store
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
@@ -50,16 +50,19 @@ def select(method: str, results: Mapping[str, str | Path], out: str | Path) -> s
 
 
 def drop_from_store(store: Store, winner: Sequence[str | Path], losers: Sequence[str | Path]) -> int:
-    """Delete the losers' shards from the store, except those that the winner shares; returns their number.
+    """Delete the losers' shards from the store, except those in use elsewhere; return their number.
 
-    The workflow itself deletes the shards' targets, which are temporary files.
+    The winner, another row or another study may use them. The workflow itself deletes the shards' targets,
+    which are temporary files.
     """
 
     def kept(path: str | Path) -> Path:
-        return store.path("shards", read_footer(path)["recipe"], Path(path).suffix)
+        return store.path("shards", content_of(read_footer(path)["recipe"]), Path(path).suffix)
 
-    spared = {kept(path) for path in winner}
-    doomed = {kept(path) for path in losers} - spared
-    for path in doomed:
+    going = {store.use_of(path) for path in losers} | {store.use_of(store.study)}
+    used = store.uses()
+    doomed = {kept(path) for path in losers} - {kept(path) for path in winner}
+    free = [path for path in doomed if not used.get(path.relative_to(store.root).as_posix(), set()) - going]
+    for path in free:
         path.unlink(missing_ok=True)
-    return len(doomed)
+    return len(free)

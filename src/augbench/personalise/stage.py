@@ -29,7 +29,7 @@ from augbench.data.sources import open_source
 from augbench.errors import UserError
 from augbench.files import atomic_path, canonical_hash, read_json, write_json
 from augbench.personalise.tasks import ClassTask, class_tasks, start_prompt, start_word
-from augbench.plan.recipes import Recipe, finetune_recipe
+from augbench.plan.recipes import Recipe, data_set_recipe, finetune_recipe
 from augbench.prompts.placeholders import placeholders
 from augbench.prompts.templates import fill, load_templates
 
@@ -87,7 +87,11 @@ def group_recipes(
         for path, digest in read_json(diffusion_path)["files"].items()
         if path.startswith(MODEL_PARTS)
     }
-    base = {**finetune_recipe(job.study, name, factor), "model": canonical_hash(files)}
+    base = {
+        **finetune_recipe(job.study, name, factor),
+        **data_set_recipe(job.study),
+        "model": canonical_hash(files),
+    }
     each = {task.info.class_id: _task_recipe(task, method, job.study.seed) for task in tasks}
     together = canonical_hash(list(each.values()))
     return {
@@ -183,17 +187,17 @@ def finetune_classes(
             for suffix in suffixes
         )
 
-    missing = [class_id for class_id in targets if not is_known(class_id)]
-    if missing and row.train_unet:
-        missing = list(targets)
-    job.store.tally.reused += len(targets) - len(missing)
-    if missing:
+    unknown = [class_id for class_id in targets if not is_known(class_id)]
+    if unknown and row.train_unet:
+        unknown = list(targets)
+    job.store.tally.reused += len(targets) - len(unknown)
+    for missing in job.store.in_turn(KIND, unknown, lambda class_id: recipes[class_id], is_known):
         _learn(
             job=job,
             name=method,
             factor=factor,
             tasks=tasks,
-            missing=set(missing),
+            missing=set(targets if row.train_unet else missing),
             groups=groups,
             recipes=recipes,
             split=train_path,
@@ -226,7 +230,7 @@ def _learn(
     from augbench.personalise.train import read_checkpoint
 
     row = job.study.personalised[name]
-    folder = job.store.root.parent / ".work" / KIND / canonical_hash(list(recipes.values()))
+    folder = job.folder / ".work" / KIND / canonical_hash(list(recipes.values()))
     begun = read_checkpoint(folder)
     if begun is not None and missing <= set(begun["classes"]):
         missing = set(begun["classes"])

@@ -17,6 +17,16 @@ from augbench.config.study import Study
 Recipe = dict[str, Any]
 
 
+def data_set_recipe(study: Study) -> Recipe:
+    """Which data set images belong to, for keys that name images by their ids.
+
+    A published data set's ids are unique. Those of a folder are paths in it, so the folder belongs to the
+    key.
+    """
+    dataset = study.dataset.model_dump(mode="json", include={"kind", "root"})
+    return {"dataset": dataset} if "root" in dataset else {}
+
+
 def classes_recipe(study: Study) -> Recipe:
     """Recipe of the class table."""
     dataset = study.dataset.model_dump(mode="json")

@@ -145,17 +145,18 @@ def _embed(job: Job, parts: Sequence[_Part], clip_path: str | Path, out: Path) -
     shutil.rmtree(out, ignore_errors=True)
     recipes = [{"version": 2, "model": clip["id"], **part.recipe} for part in parts]
     for number, (part, recipe) in enumerate(zip(parts, recipes, strict=True)):
-        if job.store.has("embeddings", recipe, ".npy") and job.store.has("embeddings", recipe, ".parquet"):
-            progress.update(part.rows, "from the store")
-        else:
-            images, captions, kept = part.read()
-            vectors = embed_images(images)
-            if captions is not None:
-                similarity = (vectors * embed_texts(model, tokenizer, captions).cpu()).sum(1).numpy()
-                kept = kept.append_column("similarity", pa.array(similarity, pa.float32()))
-            half = vectors.half().numpy()
-            job.store.commit("embeddings", recipe, ".npy", partial(np.save, arr=half))
-            job.store.commit("embeddings", recipe, ".parquet", partial(pq.write_table, kept))
+        with job.store.claim("embeddings", recipe):
+            if all(job.store.has("embeddings", recipe, suffix) for suffix in (".npy", ".parquet")):
+                progress.update(part.rows, "from the store")
+            else:
+                images, captions, kept = part.read()
+                vectors = embed_images(images)
+                if captions is not None:
+                    similarity = (vectors * embed_texts(model, tokenizer, captions).cpu()).sum(1).numpy()
+                    kept = kept.append_column("similarity", pa.array(similarity, pa.float32()))
+                half = vectors.half().numpy()
+                job.store.commit("embeddings", recipe, ".npy", partial(np.save, arr=half))
+                job.store.commit("embeddings", recipe, ".parquet", partial(pq.write_table, kept))
         job.store.publish("embeddings", recipe, out / "img_emb" / f"img_emb_{number:05d}.npy")
         job.store.publish("embeddings", recipe, out / "metadata" / f"metadata_{number:05d}.parquet")
     write_json(out / IDENTITY, {"clip": clip["id"], "corpus": canonical_hash(recipes)})

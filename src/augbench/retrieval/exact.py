@@ -121,39 +121,43 @@ def search(
     recipes = [{**asked, "file": file.identity()} for file in files]
     comparison = Comparison(queries, k, device, product)
 
-    while True:
-        kept = [store.has(KIND, recipe, ".npz", Partial.is_whole) for recipe in recipes]
-        unfinished = [file for file, there in zip(files, kept, strict=True) if not there]
-        done = sum(file.rows for file, there in zip(files, kept, strict=True) if there)
-        progress = Progress("exact search", sum(file.rows for file in files), "vector", done)
-        best, highest = _Best(len(queries), k), np.full(len(queries), -np.inf, np.float32)
-        with (
-            comparison.workers() as compare,
-            closing(_read_ahead(_pieces(unfinished, rows_per_tile, share, seed))) as pieces,
-        ):
-            for number, (file, recipe, there) in enumerate(zip(files, recipes, kept, strict=True)):
-                if not there:
-                    nearest = comparison.begin(best.floor())
-                    for piece in pieces:
-                        if piece is None:
-                            break
-                        compare(piece.vectors, piece.rows, nearest, file)
-                        progress.update(piece.read)
-                    compare.finish()
-                    store.commit(KIND, recipe, ".npz", nearest.result().write)
-                else:
-                    store.tally.reused += 1
-                found = Partial.read(store.path(KIND, recipe, ".npz"))
-                best.merge(number, found)
-                highest = np.maximum(highest, found.floor)
-        if (highest <= best.floor()).all():
-            logger.info("exact search: %d files, %s", len(files), store.tally)
-            return best.hits()
-        paths = [store.path(KIND, recipe, ".npz") for recipe in recipes]
-        outdated = [path for path in paths if (Partial.read(path).floor > best.floor()).any()]
-        logger.info("exact search: files of an earlier search are gone; searching %d again", len(outdated))
-        for path in outdated:
-            path.unlink()
+    with store.claim(KIND, {**asked, "files": [recipe["file"] for recipe in recipes]}):
+        while True:
+            kept = [store.has(KIND, recipe, ".npz", Partial.is_whole) for recipe in recipes]
+            unfinished = [file for file, there in zip(files, kept, strict=True) if not there]
+            done = sum(file.rows for file, there in zip(files, kept, strict=True) if there)
+            progress = Progress("exact search", sum(file.rows for file in files), "vector", done)
+            best, highest = _Best(len(queries), k), np.full(len(queries), -np.inf, np.float32)
+            with (
+                comparison.workers() as compare,
+                closing(_read_ahead(_pieces(unfinished, rows_per_tile, share, seed))) as pieces,
+            ):
+                for number, (file, recipe, there) in enumerate(zip(files, recipes, kept, strict=True)):
+                    if not there:
+                        nearest = comparison.begin(best.floor())
+                        for piece in pieces:
+                            if piece is None:
+                                break
+                            compare(piece.vectors, piece.rows, nearest, file)
+                            progress.update(piece.read)
+                        compare.finish()
+                        store.commit(KIND, recipe, ".npz", nearest.result().write)
+                    else:
+                        store.tally.reused += 1
+                    store.note_use(KIND, recipe, ".npz")
+                    found = Partial.read(store.path(KIND, recipe, ".npz"))
+                    best.merge(number, found)
+                    highest = np.maximum(highest, found.floor)
+            if (highest <= best.floor()).all():
+                logger.info("exact search: %d files, %s", len(files), store.tally)
+                return best.hits()
+            paths = [store.path(KIND, recipe, ".npz") for recipe in recipes]
+            outdated = [path for path in paths if (Partial.read(path).floor > best.floor()).any()]
+            logger.info(
+                "exact search: files of an earlier search are gone; searching %d again", len(outdated)
+            )
+            for path in outdated:
+                path.unlink()
 
 
 class _Best:

@@ -233,4 +233,4 @@ def open_origin(job: Job, name: str, corpus_parts: Sequence[str | Path]) -> Orig
         return CorpusOrigin(corpus_parts)
     if isinstance(study.corpus, ImageCorpus):
         return FolderOrigin(study.corpus.root)
-    return WebOrigin(job.store.root.parent / ".downloads" / name, method, study.retrieval.download)
+    return WebOrigin(job.folder / ".downloads" / name, method, study.retrieval.download)

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from augbench.artifacts.shards import ShardRow, encode_image, is_kept, write_shard
+from augbench.artifacts.shards import ShardRow, content_of, encode_image, is_kept, write_shard
 from augbench.config.methods import RetrieveMethod
 from augbench.files import atomic_path, read_json
 from augbench.plan.recipes import image_recipe, retrieve_recipe
@@ -272,7 +272,7 @@ def retrieve(
         kept = [row for row in looked_at if row["fate"] == KEPT]
         (prompt,) = prompts[hunt.class_id, 0]
         recipe: dict[str, Any] = {
-            **retrieve_recipe(job.study, name),
+            **content_of(retrieve_recipe(job.study, name)),
             "clip": clip["id"],
             "safety": diffusion["id"],
             "label": prompt["label"],
@@ -290,7 +290,7 @@ def retrieve(
         ) -> None:
             side, encoding = job.study.diffusion.resolution, image_recipe(job.study)
             rows = [
-                _shard_row(row, hunt, index, label, name, model=clip["id"], side=side, encoding=encoding)
+                _shard_row(row, hunt, index, label, model=clip["id"], side=side, encoding=encoding)
                 for index, row in enumerate(kept)
             ]
             write_shard(path, rows, recipe)
@@ -340,7 +340,6 @@ def _shard_row(
     hunt: Hunt,
     index: int,
     label: int,
-    method: str,
     model: str,
     side: int,
     encoding: dict[str, Any],
@@ -356,7 +355,6 @@ def _shard_row(
         label=label,
         class_id=row["class_id"],
         index=index,
-        method=method,
         prompt=row["query"],
         model=model,
         source=row["url"],

@@ -41,6 +41,11 @@ class Job:
     threads: int
 
     @property
+    def folder(self) -> Path:
+        """Folder of the study's results."""
+        return self.store.study
+
+    @property
     def plan(self) -> Plan:
         """Paths of the study without class ids; most scripts get their files from the rule."""
         from augbench.plan.paths import Plan
@@ -97,7 +102,7 @@ def running(snakemake: Any) -> Iterator[Job]:
     line there. The network is off, except for the rules of :func:`augbench.plan.uses_network.uses_network`.
     Under ``augbench debug`` output stays on the terminal and exceptions pass.
     """
-    from augbench.artifacts.store import Store
+    from augbench.artifacts.store import open_store
     from augbench.runtime import network
     from augbench.runtime.compiling import share_cache
     from augbench.runtime.launcher import hold_job_lock
@@ -114,19 +119,19 @@ def running(snakemake: Any) -> Iterator[Job]:
     log.write_text("")
     _send_output(None if on_terminal else log)
     try:
-        hold_job_lock()
         study = parse_study(snakemake.config)
+        hold_job_lock(study.study)
         network.restrict(snakemake.rule, study)
-        store = Store(Path(f"results/{study.study}/.store"))
+        store, folder = open_store(study), Path(f"results/{study.study}")
         if study.execution.compile:
-            share_cache(store.root.parent / ".work/compiled")
+            share_cache(folder / ".work/compiled")
         yield Job(study, store, snakemake.threads)
         if store.tally.made or store.tally.reused:
             logger.info("done: %s", store.tally)
         if "torch" in sys.modules and (store.tally.made or not store.tally.reused):
             from augbench.runtime.provenance import record_surroundings
 
-            record_surroundings(store.root.parent, log)
+            record_surroundings(folder, log)
         logger.info("ended; torch %s", "imported" if "torch" in sys.modules else "not imported")
         finished.append(True)
     except Exception as error:

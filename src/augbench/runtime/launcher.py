@@ -26,9 +26,12 @@ import uuid
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from augbench.errors import UserError, ending_in_one_line
+
+if TYPE_CHECKING:
+    from augbench.config.study import Study
 
 logger = logging.getLogger(__name__)
 LOCKS = Path("results/.locks")
@@ -38,9 +41,9 @@ SCHEDULERS = ("--profile", "--executor", "-e")  # arguments that send jobs to ot
 _held: list[IO[str]] = []  # kept open, because closing a file releases its lock
 
 
-def _open(name: str) -> IO[str]:
-    LOCKS.mkdir(parents=True, exist_ok=True)
-    return (LOCKS / name).open("a+")
+def _open(study: str, name: str) -> IO[str]:
+    (LOCKS / study).mkdir(parents=True, exist_ok=True)
+    return (LOCKS / study / name).open("a+")
 
 
 def lock_file(stream: IO[str], how: int) -> bool:
@@ -80,27 +83,27 @@ def _holders(path: Path) -> list[int]:
     return sorted(set(pids) - {os.getpid()})
 
 
-def acquire_run_lock() -> str:
-    """Take the run lock of this folder and return the new run's id.
+def acquire_run_lock(study: str) -> str:
+    """Take the run lock of a study in this folder and return the new run's id.
 
     Raises
     ------
     UserError
         Another run, or a job of a killed run, is still alive.
     """
-    run = _open("run")
+    run, locks = _open(study, "run"), LOCKS / study
     if not lock_file(run, fcntl.LOCK_EX | fcntl.LOCK_NB):
         run.seek(0)
         holder = " ".join(run.read().split()[1:]) or "another process"
         raise UserError(
-            str(LOCKS / "run"), f"a run is under way here ({holder})", "wait for it to end, or stop it"
+            str(locks / "run"), f"a run is under way here ({holder})", "wait for it to end, or stop it"
         )
-    jobs = _open("jobs")
+    jobs = _open(study, "jobs")
     if not lock_file(jobs, fcntl.LOCK_EX | fcntl.LOCK_NB):
-        pids = ", ".join(map(str, _holders(LOCKS / "jobs")))
+        pids = ", ".join(map(str, _holders(locks / "jobs")))
         where = f"process {pids}" if pids else "on another machine: squeue --me lists those of Slurm"
         raise UserError(
-            str(LOCKS / "jobs"),
+            str(locks / "jobs"),
             f"jobs of an earlier run are still alive ({where})",
             "wait for them to end, or stop them (kill, scancel)",
         )
@@ -115,7 +118,7 @@ def acquire_run_lock() -> str:
     return run_id
 
 
-def hold_job_lock() -> None:
+def hold_job_lock(study: str) -> None:
     """Hold the shared lock of this job until it ends.
 
     Raises
@@ -123,48 +126,55 @@ def hold_job_lock() -> None:
     UserError
         The run that started this job has been replaced by another one.
     """
-    jobs = _open("jobs")
+    jobs = _open(study, "jobs")
     lock_file(jobs, fcntl.LOCK_SH)
     _held.append(jobs)
-    _refuse_if_replaced()
+    _refuse_if_replaced(study)
 
 
-def _refuse_if_replaced() -> None:
-    expected = os.environ.get("AUGBENCH_RUN")
-    text = (LOCKS / "run").read_text().split() if (LOCKS / "run").exists() else []
+def _refuse_if_replaced(study: str) -> None:
+    expected, lock = os.environ.get("AUGBENCH_RUN"), LOCKS / study / "run"
+    text = lock.read_text().split() if lock.exists() else []
     if expected and text and text[0] != expected:
         raise UserError(
-            str(LOCKS / "run"),
+            str(lock),
             "the run that started this job has been replaced",
             "nothing to do: the new run makes the missing files",
         )
 
 
-def guard_job() -> None:
+def guard_job(study: str) -> None:
     """End a job of a replaced run before Snakemake removes its outputs.
 
     The Snakefile calls this. Such a job may have waited in a cluster's queue.
     """
     with ending_in_one_line():
-        _refuse_if_replaced()
+        _refuse_if_replaced(study)
 
 
-def guard_plain_run() -> None:
-    """Take the run lock for a plain ``snakemake``, unless our launcher holds it.
+def begin_run(study: Study) -> None:
+    """Take the run lock for a plain ``snakemake``, unless our launcher holds it; adopt an earlier store.
 
     The Snakefile calls this in ``onstart:``.
     """
-    if "AUGBENCH_RUN" in os.environ:
-        return
+    from augbench.artifacts.adopt import adopt
+    from augbench.artifacts.store import open_store
+
     with ending_in_one_line():
-        os.environ["AUGBENCH_RUN"] = acquire_run_lock()
+        if "AUGBENCH_RUN" not in os.environ:
+            os.environ["AUGBENCH_RUN"] = acquire_run_lock(study.study)
+        adopt(open_store(study))
 
 
-def run(configfiles: Sequence[str], targets: Sequence[str], cores: int, extra: Sequence[str]) -> int:
+def run(
+    study: str, configfiles: Sequence[str], targets: Sequence[str], cores: int, extra: Sequence[str]
+) -> int:
     """Run the workflow and return Snakemake's exit status.
 
     Parameters
     ----------
+    study : str
+        Name of the study.
     configfiles : sequence of str
         Study and overlays. Default: the demo.
     targets : sequence of str
@@ -174,7 +184,7 @@ def run(configfiles: Sequence[str], targets: Sequence[str], cores: int, extra: S
     extra : sequence of str
         Further arguments of Snakemake.
     """
-    run_id = acquire_run_lock()
+    run_id = acquire_run_lock(study)
     # targets come first: options that take several values would swallow them
     command = [
         sys.executable,

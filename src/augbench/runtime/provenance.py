@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import tomllib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
@@ -22,6 +22,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from augbench import __version__
+from augbench.artifacts.store import Store
 from augbench.config.study import Study
 from augbench.files import PROJECT, canonical_hash, read_json, sha256_file, write_json
 from augbench.plan.jobs import read_seconds
@@ -119,22 +120,8 @@ def record_surroundings(study_folder: Path, log: Path) -> None:
         write_json(path, {**record, "first": _now()})
 
 
-def write_provenance(
-    study: Study, study_folder: Path, config: str | Path, models: Iterable[str | Path], out: str | Path
-) -> None:
-    """Write the provenance of a study's results.
-
-    ``computed`` lists the surroundings in which jobs computed, each with its stages. More than one entry
-    means that results come from different surroundings. The surroundings at the top level are those of this
-    process, which runs after the tables. ``job_seconds`` sums, by stage, the last run of each job.
-
-    Parameters
-    ----------
-    config : path
-        The resolved config.
-    models : iterable of path
-        The models' fingerprints.
-    """
+def _computed(study_folder: Path) -> list[dict[str, Any]]:
+    """Surroundings in which a study's jobs computed, each with its stages and when it was first seen there."""
     stages: dict[str, dict[str, str]] = defaultdict(dict)
     computed: dict[str, dict[str, Any]] = {}
     for record in map(read_json, sorted((study_folder / RECORDS).glob("*.json"))):
@@ -142,6 +129,45 @@ def write_provenance(
         key = canonical_hash(record)
         computed[key] = record
         stages[key][stage] = first
+    return [{**record, "stages": stages[key]} for key, record in computed.items()]
+
+
+def shared_files(store: Store) -> dict[str, int]:
+    """Number of files that the store's study shares with each other study, by the other's folder."""
+    mine = store.use_of(store.study).study
+    shared: Counter[str] = Counter()
+    for uses in store.uses().values():
+        users = {use.study for use in uses}
+        if mine in users:
+            shared.update(users - {mine})
+    return dict(shared)
+
+
+def write_provenance(
+    study: Study,
+    store: Store,
+    config: str | Path,
+    models: Iterable[str | Path],
+    out: str | Path,
+) -> None:
+    """Write the provenance of a study's results.
+
+    ``computed`` lists the surroundings in which jobs computed, each with its stages. More than one entry
+    means that results come from different surroundings. The surroundings at the top level are those of this
+    process, which runs after the tables. ``job_seconds`` sums, by stage, the last run of each job.
+    ``shared`` names the studies that use files of the store with this one, and in which surroundings their
+    jobs computed: a shared file may have been made by either.
+
+    Parameters
+    ----------
+    store : Store
+        The store as this study uses it.
+    config : path
+        The resolved config.
+    models : iterable of path
+        The models' fingerprints.
+    """
+    study_folder = store.study
     seconds: dict[str, float] = defaultdict(float)
     benchmarks = study_folder / "benchmarks"
     for path in sorted(benchmarks.rglob("*.tsv")):
@@ -154,7 +180,14 @@ def write_provenance(
             "written": _now(),
             "config": {"file": str(config), "sha256": sha256_file(config)},
             **surroundings(),
-            "computed": [{**record, "stages": stages[key]} for key, record in computed.items()],
+            "computed": _computed(study_folder),
+            "shared": {
+                os.path.relpath(folder, study_folder.parent): {
+                    "files": files,
+                    "computed": _computed(Path(folder)),
+                }
+                for folder, files in shared_files(store).items()
+            },
             "seeds": {
                 "study": study.seed,
                 "classifiers": {

@@ -38,7 +38,7 @@ def work_folder(job: Job, model: str, *made_from: Any) -> Path:
     key = canonical_hash(
         [recipes.pretrain_recipe(job.study, model), recipes.corpus_recipe(job.study), *made_from]
     )
-    return job.store.root / "pretrain" / f"{model}-{key[:16]}"
+    return job.folder / ".work/pretrain" / f"{model}-{key[:16]}"
 
 
 def _train(folder: Path, target: str | Path, fit: Callable[[Path], History]) -> None:

@@ -90,7 +90,7 @@ def collect(
         places = choose(rows.num_rows, count, job.study.seed, "3", info.class_id)
         chosen.append(rows.take(pa.array(places, pa.int64())))
     by_id = {info.class_id: info for info in classes}
-    results = added_pictures(method, pa.concat_tables(chosen), by_id, job.store.root.parent)
+    results = added_pictures(method, pa.concat_tables(chosen), by_id, job.folder)
     train = read_split(train_path)
     place = {image_id: row for row, image_id in enumerate(train.image_ids)}
     if lost := [picture.source for picture, _ in results if picture.source not in place]:

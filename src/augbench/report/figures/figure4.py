@@ -107,7 +107,7 @@ def collect(
             own_rows = rows_of(rows, info.class_id)
             places = choose(own_rows.num_rows, PER_CLASS, job.study.seed, "4", info.class_id)
             parts.append(own_rows.take(pa.array(places, pa.int64())))
-        shown += added_pictures(method, pa.concat_tables(parts), by_id, job.store.root.parent)
+        shown += added_pictures(method, pa.concat_tables(parts), by_id, job.folder)
     write_pictures(shown, images)
     labels = {REAL: "Real training images", **{method: job.study.label(method) for method in added}}
     letters = dict(zip(labels, _letters(len(labels)), strict=True))

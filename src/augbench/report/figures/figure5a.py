@@ -208,7 +208,7 @@ def collect(
             own = rows_of(pool, class_id)
             places = choose(own.num_rows, PER_CLASS, job.study.seed, "5A", class_id)
             parts.append(own.take(pa.array(places, pa.int64())))
-        shown += added_pictures(entry.method, pa.concat_tables(parts), by_id, job.store.root.parent)
+        shown += added_pictures(entry.method, pa.concat_tables(parts), by_id, job.folder)
     real = []
     for class_id in pictured:
         own_rows = [row for row, name in enumerate(train.class_ids) if name == class_id]

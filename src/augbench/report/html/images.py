@@ -175,5 +175,5 @@ def _by_class(
                 # same places for every method: generated images of one place start from the same noise
                 places = choose(own_rows.num_rows, count, seed, "report", info.class_id)
                 parts.append(own_rows.take(pa.array(places, pa.int64())))
-            keep(added_pictures(method, pa.concat_tables(parts), by_id, job.store.root.parent))
+            keep(added_pictures(method, pa.concat_tables(parts), by_id, job.folder))
         yield from found.values()

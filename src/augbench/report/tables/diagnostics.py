@@ -200,7 +200,7 @@ def write_diagnostics(
     eyes = Eyes(
         read_json(clip_path)["folder"], study.report.judge, classes, pick_device(study.execution.device)
     )
-    diagnosis = Diagnosis(study, job.store.root.parent, classes, eyes)
+    diagnosis = Diagnosis(study, job.folder, classes, eyes)
     source = open_source(study.dataset, study.seed, study.corpus)
     train_size, train = diagnosis.real(train_path, source, REAL["train"])
     val_size, val = diagnosis.real(val_path, source, REAL["val"])

@@ -245,7 +245,7 @@ def draw_pairs(
     keys = zip(index.column("class_id").to_pylist(), index.column("index").to_pylist(), strict=True)
     place = {key: row for row, key in enumerate(keys)}
     places = pa.array([place[pair["class_id"], pair["index"]] for pair in pairs], pa.int64())
-    added = load_images(index.take(places), job.store.root.parent)
+    added = load_images(index.take(places), job.folder)
     manifests = {name: read_split(path) for name, path in splits.items()}
     origins = {
         name: dict(zip(split.image_ids, split.sources, strict=True)) for name, split in manifests.items()

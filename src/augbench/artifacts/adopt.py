@@ -1,0 +1,82 @@
+"""Adoption of the stores of version 0.1, one per study in ``results/{study}/.store``."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+from augbench.artifacts.shards import content_of, read_footer
+from augbench.artifacts.store import CLAIMS, USES, WHOLE_STUDY, Store, Use, link_file
+from augbench.errors import UserError
+from augbench.files import canonical_hash
+
+logger = logging.getLogger(__name__)
+TRAINING = "pretrain"  # folders of unfinished pre-training, which are no artifacts
+
+
+def adopt(store: Store, earlier: Path | None = None) -> int:
+    """Move the artifacts of a study's own store into ``store``; return their number.
+
+    Shards get the key that names their content only. An interrupted adoption resumes. A shard that is damaged
+    stays where it is: no key can be told for it.
+
+    Parameters
+    ----------
+    store : Store
+        The store to move into; the study of this store is the one whose own store is adopted.
+    earlier : path, optional
+        The study's own store. Default: ``.store`` in the study's folder.
+    """
+    earlier = earlier or store.study / ".store"
+    if not earlier.is_dir() or earlier.resolve() == store.root.resolve():
+        return 0
+    use = store.use_of(store.study)
+    assert use.target == WHOLE_STUDY
+    moved: list[tuple[str, Use]] = []
+    for folder in sorted(path for path in earlier.iterdir() if path.is_dir()):
+        if folder.name == TRAINING:
+            _move_training(folder, store.study / ".work" / TRAINING)
+            continue
+        if folder.name == USES:
+            shutil.rmtree(folder)
+            continue
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and (name := _name(path, earlier)) is not None:
+                _move(path, store.root / name)
+                moved.append((name, use))
+    if moved:
+        store.note(moved)
+        logger.info("adopted %d finished artifacts of %s", len(moved), earlier)
+    for folder in sorted(earlier.rglob("*"), reverse=True):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    (earlier / CLAIMS).unlink(missing_ok=True)
+    if not any(earlier.iterdir()):
+        earlier.rmdir()
+    return len(moved)
+
+
+def _name(path: Path, earlier: Path) -> str | None:
+    """Name in the shared store of a file of an earlier one; None if it can't be told."""
+    if path.parent.name != "shards":
+        return path.relative_to(earlier).as_posix()
+    try:
+        recipe = read_footer(path)["recipe"]
+    except UserError:
+        return None
+    return f"shards/{canonical_hash(content_of(recipe))}{path.suffix}"
+
+
+def _move(path: Path, kept: Path) -> None:
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        link_file(path, kept)
+    path.unlink()
+
+
+def _move_training(folder: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for training in folder.iterdir():
+        if not (target / training.name).exists():
+            shutil.move(training, target / training.name)

@@ -1,0 +1,87 @@
+"""`augbench clean`: what no study uses is shown, and freed on request only."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from augbench.artifacts.store import Store, open_store
+from augbench.commands.clean import clean
+from augbench.config.study import Study, parse_study
+from augbench.errors import UserError
+from augbench.runtime import launcher
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A finished study in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    made = parse_study(
+        {
+            "study": "mine",
+            "dataset": {"kind": "fashion_mnist"},
+            "diffusion": {"model": "none"},
+            "clip": {"model": "none"},
+            "methods": {"none": {"mechanism": "real"}},
+            "augmentation": {"images_per_class": 1},
+        }
+    )
+    (tmp_path / "results/mine/tables").mkdir(parents=True)
+    (tmp_path / "results/mine/tables/table1.csv").touch()
+    return made
+
+
+def fill(store: Store, *numbers: int) -> None:
+    for number in numbers:
+        target = store.study / f"{number}.txt"
+        store.provide("texts", {"n": number}, target, lambda path: path.write_bytes(bytes(10**6)) and None)
+
+
+def texts() -> int:
+    return len(list(Path("results/.store/texts").iterdir()))
+
+
+def test_unused_files_are_shown_by_kind_and_deleted_only_on_request(study: Study) -> None:
+    store = open_store(study)
+    fill(store, 1, 2, 3)
+    (store.study / "2.txt").unlink()
+    shown = clean(study)
+    assert [line.split() for line in shown.splitlines()[1:3]] == [
+        ["texts", "2", "2.0", "1", "1.0"],
+        ["all", "2", "2.0", "1", "1.0"],
+    ]
+    assert "`augbench clean --delete` deletes the unused files" in shown and texts() == 3
+    assert "1 unused files deleted" in clean(study, delete=True)
+    assert texts() == 2 and "delete" not in clean(study)
+
+
+def test_what_another_study_or_an_unfinished_one_uses_stays(study: Study) -> None:
+    store, other = open_store(study), Store(Path("results/.store"), Path("results/other"))
+    fill(store, 1)
+    fill(other, 1, 2)
+    shutil.rmtree("results/mine")
+    (other.study / "2.txt").unlink()
+    clean(study, delete=True)
+    assert texts() == 2, "the other study has no table yet"
+    (other.study / "tables").mkdir()
+    (other.study / "tables/table1.csv").touch()
+    clean(study, delete=True)
+    assert texts() == 1
+
+
+def test_nothing_is_deleted_during_a_run(study: Study) -> None:
+    fill(open_store(study), 1)
+    (open_store(study).study / "1.txt").unlink()
+    held = (launcher.LOCKS / "other/run").absolute()
+    held.parent.mkdir(parents=True)
+    with held.open("a+") as stream:
+        assert launcher.lock_file(stream, launcher.fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"results/\.locks/other/run: a run is under way here"):
+            clean(study, delete=True)
+    assert texts() == 1
+
+
+def test_an_empty_store_is_one_line(study: Study) -> None:
+    assert clean(study) == "results/.store: empty"
