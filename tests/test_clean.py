@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,6 @@ from augbench.artifacts.store import Store, open_store
 from augbench.commands.clean import clean
 from augbench.config.study import Study, parse_study
 from augbench.errors import UserError
-from augbench.runtime import launcher
 
 
 @pytest.fixture
@@ -71,16 +72,30 @@ def test_what_another_study_or_an_unfinished_one_uses_stays(study: Study) -> Non
     assert texts() == 1
 
 
-def test_nothing_is_deleted_during_a_run(study: Study) -> None:
+ENTER = """
+import sys
+from pathlib import Path
+from augbench.artifacts.store import Store
+
+Store(Path("results/.store"), Path("results/other")).enter()
+print("entered", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_nothing_is_deleted_while_a_run_uses_the_store(study: Study) -> None:
     fill(open_store(study), 1)
     (open_store(study).study / "1.txt").unlink()
-    held = (launcher.LOCKS / "other/run").absolute()
-    held.parent.mkdir(parents=True)
-    with held.open("a+") as stream:
-        assert launcher.lock_file(stream, launcher.fcntl.LOCK_EX)
-        with pytest.raises(UserError, match=r"results/\.locks/other/run: a run is under way here"):
-            clean(study, delete=True)
+    run = subprocess.Popen(
+        [sys.executable, "-c", ENTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert run.stdout is not None and run.stdout.readline() == "entered\n"
+    with pytest.raises(UserError, match=r"results/\.store: a run is using this store; wait for it to end"):
+        clean(study, delete=True)
     assert texts() == 1
+    run.communicate()
+    clean(study, delete=True)
+    assert texts() == 0
 
 
 def test_an_empty_store_is_one_line(study: Study) -> None:

@@ -68,8 +68,8 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def unused(store: Store) -> int:
-    used = store.uses()
-    return sum(path.relative_to(store.root).as_posix() not in used for path in store.artifacts())
+    used = store.uses.live()
+    return sum(store.name(path) not in used for path in store.artifacts())
 
 
 def test_a_target_is_a_hard_link_and_without_it_the_artifact_is_unused(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_two_studies_share_an_artifact_and_each_counts(tmp_path: Path) -> None:
     first, second = (Store(tmp_path / "store", tmp_path / name) for name in ("a", "b"))
     assert first.provide("texts", {"n": 1}, tmp_path / "a/x.txt", lambda path: path.write_text("x") and None)
     assert not second.provide("texts", {"n": 1}, tmp_path / "b/y.txt", lambda _: pytest.fail("made twice"))
-    (users,) = first.uses().values()
+    (users,) = first.uses.live().values()
     assert {(Path(use.study).name, use.target) for use in users} == {("a", "x.txt"), ("b", "y.txt")}
     (tmp_path / "a/x.txt").unlink()
     assert unused(first) == 0
@@ -111,8 +111,8 @@ def test_a_target_uses_the_newest_artifact_that_it_got(tmp_path: Path) -> None:
     store, target = Store(tmp_path / "store"), tmp_path / "a.txt"
     for number in (1, 2):
         store.provide("texts", {"n": number}, target, lambda path: path.write_text("x") and None)
-    assert list(store.uses()) == [f"texts/{store.path('texts', {'n': 2}, '.txt').name}"]
-    store.compact()
+    assert list(store.uses.live()) == [f"texts/{store.path('texts', {'n': 2}, '.txt').name}"]
+    store.uses.compact()
     assert len(list((tmp_path / "store/uses").iterdir())) == 1 and unused(store) == 1
 
 
@@ -140,8 +140,6 @@ def test_what_a_study_needs_without_a_target_is_used_while_its_folder_exists(tmp
 MAKE = """
 import sys, time
 from pathlib import Path
-from augbench.artifacts.adopt import adopt
-from augbench.artifacts.shards import ShardRow, content_of, is_kept, read_shard, write_shard
 from augbench.artifacts.store import Store
 
 store, (name, seconds) = Store(Path("store"), Path(sys.argv[1])), sys.argv[1:3]
@@ -243,6 +241,17 @@ def test_artifacts_from_before_keys_named_the_data_set_are_taken_over_by_their_o
     recipe = {"run": 0, "dataset": {"kind": "image_folder", "root": "data"}}
     assert not Store(store.root, other).has("classifiers", recipe, ".json")
     assert store.has("classifiers", recipe, ".json")
+
+
+def test_a_store_that_is_not_writable_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(UserError, match=r"store: Read-only file system; free space or make it writable"):
+        Store(tmp_path / "store", tmp_path).enter()
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:

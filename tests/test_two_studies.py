@@ -17,13 +17,16 @@ from conftest import SMALL_STUDY, Workspace, make_workspace
 from augbench.files import read_json
 
 pytestmark = pytest.mark.full
-ROWS = ("none", "simple_prompt", "pseudoword_clip", "retrieval")
+ROWS = ("none", "simple_prompt", "pseudoword_clip", "imagic_k2", "retrieval")
 
 
 def studies(workspace: Workspace) -> None:
     """Write two studies, which differ in the classifier, in a row's name and in its label."""
     first = copy.deepcopy(SMALL_STUDY)
     first["methods"] = {name: row for name, row in first["methods"].items() if name in ROWS}
+    # one candidate each: another classifier may select another one
+    first["methods"]["pseudoword_clip"]["candidates"] = [1]
+    first["methods"]["imagic_k2"] |= {"candidates": [1], "lr_grid": [1.0]}
     first["corpus"] |= {"images": 1000, "distractors": 100}
     first["retrieval"] = {"exclude": "none"}
     second = copy.deepcopy(first)
@@ -36,7 +39,16 @@ def studies(workspace: Workspace) -> None:
 
 
 def start(workspace: Workspace, name: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "augbench.cli", "run", "--configfile", f"{name}.yaml", "--cores", "1"]
+    arguments = [
+        "run",
+        "--target",
+        f"results/{name}/provenance.json",
+        "--configfile",
+        f"{name}.yaml",
+        "--cores",
+        "1",
+    ]
+    command = [sys.executable, "-m", "augbench.cli", *arguments]
     log = (workspace.folder / f"{name}.log").open("a")
     environment = workspace.environment()
     return subprocess.Popen(
@@ -65,8 +77,11 @@ def targets(workspace: Workspace, study: str, row: str) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_ino for path in folder.glob("*/*.parquet")}
 
 
-def check_both(workspace: Workspace) -> None:
-    """Both studies have the same images, each its own table, and provenance under its own names."""
+def check_both(workspace: Workspace, last: str) -> None:
+    """Both studies have the same images, each its own table, and provenance under its own names.
+
+    The study that ended ``last`` knows all that they share.
+    """
     for row in ROWS[1:]:
         theirs = "prompts" if row == "simple_prompt" else row
         ours = targets(workspace, "small", row)
@@ -78,7 +93,8 @@ def check_both(workspace: Workspace) -> None:
         index = pq.read_table(results / f"shards/{row}/selected/index.parquet")
         assert all(path.startswith(f"shards/{row}/") for path in index.column("path").to_pylist())
         accuracies.append((results / "tables/table1.md").read_text())
-    assert read_json(workspace.folder / "results/second/provenance.json")["shared"]["small"]["files"] > 50
+    shared = read_json(workspace.folder / f"results/{last}/provenance.json")["shared"]
+    assert shared["small" if last == "second" else "second"]["files"] > 50
     assert "Prompts" in accuracies[1] and "Prompts" not in accuracies[0]
 
 
@@ -94,7 +110,7 @@ def test_a_second_study_makes_no_image_and_learns_nothing_again(workspace: Works
     before = made(workspace)
     finish(workspace, "second", start(workspace, "second"))
     assert made(workspace) == before
-    check_both(workspace)
+    check_both(workspace, "second")
     for log in (workspace.folder / "results/second/logs/generate").glob("*.log"):
         assert "0 made" in log.read_text() and "torch not imported" in log.read_text()
 
@@ -112,4 +128,4 @@ def test_two_studies_at_once_and_killed_make_each_image_once(workspace: Workspac
     finish(workspace, "small", again)
     after = made(workspace)
     assert {name: after.get(name) for name in before} == before
-    check_both(workspace)
+    check_both(workspace, "small")

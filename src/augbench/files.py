@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,8 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from augbench.errors import UserError
+
 PROJECT = Path(__file__).resolve().parents[2]  # the clone of the repository
 RESOURCES = PROJECT / "resources"  # small data files of the repository
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 @contextmanager
@@ -39,6 +43,21 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def explained_disk_errors(folder: str | Path) -> Iterator[None]:
+    """Raise a :class:`UserError` that names ``folder`` if the disk is full or not writable."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise UserError(
+            str(folder),
+            error.strerror or str(error),
+            "free space or make it writable, then run again; nothing finished is lost",
+        ) from error
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -5,7 +5,7 @@ if PLAN.fashion_mnist_files:
 
     rule fetch_fashion_mnist:
         output:
-            PLAN.fashion_mnist_files,
+            update(PLAN.fashion_mnist_files),
         log:
             PLAN.log("fetch_fashion_mnist"),
         benchmark:

@@ -1,6 +1,7 @@
 # Ids on the Hub -> model folders -> fingerprints.
 # Models are fetched once and checked file by file. Recipes and provenance name a model by its fingerprint.
-# Only the fetch rules use the network here (offline jobs).
+# Only the fetch rules use the network here (offline jobs). Studies share the files: update() keeps Snakemake
+# from deleting, before a job, what a run of another study may be reading.
 
 for model, source in PLAN.hub_models.items():
 
@@ -8,7 +9,7 @@ for model, source in PLAN.hub_models.items():
         name:
             f"fetch_{model}"
         output:
-            source.marker,
+            update(source.marker),
         log:
             PLAN.log(f"fetch_{model}"),
         benchmark:
@@ -32,7 +33,7 @@ if PLAN.cluster_files and PLAN.feature_files:
 
     rule fetch_inception:
         output:
-            PLAN.feature_files,
+            update(PLAN.feature_files),
         log:
             PLAN.log("fetch_inception"),
         benchmark:
@@ -53,7 +54,7 @@ if PLAN.aesthetics_files:
 
     rule fetch_aesthetics:
         output:
-            PLAN.aesthetics_files,
+            update(PLAN.aesthetics_files),
         log:
             PLAN.log("fetch_aesthetics"),
         benchmark:

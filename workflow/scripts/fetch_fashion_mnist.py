@@ -5,6 +5,9 @@ from pathlib import Path
 from augbench.runtime.job import running
 
 with running(snakemake):
+    from augbench.artifacts.claims import fetching
     from augbench.data import fashion_mnist
 
-    fashion_mnist.fetch(Path(snakemake.output[0]).parent)
+    folder = Path(snakemake.output[0]).parent
+    with fetching(folder):
+        fashion_mnist.fetch(folder)

@@ -3,7 +3,10 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
+    from augbench.artifacts.claims import fetching
     from augbench.models.fetch import fetch
 
     layout = snakemake.params.model
-    fetch(job.plan.hub_models[layout], layout)
+    model = job.plan.hub_models[layout]
+    with fetching(model.folder):
+        fetch(model, layout)

@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 
 from augbench.artifacts.shards import content_of, read_footer
-from augbench.artifacts.store import CLAIMS, USES, WHOLE_STUDY, Store, Use, link_file
+from augbench.artifacts.store import CLAIMS, Store, link_file
+from augbench.artifacts.uses import FOLDER as USES
+from augbench.artifacts.uses import Use
 from augbench.errors import UserError
 from augbench.files import canonical_hash
 
@@ -31,8 +33,7 @@ def adopt(store: Store, earlier: Path | None = None) -> int:
     earlier = earlier or store.study / ".store"
     if not earlier.is_dir() or earlier.resolve() == store.root.resolve():
         return 0
-    use = store.use_of(store.study)
-    assert use.target == WHOLE_STUDY
+    use = store.uses.of()
     moved: list[tuple[str, Use]] = []
     for folder in sorted(path for path in earlier.iterdir() if path.is_dir()):
         if folder.name == TRAINING:
@@ -46,7 +47,7 @@ def adopt(store: Store, earlier: Path | None = None) -> int:
                 _move(path, store.root / name)
                 moved.append((name, use))
     if moved:
-        store.note(moved)
+        store.uses.note(moved)
         logger.info("adopted %d finished artifacts of %s", len(moved), earlier)
     for folder in sorted(earlier.rglob("*"), reverse=True):
         if folder.is_dir() and not any(folder.iterdir()):

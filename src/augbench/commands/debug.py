@@ -15,13 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from augbench.artifacts.adopt import adopt
-from augbench.artifacts.store import open_store
 from augbench.config.study import load_study
 from augbench.errors import UserError
 from augbench.runtime.dag import planned
 from augbench.runtime.job import ON_TERMINAL
-from augbench.runtime.launcher import acquire_run_lock
+from augbench.runtime.launcher import prepare
 
 
 def debug(configfiles: Sequence[str], target: str, step: bool = True) -> None:
@@ -51,8 +49,7 @@ def debug(configfiles: Sequence[str], target: str, step: bool = True) -> None:
             )
         script = (Path(str(job.rule.basedir)) / job.rule.script).resolve()
         given = _given(job, str(script.parent))
-    os.environ["AUGBENCH_RUN"] = acquire_run_lock(study.study)
-    adopt(open_store(study))
+    prepare(study)
     os.environ[ON_TERMINAL] = "1"
     for path in [*job.output, *job.log]:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -59,10 +59,10 @@ def drop_from_store(store: Store, winner: Sequence[str | Path], losers: Sequence
     def kept(path: str | Path) -> Path:
         return store.path("shards", content_of(read_footer(path)["recipe"]), Path(path).suffix)
 
-    going = {store.use_of(path) for path in losers} | {store.use_of(store.study)}
-    used = store.uses()
+    going = {store.uses.of(path) for path in losers} | {store.uses.of()}
+    used = store.uses.live()
     doomed = {kept(path) for path in losers} - {kept(path) for path in winner}
-    free = [path for path in doomed if not used.get(path.relative_to(store.root).as_posix(), set()) - going]
+    free = [path for path in doomed if not used.get(store.name(path), set()) - going]
     for path in free:
         path.unlink(missing_ok=True)
     return len(free)

@@ -187,17 +187,28 @@ def finetune_classes(
             for suffix in suffixes
         )
 
+    def all_known(_: str) -> bool:
+        return all(is_known(class_id) for class_id in targets)
+
+    together = (
+        row.train_unet
+    )  # classes that share a U-Net are learned by one job, so one claim stands for all
     unknown = [class_id for class_id in targets if not is_known(class_id)]
-    if unknown and row.train_unet:
+    if unknown and together:
         unknown = list(targets)
     job.store.tally.reused += len(targets) - len(unknown)
-    for missing in job.store.in_turn(KIND, unknown, lambda class_id: recipes[class_id], is_known):
+    for missing in job.store.in_turn(
+        KIND,
+        unknown[:1] if together else unknown,
+        lambda class_id: recipes[class_id],
+        all_known if together else is_known,
+    ):
         _learn(
             job=job,
             name=method,
             factor=factor,
             tasks=tasks,
-            missing=set(targets if row.train_unet else missing),
+            missing=set(targets if together else missing),
             groups=groups,
             recipes=recipes,
             split=train_path,

@@ -123,6 +123,7 @@ def running(snakemake: Any) -> Iterator[Job]:
         hold_job_lock(study.study)
         network.restrict(snakemake.rule, study)
         store, folder = open_store(study), Path(f"results/{study.study}")
+        store.enter()
         if study.execution.compile:
             share_cache(folder / ".work/compiled")
         yield Job(study, store, snakemake.threads)

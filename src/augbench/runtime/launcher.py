@@ -16,7 +16,6 @@ and jobs of a replaced run end when they begin.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
@@ -28,6 +27,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from augbench.artifacts.claims import NO_LOCKS
 from augbench.errors import UserError, ending_in_one_line
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 LOCKS = Path("results/.locks")
-# errors of file systems that do not support locks: Lustre without "-o flock", some NFS
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 SCHEDULERS = ("--profile", "--executor", "-e")  # arguments that send jobs to other machines
 _held: list[IO[str]] = []  # kept open, because closing a file releases its lock
 
@@ -152,18 +150,28 @@ def guard_job(study: str) -> None:
         _refuse_if_replaced(study)
 
 
-def begin_run(study: Study) -> None:
-    """Take the run lock for a plain ``snakemake``, unless our launcher holds it; adopt an earlier store.
+def prepare(study: Study) -> None:
+    """Take the run lock, unless our launcher holds it, and open the store; an earlier one is adopted.
 
-    The Snakefile calls this in ``onstart:``.
+    Raises
+    ------
+    UserError
+        Another run of the study, or a job of a killed one, is still alive; or the store is not writable.
     """
     from augbench.artifacts.adopt import adopt
     from augbench.artifacts.store import open_store
 
+    if "AUGBENCH_RUN" not in os.environ:
+        os.environ["AUGBENCH_RUN"] = acquire_run_lock(study.study)
+    store = open_store(study)
+    store.enter()
+    adopt(store)
+
+
+def begin_run(study: Study) -> None:
+    """Prepare a run of Snakemake; the Snakefile calls this in ``onstart:``."""
     with ending_in_one_line():
-        if "AUGBENCH_RUN" not in os.environ:
-            os.environ["AUGBENCH_RUN"] = acquire_run_lock(study.study)
-        adopt(open_store(study))
+        prepare(study)
 
 
 def run(

@@ -134,9 +134,9 @@ def _computed(study_folder: Path) -> list[dict[str, Any]]:
 
 def shared_files(store: Store) -> dict[str, int]:
     """Number of files that the store's study shares with each other study, by the other's folder."""
-    mine = store.use_of(store.study).study
+    mine = store.uses.of().study
     shared: Counter[str] = Counter()
-    for uses in store.uses().values():
+    for uses in store.uses.live().values():
         users = {use.study for use in uses}
         if mine in users:
             shared.update(users - {mine})

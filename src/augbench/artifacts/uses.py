@@ -1,0 +1,104 @@
+"""Records of use: which study needs which file of the store.
+
+Link counts would not tell, since some file systems have no hard links. Each process appends to a file of its
+own, so that processes do not disturb each other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from augbench.files import explained_disk_errors
+
+FOLDER = "uses"
+WHOLE_STUDY = "."  # target of an artifact that a study needs but does not publish
+
+
+class Use(NamedTuple):
+    """One use of a file of the store: by which study's folder, for which file in it."""
+
+    study: str  # absolute path of the study's folder
+    target: str  # relative to it, or WHOLE_STUDY
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the target still exists."""
+        return Path(self.study, self.target).exists()
+
+
+class Uses:
+    """The records of the store in ``root``, as the study in the folder ``study`` sees and writes them."""
+
+    def __init__(self, root: Path, study: Path) -> None:
+        self.root, self.study = root, study
+        self._file: Path | None = None
+
+    def of(self, target: str | Path | None = None) -> Use:
+        """The study's use of a file for ``target``; without one, for the study as a whole."""
+        study = os.path.abspath(self.study)
+        return Use(study, WHOLE_STUDY if target is None else os.path.relpath(os.path.abspath(target), study))
+
+    def note(self, uses: Iterable[tuple[str, Use]]) -> None:
+        """Record uses of files, which are named by their paths relative to the store.
+
+        Raises
+        ------
+        UserError
+            The store is not writable, or its disk is full.
+        """
+        now, root = time.time(), os.path.abspath(self.root)
+        with explained_disk_errors(self.root):
+            if self._file is None:
+                name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
+                self._file = self.root / FOLDER / name
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a", encoding="utf-8") as stream:
+                for kept, use in uses:
+                    # relative to the store, so that records stay true when results are moved
+                    study = os.path.relpath(use.study, root)
+                    record = {"kept": kept, "time": now, "study": study, "target": use.target}
+                    stream.write(json.dumps(record) + "\n")
+
+    def live(self, is_live: Callable[[Use], bool] = lambda use: use.is_live) -> dict[str, set[Use]]:
+        """Live uses by file of the store, relative to its root; a target uses the newest file that it got."""
+        found: dict[str, set[Use]] = {}
+        for kept, use, _ in self._newest():
+            if is_live(use):
+                found.setdefault(kept, set()).add(use)
+        return found
+
+    def compact(self) -> None:
+        """Rewrite the records as one file with the newest of each use; no other process may write any."""
+        earlier = sorted((self.root / FOLDER).glob("*.jsonl"))
+        records = sorted(self._newest(), key=lambda record: record[2])
+        self._file = None
+        self.note((kept, use) for kept, use, _ in records if Path(use.study).exists())
+        for path in earlier:
+            path.unlink(missing_ok=True)
+
+    def _newest(self) -> list[tuple[str, Use, float]]:
+        """File, use and time of the newest record of every use."""
+        newest: dict[tuple[Use, str], tuple[float, str]] = {}
+        for kept, use, when in self._records():
+            key = (use, kept if use.target == WHOLE_STUDY else "")
+            if key not in newest or newest[key][0] <= when:
+                newest[key] = (when, kept)
+        return [(kept, use, when) for (use, _), (when, kept) in newest.items()]
+
+    def _records(self) -> Iterator[tuple[str, Use, float]]:
+        root = os.path.abspath(self.root)
+        for path in sorted((self.root / FOLDER).glob("*.jsonl")):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue  # the last line of a process that was killed
+                study = os.path.normpath(os.path.join(root, record["study"]))
+                yield record["kept"], Use(study, record["target"]), record["time"]
