@@ -222,6 +222,17 @@ def test_an_earlier_store_of_a_study_is_adopted_and_its_shards_lose_the_rows_nam
     assert "method" not in read_shard(again).column_names
 
 
+def test_stores_of_all_studies_beside_it_are_adopted_into_the_default_store_only(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    for name in ("a", "b"):
+        earlier = Store(results / name / ".store", results / name)
+        recipe = {"by": name}
+        earlier.provide("texts", recipe, results / name / "x.txt", lambda path: path.write_text("x") and None)
+    assert adopt(Store(tmp_path / "elsewhere", results / "a")) == 1
+    store = Store(results / ".store", results / "c")
+    assert adopt(store) == 1 and store.has("texts", {"by": "b"}, ".txt") and unused(store) == 0
+
+
 def test_a_damaged_shard_is_not_adopted(tmp_path: Path) -> None:
     study = tmp_path / "results/s"
     damaged = study / ".store/shards/0.parquet"

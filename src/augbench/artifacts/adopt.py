@@ -7,34 +7,37 @@ import shutil
 from pathlib import Path
 
 from augbench.artifacts.shards import content_of, read_footer
-from augbench.artifacts.store import CLAIMS, Store, link_file
+from augbench.artifacts.store import CLAIMS, PRESENCE, Store, link_file
 from augbench.artifacts.uses import FOLDER as USES
-from augbench.artifacts.uses import Use
 from augbench.errors import UserError
 from augbench.files import canonical_hash
 
 logger = logging.getLogger(__name__)
+ADOPTION = 1 + PRESENCE  # the claim of the process that adopts
 TRAINING = "pretrain"  # folders of unfinished pre-training, which are no artifacts
 
 
-def adopt(store: Store, earlier: Path | None = None) -> int:
-    """Move the artifacts of a study's own store into ``store``; return their number.
+def adopt(store: Store) -> int:
+    """Move the artifacts of earlier stores into ``store``; return their number.
+
+    These are the store of the study, and those of all studies beside it if ``store`` is their default.
+    """
+    mine = store.study / ".store"
+    beside = store.study.parent
+    others = beside.glob("*/.store") if store.root.resolve().parent == beside.resolve() else ()
+    with store.claims.held(ADOPTION):
+        return sum(_adopt(Store(store.root, earlier.parent), earlier) for earlier in {mine, *others})
+
+
+def _adopt(store: Store, earlier: Path) -> int:
+    """Move the artifacts of ``earlier``, the own store of the study of ``store``; return their number.
 
     Shards get the key that names their content only. An interrupted adoption resumes. A shard that is damaged
     stays where it is: no key can be told for it.
-
-    Parameters
-    ----------
-    store : Store
-        The store to move into; the study of this store is the one whose own store is adopted.
-    earlier : path, optional
-        The study's own store. Default: ``.store`` in the study's folder.
     """
-    earlier = earlier or store.study / ".store"
     if not earlier.is_dir() or earlier.resolve() == store.root.resolve():
         return 0
-    use = store.uses.of()
-    moved: list[tuple[str, Use]] = []
+    found: dict[Path, str] = {}
     for folder in sorted(path for path in earlier.iterdir() if path.is_dir()):
         if folder.name == TRAINING:
             _move_training(folder, store.study / ".work" / TRAINING)
@@ -44,18 +47,20 @@ def adopt(store: Store, earlier: Path | None = None) -> int:
             continue
         for path in sorted(folder.rglob("*")):
             if path.is_file() and (name := _name(path, earlier)) is not None:
-                _move(path, store.root / name)
-                moved.append((name, use))
-    if moved:
-        store.uses.note(moved)
-        logger.info("adopted %d finished artifacts of %s", len(moved), earlier)
+                found[path] = name
+    if found:
+        use = store.uses.of()
+        store.uses.note((name, use) for name in found.values())
+        for path, name in found.items():
+            _move(path, store.root / name)
+        logger.info("adopted %d finished artifacts of %s", len(found), earlier)
     for folder in sorted(earlier.rglob("*"), reverse=True):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
     (earlier / CLAIMS).unlink(missing_ok=True)
     if not any(earlier.iterdir()):
         earlier.rmdir()
-    return len(moved)
+    return len(found)
 
 
 def _name(path: Path, earlier: Path) -> str | None:
