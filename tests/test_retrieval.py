@@ -28,11 +28,11 @@ from augbench.files import read_json, write_json
 from augbench.retrieval import embed
 from augbench.retrieval.embed import IDENTITY, build_index
 from augbench.retrieval.filters import KEPT, Filters, duplicates, owners
+from augbench.retrieval.hunt import LEDGER, Hunt, hunt_all, prefix_sizes
 from augbench.retrieval.images import Arrival, FolderOrigin
 from augbench.retrieval.manifest import freeze, read_manifest
 from augbench.retrieval.neighbours import Found, Neighbour, metadata_table, read_neighbours, write_neighbours
 from augbench.retrieval.shortfall import decide, read_excluded, shortfall, summarise
-from augbench.retrieval.stage import LEDGER, Hunt, hunt_all, prefix_sizes
 from augbench.retrieval.web.fates import FETCHED
 
 NONE: frozenset[int] = frozenset()

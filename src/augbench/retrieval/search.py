@@ -20,10 +20,10 @@ from augbench.errors import UserError
 from augbench.files import read_json
 from augbench.prompts.stage import read_prompts
 from augbench.retrieval.embed import IDENTITY
+from augbench.retrieval.hunt import prefix_sizes, wanted_images
 from augbench.retrieval.index import IndexBackend, ServerBackend
 from augbench.retrieval.manifest import read_manifest
 from augbench.retrieval.neighbours import Backend, Found, write_neighbours
-from augbench.retrieval.stage import prefix_sizes, wanted_images
 
 if TYPE_CHECKING:
     from augbench.runtime.job import Job

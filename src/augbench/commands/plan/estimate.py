@@ -25,7 +25,7 @@ from augbench.data.sources import open_source
 from augbench.errors import UserError
 from augbench.plan.jobs import job_file, read_seconds
 from augbench.plan.paths import Plan
-from augbench.retrieval.stage import prefix_sizes, wanted_images
+from augbench.retrieval.hunt import prefix_sizes, wanted_images
 
 VECTOR_BYTES = {"conditioning": 77 * 768 * 4, "pseudoword": 768 * 4}
 NEIGHBOUR_BYTES = 768 * 2 + 300

@@ -12,7 +12,7 @@ from augbench.commands.plan.throughput import Throughput, guided_share
 from augbench.plan.paths import Plan
 from augbench.plan.recipes import method_sampling
 from augbench.resample import needed_images
-from augbench.retrieval.stage import wanted_images
+from augbench.retrieval.hunt import wanted_images
 
 # U-Net calls per image at the table's rate: PNDM, 50 steps, guidance
 REFERENCE_CALLS = 51 * 2
