@@ -13,12 +13,13 @@ from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from augbench.config.methods import PersonaliseMethod
 from augbench.config.study import Study
 from augbench.data.source import ImageSource
 from augbench.models.folders import pick_device
+from augbench.models.tokenizer import CleaningTokenizer
 from augbench.personalise.data import cache_moments
 from augbench.personalise.embedding import ConditioningRows, PseudowordRows, Rows, token_ids, word_embedding
 from augbench.personalise.groups import Learned, Settings
@@ -77,7 +78,7 @@ def new_rows(
     The text encoder is kept only if a pseudo-word is learned.
     """
     folder, clusters = study.diffusion.folder, method.clusters
-    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
+    tokenizer = CleaningTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
     if method.learn == "conditioning":
         encoder = load_part(CLIPTextModel, folder, "text_encoder", torch.float32, device)
         with torch.no_grad():
