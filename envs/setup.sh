@@ -19,7 +19,7 @@ allowed="3.12 3.13 3.11 3.14" # in the order of preference; the first one is dow
 oldest_uv=0.13               # as in bootstrap.in
 # Measured on 2026-11-29 with Python 3.12 on x86-64, in MB: wheels to download, .venv, and what uv needs
 # beside them meanwhile. On one file system, .venv and uv's cache share their files.
-download_mb=3500 venv_mb=6700 spare_mb=1500 bytecode_mb=600
+download_mb=3400 venv_mb=6900 spare_mb=1500 bytecode_mb=450
 
 say() { printf 'setup: %s\n' "$*"; }
 fail() {
@@ -146,14 +146,14 @@ look_for() { "$uv" python find --no-project --system --no-python-downloads "cpyt
 free_mb() {
     local line
     mkdir -p "$1"
-    line=$(df -Pm "$1" | tail -n 1)
+    line=$(df -Pk "$1" | tail -n 1)
     read -r _ _ _ line _ <<<"$line"
-    echo "$line"
+    echo $((line * 1024 / 1000000))
 }
 written() {
     local line
-    line=$(du -scm "$cache" $venv 2>/dev/null | tail -n 1)
-    echo "${line%%[[:space:]]*}"
+    line=$(du -sck "$cache" $venv 2>/dev/null | tail -n 1)
+    echo $((${line%%[[:space:]]*} * 1024 / 1000000))
 }
 file_system() {
     local line

@@ -260,7 +260,7 @@ def test_set_up_takes_an_installed_uv_and_the_python_that_it_finds(bare_tree):
     assert done.returncode == 0, done.stderr
     assert (bare_tree / ".venv/.installed").exists() and not (bare_tree / ".uv").exists()
     assert (
-        f"200 of {LOCKED} packages to download (all: 3.5 GB); .venv will have 7.3 GB on disk" in done.stdout
+        f"200 of {LOCKED} packages to download (all: 3.4 GB); .venv will have 7.3 GB on disk" in done.stdout
     )
     assert "Downloading torch (800.0MiB)" in done.stdout and "torch==" not in done.stdout
     assert set_up(bare_tree).stdout == ""  # nothing is left to do
@@ -276,14 +276,17 @@ def test_a_python_that_cannot_be_downloaded_ends_with_what_to_do(bare_tree):
     assert not (bare_tree / ".venv").exists()
 
 
-@pytest.mark.parametrize(("missing", "needed"), [(200, "8.8"), (1, "2.1"), (0, "0.6")])
+@pytest.mark.parametrize(("missing", "needed"), [(200, "8.8"), (1, "1.9"), (0, "0.4")])
 def test_set_up_checks_the_space_that_it_needs_before_it_installs(bare_tree, missing, needed):
     program(bare_tree / "bin" / "uv", uv_script(bare_tree, missing=missing))
     (bare_tree / "bin" / "df").unlink()
-    program(bare_tree / "bin" / "df", 'printf "Filesystem M Used Available\n/dev/sda 9999 9499 500 95%% /\n"')
+    program(
+        bare_tree / "bin" / "df",
+        'printf "Filesystem M Used Available\n/dev/sda 999999 700000 299999 70%% /\n"',
+    )
     done = set_up(bare_tree)
     assert done.returncode == 1
-    assert f"setup: {bare_tree}: 0.5 GB free, {needed} GB needed; free some" in done.stderr
+    assert f"setup: {bare_tree}: 0.3 GB free, {needed} GB needed; free some" in done.stderr
     assert "--compile-bytecode" not in uv_calls(bare_tree)
 
 
@@ -292,10 +295,10 @@ def test_the_cache_and_the_environment_on_two_disks_need_space_on_each(bare_tree
     (bare_tree / "bin" / "df").unlink()
     program(
         bare_tree / "bin" / "df",
-        'disk=b; [[ $2 == */cache ]] && disk=a; printf "Filesystem\n/dev/$disk 9999 1999 8000 20%% /\n"',
+        'disk=b; [[ $2 == */cache ]] && disk=a; printf "Filesystem\n/dev/$disk 9999999 1999999 8000000 20%% /\n"',
     )
     done = set_up(bare_tree)
-    assert f"setup: {bare_tree}/cache: 8.0 GB free, 8.2 GB needed" in done.stderr
+    assert f"setup: {bare_tree}/cache: 8.1 GB free, 8.4 GB needed" in done.stderr
 
 
 def test_after_a_failed_installation_the_next_set_up_goes_on_with_uvs_cache(bare_tree):
