@@ -4,8 +4,8 @@
 #
 # Input: PYTHON (optional, the Python to use), the locks beside this file, pyproject.toml. Output: .venv;
 # its stamp .installed is written last. Everything is pinned by version and hash.
-# 1. uv: the one on PATH if it is new enough, else the one of bootstrap.lock, brought to .uv by any Python
-#    from 3.8 on.
+# 1. uv: an installed one if it is new enough, else the one of bootstrap.lock, brought to .uv by any Python
+#    from 3.8 on. .uv/bin/uv is the one that is used.
 # 2. Python: the one named by PYTHON, else one that uv finds, else one that uv downloads to .uv.
 # 3. Packages: uv installs requirements.lock, and builds the few packages without a wheel with its setuptools.
 # No root is needed. Package indices and proxies are those configured for pip and uv.
@@ -85,7 +85,7 @@ find_uv() {
             return
         fi
         tried+=("$candidate: is $version, older than $oldest_uv")
-    done < <(type -aP uv)
+    done < <(type -aP uv || true; echo "${HOME:-}/.local/bin/uv")  # where uv's installer puts it
     uv=$PWD/.uv/bin/uv
     [[ "$("$uv" --version 2>/dev/null)" == "uv $locked_uv"* ]] && return
     for name in ${PYTHON:-} python3 python3.{14,13,12,11,10,9,8} python; do
@@ -103,7 +103,7 @@ find_uv() {
     done
     if ((${#tried[@]})); then printf '  %s\n' "${tried[@]}" >&2; fi
     say "neither uv $oldest_uv nor a Python from 3.8 on is here. This brings uv; then run make again:" >&2
-    echo "  curl -LsSf https://astral.sh/uv/install.sh | sh && . ~/.local/bin/env" >&2
+    echo "  curl -LsSf https://astral.sh/uv/install.sh | sh" >&2
     exit 1
 }
 
@@ -206,6 +206,10 @@ again="failed, see above; the next make goes on with what is downloaded."
 again+=" No network? pip and uv take PIP_INDEX_URL, UV_DEFAULT_INDEX and HTTPS_PROXY"
 locked_uv=$(grep -oE '^uv==[0-9.]+' envs/bootstrap.lock) locked_uv=${locked_uv#uv==}
 find_uv
+if [[ $uv != "$PWD/.uv/bin/uv" ]]; then
+    mkdir -p .uv/bin
+    ln -sf "$uv" .uv/bin/uv
+fi
 if [[ -n $reason ]]; then
     find_python
     say "environment $venv ($reason) with $python, Python $(full_version "$python")"

@@ -177,7 +177,7 @@ def bare_tree(tmp_path: Path) -> Path:
 def set_up(tree: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = (
         {name: value for name, value in os.environ.items() if name != "PYTHON"}
-        | {"PATH": str(tree / "bin")}
+        | {"PATH": str(tree / "bin"), "HOME": str(tree / "home")}
         | variables
     )
     return subprocess.run(
@@ -258,12 +258,20 @@ def test_set_up_takes_an_installed_uv_and_the_python_that_it_finds(bare_tree):
     program(bare_tree / "bin" / "uv", uv_script(bare_tree))
     done = set_up(bare_tree)
     assert done.returncode == 0, done.stderr
-    assert (bare_tree / ".venv/.installed").exists() and not (bare_tree / ".uv").exists()
+    assert (bare_tree / ".venv/.installed").exists()
+    assert (bare_tree / ".uv/bin/uv").resolve() == bare_tree / "bin/uv"
     assert (
         f"200 of {LOCKED} packages to download (all: 3.4 GB); .venv will have 7.3 GB on disk" in done.stdout
     )
     assert "Downloading torch (800.0MiB)" in done.stdout and "torch==" not in done.stdout
     assert set_up(bare_tree).stdout == ""  # nothing is left to do
+
+
+def test_set_up_takes_the_uv_that_its_own_installer_has_brought(bare_tree):
+    (bare_tree / "home/.local/bin").mkdir(parents=True)
+    program(bare_tree / "home/.local/bin/uv", uv_script(bare_tree))
+    assert set_up(bare_tree).returncode == 0
+    assert (bare_tree / ".uv/bin/uv").resolve() == bare_tree / "home/.local/bin/uv"
 
 
 def test_a_python_that_cannot_be_downloaded_ends_with_what_to_do(bare_tree):
