@@ -114,7 +114,7 @@ def test_assembled_folders_load_and_flag_what_they_were_calibrated_on(tmp_path: 
     assemble(clip, vocabulary, vae, unet, checker, tmp_path / "models")
     assert 0 < threshold < 1
     pipeline = StableDiffusionPipeline.from_pretrained(
-        tmp_path / "models/stable-diffusion", torch_dtype=torch.float32, local_files_only=True
+        tmp_path / "models/stable-diffusion", dtype=torch.float32, local_files_only=True
     )
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in unsafe]
     assert np.mean(check_safety(pipeline, pictures)) > 0.9

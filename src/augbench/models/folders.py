@@ -133,7 +133,7 @@ def load_pipeline(diffusion: Diffusion, device: torch.device) -> StableDiffusion
     pipeline = StableDiffusionPipeline.from_pretrained(
         diffusion.folder,
         tokenizer=tokenizer,
-        torch_dtype=dtype,
+        dtype=dtype,
         local_files_only=True,
         low_cpu_mem_usage=False,
         **checker,
@@ -159,9 +159,7 @@ def load_unet(pipeline: StableDiffusionPipeline, folder: str | Path) -> None:
     from diffusers import UNet2DConditionModel
 
     _require(folder)
-    unet = UNet2DConditionModel.from_pretrained(
-        folder, torch_dtype=pipeline.unet.dtype, local_files_only=True
-    )
+    unet = UNet2DConditionModel.from_pretrained(folder, dtype=pipeline.unet.dtype, local_files_only=True)
     pipeline.unet.load_state_dict(unet.state_dict())
 
 

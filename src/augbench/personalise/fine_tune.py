@@ -59,14 +59,10 @@ def settings_of(study: Study, method: PersonaliseMethod, factor: float) -> Setti
 
 def load_part(kind: type[T], folder: str, part: str, dtype: torch.dtype, device: torch.device) -> T:
     """Load one part of a Stable Diffusion folder, frozen and in evaluation mode; other parts are not read."""
-    # the two libraries name the option differently; with low_cpu_mem_usage, diffusers needs accelerate
-    options = (
-        {"dtype": dtype}
-        if issubclass(kind, CLIPTextModel)
-        else {"torch_dtype": dtype, "low_cpu_mem_usage": False}
-    )
+    # with low_cpu_mem_usage, diffusers needs accelerate; transformers has no such option
+    options = {} if issubclass(kind, CLIPTextModel) else {"low_cpu_mem_usage": False}
     load = kind.from_pretrained  # type: ignore[attr-defined]
-    module = load(folder, subfolder=part, local_files_only=True, **options)
+    module = load(folder, subfolder=part, dtype=dtype, local_files_only=True, **options)
     return module.eval().requires_grad_(False).to(device)
 
 
