@@ -1,18 +1,18 @@
 # Entry points. Every target that runs something first makes .venv (envs/setup.sh). None needs root.
 #
-# PYTHON=/path/to/python3.12   the Python to make .venv with; default: python3.12, python3.11 or python3
+# PYTHON=/path/to/python3.13   the Python to make .venv with, 3.11 to 3.14; default: 3.12 or what uv finds
 # ARGS="..."                   more arguments for the command that demo, test or test-full runs
 # UPGRADE=1                    make lock: the newest versions inside pyproject.toml's ranges
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint lock docs clean
+.PHONY: help setup demo test test-full lint lock audit docs clean
 MAKEFLAGS += --no-print-directory
 
 # a process per core; more than four gain nothing beside the one that runs the study
 SIDE_BY_SIDE = --numprocesses logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
-COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.uv/bin:$(PATH)
+COMPILE = uv pip compile --quiet --universal --generate-hashes --no-annotate \
     --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
 help:       ## this list
@@ -37,10 +37,14 @@ lint: setup ## style, types and the workflow's own lint
 	snakemake --lint
 	mypy
 
-lock: setup ## the locks and envs/conda.yaml (UPGRADE=1: newest versions)
-	@$(COMPILE) --extra dev pyproject.toml -o envs/requirements.lock
-	@$(COMPILE) --constraints envs/requirements.lock envs/bootstrap.in -o envs/bootstrap.lock
+lock: setup ## the locks and the files for conda (UPGRADE=1: newest versions)
+	@$(COMPILE) --python-version 3.11 --extra dev pyproject.toml -o envs/requirements.lock
+	@$(COMPILE) --python-version 3.8 envs/bootstrap.in -o envs/bootstrap.lock
 	@python envs/make_conda.py > envs/conda.yaml
+	@python envs/make_conda.py --post-deploy > envs/conda.post-deploy.sh
+
+audit: setup ## known vulnerabilities of the locked packages; status 2 if they could not be looked up
+	@python envs/audit.py
 
 docs: setup ## docs/configuration.md from the schema, and the picture in docs/architecture.md from the rules
 	@python -m augbench.config.manual > docs/configuration.md

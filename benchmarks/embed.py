@@ -88,7 +88,7 @@ def transformers_loop(model: CLIPModel, processor: Any, paths: Sequence[Path], b
         images = [Image.open(path).convert("RGB") for path in paths[first : first + batch]]
         inputs = processor(images=images, return_tensors="pt").to(model.device)
         with torch.no_grad():
-            features = model.get_image_features(**inputs)
+            features = model.get_image_features(**inputs).pooler_output
         parts.append((features / features.norm(dim=-1, keepdim=True)).cpu())
     return torch.cat(parts)
 
@@ -184,10 +184,9 @@ def compare_further(paired: Paired, images: int, batch: int) -> Result | None:
 def measure(options: argparse.Namespace, folder: Path) -> Result:
     """Make images and a model, compare the embeddings, then the speeds."""
     import torch
-    from transformers import CLIPImageProcessor
 
     from augbench.data.decode import open_rgb
-    from augbench.models.folders import load_clip, load_image_tower
+    from augbench.models.folders import load_clip, load_image_tower, load_processor
 
     torch.set_num_threads(options.threads)
     device, images, model_folder = torch.device(options.device), folder / "images", MINIATURE
@@ -196,7 +195,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         make_model(model_folder, options.device)
     paths = make_pictures(images, options.images, options.size)
     batch = BATCH[options.device]
-    plain, processor = load_clip(model_folder, device)[0], CLIPImageProcessor.from_pretrained(model_folder)
+    plain, processor = load_clip(model_folder, device)[0], load_processor(model_folder)
     flops = flops_per_image(plain, plain.config.vision_config.image_size)
     tower = load_image_tower(model_folder, device, half=options.device == "cuda")
     pixels = tower.prepare([open_rgb(path) for path in paths[:batch]])

@@ -81,7 +81,7 @@ def load(setting: Setting) -> StableDiffusionPipeline:
     dtype = getattr(torch, setting.dtype)
     if setting.size == "mini":
         pipeline = StableDiffusionPipeline.from_pretrained(
-            MINIATURE, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
+            MINIATURE, dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
         )
     else:
         pipeline = random_pipeline(setting.device).to(dtype=dtype)

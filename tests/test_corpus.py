@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import CLIPImageProcessor
+from transformers import CLIPImageProcessorPil
 
 from augbench.artifacts.store import Store
 from augbench.config.corpus import MiniatureCorpus
@@ -150,15 +150,14 @@ def test_embeddings_and_similarities_are_those_of_each_image_and_its_own_caption
     captions = table.column("caption").to_pylist()
     assert len(set(captions)) < len(captions)  # some repeat
     model, tokenizer = load_clip(CLIP, torch.device("cpu"))
-    processor = CLIPImageProcessor.from_pretrained(CLIP, local_files_only=True)
+    processor = CLIPImageProcessorPil.from_pretrained(CLIP, local_files_only=True)
     rows = (0, 1, 77, 150, 179)
     with torch.inference_mode():
         for row in rows:
             pixels = processor(images[row], return_tensors="pt").pixel_values
-            image = F.normalize(model.get_image_features(pixel_values=pixels), dim=-1)[0]
-            text = F.normalize(
-                model.get_text_features(**tokenizer([captions[row]], return_tensors="pt")), dim=-1
-            )[0]
+            image = F.normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)[0]
+            tokens = tokenizer([captions[row]], return_tensors="pt")
+            text = F.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)[0]
             assert np.load(vectors)[row] == pytest.approx(image.numpy(), abs=1e-3)
             assert pq.read_table(metadata).column("similarity")[row].as_py() == pytest.approx(
                 float(image @ text), abs=1e-5

@@ -185,12 +185,12 @@ def serve(repositories: dict[str, Path]) -> tuple[Hub, ThreadingHTTPServer]:
 @pytest.fixture
 def hub(published: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """Use the test's Hub in this process and its children; the user's cache folder is empty."""
-    from huggingface_hub import constants, file_download
+    from huggingface_hub import constants
 
     hub, server = serve({"owner/mini": published})
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(
-        file_download, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_ENDPOINT", hub.url)

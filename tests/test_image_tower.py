@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPVisionConfig
 
 from augbench.models.folders import ImageTower, load_clip, load_image_tower
 
@@ -33,14 +33,14 @@ def plain(images: list[Image.Image]) -> torch.Tensor:
     """Embeddings by transformers alone."""
     model, processor = (
         load_clip(CLIP, CPU)[0],
-        CLIPImageProcessor.from_pretrained(CLIP, local_files_only=True),
+        CLIPImageProcessorPil.from_pretrained(CLIP, local_files_only=True),
     )
     with torch.inference_mode():
         return model.get_image_features(
             pixel_values=processor(
                 [image.convert("RGB") for image in images], return_tensors="pt"
             ).pixel_values
-        )
+        ).pooler_output
 
 
 def test_embeddings_are_those_of_transformers_but_for_rounding(
@@ -72,7 +72,7 @@ def test_pixels_are_those_of_the_image_processor_whatever_it_does(
     images: list[Image.Image], changed: dict[str, Any]
 ) -> None:
     """The usual CLIP, a crop that is not square, a changed aspect ratio, and a crop larger than the image."""
-    processor = CLIPImageProcessor.from_pretrained(CLIP, local_files_only=True, **changed)
+    processor = CLIPImageProcessorPil.from_pretrained(CLIP, local_files_only=True, **changed)
     tower = ImageTower(load_clip(CLIP, CPU)[0], processor)
     ours, theirs = (
         tower.prepare(images),
@@ -114,6 +114,6 @@ def test_the_last_layer_of_vit_l_14_is_computed_for_the_class_token_alone() -> N
         return counter.get_total_flops()
 
     whole = flops()
-    ImageTower(model, CLIPImageProcessor())
+    ImageTower(model, CLIPImageProcessorPil())
     skipped = 2 * 2 * 256 * 1024**2 * (1 + 8)  # images, multiply and add, patches, output projection and MLP
     assert whole - flops() == skipped > 0.025 * whole

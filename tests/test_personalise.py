@@ -936,7 +936,7 @@ def test_learned_words_work_in_plain_diffusers(inputs: Inputs, tmp_path: Path) -
     files = chosen(inputs, study, "pseudoword_clusters", tmp_path, NAMES[:2])
     vectors = {name: torch.from_numpy(value) for name, value in load_file(files["val_loss"]).items()}
     assert set(vectors) == {"<zero:0>", "<zero:1>", "<one:0>", "<one:1>"} and vectors["<one:0>"].shape[0] == 1
-    pipeline = StableDiffusionPipeline.from_pretrained(study.diffusion.folder, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(study.diffusion.folder, dtype=torch.float32)
     before, _ = pipeline.encode_prompt("a photo of a <one:1>", CPU, 1, False)
     pipeline.load_textual_inversion([{name: vector} for name, vector in vectors.items()])
     after, _ = pipeline.encode_prompt("a photo of a <one:1>", CPU, 1, False)

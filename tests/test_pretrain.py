@@ -34,6 +34,8 @@ def test_the_vocabulary_is_openais(tmp_path: Path) -> None:
         "tigershark,Galeocerdocuvieri",
         "#ootd #ankleboot 70% off!",
         "Zürich naïve 日本",
+        "it\u2019s a \u201ccafe\u0301\u201d \u2013 \ufb01sh &amp; chips\u2026",
+        "\u039f\u0394\u039f\u03a3  \tSTRASSE \u00bd",
     ]
     for text in texts:
         ids = ours(text).input_ids
@@ -112,11 +114,11 @@ def test_assembled_folders_load_and_flag_what_they_were_calibrated_on(tmp_path: 
     assemble(clip, vocabulary, vae, unet, checker, tmp_path / "models")
     assert 0 < threshold < 1
     pipeline = StableDiffusionPipeline.from_pretrained(
-        tmp_path / "models/stable-diffusion", torch_dtype=torch.float32, local_files_only=True
+        tmp_path / "models/stable-diffusion", dtype=torch.float32, local_files_only=True
     )
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in unsafe]
     assert np.mean(check_safety(pipeline, pictures)) > 0.9
-    loaded = CLIPModel.from_pretrained(tmp_path / "models/clip", torch_dtype=torch.float32)
+    loaded = CLIPModel.from_pretrained(tmp_path / "models/clip", dtype=torch.float32)
     assert all(
         torch.allclose(value, loaded.state_dict()[name], atol=2e-3)
         for name, value in clip.state_dict().items()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -442,3 +443,9 @@ def test_labels_with_commas_and_quotes_read_back(table: Table1, tmp_path: Path) 
     (tmp_path / "t.csv").write_text(render_csv([odd], ["a note, with a comma"]), encoding="utf-8")
     assert read_rows(tmp_path / "t.csv") == [odd]
     assert len(next(csv.reader(io.StringIO(render_csv([odd]).splitlines()[1])))) == 12
+
+
+def test_numbers_of_numpy_are_written_as_numbers(table: Table1) -> None:
+    ours = replace(table.rows[0], top1_percent=81.3)
+    theirs = replace(ours, top1_percent=np.float64(81.3))
+    assert render_csv([theirs]) == render_csv([ours])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
     from PIL import Image
-    from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".txt", ".model"}
 SAFETY_FOLDERS = ("safety_checker/", "feature_extractor/")
@@ -122,12 +122,24 @@ def load_pipeline(diffusion: Diffusion, device: torch.device) -> StableDiffusion
     import torch
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
 
+    from augbench.models.tokenizer import CleaningTokenizer
+
     _require(diffusion.folder)
     dtype = getattr(torch, diffusion.dtype)
     checker = _safety_components(diffusion.safety_checker_folder, dtype)
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        diffusion.folder, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False, **checker
+    tokenizer = CleaningTokenizer.from_pretrained(
+        diffusion.folder, subfolder="tokenizer", local_files_only=True
     )
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        diffusion.folder,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        local_files_only=True,
+        low_cpu_mem_usage=False,
+        **checker,
+    )
+    if not checker and pipeline.feature_extractor is not None:
+        pipeline.feature_extractor = load_processor(Path(diffusion.folder) / "feature_extractor")
     schedulers = {"pndm": PNDMScheduler, "ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
     pipeline.scheduler = schedulers[diffusion.scheduler].from_config(pipeline.scheduler.config)
     if pipeline.safety_checker is None and diffusion.safety_checker is not None:
@@ -147,9 +159,7 @@ def load_unet(pipeline: StableDiffusionPipeline, folder: str | Path) -> None:
     from diffusers import UNet2DConditionModel
 
     _require(folder)
-    unet = UNet2DConditionModel.from_pretrained(
-        folder, torch_dtype=pipeline.unet.dtype, local_files_only=True
-    )
+    unet = UNet2DConditionModel.from_pretrained(folder, dtype=pipeline.unet.dtype, local_files_only=True)
     pipeline.unet.load_state_dict(unet.state_dict())
 
 
@@ -159,7 +169,6 @@ def _safety_components(folder: str | None, dtype: torch.dtype) -> dict[str, Any]
     ``model``: none, so the pipeline keeps its own. None: a pipeline without one. A folder: the checker in it.
     """
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-    from transformers import CLIPImageProcessor
 
     if folder == "model":
         return {}
@@ -168,9 +177,9 @@ def _safety_components(folder: str | None, dtype: torch.dtype) -> dict[str, Any]
     _require(folder)
     return {
         "safety_checker": StableDiffusionSafetyChecker.from_pretrained(
-            folder, torch_dtype=dtype, local_files_only=True
+            folder, dtype=dtype, local_files_only=True
         ),
-        "feature_extractor": CLIPImageProcessor.from_pretrained(folder, local_files_only=True),
+        "feature_extractor": load_processor(folder),
         "requires_safety_checker": True,
     }
 
@@ -178,11 +187,23 @@ def _safety_components(folder: str | None, dtype: torch.dtype) -> dict[str, Any]
 def load_clip(folder: str | Path, device: torch.device) -> tuple[CLIPModel, CLIPTokenizer]:
     """Load CLIP and its tokenizer, in single precision; raise :class:`UserError` if the folder is missing."""
     import torch
-    from transformers import CLIPModel, CLIPTokenizer
+    from transformers import CLIPModel
+
+    from augbench.models.tokenizer import CleaningTokenizer
 
     _require(folder)
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    return model.eval().to(device), CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    return model.eval().to(device), CleaningTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def load_processor(folder: str | Path) -> CLIPImageProcessorPil:
+    """Load CLIP's image processor; it resizes with Pillow, as OpenAI's code and open_clip do.
+
+    transformers' default resizes with torchvision, which gives other pixels.
+    """
+    from transformers import CLIPImageProcessorPil
+
+    return CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
 
 
 def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> torch.Tensor:
@@ -204,9 +225,8 @@ def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, texts: Sequence[str]
                 max_length=tokenizer.model_max_length,
                 return_tensors="pt",
             )
-            parts.append(
-                torch.nn.functional.normalize(model.get_text_features(**tokens.to(model.device)), dim=-1)
-            )
+            features = model.get_text_features(**tokens.to(model.device)).pooler_output
+            parts.append(torch.nn.functional.normalize(features, dim=-1))
     row_of = {text: row for row, text in enumerate(distinct)}
     return torch.cat(parts)[[row_of[text] for text in texts]]
 
@@ -236,13 +256,13 @@ class ImageTower:
     model : CLIPModel
         From :func:`load_clip`. It is modified: after its last layer, only the hidden state of the class
         token is valid.
-    processor : CLIPImageProcessor
+    processor : CLIPImageProcessorPil
         From the same folder.
     half : bool
         Multiply matrices in float16, as CLIP's authors do; norms, sums and the result are float32.
     """
 
-    def __init__(self, model: CLIPModel, processor: CLIPImageProcessor, half: bool = False) -> None:
+    def __init__(self, model: CLIPModel, processor: CLIPImageProcessorPil, half: bool = False) -> None:
         self.model, self.processor, self.half = model, processor, half
         last = model.vision_model.encoder.layers[-1]
         # Keep only the first token. Later additions broadcast the result to all tokens, but only the first
@@ -294,7 +314,7 @@ class ImageTower:
             )
             values = (values - mean) / std
         with torch.inference_mode(), torch.autocast(device.type, torch.float16, enabled=self.half):
-            return self.model.get_image_features(pixel_values=values.float()).float()
+            return self.model.get_image_features(pixel_values=values.float()).pooler_output.float()
 
     def __call__(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Embed images of any size: float32 ``(N, D)``, not normalised."""
@@ -313,11 +333,9 @@ def load_image_tower(
     half : bool
         As :class:`ImageTower`.
     """
-    from transformers import CLIPImageProcessor
-
     return ImageTower(
         load_clip(folder, device)[0] if model is None else model,
-        CLIPImageProcessor.from_pretrained(folder, local_files_only=True),
+        load_processor(folder),
         half,
     )
 

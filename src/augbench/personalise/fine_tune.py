@@ -13,12 +13,13 @@ from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from augbench.config.methods import PersonaliseMethod
 from augbench.config.study import Study
 from augbench.data.source import ImageSource
 from augbench.models.folders import pick_device
+from augbench.models.tokenizer import CleaningTokenizer
 from augbench.personalise.data import cache_moments
 from augbench.personalise.embedding import ConditioningRows, PseudowordRows, Rows, token_ids, word_embedding
 from augbench.personalise.groups import Learned, Settings
@@ -58,14 +59,10 @@ def settings_of(study: Study, method: PersonaliseMethod, factor: float) -> Setti
 
 def load_part(kind: type[T], folder: str, part: str, dtype: torch.dtype, device: torch.device) -> T:
     """Load one part of a Stable Diffusion folder, frozen and in evaluation mode; other parts are not read."""
-    # the two libraries name the option differently; with low_cpu_mem_usage, diffusers needs accelerate
-    options = (
-        {"dtype": dtype}
-        if issubclass(kind, CLIPTextModel)
-        else {"torch_dtype": dtype, "low_cpu_mem_usage": False}
-    )
+    # with low_cpu_mem_usage, diffusers needs accelerate; transformers has no such option
+    options = {} if issubclass(kind, CLIPTextModel) else {"low_cpu_mem_usage": False}
     load = kind.from_pretrained  # type: ignore[attr-defined]
-    module = load(folder, subfolder=part, local_files_only=True, **options)
+    module = load(folder, subfolder=part, dtype=dtype, local_files_only=True, **options)
     return module.eval().requires_grad_(False).to(device)
 
 
@@ -77,7 +74,7 @@ def new_rows(
     The text encoder is kept only if a pseudo-word is learned.
     """
     folder, clusters = study.diffusion.folder, method.clusters
-    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
+    tokenizer = CleaningTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
     if method.learn == "conditioning":
         encoder = load_part(CLIPTextModel, folder, "text_encoder", torch.float32, device)
         with torch.no_grad():

@@ -358,7 +358,8 @@ class Trainer:
                 )
             if train is not None:
                 train_mean, val_mean = (
-                    float(sums[classes].sum() / counts[classes].sum()) for sums, counts in (train, validation)
+                    float(sums[classes].sum()) / int(counts[classes].sum())
+                    for sums, counts in (train, validation)
                 )
                 rows = [
                     row
@@ -387,7 +388,7 @@ class Trainer:
             train = self._train_epoch(active, progress)
             validation = self.validate(active)
             self._record(active, train, validation)
-            means = [sums.sum() / counts.sum() for sums, counts in (train, validation)]
+            means = [float(sums.sum()) / int(counts.sum()) for sums, counts in (train, validation)]
             progress.update(
                 int(validation[1].sum()),
                 f"{len(classes)} classes, training loss {means[0]:.4f}, validation loss {means[1]:.4f}",

@@ -69,7 +69,7 @@ def render_csv(rows: Sequence[DataclassInstance], notes: Sequence[str] = ()) -> 
         writer.writerow([field.name for field in fields(rows[0])])
     for row in rows:
         writer.writerow(
-            [repr(value) if isinstance(value, float) else value for value in asdict(row).values()]
+            [repr(float(value)) if isinstance(value, float) else value for value in asdict(row).values()]
         )
     return stream.getvalue() + "".join(f"# {note}\n" for note in notes)
 

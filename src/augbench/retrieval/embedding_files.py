@@ -208,10 +208,10 @@ def _row_groups(path: Path, rows: np.ndarray, columns: Sequence[str]) -> Iterato
 def _array_header(stream: IO[bytes], path: Path) -> tuple[int, int, np.dtype]:
     """Read a NumPy array's header: rows, dimension and dtype; the stream is then at the first number."""
     try:
-        version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
+        version = np.lib.format.read_magic(stream)
         form = np.lib.format
         read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
-        shape, fortran, dtype = read(stream)  # type: ignore[no-untyped-call]
+        shape, fortran, dtype = read(stream)
     except (ValueError, EOFError) as error:
         raise UserError(str(path), f"no NumPy array ({str(error).splitlines()[0]})", DAMAGED) from None
     if len(shape) != 2 or fortran or dtype not in (np.float16, np.float32):

@@ -195,7 +195,7 @@ class _Best:
         self.similarity[touched] = np.take_along_axis(similarity, order, axis=1)
 
     def hits(self) -> Hits:
-        found = int((self.file >= 0).sum(axis=1).min())
+        found = int(np.count_nonzero(self.file >= 0, axis=1).min())
         return Hits(self.file[:, :found], self.row[:, :found], self.similarity[:, :found])
 
 

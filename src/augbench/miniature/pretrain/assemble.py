@@ -62,8 +62,7 @@ def safety_checker(
 def text_tower(clip: CLIPModel) -> CLIPTextModel:
     """Return CLIP's text tower in the class that Stable Diffusion's pipeline takes."""
     text_encoder = CLIPTextModel(clip.config.text_config)
-    weights = {name: value for name, value in clip.state_dict().items() if name.startswith("text_model.")}
-    text_encoder.load_state_dict(weights)
+    text_encoder.load_state_dict(clip.text_model.state_dict())
     return text_encoder.eval()
 
 

@@ -151,7 +151,8 @@ def _train_image_tower(
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         chosen = torch.from_numpy(sampler.indices(step))
         pixels = _augment_each(images[chosen], step_generator(seed, step))
-        embedded = F.normalize(model.get_image_features(pixel_values=normalise(pixels)), dim=-1)
+        features = model.get_image_features(pixel_values=normalise(pixels)).pooler_output
+        embedded = F.normalize(features, dim=-1)
         logits = scale * embedded @ targets[chosen].T
         own = torch.arange(len(chosen))
         loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
@@ -198,5 +199,8 @@ def _augment_each(images: torch.Tensor, generator: torch.Generator) -> torch.Ten
 @torch.inference_mode()
 def embed_images(model: CLIPModel, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
     """Embed ``uint8 (N, 3, 32, 32)`` to unit vectors ``float32 (N, D)``."""
-    parts = [model.get_image_features(pixel_values=normalise(batch)) for batch in images.split(batch_size)]
+    parts = [
+        model.get_image_features(pixel_values=normalise(batch)).pooler_output
+        for batch in images.split(batch_size)
+    ]
     return F.normalize(torch.cat(parts), dim=-1)

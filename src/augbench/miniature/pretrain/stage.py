@@ -88,14 +88,16 @@ def pretrain_autoencoder(job: Job, corpus: str, target: str) -> None:
 def pretrain_unet(job: Job, corpus: str, clip_folder: str, vae_folder: str, target: str) -> None:
     """Train the U-Net on the VAE's latents and CLIP's text states."""
     from diffusers import AutoencoderKL
-    from transformers import CLIPModel, CLIPTokenizer
+    from transformers import CLIPModel
+
+    from augbench.models.tokenizer import CleaningTokenizer
 
     config, steps = job.study.pretrain.unet, job.study.pretrain.checkpoint_steps
 
     def fit(folder: Path) -> History:
         images, captions = _corpus(corpus)
         model = CLIPModel.from_pretrained(clip_folder).eval()
-        vocabulary = CLIPTokenizer.from_pretrained(clip_folder)
+        vocabulary = CleaningTokenizer.from_pretrained(clip_folder)
         text_encoder = assemble.text_tower(model)
         vae = AutoencoderKL.from_pretrained(vae_folder).eval()
         return unet.train_unet(
@@ -186,12 +188,14 @@ def measure_models(
     job: Job, corpus: str, downloads: str, models: str, references: str, quality: str, picture: str
 ) -> None:
     """Measure the assembled models. Write ``quality.json`` and a picture of real and generated images."""
-    from transformers import CLIPModel, CLIPTokenizer
+    from transformers import CLIPModel
+
+    from augbench.models.tokenizer import CleaningTokenizer
 
     study, classes = job.study, load_class_table("fashion_mnist")
     diffusion = study.diffusion.model_copy(update={"model": f"{models}/stable-diffusion"})
-    model = CLIPModel.from_pretrained(f"{models}/clip", torch_dtype=torch.float32).eval()
-    vocabulary = CLIPTokenizer.from_pretrained(f"{models}/clip")
+    model = CLIPModel.from_pretrained(f"{models}/clip", dtype=torch.float32).eval()
+    vocabulary = CleaningTokenizer.from_pretrained(f"{models}/clip")
     test_images, test_labels = fashion_mnist.load(downloads, "test")
     test = clean_images(test_images)
     corpus_images, table = corpus_stage.load_images(corpus)

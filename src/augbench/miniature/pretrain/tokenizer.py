@@ -10,13 +10,14 @@ import importlib.util
 import json
 from pathlib import Path
 
-from transformers import CLIPTokenizer
-from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from augbench.models.tokenizer import CleaningTokenizer
 
 MERGES = 49152 - 256 - 2
 
 
-def build_tokenizer(folder: Path) -> CLIPTokenizer:
+def build_tokenizer(folder: Path) -> CleaningTokenizer:
     """Write ``vocab.json`` and ``merges.txt`` to ``folder`` and return the tokenizer.
 
     It pads with the end token, like Stable Diffusion's tokenizer.
@@ -37,6 +38,6 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     vocabulary = json.dumps({token: index for index, token in enumerate(tokens)}, ensure_ascii=False)
     (folder / "vocab.json").write_text(vocabulary, encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
-    return CLIPTokenizer(
+    return CleaningTokenizer(
         str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token="<|endoftext|>", model_max_length=77
     )
