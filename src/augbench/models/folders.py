@@ -294,7 +294,8 @@ class ImageTower:
             )
             values = (values - mean) / std
         with torch.inference_mode(), torch.autocast(device.type, torch.float16, enabled=self.half):
-            return self.model.get_image_features(pixel_values=values.float()).float()
+            features = self.model.get_image_features(pixel_values=values.float())
+            return getattr(features, "pooler_output", features).float()  # transformers 5 returns an object
 
     def __call__(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Embed images of any size: float32 ``(N, D)``, not normalised."""

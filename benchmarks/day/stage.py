@@ -1,0 +1,40 @@
+"""The process of one stage; :mod:`benchmarks.day.runner` starts it and limits its time."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.day.processes import alone
+from benchmarks.day.stages import BY_NAME
+
+
+def main(options: dict[str, Any]) -> None:
+    """Measure the stage, and write how it ended."""
+    from benchmarks.day.session import Session
+
+    logging.basicConfig(level=logging.WARNING)
+    out = Path(options["out"])
+    with alone(out / ".stage.lock", 30):
+        session = Session(
+            out,
+            options["stage"],
+            options["size"],
+            options["device"],
+            options["seconds"],
+            Path(options["scratch"]),
+            options["compiled"],
+        )
+        try:
+            importlib.import_module(f"benchmarks.day.{BY_NAME[session.stage].module}").measure(session)
+        finally:
+            session.close()
+        session.add("stage", ended="complete" if session.complete else "cut")
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
