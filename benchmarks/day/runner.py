@@ -85,6 +85,7 @@ def run_stage(stage: Stage, seconds: float, settings: Settings) -> str:
     options = {
         "out": str(settings.out),
         "stage": stage.name,
+        "module": stage.module,
         "size": settings.size,
         "device": settings.device,
         "seconds": limit,

@@ -170,10 +170,11 @@ class Session:
             built = self._build(variant)
             if built is None:
                 continue
-            if self._window(variant, built, first=True) and not variant.alone:
+            works = self._window(variant, built, first=True)
+            while variant.alone and works and self.missing(variant):
+                works = self._window(variant, built)
+            if works and not variant.alone:
                 ready.append((variant, built))
-            while variant.alone and self.missing(variant) and self._window(variant, built):
-                pass
             built = None
             self._free()
         while ready := [

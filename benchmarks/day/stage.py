@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.day.processes import alone
-from benchmarks.day.stages import BY_NAME
 
 
 def main(options: dict[str, Any]) -> None:
@@ -30,7 +29,7 @@ def main(options: dict[str, Any]) -> None:
             options["compiled"],
         )
         try:
-            importlib.import_module(f"benchmarks.day.{BY_NAME[session.stage].module}").measure(session)
+            importlib.import_module(options["module"]).measure(session)
         finally:
             session.close()
         session.add("stage", ended="complete" if session.complete else "cut")

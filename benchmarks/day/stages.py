@@ -14,7 +14,7 @@ class Stage:
     seconds : float
         Time it takes on an H200 (estimated). The stages share the time in this proportion.
     module : str
-        Module of :mod:`benchmarks.day` with its function ``measure(session)``.
+        Module with its function ``measure(session)``.
     says : str
         What it measures, for the table.
     """
@@ -26,14 +26,18 @@ class Stage:
 
 
 STAGES = (
-    Stage("ceilings", 20, "ceilings", "matrix products, copies"),
-    Stage("generation", 120, "generation", "generation, eager (G1, G2)"),
-    Stage("startup", 120, "startup", "start to the first step (G8), which fills the kernel cache"),
-    Stage("generation_compiled", 70, "generation", "generation, compiled (G1, G2)"),
-    Stage("classifier", 60, "classifier", "ResNet-50 (G3)"),
-    Stage("personalise", 90, "personalise", "fine-tuning of many classes, and of U-Nets (G6, G7)"),
-    Stage("embed", 30, "embed", "CLIP's image tower (G4)"),
-    Stage("search", 30, "search", "exact search (G5)"),
+    Stage("ceilings", 20, "benchmarks.day.ceilings", "matrix products, copies"),
+    Stage("generation", 120, "benchmarks.day.generation", "generation, eager (G1, G2)"),
+    Stage(
+        "startup", 120, "benchmarks.day.startup", "start to the first step (G8), which fills the kernel cache"
+    ),
+    Stage("generation_compiled", 70, "benchmarks.day.generation", "generation, compiled (G1, G2)"),
+    Stage("classifier", 60, "benchmarks.day.classifier", "ResNet-50 (G3)"),
+    Stage(
+        "personalise", 90, "benchmarks.day.personalise", "fine-tuning of many classes, and of U-Nets (G6, G7)"
+    ),
+    Stage("embed", 30, "benchmarks.day.embed", "CLIP's image tower (G4)"),
+    Stage("search", 30, "benchmarks.day.search", "exact search (G5)"),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
 MOST_SECONDS = 480.0  # of one stage

@@ -25,7 +25,6 @@ GROUPS = (
         "transformers": "transformers",
         "tokenizers": "tokenizers",
         "huggingface-hub": "huggingface_hub",
-        "hf-xet": "hf_xet",
         "safetensors": "safetensors",
     },
     {"pyyaml": "yaml"},
@@ -39,7 +38,7 @@ GROUPS = (
     {"certifi": "certifi"},
     {"idna": "idna"},
 )
-OPTIONAL = ("hf-xet", "sniffio", "anyio")  # not every version of their users needs them
+OPTIONAL = ("sniffio", "anyio")  # not every version of their users needs them
 FINDER = """
 import importlib.util, json, sys
 print(json.dumps([name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]))
