@@ -30,19 +30,17 @@ def measure(session):
     session.run([Variant(name, lambda: Ready(call, 2), windows=4) for name in ("first", "second", "third")])
 """
 FAILING = """
-import subprocess, sys, time
+import json, os, subprocess, sys, time
 from pathlib import Path
 
-def measure(session):
-    tried = Path(session.scratch) / "tried"
-    if not tried.exists():
-        tried.touch()
-        print("the first one crashes", flush=True)
-        import os
-        os._exit(7)
-    child = subprocess.Popen(["sleep", "600"])
-    (Path(session.scratch) / "child").write_text(str(child.pid))
-    time.sleep(600)
+scratch = Path(json.loads(sys.argv[1])["scratch"])
+if not (scratch / "tried").exists():
+    (scratch / "tried").touch()
+    print("the first one crashes", flush=True)
+    os._exit(7)
+child = subprocess.Popen(["sleep", "600"])
+(scratch / "child").write_text(str(child.pid))
+time.sleep(600)
 """
 DRIVER = """
 import sys, time
@@ -102,7 +100,7 @@ def test_a_crash_and_a_hang_cost_only_their_stage_and_leave_no_process(
     with_toys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "LEAST_SECONDS", 0.5)
-    settings = Settings(with_toys, with_toys, "mini", "cpu", False, time.monotonic() + 12)
+    settings = Settings(with_toys, with_toys, "mini", "cpu", False, time.monotonic() + 6)
     run_stages([Stage("failing", 1, "failing_stage", "crash, then hang")], settings)
     crashed, killed = [line for line in Lines(with_toys).read() if line["kind"] == "stage"]
     assert crashed["ended"] == "crashed" and crashed["reason"] == "exit status 7"

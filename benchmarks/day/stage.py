@@ -14,6 +14,7 @@ from benchmarks.day.processes import alone
 
 def main(options: dict[str, Any]) -> None:
     """Measure the stage, and write how it ended."""
+    module = importlib.import_module(options["module"])
     from benchmarks.day.session import Session
 
     logging.basicConfig(level=logging.WARNING)
@@ -29,7 +30,7 @@ def main(options: dict[str, Any]) -> None:
             options["compiled"],
         )
         try:
-            importlib.import_module(options["module"]).measure(session)
+            module.measure(session)
         finally:
             session.close()
         session.add("stage", ended="complete" if session.complete else "cut")
