@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--compile",
         choices=["on", "off"],
-        help="compiled variants; default: on, off with --size mini, where compilation takes longer than all else",
+        help="compiled variants; default: on; off with --size mini, where compilation takes too long",
     )
     parser.add_argument(
         "--scratch", type=Path, help="folder for kernels and models, which stay; default: a temporary folder"

@@ -1,4 +1,4 @@
-"""Random networks of the real architectures, and of the miniature's: what benchmarks run where no weights are.
+"""Random networks of the real architectures and the miniature's, for benchmarks where no weights are.
 
 ``full`` is Stable Diffusion v1.4 and CLIP ViT-L/14 from their published configs, ``mini`` the shipped
 miniature from its config files. Speed does not depend on weights. Only the miniature's tokenizer is read: its

@@ -289,7 +289,7 @@ def new_unet(frozen: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def start_states(parts: Parts) -> torch.Tensor:
-    """Text states of the class's word, from which conditioning vectors start, float32 ``(1, tokens, width)``."""
+    """Text states from which conditioning vectors start, float32 ``(1, tokens, width)``."""
     with torch.no_grad():
         ids = token_ids(parts.tokenizer, [PROMPT.format("thing")]).to(parts.device)
         return parts.text_encoder(ids)[0].float()

@@ -1,4 +1,4 @@
-"""The command for a borrowed GPU: kills, torn lines, time limits, the table, the preflight, the folder to bring."""
+"""The command for a borrowed GPU: kills, torn lines, time limits, table, preflight, the folder to bring."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 import zipfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ def measure(session):
 FAILING = """
 import json, os, subprocess, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 
 scratch = Path(json.loads(sys.argv[1])["scratch"])
 if not (scratch / "tried").exists():
@@ -45,6 +47,7 @@ time.sleep(600)
 DRIVER = """
 import sys, time
 from pathlib import Path
+from types import SimpleNamespace
 from benchmarks.day.runner import Settings, run_stages
 from benchmarks.day.stages import Stage
 out = Path(sys.argv[1])
@@ -220,7 +223,8 @@ def test_the_table_has_a_goal_beside_its_baseline_and_says_what_is_missing() -> 
     # 200, 250 and 100 per second, 10 for the baseline; 200 x 1 TFLOP of 800 TFLOP/s
     assert (
         "| G6 | ours, pseudo-words, batches of 64 | 200 (100 to 250)/s "
-        "| diffusers' textual inversion, one class: 10 (10 to 10)/s | 20 | 15 x, 190/s | yes, yes | 25.0% | 3 | 2 |"
+        "| diffusers' textual inversion, one class: 10 (10 to 10)/s | 20 | 15 x, 190/s | yes, yes "
+        "| 25.0% | 3 | 2 |"
     ) in rows
     assert "| G7 | ours, conditioning and U-Net | not measured |  |  | 2 x, 115/s |  |  |  |  |" in rows
     assert (
@@ -381,3 +385,25 @@ def test_all_stages_run_on_the_miniature_and_survive_two_kills(tmp_path: Path) -
     assert absent and all("compiled" in row for row in absent)  # compilation is off on a CPU
     left = [line for line in table.missing(lines) if "compilation is off" not in line]
     assert left == []
+
+
+def test_flash_attention_3_takes_the_place_of_torchs_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from torch.nn import functional
+
+    from benchmarks.day.generation import flash_attention_3
+
+    plain, shapes = functional.scaled_dot_product_attention, []
+
+    def flash(query: Any, key: Any, value: Any, softmax_scale: Any, causal: bool) -> tuple[Any, None]:
+        shapes.append(tuple(query.shape))
+        found = plain(*(tensor.transpose(1, 2) for tensor in (query, key, value)), scale=softmax_scale)
+        return found.transpose(1, 2), None
+
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", SimpleNamespace(flash_attn_func=flash))
+    query, key, value = torch.randn(3, 2, 4, 10, 8).bfloat16().unbind()
+    with flash_attention_3():
+        replaced = functional.scaled_dot_product_attention(query, key, value)
+        functional.scaled_dot_product_attention(query.float(), key.float(), value.float())
+    assert torch.equal(replaced, plain(query, key, value)) and shapes == [(2, 10, 4, 8)]
+    assert functional.scaled_dot_product_attention is plain

@@ -1,4 +1,4 @@
-"""Training a classifier (G3): ours from resident images, and the step alone, plain, deterministic or compiled."""
+"""Training a classifier (G3): ours from resident images; the step alone, plain, deterministic, compiled."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def ours(images: LabelledImages, config: Classifier, compute: Compute) -> Ready:
         seconds.clear()
         return counted
 
-    return Ready(call, len(images.ids) * EPOCHS, details)
+    # compiled networks would be compiled again
+    loop = (lambda: None) if compute.compiled else our_epochs(images, config, compute, 1)
+    return Ready(call, len(images.ids) * EPOCHS, details, loop)
 
 
 def step(config: Classifier, device: torch.device, **options: Any) -> Ready:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib.util
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from itertools import count, islice
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import StableDiffusionPipeline
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.day.rates import WHOLE_STEPS as STEPS
@@ -40,6 +43,8 @@ ATTENTION = {
     "cuDNN": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
+FLASH3 = "FlashAttention 3"  # where its package is installed
+MOST_WIDE = 256  # head of FlashAttention
 
 
 class StepClock:
@@ -146,16 +151,13 @@ class Candidates:
         def loop() -> None:
             sampler.pixels(list(islice(self.source, batch)), list(islice(seeds, batch)), None)
 
-        def unet() -> None:
-            _unet_once(sampler, 2 * batch)
-
         def work() -> float:
             whole = sampler if fast else self.whole(pipeline, batch)
             return work_per_image(replace(self.own, steps=whole.steps), whole)
 
-        calls = (
-            [call, loop, unet] if not attention else [_attending(f, attention) for f in (call, loop, unet)]
-        )
+        calls = [call, loop, sampler.warm_up]
+        if attention:
+            calls = [_attending(function, attention) for function in calls]
         extra = {"steps": sampler.steps, "mode": "fast" if fast else "exact"}
         return Ready(calls[0], 2 * batch, clock.take, calls[1], work, calls[2], extra)
 
@@ -176,25 +178,41 @@ def _with_own_scheduler(pipeline: StableDiffusionPipeline) -> StableDiffusionPip
     return own
 
 
-def _unet_once(sampler: Sampler, rows: int) -> None:
-    """Call the U-Net once on random latents."""
-    unet = sampler.pipeline.unet
-    side = sampler.resolution // sampler.pipeline.vae_scale_factor
-    latents = torch.randn(rows, unet.config.in_channels, side, side, device=unet.device, dtype=unet.dtype)
-    states = torch.randn(rows, 77, unet.config.cross_attention_dim, device=unet.device, dtype=unet.dtype)
-    with torch.inference_mode():
-        unet(latents, torch.tensor(500, device=unet.device), encoder_hidden_states=states)
-
-
-def _attending(call: Callable[[], None], name: str) -> Callable[[], None]:
+def _attending(call: Callable[[], Any], name: str) -> Callable[[], None]:
     """Return ``call`` with one attention back end wherever it can work; elsewhere torch's others."""
-    order = [ATTENTION[name], SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
     def chosen() -> None:
-        with sdpa_kernel(list(dict.fromkeys(order)), set_priority=True):
-            call()
+        if name == FLASH3:
+            with flash_attention_3():
+                call()
+        else:
+            order = [ATTENTION[name], SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+            with sdpa_kernel(list(dict.fromkeys(order)), set_priority=True):
+                call()
 
     return chosen
+
+
+@contextmanager
+def flash_attention_3() -> Iterator[None]:
+    """Context in which attention without a mask in half precision is FlashAttention 3's."""
+    from flash_attn_interface import flash_attn_func
+
+    plain = functional.scaled_dot_product_attention
+
+    def attend(query: Any, key: Any, value: Any, attn_mask: Any = None, **options: Any) -> Any:
+        if attn_mask is not None or query.dtype == torch.float32 or query.shape[-1] > MOST_WIDE:
+            return plain(query, key, value, attn_mask=attn_mask, **options)
+        heads_second = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        scale, causal = options.get("scale"), options.get("is_causal", False)
+        found = flash_attn_func(*heads_second, softmax_scale=scale, causal=causal)
+        return (found[0] if isinstance(found, tuple) else found).transpose(1, 2)
+
+    functional.scaled_dot_product_attention = attend
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = plain
 
 
 def eager(make: Candidates) -> list[Variant]:
@@ -210,8 +228,10 @@ def eager(make: Candidates) -> list[Variant]:
     found += [make.variant(FAST, 3, 10, batch, fast=True)]
     found += [theirs(other, 2, 15) for other in batches[1:]]
     if make.device == "cuda":
+        flash3 = [FLASH3] if importlib.util.find_spec("flash_attn_interface") else []
         found += [
-            make.variant(f"{EAGER}, {name} attention", 2, 10, batch, attention=name) for name in ATTENTION
+            make.variant(f"{EAGER}, {name} attention", 2, 10, batch, attention=name)
+            for name in [*ATTENTION, *flash3]
         ]
         found += [make.variant(f"{EAGER}, batches of 64", 2, 20, 64)]
         found += [Variant(ONE_FLOAT32, lambda: make.diffusers(1, float32=True), 1, 20, 1)]
@@ -222,21 +242,20 @@ def compiled(make: Candidates) -> list[Variant]:
     """Compiled variants, and between them two of the eager ones, to compare with in the same process."""
     batch = BATCH[make.size]
     return [
-        make.variant(COMPILED, 5, 60, batch, compiled=True),
+        make.variant(COMPILED, 5, 40, batch, compiled=True),
         Variant(ONE, lambda: make.diffusers(1), 3, 20, 1),
         make.variant(EAGER, 2, 15, batch),
-        make.variant(COMPILED_FAST, 3, 80, batch, compiled=True, fast=True),
+        make.variant(COMPILED_FAST, 3, 60, batch, compiled=True, fast=True),
     ]
 
 
 def measure(session: Session) -> None:
     """Measure the eager or the compiled variants, whichever the stage's name says."""
-    session.ceiling("bfloat16" if session.device == "cuda" else "float32")
-    make = Candidates(session)
-    if session.stage == "generation":
-        session.run(eager(make))
-    elif session.compiled:
-        session.run(compiled(make))
-    else:
+    is_compiled = session.stage != "generation"
+    if is_compiled and not session.compiled:
         for name in (COMPILED, COMPILED_FAST):
             session.leave_out(name, "compilation is off")
+        return
+    session.ceiling("bfloat16" if session.device == "cuda" else "float32")
+    make = Candidates(session)
+    session.run(compiled(make) if is_compiled else eager(make))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import statistics
 import subprocess
@@ -36,6 +37,12 @@ SAMPLED = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "utilizat
 INTERVAL_MS = 250
 
 
+def _which() -> str:
+    """Return nvidia-smi's option for the GPU that torch calls the first."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    return f"--id={visible or 0}"
+
+
 def _command(*arguments: str) -> str | None:
     program = shutil.which("nvidia-smi")
     if program is None:
@@ -49,7 +56,7 @@ def _command(*arguments: str) -> str | None:
 
 def _query(fields: tuple[str, ...]) -> Values:
     """Values of the first GPU; fields that the driver doesn't know are asked one by one and left out."""
-    asked = _command(f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "--id=0")
+    asked = _command(f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", _which())
     if asked is None:
         return {} if len(fields) == 1 else {k: v for field in fields for k, v in _query((field,)).items()}
     row = next(csv.reader([asked.strip().splitlines()[0]], skipinitialspace=True))
@@ -81,7 +88,7 @@ class Watch:
         if program := shutil.which("nvidia-smi"):
             query = f"--query-gpu={','.join(SAMPLED)}"
             self.process = start(
-                [program, query, "--format=csv,noheader,nounits", "--id=0", f"--loop-ms={INTERVAL_MS}"],
+                [program, query, "--format=csv,noheader,nounits", _which(), f"--loop-ms={INTERVAL_MS}"],
                 output=subprocess.PIPE,
             )
             threading.Thread(target=self._read, daemon=True).start()

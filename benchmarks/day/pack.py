@@ -1,4 +1,4 @@
-"""Make the folder to bring to a machine without network: code, small data, wheels, and three lines to type."""
+"""Make the folder to bring to a machine without network: code, small data, wheels, and a README."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ bring in:   copy this folder to the machine ({size:.1f} MB)
 run:        python benchmarks/gpu_day.py --out OUT --minutes 9
 take back:  the files of OUT: lines.jsonl, table.md, preflight.json, throughput.yaml
 
-Run the same line again for what was left out; `--stage preflight` only looks at the machine. The Python is the
-one that has torch ({pythons}); packages that it lacks are unpacked from wheels/.
+Run the same line again for what was left out; on another machine of the same kind, put lines.jsonl into its
+OUT first. `--stage preflight` only looks at the machine. Use the Python that has torch (wheels are for
+{pythons}); packages that it lacks are unpacked from wheels/.
 """
 
 
@@ -85,7 +86,7 @@ def _version(python: str) -> tuple[int, int]:
 
 
 def fetch(folder: Path, pythons: Sequence[str]) -> Path:
-    """Let pip fetch the wheels of all Pythons into ``folder``, in the versions and with the hashes of the lock."""
+    """Let pip fetch the wheels of all Pythons into ``folder``, with the lock's versions and hashes."""
     pinned = locked_versions()
     packages = sorted(package for group in GROUPS for package in group if package in pinned)
     asked = folder / "wanted.txt"

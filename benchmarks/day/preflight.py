@@ -1,4 +1,4 @@
-"""Look at a machine before anything is measured: GPU, driver, packages, compiler, disk; nothing is changed."""
+"""Look at a machine before anything is measured: GPU, driver, packages, compiler, disk."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ for name in sys.argv[1:]:
 """
 TORCH = """
 import json, torch
-found = {"version": torch.__version__, "cuda_of_wheel": torch.version.cuda, "usable": torch.cuda.is_available()}
+found = {"version": torch.__version__, "cuda_of_wheel": torch.version.cuda}
+found["usable"] = torch.cuda.is_available()
 found["architectures"] = torch.cuda.get_arch_list()
 if found["usable"]:
     found["name"] = torch.cuda.get_device_name()
@@ -217,7 +218,8 @@ def text(report: Report) -> str:
     ]
     if state:
         lines += [
-            f"{state.get('name')}, driver {state.get('driver_version')} (CUDA {state.get('cuda_of_driver')}), "
+            f"{state.get('name')}, driver {state.get('driver_version')} "
+            f"(CUDA {state.get('cuda_of_driver')}), "
             f"{state.get('memory.used')} of {state.get('memory.total')} MiB used",
             f"clocks now {state.get('clocks.sm')} and {state.get('clocks.mem')} MHz, at most "
             f"{state.get('clocks.max.sm')} and {state.get('clocks.max.mem')}; "

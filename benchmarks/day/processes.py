@@ -76,7 +76,7 @@ def alone(path: Path, seconds: float) -> Iterator[None]:
             except OSError:
                 if time.monotonic() > end:
                     raise SystemExit(
-                        f"{path.parent}: another gpu_day.py works there; wait for its end, or use another --out"
+                        f"{path.parent}: another gpu_day.py works there; wait, or use another --out"
                     ) from None
                 time.sleep(0.1)
         yield

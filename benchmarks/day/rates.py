@@ -19,7 +19,7 @@ SAME_WORK = {
 def rate(line: Line, size: str) -> float:
     """Items per second of a window.
 
-    An image of ``W`` steps takes the window's seconds per image, plus ``W`` minus the window's steps times the
+    An image of W steps takes the window's seconds per image, plus W minus the window's steps times the
     measured seconds of a step, divided by the images of a step.
     """
     seconds = line["seconds"] / line["items"]

@@ -1,4 +1,4 @@
-"""Run the stages one after another, each in a process of its own with a share of the time and a hard limit."""
+"""Run the stages one after another, each in its own process with a share of the time and a hard limit."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def environment(scratch: Path, site: Path | None) -> dict[str, str]:
 
 
 def share(stage: Stage, waiting: Sequence[Stage], left: float) -> float:
-    """Seconds for a stage: its share among those that wait, from 25 s to 8 minutes, and never more than left."""
+    """Seconds for a stage: its share among those that wait, from 25 s to 8 minutes, never more than left."""
     part = left * stage.seconds / sum(other.seconds for other in waiting)
     return min(max(part, USUAL_SECONDS), MOST_SECONDS, left)
 

@@ -1,9 +1,9 @@
 """A stage's process: measure variants in windows, in order of importance, within the stage's time.
 
-First every variant is built and gets one window, the most important first. Then they take turns until each has
-its windows or the time is up. Each window is a line on the disk when it ends. Windows that are there from an
-earlier call are not measured again. A variant whose measurement ended a process before comes last. What is
-left out, and why, is a line too.
+First every variant is built and gets one window, the most important first. Then they take turns until each
+has its windows or the time is up. Each window is a line on the disk when it ends. Windows that are there from
+an earlier call are not measured again. A variant whose measurement ended a process before comes last. What
+is left out, and why, is a line too.
 """
 
 from __future__ import annotations
@@ -276,6 +276,8 @@ class Session:
             self.complete = False
             reason = f"{type(error).__name__}: {error}"[:500]
             self.add("error", variant=variant.name, batch=variant.batch, reason=reason)
+            if self.device == "cuda" and "CUDA error" in reason:
+                raise SystemExit("the GPU's state in this process is lost; another process goes on") from None
         self._free()
         return None
 

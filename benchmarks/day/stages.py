@@ -27,11 +27,11 @@ class Stage:
 
 STAGES = (
     Stage("ceilings", 20, "benchmarks.day.ceilings", "matrix products, copies"),
-    Stage("generation", 120, "benchmarks.day.generation", "generation, eager (G1, G2)"),
+    Stage("generation", 110, "benchmarks.day.generation", "generation, eager (G1, G2)"),
     Stage(
-        "startup", 120, "benchmarks.day.startup", "start to the first step (G8), which fills the kernel cache"
+        "startup", 160, "benchmarks.day.startup", "start to the first step (G8), which fills the kernel cache"
     ),
-    Stage("generation_compiled", 70, "benchmarks.day.generation", "generation, compiled (G1, G2)"),
+    Stage("generation_compiled", 90, "benchmarks.day.generation", "generation, compiled (G1, G2)"),
     Stage("classifier", 60, "benchmarks.day.classifier", "ResNet-50 (G3)"),
     Stage(
         "personalise", 90, "benchmarks.day.personalise", "fine-tuning of many classes, and of U-Nets (G6, G7)"

@@ -1,4 +1,4 @@
-"""Use wheels that lie beside the scripts for packages that the Python at hand lacks: a wheel is a zip file."""
+"""Use wheels beside the scripts for packages that this Python lacks: a wheel is a zip file."""
 
 from __future__ import annotations
 
