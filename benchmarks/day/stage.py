@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def main(options: dict[str, Any]) -> None:
             options["stage"],
             options["size"],
             options["device"],
-            options["seconds"],
+            options["end"] - time.monotonic(),
             Path(options["scratch"]),
             options["compiled"],
         )
