@@ -57,7 +57,7 @@ class FirstStep:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            raise
+            raise RuntimeError("its process did not end in the stage's time") from None
         if process.returncode:
             raise RuntimeError(said[-400:])
         self.reported.append(json.loads(said.splitlines()[-1]))
