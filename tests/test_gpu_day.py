@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import PROJECT
 
-from benchmarks.day import pack, preflight, rates, runner, table, wheels
+from benchmarks.day import gpu, pack, preflight, rates, runner, table, wheels
 from benchmarks.day.lines import Lines, windows
 from benchmarks.day.runner import Settings, run_stages, share
 from benchmarks.day.stages import STAGES, Stage
@@ -407,3 +407,40 @@ def test_flash_attention_3_takes_the_place_of_torchs_attention(monkeypatch: pyte
         functional.scaled_dot_product_attention(query.float(), key.float(), value.float())
     assert torch.equal(replaced, plain(query, key, value)) and shapes == [(2, 10, 4, 8)]
     assert functional.scaled_dot_product_attention is plain
+
+
+SMI = """#!/bin/sh
+case "$*" in
+*--loop-ms*) while sleep 0.02; do echo "1980, 3201, 512.25, [N/A], 97"; done;;
+*--query-gpu=*mig.mode.current*) exit 6;;
+*--query-gpu=name*) echo "GPU X";;
+*--query-gpu=clocks.sm*) echo "345";;
+*--query-compute-apps*) echo "77, python, 900 MiB";;
+*--query-gpu=*) exit 6;;
+*) echo "| NVIDIA-SMI 580.1   Driver Version: 580.1   CUDA Version: 13.0     |";;
+esac
+"""
+
+
+def test_clocks_power_and_users_are_read_and_what_the_driver_lacks_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(SMI)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    known = {
+        "name": "GPU X",
+        "clocks.sm": "345",
+        "cuda_of_driver": "13.0",
+        "processes": ["77, python, 900 MiB"],
+    }
+    assert gpu.state() == known
+    watch, begin = gpu.Watch(), time.monotonic()
+    while len(watch.samples) < 3:
+        time.sleep(0.01)
+        assert time.monotonic() < begin + 20
+    found = watch.during(begin, time.monotonic())
+    watch.close()
+    assert found is not None and watch.during(0, begin - 1) is None
+    assert (found["clocks.sm"], found["power.draw"], found["temperature.gpu"]) == (1980.0, 512.25, None)
