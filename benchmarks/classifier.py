@@ -42,10 +42,11 @@ from augbench.classifier.model import build
 from augbench.classifier.train import train_run
 from augbench.config.stages import Classifier
 from augbench.data.decode import in_order, open_rgb
+from benchmarks.machine import product_rate
 from benchmarks.paired import Candidate, run_paired
 from benchmarks.pictures import make_pictures
 from benchmarks.record import publish, surroundings, surroundings_line
-from benchmarks.throughput import product_rate, write_rates
+from benchmarks.throughput import write_rates
 
 Result = dict[str, Any]
 CLASSES = 10
@@ -135,12 +136,23 @@ def our_epochs(
     )
 
 
-def ready_step(config: Classifier, device: torch.device, ours: bool) -> Callable[[], None]:
+def ready_step(
+    config: Classifier,
+    device: torch.device,
+    ours: bool,
+    deterministic: bool | None = None,
+    compiled: bool = False,
+) -> Callable[[], None]:
     """Return a training step on a random batch that is already on the device.
 
-    The settings are ours (deterministic cuDNN, ``foreach`` optimiser) or PyTorch's defaults.
+    The settings are ours (deterministic cuDNN, ``foreach`` optimiser) or PyTorch's defaults;
+    ``deterministic`` sets cuDNN's apart from the others.
     """
+    if deterministic is None:
+        deterministic = ours
     model = build(config, CLASSES, 0).to(device, memory_format=torch.channels_last)
+    if compiled:
+        model.compile(options={"deterministic": deterministic})
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=config.lr,
@@ -154,7 +166,7 @@ def ready_step(config: Classifier, device: torch.device, ours: bool) -> Callable
     labels = torch.randint(CLASSES, (config.batch_size,), device=device)
 
     def step() -> None:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=ours):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=deterministic):
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 loss = F.cross_entropy(model(images).float(), labels)
             optimizer.zero_grad(set_to_none=True)

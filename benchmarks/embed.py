@@ -28,10 +28,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.machine import product_rate
+from benchmarks.networks import random_clip
 from benchmarks.paired import Candidate, Paired, run_paired
 from benchmarks.pictures import make_pictures
 from benchmarks.record import publish, surroundings, surroundings_line
-from benchmarks.throughput import product_rate, write_rates
+from benchmarks.throughput import write_rates
 
 if TYPE_CHECKING:
     import torch
@@ -46,33 +48,11 @@ THEIRS, ONE_BATCH = "clip-retrieval inference", ", one batch"
 def make_model(folder: Path, device: str) -> None:
     """Write CLIP ViT-L/14 with random weights, and the miniature's tokenizer (the same vocabulary)."""
     import torch
-    from transformers import (
-        CLIPConfig,
-        CLIPImageProcessor,
-        CLIPModel,
-        CLIPTextConfig,
-        CLIPTokenizer,
-        CLIPVisionConfig,
-    )
+    from transformers import CLIPImageProcessor, CLIPTokenizer
 
-    text = CLIPTextConfig(
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        projection_dim=768,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        patch_size=14,
-        projection_dim=768,
-    )
     torch.manual_seed(0)
     with torch.device(device):
-        model = CLIPModel(CLIPConfig(text.to_dict(), vision.to_dict(), projection_dim=768))
+        model = random_clip("full")
     model.cpu().save_pretrained(folder)
     CLIPImageProcessor().save_pretrained(folder)
     CLIPTokenizer.from_pretrained(MINIATURE).save_pretrained(folder)

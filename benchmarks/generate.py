@@ -34,9 +34,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.machine import product_rate
+from benchmarks.networks import MINIATURE, PROJECT, RESOLUTION, random_pipeline
 from benchmarks.paired import Candidate, run_paired
 from benchmarks.record import publish, surroundings, surroundings_line
-from benchmarks.throughput import product_rate, write_figures
+from benchmarks.throughput import write_figures
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -44,10 +46,6 @@ if TYPE_CHECKING:
     from augbench.generate.sampler import Sampler
 
 Result = dict[str, Any]
-PROJECT = Path(__file__).resolve().parents[1]
-MINIATURE = PROJECT / "resources/mini/stable-diffusion"
-# from the model card of Stable Diffusion v1.4
-NOISE_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 COMPARED = 4  # images whose error is measured
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 FALLEN = 0.9  # below this share of the best rate, larger batches are not tried
@@ -65,7 +63,7 @@ class Setting:
     @property
     def resolution(self) -> int:
         """Side of an image in pixels."""
-        return 512 if self.size == "full" else 32
+        return RESOLUTION[self.size]
 
     @property
     def guidance_scale(self) -> float:
@@ -84,59 +82,9 @@ def load(setting: Setting) -> StableDiffusionPipeline:
             MINIATURE, dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
         )
     else:
-        pipeline = random_pipeline(setting.device).to(dtype=dtype)
+        pipeline = random_pipeline("full", setting.device).to(dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(setting.device)
-
-
-def random_pipeline(device: str) -> StableDiffusionPipeline:
-    """Make Stable Diffusion v1.4 from its published configs; random weights do not affect the speed."""
-    import torch
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    text = {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_attention_heads": 12,
-        "num_hidden_layers": 12,
-        "projection_dim": 768,
-    }
-    image = {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_attention_heads": 16,
-        "num_hidden_layers": 24,
-        "patch_size": 14,
-    }
-    torch.manual_seed(0)
-    with torch.device(device):
-        unet = UNet2DConditionModel(
-            sample_size=64,
-            cross_attention_dim=768,
-            block_out_channels=(320, 640, 1280, 1280),
-            attention_head_dim=8,
-        )
-        down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
-        vae = AutoencoderKL(
-            3, 3, down, up, (128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512
-        )
-        text_encoder = CLIPTextModel(CLIPTextConfig(**text))
-        checker = StableDiffusionSafetyChecker(
-            CLIPConfig(text_config=text, vision_config=image, projection_dim=768)
-        )
-    return StableDiffusionPipeline(
-        vae=vae.eval(),
-        unet=unet.eval(),
-        text_encoder=text_encoder.eval(),
-        tokenizer=CLIPTokenizer.from_pretrained(MINIATURE / "tokenizer"),
-        scheduler=PNDMScheduler(
-            **NOISE_SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
-        ),
-        safety_checker=checker.eval(),
-        feature_extractor=CLIPImageProcessor(),
-    )
 
 
 def prompts() -> Iterator[str]:

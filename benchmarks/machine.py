@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 
 PIECE = 16 << 20  # bytes read at a time
+SIDES = {"cpu": 1024, "cuda": 8192}  # sides of square matrices, large enough to be limited by arithmetic
+SECONDS = 2.0  # time of the measured products
+COPIED = {"cpu": 1 << 27, "cuda": 1 << 31}  # bytes of a copy, more than a cache holds
 
 
 def describe(device: str = "cpu") -> dict[str, Any]:
@@ -160,3 +163,28 @@ def product_seconds(queries: int, dimension: int, rows: int, block: int, dtype: 
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def product_rate(device: str, dtype: str) -> float:
+    """Multiplications and additions per second of matrix products in ``dtype``, a network's upper limit."""
+    side = SIDES[device]
+    work = 2 * side**3
+    one = product_seconds(side, side, side, side, dtype, device)
+    count = max(1, int(SECONDS / one))
+    return count * work / product_seconds(side, side, count * side, side, dtype, device)
+
+
+def device_copy_rate(device: str, repeats: int = 20) -> float:
+    """Bytes per second, read plus written, of copies of random data within the device's memory."""
+    import torch
+
+    source = torch.randint(256, (COPIED[device],), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        target.copy_(source)
+    wait()
+    return 2 * repeats * source.numel() / (time.perf_counter() - start)

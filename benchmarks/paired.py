@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks.machine import Neighbours
@@ -45,8 +45,10 @@ class Window:
         Used by this process and by its children that ended meanwhile.
     cores_used_by_others : float
         Processor cores used by all other processes, on average.
-    peak_memory : int, optional
-        Bytes of device memory; None on a CPU.
+    peak_memory, peak_reserved : int, optional
+        Bytes of device memory, in use and taken by torch; None on a CPU.
+    device_seconds : float, optional
+        Between events on the GPU before the first call and after the last one; None on a CPU.
     """
 
     work: float
@@ -54,6 +56,8 @@ class Window:
     processor_seconds: float
     cores_used_by_others: float
     peak_memory: int | None = None
+    peak_reserved: int | None = None
+    device_seconds: float | None = None
 
     @property
     def rate(self) -> float:
@@ -122,26 +126,38 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _window(candidate: Candidate, least_seconds: float, device: str) -> Window:
+def time_window(candidate: Candidate, least_seconds: float, device: str) -> Window:
     """Call the candidate at least once, and until ``least_seconds`` have passed."""
+    events: list[Any] = []
     if device == "cuda":
         import torch
 
         torch.cuda.reset_peak_memory_stats()
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
     synchronise(device)
     calls = 0
     with Neighbours() as neighbours:
         start = time.perf_counter()
+        for event in events[:1]:
+            event.record()
         while True:
             candidate.call()
+            for event in events[1:]:
+                event.record()
             synchronise(device)
             calls += 1
             if time.perf_counter() - start >= least_seconds:
                 break
-    peak = None
+    window = Window(calls * candidate.work, neighbours.seconds, neighbours.own, neighbours.cores)
     if device == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    return Window(calls * candidate.work, neighbours.seconds, neighbours.own, neighbours.cores, peak)
+        peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        window = replace(
+            window,
+            peak_memory=peaks[0],
+            peak_reserved=peaks[1],
+            device_seconds=events[0].elapsed_time(events[1]) / 1000,
+        )
+    return window
 
 
 def run_paired(
@@ -171,7 +187,7 @@ def run_paired(
     paired = Paired(next(iter(candidates)), {name: [] for name in candidates})
     for repeat in range(repeats):
         for name, candidate in candidates.items():
-            window = _window(candidate, least_seconds, device)
+            window = time_window(candidate, least_seconds, device)
             paired.windows[name].append(window)
             said(
                 f"window {repeat + 1} of {repeats}: {name}: {window.rate:.4g} per second, "

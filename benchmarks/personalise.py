@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from augbench.data.classes import ClassInfo
@@ -47,13 +47,14 @@ from augbench.personalise.groups import Settings
 from augbench.personalise.tasks import ClassTask, ImageSet
 from augbench.personalise.train import Trainer
 from augbench.progress import Progress
+from benchmarks.machine import product_rate
+from benchmarks.networks import MINIATURE, RESOLUTION, random_text_encoder, random_unet, random_vae
+from benchmarks.networks import tokenizer as new_tokenizer
 from benchmarks.paired import Candidate, run_paired
 from benchmarks.record import publish, surroundings, surroundings_line
-from benchmarks.throughput import product_rate, write_rates
+from benchmarks.throughput import write_rates
 
 Result = dict[str, Any]
-MINIATURE = Path(__file__).resolve().parents[1] / "resources" / "mini" / "stable-diffusion"
-RESOLUTION = {"full": 512, "mini": 32}
 PROMPT = "a photo of a {}"
 WORD = "<new>"
 ACCUMULATED = 4  # steps of one image each, as in the command of the example's documentation
@@ -81,10 +82,12 @@ class Parts:
     resolution: int
 
 
-def make_parts(size: str, device: torch.device, dtype: torch.dtype, unet_dtype: torch.dtype) -> Parts:
-    """Make models of the given size; the full one has random weights."""
+def make_parts(
+    size: str, device: torch.device, dtype: torch.dtype, unet_dtype: torch.dtype, trained: bool = True
+) -> Parts:
+    """Make models of the given size with random weights; the miniature has its own if ``trained``."""
     torch.manual_seed(0)
-    if size == "mini":
+    if size == "mini" and trained:
         unet, vae, text = (
             load_part(kind, str(MINIATURE), name, kind_dtype, device)
             for kind, name, kind_dtype in (
@@ -95,26 +98,11 @@ def make_parts(size: str, device: torch.device, dtype: torch.dtype, unet_dtype: 
         )
     else:
         with device:
-            unet = UNet2DConditionModel(
-                sample_size=64,
-                cross_attention_dim=768,
-                block_out_channels=(320, 640, 1280, 1280),
-                attention_head_dim=8,
-            )
-            down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
-            vae = AutoencoderKL(
-                3, 3, down, up, (128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512
-            )
-            text = CLIPTextModel(
-                CLIPTextConfig(
-                    hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
-                )
-            )
+            unet, vae, text = random_unet(size), random_vae(size), random_text_encoder(size)
         unet, vae, text = (
             module.eval().requires_grad_(False).to(kind)
             for module, kind in ((unet, unet_dtype), (vae, dtype), (text, dtype))
         )
-    tokenizer = CLIPTokenizer.from_pretrained(MINIATURE, subfolder="tokenizer", local_files_only=True)
     scheduler = DDPMScheduler.from_config(
         DDPMScheduler.load_config(MINIATURE, subfolder="scheduler", local_files_only=True)
     )
@@ -122,7 +110,7 @@ def make_parts(size: str, device: torch.device, dtype: torch.dtype, unet_dtype: 
         unet=unet,
         vae=vae,
         text_encoder=text,
-        tokenizer=tokenizer,
+        tokenizer=new_tokenizer(),
         scheduler=scheduler,
         dtype=dtype,
         device=device,
@@ -167,10 +155,11 @@ def example_loss(
 def textual_inversion(parts: Parts, images: Sequence[Image.Image]) -> Callable[[], None]:
     """Step of diffusers' ``textual_inversion.py`` for one class: :data:`ACCUMULATED` batches of one image."""
     unet = deepcopy(parts.unet)  # our trainer changes its memory format
-    encoder = CLIPTextModel(parts.text_encoder.config)  # float32: the example trains in float32
+    with parts.device:
+        encoder = CLIPTextModel(parts.text_encoder.config)  # float32: the example trains in float32
     encoder.load_state_dict(parts.text_encoder.state_dict())
-    encoder.to(parts.device).requires_grad_(False)
-    tokenizer = CLIPTokenizer.from_pretrained(MINIATURE, subfolder="tokenizer", local_files_only=True)
+    encoder.requires_grad_(False)
+    tokenizer = new_tokenizer()
     tokenizer.add_tokens([WORD])
     encoder.resize_token_embeddings(len(tokenizer))
     embeddings = encoder.get_input_embeddings()
@@ -293,9 +282,70 @@ def ours(trainer: Trainer, images_at_once: int) -> Callable[[], None]:
 
 def new_unet(frozen: UNet2DConditionModel) -> UNet2DConditionModel:
     """Return a trainable copy of the U-Net in float32."""
-    unet = UNet2DConditionModel.from_config(frozen.config).to(frozen.device)
+    with frozen.device:
+        unet = UNet2DConditionModel.from_config(frozen.config)
     unet.load_state_dict(frozen.state_dict())
     return unet
+
+
+def start_states(parts: Parts) -> torch.Tensor:
+    """Text states from which conditioning vectors start, float32 ``(1, tokens, width)``."""
+    with torch.no_grad():
+        ids = token_ids(parts.tokenizer, [PROMPT.format("thing")]).to(parts.device)
+        return parts.text_encoder(ids)[0].float()
+
+
+def conditioning_call(
+    parts: Parts,
+    unet: UNet2DConditionModel,
+    states: torch.Tensor,
+    classes: int,
+    micro_batch: int,
+    folder: Path,
+    compiled: bool = False,
+) -> tuple[Callable[[], None], int]:
+    """Our training of conditioning vectors, and of the U-Net unless it is frozen; with images per call."""
+    rows = ConditioningRows(states.expand(classes, -1, -1))
+    trainer = make_trainer(parts, unet, rows, classes, 4, micro_batch, folder, compiled)
+    at_once = micro_batch if trainer.settings.train_unet else classes * 4
+    return ours(trainer, at_once), at_once
+
+
+def pseudoword_call(
+    parts: Parts, classes: int, micro_batch: int, folder: Path
+) -> tuple[Callable[[], None], int]:
+    """Our training of pseudo-words, and its images per call; it changes the encoder and the tokenizer."""
+    words = [f"<class{number}>" for number in range(classes)]
+    start = word_embedding(parts.text_encoder, parts.tokenizer, "thing")
+    rows = PseudowordRows(
+        parts.text_encoder,
+        parts.tokenizer,
+        words,
+        start.expand(classes, -1),
+        lambda row, _: PROMPT.format(words[row]),
+    )
+    trainer = make_trainer(parts, parts.unet, rows, classes, 4, micro_batch, folder)
+    return ours(trainer, classes * 4), classes * 4
+
+
+def encoding_first(
+    parts: Parts, images: Sequence[Image.Image], batch: int, call: Callable[[], None]
+) -> Callable[[], None]:
+    """Return ``call`` preceded by encoding all ``images``: latents that are not cached."""
+
+    def uncached() -> None:
+        cache_moments(
+            parts.vae,
+            images=images,
+            resolution=parts.resolution,
+            mirror=False,
+            batch_size=batch,
+            dtype=parts.dtype,
+            progress=Progress("latents", len(images), "image"),
+        )
+        call()
+
+    return uncached
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Result:
@@ -307,66 +357,24 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
     parts = make_parts(options.size, device, dtype, dtype)
     images = random_images(options.classes * 4, parts.resolution)
-    words = [f"<class{number}>" for number in range(options.classes)]
     calls: dict[str, tuple[Callable[[], Any], int]] = {}
     calls[ONE_CLASS] = (textual_inversion(parts, images), ACCUMULATED)
-    with torch.no_grad():
-        ids = token_ids(parts.tokenizer, [PROMPT.format("thing")]).to(device)
-        states = parts.text_encoder(ids)[0].float()
+    states = start_states(parts)
     calls[UNET_LOOP] = (
         text_to_image(parts, new_unet(parts.unet), images, options.unet_batch),
         options.unet_batch,
     )
     for compiled in (False, True)[: 1 + options.compile]:
-        for name, new, micro_batch, at_once in (
-            (CONDITIONING, deepcopy, options.batch, options.classes * 4),
-            (UNET, new_unet, options.unet_batch, options.unet_batch),
+        for name, new, batch in (
+            (CONDITIONING, deepcopy, options.batch),
+            (UNET, new_unet, options.unet_batch),
         ):
-            conditioning = ConditioningRows(states.expand(options.classes, -1, -1))
-            trainer = make_trainer(
-                parts=parts,
-                unet=new(parts.unet),
-                rows=conditioning,
-                classes=options.classes,
-                per_class=4,
-                micro_batch=micro_batch,
-                folder=folder,
-                compiled=compiled,
+            calls[COMPILED[name] if compiled else name] = conditioning_call(
+                parts, new(parts.unet), states, options.classes, batch, folder, compiled
             )
-            calls[COMPILED[name] if compiled else name] = (ours(trainer, at_once), at_once)
-    start = word_embedding(parts.text_encoder, parts.tokenizer, "thing")
-    rows = PseudowordRows(
-        parts.text_encoder,
-        parts.tokenizer,
-        words,
-        start.expand(options.classes, -1),
-        lambda row, _: PROMPT.format(words[row]),
-    )
-    word_trainer = make_trainer(
-        parts=parts,
-        unet=parts.unet,
-        rows=rows,
-        classes=options.classes,
-        per_class=4,
-        micro_batch=options.batch,
-        folder=folder,
-    )
-    word_call = ours(word_trainer, options.classes * 4)
-    calls[PSEUDOWORDS] = (word_call, options.classes * 4)
-
-    def uncached() -> None:
-        cache_moments(
-            parts.vae,
-            images=images,
-            resolution=parts.resolution,
-            mirror=False,
-            batch_size=options.batch,
-            dtype=dtype,
-            progress=Progress("latents", len(images), "image"),
-        )
-        word_call()
-
-    calls[UNCACHED] = (uncached, options.classes * 4)
+    calls[PSEUDOWORDS] = pseudoword_call(parts, options.classes, options.batch, folder)
+    word_call, work = calls[PSEUDOWORDS]
+    calls[UNCACHED] = encoding_first(parts, images, options.batch, word_call), work
     flops = {}
     for name in (PSEUDOWORDS, CONDITIONING, UNET):
         call, work = calls[name]

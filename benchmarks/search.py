@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +52,25 @@ MADE_AT_A_TIME = 50_000
 # --- data -----------------------------------------------------------------------------------------
 
 
-def make_embeddings(folder: Path, vectors: int, dimension: int, files: int) -> None:
+def make_embeddings(
+    folder: Path, vectors: int, dimension: int, files: int, device: str = "cpu", queries: int = 10_000
+) -> None:
     """Write random float16 unit vectors around 2,000 centres, with metadata, in clip-retrieval's layout.
 
-    Also write queries around the same centres.
+    Also write queries around the same centres. The numbers are drawn on ``device``.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
+    import torch
 
-    random = np.random.default_rng(0)
-    centres = _unit(random.standard_normal((CLUSTERS, dimension), np.float32))
+    random = torch.Generator(device).manual_seed(0)
+    normal = partial(torch.randn, generator=random, device=device)
+    unit = partial(torch.nn.functional.normalize, dim=1)
+    centres = unit(normal(CLUSTERS, dimension))
 
     def around_centres(rows: int) -> np.ndarray:
-        noise = random.standard_normal((rows, dimension), np.float32) / np.sqrt(dimension)
-        return _unit(centres[random.integers(CLUSTERS, size=rows)] + noise)
+        chosen = centres[torch.randint(CLUSTERS, (rows,), generator=random, device=device)]
+        return unit(chosen + normal(rows, dimension) / dimension**0.5).cpu().numpy()
 
     (folder / "img_emb").mkdir()
     (folder / "metadata").mkdir()
@@ -87,12 +93,8 @@ def make_embeddings(folder: Path, vectors: int, dimension: int, files: int) -> N
         )
         pq.write_table(table, folder / f"metadata/metadata_{number:05d}.parquet")
         first += int(rows)
-    np.save(folder / "queries.npy", around_centres(10_000))
+    np.save(folder / "queries.npy", around_centres(queries))
     os.sync()  # only pages already on the disk can be dropped from the cache
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def arrays_of(folder: Path) -> list[Path]:

@@ -1,7 +1,6 @@
-"""Write measured rates to the table that ``augbench plan`` reads, and measure the rate of matrix products.
+"""Write measured rates to the table that ``augbench plan`` reads.
 
-The table is ``results/throughput.yaml`` or another file; figures of other benchmarks in it stay. The rate
-of bare matrix products is the upper limit for every network on the device.
+The table is ``results/throughput.yaml`` or another file; figures of other benchmarks in it stay.
 """
 
 from __future__ import annotations
@@ -17,19 +16,6 @@ import yaml
 from augbench.commands.plan.throughput import TABLE
 from augbench.config.study import read_yaml
 from augbench.files import write_text
-from benchmarks.machine import product_seconds
-
-SIDES = {"cpu": 1024, "cuda": 8192}  # sides of square matrices, large enough to be limited by arithmetic
-SECONDS = 2.0  # time of the measured products
-
-
-def product_rate(device: str, dtype: str) -> float:
-    """Multiplications and additions per second of matrix products in ``dtype``, a network's upper limit."""
-    side = SIDES[device]
-    work = 2 * side**3
-    one = product_seconds(side, side, side, side, dtype, device)
-    count = max(1, int(SECONDS / one))
-    return count * work / product_seconds(side, side, count * side, side, dtype, device)
 
 
 def device_key(name: str) -> str:

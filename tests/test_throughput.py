@@ -48,6 +48,6 @@ def test_a_gpu_that_the_shipped_table_lacks_gets_its_own_entry(tmp_path: Path) -
 
 
 def test_the_rate_of_matrix_products_is_that_of_a_computer() -> None:
-    from benchmarks.throughput import product_rate
+    from benchmarks.machine import product_rate
 
     assert 1e8 < product_rate("cpu", "float32") < 1e14
