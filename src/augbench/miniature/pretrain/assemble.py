@@ -42,7 +42,7 @@ def safety_checker(
     checker = StableDiffusionSafetyChecker(
         CLIPConfig.from_dict({**clip.config.to_dict(), "attn_implementation": "eager"})
     )
-    checker.vision_model.vision_model.load_state_dict(clip.vision_model.state_dict())
+    checker.vision_model.load_state_dict(clip.vision_model.state_dict())
     checker.visual_projection.load_state_dict(clip.visual_projection.state_dict())
     unsafe_embeddings = embed_images(clip, unsafe)
     concept = F.normalize(unsafe_embeddings.mean(0), dim=0)
