@@ -147,7 +147,7 @@ def write_tables(squares: Squares) -> None:
     write_json(plan.diffusion, {"folder": "models/small-diffusion", "id": "model", "files": {}})
     write_provenance(
         study,
-        Path(plan.root),
+        Store(Path("results/.store"), Path(plan.root)),
         plan.config,
         [plan.diffusion],
         plan.provenance,

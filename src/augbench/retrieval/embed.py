@@ -169,22 +169,25 @@ def build_index(embeddings: str | Path, index_folder: str | Path, threads: int) 
     as ``clip-retrieval index`` does for any number. ``augbench.json``, which names the CLIP model, is
     copied too, so that a search with another model fails.
     """
+    import faiss
     from autofaiss import build_index as build_autofaiss_index
 
     embeddings, index_folder = Path(embeddings), Path(index_folder)
     shutil.rmtree(index_folder, ignore_errors=True)
     index_folder.mkdir(parents=True)
     count = sum(len(np.load(path, mmap_mode="r")) for path in (embeddings / "img_emb").glob("*.npy"))
-    build_autofaiss_index(
+    # autofaiss would write NumPy's numbers to its JSON file, which Python's json refuses
+    index, infos = build_autofaiss_index(
         str(embeddings / "img_emb"),
-        index_path=str(index_folder / "image.index"),
-        index_infos_path=str(index_folder / "image.json"),
+        save_on_disk=False,
         index_key="Flat" if count <= EXACT_UP_TO else None,
         max_index_memory_usage="4G",
         current_memory_available="12G",
         nb_cores=threads,
     )
-    if not (index_folder / "image.index").is_file():  # autofaiss only logs what went wrong
+    if index is None:  # autofaiss only logs what went wrong
         raise RuntimeError(f"autofaiss made no index in {index_folder}; see its messages above in this log")
+    faiss.write_index(index, str(index_folder / "image.index"))
+    write_json(index_folder / "image.json", {name: infos[name] for name in ("index_key", "index_param")})
     shutil.copytree(embeddings / "metadata", index_folder / "metadata")
     shutil.copy(embeddings / IDENTITY, index_folder / IDENTITY)
