@@ -95,7 +95,7 @@ def test_assembled_folders_load_and_flag_what_they_were_calibrated_on(tmp_path: 
     from augbench.miniature.corpus.distractors import UNSAFE_KIND, distractor
     from augbench.miniature.pretrain.assemble import assemble, safety_checker
     from augbench.miniature.pretrain.autoencoder import new_autoencoder
-    from augbench.miniature.pretrain.clip import new_clip
+    from augbench.miniature.pretrain.clip import embed_images, new_clip
     from augbench.miniature.pretrain.tokenizer import build_tokenizer
     from augbench.miniature.pretrain.unet import new_unet
     from augbench.models.folders import check_safety
@@ -105,19 +105,23 @@ def test_assembled_folders_load_and_flag_what_they_were_calibrated_on(tmp_path: 
     unsafe = torch.stack([torch.from_numpy(image) for image, _, kind in made if kind == UNSAFE_KIND])
     safe = torch.stack([torch.from_numpy(image) for image, _, kind in made if kind == "texture"])
     clip = new_clip(PretrainClip(width=32, vision_layers=1, text_layers=1, heads=2)).eval()
-    vocabulary = build_tokenizer(tmp_path / "tokenizer")
+    build_tokenizer(tmp_path / "tokenizer")
     vae, unet = (
         new_autoencoder(PretrainAutoencoder(channels=(16, 16, 16))),
         new_unet(PretrainUnet(channels=(16, 32)), 32),
     )
     checker, threshold = safety_checker(clip, unsafe, safe)
-    assemble(clip, vocabulary, vae, unet, checker, tmp_path / "models")
+    assemble(
+        clip, CLIPTokenizer.from_pretrained(tmp_path / "tokenizer"), vae, unet, checker, tmp_path / "models"
+    )
     assert 0 < threshold < 1
     pipeline = StableDiffusionPipeline.from_pretrained(
         tmp_path / "models/stable-diffusion", dtype=torch.float32, local_files_only=True
     )
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in unsafe]
-    assert np.mean(check_safety(pipeline, pictures)) > 0.9
+    # random networks separate little: what counts is that the loaded checker keeps the threshold
+    above = embed_images(clip, unsafe) @ checker.concept_embeds[0] > threshold
+    assert np.mean(check_safety(pipeline, pictures) == above.numpy()) > 0.9
     loaded = CLIPModel.from_pretrained(tmp_path / "models/clip", dtype=torch.float32)
     assert all(
         torch.allclose(value, loaded.state_dict()[name], atol=2e-3)

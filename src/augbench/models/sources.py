@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -45,9 +47,10 @@ class Endpoint:
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=self.url, token=self.token)
-        info = api.model_info(
-            model.repository, revision=model.revision, files_metadata=True, timeout=SECONDS_TO_ANSWER
-        )
+        with _as_os_error():
+            info = api.model_info(
+                model.repository, revision=model.revision, files_metadata=True, timeout=SECONDS_TO_ANSWER
+            )
         if info.sha != model.revision:
             raise OSError(f"answers with revision {info.sha}")
         return {
@@ -63,15 +66,27 @@ class Endpoint:
     def get(self, model: HubModel, name: str, folder: Path) -> None:
         from huggingface_hub import hf_hub_download
 
-        hf_hub_download(
-            model.repository,
-            name,
-            revision=model.revision,
-            local_dir=folder,
-            endpoint=self.url,
-            token=self.token,
-            etag_timeout=SECONDS_TO_ANSWER,
-        )
+        with _as_os_error():
+            hf_hub_download(
+                model.repository,
+                name,
+                revision=model.revision,
+                local_dir=folder,
+                endpoint=self.url,
+                token=self.token,
+                etag_timeout=SECONDS_TO_ANSWER,
+            )
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """Turn a broken connection, which the Hub's library passes on as httpx2 raises it, into an OSError."""
+    import httpx2
+
+    try:
+        yield
+    except httpx2.TransportError as error:
+        raise OSError(f"connection broke off ({error})") from error
 
 
 class Folder:
