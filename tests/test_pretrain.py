@@ -111,6 +111,8 @@ def test_assembled_folders_load_and_flag_what_they_were_calibrated_on(tmp_path: 
         new_unet(PretrainUnet(channels=(16, 32)), 32),
     )
     checker, threshold = safety_checker(clip, unsafe, safe)
+    # random networks separate little: what counts is that the loaded checker keeps the threshold
+    above = embed_images(clip, unsafe) @ checker.concept_embeds[0] > threshold
     assemble(
         clip, CLIPTokenizer.from_pretrained(tmp_path / "tokenizer"), vae, unet, checker, tmp_path / "models"
     )
@@ -119,8 +121,6 @@ def test_assembled_folders_load_and_flag_what_they_were_calibrated_on(tmp_path: 
         tmp_path / "models/stable-diffusion", dtype=torch.float32, local_files_only=True
     )
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in unsafe]
-    # random networks separate little: what counts is that the loaded checker keeps the threshold
-    above = embed_images(clip, unsafe) @ checker.concept_embeds[0] > threshold
     assert np.mean(check_safety(pipeline, pictures) == above.numpy()) > 0.9
     loaded = CLIPModel.from_pretrained(tmp_path / "models/clip", dtype=torch.float32)
     assert all(

@@ -20,7 +20,7 @@ from typing import Any
 from augbench.config.hub import MARKER, Expected, HubModel, Layout, known_models
 from augbench.errors import UserError
 from augbench.files import read_json, sha256_file, write_json
-from augbench.models.sources import Source, reason_of, sources_of
+from augbench.models.sources import Source, partial_file, reason_of, sources_of
 from augbench.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -230,17 +230,15 @@ def git_blob(path: Path) -> str:
 
 
 def _forget(folder: Path, name: str, size: int | None = None) -> None:
-    """Delete a wrong file and the Hub library's records of it.
+    """Delete a wrong file, whole or partial.
 
-    With ``size``, after a failed download, delete only partial files that are larger than ``size``.
+    With ``size``, after a failed download, delete only a partial file that is not smaller than ``size``.
     """
-    notes = folder / ".cache/huggingface/download" / name
-    if size is not None:
-        traces = [path for path in notes.parent.glob("*.incomplete") if path.stat().st_size > size]
-    else:
-        traces = [folder / name, *notes.parent.glob("*.incomplete"), *notes.parent.glob(f"{notes.name}.*")]
-    for path in traces:
-        path.unlink(missing_ok=True)
+    partial = partial_file(folder, name)
+    if size is None:
+        (folder / name).unlink(missing_ok=True)
+    if size is None or (partial.exists() and partial.stat().st_size >= size):
+        partial.unlink(missing_ok=True)
 
 
 def _check_space(folder: Path, needed: int) -> None:

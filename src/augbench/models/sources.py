@@ -64,18 +64,23 @@ class Endpoint:
         }
 
     def get(self, model: HubModel, name: str, folder: Path) -> None:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-        with _as_os_error():
-            hf_hub_download(
-                model.repository,
-                name,
-                revision=model.revision,
-                local_dir=folder,
-                endpoint=self.url,
-                token=self.token,
-                etag_timeout=SECONDS_TO_ANSWER,
-            )
+        # hf_hub_download no longer resumes what another process began
+        partial = partial_file(folder, name)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        address = hf_hub_url(model.repository, name, revision=model.revision, endpoint=self.url)
+        with _as_os_error(), partial.open("ab") as stream:
+            http_get(address, stream, resume_size=stream.tell(), headers=build_hf_headers(token=self.token))
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        partial.replace(folder / name)
+
+
+def partial_file(folder: Path, name: str) -> Path:
+    """Place of a file of a model while it arrives."""
+    return folder / ".cache" / f"{name}.part"
 
 
 @contextmanager
