@@ -31,8 +31,10 @@ from augbench.classifier.schedule import PlateauSchedule
 from augbench.classifier.score import score_test, top1
 from augbench.classifier.spool import Spool
 from augbench.classifier.stage import train_block
-from augbench.classifier.train import RunResult, predict, train_run
-from augbench.config.stages import Classifier, Execution
+from augbench.classifier.state import RunResult, State
+from augbench.classifier.train import predict, train_run
+from augbench.config.classifier import Classifier
+from augbench.config.stages import Execution
 from augbench.config.study import Study, parse_study
 from augbench.data.classes import ClassInfo, write_class_table
 from augbench.data.splits import Split, write_split
@@ -375,14 +377,14 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    save = training._State.save
+    save = State.save
 
     def save_and_stop(self: Any, path: Path) -> None:
         save(self, path)
         if self.schedule.epochs == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training._State, "save", save_and_stop)
+    monkeypatch.setattr(State, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         run_tiny(sets, checkpoint=tmp_path / "run.pt")
     resumed = run_tiny(sets, checkpoint=tmp_path / "run.pt")

@@ -26,8 +26,10 @@ from augbench.classifier.images import LabelledImages
 from augbench.classifier.launch import in_processes
 from augbench.classifier.normalisation import GlobalBatchNorm2d
 from augbench.classifier.stage import _train_together, train_block
-from augbench.classifier.train import RunResult, train_run
-from augbench.config.stages import Classifier, Execution
+from augbench.classifier.state import RunResult
+from augbench.classifier.train import train_run
+from augbench.config.classifier import Classifier
+from augbench.config.stages import Execution
 from augbench.config.study import Study, parse_study
 from augbench.data.classes import ClassInfo, write_class_table
 from augbench.data.splits import Split, write_split

@@ -218,17 +218,18 @@ class Plan(PoolPaths):
     @cached_property
     def compared(self) -> list[str]:
         """Rows from which Figure 5A takes the best one that generates and the best one that retrieves."""
-        return [name for name, row in self.study.augmented.items() if row.group != "scaling"]
+        left_out = ("scaling", "control")
+        return [name for name, row in self.study.augmented.items() if row.group not in left_out]
 
     @cached_property
     def scaling(self) -> dict[str, str]:
         """Rows of Figure 5B, each with the row whose pool it draws from.
 
-        These are the rows of mechanism ``draw`` and the rows that own the pools.
+        These are the rows of mechanism ``draw``, except placebos, and the rows that own the pools.
         """
-        pools = {method.pool for method in self.study.drawn.values()}
+        drawn = {name: row.pool for name, row in self.study.drawn.items() if not row.shuffles_labels}
         return {
             name: self.study.pool_row(name)
             for name in self.methods
-            if name in pools or self.study.pool_row(name) != name
+            if name in drawn or name in drawn.values()
         }
