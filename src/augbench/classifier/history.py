@@ -15,6 +15,7 @@ from typing import Any
 
 from augbench.classifier.schedule import Stopped, steps_per_epoch
 from augbench.config.classifier import Classifier
+from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.files import read_json
 
@@ -73,6 +74,19 @@ class History:
     stopped: Stopped
     rising: bool | None
     kept_step: int
+
+
+def history_of(study: Study, result: str | Path, values: Mapping[str, Any]) -> History:
+    """Read the history of the run whose ``result.json`` is ``result`` and has ``values``; it lies beside it.
+
+    Raises
+    ------
+    UserError
+        The file is damaged.
+    """
+    repeats = study.methods[values["method"]].real_repeats
+    images = repeats * values["n_real"] + values["n_added"]
+    return read_history(Path(result).with_name("history.json"), images, study.classifier)
 
 
 def read_history(path: str | Path, images: int, config: Classifier) -> History:

@@ -306,6 +306,15 @@ def figure_data_recipe(study: Study, methods: Iterable[str]) -> Recipe:
     }
 
 
+def learning_curves_recipe(study: Study) -> Recipe:
+    """Recipe of the learning curves' data; the histories enter through files."""
+    rows = {
+        name: method.model_dump(mode="json", include={"label", "family"})
+        for name, method in study.methods.items()
+    }
+    return {"version": 1, "methods": rows}
+
+
 def figure_recipe() -> Recipe:
     """Recipe of the drawing of figures; their data enters through the tables."""
     return {"version": 2}

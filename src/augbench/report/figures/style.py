@@ -26,6 +26,8 @@ COLOURS = {
     "prompting": "#E69F00",
     "personalised": "#009E73",
     "retrieval": "#D55E00",
+    "scaling": "#D55E00",
+    "control": "#56B4E9",
 }
 # Families can also be distinguished without colour.
 MARKERS = {"unconditional": "P", "prompting": "D", "personalised": "o", "retrieval": "s"}

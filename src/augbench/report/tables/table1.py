@@ -16,7 +16,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from augbench.artifacts.pool import read_index
-from augbench.classifier.history import ALPHA, read_history
+from augbench.classifier.history import ALPHA, history_of
 from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.files import read_json, write_text
@@ -196,8 +196,7 @@ def _ending(path: str | Path, value: Mapping[str, Any], study: Study) -> dict[st
     names = ("steps", "stopped", "rising")
     if all(name in value for name in names):
         return {name: value[name] for name in names}
-    images = value["n_real"] * study.methods[value["method"]].real_repeats + value["n_added"]
-    history = read_history(Path(path).with_name("history.json"), images, study.classifier)
+    history = history_of(study, path, value)
     return {name: getattr(history, name) for name in names}
 
 
