@@ -29,7 +29,7 @@ from augbench.data.classes import ClassInfo, write_class_table
 from augbench.errors import UserError
 from augbench.files import write_json, write_text
 from augbench.plan.paths import Plan
-from augbench.report.figures import figure3, figure4, figure5a, figure5b
+from augbench.report.figures import figure3, figure4, figure5a, figure5b, learning_curves
 from augbench.report.figures.figure1 import write_figure1
 from augbench.report.html.browser import class_panels
 from augbench.report.html.images import ClassChange, collect, most_changed
@@ -112,6 +112,7 @@ def write_tables(squares: Squares) -> None:
         "figure4": figure4,
         "figure5a": figure5a,
         "figure5b": figure5b,
+        "learning_curves": learning_curves,
     }.items():
         if name in plan.figures:
             module.write_figure(**squares.collect(name), outs=plan.figures[name])

@@ -149,7 +149,7 @@ def is_rising(validations: Sequence[Validation], stopped: Stopped, config: Class
         return False
     if stopped == "max_epochs" and validations[-1].lr == validations[0].lr:
         return True
-    tail = _tail(validations, config)
+    tail = tested(validations, config)
     if len(tail) < LEAST_POINTS:
         return None
     from scipy.stats import kendalltau
@@ -161,8 +161,8 @@ def is_rising(validations: Sequence[Validation], stopped: Stopped, config: Class
     return bool(p < ALPHA)
 
 
-def _tail(validations: Sequence[Validation], config: Classifier) -> Sequence[Validation]:
-    """Return the last half of the validations, without those before the last reduction of lr."""
+def tested(validations: Sequence[Validation], config: Classifier) -> Sequence[Validation]:
+    """Return the validations that :func:`is_rising` tests: the last half, after the last reduction of lr."""
     half = validations[len(validations) // 2 :]
     if config.schedule == "steps" and config.decay == "cosine":
         return [point for point in half if point.lr <= COSINE_TAIL * config.lr]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from augbench.classifier.history import LEAST_POINTS
-from augbench.classifier.schedule import steps_per_epoch
+from augbench.classifier.history import LEAST_POINTS, Validation, tested
+from augbench.classifier.schedule import StepSchedule, steps_per_epoch
+from augbench.config.classifier import Classifier
 from augbench.config.study import Study
 from augbench.resample import needed_images
 
@@ -44,13 +45,11 @@ def training_warnings(study: Study, train: Mapping[str, int]) -> Iterator[str]:
     config = study.classifier
     if config.schedule == "steps":
         steps, where = config.total_steps, f"classifier.steps: {config.total_steps} in every row"
-        last = 0 if config.decay == "cosine" else max(config.lower_at_steps, default=0)
-        seen = min((steps - last) // config.validation_interval, steps // config.validation_interval // 2 + 1)
-        if seen < LEAST_POINTS and config.decay == "step":
+        if (seen := _tested_validations(config)) < LEAST_POINTS:
             yield (
-                f"warning: classifier.validate_every: {config.validation_interval}, so {seen} validations follow"
-                f" the last reduction of lr (half of all at most); with fewer than {LEAST_POINTS} Table 1 cannot"
-                " tell whether accuracy was still rising"
+                f"warning: classifier.validate_every: {config.validation_interval}, so {seen} validations can tell"
+                " whether accuracy was still rising (the last half of all, after the last reduction of lr); at"
+                f" least {LEAST_POINTS} are needed"
             )
     else:
         sizes = {name: pass_images(study, name, train) for name in study.methods}
@@ -68,3 +67,13 @@ def training_warnings(study: Study, train: Mapping[str, int]) -> Iterator[str]:
             f"warning: {where}; in the miniature no classifier had learned in fewer than {LEAST_STEPS} steps, and"
             " those cut earlier put the rows in another order; allow more"
         )
+
+
+def _tested_validations(config: Classifier) -> int:
+    """Number of validations that the test for a rise would use under ``schedule: steps``."""
+    state, points = StepSchedule(), []
+    while not state.finished(config):
+        last = state.next_validation(config, 0)
+        points.append(Validation(last, 0, state.lr_of(last - 1, config), 0.0, 0.0))
+        state = state.step(0.0, config)
+    return len(tested(points, config))

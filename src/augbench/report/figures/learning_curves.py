@@ -149,7 +149,8 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 
 def _panel(axes: Axes, runs: Sequence[Sequence[Row]], reference: Curve) -> None:
-    colour = COLOURS[runs[0][0].family]
+    family = runs[0][0].family
+    colour = COLOURS["retrieval" if family == "scaling" else family]
     axes.plot(*zip(*reference, strict=True), color="0.7", linewidth=0.8, zorder=1)
     for run in runs:
         axes.plot(

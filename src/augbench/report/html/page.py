@@ -202,7 +202,7 @@ def write_report(plan: Plan, out: str | Path) -> None:
     ]
     values: dict[str, Any] = {
         "study": study.study,
-        "hues": COLOURS,
+        "hues": {**COLOURS, "scaling": COLOURS["retrieval"]},
         "contents": contents,
         "what_it_is": what_it_is(study, table, rows, len(changes)),
         "headlines": [_shown(headline) for headline in headlines(table, rows)],
