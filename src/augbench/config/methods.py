@@ -129,7 +129,8 @@ class RealMethod(_Method):
         1,
         "How often each real image appears in one pass over the training set, with another crop each time. 2 "
         "makes a control: under `schedule: plateau` as many steps per epoch as a row that doubles the training "
-        "set, and no new image. Not with `split: full`.",
+        "set, and no new image; under `schedule: steps` a row that differs from its twin by chance alone. Not "
+        "with `split: full`.",
         "times",
     )
 

@@ -264,10 +264,15 @@ def _training_notes(study: Study, rows: Sequence[Row]) -> Iterator[str]:
         )
     for name, method in study.methods.items():
         if method.real_repeats > 1:
+            shows = (
+                "With as many steps as every row, it should equal the row without repetition: the difference"
+                " shows what chance alone does."
+                if study.classifier.schedule == "steps"
+                else "It shows what more steps per epoch are worth, and nothing about new images."
+            )
             yield (
                 f"{study.label(name)}: a control with no added image. Its classifiers see the same real images"
-                f" {method.real_repeats} times per pass. It shows what further passes over known images are"
-                " worth, and nothing about new images."
+                f" {method.real_repeats} times per pass. {shows}"
             )
         if method.shuffles_labels:
             yield (
