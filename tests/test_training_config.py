@@ -101,6 +101,7 @@ def test_studies_by_the_papers_rule_keep_the_keys_of_their_classifiers_and_sets(
     recipes = {
         row: [classifier_recipe(old, row), resample_recipe(old, row) if row in old.augmented else None]
         for row in old.methods
+        if row not in ("real_repeated", "placebo")  # the controls are new
     }
     assert canonical_hash(recipes) == expected
 
