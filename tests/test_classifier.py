@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -407,6 +408,24 @@ def test_validations_know_their_step_and_pass(
     assert [entry[:2] for entry in found] == [(5, 0), (10, 1), (15, 2), (20, 2), (23, 3)]
     assert [entry[2] for entry in found] == pytest.approx([0.05, 0.05, 0.005, 0.0005, 0.0005])
     assert (result.steps, result.stopped) == (23, "steps")
+
+
+def test_progress_lines_count_steps_and_the_time_left(
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(training, "PROGRESS_SECONDS", 0.0)
+    with caplog.at_level("INFO"):
+        run_tiny(sets, **SCHEDULES["steps"])
+        run_tiny(sets, max_epochs=2)
+    lines = [record.getMessage() for record in caplog.records if "val top-1" in record.getMessage()]
+    counted = [re.search(r": (step|epoch) (\d+)/(\d+), .* ETA( at most)?", line) for line in lines]
+    assert [found.groups() for found in counted if found] == [
+        *(("step", str(step), "23", None) for step in (5, 10, 15, 20, 23)),
+        *(("epoch", str(epoch), "2", " at most") for epoch in (1, 2)),
+    ]
+    assert lines[4].endswith("ETA 0:00")
 
 
 def test_a_validation_does_not_change_the_training_around_it(
