@@ -64,8 +64,8 @@ def training_warnings(study: Study, train: Mapping[str, int]) -> Iterator[str]:
         )
     if steps < LEAST_STEPS:
         yield (
-            f"warning: {where}; in the miniature no classifier had learned in fewer than {LEAST_STEPS} steps, and"
-            " those cut earlier put the rows in another order; allow more"
+            f"warning: {where}; in the miniature the paper's rule took at least {LEAST_STEPS} steps, and classifiers"
+            " cut after 60 to 120 put the rows in another order; allow more"
         )
 
 
