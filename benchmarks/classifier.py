@@ -40,7 +40,7 @@ from augbench.classifier.crops import MEAN, STD
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.model import build
 from augbench.classifier.train import train_run
-from augbench.config.stages import Classifier
+from augbench.config.classifier import Classifier
 from augbench.data.decode import in_order, open_rgb
 from benchmarks.machine import product_rate
 from benchmarks.paired import Candidate, run_paired

@@ -72,7 +72,7 @@ from augbench.classifier.stage import train_run, LabelledImages, Compute, pick_d
 colours = ["red", "green", "blue", "white", "black", "grey", "pink", "cyan"]
 load = lambda rows: [Image.new("RGB", (32, 32), colour) for colour in colours[rows]]
 images = LabelledImages(colours, [0, 1] * 4, load, "colours")
-config = job.study.classifier.model_copy(update={"max_epochs": 1})
+config = job.study.classifier.model_copy(update={"schedule": "plateau", "max_epochs": 1})
 train_run(config, 2, images, None, images, 0, 0, Compute(pick_device(device)))
 """,
 }

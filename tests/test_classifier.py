@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +32,10 @@ from augbench.classifier.schedule import PlateauSchedule
 from augbench.classifier.score import score_test, top1
 from augbench.classifier.spool import Spool
 from augbench.classifier.stage import train_block
-from augbench.classifier.train import RunResult, predict, train_run
-from augbench.config.stages import Classifier, Execution
+from augbench.classifier.state import Point, RunResult, State
+from augbench.classifier.train import predict, train_run
+from augbench.config.classifier import Classifier
+from augbench.config.stages import Execution
 from augbench.config.study import Study, parse_study
 from augbench.data.classes import ClassInfo, write_class_table
 from augbench.data.splits import Split, write_split
@@ -335,7 +338,7 @@ def test_schedule_ends_at_the_most_epochs() -> None:
     for top1_value in (0.1, 0.2, 0.3):
         assert not state.finished(config)
         state = state.step(top1_value, config)
-    assert state.finished(config) and state.improved
+    assert state.finished(config) and state.keeps_last
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -357,10 +360,38 @@ def run_tiny(
     return train_run(TINY.model_copy(update=changes), 2, real, added, validation, run, 5, compute, checkpoint)
 
 
+# 100 images in batches of 16 are 7 steps per pass, so validations every 5 steps lie inside passes
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "plateau": {},
+    "steps": {"schedule": "steps", "steps": 23, "validate_every": 5, "max_epochs": 270},
+    "cosine": {
+        "schedule": "steps", "steps": 18, "validate_every": 5, "decay": "cosine", "keep": "last",
+        "max_epochs": 270,
+    },
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def finished(sets: tuple[LabelledImages, LabelledImages, LabelledImages]) -> RunResult:
     torch.set_num_threads(1)
     return run_tiny(sets)
+
+
+@pytest.fixture(scope="module", params=SCHEDULES)
+def schedule(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def whole(sets: tuple[LabelledImages, LabelledImages, LabelledImages], schedule: str) -> RunResult:
+    """A run of each schedule that nothing interrupted."""
+    torch.set_num_threads(1)
+    return run_tiny(sets, **SCHEDULES[schedule])
+
+
+def assert_same(found: RunResult, expected: RunResult) -> None:
+    assert found.history == expected.history
+    assert all(torch.equal(found.state[name], weight) for name, weight in expected.state.items())
 
 
 def test_training_learns(finished: RunResult) -> None:
@@ -368,26 +399,93 @@ def test_training_learns(finished: RunResult) -> None:
     assert finished.history[-1].train_loss < finished.history[0].train_loss
 
 
+def test_validations_know_their_step_and_pass(
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages],
+) -> None:
+    result = run_tiny(sets, **SCHEDULES["steps"])
+    # lr is lowered from steps 12 (half of 23, rounded) and 17 on
+    found = [(point.step, point.epoch, point.lr) for point in result.history if isinstance(point, Point)]
+    assert [entry[:2] for entry in found] == [(5, 0), (10, 1), (15, 2), (20, 2), (23, 3)]
+    assert [entry[2] for entry in found] == pytest.approx([0.05, 0.05, 0.005, 0.0005, 0.0005])
+    assert (result.steps, result.stopped) == (23, "steps")
+
+
+def test_progress_lines_count_steps_and_the_time_left(
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(training, "PROGRESS_SECONDS", 0.0)
+    with caplog.at_level("INFO"):
+        run_tiny(sets, **SCHEDULES["steps"])
+        run_tiny(sets, max_epochs=2)
+    lines = [record.getMessage() for record in caplog.records if "val top-1" in record.getMessage()]
+    counted = [re.search(r": (step|epoch) (\d+)/(\d+), .* ETA( at most)?", line) for line in lines]
+    assert [found.groups() for found in counted if found] == [
+        *(("step", str(step), "23", None) for step in (5, 10, 15, 20, 23)),
+        *(("epoch", str(epoch), "2", " at most") for epoch in (1, 2)),
+    ]
+    assert lines[4].endswith("ETA 0:00")
+
+
+def test_a_validation_does_not_change_the_training_around_it(
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages],
+) -> None:
+    often = run_tiny(sets, **{**SCHEDULES["cosine"], "validate_every": 2})
+    seldom = run_tiny(sets, **{**SCHEDULES["cosine"], "validate_every": 18})
+    assert len(often.history) == 9 and len(seldom.history) == 1
+    assert all(torch.equal(often.state[name], weight) for name, weight in seldom.state.items())
+
+
+def test_a_steps_schedule_of_whole_passes_trains_as_the_plateau_rule_does_until_the_rate_falls(
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult
+) -> None:
+    steps = run_tiny(sets, schedule="steps", steps=28, validate_every=7, lower_at=(), keep="best")
+    assert [entry.val_top1 for entry in steps.history] == [entry.val_top1 for entry in finished.history]
+    assert all(torch.equal(steps.state[name], weight) for name, weight in finished.state.items())
+
+
+def test_repeated_images_appear_so_often_per_pass_with_another_crop_each_time(
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages],
+) -> None:
+    real, _, validation = sets
+
+    def train(images: LabelledImages, repeats: int) -> RunResult:
+        config = TINY.model_copy(update={"max_epochs": 2})
+        return train_run(config, 2, images, None, validation, 0, 5, ALONE, repeats=repeats)
+
+    twice = train(real, 2)
+    assert twice.steps == 2 * 8  # 120 images in batches of 16
+    # the same images listed twice
+    listed = LabelledImages(
+        real.ids * 2,
+        np.tile(real.labels, 2),
+        lambda rows: iter([*real.load(slice(None)), *real.load(slice(None))][rows]),
+        "listed twice",
+    )
+    assert_same(twice, train(listed, 1))
+
+
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     sets: tuple[LabelledImages, LabelledImages, LabelledImages],
-    finished: RunResult,
+    schedule: str,
+    whole: RunResult,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    save = training._State.save
+    save = State.save
 
     def save_and_stop(self: Any, path: Path) -> None:
         save(self, path)
-        if self.schedule.epochs == 2:
+        if len(self.history) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training._State, "save", save_and_stop)
+    monkeypatch.setattr(State, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
-        run_tiny(sets, checkpoint=tmp_path / "run.pt")
-    resumed = run_tiny(sets, checkpoint=tmp_path / "run.pt")
-    assert resumed.history == finished.history
-    assert all(torch.equal(resumed.state[name], weight) for name, weight in finished.state.items())
+        run_tiny(sets, checkpoint=tmp_path / "run.pt", **SCHEDULES[schedule])
+    resumed = run_tiny(sets, checkpoint=tmp_path / "run.pt", **SCHEDULES[schedule])
+    assert_same(resumed, whole)
     assert len(resumed.seconds) == len(resumed.history)
 
 
@@ -399,15 +497,19 @@ def test_an_unreadable_checkpoint_costs_time_only(
 
 
 def test_streaming_from_a_file_trains_as_images_in_memory_do(
-    sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult, tmp_path: Path
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages],
+    schedule: str,
+    whole: RunResult,
+    tmp_path: Path,
 ) -> None:
     apart = labelled(0, 60), labelled(1000, 40), labelled(2000, 50)
-    streamed = run_tiny(apart, compute=replace(ALONE, storage=Storage("disk", tmp_path)))
+    streamed = run_tiny(
+        apart, compute=replace(ALONE, storage=Storage("disk", tmp_path)), **SCHEDULES[schedule]
+    )
     assert isinstance(apart[0].pool(16, ALONE).images, Spool) and not isinstance(
         sets[0].pool(16, ALONE).images, Spool
     )
-    assert streamed.history == finished.history
-    assert all(torch.equal(streamed.state[name], weight) for name, weight in finished.state.items())
+    assert_same(streamed, whole)
 
 
 def test_half_precision_is_a_choice_that_recipes_know(
@@ -425,11 +527,11 @@ def test_half_precision_is_a_choice_that_recipes_know(
 
 @pytest.mark.full
 def test_a_compiled_network_trains_as_one_that_is_not(
-    sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages], schedule: str, whole: RunResult
 ) -> None:
-    compiled = run_tiny(sets, compute=replace(ALONE, compiled=True))
-    assert compiled.history[0].train_loss == pytest.approx(finished.history[0].train_loss, rel=1e-4)
-    assert compiled.state.keys() == finished.state.keys()
+    compiled = run_tiny(sets, compute=replace(ALONE, compiled=True), **SCHEDULES[schedule])
+    assert compiled.history[0].train_loss == pytest.approx(whole.history[0].train_loss, rel=1e-4)
+    assert compiled.state.keys() == whole.state.keys()
 
 
 def test_the_weights_kept_are_those_of_the_best_epoch(
@@ -573,7 +675,9 @@ def test_a_run_leaves_checkpoint_history_predictions_and_result(trained: tuple[P
     project, folders = trained
     result, history = read_json(folders[1] / "result.json"), read_json(folders[1] / "history.json")
     counts = {"classes": 2, "n_real": 24, "n_added": 24, "n_val": 24, "n_test": 24}
-    expected = {"run": 1, **counts, "epochs": 2}
+    # 48 images in batches of 16 are 3 steps per epoch; the rate was never lowered
+    expected = {"run": 1, **counts, "epochs": 2, "steps": 6, "stopped": "max_epochs", "rising": True}
+    assert (history["steps"], history["stopped"]) == (6, "max_epochs")
     assert {name: result[name] for name in expected} == expected
     assert (
         result["val_top1"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from augbench.commands.check.training import LEAST_STEPS
 from augbench.commands.plan.estimate import Estimate
 from augbench.commands.plan.throughput import read_throughput
 from augbench.config.methods import PersonaliseMethod, RetrieveMethod
@@ -81,11 +82,22 @@ def test_the_full_miniature_keeps_the_papers_sizes() -> None:
     assert (study.finetune.max_epochs, study.execution.keep_candidates) == (40, True)
     rows = {name: row.candidates for name, row in study.methods.items() if isinstance(row, PersonaliseMethod)}
     assert rows.pop("imagic") == IMAGIC_CANDIDATES and set(rows.values()) == {CANDIDATES}
-    assert (
-        study.classifier.plateau_patience,
-        study.classifier.stop_patience,
-        study.classifier.max_epochs,
-    ) == (10, 20, 270)
+
+
+@pytest.mark.parametrize("name", ["demo", "mini"])
+def test_the_miniature_trains_every_row_for_as_many_steps_and_by_the_papers_rule_with_an_overlay(
+    name: str,
+) -> None:
+    config = PROJECT / f"config/{name}.yaml"
+    study = load_study([config])
+    assert study.classifier.schedule == "steps" and study.classifier.total_steps >= LEAST_STEPS
+    paper = load_study([config, PROJECT / "config/overlays/paper_schedule.yaml"]).classifier
+    assert (paper.schedule, paper.plateau_patience, paper.stop_patience, paper.max_epochs) == (
+        "plateau",
+        10,
+        20,
+        270,
+    )
 
 
 def test_an_overlay_changes_and_removes(tmp_path: Path) -> None:

@@ -26,8 +26,10 @@ from augbench.classifier.images import LabelledImages
 from augbench.classifier.launch import in_processes
 from augbench.classifier.normalisation import GlobalBatchNorm2d
 from augbench.classifier.stage import _train_together, train_block
-from augbench.classifier.train import RunResult, train_run
-from augbench.config.stages import Classifier, Execution
+from augbench.classifier.state import RunResult
+from augbench.classifier.train import train_run
+from augbench.config.classifier import Classifier
+from augbench.config.stages import Execution
 from augbench.config.study import Study, parse_study
 from augbench.data.classes import ClassInfo, write_class_table
 from augbench.data.splits import Split, write_split
@@ -100,8 +102,12 @@ class Stop(Exception):
     """Stops training at the same place in every process."""
 
 
-def run_and_stop(compute: Compute, checkpoint: Path, after: int) -> None:
-    """Stop in epoch ``after``, after the previous epoch was saved."""
+# 101 images in batches of 40 are 3 steps per pass; validations lie inside passes
+STEPS = {"schedule": "steps", "steps": 8, "validate_every": 2, "max_epochs": 270}
+
+
+def run_and_stop(compute: Compute, checkpoint: Path, after: int, **changes: Any) -> None:
+    """Stop before validation ``after``, after the one before it was saved."""
     accuracy, calls = training._accuracy, []
 
     def counted(*given: Any) -> float:
@@ -113,7 +119,7 @@ def run_and_stop(compute: Compute, checkpoint: Path, after: int) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         patch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
         patch.setattr(training, "_accuracy", counted)
-        run_tiny(compute, checkpoint)
+        run_tiny(compute, checkpoint, **changes)
 
 
 def batch_norm(module: nn.BatchNorm2d, images: torch.Tensor, part: slice) -> dict[str, torch.Tensor]:
@@ -145,8 +151,11 @@ def in_a_group(group: ProcessGroup, folder: Path) -> dict[str, Any]:
     run_and_stop(compute, folder / "run.pt", 2)
     if group.rank == 0:
         (folder / "two.pt").write_bytes((folder / "run.pt").read_bytes())
+    run_and_stop(compute, folder / "steps.pt", 2, **STEPS)
     return {
         "normalised": group.collect(normalised),
+        "steps": run_tiny(compute, **STEPS),
+        "steps resumed": run_tiny(compute, folder / "steps.pt", **STEPS),
         "whole": whole,
         "streamed": run_tiny(replace(compute, storage=Storage("disk", folder))),
         "resumed": run_tiny(compute, folder / "run.pt"),
@@ -184,6 +193,14 @@ def test_two_processes_give_the_history_of_one(two: dict[str, Any], alone: RunRe
     assert_close(two["whole"], alone, TOLERANCE)
 
 
+def test_two_processes_follow_a_schedule_of_steps_as_one_does(two: dict[str, Any]) -> None:
+    assert [point.step for point in two["steps"].history] == [2, 4, 6, 8]
+    assert_close(two["steps"], run_tiny(Compute(CPU), **STEPS), TOLERANCE)
+    assert two["steps resumed"].history == two["steps"].history
+    for name, weight in two["steps"].state.items():
+        assert torch.equal(two["steps resumed"].state[name], weight), name
+
+
 def test_what_differs_is_rounding_alone(two: dict[str, Any]) -> None:
     assert_close(two["double"], run_in_double_precision(Compute(CPU)), TOLERANCE_IN_DOUBLE)
 
@@ -205,7 +222,7 @@ def test_two_processes_that_read_images_from_a_file_train_as_those_with_them_in_
     two: dict[str, Any], scratch: Path
 ) -> None:
     assert two["streamed"].history == two["whole"].history
-    assert {path.name for path in scratch.iterdir()} == {"run.pt", "two.pt"}
+    assert {path.name for path in scratch.iterdir()} == {"run.pt", "two.pt", "steps.pt"}
 
 
 def test_normalisation_over_two_processes_is_that_of_the_whole_batch(two: dict[str, Any]) -> None:

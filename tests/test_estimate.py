@@ -172,6 +172,26 @@ def test_hours_of_classifiers_are_images_by_epochs_and_their_validation(table: P
     )
 
 
+def test_steps_are_counted_per_row_and_decide_the_hours_of_a_fixed_schedule(table: Path) -> None:
+    methods = {**copy.deepcopy(STUDY["methods"]), "again": {"mechanism": "real", "repeat": 2}}
+    plateau = estimate_of(table, methods=methods)
+    # batches of 256: 1000 images are 4 steps per epoch, 2000 are 8; the table assumes 50 epochs
+    names = ("none", "prompted", "again")
+    assert [step(plateau, "classify", name).training_steps for name in names] == [200, 400, 400]
+    assert step(plateau, "classify", "again").gpu_hours == step(plateau, "classify", "prompted").gpu_hours
+    fixed = estimate_of(
+        table, methods=methods, classifier={"schedule": "steps", "steps": 300, "validate_every": 50}
+    )
+    assert [step(fixed, "classify", name).training_steps for name in names] == [300] * 3
+    assert step(fixed, "select", "learned").training_steps == 300
+    # none: 75 passes over 1000 images; prompted: 37.5 over 2000; 6 validations of 1000 images
+    for name in ("none", "prompted"):
+        assert step(fixed, "classify", name).gpu_hours == pytest.approx(
+            3 * (75_000 + 6 * 1000 / 3) / 1000 / 3600 + 3 * 36 / 3600
+        )
+    assert "steps: optimiser steps of each classifier" in render(fixed)
+
+
 def test_downloads_are_links_that_still_give_an_image(table: Path) -> None:
     found = step(estimate_of(table), "retrieve", "found")
     # 10 classes x 120 images of 250 kB; dead links need no space; downloads are kept beside the shards

@@ -25,9 +25,9 @@ from augbench.config.study import Study, load_study, parse_study
 from augbench.data.classes import ClassInfo, write_class_table
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
-from augbench.files import write_text
+from augbench.files import write_json, write_text
 from augbench.plan.paths import BEST_ROWS, Plan
-from augbench.report.figures import figure3, figure4, figure5a, figure5b
+from augbench.report.figures import figure3, figure4, figure5a, figure5b, learning_curves
 from augbench.report.figures.style import COLOURS, FONT_SIZE, MARKERS, WIDTH, styled
 from augbench.report.pictures import SIDE, choose, read_pictures, spread_classes, thumbnail
 from augbench.report.protocol import paper_results
@@ -136,6 +136,9 @@ class Squares:
             )
         elif name == "figure4":
             figure4.collect(self.job, self.sets(plan.exemplified), self.train, self.classes, **files)
+        elif name == "learning_curves":
+            results = [plan.run_files(method, str(run))[0] for method in plan.methods for run in (0, 1)]
+            learning_curves.write_data(plan.study, results, files["table"])
         elif name == "figure5a":
             figure5a.collect(
                 self.job,
@@ -269,6 +272,28 @@ def write_results(plan: Plan) -> None:
     import pyarrow as pa
 
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), plan.per_class)
+    for method in plan.methods:
+        for run in (0, 1):
+            write_history(plan, method, run)
+
+
+def write_history(plan: Plan, method: str, run: int) -> None:
+    """Write a run of three epochs of two steps; only the first row's was cut, before its rate was lowered."""
+    cut = method == plan.methods[0]
+    epochs = [
+        {
+            "epoch": i,
+            "lr": 0.1 if cut or i < 2 else 0.01,
+            "train_loss": 1.0,
+            "val_top1": 0.5 + 0.02 * i + 0.04 * run,
+        }
+        for i in range(3)
+    ]
+    folder = Path(plan.run_files(method, str(run))[0]).parent
+    sizes = {"n_real": 300, "n_added": 0}
+    write_json(folder / "result.json", {"method": method, "run": run, **sizes})
+    stopped = "max_epochs" if cut else "patience"
+    write_json(folder / "history.json", {"best_epoch": 2, "epochs": epochs, "stopped": stopped})
 
 
 @pytest.fixture(autouse=True)
@@ -581,15 +606,51 @@ def test_without_short_classes_there_are_no_marks() -> None:
         figure5b.draw([])
 
 
+# --- learning curves ------------------------------------------------------------------------------
+
+
+def test_learning_curves_have_a_panel_per_row_with_its_runs_and_their_mean(squares: Squares) -> None:
+    rows = read_csv(squares.collect("learning_curves")["table"], learning_curves.Row)
+    figure = learning_curves.draw(rows)
+    methods = [*squares.plan.methods]
+    panels = [axes for axes in figure.axes if axes.axison]
+    assert len(panels) == len(methods)
+    titles = [axes.get_title() for axes in panels]
+    assert titles[0] == f"{squares.plan.study.label(methods[0])} ↑" and "↑" not in titles[1]
+    # the reference, two runs with a mark each where the rate falls, and the mean of the runs
+    assert len(panels[1].get_lines()) == 1 + 2 * 2 + 1
+    runs = learning_curves.by_method(rows)[methods[1]]
+    # means of two runs: 50 + 2 v + (0 + 4) / 2 percent after epoch v = 0, 1, 2; 300 images are 2 steps
+    assert np.allclose(learning_curves.mean_curve(runs), [(2, 52), (4, 54), (6, 56)])
+    assert [[row.step for row in learning_curves.reductions(run)] for run in runs] == [[4], [4]]
+    texts_of(figure)
+
+
+def test_curves_of_runs_that_ended_earlier_end_the_mean() -> None:
+    def run(number: int, count: int) -> list[learning_curves.Row]:
+        return [
+            learning_curves.Row("m", "M", "real", number, step, 0.1, 50.0 + number, "patience", False)
+            for step in range(count)
+        ]
+
+    assert learning_curves.mean_curve([run(0, 3), run(2, 5)]) == [(0, 51), (1, 51), (2, 51)]
+
+
 # --- bytes, plans ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["figure3", "figure4", "figure5a", "figure5b"])
+@pytest.mark.parametrize("name", ["figure3", "figure4", "figure5a", "figure5b", "learning_curves"])
 def test_the_same_data_gives_the_same_bytes(squares: Squares, tmp_path: Path, name: str) -> None:
     first = {kind: Path(path).read_bytes() for kind, path in squares.collect(name).items()}
     files = squares.collect(name)
     assert {kind: Path(path).read_bytes() for kind, path in files.items()} == first
-    module = {"figure3": figure3, "figure4": figure4, "figure5a": figure5a, "figure5b": figure5b}[name]
+    module = {
+        "figure3": figure3,
+        "figure4": figure4,
+        "figure5a": figure5a,
+        "figure5b": figure5b,
+        "learning_curves": learning_curves,
+    }[name]
     for copy in ("one", "two"):
         outs = {kind: tmp_path / f"{copy}.{kind}" for kind in ("pdf", "png")}
         module.write_figure(**files, outs=outs)
@@ -598,13 +659,19 @@ def test_the_same_data_gives_the_same_bytes(squares: Squares, tmp_path: Path, na
 
 
 def test_a_study_plans_the_figures_that_it_has_rows_for(squares: Squares) -> None:
-    assert [*squares.plan.figures] == ["figure3", "figure4", "figure5a", "figure5b"]
+    figures = ["figure3", "figure4", "figure5a", "figure5b", "learning_curves"]
+    assert [*squares.plan.figures] == figures
     assert squares.plan.scaling == {"retrieval_300": "retrieval_300", "retrieval_200": "retrieval_300"}
     few = {name: METHODS[name] for name in ("none", "boomerang")}
-    assert [*Plan(study_of(Path("data"), few), ()).figures] == ["figure3", "figure5a"]
-    assert Plan(study_of(Path("data"), {"none": METHODS["none"]}), ()).figures == {}
+    placebo = {"mechanism": "draw", "pool": "retrieval_300", "labels": "shuffled"}
+    rows = {name: METHODS[name] for name in ("none", "retrieval_300")} | {"placebo": placebo}
+    assert "figure5b" not in Plan(study_of(Path("data"), rows), ()).figures
+    assert [*Plan(study_of(Path("data"), few), ()).figures] == ["figure3", "figure5a", "learning_curves"]
+    alone = Plan(study_of(Path("data"), {"none": METHODS["none"]}), ())
+    assert [*alone.figures] == ["learning_curves"]
     assert [*Plan(study_of(Path("data"), {"clip_prompts": METHODS["clip_prompts"]}), ()).figures] == [
-        "figure4"
+        "figure4",
+        "learning_curves",
     ]
 
 

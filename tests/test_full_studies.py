@@ -139,14 +139,14 @@ def test_a_key_without_its_comment_would_be_found() -> None:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_papers_rows_are_all_there_and_no_other_but_figure_5bs(name: str) -> None:
+def test_the_papers_rows_are_all_there_and_no_other_but_figure_5bs_and_controls(name: str) -> None:
     study = load_study([config_of(name)])
     assert study.report.paper_study == name
     others = {row for row, method in study.methods.items() if row not in paper_results(name)}
     assert set(paper_results(name)) <= set(study.methods)
-    assert all(
-        (study.methods[row].family or study.methods[row].mechanism) in ("scaling", "draw") for row in others
-    ) and bool(others) == (name == "imagenet10")
+    assert {study.methods[row].group for row in others} == (
+        {"scaling", "control"} if name == "imagenet10" else set()
+    )
 
 
 def test_the_main_study_has_the_cluster_ablation_and_figure_5bs_scaling() -> None:

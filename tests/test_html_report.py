@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
-from test_figures import ACCURACIES, CLASSES, METHODS, Squares, make_squares
+from test_figures import ACCURACIES, CLASSES, METHODS, Squares, make_squares, study_of
 
 from augbench.artifacts.pool import read_index
 from augbench.artifacts.shards import encode_image
@@ -29,12 +29,13 @@ from augbench.data.classes import ClassInfo, write_class_table
 from augbench.errors import UserError
 from augbench.files import write_json, write_text
 from augbench.plan.paths import Plan
-from augbench.report.figures import figure3, figure4, figure5a, figure5b
+from augbench.report.figures import figure3, figure4, figure5a, figure5b, learning_curves
 from augbench.report.figures.figure1 import write_figure1
 from augbench.report.html.browser import class_panels
 from augbench.report.html.images import ClassChange, collect, most_changed
 from augbench.report.html.page import write_report
 from augbench.report.html.parts import MINUS, model_name, number_in, table_of
+from augbench.report.html.tables import training_table
 from augbench.report.html.words import headlines, what_it_does_not_show, what_it_shows
 from augbench.report.pictures import ImageRecord, read_encoded, write_encoded
 from augbench.report.render import Layout, read_markdown, render_csv, render_markdown
@@ -112,6 +113,7 @@ def write_tables(squares: Squares) -> None:
         "figure4": figure4,
         "figure5a": figure5a,
         "figure5b": figure5b,
+        "learning_curves": learning_curves,
     }.items():
         if name in plan.figures:
             module.write_figure(**squares.collect(name), outs=plan.figures[name])
@@ -236,7 +238,7 @@ def test_every_image_says_what_it_shows(page: Page) -> None:
     images = [known for known in page.all("img") if known["src"] != "data:,"]
     assert all(known["alt"] for known in images)
     figures = [known["alt"] for known in images if known["width"] != "128"]
-    assert len(figures) == 5
+    assert len(figures) == 6
     assert (
         "Bars of top-1 accuracy: No added images 51.7 ± 0.5%" in figures[0]
         and "Retrieval 58.3 ± 0.5%" in figures[0]
@@ -244,6 +246,26 @@ def test_every_image_says_what_it_shows(page: Page) -> None:
     assert "on average 8.0 of 255 levels" in figures[1]
     assert "Retrieval: 5 classes up, 1 down, from -20.0 points (class e)" in figures[3]
     assert "Retrieval: 56.7% at 200%, 56.7% at 300%. Baseline: 51.7%." in figures[4]
+    assert "no added data: 52.0% at step 2, 56.0% at step 6, most runs cut while rising" in figures[5]
+    assert "Boomerang: 52.0% at step 2, 56.0% at step 6, learning rate lowered after steps 4." in figures[5]
+
+
+def test_the_training_of_every_row_is_told(page: Page) -> None:
+    runs = [
+        table1.RunRow("none", run, 50.0, 50.0, 2, 15, 500, 0, 500, 3000, 60, stopped, rising)
+        for run, (stopped, rising) in enumerate(
+            [("max_epochs", True), ("max_epochs", None), ("patience", False)]
+        )
+    ]
+    (first, *_) = training_table(runs, Plan(study_of(Path("data"), {"none": METHODS["none"]}), ())).rows
+    assert [cell.text for cell in first[1:]] == [
+        "60",
+        "15",
+        "2",
+        "max_epochs: 2, patience: 1",
+        "1 of 3 (1 unknown)",
+    ]
+    assert "Training of the classifiers" in page.text_of("h3")
 
 
 def test_tables_are_those_of_the_files(squares: Squares, page: Page) -> None:
@@ -373,6 +395,19 @@ def test_what_is_not_shown_is_said_of_a_miniature_and_of_picked_rows(squares: Sq
 
 
 # --- classes and images ---------------------------------------------------------------------------
+
+
+def test_rows_that_had_not_finished_learning_are_named(squares: Squares) -> None:
+    table = [entry("none", "real", 50), replace(entry("best", "prompting", 60), cut=2)]
+    rows = [row("none", 50), row("best", 60)]
+    (sentence,) = [
+        text
+        for text in what_it_does_not_show(squares.job.study, table, rows, 0)
+        if "had not finished learning" in text
+    ]
+    assert (
+        sentence.startswith("Most classifiers of BEST had not finished learning") and "NONE" not in sentence
+    )
 
 
 def test_the_most_changed_class_is_first(squares: Squares) -> None:
@@ -598,7 +633,7 @@ def test_a_thousand_classes_fit_into_a_small_page(squares: Squares, copied: Plan
     write_encoded(pictures, copied.report_images)
     study = with_report(squares.job.study, page_megabytes=5)
     write_report(Plan(study, ()), tmp_path / "large.html")
-    assert 4.9e6 < (tmp_path / "large.html").stat().st_size <= 5e6
+    assert 4.8e6 < (tmp_path / "large.html").stat().st_size <= 5e6
     found = Page((tmp_path / "large.html").read_text())
     chosen = [known["value"] for known in found.all("input") if known.get("type") == "radio"]
     assert chosen == [change.info.class_id for change in ranked[: len(chosen)]] and 20 < len(chosen) < shown

@@ -20,7 +20,7 @@ from augbench.artifacts.pool import SCHEMA
 from augbench.config.methods import RetrieveMethod
 from augbench.config.study import Study, parse_study
 from augbench.errors import UserError
-from augbench.files import write_json
+from augbench.files import read_json, write_json
 from augbench.report.figures.figure1 import axis_start, best_of_families, draw, write_figure1
 from augbench.report.protocol import CLASSIFIER, DIFFUSION, Facts, differences, paper_results
 from augbench.report.render import escape_latex, escape_markdown, render_csv, spread
@@ -28,6 +28,7 @@ from augbench.report.tables.table1 import (
     Row,
     Table1,
     build_table,
+    cut_rows,
     read_rows,
     render_latex,
     render_markdown,
@@ -88,6 +89,10 @@ def results(tmp_path: Path) -> list[Path]:
                 "epochs": 9,
                 "val_top1": 0.5,
                 "test_top1": accuracy,
+                "steps": 36 if n_added == 0 else 72,
+                "stopped": "max_epochs",
+                # of none, two runs of three; of clip_prompts, one
+                "rising": (method == "none" and run > 0) or (method == "clip_prompts" and run == 0),
             }
             paths.append(tmp_path / f"{method}{run}.json")
             write_json(
@@ -182,6 +187,78 @@ def test_a_method_without_results_is_an_error(results: list[Path]) -> None:
         build_table(study(), [path for path in results if "retrieval" not in path.name])
 
 
+# --- training -------------------------------------------------------------------------------------
+
+
+def test_rows_whose_runs_were_mostly_cut_while_rising_are_marked(table: Table1) -> None:
+    assert {row.method: (row.steps, row.cut) for row in table.rows} == {
+        "none": (36, 2),
+        "real_20pct": (36, 0),
+        "simple_prompt": (72, 0),
+        "clip_prompts": (72, 1),
+        "retrieval": (72, 0),
+    }
+    assert cut_rows(table.runs) == {"none"} == {row.method for row in table.rows if row.is_cut}
+    cells = [line.split(" | ")[4] for line in render_markdown(table).splitlines()[2:7]]
+    assert cells == ["36 ↑", "36", "72", "72", "72"]
+    assert any(note.startswith("↑: most of the row's runs were cut") for note in table.notes)
+    assert any("Rows differ in their steps" in note for note in table.notes)
+
+
+def test_without_a_cut_row_the_footer_has_no_sign_for_it(results: list[Path]) -> None:
+    for path in results:
+        write_json(path, {**read_json(path), "rising": False, "steps": 40})
+    notes = build_table(study(), results).notes
+    assert not any("↑" in note or "Rows differ in their steps" in note for note in notes)
+
+
+def test_results_of_earlier_versions_are_read_with_the_history_beside_them(tmp_path: Path) -> None:
+    paths = []
+    for run in range(2):
+        folder = tmp_path / str(run)
+        epochs = [{"epoch": i, "lr": 0.1, "train_loss": 1.0, "val_top1": 0.5 + i / 100} for i in range(6)]
+        write_json(folder / "history.json", {"best_epoch": 5, "val_top1": 0.55, "epochs": epochs})
+        sizes = {"n_real": 500, "n_added": 0, "n_val": 500, "n_test": 2000}
+        value = {"method": "none", "run": run, "classes": 10, "best_epoch": 5, "epochs": 6, **sizes}
+        write_json(folder / "result.json", {**value, "val_top1": 0.55, "test_top1": 0.5})
+        paths.append(folder / "result.json")
+    config = study(methods={"none": {"mechanism": "real"}})
+    (first, _) = build_table(config, paths).runs
+    # 500 images in batches of 256 are 2 steps per epoch
+    assert (first.steps, first.stopped, first.rising) == (12, "max_epochs", True)
+
+
+def test_the_footer_says_what_controls_show(results: list[Path]) -> None:
+    methods = {
+        "none": {"mechanism": "real", "label": "No added images"},
+        "real_20pct": {"mechanism": "real", "repeat": 2, "label": "same images twice"},
+        "retrieval": {"mechanism": "retrieve", "label": "Retrieval"},
+        "simple_prompt": {"mechanism": "draw", "pool": "retrieval", "labels": "shuffled", "label": "placebo"},
+    }
+    known = [path for path in results if not path.name.startswith("clip")]
+    table = build_table(study(methods=methods), known)
+    assert [row.family for row in table.rows] == ["real", "control", "retrieval", "control"]
+    assert any(
+        note.startswith("same images twice: a control") and "2 times per pass" in note for note in table.notes
+    )
+    assert any(note.startswith("placebo: a placebo. It adds images of Retrieval") for note in table.notes)
+    assert [row.method for row in best_of_families(table.rows).values()] == ["none", "retrieval"]
+
+
+def test_a_schedule_of_steps_stands_beside_the_papers_rule_in_the_footer() -> None:
+    def line(**changes: Any) -> str:
+        config = study(classifier={"schedule": "steps", "steps": 300, **changes})
+        (found,) = [line for line in footer(config).splitlines() if line.startswith("Schedule of training")]
+        return found
+
+    assert line(keep="last") == (
+        "Schedule of training: 300 steps in every row, lr / 10 at 150 and 225, the last weights (paper: lr / 10"
+        " after 10 epochs without a better validation accuracy, stop after 20 or 270, the best weights)"
+    )
+    assert "lr along a cosine to 0, the weights with the best" in line(decay="cosine")
+    assert "lr never lowered" in line(lower_at=[])
+
+
 # --- formats --------------------------------------------------------------------------------------
 
 
@@ -229,7 +306,7 @@ def test_latex_cells_survive_special_characters(table: Table1) -> None:
 
 def test_latex_rows_have_as_many_cells_as_columns(table: Table1) -> None:
     lines = [line for line in render_latex(table).splitlines() if line.endswith(r"\\")]
-    assert len(lines) == 6 and {line.replace(r"\&", "").count("&") for line in lines} == {7}
+    assert len(lines) == 6 and {line.replace(r"\&", "").count("&") for line in lines} == {8}
     assert r"72.0 $\pm$ 1.2" in lines[1]
 
 
@@ -442,7 +519,7 @@ def test_labels_with_commas_and_quotes_read_back(table: Table1, tmp_path: Path) 
     odd = replace(table.rows[0], label='a, "b"')
     (tmp_path / "t.csv").write_text(render_csv([odd], ["a note, with a comma"]), encoding="utf-8")
     assert read_rows(tmp_path / "t.csv") == [odd]
-    assert len(next(csv.reader(io.StringIO(render_csv([odd]).splitlines()[1])))) == 12
+    assert len(next(csv.reader(io.StringIO(render_csv([odd]).splitlines()[1])))) == 14
 
 
 def test_numbers_of_numpy_are_written_as_numbers(table: Table1) -> None:

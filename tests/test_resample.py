@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from io import BytesIO
 from pathlib import Path
 
@@ -212,6 +213,23 @@ def test_more_than_one_image_can_be_added_for_each_real_one() -> None:
 def test_ranked_sets_hold_the_first_images_of_the_pool_in_every_set() -> None:
     sets = [draw(pool_of({"a": 30}), {"a": 4}, run, 0, drawing=Drawing(ranked=True)) for run in range(3)]
     assert [chosen(table, "a") for table in sets] == [[0, 1, 2, 3]] * 3
+
+
+def test_shuffled_labels_say_nothing_about_the_images_and_keep_the_size_of_each_class() -> None:
+    pool, sizes = pool_of({name: 60 for name in "abcd"}), {name: 50 for name in "abcd"}
+    true = draw(pool, sizes, 1, 0)
+    shuffled = draw(pool, sizes, 1, 0, drawing=Drawing(shuffled=True))
+    images = [f"{name}{i}" for name in "abcd" for i in chosen(true, name)]
+    assert shuffled.column("sha256").to_pylist() == images  # the same images in the same places
+    labels, ids = (shuffled.column(name).to_pylist() for name in ("label", "class_id"))
+    assert Counter(ids) == Counter(sizes) and ["abcd"[label] for label in labels] == ids
+    # 200 images of 4 classes: 50 keep their class by chance, with a standard deviation of about 6
+    kept = sum(name == image[0] for name, image in zip(ids, images, strict=True))
+    assert 30 < kept < 70
+    other = draw(pool, sizes, 2, 0, drawing=Drawing(shuffled=True))
+    assert other.column("label").to_pylist() != labels
+    assert overlap([true, shuffled]) == 1.0  # labels do not matter to it
+    assert draw(pool, sizes, 1, 0, drawing=Drawing(shuffled=True)).equals(shuffled)
 
 
 def test_a_class_may_fall_short_where_the_method_says_so() -> None:

@@ -37,6 +37,22 @@ def test_the_best_validation_accuracy_wins_and_all_are_recorded(tmp_path: Path) 
     ]
 
 
+def test_candidates_say_how_their_training_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = results(tmp_path, val_loss=0.6, epoch1=0.5)
+    for path, rising in zip(paths.values(), (True, False), strict=True):
+        ending = {"steps": 120, "stopped": "max_epochs", "rising": rising}
+        write_json(path, {**json.loads(path.read_text()), **ending})
+    with caplog.at_level("INFO"):
+        select("m", paths, tmp_path / "m.json")
+    written = json.loads((tmp_path / "m.json").read_text())["candidates"]
+    assert [(row["steps"], row["stopped"], row["rising"]) for row in written] == [
+        (120, "max_epochs", True),
+        (120, "max_epochs", False),
+    ]
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1 and warnings[0].startswith("m, candidate val_loss: training was cut while")
+
+
 def test_the_first_of_equals_wins(tmp_path: Path) -> None:
     assert select("m", results(tmp_path, val_loss=0.6, epoch1=0.6), tmp_path / "m.json") == "val_loss"
 

@@ -49,7 +49,14 @@ FROM_TABLE1 = {
     "report_images": 1,
     "report_html": 1,
 }
-FROM_PREDICTIONS = {**FROM_TABLE1, "per_class": 1, "figure5a_data": 1, "figure5a_files": 1}
+FROM_PREDICTIONS = {
+    **FROM_TABLE1,
+    "per_class": 1,
+    "figure5a_data": 1,
+    "figure5a_files": 1,
+    "learning_curves_data": 1,
+    "learning_curves_files": 1,
+}
 PERSONALISED = {"pseudoword_clip": ("val_loss", "epoch1"), "imagic_k2": ("epoch1", "epoch2")}
 
 
@@ -157,6 +164,18 @@ def test_another_guidance_scale_plans_that_methods_shards_and_what_follows(curre
         "leakage": 1,
         "near_duplicates": 1,
     }
+
+
+def test_controls_plan_a_draw_and_classifiers_and_no_images(current: Workspace) -> None:
+    changed = copy.deepcopy(SMALL_STUDY)
+    changed["methods"]["again"] = {"mechanism": "real", "repeat": 2}
+    changed["methods"]["placebo"] = {"mechanism": "draw", "pool": "retrieval", "labels": "shuffled"}
+    current.write_study(changed)
+    plan = current.plan()
+    assert {
+        rule for rule in plan if rule.startswith(("generate", "retrieve_", "finetune", "prompts"))
+    } == set()
+    assert plan["classify_000"] == 2 and plan["resample_placebo"] == 1 and "figure5b_data" not in plan
 
 
 @pytest.mark.parametrize("name", ["figure1", "figure3", "figure4", "figure5a"])
@@ -337,7 +356,7 @@ def test_no_other_rule_imports_torch(finished: Workspace) -> None:
     assert heavy <= HEAVY
 
 
-def test_the_demo_starts_a_process_that_imports_torch_40_times_at_most(workspace: Workspace) -> None:
+def test_the_demo_starts_a_process_that_imports_torch_41_times_at_most(workspace: Workspace) -> None:
     study = load_study([workspace.folder / "config/demo.yaml"])
     rules = "|".join(sorted(HEAVY, key=len, reverse=True))
     starts = sum(
@@ -349,7 +368,7 @@ def test_the_demo_starts_a_process_that_imports_torch_40_times_at_most(workspace
     # the winner's only part comes from the store: see the test of one deleted shard
     if study.augmentation.parts == 1:
         starts -= sum(isinstance(row, PersonaliseMethod) for row in study.methods.values())
-    assert starts <= 40
+    assert starts <= 41
 
 
 @pytest.fixture

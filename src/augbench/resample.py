@@ -53,19 +53,26 @@ class Drawing:
         A class with too few images gets all of them, instead of an error.
     first_part : bool
         Set 0 is drawn from part 0 alone.
+    shuffled : bool
+        The labels of a set are permuted at random over its images (:func:`shuffle_labels`).
     """
 
     added: float = 1.0
     ranked: bool = False
     may_fall_short: bool = False
     first_part: bool = True
+    shuffled: bool = False
 
     @classmethod
     def of(cls, study: Study, method: str) -> Drawing:
         """Return the rules in the method's row of the study."""
         row = study.augmented[method]
         return cls(
-            row.added_per_training_image, row.ranked, row.may_fall_short, first_part=row.pool_row is None
+            row.added_per_training_image,
+            row.ranked,
+            row.may_fall_short,
+            first_part=row.pool_row is None,
+            shuffled=row.shuffles_labels,
         )
 
 
@@ -116,7 +123,24 @@ def draw(
         rows = np.array(members[class_id], dtype=np.int64)
         rng = np.random.default_rng(derive_seed(study_seed, "resample", run, class_id))
         chosen.append(rows[:size] if drawing.ranked else rows[rng.permutation(len(rows))[:size]])
-    return pool.take(np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64))
+    drawn = pool.take(np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64))
+    return shuffle_labels(drawn, run, study_seed) if drawing.shuffled else drawn
+
+
+def shuffle_labels(rows: pa.Table, run: int, study_seed: int) -> pa.Table:
+    """Permute the classes of ``rows`` at random: a placebo whose labels say nothing about its images.
+
+    Each class keeps its number of images. An image may get its own class again, by chance: labels that
+    never do would say what an image is not. Set ``run`` has its own permutation.
+    """
+    order = np.random.default_rng(derive_seed(study_seed, "shuffled labels", run)).permutation(rows.num_rows)
+    for name in ("label", "class_id"):
+        rows = rows.set_column(
+            rows.schema.get_field_index(name),
+            rows.schema.field(name),
+            rows.column(name).take(pa.array(order)),
+        )
+    return rows
 
 
 def resample(
@@ -199,7 +223,7 @@ def overlap(sets: Sequence[pa.Table]) -> float | None:
     share n / N of them on average.
     """
     keys = [
-        set(zip(rows.column("class_id").to_pylist(), rows.column("index").to_pylist(), strict=True))
+        set(zip(rows.column("path").to_pylist(), rows.column("index").to_pylist(), strict=True))
         for rows in sets
     ]
     shares = [len(one & other) / max(1, min(len(one), len(other))) for one, other in combinations(keys, 2)]

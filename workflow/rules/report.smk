@@ -175,7 +175,7 @@ rule figure1_files:
         "../scripts/figure1.py"
 
 
-# Figures 3 to 5B are drawn from data files beside them, which name or hold everything that is shown. A
+# Figures 3 to 5B and the learning curves are drawn from data files beside them, which name or hold everything that is shown. A
 # figure without methods in the study is not planned.
 
 if "figure3" in PLAN.figures:
@@ -285,6 +285,30 @@ if "figure5b" in PLAN.figures:
             "../scripts/figure5b_data.py"
 
 
+if "learning_curves" in PLAN.figures:
+
+    rule learning_curves_data:
+        input:
+            results=PLAN.results(),
+        output:
+            **PLAN.figure_data("learning_curves"),
+        log:
+            PLAN.log("learning_curves_data"),
+        benchmark:
+            PLAN.benchmark("learning_curves_data")
+        localrule: True
+        conda:
+            ENVIRONMENT
+        resources:
+            **NEEDS.light,
+        params:
+            recipe=recipes.learning_curves_recipe(STUDY),
+        message:
+            "data of the learning curves"
+        script:
+            "../scripts/learning_curves_data.py"
+
+
 for name, drawn in PLAN.figures.items():
 
     rule:
@@ -307,7 +331,7 @@ for name, drawn in PLAN.figures.items():
             figure=name,
             recipe=recipes.figure_recipe(),
         message:
-            f"Figure {name.removeprefix('figure').upper()}"
+            name.replace("figure", "Figure ").replace("_", " ")
         script:
             "../scripts/draw_figure.py"
 

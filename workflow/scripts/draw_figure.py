@@ -1,4 +1,4 @@
-"""Draw one of Figures 3 to 5B from its table, and from its images if it has any."""
+"""Draw one of Figures 3 to 5B or the learning curves from its table, and from its images if it has any."""
 
 from importlib import import_module
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from augbench.config.stages import Classifier
+from augbench.config.classifier import Classifier
 
 # Kind of block and blocks per stage (He et al., 2016, table 1), as torchvision builds them.
 ARCHITECTURES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {

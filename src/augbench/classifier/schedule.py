@@ -1,19 +1,67 @@
-"""The paper's schedule: lower the learning rate, then stop, when validation accuracy no longer improves.
+"""Schedules of training: the learning rate of each step, when to validate, and when to end.
 
-Input: the validation accuracy of each epoch. Output: the learning rate of the next epoch, and whether there
-is one. The state is a few plain numbers, from which an interrupted run resumes.
+Input: the validation accuracy at each validation. Output: the learning rate of the next steps, and whether
+there are any. ``plateau`` is the paper's rule, in epochs. ``steps`` has a fixed number of steps, the same for
+every row, so that a larger training set is not also trained for longer. The state is a few plain numbers,
+from which an interrupted run resumes. This module imports nothing heavy, because the plan and the report
+need it too.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
-from augbench.config.stages import Classifier
+from augbench.config.classifier import Classifier
+
+Stopped = Literal["patience", "max_epochs", "steps"]
+LR_FACTOR = 0.1  # of each reduction of the learning rate (paper, section 3)
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Number of optimiser steps in one pass over ``images`` images."""
+    return -(-images // batch_size)
+
+
+class Schedule(Protocol):
+    """State of a schedule; ``epochs`` below are passes over the training set of ``per_epoch`` steps."""
+
+    def steps_done(self, per_epoch: int) -> int:
+        """Optimiser steps until now."""
+
+    def next_validation(self, config: Classifier, per_epoch: int) -> int:
+        """Number of steps after which the next validation is due, counted from the start of training."""
+
+    def lr_of(self, step: int, config: Classifier) -> float:
+        """Learning rate of step number ``step`` (0-based), which is before the next validation."""
+
+    def step(self, top1: float, config: Classifier) -> Schedule:
+        """Return the state after the next validation, which reached the accuracy ``top1`` (share)."""
+
+    def finished(self, config: Classifier) -> bool:
+        """Whether training ends."""
+
+    def reason(self, config: Classifier) -> Stopped:
+        """Why a finished run ended."""
+
+    @property
+    def keeps_last(self) -> bool:
+        """Whether the weights of the last validation are the ones to keep, until now."""
+
+    def kept_step(self, per_epoch: int) -> int:
+        """Number of steps after which the kept weights were validated; 0 before any validation."""
+
+    @property
+    def kept_top1(self) -> float:
+        """Validation accuracy (share) of the kept weights."""
 
 
 @dataclass(frozen=True)
 class PlateauSchedule:
-    """State after ``epochs`` epochs (paper, section 3).
+    """State after ``epochs`` epochs of the paper's rule (paper, section 3).
+
+    The learning rate is lowered, then training stops, when validation accuracy no longer improves.
 
     Attributes
     ----------
@@ -48,11 +96,108 @@ class PlateauSchedule:
             waited, lr = 0, lr / 10
         return PlateauSchedule(lr, self.epochs + 1, self.best_epoch, self.best_top1, waited)
 
+    def steps_done(self, per_epoch: int) -> int:
+        """Optimiser steps until now."""
+        return self.epochs * per_epoch
+
+    def next_validation(self, config: Classifier, per_epoch: int) -> int:
+        """Number of steps at the end of the next epoch."""
+        return (self.epochs + 1) * per_epoch
+
+    def lr_of(self, step: int, config: Classifier) -> float:
+        """Learning rate of the next epoch, the same in all its steps."""
+        return self.lr
+
     @property
-    def improved(self) -> bool:
+    def keeps_last(self) -> bool:
         """Whether the last epoch is the best one."""
         return self.epochs > 0 and self.best_epoch == self.epochs - 1
 
+    def kept_step(self, per_epoch: int) -> int:
+        """Number of steps at the end of the best epoch."""
+        return (self.best_epoch + 1) * per_epoch
+
+    @property
+    def kept_top1(self) -> float:
+        """Validation accuracy (share) of the best epoch."""
+        return self.best_top1
+
     def finished(self, config: Classifier) -> bool:
         """Whether training ends: after ``stop_patience`` epochs without improvement, or ``max_epochs``."""
-        return self.epochs >= config.max_epochs or self.epochs - 1 - self.best_epoch >= config.stop_patience
+        return self.epochs >= config.max_epochs or self._waits_too_long(config)
+
+    def reason(self, config: Classifier) -> Stopped:
+        """``patience`` if accuracy no longer improved, else ``max_epochs``: the run was cut."""
+        return "patience" if self._waits_too_long(config) else "max_epochs"
+
+    def _waits_too_long(self, config: Classifier) -> bool:
+        return self.epochs - 1 - self.best_epoch >= config.stop_patience
+
+
+@dataclass(frozen=True)
+class StepSchedule:
+    """State after ``steps`` of a fixed number of steps.
+
+    Attributes
+    ----------
+    steps : int
+        Optimiser steps done.
+    kept : int
+        Number of steps after which the kept weights were validated; 0 before any validation.
+    kept_top1 : float
+        Their validation accuracy (share); -1 before any validation.
+    """
+
+    steps: int = 0
+    kept: int = 0
+    kept_top1: float = -1.0
+
+    def step(self, top1: float, config: Classifier) -> StepSchedule:
+        """Return the state after the next validation; the first of equal accuracies is the best."""
+        steps = self.next_validation(config, 0)
+        if config.keep == "last" or top1 > self.kept_top1:
+            return StepSchedule(steps, steps, top1)
+        return StepSchedule(steps, self.kept, self.kept_top1)
+
+    def steps_done(self, per_epoch: int) -> int:
+        """Optimiser steps until now."""
+        return self.steps
+
+    def next_validation(self, config: Classifier, per_epoch: int) -> int:
+        """The next multiple of ``validate_every``, at most the number of steps."""
+        every = config.validation_interval
+        return min((self.steps // every + 1) * every, config.total_steps)
+
+    def lr_of(self, step: int, config: Classifier) -> float:
+        """Learning rate of a step, lowered at stated steps or along half a cosine from ``lr`` to 0."""
+        if config.decay == "cosine":
+            return config.lr * 0.5 * (1 + math.cos(math.pi * step / config.total_steps))
+        return config.lr * LR_FACTOR ** sum(step >= at for at in config.lower_at_steps)
+
+    @property
+    def keeps_last(self) -> bool:
+        """Whether the weights of the last validation are the ones to keep, until now."""
+        return self.steps > 0 and self.kept == self.steps
+
+    def kept_step(self, per_epoch: int) -> int:
+        """Number of steps after which the kept weights were validated."""
+        return self.kept
+
+    def finished(self, config: Classifier) -> bool:
+        """Whether all steps are done."""
+        return self.steps >= config.total_steps
+
+    def reason(self, config: Classifier) -> Stopped:
+        """Always ``steps``."""
+        return "steps"
+
+
+def first_state(config: Classifier) -> PlateauSchedule | StepSchedule:
+    """State of the config's schedule before training."""
+    return PlateauSchedule(config.lr) if config.schedule == "plateau" else StepSchedule()
+
+
+def resumed_state(config: Classifier, values: dict[str, float]) -> PlateauSchedule | StepSchedule:
+    """State of the config's schedule from its fields, as a checkpoint has them."""
+    kind = type(first_state(config))
+    return kind(**values)  # type: ignore[arg-type]

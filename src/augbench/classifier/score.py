@@ -18,7 +18,7 @@ from augbench.classifier.images import LabelledImages
 from augbench.classifier.model import build
 from augbench.classifier.sizes import evaluation_resize
 from augbench.classifier.train import predict
-from augbench.config.stages import Classifier
+from augbench.config.classifier import Classifier
 from augbench.files import atomic_path
 
 SCHEMA = pa.schema(

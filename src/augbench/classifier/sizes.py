@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from augbench.config.stages import Classifier
+from augbench.config.classifier import Classifier
 from augbench.errors import UserError
 
 

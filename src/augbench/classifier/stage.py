@@ -1,8 +1,8 @@
 """Train classifiers on a method's training sets and score them on the test split (paper, section 3).
 
 Input: a split of real images, the validation and test splits, and the manifests of added images of a
-method's runs. Output per run: ``model.safetensors`` (the checkpoint with the best validation accuracy),
-``history.json``, ``predictions.parquet``, ``result.json`` and ``timing.json``. The last is no declared
+method's runs. Output per run: ``model.safetensors`` (by default the checkpoint with the best validation
+accuracy), ``history.json``, ``predictions.parquet``, ``result.json`` and ``timing.json``. The last is no declared
 output of the rule, because it differs each time. Real images are decoded once for all runs, and only if a
 run is missing from the store. Test images are read by :func:`augbench.classifier.score.score_test`. With
 several GPUs, one process per GPU trains the missing runs together with the others; this process only reads,
@@ -12,9 +12,8 @@ scores and publishes.
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +22,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL.Image import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from augbench.artifacts.parquet import REMAKE
 from augbench.artifacts.pool import load_images, read_index
-from augbench.artifacts.store import Recipe, Store
+from augbench.artifacts.store import Store
 from augbench.classifier.compute import Compute, ProcessGroup, compute_of, count_processes
+from augbench.classifier.history import History, read_history
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.launch import in_processes
 from augbench.classifier.score import score_test, top1, write_predictions
-from augbench.classifier.train import RunResult, train_run
+from augbench.classifier.stored import commit_run, is_trained
+from augbench.classifier.train import train_run
 from augbench.config.study import Study
 from augbench.data.classes import read_class_table
 from augbench.data.sources import open_source
 from augbench.data.splits import check_labels, read_split
 from augbench.errors import UserError
-from augbench.files import canonical_hash, read_json, sha256_file, write_json
+from augbench.files import canonical_hash, read_json, write_json
 from augbench.models.folders import pick_device
 from augbench.plan.recipes import classifier_recipe, data_set_recipe
 from augbench.resample import check_same_labels
@@ -178,12 +179,12 @@ def train_block(
     def recipe_of(run: TrainingRun) -> Recipe:
         return run_recipe(study, run)
 
-    def is_trained(run: TrainingRun) -> bool:
-        return _is_trained(store, recipe_of(run))
+    def is_there(run: TrainingRun) -> bool:
+        return is_trained(store, recipe_of(run))
 
-    absent = [run for run in runs if not is_trained(run)]
+    absent = [run for run in runs if not is_there(run)]
     store.tally.reused += len(runs) - len(absent)
-    for group in store.in_turn("classifiers", absent, recipe_of, is_trained):
+    for group in store.in_turn("classifiers", absent, recipe_of, is_there):
         if processes > 1:
             missing = replace(sources, manifests={run.folder: manifests[run.folder] for run in group})
             fresh = Store(store.root, store.study)  # with a tally of its own
@@ -300,11 +301,12 @@ def train_missing(study: Study, store: Store, run: TrainingRun, compute: Compute
         compute=compute,
         checkpoint=checkpoint,
         what=run.what,
+        repeats=study.methods[block.method].real_repeats,
     )
     if run.added is not None:
         run.added.forget()
     if compute.group.rank == 0:
-        _commit(store, recipe, result, compute)
+        commit_run(store, recipe, result, compute)
         checkpoint.unlink(missing_ok=True)
 
 
@@ -314,17 +316,23 @@ def publish_run(study: Study, store: Store, run: TrainingRun, compute: Compute) 
     store.publish("classifiers", recipe, folder / "model.safetensors")
     store.publish("classifiers", recipe, folder / "history.json")
     store.publish("classifier_timings", recipe, folder / "timing.json")
-    history = read_json(folder / "history.json")
+    written = read_json(folder / "history.json")
+    added = 0 if run.added is None else len(run.added)
+    repeats = study.methods[block.method].real_repeats
+    history = read_history(folder / "history.json", repeats * len(block.real) + added, study.classifier)
     report = {
         "method": block.method,
         "run": run.number,
         "classes": block.classes,
-        "best_epoch": history["best_epoch"],
-        "epochs": len(history["epochs"]),
-        "val_top1": history["val_top1"],
+        "best_epoch": written["best_epoch"],
+        "epochs": history.epochs,
+        "steps": history.steps,
+        "stopped": history.stopped,
+        "rising": history.rising,
+        "val_top1": written["val_top1"],
         "test_top1": None,
         "n_real": len(block.real),
-        "n_added": 0 if run.added is None else len(run.added),
+        "n_added": added,
         "n_val": len(block.validation),
         "n_test": 0 if block.test is None else len(block.test),
     }
@@ -333,7 +341,7 @@ def publish_run(study: Study, store: Store, run: TrainingRun, compute: Compute) 
         scoring = {
             "classifier": recipe["classifier"],
             "classes": block.classes,
-            "model": history["model_sha256"],
+            "model": written["model_sha256"],
             "test": test.key,
             **data_set_recipe(study),
         }
@@ -345,56 +353,17 @@ def publish_run(study: Study, store: Store, run: TrainingRun, compute: Compute) 
         store.provide("predictions", scoring, predictions, score, lambda path: _has_rows(path, len(test)))
         report["test_top1"] = top1(pq.read_table(predictions))
     write_json(folder / "result.json", report)
+    logger.info("%s: %s", run.what, _summary(report, history))
+
+
+def _summary(report: Mapping[str, Any], history: History) -> str:
+    """Describe a finished run on one line."""
     test_note = "" if report["test_top1"] is None else f", test top-1 {report['test_top1']:.4f}"
-    logger.info(
-        "%s: best epoch %d of %d, val top-1 %.4f%s",
-        run.what,
-        report["best_epoch"] + 1,
-        report["epochs"],
-        report["val_top1"],
-        test_note,
+    cut = ", cut while validation accuracy was still rising" if history.rising else ""
+    return (
+        f"{history.steps} steps, {history.epochs} epochs, ended by {history.stopped}{cut}; kept step"
+        f" {history.kept_step}, val top-1 {report['val_top1']:.4f}{test_note}"
     )
-
-
-def _commit(store: Store, recipe: Recipe, result: RunResult, compute: Compute) -> None:
-    """Commit a run's weights, timing and history to the store.
-
-    The history comes last and has the weights' hash, so a partly committed run is trained again.
-    """
-    model = store.commit("classifiers", recipe, ".safetensors", lambda path: save_file(result.state, path))
-    on_gpu = compute.device.type == "cuda"
-    timing = {
-        "device": torch.cuda.get_device_name(compute.device) if on_gpu else platform.machine(),
-        "processes": compute.group.size,
-        "gpus": compute.group.size if on_gpu else 0,
-        "threads": torch.get_num_threads(),
-        "seconds_per_epoch": [round(seconds, 4) for seconds in result.seconds],
-    }
-    store.commit("classifier_timings", recipe, ".json", lambda path: write_json(path, timing))
-    history = {
-        "best_epoch": result.best_epoch,
-        "val_top1": result.val_top1,
-        "model_sha256": sha256_file(model),
-        "epochs": [asdict(epoch) for epoch in result.history],
-    }
-    store.commit("classifiers", recipe, ".json", lambda path: write_json(path, history))
-
-
-def _is_trained(store: Store, recipe: Recipe) -> bool:
-    """Whether the store has a run's weights, history and timing, and the weights match the history."""
-    if not store.has("classifiers", recipe, ".json", _is_json) or not store.has(
-        "classifier_timings", recipe, ".json", _is_json
-    ):
-        return False
-    expected = read_json(store.path("classifiers", recipe, ".json"))["model_sha256"]
-    return store.has("classifiers", recipe, ".safetensors", lambda path: sha256_file(path) == expected)
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        return bool(read_json(path))
-    except ValueError:
-        return False
 
 
 def _has_rows(path: Path, rows: int) -> bool:

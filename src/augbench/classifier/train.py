@@ -1,7 +1,8 @@
-"""Train one classifier: a plain loop with explicit state, resumable after any epoch.
+"""Train one classifier: a plain loop with explicit state, resumable after any validation.
 
-Input: real, added and validation images, the ``classifier`` section and a seed. Output: the checkpoint with
-the best validation accuracy and the history. Training never sees test images (guarded test split).
+Input: real, added and validation images, the ``classifier`` section and a seed. Output: the kept weights
+(by default those of the best validation accuracy) and the history. Training never sees test images (guarded
+test split).
 Initial weights, order of the images and crops derive from (seed, epoch) alone, so an interrupted run gives
 the same result as an uninterrupted one.
 
@@ -13,11 +14,10 @@ of sums differs, and so the floating-point rounding.
 from __future__ import annotations
 
 import logging
-import pickle
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,11 @@ from augbench.classifier.crops import Crops, cut, cut_centre, draw_crops
 from augbench.classifier.images import ImagePool, LabelledImages, stream
 from augbench.classifier.model import WidthResNet, build
 from augbench.classifier.normalisation import over_the_global_batch
-from augbench.classifier.schedule import PlateauSchedule
+from augbench.classifier.schedule import steps_per_epoch
 from augbench.classifier.sizes import evaluation_resize
-from augbench.config.stages import Classifier
+from augbench.classifier.state import RunResult, State
+from augbench.config.classifier import Classifier
 from augbench.errors import UserError
-from augbench.files import atomic_path
 from augbench.progress import clock
 from augbench.seeds import classifier_seed, derive_seed
 
@@ -43,88 +43,6 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 5.0  # not every epoch: in a tiny study, one takes less time than writing a checkpoint
 PROGRESS_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One epoch: number (0-based), learning rate, mean training loss, validation accuracy (share)."""
-
-    epoch: int
-    lr: float
-    train_loss: float
-    val_top1: float
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """Result of training.
-
-    Attributes
-    ----------
-    state : dict of Tensor
-        Weights of the epoch with the best validation accuracy, on the CPU.
-    history : tuple of Epoch
-        All epochs; the same with or without an interruption.
-    best_epoch : int
-        Epoch (0-based) of ``state``.
-    val_top1 : float
-        Its validation accuracy (share).
-    seconds : tuple of float
-        Duration of each epoch, including those of earlier, interrupted processes.
-    """
-
-    state: dict[str, torch.Tensor]
-    history: tuple[Epoch, ...]
-    best_epoch: int
-    val_top1: float
-    seconds: tuple[float, ...] = ()
-
-
-@dataclass
-class _State:
-    """Everything that changes during a run: the content of a checkpoint, for any number of processes."""
-
-    model: WidthResNet
-    optimizer: torch.optim.SGD
-    schedule: PlateauSchedule
-    best: dict[str, torch.Tensor] = field(default_factory=dict)
-    history: list[Epoch] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-
-    def save(self, path: Path) -> None:
-        with atomic_path(path) as temporary:
-            torch.save(
-                {
-                    "model": self.model.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "schedule": asdict(self.schedule),
-                    "best": self.best,
-                    "history": [asdict(epoch) for epoch in self.history],
-                    "seconds": self.seconds,
-                },
-                temporary,
-            )
-
-    def load(self, path: Path, group: ProcessGroup) -> None:
-        """Resume from ``path``; process 0 reads the file for all.
-
-        A file that cannot be read is ignored, because it costs only time.
-        """
-        state: dict[str, Any] | None = None
-        if group.rank == 0 and path.exists():
-            try:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-                logger.warning("%s cannot be read (%s): training starts from the beginning", path, error)
-        state = group.of_first(state)
-        if state is None:
-            return
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule = PlateauSchedule(**state["schedule"])
-        self.best = {name: tensor.cpu() for name, tensor in state["best"].items()}
-        self.history = [Epoch(**epoch) for epoch in state["history"]]
-        self.seconds = state["seconds"]
 
 
 def _precision(config: Classifier, device: torch.device) -> AbstractContextManager[Any]:
@@ -151,42 +69,88 @@ def _batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return np.array_split(order, -(-len(order) // batch_size))
 
 
-def _train_epoch(
-    state: _State,
-    network: nn.Module,
-    pools: Sequence[ImagePool],
-    labels: torch.Tensor,
-    seed: int,
-    config: Classifier,
-    group: ProcessGroup,
-) -> float:
-    """Train for one pass over all training images; return the mean loss.
+@dataclass(frozen=True)
+class _Training:
+    """What the steps of a run share.
 
-    ``network`` is the state's model, with gradients averaged over the group.
+    Attributes
+    ----------
+    network : Module
+        The state's model, with gradients averaged over the group.
+    pools : sequence of ImagePool
+        Real images, once per repetition, then added ones.
+    labels : Tensor, int64 (N,)
+        Of all images in ``pools``, on the device.
+    seed : int
+        Seed of the run.
     """
-    rng = np.random.default_rng(derive_seed(seed, "epoch", state.schedule.epochs))
-    order = rng.permutation(len(labels))
-    crops = draw_crops(rng, np.concatenate([pool.sizes for pool in pools]), config.min_crop_area)
-    for parameters in state.optimizer.param_groups:
-        parameters["lr"] = state.schedule.lr
-    state.model.train()
-    device = labels.device
-    total = torch.zeros((), device=device)
-    batches = _batches(order, config.batch_size)
-    shares = [group.share(batch) for batch in batches]
-    for batch, share, (images, _) in zip(batches, shares, stream(pools, shares, device), strict=True):
-        chosen = labels[torch.from_numpy(share).to(device)]
-        with _precision(config, device):
-            logits = network(
-                _layout(cut(images, Crops(crops.boxes[share], crops.flips[share]), config.resolution))
-            )
-            loss = F.cross_entropy(_at_least_single(logits), chosen)
-        state.optimizer.zero_grad(set_to_none=True)
-        # gradients are averaged over processes with equal weights; this factor corrects for unequal shares
-        (loss * (len(share) * group.size / len(batch))).backward()
-        state.optimizer.step()
-        total += loss.detach() * len(share)
-    return float(group.sum(total)) / len(labels)
+
+    network: nn.Module
+    pools: Sequence[ImagePool]
+    labels: torch.Tensor
+    seed: int
+    config: Classifier
+    group: ProcessGroup
+
+    @property
+    def per_epoch(self) -> int:
+        """Optimiser steps per epoch."""
+        return steps_per_epoch(len(self.labels), self.config.batch_size)
+
+    def to_next_validation(self, state: State) -> float:
+        """Train until the next validation is due; return the mean loss over the images seen.
+
+        Order and crops of an epoch derive from (seed, epoch) alone, so training can start and end in the
+        middle of one.
+        """
+        step, end = (
+            state.schedule.steps_done(self.per_epoch),
+            state.schedule.next_validation(self.config, self.per_epoch),
+        )
+        total, seen = torch.zeros((), device=self.labels.device), 0
+        state.model.train()
+        while step < end:
+            epoch, first = divmod(step, self.per_epoch)
+            last = min(first + end - step, self.per_epoch)
+            rates = [state.schedule.lr_of(step + ahead, self.config) for ahead in range(last - first)]
+            loss, images = self._part(state, epoch, first, rates)
+            total, seen, step = total + loss, seen + images, step + last - first
+        return float(self.group.sum(total)) / seen
+
+    def _part(self, state: State, epoch: int, first: int, rates: Sequence[float]) -> tuple[torch.Tensor, int]:
+        """Train on consecutive batches of an epoch from batch ``first`` on, one per learning rate.
+
+        Returns
+        -------
+        loss : Tensor, float32 ()
+            Sum of the losses of this process's images.
+        images : int
+            Number of images of all processes.
+        """
+        config, group, device = self.config, self.group, self.labels.device
+        rng = np.random.default_rng(derive_seed(self.seed, "epoch", epoch))
+        order = rng.permutation(len(self.labels))
+        crops = draw_crops(rng, np.concatenate([pool.sizes for pool in self.pools]), config.min_crop_area)
+        batches = _batches(order, config.batch_size)[first : first + len(rates)]
+        shares = [group.share(batch) for batch in batches]
+        total = torch.zeros((), device=device)
+        reading = stream(self.pools, shares, device)
+        for lr, batch, share, (images, _) in zip(rates, batches, shares, reading, strict=True):
+            for parameters in state.optimizer.param_groups:
+                parameters["lr"] = lr
+            chosen = self.labels[torch.from_numpy(share).to(device)]
+            with _precision(config, device):
+                logits = self.network(
+                    _layout(cut(images, Crops(crops.boxes[share], crops.flips[share]), config.resolution))
+                )
+                loss = F.cross_entropy(_at_least_single(logits), chosen)
+            state.optimizer.zero_grad(set_to_none=True)
+            # gradients are averaged over processes with equal weights; this factor corrects for unequal
+            # shares
+            (loss * (len(share) * group.size / len(batch))).backward()
+            state.optimizer.step()
+            total += loss.detach() * len(share)
+        return total, sum(map(len, batches))
 
 
 @torch.inference_mode()
@@ -238,13 +202,6 @@ def _over_processes(model: WidthResNet, compute: Compute) -> nn.Module:
     )
 
 
-def _cpu_copy(model: WidthResNet) -> dict[str, torch.Tensor]:
-    return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in model.state_dict().items()
-    }
-
-
 def train_run(
     config: Classifier,
     classes: int,
@@ -256,6 +213,7 @@ def train_run(
     compute: Compute,
     checkpoint: Path | None = None,
     what: str = "classifier",
+    repeats: int = 1,
 ) -> RunResult:
     """Train one classifier on ``real`` and ``added`` images (paper, section 3).
 
@@ -273,6 +231,8 @@ def train_run(
     checkpoint : Path, optional
         File of the latest state. If it exists, training resumes from it, with any number of processes. The
         caller deletes it.
+    repeats : int
+        How often each real image appears in one pass, with another crop each time.
 
     Returns
     -------
@@ -288,24 +248,12 @@ def train_run(
     """
     device, group = compute.device, compute.group
     seed = classifier_seed(study_seed, run)
-    training = [real] if added is None else [real, added]
-    if sum(map(len, training)) < 2 or not len(validation):
-        raise UserError(
-            what,
-            f"{sum(map(len, training))} training, {len(validation)} validation images",
-            "at least two and one are needed",
-        )
-    batches = _batches(np.arange(sum(map(len, training))), config.batch_size)
-    if (smallest := min(map(len, batches))) < group.size:
-        raise UserError(
-            "execution.processes",
-            f"{group.size}, and {what} has a batch of {smallest}",
-            "at most one process per image of a batch",
-        )
+    sets = [real] * repeats + ([] if added is None else [added])
+    _check_sizes(what, sum(map(len, sets)), len(validation), config, group)
     side = evaluation_resize(config)
-    pools = [images.pool(side, compute) for images in training]
+    pools = [images.pool(side, compute) for images in sets]
     held_out = validation.pool(side, compute)
-    labels = torch.from_numpy(np.concatenate([images.labels for images in training])).to(device)
+    labels = torch.from_numpy(np.concatenate([images.labels for images in sets])).to(device)
     truth = torch.from_numpy(validation.labels)
 
     model = build(config, classes, derive_seed(seed, "weights"))
@@ -314,39 +262,21 @@ def train_run(
     model = model.to(device, memory_format=torch.channels_last)
     if compute.compiled:
         model.compile(options={"deterministic": True})
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        foreach=True,
-    )
-    state = _State(model, optimizer, PlateauSchedule(config.lr))
+    state = State.new(model, config)
     if checkpoint is not None:
-        state.load(checkpoint, group)
-        if state.schedule.epochs:
-            logger.info("%s: resuming after epoch %d", what, state.schedule.epochs)
-    network = _over_processes(model, compute)
+        state.load(checkpoint, config, group)
+    training = _Training(_over_processes(model, compute), pools, labels, seed, config, group)
+    per_epoch = training.per_epoch
+    if resumed := state.schedule.steps_done(per_epoch):
+        logger.info("%s: resuming after step %d", what, resumed)
 
-    resumed, start = state.schedule.epochs, time.monotonic()
-    saved = logged = start
+    saved = logged = start = time.monotonic()
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         while not state.schedule.finished(config):
-            begun, lr = time.monotonic(), state.schedule.lr
-            loss = _train_epoch(
-                state=state,
-                network=network,
-                pools=pools,
-                labels=labels,
-                seed=seed,
-                config=config,
-                group=group,
-            )
+            begun = time.monotonic()
+            loss = training.to_next_validation(state)
             top1 = _accuracy(model, held_out, truth, config, compute)
-            state.history.append(Epoch(state.schedule.epochs, lr, loss, top1))
-            state.schedule = state.schedule.step(top1, config)
-            if state.schedule.improved:
-                state.best = _cpu_copy(model)
+            state.validated(loss, top1, config, per_epoch)
             now = time.monotonic()
             state.seconds.append(now - begun)
             if checkpoint is not None and group.rank == 0 and now - saved >= CHECKPOINT_SECONDS:
@@ -354,29 +284,39 @@ def train_run(
                 saved = now
             if now - logged >= PROGRESS_SECONDS:
                 logged = now
-                _log(
-                    what,
-                    state.schedule,
-                    state.history[-1],
-                    config,
-                    (now - start) / (state.schedule.epochs - resumed),
-                )
-    return RunResult(
-        state.best,
-        tuple(state.history),
-        state.schedule.best_epoch,
-        state.schedule.best_top1,
-        tuple(state.seconds),
-    )
+                done = state.schedule.steps_done(per_epoch)
+                _log(what, state, config, per_epoch, (now - start) / (done - resumed))
+    return state.result(config, per_epoch)
 
 
-def _log(
-    what: str, schedule: PlateauSchedule, last: Epoch, config: Classifier, seconds_per_epoch: float
-) -> None:
-    """Log a progress line; its time left is the worst case, because training may stop early."""
+def _check_sizes(what: str, images: int, held_out: int, config: Classifier, group: ProcessGroup) -> None:
+    """Check that there are enough images for training, validation and the group's processes."""
+    if images < 2 or not held_out:
+        raise UserError(
+            what, f"{images} training, {held_out} validation images", "at least two and one are needed"
+        )
+    if (smallest := min(map(len, _batches(np.arange(images), config.batch_size)))) < group.size:
+        raise UserError(
+            "execution.processes",
+            f"{group.size}, and {what} has a batch of {smallest}",
+            "at most one process per image of a batch",
+        )
+
+
+def _log(what: str, state: State, config: Classifier, per_epoch: int, seconds_per_step: float) -> None:
+    """Log a progress line; under ``plateau``, its time left is the worst case: training may stop early."""
+    schedule, last = state.schedule, state.history[-1]
+    done, kept = schedule.steps_done(per_epoch), schedule.kept_step(per_epoch)
+    if config.schedule == "steps":
+        total, left = config.total_steps, "ETA"
+        progress = f"step {done}/{total}"
+        best = f"kept {schedule.kept_top1:.3f} of step {kept}"
+    else:
+        total, left = config.max_epochs * per_epoch, "ETA at most"
+        progress = f"epoch {done // per_epoch}/{config.max_epochs}"
+        best = f"best {schedule.kept_top1:.3f} at {kept // per_epoch}"
     logger.info(
-        "%s: epoch %d/%d, loss %.3f, val top-1 %.3f (best %.3f at %d), lr %.2g, %.3g s/epoch, ETA at most %s",
-        what, schedule.epochs, config.max_epochs, last.train_loss, last.val_top1, schedule.best_top1,
-        schedule.best_epoch + 1, last.lr, seconds_per_epoch,
-        clock(seconds_per_epoch * (config.max_epochs - schedule.epochs)),
+        "%s: %s, loss %.3f, val top-1 %.3f (%s), lr %.2g, %.3g s/step, %s %s",
+        what, progress, last.train_loss, last.val_top1, best, last.lr, seconds_per_step, left,
+        clock(seconds_per_step * (total - done)),
     )  # fmt: skip

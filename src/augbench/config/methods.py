@@ -43,7 +43,7 @@ class Prompting(Section):
         return self
 
 
-Family = Literal["real", "unconditional", "prompting", "personalised", "retrieval", "scaling"]
+Family = Literal["real", "unconditional", "prompting", "personalised", "retrieval", "scaling", "control"]
 RealSplit = Literal["train", "train2x", "full"]
 
 
@@ -53,7 +53,8 @@ class _Method(Section):
     label: str | None = key(None, "Name in tables and figures. Default: the row's key.")
     family: Family | None = key(
         None,
-        "Group of the row in Figure 1, which omits the group scaling. Default: derived from the mechanism.",
+        "Group of the row in Figure 1, which omits the groups scaling and control. Default: derived from the "
+        "mechanism; control for `repeat` above 1 and for `labels: shuffled`.",
         source="paper, Table 1",
     )
 
@@ -77,6 +78,11 @@ class _Method(Section):
     def real_split(self) -> RealSplit:
         """Split with the real images that the row's classifiers are trained on."""
         return "train"
+
+    @property
+    def real_repeats(self) -> int:
+        """How often each real image appears in one pass over the training set."""
+        return 1
 
     @property
     def prompting(self) -> Prompting | None:
@@ -103,6 +109,11 @@ class _Method(Section):
         """The row whose pool this row draws from; None if it has a pool of its own or adds nothing."""
         return None
 
+    @property
+    def shuffles_labels(self) -> bool:
+        """Whether the labels of added images are shuffled, for a placebo."""
+        return False
+
 
 class RealMethod(_Method):
     """A baseline that trains on real images only."""
@@ -114,14 +125,38 @@ class RealMethod(_Method):
         "validation and test images).",
         source="paper, section 3",
     )
+    repeat: Positive = key(
+        1,
+        "How often each real image appears in one pass over the training set, with another crop each time. 2 "
+        "makes a control: under `schedule: plateau` as many steps per epoch as a row that doubles the training "
+        "set, and no new image; under `schedule: steps` a row that differs from its twin by chance alone. Not "
+        "with `split: full`.",
+        "times",
+    )
 
     adds_images = False
     default_family = "real"
 
     @property
+    def group(self) -> Family:
+        """Group of the row in figures; by default ``control`` if it repeats its images."""
+        return self.family or ("control" if self.repeat > 1 else self.default_family)
+
+    @property
     def real_split(self) -> RealSplit:
         """Split with the real images that the row's classifiers are trained on."""
         return self.split
+
+    @property
+    def real_repeats(self) -> int:
+        """How often each real image appears in one pass over the training set."""
+        return self.repeat
+
+    @model_validator(mode="after")
+    def _repeats_a_sample(self) -> RealMethod:
+        if self.repeat > 1 and self.split == "full":
+            raise ValueError("repeat: allowed with split: full: 1; a control repeats train or train2x")
+        return self
 
 
 class _Added(_Method):
@@ -437,13 +472,29 @@ class DrawMethod(_Added):
         "Let a class with too few images use those it has; allowed only if the pool's row retrieves.",
         source="paper, Figure 5B",
     )
+    labels: Literal["true", "shuffled"] = key(
+        "true",
+        "Labels of the drawn images: true, or shuffled: permuted at random over the images of a set, so that "
+        "an image's label says nothing about it, while each class keeps its number of images. shuffled makes "
+        "a placebo: the same pool and as many steps, without what the images show.",
+    )
 
     default_family = "scaling"
+
+    @property
+    def group(self) -> Family:
+        """Group of the row in figures; by default ``control`` if its labels are shuffled."""
+        return self.family or ("control" if self.labels == "shuffled" else self.default_family)
 
     @property
     def pool_row(self) -> str:
         """The row whose pool this row draws from."""
         return self.pool
+
+    @property
+    def shuffles_labels(self) -> bool:
+        """Whether the labels of added images are shuffled, for a placebo."""
+        return self.labels == "shuffled"
 
 
 Method = Annotated[

@@ -18,6 +18,7 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from augbench.config.base import SLUG, Section, key
+from augbench.config.classifier import Classifier
 from augbench.config.corpus import Corpus, EmbeddingCorpus, MiniatureCorpus, OwnCorpus, PublishedCorpus
 from augbench.config.data import Dataset, FashionMnist
 from augbench.config.methods import (
@@ -32,7 +33,7 @@ from augbench.config.methods import (
 from augbench.config.models import Clip, Diffusion
 from augbench.config.pretrain import Pretrain
 from augbench.config.problems import ConfigError, describe
-from augbench.config.stages import Augmentation, Classifier, Execution, Finetune, Leakage, Report, Retrieval
+from augbench.config.stages import Augmentation, Execution, Finetune, Leakage, Report, Retrieval
 from augbench.errors import UserError
 
 # the study that runs if none is given, relative to the project

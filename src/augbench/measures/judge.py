@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from augbench.config.stages import Classifier
+from augbench.config.classifier import Classifier
 from augbench.errors import UserError
 from augbench.files import atomic_path, read_json, write_json
 

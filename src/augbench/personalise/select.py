@@ -6,17 +6,23 @@ validation split, never on the test split. Output: ``selected/{method}.json``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from augbench.artifacts.shards import content_of, read_footer
 from augbench.artifacts.store import Store
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
 
+logger = logging.getLogger(__name__)
+
 
 def select(method: str, results: Mapping[str, str | Path], out: str | Path) -> str:
     """Write each candidate's validation accuracy and the best candidate; of equal ones the first is taken.
+
+    Steps, reason for stopping, and whether a run was cut while rising are written beside the accuracy.
 
     Parameters
     ----------
@@ -42,11 +48,34 @@ def select(method: str, results: Mapping[str, str | Path], out: str | Path) -> s
                 "scored on the test split",
                 "candidates are compared on the validation split only; delete this file and run again",
             )
-        accuracy = {name: result[name] for name in ("val_top1", "n_val")}
-        figures.append({"candidate": candidate, **accuracy, "result": str(path)})
+        known = ("val_top1", "n_val", "steps", "stopped", "rising")
+        figures.append(
+            {
+                "candidate": candidate,
+                **{name: result[name] for name in known if name in result},
+                "result": str(path),
+            }
+        )
+        log_candidate(method, candidate, result)
     winner = max(figures, key=lambda figure: figure["val_top1"])["candidate"]
     write_json(out, {"method": method, "selected": winner, "candidates": figures})
     return str(winner)
+
+
+def log_candidate(method: str, candidate: str, result: Mapping[str, Any]) -> None:
+    """Log a candidate's accuracy and training; warn if it was cut while accuracy was still rising.
+
+    Results of earlier versions do not say how training ended.
+    """
+    trained = f", {result['steps']} steps, ended by {result['stopped']}" if "steps" in result else ""
+    logger.info("%s, candidate %s: val top-1 %.4f%s", method, candidate, result["val_top1"], trained)
+    if result.get("rising"):
+        logger.warning(
+            "%s, candidate %s: training was cut while validation accuracy was still rising; candidates are"
+            " compared by classifiers that had not finished learning",
+            method,
+            candidate,
+        )
 
 
 def drop_from_store(store: Store, winner: Sequence[str | Path], losers: Sequence[str | Path]) -> int:

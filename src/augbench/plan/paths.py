@@ -114,7 +114,7 @@ class Plan(PoolPaths):
 
     @cached_property
     def figures(self) -> dict[str, dict[str, str]]:
-        """Figures 3 to 5B in their formats, by name; only figures for which the study has rows."""
+        """Figures 3 to 5B and the learning curves in their formats; only those for which the study has rows."""
         wanted = {
             "figure3": self.reconstructing,
             "figure4": self.exemplified,
@@ -122,13 +122,15 @@ class Plan(PoolPaths):
             if any(self.split_of(method) == self.splits["train"] for method in self.study.real)
             else [],
             "figure5b": self.scaling,
+            "learning_curves": self.methods,
         }
         return {name: self._figure(name) for name, rows in wanted.items() if rows}
 
     def figure_data(self, name: str) -> dict[str, str]:
         """Files that a figure is drawn from: its table, and its images if it shows any."""
-        images = {"images": self.path("figures", f"{name}_images.parquet")} if name != "figure5b" else {}
-        return {"table": self.path("figures", f"{name}.csv"), **images}
+        shown = {"images": self.path("figures", f"{name}_images.parquet")}
+        plain = name in ("figure5b", "learning_curves")
+        return {"table": self.path("figures", f"{name}.csv"), **({} if plain else shown)}
 
     @property
     def report_images(self) -> str:
@@ -169,6 +171,7 @@ class Plan(PoolPaths):
         return [
             self.report_images,
             self.table1["csv"],
+            self.table1["runs"],
             self.statistics["csv"],
             self.per_class,
             *self.report_tables.values(),
@@ -218,17 +221,18 @@ class Plan(PoolPaths):
     @cached_property
     def compared(self) -> list[str]:
         """Rows from which Figure 5A takes the best one that generates and the best one that retrieves."""
-        return [name for name, row in self.study.augmented.items() if row.group != "scaling"]
+        left_out = ("scaling", "control")
+        return [name for name, row in self.study.augmented.items() if row.group not in left_out]
 
     @cached_property
     def scaling(self) -> dict[str, str]:
         """Rows of Figure 5B, each with the row whose pool it draws from.
 
-        These are the rows of mechanism ``draw`` and the rows that own the pools.
+        These are the rows of mechanism ``draw``, except placebos, and the rows that own the pools.
         """
-        pools = {method.pool for method in self.study.drawn.values()}
+        drawn = {name: row.pool for name, row in self.study.drawn.items() if not row.shuffles_labels}
         return {
             name: self.study.pool_row(name)
             for name in self.methods
-            if name in pools or self.study.pool_row(name) != name
+            if name in drawn or name in drawn.values()
         }

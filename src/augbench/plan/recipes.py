@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from augbench.config.classifier import PLATEAU_KEYS, STEPS_KEYS
 from augbench.config.corpus import ImageCorpus, OwnCorpus
 from augbench.config.hub import HubModel
 from augbench.config.models import Clip, Diffusion
@@ -210,22 +211,36 @@ def resample_recipe(study: Study, name: str) -> Recipe:
     drawn = study.methods[name].model_dump(
         mode="json", include={"added_per_training_image", "ranked", "may_fall_short", "pool"}
     )
+    if study.methods[name].shuffles_labels:
+        drawn["labels"] = "shuffled"
     return {"version": 2, "seed": study.seed, **drawn}
 
 
 def classifier_recipe(study: Study, name: str) -> Recipe:
-    """Recipe of a classifier's training; the images enter through files."""
-    return {
+    """Recipe of a classifier's training; the images enter through files.
+
+    It has the keys of the chosen schedule alone.
+    """
+    method, config = study.methods[name], study.classifier
+    unused = {"schedule"} | STEPS_KEYS if config.schedule == "plateau" else PLATEAU_KEYS
+    recipe: Recipe = {
         "version": 1,
         "seed": study.seed,
-        "split": study.methods[name].real_split,
-        "classifier": study.classifier.model_dump(mode="json"),
+        "split": method.real_split,
+        "classifier": config.model_dump(mode="json", exclude=set(unused)),
     }
+    if config.schedule == "steps":
+        training = recipe["classifier"]
+        training["validate_every"] = config.validation_interval
+        training["lower_at"] = None if config.decay == "cosine" else list(config.lower_at_steps)
+    if method.real_repeats > 1:
+        recipe["repeat"] = method.real_repeats
+    return recipe
 
 
 def table_recipe(study: Study) -> Recipe:
     """Recipe of Table 1; it contains the config, because the footer lists departures from the protocol."""
-    return {"version": 1, "study": study.model_dump(mode="json", exclude={"execution", "pretrain"})}
+    return {"version": 2, "study": study.model_dump(mode="json", exclude={"execution", "pretrain"})}
 
 
 def diagnostics_recipe(study: Study) -> Recipe:
@@ -299,6 +314,15 @@ def figure_data_recipe(study: Study, methods: Iterable[str]) -> Recipe:
         "dataset": study.dataset.model_dump(mode="json"),
         "methods": rows,
     }
+
+
+def learning_curves_recipe(study: Study) -> Recipe:
+    """Recipe of the learning curves' data; the histories enter through files."""
+    rows = {
+        name: method.model_dump(mode="json", include={"label", "family"})
+        for name, method in study.methods.items()
+    }
+    return {"version": 1, "methods": rows}
 
 
 def figure_recipe() -> Recipe:

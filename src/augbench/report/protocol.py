@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from augbench.classifier.sizes import evaluation_resize
+from augbench.config.classifier import Classifier
 from augbench.config.data import Caltech256, FashionMnist, ImageFolder
 from augbench.config.methods import PersonaliseMethod, RetrieveMethod, SampleMethod
 from augbench.config.models import Diffusion
-from augbench.config.stages import Classifier, Finetune
+from augbench.config.stages import Finetune
 from augbench.config.study import Study
 from augbench.files import RESOURCES
 
@@ -380,6 +381,28 @@ def _classifier(ours: Classifier, paper: Protocol) -> list[tuple[str, str, str]]
         ("Learning rate", f"{ours.lr:g}", f"{paper.lr:g}"),
         ("Momentum", f"{ours.momentum:g}", f"{theirs.momentum:g}"),
         ("Weight decay", f"{ours.weight_decay:g}", f"{theirs.weight_decay:g}"),
+        *_schedule(ours, theirs),
+    ]
+
+
+def _schedule(ours: Classifier, theirs: Classifier) -> list[tuple[str, str, str]]:
+    """(what, ours, paper's) for the schedule of training."""
+    if ours.schedule == "steps":
+        lowered = (
+            "lr along a cosine to 0"
+            if ours.decay == "cosine"
+            else f"lr / 10 at {' and '.join(map(str, ours.lower_at_steps))}"
+            if ours.lower_at_steps
+            else "lr never lowered"
+        )
+        kept = "the last weights" if ours.keep == "last" else "the weights with the best validation accuracy"
+        rule = (
+            f"lr / 10 after {theirs.plateau_patience} epochs without a better validation accuracy, stop after"
+            f" {theirs.stop_patience} or {theirs.max_epochs}, the best weights"
+        )
+        fixed = f"{ours.total_steps} steps in every row, {lowered}, {kept}"
+        return [("Schedule of training", fixed, rule)]
+    return [
         ("Epochs without progress before lr / 10", str(ours.plateau_patience), str(theirs.plateau_patience)),
         ("Epochs without progress before stopping", str(ours.stop_patience), str(theirs.stop_patience)),
         ("Maximum number of epochs", str(ours.max_epochs), str(theirs.max_epochs)),

@@ -81,6 +81,8 @@ def read_csv(path: str | Path, kind: type[R]) -> list[R]:
     def value(name: str, text: str) -> object:
         if not text and "None" in kinds[name]:
             return None
+        if kinds[name].startswith("bool"):
+            return text == "True"
         if kinds[name].startswith("float"):
             return float(text)
         return int(text) if kinds[name].startswith("int") else text
@@ -128,7 +130,7 @@ def _unescape_markdown(text: str) -> str:
 LATEX = {
     "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%", "±": r"$\pm$",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
-    "<": r"\textless{}", ">": r"\textgreater{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "↑": r"$\uparrow$",
 }  # fmt: skip
 
 

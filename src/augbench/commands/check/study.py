@@ -26,6 +26,7 @@ from augbench.commands.check.methods import (
     prompt_problems,
 )
 from augbench.commands.check.models import model_problems, models_to_fetch
+from augbench.commands.check.training import training_warnings
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study
 from augbench.data.fashion_target import TEST_PER_CLASS, FashionMnistSource
@@ -85,6 +86,7 @@ def check_study(study: Study, *, models: bool = True, verify_images: bool = Fals
             problems += check_clusters(f"methods.{name}.clusters", method.clusters, train)
         problems += judge_problems(study, list(sizes))
         problems += added_image_problems(study, train)
+        notes += training_warnings(study, train)
     problems += corpus_problems(study)
     if images is not None and verify_images:
         problems += damaged_image_problems(source, images)

@@ -265,6 +265,7 @@ class Estimate(Work):
             jobs=[trained],
             others=[pools, [plan.selected(method)]],
             images=training,
+            training_steps=self.training_steps(training),
             gpu_hours=self.classify_hours(training, len(row.candidates)),
             disk_bytes=len(row.candidates) * self.classifier_bytes,
         )
@@ -305,12 +306,13 @@ class Estimate(Work):
         ]
         training = self.real_images(method) + self.added_images(method)
         runs = len(plan.runs) - (method in plan.study.personalised)
-        hours = self.classify_hours(training, runs)
+        hours = self.classify_hours(self.pass_images(method), runs)
         return self._step(
             "classify",
             method,
             jobs,
             images=training,
+            training_steps=self.training_steps(self.pass_images(method)),
             gpu_hours=hours,
             disk_bytes=runs * self.classifier_bytes,
         )

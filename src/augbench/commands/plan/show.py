@@ -24,7 +24,7 @@ def _bytes(value: float) -> str:
     return f"{value / 1e3:.0f} kB" if value else "-"
 
 
-HEADER = ("stage", "method", "jobs", "done", "images", "GPU-hours", "left", "disk", "download")
+HEADER = ("stage", "method", "jobs", "done", "images", "steps", "GPU-hours", "left", "disk", "download")
 
 
 def render(estimate: Estimate) -> str:
@@ -41,6 +41,7 @@ def render(estimate: Estimate) -> str:
             f"{step.jobs:,}",
             f"{step.jobs_done:,}",
             images,
+            f"{step.training_steps:,}" if step.training_steps else "-",
             hours,
             _hours(left),
             _bytes(step.disk_bytes),
@@ -93,18 +94,16 @@ def render(estimate: Estimate) -> str:
 
 def _notes(estimate: Estimate) -> Iterator[str]:
     assumed = estimate.throughput.assumed
-    limits = (
-        ("classifier_epochs", estimate.study.classifier.max_epochs, "a classifier"),
-        ("finetune_epochs", estimate.study.finetune.max_epochs, "fine-tuning"),
-    )
-    epochs = [
-        f"{min(limit, assumed[name].value):.0f} of at most {limit} epochs of {what}"
-        for name, limit, what in limits
-    ]
+    classifier, most = estimate.study.classifier, estimate.study.finetune.max_epochs
+    epochs = [f"{min(most, assumed['finetune_epochs'].value):.0f} of at most {most} epochs of fine-tuning"]
+    if classifier.schedule == "plateau":
+        few = min(classifier.max_epochs, assumed["classifier_epochs"].value)
+        epochs.insert(0, f"{few:.0f} of at most {classifier.max_epochs} epochs of a classifier")
     yield (
         f"Assumed: {', '.join(epochs)}; sizes of images and links. resources/throughput.yaml names the source"
         f" of every figure; put measured figures into {MEASURED}."
     )
+    yield "steps: optimiser steps of each classifier."
     if not estimate.knows_diffusion and any(step.gpu_hours is None for step in estimate.steps):
         yield (
             "?: there is no figure for this diffusion model; "

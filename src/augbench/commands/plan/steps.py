@@ -41,6 +41,8 @@ class Step:
         Of the whole step.
     measured : bool
         Whether the hours come from this study's own finished jobs.
+    training_steps : int
+        Optimiser steps of each classifier that the step trains; 0 if it trains none.
     """
 
     stage: str
@@ -54,6 +56,7 @@ class Step:
     disk_bytes: float = 0.0
     download_bytes: float = 0.0
     measured: bool = False
+    training_steps: int = 0
 
     @property
     def share_left(self) -> float:

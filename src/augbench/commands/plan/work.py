@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+from augbench.classifier.schedule import steps_per_epoch
 from augbench.commands.plan.sizes import sizes_of
 from augbench.commands.plan.throughput import Throughput, guided_share
 from augbench.plan.paths import Plan
@@ -79,17 +80,31 @@ class Work:
             return None
         return images * self.unet_calls(method) / REFERENCE_CALLS * self.area / self.rate("generate") / 3600
 
-    def classify_hours(self, training_images: float, classifiers: int) -> float:
-        """GPU-hours of training classifiers, with one evaluation on the validation split per epoch."""
+    def training_steps(self, images: float) -> int:
+        """Optimiser steps of a classifier with ``images`` images in a pass; under ``plateau`` an assumption."""
+        classifier = self.study.classifier
+        if classifier.schedule == "steps":
+            return classifier.total_steps
+        epochs = min(classifier.max_epochs, self.assume("classifier_epochs"))
+        return round(epochs * steps_per_epoch(round(images), classifier.batch_size))
+
+    def classify_hours(self, images: float, classifiers: int) -> float:
+        """GPU-hours of training classifiers with ``images`` images in a pass, and of their validations."""
         classifier = self.study.classifier
         work = (
             RESNET_WORK[classifier.arch]
             * (classifier.resolution / CLASSIFIER_SIDE) ** 2
             * (classifier.base_width / CLASSIFIER_WIDTH) ** 2
         )
-        epochs = min(classifier.max_epochs, self.assume("classifier_epochs"))
-        images = training_images + FORWARD_SHARE * self.sizes.validation
-        return classifiers * epochs * images * work / self.rate("classify") / 3600
+        if classifier.schedule == "steps":
+            steps = classifier.total_steps
+            passes = steps / steps_per_epoch(round(images), classifier.batch_size)
+            validations = -(-steps // classifier.validation_interval)
+        else:
+            passes = min(classifier.max_epochs, self.assume("classifier_epochs"))
+            validations = round(passes)
+        seen = passes * images + validations * FORWARD_SHARE * self.sizes.validation
+        return classifiers * seen * work / self.rate("classify") / 3600
 
     @property
     def classifier_bytes(self) -> float:
@@ -110,6 +125,10 @@ class Work:
         if retrieved is not None:
             return self.sizes.classes * wanted_images(retrieved, round(self.sizes.per_class))
         return self.pool_images(method, self.plan.parts(method))
+
+    def pass_images(self, method: str) -> int:
+        """Number of images in one pass over a training set of a method, repetitions included."""
+        return self.study.methods[method].real_repeats * self.real_images(method) + self.added_images(method)
 
     def added_images(self, method: str) -> int:
         """Number of images that one training set of a method adds."""

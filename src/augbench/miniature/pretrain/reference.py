@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from augbench.classifier.model import build
+from augbench.config.classifier import Classifier
 from augbench.config.pretrain import PretrainReference
-from augbench.config.stages import Classifier
 from augbench.measures.judge import prepare
 from augbench.miniature.pretrain.loop import EpochSampler, Schedule, step_generator, train
 

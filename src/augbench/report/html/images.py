@@ -90,7 +90,7 @@ def most_changed(
         }
         before = 100 * accuracies[baseline].top1.mean(axis=0)
     by_id = {info.class_id: info for info in classes}
-    added = [row.method for row in table if row.family != "real" and row.method in points]
+    added = [row.method for row in table if row.family not in ("real", "control") and row.method in points]
     found = [
         ClassChange(
             by_id[class_id],

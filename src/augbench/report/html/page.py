@@ -23,7 +23,7 @@ from augbench.report.figures.style import COLOURS
 from augbench.report.html.browser import ClassPanel, class_panels, fitting
 from augbench.report.html.images import MEGABYTE, ClassChange, most_changed
 from augbench.report.html.parts import MINUS, data_uri, models_of, table_of, templates
-from augbench.report.html.tables import made_by, per_class_table, retrieval_table
+from augbench.report.html.tables import made_by, per_class_table, retrieval_table, training_table
 from augbench.report.html.words import (
     FigureWords,
     Headline,
@@ -34,7 +34,7 @@ from augbench.report.html.words import (
     what_it_shows,
 )
 from augbench.report.pictures import read_encoded, short_name
-from augbench.report.render import read_markdown, spread
+from augbench.report.render import read_csv, read_markdown, spread
 from augbench.report.tables import statistics, table1
 from augbench.report.tables.paper_tables import TABLES
 from augbench.report.tables.per_class import read_per_class
@@ -209,7 +209,11 @@ def write_report(plan: Plan, out: str | Path) -> None:
         "shows": what_it_shows(table, rows),
         "shows_not": what_it_does_not_show(study, table, rows, len(protocol)),
         "glance": glance(table, rows),
-        "accuracy": [tables[name] for name in ("table1", "statistics", *plan.paper_tables)],
+        "accuracy": [
+            tables["table1"],
+            training_table(read_csv(plan.table1["runs"], table1.RunRow), plan),
+            *(tables[name] for name in ("statistics", *plan.paper_tables)),
+        ],
         "figures": [_figure(plan, name, path, table) for name, path in plan.report_figures.items()],
         "per_class": per_class_table(changes, plan),
         "excluded": sorted(read_excluded(plan.excluded)),

@@ -6,6 +6,7 @@ import csv
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from augbench.plan.paths import Plan
@@ -13,6 +14,7 @@ from augbench.report.html.images import ClassChange
 from augbench.report.html.parts import MINUS, Cell, SortableTable, table_of
 from augbench.report.pictures import short_name
 from augbench.report.render import NONE, Layout, signed
+from augbench.report.tables.table1 import RunRow
 from augbench.retrieval.shortfall import ALL
 
 FULL_TINT = 10.0  # points of change at which a cell reaches its full colour
@@ -61,6 +63,38 @@ def per_class_table(changes: Sequence[ClassChange], plan: Plan) -> SortableTable
         rows=rows,
         notes=notes,
     )
+
+
+def training_table(runs: Sequence[RunRow], plan: Plan) -> SortableTable:
+    """How the classifiers of every row were trained: steps, epochs, and why they ended."""
+    cells = []
+    for method in plan.methods:
+        own = [run for run in runs if run.method == method]
+        ended = Counter(run.stopped or NONE for run in own)
+        rising = sum(run.rising is True for run in own)
+        unknown = sum(run.rising is None for run in own)
+        cells.append(
+            (
+                plan.study.label(method),
+                f"{fmean(run.steps or 0 for run in own):,.0f}",
+                f"{fmean(run.epochs for run in own):.4g}",
+                f"{fmean(run.best_epoch for run in own):.4g}",
+                ", ".join(f"{reason}: {count}" for reason, count in ended.most_common()),
+                f"{rising} of {len(own)}" + (f" ({unknown} unknown)" if unknown else ""),
+            )
+        )
+    notes = (
+        "Steps, epochs and the epoch of the kept weights: means over runs. Ended by: patience (validation"
+        " accuracy no longer improved), max_epochs (the limit cut the run), steps (the fixed number of steps"
+        " was done).",
+        "Cut while rising: runs that ended while validation accuracy was still rising, by a test on their"
+        " history (docs/results.md). Unknown: fewer than five validations after the last reduction of the"
+        " learning rate.",
+    )
+    header = ("Method", "Steps", "Epochs", "Kept epoch", "Ended by", "Cut while rising")
+    numeric = (False, True, True, True, False, True)
+    title = "Training of the classifiers"
+    return table_of("training", Layout(title, header, numeric, tuple(cells), notes))
 
 
 def retrieval_table(path: str | Path, plan: Plan) -> SortableTable:

@@ -12,7 +12,7 @@ from pathlib import Path
 from augbench.config.data import Caltech256, FashionMnist, ImageFolder
 from augbench.config.study import Study
 from augbench.plan.paths import Plan
-from augbench.report.figures import figure3, figure4, figure5a, figure5b
+from augbench.report.figures import figure3, figure4, figure5a, figure5b, learning_curves
 from augbench.report.figures.figure1 import FAMILIES, best_of_families, upper_bound
 from augbench.report.figures.figure5a import GENERATED
 from augbench.report.html.parts import MINUS
@@ -143,6 +143,11 @@ def what_it_does_not_show(
         for headline in headlines(table, rows)
         if headline.among > 1
     ]
+    if cut := [row.label for row in table if row.is_cut]:
+        sentences.append(
+            f"Most classifiers of {', '.join(cut)} had not finished learning: they were cut while their validation"
+            " accuracy was still rising. With more steps, accuracies and their order may change."
+        )
     sentences.append(
         "The intervals cover other draws of the added images and other seeds of the classifier. They do not"
         " cover other real images, another pool of added images, or another fine-tuning: the study has only"
@@ -179,7 +184,13 @@ def figure_words(plan: Plan, name: str, table: Sequence[table1.Row]) -> FigureWo
     if name == "figure1":
         return _figure1(table)
     path = plan.figure_data(name)["table"]
-    describe = {"figure3": _figure3, "figure4": _figure4, "figure5a": _figure5a, "figure5b": _figure5b}
+    describe = {
+        "figure3": _figure3,
+        "figure4": _figure4,
+        "figure5a": _figure5a,
+        "figure5b": _figure5b,
+        "learning_curves": _learning_curves,
+    }
     return describe[name](path)
 
 
@@ -263,4 +274,24 @@ def _figure5b(path: str) -> FigureWords:
         "Bars are standard errors. Triangles show the accuracy if the classes that ran out of images were"
         " always right, or always wrong.",
         f"Top-1 accuracy by number of added images, in percent of the real ones. {'. '.join(lines)}.{base}",
+    )
+
+
+def _learning_curves(path: str) -> FigureWords:
+    parts = []
+    for runs in learning_curves.by_method(read_csv(path, learning_curves.Row)).values():
+        (first, start), (last, end) = (learning_curves.mean_curve(runs)[place] for place in (0, -1))
+        lowered = sorted({row.step for run in runs for row in learning_curves.reductions(run)})
+        rate = f", learning rate lowered after steps {_listed(list(map(str, lowered)))}" if lowered else ""
+        cut = ", most runs cut while rising" if learning_curves.is_cut(runs) else ""
+        parts.append(
+            f"{runs[0][0].label}: {start:.1f}% at step {first}, {end:.1f}% at step {last}{rate}{cut}"
+        )
+    return FigureWords(
+        "Learning curves: validation accuracy over steps",
+        "Thin lines: single runs. Thick line: their mean, as far as all runs have validations. Triangles:"
+        " the learning rate is divided by 10. Grey: mean of the first row. The accuracy axis leaves out the"
+        f" lowest values of the first steps. {table1.CUT}: most runs were cut while accuracy was still"
+        " rising.",
+        f"Validation accuracy over optimiser steps, a panel per row, means over runs. {'. '.join(parts)}.",
     )

@@ -8,12 +8,15 @@ text. All but the second have the same footer.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from augbench.artifacts.pool import read_index
+from augbench.classifier.history import ALPHA, history_of
 from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.files import read_json, write_text
@@ -25,7 +28,11 @@ from augbench.resample import overlap
 
 @dataclass(frozen=True)
 class RunRow:
-    """One classifier: accuracies in percent, epochs (``best_epoch`` counts from 1), numbers of images."""
+    """One classifier: accuracies in percent, epochs (``best_epoch`` counts from 1), numbers of images.
+
+    ``best_epoch`` is the epoch of the kept weights. ``steps``, ``stopped`` and ``rising`` are those of
+    :class:`augbench.classifier.history.History`.
+    """
 
     method: str
     run: int
@@ -37,6 +44,9 @@ class RunRow:
     n_added: int
     n_val: int
     n_test: int
+    steps: int | None = None
+    stopped: str | None = None
+    rising: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,8 @@ class Row:
 
     Missing may be: the error of a single run, the overlap if no images are added, the paper's numbers.
     ``split`` names the real images that the classifiers saw. ``overlap`` is the mean share of images that
-    two added sets have in common.
+    two added sets have in common. ``steps`` is the mean number of optimiser steps, ``cut`` the number of runs
+    that were cut while their validation accuracy was still rising.
     """
 
     method: str
@@ -60,6 +71,13 @@ class Row:
     overlap: float | None
     paper_top1_percent: float | None
     paper_stderr_percent: float | None
+    steps: float | None = None
+    cut: int = 0
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether most of its runs were cut while rising."""
+        return 2 * self.cut > self.n
 
 
 @dataclass(frozen=True)
@@ -103,6 +121,7 @@ def build_table(
     runs, classes = _read_runs(study, results)
     shared = _overlaps(manifests)
     paper = paper_results(study.report.paper_study)
+    cut = cut_counts(runs)
     rows = []
     for name, method in study.methods.items():
         own = [run for run in runs if run.method == name]
@@ -121,6 +140,8 @@ def build_table(
                 overlap=shared.get(name),
                 paper_top1_percent=theirs.top1 if theirs else None,
                 paper_stderr_percent=theirs.stderr if theirs else None,
+                steps=fmean(run.steps or 0 for run in own),
+                cut=cut[name],
             )
         )
     real = next((row.real_per_class for row in rows if row.split == "train"), None)
@@ -146,6 +167,7 @@ def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[RunRow
         classes.add(value["classes"])
         runs.append(
             RunRow(
+                **_ending(path, value, study),
                 test_top1_percent=100 * value["test_top1"],
                 val_top1_percent=100 * value["val_top1"],
                 best_epoch=value["best_epoch"] + 1,
@@ -169,6 +191,27 @@ def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[RunRow
     return sorted(runs, key=lambda run: (order[run.method], run.run)), classes.pop()
 
 
+def _ending(path: str | Path, value: Mapping[str, Any], study: Study) -> dict[str, Any]:
+    """Steps, reason and rise of a run; of runs of earlier versions, derived from the history beside it."""
+    names = ("steps", "stopped", "rising")
+    if all(name in value for name in names):
+        return {name: value[name] for name in names}
+    history = history_of(study, path, value)
+    return {name: getattr(history, name) for name in names}
+
+
+def cut_counts(runs: Iterable[RunRow]) -> Counter[str]:
+    """Number of runs by method that were cut while their validation accuracy was still rising."""
+    return Counter(run.method for run in runs if run.rising)
+
+
+def cut_rows(runs: Iterable[RunRow]) -> set[str]:
+    """Methods of which most runs (more than half) were cut while their validation accuracy was rising."""
+    runs = list(runs)
+    total = Counter(run.method for run in runs)
+    return {method for method, cut in cut_counts(runs).items() if 2 * cut > total[method]}
+
+
 def _overlaps(manifests: Iterable[str | Path]) -> dict[str, float | None]:
     """Overlap between the sets of each method, by method (the name of its folder)."""
     sets: dict[str, list[Path]] = {}
@@ -184,6 +227,7 @@ def _notes(study: Study, rows: Sequence[Row], facts: Facts, excluded: Collection
         " sqrt(n)). Each classifier has its own seed. Where images are added, it also has its own set drawn"
         " from the method's pool. Rows without added images vary in the seed only."
     ]
+    notes += _training_notes(study, rows)
     if any(row.overlap is not None for row in rows):
         notes.append(
             "Overlap: mean share of images that two sets of a method have in common. At 100% the sets are"
@@ -202,11 +246,50 @@ def _notes(study: Study, rows: Sequence[Row], facts: Facts, excluded: Collection
     return (*notes, *(" ".join(note.split()) for note in study.report.notes))
 
 
+def _training_notes(study: Study, rows: Sequence[Row]) -> Iterator[str]:
+    """Yield notes on the steps of the rows, on rows cut while rising, and on controls."""
+    steps = "Steps: optimiser steps per classifier, mean over runs."
+    if len({row.steps for row in rows}) > 1:
+        steps += (
+            " Rows differ in their steps, so a difference between them is not due to the images alone; compare"
+            " with a control (real, repeat: 2) or use classifier.schedule: steps."
+        )
+    yield steps
+    if any(row.is_cut for row in rows):
+        yield (
+            f"{CUT}: most of the row's runs were cut while their validation accuracy was still rising: before"
+            " the learning rate was ever lowered, or with a rise over the last half of the validations (Kendall's"
+            f" rank correlation, one-sided, p < {ALPHA:g} per run). These classifiers had not finished learning."
+            " More steps would change their accuracy, and perhaps the order of the rows."
+        )
+    for name, method in study.methods.items():
+        if method.real_repeats > 1:
+            shows = (
+                "With as many steps as every row, it should equal the row without repetition: the difference"
+                " shows what chance alone does."
+                if study.classifier.schedule == "steps"
+                else "It shows what more steps per epoch are worth, and nothing about new images."
+            )
+            yield (
+                f"{study.label(name)}: a control with no added image. Its classifiers see the same real images"
+                f" {method.real_repeats} times per pass. {shows}"
+            )
+        if method.shuffles_labels:
+            yield (
+                f"{study.label(name)}: a placebo. It adds images of {study.label(study.pool_row(name))} with"
+                " labels permuted at random over all images of a set. It shows what added images do that say"
+                " nothing about their class; it does not show what wrong labels of one class do."
+            )
+
+
 # --- cells --------------------------------------------------------------------------------------------------
 
 
-HEADER = ("Method", "Family", "Real / class", "Added / class", "Top-1 (%)", "n", "Overlap", "Paper (%)")
-NUMERIC = (False, False, True, True, True, True, True, True)
+CUT = "↑"  # sign of rows that were cut while rising
+HEADER = (
+    "Method", "Family", "Real / class", "Added / class", "Steps", "Top-1 (%)", "n", "Overlap", "Paper (%)",
+)  # fmt: skip
+NUMERIC = (False, False, True, True, True, True, True, True, True)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -215,6 +298,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.family,
         f"{row.real_per_class:.4g}",
         f"{row.added_per_class:.4g}",
+        NONE if row.steps is None else f"{row.steps:.0f}{f' {CUT}' if row.is_cut else ''}",
         spread(row.top1_percent, row.stderr_percent),
         str(row.n),
         NONE if row.overlap is None else f"{row.overlap:.0%}",

@@ -1,0 +1,158 @@
+"""The ``classifier`` section: network, images, and the schedule of training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from augbench.config.base import Fraction, Positive, Section, key
+
+PLATEAU_KEYS = frozenset({"plateau_patience", "stop_patience", "max_epochs"})
+STEPS_KEYS = frozenset({"steps", "decay", "lower_at", "validate_every", "keep"})
+LOWER_AT = (0.5, 0.75)
+
+
+class Classifier(Section):
+    """The classifier that measures an augmentation's benefit: torchvision's ResNet and its training."""
+
+    arch: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = key(
+        "resnet50", "torchvision's architecture: type and number of blocks.", source="paper, section 3"
+    )
+    layers: tuple[Positive, Positive, Positive, Positive] | None = key(
+        None,
+        "Blocks per stage. Default: those of the architecture.",
+    )
+    base_width: int = key(
+        64,
+        "Channels of the first stage (64 in torchvision); each later stage has twice as many as the one "
+        "before.",
+        "channels",
+        ge=4,
+    )
+    stem: Literal["imagenet", "small"] = key(
+        "imagenet",
+        "First layer: imagenet is 7x7 with stride 2 and max-pooling; small is 3x3 with stride 1, for images "
+        "of about 32 pixels.",
+    )
+    resolution: int = key(
+        224,
+        "Side of the crops that the classifier sees.",
+        "pixels",
+        "torchvision's reference",
+        ge=16,
+    )
+    evaluation_resize: int | None = key(
+        None,
+        "Shorter side of an image before the centre crop in evaluation. Default: resolution x 256 / 224.",
+        "pixels",
+        "torchvision's reference",
+        ge=16,
+    )
+    min_crop_area: float = key(
+        0.08,
+        description="Smallest area of the random resized crop in training.",
+        unit="share of the image",
+        source="torchvision's default",
+        gt=0,
+        le=1,
+    )
+    batch_size: Positive = key(
+        256, "Images per training step, over all processes.", "images", "paper, section 3"
+    )
+    lr: float = key(0.1, "Initial learning rate.", source="paper, section 3", gt=0)
+    momentum: Fraction = key(0.9, "SGD momentum.", source="torchvision's reference")
+    weight_decay: float = key(1e-4, "SGD weight decay.", source="torchvision's reference", ge=0)
+    plateau_patience: Positive = key(
+        10,
+        "lr is divided by 10 after this many epochs without a better validation accuracy.",
+        "epochs",
+        "paper, section 3",
+    )
+    stop_patience: Positive = key(
+        20,
+        "Training stops after this many epochs without a better validation accuracy.",
+        "epochs",
+        "paper, section 3",
+    )
+    max_epochs: Positive = key(270, "Maximum number of epochs.", "epochs", "paper, section 3")
+    schedule: Literal["plateau", "steps"] = key(
+        "plateau",
+        "plateau: validate after each epoch, lower lr and then stop when validation accuracy no longer "
+        "improves (plateau_patience, stop_patience, max_epochs). steps: a fixed number of steps, the same "
+        "for every row (steps, decay, lower_at, validate_every, keep). Keys of the other schedule are an "
+        "error.",
+        source="paper, section 3 (plateau)",
+    )
+    steps: Positive | None = key(
+        None,
+        "Optimiser steps of every classifier. Required by `schedule: steps`.",
+        "steps",
+    )
+    decay: Literal["step", "cosine"] = key(
+        "step",
+        "Decay of lr under `schedule: steps`: step divides it by 10 at each fraction of lower_at; cosine "
+        "follows half a cosine to 0.",
+        source="cosine: Loshchilov and Hutter, 2017",
+    )
+    lower_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = key(
+        None,
+        "Fractions of the steps, rising, at which lr is divided by 10; [] never lowers it. Allowed only with "
+        "`schedule: steps` and `decay: step`. Default there: [0.5, 0.75].",
+        "share of the steps",
+    )
+    validate_every: Positive | None = key(
+        None,
+        "Steps between validations under `schedule: steps`; the last step is always validated. Default: a "
+        "twentieth of the steps, rounded up.",
+        "steps",
+    )
+    keep: Literal["best", "last"] = key(
+        "best",
+        "Weights that are scored under `schedule: steps`: those with the best validation accuracy, or the "
+        "last ones. `schedule: plateau` keeps the best.",
+        source="paper, section 3 (best)",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = key(
+        "auto",
+        "Floating-point type of matrix products; weights are float32. auto: bfloat16 on CUDA, float32 on "
+        "the CPU.",
+    )
+
+    @model_validator(mode="after")
+    def _keys_of_the_schedule(self) -> Classifier:
+        """Refuse values that the chosen schedule would not use."""
+        used = PLATEAU_KEYS if self.schedule == "plateau" else STEPS_KEYS
+        for name in (PLATEAU_KEYS | STEPS_KEYS) - used:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                other = "steps" if self.schedule == "plateau" else "plateau"
+                raise ValueError(
+                    f"{name}: goes with schedule: {other}; allowed with schedule: {self.schedule}: "
+                    f"{', '.join(sorted(used))}"
+                )
+        if self.schedule == "steps" and self.steps is None:
+            raise ValueError("schedule: steps needs classifier.steps, the number of steps")
+        if self.decay == "cosine" and self.lower_at is not None:
+            raise ValueError("lower_at: goes with decay: step; cosine lowers lr in every step")
+        if list(self.lower_at or ()) != sorted(set(self.lower_at or ())):
+            raise ValueError("lower_at: allowed: rising fractions, each once")
+        if self.validate_every is not None and self.validate_every > (self.steps or 0):
+            raise ValueError(f"validate_every: allowed: at most steps ({self.steps})")
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Number of steps under ``schedule: steps``."""
+        assert self.steps is not None
+        return self.steps
+
+    @property
+    def validation_interval(self) -> int:
+        """Steps between validations under ``schedule: steps``: ``validate_every``, or its default."""
+        return self.validate_every or -(-self.total_steps // 20)
+
+    @property
+    def lower_at_steps(self) -> tuple[int, ...]:
+        """Steps (0-based) from which on lr is lower under ``schedule: steps`` with ``decay: step``."""
+        fractions = LOWER_AT if self.lower_at is None else self.lower_at
+        return tuple(round(fraction * self.total_steps) for fraction in fractions)
