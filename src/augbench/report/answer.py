@@ -64,7 +64,8 @@ def _sentence(table: Sequence[table1.Row], rows: Sequence[Row]) -> str:
     named = [row for row in rows if row.name not in told and (row.kind == "named" or not parts)]
     parts += map(_plain, named[:NAMED])
     if len(named) > NAMED:
-        parts.append(f"{len(named) - NAMED} more contrasts are in contrasts.md")
+        more = len(named) - NAMED
+        parts.append(f"{more} more {'contrast is' if more == 1 else 'contrasts are'} in contrasts.md")
     if baseline is None:
         parts.append("the study has no row without added images, so it can't say what added images bring")
     return f"{_start(table)}, {'; '.join(parts)}"

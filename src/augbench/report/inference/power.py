@@ -1,13 +1,14 @@
 """Power of the paired t test: the smallest difference that runs detect, and the runs that a difference needs.
 
 A difference counts as detected if the two-sided test at level alpha rejects, in the right direction. The
-sum over both directions differs by less than alpha / 2. Only the right one is computed, because the other
-tail of scipy's noncentral t distribution is undefined for large differences.
+formula is that of statsmodels' ``TTestPower`` with scipy's noncentral t distribution, because statsmodels'
+own is undefined (NaN) for large differences, which few runs and many contrasts need.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from math import sqrt
 
 POWER = 0.8  # probability of detecting a difference
 MOST_RUNS = 10_000  # no more runs than this are looked at
@@ -16,9 +17,9 @@ LARGEST_EFFECT = 1e4  # standard deviations
 
 def power(effect: float, n: int, alpha: float) -> float:
     """Probability that ``n`` paired runs detect a mean difference of ``effect`` standard deviations."""
-    from statsmodels.stats.power import TTestPower
+    from scipy.stats import nct, t
 
-    return float(TTestPower().power(effect, n, alpha / 2, alternative="larger"))
+    return float(nct.sf(t.isf(alpha / 2, n - 1), n - 1, effect * sqrt(n)))
 
 
 def detectable(sd: float, n: int, alpha: float) -> float | None:
