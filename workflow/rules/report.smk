@@ -33,8 +33,16 @@ rule statistics:
         runs=PLAN.table1["runs"],
     output:
         **captioned(PLAN.statistics, "Tables", {"csv": "statistics"}),
-        **captioned({f"contrasts_{k}": path for k, path in PLAN.contrasts.items()}, "Tables", {"contrasts_csv": "contrasts"}),
-        **captioned({f"components_{k}": path for k, path in PLAN.components.items()}, "Tables", {"components_csv": "components"}),
+        **captioned(
+            {f"contrasts_{k}": path for k, path in PLAN.contrasts.items()},
+            "Tables",
+            {"contrasts_csv": "contrasts"},
+        ),
+        **captioned(
+            {f"components_{k}": path for k, path in PLAN.components.items()},
+            "Tables",
+            {"components_csv": "components"},
+        ),
     log:
         PLAN.log("statistics"),
     benchmark:

@@ -220,7 +220,7 @@ def _decisions(study: Study) -> Recipe:
 
 def table_recipe(study: Study) -> Recipe:
     """Recipe of Table 1; it contains the config, because the footer lists departures from the protocol."""
-    others = {"execution": True, "pretrain": True, "report": {"contrasts", "margin"}}
+    others: Any = {"execution": True, "pretrain": True, "report": {"contrasts", "margin"}}
     return {"version": 1, "study": study.model_dump(mode="json", exclude=others)}
 
 

@@ -64,6 +64,7 @@ def draw(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -> Figure:
 
 def _draw_row(axes: Axes, place: int, row: statistics.Row, colour: str) -> None:
     """Draw one row's point, and its intervals as far as it has them."""
+    assert row.baseline_points is not None
     if row.baseline_low is not None and row.baseline_high is not None:
         ends = (row.baseline_low, row.baseline_high)
         axes.plot(ends, (place, place), color=colour, linewidth=THICK, solid_capstyle="butt", zorder=2)

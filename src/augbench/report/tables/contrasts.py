@@ -137,6 +137,8 @@ def build_rows(
     n_test = {run.method: run.n_test for run in runs}
     rows = []
     for (pair, compared), by_image, of_images, p_holm, p_same_holm in corrected:
+        both = interval_of_both(by_image)
+        alone, with_holm, needed = _power(compared, margin, len(pairs))
         rows.append(
             Row(
                 name=pair.name,
@@ -153,12 +155,15 @@ def build_rows(
                 high=compared.high,
                 images_low=of_images[0],
                 images_high=of_images[1],
-                **dict(zip(("both_low", "both_high"), interval_of_both(by_image), strict=True)),
+                both_low=both[0],
+                both_high=both[1],
                 p=compared.p,
                 p_holm=p_holm,
                 p_same=compared.p_same,
                 p_same_holm=p_same_holm,
-                **_power(compared, margin, len(pairs)),
+                detectable_alone=alone,
+                detectable_holm=with_holm,
+                runs_for_margin=needed,
                 margin=margin,
                 contrasts=len(pairs),
             )
@@ -166,15 +171,17 @@ def build_rows(
     return rows
 
 
-def _power(compared: Difference, margin: float, contrasts: int) -> dict[str, float | None]:
-    """Smallest detectable differences, and the runs needed for the margin; None for a single run."""
+def _power(
+    compared: Difference, margin: float, contrasts: int
+) -> tuple[float | None, float | None, int | None]:
+    """Smallest differences detectable alone and with Holm, and runs for the margin; Nones for a single run."""
     if compared.sd is None:
-        return {"detectable_alone": None, "detectable_holm": None, "runs_for_margin": None}
-    return {
-        "detectable_alone": detectable(compared.sd, compared.n, ALPHA),
-        "detectable_holm": detectable(compared.sd, compared.n, ALPHA / contrasts),
-        "runs_for_margin": runs_needed(margin, compared.sd, ALPHA / contrasts),
-    }
+        return None, None, None
+    return (
+        detectable(compared.sd, compared.n, ALPHA),
+        detectable(compared.sd, compared.n, ALPHA / contrasts),
+        runs_needed(margin, compared.sd, ALPHA / contrasts),
+    )
 
 
 # --- display ------------------------------------------------------------------------------------------------
