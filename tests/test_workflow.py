@@ -163,6 +163,36 @@ def test_another_guidance_scale_plans_that_methods_shards_and_what_follows(curre
     }
 
 
+@pytest.mark.parametrize(
+    "report",
+    [
+        {"contrasts": [{"row": "retrieval", "against": "clip_prompts"}]},
+        {"margin": 0.5},
+    ],
+    ids=["contrasts", "margin"],
+)
+def test_another_contrast_or_margin_plans_the_reports_own_tables(
+    current: Workspace, report: dict[str, Any]
+) -> None:
+    current.write_study({**SMALL_STUDY, "report": report})
+    assert current.plan() == {
+        "statistics": 1,
+        "table1_text": 1,
+        "forest_files": 1,
+        "resolved_config": 1,
+        "provenance": 1,
+        "report_html": 1,
+    }
+
+
+def test_the_answer_is_printed_last_and_stands_on_top_of_table_1(finished: Workspace) -> None:
+    text = (finished.results / "tables/table1.txt").read_text(encoding="utf-8")
+    answer = text.partition("\n\n")[0]
+    assert answer.startswith("With 8 real images per class, ")
+    done = finished.run()
+    assert done.stdout.partition("Done in")[0].rstrip().endswith(answer)
+
+
 @pytest.mark.parametrize("name", ["figure1", "forest", "figure3", "figure4", "figure5a"])
 def test_a_deleted_figure_plans_one_job(current: Workspace, name: str) -> None:
     figure = current.results / f"figures/{name}.pdf"
