@@ -212,10 +212,10 @@ def test_without_retrieval_the_rows_that_add_images_are_told() -> None:
     )
 
 
-def test_many_rows_are_counted() -> None:
+def test_many_rows_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     methods = [f"row{number}" for number in range(5)]
     for name in methods:
-        FAMILIES.setdefault(name, "prompting")
+        monkeypatch.setitem(FAMILIES, name, "prompting")
     rows = [contrast(name, "none", 2.0, "more") for name in methods]
     assert answer_of(table("none", *methods), rows).endswith(
         "images of Row2 add 2.0 points [1.5 to 2.5]; those of 2 more rows add some."

@@ -176,7 +176,7 @@ def binary_study(rng: np.random.Generator, runs: int, images: int) -> np.ndarray
     return paired_hits(one, other)
 
 
-@pytest.mark.parametrize("runs", [3, 5])
+@pytest.mark.parametrize("runs", [pytest.param(3, marks=pytest.mark.full), 5])
 def test_intervals_over_runs_and_images_cover_the_truth_where_neither_alone_does(runs: int) -> None:
     rng = np.random.default_rng(5)
     studies = [binary_study(rng, runs, 500) for _ in range(SIMULATIONS)]
