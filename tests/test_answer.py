@@ -168,8 +168,8 @@ def test_of_several_unknown_rows_the_one_that_needs_most_runs_counts() -> None:
     ]
     rows[1] = replace(rows[1], runs_for_margin=40)
     assert answer_of(table(*ALL), rows).endswith(
-        "; Boomerang and CLIP prompts can't be told from it (with 5 runs; 40 runs would show a difference of 1"
-        " point)."
+        "; Boomerang and CLIP prompts can't be told from it (with 5 runs; 40 runs would show a difference of"
+        " 1 point)."
     )
 
 
@@ -182,7 +182,8 @@ def test_everything_equal_has_no_test() -> None:
     assert answer_of(table("none", "clip", "found"), rows) == (
         START
         + "it can't be told whether 50 retrieved ones help (the same difference in every run, so there is"
-        " no test); CLIP prompts can't be told from it (the same difference in every run, so there is no test)."
+        " no test); CLIP prompts can't be told from it (the same difference in every run, so there is no"
+        " test)."
     )
 
 
@@ -207,8 +208,8 @@ def test_without_retrieval_the_rows_that_add_images_are_told() -> None:
     assert answer_of(table(*ALL[:-1]), rows) == (
         START
         + "images of CLIP prompts add 2.0 points [1.5 to 2.5]; images of Boomerang cost 1.0 points [0.5 to"
-        " 1.5]; it can't be told whether images of Imagic help (+0.3 points [-0.2 to +0.8] with 5 runs; 18 runs"
-        " would show a difference of 1 point)."
+        " 1.5]; it can't be told whether images of Imagic help (+0.3 points [-0.2 to +0.8] with 5 runs; 18"
+        " runs would show a difference of 1 point)."
     )
 
 
@@ -252,8 +253,8 @@ def test_contrasts_of_the_config_are_told_as_they_are_named() -> None:
     ]
     assert answer_of(table(*ALL), named) == (
         START + "50 retrieved ones add 2.1 points [1.6 to 2.6]; CLIP prompts: 1.0 points [0.5 to 1.5] above"
-        " Imagic; Imagic and Boomerang are the same within 1 point; CLIP prompts: 3.0 points [2.5 to 3.5] below"
-        " Twice; 1 more contrast is in contrasts.md."
+        " Imagic; Imagic and Boomerang are the same within 1 point; CLIP prompts: 3.0 points [2.5 to 3.5]"
+        " below Twice; 1 more contrast is in contrasts.md."
     )
 
 
@@ -268,8 +269,8 @@ def test_rows_that_had_not_finished_learning_are_named() -> None:
         " change the answer."
     )
     assert answer_of(table("none", "clip", "found"), [ADDS], cut=["none", "found"]).endswith(
-        " The training of no added data and Retrieval was cut before they had finished learning; longer training"
-        " may change the answer."
+        " The training of no added data and Retrieval was cut before they had finished learning; longer"
+        " training may change the answer."
     )
     assert " The training of all rows was cut" in answer_of(table("none", "found"), [ADDS], {"none", "found"})
 

@@ -345,8 +345,8 @@ def test_a_difference_is_called_more_than_chance_only_after_correction() -> None
         contrast("found", "imagic", 0.1, "same"),
     ]
     assert what_it_shows(TABLE, rows, tested) == [
-        "Twice: +10.0 points (95% interval +9.5 to +10.5) compared with no added data. This is more than chance"
-        " variation between runs (p\u00a0<\u00a00.001, corrected for 4 comparisons).",
+        "Twice: +10.0 points (95% interval +9.5 to +10.5) compared with no added data. This is more than"
+        " chance variation between runs (p\u00a0<\u00a00.001, corrected for 4 comparisons).",
         "Imagic: +6.0 points (95% interval +5.5 to +6.5) compared with no added data. As the only comparison,"
         " this would be more than chance. After correction for 4 comparisons it is not.",
         f"Retrieval: +0.2 points (95% interval {MINUS}0.3 to +0.7) compared with no added data. The interval"
@@ -365,10 +365,10 @@ def test_single_runs_and_equal_runs_are_told_as_what_they_are() -> None:
         contrast("imagic", "none", 3, "can't tell", **equal),
     ]
     assert what_it_shows(TABLE, rows, tested) == [
-        "Retrieval: +3.0 points compared with no added data. A single run cannot show whether this is more than"
-        " chance.",
-        "Imagic: +3.0 points (95% interval +3.0 to +3.0) compared with no added data. The difference is the same"
-        " in every run, so there is no test.",
+        "Retrieval: +3.0 points compared with no added data. A single run cannot show whether this is more"
+        " than chance.",
+        "Imagic: +3.0 points (95% interval +3.0 to +3.0) compared with no added data. The difference is the"
+        " same in every run, so there is no test.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Intervals, tests, power and components of variance: hand-computed examples, and simulations of known truth."""
+"""Intervals, tests, power and components of variance: worked examples, and simulations of known truth."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_intervals_over_test_images_cover_the_truth_in_95_of_100_studies() -> No
 
 
 def binary_study(rng: np.random.Generator, runs: int, images: int) -> np.ndarray:
-    """Differences of two equally good rows: images have a difficulty and favour a row, runs have good days."""
+    """Differences of two equally good rows: images favour one, runs have good days."""
     difficulty, favour = rng.normal(1.2, 1.5, images), rng.normal(0, 1.8, images)
     days = rng.normal(0, 0.06, (2, runs, 1))
     chance = [

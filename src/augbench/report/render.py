@@ -151,7 +151,7 @@ def escape_latex(text: str) -> str:
 
 
 def render_latex(layout: Layout, caption: str, label: str) -> str:
-    r"""Render a ``table`` with booktabs rules, with lead and footer below; needs ``\usepackage{booktabs}``."""
+    r"""Render a ``table`` with booktabs rules, lead and footer below; needs ``\usepackage{booktabs}``."""
     rows = [" & ".join(map(escape_latex, line)) + r" \\" for line in layout.cells]
     lines = [
         r"\begin{table}",

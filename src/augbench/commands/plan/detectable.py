@@ -129,8 +129,8 @@ def describe(found: Detectable) -> str:
         first = "A single run per row cannot tell any difference from chance."
     else:
         first = (
-            f"Detectable: with {found.runs} runs per row, a difference of {_range(*found.alone)} points as the"
-            f" only contrast, of {_range(*found.corrected)} {several} (80% power)."
+            f"Detectable: with {found.runs} runs per row, a difference of {_range(*found.alone)} points as"
+            f" the only contrast, of {_range(*found.corrected)} {several} (80% power)."
         )
     low, high = (
         str(runs) if runs is not None else f"more than {MOST_RUNS:,}" for runs in found.runs_for_margin

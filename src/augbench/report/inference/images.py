@@ -78,7 +78,7 @@ def image_intervals(differences: Sequence[np.ndarray], seed: int) -> list[tuple[
     images = means.shape[1]
 
     def resampled(places: np.ndarray, axis: int) -> np.ndarray:
-        """Mean differences (C, B) of B samples of places (B, N); a sample counts how often an image is in it."""
+        """Mean differences (C, B) of B samples of places (B, N); images may repeat in a sample."""
         samples = places.astype(int).reshape(-1, images)
         counts = np.stack([np.bincount(sample, minlength=images) for sample in samples])
         return means @ counts.T / images

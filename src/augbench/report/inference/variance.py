@@ -99,7 +99,7 @@ def components(
 def _coded(
     table: pd.DataFrame, factors: Mapping[str, Sequence[str]], value: str
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The table with levels as numbers from 0 within their groups, and the number of levels of each factor."""
+    """The table with levels as numbers from 0 within their groups, and the levels of each factor."""
     import pandas as pd
 
     coded = pd.DataFrame({"value": table[value].astype(float)})
@@ -113,7 +113,7 @@ def _coded(
 
 
 def _terms(factors: Mapping[str, Sequence[str]]) -> list[tuple[str, ...]]:
-    """All factors and interactions, fewest factors first; a nested factor brings those that it is nested in."""
+    """All factors and interactions, fewest factors first; a nested factor brings its parents."""
     found = {
         tuple(name for name in factors if name in {*chosen, *(p for one in chosen for p in factors[one])})
         for size in range(1, len(factors) + 1)

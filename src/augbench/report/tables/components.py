@@ -41,10 +41,10 @@ def build_rows(table: Sequence[table1.Row], runs: Sequence[RunRow]) -> list[Row]
     augmented = [[*accuracies[method].values()] for method, adds in adding.items() if adds]
     return [
         Row("real images", None, 0, "not varied: the study has one split of real images"),
-        Row("pool and fine-tuning", None, 0, "not varied: every row has one pool, and at most one fine-tuning"),
+        Row("pool and fine-tuning", None, 0, "not varied: one pool and at most one fine-tuning per row"),
         Row("seed", *_pooled(real), "rows without added images: initial weights and order of images"),
-        Row("seed and draw from the pool", *_pooled(augmented), "rows with added images; not separable, because"
-            " run r has its own seed and its own draw"),
+        Row("seed and draw from the pool", *_pooled(augmented), "rows with added images; not separable,"
+            " because run r has its own seed and its own draw"),
         *_shared(accuracies),
     ]  # fmt: skip
 
@@ -70,10 +70,10 @@ def _shared(accuracies: Mapping[str, Mapping[int, float]]) -> list[Row]:
         found = components(frame, {"row": (), "run": ()})
         sd = {component.name: (component.sd, component.df) for component in found}
     return [
-        Row("run, shared by all rows", *sd["run"], "what run r does to all rows alike, through its seed; pairing"
-            " by run removes it"),
-        Row("run, own to a row", *sd[REST], "what is left in paired differences, which have the square root of"
-            " 2 times this"),
+        Row("run, shared by all rows", *sd["run"], "what run r does to all rows alike, through its seed;"
+            " pairing by run removes it"),
+        Row("run, own to a row", *sd[REST], "what is left in paired differences, which have the square root"
+            " of 2 times this"),
     ]  # fmt: skip
 
 
@@ -93,8 +93,8 @@ def _notes(table: Sequence[table1.Row]) -> tuple[str, ...]:
     ]
     if overlaps:
         notes.append(
-            f"Sets of one row share {fmean(overlaps):.0%} of their images on average. At 100% the draw does not"
-            " vary either."
+            f"Sets of one row share {fmean(overlaps):.0%} of their images on average. At 100% the draw does"
+            " not vary either."
         )
     return tuple(notes)
 

@@ -174,7 +174,7 @@ def build_rows(
 def _power(
     compared: Difference, margin: float, contrasts: int
 ) -> tuple[float | None, float | None, int | None]:
-    """Smallest differences detectable alone and with Holm, and runs for the margin; Nones for a single run."""
+    """Differences detectable alone and with Holm, and runs for the margin; Nones for a single run."""
     if compared.sd is None:
         return None, None, None
     return (
