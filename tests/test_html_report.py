@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+from test_answer import contrast
 from test_figures import ACCURACIES, CLASSES, METHODS, Squares, make_squares, study_of
 
 from augbench.artifacts.pool import read_index
@@ -31,6 +32,7 @@ from augbench.files import write_json, write_text
 from augbench.plan.paths import Plan
 from augbench.report.figures import figure3, figure4, figure5a, figure5b, learning_curves
 from augbench.report.figures.figure1 import write_figure1
+from augbench.report.figures.forest import write_forest
 from augbench.report.html.browser import class_panels
 from augbench.report.html.images import ClassChange, collect, most_changed
 from augbench.report.html.page import write_report
@@ -39,10 +41,11 @@ from augbench.report.html.tables import training_table
 from augbench.report.html.words import headlines, what_it_does_not_show, what_it_shows
 from augbench.report.pictures import ImageRecord, read_encoded, write_encoded
 from augbench.report.render import Layout, read_markdown, render_csv, render_markdown
-from augbench.report.tables import diagnostics, statistics, table1
+from augbench.report.tables import components, contrasts, diagnostics, statistics, table1
 from augbench.report.tables.cost import write_cost
 from augbench.report.tables.paper_tables import write_paper_tables
 from augbench.report.tables.per_class import SCHEMA, read_per_class
+from augbench.report.tables.table1_text import write_table1_text
 from augbench.runtime.job import Job
 from augbench.runtime.provenance import write_provenance
 
@@ -98,16 +101,26 @@ def write_tables(squares: Squares) -> None:
         for number, values in enumerate(ACCURACIES.get(method, ACCURACIES["clip_prompts"]))
     ]
     entries = [row for row in table1.read_rows(plan.table1["csv"]) if row.method in plan.methods]
-    write_text(plan.table1["csv"], render_csv(entries))
+    write_text(plan.table1["csv"], render_csv(entries, ("± is the standard error.", *CUTS)))
     write_text(plan.table1["runs"], render_csv(runs))
-    table = table1.Table1(
-        study.study, "imagenet10", tuple(entries), tuple(runs), ("± is the standard error.", *CUTS)
-    )
-    write_text(plan.table1["md"], table1.render_markdown(table))
-    statistics.write_statistics(study.study, plan.table1["csv"], plan.table1["runs"], plan.statistics)
+    # 60 test images, of which as many are right as the accuracies say
+    hits = {
+        method: {
+            run.run: np.arange(60) < round(0.6 * run.test_top1_percent)
+            for run in runs
+            if run.method == method
+        }
+        for method in plan.methods
+    }
+    statistics.write_statistics(study.study, entries, runs, hits, 0, plan.statistics)
+    contrasts.write_contrasts(study.study, entries, runs, hits, 0, study.report, plan.contrasts)
+    components.write_components(study.study, entries, runs, plan.components)
+    write_table1_text(study.study, plan.table1["csv"], plan.contrasts["csv"], plan.table1_text)
     write_paper_tables(plan, plan.table1["csv"], plan.paper_table_files)
     write_cost(plan, plan.table1["csv"], plan.cost)
     write_figure1(plan.table1["csv"], plan.figure1)
+    if plan.forest:
+        write_forest(plan.table1["csv"], plan.statistics["csv"], plan.forest)
     for name, module in {
         "figure3": figure3,
         "figure4": figure4,
@@ -243,11 +256,12 @@ def test_every_image_says_what_it_shows(page: Page) -> None:
         "Bars of top-1 accuracy: No added images 51.7 ± 0.5%" in figures[0]
         and "Retrieval 58.3 ± 0.5%" in figures[0]
     )
-    assert "on average 8.0 of 255 levels" in figures[1]
-    assert "Retrieval: 5 classes up, 1 down, from -20.0 points (class e)" in figures[3]
-    assert "Retrieval: 56.7% at 200%, 56.7% at 300%. Baseline: 51.7%." in figures[4]
-    assert "no added data: 52.0% at step 2, 56.0% at step 6, most runs cut while rising" in figures[5]
-    assert "Boomerang: 52.0% at step 2, 56.0% at step 6, learning rate lowered after steps 4." in figures[5]
+    assert "Forest plot" in figures[1] and "Retrieval +6.7 [+6.7 to +6.7]" in figures[1]
+    assert "on average 8.0 of 255 levels" in figures[2]
+    assert "Retrieval: 5 classes up, 1 down, from -20.0 points (class e)" in figures[4]
+    assert "Retrieval: 56.7% at 200%, 56.7% at 300%. Baseline: 51.7%." in figures[5]
+    assert "no added data: 52.0% at step 2, 56.0% at step 6, most runs cut while rising" in figures[6]
+    assert "Boomerang: 52.0% at step 2, 56.0% at step 6, learning rate lowered after steps 4." in figures[6]
 
 
 def test_the_training_of_every_row_is_told(page: Page) -> None:
@@ -268,6 +282,15 @@ def test_the_training_of_every_row_is_told(page: Page) -> None:
     assert "Training of the classifiers" in page.text_of("h3")
 
 
+def test_the_page_begins_with_the_studys_answer(squares: Squares, page: Page) -> None:
+    answer = read_markdown(squares.plan.table1["md"], "").lead
+    assert answer.startswith("With 4 real images per class, ")
+    texts = page.text_of("p")
+    assert answer.replace("-", MINUS) in texts
+    place = texts.index(answer.replace("-", MINUS))
+    assert all("In this study" not in text for text in texts[:place])
+
+
 def test_tables_are_those_of_the_files(squares: Squares, page: Page) -> None:
     cells = page.text_of("td") + page.text_of("th")
     for name, path in squares.plan.report_tables.items():
@@ -278,7 +301,9 @@ def test_tables_are_those_of_the_files(squares: Squares, page: Page) -> None:
                 text.replace("-", MINUS) for text in cells
             }, name
     buttons = page.text_of("button")
-    assert {"Top-1 (%)", "Against retrieval", "Downloads (MB)", "Mean size of change"} <= set(buttons)
+    assert {"Top-1 (%)", "Against baseline", "Verdict", "Downloads (MB)", "Mean size of change"} <= set(
+        buttons
+    )
     assert {"no image", "25.0%"} <= set(cells), "what retrieval gave"
 
 
@@ -319,17 +344,6 @@ TABLE = [
 ]
 
 
-def against(points: float, p: float | None = 0.5, **known: Any) -> dict[str, Any]:
-    return {
-        "baseline_points": points,
-        "baseline_low": points - 1,
-        "baseline_high": points + 1,
-        "baseline_p": p,
-        "baseline_p_holm": p,
-        **known,
-    }
-
-
 def test_the_summary_names_the_best_row_of_each_kind_and_how_many_it_was_chosen_from() -> None:
     rows = [row("none", 60), row("twice", 70), row("clip", 64), row("imagic", 66), row("found", 63)]
     found = [(headline.role, headline.row.method, headline.among) for headline in headlines(TABLE, rows)]
@@ -344,40 +358,39 @@ def test_the_summary_names_the_best_row_of_each_kind_and_how_many_it_was_chosen_
 
 
 def test_a_difference_is_called_more_than_chance_only_after_correction() -> None:
-    rows = [
-        row("none", 60),
-        row("twice", 70, **against(10, 0.0001)),
-        row("clip", 64, **against(4)),
-        row("imagic", 66, **against(6, 0.3)),
-        row("found", 63, **against(0.5, 0.9)),
+    rows = [row("none", 60), row("twice", 70), row("clip", 64), row("imagic", 66), row("found", 63)]
+    tested = [
+        contrast("twice", "none", 10, "more", p_holm=0.0001, contrasts=4),
+        contrast("clip", "none", 4, "more"),
+        contrast("imagic", "none", 6, "can't tell", contrasts=4),
+        contrast("found", "none", 0.2, "can't tell"),
+        contrast("found", "imagic", 0.1, "same"),
     ]
-    sentences = what_it_shows(TABLE, rows)
-    assert sentences[0].startswith(
-        "IMAGIC: +6.0 points (95% interval +5.0 to +7.0) compared with no added images. "
-        "As the only comparison, this would be more than chance. "
-        "After correction for 4 comparisons it is not."
-    )
-    assert sentences[1].endswith("The interval includes 0: with 3 runs, this may be chance.")
-    assert (
-        "This is more than chance variation between runs (p\u00a0<\u00a00.001, corrected for 4 comparisons)"
-        in sentences[2]
-    )
-    alone = replace(rows[3], baseline_low=None, baseline_high=None, baseline_p=None, baseline_p_holm=None)
-    assert "A single run cannot show whether" in what_it_shows(TABLE, [*rows[:3], alone, rows[4]])[0]
+    assert what_it_shows(TABLE, rows, tested) == [
+        "Twice: +10.0 points (95% interval +9.5 to +10.5) compared with no added data. This is more than"
+        " chance variation between runs (p\u00a0<\u00a00.001, corrected for 4 comparisons).",
+        "Imagic: +6.0 points (95% interval +5.5 to +6.5) compared with no added data. As the only comparison,"
+        " this would be more than chance. After correction for 4 comparisons it is not.",
+        f"Retrieval: +0.2 points (95% interval {MINUS}0.3 to +0.7) compared with no added data. The interval"
+        " includes 0: with 5 runs, this may be chance.",
+        f"Retrieval: +0.1 points (95% interval {MINUS}0.4 to +0.6) compared with Imagic. The difference is"
+        " smaller than 1 point (equivalence test).",
+    ]
 
 
-def test_generation_is_compared_with_retrieval() -> None:
-    known = {
-        "retrieval_points": 3.0,
-        "retrieval_low": 1.0,
-        "retrieval_high": 5.0,
-        "retrieval_p": 0.01,
-        "retrieval_p_holm": 0.04,
-    }
-    rows = [row("none", 60), row("twice", 70), row("clip", 64), row("imagic", 66, **known), row("found", 63)]
-    assert what_it_shows(TABLE, rows) == [
-        "IMAGIC: +3.0 points (95% interval +1.0 to +5.0) compared with FOUND. "
-        "This is more than chance variation between runs (p\u00a0=\u00a00.040, corrected for 1 comparison)."
+def test_single_runs_and_equal_runs_are_told_as_what_they_are() -> None:
+    rows = [row("none", 60), row("twice", 70), row("clip", 64), row("imagic", 66), row("found", 63)]
+    alone = dict.fromkeys(("low", "high", "p", "p_holm", "p_same_holm"))
+    equal = {**alone, "low": 3.0, "high": 3.0}
+    tested = [
+        contrast("found", "none", 3, "can't tell", **alone),
+        contrast("imagic", "none", 3, "can't tell", **equal),
+    ]
+    assert what_it_shows(TABLE, rows, tested) == [
+        "Retrieval: +3.0 points compared with no added data. A single run cannot show whether this is more"
+        " than chance.",
+        "Imagic: +3.0 points (95% interval +3.0 to +3.0) compared with no added data. The difference is the"
+        " same in every run, so there is no test.",
     ]
 
 

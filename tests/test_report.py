@@ -23,19 +23,27 @@ from augbench.errors import UserError
 from augbench.files import read_json, write_json
 from augbench.report.figures.figure1 import axis_start, best_of_families, draw, write_figure1
 from augbench.report.protocol import CLASSIFIER, DIFFUSION, Facts, differences, paper_results
-from augbench.report.render import escape_latex, escape_markdown, render_csv, spread
+from augbench.report.render import (
+    Layout,
+    escape_latex,
+    escape_markdown,
+    render_csv,
+    render_latex,
+    render_markdown,
+    render_terminal,
+    spread,
+)
 from augbench.report.tables.table1 import (
     Row,
     Table1,
     build_table,
     cut_rows,
+    layout_of,
     read_rows,
-    render_latex,
-    render_markdown,
-    render_terminal,
     standard_error,
     write_table1,
 )
+from augbench.report.tables.table1_text import write_table1_text
 
 RUNS = {
     "none": (0.70, 0.72, 0.74),
@@ -131,6 +139,10 @@ def manifests(tmp_path: Path) -> list[Path]:
 @pytest.fixture
 def table(results: list[Path], manifests: list[Path]) -> Table1:
     return build_table(study(), results, manifests)
+
+
+def layout(table: Table1) -> Layout:
+    return layout_of(table.study, table.rows, table.notes)
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -281,7 +293,10 @@ def test_there_is_one_row_per_run(results: list[Path], tmp_path: Path) -> None:
 
 def test_every_format_carries_the_whole_footer(table: Table1, results: list[Path], tmp_path: Path) -> None:
     outs = {kind: tmp_path / f"t.{kind}" for kind in ("csv", "md", "tex", "txt")}
-    write_table1(study(), results, [], outs)
+    write_table1(study(), results, [], {"csv": outs["csv"]})
+    (tmp_path / "contrasts.csv").write_text(render_csv([]))
+    shown = {kind: path for kind, path in outs.items() if kind != "csv"}
+    write_table1_text("demo_1", outs["csv"], tmp_path / "contrasts.csv", shown)
     expected = build_table(study(), results).notes
     plain = {kind: " ".join(path.read_text(encoding="utf-8").split()) for kind, path in outs.items()}
     for note in expected:
@@ -290,14 +305,14 @@ def test_every_format_carries_the_whole_footer(table: Table1, results: list[Path
 
 
 def test_markdown_cells_survive_special_characters(table: Table1) -> None:
-    lines = render_markdown(table).splitlines()
+    lines = render_markdown(layout(table)).splitlines()
     assert r"| CLIP prompts \| 50% & more\_ |" in lines[5]
     unescaped = lines[5].replace(r"\|", "")
     assert unescaped.count("|") == lines[0].count("|")
 
 
 def test_latex_cells_survive_special_characters(table: Table1) -> None:
-    assert r"CLIP prompts | 50\% \& more\_ &" in render_latex(table)
+    assert r"CLIP prompts | 50\% \& more\_ &" in render_latex(layout(table), "caption", "label")
     assert (
         escape_latex(r"a_b^c~{d}\e $5 #1 ± <")
         == r"a\_b\textasciicircum{}c\textasciitilde{}\{d\}\textbackslash{}e \$5 \#1 $\pm$ \textless{}"
@@ -305,13 +320,15 @@ def test_latex_cells_survive_special_characters(table: Table1) -> None:
 
 
 def test_latex_rows_have_as_many_cells_as_columns(table: Table1) -> None:
-    lines = [line for line in render_latex(table).splitlines() if line.endswith(r"\\")]
+    lines = [
+        line for line in render_latex(layout(table), "caption", "label").splitlines() if line.endswith(r"\\")
+    ]
     assert len(lines) == 6 and {line.replace(r"\&", "").count("&") for line in lines} == {8}
     assert r"72.0 $\pm$ 1.2" in lines[1]
 
 
 def test_terminal_table_is_aligned(table: Table1) -> None:
-    lines = render_terminal(table).splitlines()
+    lines = render_terminal(layout(table)).splitlines()
     rows = [line for line in lines if " ± " in line and not line.startswith(("*", " "))]
     assert len(rows) == 5 and len({len(line) for line in rows}) == 1
 

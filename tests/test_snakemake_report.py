@@ -22,12 +22,15 @@ OF_EVERY_STUDY = {
     "workflow",
     "table1",
     "statistics",
+    "contrasts",
+    "components",
     "cost",
     "diagnostics",
     "leakage",
     "leakage_pairs",
     "retrieval_yield",
     "figure1",
+    "forest",
 }
 
 
@@ -62,10 +65,19 @@ def test_the_report_of_a_finished_study_is_one_file_made_offline(current: Worksp
     assert re.findall(r"app\.showCategory\('([^']+)'\)", description) == sorted(categories)
     shown = {Path(name).relative_to("results/small").as_posix(): result for name, result in results.items()}
     plan = Plan(load_study([current.folder / "study.yaml"]), ())
-    figures = {f"figures/{name}.png" for name in ("figure1", *plan.figures)}
+    figures = {f"figures/{name}.png" for name in ("figure1", "forest", *plan.figures)}
     tables = {
         f"tables/{name}.csv"
-        for name in ("table1", "statistics", "cost", "diagnostics", "leakage", *plan.paper_tables)
+        for name in (
+            "table1",
+            "statistics",
+            "contrasts",
+            "components",
+            "cost",
+            "diagnostics",
+            "leakage",
+            *plan.paper_tables,
+        )
     } | {"retrieval/yield.csv"}
     pairs = {f"figures/leakage/{method}.png" for method in plan.guarded}
     assert len(figures) > 3 and shown.keys() == figures | tables | pairs

@@ -27,6 +27,7 @@ TRAINING = (
 DRAWING = (
     "draw_figure",
     "figure1",
+    "forest",
     "figure3_data",
     "figure4_data",
     "figure5a_data",

@@ -13,16 +13,12 @@ from scipy import stats
 from augbench.classifier.score import SCHEMA
 from augbench.data.classes import ClassInfo, write_class_table
 from augbench.errors import UserError
-from augbench.files import write_text
-from augbench.report.render import render_csv
+from augbench.report.inference.images import Hits, paired_hits
 from augbench.report.tables import table1
 from augbench.report.tables.per_class import read_per_class, write_per_class
 from augbench.report.tables.statistics import (
     binomial_error,
     build_rows,
-    compare,
-    holm,
-    interval,
     read_rows,
     write_statistics,
 )
@@ -36,6 +32,7 @@ RUNS = {
 }
 FAMILIES = {
     "none": "real",
+    "simple_prompt": "prompting",
     "clip_prompts": "prompting",
     "pseudoword_dm": "personalised",
     "retrieval": "retrieval",
@@ -53,7 +50,7 @@ def table(methods: dict[str, tuple[float, ...]]) -> tuple[list[table1.Row], list
             None,
             len(v),
             50,
-            50,
+            0 if FAMILIES[name] == "real" else 50,
             0.5,
             None,
             None,
@@ -68,103 +65,60 @@ def table(methods: dict[str, tuple[float, ...]]) -> tuple[list[table1.Row], list
     return rows, runs
 
 
-def test_the_interval_of_three_runs_is_the_hand_computed_one() -> None:
-    # mean 72, standard error 2 / sqrt(3) = 1.1547, t for two degrees of freedom 4.30265: 72 +- 4.96826
-    assert interval([70.0, 72.0, 74.0]) == pytest.approx((67.03174, 76.96826), abs=1e-4)
-    assert interval([72.0]) == (None, None)
-
-
-def test_the_interval_is_scipys() -> None:
-    values = [61.2, 60.8, 61.9, 60.5, 61.1]
-    assert interval(values) == pytest.approx(
-        stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
-    )
-
-
-def test_a_paired_difference_is_the_hand_computed_one() -> None:
-    # differences 1, 3, 2: mean 2, standard error 1 / sqrt(3), so t = 2 sqrt(3) = 3.4641;
-    # for two degrees of freedom p = 1 - t / sqrt(t^2 + 2)
-    found = compare(dict(enumerate(RUNS["clip_prompts"])), dict(enumerate(RUNS["none"])))
-    assert found is not None
-    assert found.points == pytest.approx(2)
-    assert (found.low, found.high) == pytest.approx((2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4)
-    assert found.p == pytest.approx(1 - (12 / 14) ** 0.5)
-
-
-def test_a_paired_difference_is_scipys() -> None:
-    own, reference = [61.2, 60.8, 61.9, 60.5, 61.1], [60.9, 60.1, 61.7, 60.6, 60.2]
-    found, theirs = compare(dict(enumerate(own)), dict(enumerate(reference))), stats.ttest_rel(own, reference)
-    assert found is not None and found.p == pytest.approx(theirs.pvalue)
-    assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
-
-
-def test_runs_are_paired_by_number_and_not_by_order() -> None:
-    own, reference = {2: 76.0, 0: 71.0, 1: 75.0}, dict(enumerate(RUNS["none"]))
-    assert compare(own, reference) == compare(dict(sorted(own.items())), reference)
-    alone = compare({1: 75.0, 7: 10.0}, reference)
-    assert alone is not None and (alone.points, alone.low, alone.p) == (3.0, None, None)
-    assert compare({7: 10.0}, reference) is None
-
-
-def test_equal_differences_have_no_p() -> None:
-    found = compare(dict(enumerate(RUNS["pseudoword_dm"])), dict(enumerate(RUNS["none"])))
-    assert found is not None and found.points == 3 and found.p is None
-
-
-def test_holms_correction_is_the_hand_computed_one() -> None:
-    # sorted: 0.01 x 4, 0.02 x 3, 0.03 x 2 = 0.06, 0.04 x 1, which may not fall below 0.06
-    assert holm([0.03, 0.01, None, 0.04, 0.02]) == [
-        pytest.approx(0.06),
-        pytest.approx(0.04),
-        None,
-        pytest.approx(0.06),
-        pytest.approx(0.06),
-    ]
-    assert holm([0.7, 0.9]) == [1.0, 1.0] and holm([0.2]) == [0.2] and holm([None]) == [None]
-
-
 def test_the_test_sets_own_error_is_binomial() -> None:
     assert binomial_error(75.0, 3000) == pytest.approx(100 * (0.75 * 0.25 / 3000) ** 0.5)
     assert binomial_error(75.0, 3000) == pytest.approx(100 * stats.binom(3000, 0.75).std() / 3000)
 
 
-def test_every_method_is_compared_with_the_baseline_and_with_retrieval_but_not_with_itself() -> None:
-    none, clip, pseudoword, retrieval = build_rows(*table(RUNS))
-    assert (none.baseline_points, none.retrieval_points) == (None, pytest.approx(-5))
-    assert (retrieval.baseline_points, retrieval.retrieval_points, retrieval.retrieval_p_holm) == (
-        pytest.approx(5),
+def hits_of(methods: dict[str, tuple[float, ...]]) -> Hits:
+    """Right and wrong predictions of 1000 test images that have these accuracies, all the same in a run."""
+    return {
+        name: {run: np.arange(1000) < round(10 * value) for run, value in enumerate(values)}
+        for name, values in methods.items()
+    }
+
+
+def test_every_method_but_the_baseline_is_compared_with_the_baseline() -> None:
+    none, clip, _, retrieval = build_rows(*table(RUNS), hits_of(RUNS), 0)
+    assert (none.baseline_points, none.baseline_low, none.baseline_images_low, none.baseline_both_low) == (
+        None,
+        None,
         None,
         None,
     )
-    assert (clip.baseline_points, clip.retrieval_points) == (pytest.approx(2), pytest.approx(-3))
-    # two comparisons with the baseline have a p: the smaller one doubles
-    first, second = sorted((clip, retrieval), key=lambda row: row.baseline_p or 0)
-    assert first.baseline_p is not None and first.baseline_p_holm == pytest.approx(2 * first.baseline_p)
-    assert second.baseline_p_holm == pytest.approx(max(second.baseline_p or 0, 2 * first.baseline_p))
-    assert pseudoword.baseline_p is None and pseudoword.baseline_p_holm is None
+    # differences 1, 3, 2: mean 2, standard error 1 / sqrt(3), t for two degrees of freedom 4.30265
+    assert clip.baseline_points == pytest.approx(2)
+    assert (clip.baseline_low, clip.baseline_high) == pytest.approx(
+        (2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4
+    )
+    assert retrieval.baseline_points == pytest.approx(5)
+    # 30, 20 and 10 of 1000 images are right in one of the rows only, in one, two or three of three runs
+    assert clip.baseline_images_low is not None and clip.baseline_images_high is not None
+    images = np.mean(paired_hits(hits_of(RUNS)["clip_prompts"], hits_of(RUNS)["none"]), axis=0)
+    reach = 1.96 * images.std() / 1000**0.5
+    assert (clip.baseline_images_low, clip.baseline_images_high) == pytest.approx(
+        (2 - reach, 2 + reach), abs=0.1
+    )
+    assert clip.baseline_both_low is not None and clip.baseline_low is not None
+    assert clip.baseline_both_low < clip.baseline_low
 
 
-def test_a_study_without_retrieval_or_baseline_is_compared_with_what_there_is() -> None:
-    rows = build_rows(*table({name: RUNS[name] for name in ("none", "clip_prompts")}))
-    assert [row.retrieval_points for row in rows] == [None, None] and rows[
-        1
-    ].baseline_points == pytest.approx(2)
-    rows = build_rows(*table({"clip_prompts": (70.0,)}))
-    assert (rows[0].stderr_percent, rows[0].low_percent, rows[0].baseline_points) == (None, None, None)
+def test_a_study_without_a_baseline_has_no_differences() -> None:
+    alone = {"clip_prompts": (70.0,)}
+    (row,) = build_rows(*table(alone), hits_of(alone), 0)
+    assert (row.stderr_percent, row.low_percent, row.baseline_points) == (None, None, None)
 
 
 def test_the_files_say_what_the_spread_measures_and_read_back(tmp_path: Path) -> None:
     rows, runs = table(RUNS)
-    write_text(tmp_path / "table1.csv", render_csv(rows, ["a note"]))
-    write_text(tmp_path / "runs.csv", render_csv(runs))
     outs = {kind: tmp_path / f"statistics.{kind}" for kind in ("csv", "md", "tex")}
-    written = write_statistics("demo_1", tmp_path / "table1.csv", tmp_path / "runs.csv", outs)
-    assert read_rows(outs["csv"]) == written == build_rows(rows, runs)
+    written = write_statistics("demo_1", rows, runs, hits_of(RUNS), 0, outs)
+    assert read_rows(outs["csv"]) == written == build_rows(rows, runs, hits_of(RUNS), 0)
     for path in outs.values():
         text = " ".join(path.read_text(encoding="utf-8").split())
         assert (
             "initial weights and the order of images" in text
-            and "corrected by Holm's method for the 2 comparisons" in text
+            and "10,000 bootstrap samples of the test images" in text
         )
     assert r"\label{tab:demo-1-statistics}" in outs["tex"].read_text(encoding="utf-8")
 

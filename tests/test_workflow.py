@@ -43,9 +43,11 @@ HEAVY = {
 FROM_TABLE1 = {
     "table1_files": 1,
     "statistics": 1,
+    "table1_text": 1,
     "paper_tables": 1,
     "cost": 1,
     "figure1_files": 1,
+    "forest_files": 1,
     "report_images": 1,
     "report_html": 1,
 }
@@ -90,10 +92,10 @@ def shards(workspace: Workspace, method: str) -> dict[str, tuple[int, float]]:
 def test_a_finished_study_has_its_table_figure_and_config(finished: Workspace) -> None:
     for name in ("table1.csv", "table1.md", "table1.tex", "table1.txt"):
         assert (finished.results / "tables" / name).stat().st_size > 0
-    for name in ("figure1", "figure3", "figure4", "figure5a"):
+    for name in ("figure1", "forest", "figure3", "figure4", "figure5a"):
         for kind in ("pdf", "png"):
             assert (finished.results / f"figures/{name}.{kind}").stat().st_size > 0
-    for name in ("statistics.csv", "per_class.parquet", "imagenet_full.tex", "caltech256.md", "cost.csv"):
+    for name in ("statistics.csv", "contrasts.tex", "components.md", "imagenet_full.tex", "cost.csv"):
         assert (finished.results / "tables" / name).stat().st_size > 0
     report = (finished.results / "report.html").read_text()
     assert "study small" in report and report.count('<template id="class-') == 10
@@ -132,6 +134,8 @@ def test_snakemake_n_shows_the_whole_study_before_anything_ran(workspace: Worksp
         plan["table1_files"]
         == plan["figure1_files"]
         == plan["statistics"]
+        == plan["table1_text"]
+        == plan["forest_files"]
         == plan["per_class"]
         == plan["cost"]
         == 1
@@ -178,7 +182,37 @@ def test_controls_plan_a_draw_and_classifiers_and_no_images(current: Workspace) 
     assert plan["classify_000"] == 2 and plan["resample_placebo"] == 1 and "figure5b_data" not in plan
 
 
-@pytest.mark.parametrize("name", ["figure1", "figure3", "figure4", "figure5a"])
+@pytest.mark.parametrize(
+    "report",
+    [
+        {"contrasts": [{"row": "retrieval", "against": "clip_prompts"}]},
+        {"margin": 0.5},
+    ],
+    ids=["contrasts", "margin"],
+)
+def test_another_contrast_or_margin_plans_the_reports_own_tables(
+    current: Workspace, report: dict[str, Any]
+) -> None:
+    current.write_study({**SMALL_STUDY, "report": report})
+    assert current.plan() == {
+        "statistics": 1,
+        "table1_text": 1,
+        "forest_files": 1,
+        "resolved_config": 1,
+        "provenance": 1,
+        "report_html": 1,
+    }
+
+
+def test_the_answer_is_printed_last_and_stands_on_top_of_table_1(finished: Workspace) -> None:
+    text = (finished.results / "tables/table1.txt").read_text(encoding="utf-8")
+    answer = text.partition("\n\n")[0]
+    assert answer.startswith("With 8 real images per class, ")
+    done = finished.run()
+    assert done.stdout.partition("Done in")[0].rstrip().endswith(answer)
+
+
+@pytest.mark.parametrize("name", ["figure1", "forest", "figure3", "figure4", "figure5a"])
 def test_a_deleted_figure_plans_one_job(current: Workspace, name: str) -> None:
     figure = current.results / f"figures/{name}.pdf"
     content = figure.read_bytes()

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from augbench.classifier.compute import Compute, Storage
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.sizes import evaluation_resize
-from augbench.config.stages import Classifier
+from augbench.config.classifier import Classifier
 from benchmarks.classifier import CLASSES, CONFIGS, our_epochs, ready_step
 from benchmarks.day.session import Ready, Session, Variant
 

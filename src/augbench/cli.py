@@ -57,7 +57,9 @@ def _run(arguments: argparse.Namespace) -> int:
         return 1
     table = Path(f"results/{study.study}/tables/table1.txt")
     if not arguments.targets and "-n" not in extra and table.is_file():
-        print(table.read_text(encoding="utf-8"))
+        text = table.read_text(encoding="utf-8")
+        answer, _, _ = text.partition("\n\n")
+        print(f"{text}\n{answer}\n")
         report = f"results/{study.study}/report.html"
         print(f"Done in {took}. Next: open {report} in a browser; tables/ and figures/ are beside it.")
     return 0

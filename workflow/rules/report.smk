@@ -8,7 +8,7 @@ rule table1_files:
         pools=[PLAN.resample(method, run) for method in STUDY.augmented for run in PLAN.runs],
         excluded=PLAN.excluded,
     output:
-        **captioned(PLAN.table1, "Tables", {"csv": "table1"}),
+        **captioned(PLAN.table1_data, "Tables", {"csv": "table1"}),
     log:
         PLAN.log("table1"),
     benchmark:
@@ -28,10 +28,21 @@ rule table1_files:
 
 rule statistics:
     input:
+        predictions=[path for method in PLAN.methods for path in PLAN.predictions(method)],
         table=PLAN.table1["csv"],
         runs=PLAN.table1["runs"],
     output:
         **captioned(PLAN.statistics, "Tables", {"csv": "statistics"}),
+        **captioned(
+            {f"contrasts_{k}": path for k, path in PLAN.contrasts.items()},
+            "Tables",
+            {"contrasts_csv": "contrasts"},
+        ),
+        **captioned(
+            {f"components_{k}": path for k, path in PLAN.components.items()},
+            "Tables",
+            {"components_csv": "components"},
+        ),
     log:
         PLAN.log("statistics"),
     benchmark:
@@ -42,11 +53,35 @@ rule statistics:
     resources:
         **NEEDS.light,
     params:
-        recipe=recipes.statistics_recipe(),
+        recipe=recipes.statistics_recipe(STUDY),
     message:
         "statistics of Table 1"
     script:
         "../scripts/paired_statistics.py"
+
+
+# Table 1 as text begins with the study's answer, which is made from the contrasts.
+rule table1_text:
+    input:
+        table=PLAN.table1["csv"],
+        contrasts=PLAN.contrasts["csv"],
+    output:
+        **PLAN.table1_text,
+    log:
+        PLAN.log("table1_text"),
+    benchmark:
+        PLAN.benchmark("table1_text")
+    localrule: True
+    conda:
+        ENVIRONMENT
+    resources:
+        **NEEDS.light,
+    params:
+        recipe=recipes.table1_text_recipe(),
+    message:
+        "Table 1 with the answer"
+    script:
+        "../scripts/table1_text.py"
 
 
 rule per_class:
@@ -175,8 +210,38 @@ rule figure1_files:
         "../scripts/figure1.py"
 
 
-# Figures 3 to 5B and the learning curves are drawn from data files beside them, which name or hold everything that is shown. A
-# figure without methods in the study is not planned.
+if PLAN.forest:
+
+    rule forest_files:
+        input:
+            table=PLAN.table1["csv"],
+            statistics=PLAN.statistics["csv"],
+        output:
+            **captioned(PLAN.forest, "Figures", {"png": "forest"}),
+        log:
+            PLAN.log("forest"),
+        benchmark:
+            PLAN.benchmark("forest")
+        localrule: True
+        conda:
+            ENVIRONMENT
+        resources:
+            **NEEDS.light,
+        params:
+            recipe=recipes.figure_recipe(),
+        message:
+            "forest plot"
+        script:
+            "../scripts/forest.py"
+
+    rule forest:
+        input:
+            PLAN.forest.values(),
+        localrule: True
+
+
+# Figures 3 to 5B and the learning curves are drawn from data files beside them, which name or hold all that
+# is shown. A figure without methods in the study is not planned.
 
 if "figure3" in PLAN.figures:
 
@@ -356,7 +421,7 @@ rule resolved_config:
     resources:
         **NEEDS.light,
     params:
-        config=recipes.table_recipe(STUDY)["study"],
+        config=recipes.config_recipe(STUDY),
     message:
         "resolved config"
     script:

@@ -1,10 +1,20 @@
-"""Write the statistics of Table 1 in all their formats."""
+"""Write the statistics of Table 1, the tests of the contrasts, and the components of the spread."""
 
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
+    from augbench.report.inference.images import read_hits
+    from augbench.report.render import read_csv
+    from augbench.report.tables.components import write_components
+    from augbench.report.tables.contrasts import write_contrasts
     from augbench.report.tables.statistics import write_statistics
+    from augbench.report.tables.table1 import RunRow, read_rows
+    from augbench.seeds import derive_seed
 
-    write_statistics(
-        job.study.study, snakemake.input.table, snakemake.input.runs, dict(snakemake.output.items())
-    )
+    plan, study = job.plan, job.study
+    table, runs = read_rows(snakemake.input.table), read_csv(snakemake.input.runs, RunRow)
+    hits = read_hits({method: plan.predictions(method) for method in plan.methods})
+    seed = derive_seed(study.seed, "bootstrap")
+    write_statistics(study.study, table, runs, hits, seed, plan.statistics)
+    write_contrasts(study.study, table, runs, hits, seed, study.report, plan.contrasts)
+    write_components(study.study, table, runs, plan.components)

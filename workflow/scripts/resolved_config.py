@@ -4,7 +4,8 @@ import yaml
 
 from augbench.runtime.job import running
 
-with running(snakemake):
+with running(snakemake) as job:
     from augbench.files import write_text
 
-    write_text(snakemake.output[0], yaml.safe_dump(snakemake.params.config, sort_keys=False))
+    config = job.study.model_dump(mode="json", exclude={"execution", "pretrain"})
+    write_text(snakemake.output[0], yaml.safe_dump(config, sort_keys=False))

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from augbench.artifacts.parquet import REMAKE
 from augbench.artifacts.pool import load_images, read_index
-from augbench.artifacts.store import Store
+from augbench.artifacts.store import Recipe, Store
 from augbench.classifier.compute import Compute, ProcessGroup, compute_of, count_processes
 from augbench.classifier.history import History, read_history
 from augbench.classifier.images import LabelledImages

@@ -45,6 +45,8 @@ def sections() -> list[tuple[str, type[Section]]]:
             path = f"{prefix}.{name}" if prefix else name
             if get_origin(annotation) is dict:
                 annotation, path = get_args(annotation)[1], f"{path}.<name>"
+            elif get_origin(annotation) is tuple:
+                annotation = get_args(annotation)[0]
             for option in section_options(annotation):
                 visit(path, option)
 

@@ -175,8 +175,13 @@ def _from_validator(
     while rest:
         # a name may contain dots
         step = rest if isinstance(inner, Mapping) and rest in inner else rest.partition(".")[0]
-        if not (separator and isinstance(inner, Mapping) and step in inner):
+        if separator and isinstance(inner, Mapping) and step in inner:
+            inner = inner[step]
+            steps.append(step)
+        elif separator and isinstance(inner, list) and step.isdigit() and int(step) < len(inner):
+            inner = inner[int(step)]
+            steps.append(int(step))
+        else:
             return UserError(_locate(location, root).where, _shown(value), message)
-        inner, rest = inner[step], rest[len(step) + 1 :]
-        steps.append(step)
+        rest = rest[len(step) + 1 :]
     return UserError(_locate(steps, root).where, _shown(inner), reason)

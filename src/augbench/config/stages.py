@@ -229,8 +229,31 @@ class Augmentation(Section):
         )
 
 
+class Contrast(Section):
+    """A comparison of two rows that is named before the study runs."""
+
+    row: str = key(..., "Row of `methods` whose accuracy is compared.")
+    against: str = key(..., "Row of `methods` that it is compared with.")
+    name: str | None = key(None, "Name in tables. Default: the labels of both rows.", min_length=1)
+
+
 class Report(Section):
     """Contents of the tables and the report beside the study's own accuracies."""
+
+    contrasts: tuple[Contrast, ...] = key(
+        (),
+        "Comparisons that are tested; p values are corrected for all of them together, so few are better "
+        "than many. Default: each row against the first row without added images; each row against the one "
+        "with twice the real images; and the first row of retrieval against the best generating row of each "
+        "family, chosen by validation accuracy.",
+    )
+    margin: float = key(
+        1.0,
+        "Differences smaller than this count as none: the margin of the equivalence test, and the "
+        "difference that the needed runs are computed for.",
+        "percentage points",
+        gt=0,
+    )
 
     paper_study: Literal["imagenet10", "imagenet_full", "caltech256"] = key(
         "imagenet10",

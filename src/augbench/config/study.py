@@ -101,7 +101,25 @@ class Study(Section):
                     f"methods.{name}.candidates: epoch {max(epochs)} is after finetune.max_epochs, "
                     f"{self.finetune.max_epochs}"
                 )
+        self._check_contrasts()
         return self
+
+    def _check_contrasts(self) -> None:
+        rows = ", ".join(self.methods)
+        for place, contrast in enumerate(self.report.contrasts):
+            where = f"report.contrasts.{place}"
+            for name in ("row", "against"):
+                if getattr(contrast, name) not in self.methods:
+                    raise ValueError(f"{where}.{name}: allowed: a row of methods: {rows}")
+            if contrast.row == contrast.against:
+                raise ValueError(f"{where}.against: a row is compared with another row; allowed: {rows}")
+        pairs = [(contrast.row, contrast.against) for contrast in self.report.contrasts]
+        for place, (row, against) in enumerate(pairs):
+            if {(row, against), (against, row)} & {*pairs[:place]}:
+                raise ValueError(
+                    f"report.contrasts.{place}.row: these two rows are compared already; each pair is "
+                    "allowed once"
+                )
 
     def _check_retrieval(self, name: str, method: RetrieveMethod) -> None:
         if self.corpus is None:

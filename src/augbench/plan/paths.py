@@ -51,9 +51,29 @@ class Plan(PoolPaths):
         )
 
     @cached_property
+    def table1_text(self) -> dict[str, str]:
+        """Table 1 in the formats that begin with the study's answer."""
+        return {kind: path for kind, path in self.table1.items() if kind not in ("csv", "runs")}
+
+    @cached_property
+    def table1_data(self) -> dict[str, str]:
+        """Table 1 in the formats that other tables and figures are made from."""
+        return {kind: path for kind, path in self.table1.items() if kind not in self.table1_text}
+
+    @cached_property
     def statistics(self) -> dict[str, str]:
         """The statistics of Table 1 in their formats."""
         return self._table("statistics")
+
+    @cached_property
+    def contrasts(self) -> dict[str, str]:
+        """The tests of the study's contrasts in their formats."""
+        return self._table("contrasts")
+
+    @cached_property
+    def components(self) -> dict[str, str]:
+        """The components of the spread in their formats."""
+        return {kind: self.path("tables", f"components.{kind}") for kind in ("csv", "md")}
 
     @property
     def per_class(self) -> str:
@@ -70,6 +90,15 @@ class Plan(PoolPaths):
     def figure1(self) -> dict[str, str]:
         """Figure 1 in its formats."""
         return self._figure("figure1")
+
+    @cached_property
+    def forest(self) -> dict[str, str]:
+        """The figure of every row's difference from the baseline; empty without a baseline or other rows."""
+        return self._figure("forest") if self._has_baseline and len(self.methods) > 1 else {}
+
+    @property
+    def _has_baseline(self) -> bool:
+        return any(self.split_of(method) == self.splits["train"] for method in self.study.real)
 
     @cached_property
     def clusters(self) -> dict[str, int]:
@@ -118,9 +147,7 @@ class Plan(PoolPaths):
         wanted = {
             "figure3": self.reconstructing,
             "figure4": self.exemplified,
-            "figure5a": self.compared
-            if any(self.split_of(method) == self.splits["train"] for method in self.study.real)
-            else [],
+            "figure5a": self.compared if self._has_baseline else [],
             "figure5b": self.scaling,
             "learning_curves": self.methods,
         }
@@ -152,7 +179,9 @@ class Plan(PoolPaths):
         """Tables in the report by name, as Markdown."""
         tables = {
             "table1": self.table1,
+            "contrasts": self.contrasts,
             "statistics": self.statistics,
+            "components": self.components,
             **{name: self._table(name) for name in self.paper_tables},
             "diagnostics": self.diagnostics,
             "leakage": self.leakage_table,
@@ -163,7 +192,8 @@ class Plan(PoolPaths):
     @cached_property
     def report_figures(self) -> dict[str, str]:
         """Figures in the report, by name."""
-        return {name: files["png"] for name, files in {"figure1": self.figure1, **self.figures}.items()}
+        figures = {"figure1": self.figure1, "forest": self.forest, **self.figures}
+        return {name: files["png"] for name, files in figures.items() if files}
 
     @cached_property
     def report_sources(self) -> list[str]:
@@ -173,6 +203,7 @@ class Plan(PoolPaths):
             self.table1["csv"],
             self.table1["runs"],
             self.statistics["csv"],
+            self.contrasts["csv"],
             self.per_class,
             *self.report_tables.values(),
             *(self.figure_data(name)["table"] for name in self.figures),
@@ -185,9 +216,11 @@ class Plan(PoolPaths):
     @cached_property
     def report_jobs(self) -> list[list[str]]:
         """Files of every job that makes tables or figures, except the leakage guard's."""
+        decisions = (self.statistics, self.contrasts, self.components)  # of one job
         tables = (
-            self.table1,
-            self.statistics,
+            self.table1_data,
+            self.table1_text,
+            {path: path for files in decisions for path in files.values()},
             self.paper_table_files,
             self.cost,
             self.diagnostics,
@@ -195,6 +228,7 @@ class Plan(PoolPaths):
         )
         figures = (
             self.figure1,
+            self.forest,
             *(files for name, drawn in self.figures.items() for files in (self.figure_data(name), drawn)),
         )
         return [

@@ -238,9 +238,26 @@ def classifier_recipe(study: Study, name: str) -> Recipe:
     return recipe
 
 
+def _decisions(study: Study) -> Recipe:
+    """Settings of the tests of differences, if they are set."""
+    return study.report.model_dump(mode="json", include={"contrasts", "margin"}, exclude_defaults=True)
+
+
 def table_recipe(study: Study) -> Recipe:
     """Recipe of Table 1; it contains the config, because the footer lists departures from the protocol."""
-    return {"version": 2, "study": study.model_dump(mode="json", exclude={"execution", "pretrain"})}
+    others: Any = {"execution": True, "pretrain": True, "report": {"contrasts", "margin"}}
+    return {"version": 2, "study": study.model_dump(mode="json", exclude=others)}
+
+
+def config_recipe(study: Study) -> Recipe:
+    """Recipe of the resolved config."""
+    config = table_recipe(study)["study"]
+    return {**config, "report": {**config["report"], **_decisions(study)}}
+
+
+def table1_text_recipe() -> Recipe:
+    """Recipe of Table 1 as text; rows, footer and the study's answer enter through tables."""
+    return {"version": 1}
 
 
 def diagnostics_recipe(study: Study) -> Recipe:
@@ -275,9 +292,9 @@ def leakage_table_recipe(study: Study) -> Recipe:
     return {"version": 1, "labels": {name: method.label for name, method in study.methods.items()}}
 
 
-def statistics_recipe() -> Recipe:
-    """Recipe of the spread and the differences of Table 1."""
-    return {"version": 1}
+def statistics_recipe(study: Study) -> Recipe:
+    """Recipe of the spread and the differences of Table 1, and of the tests."""
+    return {"version": 2, "seed": study.seed, **_decisions(study)}
 
 
 def per_class_recipe() -> Recipe:
@@ -344,7 +361,7 @@ def report_images_recipe(study: Study, methods: Iterable[str]) -> Recipe:
 
 def report_recipe() -> Recipe:
     """Recipe of the report's layout; config, tables, images and the data of figures enter through files."""
-    return {"version": 1, "figures": figure_recipe()}
+    return {"version": 2, "figures": figure_recipe()}
 
 
 def pretrain_recipe(study: Study, model: str) -> Recipe:

@@ -49,6 +49,8 @@ class Layout:
         Lines of as many cells as the header has.
     notes : tuple of str
         The footer, one paragraph each.
+    lead : str
+        Paragraph above the table; empty for none.
     """
 
     title: str
@@ -56,6 +58,7 @@ class Layout:
     numeric: tuple[bool, ...]
     cells: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...]
+    lead: str = ""
 
 
 def render_csv(rows: Sequence[DataclassInstance], notes: Sequence[str] = ()) -> str:
@@ -93,14 +96,21 @@ def read_csv(path: str | Path, kind: type[R]) -> list[R]:
     ]
 
 
+def read_notes(path: str | Path) -> tuple[str, ...]:
+    """Read the notes of a file that :func:`render_csv` made."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return tuple(line.removeprefix("# ") for line in lines if line.startswith("# "))
+
+
 def escape_markdown(text: str) -> str:
     """Escape ``text`` so that Markdown shows it unchanged, also in a table."""
     return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#~" else letter for letter in text)
 
 
 def render_markdown(layout: Layout) -> str:
-    """Render a pipe table, with the footer as a list."""
+    """Render a pipe table, with the lead above it and the footer as a list."""
     lines = [
+        *([escape_markdown(layout.lead), ""] if layout.lead else []),
         "| " + " | ".join(layout.header) + " |",
         "|" + "|".join("---:" if numeric else "---" for numeric in layout.numeric) + "|",
         *("| " + " | ".join(map(escape_markdown, line)) + " |" for line in layout.cells),
@@ -112,11 +122,14 @@ def render_markdown(layout: Layout) -> str:
 
 def read_markdown(path: str | Path, title: str) -> Layout:
     """Read the table of a file that :func:`render_markdown` made; its title becomes ``title``."""
-    head, align, *rest = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    start = next(place for place, line in enumerate(lines) if line.startswith("| "))
+    lead = _unescape_markdown(lines[0]) if start else ""
+    head, align, *rest = lines[start:]
     lines = [line for line in rest if line.startswith("|")]
     notes = tuple(_unescape_markdown(line.removeprefix("- ")) for line in rest if line.startswith("- "))
     numeric = tuple(column.endswith(":") for column in align.strip("|").split("|"))
-    return Layout(title, _split(head), numeric, tuple(map(_split, lines)), notes)
+    return Layout(title, _split(head), numeric, tuple(map(_split, lines)), notes, lead)
 
 
 def _split(line: str) -> tuple[str, ...]:
@@ -140,7 +153,7 @@ def escape_latex(text: str) -> str:
 
 
 def render_latex(layout: Layout, caption: str, label: str) -> str:
-    r"""Render a ``table`` with booktabs rules, with the footer below; needs ``\usepackage{booktabs}``."""
+    r"""Render a ``table`` with booktabs rules, lead and footer below; needs ``\usepackage{booktabs}``."""
     rows = [" & ".join(map(escape_latex, line)) + r" \\" for line in layout.cells]
     lines = [
         r"\begin{table}",
@@ -157,7 +170,7 @@ def render_latex(layout: Layout, caption: str, label: str) -> str:
         "",
         r"  \medskip",
         r"  \begin{minipage}{\linewidth}\footnotesize",
-        *(f"    {escape_latex(note)}\\par" for note in layout.notes),
+        *(f"    {escape_latex(note)}\\par" for note in (layout.lead, *layout.notes) if note),
         r"  \end{minipage}",
         r"\end{table}",
     ]
@@ -165,7 +178,7 @@ def render_latex(layout: Layout, caption: str, label: str) -> str:
 
 
 def render_terminal(layout: Layout, width: int = 100) -> str:
-    """Render aligned columns for a terminal; the footer is wrapped at ``width`` characters."""
+    """Render aligned columns for a terminal; lead and footer are wrapped at ``width`` characters."""
     cells = [layout.header, *layout.cells]
     widths = [max(len(line[column]) for line in cells) for column in range(len(layout.header))]
 
@@ -181,4 +194,5 @@ def render_terminal(layout: Layout, width: int = 100) -> str:
     footer = [
         textwrap.fill(note, width, initial_indent="* ", subsequent_indent="  ") for note in layout.notes
     ]
-    return "\n".join([layout.title, "", *body, "", *footer]) + "\n"
+    lead = [textwrap.fill(layout.lead, width), ""] if layout.lead else []
+    return "\n".join([*lead, layout.title, "", *body, "", *footer]) + "\n"

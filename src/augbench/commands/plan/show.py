@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from augbench.commands.plan.detectable import describe, detectable_of
 from augbench.commands.plan.estimate import Estimate
 from augbench.commands.plan.steps import STAGES, Step, hours_left, total
 from augbench.commands.plan.throughput import MEASURED
@@ -104,6 +105,8 @@ def _notes(estimate: Estimate) -> Iterator[str]:
         f" of every figure; put measured figures into {MEASURED}."
     )
     yield "steps: optimiser steps of each classifier."
+    if (found := detectable_of(estimate.study)) is not None:
+        yield describe(found)
     if not estimate.knows_diffusion and any(step.gpu_hours is None for step in estimate.steps):
         yield (
             "?: there is no figure for this diffusion model; "
@@ -124,7 +127,7 @@ def as_json(estimate: Estimate) -> dict[str, Any]:
         for stage, group in stages.items()
         if group
     }
-    throughput = estimate.throughput
+    throughput, found = estimate.throughput, detectable_of(estimate.study)
     return {
         "study": estimate.study.study,
         "sizes": asdict(estimate.sizes),
@@ -134,6 +137,7 @@ def as_json(estimate: Estimate) -> dict[str, Any]:
             "figures": {name: asdict(figure) for name, figure in throughput.rates.items()},
         },
         "assumed": {name: asdict(figure) for name, figure in throughput.assumed.items()},
+        "detectable": None if found is None else asdict(found),
         "steps": [values(step) for step in steps],
         "stages": sums,
         "total": {**asdict(total(steps)), "gpu_hours_left": hours_left(steps)},

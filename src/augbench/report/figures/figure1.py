@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from augbench.errors import UserError
+from augbench.report.contrasts import upper_bound
 from augbench.report.figures.style import COLOURS, WIDTH, open_axes, save, styled
 from augbench.report.render import spread
 from augbench.report.tables.table1 import Row, read_rows
@@ -39,11 +40,6 @@ def best_of_families(rows: Sequence[Row]) -> dict[str, Row]:
         if members:
             best[family] = max(members, key=lambda row: row.top1_percent)
     return best
-
-
-def upper_bound(rows: Sequence[Row]) -> Row | None:
-    """The row trained on twice as many real images (paper, section 3: 20% ImageNet), or None."""
-    return next((row for row in rows if row.family == "real" and row.split == "train2x"), None)
 
 
 def axis_start(rows: Sequence[Row]) -> float:

@@ -25,6 +25,7 @@ from augbench.data.classes import read_class_table
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import write_text
+from augbench.report.contrasts import GENERATED, baseline_of
 from augbench.report.figures.style import (
     COLOURS,
     MARKERS,
@@ -50,12 +51,10 @@ from augbench.report.pictures import (
 from augbench.report.render import read_csv, render_csv, signed
 from augbench.report.tables import table1
 from augbench.report.tables.per_class import ClassAccuracies, read_per_class
-from augbench.report.tables.statistics import baseline_of
 
 if TYPE_CHECKING:
     from augbench.runtime.job import Job
 
-GENERATED = ("unconditional", "prompting", "personalised")
 ENDS = 2  # classes shown at each end
 PER_CLASS = 2  # real images of each of these classes, and as many added images
 MINUS = "\u2212"

@@ -25,11 +25,11 @@ from augbench.config.study import Study
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import write_text
+from augbench.report.contrasts import baseline_of
 from augbench.report.figures.style import COLOURS, MARKERS, WIDTH, open_axes, save, styled
 from augbench.report.render import read_csv, render_csv
 from augbench.report.tables import table1
 from augbench.report.tables.per_class import ClassAccuracies, read_per_class
-from augbench.report.tables.statistics import baseline_of
 from augbench.resample import needed_images
 
 if TYPE_CHECKING:

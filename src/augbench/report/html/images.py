@@ -19,6 +19,7 @@ from augbench.artifacts.pool import read_index
 from augbench.data.classes import ClassInfo, read_class_table
 from augbench.data.splits import read_split
 from augbench.progress import Progress
+from augbench.report.contrasts import baseline_of
 from augbench.report.figures.figure5a import changes
 from augbench.report.pictures import (
     REAL,
@@ -33,7 +34,6 @@ from augbench.report.pictures import (
 )
 from augbench.report.tables import table1
 from augbench.report.tables.per_class import ClassAccuracies, read_per_class
-from augbench.report.tables.statistics import baseline_of
 
 if TYPE_CHECKING:
     from augbench.runtime.job import Job

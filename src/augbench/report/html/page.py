@@ -19,10 +19,12 @@ from augbench.data.classes import read_class_table
 from augbench.errors import UserError
 from augbench.files import read_json, write_text
 from augbench.plan.paths import Plan
+from augbench.report.answer import answer_of
+from augbench.report.contrasts import baseline_of
 from augbench.report.figures.style import COLOURS
 from augbench.report.html.browser import ClassPanel, class_panels, fitting
 from augbench.report.html.images import MEGABYTE, ClassChange, most_changed
-from augbench.report.html.parts import MINUS, data_uri, models_of, table_of, templates
+from augbench.report.html.parts import MINUS, data_uri, minus_signs, models_of, table_of, templates
 from augbench.report.html.tables import made_by, per_class_table, retrieval_table, training_table
 from augbench.report.html.words import (
     FigureWords,
@@ -35,14 +37,16 @@ from augbench.report.html.words import (
 )
 from augbench.report.pictures import read_encoded, short_name
 from augbench.report.render import read_csv, read_markdown, spread
-from augbench.report.tables import statistics, table1
+from augbench.report.tables import contrasts, statistics, table1
 from augbench.report.tables.paper_tables import TABLES
 from augbench.report.tables.per_class import read_per_class
 from augbench.retrieval.shortfall import read_excluded
 
 TITLES = {
     "table1": "Table 1: accuracy of every method",
+    "contrasts": "Contrasts: which differences are more than chance",
     "statistics": "Statistics of Table 1",
+    "components": "What the spread over runs consists of",
     **{name: title for name, (_, title) in TABLES.items()},
     "diagnostics": "Diagnostics of the added images",
     "leakage": "Near-duplicates of validation and test images",
@@ -50,6 +54,16 @@ TITLES = {
 }
 
 
+CONTENTS = (
+    ("summary", "Summary"),
+    ("accuracy", "Accuracy"),
+    ("figures", "Figures"),
+    ("classes", "Classes"),
+    ("images", "Images"),
+    ("added", "Added images"),
+    ("cost", "Cost"),
+    ("provenance", "Provenance"),
+)
 DIFFERS = "Differs from the protocol: "
 BROWSER_BYTES = 2_000  # the browser's filter, list and stage, without the classes
 
@@ -145,7 +159,7 @@ def glance(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -> Glanc
         )
         for row, (low, high) in zip(rows, ends, strict=True)
     )
-    base = next((row.mean_percent for row in rows if row.method == statistics.baseline_of(table)), None)
+    base = next((row.mean_percent for row in rows if row.method == baseline_of(table)), None)
     caption = (
         "Dots: top-1 accuracy (%); its value and standard error are at the right. "
         "Bars: 95% interval of the mean over runs."
@@ -188,31 +202,19 @@ def write_report(plan: Plan, out: str | Path) -> None:
         + yields
         + [tables[name] for name in ("leakage",) if name in tables]
     )
-    contents = [
-        ("summary", "Summary"),
-        ("accuracy", "Accuracy"),
-        ("figures", "Figures"),
-        ("classes", "Classes"),
-        ("images", "Images"),
-    ]
-    contents += [
-        *([("added", "Added images")] if added else []),
-        ("cost", "Cost"),
-        ("provenance", "Provenance"),
-    ]
+    accuracy = ("table1", "contrasts", "statistics", "components", *plan.paper_tables)
     values: dict[str, Any] = {
         "study": study.study,
         "hues": {**COLOURS, "scaling": COLOURS["retrieval"]},
-        "contents": contents,
+        "contents": [name for name in CONTENTS if added or name[0] != "added"],
+        **_summary(table, rows, contrasts.read_rows(plan.contrasts["csv"])),
         "what_it_is": what_it_is(study, table, rows, len(changes)),
-        "headlines": [_shown(headline) for headline in headlines(table, rows)],
-        "shows": what_it_shows(table, rows),
         "shows_not": what_it_does_not_show(study, table, rows, len(protocol)),
         "glance": glance(table, rows),
         "accuracy": [
             tables["table1"],
             training_table(read_csv(plan.table1["runs"], table1.RunRow), plan),
-            *(tables[name] for name in ("statistics", *plan.paper_tables)),
+            *(tables[name] for name in accuracy[1:]),
         ],
         "figures": [_figure(plan, name, path, table) for name, path in plan.report_figures.items()],
         "per_class": per_class_table(changes, plan),
@@ -233,6 +235,20 @@ def write_report(plan: Plan, out: str | Path) -> None:
             f"the page has {bare / MEGABYTE:.1f} MB even without images; allow more than that",
         )
     write_text(out, _render(values, changes, fitting(panels, budget - bare - BROWSER_BYTES)))
+
+
+def _summary(
+    table: Sequence[table1.Row],
+    rows: Sequence[statistics.Row],
+    tested: Sequence[contrasts.Row],
+) -> dict[str, Any]:
+    """The study's answer, and the numbers that it rests on."""
+    return {
+        "answer": minus_signs(answer_of(table, tested)),
+        "headlines": [_shown(headline) for headline in headlines(table, rows)],
+        "shows": what_it_shows(table, rows, tested),
+        "glance": glance(table, rows),
+    }
 
 
 def _render(values: dict[str, Any], changes: Sequence[ClassChange], panels: Sequence[ClassPanel]) -> str:

@@ -72,11 +72,16 @@ def number_in(text: str) -> str:
     return found.group().replace(",", "").replace(MINUS, "-") if found else ""
 
 
+def minus_signs(text: str) -> str:
+    """``text`` with a minus sign for each hyphen before a number."""
+    return re.sub(r"(?<![\w.)])-(?=\d)", MINUS, text)
+
+
 def table_of(name: str, layout: Layout) -> SortableTable:
     """Make a sortable table of a layout; a hyphen before a number becomes a minus sign."""
     rows = tuple(
         tuple(
-            Cell(re.sub(r"(?<![\w.)])-(?=\d)", MINUS, text), number_in(text)) if numeric else Cell(text)
+            Cell(minus_signs(text), number_in(text)) if numeric else Cell(text)
             for text, numeric in zip(line, layout.numeric, strict=True)
         )
         for line in layout.cells

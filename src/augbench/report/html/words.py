@@ -12,15 +12,15 @@ from pathlib import Path
 from augbench.config.data import Caltech256, FashionMnist, ImageFolder
 from augbench.config.study import Study
 from augbench.plan.paths import Plan
+from augbench.report.contrasts import GENERATED, baseline_of, upper_bound
 from augbench.report.figures import figure3, figure4, figure5a, figure5b, learning_curves
-from augbench.report.figures.figure1 import FAMILIES, best_of_families, upper_bound
-from augbench.report.figures.figure5a import GENERATED
+from augbench.report.figures.figure1 import FAMILIES, best_of_families
+from augbench.report.figures.forest import compared
 from augbench.report.html.parts import MINUS
 from augbench.report.render import read_csv, signed, spread
-from augbench.report.tables import statistics, table1
-from augbench.report.tables.statistics import baseline_of, retrieval_of
-
-SURE = 0.05  # a difference with a corrected p below this counts as more than chance
+from augbench.report.tables import contrasts, statistics, table1
+from augbench.report.tables.contrasts import SAME, UNKNOWN, margin_name
+from augbench.report.tables.statistics import difference
 
 
 @dataclass(frozen=True)
@@ -83,50 +83,50 @@ def what_it_is(
     return f"In this study, {trained}{ways}. Each accuracy is {runs}, on {n_test:,} test images."
 
 
-def what_it_shows(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -> list[str]:
-    """Compare the headlines with the baseline, and generation with retrieval; one text per comparison."""
-    found = {headline.role: headline for headline in headlines(table, rows)}
-    labels = {row.method: row.label for row in rows}
-    sentences = []
-    for role in ("Best that generates", "Best that retrieves", "Twice the real images"):
-        headline = found.get(role)
-        if headline is not None and headline.row.baseline_points is not None:
-            row = headline.row
-            compared = sum(other.baseline_p is not None for other in rows)
-            verdict = _verdict(row.baseline_low, row.baseline_high, row.baseline_p_holm, row.n, compared)
-            change = _points(row.baseline_points, row.baseline_low, row.baseline_high)
-            sentences.append(f"{row.label}: {change} compared with no added images. {verdict}")
-    best, reference = found.get("Best that generates"), retrieval_of(table)
-    if best is not None and reference is not None and best.row.retrieval_points is not None:
-        row = best.row
-        compared = sum(other.retrieval_p is not None for other in rows)
-        verdict = _verdict(row.retrieval_low, row.retrieval_high, row.retrieval_p_holm, row.n, compared)
-        change = _points(row.retrieval_points, row.retrieval_low, row.retrieval_high)
-        sentences.append(f"{row.label}: {change} compared with {labels[reference]}. {verdict}")
-    return sentences
+def what_it_shows(
+    table: Sequence[table1.Row], rows: Sequence[statistics.Row], tested: Sequence[contrasts.Row]
+) -> list[str]:
+    """One text per contrast that the summary tells.
+
+    These are the headlines against the baseline, and retrieval against the best generating row of each
+    family; or the contrasts that the config names.
+    """
+    leading = {headline.row.method for headline in headlines(table, rows)}
+    told = [
+        row
+        for row in tested
+        if row.kind in ("family", "named") or (row.kind == "baseline" and row.row in leading)
+    ]
+    return [_told(row) for row in told]
 
 
-def _points(points: float | None, low: float | None, high: float | None) -> str:
-    around = "" if low is None or high is None else f" (95% interval {signed(low)} to {signed(high)})"
-    return f"{signed(points)} points{around}".replace("-", MINUS)
+def _told(row: contrasts.Row) -> str:
+    """A contrast's difference, and whether it is more than chance."""
+    around = "" if row.low is None else f" (95% interval {signed(row.low)} to {signed(row.high)})"
+    change = f"{signed(row.points)} points{around}".replace("-", MINUS)
+    return f"{row.row_label}: {change} compared with {row.against_label}. {_verdict(row)}"
 
 
-def _verdict(low: float | None, high: float | None, p: float | None, n: int, compared: int) -> str:
-    """Say whether a difference is more than chance; ``p`` is corrected for ``compared`` comparisons."""
-    if low is None or high is None:
+def _verdict(row: contrasts.Row) -> str:
+    """Say whether a difference is more than chance."""
+    if row.low is None or row.high is None:
         return "A single run cannot show whether this is more than chance."
-    if p is not None and p < SURE:
-        shown = "<\u00a00.001" if p < 0.001 else f"=\u00a0{p:.3f}"
-        comparisons = _comparisons(compared)
+    if row.p_holm is None:
+        return "The difference is the same in every run, so there is no test."
+    if row.verdict == SAME:
+        return f"The difference is smaller than {margin_name(row.margin)} (equivalence test)."
+    if row.verdict != UNKNOWN:
+        shown = "<\u00a00.001" if row.p_holm < 0.001 else f"=\u00a0{row.p_holm:.3f}"
+        comparisons = _comparisons(row.contrasts)
         return (
             f"This is more than chance variation between runs (p\u00a0{shown}, corrected for {comparisons})."
         )
-    if low > 0 or high < 0:
+    if row.low > 0 or row.high < 0:
         return (
             "As the only comparison, this would be more than chance."
-            f" After correction for {_comparisons(compared)} it is not."
+            f" After correction for {_comparisons(row.contrasts)} it is not."
         )
-    return f"The interval includes 0: with {n} runs, this may be chance."
+    return f"The interval includes 0: with {row.n} runs, this may be chance."
 
 
 def _comparisons(count: int) -> str:
@@ -183,6 +183,8 @@ def figure_words(plan: Plan, name: str, table: Sequence[table1.Row]) -> FigureWo
     """Describe figure ``name`` from the table that it is drawn from."""
     if name == "figure1":
         return _figure1(table)
+    if name == "forest":
+        return _forest(statistics.read_rows(plan.statistics["csv"]))
     path = plan.figure_data(name)["table"]
     describe = {
         "figure3": _figure3,
@@ -206,6 +208,19 @@ def _figure1(table: Sequence[table1.Row]) -> FigureWords:
         "Figure 1: the best method of each family",
         "The row with the highest test accuracy in each family. Error bars are standard errors over runs.",
         f"Bars of top-1 accuracy: {'; '.join(bars)}.{line}",
+    )
+
+
+def _forest(rows: Sequence[statistics.Row]) -> FigureWords:
+    changes = [
+        f"{row.label} {difference(row.baseline_points, row.baseline_low, row.baseline_high)}"
+        for row in compared(rows)
+    ]
+    return FigureWords(
+        "Difference from training without added images",
+        "Every row's accuracy minus the baseline's, paired by run. Thick: 95% interval over runs. Thin: 95%"
+        " interval over test images. No interval is corrected for the number of rows; the contrasts are.",
+        f"Forest plot of differences in points, with 95% intervals over runs: {'; '.join(changes)}.",
     )
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from augbench.files import read_json, write_text
 from augbench.plan.jobs import job_files, read_seconds
 from augbench.plan.paths import Plan
+from augbench.report.contrasts import baseline_of
 from augbench.report.render import NONE, Layout, read_csv, render_csv, render_markdown, signed
 from augbench.report.tables import table1
-from augbench.report.tables.statistics import baseline_of
 
 # Stages with jobs that belong to one method.
 MAKING = (

@@ -14,10 +14,10 @@ from pathlib import Path
 from augbench.config.study import Study
 from augbench.files import write_text
 from augbench.plan.paths import CLUSTER_ABLATION, Plan
+from augbench.report.contrasts import baseline_of
 from augbench.report.protocol import PROTOCOLS, PaperResult, paper_results
 from augbench.report.render import Layout, render_csv, render_latex, render_markdown, signed, spread
 from augbench.report.tables import table1
-from augbench.report.tables.statistics import baseline_of
 
 TABLES = {  # by name: the paper's study, and the table's title
     CLUSTER_ABLATION: ("imagenet10", "Vectors learned per class (the paper's cluster ablation)"),

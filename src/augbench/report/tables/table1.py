@@ -1,8 +1,8 @@
 """Table 1: every method's accuracy and standard error, the paper's number, and differences in protocol.
 
 Input: the runs' ``result.json``, the manifests of added images, the config. Output: ``table1.csv`` (full
-precision; figures are drawn from it), ``table1_runs.csv`` (one row per run), Markdown, LaTeX and plain
-text. All but the second have the same footer.
+precision; figures are drawn from it) with a footer, and ``table1_runs.csv`` (one row per run).
+:mod:`augbench.report.tables.table1_text` shows the same rows as text.
 """
 
 from __future__ import annotations
@@ -314,27 +314,9 @@ def read_rows(path: str | Path) -> list[Row]:
     return render.read_csv(path, Row)
 
 
-def _layout(table: Table1) -> Layout:
-    return Layout(
-        f"Table 1, study {table.study}", HEADER, NUMERIC, tuple(map(_cells, table.rows)), table.notes
-    )
-
-
-def render_markdown(table: Table1) -> str:
-    """Render a pipe table, with the footer as a list."""
-    return render.render_markdown(_layout(table))
-
-
-def render_latex(table: Table1) -> str:
-    r"""Render a ``table`` with booktabs rules, with the footer below; needs ``\usepackage{booktabs}``."""
-    return render.render_latex(
-        _layout(table), f"Top-1 accuracy by added training data, study {table.study}.", table.study
-    )
-
-
-def render_terminal(table: Table1) -> str:
-    """Render aligned columns for a terminal, and the footer."""
-    return render.render_terminal(_layout(table))
+def layout_of(study: str, rows: Sequence[Row], notes: tuple[str, ...], answer: str = "") -> Layout:
+    """Table 1 as displayed, with the study's answer above it."""
+    return Layout(f"Table 1, study {study}", HEADER, NUMERIC, tuple(map(_cells, rows)), notes, answer)
 
 
 def write_table1(
@@ -344,15 +326,12 @@ def write_table1(
     outs: Mapping[str, str | Path],
     excluded: Collection[str] = (),
 ) -> Table1:
-    """Write Table 1 to ``outs``: paths by format, any of ``csv``, ``runs``, ``md``, ``tex``, ``txt``."""
+    """Write Table 1 to ``outs``: paths by format, ``csv`` and ``runs``.
+
+    :mod:`augbench.report.tables.table1_text` writes it as text.
+    """
     table = build_table(study, results, manifests, excluded)
-    texts = {
-        "csv": render_csv(table.rows, table.notes),
-        "runs": render_csv(table.runs),
-        "md": render_markdown(table),
-        "tex": render_latex(table),
-        "txt": render_terminal(table),
-    }
+    texts = {"csv": render_csv(table.rows, table.notes), "runs": render_csv(table.runs)}
     for kind, path in outs.items():
         write_text(path, texts[kind])
     return table

@@ -1,0 +1,54 @@
+"""Power of the paired t test: the smallest difference that runs detect, and the runs that a difference needs.
+
+A difference counts as detected if the two-sided test at level alpha rejects, in the right direction. The
+formula is that of statsmodels' ``TTestPower`` with scipy's noncentral t distribution, because statsmodels'
+own is undefined (NaN) for large differences, which few runs and many contrasts need.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from math import sqrt
+
+POWER = 0.8  # probability of detecting a difference
+MOST_RUNS = 10_000  # no more runs than this are looked at
+LARGEST_EFFECT = 1e4  # standard deviations
+
+
+def power(effect: float, n: int, alpha: float) -> float:
+    """Probability that ``n`` paired runs detect a mean difference of ``effect`` standard deviations."""
+    from scipy.stats import nct, t
+
+    return float(nct.sf(t.isf(alpha / 2, n - 1), n - 1, effect * sqrt(n)))
+
+
+def detectable(sd: float, n: int, alpha: float) -> float | None:
+    """Smallest difference that ``n`` paired runs detect with 80% power, in the unit of ``sd``.
+
+    None for fewer than two runs, which have no spread to compare with.
+
+    Parameters
+    ----------
+    sd : float
+        Standard deviation of the paired differences.
+    alpha : float
+        Level of the two-sided test.
+    """
+    from scipy.optimize import brentq
+
+    if n < 2:
+        return None
+    effect = brentq(lambda effect: power(effect, n, alpha) - POWER, 0.0, LARGEST_EFFECT)
+    return float(effect) * sd
+
+
+def runs_needed(points: float, sd: float, alpha: float) -> int | None:
+    """Fewest paired runs that detect a difference of ``points`` with 80% power.
+
+    Two, the fewest that have a spread, if the differences do not vary; None if 10,000 runs are too few.
+    """
+    if sd <= 0:
+        return 2
+    counts = range(2, MOST_RUNS + 1)
+    place = bisect_left(counts, POWER, key=lambda n: power(points / sd, n, alpha))
+    return counts[place] if place < len(counts) else None

@@ -1,0 +1,117 @@
+"""Components of variance: what the spread over runs consists of, and what the study did not vary.
+
+Input: ``table1.csv`` and ``table1_runs.csv``. Output: ``components.csv`` (full precision) and Markdown, one
+row per source of spread. What differs between the runs of one row is the seed and, where images are added,
+the draw from the pool: together, so that the two cannot be separated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, variance
+
+from augbench.files import write_text
+from augbench.report.inference.variance import REST, components
+from augbench.report.render import NONE, Layout, render_csv, render_markdown
+from augbench.report.tables import table1
+from augbench.report.tables.statistics import accuracies_of
+from augbench.report.tables.table1 import RunRow
+
+FEWEST = 2  # rows, and runs, that a component needs
+
+
+@dataclass(frozen=True)
+class Row:
+    """A source of spread: its standard deviation in percentage points, None where it cannot be known."""
+
+    source: str
+    sd_points: float | None
+    df: int
+    meaning: str
+
+
+def build_rows(table: Sequence[table1.Row], runs: Sequence[RunRow]) -> list[Row]:
+    """Build the components of the spread of a study with one split, one pool and one fine-tuning per row."""
+    adding = {row.method: row.added_per_class > 0 for row in table}
+    accuracies = accuracies_of(runs)
+    real = [[*accuracies[method].values()] for method, adds in adding.items() if not adds]
+    augmented = [[*accuracies[method].values()] for method, adds in adding.items() if adds]
+    return [
+        Row("real images", None, 0, "not varied: the study has one split of real images"),
+        Row("pool and fine-tuning", None, 0, "not varied: one pool and at most one fine-tuning per row"),
+        Row("seed", *_pooled(real), "rows without added images: initial weights and order of images"),
+        Row("seed and draw from the pool", *_pooled(augmented), "rows with added images; not separable,"
+            " because run r has its own seed and its own draw"),
+        *_shared(accuracies),
+    ]  # fmt: skip
+
+
+def _pooled(rows: Sequence[Sequence[float]]) -> tuple[float | None, int]:
+    """Standard deviation within rows, pooled over rows of several runs, and its degrees of freedom."""
+    several = [values for values in rows if len(values) >= FEWEST]
+    freedom = sum(len(values) - 1 for values in several)
+    if not freedom:
+        return None, 0
+    return sqrt(sum(variance(values) * (len(values) - 1) for values in several) / freedom), freedom
+
+
+def _shared(accuracies: Mapping[str, Mapping[int, float]]) -> list[Row]:
+    """What the rows of one run share, and what is each row's own; not for rows with different runs."""
+    import pandas as pd
+
+    runs = {tuple(sorted(own)) for own in accuracies.values()}
+    sd: dict[str, tuple[float | None, int]] = {"run": (None, 0), REST: (None, 0)}
+    if len(runs) == 1 and len(accuracies) >= FEWEST and len(next(iter(runs))) >= FEWEST:
+        values = [(method, run, value) for method, own in accuracies.items() for run, value in own.items()]
+        frame = pd.DataFrame(values, columns=["row", "run", "value"])
+        found = components(frame, {"row": (), "run": ()})
+        sd = {component.name: (component.sd, component.df) for component in found}
+    return [
+        Row("run, shared by all rows", *sd["run"], "what run r does to all rows alike, through its seed;"
+            " pairing by run removes it"),
+        Row("run, own to a row", *sd[REST], "what is left in paired differences, which have the square root"
+            " of 2 times this"),
+    ]  # fmt: skip
+
+
+# --- display ------------------------------------------------------------------------------------------------
+
+HEADER = ("Source", "Standard deviation (points)", "Degrees of freedom", "What it is")
+NUMERIC = (False, True, True, False)
+
+
+def _notes(table: Sequence[table1.Row]) -> tuple[str, ...]:
+    overlaps = [row.overlap for row in table if row.overlap is not None]
+    notes = [
+        "Standard deviations of one run's accuracy, in percentage points. The last two are components of a"
+        " balanced analysis of variance, rows x runs (method of moments; a negative estimate counts as 0)."
+        " With few degrees of freedom they are rough.",
+        "No interval or test of this study covers what was not varied.",
+    ]
+    if overlaps:
+        notes.append(
+            f"Sets of one row share {fmean(overlaps):.0%} of their images on average. At 100% the draw does"
+            " not vary either."
+        )
+    return tuple(notes)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    sd = NONE if row.sd_points is None else f"{row.sd_points:.2f}"
+    return row.source, sd, str(row.df) if row.df else NONE, row.meaning
+
+
+def write_components(
+    study: str, table: Sequence[table1.Row], runs: Sequence[RunRow], outs: Mapping[str, str | Path]
+) -> list[Row]:
+    """Write the components to ``outs``, which maps formats (any of ``csv``, ``md``) to paths."""
+    rows, notes = build_rows(table, runs), _notes(table)
+    title = f"Components of the spread, study {study}"
+    layout = Layout(title, HEADER, NUMERIC, tuple(map(_cells, rows)), notes)
+    texts = {"csv": render_csv(rows, notes), "md": render_markdown(layout)}
+    for kind, path in outs.items():
+        write_text(path, texts[kind])
+    return rows
