@@ -7,7 +7,7 @@ the same level. Everything else "can't be told", with the runs that would show a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from augbench.report.tables.contrasts import LESS, MORE, SAME, UNKNOWN, Row, mar
 NAMED = 3  # at most so many rows are named one by one
 
 
-def answer_of(table: Sequence[table1.Row], rows: Sequence[Row], cut: Collection[str] = ()) -> str:
+def answer_of(table: Sequence[table1.Row], rows: Sequence[Row]) -> str:
     """Say in one sentence what the study shows; a second one warns of rows that had not finished learning.
 
     Parameters
@@ -28,15 +28,13 @@ def answer_of(table: Sequence[table1.Row], rows: Sequence[Row], cut: Collection[
         Table 1.
     rows : sequence of Row
         The contrasts that were named before the study ran.
-    cut : collection of str
-        Methods whose training was cut while it was still improving.
     """
-    return f"{_sentence(table, rows)}.{_warning(table, cut)}"
+    return f"{_sentence(table, rows)}.{_warning(table)}"
 
 
-def read_answer(table: str | Path, rows: str | Path, cut: Collection[str] = ()) -> str:
+def read_answer(table: str | Path, rows: str | Path) -> str:
     """The sentence of a finished study, from its ``table1.csv`` and ``contrasts.csv``."""
-    return answer_of(table1.read_rows(table), contrasts.read_rows(rows), cut)
+    return answer_of(table1.read_rows(table), contrasts.read_rows(rows))
 
 
 def _sentence(table: Sequence[table1.Row], rows: Sequence[Row]) -> str:
@@ -87,9 +85,9 @@ def _start(table: Sequence[table1.Row]) -> str:
     return f"With {real.real_per_class:.4g} real images per class"
 
 
-def _warning(table: Sequence[table1.Row], cut: Collection[str]) -> str:
+def _warning(table: Sequence[table1.Row]) -> str:
     """The sentence on rows whose training was cut; empty without such rows."""
-    labels = [row.label for row in table if row.method in cut]
+    labels = [row.label for row in table if row.is_cut]
     if not labels:
         return ""
     which = "all rows" if len(labels) == len(table) else _joined(labels)

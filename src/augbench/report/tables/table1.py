@@ -205,13 +205,6 @@ def cut_counts(runs: Iterable[RunRow]) -> Counter[str]:
     return Counter(run.method for run in runs if run.rising)
 
 
-def cut_rows(runs: Iterable[RunRow]) -> set[str]:
-    """Methods of which most runs (more than half) were cut while their validation accuracy was rising."""
-    runs = list(runs)
-    total = Counter(run.method for run in runs)
-    return {method for method, cut in cut_counts(runs).items() if 2 * cut > total[method]}
-
-
 def _overlaps(manifests: Iterable[str | Path]) -> dict[str, float | None]:
     """Overlap between the sets of each method, by method (the name of its folder)."""
     sets: dict[str, list[Path]] = {}
