@@ -85,7 +85,7 @@ def test_contrasts_that_the_config_names_replace_the_default_ones() -> None:
     [
         (
             {"contrasts": [{"row": "found", "against": "none"}]},
-            "report.contrasts.0.row: 'found'; allowed: a row of methods: none, real_20pct, boomerang,",
+            "report.contrasts.0.row: 'found'; allowed: a row of methods: none, real_20pct, real_repeated, boomerang,",
         ),
         (
             {"contrasts": [{"row": "imagic", "against": "none"}, {"row": "none", "against": "clip"}]},
@@ -225,7 +225,7 @@ def test_without_results_the_plan_takes_shipped_spreads_and_names_them() -> None
     assert (spread.smallest, spread.largest) == pytest.approx((2**0.5 * 0.5, 2**0.5 * 1.1))
     assert "miniature" in spread.source
     found = detectable_of(mini)
-    assert found is not None and (found.runs, found.contrasts) == (3, 26)
+    assert found is not None and (found.runs, found.contrasts) == (3, 28)
     assert found.corrected == pytest.approx(
         [detectable(sd, 3, 0.05 / 26) for sd in (0.5 * 2**0.5, 1.1 * 2**0.5)]
     )

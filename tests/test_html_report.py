@@ -251,7 +251,7 @@ def test_every_image_says_what_it_shows(page: Page) -> None:
     images = [known for known in page.all("img") if known["src"] != "data:,"]
     assert all(known["alt"] for known in images)
     figures = [known["alt"] for known in images if known["width"] != "128"]
-    assert len(figures) == 6
+    assert len(figures) == 7
     assert (
         "Bars of top-1 accuracy: No added images 51.7 ± 0.5%" in figures[0]
         and "Retrieval 58.3 ± 0.5%" in figures[0]
