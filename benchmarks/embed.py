@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -89,10 +90,17 @@ def stdout_to_stderr() -> Iterator[None]:
 
 def clip_retrieval(images: Path, model: Path, out: Path, batch: int, workers: int) -> np.ndarray:
     """Return unit vectors by ``clip-retrieval inference``: its defaults except model, batch and workers."""
+    from all_clip.hf_clip import HFClipWrapper
     from clip_retrieval import clip_inference
 
     shutil.rmtree(out, ignore_errors=True)
-    with stdout_to_stderr():
+    encode = HFClipWrapper.encode_image  # expects what transformers 4 returned
+    with (
+        stdout_to_stderr(),
+        patch.object(
+            HFClipWrapper, "encode_image", lambda model, images: encode(model, images).pooler_output
+        ),
+    ):
         clip_inference(
             str(images),
             str(out),

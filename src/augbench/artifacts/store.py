@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -221,14 +221,12 @@ class Store:
 
     # --- two processes never make the same artifact at once ---
 
-    @contextmanager
-    def claim(self, kind: str, recipe: Recipe) -> Iterator[None]:
+    def claim(self, kind: str, recipe: Recipe) -> AbstractContextManager[None]:
         """Claim the making of an artifact, after waiting for others that make it.
 
         Without locks an artifact may be made twice, with the same content.
         """
-        with self.claims.held(place_of([kind, dict(recipe)])):
-            yield
+        return self.claims.held(place_of([kind, dict(recipe)]))
 
     @contextmanager
     def alone(self) -> Iterator[None]:
