@@ -229,6 +229,7 @@ def test_large_rules_ask_for_a_gpu_and_small_ones_do_not(workspace: Workspace) -
         "generate_",
         "retrieve_",
         "leakage",
+        "repeats",
         "diagnostics",
     )
     assert {rule for rule in jobs if rule.startswith(large)} == set(gpus)

@@ -28,7 +28,7 @@ from augbench.errors import UserError
 from augbench.files import read_json, write_json
 from augbench.leakage.effects import accuracy_without, without_leaks
 from augbench.leakage.pictures import Picture, compare
-from augbench.leakage.records import SCHEMA, read_leaks
+from augbench.leakage.records import SCHEMA, count_images, read_leaks
 from augbench.leakage.search import find_near_duplicates, nearest
 from augbench.leakage.stage import embed_splits, guard
 from augbench.miniature.corpus.style import clean_images
@@ -338,8 +338,8 @@ def write_pool(folder: Path, method: str, images: dict[int, list[Image.Image]]) 
 def small(tmp_path_factory: pytest.TempPathFactory, garment_files: Path) -> Path:
     """Splits and two pools.
 
-    In ``web``, image 0 of each class is a test image, and image 1 of the first class is a crop of a
-    validation image.
+    In ``web``, image 0 of each class is a test image, image 1 of the first class is a crop of a validation
+    image, and image 2 of the last class is a recompressed training image.
     """
     folder = tmp_path_factory.mktemp("small")
     images, labels = fashion_mnist.load(garment_files, "train")
@@ -350,8 +350,9 @@ def small(tmp_path_factory: pytest.TempPathFactory, garment_files: Path) -> Path
             [np.flatnonzero(of == label)[PER_CLASS * part : PER_CLASS * (part + 1)] for label in range(10)]
         )
 
-    for name, prefix, of in (("val", "train", labels), ("test", "test", test_labels)):
-        chosen = members(of, 0)
+    parts = (("val", "train", labels, 0), ("train", "train", labels, 2), ("test", "test", test_labels, 0))
+    for name, prefix, of, part in parts:
+        chosen = members(of, part)
         ids = [f"{prefix}-{index:05d}" for index in chosen]
         write_split(
             Split(ids, [CLASSES[label].class_id for label in of[chosen]], of[chosen].astype(np.int32), ids),
@@ -365,20 +366,28 @@ def small(tmp_path_factory: pytest.TempPathFactory, garment_files: Path) -> Path
     for label in range(10):
         web[label] = [recompressed(first_test[label], 85), *web[label][1:]]
     web[0][1] = first_val.resize((32, 32), Image.Resampling.BICUBIC, box=(2, 1, 31, 30))
+    web[9][2] = recompressed(padded(images[members(labels, 2)])[-1], 85)
     write_pool(folder, "web", web)
     write_json(folder / "clip.json", {"folder": str(CLIP), "id": "the miniature's"})
     return folder
 
 
 def run_guard(
-    folder: Path, method: str, clip: Path, out: Path, excluded: Sequence[str] = (), limits: Leakage = SEARCH
+    folder: Path,
+    method: str,
+    clip: Path,
+    out: Path,
+    excluded: Sequence[str] = (),
+    limits: Leakage = SEARCH,
+    names: Sequence[str] = ("val", "test"),
 ) -> tuple[pa.Table, Store]:
     job = Job(study(), Store(folder / ".store"), 1)
-    splits = {name: folder / f"splits/{name}.parquet" for name in ("val", "test")}
+    splits = {name: folder / f"splits/{name}.parquet" for name in names}
     embeddings = {name: out / f"{name}.npy" for name in splits}
     embed_splits(job, splits, clip, embeddings)
     indexes = {method: folder / f"shards/{method}/selected/index.parquet"}
-    leaks, summaries = ({method: out / f"{method}.{kind}"} for kind in ("parquet", "json"))
+    leaks = {method: out / f"{method}.parquet"}
+    summaries = {method: out / f"{method}.json"} if "val" in splits else {}
     guard(job, indexes, splits, embeddings, clip, limits, leaks, summaries, excluded)
     return read_leaks(out / f"{method}.parquet"), job.store
 
@@ -387,6 +396,12 @@ def run_guard(
 def leaks(small: Path) -> pa.Table:
     run_guard(small, "clean", small / "clip.json", small / "leakage")
     return run_guard(small, "web", small / "clip.json", small / "leakage")[0]
+
+
+@pytest.fixture(scope="module")
+def repeats(small: Path) -> pa.Table:
+    run_guard(small, "clean", small / "clip.json", small / "leakage/train", names=["train"])
+    return run_guard(small, "web", small / "clip.json", small / "leakage/train", names=["train"])[0]
 
 
 def test_every_planted_image_is_named_with_the_real_one(small: Path, leaks: pa.Table) -> None:
@@ -423,6 +438,16 @@ def test_every_planted_image_is_named_with_the_real_one(small: Path, leaks: pa.T
         1,
         10,
     ]
+
+
+def test_a_repeated_training_image_is_counted_and_keeps_its_pool_whole(
+    small: Path, repeats: pa.Table
+) -> None:
+    (row,) = repeats.to_pylist()
+    last = pq.read_table(small / "splits/train.parquet").to_pylist()[-1]
+    assert (row["class_id"], row["index"], row["split"]) == (CLASSES[9].class_id, 2, "train")
+    assert row["image_id"] == last["image_id"] and row["kind"] == "copy"
+    assert count_images(repeats, "train") == 1 and count_images(repeats, "test") == 0
 
 
 def test_where_no_pair_is_near_enough_to_be_looked_at_nothing_is_found(small: Path, tmp_path: Path) -> None:
@@ -566,7 +591,7 @@ def test_accuracy_without_near_duplicates_counts_each_test_image_once() -> None:
 
 
 def test_the_table_shows_accuracy_with_and_without_beside_the_baseline(
-    small: Path, leaks: pa.Table, tmp_path: Path
+    small: Path, leaks: pa.Table, repeats: pa.Table, tmp_path: Path
 ) -> None:
     ids = pq.read_table(small / "splits/test.parquet").column("image_id").to_pylist()
     touched = {row["image_id"] for row in leaks.to_pylist() if row["split"] == "test"}
@@ -582,11 +607,13 @@ def test_the_table_shows_accuracy_with_and_without_beside_the_baseline(
     found, summaries = (
         {name: small / f"leakage/{name}.{kind}" for name in ("web", "clean")} for kind in ("parquet", "json")
     )
-    write_leakage_table(study(), found, summaries, paths, tables)
+    repeated = {name: small / f"leakage/train/{name}.parquet" for name in found}
+    write_leakage_table(study(), found, repeated, summaries, paths, tables)
     web, clean = read_rows(tables["csv"])
-    assert (web.label, web.checked, web.val, web.test, web.test_images, web.test_left) == (
+    assert (web.label, web.checked, web.train, web.val, web.test, web.test_images, web.test_left) == (
         "Retrieval",
         60,
+        1,
         1,
         10,
         10,
@@ -604,8 +631,8 @@ def test_the_table_shows_accuracy_with_and_without_beside_the_baseline(
     assert (clean.test, clean.test_left) == (0, 60) and clean.top1_percent == clean.without_percent
     assert len(pd.read_csv(tables["csv"], comment="#")) == 2
     text = tables["txt"].read_text(encoding="utf-8")
-    assert "Near-duplicates of validation and test images, study small" in text and "of 256 bits" in text
-    assert "| Retrieval | 60 | 1 | 10 | 18% | 10 | 66.7 | 60.0 | 58.3 | 50.0 |" in tables["md"].read_text(
+    assert "Near-duplicates of real images, study small" in text and "of 256 bits" in text
+    assert "| Retrieval | 60 | 1 | 1 | 10 | 18% | 10 | 66.7 | 60.0 | 58.3 | 50.0 |" in tables["md"].read_text(
         encoding="utf-8"
     )
 

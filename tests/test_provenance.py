@@ -40,6 +40,7 @@ STAGES = {
     "classify",
     "diagnostics",
     "leakage",
+    "repeats",
 }
 
 

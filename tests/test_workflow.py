@@ -30,6 +30,7 @@ HEAVY = {
     "embed_corpus",
     "search",
     "leakage",
+    "repeats",
     "cluster",
     "finetune",
     "candidates",
@@ -167,6 +168,7 @@ def test_another_guidance_scale_plans_that_methods_shards_and_what_follows(curre
         "diagnostics": 1,
         "leakage": 1,
         "near_duplicates": 1,
+        "repeats": 1,
     }
 
 

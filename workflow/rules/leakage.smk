@@ -1,5 +1,5 @@
-# Pools -> near-duplicates of validation and test images -> their table.
-# The table includes the accuracy on test images without near-duplicates. Besides final scoring
+# Pools -> near-duplicates of validation and test images, and of training images -> their table.
+# Repeats of training images are counted, never dropped. The table includes the accuracy on test images without near-duplicates. Besides final scoring
 # (classify.smk), only these rules read the test split (guarded test split). Candidates are selected without
 # their results.
 
@@ -32,9 +32,35 @@ if PLAN.guarded:
         script:
             "../scripts/leakage.py"
 
+    rule repeats:
+        input:
+            pools=[PLAN.pool(method) for method in PLAN.guarded],
+            train=PLAN.splits["train"],
+            clip=PLAN.clip,
+            excluded=PLAN.excluded,
+        output:
+            train=PLAN.embedded_split("train"),
+            leaks=[PLAN.repeats(method) for method in PLAN.guarded],
+        log:
+            PLAN.log("repeats"),
+        benchmark:
+            PLAN.benchmark("repeats")
+        conda:
+            ENVIRONMENT
+        threads: NEEDS.gpu_threads
+        resources:
+            **NEEDS.gpu_job(4000, 32000, minutes=480),
+        params:
+            recipe=recipes.leakage_recipe(STUDY),
+        message:
+            "added images that repeat training images"
+        script:
+            "../scripts/leakage.py"
+
     rule near_duplicates:
         input:
             leaks=[PLAN.leaks(method) for method in PLAN.guarded],
+            repeats=[PLAN.repeats(method) for method in PLAN.guarded],
             counts=[PLAN.leak_counts(method) for method in PLAN.guarded],
             pools=[PLAN.pool(method) for method in PLAN.guarded],
             val=PLAN.splits["val"],

@@ -1,4 +1,4 @@
-"""Find near-duplicates of validation and test images in the pools of all methods."""
+"""Find near-duplicates of a study's real images in the pools of all methods; counts are for val and test."""
 
 from augbench.runtime.job import running
 
@@ -7,12 +7,10 @@ with running(snakemake) as job:
     from augbench.retrieval.shortfall import read_excluded
 
     inputs, output, methods = snakemake.input, snakemake.output, job.plan.guarded
-    splits = {name: inputs[name] for name in ("val", "test")}
-    embedded = {name: output[name] for name in ("val", "test")}
+    splits = {name: inputs[name] for name in ("train", "val", "test") if inputs.get(name)}
+    embedded = {name: output[name] for name in splits}
     embed_splits(job, splits, inputs.clip, embedded)
-    indexes, leaks, counts = (
-        dict(zip(methods, paths, strict=True)) for paths in (inputs.pools, output.leaks, output.counts)
-    )
+    indexes, leaks = (dict(zip(methods, paths, strict=True)) for paths in (inputs.pools, output.leaks))
     guard(
         job,
         indexes=indexes,
@@ -21,6 +19,6 @@ with running(snakemake) as job:
         clip_path=inputs.clip,
         limits=job.study.leakage,
         leaks_outs=leaks,
-        summary_outs=counts,
+        summary_outs=dict(zip(methods, output.get("counts", ()), strict=False)),
         excluded=read_excluded(inputs.excluded),
     )

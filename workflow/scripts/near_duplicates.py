@@ -6,13 +6,13 @@ with running(snakemake) as job:
     from augbench.report.tables.leakage import draw_pairs, write_leakage_table
 
     inputs, output, plan = snakemake.input, snakemake.output, job.plan
-    leaks, counts, pools = (
-        dict(zip(plan.guarded, paths, strict=True)) for paths in (inputs.leaks, inputs.counts, inputs.pools)
+    leaks, repeats, counts, pools = (
+        dict(zip(plan.guarded, paths, strict=True))
+        for paths in (inputs.leaks, inputs.repeats, inputs.counts, inputs.pools)
     )
     predictions = {method: plan.predictions(method) for method in plan.methods}
-    write_leakage_table(
-        job.study, leaks, counts, predictions, {kind: output[kind] for kind in ("csv", "md", "txt")}
-    )
+    tables = {kind: output[kind] for kind in ("csv", "md", "txt")}
+    write_leakage_table(job.study, leaks, repeats, counts, predictions, tables)
     for method in plan.guarded:
         draw_pairs(
             job,

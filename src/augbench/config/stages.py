@@ -117,7 +117,7 @@ class Retrieval(Section):
 
 
 class Leakage(Section):
-    """The guard against added images that near-duplicate validation or test images."""
+    """The search for added images that near-duplicate real images."""
 
     action: Literal["report", "drop", "off"] = key(
         "report",

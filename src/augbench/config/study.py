@@ -64,7 +64,9 @@ class Study(Section):
     classifier: Classifier = key(Classifier(), "The classifier.")
     finetune: Finetune = key(Finetune(), "Fine-tuning of the `personalise` methods.")
     retrieval: Retrieval = key(Retrieval(), "Settings of all `retrieve` methods.")
-    leakage: Leakage = key(Leakage(), "The guard against near-duplicates of validation and test images.")
+    leakage: Leakage = key(
+        Leakage(), "The search for near-duplicates of training, validation and test images."
+    )
     report: Report = key(Report(), "Contents of the tables and the report.")
     execution: Execution = key(
         Execution(), "Sizes of jobs and batches, and the hardware; never changes results."

@@ -17,7 +17,7 @@ SCHEMA = pa.schema(
         ("class_id", pa.string()),
         ("index", pa.int32()),  # i of "image i of class c"
         ("sha256", pa.string()),  # of the added image
-        ("split", pa.string()),  # val or test
+        ("split", pa.string()),  # train, val or test
         ("image_id", pa.string()),  # of the real image
         ("real_class_id", pa.string()),
         ("clip_similarity", pa.float32()),  # cosine
@@ -71,6 +71,11 @@ def summarise(method: str, checked: int, leaks: pa.Table, limits: Leakage) -> Su
         test_images=len(real["test"]),
         limits=limits.model_dump(mode="json", exclude={"action"}),
     )
+
+
+def count_images(leaks: pa.Table, split: str) -> int:
+    """Number of added images with a near-duplicate in a split."""
+    return len({(row["class_id"], row["index"]) for row in leaks.to_pylist() if row["split"] == split})
 
 
 def read_leaks(path: str | Path) -> pa.Table:

@@ -1,7 +1,8 @@
-"""Jobs of the leakage guard: find added images that are near-duplicates of validation or test images.
+"""Jobs of the leakage guard: find added images that are near-duplicates of real images.
 
-Input: the index of a method's pool, the validation and test splits, CLIP. Output:
-``leakage/{method}.parquet`` with one row per confirmed pair, and a summary.
+Input: the index of a method's pool, the splits, CLIP. Output: ``leakage/{method}.parquet`` with one row per
+confirmed pair with a validation or test image, and a summary; ``leakage/train/{method}.parquet`` with the
+pairs with a training image.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from augbench.data.sources import open_source
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import atomic_path, canonical_hash, read_json, sha256_file, write_json
-from augbench.leakage.records import SCHEMA, summarise
+from augbench.leakage.records import SCHEMA, count_images, summarise
 from augbench.leakage.search import Load, find_near_duplicates
 from augbench.progress import track
 
@@ -72,7 +73,7 @@ def embed_splits(
     Parameters
     ----------
     splits, outs : mapping of str to path
-        By split (``val``, ``test``): its manifest, and the target for its embeddings. The target is a
+        By split (``train``, ``val``, ``test``): its manifest, and the target for its embeddings. The target is a
         ``.npy`` file: float16 ``(N, D)``, of unit length, in the manifest's order.
     clip_path : path
         ``models/clip.json``.
@@ -143,7 +144,7 @@ def guard(
     summary_outs: Mapping[str, str | Path],
     excluded: Collection[str] = (),
 ) -> None:
-    """Find near-duplicates of validation and test images in the pools of methods.
+    """Find near-duplicates of the images of splits in the pools of methods.
 
     CLIP is loaded once, and only if an embedding is missing.
 
@@ -152,12 +153,13 @@ def guard(
     indexes : mapping of method to path
         ``shards/{method}/selected/index.parquet``.
     splits, embeddings : mapping of str to path
-        By split (``val``, ``test``): its manifest, and its embeddings as :func:`embed_splits` writes them.
+        By split: its manifest, and its embeddings as :func:`embed_splits` writes them.
     clip_path : path
         ``models/clip.json``, the same as for the splits.
     leaks_outs, summary_outs : mapping of method to path
         Targets: a table (:data:`~augbench.leakage.records.SCHEMA`) with one row per pair, and JSON
-        (:class:`~augbench.leakage.records.Summary`).
+        (:class:`~augbench.leakage.records.Summary`), which counts validation and test images; methods
+        without a target for it have none.
     excluded : collection of str
         Classes that training and scoring leave out; the guard leaves them out too.
 
@@ -176,16 +178,12 @@ def guard(
         included = [class_id not in excluded for class_id in index.column("class_id").to_pylist()]
         index = index.filter(pa.array(included, pa.bool_()))
         leaks = _find_leaks(method, index, embedder, real, limits)
-        summary = summarise(method, index.num_rows, leaks, limits)
         with atomic_path(leaks_outs[method]) as temporary:
             pq.write_table(leaks, temporary)
-        write_json(summary_outs[method], asdict(summary))
-        counts = summary.either, summary.checked, summary.val, summary.test
-        logger.info(
-            "%s: %d of %d added images are near-duplicates of validation (%d) or test (%d) images",
-            method,
-            *counts,
-        )
+        if method in summary_outs:
+            write_json(summary_outs[method], asdict(summarise(method, index.num_rows, leaks, limits)))
+        counts = ", ".join(f"{name} {count_images(leaks, name)}" for name in splits)
+        logger.info("%s: added images that are near-duplicates, of %d: %s", method, index.num_rows, counts)
 
 
 @dataclass(frozen=True)

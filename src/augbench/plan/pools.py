@@ -295,18 +295,22 @@ class PoolPaths(InputPaths):
         """Path of the number of a method's images that near-duplicate a validation or test image."""
         return self.path("leakage", f"{method}.json")
 
+    def repeats(self, method: str) -> str:
+        """Path of the pairs of an added image and the training image that it repeats."""
+        return self.path("leakage/train", f"{method}.parquet")
+
     def leaks_to_drop(self, method: str) -> list[str]:
         """Pairs whose added images are left out of a method's training sets."""
         return [self.leaks(method)] if self.study.leakage.action == "drop" else []
 
     @cached_property
     def embedded_splits(self) -> dict[str, str]:
-        """CLIP embeddings of the images that added images are compared with, by split."""
-        return (
-            {name: self.path("leakage/splits", f"{name}.npy") for name in ("val", "test")}
-            if self.guarded
-            else {}
-        )
+        """CLIP embeddings of the validation and test images, by split."""
+        return {name: self.embedded_split(name) for name in ("val", "test")} if self.guarded else {}
+
+    def embedded_split(self, name: str) -> str:
+        """Path of the CLIP embeddings of the images of a split that added images are compared with."""
+        return self.path("leakage/splits", f"{name}.npy")
 
     @cached_property
     def leakage_table(self) -> dict[str, str]:

@@ -279,7 +279,7 @@ def diagnostics_recipe(study: Study) -> Recipe:
 
 
 def leakage_recipe(study: Study) -> Recipe:
-    """Recipe of the search for near-duplicates."""
+    """Recipe of the searches for near-duplicates."""
     return {
         "version": 1,
         "limits": study.leakage.model_dump(mode="json", exclude={"action"}),
@@ -289,7 +289,7 @@ def leakage_recipe(study: Study) -> Recipe:
 
 def leakage_table_recipe(study: Study) -> Recipe:
     """Recipe of the table of near-duplicates."""
-    return {"version": 1, "labels": {name: method.label for name, method in study.methods.items()}}
+    return {"version": 2, "labels": {name: method.label for name, method in study.methods.items()}}
 
 
 def statistics_recipe(study: Study) -> Recipe:

@@ -321,15 +321,16 @@ class Estimate(Work):
         plan = self.plan
         if plan.guarded:
             pools = sum(self.pool_size(method) for method in plan.guarded)
-            images = pools + self.sizes.validation + self.sizes.test
-            files = [
+            images = pools + self.sizes.train + self.sizes.validation + self.sizes.test
+            guard = [
                 *plan.embedded_splits.values(),
                 *(path for method in plan.guarded for path in (plan.leaks(method), plan.leak_counts(method))),
             ]
+            repeats = [plan.embedded_split("train"), *map(plan.repeats, plan.guarded)]
             yield self._step(
                 stage="report",
                 method="near-duplicates",
-                jobs=[files],
+                jobs=[guard, repeats],
                 others=[list(plan.leakage_table.values())],
                 images=images,
                 gpu_hours=images / self.rate("embed") / 3600,

@@ -49,7 +49,7 @@ TITLES = {
     "components": "What the spread over runs consists of",
     **{name: title for name, (_, title) in TABLES.items()},
     "diagnostics": "Diagnostics of the added images",
-    "leakage": "Near-duplicates of validation and test images",
+    "leakage": "Near-duplicates of training, validation and test images",
     "cost": "Cost of each method",
 }
 

@@ -1,4 +1,4 @@
-"""The report of the leakage guard: added images that are near-duplicates, their effect on accuracy, examples.
+"""The report of the leakage guard: added images that are near-duplicates of real ones, their effect on accuracy, examples.
 
 Input: each method's pairs and summary (:mod:`augbench.leakage.stage`), its runs' predictions, and the
 images of some pairs. Output: a table (CSV in full precision, Markdown, plain text), and one picture per
@@ -24,7 +24,7 @@ from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import atomic_path, read_json, write_text
 from augbench.leakage.effects import accuracy_without
-from augbench.leakage.records import Summary, read_leaks
+from augbench.leakage.records import Summary, count_images, read_leaks
 from augbench.report import render
 from augbench.report.render import NONE, Layout, render_csv, render_markdown, render_terminal
 
@@ -39,7 +39,7 @@ PAIRS_PER_ROW = 4
 class Row:
     """One method; accuracies are means over its runs, None without predictions or if no test image is left.
 
-    ``checked``, ``val``, ``test`` and ``either`` count added images. ``test_images`` counts distinct test
+    ``checked``, ``train``, ``val`` and ``test`` count added images. ``test_images`` counts distinct test
     images that have a near-duplicate. ``without`` is the accuracy on the other ``test_left`` test images.
     ``baseline`` and ``baseline_without`` are the same accuracies for real training images alone.
     """
@@ -47,6 +47,7 @@ class Row:
     method: str
     label: str
     checked: int
+    train: int
     val: int
     test: int
     either_percent: float
@@ -83,6 +84,7 @@ def _accuracies(
 def build_rows(
     study: Study,
     leaks: Mapping[str, str | Path],
+    repeats: Mapping[str, str | Path],
     summaries: Mapping[str, str | Path],
     predictions: Mapping[str, Sequence[str | Path]],
 ) -> list[Row]:
@@ -90,8 +92,9 @@ def build_rows(
 
     Parameters
     ----------
-    leaks, summaries : mapping of method to path
-        As :func:`augbench.leakage.stage.guard` writes them.
+    leaks, repeats, summaries : mapping of method to path
+        As :func:`augbench.leakage.stage.guard` writes them: pairs with validation and test images, pairs
+        with training images, and the summaries of the former.
     predictions : mapping of method to sequence of path
         ``predictions.parquet`` of every run, including those of the baseline.
 
@@ -106,8 +109,10 @@ def build_rows(
         if name not in leaks:
             continue
         pairs, summary = read_leaks(leaks[name]), Summary(**read_json(summaries[name]))
-        if set(pairs.column("method").to_pylist()) - {name} or summary.method != name:
-            raise UserError(str(leaks[name]), f"pairs of another method than {name}", REMAKE)
+        repeated = read_leaks(repeats[name])
+        for path, table in ((leaks[name], pairs), (repeats[name], repeated)):
+            if set(table.column("method").to_pylist()) - {name} or summary.method != name:
+                raise UserError(str(path), f"pairs of another method than {name}", REMAKE)
         full, without, left = _accuracies(predictions.get(name, ()), pairs)
         baseline_full, baseline_without, _ = _accuracies(predictions.get(baseline or "", ()), pairs)
         rows.append(
@@ -115,6 +120,7 @@ def build_rows(
                 method=name,
                 label=study.label(name),
                 checked=summary.checked,
+                train=count_images(repeated, "train"),
                 val=summary.val,
                 test=summary.test,
                 either_percent=100 * summary.either / summary.checked if summary.checked else 0.0,
@@ -132,6 +138,7 @@ def build_rows(
 HEADER = (
     "Images of",
     "Checked",
+    "Near train",
     "Near val",
     "Near test",
     "Share",
@@ -141,15 +148,17 @@ HEADER = (
     "Baseline (%)",
     "Baseline without (%)",
 )
-NUMERIC = (False, *[True] * 9)
+NUMERIC = (False, *[True] * 10)
 NOTES = (
     "Near val, Near test: number of added images that show a validation or test image, as a copy, a crop or"
     " a mirror image, at any size or quality. Share: share of the added images that are near either split."
     " Test images: number of distinct test images with such a near-duplicate.",
+    "Near train: number of added images that show a training image. They bring little that is new; they are"
+    " counted, and never dropped.",
     "Top-1: accuracy on all test images, mean over runs. Without: accuracy on the test images without"
     " near-duplicates in this row's pool. Baseline: accuracy of training on real images alone, on the same"
     " test images, because the remaining test images may be easier or harder.",
-    "Real training images are not checked: near-duplicates between a data set's own splits remain.",
+    "Real images are not compared with each other: near-duplicates between a data set's own splits remain.",
 )
 
 
@@ -170,7 +179,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         return NONE if value is None else f"{value:.1f}"
 
     share = f"{row.either_percent:.2g}%"
-    counts = (f"{row.checked}", f"{row.val}", f"{row.test}", share, f"{row.test_images}")
+    counts = (f"{row.checked}", f"{row.train}", f"{row.val}", f"{row.test}", share, f"{row.test_images}")
     own = (row.top1_percent, row.without_percent)
     baseline = (row.baseline_percent, row.baseline_without_percent)
     return (row.label, *counts, *map(percent, (*own, *baseline)))
@@ -184,6 +193,7 @@ def read_rows(path: str | Path) -> list[Row]:
 def write_leakage_table(
     study: Study,
     leaks: Mapping[str, str | Path],
+    repeats: Mapping[str, str | Path],
     summaries: Mapping[str, str | Path],
     predictions: Mapping[str, Sequence[str | Path]],
     outs: Mapping[str, str | Path],
@@ -192,10 +202,10 @@ def write_leakage_table(
 
     The other parameters are those of :func:`build_rows`.
     """
-    rows = build_rows(study, leaks, summaries, predictions)
+    rows = build_rows(study, leaks, repeats, summaries, predictions)
     notes = (*NOTES, *_limits_note(summaries))
     layout = Layout(
-        f"Near-duplicates of validation and test images, study {study.study}",
+        f"Near-duplicates of real images, study {study.study}",
         HEADER,
         NUMERIC,
         tuple(map(_cells, rows)),
