@@ -109,6 +109,8 @@ def test_an_overlay_changes_and_removes(tmp_path: Path) -> None:
     )
     assert study.augmentation == demo.augmentation.model_copy(update={"resamples": 4}) != demo.augmentation
     assert "retrieval" not in study.methods
+    named = [(contrast.row, contrast.against) for contrast in study.report.contrasts]
+    assert named == [("real_20pct", "none"), ("real_repeated", "none")], "those of a removed row go with it"
 
 
 def test_the_fast_mode_takes_little_more_than_a_third_of_the_work_and_is_never_the_default() -> None:

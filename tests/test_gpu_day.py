@@ -20,7 +20,7 @@ from conftest import PROJECT
 from benchmarks.day import gpu, pack, preflight, rates, runner, table, wheels
 from benchmarks.day.lines import Lines, windows
 from benchmarks.day.runner import Settings, run_stages, share
-from benchmarks.day.stages import STAGES, Stage
+from benchmarks.day.stages import COMPLETE, STAGES, WITHOUT_COMPILED, Stage
 
 TOY = """
 import time
@@ -357,6 +357,17 @@ def test_the_folder_to_bring_has_code_data_and_fitting_wheels_and_is_small(tmp_p
     make_wheel(given, "transformers-5.0-py3-none-any", "transformers", 61_000_000)
     with pytest.raises(SystemExit, match="at most 60"):
         pack.pack(tmp_path / "large", ("3.11", "3.12"), given)
+    assert not (tmp_path / "large").exists()
+
+
+def test_wheels_are_fetched_by_uvs_pip_where_this_python_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(pack, "ROOT", Path("/nothing/here"))
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
+    assert pack.pip() == ["/bin/uv", "tool", "run", "--quiet", "pip"]
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(SystemExit, match="needs pip or uv"):
+        pack.pip()
 
 
 @pytest.mark.full
@@ -375,7 +386,10 @@ def test_all_stages_run_on_the_miniature_and_survive_two_kills(tmp_path: Path) -
     subprocess.run(command, env=environment, check=True, timeout=1200)
     lines = Lines(out).read()
     ended = {line["stage"]: line["ended"] for line in lines if line["kind"] == "stage"}
-    assert set(ended) == {stage.name for stage in STAGES} and set(ended.values()) <= {"complete", "cut"}
+    assert set(ended) == {stage.name for stage in STAGES} and set(ended.values()) <= {
+        COMPLETE,
+        WITHOUT_COMPILED,
+    }
     found = Counter(
         (line["stage"], line["variant"], line["window"]) for line in lines if line["kind"] == "window"
     )

@@ -98,7 +98,7 @@ def variants(session: Session) -> list[Variant]:
     if session.compiled:
         return [*found, *compiled]
     for variant in compiled:
-        session.leave_out(variant.name, "compilation is off", batch)
+        session.skip_compiled(variant.name, batch)
     return found
 
 

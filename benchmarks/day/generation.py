@@ -254,7 +254,7 @@ def measure(session: Session) -> None:
     is_compiled = session.stage != "generation"
     if is_compiled and not session.compiled:
         for name in (COMPILED, COMPILED_FAST):
-            session.leave_out(name, "compilation is off")
+            session.skip_compiled(name)
         return
     session.ceiling("bfloat16" if session.device == "cuda" else "float32")
     make = Candidates(session)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -50,19 +51,19 @@ def pack(folder: Path, pythons: Sequence[str] = PYTHONS, wheels: Path | None = N
     """
     if folder.exists() and any(folder.iterdir()):
         raise SystemExit(f"--pack {folder}: not empty; give a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as place:
+        fetched = wheels or fetch(Path(place), pythons)
+        (folder / "wheels").mkdir(parents=True)
+        for path in needed(sorted(fetched.glob("*.whl")), pythons):
+            shutil.copyfile(path, folder / "wheels" / path.name)
     for name in CODE + DATA:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
     for name in FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
-    (folder / "wheels").mkdir()
-    with tempfile.TemporaryDirectory() as place:
-        fetched = wheels or fetch(Path(place), pythons)
-        for path in needed(sorted(fetched.glob("*.whl")), pythons):
-            shutil.copyfile(path, folder / "wheels" / path.name)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     if size > MOST_MB:
+        shutil.rmtree(folder)
         raise SystemExit(f"--pack {folder}: {size:.1f} MB; at most {MOST_MB}: ask for fewer --pythons")
     (folder / "README.txt").write_text(README.format(size=size, pythons=", ".join(pythons)))
     return size
@@ -86,14 +87,17 @@ def _version(python: str) -> tuple[int, int]:
 
 
 def fetch(folder: Path, pythons: Sequence[str]) -> Path:
-    """Let pip fetch the wheels of all Pythons into ``folder``, with the lock's versions and hashes."""
+    """Fetch the wheels of all Pythons into ``folder``, with the lock's versions and hashes.
+
+    By this Python's pip, or by the one that uv brings where there is none, as in set-up's environment.
+    """
     pinned = locked_versions()
     packages = sorted(package for group in GROUPS for package in group if package in pinned)
     asked = folder / "wanted.txt"
     asked.write_text("\n".join(block(package) for package in packages) + "\n")
     for python in pythons:
         abi = "cp" + python.replace(".", "")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command = [*pip(), "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--disable-pip-version-check", "--require-hashes", "--implementation", "cp"]
         command += ["--python-version", python, "--abi", abi, "--abi", "abi3", "--abi", "none"]
         command += [word for platform in PLATFORMS for word in ("--platform", platform)]
@@ -101,6 +105,17 @@ def fetch(folder: Path, pythons: Sequence[str]) -> Path:
         if done.returncode:
             raise SystemExit(f"--pack: wheels for Python {python}: {done.stderr.strip()[-600:]}")
     return folder
+
+
+def pip() -> list[str]:
+    """Return the command that runs pip."""
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    own = ROOT / ".uv/bin/uv"  # set-up's
+    uv = str(own) if own.exists() else shutil.which("uv")
+    if uv is None:
+        raise SystemExit("--pack: needs pip or uv to fetch wheels; install one, or run `make setup` before")
+    return [uv, "tool", "run", "--quiet", "pip"]
 
 
 def block(package: str) -> str:

@@ -119,5 +119,5 @@ def measure(session: Session) -> None:
             found += late
         else:
             for variant in late:
-                session.leave_out(variant.name, "compilation is off", variant.batch)
+                session.skip_compiled(variant.name, variant.batch)
         session.run(found)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.day.lines import Line, Lines, last
 from benchmarks.day.processes import kill_group, start
-from benchmarks.day.stages import MOST_SECONDS, Stage
+from benchmarks.day.stages import COMPLETE, MOST_SECONDS, WITHOUT_COMPILED, Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 USUAL_SECONDS = 25.0  # a stage gets at least this if there is so much
@@ -73,14 +73,14 @@ def share(stage: Stage, waiting: Sequence[Stage], left: float) -> float:
     return min(max(part, USUAL_SECONDS), MOST_SECONDS, left)
 
 
-def is_complete(lines: list[Line], stage: Stage) -> bool:
-    """Whether a stage has everything that it can measure."""
+def is_complete(lines: list[Line], stage: Stage, compiled: bool) -> bool:
+    """Whether a stage has everything that it can measure, with or without compiled variants."""
     ended = last(lines, "stage", stage.name)
-    return ended is not None and ended["ended"] == "complete"
+    return ended is not None and ended["ended"] in ((COMPLETE,) if compiled else (COMPLETE, WITHOUT_COMPILED))
 
 
 def run_stage(stage: Stage, seconds: float, settings: Settings) -> str:
-    """Run a stage within ``seconds``; return how it ended: complete, cut, killed or crashed."""
+    """Run a stage within ``seconds``; return how it ended: complete (or so), cut, killed or crashed."""
     lines, limit = Lines(settings.out), seconds - max(GRACE_SECONDS, GRACE * seconds) * (seconds > 40)
     options = {
         "out": str(settings.out),
@@ -128,7 +128,7 @@ def run_stage(stage: Stage, seconds: float, settings: Settings) -> str:
 def run_stages(stages: Sequence[Stage], settings: Settings) -> None:
     """Run the stages that are not complete; a crashed one is tried once more, then the next follows."""
     lines = Lines(settings.out)
-    waiting = [stage for stage in stages if not is_complete(lines.read(), stage)]
+    waiting = [stage for stage in stages if not is_complete(lines.read(), stage, settings.compiled)]
     while waiting:
         stage = waiting[0]
         for _ in range(2):

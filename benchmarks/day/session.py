@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.day.gpu import Watch
 from benchmarks.day.lines import Line, Lines, last, windows
+from benchmarks.day.stages import COMPLETE, CUT, WITHOUT_COMPILED
 from benchmarks.machine import product_rate
 from benchmarks.paired import Candidate, Window, synchronise, time_window
 
@@ -119,6 +120,7 @@ class Session:
         gpu = torch.cuda.get_device_name() if device == "cuda" else None
         self.where = {"gpu": gpu or platform.processor() or platform.machine(), "torch": torch.__version__}
         self.complete = True
+        self.skipped = False
 
     # --- time and lines ---
 
@@ -142,6 +144,16 @@ class Session:
         """Record that a variant, or the rest of its windows, is left out of this call."""
         self.complete = False
         self.add("outcome", variant=variant, batch=batch, outcome="left out", reason=reason)
+
+    def skip_compiled(self, variant: str, batch: int | None = None) -> None:
+        """Record that a variant is not measured because this call was told to compile nothing."""
+        self.skipped = True
+        self.add("outcome", variant=variant, batch=batch, outcome="left out", reason="compilation is off")
+
+    @property
+    def ended(self) -> str:
+        """How the stage ended: complete, complete but for compiled variants, or cut."""
+        return CUT if not self.complete else WITHOUT_COMPILED if self.skipped else COMPLETE
 
     # --- variants ---
 

@@ -34,7 +34,7 @@ def main(options: dict[str, Any]) -> None:
             module.measure(session)
         finally:
             session.close()
-        session.add("stage", ended="complete" if session.complete else "cut")
+        session.add("stage", ended=session.ended)
 
 
 if __name__ == "__main__":

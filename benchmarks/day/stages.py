@@ -25,6 +25,8 @@ class Stage:
     says: str
 
 
+# how a stage can end by itself; otherwise it was killed or crashed
+COMPLETE, WITHOUT_COMPILED, CUT = "complete", "complete but for compiled variants", "cut"
 STAGES = (
     Stage("ceilings", 20, "benchmarks.day.ceilings", "matrix products, copies"),
     Stage("generation", 110, "benchmarks.day.generation", "generation, eager (G1, G2)"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.day.lines import Line, Lines, last
 from benchmarks.day.rates import Measured, best, measured, share_of_copies, share_of_products
-from benchmarks.day.stages import STAGES
+from benchmarks.day.stages import COMPLETE, CUT, STAGES, WITHOUT_COMPILED
 
 NAME = "table.md"
 Name = tuple[str, str]  # stage and variant
@@ -218,7 +218,7 @@ def missing(lines: list[Line]) -> list[str]:
             found.pop(key, None)
         elif line["kind"] == "stage":
             found.pop(key, None)
-            if line["ended"] not in ("complete", "cut"):
+            if line["ended"] not in (COMPLETE, WITHOUT_COMPILED, CUT):
                 found[key] = f"{line['ended']}: {line['reason']}"
     started = {line.get("stage") for line in lines}
     for stage in STAGES:

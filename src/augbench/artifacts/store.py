@@ -253,10 +253,11 @@ class Store:
     ) -> Iterator[list[T]]:
         """Yield groups of missing items to make, so that other processes make none of them meanwhile.
 
-        First come the items that nobody else is making. Then the rest: each is waited for, and yielded only
+        Items that are there count as reused. First come the items that nobody else is making. Then the rest: each is waited for, and yielded only
         if the other process ended without making it.
         """
-        left = list(items)
+        left = [item for item in items if not is_there(item)]
+        self.tally.reused += len(items) - len(left)
         wait = False
         while left:
             claimed: list[tuple[int, T]] = []
@@ -271,7 +272,7 @@ class Store:
                         others.append(item)
                 left = others
                 missing = [item for _, item in claimed if not is_there(item)]
-                self.tally.reused += (len(claimed) - len(missing)) if wait else 0
+                self.tally.reused += len(claimed) - len(missing)
                 if missing:
                     yield missing
             finally:

@@ -182,9 +182,7 @@ def train_block(
     def is_there(run: TrainingRun) -> bool:
         return is_trained(store, recipe_of(run))
 
-    absent = [run for run in runs if not is_there(run)]
-    store.tally.reused += len(runs) - len(absent)
-    for group in store.in_turn("classifiers", absent, recipe_of, is_there):
+    for group in store.in_turn("classifiers", runs, recipe_of, is_there):
         if processes > 1:
             missing = replace(sources, manifests={run.folder: manifests[run.folder] for run in group})
             fresh = Store(store.root, store.study)  # with a tally of its own

@@ -56,7 +56,7 @@ class Study(Section):
     )
     methods: dict[str, Method] = key(
         ...,
-        "Rows of the comparison by name (a-z, 0-9 and _); `null` in an overlay removes a row.",
+        "Rows of the comparison by name (a-z, 0-9 and _); `null` in an overlay removes a row, and the contrasts that name it.",
         source="paper, section 3.1",
         min_length=1,
     )
@@ -274,10 +274,25 @@ def parse_study(data: Mapping[str, Any]) -> Study:
     The check is strict, as for JSON: otherwise pydantic would convert mistakes such as ``lr: "0.1"`` or
     ``seed: yes``.
     """
-    # null in an overlay removes a row
-    if isinstance(data.get("methods"), Mapping):
-        data = {**data, "methods": {name: row for name, row in data["methods"].items() if row is not None}}
     try:
-        return Study.model_validate_json(json.dumps(data, default=str), strict=True)
+        return Study.model_validate_json(json.dumps(_without_removed(data), default=str), strict=True)
     except ValidationError as error:
         raise ConfigError(list(describe(error, Study))) from None
+
+
+def _without_removed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out rows that an overlay removes with null, and the contrasts that name one of them."""
+    rows, report = data.get("methods"), data.get("report")
+    if not isinstance(rows, Mapping):
+        return dict(data)
+    removed = {name for name, row in rows.items() if row is None}
+    left = {**data, "methods": {name: row for name, row in rows.items() if name not in removed}}
+    if isinstance(report, Mapping) and isinstance(named := report.get("contrasts"), list):
+        stays = [
+            contrast
+            for contrast in named
+            if not isinstance(contrast, Mapping)
+            or removed.isdisjoint(str(contrast.get(side)) for side in ("row", "against"))
+        ]
+        left["report"] = {**report, "contrasts": stays}
+    return left

@@ -122,16 +122,14 @@ def generate(
         return store.take("shards", shard.key, shard.target, is_kept)
 
     missing = {name: [one for one in shards if not is_there(one)] for name, shards in work.items()}
-    store.tally.reused += sum(len(shards) - len(missing[name]) for name, shards in work.items())
     if not any(missing.values()):
+        store.tally.reused += sum(map(len, work.values()))
         return
     images = sum(len(shard.rows) for shards in missing.values() for shard in shards)
     maker = _Maker(job, method, train_path, Progress(method, images, "image"))
-    for name, shards in missing.items():
+    for name, shards in work.items():
         # candidates that learned the same bits share their images: the first has just made them
-        new = [shard for shard in shards if not is_there(shard)]
-        store.tally.reused += len(shards) - len(new)
-        for group in store.in_turn("shards", new, lambda shard: shard.key, is_there):
+        for group in store.in_turn("shards", shards, lambda shard: shard.key, is_there):
             maker.make(group, learned[name] if learned else None)
             for shard in group:
                 store.publish("shards", shard.key, shard.target)

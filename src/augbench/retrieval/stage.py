@@ -248,11 +248,9 @@ def retrieve(
     )
     hunts = _hunts(method, neighbours, training_images)
     keys = {hunt.class_id: retrieval.asked(hunt) for hunt in hunts}
-    missing = [hunt for hunt in hunts if not retrieval.take(hunt, keys[hunt.class_id])]
-    job.store.tally.reused += len(hunts) - len(missing)
     for group in job.store.in_turn(
         LEDGERS,
-        missing,
+        hunts,
         lambda hunt: keys[hunt.class_id],
         lambda hunt: retrieval.take(hunt, keys[hunt.class_id]),
     ):

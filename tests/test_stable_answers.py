@@ -1,0 +1,117 @@
+"""Table 1 of a cut-down demo: the same with other CPU kernels, within chance, and the same as on record.
+
+Another machine computes with other kernels, which round differently, and training makes large differences of
+small ones. An answer that changes with them is no answer.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import PROJECT, Workspace, make_workspace
+
+from augbench.report.inference.paired import ALPHA, compare, holm
+from augbench.report.render import read_csv
+from augbench.report.tables.table1 import RunRow
+
+ROWS = ("none", "boomerang", "clip_prompts", "ft_conditioning", "retrieval")
+RUNS = 5
+# the plainest kernels of ATen, oneDNN and MKL, as an old processor would take
+OTHER_KERNELS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}
+# Mean accuracy in percent of the rows on one machine (CPU, 2026-11-29). Five runs of another machine differ by
+# 0.7 points in standard deviation if a run's is 1.1 (resources/spreads.yaml, the largest of six rows).
+ON_RECORD = {"none": 0.0}
+TOLERANCE = 2.1  # three of these standard deviations
+Accuracies = Mapping[str, Mapping[int, float]]  # by row and run, in percent
+
+
+def cut_down() -> dict[str, Any]:
+    """The demo with five of its rows, five runs each, and a small corpus."""
+    study = yaml.safe_load((PROJECT / "config/demo.yaml").read_text(encoding="utf-8"))
+    study["methods"] = {name: study["methods"][name] for name in ROWS}
+    study["methods"]["ft_conditioning"]["candidates"] = [1]
+    return {
+        **study,
+        "corpus": {**study["corpus"], "images": 4000, "distractors": 400, "search": "exact"},
+        "augmentation": {**study["augmentation"], "resamples": RUNS},
+        "leakage": {"action": "off"},
+        "execution": {**study["execution"], "runs_per_job": RUNS},
+    }
+
+
+def accuracies(workspace: Workspace, kernels: Mapping[str, str]) -> Accuracies:
+    """Run the cut-down demo up to Table 1 with these kernels, and read the accuracy of every run."""
+    workspace.write_study(cut_down())
+    table = "results/demo/tables/table1_runs.csv"
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "study.yaml", "--", table]
+    done = subprocess.run(
+        command,
+        cwd=workspace.folder,
+        env={**workspace.environment(), **kernels},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, dict[int, float]] = {}
+    for run in read_csv(workspace.folder / table, RunRow):
+        found.setdefault(run.method, {})[run.run] = run.top1_percent
+    return found
+
+
+def differing(ours: Accuracies, theirs: Accuracies) -> list[str]:
+    """Rows whose accuracy differs by more than chance: paired t tests over runs, Holm over rows."""
+    pairs = {name: compare(ours[name], theirs[name], margin=1.0) for name in ours}
+    assert all(pair is not None and pair.n == len(ours[name]) for name, pair in pairs.items())
+    corrected = holm([pair.p for pair in pairs.values()])
+    return [
+        name
+        for (name, pair), p in zip(pairs.items(), corrected, strict=True)
+        if (p is None and abs(pair.points) > 0) or (p is not None and p < ALPHA)
+    ]
+
+
+def moved(means: Mapping[str, float]) -> list[str]:
+    """Rows whose mean accuracy is not the one on record."""
+    return [name for name, mean in means.items() if abs(mean - ON_RECORD[name]) > TOLERANCE]
+
+
+def simulated(rng: np.random.Generator, shift: Mapping[str, float]) -> Accuracies:
+    """Accuracies of runs with a standard deviation of 0.5 points, shifted for some rows."""
+    return {
+        name: dict(enumerate(78 + shift.get(name, 0.0) + 0.5 * rng.standard_normal(RUNS))) for name in ROWS
+    }
+
+
+def test_a_row_that_moved_is_named_and_chance_is_not() -> None:
+    rng = np.random.default_rng(0)
+    alarms = sum(bool(differing(simulated(rng, {}), simulated(rng, {}))) for _ in range(400))
+    assert alarms <= 0.08 * 400
+    assert differing(simulated(rng, {}), simulated(rng, {"clip_prompts": 4.0})) == ["clip_prompts"]
+    same = simulated(rng, {})
+    assert differing(same, same) == []
+    constant = {**same, "none": {run: value + 1 for run, value in same["none"].items()}}
+    assert differing(same, constant) == ["none"]
+
+
+def test_accuracies_of_classifiers_that_have_not_learned_are_not_those_on_record() -> None:
+    # the demo of version 0.1.0, whose classifiers ended after 60 to 120 steps
+    assert "none" in moved({"none": 72.7, "boomerang": 73.9, "clip_prompts": 75.2, "retrieval": 75.0})
+
+
+@pytest.mark.full
+def test_other_kernels_give_the_same_table_and_it_is_the_one_on_record(tmp_path_factory: Any) -> None:
+    found = {}
+    for name, kernels in {"own": {}, "other": OTHER_KERNELS}.items():
+        found[name] = accuracies(make_workspace(tmp_path_factory.mktemp(name)), kernels)
+    means = {name: fmean(runs.values()) for name, runs in found["own"].items()}
+    assert set(means) == set(ROWS)
+    assert moved(means) == [], means
+    assert found["own"] != found["other"], "other kernels compute other last digits"
+    assert differing(found["own"], found["other"]) == [], found
