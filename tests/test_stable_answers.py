@@ -33,16 +33,14 @@ Accuracies = Mapping[str, Mapping[int, float]]  # by row and run, in percent
 
 
 def cut_down() -> dict[str, Any]:
-    """The demo with five of its rows, five runs each, and a small corpus."""
+    """The demo with five of its rows and a small corpus."""
     study = yaml.safe_load((PROJECT / "config/demo.yaml").read_text(encoding="utf-8"))
     study["methods"] = {name: study["methods"][name] for name in ROWS}
     study["methods"]["ft_conditioning"]["candidates"] = [1]
     return {
         **study,
         "corpus": {**study["corpus"], "images": 4000, "distractors": 400, "search": "exact"},
-        "augmentation": {**study["augmentation"], "resamples": RUNS},
         "leakage": {"action": "off"},
-        "execution": {**study["execution"], "runs_per_job": RUNS},
     }
 
 
