@@ -29,6 +29,7 @@ def studies(workspace: Workspace) -> None:
     first["methods"]["imagic_k2"] |= {"candidates": [1], "lr_grid": [1.0]}
     first["corpus"] |= {"images": 1000, "distractors": 100}
     first["retrieval"] = {"exclude": "none"}
+    first["leakage"] = {"action": "off"}
     second = copy.deepcopy(first)
     second["study"] = "second"
     second["classifier"]["lr"] = 0.01
