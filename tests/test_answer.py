@@ -73,6 +73,7 @@ def contrast(row: str, against: str, points: float, verdict: str, **changes: Any
         n_test=3000,
         points=points,
         sd_points=0.4,
+        df=4,
         low=points - 0.5,
         high=points + 0.5,
         images_low=points - 0.3,

@@ -60,9 +60,12 @@ def test_the_demo_is_no_toy() -> None:
     assert study.augmentation.resamples >= 3
     assert study.diffusion.steps >= 20
     assert {row.clusters for row in study.methods.values() if isinstance(row, PersonaliseMethod)} == {1, 5}
-    assert all(
-        len(row.candidates) >= 2 for row in study.methods.values() if isinstance(row, PersonaliseMethod)
-    )
+    compared = [
+        name
+        for name, row in study.methods.items()
+        if isinstance(row, PersonaliseMethod) and len(row.candidates) >= 2
+    ]
+    assert compared == ["ft_conditioning", "pseudoword_dm"], "one kind of learning each; the others save time"
 
 
 @pytest.mark.parametrize("name", ["demo", "mini"])

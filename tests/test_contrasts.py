@@ -32,8 +32,9 @@ DEMO = PROJECT / "config/demo.yaml"
 
 
 def demo(**report: Any) -> dict[str, Any]:
+    """The demo's config with these settings of its report, not its own."""
     config = read_yaml(DEMO)
-    config["report"] = {**config["report"], **report}
+    config["report"] = {"judge": config["report"]["judge"], **report}
     return config
 
 
@@ -111,12 +112,14 @@ def test_a_wrong_contrast_is_named_with_what_is_allowed(report: dict[str, Any], 
 
 
 def test_contrasts_and_margin_are_in_the_recipes_of_the_statistics_alone_and_only_if_they_are_set() -> None:
-    base = load_study([DEMO])
-    changed = parse_study(demo(contrasts=[{"row": "retrieval", "against": "none"}], margin=0.5))
+    base = parse_study(demo())
+    changed = parse_study(
+        demo(contrasts=[{"row": "retrieval", "against": "none"}], margin=0.5, error="pooled")
+    )
     assert recipes.table_recipe(base) == recipes.table_recipe(changed)
     assert recipes.classifier_recipe(base, "retrieval") == recipes.classifier_recipe(changed, "retrieval")
     assert recipes.statistics_recipe(base) == {"version": 2, "seed": 0}
-    assert recipes.statistics_recipe(changed)["margin"] == 0.5
+    assert {"margin": 0.5, "error": "pooled"}.items() <= recipes.statistics_recipe(changed).items()
     assert recipes.config_recipe(base) == recipes.table_recipe(base)["study"]
     assert recipes.config_recipe(changed)["report"]["contrasts"][0]["row"] == "retrieval"
 
@@ -156,6 +159,49 @@ def test_power_takes_the_level_that_holms_method_asks_of_the_smallest_p() -> Non
     assert first.runs_for_margin == runs_needed(2.0, 1.0, 0.01)
 
 
+def test_a_pooled_error_is_one_for_all_contrasts_and_decides_more() -> None:
+    # values: rows at 70 to 76 with residuals of rows x runs; 4 rows, 3 runs: (4 - 1) x (3 - 1) = 6
+    rows, runs = table(RUNS)
+    own, pooled = (
+        build_rows(rows, runs, hits_of(RUNS), 0, Report.model_validate({"error": error}))
+        for error in ("own", "pooled")
+    )
+    assert {row.df for row in own} == {2} and {row.df for row in pooled} == {6}
+    assert len({row.sd_points for row in pooled}) == 1 and [row.points for row in own] == [
+        row.points for row in pooled
+    ]
+    assert all(row.p is not None for row in pooled), "also where a row is 3 above another in every run"
+    by_name = {row.name: row for row in pooled}
+    lead = by_name["RETRIEVAL against NONE"]
+    assert lead.verdict == "more" and lead.both_low is not None and lead.both_low > 0
+    assert lead.detectable_holm == pytest.approx(detectable(lead.sd_points or 0, 3, 0.01, 3))
+    assert lead.detectable_holm < 0.5 * detectable(1.0, 3, 0.01)
+    made = {
+        row.method: row for row in statistics.build_rows(rows, runs, hits_of(RUNS), 0, Report(error="pooled"))
+    }
+    assert (made["retrieval"].baseline_low, made["retrieval"].baseline_high) == (lead.low, lead.high)
+
+
+def test_notes_say_which_error_is_used_and_whether_rows_vary_alike(tmp_path: Path) -> None:
+    out = tmp_path / "contrasts.md"
+    for error, said in (
+        ("own", "Each contrast has the spread of its own differences."),
+        (
+            "pooled",
+            "with 6 degrees of freedom. This assumes that all rows vary alike. Levene's test finds no",
+        ),
+    ):
+        report = Report.model_validate({"error": error})
+        write_contrasts("s", *table(RUNS), hits_of(RUNS), 0, report, {"md": out})
+        assert said in " ".join(out.read_text().split())
+    rng = np.random.default_rng(0)
+    uneven = {
+        row: dict(enumerate(map(float, rng.normal(75, sd, 10)))) for row, sd in {"a": 0.1, "b": 5.0}.items()
+    }
+    said = statistics.spread_note(uneven, statistics.error_of(uneven, Report(error="pooled")))
+    assert "Rows do not vary alike (Levene's test)" in said and "report.error: own" in said
+
+
 def test_a_clear_difference_and_a_clear_equality_are_told() -> None:
     own = {"none": (70.0, 70.1, 69.9), "clip_prompts": (75.0, 75.2, 75.0), "retrieval": (75.05, 75.2, 75.0)}
     rows, runs = table(own)
@@ -184,7 +230,7 @@ def test_the_file_reads_back_and_says_how_the_numbers_were_made(tmp_path: Path) 
             "0.05 / 5",
         ):
             assert said in text
-        assert "With n = 3 the true one is 0.5 to 6.3 times that" in text
+        assert "With 2 degrees of freedom the true one is 0.5 to 6.3 times that" in text
     assert "p of less than 1 point | Detectable | Runs for 1 point | Verdict |" in outs["md"].read_text()
 
 
@@ -220,7 +266,7 @@ def test_what_was_not_varied_is_named_beside_the_components_of_the_spread() -> N
 
 
 def test_without_results_the_plan_takes_shipped_spreads_and_names_them() -> None:
-    mini = load_study([DEMO])
+    mini = parse_study(demo())
     spread = spread_of(mini)
     assert (spread.smallest, spread.largest) == pytest.approx((2**0.5 * 0.5, 2**0.5 * 1.1))
     assert "miniature" in spread.source
@@ -275,7 +321,7 @@ def test_the_plan_prints_what_the_study_will_detect(
 
 def test_the_forest_plot_shows_every_difference_with_both_intervals() -> None:
     rows, runs = table(RUNS)
-    made = statistics.build_rows(rows, runs, hits_of(RUNS), 0)
+    made = statistics.build_rows(rows, runs, hits_of(RUNS), 0, Report())
     with styled():
         axes = draw(rows, made).axes[0]
     lines = [line.get_xdata() for line in axes.lines[1:]]
@@ -292,7 +338,7 @@ def test_the_forest_plot_of_single_runs_has_intervals_over_test_images_only() ->
     single = {name: values[:1] for name, values in RUNS.items()}
     rows, runs = table(single)
     with styled():
-        figure = draw(rows, statistics.build_rows(rows, runs, hits_of(single), 0))
+        figure = draw(rows, statistics.build_rows(rows, runs, hits_of(single), 0, Report()))
     assert len(figure.axes[0].lines) == 1 + 2 * 3
     assert "over runs" not in figure.get_supxlabel()
 
@@ -302,7 +348,9 @@ def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
 
     rows, runs = table(RUNS)
     write_text(tmp_path / "table1.csv", render_csv(rows))
-    write_text(tmp_path / "statistics.csv", render_csv(statistics.build_rows(rows, runs, hits_of(RUNS), 0)))
+    write_text(
+        tmp_path / "statistics.csv", render_csv(statistics.build_rows(rows, runs, hits_of(RUNS), 0, Report()))
+    )
     for name in ("one", "two"):
         outs = {kind: tmp_path / f"{name}.{kind}" for kind in ("pdf", "png")}
         write_forest(tmp_path / "table1.csv", tmp_path / "statistics.csv", outs)

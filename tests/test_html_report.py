@@ -112,7 +112,7 @@ def write_tables(squares: Squares) -> None:
         }
         for method in plan.methods
     }
-    statistics.write_statistics(study.study, entries, runs, hits, 0, plan.statistics)
+    statistics.write_statistics(study.study, entries, runs, hits, 0, study.report, plan.statistics)
     contrasts.write_contrasts(study.study, entries, runs, hits, 0, study.report, plan.contrasts)
     components.write_components(study.study, entries, runs, plan.components)
     write_table1_text(study.study, plan.table1["csv"], plan.contrasts["csv"], plan.table1_text)

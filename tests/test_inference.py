@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy import stats
+from statsmodels.formula.api import ols
 from statsmodels.stats.power import TTestPower
 
 from augbench.classifier.score import SCHEMA
@@ -21,7 +22,7 @@ from augbench.report.inference.images import (
     paired_hits,
     read_hits,
 )
-from augbench.report.inference.paired import compare, holm, interval
+from augbench.report.inference.paired import ErrorTerm, compare, holm, interval, pooled_error
 from augbench.report.inference.power import detectable, power, runs_needed
 from augbench.report.inference.variance import components
 
@@ -45,7 +46,7 @@ def test_a_paired_difference_is_the_hand_computed_one() -> None:
     # for two degrees of freedom p = 1 - t / sqrt(t^2 + 2)
     found = compare(CLIP, NONE, margin=4)
     assert found is not None
-    assert (found.n, found.points, found.sd) == (3, pytest.approx(2), pytest.approx(1))
+    assert (found.n, found.points, found.error) == (3, pytest.approx(2), ErrorTerm(pytest.approx(1), 2))
     assert (found.low, found.high) == pytest.approx((2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4)
     assert found.p == pytest.approx(1 - (12 / 14) ** 0.5)
     # of the two one-sided tests the one against +4 decides: t = (2 - 4) sqrt(3) = -3.4641, one tail
@@ -57,7 +58,7 @@ def test_runs_are_paired_by_number_and_not_by_order() -> None:
     assert compare(own, NONE, 1) == compare(CLIP, NONE, 1)
     alone = compare({1: 75.0, 7: 10.0}, NONE, 1)
     assert alone is not None
-    assert (alone.points, alone.sd, alone.low, alone.p, alone.p_same) == (3.0, None, None, None, None)
+    assert (alone.points, alone.error, alone.low, alone.p, alone.p_same) == (3.0, None, None, None, None)
     assert compare({7: 10.0}, NONE, 1) is None
 
 
@@ -95,6 +96,65 @@ def test_of_true_equalities_one_in_twenty_families_has_a_false_alarm(
     monkeypatch.setattr("gc.collect", lambda: 0)  # statsmodels collects garbage in every correction
     alarms = np.mean([min(filter(None, holm(list(row)))) < 0.05 for row in p])
     assert alarms <= 0.07
+
+
+def blocks(rng: np.random.Generator, truth: np.ndarray, runs: int) -> dict[str, dict[int, float]]:
+    """Accuracies of rows with true means ``truth``: each run shifts all rows, and each value has an error."""
+    values = truth[:, None] + rng.normal(0, 1.5, runs)[None] + rng.normal(0, 0.8, (len(truth), runs))
+    return {f"row{row}": dict(enumerate(map(float, own))) for row, own in enumerate(values)}
+
+
+def test_the_pooled_error_is_that_of_statsmodels_analysis_of_rows_and_runs() -> None:
+    study = blocks(np.random.default_rng(6), np.array([70.0, 71, 72, 75, 76]), 4)
+    frame = pd.DataFrame(
+        [(row, run, value) for row, own in study.items() for run, value in own.items()],
+        columns=["row", "run", "value"],
+    )
+    theirs = ols("value ~ C(row) + C(run)", frame).fit().t_test("C(row)[T.row3] - C(row)[T.row1] = 0")
+    error = pooled_error(study)
+    found = compare(study["row3"], study["row1"], 2.0, error)
+    assert found is not None and error is not None and error.df == 4 * 3
+    assert found.points == pytest.approx(theirs.effect[0])
+    assert (found.low, found.high) == pytest.approx(tuple(theirs.conf_int()[0]))
+    assert found.p == pytest.approx(theirs.pvalue)
+    shifted = [
+        ols("value ~ C(row) + C(run)", frame).fit().t_test(f"C(row)[T.row3] - C(row)[T.row1] = {margin}")
+        for margin in (-2, 2)
+    ]
+    one_sided = stats.t.sf(shifted[0].tvalue[0, 0], 12), stats.t.cdf(shifted[1].tvalue[0, 0], 12)
+    assert found.p_same == pytest.approx(max(one_sided))
+    one_run = {row: {0: own[0]} for row, own in study.items()}
+    assert pooled_error(one_run) is None and pooled_error({"row0": study["row0"]}) is None
+    assert pooled_error({**study, "row0": {9: 1.0}}) is None, "rows with different runs"
+
+
+def test_pooled_intervals_of_three_runs_cover_the_truth_and_families_rarely_have_a_false_alarm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gc.collect", lambda: 0)  # statsmodels collects garbage in every correction
+    rng, truth = np.random.default_rng(7), np.array([75.0, 75, 75, 75, 75, 77])
+    # the residual of 6 rows and 3 runs, as the test above has it from statsmodels
+    covered, alarms = [], []
+    for _ in range(SIMULATIONS):
+        study = blocks(rng, truth, 3)
+        values = np.array([[*own.values()] for own in study.values()])
+        rest = values - values.mean(0) - values.mean(1)[:, None] + values.mean()
+        error = ErrorTerm(float(np.sqrt(2 * (rest**2).sum() / 10)), 10)
+        found = [compare(study[f"row{row}"], study["row0"], 1.0, error) for row in range(1, 6)]
+        covered.append(found[-1].low <= 2 <= found[-1].high)
+        alarms.append(min(holm([one.p for one in found[:-1]])) < 0.05)
+    assert 0.93 <= np.mean(covered) <= 0.97 and np.mean(alarms) <= 0.07
+    assert pooled_error(study) == ErrorTerm(pytest.approx(error.sd), error.df)
+
+
+def test_with_a_pooled_error_power_has_the_degrees_of_freedom_of_all_rows() -> None:
+    assert power(2.0, 3, 0.01, 13) > 3 * power(2.0, 3, 0.01)
+    # 14 rows, 3 runs: 26 degrees of freedom
+    rng = np.random.default_rng(8)
+    sd = np.sqrt(rng.chisquare(26, 20_000) / 26)
+    t = (rng.normal(0, 1, 20_000) + 2.0 * np.sqrt(3)) / sd
+    assert np.mean(t > stats.t.isf(0.005, 26)) == pytest.approx(power(2.0, 3, 0.01, 13), abs=0.01)
+    assert runs_needed(1.0, 0.9, 0.01, 13) < runs_needed(1.0, 0.9, 0.01)
 
 
 # --- power ----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from augbench.classifier.score import SCHEMA
+from augbench.config.stages import Report
 from augbench.data.classes import ClassInfo, write_class_table
 from augbench.errors import UserError
 from augbench.report.inference.images import Hits, paired_hits
@@ -79,7 +80,7 @@ def hits_of(methods: dict[str, tuple[float, ...]]) -> Hits:
 
 
 def test_every_method_but_the_baseline_is_compared_with_the_baseline() -> None:
-    none, clip, _, retrieval = build_rows(*table(RUNS), hits_of(RUNS), 0)
+    none, clip, _, retrieval = build_rows(*table(RUNS), hits_of(RUNS), 0, Report())
     assert (none.baseline_points, none.baseline_low, none.baseline_images_low, none.baseline_both_low) == (
         None,
         None,
@@ -105,15 +106,15 @@ def test_every_method_but_the_baseline_is_compared_with_the_baseline() -> None:
 
 def test_a_study_without_a_baseline_has_no_differences() -> None:
     alone = {"clip_prompts": (70.0,)}
-    (row,) = build_rows(*table(alone), hits_of(alone), 0)
+    (row,) = build_rows(*table(alone), hits_of(alone), 0, Report())
     assert (row.stderr_percent, row.low_percent, row.baseline_points) == (None, None, None)
 
 
 def test_the_files_say_what_the_spread_measures_and_read_back(tmp_path: Path) -> None:
     rows, runs = table(RUNS)
     outs = {kind: tmp_path / f"statistics.{kind}" for kind in ("csv", "md", "tex")}
-    written = write_statistics("demo_1", rows, runs, hits_of(RUNS), 0, outs)
-    assert read_rows(outs["csv"]) == written == build_rows(rows, runs, hits_of(RUNS), 0)
+    written = write_statistics("demo_1", rows, runs, hits_of(RUNS), 0, Report(), outs)
+    assert read_rows(outs["csv"]) == written == build_rows(rows, runs, hits_of(RUNS), 0, Report())
     for path in outs.values():
         text = " ".join(path.read_text(encoding="utf-8").split())
         assert (

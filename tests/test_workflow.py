@@ -189,8 +189,9 @@ def test_controls_plan_a_draw_and_classifiers_and_no_images(current: Workspace) 
     [
         {"contrasts": [{"row": "retrieval", "against": "clip_prompts"}]},
         {"margin": 0.5},
+        {"error": "pooled"},
     ],
-    ids=["contrasts", "margin"],
+    ids=["contrasts", "margin", "error"],
 )
 def test_another_contrast_or_margin_plans_the_reports_own_tables(
     current: Workspace, report: dict[str, Any]

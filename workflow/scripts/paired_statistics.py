@@ -15,6 +15,6 @@ with running(snakemake) as job:
     table, runs = read_rows(snakemake.input.table), read_csv(snakemake.input.runs, RunRow)
     hits = read_hits({method: plan.predictions(method) for method in plan.methods})
     seed = derive_seed(study.seed, "bootstrap")
-    write_statistics(study.study, table, runs, hits, seed, plan.statistics)
+    write_statistics(study.study, table, runs, hits, seed, study.report, plan.statistics)
     write_contrasts(study.study, table, runs, hits, seed, study.report, plan.contrasts)
     write_components(study.study, table, runs, plan.components)

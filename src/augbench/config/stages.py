@@ -247,6 +247,12 @@ class Report(Section):
         "with twice the real images; and the first row of retrieval against the best generating row of each "
         "family, chosen by validation accuracy.",
     )
+    error: Literal["own", "pooled"] = key(
+        "own",
+        "Spread that intervals and tests of a difference use. own: that of the difference itself, run by "
+        "run. pooled: one for all rows, the residual of rows x runs; it needs far fewer runs and assumes "
+        "that all rows vary alike (docs/statistics.md).",
+    )
     margin: float = key(
         1.0,
         "Differences smaller than this count as none: the margin of the equivalence test, and the "

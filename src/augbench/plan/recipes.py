@@ -238,14 +238,17 @@ def classifier_recipe(study: Study, name: str) -> Recipe:
     return recipe
 
 
+DECISIONS = {"contrasts", "error", "margin"}  # settings of the tests of differences
+
+
 def _decisions(study: Study) -> Recipe:
     """Settings of the tests of differences, if they are set."""
-    return study.report.model_dump(mode="json", include={"contrasts", "margin"}, exclude_defaults=True)
+    return study.report.model_dump(mode="json", include=DECISIONS, exclude_defaults=True)
 
 
 def table_recipe(study: Study) -> Recipe:
     """Recipe of Table 1; it contains the config, because the footer lists departures from the protocol."""
-    others: Any = {"execution": True, "pretrain": True, "report": {"contrasts", "margin"}}
+    others: Any = {"execution": True, "pretrain": True, "report": DECISIONS}
     return {"version": 2, "study": study.model_dump(mode="json", exclude=others)}
 
 

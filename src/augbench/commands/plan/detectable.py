@@ -102,12 +102,13 @@ def detectable_of(study: Study) -> Detectable | None:
     if not pairs:
         return None
     corrected, sds = ALPHA / len(pairs), (spread.smallest, spread.largest)
+    per_run = len(study.methods) - 1 if study.report.error == "pooled" else 1
 
     def smallest(alpha: float) -> tuple[float, float] | None:
-        low, high = (detectable(sd, runs, alpha) for sd in sds)
+        low, high = (detectable(sd, runs, alpha, per_run) for sd in sds)
         return None if low is None or high is None else (low, high)
 
-    low, high = (runs_needed(study.report.margin, sd, corrected) for sd in sds)
+    low, high = (runs_needed(study.report.margin, sd, corrected, per_run) for sd in sds)
     return Detectable(
         runs,
         len(pairs),

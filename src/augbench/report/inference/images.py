@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from augbench.artifacts.parquet import REMAKE, whole
 from augbench.errors import UserError
-from augbench.report.inference.paired import CONFIDENCE
+from augbench.report.inference.paired import CONFIDENCE, ErrorTerm
 
 RESAMPLES = 10_000  # bootstrap samples of the test images
 BATCH_BYTES = 4e6  # memory of the samples that are held together; fits into a cache
@@ -96,7 +96,9 @@ def image_intervals(differences: Sequence[np.ndarray], seed: int) -> list[tuple[
     return [(float(low), float(high)) for low, high in zip(found.low, found.high, strict=True)]
 
 
-def interval_of_both(differences: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+def interval_of_both(
+    differences: np.ndarray, error: ErrorTerm | None = None
+) -> tuple[float, float] | tuple[None, None]:
     """95% interval of the mean difference over other runs and other test images; None for a single run.
 
     Runs and images are crossed random factors: difference = mean + run + image + rest. The variance of the
@@ -107,8 +109,10 @@ def interval_of_both(differences: np.ndarray) -> tuple[float, float] | tuple[Non
     ----------
     differences : ndarray, float (R, N)
         Difference per run and image (:func:`paired_hits`).
+    error : ErrorTerm, optional
+        Error over runs. Default: the spread of these differences alone.
     """
-    from scipy.stats import norm, t
+    from scipy.stats import norm
 
     runs, images = differences.shape
     if runs < 2 or images < 2:
@@ -118,7 +122,7 @@ def interval_of_both(differences: np.ndarray) -> tuple[float, float] | tuple[Non
     rest_square = (rest**2).sum() / ((runs - 1) * (images - 1))
     image_variance = max(0.0, by_image.var(ddof=1) - rest_square / runs)
     tail = (1 + CONFIDENCE) / 2
-    of_runs = t.ppf(tail, runs - 1) * np.sqrt(by_run.var(ddof=1) / runs)
+    of_runs = (error or ErrorTerm(float(by_run.std(ddof=1)), runs - 1)).half_width(runs)
     of_images = norm.ppf(tail) * np.sqrt(image_variance / images)
     reach = float(np.hypot(of_runs, of_images))
     return float(mean) - reach, float(mean) + reach

@@ -15,14 +15,19 @@ MOST_RUNS = 10_000  # no more runs than this are looked at
 LARGEST_EFFECT = 1e4  # standard deviations
 
 
-def power(effect: float, n: int, alpha: float) -> float:
-    """Probability that ``n`` paired runs detect a mean difference of ``effect`` standard deviations."""
+def power(effect: float, n: int, alpha: float, per_run: int = 1) -> float:
+    """Probability that ``n`` paired runs detect a mean difference of ``effect`` standard deviations.
+
+    ``per_run`` degrees of freedom per run beyond the first: 1 for the spread of the difference itself, the
+    number of rows minus 1 for that of all rows.
+    """
     from scipy.stats import nct, t
 
-    return float(nct.sf(t.isf(alpha / 2, n - 1), n - 1, effect * sqrt(n)))
+    df = per_run * (n - 1)
+    return float(nct.sf(t.isf(alpha / 2, df), df, effect * sqrt(n)))
 
 
-def detectable(sd: float, n: int, alpha: float) -> float | None:
+def detectable(sd: float, n: int, alpha: float, per_run: int = 1) -> float | None:
     """Smallest difference that ``n`` paired runs detect with 80% power, in the unit of ``sd``.
 
     None for fewer than two runs, which have no spread to compare with.
@@ -33,16 +38,18 @@ def detectable(sd: float, n: int, alpha: float) -> float | None:
         Standard deviation of the paired differences.
     alpha : float
         Level of the two-sided test.
+    per_run : int
+        As in :func:`power`.
     """
     from scipy.optimize import brentq
 
     if n < 2:
         return None
-    effect = brentq(lambda effect: power(effect, n, alpha) - POWER, 0.0, LARGEST_EFFECT)
+    effect = brentq(lambda effect: power(effect, n, alpha, per_run) - POWER, 0.0, LARGEST_EFFECT)
     return float(effect) * sd
 
 
-def runs_needed(points: float, sd: float, alpha: float) -> int | None:
+def runs_needed(points: float, sd: float, alpha: float, per_run: int = 1) -> int | None:
     """Fewest paired runs that detect a difference of ``points`` with 80% power.
 
     Two, the fewest that have a spread, if the differences do not vary; None if 10,000 runs are too few.
@@ -50,5 +57,5 @@ def runs_needed(points: float, sd: float, alpha: float) -> int | None:
     if sd <= 0:
         return 2
     counts = range(2, MOST_RUNS + 1)
-    place = bisect_left(counts, POWER, key=lambda n: power(points / sd, n, alpha))
+    place = bisect_left(counts, POWER, key=lambda n: power(points / sd, n, alpha, per_run))
     return counts[place] if place < len(counts) else None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 REST = "rest"
+FEWEST = 2  # rows, and runs, that a component needs
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,21 @@ def components(
     variances = np.linalg.solve(expected, squares)
     names = [*map(":".join, terms), REST]
     return [Component(*row) for row in zip(names, freedom, map(float, variances), strict=True)]
+
+
+def of_rows_and_runs(accuracies: Mapping[str, Mapping[int, float]]) -> dict[str, Component]:
+    """Components ``row``, ``run`` and :data:`REST` of accuracies in percent, by method and run.
+
+    Empty for fewer than two rows or runs, and for rows with different runs.
+    """
+    import pandas as pd
+
+    runs = {tuple(sorted(own)) for own in accuracies.values()}
+    if len(runs) != 1 or len(accuracies) < FEWEST or len(next(iter(runs))) < FEWEST:
+        return {}
+    values = [(method, run, value) for method, own in accuracies.items() for run, value in own.items()]
+    frame = pd.DataFrame(values, columns=["row", "run", "value"])
+    return {component.name: component for component in components(frame, {"row": (), "run": ()})}
 
 
 def _coded(

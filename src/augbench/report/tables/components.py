@@ -14,13 +14,11 @@ from pathlib import Path
 from statistics import fmean, variance
 
 from augbench.files import write_text
-from augbench.report.inference.variance import REST, components
+from augbench.report.inference.variance import FEWEST, REST, of_rows_and_runs
 from augbench.report.render import NONE, Layout, render_csv, render_markdown
 from augbench.report.tables import table1
 from augbench.report.tables.statistics import accuracies_of
 from augbench.report.tables.table1 import RunRow
-
-FEWEST = 2  # rows, and runs, that a component needs
 
 
 @dataclass(frozen=True)
@@ -60,15 +58,8 @@ def _pooled(rows: Sequence[Sequence[float]]) -> tuple[float | None, int]:
 
 def _shared(accuracies: Mapping[str, Mapping[int, float]]) -> list[Row]:
     """What the rows of one run share, and what is each row's own; not for rows with different runs."""
-    import pandas as pd
-
-    runs = {tuple(sorted(own)) for own in accuracies.values()}
     sd: dict[str, tuple[float | None, int]] = {"run": (None, 0), REST: (None, 0)}
-    if len(runs) == 1 and len(accuracies) >= FEWEST and len(next(iter(runs))) >= FEWEST:
-        values = [(method, run, value) for method, own in accuracies.items() for run, value in own.items()]
-        frame = pd.DataFrame(values, columns=["row", "run", "value"])
-        found = components(frame, {"row": (), "run": ()})
-        sd = {component.name: (component.sd, component.df) for component in found}
+    sd |= {name: (found.sd, found.df) for name, found in of_rows_and_runs(accuracies).items()}
     return [
         Row("run, shared by all rows", *sd["run"], "what run r does to all rows alike, through its seed;"
             " pairing by run removes it"),

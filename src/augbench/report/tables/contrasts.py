@@ -21,7 +21,7 @@ from augbench.report.inference.paired import ALPHA, Difference, compare, holm
 from augbench.report.inference.power import MOST_RUNS, detectable, runs_needed
 from augbench.report.render import NONE, Layout, read_csv, render_csv, render_latex, render_markdown
 from augbench.report.tables import table1
-from augbench.report.tables.statistics import accuracies_of, between, difference
+from augbench.report.tables.statistics import accuracies_of, between, difference, error_of, spread_note
 from augbench.report.tables.table1 import RunRow
 
 MORE, LESS, SAME, UNKNOWN = "more", "less", "same", "can't tell"
@@ -38,8 +38,11 @@ class Row:
         (:mod:`augbench.report.contrasts`).
     n : int
         Runs that both rows have; differences are paired by run.
-    points, sd_points : float
-        Mean and standard deviation of the differences.
+    points : float
+        Mean of the differences.
+    sd_points, df : float, int
+        Standard deviation of one run's difference that intervals and tests use, and its degrees of freedom:
+        that of these differences, or that of all rows (``report.error``).
     low, high : float
         95% t interval over runs.
     images_low, images_high : float
@@ -69,6 +72,7 @@ class Row:
     n_test: int
     points: float
     sd_points: float | None
+    df: int | None
     low: float | None
     high: float | None
     images_low: float
@@ -116,10 +120,12 @@ def build_rows(
         The config's contrasts and margin.
     """
     accuracies, margin = accuracies_of(runs), report.margin
+    error = error_of(accuracies, report)
+    per_run = 1 if error is None else len(accuracies) - 1
     pairs = pairs_of(table, report.contrasts, validation_of(runs))
     found: list[tuple[Pair, Difference]] = []
     for pair in pairs:
-        compared = compare(accuracies[pair.row], accuracies[pair.against], margin)
+        compared = compare(accuracies[pair.row], accuracies[pair.against], margin, error)
         if compared is not None:
             found.append((pair, compared))
     if not found:
@@ -137,8 +143,8 @@ def build_rows(
     n_test = {run.method: run.n_test for run in runs}
     rows = []
     for (pair, compared), by_image, of_images, p_holm, p_same_holm in corrected:
-        both = interval_of_both(by_image)
-        alone, with_holm, needed = _power(compared, margin, len(pairs))
+        both = interval_of_both(by_image, error)
+        alone, with_holm, needed = _power(compared, margin, len(pairs), per_run)
         rows.append(
             Row(
                 name=pair.name,
@@ -150,7 +156,8 @@ def build_rows(
                 n=compared.n,
                 n_test=n_test[pair.row],
                 points=compared.points,
-                sd_points=compared.sd,
+                sd_points=None if compared.error is None else compared.error.sd,
+                df=None if compared.error is None else compared.error.df,
                 low=compared.low,
                 high=compared.high,
                 images_low=of_images[0],
@@ -172,15 +179,16 @@ def build_rows(
 
 
 def _power(
-    compared: Difference, margin: float, contrasts: int
+    compared: Difference, margin: float, contrasts: int, per_run: int
 ) -> tuple[float | None, float | None, int | None]:
     """Differences detectable alone and with Holm, and runs for the margin; Nones for a single run."""
-    if compared.sd is None:
+    if compared.error is None:
         return None, None, None
+    sd = compared.error.sd
     return (
-        detectable(compared.sd, compared.n, ALPHA),
-        detectable(compared.sd, compared.n, ALPHA / contrasts),
-        runs_needed(margin, compared.sd, ALPHA / contrasts),
+        detectable(sd, compared.n, ALPHA, per_run),
+        detectable(sd, compared.n, ALPHA / contrasts, per_run),
+        runs_needed(margin, sd, ALPHA / contrasts, per_run),
     )
 
 
@@ -210,7 +218,7 @@ def _header(margin: float) -> tuple[str, ...]:
 NUMERIC = (False, *[True] * 8, False)
 
 
-def _notes(rows: Sequence[Row], default: bool) -> tuple[str, ...]:
+def _notes(rows: Sequence[Row], report: Report, spread: str) -> tuple[str, ...]:
     """Notes on the choice of contrasts, the tests, and their power."""
     if not rows:
         return ("The study has no two rows to compare.",)
@@ -221,7 +229,7 @@ def _notes(rows: Sequence[Row], default: bool) -> tuple[str, ...]:
         " chosen by validation accuracy, never by test accuracy. It is the validation accuracy of the same"
         " classifiers, so a row that was lucky in its runs is chosen more often, to the disadvantage of"
         " retrieval"
-        if default
+        if not report.contrasts
         else "report.contrasts of the config"
     )
     several = f"all {count} contrasts" if count > 1 else "the only contrast"
@@ -229,7 +237,7 @@ def _notes(rows: Sequence[Row], default: bool) -> tuple[str, ...]:
         f"Contrasts were fixed before the study ran: {chosen}.",
         "Difference: accuracy of the first row minus that of the second, in percentage points, paired by"
         " run, with the 95% t interval over runs in brackets. This interval is for one contrast alone. p:"
-        f" two-sided paired t test, corrected by Holm's method for {several}.",
+        f" two-sided paired t test, corrected by Holm's method for {several}. {spread}",
         "Other test images: 95% interval of the difference for these classifiers on other test images, from"
         f" {RESAMPLES:,} bootstrap samples of the test images, the same images for both rows and all runs."
         " Runs and images: 95% interval over other runs and other test images together (two crossed random"
@@ -240,21 +248,21 @@ def _notes(rows: Sequence[Row], default: bool) -> tuple[str, ...]:
         f" contrast, then at {ALPHA:g} / {count}, which Holm's method asks of the smallest p. Runs for"
         f" {margin}: runs that detect a difference of {margin} with 80% power at {ALPHA:g} / {count}. Both"
         " take the measured standard deviation of the paired differences as the true one."
-        + _known_sd(min(row.n for row in rows)),
+        + _known_sd(min(row.df or 0 for row in rows)),
         f"Verdict, at level {ALPHA:g} after correction: {MORE} or {LESS}: the difference is more than chance."
         f" {SAME}: it is smaller than {margin}. {UNKNOWN}: neither; this does not mean that the rows are"
         " equal.",
     )
 
 
-def _known_sd(n: int) -> str:
-    """Say how well ``n`` runs know a standard deviation (95% interval of a normal variable's)."""
+def _known_sd(df: int) -> str:
+    """Say how well a standard deviation is known (95% interval of a normal variable's)."""
     from scipy.stats import chi2
 
-    if n < 2:
+    if df < 1:
         return ""
-    low, high = (((n - 1) / chi2.ppf(tail, n - 1)) ** 0.5 for tail in (0.975, 0.025))
-    return f" With n = {n} the true one is {low:.1f} to {high:.1f} times that (95%)."
+    low, high = ((df / chi2.ppf(tail, df)) ** 0.5 for tail in (0.975, 0.025))
+    return f" With {df} degrees of freedom the true one is {low:.1f} to {high:.1f} times that (95%)."
 
 
 def _p(value: float | None) -> str:
@@ -297,7 +305,8 @@ def write_contrasts(
     ``study`` is the study's name; the other parameters are those of :func:`build_rows`.
     """
     rows = build_rows(table, runs, hits, seed, report)
-    notes = _notes(rows, default=not report.contrasts)
+    accuracies = accuracies_of(runs)
+    notes = _notes(rows, report, spread_note(accuracies, error_of(accuracies, report)))
     title = f"Contrasts, study {study}"
     layout = Layout(title, _header(report.margin), NUMERIC, tuple(map(_cells, rows)), notes)
     texts = {

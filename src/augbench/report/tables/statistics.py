@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from augbench.config.stages import Report
 from augbench.files import write_text
 from augbench.report.contrasts import baseline_of
 from augbench.report.inference.images import RESAMPLES, Hits, image_intervals, interval_of_both, paired_hits
-from augbench.report.inference.paired import interval
+from augbench.report.inference.paired import ALPHA, ErrorTerm, interval, pooled_error
 from augbench.report.render import (
     NONE,
     Layout,
@@ -75,7 +76,14 @@ def accuracies_of(runs: Sequence[RunRow]) -> dict[str, dict[int, float]]:
     return found
 
 
-def build_rows(table: Sequence[table1.Row], runs: Sequence[RunRow], hits: Hits, seed: int) -> list[Row]:
+def error_of(accuracies: Mapping[str, Mapping[int, float]], report: Report) -> ErrorTerm | None:
+    """The error that all differences share, if the config asks for one; None for each difference's own."""
+    return pooled_error(accuracies) if report.error == "pooled" else None
+
+
+def build_rows(
+    table: Sequence[table1.Row], runs: Sequence[RunRow], hits: Hits, seed: int, report: Report
+) -> list[Row]:
     """Build the statistics of Table 1's rows, in their order.
 
     Parameters
@@ -84,10 +92,12 @@ def build_rows(table: Sequence[table1.Row], runs: Sequence[RunRow], hits: Hits, 
         Which test images every classifier got right (:func:`augbench.report.inference.images.read_hits`).
     seed : int
         Seed of the bootstrap samples of the test images.
+    report : Report
+        The config's choice of the error of differences.
     """
     accuracies, baseline = accuracies_of(runs), baseline_of(table)
     n_test = {run.method: run.n_test for run in runs}
-    differences = _from_baseline(accuracies, hits, baseline, seed)
+    differences = _from_baseline(accuracies, hits, baseline, seed, error_of(accuracies, report))
     rows = []
     for entry in table:
         values = [*accuracies[entry.method].values()]
@@ -112,7 +122,11 @@ def build_rows(table: Sequence[table1.Row], runs: Sequence[RunRow], hits: Hits, 
 
 
 def _from_baseline(
-    accuracies: Mapping[str, Mapping[int, float]], hits: Hits, baseline: str | None, seed: int
+    accuracies: Mapping[str, Mapping[int, float]],
+    hits: Hits,
+    baseline: str | None,
+    seed: int,
+    error: ErrorTerm | None,
 ) -> dict[str, tuple[float | None, ...]]:
     """Points and three intervals of every method that shares a run with the baseline."""
     if baseline is None:
@@ -129,14 +143,38 @@ def _from_baseline(
     found: dict[str, tuple[float | None, ...]] = {}
     for (method, common), of_images in zip(shared.items(), images, strict=True):
         points = [accuracies[method][run] - accuracies[baseline][run] for run in common]
-        found[method] = (fmean(points), *interval(points), *of_images, *interval_of_both(paired[method]))
+        found[method] = (
+            fmean(points),
+            *interval(points, error),
+            *of_images,
+            *interval_of_both(paired[method], error),
+        )
     return found
 
 
 # --- display ------------------------------------------------------------------------------------------------
 
 
-def _notes(rows: Sequence[Row], baseline: str | None) -> tuple[str, ...]:
+def spread_note(accuracies: Mapping[str, Mapping[int, float]], error: ErrorTerm | None) -> str:
+    """Say which spread intervals and tests use, and whether rows vary alike as far as a test can tell."""
+    if error is None:
+        return "Each contrast has the spread of its own differences."
+    from scipy.stats import levene
+
+    p = levene(*([*own.values()] for own in accuracies.values()), center="median").pvalue
+    alike = (
+        "Levene's test finds no row that varies more than others" if p >= ALPHA
+        else "Rows do not vary alike (Levene's test), so this spread is too small for some and too large for others;"
+        " report.error: own does not assume it"
+    )  # fmt: skip
+    return (
+        f"All contrasts have one spread, pooled over rows: {error.sd:.2f} points for one run's difference, the"
+        f" residual of rows x runs, with {error.df} degrees of freedom. This assumes that all rows vary alike."
+        f" {alike} (p = {p:.2f})."
+    )
+
+
+def _notes(rows: Sequence[Row], baseline: str | None, spread: str) -> tuple[str, ...]:
     """Notes on what the errors and intervals cover."""
     labels = {row.method: row.label for row in rows}
     notes = [
@@ -154,7 +192,7 @@ def _notes(rows: Sequence[Row], baseline: str | None) -> tuple[str, ...]:
         notes.append(
             f"Against baseline: accuracy minus that of '{labels[baseline]}', in percentage points, with"
             " the 95% t interval over runs in brackets. Differences are paired by run, because run r of every"
-            " method has the same seeds. Other test images: 95% interval of the same difference from"
+            f" method has the same seeds. {spread} Other test images: 95% interval of the same difference from"
             f" {RESAMPLES:,} bootstrap samples of the test images, with the trained classifiers as they are."
             " Runs and images: 95% interval over other runs and other test images together."
         )
@@ -211,14 +249,15 @@ def write_statistics(
     runs: Sequence[RunRow],
     hits: Hits,
     seed: int,
+    report: Report,
     outs: Mapping[str, str | Path],
 ) -> list[Row]:
     """Write the statistics to ``outs``, which maps formats (any of ``csv``, ``md``, ``tex``) to paths.
 
     ``study`` is the study's name; the other parameters are those of :func:`build_rows`.
     """
-    rows = build_rows(table, runs, hits, seed)
-    notes = _notes(rows, baseline_of(table))
+    rows, accuracies = build_rows(table, runs, hits, seed, report), accuracies_of(runs)
+    notes = _notes(rows, baseline_of(table), spread_note(accuracies, error_of(accuracies, report)))
     layout = Layout(f"Statistics of Table 1, study {study}", HEADER, NUMERIC, tuple(map(_cells, rows)), notes)
     caption = f"Spread over runs, and paired differences from the baseline, study {study}."
     texts = {
