@@ -273,7 +273,7 @@ def test_without_results_the_plan_takes_shipped_spreads_and_names_them() -> None
     found = detectable_of(mini)
     assert found is not None and (found.runs, found.contrasts) == (3, 28)
     assert found.corrected == pytest.approx(
-        [detectable(sd, 3, 0.05 / 26) for sd in (0.5 * 2**0.5, 1.1 * 2**0.5)]
+        [detectable(sd, 3, 0.05 / 28) for sd in (0.5 * 2**0.5, 1.1 * 2**0.5)]
     )
     # the paper's Table 1: standard errors 0.1 to 0.4 over 5 runs
     paper = spread_of(load_study([PROJECT / "config/imagenet10.yaml"]))
