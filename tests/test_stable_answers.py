@@ -36,7 +36,7 @@ Accuracies = Mapping[str, Mapping[int, float]]  # by row and run, in percent
 def cut_down() -> dict[str, Any]:
     """The demo with five of its rows and a small corpus."""
     study = yaml.safe_load((PROJECT / "config/demo.yaml").read_text(encoding="utf-8"))
-    study["methods"] = {name: study["methods"][name] for name in ROWS}
+    study["methods"] = {name: row if name in ROWS else None for name, row in study["methods"].items()}
     study["methods"]["ft_conditioning"]["candidates"] = [1]
     return {
         **study,
