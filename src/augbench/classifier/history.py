@@ -19,7 +19,7 @@ from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.files import read_json
 
-ALPHA = 0.05  # level of the one-sided test, per run
+ALPHA = 0.01  # level of the one-sided test, per run; a study has many rows
 LEAST_POINTS = 5  # with fewer validations the test could not reach this level reliably
 COSINE_TAIL = 0.1  # of a cosine decay, the test uses validations with lr below this share of the first
 
