@@ -38,8 +38,10 @@ def cut_down() -> dict[str, Any]:
     study = yaml.safe_load((PROJECT / "config/demo.yaml").read_text(encoding="utf-8"))
     study["methods"] = {name: row if name in ROWS else None for name, row in study["methods"].items()}
     study["methods"]["ft_conditioning"]["candidates"] = [1]
+    fraction = 50 / 5600  # 50 images per class, as in the demo: what is not in the corpus is larger
     return {
         **study,
+        "dataset": {**study["dataset"], "train_fraction": fraction, "validation_fraction": fraction},
         "corpus": {**study["corpus"], "images": 4000, "distractors": 400, "search": "exact"},
         "leakage": {"action": "off"},
     }
