@@ -110,7 +110,7 @@ def test_retrieval_helps_and_is_compared_with_the_best_generated_rows() -> None:
     assert answer_of(table(*ALL), rows) == (
         START
         + "50 retrieved ones add 2.1 points [1.6 to 2.6]; none of the best generated rows is shown to be"
-        " better: Boomerang is worse, Imagic is the same within 1 point, CLIP prompts can't be told from it"
+        " better than Retrieval: Boomerang is worse, Imagic is the same within 1 point, CLIP prompts can't be told from it"
         " (-0.3 points [-0.8 to +0.2] with 5 runs; 18 runs would show a difference of 1 point)."
     )
 
@@ -118,21 +118,43 @@ def test_retrieval_helps_and_is_compared_with_the_best_generated_rows() -> None:
 def test_no_generated_row_is_better_only_if_all_were_told_from_it() -> None:
     rows = [ADDS, contrast("found", "boomerang", 1.5, "more"), contrast("found", "clip", 1.2, "more")]
     assert answer_of(table(*ALL), rows).endswith(
-        "; none of the best generated rows is better: Boomerang and CLIP prompts are worse."
+        "; none of the best generated rows is better than Retrieval: Boomerang and CLIP prompts are worse."
     )
     rows = [ADDS, contrast("found", "boomerang", 0.1, "same"), contrast("found", "clip", 0.2, "same")]
     assert answer_of(table(*ALL), rows).endswith(
-        "; none of the best generated rows is better: Boomerang and CLIP prompts are the same within 1 point."
+        "; none of the best generated rows is better than Retrieval: Boomerang and CLIP prompts are the same"
+        " within 1 point."
     )
-    assert answer_of(table(*ALL), rows[:2]).endswith("; Boomerang is the same within 1 point.")
+    assert answer_of(table(*ALL), rows[:2]).endswith("; Boomerang is the same as Retrieval within 1 point.")
 
 
 def test_a_generated_row_is_better() -> None:
     rows = [ADDS, contrast("found", "clip", -1.2, "less"), contrast("found", "imagic", 0.1, "same")]
     assert answer_of(table(*ALL), rows) == (
-        START + "50 retrieved ones add 2.1 points [1.6 to 2.6]; CLIP prompts is better, by 1.2 points [0.7 to"
-        " 1.7]; Imagic is the same within 1 point."
+        START + "50 retrieved ones add 2.1 points [1.6 to 2.6]; CLIP prompts is better than Retrieval, by 1.2"
+        " points [0.7 to 1.7]; Imagic is the same as Retrieval within 1 point."
     )
+
+
+def test_a_question_about_retrieval_and_one_generated_row_is_answered_in_full() -> None:
+    asked = contrast("found", "clip", 2.0, "more", kind="named")
+    assert answer_of(table(*ALL), [asked]) == (
+        START + "CLIP prompts is worse than Retrieval, by 2.0 points [1.5 to 2.5]."
+    )
+
+
+def test_contrasts_with_one_name_are_both_told() -> None:
+    rows = [
+        replace(ADDS, kind="named", name="q"),
+        contrast("clip", "none", 1.0, "more", kind="named"),
+    ]
+    said = answer_of(table(*ALL), [rows[0], replace(rows[1], name="q")])
+    assert said.endswith("; CLIP prompts: 1.0 points [0.5 to 1.5] above no added data.")
+
+
+def test_large_classes_are_counted_in_full() -> None:
+    rows = [replace(row, real_per_class=12000.0) for row in table(*ALL)]
+    assert answer_of(rows, [ADDS]).startswith("With 12,000 real images per class, ")
 
 
 def test_negative_effects_cost() -> None:
@@ -174,7 +196,7 @@ def test_of_several_unknown_rows_the_one_that_needs_most_runs_counts() -> None:
     ]
     rows[1] = replace(rows[1], runs_for_margin=40)
     assert answer_of(table(*ALL), rows).endswith(
-        "; Boomerang and CLIP prompts can't be told from it (with 5 runs; 40 runs would show a difference of"
+        "; Boomerang and CLIP prompts can't be told from Retrieval (with 5 runs; 40 runs would show a difference of"
         " 1 point)."
     )
 
@@ -188,8 +210,7 @@ def test_everything_equal_has_no_test() -> None:
     assert answer_of(table("none", "clip", "found"), rows) == (
         START
         + "it can't be told whether 50 retrieved ones help (the same difference in every run, so there is"
-        " no test); CLIP prompts can't be told from it (the same difference in every run, so there is no"
-        " test)."
+        " no test); CLIP prompts can't be told from Retrieval."
     )
 
 
@@ -237,8 +258,9 @@ def test_many_rows_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_a_baseline_what_added_images_bring_is_unknown() -> None:
     assert answer_of(table("clip", "found"), [contrast("found", "clip", 1.2, "more")]) == (
-        START + "CLIP prompts is worse; the study has no row without added images, so it can't say what added"
-        " images bring."
+        START
+        + "CLIP prompts is worse than Retrieval, by 1.2 points [0.7 to 1.7]; the study has no row of the"
+        " training images alone, so it can't say what added images bring."
     )
 
 

@@ -86,7 +86,8 @@ def test_contrasts_that_the_config_names_replace_the_default_ones() -> None:
     [
         (
             {"contrasts": [{"row": "found", "against": "none"}]},
-            "report.contrasts.0.row: 'found'; allowed: a row of methods: none, real_20pct, real_repeated, boomerang,",
+            "report.contrasts.0.row: 'found'; allowed: a row of methods: none, real_20pct,"
+            " real_repeated, boomerang,",
         ),
         (
             {"contrasts": [{"row": "imagic", "against": "none"}, {"row": "none", "against": "clip"}]},
@@ -103,6 +104,15 @@ def test_contrasts_that_the_config_names_replace_the_default_ones() -> None:
         ({"contrasts": [{"row": "none"}]}, "report.contrasts.0.against: missing; this key is required"),
         ({"contrasts": "all"}, "report.contrasts: 'all'; allowed: a list"),
         ({"margin": 0}, "report.margin: 0; allowed: greater than 0"),
+        ({"margin": float("inf")}, "report.margin: "),
+        (
+            {
+                "contrasts": [
+                    {"row": "retrieval", "against": other, "name": "q"} for other in ("none", "imagic")
+                ]
+            },
+            "report.contrasts.1.name: 'q'; allowed: a name that no other contrast has",
+        ),
     ],
 )
 def test_a_wrong_contrast_is_named_with_what_is_allowed(report: dict[str, Any], problem: str) -> None:
@@ -157,6 +167,19 @@ def test_power_takes_the_level_that_holms_method_asks_of_the_smallest_p() -> Non
     assert first.detectable_alone == pytest.approx(detectable(1.0, 3, 0.05))
     assert first.detectable_holm == pytest.approx(detectable(1.0, 3, 0.01))
     assert first.runs_for_margin == runs_needed(2.0, 1.0, 0.01)
+
+
+def test_a_name_that_begins_like_a_note_reads_back(tmp_path: Path) -> None:
+    rows, runs = table(RUNS)
+    named = Report(contrasts=(Contrast(row="retrieval", against="none", name="#1:\n two lines"),))
+    written = write_contrasts("s", rows, runs, hits_of(RUNS), 0, named, {"csv": tmp_path / "c.csv"})
+    assert read_rows(tmp_path / "c.csv") == written and written[0].name == "#1: two lines"
+
+
+def test_two_runs_cannot_say_whether_rows_vary_alike() -> None:
+    two = {row: {0: 70.0 + place, 1: 71.0 + place**2} for place, row in enumerate("abc")}
+    said = statistics.spread_note(two, statistics.error_of(two, Report(error="pooled")))
+    assert "So few runs can't say whether they do" in said
 
 
 def test_a_pooled_error_is_one_for_all_contrasts_and_decides_more() -> None:

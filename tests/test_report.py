@@ -263,7 +263,8 @@ def test_a_schedule_of_steps_stands_beside_the_papers_rule_in_the_footer() -> No
         return found
 
     assert line(keep="last") == (
-        "Schedule of training: 300 steps in every row, lr / 10 at 150 and 225, the last weights (paper: lr / 10"
+        "Schedule of training: 300 steps in every row, lr / 10 at 150 and 225, the last weights (paper:"
+        " lr / 10"
         " after 10 epochs without a better validation accuracy, stop after 20 or 270, the best weights)"
     )
     assert "lr along a cosine to 0, the weights with the best" in line(decay="cosine")

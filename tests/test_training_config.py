@@ -1,4 +1,4 @@
-"""The classifier's schedule in the config: allowed keys, recipes of finished studies, warnings of few steps."""
+"""The classifier's schedule in the config: allowed keys, recipes of finished studies, warnings."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def study(**changes: Any) -> Study:
         ({"schedule": "steps"}, r"classifier\.schedule: 'steps'; steps needs classifier\.steps"),
         ({**STEPS, "decay": "cosine", "lower_at": [0.5]}, r"lower_at: .*cosine lowers lr in every step"),
         ({**STEPS, "lower_at": [0.75, 0.5]}, r"classifier\.lower_at: .*rising fractions"),
+        ({**STEPS, "lower_at": [0.0001, 0.9999]}, r"lower_at: .*after the first and before the last"),
         ({**STEPS, "lower_at": [1.0]}, r"classifier\.lower_at"),
         ({**STEPS, "validate_every": 301}, r"validate_every: 301; allowed: at most steps \(300\)"),
         ({**STEPS, "steps": 0}, r"classifier\.steps: 0"),
@@ -109,8 +110,8 @@ def test_studies_by_the_papers_rule_keep_the_keys_of_their_classifiers_and_sets(
 def test_a_recipe_has_the_keys_of_the_chosen_schedule_alone() -> None:
     fixed = classifier_recipe(study(classifier=STEPS), "none")["classifier"]
     assert {"schedule", "steps", "decay", "keep"} < fixed.keys() and "max_epochs" not in fixed
-    assert (fixed["lower_at"], fixed["validate_every"]) == ([150, 225], 15)
-    named = {**STEPS, "lower_at": [0.5, 0.75], "validate_every": 15}
+    assert (fixed["lower_at"], fixed["validate_every"]) == ([150, 225], 8)
+    named = {**STEPS, "lower_at": [0.5, 0.75], "validate_every": 8}
     assert classifier_recipe(study(classifier=named), "none")["classifier"] == fixed
 
 

@@ -1,5 +1,6 @@
 # Pools -> near-duplicates of validation and test images, and of training images -> their table.
-# Repeats of training images are counted, never dropped. The table includes the accuracy on test images without near-duplicates. Besides final scoring
+# Repeats of training images are counted, never dropped.
+# The table includes the accuracy on test images without near-duplicates. Besides final scoring
 # (classify.smk), only these rules read the test split (guarded test split). Candidates are selected without
 # their results.
 

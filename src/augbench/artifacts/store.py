@@ -253,8 +253,8 @@ class Store:
     ) -> Iterator[list[T]]:
         """Yield groups of missing items to make, so that other processes make none of them meanwhile.
 
-        Items that are there count as reused. First come the items that nobody else is making. Then the rest: each is waited for, and yielded only
-        if the other process ended without making it.
+        Items that are there count as reused. First come the items that nobody else is making. Then the rest:
+        each is waited for, and yielded only if the other process ended without making it.
         """
         left = [item for item in items if not is_there(item)]
         self.tally.reused += len(items) - len(left)

@@ -20,7 +20,7 @@ from augbench.errors import UserError
 from augbench.files import read_json
 
 ALPHA = 0.01  # level of the one-sided test, per run; a study has many rows
-LEAST_POINTS = 5  # with fewer validations the test could not reach this level reliably
+LEAST_POINTS = 6  # with fewer, only an unbroken rise would reach this level
 COSINE_TAIL = 0.1  # of a cosine decay, the test uses validations with lr below this share of the first
 
 
@@ -104,7 +104,7 @@ def read_history(path: str | Path, images: int, config: Classifier) -> History:
     """
     try:
         return _history(read_json(path), steps_per_epoch(images, config.batch_size), config)
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise UserError(
             str(path),
             f"not a classifier's history ({error!r})",

@@ -2,9 +2,9 @@
 
 Input: a split of real images, the validation and test splits, and the manifests of added images of a
 method's runs. Output per run: ``model.safetensors`` (by default the checkpoint with the best validation
-accuracy), ``history.json``, ``predictions.parquet``, ``result.json`` and ``timing.json``. The last is no declared
-output of the rule, because it differs each time. Real images are decoded once for all runs, and only if a
-run is missing from the store. Test images are read by :func:`augbench.classifier.score.score_test`. With
+accuracy), ``history.json``, ``predictions.parquet``, ``result.json`` and ``timing.json``. The last is no
+declared output of the rule, because it differs each time. Real images are decoded once for all runs, and only
+if a run is missing from the store. Test images are read by :func:`augbench.classifier.score.score_test`. With
 several GPUs, one process per GPU trains the missing runs together with the others; this process only reads,
 scores and publishes.
 """

@@ -104,7 +104,7 @@ class Classifier(Section):
     validate_every: Positive | None = key(
         None,
         "Steps between validations under `schedule: steps`; the last step is always validated. Default: a "
-        "twentieth of the steps, rounded up.",
+        "fortieth of the steps, rounded up.",
         "steps",
     )
     keep: Literal["best", "last"] = key(
@@ -134,8 +134,13 @@ class Classifier(Section):
             raise ValueError("schedule: steps needs classifier.steps, the number of steps")
         if self.decay == "cosine" and self.lower_at is not None:
             raise ValueError("lower_at: goes with decay: step; cosine lowers lr in every step")
-        if list(self.lower_at or ()) != sorted(set(self.lower_at or ())):
-            raise ValueError("lower_at: allowed: rising fractions, each once")
+        if self.schedule == "steps" and self.decay == "step":
+            at = self.lower_at_steps
+            if [*at] != sorted(set(at)) or not all(0 < step < self.total_steps for step in at):
+                raise ValueError(
+                    "lower_at: allowed: rising fractions that fall on different steps, after the first and "
+                    f"before the last of {self.total_steps}"
+                )
         if self.validate_every is not None and self.validate_every > (self.steps or 0):
             raise ValueError(f"validate_every: allowed: at most steps ({self.steps})")
         return self
@@ -149,7 +154,7 @@ class Classifier(Section):
     @property
     def validation_interval(self) -> int:
         """Steps between validations under ``schedule: steps``: ``validate_every``, or its default."""
-        return self.validate_every or -(-self.total_steps // 20)
+        return self.validate_every or -(-self.total_steps // 40)
 
     @property
     def lower_at_steps(self) -> tuple[int, ...]:

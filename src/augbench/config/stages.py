@@ -259,6 +259,7 @@ class Report(Section):
         "difference that the needed runs are computed for.",
         "percentage points",
         gt=0,
+        le=100,
     )
 
     paper_study: Literal["imagenet10", "imagenet_full", "caltech256"] = key(

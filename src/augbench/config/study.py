@@ -56,7 +56,8 @@ class Study(Section):
     )
     methods: dict[str, Method] = key(
         ...,
-        "Rows of the comparison by name (a-z, 0-9 and _); `null` in an overlay removes a row, and the contrasts that name it.",
+        "Rows of the comparison by name (a-z, 0-9 and _); `null` in an overlay removes a row, and the"
+        " contrasts that name it.",
         source="paper, section 3.1",
         min_length=1,
     )
@@ -115,6 +116,10 @@ class Study(Section):
                     raise ValueError(f"{where}.{name}: allowed: a row of methods: {rows}")
             if contrast.row == contrast.against:
                 raise ValueError(f"{where}.against: a row is compared with another row; allowed: {rows}")
+        names = [contrast.name for contrast in self.report.contrasts]
+        for place, title in enumerate(names):
+            if title is not None and title in names[:place]:
+                raise ValueError(f"report.contrasts.{place}.name: allowed: a name that no other contrast has")
         pairs = [(contrast.row, contrast.against) for contrast in self.report.contrasts]
         for place, (row, against) in enumerate(pairs):
             if {(row, against), (against, row)} & {*pairs[:place]}:

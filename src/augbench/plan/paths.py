@@ -98,7 +98,7 @@ class Plan(PoolPaths):
 
     @property
     def _has_baseline(self) -> bool:
-        return any(self.split_of(method) == self.splits["train"] for method in self.study.real)
+        return any(row.group == "real" and row.split == "train" for row in self.study.real.values())
 
     @cached_property
     def clusters(self) -> dict[str, int]:
@@ -143,7 +143,7 @@ class Plan(PoolPaths):
 
     @cached_property
     def figures(self) -> dict[str, dict[str, str]]:
-        """Figures 3 to 5B and the learning curves in their formats; only those for which the study has rows."""
+        """Figures 3 to 5B and the learning curves in their formats, if the study has rows for them."""
         wanted = {
             "figure3": self.reconstructing,
             "figure4": self.exemplified,

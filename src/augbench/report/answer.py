@@ -53,19 +53,28 @@ def _sentence(table: Sequence[table1.Row], rows: Sequence[Row]) -> str:
         )
     parts = []
     if lead:
-        parts = [_effect(_retrieved(table, lead[0]), lead[0]), *_compared(rivals, "it")]
+        said = lead[0].verdict == UNKNOWN  # the runs that would do
+        parts = [_effect(_retrieved(table, lead[0]), lead[0]), *_compared(rivals, lead[0].row_label, said)]
     elif rivals:
         parts = _compared(rivals, rivals[0].against_label)
     elif helped:
         parts = _effects(helped)
-    told = {row.name for row in (*lead, *rivals, *([] if lead or rivals else helped))}
-    named = [row for row in rows if row.name not in told and (row.kind == "named" or not parts)]
-    parts += map(_plain, named[:NAMED])
-    if len(named) > NAMED:
-        more = len(named) - NAMED
+    told = {
+        frozenset((row.row, row.against)) for row in (*lead, *rivals, *([] if lead or rivals else helped))
+    }
+    left = [
+        row
+        for row in rows
+        if frozenset((row.row, row.against)) not in told and (row.kind == "named" or not parts)
+    ]
+    plain = [row for row in left if row.verdict != UNKNOWN or not parts][:NAMED]
+    parts += map(_plain, plain)
+    if more := len(left) - len(plain):
         parts.append(f"{more} more {'contrast is' if more == 1 else 'contrasts are'} in contrasts.md")
     if baseline is None:
-        parts.append("the study has no row without added images, so it can't say what added images bring")
+        parts.append(
+            "the study has no row of the training images alone, so it can't say what added images bring"
+        )
     return f"{_start(table)}, {'; '.join(parts)}"
 
 
@@ -77,12 +86,16 @@ def _retrieved(table: Sequence[table1.Row], lead: Row) -> str:
     """Name the retrieved images; with the row's label if there are several rows of retrieval."""
     found = [entry for entry in table if entry.family == "retrieval"]
     added = next(entry.added_per_class for entry in found if entry.method == lead.row)
-    return f"{added:.4g} retrieved ones{f' ({lead.row_label})' if len(found) > 1 else ''}"
+    return f"{_count(added)} retrieved ones{f' ({lead.row_label})' if len(found) > 1 else ''}"
 
 
 def _start(table: Sequence[table1.Row]) -> str:
     real = next((row for row in table if row.split == "train"), table[0])
-    return f"With {real.real_per_class:.4g} real images per class"
+    return f"With {_count(real.real_per_class)} real images per class"
+
+
+def _count(images: float) -> str:
+    return f"{images:,.0f}" if images >= 1000 else f"{images:.4g}"
 
 
 def _warning(table: Sequence[table1.Row]) -> str:
@@ -192,25 +205,27 @@ def _by_verdict(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return {name: [row for row in rows if row.verdict == name] for name in (MORE, LESS, SAME, UNKNOWN)}
 
 
-def _compared(rivals: Sequence[Row], reference: str) -> list[str]:
-    """How generating rows compare with ``reference``; empty without such rows."""
+def _compared(rivals: Sequence[Row], reference: str, brief: bool = False) -> list[str]:
+    """How generating rows compare with ``reference``; empty without such rows. ``brief``: without reasons."""
     groups = _by_verdict(rivals)
     better, worse, same, unknown = groups[MORE], groups[LESS], groups[SAME], groups[UNKNOWN]
+    together = not better and len(rivals) > max(1, len(unknown))
+    than, as_, it = ("", "", "it") if together else (f" than {reference}", f" as {reference}", reference)
     details = []
     if worse:
-        details.append(f"{_are(worse)} worse")
+        by = f", by {_by(worse[0])}" if len(rivals) == 1 else ""
+        details.append(f"{_are(worse)} worse{than}{by}")
     if same:
-        details.append(f"{_are(same)} the same within {margin_name(same[0].margin)}")
+        details.append(f"{_are(same)} the same{as_} within {margin_name(same[0].margin)}")
     if unknown:
         names = _joined([row.row_label for row in unknown])
-        details.append(f"{names} can't be told from {reference} ({_because(unknown)})")
-    if better:
-        return [*(f"{row.row_label} is better, by {_by(row)}" for row in better), *details]
-    if len(rivals) > max(1, len(unknown)):
+        why = "" if brief else f" ({_because(unknown)})"
+        details.append(f"{names} can't be told from {it}{why}")
+    if together:
         which = "best" if all(row.kind == "family" for row in rivals) else "compared"
         shown = "shown to be " if unknown else ""
-        return [f"none of the {which} generated rows is {shown}better: {', '.join(details)}"]
-    return details
+        return [f"none of the {which} generated rows is {shown}better than {reference}: {', '.join(details)}"]
+    return [*(f"{row.row_label} is better{than}, by {_by(row)}" for row in better), *details]
 
 
 def _effects(rows: Sequence[Row]) -> list[str]:
@@ -221,7 +236,8 @@ def _effects(rows: Sequence[Row]) -> list[str]:
         found = groups[verdict]
         parts += [f"images of {row.row_label} {verb} {_by(row)}" for row in found[:NAMED]]
         if len(found) > NAMED:
-            parts.append(f"those of {len(found) - NAMED} more rows {verb} some")
+            more = len(found) - NAMED
+            parts.append(f"those of {more} more {'row' if more == 1 else 'rows'} {verb} some")
     if same := groups[SAME]:
         parts.append(f"{_counted(same)} change accuracy by less than {margin_name(same[0].margin)}")
     if unknown := groups[UNKNOWN]:

@@ -93,7 +93,9 @@ def pairs_of(
         return Pair(kind, name or f"{labels[row]} against {labels[against]}", row, against)
 
     if named:
-        return [pair("named", item.row, item.against, item.name) for item in named]
+        return [
+            pair("named", item.row, item.against, item.name and " ".join(item.name.split())) for item in named
+        ]
     baseline, bound, retrieval = baseline_of(rows), upper_bound(rows), retrieval_of(rows)
     found = []
     if baseline is not None:

@@ -1,16 +1,16 @@
 """Run Snakemake so that an interrupted run can simply be started again (one run at a time).
 
-Two files in ``results/.locks/{study}`` are locked through the operating system, which releases a lock when its
-process dies for whatever reason:
+Two files in ``results/.locks/{study}`` are locked through the operating system, which releases a lock when
+its process dies for whatever reason:
 
 - ``run``: an exclusive lock of the one launcher (or plain ``snakemake``) that works on this study here;
 - ``jobs``: a shared lock of every running job. After a ``kill -9`` of Snakemake its jobs may live on and
   write. A new run then fails and names them.
 
-The process that gets both locks knows that nothing else writes the study's results. It may therefore skip Snakemake's own
-lock files, which survive a kill, and rerun incomplete jobs. Jobs on a cluster take part: they inherit the
-run's id, and network file systems share locks. On a file system without locks a run starts all the same,
-and jobs of a replaced run end when they begin.
+The process that gets both locks knows that nothing else writes the study's results. It may therefore skip
+Snakemake's own lock files, which survive a kill, and rerun incomplete jobs. Jobs on a cluster take part: they
+inherit the run's id, and network file systems share locks. On a file system without locks a run starts all
+the same, and jobs of a replaced run end when they begin.
 """
 
 from __future__ import annotations

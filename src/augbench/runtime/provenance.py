@@ -121,7 +121,7 @@ def record_surroundings(study_folder: Path, log: Path) -> None:
 
 
 def _computed(study_folder: Path) -> list[dict[str, Any]]:
-    """Surroundings in which a study's jobs computed, each with its stages and when it was first seen there."""
+    """Surroundings in which a study's jobs computed, each with its stages and when first seen."""
     stages: dict[str, dict[str, str]] = defaultdict(dict)
     computed: dict[str, dict[str, Any]] = {}
     for record in map(read_json, sorted((study_folder / RECORDS).glob("*.json"))):

@@ -47,8 +47,10 @@ def training_warnings(study: Study, train: Mapping[str, int]) -> Iterator[str]:
         steps, where = config.total_steps, f"classifier.steps: {config.total_steps} in every row"
         if (seen := _tested_validations(config)) < LEAST_POINTS:
             yield (
-                f"warning: classifier.validate_every: {config.validation_interval}, so {seen} validations can tell"
-                " whether accuracy was still rising (the last half of all, after the last reduction of lr); at"
+                f"warning: classifier.validate_every: {config.validation_interval}, so {seen}"
+                " validations can tell"
+                " whether accuracy was still rising (the last half of all, after the last reduction of"
+                " lr); at"
                 f" least {LEAST_POINTS} are needed"
             )
     else:
@@ -64,7 +66,8 @@ def training_warnings(study: Study, train: Mapping[str, int]) -> Iterator[str]:
         )
     if steps < LEAST_STEPS:
         yield (
-            f"warning: {where}; in the miniature the paper's rule took at least {LEAST_STEPS} steps, and classifiers"
+            f"warning: {where}; in the miniature the paper's rule took at least {LEAST_STEPS} steps, and"
+            " classifiers"
             " cut after 60 to 120 put the rows in another order; allow more"
         )
 

@@ -24,7 +24,7 @@ SPREADS = RESOURCES / "spreads.yaml"
 class Spread:
     """Standard deviations of a paired difference between two rows, in points: the smallest and the largest.
 
-    ``source`` says where they come from, and ``runs`` how many runs per row they are from, if known.
+    ``source`` says where they come from.
     """
 
     smallest: float
@@ -121,7 +121,7 @@ def detectable_of(study: Study) -> Detectable | None:
 
 
 def describe(found: Detectable) -> str:
-    """The result in two sentences for the terminal."""
+    """The result in words for the terminal."""
     from augbench.report.inference.power import MOST_RUNS
     from augbench.report.tables.contrasts import margin_name
 

@@ -81,7 +81,7 @@ class Work:
         return images * self.unet_calls(method) / REFERENCE_CALLS * self.area / self.rate("generate") / 3600
 
     def training_steps(self, images: float) -> int:
-        """Optimiser steps of a classifier with ``images`` images in a pass; under ``plateau`` an assumption."""
+        """Optimiser steps of a classifier with ``images`` images in a pass; assumed under ``plateau``."""
         classifier = self.study.classifier
         if classifier.schedule == "steps":
             return classifier.total_steps

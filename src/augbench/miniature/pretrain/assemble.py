@@ -95,7 +95,7 @@ def assemble(
     clip.config.save_pretrained(clip_folder)
     state = {name: value.half().contiguous() for name, value in clip.state_dict().items()}
     own = {name: value for name, value in state.items() if not name.startswith("text_model.")}
-    # by the names of Stable Diffusion's own file, which CLIP shares; transformers 5 saves them without a prefix
+    # by the names of Stable Diffusion's own file, which CLIP shares; transformers 5 saves no prefix
     text = {name: value for name, value in state.items() if name not in own}
     save_file(text, folder / "stable-diffusion/text_encoder/model.safetensors", metadata={"format": "pt"})
     save_file(own, clip_folder / VISION_WEIGHTS, metadata={"format": "pt"})

@@ -210,7 +210,6 @@ def write_report(plan: Plan, out: str | Path) -> None:
         **_summary(table, rows, contrasts.read_rows(plan.contrasts["csv"])),
         "what_it_is": what_it_is(study, table, rows, len(changes)),
         "shows_not": what_it_does_not_show(study, table, rows, len(protocol)),
-        "glance": glance(table, rows),
         "accuracy": [
             tables["table1"],
             training_table(read_csv(plan.table1["runs"], table1.RunRow), plan),

@@ -88,7 +88,7 @@ def training_table(runs: Sequence[RunRow], plan: Plan) -> SortableTable:
         " accuracy no longer improved), max_epochs (the limit cut the run), steps (the fixed number of steps"
         " was done).",
         "Cut while rising: runs that ended while validation accuracy was still rising, by a test on their"
-        " history (docs/results.md). Unknown: fewer than five validations after the last reduction of the"
+        " history (docs/training.md). Unknown: fewer than six validations after the last reduction of the"
         " learning rate.",
     )
     header = ("Method", "Steps", "Epochs", "Kept epoch", "Ended by", "Cut while rising")

@@ -145,7 +145,8 @@ def what_it_does_not_show(
     ]
     if cut := [row.label for row in table if row.is_cut]:
         sentences.append(
-            f"Most classifiers of {', '.join(cut)} had not finished learning: they were cut while their validation"
+            f"Most classifiers of {', '.join(cut)} had not finished learning: they were cut while their"
+            " validation"
             " accuracy was still rising. With more steps, accuracies and their order may change."
         )
     sentences.append(

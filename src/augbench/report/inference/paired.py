@@ -77,8 +77,8 @@ class Difference:
     low, high : float or None
         95% t interval of the mean; None without an error.
     p : float or None
-        Two-sided t test; None without an error, or if all differences are equal, because the paired test
-        is then undefined.
+        Two-sided t test; None without an error. With the differences' own error also None if all are equal,
+        because the paired test is then undefined.
     p_same : float or None
         Equivalence test (two one-sided t tests, TOST): a small value says that the difference is smaller
         than the margin. None where ``p`` is.

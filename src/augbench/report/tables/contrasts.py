@@ -50,7 +50,8 @@ class Row:
     both_low, both_high : float
         95% interval over other runs and other test images.
     p, p_holm : float
-        Two-sided paired t test, and the same corrected for all contrasts; None if all differences are equal.
+        Two-sided paired t test, and the same corrected for all contrasts; None as in
+        :class:`~augbench.report.inference.paired.Difference`.
     p_same, p_same_holm : float
         Test of a difference smaller than ``margin``, and the same corrected for all contrasts.
     detectable_alone, detectable_holm : float
@@ -59,12 +60,12 @@ class Row:
         Runs that detect a difference of ``margin`` with 80% power at 0.05 divided by ``contrasts``; None if
         too many.
     contrasts : int
-        Number of contrasts that were named before the study ran.
+        Number of contrasts that are tested together.
     """
 
-    name: str
+    row: str  # first, because a free text may begin with #, which marks notes in a CSV file
     kind: str
-    row: str
+    name: str
     row_label: str
     against: str
     against_label: str
@@ -234,7 +235,7 @@ def _notes(rows: Sequence[Row], report: Report, spread: str) -> tuple[str, ...]:
     )
     several = f"all {count} contrasts" if count > 1 else "the only contrast"
     return (
-        f"Contrasts were fixed before the study ran: {chosen}.",
+        f"Contrasts: {chosen}. They count as tests only if they were fixed before the results were seen.",
         "Difference: accuracy of the first row minus that of the second, in percentage points, paired by"
         " run, with the 95% t interval over runs in brackets. This interval is for one contrast alone. p:"
         f" two-sided paired t test, corrected by Holm's method for {several}. {spread}",

@@ -1,4 +1,4 @@
-"""The report of the leakage guard: added images that are near-duplicates of real ones, their effect on accuracy, examples.
+"""The report of the leakage guard: added images that are near-duplicates of real ones, effects, examples.
 
 Input: each method's pairs and summary (:mod:`augbench.leakage.stage`), its runs' predictions, and the
 images of some pairs. Output: a table (CSV in full precision, Markdown, plain text), and one picture per

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan, nan
 from pathlib import Path
 from statistics import fmean
 
@@ -155,23 +156,34 @@ def _from_baseline(
 # --- display ------------------------------------------------------------------------------------------------
 
 
+FEWEST_FOR_LEVENE = 3  # runs; the two of a row are equally far from their median
+
+
 def spread_note(accuracies: Mapping[str, Mapping[int, float]], error: ErrorTerm | None) -> str:
     """Say which spread intervals and tests use, and whether rows vary alike as far as a test can tell."""
     if error is None:
         return "Each contrast has the spread of its own differences."
+    return (
+        f"All contrasts have one spread, pooled over rows: {error.sd:.2f} points for one run's difference,"
+        f" the residual of rows x runs, with {error.df} degrees of freedom. This assumes that all rows vary"
+        " alike."
+        f" {_alike([[*own.values()] for own in accuracies.values()])}"
+    )
+
+
+def _alike(rows: Sequence[Sequence[float]]) -> str:
+    """Say whether rows vary alike, as far as Levene's test (around medians) can tell."""
     from scipy.stats import levene
 
-    p = levene(*([*own.values()] for own in accuracies.values()), center="median").pvalue
-    alike = (
-        "Levene's test finds no row that varies more than others" if p >= ALPHA
-        else "Rows do not vary alike (Levene's test), so this spread is too small for some and too large for others;"
-        " report.error: own does not assume it"
-    )  # fmt: skip
-    return (
-        f"All contrasts have one spread, pooled over rows: {error.sd:.2f} points for one run's difference, the"
-        f" residual of rows x runs, with {error.df} degrees of freedom. This assumes that all rows vary alike."
-        f" {alike} (p = {p:.2f})."
-    )
+    p = levene(*rows, center="median").pvalue if min(map(len, rows)) >= FEWEST_FOR_LEVENE else nan
+    if isnan(p):
+        return "So few runs can't say whether they do."
+    if p < ALPHA:
+        return (
+            "Rows do not vary alike (Levene's test), so this spread is too small for some and too large for"
+            f" others; report.error: own does not assume it (p = {p:.2f})."
+        )
+    return f"Levene's test finds no row that varies more than others (p = {p:.2f})."
 
 
 def _notes(rows: Sequence[Row], baseline: str | None, spread: str) -> tuple[str, ...]:
@@ -192,7 +204,8 @@ def _notes(rows: Sequence[Row], baseline: str | None, spread: str) -> tuple[str,
         notes.append(
             f"Against baseline: accuracy minus that of '{labels[baseline]}', in percentage points, with"
             " the 95% t interval over runs in brackets. Differences are paired by run, because run r of every"
-            f" method has the same seeds. {spread} Other test images: 95% interval of the same difference from"
+            f" method has the same seeds. {spread} Other test images: 95% interval of the same"
+            " difference from"
             f" {RESAMPLES:,} bootstrap samples of the test images, with the trained classifiers as they are."
             " Runs and images: 95% interval over other runs and other test images together."
         )

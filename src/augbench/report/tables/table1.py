@@ -244,15 +244,18 @@ def _training_notes(study: Study, rows: Sequence[Row]) -> Iterator[str]:
     steps = "Steps: optimiser steps per classifier, mean over runs."
     if len({row.steps for row in rows}) > 1:
         steps += (
-            " Rows differ in their steps, so a difference between them is not due to the images alone; compare"
+            " Rows differ in their steps, so a difference between them is not due to the images alone;"
+            " compare"
             " with a control (real, repeat: 2) or use classifier.schedule: steps."
         )
     yield steps
     if any(row.is_cut for row in rows):
         yield (
             f"{CUT}: most of the row's runs were cut while their validation accuracy was still rising: before"
-            " the learning rate was ever lowered, or with a rise over the last half of the validations (Kendall's"
-            f" rank correlation, one-sided, p < {ALPHA:g} per run). These classifiers had not finished learning."
+            " the learning rate was ever lowered, or with a rise over the last half of the validations"
+            " (Kendall's"
+            f" rank correlation, one-sided, p < {ALPHA:g} per run). These classifiers had not finished"
+            " learning."
             " More steps would change their accuracy, and perhaps the order of the rows."
         )
     for name, method in study.methods.items():
@@ -264,7 +267,8 @@ def _training_notes(study: Study, rows: Sequence[Row]) -> Iterator[str]:
                 else "It shows what more steps per epoch are worth, and nothing about new images."
             )
             yield (
-                f"{study.label(name)}: a control with no added image. Its classifiers see the same real images"
+                f"{study.label(name)}: a control with no added image. Its classifiers see the same real"
+                " images"
                 f" {method.real_repeats} times per pass. {shows}"
             )
         if method.shuffles_labels:
