@@ -22,22 +22,25 @@ from augbench.report.inference.paired import ALPHA, ErrorTerm, compare, holm
 from augbench.report.render import read_csv
 from augbench.report.tables.table1 import RunRow
 
-ROWS = ("none", "boomerang", "clip_prompts", "ft_conditioning", "retrieval")
+ROWS = (
+    "none",
+    "clip_prompts",
+    "retrieval",
+)  # other kernels take three times as long: no more rows than these
 RUNS = 3
 # the plainest kernels of ATen, oneDNN and MKL, as an old processor would take
 OTHER_KERNELS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}
 # Mean accuracy in percent of the rows on one machine (CPU, 2026-11-29). Means of three runs on two machines
 # differ by 0.8 points in standard deviation if a run's is 1.0.
-ON_RECORD = {"none": 0.0}
+ON_RECORD = {"none": 79.3, "clip_prompts": 78.8, "retrieval": 80.1}
 TOLERANCE = 2.5  # three of these standard deviations
 Accuracies = Mapping[str, Mapping[int, float]]  # by row and run, in percent
 
 
 def cut_down() -> dict[str, Any]:
-    """The demo with five of its rows and a small corpus."""
+    """The demo with three of its rows and a small corpus."""
     study = yaml.safe_load((PROJECT / "config/demo.yaml").read_text(encoding="utf-8"))
     study["methods"] = {name: row if name in ROWS else None for name, row in study["methods"].items()}
-    study["methods"]["ft_conditioning"]["candidates"] = [1]
     fraction = 50 / 5600  # 50 images per class, as in the demo: what is not in the corpus is larger
     return {
         **study,
@@ -109,7 +112,7 @@ def test_a_row_that_moved_is_named_and_chance_is_not(monkeypatch: pytest.MonkeyP
 
 def test_accuracies_of_classifiers_that_have_not_learned_are_not_those_on_record() -> None:
     # the demo of version 0.1.0, whose classifiers ended after 60 to 120 steps
-    assert "none" in moved({"none": 72.7, "boomerang": 73.9, "clip_prompts": 75.2, "retrieval": 75.0})
+    assert "none" in moved({"none": 72.7, "clip_prompts": 75.2, "retrieval": 75.0})
 
 
 @pytest.mark.full
