@@ -32,6 +32,7 @@ DRAWING = (
     "figure4_data",
     "figure5a_data",
     "figure5b_data",
+    "learning_curves_data",
     "report_images",
     "report_html",
 )

@@ -393,7 +393,7 @@ def test_no_other_rule_imports_torch(finished: Workspace) -> None:
     assert heavy <= HEAVY
 
 
-def test_the_demo_starts_a_process_that_imports_torch_41_times_at_most(workspace: Workspace) -> None:
+def test_the_demo_starts_a_process_that_imports_torch_42_times_at_most(workspace: Workspace) -> None:
     study = load_study([workspace.folder / "config/demo.yaml"])
     rules = "|".join(sorted(HEAVY, key=len, reverse=True))
     starts = sum(
@@ -405,7 +405,7 @@ def test_the_demo_starts_a_process_that_imports_torch_41_times_at_most(workspace
     # the winner's only part comes from the store: see the test of one deleted shard
     if study.augmentation.parts == 1:
         starts -= sum(isinstance(row, PersonaliseMethod) for row in study.methods.values())
-    assert starts <= 41
+    assert starts <= 42
 
 
 @pytest.fixture
