@@ -53,20 +53,14 @@ def _sentence(table: Sequence[table1.Row], rows: Sequence[Row]) -> str:
         )
     parts = []
     if lead:
-        said = lead[0].verdict == UNKNOWN  # the runs that would do
-        parts = [_effect(_retrieved(table, lead[0]), lead[0]), *_compared(rivals, lead[0].row_label, said)]
+        brief = lead[0].verdict == UNKNOWN  # the effect then names the runs that are needed
+        parts = [_effect(_retrieved(table, lead[0]), lead[0]), *_compared(rivals, lead[0].row_label, brief)]
     elif rivals:
         parts = _compared(rivals, rivals[0].against_label)
     elif helped:
         parts = _effects(helped)
-    told = {
-        frozenset((row.row, row.against)) for row in (*lead, *rivals, *([] if lead or rivals else helped))
-    }
-    left = [
-        row
-        for row in rows
-        if frozenset((row.row, row.against)) not in told and (row.kind == "named" or not parts)
-    ]
+    told = {*map(_rows_of, (*lead, *rivals, *([] if lead or rivals else helped)))}
+    left = [row for row in rows if _rows_of(row) not in told and (row.kind == "named" or not parts)]
     plain = [row for row in left if row.verdict != UNKNOWN or not parts][:NAMED]
     parts += map(_plain, plain)
     if more := len(left) - len(plain):
@@ -118,6 +112,11 @@ def _against(rows: Sequence[Row], method: str | None) -> list[Row]:
     """The contrasts of ``method``, turned around where needed, so that all are against it."""
     turned = [_turned(row) if row.row == method else row for row in rows]
     return [row for row in turned if row.against == method]
+
+
+def _rows_of(row: Row) -> frozenset[str]:
+    """The two rows that a contrast compares, whichever comes first."""
+    return frozenset((row.row, row.against))
 
 
 def _turned(row: Row) -> Row:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan, nan
 from pathlib import Path
 from statistics import fmean
 
@@ -165,9 +164,8 @@ def spread_note(accuracies: Mapping[str, Mapping[int, float]], error: ErrorTerm 
         return "Each contrast has the spread of its own differences."
     return (
         f"All contrasts have one spread, pooled over rows: {error.sd:.2f} points for one run's difference,"
-        f" the residual of rows x runs, with {error.df} degrees of freedom. This assumes that all rows vary"
-        " alike."
-        f" {_alike([[*own.values()] for own in accuracies.values()])}"
+        f" the residual of rows x runs, with {error.df} degrees of freedom."
+        f" This assumes that all rows vary alike. {_alike([[*own.values()] for own in accuracies.values()])}"
     )
 
 
@@ -175,8 +173,8 @@ def _alike(rows: Sequence[Sequence[float]]) -> str:
     """Say whether rows vary alike, as far as Levene's test (around medians) can tell."""
     from scipy.stats import levene
 
-    p = levene(*rows, center="median").pvalue if min(map(len, rows)) >= FEWEST_FOR_LEVENE else nan
-    if isnan(p):
+    p = levene(*rows, center="median").pvalue if min(map(len, rows)) >= FEWEST_FOR_LEVENE else math.nan
+    if math.isnan(p):
         return "So few runs can't say whether they do."
     if p < ALPHA:
         return (
@@ -204,8 +202,8 @@ def _notes(rows: Sequence[Row], baseline: str | None, spread: str) -> tuple[str,
         notes.append(
             f"Against baseline: accuracy minus that of '{labels[baseline]}', in percentage points, with"
             " the 95% t interval over runs in brackets. Differences are paired by run, because run r of every"
-            f" method has the same seeds. {spread} Other test images: 95% interval of the same"
-            " difference from"
+            f" method has the same seeds. {spread}"
+            " Other test images: 95% interval of the same difference from"
             f" {RESAMPLES:,} bootstrap samples of the test images, with the trained classifiers as they are."
             " Runs and images: 95% interval over other runs and other test images together."
         )
