@@ -129,10 +129,8 @@ class RealMethod(_Method):
         1,
         "How often each real image appears in one pass over the training set, with another crop each time. 2 "
         "makes a control: under `schedule: plateau` as many steps per epoch as a row that doubles the"
-        " training "
-        "set, and no new image; under `schedule: steps` a row that differs from its twin by chance"
-        " alone. Not "
-        "with `split: full`.",
+        " training set, and no new image; under `schedule: steps` a row that differs from its twin by chance"
+        " alone. Not with `split: full`.",
         "times",
     )
 
@@ -477,9 +475,8 @@ class DrawMethod(_Added):
     labels: Literal["own", "shuffled"] = key(
         "own",
         "Labels of the drawn images: their own, or shuffled: permuted at random over the images of a"
-        " set, so that "
-        "an image's label says nothing about it, while each class keeps its number of images. shuffled makes "
-        "a placebo: the same pool and as many steps, without what the images show.",
+        " set, so that an image's label says nothing about it, while each class keeps its number of images."
+        " shuffled makes a placebo: the same pool and as many steps, without what the images show.",
     )
 
     default_family = "scaling"

@@ -48,10 +48,8 @@ def training_warnings(study: Study, train: Mapping[str, int]) -> Iterator[str]:
         if (seen := _tested_validations(config)) < LEAST_POINTS:
             yield (
                 f"warning: classifier.validate_every: {config.validation_interval}, so {seen}"
-                " validations can tell"
-                " whether accuracy was still rising (the last half of all, after the last reduction of"
-                " lr); at"
-                f" least {LEAST_POINTS} are needed"
+                " validations can tell whether accuracy was still rising (the last half of all, after the"
+                f" last reduction of lr); at least {LEAST_POINTS} are needed"
             )
     else:
         sizes = {name: pass_images(study, name, train) for name in study.methods}
@@ -67,8 +65,7 @@ def training_warnings(study: Study, train: Mapping[str, int]) -> Iterator[str]:
     if steps < LEAST_STEPS:
         yield (
             f"warning: {where}; in the miniature the paper's rule took at least {LEAST_STEPS} steps, and"
-            " classifiers"
-            " cut after 60 to 120 put the rows in another order; allow more"
+            " classifiers cut after 60 to 120 put the rows in another order; allow more"
         )
 
 

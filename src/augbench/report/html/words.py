@@ -146,8 +146,7 @@ def what_it_does_not_show(
     if cut := [row.label for row in table if row.is_cut]:
         sentences.append(
             f"Most classifiers of {', '.join(cut)} had not finished learning: they were cut while their"
-            " validation"
-            " accuracy was still rising. With more steps, accuracies and their order may change."
+            " validation accuracy was still rising. With more steps, accuracies and their order may change."
         )
     sentences.append(
         "The intervals cover other draws of the added images and other seeds of the classifier. They do not"

@@ -245,18 +245,15 @@ def _training_notes(study: Study, rows: Sequence[Row]) -> Iterator[str]:
     if len({row.steps for row in rows}) > 1:
         steps += (
             " Rows differ in their steps, so a difference between them is not due to the images alone;"
-            " compare"
-            " with a control (real, repeat: 2) or use classifier.schedule: steps."
+            " compare with a control (real, repeat: 2) or use classifier.schedule: steps."
         )
     yield steps
     if any(row.is_cut for row in rows):
         yield (
             f"{CUT}: most of the row's runs were cut while their validation accuracy was still rising: before"
             " the learning rate was ever lowered, or with a rise over the last half of the validations"
-            " (Kendall's"
-            f" rank correlation, one-sided, p < {ALPHA:g} per run). These classifiers had not finished"
-            " learning."
-            " More steps would change their accuracy, and perhaps the order of the rows."
+            f" (Kendall's rank correlation, one-sided, p < {ALPHA:g} per run). These classifiers had not"
+            " finished learning. More steps would change their accuracy, and perhaps the order of the rows."
         )
     for name, method in study.methods.items():
         if method.real_repeats > 1:
@@ -268,8 +265,7 @@ def _training_notes(study: Study, rows: Sequence[Row]) -> Iterator[str]:
             )
             yield (
                 f"{study.label(name)}: a control with no added image. Its classifiers see the same real"
-                " images"
-                f" {method.real_repeats} times per pass. {shows}"
+                f" images {method.real_repeats} times per pass. {shows}"
             )
         if method.shuffles_labels:
             yield (
