@@ -155,35 +155,44 @@ def test_axe_finds_no_fault(opened: Opened) -> None:
     assert faults() == []
 
 
+def column(page: Page, header: str) -> int:
+    """Index, from 0, of the accuracy table's column of this header."""
+    headers = page.evaluate(
+        "[...document.querySelectorAll('#accuracy table')[0].querySelectorAll('thead th button')]"
+        ".map(button => button.textContent)"
+    )
+    return int(headers.index(header))
+
+
 def test_a_table_is_sorted_by_keyboard(opened: Opened) -> None:
     page = opened.page
-    tab_to(page, "#accuracy thead th:nth-child(5) button")
+    at, paper = column(page, "Top-1 (%)"), column(page, "Paper (%)")
+    tab_to(page, f"#accuracy thead th:nth-child({at + 1}) button")
     assert focused(page, "textContent") == "Top-1 (%)"
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", (
         "the focus is seen"
     )
-    column = (
-        "[...document.querySelector('#accuracy table').tBodies[0].rows]"
-        ".map(row => Number(row.cells[4].dataset.sort))"
-    )
-    before = page.evaluate(column)
+    rows = "[...document.querySelector('#accuracy table').tBodies[0].rows]"
+    accuracies = f"{rows}.map(row => Number(row.cells[{at}].dataset.sort))"
+    before = page.evaluate(accuracies)
     page.keyboard.press("Enter")
-    assert page.evaluate(column) == sorted(before, reverse=True)
+    assert page.evaluate(accuracies) == sorted(before, reverse=True)
     assert focused(page, "closest('th').ariaSort") == "descending"
     page.keyboard.press("Space")
-    assert page.evaluate(column) == sorted(before)
+    assert page.evaluate(accuracies) == sorted(before)
     assert focused(page, "closest('th').ariaSort") == "ascending"
     # whole rows are sorted; those without a number stay last
     page.locator("#accuracy table").first.get_by_role("button", name="Paper (%)").click()
-    last = page.evaluate(
-        "[...document.querySelector('#accuracy table').tBodies[0].rows].map(row => row.cells[7].textContent)"
-    )
+    last = page.evaluate(f"{rows}.map(row => row.cells[{paper}].textContent)")
+    assert "-" in last and last[0] != "-"
+    assert last == sorted(last, key=lambda text: text == "-")
     assert (
-        last == sorted(last, key=lambda text: text == "-")
-        and page.evaluate("document.querySelector('#accuracy table').querySelectorAll('[aria-sort]').length")
+        page.evaluate(
+            "document.querySelectorAll('#accuracy table')[0].querySelectorAll('[aria-sort]').length"
+        )
         == 1
     )
-    assert sorted(page.evaluate(column)) == sorted(before)
+    assert sorted(page.evaluate(accuracies)) == sorted(before)
 
 
 def test_a_class_is_chosen_and_an_image_is_opened_and_closed_by_keyboard(opened: Opened) -> None:
