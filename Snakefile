@@ -43,7 +43,7 @@ rule all:
     default_target: True
     input:
         get_promised_shards,
-        [PLAN.selected(method) for method in STUDY.personalised],
+        [UNFOLDED.selected(method) for method in UNFOLDED.study.personalised],
         PLAN.table1.values(),
         PLAN.statistics.values(),
         PLAN.contrasts.values(),

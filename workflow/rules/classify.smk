@@ -2,7 +2,7 @@
 # Only these rules score on the test split; besides them, only the leakage guard (leakage.smk) reads it. A job
 # gets the manifests of all runs, so that its inputs do not depend on the blocks of runs.
 
-for block in PLAN.run_blocks:
+for block in UNFOLDED.run_blocks:
 
     rule:
         name:
@@ -10,18 +10,18 @@ for block in PLAN.run_blocks:
         input:
             unpack(get_added),
             train=get_split,
-            val=PLAN.splits["val"],
-            test=PLAN.splits["test"],
-            classes=PLAN.classes,
-            excluded=PLAN.excluded,
+            val=UNFOLDED.splits["val"],
+            test=UNFOLDED.splits["test"],
+            classes=UNFOLDED.classes,
+            excluded=UNFOLDED.excluded,
         output:
-            PLAN.block_run_files(block),
+            UNFOLDED.block_run_files(block),
         log:
-            PLAN.log("classify", "{method}", block.name),
+            UNFOLDED.log("classify", "{method}", block.name),
         benchmark:
-            PLAN.benchmark("classify", "{method}", block.name)
+            UNFOLDED.benchmark("classify", "{method}", block.name)
         wildcard_constraints:
-            method=any_of(PLAN.methods),
+            method=any_of(UNFOLDED.methods),
         conda:
             ENVIRONMENT
         threads: NEEDS.classifier_threads

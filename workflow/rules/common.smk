@@ -8,6 +8,7 @@ from pathlib import Path
 PROJECT = Path(workflow.basedir)
 sys.path.insert(0, str(PROJECT / "src"))
 
+from augbench.config.draws import drawn_name
 from augbench.plan import recipes
 from augbench.plan.needs import load_needs
 from augbench.runtime.launcher import begin_run, guard_job
@@ -16,6 +17,8 @@ from augbench.plan.load import load_plan
 # Without --configfile, the study is the demo. The demo is never merged with a user's study.
 PLAN = load_plan(config, PROJECT)
 STUDY = PLAN.study
+# the same with the rows of all draws of the training images; tables and figures fold them together
+UNFOLDED = PLAN.unfolded
 guard_job(STUDY.study)
 ENVIRONMENT = str(PROJECT / "envs/conda.yaml")
 
@@ -45,23 +48,23 @@ def made_by(stage, method, kind=None, blocks=None):
 
 
 def get_prompts_recipe(wildcards):
-    return recipes.prompts_recipe(STUDY, wildcards.method)
+    return recipes.prompts_recipe(UNFOLDED.study, wildcards.method)
 
 
 def get_templates(wildcards):
-    return PLAN.template_files(wildcards.method)
+    return UNFOLDED.template_files(wildcards.method)
 
 
 def get_search_recipe(wildcards):
-    return recipes.search_recipe(STUDY, wildcards.method)
+    return recipes.search_recipe(UNFOLDED.study, wildcards.method)
 
 
 def get_replayed(wildcards):
-    return PLAN.replayed(wildcards.method)
+    return UNFOLDED.replayed(wildcards.method)
 
 
 def get_classifier_recipe(wildcards):
-    return recipes.classifier_recipe(STUDY, wildcards.method)
+    return recipes.classifier_recipe(UNFOLDED.study, wildcards.method)
 
 
 def rate_name(factor):
@@ -74,12 +77,12 @@ def get_selected(method):
 
     All candidates are inputs, because the selected one is known only when the job runs.
     """
-    if method not in STUDY.personalised:
+    if method not in UNFOLDED.study.personalised:
         return {}
     return {
-        "selected": PLAN.selected(method),
-        "embeddings": list(PLAN.embeddings(method).values()),
-        "unets": list(PLAN.unets(method).values()),
+        "selected": UNFOLDED.selected(method),
+        "embeddings": list(UNFOLDED.embeddings(method).values()),
+        "unets": list(UNFOLDED.unets(method).values()),
     }
 
 
@@ -111,9 +114,9 @@ def of_candidate(folder):
 
 def shards_made(method):
     """Return the shards of a method by job, including those that only other methods draw from."""
-    if method in STUDY.retrieved:
+    if method in UNFOLDED.study.retrieved:
         return made_by("retrieve", method, "shards")
-    return made_by("generate", method, blocks=PLAN.generate_blocks(method))
+    return made_by("generate", method, blocks=UNFOLDED.generate_blocks(method))
 
 
 def get_promised_shards(wildcards):
@@ -121,21 +124,27 @@ def get_promised_shards(wildcards):
 
     All shards would be 60,000 targets.
     """
-    made = [job for method in STUDY.pooled for job in shards_made(method)]
+    made = [job for method in UNFOLDED.study.pooled for job in shards_made(method)]
     return [next((path for path in job if not Path(path).exists()), job[0]) for job in made]
 
 
 def shards_of(method):
     """Return the shards from which a method's training sets are drawn."""
-    row, wanted = STUDY.pool_row(method), set(PLAN.shards(method))
+    row, wanted = UNFOLDED.study.pool_row(method), set(UNFOLDED.shards(method))
     return [path for job in shards_made(row) for path in job if path in wanted]
 
 
 def get_added(wildcards):
     """Return the manifests of added images of all runs; none for a baseline."""
     method = wildcards.method
-    return {"added": [PLAN.resample(method, run) for run in PLAN.runs]} if method in STUDY.augmented else {}
+    if method not in UNFOLDED.study.augmented:
+        return {}
+    return {"added": [UNFOLDED.resample(method, run) for run in UNFOLDED.runs]}
 
 
 def get_split(wildcards):
-    return PLAN.split_of(wildcards.method)
+    return UNFOLDED.split_of(wildcards.method)
+
+
+def get_train(wildcards):
+    return UNFOLDED.train_of(wildcards.method)

@@ -44,24 +44,29 @@ rule classes:
         "../scripts/classes.py"
 
 
-rule splits:
-    input:
-        dataset=PLAN.dataset_files,
-        classes=PLAN.classes,
-    output:
-        **PLAN.splits,
-    log:
-        PLAN.log("splits"),
-    benchmark:
-        PLAN.benchmark("splits")
-    localrule: True
-    conda:
-        ENVIRONMENT
-    resources:
-        **NEEDS.table,
-    params:
-        recipe=recipes.splits_recipe(STUDY),
-    message:
-        "splits: train, validation, test"
-    script:
-        "../scripts/splits.py"
+# A rule per draw of the training images, so that a further draw makes no split again.
+for draw in range(STUDY.dataset.draws):
+
+    rule:
+        name:
+            drawn_name("splits", draw)
+        input:
+            dataset=PLAN.dataset_files,
+            classes=PLAN.classes,
+        output:
+            **PLAN.splits_of(draw),
+        log:
+            PLAN.log(drawn_name("splits", draw)),
+        benchmark:
+            PLAN.benchmark(drawn_name("splits", draw))
+        localrule: True
+        conda:
+            ENVIRONMENT
+        resources:
+            **NEEDS.table,
+        params:
+            recipe=recipes.splits_recipe(STUDY),
+        message:
+            "splits: training images of a further draw" if draw else "splits: train, validation, test"
+        script:
+            "../scripts/splits.py"

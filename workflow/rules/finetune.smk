@@ -2,55 +2,58 @@
 # There is one file of vectors per class, and one choice per candidate. With a frozen U-Net, classes are
 # independent and are cut into blocks. A job that trains the U-Net gets all classes.
 
-if PLAN.cluster_files:
+for draw in range(STUDY.dataset.draws if PLAN.cluster_counts else 0):
 
-    rule cluster:
+    rule:
+        name:
+            drawn_name("cluster", draw)
         input:
-            train=PLAN.splits["train"],
-            val=PLAN.splits["val"],
-            classes=PLAN.classes,
-            clip=PLAN.clip,
-            features=PLAN.feature_files,
+            train=UNFOLDED.splits[drawn_name("train", draw)],
+            val=UNFOLDED.splits["val"],
+            classes=UNFOLDED.classes,
+            clip=UNFOLDED.clip,
+            features=UNFOLDED.feature_files,
         output:
-            list(PLAN.cluster_files.values()),
+            UNFOLDED.cluster_files(draw),
         log:
-            PLAN.log("cluster"),
+            UNFOLDED.log(drawn_name("cluster", draw)),
         benchmark:
-            PLAN.benchmark("cluster")
-        priority: 15
+            UNFOLDED.benchmark(drawn_name("cluster", draw))
         conda:
             ENVIRONMENT
+        # a long chain of jobs depends on it
+        priority: 15
         threads: NEEDS.gpu_threads
         resources:
             **NEEDS.gpu_job(4000, 16000, minutes=240),
         params:
-            recipe=recipes.cluster_recipe(STUDY),
+            recipe=recipes.cluster_recipe(UNFOLDED.study),
         message:
             "clusters of the training images"
         script:
             "../scripts/cluster.py"
 
 
-for method, row in STUDY.personalised.items():
-    for factor, block in PLAN.finetune_jobs(method):
+for method, row in UNFOLDED.study.personalised.items():
+    for factor, block in UNFOLDED.finetune_jobs(method):
 
         rule:
             name:
                 f"finetune_{method}_{rate_name(factor)}_{block.name}"
             input:
-                **({"clusters": PLAN.cluster_files[row.clusters]} if row.clusters > 1 else {}),
-                train=PLAN.splits["train"],
-                val=PLAN.splits["val"],
-                classes=PLAN.classes,
-                diffusion=PLAN.diffusion,
-                templates=PLAN.template_files(method),
+                clusters=UNFOLDED.clusters_of(method),
+                train=UNFOLDED.train_of(method),
+                val=UNFOLDED.splits["val"],
+                classes=UNFOLDED.classes,
+                diffusion=UNFOLDED.diffusion,
+                templates=UNFOLDED.template_files(method),
             output:
-                **unet_folders(PLAN.trained_unets(method, factor)),
-                vectors=[directory(PLAN.vectors_folder(method, factor, folder)) for folder in block.folders],
+                **unet_folders(UNFOLDED.trained_unets(method, factor)),
+                vectors=[directory(UNFOLDED.vectors_folder(method, factor, folder)) for folder in block.folders],
             log:
-                PLAN.log("finetune", method, block.name, factor),
+                UNFOLDED.log("finetune", method, block.name, factor),
             benchmark:
-                PLAN.benchmark("finetune", method, block.name, factor)
+                UNFOLDED.benchmark("finetune", method, block.name, factor)
             # a long chain of jobs depends on it
             priority: 15
             conda:
@@ -61,7 +64,7 @@ for method, row in STUDY.personalised.items():
             params:
                 method=method,
                 factor=factor,
-                recipe=recipes.finetune_recipe(STUDY, method, factor),
+                recipe=recipes.finetune_recipe(UNFOLDED.study, method, factor),
             message:
                 f"fine-tune {method}"
             script:
@@ -72,20 +75,20 @@ for method, row in STUDY.personalised.items():
             f"choose_lr_{method}"
         input:
             [
-                made_by("finetune", f"{method}_{rate_name(f)}", "vectors", PLAN.finetune_blocks(method))
+                made_by("finetune", f"{method}_{rate_name(f)}", "vectors", UNFOLDED.finetune_blocks(method))
                 for f in row.lr_grid
             ],
-            unets=[path for f in row.lr_grid for path in PLAN.trained_unets(method, f).values()],
-            classes=PLAN.classes,
+            unets=[path for f in row.lr_grid for path in UNFOLDED.trained_unets(method, f).values()],
+            classes=UNFOLDED.classes,
         output:
-            **unet_folders(PLAN.unets(method)),
-            lr=PLAN.lr(method),
-            history=PLAN.finetune_history(method),
-            embeddings=list(PLAN.embeddings(method).values()),
+            **unet_folders(UNFOLDED.unets(method)),
+            lr=UNFOLDED.lr(method),
+            history=UNFOLDED.finetune_history(method),
+            embeddings=list(UNFOLDED.embeddings(method).values()),
         log:
-            PLAN.log("choose_lr", method),
+            UNFOLDED.log("choose_lr", method),
         benchmark:
-            PLAN.benchmark("choose_lr", method)
+            UNFOLDED.benchmark("choose_lr", method)
         priority: 15
         conda:
             ENVIRONMENT

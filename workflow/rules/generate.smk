@@ -4,22 +4,22 @@
 # wildcards: Snakemake looks up a file's rule by the path before the first wildcard, which would be shards/
 # for all of them.
 
-for method, block in PLAN.generate_jobs:
+for method, block in UNFOLDED.generate_jobs:
 
     rule:
         name:
             f"generate_{method}_{block.name}"
         input:
             **get_selected(method),
-            prompts=PLAN.prompts(method),
-            diffusion=PLAN.diffusion,
-            train=PLAN.splits["train"],
+            prompts=UNFOLDED.prompts(method),
+            diffusion=UNFOLDED.diffusion,
+            train=UNFOLDED.train_of(method),
         output:
-            [PLAN.shard(method, class_id, part) for class_id in block.members for part in block.parts],
+            [UNFOLDED.shard(method, class_id, part) for class_id in block.members for part in block.parts],
         log:
-            PLAN.log("generate", method, block.name),
+            UNFOLDED.log("generate", method, block.name),
         benchmark:
-            PLAN.benchmark("generate", method, block.name)
+            UNFOLDED.benchmark("generate", method, block.name)
         # the longest work goes first; training fills the gaps
         priority: 10
         conda:
@@ -29,7 +29,7 @@ for method, block in PLAN.generate_jobs:
             **NEEDS.gpu_job(3000, 16000, minutes=240),
         params:
             method=method,
-            recipe=recipes.generate_recipe(STUDY, method),
+            recipe=recipes.generate_recipe(UNFOLDED.study, method),
         message:
             f"generate images of {method}"
         script:
@@ -41,18 +41,18 @@ for method, block in PLAN.generate_jobs:
 # make every image again.
 rule kernels:
     input:
-        diffusion=PLAN.diffusion,
+        diffusion=UNFOLDED.diffusion,
     log:
-        PLAN.log("kernels"),
+        UNFOLDED.log("kernels"),
     benchmark:
-        PLAN.benchmark("kernels")
+        UNFOLDED.benchmark("kernels")
     conda:
         ENVIRONMENT
     threads: NEEDS.gpu_threads
     resources:
         **NEEDS.gpu_job(3000, 16000, minutes=60),
     params:
-        methods=list(STUDY.generated),
+        methods=list(UNFOLDED.study.generated),
     message:
         "compile the networks that make images"
     script:

@@ -8,15 +8,15 @@ if PLAN.guarded:
 
     rule leakage:
         input:
-            pools=[PLAN.pool(method) for method in PLAN.guarded],
+            pools=[UNFOLDED.pool(method) for method in UNFOLDED.guarded],
             val=PLAN.splits["val"],
             test=PLAN.splits["test"],
             clip=PLAN.clip,
             excluded=PLAN.excluded,
         output:
             **PLAN.embedded_splits,
-            leaks=[PLAN.leaks(method) for method in PLAN.guarded],
-            counts=[PLAN.leak_counts(method) for method in PLAN.guarded],
+            leaks=[UNFOLDED.leaks(method) for method in UNFOLDED.guarded],
+            counts=[UNFOLDED.leak_counts(method) for method in UNFOLDED.guarded],
         log:
             PLAN.log("leakage"),
         benchmark:

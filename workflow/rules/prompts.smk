@@ -3,15 +3,15 @@
 
 rule prompts:
     input:
-        classes=PLAN.classes,
-        train=PLAN.splits["train"],
+        classes=UNFOLDED.classes,
+        train=get_train,
         templates=get_templates,
     output:
-        PLAN.prompts(),
+        UNFOLDED.prompts(),
     log:
-        PLAN.log("prompts", "{method}"),
+        UNFOLDED.log("prompts", "{method}"),
     benchmark:
-        PLAN.benchmark("prompts", "{method}")
+        UNFOLDED.benchmark("prompts", "{method}")
     # it takes a second, and minutes of work wait for it
     priority: 20
     localrule: True

@@ -5,7 +5,8 @@
 rule table1_files:
     input:
         results=PLAN.results(),
-        pools=[PLAN.resample(method, run) for method in STUDY.augmented for run in PLAN.runs],
+        pools=PLAN.sets(),
+        draws=PLAN.drawn_splits,
         excluded=PLAN.excluded,
     output:
         **captioned(PLAN.table1_data, "Tables", {"csv": "table1"}),

@@ -2,7 +2,7 @@
 # If near-duplicates of validation and test images are left out, the index is a job of its own, because the
 # leakage guard needs it first.
 
-for method in PLAN.guarded_first:
+for method in UNFOLDED.guarded_first:
 
     rule:
         name:
@@ -10,11 +10,11 @@ for method in PLAN.guarded_first:
         input:
             shards_of(method),
         output:
-            PLAN.pool(method),
+            UNFOLDED.pool(method),
         log:
-            PLAN.log("index_pool", method),
+            UNFOLDED.log("index_pool", method),
         benchmark:
-            PLAN.benchmark("index_pool", method)
+            UNFOLDED.benchmark("index_pool", method)
         localrule: True
         conda:
             ENVIRONMENT
@@ -29,16 +29,16 @@ for method in PLAN.guarded_first:
         name:
             f"resample_{method}"
         input:
-            index=PLAN.pool(method),
-            leaks=PLAN.leaks_to_drop(method),
-            train=PLAN.splits["train"],
-            excluded=PLAN.excluded,
+            index=UNFOLDED.pool(method),
+            leaks=UNFOLDED.leaks_to_drop(method),
+            train=UNFOLDED.train_of(method),
+            excluded=UNFOLDED.excluded,
         output:
-            manifests=[PLAN.resample(method, run) for run in PLAN.runs],
+            manifests=[UNFOLDED.resample(method, run) for run in UNFOLDED.runs],
         log:
-            PLAN.log("resample", method),
+            UNFOLDED.log("resample", method),
         benchmark:
-            PLAN.benchmark("resample", method)
+            UNFOLDED.benchmark("resample", method)
         localrule: True
         conda:
             ENVIRONMENT
@@ -46,29 +46,29 @@ for method in PLAN.guarded_first:
             **NEEDS.table,
         params:
             method=method,
-            recipe=recipes.resample_recipe(STUDY, method),
+            recipe=recipes.resample_recipe(UNFOLDED.study, method),
         message:
             f"resample {method}"
         script:
             "../scripts/resample.py"
 
 
-for method in PLAN.indexed_with_sets:
+for method in UNFOLDED.indexed_with_sets:
 
     rule:
         name:
             f"resample_{method}"
         input:
             shards_of(method),
-            train=PLAN.splits["train"],
-            excluded=PLAN.excluded,
+            train=UNFOLDED.train_of(method),
+            excluded=UNFOLDED.excluded,
         output:
-            index=PLAN.pool(method),
-            manifests=[PLAN.resample(method, run) for run in PLAN.runs],
+            index=UNFOLDED.pool(method),
+            manifests=[UNFOLDED.resample(method, run) for run in UNFOLDED.runs],
         log:
-            PLAN.log("resample", method),
+            UNFOLDED.log("resample", method),
         benchmark:
-            PLAN.benchmark("resample", method)
+            UNFOLDED.benchmark("resample", method)
         localrule: True
         conda:
             ENVIRONMENT
@@ -76,7 +76,7 @@ for method in PLAN.indexed_with_sets:
             **NEEDS.table,
         params:
             method=method,
-            recipe=recipes.resample_recipe(STUDY, method),
+            recipe=recipes.resample_recipe(UNFOLDED.study, method),
         message:
             f"resample {method}"
         script:

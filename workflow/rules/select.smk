@@ -1,28 +1,28 @@
 # Candidates -> part 0 of each -> one classifier each -> the best candidate on the validation split.
 
-for method in STUDY.personalised:
-    for block in PLAN.candidate_blocks:
+for method in UNFOLDED.study.personalised:
+    for block in UNFOLDED.candidate_blocks:
 
         rule:
             name:
                 f"candidates_{method}_{block.name}"
             input:
-                prompts=PLAN.prompts(method),
-                diffusion=PLAN.diffusion,
-                train=PLAN.splits["train"],
-                classes=PLAN.classes,
-                embeddings=list(PLAN.embeddings(method).values()),
-                unets=list(PLAN.unets(method).values()),
+                prompts=UNFOLDED.prompts(method),
+                diffusion=UNFOLDED.diffusion,
+                train=UNFOLDED.train_of(method),
+                classes=UNFOLDED.classes,
+                embeddings=list(UNFOLDED.embeddings(method).values()),
+                unets=list(UNFOLDED.unets(method).values()),
             output:
                 [
-                    of_candidate(PLAN.candidate_folder(method, name, folder))
-                    for name in PLAN.embeddings(method)
+                    of_candidate(UNFOLDED.candidate_folder(method, name, folder))
+                    for name in UNFOLDED.embeddings(method)
                     for folder in block.folders
                 ],
             log:
-                PLAN.log("candidates", method, block.name),
+                UNFOLDED.log("candidates", method, block.name),
             benchmark:
-                PLAN.benchmark("candidates", method, block.name)
+                UNFOLDED.benchmark("candidates", method, block.name)
             priority: 12
             conda:
                 ENVIRONMENT
@@ -31,7 +31,7 @@ for method in STUDY.personalised:
                 **NEEDS.gpu_job(3000, 16000, minutes=480),
             params:
                 method=method,
-                recipe=recipes.generate_recipe(STUDY, method),
+                recipe=recipes.generate_recipe(UNFOLDED.study, method),
             message:
                 f"generate candidates of {method}"
             script:
@@ -41,17 +41,17 @@ for method in STUDY.personalised:
         name:
             f"pool_candidates_{method}"
         input:
-            made_by("candidates", method, blocks=PLAN.candidate_blocks),
-            train=PLAN.splits["train"],
-            classes=PLAN.classes,
-            excluded=PLAN.excluded,
+            made_by("candidates", method, blocks=UNFOLDED.candidate_blocks),
+            train=UNFOLDED.train_of(method),
+            classes=UNFOLDED.classes,
+            excluded=UNFOLDED.excluded,
         output:
-            indexes=[PLAN.pool(method, name) for name in PLAN.embeddings(method)],
-            manifests=[PLAN.resample(method, "0", name) for name in PLAN.embeddings(method)],
+            indexes=[UNFOLDED.pool(method, name) for name in UNFOLDED.embeddings(method)],
+            manifests=[UNFOLDED.resample(method, "0", name) for name in UNFOLDED.embeddings(method)],
         log:
-            PLAN.log("pool_candidates", method),
+            UNFOLDED.log("pool_candidates", method),
         benchmark:
-            PLAN.benchmark("pool_candidates", method)
+            UNFOLDED.benchmark("pool_candidates", method)
         priority: 12
         localrule: True
         conda:
@@ -60,7 +60,7 @@ for method in STUDY.personalised:
             **NEEDS.table,
         params:
             method=method,
-            recipe=recipes.resample_recipe(STUDY, method),
+            recipe=recipes.resample_recipe(UNFOLDED.study, method),
         message:
             f"training sets of the candidates of {method}"
         script:
@@ -70,18 +70,18 @@ for method in STUDY.personalised:
         name:
             f"classify_candidates_{method}"
         input:
-            made_by("candidates", method, blocks=PLAN.candidate_blocks),
-            train=PLAN.splits["train"],
-            val=PLAN.splits["val"],
-            classes=PLAN.classes,
-            manifests=[PLAN.resample(method, "0", name) for name in PLAN.embeddings(method)],
-            excluded=PLAN.excluded,
+            made_by("candidates", method, blocks=UNFOLDED.candidate_blocks),
+            train=UNFOLDED.train_of(method),
+            val=UNFOLDED.splits["val"],
+            classes=UNFOLDED.classes,
+            manifests=[UNFOLDED.resample(method, "0", name) for name in UNFOLDED.embeddings(method)],
+            excluded=UNFOLDED.excluded,
         output:
-            [path for name in PLAN.embeddings(method) for path in PLAN.run_files(method, "0", name)],
+            [path for name in UNFOLDED.embeddings(method) for path in UNFOLDED.run_files(method, "0", name)],
         log:
-            PLAN.log("classify_candidates", method),
+            UNFOLDED.log("classify_candidates", method),
         benchmark:
-            PLAN.benchmark("classify_candidates", method)
+            UNFOLDED.benchmark("classify_candidates", method)
         priority: 12
         conda:
             ENVIRONMENT
@@ -90,7 +90,7 @@ for method in STUDY.personalised:
             **NEEDS.classifier_job(3000, 64000, minutes=1440),
         params:
             method=method,
-            recipe=recipes.classifier_recipe(STUDY, method),
+            recipe=recipes.classifier_recipe(UNFOLDED.study, method),
         message:
             f"train classifiers of the candidates of {method}"
         script:
@@ -100,15 +100,15 @@ for method in STUDY.personalised:
         name:
             f"select_{method}"
         input:
-            made_by("candidates", method, blocks=PLAN.candidate_blocks),
-            results=[PLAN.run_files(method, "0", name)[0] for name in PLAN.embeddings(method)],
-            classes=PLAN.classes,
+            made_by("candidates", method, blocks=UNFOLDED.candidate_blocks),
+            results=[UNFOLDED.run_files(method, "0", name)[0] for name in UNFOLDED.embeddings(method)],
+            classes=UNFOLDED.classes,
         output:
-            PLAN.selected(method),
+            UNFOLDED.selected(method),
         log:
-            PLAN.log("select", method),
+            UNFOLDED.log("select", method),
         benchmark:
-            PLAN.benchmark("select", method)
+            UNFOLDED.benchmark("select", method)
         priority: 12
         localrule: True
         conda:

@@ -2,7 +2,7 @@
 
 from augbench.runtime.job import running
 
-with running(snakemake) as job:
+with running(snakemake, unfolded=True) as job:
     from augbench.personalise.stage import choose_lr
 
     method, plan = snakemake.params.method, job.plan_of(snakemake.input.classes)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from augbench.runtime.job import running
 
-with running(snakemake) as job:
+with running(snakemake, unfolded=True) as job:
     from augbench.classifier.stage import train_block
     from augbench.retrieval.shortfall import read_excluded
 

@@ -8,7 +8,7 @@ with running(snakemake) as job:
     inputs = snakemake.input
     cluster_images(
         job,
-        ks=list(job.plan.cluster_files),
+        ks=job.plan.cluster_counts,
         train_path=inputs.train,
         val_path=inputs.val,
         classes_path=inputs.classes,

@@ -2,7 +2,7 @@
 
 from augbench.runtime.job import running
 
-with running(snakemake) as job:
+with running(snakemake, unfolded=True) as job:
     from augbench.personalise.stage import finetune_classes
 
     method, inputs, factor = snakemake.params.method, snakemake.input, snakemake.params.factor
@@ -15,7 +15,7 @@ with running(snakemake) as job:
         val_path=inputs.val,
         classes_path=inputs.classes,
         diffusion_path=inputs.diffusion,
-        clusters_path=inputs.get("clusters"),
+        clusters_path=next(iter(inputs.clusters), None),
         vectors=plan.vectors(method, factor, plan.folders_among(snakemake.output.vectors)),
         unets=plan.trained_unets(method, factor),
     )

@@ -2,7 +2,7 @@
 
 from augbench.runtime.job import running
 
-with running(snakemake) as job:
+with running(snakemake, unfolded=True) as job:
     from augbench.files import read_json
     from augbench.generate.stage import LearnedFiles, generate
     from augbench.plan.pools import SELECTED

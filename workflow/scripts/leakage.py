@@ -1,12 +1,15 @@
 """Find near-duplicates of a study's real images in the pools of all methods; counts are for val and test."""
 
+from pathlib import Path
+
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
     from augbench.leakage.stage import embed_splits, guard
     from augbench.retrieval.shortfall import read_excluded
 
-    inputs, output, methods = snakemake.input, snakemake.output, job.plan.guarded
+    inputs, output = snakemake.input, snakemake.output
+    methods = [Path(path).stem for path in output.leaks]
     splits = {name: inputs[name] for name in ("train", "val", "test") if inputs.get(name)}
     embedded = {name: output[name] for name in splits}
     embed_splits(job, splits, inputs.clip, embedded)

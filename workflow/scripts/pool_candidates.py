@@ -2,7 +2,7 @@
 
 from augbench.runtime.job import running
 
-with running(snakemake) as job:
+with running(snakemake, unfolded=True) as job:
     from augbench.artifacts.pool import build_index
     from augbench.resample import Drawing, resample
     from augbench.retrieval.shortfall import read_excluded
@@ -18,7 +18,7 @@ with running(snakemake) as job:
             index,
             train_path=snakemake.input.train,
             outs=[manifest],
-            study_seed=job.study.seed,
+            study_seed=job.study.seed_of(method),
             drawing=drawing,
             excluded=excluded,
         )

@@ -2,7 +2,7 @@
 
 from augbench.runtime.job import running
 
-with running(snakemake) as job:
+with running(snakemake, unfolded=True) as job:
     from augbench.data.classes import read_class_table
     from augbench.data.splits import read_split
     from augbench.prompts.stage import write_prompts

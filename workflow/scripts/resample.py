@@ -2,7 +2,7 @@
 
 from augbench.runtime.job import running
 
-with running(snakemake) as job:
+with running(snakemake, unfolded=True) as job:
     from augbench.artifacts.pool import build_index
     from augbench.resample import Drawing, resample
     from augbench.retrieval.shortfall import read_excluded
@@ -11,13 +11,13 @@ with running(snakemake) as job:
     index = inputs.get("index", output.get("index"))
     if index == output.get("index"):
         build_index(job.plan.shards_among(inputs), job.plan.root, index)
-    drawing, leaks = Drawing.of(job.study, snakemake.params.method), next(iter(inputs.get("leaks", [])), None)
+    method, leaks = snakemake.params.method, next(iter(inputs.get("leaks", [])), None)
     resample(
         index,
         train_path=inputs.train,
         outs=output.manifests,
-        study_seed=job.study.seed,
-        drawing=drawing,
+        study_seed=job.study.seed_of(method),
+        drawing=Drawing.of(job.study, method),
         excluded=read_excluded(inputs.excluded),
         leaks_path=leaks,
     )

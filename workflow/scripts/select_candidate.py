@@ -2,7 +2,7 @@
 
 from augbench.runtime.job import running
 
-with running(snakemake) as job:
+with running(snakemake, unfolded=True) as job:
     from augbench.personalise.select import drop_from_store, select
 
     inputs, method = snakemake.input, snakemake.params.method

@@ -10,5 +10,6 @@ with running(snakemake) as job:
     study, wanted = job.study, dict(snakemake.output.items())
     images = open_source(study.dataset, study.seed, study.corpus).scan()
     classes = read_class_table(snakemake.input.classes)
-    for name, split in make_splits(classes, images, study.dataset, study.seed, set(wanted)).items():
-        write_split(split, wanted[name])
+    splits = make_splits(classes, images, study.dataset, study.seed, set(wanted))
+    for name, path in wanted.items():
+        write_split(splits[name], path)

@@ -13,4 +13,5 @@ with running(snakemake) as job:
         inputs.pools,
         dict(snakemake.output.items()),
         read_excluded(inputs.excluded),
+        inputs.draws,
     )

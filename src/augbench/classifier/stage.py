@@ -295,7 +295,7 @@ def train_missing(study: Study, store: Store, run: TrainingRun, compute: Compute
         added=run.added,
         validation=block.validation,
         run=run.number,
-        study_seed=study.seed,
+        study_seed=study.seed_of(block.method),
         compute=compute,
         checkpoint=checkpoint,
         what=run.what,

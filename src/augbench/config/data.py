@@ -41,6 +41,14 @@ class _Splits(Section):
         "images",
     )
 
+    draws: Positive = key(
+        1,
+        "Independent draws of the training images. The study is repeated with each, validation and test images "
+        "stay the same, and the errors in Table 1 are over draws. Rows whose images do not depend on the "
+        "training images make them once.",
+        "draws",
+    )
+
     @model_validator(mode="after")
     def _fractions_fit(self) -> _Splits:
         given = {

@@ -21,6 +21,7 @@ from augbench.config.base import SLUG, Section, key
 from augbench.config.classifier import Classifier
 from augbench.config.corpus import Corpus, EmbeddingCorpus, MiniatureCorpus, OwnCorpus, PublishedCorpus
 from augbench.config.data import Dataset, FashionMnist
+from augbench.config.draws import depends_on_training_images, fold, unfold_rows
 from augbench.config.methods import (
     AddingMethod,
     DrawMethod,
@@ -35,6 +36,7 @@ from augbench.config.pretrain import Pretrain
 from augbench.config.problems import ConfigError, describe
 from augbench.config.stages import Augmentation, Execution, Finetune, Leakage, Report, Retrieval
 from augbench.errors import UserError
+from augbench.seeds import derive_seed
 
 # the study that runs if none is given, relative to the project
 DEMO = "config/demo.yaml"
@@ -88,6 +90,10 @@ class Study(Section):
         for name, method in self.methods.items():
             if not re.fullmatch(SLUG, name):
                 raise ValueError(f"methods.{name}: a name may contain a-z, 0-9 and _ only")
+            if self.dataset.draws > 1 and fold(name)[1]:
+                raise ValueError(
+                    f"methods.{name}: with dataset.draws, a name may not end in _draw and a number"
+                )
             if method.real_split == "train2x" and 3 * self.dataset.train_fraction > 1:
                 raise ValueError(
                     f"methods.{name}.split: train2x needs three disjoint shares of size train_fraction; "
@@ -171,7 +177,9 @@ class Study(Section):
         if self.methods[self.pool_row(name)].retrieves_images:
             return 1
         if (drawn := self.drawn.get(name)) is None:
-            return self.augmentation.parts
+            # set 0 is drawn from part 0, and a further draw of the training images has images of its own
+            alone = self.dataset.draws > 1 and self.augmentation.resamples == 1
+            return 1 if alone and depends_on_training_images(self.methods[name]) else self.augmentation.parts
         return self.augmentation.parts_for(drawn.images_per_class, drawn.added_per_training_image)
 
     def parts_made(self, name: str) -> int:
@@ -182,6 +190,26 @@ class Study(Section):
     def pool_row(self, name: str) -> str:
         """Name of the row whose images row ``name`` adds: ``name`` itself, or the row that it draws from."""
         return self.methods[name].pool_row or name
+
+    @property
+    def unfolded(self) -> Study:
+        """The study with the rows of all draws of the training images (:mod:`augbench.config.draws`)."""
+        if self.dataset.draws == 1 or any(fold(name)[1] for name in self.methods):
+            return self
+        return self.model_copy(update={"methods": unfold_rows(self.methods, self.dataset.draws)})
+
+    @property
+    def folded(self) -> Study:
+        """The study with the rows of the config alone; the opposite of :attr:`unfolded`."""
+        if self.dataset.draws == 1:
+            return self
+        rows = {name: row for name, row in self.methods.items() if not fold(name)[1]}
+        return self.model_copy(update={"methods": rows})
+
+    def seed_of(self, name: str) -> int:
+        """Seed of what an unfolded row draws: the study's, or one of its own for further draws."""
+        draw = fold(name)[1] if self.dataset.draws > 1 else 0
+        return derive_seed(self.seed, "draw", draw) if draw else self.seed
 
     def label(self, name: str) -> str:
         """Name of a row in tables and figures, on one line."""

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from augbench.artifacts.parquet import REMAKE, read_table
+from augbench.config.draws import drawn_name
 from augbench.errors import UserError
 from augbench.files import atomic_path
 from augbench.seeds import derive_seed
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from augbench.data.source import ClassImages
 
 ALWAYS = frozenset({"train", "val", "test"})
-SPLITS = (*sorted(ALWAYS), "train2x", "full")
 SCHEMA = pa.schema(
     [("image_id", pa.string()), ("class_id", pa.string()), ("label", pa.int32()), ("source", pa.string())]
 )
@@ -193,7 +193,8 @@ def split_class(
     - ``test``: the given images, else a disjoint sample; only ``test_images_per_class`` of them if the
       config sets that;
     - ``train2x`` (if needed): train and as many further images, none of them in val or test;
-    - ``full`` (if needed): the pool without val and test images that were sampled from it (before any cut).
+    - ``full`` (if needed): the pool without val and test images that were sampled from it (before any cut);
+    - ``train_draw1``, ``train2x_draw1`` and so on (if needed): further draws of these sizes from ``full``.
 
     Parameters
     ----------
@@ -234,8 +235,19 @@ def split_class(
         "train2x": np.concatenate([train, rest[: sizes.train]]),
         "full": full,
     }
+    if dataset.draws > 1 and not sizes.room:
+        raise UserError(
+            "dataset.draws",
+            f"{dataset.draws}, but class {class_id!r} has no image besides its training, validation and test"
+            " images",
+            "allowed: 1 at these fractions; lower train_fraction for draws that differ",
+        )
+    for further in range(1, dataset.draws):
+        order = rng.permutation(full)
+        for name, size in (("train", sizes.train), ("train2x", 2 * sizes.train)):
+            chosen[drawn_name(name, further)] = order[:size]
     return {
-        name: np.sort(chosen[name]).astype(np.int64) for name in SPLITS if name in ALWAYS or name in needed
+        name: np.sort(part).astype(np.int64) for name, part in chosen.items() if name in ALWAYS | {*needed}
     }
 
 
@@ -271,16 +283,14 @@ def make_splits(
     images : sequence of ClassImages
         In label order, as :meth:`~augbench.data.source.ImageSource.scan` returns them.
     needed : collection of str
-        The splits to make, of :data:`SPLITS`; train, val and test are always made.
+        The splits to make, as :func:`split_class` names them; train, val and test are always made.
 
     Raises
     ------
     UserError
         A class cannot be split. The error names the first such class; ``augbench check`` names all.
     """
-    columns: dict[str, list[tuple[int, str, str, str]]] = {
-        name: [] for name in SPLITS if name in ALWAYS or name in needed
-    }
+    columns: dict[str, list[tuple[int, str, str, str]]] = {name: [] for name in sorted(ALWAYS | {*needed})}
     for label, (info, found) in enumerate(zip(classes, images, strict=True)):
         if found.class_id != info.class_id:
             raise ValueError(

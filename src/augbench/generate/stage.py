@@ -239,9 +239,8 @@ class _Maker:
         starts = None
         if self.row.from_images:
             starts = self._training_images([row["source"] for row in shard.rows])
-        return sampler.begin(
-            [row["prompt"] for row in shard.rows], scopes, self.job.study.seed, self.progress, starts
-        )
+        prompts, seed = [row["prompt"] for row in shard.rows], self.job.study.seed_of(self.method)
+        return sampler.begin(prompts, scopes, seed, self.progress, starts)
 
     def _commit(self, shard: _Shard, samples: Sequence[Sample]) -> None:
         """Encode a shard's images with all of the job's threads, and write the shard to the store."""

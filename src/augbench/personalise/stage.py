@@ -92,7 +92,7 @@ def group_recipes(
         **data_set_recipe(job.study),
         "model": canonical_hash(files),
     }
-    each = {task.info.class_id: _task_recipe(task, method, job.study.seed) for task in tasks}
+    each = {task.info.class_id: _task_recipe(task, method, job.study.seed_of(name)) for task in tasks}
     together = canonical_hash(list(each.values()))
     return {
         class_id: {**base, "group": together if method.train_unet else canonical_hash([own])}
@@ -248,7 +248,7 @@ def _learn(
     wanted = [task for task in tasks if task.info.class_id in missing]
     source = open_source(job.study.dataset, job.study.seed, job.study.corpus)
     learned = fine_tune(
-        job.study,
+        job.study.model_copy(update={"seed": job.study.seed_of(name)}),
         method=row,
         factor=factor,
         tasks=wanted,

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from augbench.config.corpus import MiniatureCorpus, OwnCorpus
 from augbench.config.data import FashionMnist, ImageFolder
+from augbench.config.draws import drawn_name, fold
 from augbench.config.hub import HubModel, Layout
 from augbench.config.study import Study
 from augbench.data.classes import SHIPPED_TABLES
@@ -126,12 +127,33 @@ class InputPaths:
     @cached_property
     def splits(self) -> dict[str, str]:
         """Split manifests that the study needs, by name."""
-        names = {"train", "val", "test"} | {method.split for method in self.study.real.values()}
+        draws = range(self.study.dataset.draws)
+        return {name: path for draw in draws for name, path in self.splits_of(draw).items()}
+
+    def splits_of(self, draw: int) -> dict[str, str]:
+        """Split manifests by name that a draw of the training images adds; draw 0 has validation and test."""
+        real = {"train"} | {method.split for method in self.study.real.values()}
+        names = {drawn_name(name, draw) for name in real - {"full"}} if draw else real | {"val", "test"}
         return {name: self.path("splits", f"{name}.parquet") for name in sorted(names)}
 
     def split_of(self, method: str) -> str:
         """Manifest of the real images that a method's classifiers are trained on."""
-        return self.splits[self.study.methods[method].real_split]
+        split = self.study.methods[method].real_split
+        return self.splits[split if split == "full" else drawn_name(split, self.draw_of(method))]
+
+    def draw_of(self, method: str) -> int:
+        """Draw of the training images that a row belongs to."""
+        return fold(method)[1] if self.study.dataset.draws > 1 else 0
+
+    @cached_property
+    def drawn_splits(self) -> list[str]:
+        """Training splits of all draws of the training images; none if there is one draw."""
+        draws = self.study.dataset.draws
+        return [self.splits[drawn_name("train", draw)] for draw in range(draws)] if draws > 1 else []
+
+    def train_of(self, method: str) -> str:
+        """Manifest of the training split of a row's draw."""
+        return self.splits[drawn_name("train", self.draw_of(method))]
 
     @cached_property
     def hub_models(self) -> dict[Layout, HubModel]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from augbench.config.draws import drawn_name
 from augbench.plan.pools import SELECTED, PoolPaths
 
 CLUSTER_ABLATION = "cluster_ablation"
@@ -21,13 +22,45 @@ BEST_ROWS = ("none", "clip_prompts", "pseudoword_dm", "retrieval")
 class Plan(PoolPaths):
     """All paths of a study, relative to the working directory: tables, figures, report, and their inputs."""
 
+    @property
+    def unfolded(self) -> Plan:
+        """The plan with the rows of all draws of the training images (:mod:`augbench.config.draws`)."""
+        return Plan(self.study.unfolded, self.class_ids)
+
+    @property
+    def folded(self) -> Plan:
+        """The plan with the rows of the config alone; the opposite of :attr:`unfolded`."""
+        return Plan(self.study.folded, self.class_ids)
+
+    def in_all_draws(self, method: str) -> list[str]:
+        """Names of a row in all draws of the training images."""
+        return [drawn_name(method, draw) for draw in range(self.study.dataset.draws)]
+
     def predictions(self, method: str) -> list[str]:
-        """Prediction files of all classifiers of a method."""
-        return [self.path("classifiers", method, SELECTED, run, "predictions.parquet") for run in self.runs]
+        """Prediction files of all classifiers of a method, in all draws."""
+        return [
+            self.path("classifiers", name, SELECTED, run, "predictions.parquet")
+            for name in self.in_all_draws(method)
+            for run in self.runs
+        ]
 
     def results(self) -> list[str]:
         """Result file of every classifier, in the order of Table 1."""
-        return [self.run_files(method, run)[0] for method in self.methods for run in self.runs]
+        return [
+            self.run_files(name, run)[0]
+            for method in self.methods
+            for name in self.in_all_draws(method)
+            for run in self.runs
+        ]
+
+    def sets(self) -> list[str]:
+        """Manifests of the added images of every classifier."""
+        return [
+            self.resample(name, run)
+            for method in self.study.augmented
+            for name in self.in_all_draws(method)
+            for run in self.runs
+        ]
 
     @cached_property
     def table1(self) -> dict[str, str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from augbench.config.draws import drawn_name
 from augbench.plan.inputs import InputPaths
 from augbench.plan.jobs import Block, FolderBlock, ShardBlock, blocks, cut
 
@@ -146,12 +147,21 @@ class PoolPaths(InputPaths):
         return [path for run in block.members for path in self.run_files("{method}", run)]
 
     @cached_property
-    def cluster_files(self) -> dict[int, str]:
-        """Files with each training and validation image's cluster, by the number of clusters per class."""
-        counts = sorted(
-            {method.clusters for method in self.study.personalised.values() if method.clusters > 1}
-        )
-        return {count: self.path("finetune/clusters", f"k{count}.parquet") for count in counts}
+    def cluster_counts(self) -> list[int]:
+        """Numbers of clusters per class that rows need, above 1."""
+        return sorted({method.clusters for method in self.study.personalised.values() if method.clusters > 1})
+
+    def cluster_files(self, draw: int = 0) -> list[str]:
+        """Files with each training and validation image's cluster, one per number of clusters per class."""
+        return [
+            self.path("finetune/clusters", f"{drawn_name(f'k{count}', draw)}.parquet")
+            for count in self.cluster_counts
+        ]
+
+    def clusters_of(self, method: str) -> list[str]:
+        """File with the clusters that a row learns for, if it learns for more than one per class."""
+        count, files = self.study.personalised[method].clusters, self.cluster_files(self.draw_of(method))
+        return [files[self.cluster_counts.index(count)]] if count > 1 else []
 
     @cached_property
     def feature_files(self) -> list[str]:
@@ -273,7 +283,7 @@ class PoolPaths(InputPaths):
 
         Rows that draw from another row's pool are among them only if near-duplicates are dropped.
         """
-        return {"off": [], "report": list(self.study.pooled), "drop": list(self.study.augmented)}[
+        return {"off": [], "report": list(self.study.folded.pooled), "drop": list(self.study.augmented)}[
             self.study.leakage.action
         ]
 

@@ -28,6 +28,11 @@ def data_set_recipe(study: Study) -> Recipe:
     return {"dataset": dataset} if "root" in dataset else {}
 
 
+def dataset_recipe(study: Study) -> Recipe:
+    """Recipe of the data set: its section without the draws, which say how often it is used."""
+    return study.dataset.model_dump(mode="json", exclude={"draws"})
+
+
 def classes_recipe(study: Study) -> Recipe:
     """Recipe of the class table."""
     dataset = study.dataset.model_dump(mode="json")
@@ -46,7 +51,7 @@ def splits_recipe(study: Study) -> Recipe:
     return {
         "version": 1,
         "seed": study.seed,
-        "dataset": study.dataset.model_dump(mode="json"),
+        "dataset": dataset_recipe(study),
         "splits": wanted,
         "corpus_images": images,
     }
@@ -70,7 +75,7 @@ def embed_recipe(study: Study) -> Recipe:
 def prompts_recipe(study: Study, name: str) -> Recipe:
     """Recipe of a method's prompts: one row per image to make, or one query per class for retrieval."""
     method = study.pooled[name]
-    recipe: Recipe = {"version": 1, "seed": study.seed}
+    recipe: Recipe = {"version": 1, "seed": study.seed_of(name)}
     if method.generates_images:
         sizes = study.augmentation.model_dump(
             include={"images_per_class", "images_per_training_image", "images_per_part"}
@@ -129,7 +134,7 @@ def generate_recipe(study: Study, name: str) -> Recipe:
     """Recipe of a method's generated images; prompts and learned vectors enter through files."""
     return {
         "version": 1,
-        "seed": study.seed,
+        "seed": study.seed_of(name),
         "method": name,
         "diffusion": method_sampling(study, name),
         "image": image_recipe(study),
@@ -193,7 +198,7 @@ def finetune_recipe(study: Study, name: str, factor: float) -> Recipe:
     )
     return {
         "version": 1,
-        "seed": study.seed,
+        "seed": study.seed_of(name),
         "learned": {**learned, "prompting": method.prompting.model_dump()},
         "factor": factor,
         "finetune": training,
@@ -213,7 +218,7 @@ def resample_recipe(study: Study, name: str) -> Recipe:
     )
     if study.methods[name].shuffles_labels:
         drawn["labels"] = "shuffled"
-    return {"version": 2, "seed": study.seed, **drawn}
+    return {"version": 2, "seed": study.seed_of(name), **drawn}
 
 
 def classifier_recipe(study: Study, name: str) -> Recipe:
@@ -225,7 +230,7 @@ def classifier_recipe(study: Study, name: str) -> Recipe:
     unused = {"schedule"} | STEPS_KEYS if config.schedule == "plateau" else PLATEAU_KEYS
     recipe: Recipe = {
         "version": 1,
-        "seed": study.seed,
+        "seed": study.seed_of(name),
         "split": method.real_split,
         "classifier": config.model_dump(mode="json", exclude=set(unused)),
     }
@@ -249,6 +254,8 @@ def _decisions(study: Study) -> Recipe:
 def table_recipe(study: Study) -> Recipe:
     """Recipe of Table 1; it contains the config, because the footer lists departures from the protocol."""
     others: Any = {"execution": True, "pretrain": True, "report": DECISIONS}
+    if study.dataset.draws == 1:
+        others["dataset"] = {"draws"}
     return {"version": 2, "study": study.model_dump(mode="json", exclude=others)}
 
 
@@ -275,7 +282,7 @@ def diagnostics_recipe(study: Study) -> Recipe:
     return {
         "version": 2,
         "seed": study.seed,
-        "dataset": study.dataset.model_dump(mode="json"),
+        "dataset": dataset_recipe(study),
         "report": report,
         "methods": rows,
     }
@@ -286,7 +293,7 @@ def leakage_recipe(study: Study) -> Recipe:
     return {
         "version": 1,
         "limits": study.leakage.model_dump(mode="json", exclude={"action"}),
-        "dataset": study.dataset.model_dump(mode="json"),
+        "dataset": dataset_recipe(study),
     }
 
 
@@ -331,7 +338,7 @@ def figure_data_recipe(study: Study, methods: Iterable[str]) -> Recipe:
     return {
         "version": 1,
         "seed": study.seed,
-        "dataset": study.dataset.model_dump(mode="json"),
+        "dataset": dataset_recipe(study),
         "methods": rows,
     }
 
@@ -356,7 +363,7 @@ def report_images_recipe(study: Study, methods: Iterable[str]) -> Recipe:
     return {
         "version": 1,
         "seed": study.seed,
-        "dataset": study.dataset.model_dump(mode="json"),
+        "dataset": dataset_recipe(study),
         "report": report,
         "methods": list(methods),
     }

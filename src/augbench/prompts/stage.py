@@ -167,9 +167,9 @@ def _class_rows(
     for part in range(study.parts_made(name)):
         for index in study.augmentation.part_range(part, len(images)):
             if personalised is not None:
-                prompt = _personalised_prompt(personalised, info, index, study.seed)
+                prompt = _personalised_prompt(personalised, info, index, study.seed_of(name))
             else:
-                prompt = prompt_for(info, index, method.prompting, study.seed)
+                prompt = prompt_for(info, index, method.prompting, study.seed_of(name))
             yield {
                 "part": part,
                 "index": index,

@@ -95,8 +95,8 @@ def _leave(finished: list[bool]) -> None:
 
 
 @contextmanager
-def running(snakemake: Any) -> Iterator[Job]:
-    """Set up a script's surroundings and yield its :class:`Job`.
+def running(snakemake: Any, unfolded: bool = False) -> Iterator[Job]:
+    """Set up a script's surroundings and yield its :class:`Job`, with the study or the unfolded study.
 
     All output goes to the rule's log; Snakemake shows its end when the job fails. A :class:`UserError` is one
     line there. The network is off, except for the rules of :func:`augbench.plan.uses_network.uses_network`.
@@ -126,7 +126,7 @@ def running(snakemake: Any) -> Iterator[Job]:
         store.enter()
         if study.execution.compile:
             share_cache(folder / ".work/compiled")
-        yield Job(study, store, snakemake.threads)
+        yield Job(study.unfolded if unfolded else study, store, snakemake.threads)
         if store.tally.made or store.tally.reused:
             logger.info("done: %s", store.tally)
         if "torch" in sys.modules and (store.tally.made or not store.tally.reused):

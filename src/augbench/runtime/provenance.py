@@ -23,6 +23,7 @@ from packaging.requirements import Requirement
 
 from augbench import __version__
 from augbench.artifacts.store import Store
+from augbench.config.draws import drawn_name
 from augbench.config.study import Study
 from augbench.files import PROJECT, canonical_hash, read_json, sha256_file, write_json
 from augbench.plan.jobs import read_seconds
@@ -191,7 +192,11 @@ def write_provenance(
             "seeds": {
                 "study": study.seed,
                 "classifiers": {
-                    str(run): classifier_seed(study.seed, run) for run in range(study.augmentation.resamples)
+                    str(draw * study.augmentation.resamples + run): classifier_seed(
+                        study.seed_of(drawn_name("", draw)), run
+                    )
+                    for draw in range(study.dataset.draws)
+                    for run in range(study.augmentation.resamples)
                 },
             },
             "models": {

@@ -39,7 +39,7 @@ class Detectable:
     Attributes
     ----------
     runs, contrasts : int
-        Runs per row, and contrasts that are tested together.
+        Runs per row, or draws of the training images if there are several; contrasts that are tested together.
     alone, corrected : tuple of float, or None
         Smallest difference in points that is detected with 80% power at level 0.05, and at 0.05 divided by
         the number of contrasts (Holm's smallest p); None for a single run.
@@ -98,7 +98,8 @@ def detectable_of(study: Study) -> Detectable | None:
     from augbench.report.inference.paired import ALPHA
     from augbench.report.inference.power import detectable, runs_needed
 
-    runs, pairs, spread = study.augmentation.resamples, planned_pairs(study), spread_of(study)
+    draws, pairs, spread = study.dataset.draws, planned_pairs(study), spread_of(study)
+    runs = draws if draws > 1 else study.augmentation.resamples
     if not pairs:
         return None
     corrected, sds = ALPHA / len(pairs), (spread.smallest, spread.largest)

@@ -15,9 +15,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from augbench.commands.plan.steps import STAGES, Step
+from augbench.commands.plan.steps import STAGES, Step, total
 from augbench.commands.plan.throughput import Throughput, read_throughput
 from augbench.commands.plan.work import FORWARD_SHARE, Work
+from augbench.config.draws import fold
 from augbench.config.hub import known_models
 from augbench.config.methods import PersonaliseMethod, RetrieveMethod
 from augbench.config.study import Study
@@ -123,7 +124,18 @@ class Estimate(Work):
                     sets.append(self.plan.pool(method))
                 found.append(self._step("resample", method, [*index, sets]))
             found.append(self._classify(method))
-        return sorted(found, key=lambda step: STAGES.index(step.stage))
+        found.sort(key=lambda step: STAGES.index(step.stage))
+        return found if self.study.dataset.draws == 1 else self._folded(found)
+
+    def _folded(self, steps: Iterable[Step]) -> list[Step]:
+        """Sum the steps of a row over the draws of the training images."""
+        rows: dict[tuple[str, str], list[Step]] = {}
+        for step in steps:
+            rows.setdefault((step.stage, fold(step.method)[0]), []).append(step)
+        return [
+            replace(total(group, stage, method), training_steps=group[0].training_steps)
+            for (stage, method), group in rows.items()
+        ]
 
     def _fetch(self) -> Iterator[Step]:
         sizes = {
@@ -135,7 +147,7 @@ class Estimate(Work):
             known = [file.size for file in known_models().get(hub.repository, ("", {}))[1].values()]
             size = float(sum(file or 0 for file in known)) if known and None not in known else sizes[layout]
             yield self._fetched(hub.repository, [hub.marker], size)
-        if self.plan.cluster_files and self.plan.feature_files:
+        if self.plan.cluster_counts and self.plan.feature_files:
             yield self._fetched("Inception-v3", self.plan.feature_files, 1.09e8)
         if self.plan.aesthetics_files:
             yield self._fetched("aesthetics predictor", self.plan.aesthetics_files, 3.7e6)
@@ -150,8 +162,8 @@ class Estimate(Work):
         models = [[plan.diffusion], [plan.clip]]
         prompts = [[plan.prompts(method)] for method in plan.study.pooled]
         jobs = [[plan.classes], list(plan.splits.values()), *models, *prompts]
-        if plan.cluster_files:
-            jobs.append(list(plan.cluster_files.values()))
+        if plan.cluster_counts:
+            jobs += [plan.cluster_files(draw) for draw in range(self.study.dataset.draws)]
         if plan.corpus_parts:
             jobs.append(plan.corpus_parts)
         yield self._step("prepare", "all methods", jobs)
@@ -326,17 +338,17 @@ class Estimate(Work):
                 *plan.embedded_splits.values(),
                 *(path for method in plan.guarded for path in (plan.leaks(method), plan.leak_counts(method))),
             ]
-            repeats = [plan.embedded_split("train"), *map(plan.repeats, plan.guarded)]
+            repeats = [plan.embedded_split("train"), *map(plan.repeats, plan.folded.guarded)]
             yield self._step(
                 stage="report",
                 method="near-duplicates",
                 jobs=[guard, repeats],
-                others=[list(plan.leakage_table.values())],
+                others=[list(plan.folded.leakage_table.values())],
                 images=images,
                 gpu_hours=images / self.rate("embed") / 3600,
             )
         yield self._step(
-            "report", "tables and figures", [*plan.report_jobs, [plan.config], [plan.provenance]]
+            "report", "tables and figures", [*plan.folded.report_jobs, [plan.config], [plan.provenance]]
         )
 
 
@@ -352,4 +364,4 @@ def estimate_study(study: Study, device: str | None = None, throughput: str | Pa
     class_ids = tuple(
         info.class_id for info in open_source(study.dataset, study.seed, study.corpus).classes()
     )
-    return Estimate(Plan(study, class_ids), figures)
+    return Estimate(Plan(study, class_ids).unfolded, figures)

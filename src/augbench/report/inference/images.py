@@ -18,7 +18,7 @@ from augbench.report.inference.paired import CONFIDENCE, ErrorTerm
 
 RESAMPLES = 10_000  # bootstrap samples of the test images
 BATCH_BYTES = 4e6  # memory of the samples that are held together; fits into a cache
-Hits = dict[str, dict[int, np.ndarray]]  # by method and run: bool (N,), whether each image's class was found
+Hits = dict[str, dict[int, np.ndarray]]  # by method and run: (N,), whether each image's class was found
 
 
 def read_hits(predictions: Mapping[str, Sequence[str | Path]]) -> Hits:
@@ -27,7 +27,7 @@ def read_hits(predictions: Mapping[str, Sequence[str | Path]]) -> Hits:
     Parameters
     ----------
     predictions : mapping of method to sequence of path
-        ``{run}/predictions.parquet`` of every run.
+        ``predictions.parquet`` of every run, in the order of their numbers from 0.
 
     Raises
     ------
@@ -47,8 +47,20 @@ def read_hits(predictions: Mapping[str, Sequence[str | Path]]) -> Hits:
                 if not np.array_equal(np.sort(ids), np.sort(first)):
                     raise UserError(str(path), "scored on other test images than other runs", REMAKE)
                 hits = hits[np.argsort(ids)][np.argsort(np.argsort(first))]
-            found.setdefault(method, {})[int(path.parent.name)] = hits
+            own = found.setdefault(method, {})
+            own[len(own)] = hits
     return found
+
+
+def average_hits(hits: Hits, per_draw: int) -> Hits:
+    """Average the runs of each draw of the training images; runs are numbered draw by draw."""
+    return {
+        method: {
+            draw: np.mean([own[run] for run in own if run // per_draw == draw], axis=0)
+            for draw in {run // per_draw for run in own}
+        }
+        for method, own in hits.items()
+    }
 
 
 def paired_hits(own: Mapping[int, np.ndarray], reference: Mapping[int, np.ndarray]) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 Input: ``table1.csv`` and ``table1_runs.csv``. Output: ``components.csv`` (full precision) and Markdown, one
 row per source of spread. What differs between the runs of one row is the seed and, where images are added,
-the draw from the pool: together, so that the two cannot be separated.
+the draw from the pool: together, so that the two cannot be separated. With several draws of the training
+images these differ, too, and can be separated if a draw has several runs.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from pathlib import Path
 from statistics import fmean, variance
 
 from augbench.files import write_text
-from augbench.report.inference.variance import FEWEST, REST, of_rows_and_runs
+from augbench.report.inference.variance import FEWEST, REST, components, of_rows_and_runs
 from augbench.report.render import NONE, Layout, render_csv, render_markdown
 from augbench.report.tables import table1
 from augbench.report.tables.statistics import accuracies_of
-from augbench.report.tables.table1 import RunRow
+from augbench.report.tables.table1 import RunRow, average_draws
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,14 @@ class Row:
     meaning: str
 
 
-def build_rows(table: Sequence[table1.Row], runs: Sequence[RunRow]) -> list[Row]:
-    """Build the components of the spread of a study with one split, one pool and one fine-tuning per row."""
+def build_rows(table: Sequence[table1.Row], runs: Sequence[RunRow], per_draw: int | None = None) -> list[Row]:
+    """Build the components of the spread.
+
+    ``per_draw`` is the number of runs of each draw of the training images; None if there is one draw, so that
+    all runs share their training images and pools.
+    """
+    if per_draw is not None:
+        return _of_draws(table, runs, per_draw)
     adding = {row.method: row.added_per_class > 0 for row in table}
     accuracies = accuracies_of(runs)
     real = [[*accuracies[method].values()] for method, adds in adding.items() if not adds]
@@ -45,6 +52,43 @@ def build_rows(table: Sequence[table1.Row], runs: Sequence[RunRow]) -> list[Row]
             " because run r has its own seed and its own draw"),
         *_shared(accuracies),
     ]  # fmt: skip
+
+
+def _of_draws(table: Sequence[table1.Row], runs: Sequence[RunRow], per_draw: int) -> list[Row]:
+    """The components where runs of different draws differ in their training images."""
+    import pandas as pd
+
+    accuracies = accuracies_of(runs)
+    adding = {row.method: row.added_per_class > 0 for row in table}
+    rows = []
+    for adds, images, rest in (
+        (False, "real images", "seed"),
+        (True, "real images, and what is made from them", "seed and draw from the pool"),
+    ):
+        chosen = [method for method in accuracies if adding[method] == adds]
+        if per_draw == 1:
+            own = [[*accuracies[method].values()] for method in chosen]
+            rows.append(Row(f"{images}; {rest}", *_pooled(own), f"{_KINDS[adds]}: not separable, because each"
+                            " draw of the real images has one classifier"))  # fmt: skip
+            continue
+        values = [
+            (method, run // per_draw, value) for method in chosen for run, value in accuracies[method].items()
+        ]
+        found = (
+            components(pd.DataFrame(values, columns=["row", "draw", "value"]), {"row": (), "draw": ("row",)})
+            if chosen
+            else []
+        )
+        sd = {component.name: (component.sd, component.df) for component in found}
+        rows += [
+            Row(images, *sd.get("row:draw", (None, 0)), f"{_KINDS[adds]}: between draws of the real images"),
+            Row(rest, *sd.get(REST, (None, 0)), f"{_KINDS[adds]}: between runs of one draw"),
+        ]
+    units = average_draws(runs, per_draw)
+    return [*rows, *_shared(accuracies_of(units))]
+
+
+_KINDS = {False: "rows without added images", True: "rows with added images"}
 
 
 def _pooled(rows: Sequence[Sequence[float]]) -> tuple[float | None, int]:
@@ -96,10 +140,17 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def write_components(
-    study: str, table: Sequence[table1.Row], runs: Sequence[RunRow], outs: Mapping[str, str | Path]
+    study: str,
+    table: Sequence[table1.Row],
+    runs: Sequence[RunRow],
+    outs: Mapping[str, str | Path],
+    per_draw: int | None = None,
 ) -> list[Row]:
-    """Write the components to ``outs``, which maps formats (any of ``csv``, ``md``) to paths."""
-    rows, notes = build_rows(table, runs), _notes(table)
+    """Write the components to ``outs``, which maps formats (any of ``csv``, ``md``) to paths.
+
+    The other parameters are those of :func:`build_rows`.
+    """
+    rows, notes = build_rows(table, runs, per_draw), _notes(table)
     title = f"Components of the spread, study {study}"
     layout = Layout(title, HEADER, NUMERIC, tuple(map(_cells, rows)), notes)
     texts = {"csv": render_csv(rows, notes), "md": render_markdown(layout)}

@@ -47,6 +47,7 @@ SHARED = {
     "CLIP": (RETRIEVAL, ("fetch_clip", "fetch_aesthetics", "fingerprint_clip")),
     "corpus": (RETRIEVAL, ("corpus", "embed_corpus", "index_corpus", "retrieval_summary")),
 }
+POOLED = ("shards", "finetune", "retrieval")  # folders with the images of a row and what they came from
 HOUR, MEGABYTE = 3600, 1e6
 
 
@@ -162,9 +163,9 @@ def build_rows(plan: Plan, table: str | Path) -> list[Row]:
         making, training = Hours(), Hours()
         pool, parts = plan.study.pool_row(method), len(plan.parts(method)) if config.adds_images else 0
         for job, hours in times.items():
-            if job.stage in TRAINING and job.method == method:
+            if job.stage in TRAINING and job.method in plan.in_all_draws(method):
                 training += hours
-            elif job.stage in MAKING and job.method == pool and job.part < max(1, parts):
+            elif job.stage in MAKING and job.method in plan.in_all_draws(pool) and job.part < max(1, parts):
                 making += hours
         gain = (
             entries[method].top1_percent - entries[baseline].top1_percent
@@ -214,9 +215,14 @@ def _needs(plan: Plan, pool: str) -> set[str]:
 
 def _folders(plan: Plan, method: str) -> list[str]:
     """Folders with a row's files, including the images of the row whose pool it draws from."""
-    own = [plan.path(stage, method) for stage in ("resamples", "classifiers")]
-    pool = plan.study.pool_row(method)
-    return [*own, *(plan.path(stage, pool) for stage in ("shards", "finetune", "retrieval"))]
+    stages = {method: ("resamples", "classifiers")}
+    stages[plan.study.pool_row(method)] = (*stages.get(plan.study.pool_row(method), ()), *POOLED)
+    return [
+        plan.path(stage, name)
+        for row, of_row in stages.items()
+        for stage in of_row
+        for name in plan.in_all_draws(row)
+    ]
 
 
 def _downloaded(plan: Plan, method: str) -> float | None:
@@ -229,11 +235,11 @@ def _shared(plan: Plan, held: Mapping[str, int]) -> list[Row]:
     """One row per shared step that has benchmark files."""
     rows = []
     for label, (needed_by, stages) in SHARED.items():
-        paths = {stage: Path(plan.path("benchmarks", f"{stage}.tsv")) for stage in stages}
         hours = Hours()
-        for stage, path in paths.items():
-            if path.exists():
-                hours += hours_of(path, held.get(stage, 0))
+        for stage in stages:
+            for name in plan.in_all_draws(stage):
+                if (path := Path(plan.path("benchmarks", f"{name}.tsv"))).exists():
+                    hours += hours_of(path, held.get(stage, 0))
         if hours.wall:
             disk = size_mb([plan.path("corpus")]) if label == "corpus" else 0.0
             rows.append(

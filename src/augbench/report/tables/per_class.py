@@ -63,7 +63,7 @@ def write_per_class(
     classes_path : path
         ``classes.parquet``.
     predictions : mapping of method to sequence of path
-        ``{run}/predictions.parquet`` of every run.
+        ``predictions.parquet`` of every run, in the order of their numbers from 0.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def write_per_class(
     class_ids = [info.class_id for info in read_class_table(classes_path)]
     tables = []
     for method, paths in predictions.items():
-        for path in map(Path, paths):
+        for run, path in enumerate(map(Path, paths)):
             labels, predicted = _read(path)
             if len(labels) and labels.max() >= len(class_ids):
                 raise UserError(
@@ -83,7 +83,7 @@ def write_per_class(
             kept = np.flatnonzero(n_test)
             columns = [
                 [method] * len(kept),
-                [int(path.parent.name)] * len(kept),
+                [run] * len(kept),
                 [class_ids[label] for label in kept],
                 n_test[kept],
                 accuracy[kept],

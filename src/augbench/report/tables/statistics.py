@@ -184,7 +184,7 @@ def _alike(rows: Sequence[Sequence[float]]) -> str:
     return f"Levene's test finds no row that varies more than others (p = {p:.2f})."
 
 
-def _notes(rows: Sequence[Row], baseline: str | None, spread: str) -> tuple[str, ...]:
+def _notes(rows: Sequence[Row], baseline: str | None, spread: str, draws: int) -> tuple[str, ...]:
     """Notes on what the errors and intervals cover."""
     labels = {row.method: row.label for row in rows}
     notes = [
@@ -192,7 +192,12 @@ def _notes(rows: Sequence[Row], baseline: str | None, spread: str) -> tuple[str,
         " freedom, which is wide for few runs.",
         "The spread over runs covers what differs between runs: the added images drawn from the pool, the"
         " classifier's initial weights and the order of images. It does not cover other training or test"
-        " images, another pool or another fine-tuning: the study has only one of each.",
+        " images, another pool or another fine-tuning: the study has only one of each."
+        if draws == 1
+        else f"A run is one of {draws} draws of the training images. The spread over runs covers these images,"
+        " what is learned and made from them, the draw from a pool, the classifier's initial weights and the"
+        " order of images. It does not cover other test images, nor another pool of the rows that have one for"
+        " all draws.",
         "Test error: standard error of one accuracy due to the number of test images (binomial). All"
         " methods are tested on the same images, so it largely cancels in differences between methods.",
         "Overlap: mean share of images that two sets of a method have in common. Near 100%, the spread"
@@ -262,13 +267,16 @@ def write_statistics(
     seed: int,
     report: Report,
     outs: Mapping[str, str | Path],
+    draws: int = 1,
 ) -> list[Row]:
     """Write the statistics to ``outs``, which maps formats (any of ``csv``, ``md``, ``tex``) to paths.
 
-    ``study`` is the study's name; the other parameters are those of :func:`build_rows`.
+    ``study`` is the study's name, ``draws`` its number of draws of the training images; with several, a run
+    is a draw. The other parameters are those of :func:`build_rows`.
     """
     rows, accuracies = build_rows(table, runs, hits, seed, report), accuracies_of(runs)
-    notes = _notes(rows, baseline_of(table), spread_note(accuracies, error_of(accuracies, report)))
+    spread = spread_note(accuracies, error_of(accuracies, report))
+    notes = _notes(rows, baseline_of(table), spread, draws)
     layout = Layout(f"Statistics of Table 1, study {study}", HEADER, NUMERIC, tuple(map(_cells, rows)), notes)
     caption = f"Spread over runs, and paired differences from the baseline, study {study}."
     texts = {

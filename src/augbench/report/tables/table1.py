@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from augbench.artifacts.pool import read_index
 from augbench.classifier.history import ALPHA, history_of
+from augbench.config.draws import fold
 from augbench.config.study import Study
+from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import read_json, write_text
 from augbench.report import render
@@ -91,6 +94,26 @@ class Table1:
     notes: tuple[str, ...]
 
 
+def average_draws(runs: Sequence[RunRow], per_draw: int) -> list[RunRow]:
+    """Average the runs of each draw of the training images; the number of the draw becomes the run's.
+
+    Runs of one draw share their training images, so the draws are what differences are tested over. With one
+    run per draw, these are the runs.
+    """
+    grouped: dict[tuple[str, int], list[RunRow]] = {}
+    for run in runs:
+        grouped.setdefault((run.method, run.run // per_draw), []).append(run)
+    return [
+        replace(
+            same[0],
+            run=draw,
+            test_top1_percent=fmean(run.test_top1_percent for run in same),
+            val_top1_percent=fmean(run.val_top1_percent for run in same),
+        )
+        for (_, draw), same in grouped.items()
+    ]
+
+
 def standard_error(values: Sequence[float]) -> float | None:
     """Standard error of the mean: sample standard deviation (ddof = 1) / sqrt(n); None for a single value."""
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
@@ -101,6 +124,7 @@ def build_table(
     results: Iterable[str | Path],
     manifests: Iterable[str | Path] = (),
     excluded: Collection[str] = (),
+    draws: Sequence[str | Path] = (),
 ) -> Table1:
     """Build Table 1 of a study.
 
@@ -112,6 +136,8 @@ def build_table(
         ``resamples/{method}/selected/{r}.parquet`` of every set, for the overlap.
     excluded : collection of str
         Classes that the study leaves out.
+    draws : sequence of path
+        Training splits of all draws, for their overlap.
 
     Raises
     ------
@@ -119,12 +145,14 @@ def build_table(
         A method of the config has no results, or a run appears twice or was not scored on the test split.
     """
     runs, classes = _read_runs(study, results)
-    shared = _overlaps(manifests)
+    shared = _overlaps(study, manifests)
     paper = paper_results(study.report.paper_study)
     cut = cut_counts(runs)
+    units = average_draws(runs, study.augmentation.resamples) if study.dataset.draws > 1 else runs
     rows = []
     for name, method in study.methods.items():
         own = [run for run in runs if run.method == name]
+        values = [unit.test_top1_percent for unit in units if unit.method == name]
         theirs = paper.get(name)
         rows.append(
             Row(
@@ -132,9 +160,9 @@ def build_table(
                 label=study.label(name),
                 family=method.group,
                 split=method.real_split,
-                top1_percent=fmean(run.test_top1_percent for run in own),
-                stderr_percent=standard_error([run.test_top1_percent for run in own]),
-                n=len(own),
+                top1_percent=fmean(values),
+                stderr_percent=standard_error(values),
+                n=len(values),
                 real_per_class=fmean(run.n_real for run in own) / classes,
                 added_per_class=fmean(run.n_added for run in own) / classes,
                 overlap=shared.get(name),
@@ -146,9 +174,8 @@ def build_table(
         )
     real = next((row.real_per_class for row in rows if row.split == "train"), None)
     facts = Facts(classes, real, max(run.n_val for run in runs), max(run.n_test for run in runs))
-    return Table1(
-        study.study, study.report.paper_study, tuple(rows), tuple(runs), _notes(study, rows, facts, excluded)
-    )
+    notes = _notes(study, rows, facts, excluded, draws)
+    return Table1(study.study, study.report.paper_study, tuple(rows), tuple(runs), notes)
 
 
 def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[RunRow], int]:
@@ -156,7 +183,7 @@ def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[RunRow
     order = {name: position for position, name in enumerate(study.methods)}
     runs, classes = [], set()
     for path in results:
-        value = read_json(path)
+        value = _folded(read_json(path), study)
         if value["method"] not in order or value["test_top1"] is None:
             problem = (
                 "not scored on the test split" if value["method"] in order else f"method {value['method']!r}"
@@ -191,6 +218,14 @@ def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[RunRow
     return sorted(runs, key=lambda run: (order[run.method], run.run)), classes.pop()
 
 
+def _folded(value: dict[str, Any], study: Study) -> dict[str, Any]:
+    """Give a run of a further draw the name of its row, and a number after those of the draws before."""
+    if study.dataset.draws == 1:
+        return value
+    method, draw = fold(value["method"])
+    return {**value, "method": method, "run": draw * study.augmentation.resamples + value["run"]}
+
+
 def _ending(path: str | Path, value: Mapping[str, Any], study: Study) -> dict[str, Any]:
     """Steps, reason and rise of a run; of runs of earlier versions, derived from the history beside it."""
     names = ("steps", "stopped", "rising")
@@ -205,21 +240,26 @@ def cut_counts(runs: Iterable[RunRow]) -> Counter[str]:
     return Counter(run.method for run in runs if run.rising)
 
 
-def _overlaps(manifests: Iterable[str | Path]) -> dict[str, float | None]:
+def _overlaps(study: Study, manifests: Iterable[str | Path]) -> dict[str, float | None]:
     """Overlap between the sets of each method, by method (the name of its folder)."""
     sets: dict[str, list[Path]] = {}
     for path in map(Path, manifests):
-        sets.setdefault(path.parents[1].name, []).append(path)
+        name = path.parents[1].name
+        sets.setdefault(fold(name)[0] if study.dataset.draws > 1 else name, []).append(path)
     return {method: overlap([read_index(path) for path in paths]) for method, paths in sets.items()}
 
 
-def _notes(study: Study, rows: Sequence[Row], facts: Facts, excluded: Collection[str]) -> tuple[str, ...]:
+def _notes(
+    study: Study, rows: Sequence[Row], facts: Facts, excluded: Collection[str], draws: Sequence[str | Path]
+) -> tuple[str, ...]:
     """The footer: notes on columns, classes left out, differences from the protocol, the config's notes."""
     notes = [
         "±: standard error of the mean over n classifiers (sample standard deviation, ddof = 1, divided by"
         " sqrt(n)). Each classifier has its own seed. Where images are added, it also has its own set drawn"
         " from the method's pool. Rows without added images vary in the seed only."
     ]
+    if draws:
+        notes = [_draws_note(study, draws)]
     notes += _training_notes(study, rows)
     if any(row.overlap is not None for row in rows):
         notes.append(
@@ -237,6 +277,20 @@ def _notes(study: Study, rows: Sequence[Row], facts: Facts, excluded: Collection
         )
     notes += [f"Differs from the protocol: {difference}." for difference in differences(study, facts)]
     return (*notes, *(" ".join(note.split()) for note in study.report.notes))
+
+
+def _draws_note(study: Study, draws: Sequence[str | Path]) -> str:
+    """What the standard error measures in a study with several draws of the training images."""
+    chosen = [set(read_split(path).image_ids) for path in draws]
+    shared = fmean(len(one & other) / len(one) for one, other in combinations(chosen, 2))
+    runs = study.augmentation.resamples
+    each = "a classifier" if runs == 1 else f"{runs} classifiers"
+    return (
+        "±: standard error of the mean over n draws of the training images (sample standard deviation, ddof ="
+        f" 1, divided by sqrt(n)), each with {each} of its own seed. Two draws share {shared:.0%} of their"
+        " training images on average. Rows whose images depend on the training images make them in each draw;"
+        " the others draw from one pool. Elsewhere in this study a run is a draw."
+    )
 
 
 def _training_notes(study: Study, rows: Sequence[Row]) -> Iterator[str]:
@@ -318,12 +372,13 @@ def write_table1(
     manifests: Iterable[str | Path],
     outs: Mapping[str, str | Path],
     excluded: Collection[str] = (),
+    draws: Sequence[str | Path] = (),
 ) -> Table1:
     """Write Table 1 to ``outs``: paths by format, ``csv`` and ``runs``.
 
     :mod:`augbench.report.tables.table1_text` writes it as text.
     """
-    table = build_table(study, results, manifests, excluded)
+    table = build_table(study, results, manifests, excluded, draws)
     texts = {"csv": render_csv(table.rows, table.notes), "runs": render_csv(table.runs)}
     for kind, path in outs.items():
         write_text(path, texts[kind])
