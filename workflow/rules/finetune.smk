@@ -19,10 +19,10 @@ for draw in range(STUDY.dataset.draws if PLAN.cluster_counts else 0):
             UNFOLDED.log(drawn_name("cluster", draw)),
         benchmark:
             UNFOLDED.benchmark(drawn_name("cluster", draw))
-        conda:
-            ENVIRONMENT
         # a long chain of jobs depends on it
         priority: 15
+        conda:
+            ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
             **NEEDS.gpu_job(4000, 16000, minutes=240),
@@ -49,7 +49,9 @@ for method, row in UNFOLDED.study.personalised.items():
                 templates=UNFOLDED.template_files(method),
             output:
                 **unet_folders(UNFOLDED.trained_unets(method, factor)),
-                vectors=[directory(UNFOLDED.vectors_folder(method, factor, folder)) for folder in block.folders],
+                vectors=[
+                    directory(UNFOLDED.vectors_folder(method, factor, folder)) for folder in block.folders
+                ],
             log:
                 UNFOLDED.log("finetune", method, block.name, factor),
             benchmark:

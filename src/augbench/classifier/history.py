@@ -15,6 +15,7 @@ from typing import Any
 
 from augbench.classifier.schedule import Stopped, steps_per_epoch
 from augbench.config.classifier import Classifier
+from augbench.config.draws import fold
 from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.files import read_json
@@ -74,6 +75,19 @@ class History:
     stopped: Stopped
     rising: bool | None
     kept_step: int
+
+
+def read_result(study: Study, path: str | Path) -> dict[str, Any]:
+    """Read a run's ``result.json`` as tables show it.
+
+    A run of a further draw of the training images gets the name of its row in the config, and a number after
+    those of the draws before.
+    """
+    value: dict[str, Any] = read_json(path)
+    if study.dataset.draws == 1:
+        return value
+    method, draw = fold(value["method"])
+    return {**value, "method": method, "run": draw * study.augmentation.resamples + value["run"]}
 
 
 def history_of(study: Study, result: str | Path, values: Mapping[str, Any]) -> History:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from augbench.config.methods import DrawMethod, Method
+from augbench.config.methods import DrawMethod, Method, RealMethod
 
 _MARK = re.compile(r"_draw([1-9]\d*)$")
 
@@ -45,7 +45,7 @@ def _of_draw(name: str, row: Method, rows: dict[str, Method], draw: int) -> Meth
     if isinstance(row, DrawMethod):
         apart = depends_on_training_images(rows[row.pool])
         return row.model_copy(update={"pool": drawn_name(row.pool, draw)}) if apart else row
-    if not (row.generates_images or row.retrieves_images) or depends_on_training_images(row):
+    if isinstance(row, RealMethod) or depends_on_training_images(row):
         return row
     return DrawMethod(
         mechanism="draw",

@@ -17,10 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from augbench.classifier.history import history_of
+from augbench.classifier.history import history_of, read_result
 from augbench.config.study import Study
 from augbench.errors import UserError
-from augbench.files import read_json, write_text
+from augbench.files import write_text
 from augbench.report.figures.style import COLOURS, FONT_SIZE, WIDTH, open_axes, save, styled
 from augbench.report.render import read_csv, render_csv
 from augbench.report.tables.table1 import CUT
@@ -63,7 +63,7 @@ def build_rows(study: Study, results: Iterable[str | Path]) -> list[Row]:
     """
     rows = []
     for path in results:
-        value = read_json(path)
+        value = read_result(study, path)
         method, history = value["method"], history_of(study, path, value)
         rows += [
             Row(

@@ -79,7 +79,7 @@ def _of_draws(table: Sequence[table1.Row], runs: Sequence[RunRow], per_draw: int
             if chosen
             else []
         )
-        sd = {component.name: (component.sd, component.df) for component in found}
+        sd: dict[str, tuple[float | None, int]] = {one.name: (one.sd, one.df) for one in found}
         rows += [
             Row(images, *sd.get("row:draw", (None, 0)), f"{_KINDS[adds]}: between draws of the real images"),
             Row(rest, *sd.get(REST, (None, 0)), f"{_KINDS[adds]}: between runs of one draw"),

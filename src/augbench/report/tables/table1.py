@@ -17,12 +17,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 from augbench.artifacts.pool import read_index
-from augbench.classifier.history import ALPHA, history_of
+from augbench.classifier.history import ALPHA, history_of, read_result
 from augbench.config.draws import fold
 from augbench.config.study import Study
 from augbench.data.splits import read_split
 from augbench.errors import UserError
-from augbench.files import read_json, write_text
+from augbench.files import write_text
 from augbench.report import render
 from augbench.report.protocol import Facts, differences, paper_results
 from augbench.report.render import NONE, Layout, render_csv, spread
@@ -183,7 +183,7 @@ def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[RunRow
     order = {name: position for position, name in enumerate(study.methods)}
     runs, classes = [], set()
     for path in results:
-        value = _folded(read_json(path), study)
+        value = read_result(study, path)
         if value["method"] not in order or value["test_top1"] is None:
             problem = (
                 "not scored on the test split" if value["method"] in order else f"method {value['method']!r}"
@@ -216,14 +216,6 @@ def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[RunRow
             "results", f"none of {', '.join(missing)}", "train the classifiers of every method first"
         )
     return sorted(runs, key=lambda run: (order[run.method], run.run)), classes.pop()
-
-
-def _folded(value: dict[str, Any], study: Study) -> dict[str, Any]:
-    """Give a run of a further draw the name of its row, and a number after those of the draws before."""
-    if study.dataset.draws == 1:
-        return value
-    method, draw = fold(value["method"])
-    return {**value, "method": method, "run": draw * study.augmentation.resamples + value["run"]}
 
 
 def _ending(path: str | Path, value: Mapping[str, Any], study: Study) -> dict[str, Any]:
