@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from conftest import SMALL_STUDY, Workspace
 
+from augbench.commands.check.dataset import summary_of_sizes
 from augbench.commands.plan.estimate import estimate_study
 from augbench.config.draws import drawn_name, fold
 from augbench.config.study import Study, load_study, parse_study
-from augbench.data.splits import class_generator, read_split, split_class
+from augbench.data.splits import SplitSizes, class_generator, read_split, split_class
 from augbench.errors import UserError
 from augbench.files import PROJECT
 from augbench.plan import recipes
@@ -125,6 +126,14 @@ def test_draws_that_cannot_differ_are_an_error_that_names_the_key() -> None:
     dataset = study_of().dataset.model_copy(update={"train_fraction": 0.9, "validation_fraction": 0.1})
     with pytest.raises(UserError, match=r"dataset\.draws: 3, but class 'a' has no image besides"):
         split_class("a", 100, dataset, None, 10, class_generator(0, "a"))
+
+
+def test_the_check_says_how_much_draws_share() -> None:
+    sizes = {"a": SplitSizes(50, 50, 300, 50, 0, room=900), "b": SplitSizes(50, 50, 300, 50, 0, room=50)}
+    assert "two of 15 draws share about 5 to 50% of their training images" in summary_of_sizes(
+        sizes, None, 15
+    )
+    assert "draws" not in summary_of_sizes(sizes, None)
 
 
 def test_a_name_that_looks_like_a_draw_is_an_error_only_where_draws_are_used() -> None:

@@ -127,6 +127,7 @@ def split_sizes(
     given_validation: int | None,
     given_test: int | None,
     needed: Collection[str] = (),
+    draws: int = 1,
 ) -> SplitSizes:
     """Number of images in each split of one class: ceil(share x n) (protocol, section 1).
 
@@ -140,11 +141,13 @@ def split_sizes(
         Number of images that the data set gives for these splits; None: they are sampled from the pool.
     needed : collection of str
         Splits that the study's methods use; ``train2x`` needs room for as many images again as train.
+    draws : int
+        Draws of the training images; several need images besides those of all splits.
 
     Raises
     ------
     UserError
-        A split of this class would be empty, or train2x has no room.
+        A split of this class would be empty, train2x has no room, or all draws would be the same.
     """
 
     def fits(size: int) -> bool:
@@ -173,7 +176,14 @@ def split_sizes(
             f"class {class_id!r} has {pool} images",
             f"{enough} are enough for {', '.join(names)} at these fractions",
         )
-    return _sizes(pool, shares, given_validation, given_test)
+    sizes = _sizes(pool, shares, given_validation, given_test)
+    if draws > 1 and not sizes.room:
+        raise UserError(
+            "dataset.draws",
+            f"{draws}, but class {class_id!r} has no image besides its training, validation and test images",
+            "allowed: 1 at these fractions; lower train_fraction for draws that differ",
+        )
+    return sizes
 
 
 def split_class(
@@ -222,6 +232,7 @@ def split_class(
         given_validation=given_validation,
         given_test=given_test,
         needed=needed,
+        draws=dataset.draws,
     )
     order = rng.permutation(pool)
     train, val, test, rest = np.split(order, np.cumsum([sizes.train, sizes.pool_validation, sizes.pool_test]))
@@ -235,13 +246,6 @@ def split_class(
         "train2x": np.concatenate([train, rest[: sizes.train]]),
         "full": full,
     }
-    if dataset.draws > 1 and not sizes.room:
-        raise UserError(
-            "dataset.draws",
-            f"{dataset.draws}, but class {class_id!r} has no image besides its training, validation and test"
-            " images",
-            "allowed: 1 at these fractions; lower train_fraction for draws that differ",
-        )
     for further in range(1, dataset.draws):
         order = rng.permutation(full)
         for name, size in (("train", sizes.train), ("train2x", 2 * sizes.train)):

@@ -74,6 +74,7 @@ def sizes_of_splits(study: Study, counts: list[ClassCounts]) -> dict[str, SplitS
                 given_validation=count.validation,
                 given_test=count.test,
                 needed=needed,
+                draws=study.dataset.draws,
             )
         except UserError as error:
             problems.append(error)
@@ -82,8 +83,8 @@ def sizes_of_splits(study: Study, counts: list[ClassCounts]) -> dict[str, SplitS
     return sizes
 
 
-def summary_of_sizes(sizes: dict[str, SplitSizes], test_cut: int | None) -> str:
-    """Summarise the sizes of all classes in one line."""
+def summary_of_sizes(sizes: dict[str, SplitSizes], test_cut: int | None, draws: int = 1) -> str:
+    """Summarise the sizes of all classes, and the overlap of draws of the training images, in one line."""
 
     def span(values: list[int]) -> str:
         return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"
@@ -93,8 +94,18 @@ def summary_of_sizes(sizes: dict[str, SplitSizes], test_cut: int | None) -> str:
     test = span([min(size.test, test_cut or size.test) for size in sizes.values()])
     return (
         f"dataset: {len(sizes)} classes with {train} training, {validation} validation"
-        f" and {test} test images each"
+        f" and {test} test images each{_overlap_of_draws(sizes, draws)}"
     )
+
+
+def _overlap_of_draws(sizes: dict[str, SplitSizes], draws: int) -> str:
+    """What two draws of the training images are expected to share; empty if there is one draw."""
+    if draws == 1:
+        return ""
+    shares = [100 * size.train / (size.train + size.room) for size in sizes.values()]
+    low, high = f"{min(shares):.0f}", f"{max(shares):.0f}"
+    shared = low if low == high else f"{low} to {high}"
+    return f"; two of {draws} draws share about {shared}% of their training images"
 
 
 def damaged_image_problems(source: ImageSource, images: list[ClassImages]) -> list[UserError]:

@@ -80,7 +80,7 @@ def check_study(study: Study, *, models: bool = True, verify_images: bool = Fals
     else:
         train = {class_id: size.train for class_id, size in sizes.items()}
         problems += excluded_problems(study, list(sizes))
-        notes.append(summary_of_sizes(sizes, study.dataset.test_images_per_class))
+        notes.append(summary_of_sizes(sizes, study.dataset.test_images_per_class, study.dataset.draws))
         problems += prompt_problems(study, source.classes())
         for name, method in study.personalised.items():
             problems += check_clusters(f"methods.{name}.clusters", method.clusters, train)
