@@ -36,9 +36,9 @@ class PoolPaths(InputPaths):
         rows drawing from the pool need.
         """
         own, made = len(self.parts(method)), self.study.parts_made(method)
-        groups = [
-            tuple(str(part) for part in range(start, min(start + own, made))) for start in range(0, made, own)
-        ]
+        step = self.study.augmentation.parts
+        further = [range(start, min(start + step, made)) for start in range(own, made, step)]
+        groups = [tuple(map(str, parts)) for parts in (range(own), *further)]
         return [
             ShardBlock(
                 block.name if group[0] == "0" else f"{block.name}_part{group[0]}", block.members, group
