@@ -80,6 +80,8 @@ def what_it_is(
     )
     ways = f", without added images and with images added in {len(added)} ways" if added else ""
     runs = f"the mean over {n} classifiers" if n > 1 else "that of a single classifier"
+    if study.dataset.draws > 1:
+        runs = f"the mean over {n} draws of the real images"
     return f"In this study, {trained}{ways}. Each accuracy is {runs}, on {n_test:,} test images."
 
 

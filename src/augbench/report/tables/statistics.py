@@ -188,7 +188,7 @@ def _notes(rows: Sequence[Row], baseline: str | None, spread: str, draws: int) -
     """Notes on what the errors and intervals cover."""
     labels = {row.method: row.label for row in rows}
     notes = [
-        "±: standard error of the mean over n classifiers. 95%: Student's t interval with n - 1 degrees of"
+        f"±: standard error of the mean over n {'classifiers' if draws == 1 else 'draws'}. 95%: Student's t interval with n - 1 degrees of"
         " freedom, which is wide for few runs.",
         "The spread over runs covers what differs between runs: the added images drawn from the pool, the"
         " classifier's initial weights and the order of images. It does not cover other training or test"
