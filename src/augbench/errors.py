@@ -8,8 +8,10 @@ exception is a defect and keeps its traceback.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+NAMED = 10  # number of names or problems that an error lists before it counts the others
 
 
 class UserError(Exception):
@@ -32,6 +34,12 @@ class UserError(Exception):
     def for_terminal(self) -> str:
         """Return the message for the terminal, with the program's name before each line."""
         return "\n".join(f"augbench: {line}" for line in str(self).splitlines())
+
+
+def some(names: Sequence[str]) -> str:
+    """List the first names, and give the number of the others."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 @contextmanager

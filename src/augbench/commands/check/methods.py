@@ -11,8 +11,7 @@ from augbench.config.corpus import IndexCorpus, OwnCorpus
 from augbench.config.methods import AddingMethod, DrawMethod, RetrieveMethod
 from augbench.config.study import Study
 from augbench.data.classes import ClassInfo
-from augbench.data.image_folder import some
-from augbench.errors import UserError
+from augbench.errors import UserError, some
 from augbench.measures.judge import check_judge
 from augbench.prompts.stage import check_prompts
 from augbench.resample import needed_images
