@@ -61,7 +61,13 @@ def class_folders(folder: Path, key: str) -> Listing:
 
 
 class FolderSource(ImageSource):
-    """Images in class folders under ``root``; subclasses decide which folders are classes."""
+    """Images in class folders under ``root``; subclasses decide which folders are classes.
+
+    Attributes
+    ----------
+    links : set of str
+        Sources of the last :meth:`scan` that are symbolic links.
+    """
 
     def __init__(
         self,
@@ -71,6 +77,7 @@ class FolderSource(ImageSource):
         test_folder: str | None = None,
     ) -> None:
         self.root = Path(root).expanduser()
+        self.links: set[str] = set()
         self.folders = {
             "train_folder": train_folder,
             "validation_folder": validation_folder,
@@ -107,7 +114,7 @@ class FolderSource(ImageSource):
     def scan(self) -> list[ClassImages]:
         """List the images of all classes; one error reports missing, unknown and empty class folders."""
         self._require_root()
-        self.left_out = ()
+        self.left_out, self.links = (), set()
         class_ids = [info.class_id for info in self.classes()]
         problems = self._shared_folders()
         found: dict[str, list[ImageList]] = {}
@@ -175,6 +182,9 @@ class FolderSource(ImageSource):
             below = [*listing.left_out, *(LeftOut(name, NESTED) for name in listing.folders)]
             left_out += [LeftOut(f"{class_id}/{one.name}", one.reason) for one in below]
             ids = [f"{prefix}{class_id}/{name}" for name in listing.images]
+            self.links |= {
+                f"{prefix}{class_id}/{name}" for name in listing.links.intersection(listing.images)
+            }
             lists.append(ImageList(ids, ids))
         if problems:
             raise ConfigError(first_problems(problems))
