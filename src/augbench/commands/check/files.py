@@ -51,7 +51,7 @@ def check_files(
             corpus = None
         if corpus is not None:
             for place in places:
-                _add(report, overlap(corpus, place, "retrieval would find images of the data set"))
+                _add(report, overlap(corpus, place, "retrieval would find them", copies_fail=False))
     return report
 
 
@@ -76,7 +76,7 @@ def _data_set(
         places = places_of(images, source.root, source.links, checked.digests)
     for number, place in enumerate(places):
         for earlier in places[:number]:
-            _add(report, overlap(place, earlier, "each split needs images of its own"))
+            _add(report, overlap(place, earlier, "each split needs its own", copies_fail=True))
     return places
 
 

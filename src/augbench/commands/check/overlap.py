@@ -18,7 +18,7 @@ from augbench.errors import UserError, some
 from augbench.files import sha256_file
 
 SAMPLE = 200  # files of equal names whose content is compared
-LEAST_COPIES = 5  # fewer files of equal content are no news: blank images, placeholders
+LEAST_COPIES = 5  # fewer different files in both places are no news: blank images, placeholders
 MOST_COPIES = 0.1  # share of copies above which a folder counts as a copy; published data sets have some
 
 
@@ -101,30 +101,33 @@ def _equal(one: Path, other: Path) -> bool:
         return False
 
 
-def overlap(one: Place, other: Place, harm: str) -> tuple[list[UserError], list[str]]:
+def overlap(one: Place, other: Place, harm: str, copies_fail: bool) -> tuple[list[UserError], list[str]]:
     """Return the problems and warnings about images that are in both places.
 
     Parameters
     ----------
     harm : str
         What an image in both places does.
+    copies_fail : bool
+        Many files of equal content are a problem, not a warning.
     """
     where = f"{one.key}: {str(one.root)!r}" if one.key.startswith("corpus") else one.key
 
-    def shown(pairs: Sequence[tuple[str, str]]) -> str:
-        return some([f"{printable(mine)} = {printable(theirs)}" for mine, theirs in pairs])
+    def found(what: str, pairs: Sequence[tuple[str, str]], compared: int) -> str:
+        names = some([f"{printable(mine)} = {printable(theirs)}" for mine, theirs in pairs], most=3)
+        return f"{len(pairs)} of {compared} {one.what} are {what} {other.what}: {names}"
 
-    allowed = f"allowed: none; {harm}"
     if same := _pairs(one.real_paths(), other.real_paths()):
-        found = f"{len(same)} of {len(one.names)} {one.what} are files of the {other.what}: {shown(same)}"
-        return [UserError(where, found, allowed)], []
+        text = found("files of the", same, len(one.names))
+        return [UserError(where, text, f"allowed: none; {harm}")], []
     if one.digests and other.digests:
-        copies, compared = _pairs(one.by_digest(), other.by_digest()), len(one.digests)
+        mine = dict(one.by_digest())
+        copies, compared = _pairs(mine.items(), other.by_digest()), len(mine)
     else:
         copies, compared = _copies_by_name(one, other)
     if len(copies) < LEAST_COPIES:
         return [], []
-    found = f"{len(copies)} of {compared} {one.what} are copies of {other.what}: {shown(copies)}"
-    if len(copies) > MOST_COPIES * min(compared, len(other.names)):
-        return [UserError(where, found, allowed)], []
-    return [], [f"warning: {where}: {found}; {harm}"]
+    text = found("copies of", copies, compared)
+    if copies_fail and len(copies) > MOST_COPIES * compared:
+        return [UserError(where, text, f"allowed: few; {harm}")], []
+    return [], [f"warning: {where}: {text}; {harm}"]
