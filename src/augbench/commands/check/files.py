@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from augbench.commands.check.images import Checked, decode_all
+from augbench.commands.check.methods import CorpusSize
 from augbench.commands.check.overlap import Place, overlap, places_of
 from augbench.config.corpus import EmbeddingCorpus, ImageCorpus
 from augbench.config.study import Study
@@ -19,11 +20,11 @@ from augbench.retrieval.web.fates import UNDECODABLE
 
 @dataclass
 class FileReport:
-    """What a check of files has found; ``corpus_images`` is None if they can't be counted."""
+    """What a check of files has found; ``corpus`` is None if its images can't be counted."""
 
     problems: list[UserError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    corpus_images: int | None = None
+    corpus: CorpusSize | None = None
 
 
 def check_files(
@@ -88,15 +89,16 @@ def _corpus(study: Study, decode: bool, report: FileReport) -> Place | None:
 
         columns = {str(name): column for name, column in corpus.columns.items()}
         files = open_embeddings(corpus.folder, corpus.vector_column, corpus.npz_key, columns)
-        report.corpus_images = sum(file.rows for file in files)
+        report.corpus = CorpusSize(sum(file.rows for file in files), [])
     if not isinstance(corpus, ImageCorpus):
         return None
     root, listing = Path(corpus.root), list_corpus(corpus.root)
     checked = decode_all(root, listing.images, "corpus: images checked") if decode else Checked()
     broken = [LeftOut(name, UNDECODABLE) for name in checked.damaged]
-    report.notes += [f"corpus: {line}" for line in reasons([*listing.left_out, *broken])]
-    report.corpus_images = len(listing.images) - len(broken)
-    if not report.corpus_images:
+    left_out = reasons([*listing.left_out, *broken])
+    report.notes += [f"corpus: {line}" for line in left_out]
+    report.corpus = CorpusSize(len(listing.images) - len(broken), left_out)
+    if not report.corpus.images:
         first = next(iter(checked.damaged.values()))
         found = f"none of the {len(broken)} images in {str(root)!r} can be decoded ({first.found})"
         raise UserError("corpus.root", found, "allowed: a folder of images")

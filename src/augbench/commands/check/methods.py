@@ -18,6 +18,13 @@ from augbench.prompts.stage import check_prompts
 from augbench.resample import needed_images
 
 
+class CorpusSize(NamedTuple):
+    """Number of images in a corpus, and what was left out and why."""
+
+    images: int
+    left_out: list[str]
+
+
 class _Needed(NamedTuple):
     """Number of images of the largest class that a pool must hold, and the reason."""
 
@@ -26,7 +33,7 @@ class _Needed(NamedTuple):
 
 
 def added_image_problems(
-    study: Study, train: dict[str, int], corpus_images: int | None = None
+    study: Study, train: dict[str, int], corpus: CorpusSize | None = None
 ) -> Iterator[UserError]:
     """Yield a problem for each pool that is too small for its training sets.
 
@@ -34,8 +41,8 @@ def added_image_problems(
     ----------
     train : dict
         Training images by class id. Each training set draws a multiple of them, so the largest class decides.
-    corpus_images : int, optional
-        Images in the corpus, if they can be counted.
+    corpus : CorpusSize, optional
+        Size of the corpus, if it can be counted.
     """
     largest = max(train, key=lambda class_id: train[class_id])
 
@@ -50,7 +57,7 @@ def added_image_problems(
     for name, drawn in study.drawn.items():
         yield from _drawn_images(study, name, drawn, needed(drawn))
     for name, retrieved in study.retrieved.items():
-        yield from _retrieved_images(study, name, retrieved, needed(retrieved), corpus_images)
+        yield from _retrieved_images(study, name, retrieved, needed(retrieved), corpus)
 
 
 def _generated_images(study: Study, needed: _Needed) -> Iterator[UserError]:
@@ -72,13 +79,14 @@ def _generated_images(study: Study, needed: _Needed) -> Iterator[UserError]:
 
 
 def _retrieved_images(
-    study: Study, name: str, method: RetrieveMethod, needed: _Needed, corpus_images: int | None
+    study: Study, name: str, method: RetrieveMethod, needed: _Needed, corpus: CorpusSize | None
 ) -> Iterator[UserError]:
     key, wanted = f"methods.{name}.images_per_class", method.images_per_class or needed.images
     if wanted < needed.images and not method.may_fall_short:
         yield UserError(key, wanted, f"allowed: at least {needed.images}; {needed.because}")
-    if corpus_images is not None and wanted > corpus_images and not method.may_fall_short:
-        yield UserError(key, wanted, f"allowed: at most {corpus_images}, the images of the corpus")
+    if corpus is not None and wanted > corpus.images and not method.may_fall_short:
+        allowed = "; ".join([f"allowed: at most {corpus.images}, the images of the corpus", *corpus.left_out])
+        yield UserError(key, wanted, allowed)
     if study.miniature is None:
         return
     rows = study.miniature.images + study.miniature.distractors

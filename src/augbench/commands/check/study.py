@@ -93,7 +93,7 @@ def check_study(study: Study, *, models: bool = True, verify_images: bool = Fals
     problems += files.problems
     notes += files.notes
     if train:
-        problems += added_image_problems(study, train, files.corpus_images)
+        problems += added_image_problems(study, train, files.corpus)
     if models:
         problems += model_problems(study)
         notes += models_to_fetch(study)
