@@ -3,9 +3,9 @@
 Images are rotated as their EXIF block says, transparency is laid on white, and values of more than 8 bits are
 scaled. A file that can't be decoded gives an error that names it. Several files can be decoded at once.
 
-Memory is bounded. A JPEG of more than :data:`MOST_PIXELS` is decoded at a half, quarter or eighth of its size,
-which the format allows without decoding it whole. Other files of that size fail. Of an image that is more than
-:data:`LONGEST` times as long as wide, users of the middle cut the rest off (:func:`middle`).
+Memory is bounded. A JPEG of more than :data:`MOST_PIXELS` is decoded at a half, quarter or eighth of its
+size, which the format allows without decoding it whole. Other files of that size fail. An image that is more
+than :data:`LONGEST` times as long as wide is cut to its middle before it is resized (:func:`middle`).
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any Pillow mode to 8-bit RGB.
 
-    Transparency is laid on white, CMYK and palettes are converted. Grey of 16 bits is scaled to 8. If no value
-    needs more than 8, 10, 12 or 14 bits, the image is taken to have that depth.
+    Transparency is laid on white, CMYK and palettes are converted. Grey of 16 bits is scaled to 8. If no
+    value needs more than 8, 10, 12 or 14 bits, the image is taken to have that depth.
 
     Raises
     ------

@@ -18,13 +18,14 @@ from augbench.data.classes import CLASS_ID_PATTERN, ClassInfo, check_unique, loa
 from augbench.data.source import ClassImages, ImageList, ImageSource
 from augbench.data.walk import (
     BESIDE,
-    DANGLING,
     EXTENSIONS,
+    HIDDEN,
     NESTED,
+    SPECIAL,
+    SUFFIX,
     LeftOut,
     Listing,
     list_folder,
-    printable,
     reasons,
     try_list,
 )
@@ -160,11 +161,9 @@ class FolderSource(ImageSource):
             allowed = f"allowed: one folder per class_id, here {some(class_ids)}"
             problems.append(UserError(key, found, allowed))
         here = class_folders(base, key)
-        if dangling := [printable(one.name) for one in here.left_out if one.reason == DANGLING]:
-            found = f"{str(base)!r} has {len(dangling)} links to nothing: {some(dangling)}"
-            problems.append(
-                UserError(key, found, "each may be a class: bring back what it leads to or remove it")
-            )
+        if lost := [one for one in here.left_out if one.reason not in (HIDDEN, SUFFIX, SPECIAL)]:
+            found = f"{str(base)!r}: {'; '.join(reasons(lost))}"
+            problems.append(UserError(key, found, "each may be a class: repair or remove it"))
         prefix = f"{self.folders[folder]}/" if self.folders[folder] else ""
         left_out = [*here.left_out, *(LeftOut(name, BESIDE) for name in here.images)]
         present = [class_id for class_id in class_ids if class_id in set(names)]

@@ -7,12 +7,15 @@ that is left out is listed with its reason.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from augbench.errors import UserError, some
+
+logger = logging.getLogger(__name__)
 
 EXTENSIONS = frozenset(
     {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"}
@@ -109,8 +112,8 @@ def _kind(entry: os.DirEntry[str]) -> str:
             return "file"
         if entry.is_dir():
             return "folder"
-    except OSError:  # a circle of links, or a target behind a locked folder
-        return DANGLING
+    except OSError as error:  # a circle of links, or a target in a folder that may not be read
+        return error.strerror or DANGLING
     return DANGLING if entry.is_symlink() else SPECIAL
 
 
@@ -187,6 +190,12 @@ def walk(root: str | Path) -> Listing:
     found.images.sort()
     found.left_out.sort(key=lambda one: one.name)
     return found
+
+
+def log_left_out(what: str, left_out: Iterable[LeftOut]) -> None:
+    """Log a line per reason (:func:`reasons`)."""
+    for line in reasons(left_out):
+        logger.warning("%s: %s", what, line)
 
 
 def list_corpus(root: str | Path) -> Listing:

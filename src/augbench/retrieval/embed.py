@@ -24,7 +24,7 @@ from PIL import Image
 
 from augbench.batches import in_batches
 from augbench.data.decode import in_order, try_decode
-from augbench.data.walk import LeftOut, list_corpus, printable, reasons
+from augbench.data.walk import LeftOut, list_corpus, log_left_out, printable
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file, write_json
 from augbench.plan.recipes import Recipe
@@ -134,8 +134,7 @@ def embed_folder(job: Job, root: str | Path, clip_path: str | Path, out: str | P
         raise UserError("corpus.root", found, "allowed: a folder of images; the log of this job names each")
     broken = [LeftOut(name, UNDECODABLE) for name in listing.images if name not in embedded]
     rows = [{"id": printable(one.name), "fate": one.reason} for one in (*listing.left_out, *broken)]
-    for line in reasons([*listing.left_out, *broken]):
-        logger.warning("corpus: %s", line)
+    log_left_out("corpus", [*listing.left_out, *broken])
     pq.write_table(pa.Table.from_pylist(rows, LEFT_OUT), out / "left_out.parquet")
 
 

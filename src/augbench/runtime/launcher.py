@@ -175,7 +175,7 @@ def begin_run(study: Study) -> None:
 
 
 def cache_folder() -> dict[str, str]:
-    """Environment with a folder for Snakemake's cache, if the user's own can't be written (a read-only home)."""
+    """Environment with a folder for Snakemake's cache, if the user's own can't be written."""
     own = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     try:
         own.mkdir(parents=True, exist_ok=True)

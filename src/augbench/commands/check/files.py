@@ -97,9 +97,9 @@ def _corpus(study: Study, decode: bool, report: FileReport) -> Place | None:
     broken = [LeftOut(name, UNDECODABLE) for name in checked.damaged]
     left_out = reasons([*listing.left_out, *broken])
     report.notes += [f"corpus: {line}" for line in left_out]
-    report.corpus = CorpusSize(len(listing.images) - len(broken), left_out)
-    if not report.corpus.images:
+    if len(broken) == len(listing.images):
         first = next(iter(checked.damaged.values()))
         found = f"none of the {len(broken)} images in {str(root)!r} can be decoded ({first.found})"
         raise UserError("corpus.root", found, "allowed: a folder of images")
+    report.corpus = CorpusSize(len(listing.images) - len(broken), left_out)
     return Place("corpus.root", "images", root, listing.images, listing.links, checked.digests)
