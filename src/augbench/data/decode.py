@@ -111,13 +111,6 @@ def square(image: Image.Image, side: int) -> Image.Image:
     return v2.functional.center_crop(resized, [side, side])
 
 
-def _turn_upright(image: Image.Image, path: Path) -> None:
-    try:
-        ImageOps.exif_transpose(image, in_place=True)
-    except BROKEN as error:  # the pixels are fine, and ImageNet has such files
-        logger.warning("%s: its EXIF block is broken (%s)", path, error)
-
-
 def _damaged(path: Path, error: BaseException) -> UserError:
     if isinstance(error, FileNotFoundError):
         return UserError(printable(str(path)), "missing", "put it back, or delete the splits and run again")
@@ -165,6 +158,26 @@ def _refuse_lost_bits(image: Image.Image) -> None:
         raise ValueError("colours of less than 16 bits, stored in 16; save it with 8 bits per channel")
 
 
+def upright_rgb(image: ImageFile.ImageFile) -> Image.Image:
+    """Decode an open image to 8-bit RGB, rotated as its EXIF block says; a broken EXIF block is ignored.
+
+    Raises
+    ------
+    One of :data:`BROKEN`
+        The image is truncated, corrupt, or of a kind that :func:`to_rgb` refuses.
+    """
+    sixteen_bit = any(";16" in str(tile.args) for tile in image.tile[:1])
+    image.load()
+    if sixteen_bit and image.mode not in DEEP_GREY:
+        _refuse_lost_bits(image)
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except BROKEN as error:  # the pixels are fine, and ImageNet has such files
+        level = logging.WARNING if image.filename else logging.DEBUG  # the web has many
+        logger.log(level, "%s: its EXIF block is broken (%s)", image.filename, error)
+    return to_rgb(image)
+
+
 @dataclass(frozen=True)
 class Decoded:
     """A decoded file: the image, upright and RGB, and the width and height of the whole, in pixels."""
@@ -193,15 +206,10 @@ def decode(path: str | Path, most_pixels: int = MOST_PIXELS) -> Decoded:
         with _open(path) as image:
             width, height = image.size
             _bound(image, most_pixels)
-            sixteen_bit = any(";16" in str(tile.args) for tile in image.tile[:1])
-            image.load()
-            if sixteen_bit and image.mode not in DEEP_GREY:
-                _refuse_lost_bits(image)
-            stored = image.size
-            _turn_upright(image, path)
-            if image.size != stored:
+            stored, upright = image.size, upright_rgb(image)
+            if upright.size != stored:
                 width, height = height, width
-            return Decoded(to_rgb(image), width, height)
+            return Decoded(upright, width, height)
     except BROKEN as error:
         raise _damaged(path, error) from None
 

@@ -69,18 +69,20 @@ def decode_all(root: Path, names: Sequence[str], what: str) -> Checked:
     """
     checked, threads = Checked(), max(8, 2 * (os.cpu_count() or 1))  # more than cores: a disk may be slow
     progress = Progress(what, len(names), "image")
+    show = len(names) > AT_ONCE  # fewer take no time
     with closing(_open_known()) as known:
         for batch in in_batches(names, AT_ONCE):
             keys = dict(zip(batch, in_order(_key, (root / name for name in batch), threads), strict=True))
             checked.digests.update(_look_up(known, keys))
             left = [name for name in batch if name not in checked.digests]
-            if len(left) < len(batch):
+            if show and len(left) < len(batch):
                 progress.update(len(batch) - len(left), "known from an earlier check")
             new = []
             for name, found in zip(
                 left, in_order(_read, (root / name for name in left), threads), strict=True
             ):
-                progress.update()
+                if show:
+                    progress.update()
                 if isinstance(found, UserError):
                     checked.damaged[name] = found
                 else:
