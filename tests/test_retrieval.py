@@ -546,13 +546,14 @@ def test_a_large_corpus_gets_the_index_that_autofaiss_chooses(
 # --- a folder of images ---------------------------------------------------------------------------
 
 
-def test_a_folder_gives_its_own_images_and_nothing_outside(tmp_path: Path) -> None:
+def test_a_folder_gives_the_images_that_it_lists_and_nothing_else(tmp_path: Path) -> None:
     root = tmp_path / "pictures"
     (root / "cats").mkdir(parents=True)
     Image.new("RGB", (40, 30), "red").save(root / "cats/one.png")
     Image.new("RGB", (40, 30), "blue").save(tmp_path / "secret.png")
     (root / "broken.png").write_bytes(b"no image")
-    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    (root / "link.png").symlink_to(tmp_path / "secret.png")  # as in a cache of Hugging Face's
+    Image.new("RGB", (40, 30), "blue").save(root / "._cats.png")
     names = [
         "cats/one.png",
         "../secret.png",
@@ -560,6 +561,7 @@ def test_a_folder_gives_its_own_images_and_nothing_outside(tmp_path: Path) -> No
         "link.png",
         "broken.png",
         "gone.png",
+        "._cats.png",
     ]
     rows = [replace(neighbours_of(1)[0], id=name) for name in names]
     found = FolderOrigin(root).fetch({"c": rows})["c"]
@@ -568,9 +570,10 @@ def test_a_folder_gives_its_own_images_and_nothing_outside(tmp_path: Path) -> No
         FETCHED,
         outside,
         outside,
-        outside,
+        FETCHED,
         "undecodable",
         "dead: no such file",
+        "refused: hidden, or left by another program",
     ]
     image = found["cats/one.png"]
     assert image.width == 40 and image.open().getpixel((0, 0)) == (255, 0, 0)  # type: ignore[misc]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import time
@@ -14,12 +15,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from augbench.config.study import DEMO, load_study
-from augbench.errors import UserError
+from augbench.errors import UserError, naming_files
 
 
 def _check(arguments: argparse.Namespace) -> int:
     from augbench.commands.check.study import check_study
 
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("augbench").setLevel(logging.INFO)  # progress of decoding
     study = load_study(arguments.configfile or [DEMO])
     for line in check_study(study, verify_images=arguments.images):
         print(line)
@@ -110,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
         return made
 
     check = command("check", _check, "check config and data before anything runs")
-    check.add_argument("--images", action="store_true", help="open every image of the data set, too")
+    check.add_argument("--images", action="store_true", help="decode every image of data set and corpus, too")
 
     plan = command("plan", _plan, "estimate jobs, images, GPU-hours, disk and downloads; show what is done")
     plan.add_argument(
@@ -153,7 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     arguments = parser().parse_args(argv)
     try:
-        return int(arguments.function(arguments))
+        with naming_files():
+            return int(arguments.function(arguments))
     except UserError as error:
         print(error.for_terminal(), file=sys.stderr)
         return 1

@@ -1,15 +1,19 @@
 """The exception for problems that users can fix.
 
 A wrong config key, folder or file, or a second run, raises :class:`UserError`. Its single line names the key
-or file, the value found and what is allowed. Entry points print that line and exit with status 1. Any other
-exception is a defect and keeps its traceback.
+or file, the value found and what is allowed. Entry points print that line and exit with status 1. An error of
+the operating system that names a file becomes such a line, too. Any other exception is a defect and keeps its
+traceback.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+NAMED = 10  # number of names or problems that an error lists before it counts the others
 
 
 class UserError(Exception):
@@ -34,10 +38,31 @@ class UserError(Exception):
         return "\n".join(f"augbench: {line}" for line in str(self).splitlines())
 
 
+def some(names: Sequence[str], most: int = NAMED) -> str:
+    """List the first names, and give the number of the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+@contextmanager
+def naming_files() -> Iterator[None]:
+    """Raise :class:`UserError` if the operating system refuses the block a file: its name and the reason."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        where, reason = os.fsdecode(error.filename), error.strerror or type(error).__name__
+        raise UserError(
+            where, reason, "a file or folder that exists and that you may use is needed"
+        ) from error
+
+
 @contextmanager
 def ending_in_one_line() -> Iterator[None]:
     """Exit with status 1 and the error's line if the block raises :class:`UserError`; for the Snakefile."""
     try:
-        yield
+        with naming_files():
+            yield
     except UserError as error:
         sys.exit(error.for_terminal())

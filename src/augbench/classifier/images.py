@@ -19,7 +19,7 @@ from augbench.batches import in_batches
 from augbench.classifier.compute import Compute
 from augbench.classifier.memory import free_memory
 from augbench.classifier.spool import Spool
-from augbench.data.decode import in_order
+from augbench.data.decode import in_order, middle
 from augbench.errors import UserError
 from augbench.files import canonical_hash
 from augbench.progress import track
@@ -36,7 +36,7 @@ def as_tensor(image: Image.Image, side: int) -> torch.Tensor:
     torchvision's reference crops from the full-size file. Cropping from the size that evaluation uses needs
     a tenth of the memory; fast ImageNet trainers do the same.
     """
-    image = image.convert("RGB")
+    image = middle(image.convert("RGB"))
     shorter = min(image.size)
     if shorter > side:
         width, height = (side * length // shorter for length in image.size)

@@ -10,8 +10,8 @@ import re
 
 from augbench.config.data import Caltech256
 from augbench.data.classes import SHIPPED_TABLES, ClassInfo, check_unique, load_class_table
-from augbench.data.image_folder import FolderSource, some
-from augbench.errors import UserError
+from augbench.data.image_folder import FolderSource
+from augbench.errors import UserError, some
 
 CLUTTER = "257.clutter"
 FOLDER_PATTERN = r"[0-9]{3}\.[A-Za-z0-9._+-]+"

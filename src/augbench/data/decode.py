@@ -1,32 +1,46 @@
 """Decode image files of any common kind to 8-bit RGB, as a viewer shows them.
 
-Images are rotated as their EXIF block says, transparency is laid on white, and 16-bit values are scaled.
-A file that can't be decoded gives an error that names it. Several files can be decoded at once.
+Images are rotated as their EXIF block says, transparency is laid on white, and values of more than 8 bits are
+scaled. A file that can't be decoded gives an error that names it. Several files can be decoded at once.
+
+Memory is bounded. A JPEG of more than :data:`MOST_PIXELS` is decoded at a half, quarter or eighth of its
+size, which the format allows without decoding it whole. Other files of that size fail. An image that is more
+than :data:`LONGEST` times as long as wide is cut to its middle before it is resized (:func:`middle`).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import struct
+import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
+from augbench.data.walk import printable
 from augbench.errors import UserError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
-SIXTEEN_BIT = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
+MOST_PIXELS = 8192 * 8192  # an eighth of the largest JPEG's sides, so that every JPEG fits
+LONGEST = 32  # length by width; panoramas and screenshots have up to 25
+DEEP_GREY = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
+DEPTHS = (8, 10, 12, 14, 16)  # bits of a value that cameras, scanners and microscopes store in 16 bits
+# Pillow warns of images that are above its own limit, which is higher than ours
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # exceptions that Pillow raises for files that are broken, of a foreign kind or far too large
 BROKEN = (
     OSError,
@@ -43,19 +57,28 @@ BROKEN = (
 )
 
 
+def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    if values.min() < 0 or values.max() >= 2**16:
+        raise ValueError("32-bit pixels, whose range is unknown; 8 or 16 bits per channel are needed")
+    depth = next(bits for bits in DEPTHS if values.max() < 2**bits)
+    scaled = values * (255 / (2**depth - 1))
+    return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any Pillow mode to 8-bit RGB.
 
-    Transparency is laid on white, 16-bit grey is scaled by 1/257, CMYK and palettes are converted.
+    Transparency is laid on white, CMYK and palettes are converted. Grey of 16 bits is scaled to 8. If no
+    value needs more than 8, 10, 12 or 14 bits, the image is taken to have that depth.
 
     Raises
     ------
     ValueError
-        The mode has no known range of values (floating point).
+        The mode has no known range of values (floating point, 32 bits).
     """
-    if image.mode in SIXTEEN_BIT:
-        values = np.asarray(image).astype(np.float64) / 257
-        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in DEEP_GREY:
+        return _deep_grey_to_rgb(image)
     if image.mode == "F":
         raise ValueError("floating-point pixels; 8 or 16 bits per channel are needed")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -66,53 +89,150 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def middle(image: Image.Image) -> Image.Image:
+    """Cut an image that is more than :data:`LONGEST` times as long as wide to its middle.
+
+    Whoever scales the shorter side and takes the middle square gets the same pixels, in bounded memory.
+    """
+    short, long = sorted(image.size)
+    cut = (long - LONGEST * short) // 2
+    if cut <= 0:
+        return image
+    width, height = image.size
+    box = (cut, 0, width - cut, height) if width > height else (0, cut, width, height - cut)
+    return image.crop(box)
+
+
 def square(image: Image.Image, side: int) -> Image.Image:
     """Resize the shorter side to ``side`` pixels and crop the centre, as diffusion models are trained."""
     from torchvision.transforms import v2
 
-    resized = v2.functional.resize(image, [side], v2.InterpolationMode.BICUBIC)
+    resized = v2.functional.resize(middle(image), [side], v2.InterpolationMode.BICUBIC)
     return v2.functional.center_crop(resized, [side, side])
 
 
-def _turn_upright(image: Image.Image, path: Path) -> None:
+def _damaged(path: Path, error: BaseException) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UserError(printable(str(path)), "missing", "put it back, or delete the splits and run again")
+    if isinstance(error, PermissionError):
+        return UserError(printable(str(path)), "you may not read it", "a file that you may read is needed")
+    reason = " ".join(str(error).replace(str(path), "").replace("''", "").split()) or type(error).__name__
+    found = f"not readable as an image ({printable(reason)})"
+    return UserError(printable(str(path)), found, "replace or remove the file")
+
+
+def _open(path: Path) -> ImageFile.ImageFile:
+    """Open a file of any size; Pillow's own limit would refuse large JPEGs before their scale is chosen."""
+    try:
+        return Image.open(path)
+    except Image.DecompressionBombError:
+        try:
+            return JpegImageFile(path)
+        except SyntaxError:
+            raise ValueError(f"more than {MOST_PIXELS:,} pixels; only a JPEG may have so many") from None
+
+
+def _bound(image: Image.Image, most_pixels: int) -> None:
+    """Choose the scale at which a JPEG has at most ``most_pixels``, if there is one.
+
+    Raises
+    ------
+    ValueError
+        The image has more than :data:`MOST_PIXELS` and can only be decoded whole.
+    """
+    width, height = image.size
+    in_parts = isinstance(image, JpegImageFile) and "progressive" not in image.info
+    if width * height > MOST_PIXELS and not in_parts:
+        allowed = f"at most {MOST_PIXELS:,} are allowed, except in a JPEG that is not progressive"
+        raise ValueError(f"{width} x {height} pixels; {allowed}")
+    if isinstance(image, JpegImageFile) and width * height > most_pixels:
+        scale = next((s for s in (2, 4, 8) if math.ceil(width / s) * math.ceil(height / s) <= most_pixels), 8)
+        image.draft(None, (max(1, width // scale), max(1, height // scale)))
+
+
+def _refuse_lost_bits(image: Image.Image) -> None:
+    """Refuse colours of 10, 12 or 14 bits in 16, of which Pillow keeps only the upper 8 bits."""
+    colours = [band for name, band in zip(image.getbands(), image.split(), strict=True) if name != "A"]
+    brightest = max(int(np.asarray(band).max()) for band in colours)
+    if 0 < brightest < 2 ** (14 - 8):
+        raise ValueError("colours of less than 16 bits, stored in 16; save it with 8 bits per channel")
+
+
+def upright_rgb(image: ImageFile.ImageFile) -> Image.Image:
+    """Decode an open image to 8-bit RGB, rotated as its EXIF block says; a broken EXIF block is ignored.
+
+    Raises
+    ------
+    One of :data:`BROKEN`
+        The image is truncated, corrupt, or of a kind that :func:`to_rgb` refuses.
+    """
+    sixteen_bit = any(";16" in str(tile.args) for tile in image.tile[:1])
+    image.load()
+    if sixteen_bit and image.mode not in DEEP_GREY:
+        _refuse_lost_bits(image)
     try:
         ImageOps.exif_transpose(image, in_place=True)
     except BROKEN as error:  # the pixels are fine, and ImageNet has such files
-        logger.warning("%s: its EXIF block is broken (%s)", path, error)
+        level = logging.WARNING if image.filename else logging.DEBUG  # the web has many
+        logger.log(level, "%s: its EXIF block is broken (%s)", image.filename, error)
+    return to_rgb(image)
 
 
-def _damaged(path: Path, error: BaseException) -> UserError:
-    reason = " ".join(str(error).replace(str(path), "").replace("''", "").split()) or type(error).__name__
-    return UserError(str(path), f"not readable as an image ({reason})", "replace or remove the file")
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded file: the image, upright and RGB, and the width and height of the whole, in pixels."""
+
+    image: Image.Image
+    width: int
+    height: int
 
 
-def open_rgb(path: str | Path) -> Image.Image:
+def decode(path: str | Path, most_pixels: int = MOST_PIXELS) -> Decoded:
     """Decode a file; of an animation, the first frame.
+
+    Parameters
+    ----------
+    most_pixels : int
+        A JPEG with more is decoded at the scale of a half, a quarter or an eighth that comes below, or at an
+        eighth.
 
     Raises
     ------
     UserError
-        The file is missing, truncated, or not an image that Pillow knows.
+        The file is missing, truncated, or not an image that Pillow knows; or it has too many pixels.
     """
     path = Path(path)
     try:
-        with Image.open(path) as image:
-            image.load()
-            _turn_upright(image, path)
-            return to_rgb(image)
-    except FileNotFoundError:
-        raise UserError(str(path), "missing", "put it back, or delete the splits and run again") from None
+        with _open(path) as image:
+            width, height = image.size
+            _bound(image, most_pixels)
+            stored, upright = image.size, upright_rgb(image)
+            if upright.size != stored:
+                width, height = height, width
+            return Decoded(upright, width, height)
     except BROKEN as error:
         raise _damaged(path, error) from None
 
 
-def find_damage(path: str | Path) -> UserError | None:
-    """Damage that Pillow's ``verify`` finds in a file without decoding it; None if it finds none."""
+def open_rgb(path: str | Path) -> Image.Image:
+    """Decode a file to its image (:func:`decode`)."""
+    return decode(path).image
+
+
+def try_decode(path: str | Path) -> Decoded | UserError:
+    """Decode a file, or return the error."""
     try:
-        with Image.open(path) as image:
-            image.verify()
-    except BROKEN as error:
-        return _damaged(Path(path), error)
+        return decode(path)
+    except UserError as error:
+        return error
+
+
+def find_damage(path: str | Path) -> UserError | None:
+    """Return why a file can't be decoded, or None; JPEGs are read whole, but decoded at the least scale."""
+    try:
+        decode(path, most_pixels=0)
+    except UserError as error:
+        return error
     return None
 
 

@@ -1,7 +1,7 @@
 """Data sets in folders of images: ``root/class/*`` or ``root/split/class/*``, as in ImageNet.
 
-An image's id is its path under the root. Folders are listed with ``os.scandir``, several at a time, so
-that 1.3 million files take seconds.
+An image's id is its path under the root. Several folders are listed at a time, so that 1.3 million files
+take seconds.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,21 +16,23 @@ from augbench.config.data import ImageFolder
 from augbench.config.problems import ConfigError
 from augbench.data.classes import CLASS_ID_PATTERN, ClassInfo, check_unique, load_class_table, readable_name
 from augbench.data.source import ClassImages, ImageList, ImageSource
-from augbench.errors import UserError
+from augbench.data.walk import (
+    BESIDE,
+    EXTENSIONS,
+    HIDDEN,
+    NESTED,
+    SPECIAL,
+    SUFFIX,
+    LeftOut,
+    Listing,
+    list_folder,
+    reasons,
+    try_list,
+)
+from augbench.errors import NAMED, UserError, some
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-EXTENSIONS = frozenset(
-    {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"}
-)
-NAMED = 10  # number of names or problems that an error lists before it counts the others
-
-
-def some(names: Sequence[str]) -> str:
-    """List the first names, and give the number of the others."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
 
 
 def first_problems(problems: list[UserError]) -> list[UserError]:
@@ -44,51 +45,30 @@ def first_problems(problems: list[UserError]) -> list[UserError]:
     ]
 
 
-def class_folders(folder: Path, key: str) -> list[str]:
-    """Names of the folders in ``folder``, sorted, without hidden ones.
+def class_folders(folder: Path, key: str) -> Listing:
+    """List ``folder``, which the config names under ``key``; its folders are the classes'.
 
     Raises
     ------
     UserError
-        ``folder``, which the config names under ``key``, can't be listed.
+        The folder can't be listed.
     """
     try:
-        with os.scandir(folder) as entries:
-            return sorted(
-                entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()
-            )
-    except OSError as error:
-        reason = "no such folder" if isinstance(error, FileNotFoundError) else (error.strerror or str(error))
-        raise UserError(
-            key, f"{str(folder)!r}, {reason}", "allowed: a folder with one folder of images per class"
-        ) from None
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Contents of a class folder: names of its images, and number of its folders, which are not searched."""
-
-    images: list[str]
-    folders: int
-
-
-def list_images(folder: Path) -> Listing:
-    """List the images directly in ``folder``, sorted, by their extension (any case), without hidden files."""
-    images, folders = [], 0
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = entry.name
-            if name.startswith("."):
-                continue
-            if name.rpartition(".")[2].lower() in EXTENSIONS and entry.is_file():
-                images.append(name)
-            elif entry.is_dir():
-                folders += 1
-    return Listing(sorted(images), folders)
+        return list_folder(folder)
+    except UserError as error:
+        reason = error.found if os.path.lexists(folder) else "no such folder"
+        allowed = "allowed: a folder with one folder of images per class"
+        raise UserError(key, f"{str(folder)!r}, {reason}", allowed) from None
 
 
 class FolderSource(ImageSource):
-    """Images in class folders under ``root``; subclasses decide which folders are classes."""
+    """Images in class folders under ``root``; subclasses decide which folders are classes.
+
+    Attributes
+    ----------
+    links : set of str
+        Sources of the last :meth:`scan` that are symbolic links.
+    """
 
     def __init__(
         self,
@@ -98,6 +78,7 @@ class FolderSource(ImageSource):
         test_folder: str | None = None,
     ) -> None:
         self.root = Path(root).expanduser()
+        self.links: set[str] = set()
         self.folders = {
             "train_folder": train_folder,
             "validation_folder": validation_folder,
@@ -114,23 +95,27 @@ class FolderSource(ImageSource):
 
     def _require_root(self) -> None:
         """Report a missing root before any problem with a folder in it."""
-        if not self.root.is_dir():
+        if not os.path.isdir(self.root):
             class_folders(self.root, "dataset.root")
 
-    def class_names(self, folder: str) -> list[str]:
-        """Names of the class folders, sorted, without validation and test folders beside them."""
-        self._require_root()
-        names = class_folders(self.path(folder), self.key(folder))
+    def _names_in(self, folder: str, listing: Listing) -> list[str]:
+        """Names of the class folders in a listing, without validation and test folders beside them."""
         beside = (
             {Path(value).parts[0] for value in self.folders.values() if value}
             if self.folders[folder] is None
             else set()
         )
-        return [name for name in names if name not in beside]
+        return [name for name in listing.folders if name not in beside]
+
+    def class_names(self, folder: str) -> list[str]:
+        """Names of the class folders, sorted."""
+        self._require_root()
+        return self._names_in(folder, class_folders(self.path(folder), self.key(folder)))
 
     def scan(self) -> list[ClassImages]:
         """List the images of all classes; one error reports missing, unknown and empty class folders."""
         self._require_root()
+        self.left_out, self.links = (), set()
         class_ids = [info.class_id for info in self.classes()]
         problems = self._shared_folders()
         found: dict[str, list[ImageList]] = {}
@@ -175,25 +160,34 @@ class FolderSource(ImageSource):
             found = f"{str(base)!r} has {len(unknown)} folders that are no class: {some(unknown)}"
             allowed = f"allowed: one folder per class_id, here {some(class_ids)}"
             problems.append(UserError(key, found, allowed))
+        here = class_folders(base, key)
+        if lost := [one for one in here.left_out if one.reason not in (HIDDEN, SUFFIX, SPECIAL)]:
+            found = f"{str(base)!r}: {'; '.join(reasons(lost))}"
+            problems.append(UserError(key, found, "each may be a class: repair or remove it"))
+        prefix = f"{self.folders[folder]}/" if self.folders[folder] else ""
+        left_out = [*here.left_out, *(LeftOut(name, BESIDE) for name in here.images)]
         present = [class_id for class_id in class_ids if class_id in set(names)]
-        listed = in_order(list_images, [base / name for name in present], threads=8)
-        listings = dict(zip(present, listed, strict=True))
-        for class_id, listing in listings.items():
+        listings = in_order(try_list, (base / name for name in present), threads=8)
+        lists = []
+        for class_id, listing in zip(present, listings, strict=True):
+            if isinstance(listing, UserError):
+                problems.append(listing)
+                continue
             if not listing.images:
                 hint = "; it holds folders: are train_folder and test_folder set?" if listing.folders else ""
                 allowed = f"a class needs images ({' '.join(sorted(EXTENSIONS))}){hint}"
-                problems.append(UserError(str(base / class_id), "0 images", allowed))
-        prefix = f"{self.folders[folder]}/" if self.folders[folder] else ""
-        lists = []
-        for class_id, listing in listings.items():
+                found = "; ".join(["0 images", *reasons(listing.left_out)])
+                problems.append(UserError(str(base / class_id), found, allowed))
+            below = [*listing.left_out, *(LeftOut(name, NESTED) for name in listing.folders)]
+            left_out += [LeftOut(f"{class_id}/{one.name}", one.reason) for one in below]
             ids = [f"{prefix}{class_id}/{name}" for name in listing.images]
-            try:
-                "\n".join(ids).encode()
-            except UnicodeEncodeError:
-                problems.append(UserError(str(base / class_id), "a file name that is not UTF-8", "rename it"))
+            self.links |= {
+                f"{prefix}{class_id}/{name}" for name in listing.links.intersection(listing.images)
+            }
             lists.append(ImageList(ids, ids))
         if problems:
             raise ConfigError(first_problems(problems))
+        self.left_out = [*self.left_out, *(LeftOut(f"{prefix}{one.name}", one.reason) for one in left_out)]
         return lists
 
     def load(self, sources: Sequence[str]) -> Iterator[Image]:
@@ -201,12 +195,6 @@ class FolderSource(ImageSource):
         from augbench.data.decode import in_order, open_rgb
 
         return in_order(open_rgb, (self.root / source for source in sources))
-
-    def damage(self, source: str) -> UserError | None:
-        """Damage that Pillow's ``verify`` finds in the file; None if it finds none."""
-        from augbench.data.decode import find_damage
-
-        return find_damage(self.root / source)
 
 
 class ImageFolderSource(FolderSource):

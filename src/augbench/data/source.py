@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from augbench.data.classes import ClassInfo
-from augbench.errors import UserError
+from augbench.data.walk import LeftOut
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,7 +41,15 @@ class ClassImages:
 
 
 class ImageSource(ABC):
-    """A data set that can be listed and read."""
+    """A data set that can be listed and read.
+
+    Attributes
+    ----------
+    left_out : sequence of LeftOut
+        Files and folders that the last :meth:`scan` found and does not use.
+    """
+
+    left_out: Sequence[LeftOut] = ()
 
     @abstractmethod
     def classes(self) -> list[ClassInfo]:
@@ -72,7 +80,3 @@ class ImageSource(ABC):
         UserError
             An image is missing or corrupt; the error names its file.
         """
-
-    def damage(self, source: str) -> UserError | None:
-        """Damage to an image's file that can be found without decoding it; None if there is none."""
-        return None

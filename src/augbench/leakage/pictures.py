@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from augbench.config.stages import Leakage
+from augbench.data.decode import middle
 
 HASH_SIZE = 16  # a hash has 16 x 16 = 256 bits; the usual 64 do not tell one shirt from another
 KEPT_SIDE = 96  # largest shorter side, in pixels, of the compared pictures
@@ -76,7 +77,7 @@ class Picture:
     """
 
     def __init__(self, image: Image.Image) -> None:
-        grey = image.convert("L")
+        grey = middle(image).convert("L")
         scale = KEPT_SIDE / min(grey.size)
         if scale < 1:
             grey = grey.resize(

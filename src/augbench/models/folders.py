@@ -278,8 +278,11 @@ class ImageTower:
         import numpy as np
         import torch
 
+        from augbench.data.decode import middle
+
+        images = [middle(image) for image in images]
         if self._sides is None:
-            cut = self.processor(list(images), do_rescale=False, do_normalize=False, return_tensors="np")
+            cut = self.processor(images, do_rescale=False, do_normalize=False, return_tensors="np")
             return torch.from_numpy(cut.pixel_values)
         pixels = np.stack([np.asarray(_cut(image, *self._sides)) for image in images])
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
@@ -345,10 +348,13 @@ def check_safety(pipeline: StableDiffusionPipeline, images: Sequence[Any]) -> li
     import numpy as np
     import torch
 
+    from augbench.data.decode import middle
+
     if pipeline.safety_checker is None:
         return [False] * len(images)
     device, dtype = pipeline.safety_checker.device, pipeline.safety_checker.dtype
-    pixels = pipeline.feature_extractor(list(images), return_tensors="pt").pixel_values.to(device, dtype)
+    images = [middle(image) for image in images]
+    pixels = pipeline.feature_extractor(images, return_tensors="pt").pixel_values.to(device, dtype)
     blank = [np.zeros((1, 1, 3), dtype=np.float32) for _ in images]
     with torch.inference_mode():
         _, flags = pipeline.safety_checker(images=blank, clip_input=pixels)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from augbench.batches import in_batches
 from augbench.config.study import Study
 from augbench.data.classes import read_class_table
+from augbench.data.decode import middle
 from augbench.data.sources import open_source
 from augbench.data.splits import Split, check_labels, read_split
 from augbench.errors import UserError
@@ -77,7 +78,7 @@ def inception_features(weights: str | Path, device: torch.device) -> Features:
     network.fc = torch.nn.Identity()
     network.eval().to(device)
     preprocess = published.transforms()
-    return lambda images: network(torch.stack([preprocess(image) for image in images]).to(device))
+    return lambda images: network(torch.stack([preprocess(middle(image)) for image in images]).to(device))
 
 
 def load_features(study: Study, clip_path: str | Path) -> Features:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +23,13 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from augbench.batches import in_batches
-from augbench.data.decode import in_order, open_rgb
-from augbench.data.image_folder import EXTENSIONS
+from augbench.data.decode import in_order, try_decode
+from augbench.data.walk import LeftOut, list_corpus, log_left_out, printable
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file, write_json
 from augbench.plan.recipes import Recipe
 from augbench.progress import Progress
+from augbench.retrieval.web.fates import UNDECODABLE
 
 if TYPE_CHECKING:
     from augbench.runtime.job import Job
@@ -40,66 +41,63 @@ BATCH = {"cpu": 32, "cuda": 256}
 ROWS_PER_FILE = 5000
 # vectors; comparing a query with this many takes a fraction of a second, and no neighbour is missed
 EXACT_UP_TO = 1_000_000
+FOLDER_METADATA = pa.schema(
+    [("id", pa.string()), ("url", pa.string()), ("width", pa.int64()), ("height", pa.int64())]
+)
+LEFT_OUT = pa.schema([("id", pa.string()), ("fate", pa.string())])
 METADATA = ("id", "url", "caption", "width", "height", "NSFW", "punsafe")
 IDENTITY = "augbench.json"
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Part of a corpus: its recipe, its number of images, and a function that reads it.
+class _Content:
+    """Images of a part, their captions (None if there are none), and their metadata.
 
-    ``read`` returns images, captions (None if there are none) and metadata.
+    ``metadata`` may be called once the images have been used: it has a row for each image that was yielded.
     """
+
+    images: Iterable[Image.Image]
+    captions: Sequence[str] | None
+    metadata: Callable[[], pa.Table]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Part of a corpus: its recipe, its number of files, and a function that reads it."""
 
     recipe: Recipe
     rows: int
-    read: Callable[[], tuple[Iterable[Image.Image], Sequence[str] | None, pa.Table]]
+    read: Callable[[], _Content]
 
 
 def _miniature_part(path: str | Path) -> _Part:
-    def read() -> tuple[Iterable[Image.Image], Sequence[str] | None, pa.Table]:
+    def read() -> _Content:
         table = pq.read_table(path)
         encoded = table.column("image").combine_chunks().field("bytes")
         images = (Image.open(BytesIO(data.as_py())).convert("RGB") for data in encoded)
-        return images, table.column("caption").to_pylist(), table.select(METADATA)
+        return _Content(images, table.column("caption").to_pylist(), lambda: table.select(METADATA))
 
     return _Part({"part": sha256_file(path)}, pq.read_metadata(path).num_rows, read)
 
 
-def _folder_parts(root: Path) -> list[_Part]:
-    if not root.is_dir():
-        raise UserError("corpus.root", f"{str(root)!r}, no such folder", "allowed: a folder of images")
-    names = sorted(
-        path.relative_to(root).as_posix()
-        for path in root.rglob("*")
-        if path.suffix.lower()[1:] in EXTENSIONS and path.is_file()
-    )
-    if not names:
-        raise UserError(
-            "corpus.root",
-            f"no image in {str(root)!r}",
-            f"allowed: a folder with image files ({', '.join(sorted(EXTENSIONS))})",
-        )
+def _folder_part(root: Path, names: Sequence[str]) -> _Part:
+    def read() -> _Content:
+        rows: list[dict[str, Any]] = []
 
-    def part(chosen: Sequence[str]) -> _Part:
-        def read() -> tuple[Iterable[Image.Image], Sequence[str] | None, pa.Table]:
-            sizes = []
-            for name in chosen:
-                with Image.open(root / name) as image:
-                    sizes.append(image.size)
-            columns = {
-                "id": list(chosen),
-                "url": list(chosen),
-                "width": [size[0] for size in sizes],
-                "height": [size[1] for size in sizes],
-            }
-            return in_order(open_rgb, [root / name for name in chosen]), None, pa.table(columns)
+        def images() -> Iterator[Image.Image]:
+            decoded = in_order(try_decode, (root / name for name in names))
+            for name, found in zip(names, decoded, strict=True):
+                if isinstance(found, UserError):
+                    logger.warning("left out: %s", found)
+                    continue
+                rows.append({"id": name, "url": name, "width": found.width, "height": found.height})
+                yield found.image
 
-        stats = [(root / name).stat() for name in chosen]
-        files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(chosen, stats, strict=True)]
-        return _Part({"files": canonical_hash(files)}, len(chosen), read)
+        return _Content(images(), None, lambda: pa.Table.from_pylist(rows, FOLDER_METADATA))
 
-    return [part(batch) for batch in in_batches(names, ROWS_PER_FILE)]
+    stats = [(root / name).stat() for name in names]
+    files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
+    return _Part({"files": canonical_hash(files)}, len(names), read)
 
 
 def embed_miniature(job: Job, parts: Sequence[str | Path], clip_path: str | Path, out: str | Path) -> None:
@@ -113,12 +111,31 @@ def embed_miniature(job: Job, parts: Sequence[str | Path], clip_path: str | Path
 def embed_folder(job: Job, root: str | Path, clip_path: str | Path, out: str | Path) -> None:
     """Embed every image below ``root``; ids are paths relative to it.
 
+    ``left_out.parquet`` lists the files and folders that are not embedded (id, fate): those that
+    :mod:`augbench.data.walk` leaves out, and files that can't be decoded.
+
     Raises
     ------
     UserError
-        The folder is missing or has no images, or an image is damaged.
+        The folder is missing, or none of its files can be decoded.
     """
-    _embed(job, _folder_parts(Path(root)), clip_path, Path(out))
+    root, out = Path(root), Path(out)
+    listing = list_corpus(root)
+    _embed(
+        job,
+        [_folder_part(root, names) for names in in_batches(listing.images, ROWS_PER_FILE)],
+        clip_path,
+        out,
+    )
+    metadata = sorted((out / "metadata").glob("*.parquet"))
+    embedded = {name for path in metadata for name in pq.read_table(path, columns=["id"])["id"].to_pylist()}
+    if not embedded:
+        found = f"none of the {len(listing.images)} images in {str(root)!r} can be decoded"
+        raise UserError("corpus.root", found, "allowed: a folder of images; the log of this job names each")
+    broken = [LeftOut(name, UNDECODABLE) for name in listing.images if name not in embedded]
+    rows = [{"id": printable(one.name), "fate": one.reason} for one in (*listing.left_out, *broken)]
+    log_left_out("corpus", [*listing.left_out, *broken])
+    pq.write_table(pa.Table.from_pylist(rows, LEFT_OUT), out / "left_out.parquet")
 
 
 def _embed(job: Job, parts: Sequence[_Part], clip_path: str | Path, out: Path) -> None:
@@ -136,7 +153,7 @@ def _embed(job: Job, parts: Sequence[_Part], clip_path: str | Path, out: Path) -
     progress = Progress("embed corpus", sum(part.rows for part in parts), "image")
 
     def embed_images(images: Iterable[Image.Image]) -> torch.Tensor:
-        vectors = []
+        vectors = [torch.empty((0, model.config.projection_dim))]
         for pixels in in_order(tower.prepare, in_batches(images, BATCH[device.type]), job.threads):
             vectors.append(F.normalize(tower.embed(pixels), dim=-1).cpu())
             progress.update(len(pixels))
@@ -149,14 +166,18 @@ def _embed(job: Job, parts: Sequence[_Part], clip_path: str | Path, out: Path) -
             if all(job.store.has("embeddings", recipe, suffix) for suffix in (".npy", ".parquet")):
                 progress.update(part.rows, "from the store")
             else:
-                images, captions, kept = part.read()
-                vectors = embed_images(images)
-                if captions is not None:
-                    similarity = (vectors * embed_texts(model, tokenizer, captions).cpu()).sum(1).numpy()
+                content = part.read()
+                vectors = embed_images(content.images)
+                kept = content.metadata()
+                if content.captions is not None:
+                    texts = embed_texts(model, tokenizer, content.captions).cpu()
+                    similarity = (vectors * texts).sum(1).numpy()
                     kept = kept.append_column("similarity", pa.array(similarity, pa.float32()))
                 half = vectors.half().numpy()
                 job.store.commit("embeddings", recipe, ".npy", partial(np.save, arr=half))
                 job.store.commit("embeddings", recipe, ".parquet", partial(pq.write_table, kept))
+        if not pq.read_metadata(job.store.path("embeddings", recipe, ".parquet")).num_rows:
+            continue  # none of its files can be decoded
         job.store.publish("embeddings", recipe, out / "img_emb" / f"img_emb_{number:05d}.npy")
         job.store.publish("embeddings", recipe, out / "metadata" / f"metadata_{number:05d}.parquet")
     write_json(out / IDENTITY, {"clip": clip["id"], "corpus": canonical_hash(recipes)})

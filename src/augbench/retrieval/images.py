@@ -7,6 +7,7 @@ opens the image. A single bad image never raises an error.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -19,13 +20,14 @@ from PIL import Image
 from augbench.config.corpus import ImageCorpus, MiniatureCorpus
 from augbench.config.methods import RetrieveMethod
 from augbench.config.stages import Download
-from augbench.data.decode import open_rgb
+from augbench.data.decode import open_rgb, try_decode
+from augbench.data.walk import path_problem
 from augbench.errors import UserError
 from augbench.files import sha256_file
 from augbench.plan.inputs import CORPUS_ROWS_PER_PART
 from augbench.progress import Progress
 from augbench.retrieval.neighbours import Neighbour
-from augbench.retrieval.web.fates import FETCHED, Limits
+from augbench.retrieval.web.fates import FETCHED, UNDECODABLE, Limits
 
 if TYPE_CHECKING:
     from augbench.retrieval.web.cache import Cache
@@ -106,22 +108,21 @@ class CorpusOrigin:
 
 
 class FolderOrigin:
-    """Images in a folder; files outside the folder are never opened, whatever the id."""
+    """Images in a folder. A path that :func:`augbench.data.walk.walk` would not list is never opened."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).resolve()
+        self.root = Path(root)
 
     def _arrival(self, neighbour: Neighbour) -> Arrival:
-        path = (self.root / neighbour.id).resolve()
-        if not path.is_relative_to(self.root):
-            return Arrival("refused: outside the folder")
-        if not path.is_file():
+        if (problem := path_problem(neighbour.id)) is not None:
+            return Arrival(f"refused: {problem}")
+        path = self.root / neighbour.id
+        if not os.path.isfile(path):
             return Arrival("dead: no such file")
-        try:
-            width, height = open_rgb(path).size
-        except UserError:
-            return Arrival("undecodable")
-        return Arrival(FETCHED, sha256_file(path), width, height, lambda: open_rgb(path))
+        found = try_decode(path)
+        if isinstance(found, UserError):
+            return Arrival(UNDECODABLE)
+        return Arrival(FETCHED, sha256_file(path), found.width, found.height, lambda: open_rgb(path))
 
     def fetch(self, wanted: Mapping[str, Sequence[Neighbour]]) -> dict[str, dict[str, Arrival]]:
         """Fetch images by their path relative to the folder."""

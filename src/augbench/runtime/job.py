@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from augbench.config.study import Study, parse_study
-from augbench.errors import UserError
+from augbench.errors import UserError, naming_files
 
 if TYPE_CHECKING:
     from augbench.artifacts.store import Store
@@ -126,7 +126,8 @@ def running(snakemake: Any, unfolded: bool = False) -> Iterator[Job]:
         store.enter()
         if study.execution.compile:
             share_cache(folder / ".work/compiled")
-        yield Job(study.unfolded if unfolded else study, store, snakemake.threads)
+        with naming_files():
+            yield Job(study.unfolded if unfolded else study, store, snakemake.threads)
         if store.tally.made or store.tally.reused:
             logger.info("done: %s", store.tally)
         if "torch" in sys.modules and (store.tally.made or not store.tally.reused):

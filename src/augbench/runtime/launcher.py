@@ -20,6 +20,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Sequence
 from functools import cache
@@ -173,6 +174,17 @@ def begin_run(study: Study) -> None:
         prepare(study)
 
 
+def cache_folder() -> dict[str, str]:
+    """Environment with a folder for Snakemake's cache, if the user's own can't be written."""
+    own = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    try:
+        own.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=own):
+            return {}
+    except OSError:
+        return {"XDG_CACHE_HOME": os.path.abspath("results/.cache")}
+
+
 def run(
     study: str, configfiles: Sequence[str], targets: Sequence[str], cores: int, extra: Sequence[str]
 ) -> int:
@@ -208,6 +220,6 @@ def run(
         command += ["--cores", str(cores)]
     if configfiles:
         command += ["--configfile", *configfiles]
-    environment = {**os.environ, "AUGBENCH_RUN": run_id}
+    environment = {**os.environ, **cache_folder(), "AUGBENCH_RUN": run_id}
     fd = _held[-1].fileno()
     return subprocess.run(command, env=environment, pass_fds=(fd,)).returncode

@@ -11,8 +11,7 @@ from augbench.config.corpus import MiniatureCorpus
 from augbench.config.data import FashionMnist
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study
-from augbench.data.image_folder import NAMED, first_problems
-from augbench.data.source import ClassImages, ImageSource
+from augbench.data.image_folder import first_problems
 from augbench.data.splits import SplitSizes, resolve_shares, split_sizes
 from augbench.errors import UserError
 
@@ -106,23 +105,3 @@ def _overlap_of_draws(sizes: dict[str, SplitSizes], draws: int) -> str:
     low, high = f"{min(shares):.0f}", f"{max(shares):.0f}"
     shared = low if low == high else f"{low} to {high}"
     return f"; two of {draws} draws share about {shared}% of their training images"
-
-
-def damaged_image_problems(source: ImageSource, images: list[ClassImages]) -> list[UserError]:
-    """List corrupt image files of the data set: the first few by name, and the number of all."""
-    from augbench.data.decode import in_order
-    from augbench.progress import track
-
-    sources = [
-        name
-        for found in images
-        for part in (found.pool, found.validation, found.test)
-        if part is not None
-        for name in part.sources
-    ]
-    checked = track(in_order(source.damage, sources), "images checked", "image", len(sources))
-    damaged = [problem for problem in checked if problem is not None]
-    if len(damaged) <= NAMED:
-        return damaged
-    counted = f"{len(damaged)} corrupt images of {len(sources)}"
-    return [*damaged[:NAMED], UserError("dataset", counted, f"the first {NAMED} are named above")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,11 +12,17 @@ from augbench.config.corpus import IndexCorpus, OwnCorpus
 from augbench.config.methods import AddingMethod, DrawMethod, RetrieveMethod
 from augbench.config.study import Study
 from augbench.data.classes import ClassInfo
-from augbench.data.image_folder import some
-from augbench.errors import UserError
+from augbench.errors import UserError, some
 from augbench.measures.judge import check_judge
 from augbench.prompts.stage import check_prompts
 from augbench.resample import needed_images
+
+
+class CorpusSize(NamedTuple):
+    """Number of images in a corpus, and what was left out and why."""
+
+    images: int
+    left_out: list[str]
 
 
 class _Needed(NamedTuple):
@@ -25,13 +32,17 @@ class _Needed(NamedTuple):
     because: str
 
 
-def added_image_problems(study: Study, train: dict[str, int]) -> Iterator[UserError]:
+def added_image_problems(
+    study: Study, train: dict[str, int], corpus: CorpusSize | None = None
+) -> Iterator[UserError]:
     """Yield a problem for each pool that is too small for its training sets.
 
     Parameters
     ----------
     train : dict
         Training images by class id. Each training set draws a multiple of them, so the largest class decides.
+    corpus : CorpusSize, optional
+        Size of the corpus, if it can be counted.
     """
     largest = max(train, key=lambda class_id: train[class_id])
 
@@ -46,7 +57,7 @@ def added_image_problems(study: Study, train: dict[str, int]) -> Iterator[UserEr
     for name, drawn in study.drawn.items():
         yield from _drawn_images(study, name, drawn, needed(drawn))
     for name, retrieved in study.retrieved.items():
-        yield from _retrieved_images(study, name, retrieved, needed(retrieved))
+        yield from _retrieved_images(study, name, retrieved, needed(retrieved), corpus)
 
 
 def _generated_images(study: Study, needed: _Needed) -> Iterator[UserError]:
@@ -68,11 +79,14 @@ def _generated_images(study: Study, needed: _Needed) -> Iterator[UserError]:
 
 
 def _retrieved_images(
-    study: Study, name: str, method: RetrieveMethod, needed: _Needed
+    study: Study, name: str, method: RetrieveMethod, needed: _Needed, corpus: CorpusSize | None
 ) -> Iterator[UserError]:
     key, wanted = f"methods.{name}.images_per_class", method.images_per_class or needed.images
     if wanted < needed.images and not method.may_fall_short:
         yield UserError(key, wanted, f"allowed: at least {needed.images}; {needed.because}")
+    if corpus is not None and wanted > corpus.images and not method.may_fall_short:
+        allowed = "; ".join([f"allowed: at most {corpus.images}, the images of the corpus", *corpus.left_out])
+        yield UserError(key, wanted, allowed)
     if study.miniature is None:
         return
     rows = study.miniature.images + study.miniature.distractors
@@ -118,13 +132,12 @@ def corpus_problems(study: Study) -> Iterator[UserError]:
     if not study.retrieved:
         return
     corpus = study.corpus
-    places = {"root": getattr(corpus, "root", None), "folder": getattr(corpus, "folder", None)}
-    for key, place in places.items():
-        if place is not None and not Path(place).is_dir():
-            yield UserError(f"corpus.{key}", f"{place!r}, no such folder", "allowed: a folder")
+    folder = getattr(corpus, "folder", None)
+    if folder is not None and not os.path.isdir(folder):
+        yield UserError("corpus.folder", f"{folder!r}, no such folder", "allowed: a folder")
     if (
         isinstance(corpus, IndexCorpus)
-        and Path(corpus.folder).is_dir()
+        and os.path.isdir(corpus.folder)
         and not (Path(corpus.folder) / "image.index").is_file()
     ):
         yield UserError(

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from augbench.commands.check.dataset import (
     ClassCounts,
-    damaged_image_problems,
     published_file_problems,
     sizes_of_splits,
     summary_of_sizes,
 )
+from augbench.commands.check.files import check_files
 from augbench.commands.check.methods import (
     added_image_problems,
     corpus_problems,
@@ -30,6 +30,7 @@ from augbench.commands.check.training import training_warnings
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study
 from augbench.data.fashion_target import TEST_PER_CLASS, FashionMnistSource
+from augbench.data.image_folder import FolderSource
 from augbench.data.source import ClassImages
 from augbench.data.sources import open_source
 from augbench.errors import UserError
@@ -46,7 +47,7 @@ def check_study(study: Study, *, models: bool = True, verify_images: bool = Fals
     models : bool
         Check the folders of the diffusion model and CLIP. Pass False before they are pre-trained.
     verify_images : bool
-        Also open every image file of the data set.
+        Also decode every image file of the data set, and of a corpus of images.
 
     Raises
     ------
@@ -57,7 +58,8 @@ def check_study(study: Study, *, models: bool = True, verify_images: bool = Fals
     notes: list[str] = []
     source = open_source(study.dataset, study.seed, study.corpus)
     problems += published_file_problems(study)
-    images: list[ClassImages] | None = None
+    images: list[ClassImages] = []
+    train: dict[str, int] = {}
     try:
         if isinstance(source, FashionMnistSource):  # the counts are known before the files are fetched
             counts = [
@@ -85,11 +87,13 @@ def check_study(study: Study, *, models: bool = True, verify_images: bool = Fals
         for name, method in study.personalised.items():
             problems += check_clusters(f"methods.{name}.clusters", method.clusters, train)
         problems += judge_problems(study, list(sizes))
-        problems += added_image_problems(study, train)
         notes += training_warnings(study, train)
     problems += corpus_problems(study)
-    if images is not None and verify_images:
-        problems += damaged_image_problems(source, images)
+    files = check_files(study, source if isinstance(source, FolderSource) else None, images, verify_images)
+    problems += files.problems
+    notes += files.notes
+    if train:
+        problems += added_image_problems(study, train, files.corpus)
     if models:
         problems += model_problems(study)
         notes += models_to_fetch(study)

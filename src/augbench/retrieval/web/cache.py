@@ -16,8 +16,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from augbench.data.decode import upright_rgb
 from augbench.errors import UserError
-from augbench.retrieval.web.content import FORMATS, upright_rgb
+from augbench.retrieval.web.content import FORMATS
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,12 @@ not accepted, because Pillow may be built without it.
 from __future__ import annotations
 
 import hashlib
-import logging
 from dataclasses import dataclass
 from io import BytesIO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from augbench.data.decode import BROKEN, to_rgb
+from augbench.data.decode import BROKEN, upright_rgb
 from augbench.retrieval.web.fates import (
     FETCHED,
     NOT_AN_IMAGE,
@@ -25,8 +24,6 @@ from augbench.retrieval.web.fates import (
     Limits,
 )
 
-logger = logging.getLogger(__name__)
-
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 # BMP is not listed: its signature is two letters, with which many texts begin
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
@@ -34,22 +31,6 @@ _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 
 def _begins_as_image(content: bytes) -> bool:
     return content.startswith(_BEGINNINGS) or (content[:4] == b"RIFF" and content[8:12] == b"WEBP")
-
-
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """Decode an open image to 8-bit RGB, rotated as its EXIF block says; a broken EXIF block is ignored.
-
-    Raises
-    ------
-    One of ``augbench.data.decode.BROKEN``
-        The image is truncated or corrupt.
-    """
-    image.load()
-    try:
-        ImageOps.exif_transpose(image, in_place=True)
-    except BROKEN as error:  # only the EXIF block is broken; the pixels are already decoded
-        logger.debug("a broken EXIF block (%s)", error)
-    return to_rgb(image)
 
 
 @dataclass(frozen=True)

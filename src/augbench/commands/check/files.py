@@ -1,0 +1,105 @@
+"""Checks of the files of data set and corpus: what is left out, damaged, or in both."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from augbench.commands.check.images import Checked, decode_all
+from augbench.commands.check.methods import CorpusSize
+from augbench.commands.check.overlap import Place, overlap, places_of
+from augbench.config.corpus import EmbeddingCorpus, ImageCorpus
+from augbench.config.study import Study
+from augbench.data.image_folder import FolderSource
+from augbench.data.source import ClassImages
+from augbench.data.walk import LeftOut, list_corpus, reasons
+from augbench.errors import NAMED, UserError
+from augbench.retrieval.web.fates import UNDECODABLE
+
+
+@dataclass
+class FileReport:
+    """What a check of files has found; ``corpus`` is None if its images can't be counted."""
+
+    problems: list[UserError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    corpus: CorpusSize | None = None
+
+
+def check_files(
+    study: Study, source: FolderSource | None, images: list[ClassImages], decode: bool
+) -> FileReport:
+    """Check the files of the data set and of a corpus that retrieval searches.
+
+    Parameters
+    ----------
+    source : FolderSource, optional
+        The data set, if it consists of files.
+    images : list of ClassImages
+        Its images; none if it could not be listed.
+    decode : bool
+        Decode all images.
+    """
+    report, places = FileReport(), []
+    if source is not None:
+        places = _data_set(source, images, decode, report)
+    if study.retrieved:
+        try:
+            corpus = _corpus(study, decode, report)
+        except UserError as error:
+            report.problems.append(error)
+            corpus = None
+        if corpus is not None:
+            for place in places:
+                _add(report, overlap(corpus, place, "retrieval would find them", copies_fail=False))
+    return report
+
+
+def _add(report: FileReport, found: tuple[list[UserError], list[str]]) -> None:
+    report.problems += found[0]
+    report.notes += found[1]
+
+
+def _data_set(
+    source: FolderSource, images: list[ClassImages], decode: bool, report: FileReport
+) -> list[Place]:
+    report.notes += [f"dataset: {line}" for line in reasons(source.left_out)]
+    places = places_of(images, source.root, source.links, {})
+    if decode:
+        names = [name for place in places for name in place.names]
+        checked = decode_all(source.root, names, "data set: images checked")
+        damaged = list(checked.damaged.values())
+        report.problems += damaged[:NAMED]
+        if len(damaged) > NAMED:
+            counted = f"{len(damaged)} corrupt images of {len(names)}"
+            report.problems.append(UserError("dataset", counted, f"the first {NAMED} are named above"))
+        places = places_of(images, source.root, source.links, checked.digests)
+    for number, place in enumerate(places):
+        for earlier in places[:number]:
+            _add(report, overlap(place, earlier, "each split needs its own", copies_fail=True))
+    return places
+
+
+def _corpus(study: Study, decode: bool, report: FileReport) -> Place | None:
+    """Check the corpus; return its images, if it consists of image files."""
+    corpus = study.corpus
+    if isinstance(corpus, EmbeddingCorpus) and os.path.isdir(corpus.folder):
+        from augbench.retrieval.embedding_files import open_embeddings
+
+        columns = {str(name): column for name, column in corpus.columns.items()}
+        files = open_embeddings(corpus.folder, corpus.vector_column, corpus.npz_key, columns)
+        report.corpus = CorpusSize(sum(file.rows for file in files), [])
+    if not isinstance(corpus, ImageCorpus):
+        return None
+    root, listing = Path(corpus.root), list_corpus(corpus.root)
+    checked = decode_all(root, listing.images, "corpus: images checked") if decode else Checked()
+    broken = [LeftOut(name, UNDECODABLE) for name in checked.damaged]
+    left_out = reasons([*listing.left_out, *broken])
+    report.notes += [f"corpus: {line}" for line in left_out]
+    if len(broken) == len(listing.images):
+        first = next(iter(checked.damaged.values()))
+        found = f"none of the {len(broken)} images in {str(root)!r} can be decoded ({first.found})"
+        raise UserError("corpus.root", found, "allowed: a folder of images")
+    report.corpus = CorpusSize(len(listing.images) - len(broken), left_out)
+    return Place("corpus.root", "images", root, listing.images, listing.links, checked.digests)
