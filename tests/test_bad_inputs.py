@@ -275,7 +275,7 @@ BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
     # the file
     "missing file": (
         lambda work: load_study(["nowhere.yaml"]),
-        ["nowhere.yaml", "no such file", "give a study's YAML file"],
+        ["nowhere.yaml: no such file; a mapping of config keys is needed"],
     ),
     "invalid YAML": (
         lambda work: work.load("study: [pets"),

@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text)
         made.set_defaults(function=function)
         help_text = f"study and overlays (default: {DEMO})"
-        made.add_argument("--configfile", nargs="+", metavar="YAML", help=help_text)
+        made.add_argument("--configfile", nargs="+", action="extend", metavar="YAML", help=help_text)
         return made
 
     check = command("check", _check, "check config and data before anything runs")

@@ -15,7 +15,7 @@ from augbench.runtime.launcher import begin_run, guard_job
 from augbench.plan.load import load_plan
 
 # Without --configfile, the study is the demo. The demo is never merged with a user's study.
-PLAN = load_plan(config, PROJECT)
+PLAN = load_plan(config, PROJECT, workflow.configfiles)
 STUDY = PLAN.study
 # the same with the rows of all draws of the training images; tables and figures fold them together
 UNFOLDED = PLAN.unfolded

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError, model_validator
 
 from augbench.config.base import SLUG, Section, key
@@ -35,8 +34,8 @@ from augbench.config.models import Clip, Diffusion
 from augbench.config.pretrain import Pretrain
 from augbench.config.problems import ConfigError, describe
 from augbench.config.stages import Augmentation, Execution, Finetune, Leakage, Report, Retrieval
-from augbench.errors import UserError
 from augbench.seeds import derive_seed
+from augbench.yaml_files import UniqueKeyLoader, load_yaml
 
 # the study that runs if none is given, relative to the project
 DEMO = "config/demo.yaml"
@@ -280,16 +279,7 @@ def merge(base: dict[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping; any other file raises :class:`UserError`."""
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(str(path), "no such file", "give a study's YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(
-            str(path), "not readable as YAML: " + " ".join(str(error).split()), "fix the file"
-        ) from None
-    if not isinstance(data, dict):
-        raise UserError(str(path), f"holds a {type(data).__name__}", "a mapping of config keys is needed")
+    data: dict[str, Any] = load_yaml(path, UniqueKeyLoader, dict, "a mapping of config keys")
     return data
 
 
