@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from augbench.config.base import Positive, Section, key
+from augbench.config.base import Place, Positive, Section, key
 from augbench.config.models import INTERVAL_SOURCE, GuidanceInterval, Scheduler
 
 ClassName = Literal["lemmas", "no_whitespace"]
@@ -16,7 +16,7 @@ TEMPLATE_SETS = ("simple", "clip", "textual_inversion", "sariyildiz", "empty")
 class Prompting(Section):
     """A prompt: the template and the class name that turn a class into text."""
 
-    templates: str = key(
+    templates: Place = key(
         "simple",
         "Prompt templates: simple (1 template), clip (80), textual_inversion (27), sariyildiz (6), empty "
         "(1), or a text file (.txt) with one template per line.",
@@ -419,7 +419,7 @@ class RetrieveMethod(_Added):
         "method.",
         source="paper, Figure 5B",
     )
-    manifest: str | None = key(
+    manifest: Place | None = key(
         None,
         "Manifest of an earlier study (retrieval/{method}/manifest.parquet); its images are fetched, and "
         "nothing is searched. Default: search the corpus.",

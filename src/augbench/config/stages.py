@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from augbench.config.base import Fraction, Positive, Section, key
+from augbench.config.base import Fraction, Place, Positive, Section, key
 
 
 class Finetune(Section):
@@ -43,11 +43,11 @@ class Finetune(Section):
         "Features for the k-means clusters: Inception-v3's pool features, or the study's CLIP embeddings.",
         source="paper, section 3.1",
     )
-    inception_weights: str = key(
+    inception_weights: Place = key(
         "results/downloads/inception_v3_google-0cc3c7bd.pth",
         "File with torchvision's published Inception-v3 weights; it is fetched if missing.",
     )
-    inception_mirrors: tuple[str, ...] = key(
+    inception_mirrors: tuple[Place, ...] = key(
         (),
         "Places to try before the published address of these weights: web addresses or files.",
     )
@@ -100,12 +100,12 @@ class Retrieval(Section):
         source="paper, section 3 (ImageNet: 10 of 1000, Caltech256: 5 of 256)",
     )
     download: Download = key(Download(), "Downloads from the web.")
-    aesthetics_weights: str | None = key(
+    aesthetics_weights: Place | None = key(
         "results/downloads/sac+logos+ava1-l14-linearMSE.pth",
         "File with the published weights of LAION's aesthetics predictor V2; it is fetched if missing and "
         "if a method sets min_aesthetics. null: the corpus has scores of its own.",
     )
-    aesthetics_mirrors: tuple[str, ...] = key(
+    aesthetics_mirrors: tuple[Place, ...] = key(
         (),
         "Places to try before the published address of these weights: web addresses or files.",
     )
@@ -271,7 +271,7 @@ class Report(Section):
         (),
         "Further lines for the footer of the tables, for example departures from the paper's protocol.",
     )
-    judge: str | None = key(
+    judge: Place | None = key(
         None,
         "Folder of a reference classifier that judges whether added images show their class; it must know "
         "the study's classes. Default: none.",

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError, model_validator
 
-from augbench.config.base import SLUG, Section, key
+from augbench.config.base import LONGEST_NAME, SLUG, Section, key
 from augbench.config.classifier import Classifier
 from augbench.config.corpus import Corpus, EmbeddingCorpus, MiniatureCorpus, OwnCorpus, PublishedCorpus
 from augbench.config.data import Dataset, FashionMnist
@@ -45,7 +45,9 @@ Row = TypeVar("Row")
 class Study(Section):
     """A study: one data set, one diffusion model, one corpus, and the methods to compare."""
 
-    study: str = key(..., "Name of the study; its results go to results/{study}.", pattern=SLUG)
+    study: str = key(
+        ..., "Name of the study; its results go to results/{study}.", pattern=SLUG, max_length=LONGEST_NAME
+    )
     seed: int = key(0, "Seed of the study, from which every random choice derives.", ge=0)
     dataset: Dataset = key(..., "The target data set.")
     diffusion: Diffusion = key(..., "The diffusion model and its sampling.")
@@ -89,6 +91,8 @@ class Study(Section):
         for name, method in self.methods.items():
             if not re.fullmatch(SLUG, name):
                 raise ValueError(f"methods.{name}: a name may contain a-z, 0-9 and _ only")
+            if len(name) > LONGEST_NAME:
+                raise ValueError(f"methods.{name}: allowed: a name of at most {LONGEST_NAME} characters")
             if self.dataset.draws > 1 and fold(name)[1]:
                 raise ValueError(
                     f"methods.{name}: with dataset.draws, a name may not end in _draw and a number"

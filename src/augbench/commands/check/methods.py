@@ -151,6 +151,15 @@ def corpus_problems(study: Study) -> Iterator[UserError]:
             )
 
 
+def baseline_notes(study: Study) -> Iterator[str]:
+    """Yield a note if no row trains on the training images alone, with which the others are compared."""
+    if not any(row.group == "real" and row.split == "train" for row in study.real.values()):
+        yield (
+            "note: methods: no row {mechanism: real}, so there is no baseline: no forest plot, no figure 5A, no"
+            " difference from training without added images"
+        )
+
+
 def judge_problems(study: Study, class_ids: list[str]) -> Iterator[UserError]:
     """Yield the reason why the judge cannot judge the study's classes, if there is one."""
     if study.report.judge is None:

@@ -20,6 +20,7 @@ from augbench.commands.check.dataset import (
 )
 from augbench.commands.check.methods import (
     added_image_problems,
+    baseline_notes,
     corpus_problems,
     excluded_problems,
     judge_problems,
@@ -87,6 +88,7 @@ def check_study(study: Study, *, models: bool = True, verify_images: bool = Fals
         problems += judge_problems(study, list(sizes))
         problems += added_image_problems(study, train)
         notes += training_warnings(study, train)
+        notes += baseline_notes(study)
     problems += corpus_problems(study)
     if images is not None and verify_images:
         problems += damaged_image_problems(source, images)
