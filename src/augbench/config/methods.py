@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from augbench.config.base import Place, Positive, Section, key
+from augbench.config.base import Place, Positive, Section, Text, key
 from augbench.config.models import INTERVAL_SOURCE, GuidanceInterval, Scheduler
 
 ClassName = Literal["lemmas", "no_whitespace"]
@@ -50,7 +50,7 @@ RealSplit = Literal["train", "train2x", "full"]
 class _Method(Section):
     """A row of the comparison. Stages ask it through the properties below, never by its class."""
 
-    label: str | None = key(None, "Name in tables and figures. Default: the row's key.")
+    label: Text | None = key(None, "Name in tables and figures. Default: the row's key.")
     family: Family | None = key(
         None,
         "Group of the row in Figure 1, which omits the groups scaling and control. Default: derived from the "

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from augbench.config.base import Fraction, Place, Positive, Section, key
+from augbench.config.base import Fraction, Place, Positive, Section, Text, key
 
 
 class Finetune(Section):
@@ -234,7 +234,7 @@ class Contrast(Section):
 
     row: str = key(..., "Row of `methods` whose accuracy is compared.")
     against: str = key(..., "Row of `methods` that it is compared with.")
-    name: str | None = key(None, "Name in tables. Default: the labels of both rows.", min_length=1)
+    name: Text | None = key(None, "Name in tables. Default: the labels of both rows.", min_length=1)
 
 
 class Report(Section):
@@ -267,7 +267,7 @@ class Report(Section):
         "Study of the paper whose results are shown beside this study's.",
         source="paper, Tables 1 ff.",
     )
-    notes: tuple[str, ...] = key(
+    notes: tuple[Text, ...] = key(
         (),
         "Further lines for the footer of the tables, for example departures from the paper's protocol.",
     )

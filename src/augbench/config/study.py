@@ -216,7 +216,7 @@ class Study(Section):
 
     def label(self, name: str) -> str:
         """Name of a row in tables and figures, on one line."""
-        return " ".join((self.methods[name].label or name).split())
+        return " ".join((self.methods[name].label or "").split()) or name
 
     # Rows by mechanism, in the order of the config.
 

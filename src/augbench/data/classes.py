@@ -16,6 +16,7 @@ from typing import Any
 
 from augbench.errors import UserError
 from augbench.files import RESOURCES
+from augbench.texts import has_control_characters, one_line
 from augbench.yaml_files import TextLoader, load_yaml
 
 CLASS_ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
@@ -25,8 +26,6 @@ SHIPPED_TABLES = {
 COLUMNS = ("class_id", "lemmas", "hypernyms", "definition")
 _COMMENTS = re.compile(r"(?:#.*\n)*")
 _CELL = re.compile(r'"(?P<quoted>[^"]*(?:""[^"]*)*)"(?=[\t\n]|\Z)|(?P<plain>[^\t\n]*)')
-_BREAK = re.compile(r"\s*[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]\s*")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,8 @@ def _shown(value: object) -> str:
 
 def _text(where: str, value: object, empty: bool = False) -> str:
     """Check a text of a table, and return it on one line without white space around it."""
-    text = _BREAK.sub(" ", value).strip() if isinstance(value, str) else None
-    if text is None or _CONTROL.search(text) or not (text or empty):
+    text = one_line(value).strip() if isinstance(value, str) else None
+    if text is None or has_control_characters(text) or not (text or empty):
         raise UserError(where, _shown(value), "allowed: a text that is not empty, without control characters")
     return text
 
