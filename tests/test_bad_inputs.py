@@ -175,6 +175,13 @@ def folder_with_a_space(work: Workplace) -> None:
     work.check(dataset={"classes": None})
 
 
+def classes_by_case(work: Workplace) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(f"pets/{part}/cat", f"pets/{part}/CAT")
+    methods = {"word": {"mechanism": "personalise", "learn": "pseudoword"}}
+    work.check(dataset={"classes": None}, methods=methods)
+
+
 def caltech_parent(work: Workplace) -> None:
     write_images(Path("caltech/256_ObjectCategories/001.ak47"), 1)
     config = work.config()
@@ -412,6 +419,12 @@ BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
         ["dataset: class 'dog' has 2 images; 3 are enough for train, val, train2x"],
     ),
     "class too small": (small_class(1), ["dataset: class 'dog' has 1 image", "2 are enough for train, val"]),
+    "pseudo-words that differ by case only": (
+        classes_by_case,
+        [
+            "methods.word.learn: 'pseudoword' for CAT, cat; allowed: conditioning, or class_ids that differ by more"
+        ],
+    ),
     # class tables
     "class table that is not there": (
         lambda work: load_class_table("birds.yaml"),

@@ -21,7 +21,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from augbench.commands.check.study import check_study
 
     study = load_study(arguments.configfile or [DEMO])
-    for line in check_study(study, verify_images=arguments.images):
+    for line in check_study(study, verify_images=arguments.images, tokenise=True):
         print(line)
     print(f"{study.study}: config and data are in order")
     return 0

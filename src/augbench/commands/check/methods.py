@@ -160,6 +160,18 @@ def baseline_notes(study: Study) -> Iterator[str]:
         )
 
 
+def pseudoword_problems(study: Study, class_ids: list[str]) -> Iterator[UserError]:
+    """Yield class_ids that differ by case only for rows that learn words, which the tokenizer lowers."""
+    lowered: dict[str, list[str]] = {}
+    for class_id in class_ids:
+        lowered.setdefault(class_id.lower(), []).append(class_id)
+    same = [class_id for alike in lowered.values() if len(alike) > 1 for class_id in alike]
+    for name, method in study.personalised.items():
+        if same and method.learns_words:
+            allowed = "allowed: conditioning, or class_ids that differ by more than case; rename the folders"
+            yield UserError(f"methods.{name}.learn", f"'pseudoword' for {some(same)}", allowed)
+
+
 def judge_problems(study: Study, class_ids: list[str]) -> Iterator[UserError]:
     """Yield the reason why the judge cannot judge the study's classes, if there is one."""
     if study.report.judge is None:
