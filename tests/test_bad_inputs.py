@@ -170,9 +170,12 @@ def unknown_folder(work: Workplace) -> None:
     work.check()
 
 
-def folder_with_a_space(work: Workplace) -> None:
-    Path("pets/train/dog").rename("pets/train/hot dog")
-    work.check(dataset={"classes": None})
+def dogs_folder(name: str) -> Callable[[Workplace], None]:
+    def act(work: Workplace) -> None:
+        Path("pets/train/dog").rename(f"pets/train/{name}")
+        work.check(dataset={"classes": None})
+
+    return act
 
 
 def classes_by_case(work: Workplace) -> None:
@@ -180,6 +183,11 @@ def classes_by_case(work: Workplace) -> None:
         shutil.copytree(f"pets/{part}/cat", f"pets/{part}/CAT")
     methods = {"word": {"mechanism": "personalise", "learn": "pseudoword"}}
     work.check(dataset={"classes": None}, methods=methods)
+
+
+def same_to_the_eye(work: Workplace) -> None:
+    write_images(Path("pets/train/caf\u00e9"), 1)
+    dogs_folder("cafe\u0301")(work)
 
 
 def caltech_parent(work: Workplace) -> None:
@@ -421,9 +429,7 @@ BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
     "class too small": (small_class(1), ["dataset: class 'dog' has 1 image", "2 are enough for train, val"]),
     "pseudo-words that differ by case only": (
         classes_by_case,
-        [
-            "methods.word.learn: 'pseudoword' for CAT, cat; allowed: conditioning, or class_ids that differ by more"
-        ],
+        ["methods.word.learn: 'pseudoword' for CAT, cat; allowed: conditioning, or class_ids that differ"],
     ),
     # class tables
     "class table that is not there": (
@@ -472,9 +478,38 @@ BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
         unknown_folder,
         ["dataset.train_folder: 'pets/train' has 1 folders that are no class: bird; allowed:", "cat, dog"],
     ),
-    "folder that can't be a class id": (
-        folder_with_a_space,
-        ["dataset.train_folder:", "'hot dog'", "give the readable names in a class table"],
+    "class folder that is not UTF-8": (
+        dogs_folder("caf\udce9"),
+        ["dataset.train_folder: the folder 'caf\\udce9'; allowed: a folder's name in UTF-8, not hidden"],
+    ),
+    "class folder with a control character": (
+        dogs_folder("dog\x07"),
+        ["dataset.train_folder: the folder 'dog\\x07'; allowed: a folder's name in UTF-8, not hidden"],
+    ),
+    "class folder whose id is no file name": (
+        dogs_folder("d" * 250),
+        [
+            "dataset.train_folder: the folder 'ddd",
+            "allowed: at most 240 characters, of which this name takes 250",
+        ],
+    ),
+    "class folders with composed and decomposed accents": (
+        same_to_the_eye,
+        [
+            "dataset.train_folder: the folders 'cafe\\u0301' and 'caf\\xe9', whose names look the same; allowed: one"
+        ],
+    ),
+    "table with a class_id that is no file name": (
+        table(f"- {{class_id: {'d' * 250}}}\n- {{class_id: cat}}\n"),
+        ["pets.yaml[0].class_id: 'ddd", "allowed: at most 240 characters, of which this name takes 250"],
+    ),
+    "excluded class that no folder can be": (
+        lambda work: work.check(retrieval={"exclude": ["../cat"]}),
+        ["retrieval.exclude: ['../cat']; allowed: a folder's name in UTF-8"],
+    ),
+    "excluded class that is not there": (
+        lambda work: work.check(retrieval={"exclude": ["hot dog"]}),
+        ["retrieval.exclude: 'hot dog'; allowed: class_ids of the data set, cat, dog"],
     ),
     "train_folder not given": (
         lambda work: work.check(dataset={"train_folder": None, "test_folder": None, "classes": None}),
@@ -664,10 +699,10 @@ def test_a_study_without_baseline_and_with_a_batch_of_more_than_all_images_is_to
     work: Workplace,
 ) -> None:
     assert work.check(methods={"real": {"split": "train2x"}}, classifier={"batch_size": 64})[1:] == [
-        "note: classifier.batch_size: 64 is more than the 40 images of row real, which then has one smaller batch"
-        " per epoch",
-        "note: methods: no row {mechanism: real}, so there is no baseline: no forest plot, no figure 5A, no"
-        " difference from training without added images",
+        "note: classifier.batch_size: 64 is more than the 40 images of row real, which then has one smaller"
+        " batch per epoch",
+        "note: methods: no row {mechanism: real}, so there is no baseline: no forest plot, no figure 5A,"
+        " no difference from training without added images",
     ]
 
 

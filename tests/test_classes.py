@@ -10,7 +10,15 @@ from types import ModuleType
 
 import pytest
 
-from augbench.data.classes import SHIPPED_TABLES, ClassInfo, load_class_table
+from augbench.data.classes import (
+    CLASS_ID_PATTERN,
+    SHIPPED_TABLES,
+    ClassInfo,
+    class_id_of,
+    folder_of,
+    load_class_table,
+    readable_name,
+)
 from augbench.errors import UserError
 from augbench.files import RESOURCES
 
@@ -274,3 +282,52 @@ def test_a_bad_yaml_table_is_named_by_its_row(tmp_path: Path, row: str, message:
     with pytest.raises(UserError) as raised:
         load_class_table(tmp_path / "pets.yaml")
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+# --- ids of folders ---------------------------------------------------------------------------------
+
+FOLDERS = {
+    "hot dog": "hot~20dog",
+    "hot~20dog": "hot~7E20dog",
+    "rock'n'roll": "rock~27n~27roll",
+    "cr\u00e8me br\u00fbl\u00e9e": "cr~C3~A8me~20br~C3~BBl~C3~A9e",
+    "\u732b": "~E7~8C~AB",
+    "50% off": "50~25~20off",
+    "a,b;c=d&e": "a~2Cb~3Bc~3Dd~26e",
+    "_misc": "~5Fmisc",
+    "-x": "~2Dx",
+    "{part}": "~7Bpart~7D",
+    "two\nlines": "two~0Alines",
+    " ": "~20",
+}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folders_name_becomes_an_id_that_is_safe_and_reversible(folder: str) -> None:
+    class_id = class_id_of(folder)
+    assert class_id == FOLDERS[folder] and folder_of(class_id) == folder
+    assert re.fullmatch(CLASS_ID_PATTERN, class_id) and readable_name(folder)
+
+
+@pytest.mark.parametrize(
+    "folder", ["n01440764", "001.ak47", "T-Shirt.top", "a_b+c", "251.airplanes-101", "0"]
+)
+def test_ids_of_earlier_versions_stay_as_they_are(folder: str) -> None:
+    assert class_id_of(folder) == folder == folder_of(folder)
+
+
+def test_different_names_give_different_ids_and_the_two_forms_of_an_accent_give_one() -> None:
+    letters = [chr(code) for code in (*range(0x20, 0x2E), *range(0x30, 0x7F), 0xE9, 0x732B)]
+    names = [first + second for first in letters for second in letters]
+    assert len({class_id_of(name) for name in names}) == len(names)
+    assert class_id_of("caf\u00e9") == class_id_of("cafe\u0301")
+
+
+def test_a_table_names_classes_by_their_folders(tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text(
+        "- {class_id: hot dog}\n- {class_id: 12:30, lemmas: [noon]}\n", encoding="utf-8"
+    )
+    assert load_class_table(tmp_path / "t.yaml") == [
+        ClassInfo("hot~20dog", ("hot dog",)),
+        ClassInfo("12~3A30", ("noon",)),
+    ]

@@ -512,8 +512,8 @@ def test_prompts_that_differ_pass_and_the_tokenizer_is_named(tmp_path: Path) -> 
 )
 def test_two_classes_with_one_name_for_the_tokenizer_are_named(tmp_path: Path, lemmas: list[str]) -> None:
     assert told_apart(tmp_path, lemmas)[1:] == [
-        "warning: methods.row.prompt.templates: a, b have the same tokens in 'a photo of a {}': their images will"
-        " not differ"
+        "warning: methods.row.prompt.templates: a, b have the same tokens in 'a photo of a {}': their images"
+        " will not differ"
     ]
 
 
@@ -526,8 +526,8 @@ def test_a_template_that_names_the_class_after_token_77_is_an_error(
     with pytest.raises(UserError) as raised:
         told_apart(tmp_path, ["cat", "dog"], LONG, **row)
     assert re.fullmatch(
-        r"methods\.row\.(prompt|query)\.templates: 'a very .*' gives all classes the same tokens; allowed: names that"
-        r" differ by more than case, before token 77",
+        r"methods\.row\.(prompt|query)\.templates: 'a very .*' gives all classes the same tokens; allowed: names"
+        r" that differ by more than case, before token 77",
         str(raised.value),
     )
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from augbench.config.base import Fraction, Place, Positive, Section, Text, key
+from augbench.data.classes import class_id_of
 
 
 class Finetune(Section):
@@ -114,6 +115,12 @@ class Retrieval(Section):
         "SHA-256 that the file of these weights must have. Default: that of the published file.",
         pattern="^[0-9a-f]{64}$",
     )
+
+    @field_validator("exclude")
+    @classmethod
+    def _ids_of_folders(cls, exclude: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        """Users name classes by their folders."""
+        return exclude if isinstance(exclude, str) else tuple(map(class_id_of, exclude))
 
 
 class Leakage(Section):

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from augbench.errors import UserError
 from augbench.files import RESOURCES
 from augbench.texts import has_control_characters, one_line
 from augbench.yaml_files import TextLoader, load_yaml
 
-CLASS_ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
+CLASS_ID_PATTERN = r"[A-Za-z0-9~][A-Za-z0-9._+~-]*"
+LONGEST_ID = 240  # characters; the longest file name of a class is its id and .sqlite-journal
 SHIPPED_TABLES = {
     path.stem: path for path in sorted((RESOURCES / "classes").iterdir()) if path.suffix in (".yaml", ".tsv")
 }
@@ -35,7 +38,7 @@ class ClassInfo:
     Attributes
     ----------
     class_id : str
-        Unique and safe in a path: an ImageNet wnid, a folder name, a slug.
+        Unique and safe in a path: an ImageNet wnid, or a folder's name as :func:`class_id_of` writes it.
     lemmas : tuple of str
         Names of the class, the best known first (for ImageNet the synset's lemmas; paper, section 3.1).
     hypernyms : tuple of str
@@ -83,21 +86,51 @@ def class_from_mapping(row: Any, where: str) -> ClassInfo:
         raise UserError(where, _shown(row), f"allowed: a mapping with class_id and any of {sorted(COLUMNS)}")
     if unknown := set(row).difference(COLUMNS):
         raise UserError(where, f"unknown keys {sorted(map(str, unknown))}", f"allowed: {sorted(COLUMNS)}")
-    class_id = _text(f"{where}.class_id", row["class_id"])
-    if not re.fullmatch(CLASS_ID_PATTERN, class_id):
-        raise UserError(f"{where}.class_id", repr(class_id), f"allowed: text that matches {CLASS_ID_PATTERN}")
+    folder = _text(f"{where}.class_id", row["class_id"])
+    try:
+        class_id = class_id_of(folder)
+    except ValueError as error:
+        raise UserError(f"{where}.class_id", _shown(folder), str(error)) from None
     definition = row.get("definition")
     return ClassInfo(
         class_id=class_id,
-        lemmas=_texts(f"{where}.lemmas", row.get("lemmas", readable_name(class_id)), 1),
+        lemmas=_texts(f"{where}.lemmas", row.get("lemmas", readable_name(folder)), 1),
         hypernyms=_texts(f"{where}.hypernyms", row.get("hypernyms", []), 0),
         definition="" if definition is None else _text(f"{where}.definition", definition, empty=True),
     )
 
 
 def readable_name(folder: str) -> str:
-    """Class name from a folder name, with spaces for underscores and hyphens."""
-    return re.sub(r"[\s_-]+", " ", folder).strip()
+    """Class name from a folder name, with spaces for underscores and hyphens, if there is anything else."""
+    return re.sub(r"[\s_-]+", " ", folder).strip() or folder
+
+
+def class_id_of(folder: str) -> str:
+    """Class id of a class folder: its name, with ``~`` and two hexadecimal digits for bytes unsafe in paths.
+
+    The folder ``hot dog`` gives ``hot~20dog``, as percent-encoding does with another sign. Names of letters,
+    digits and ``._+-`` are ids as they are, unless one of ``._+-`` is first. Different names give different
+    ids, and :func:`folder_of` is the inverse. Composed and decomposed accents are one name (Unicode's NFC),
+    because file systems differ in them.
+
+    Raises
+    ------
+    ValueError
+        No folder of a class can have this name, or the id is too long for file names; says what is allowed.
+    """
+    if not folder or folder.startswith(".") or "/" in folder or has_control_characters(folder):
+        raise ValueError("allowed: a folder's name in UTF-8, not hidden, without / and control characters")
+    escaped = quote(unicodedata.normalize("NFC", folder), safe="+").replace("~", "%7E")
+    if escaped[0] in "_+-":
+        escaped = f"%{ord(escaped[0]):02X}{escaped[1:]}"
+    if len(escaped) > LONGEST_ID:
+        raise ValueError(f"allowed: at most {LONGEST_ID} characters, of which this name takes {len(escaped)}")
+    return escaped.replace("%", "~")
+
+
+def folder_of(class_id: str) -> str:
+    """Name of the class folder with this id: the inverse of :func:`class_id_of`."""
+    return unquote(class_id.replace("~", "%"))
 
 
 def check_unique(classes: Sequence[ClassInfo], where: str) -> None:
@@ -105,7 +138,7 @@ def check_unique(classes: Sequence[ClassInfo], where: str) -> None:
     ids = [info.class_id for info in classes]
     if len(ids) < 2:
         raise UserError(where, f"{len(ids)} class(es)", "at least 2 classes are needed")
-    if twice := sorted(class_id for class_id, count in Counter(ids).items() if count > 1):
+    if twice := sorted(folder_of(class_id) for class_id, count in Counter(ids).items() if count > 1):
         raise UserError(where, f"class_id given twice: {_shown(twice)}", "each class_id may appear once")
 
 

@@ -7,7 +7,6 @@ that 1.3 million files take seconds.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,14 @@ from typing import TYPE_CHECKING
 
 from augbench.config.data import ImageFolder
 from augbench.config.problems import ConfigError
-from augbench.data.classes import CLASS_ID_PATTERN, ClassInfo, check_unique, load_class_table, readable_name
+from augbench.data.classes import (
+    ClassInfo,
+    check_unique,
+    class_id_of,
+    folder_of,
+    load_class_table,
+    readable_name,
+)
 from augbench.data.source import ClassImages, ImageList, ImageSource
 from augbench.errors import UserError
 
@@ -128,6 +134,25 @@ class FolderSource(ImageSource):
         )
         return [name for name in names if name not in beside]
 
+    def folders_by_id(self, folder: str) -> dict[str, str]:
+        """Names of the class folders, sorted, by the class ids that they give.
+
+        Raises
+        ------
+        UserError
+            A name can't be a class id, or two names are one.
+        """
+        found: dict[str, str] = {}
+        for name in self.class_names(folder):
+            try:
+                other = found.setdefault(class_id_of(name), name)
+            except ValueError as error:
+                raise UserError(self.key(folder), f"the folder {name!r}", str(error)) from None
+            if other != name:
+                twice = f"the folders {other!a} and {name!a}, whose names look the same"
+                raise UserError(self.key(folder), twice, "allowed: one folder per name; merge or rename them")
+        return found
+
     def scan(self) -> list[ClassImages]:
         """List the images of all classes; one error reports missing, unknown and empty class folders."""
         self._require_root()
@@ -164,33 +189,34 @@ class FolderSource(ImageSource):
     def _scan_folder(self, folder: str, class_ids: list[str]) -> list[ImageList]:
         from augbench.data.decode import in_order
 
-        base, key, names = self.path(folder), self.key(folder), self.class_names(folder)
+        base, key, names = self.path(folder), self.key(folder), self.folders_by_id(folder)
         problems = []
-        if missing := sorted(set(class_ids) - set(names)):
+        if missing := [folder_of(class_id) for class_id in class_ids if class_id not in names]:
             hint = "" if names else "; sort the images into class folders"
             count = f"{len(missing)} of {len(class_ids)}"
-            found = f"{str(base)!r} has no folder for {count} classes: {some(missing)}"
+            found = f"{str(base)!r} has no folder for {count} classes: {some(sorted(missing))}"
             problems.append(UserError(key, found, f"each class_id needs a folder of its name{hint}"))
-        if unknown := sorted(set(names) - set(class_ids)):
+        known = set(class_ids)
+        if unknown := [name for class_id, name in names.items() if class_id not in known]:
             found = f"{str(base)!r} has {len(unknown)} folders that are no class: {some(unknown)}"
-            allowed = f"allowed: one folder per class_id, here {some(class_ids)}"
+            allowed = f"allowed: one folder per class_id, here {some([*map(folder_of, class_ids)])}"
             problems.append(UserError(key, found, allowed))
-        present = [class_id for class_id in class_ids if class_id in set(names)]
+        present = [names[class_id] for class_id in class_ids if class_id in names]
         listed = in_order(list_images, [base / name for name in present], threads=8)
         listings = dict(zip(present, listed, strict=True))
-        for class_id, listing in listings.items():
+        for name, listing in listings.items():
             if not listing.images:
                 hint = "; it holds folders: are train_folder and test_folder set?" if listing.folders else ""
                 allowed = f"a class needs images ({' '.join(sorted(EXTENSIONS))}){hint}"
-                problems.append(UserError(str(base / class_id), "0 images", allowed))
+                problems.append(UserError(str(base / name), "0 images", allowed))
         prefix = f"{self.folders[folder]}/" if self.folders[folder] else ""
         lists = []
-        for class_id, listing in listings.items():
-            ids = [f"{prefix}{class_id}/{name}" for name in listing.images]
+        for name, listing in listings.items():
+            ids = [f"{prefix}{name}/{image}" for image in listing.images]
             try:
                 "\n".join(ids).encode()
             except UnicodeEncodeError:
-                problems.append(UserError(str(base / class_id), "a file name that is not UTF-8", "rename it"))
+                problems.append(UserError(str(base / name), "a file name that is not UTF-8", "rename it"))
             lists.append(ImageList(ids, ids))
         if problems:
             raise ConfigError(first_problems(problems))
@@ -220,14 +246,7 @@ class ImageFolderSource(FolderSource):
         """Classes of the table that the config names or, without one, the sorted folder names as words."""
         if self.table is not None:
             return load_class_table(self.table)
-        names = self.class_names("train_folder")
-        if bad := [name for name in names if not re.fullmatch(CLASS_ID_PATTERN, name)]:
-            found = f"folder names that can't be class ids: {some([repr(name) for name in bad])}"
-            allowed = (
-                f"allowed: names that match {CLASS_ID_PATTERN}; rename them and give the readable names in a "
-                "class table (dataset.classes)"
-            )
-            raise UserError(self.key("train_folder"), found, allowed)
-        classes = [ClassInfo(name, (readable_name(name),)) for name in names]
+        names = self.folders_by_id("train_folder")
+        classes = [ClassInfo(class_id, (readable_name(name),)) for class_id, name in names.items()]
         check_unique(classes, f"{self.key('train_folder')}: {self.path('train_folder')}")
         return classes

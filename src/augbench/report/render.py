@@ -154,7 +154,7 @@ LATEX = {
 def escape_latex(text: str) -> str:
     r"""Escape ``text`` so that LaTeX shows it unchanged; ± becomes a math symbol.
 
-    A bracket or star at its start may come after ``\\`` and would be an argument; two hyphens would be a dash.
+    A bracket or star at its start would be an argument of ``\\`` before it; two hyphens would be a dash.
     """
     escaped = "".join(LATEX.get(letter, letter) for letter in one_line(text))
     return re.sub(r"^[\[*]", r"{\g<0>}", re.sub("-(?=-)", "-{}", escaped))

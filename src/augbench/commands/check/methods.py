@@ -10,7 +10,7 @@ from typing import NamedTuple
 from augbench.config.corpus import IndexCorpus, OwnCorpus
 from augbench.config.methods import AddingMethod, DrawMethod, RetrieveMethod
 from augbench.config.study import Study
-from augbench.data.classes import ClassInfo
+from augbench.data.classes import ClassInfo, folder_of
 from augbench.data.image_folder import some
 from augbench.errors import UserError
 from augbench.measures.judge import check_judge
@@ -105,7 +105,9 @@ def excluded_problems(study: Study, class_ids: list[str]) -> Iterator[UserError]
     exclude = study.retrieval.exclude
     for class_id in sorted(set(exclude) - set(class_ids)) if isinstance(exclude, tuple) else ():
         yield UserError(
-            "retrieval.exclude", repr(class_id), f"allowed: class_ids of the data set, {some(class_ids)}"
+            "retrieval.exclude",
+            repr(folder_of(class_id)),
+            f"allowed: class_ids of the data set, {some([*map(folder_of, class_ids)])}",
         )
     if isinstance(exclude, tuple) and len(set(class_ids) - set(exclude)) < 2:
         yield UserError(
@@ -155,8 +157,8 @@ def baseline_notes(study: Study) -> Iterator[str]:
     """Yield a note if no row trains on the training images alone, with which the others are compared."""
     if not any(row.group == "real" and row.split == "train" for row in study.real.values()):
         yield (
-            "note: methods: no row {mechanism: real}, so there is no baseline: no forest plot, no figure 5A, no"
-            " difference from training without added images"
+            "note: methods: no row {mechanism: real}, so there is no baseline: no forest plot, no figure 5A,"
+            " no difference from training without added images"
         )
 
 

@@ -35,7 +35,7 @@ def pass_images(study: Study, name: str, train: Mapping[str, int]) -> int | None
 
 
 def training_warnings(study: Study, train: Mapping[str, int]) -> Iterator[str]:
-    """Yield warnings: the smallest row gets too few steps, or nobody could tell; a batch holds all its images.
+    """Yield warnings: the smallest row gets too few steps, or nobody could tell; a batch is larger than it.
 
     Parameters
     ----------
