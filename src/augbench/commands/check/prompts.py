@@ -5,6 +5,7 @@ CLIP's tokenizer lowers letters and cuts a prompt after 77 tokens, so different 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -50,6 +51,7 @@ def indistinct_prompts(study: Study, classes: tuple[ClassInfo, ...]) -> list[str
             problems.append(error)
             continue
         for class_ids, template in same.items():
+            template = textwrap.shorten(template, 80, placeholder="...")
             if how is None or len(class_ids) == len(classes):
                 what = f"{template!r} gives all classes the same tokens"
                 allowed = "allowed: names that differ by more than case, before token 77"
