@@ -21,6 +21,7 @@ from PIL import Image
 
 from augbench.artifacts.shards import ShardRow, encode_image, read_shard, write_shard
 from augbench.commands.check.study import check_study
+from augbench.config.manual import sections
 from augbench.config.study import load_study, merge, parse_study
 from augbench.data.classes import load_class_table
 from augbench.data.sources import open_source
@@ -98,6 +99,7 @@ class Workplace:
                 "simple": {"mechanism": "sample"},
             },
             "augmentation": {"images_per_class": 30, "images_per_part": 10},
+            "classifier": {"batch_size": 16},
         }
         return merge(good, changes)
 
@@ -168,9 +170,24 @@ def unknown_folder(work: Workplace) -> None:
     work.check()
 
 
-def folder_with_a_space(work: Workplace) -> None:
-    Path("pets/train/dog").rename("pets/train/hot dog")
-    work.check(dataset={"classes": None})
+def dogs_folder(name: str) -> Callable[[Workplace], None]:
+    def act(work: Workplace) -> None:
+        Path("pets/train/dog").rename(f"pets/train/{name}")
+        work.check(dataset={"classes": None})
+
+    return act
+
+
+def classes_by_case(work: Workplace) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(f"pets/{part}/cat", f"pets/{part}/CAT")
+    methods = {"word": {"mechanism": "personalise", "learn": "pseudoword"}}
+    work.check(dataset={"classes": None}, methods=methods)
+
+
+def same_to_the_eye(work: Workplace) -> None:
+    write_images(Path("pets/train/caf\u00e9"), 1)
+    dogs_folder("cafe\u0301")(work)
 
 
 def caltech_parent(work: Workplace) -> None:
@@ -275,7 +292,7 @@ BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
     # the file
     "missing file": (
         lambda work: load_study(["nowhere.yaml"]),
-        ["nowhere.yaml", "no such file", "give a study's YAML file"],
+        ["nowhere.yaml: no such file; a mapping of config keys is needed"],
     ),
     "invalid YAML": (
         lambda work: work.load("study: [pets"),
@@ -308,6 +325,38 @@ BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
     "fraction for a whole number": (
         lambda work: work.check(classifier={"batch_size": 2.5}),
         ["classifier.batch_size: 2.5; allowed: a whole number"],
+    ),
+    "infinite number": (
+        lambda work: work.check(diffusion={"guidance_scale": float("inf")}),
+        ["diffusion.guidance_scale: inf; allowed: a finite number"],
+    ),
+    "infinite number in a list": (
+        lambda work: work.check(diffusion={"guidance_interval": [0.1, float("inf")]}),
+        ["diffusion.guidance_interval.1: inf; allowed: a finite number"],
+    ),
+    "infinite number in a mapping": (
+        lambda work: work.check(corpus={**CORPUS, "captions": {"template": float("inf")}}),
+        ["corpus.captions.template: inf; allowed: a finite number"],
+    ),
+    "number too large for a float": (
+        lambda work: work.check(classifier=yaml.safe_load("weight_decay: 1.0e+400")),
+        ["classifier.weight_decay: inf; allowed: a finite number"],
+    ),
+    "not a number": (
+        lambda work: work.check(methods={"simple": {"added_per_training_image": float("nan")}}),
+        ["methods.simple.added_per_training_image: nan; allowed: a finite number"],
+    ),
+    "evaluation below the crop": (
+        lambda work: work.check(classifier={"resolution": 64, "evaluation_resize": 32}),
+        ["classifier.evaluation_resize: 32; allowed: at least classifier.resolution (64)"],
+    ),
+    "very long study name": (
+        lambda work: work.check(study="x" * 300),
+        ["study: 'xxx", "allowed: at most 200 characters"],
+    ),
+    "very long method name": (
+        lambda work: work.check(methods={"x" * 300: {"mechanism": "real"}}),
+        ["; allowed: a name of at most 200 characters"],
     ),
     "number for a mapping": (lambda work: work.check(methods=3), ["methods: 3; allowed: a mapping"]),
     "list too short": (
@@ -378,6 +427,10 @@ BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
         ["dataset: class 'dog' has 2 images; 3 are enough for train, val, train2x"],
     ),
     "class too small": (small_class(1), ["dataset: class 'dog' has 1 image", "2 are enough for train, val"]),
+    "pseudo-words that differ by case only": (
+        classes_by_case,
+        ["methods.word.learn: 'pseudoword' for CAT, cat; allowed: conditioning, or class_ids that differ"],
+    ),
     # class tables
     "class table that is not there": (
         lambda work: load_class_table("birds.yaml"),
@@ -425,9 +478,38 @@ BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
         unknown_folder,
         ["dataset.train_folder: 'pets/train' has 1 folders that are no class: bird; allowed:", "cat, dog"],
     ),
-    "folder that can't be a class id": (
-        folder_with_a_space,
-        ["dataset.train_folder:", "'hot dog'", "give the readable names in a class table"],
+    "class folder that is not UTF-8": (
+        dogs_folder("caf\udce9"),
+        ["dataset.train_folder: the folder 'caf\\udce9'; allowed: a folder's name in UTF-8, not hidden"],
+    ),
+    "class folder with a control character": (
+        dogs_folder("dog\x07"),
+        ["dataset.train_folder: the folder 'dog\\x07'; allowed: a folder's name in UTF-8, not hidden"],
+    ),
+    "class folder whose id is no file name": (
+        dogs_folder("d" * 250),
+        [
+            "dataset.train_folder: the folder 'ddd",
+            "allowed: at most 240 characters, of which this name takes 250",
+        ],
+    ),
+    "class folders with composed and decomposed accents": (
+        same_to_the_eye,
+        [
+            "dataset.train_folder: the folders 'cafe\\u0301' and 'caf\\xe9', whose names look the same; allowed: one"
+        ],
+    ),
+    "table with a class_id that is no file name": (
+        table(f"- {{class_id: {'d' * 250}}}\n- {{class_id: cat}}\n"),
+        ["pets.yaml[0].class_id: 'ddd", "allowed: at most 240 characters, of which this name takes 250"],
+    ),
+    "excluded class that no folder can be": (
+        lambda work: work.check(retrieval={"exclude": ["../cat"]}),
+        ["retrieval.exclude: ['../cat']; allowed: a folder's name in UTF-8"],
+    ),
+    "excluded class that is not there": (
+        lambda work: work.check(retrieval={"exclude": ["hot dog"]}),
+        ["retrieval.exclude: 'hot dog'; allowed: class_ids of the data set, cat, dog"],
     ),
     "train_folder not given": (
         lambda work: work.check(dataset={"train_folder": None, "test_folder": None, "classes": None}),
@@ -611,3 +693,64 @@ def test_the_command_line_prints_one_line_and_no_traceback(
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_a_study_without_baseline_and_with_a_batch_of_more_than_all_images_is_told_so(
+    work: Workplace,
+) -> None:
+    assert work.check(methods={"real": {"split": "train2x"}}, classifier={"batch_size": 64})[1:] == [
+        "note: classifier.batch_size: 64 is more than the 40 images of row real, which then has one smaller"
+        " batch per epoch",
+        "note: methods: no row {mechanism: real}, so there is no baseline: no forest plot, no figure 5A,"
+        " no difference from training without added images",
+    ]
+
+
+HOME_KEYS = {
+    "dataset.classes": {"dataset": {"classes": "~/pets.yaml"}},
+    "dataset.root": {"dataset": {"root": "~/pets"}},
+    "diffusion.model": {"diffusion": {"model": "~/sd"}},
+    "clip.model": {"clip": {"model": "~/clip"}},
+    "methods.simple.prompt.templates": {"methods": {"simple": {"prompt": {"templates": "~/prompts.txt"}}}},
+    "corpus.root": {
+        "corpus": {"kind": "image_folder", "root": "~/pets"},
+        "methods": {"retrieval": {"mechanism": "retrieve"}},
+        "retrieval": {"aesthetics_weights": "~/weights.pth"},
+    },
+}
+
+
+@pytest.mark.parametrize("key", HOME_KEYS)
+def test_a_path_may_begin_with_the_home_folder(
+    work: Workplace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str
+) -> None:
+    (work.folder / "prompts.txt").write_text("a {}\n")
+    monkeypatch.setenv("HOME", str(work.folder))
+    (tmp_path / "elsewhere").mkdir()
+    changes = merge(
+        {
+            "dataset": {"root": str(work.folder / "pets"), "classes": str(work.folder / "pets.yaml")},
+            "diffusion": {"model": str(work.folder / "sd")},
+            "clip": {"model": str(work.folder / "clip")},
+        },
+        HOME_KEYS[key],
+    )
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert work.check(**changes)
+
+
+def test_every_key_that_names_a_file_or_folder_knows_the_home_folder() -> None:
+    """A key's description says what it is; keys with rules of their own are listed here."""
+    own = {"dataset.root", "execution.scratch", "execution.store"}
+    inside = {"dataset.train_folder", "dataset.validation_folder", "dataset.test_folder"}
+    forgotten = {
+        f"{section}.{name}"
+        for section, fields in sections()
+        for name, field in fields.model_fields.items()
+        if re.match(
+            "(Folder|Path|File (?!format)|Class table|Manifest|Prompt templates|Places)",
+            field.description or "",
+        )
+        and "expanduser" not in f"{field.annotation}{field.metadata}"
+    }
+    assert forgotten == own | inside

@@ -10,7 +10,15 @@ from types import ModuleType
 
 import pytest
 
-from augbench.data.classes import SHIPPED_TABLES, ClassInfo, load_class_table
+from augbench.data.classes import (
+    CLASS_ID_PATTERN,
+    SHIPPED_TABLES,
+    ClassInfo,
+    class_id_of,
+    folder_of,
+    load_class_table,
+    readable_name,
+)
 from augbench.errors import UserError
 from augbench.files import RESOURCES
 
@@ -153,7 +161,7 @@ def test_a_tsv_table_gives_what_the_same_yaml_gives(tmp_path: Path) -> None:
         ("# a\nclass_id\tlemmas\ncat\tTom\ndog\n", "pets.tsv, line 4: 1 columns; the header has 2"),
         (
             "class_id\tlemmas\ncat\tTom||Tim\ndog\tRex\n",
-            "pets.tsv, line 2.lemmas: ['Tom', '', 'Tim']; allowed: a text or a list of non-empty texts",
+            "pets.tsv, line 2.lemmas: ''; allowed: a text that is not empty",
         ),
         (
             "class_id\tlemmas\n\tTom\n",
@@ -175,3 +183,151 @@ def test_a_table_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "pets.tsv").write_bytes("class_id\tlemmas\ncat\tM\u00fcsli\ndog\tRex\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"pets\.tsv: not readable as text .*; save it as UTF-8"):
         load_class_table(tmp_path / "pets.tsv")
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        ('"the 24 inch one', '"the 24 inch one'),
+        ('"big" cat', '"big" cat'),
+        ('24" screen', '24" screen'),
+        ('"say ""woof"""', 'say "woof"'),
+        ('"one\nline"', "one line"),
+        ("one\u2028line", "one line"),
+        ("one\x0cline", "one line"),
+        ("x" * 140_000, "x" * 140_000),
+    ],
+)
+def test_a_cell_keeps_its_text_and_swallows_no_row(tmp_path: Path, cell: str, text: str) -> None:
+    (tmp_path / "pets.tsv").write_text(f"class_id\tdefinition\ncat\t{cell}\ndog\ta dog\nowl\tbird\n")
+    assert [(info.class_id, info.definition) for info in load_class_table(tmp_path / "pets.tsv")] == [
+        ("cat", text),
+        ("dog", "a dog"),
+        ("owl", "bird"),
+    ]
+
+
+def test_a_quoted_cell_that_may_have_swallowed_rows_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pets.tsv").write_text('class_id\tdefinition\ncat\t"feline\ndog\tcanine\nowl\tbird"\n')
+    with pytest.raises(
+        UserError, match=r"pets\.tsv, line 2: a cell in quotes with tabs and several lines: 'fel"
+    ):
+        load_class_table(tmp_path / "pets.tsv")
+
+
+@pytest.mark.parametrize("suffix", ["TSV", "Tsv"])
+def test_a_tsv_table_may_have_its_suffix_in_capitals(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"pets.{suffix}").write_text("class_id\ncat\ndog\n")
+    assert [info.class_id for info in load_class_table(tmp_path / f"pets.{suffix}")] == ["cat", "dog"]
+
+
+# --- YAML -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["010", "000", "no", "yes", "on", "1_000", "1e3", "0x10", "1.50", "2024-01-01"]
+)
+def test_ids_and_names_in_yaml_are_the_text_in_the_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "pets.yaml").write_text(
+        f"- {{class_id: {text}, lemmas: [{text}, 12:30]}}\n- {{class_id: dog}}\n"
+    )
+    assert load_class_table(tmp_path / "pets.yaml")[0] == ClassInfo(text, (text, "12:30"))
+
+
+def test_anchors_merges_and_null_definitions_keep_their_meaning(tmp_path: Path) -> None:
+    (tmp_path / "pets.yaml").write_text(
+        "- &cat {class_id: cat, hypernyms: [pet], definition: null}\n- {<<: *cat, class_id: dog}\n"
+    )
+    assert load_class_table(tmp_path / "pets.yaml") == [
+        ClassInfo("cat", ("cat",), ("pet",)),
+        ClassInfo("dog", ("dog",), ("pet",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("class_id:", "pets.yaml[0].class_id: null; allowed: a text that is not empty"),
+        ("class_id: [a]", "pets.yaml[0].class_id: ['a']; allowed: a text"),
+        (
+            "class_id: a, definition: [big cat, striped]",
+            "pets.yaml[0].definition: ['big cat', 'striped']; allowed",
+        ),
+        (
+            "class_id: a, definition: {note: see below}",
+            "pets.yaml[0].definition: {'note': 'see below'}; allowed",
+        ),
+        ("class_id: a, definition: []", "pets.yaml[0].definition: []; allowed: a text"),
+        (
+            "class_id: a, lemmas: []",
+            "pets.yaml[0].lemmas: []; allowed: a text or a list of texts, at least one",
+        ),
+        ("class_id: a, lemmas:", "pets.yaml[0].lemmas: null; allowed: a text or a list"),
+        ("class_id: a, lemmas: ['']", "pets.yaml[0].lemmas: ''; allowed: a text that is not empty"),
+        ("class_id: a, lemmas: [null]", "pets.yaml[0].lemmas: null; allowed: a text"),
+        ("class_id: a, hypernyms: [[b]]", "pets.yaml[0].hypernyms: ['b']; allowed: a text"),
+        (
+            'class_id: a, definition: "\\0"',
+            "pets.yaml[0].definition: '\\x00'; allowed: a text that is not empty, ",
+        ),
+        (
+            "class_id: a, lemmas: [x], lemmas: [y]",
+            "pets.yaml, line 1: 'lemmas' is given twice, first in line 1",
+        ),
+        ("class_id: a, x: 1, ~: 2", "pets.yaml[0]: unknown keys ['None', 'x']; allowed: "),
+    ],
+)
+def test_a_bad_yaml_table_is_named_by_its_row(tmp_path: Path, row: str, message: str) -> None:
+    (tmp_path / "pets.yaml").write_text(f"- {{{row}}}\n- {{class_id: b}}\n")
+    with pytest.raises(UserError) as raised:
+        load_class_table(tmp_path / "pets.yaml")
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+# --- ids of folders ---------------------------------------------------------------------------------
+
+FOLDERS = {
+    "hot dog": "hot~20dog",
+    "hot~20dog": "hot~7E20dog",
+    "rock'n'roll": "rock~27n~27roll",
+    "cr\u00e8me br\u00fbl\u00e9e": "cr~C3~A8me~20br~C3~BBl~C3~A9e",
+    "\u732b": "~E7~8C~AB",
+    "50% off": "50~25~20off",
+    "a,b;c=d&e": "a~2Cb~3Bc~3Dd~26e",
+    "_misc": "~5Fmisc",
+    "-x": "~2Dx",
+    "{part}": "~7Bpart~7D",
+    "two\nlines": "two~0Alines",
+    " ": "~20",
+}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folders_name_becomes_an_id_that_is_safe_and_reversible(folder: str) -> None:
+    class_id = class_id_of(folder)
+    assert class_id == FOLDERS[folder] and folder_of(class_id) == folder
+    assert re.fullmatch(CLASS_ID_PATTERN, class_id) and readable_name(folder)
+
+
+@pytest.mark.parametrize(
+    "folder", ["n01440764", "001.ak47", "T-Shirt.top", "a_b+c", "251.airplanes-101", "0"]
+)
+def test_ids_of_earlier_versions_stay_as_they_are(folder: str) -> None:
+    assert class_id_of(folder) == folder == folder_of(folder)
+
+
+def test_different_names_give_different_ids_and_the_two_forms_of_an_accent_give_one() -> None:
+    letters = [chr(code) for code in (*range(0x20, 0x2E), *range(0x30, 0x7F), 0xE9, 0x732B)]
+    names = [first + second for first in letters for second in letters]
+    assert len({class_id_of(name) for name in names}) == len(names)
+    assert class_id_of("caf\u00e9") == class_id_of("cafe\u0301")
+
+
+def test_a_table_names_classes_by_their_folders(tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text(
+        "- {class_id: hot dog}\n- {class_id: 12:30, lemmas: [noon]}\n", encoding="utf-8"
+    )
+    assert load_class_table(tmp_path / "t.yaml") == [
+        ClassInfo("hot~20dog", ("hot dog",)),
+        ClassInfo("12~3A30", ("noon",)),
+    ]

@@ -753,18 +753,6 @@ def test_manifests_of_another_run_are_refused(trained: tuple[Project, list[Path]
         )
 
 
-def test_a_crop_larger_than_the_evaluation_size_is_a_config_error() -> None:
-    with pytest.raises(
-        UserError, match=r"classifier\.evaluation_resize: 12; at least classifier\.resolution \(16\)"
-    ):
-        predict(
-            build(TINY, 2, 0),
-            labelled(0, 4).pool(16, ALONE),
-            TINY.model_copy(update={"evaluation_resize": 12}),
-            CPU,
-        )
-
-
 def test_flips_mirror_the_crop() -> None:
     images = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
     plain = Crops(np.array([[0, 0, 16, 16]]), np.array([False]))

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from augbench.config.data import Dataset
 from augbench.config.problems import ConfigError
+from augbench.data.classes import class_id_of
 from augbench.data.decode import in_order, open_rgb
 from augbench.data.source import ImageSource
 from augbench.data.sources import open_source
@@ -98,6 +99,27 @@ def test_a_plain_folder_has_one_class_per_folder_with_readable_names(tmp_path: P
     ]
     assert cats.test is not None
     assert cats.test.image_ids == ["test/tabby_cat/t.jpg"]
+
+
+def test_class_folders_may_have_any_name(tmp_path: Path) -> None:
+    names = ["Entr\u00e9e d'\u00e9t\u00e9", "hot dog", "\u732b"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "a b.png")
+    data = source(f"{{kind: image_folder, root: '{tmp_path}'}}")
+    assert [info.name for info in data.classes()] == names
+    assert [found.class_id for found in data.scan()] == [class_id_of(name) for name in names]
+    assert [found.pool.image_ids for found in data.scan()] == [[f"{name}/a b.png"] for name in names]
+    assert len(list(data.load([found.pool.sources[0] for found in data.scan()]))) == 3
+
+
+def test_a_table_and_folders_meet_across_the_forms_of_an_accent(tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text("- {class_id: caf\u00e9}\n- {class_id: tea}\n", encoding="utf-8")
+    for name in ("cafe\u0301", "tea"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "data" / name / "0.png")
+    data = source(f"{{kind: image_folder, root: '{tmp_path}/data', classes: '{tmp_path}/t.yaml'}}")
+    assert [found.pool.image_ids for found in data.scan()] == [["cafe\u0301/0.png"], ["tea/0.png"]]
 
 
 def test_caltech256_leaves_clutter_out_and_takes_names_from_folders(caltech: Path) -> None:

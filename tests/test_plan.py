@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import copy
+import os
+import sys
+from pathlib import Path
 
-from conftest import SMALL_STUDY
+import pytest
+import yaml
+from conftest import PROJECT, SMALL_STUDY
 
-from augbench.config.study import parse_study
+from augbench.cli import parser
+from augbench.config.study import load_study, parse_study
+from augbench.errors import UserError
 from augbench.plan import recipes
 from augbench.plan.jobs import blocks
+from augbench.plan.load import load_plan
 from augbench.plan.paths import Plan
 
 IDS = ("a", "b", "c")
@@ -95,3 +103,60 @@ def test_a_methods_guidance_is_in_its_own_recipe_only() -> None:
     before, after = plan_of().study, parse_study(data)
     assert recipes.generate_recipe(before, "clip_prompts") != recipes.generate_recipe(after, "clip_prompts")
     assert recipes.generate_recipe(before, "simple_prompt") == recipes.generate_recipe(after, "simple_prompt")
+
+
+# --- what Snakemake has merged before the plan sees it ----------------------------------------------
+
+REPEATS = {
+    "section": ("classifier: {lr: 0.1}\n", "'classifier' is given twice, first in line "),
+    "method": ("  simple_prompt: {mechanism: sample}\n", "'simple_prompt' is given twice, first in line "),
+    "key": ("  scheduler: ddim\n", "'scheduler' is given twice, first in line "),
+}
+
+
+def repeated(folder: Path, kind: str) -> Path:
+    """A copy of the small study that gives a section, a method or a key again."""
+    text, (line, _) = yaml.safe_dump(SMALL_STUDY, sort_keys=False), REPEATS[kind]
+    place = {"section": 0, "method": text.index("methods:\n") + 9, "key": text.index("diffusion:\n") + 11}[
+        kind
+    ]
+    path = folder / "study.yaml"
+    path.write_text(text[:place] + line + text[place:])
+    return path
+
+
+@pytest.mark.parametrize("kind", REPEATS)
+def test_a_section_method_or_key_given_twice_is_an_error(tmp_path: Path, kind: str) -> None:
+    path = repeated(tmp_path, kind)
+    with pytest.raises(UserError) as raised:
+        load_study([path])
+    assert f"{path}, line " in str(raised.value) and REPEATS[kind][1] in str(raised.value)
+    # Snakemake has merged the file already
+    with pytest.raises(SystemExit) as ended:
+        load_plan(yaml.safe_load(path.read_text()), PROJECT, [path])
+    assert str(ended.value) == f"augbench: {raised.value}"
+
+
+def test_a_config_from_a_pipe_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+    os.mkfifo(tmp_path / "pipe")
+    config = {**copy.deepcopy(SMALL_STUDY), "dataset": {"kind": "fashion_mnist"}}
+    assert load_plan(config, PROJECT, [tmp_path / "pipe"]).study.study == "small"
+
+
+def test_augbench_reads_the_files_of_every_configfile_option() -> None:
+    arguments = ["check", "--configfile", "a", "b", "--configfile", "c"]
+    assert parser().parse_args(arguments).configfile == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "options", [["--configfile", "a", "--configfile", "b"], ["--configfile=a", "--configfiles", "b"]]
+)
+def test_snakemake_may_not_be_given_configfile_twice_because_it_drops_the_first(
+    monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/env/snakemake/__main__.py", "-n", *options])
+    with pytest.raises(
+        SystemExit, match=r"augbench: --configfile: given 2 times, .*; allowed: once, with all files"
+    ):
+        load_plan({}, PROJECT)

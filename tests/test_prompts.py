@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from conftest import SMALL_STUDY
 from PIL import Image
 
+from augbench.commands.check.prompts import _same_tokens, indistinct_prompts
 from augbench.commands.check.study import check_study
 from augbench.config.methods import Prompting
 from augbench.config.problems import ConfigError
@@ -458,3 +461,95 @@ def test_caltech256_goes_by_folder_names_and_says_what_sariyildiz_needs(tmp_path
         "methods.sari.prompt: no hypernyms of classes '001.ak47'",
         "methods.sari.prompt: no definition of classes '001.ak47'",
     ]
+
+
+# --- prompts that cannot be told apart --------------------------------------------------------------
+
+MINI = Path(__file__).resolve().parents[1] / "resources/mini"
+LONG = " ".join(["a very detailed high quality professional studio photograph"] * 12) + " of a {}"
+
+
+def told_apart(
+    tmp_path: Path, lemmas: Sequence[str], templates: str = "a photo of a {}", **row: Any
+) -> list[str]:
+    """What `augbench check` says of the prompts of classes a, b, ... with these lemmas."""
+    (tmp_path / "own.txt").write_text(templates + "\n")
+    key = "query" if row.get("mechanism") == "retrieve" else "prompt"
+    prompting = {"templates": str(tmp_path / "own.txt"), "class_name": "lemmas"}
+    study = parse_study(
+        {
+            "study": "s",
+            "dataset": {"kind": "image_folder", "root": "data"},
+            "corpus": {"kind": "image_folder", "root": "data"},
+            "diffusion": {"model": str(MINI / "stable-diffusion")},
+            "clip": {"model": str(MINI / "clip")},
+            "methods": {"row": {"mechanism": "sample", key: prompting, **row}},
+            "augmentation": {"images_per_class": 4},
+        }
+    )
+    classes = tuple(ClassInfo(class_id, (lemma,)) for class_id, lemma in zip("abcdef", lemmas, strict=False))
+    return indistinct_prompts(study, classes)
+
+
+def test_prompts_that_differ_pass_and_the_tokenizer_is_named(tmp_path: Path) -> None:
+    assert told_apart(tmp_path, ["cat", "dog"]) == [
+        f"prompts: tokenised with {MINI}/stable-diffusion/tokenizer"
+    ]
+    assert told_apart(tmp_path, ["cat", "dog"], mechanism="retrieve") == [
+        f"prompts: tokenised with {MINI}/clip"
+    ]
+    assert len(told_apart(tmp_path, ["猫", "犬"])) == 1
+
+
+@pytest.mark.parametrize(
+    "lemmas",
+    [
+        ["crane", "crane", "dog"],
+        ["Crane", "crane", "dog"],
+        ["ice  cream", "ice cream", "dog"],
+        ["caf\u00e9", "cafe\u0301", "dog"],
+    ],
+)
+def test_two_classes_with_one_name_for_the_tokenizer_are_named(tmp_path: Path, lemmas: list[str]) -> None:
+    assert told_apart(tmp_path, lemmas)[1:] == [
+        "warning: methods.row.prompt.templates: a, b have the same tokens in 'a photo of a {}': their images"
+        " will not differ"
+    ]
+
+
+@pytest.mark.parametrize(
+    "row", [{}, {"mechanism": "retrieve"}, {"mechanism": "personalise", "learn": "pseudoword"}]
+)
+def test_a_template_that_names_the_class_after_token_77_is_an_error(
+    tmp_path: Path, row: dict[str, str]
+) -> None:
+    with pytest.raises(UserError) as raised:
+        told_apart(tmp_path, ["cat", "dog"], LONG, **row)
+    assert re.fullmatch(
+        r"methods\.row\.(prompt|query)\.templates: 'a very .*' gives all classes the same tokens; allowed: names"
+        r" that differ by more than case, before token 77",
+        str(raised.value),
+    )
+
+
+def test_names_that_differ_only_after_token_77_are_named(tmp_path: Path) -> None:
+    long = "very long name " * 40
+    said = told_apart(tmp_path, [f"{long} one", f"{long} two", "dog"])
+    assert "row.prompt.templates: a, b have the same tokens" in said[1]
+
+
+def test_learned_words_and_the_empty_prompt_need_no_names(tmp_path: Path) -> None:
+    assert len(told_apart(tmp_path, ["cat", "cat"], mechanism="personalise", learn="pseudoword")) == 1
+    assert told_apart(tmp_path, ["cat", "cat"], mechanism="personalise", learn="conditioning") == []
+    assert len(told_apart(tmp_path, ["cat", "cat"], prompt={"templates": "empty"})) == 1
+
+
+def test_a_damaged_tokenizer_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).write_text("{")
+    with pytest.raises(
+        UserError, match=r"^\S+/clip: not readable as a tokenizer \(.*\); download the model again$"
+    ):
+        _same_tokens(str(folder), ("a {}",), (ClassInfo("a", ("a",)), ClassInfo("b", ("b",))), "lemmas")

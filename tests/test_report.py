@@ -306,7 +306,7 @@ def test_every_format_carries_the_whole_footer(table: Table1, results: list[Path
 
 def test_markdown_cells_survive_special_characters(table: Table1) -> None:
     lines = render_markdown(layout(table)).splitlines()
-    assert r"| CLIP prompts \| 50% & more\_ |" in lines[5]
+    assert r"| CLIP prompts \| 50% \& more\_ |" in lines[5]
     unescaped = lines[5].replace(r"\|", "")
     assert unescaped.count("|") == lines[0].count("|")
 

@@ -24,7 +24,7 @@ def _check(arguments: argparse.Namespace) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("augbench").setLevel(logging.INFO)  # progress of decoding
     study = load_study(arguments.configfile or [DEMO])
-    for line in check_study(study, verify_images=arguments.images):
+    for line in check_study(study, verify_images=arguments.images, tokenise=True):
         print(line)
     print(f"{study.study}: config and data are in order")
     return 0
@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text)
         made.set_defaults(function=function)
         help_text = f"study and overlays (default: {DEMO})"
-        made.add_argument("--configfile", nargs="+", metavar="YAML", help=help_text)
+        made.add_argument("--configfile", nargs="+", action="extend", metavar="YAML", help=help_text)
         return made
 
     check = command("check", _check, "check config and data before anything runs")

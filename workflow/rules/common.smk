@@ -9,13 +9,14 @@ PROJECT = Path(workflow.basedir)
 sys.path.insert(0, str(PROJECT / "src"))
 
 from augbench.config.draws import drawn_name
+from augbench.data.classes import CLASS_ID_PATTERN
 from augbench.plan import recipes
 from augbench.plan.needs import load_needs
 from augbench.runtime.launcher import begin_run, guard_job
 from augbench.plan.load import load_plan
 
 # Without --configfile, the study is the demo. The demo is never merged with a user's study.
-PLAN = load_plan(config, PROJECT)
+PLAN = load_plan(config, PROJECT, workflow.configfiles)
 STUDY = PLAN.study
 # the same with the rows of all draws of the training images; tables and figures fold them together
 UNFOLDED = PLAN.unfolded
@@ -28,7 +29,7 @@ NEEDS = load_needs(STUDY, workflow.resource_settings.default_resources)
 
 wildcard_constraints:
     method="[a-z0-9_]+",
-    class_id="[A-Za-z0-9][A-Za-z0-9._+-]*",
+    class_id=CLASS_ID_PATTERN,
     part=r"\d+",
     run=r"\d+",
 

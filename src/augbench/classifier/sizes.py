@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from augbench.config.classifier import Classifier
-from augbench.errors import UserError
 
 
 def evaluation_resize(config: Classifier) -> int:
     """Shorter side before the centre crop, in pixels.
 
     By default the crop is 224/256 of it, as in torchvision's reference.
-
-    Raises
-    ------
-    UserError
-        It is smaller than the crop.
     """
-    side = config.evaluation_resize or round(config.resolution * 256 / 224)
-    if side < config.resolution:
-        raise UserError(
-            "classifier.evaluation_resize", side, f"at least classifier.resolution ({config.resolution})"
-        )
-    return side
+    return config.evaluation_resize or round(config.resolution * 256 / 224)

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from augbench.texts import has_control_characters
 
 SLUG = r"^[a-z0-9][a-z0-9_]*$"
+LONGEST_NAME = 200  # characters of a study's or a row's name, which file names contain
+
+
+def _shown_text(text: str) -> str:
+    if has_control_characters(text):
+        raise ValueError("allowed: a text without control characters")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_shown_text)]  # a text that tables and figures show
+Place = Annotated[str, AfterValidator(os.path.expanduser)]  # a path, in which ~ is the home folder
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -19,6 +33,9 @@ def key(default: Any, description: str, unit: str = "", source: str = "", **cons
 
 
 class Section(BaseModel):
-    """A part of the config. Unknown keys are errors, values are not converted, and sections are immutable."""
+    """A part of the config. Unknown keys are errors, values are not converted, and sections are immutable.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    Numbers are finite: YAML's ``.inf`` and ``.nan`` are errors.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)

@@ -120,6 +120,14 @@ class Classifier(Section):
     )
 
     @model_validator(mode="after")
+    def _crop_fits(self) -> Classifier:
+        if self.evaluation_resize is not None and self.evaluation_resize < self.resolution:
+            raise ValueError(
+                f"evaluation_resize: allowed: at least classifier.resolution ({self.resolution})"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _keys_of_the_schedule(self) -> Classifier:
         """Refuse values that the chosen schedule would not use."""
         used = PLATEAU_KEYS if self.schedule == "plateau" else STEPS_KEYS

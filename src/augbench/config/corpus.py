@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from augbench.config.base import Fraction, Section, key
+from augbench.config.base import Fraction, Place, Section, key
 
 Search = Literal["exact", "clip_retrieval_index"]
 _SEARCH = (
@@ -20,7 +20,7 @@ class MiniatureCorpus(Section):
 
     kind: Literal["miniature"]
     search: Search = key("exact", _SEARCH)
-    downloads: str = key(
+    downloads: Place = key(
         "results/downloads/fashion_mnist",
         "Folder that keeps Fashion-MNIST's four published files. If the data set is Fashion-MNIST, "
         "dataset.downloads must name the same folder.",
@@ -63,14 +63,14 @@ class ImageCorpus(Section):
     """A folder of your own images, which the study embeds with its own CLIP model."""
 
     kind: Literal["image_folder"]
-    root: str = key(..., "Folder of the images; its sub-folders are included.")
+    root: Place = key(..., "Folder of the images; its sub-folders are included.")
     search: Search = key("exact", _SEARCH)
 
 
 class PublishedCorpus(Section):
     """Base of corpora whose embeddings were made elsewhere."""
 
-    clip: str = key(
+    clip: Place = key(
         ...,
         "CLIP model that made the embeddings. It must equal clip.model, because queries must go through the "
         "same model.",
@@ -87,7 +87,7 @@ class EmbeddingCorpus(PublishedCorpus):
     """
 
     kind: Literal["embeddings"]
-    folder: str = key(
+    folder: Place = key(
         ...,
         "Folder with one of these: img_emb/*.npy and metadata/*.parquet (clip-retrieval); *.npz and "
         "*.parquet with equal names (DataComp); *.parquet with a column of vectors.",
@@ -113,7 +113,7 @@ class IndexCorpus(PublishedCorpus):
     """A folder made by `clip-retrieval index`, searched in-process through clip-retrieval's own service."""
 
     kind: Literal["clip_retrieval_index"]
-    folder: str = key(..., "Folder that holds image.index and metadata.")
+    folder: Place = key(..., "Folder that holds image.index and metadata.")
 
 
 class ServerCorpus(PublishedCorpus):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from augbench.config.base import Positive, Section, key
+from augbench.config.base import Place, Positive, Section, key
 
 
 class _Splits(Section):
@@ -64,12 +64,12 @@ class FashionMnist(_Splits):
     """Fashion-MNIST. The target uses 10,000 training images; the miniature corpus may use the others."""
 
     kind: Literal["fashion_mnist"]
-    classes: str = key(
+    classes: Place = key(
         "fashion_mnist",
         "Class table: the shipped one, or a YAML or TSV file that gives the ten classes other names, in "
         "label order.",
     )
-    downloads: str = key(
+    downloads: Place = key(
         "results/downloads/fashion_mnist", "Folder that keeps Fashion-MNIST's four published files."
     )
 
@@ -79,7 +79,7 @@ class ImageFolder(_Splits):
 
     kind: Literal["image_folder"]
     root: str = key(..., "Folder of the data set.")
-    classes: str | None = key(
+    classes: Place | None = key(
         None, "Class table: the name of a shipped table, or a YAML or TSV file. Default: the folder names."
     )
     train_folder: str | None = key(

@@ -29,8 +29,8 @@ INTRODUCTION = """\
 A study is one YAML file. This page lists every key that it may contain. Any other key is an error, reported
 before any job starts, together with the most similar key. `required` marks keys without a default. Further
 YAML files are merged over the first one, mapping by mapping; `methods.<name>: null` in one of them removes
-that row. The column *source* says where a default comes from; "paper" is Burg et al., 2023 (see
-`CITATION.cff`).
+that row. In a path, `~` is the home folder. The column *source* says where a default comes from; "paper" is
+Burg et al., 2023 (see `CITATION.cff`).
 """
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from augbench.config.base import Positive, Section, key
+from augbench.config.base import Place, Positive, Section, Text, key
 from augbench.config.models import INTERVAL_SOURCE, GuidanceInterval, Scheduler
 
 ClassName = Literal["lemmas", "no_whitespace"]
@@ -16,7 +16,7 @@ TEMPLATE_SETS = ("simple", "clip", "textual_inversion", "sariyildiz", "empty")
 class Prompting(Section):
     """A prompt: the template and the class name that turn a class into text."""
 
-    templates: str = key(
+    templates: Place = key(
         "simple",
         "Prompt templates: simple (1 template), clip (80), textual_inversion (27), sariyildiz (6), empty "
         "(1), or a text file (.txt) with one template per line.",
@@ -50,7 +50,7 @@ RealSplit = Literal["train", "train2x", "full"]
 class _Method(Section):
     """A row of the comparison. Stages ask it through the properties below, never by its class."""
 
-    label: str | None = key(None, "Name in tables and figures. Default: the row's key.")
+    label: Text | None = key(None, "Name in tables and figures. Default: the row's key.")
     family: Family | None = key(
         None,
         "Group of the row in Figure 1, which omits the groups scaling and control. Default: derived from the "
@@ -419,7 +419,7 @@ class RetrieveMethod(_Added):
         "method.",
         source="paper, Figure 5B",
     )
-    manifest: str | None = key(
+    manifest: Place | None = key(
         None,
         "Manifest of an earlier study (retrieval/{method}/manifest.parquet); its images are fetched, and "
         "nothing is searched. Default: search the corpus.",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from augbench.config.base import Positive, Section, key
+from augbench.config.base import Place, Positive, Section, key
 from augbench.config.hub import COMMIT, HUB_ID, HubModel, hub_model
 
 Scheduler = Literal["pndm", "ddim", "dpmsolver++"]
@@ -26,17 +26,17 @@ INTERVAL_SOURCE = "Kynkäänniemi et al., 2024"
 
 
 class _Model(Section):
-    model: str
+    model: Place
     revision: str | None = key(
         None,
         "Commit of the Hub model: 40 hexadecimal digits. Default: the commit in resources/models; required "
         "for models that are not listed there.",
     )
-    mirrors: tuple[str, ...] = key(
+    mirrors: tuple[Place, ...] = key(
         (),
         "Places to try before the Hub: addresses that speak its protocol, or folders of fetched models.",
     )
-    downloads: str = key("results/downloads/models", "Folder that keeps fetched models.")
+    downloads: Place = key("results/downloads/models", "Folder that keeps fetched models.")
 
     @model_validator(mode="after")
     def _pinned(self) -> _Model:
@@ -60,13 +60,13 @@ class _Model(Section):
 class Diffusion(_Model):
     """The diffusion model and the settings of its sampling."""
 
-    model: str = key(
+    model: Place = key(
         ...,
         "Folder of a Stable Diffusion 1.x or 2.x model in diffusers' layout, or its id on the Hub "
         "(owner/name), from which it is fetched once.",
         source="paper, section 3.2",
     )
-    safety_checker: str | None = key(
+    safety_checker: Place | None = key(
         "model",
         "Safety checker: `model` (the model's own), a folder with a checker and its feature extractor, or "
         "the id of one on the Hub. null switches it off.",
@@ -137,7 +137,7 @@ class Diffusion(_Model):
 class Clip(_Model):
     """The CLIP model that compares texts with images."""
 
-    model: str = key(
+    model: Place = key(
         ...,
         "Folder of a CLIP model in transformers' layout, or its id on the Hub (owner/name), from which it "
         "is fetched once. With Stable Diffusion 1.x, use the CLIP whose text tower is its text encoder.",

@@ -156,6 +156,10 @@ def describe(error: ValidationError, root: type[Section]) -> Iterator[UserError]
             )
         elif kind == "value_error":
             yield _from_validator(location, value, message, root)
+        elif kind == "string_too_long":
+            yield UserError(
+                place.where, _shown(value), f"allowed: at most {context['max_length']} characters"
+            )
         elif kind.endswith(_WRONG_KINDS):
             yield UserError(place.where, _shown(value), _instead_of(value, place.annotation))
         elif kind == "too_short":

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
-from augbench.config.base import Fraction, Positive, Section, key
+from augbench.config.base import Fraction, Place, Positive, Section, Text, key
+from augbench.data.classes import class_id_of
 
 
 class Finetune(Section):
@@ -43,11 +44,11 @@ class Finetune(Section):
         "Features for the k-means clusters: Inception-v3's pool features, or the study's CLIP embeddings.",
         source="paper, section 3.1",
     )
-    inception_weights: str = key(
+    inception_weights: Place = key(
         "results/downloads/inception_v3_google-0cc3c7bd.pth",
         "File with torchvision's published Inception-v3 weights; it is fetched if missing.",
     )
-    inception_mirrors: tuple[str, ...] = key(
+    inception_mirrors: tuple[Place, ...] = key(
         (),
         "Places to try before the published address of these weights: web addresses or files.",
     )
@@ -100,12 +101,12 @@ class Retrieval(Section):
         source="paper, section 3 (ImageNet: 10 of 1000, Caltech256: 5 of 256)",
     )
     download: Download = key(Download(), "Downloads from the web.")
-    aesthetics_weights: str | None = key(
+    aesthetics_weights: Place | None = key(
         "results/downloads/sac+logos+ava1-l14-linearMSE.pth",
         "File with the published weights of LAION's aesthetics predictor V2; it is fetched if missing and "
         "if a method sets min_aesthetics. null: the corpus has scores of its own.",
     )
-    aesthetics_mirrors: tuple[str, ...] = key(
+    aesthetics_mirrors: tuple[Place, ...] = key(
         (),
         "Places to try before the published address of these weights: web addresses or files.",
     )
@@ -114,6 +115,12 @@ class Retrieval(Section):
         "SHA-256 that the file of these weights must have. Default: that of the published file.",
         pattern="^[0-9a-f]{64}$",
     )
+
+    @field_validator("exclude")
+    @classmethod
+    def _ids_of_folders(cls, exclude: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        """Users name classes by their folders."""
+        return exclude if isinstance(exclude, str) else tuple(map(class_id_of, exclude))
 
 
 class Leakage(Section):
@@ -234,7 +241,7 @@ class Contrast(Section):
 
     row: str = key(..., "Row of `methods` whose accuracy is compared.")
     against: str = key(..., "Row of `methods` that it is compared with.")
-    name: str | None = key(None, "Name in tables. Default: the labels of both rows.", min_length=1)
+    name: Text | None = key(None, "Name in tables. Default: the labels of both rows.", min_length=1)
 
 
 class Report(Section):
@@ -267,11 +274,11 @@ class Report(Section):
         "Study of the paper whose results are shown beside this study's.",
         source="paper, Tables 1 ff.",
     )
-    notes: tuple[str, ...] = key(
+    notes: tuple[Text, ...] = key(
         (),
         "Further lines for the footer of the tables, for example departures from the paper's protocol.",
     )
-    judge: str | None = key(
+    judge: Place | None = key(
         None,
         "Folder of a reference classifier that judges whether added images show their class; it must know "
         "the study's classes. Default: none.",

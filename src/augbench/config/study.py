@@ -14,10 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError, model_validator
 
-from augbench.config.base import SLUG, Section, key
+from augbench.config.base import LONGEST_NAME, SLUG, Section, key
 from augbench.config.classifier import Classifier
 from augbench.config.corpus import Corpus, EmbeddingCorpus, MiniatureCorpus, OwnCorpus, PublishedCorpus
 from augbench.config.data import Dataset, FashionMnist
@@ -35,8 +34,8 @@ from augbench.config.models import Clip, Diffusion
 from augbench.config.pretrain import Pretrain
 from augbench.config.problems import ConfigError, describe
 from augbench.config.stages import Augmentation, Execution, Finetune, Leakage, Report, Retrieval
-from augbench.errors import UserError
 from augbench.seeds import derive_seed
+from augbench.yaml_files import UniqueKeyLoader, load_yaml
 
 # the study that runs if none is given, relative to the project
 DEMO = "config/demo.yaml"
@@ -46,7 +45,9 @@ Row = TypeVar("Row")
 class Study(Section):
     """A study: one data set, one diffusion model, one corpus, and the methods to compare."""
 
-    study: str = key(..., "Name of the study; its results go to results/{study}.", pattern=SLUG)
+    study: str = key(
+        ..., "Name of the study; its results go to results/{study}.", pattern=SLUG, max_length=LONGEST_NAME
+    )
     seed: int = key(0, "Seed of the study, from which every random choice derives.", ge=0)
     dataset: Dataset = key(..., "The target data set.")
     diffusion: Diffusion = key(..., "The diffusion model and its sampling.")
@@ -90,6 +91,8 @@ class Study(Section):
         for name, method in self.methods.items():
             if not re.fullmatch(SLUG, name):
                 raise ValueError(f"methods.{name}: a name may contain a-z, 0-9 and _ only")
+            if len(name) > LONGEST_NAME:
+                raise ValueError(f"methods.{name}: allowed: a name of at most {LONGEST_NAME} characters")
             if self.dataset.draws > 1 and fold(name)[1]:
                 raise ValueError(
                     f"methods.{name}: with dataset.draws, a name may not end in _draw and a number"
@@ -213,7 +216,7 @@ class Study(Section):
 
     def label(self, name: str) -> str:
         """Name of a row in tables and figures, on one line."""
-        return " ".join((self.methods[name].label or name).split())
+        return " ".join((self.methods[name].label or "").split()) or name
 
     # Rows by mechanism, in the order of the config.
 
@@ -280,16 +283,7 @@ def merge(base: dict[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping; any other file raises :class:`UserError`."""
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(str(path), "no such file", "give a study's YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(
-            str(path), "not readable as YAML: " + " ".join(str(error).split()), "fix the file"
-        ) from None
-    if not isinstance(data, dict):
-        raise UserError(str(path), f"holds a {type(data).__name__}", "a mapping of config keys is needed")
+    data: dict[str, Any] = load_yaml(path, UniqueKeyLoader, dict, "a mapping of config keys")
     return data
 
 

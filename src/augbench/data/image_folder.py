@@ -7,14 +7,20 @@ take seconds.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from augbench.config.data import ImageFolder
 from augbench.config.problems import ConfigError
-from augbench.data.classes import CLASS_ID_PATTERN, ClassInfo, check_unique, load_class_table, readable_name
+from augbench.data.classes import (
+    ClassInfo,
+    check_unique,
+    class_id_of,
+    folder_of,
+    load_class_table,
+    readable_name,
+)
 from augbench.data.source import ClassImages, ImageList, ImageSource
 from augbench.data.walk import (
     BESIDE,
@@ -112,6 +118,25 @@ class FolderSource(ImageSource):
         self._require_root()
         return self._names_in(folder, class_folders(self.path(folder), self.key(folder)))
 
+    def folders_by_id(self, folder: str) -> dict[str, str]:
+        """Names of the class folders, sorted, by the class ids that they give.
+
+        Raises
+        ------
+        UserError
+            A name can't be a class id, or two names are one.
+        """
+        found: dict[str, str] = {}
+        for name in self.class_names(folder):
+            try:
+                other = found.setdefault(class_id_of(name), name)
+            except ValueError as error:
+                raise UserError(self.key(folder), f"the folder {name!r}", str(error)) from None
+            if other != name:
+                twice = f"the folders {other!a} and {name!a}, whose names look the same"
+                raise UserError(self.key(folder), twice, "allowed: one folder per name; merge or rename them")
+        return found
+
     def scan(self) -> list[ClassImages]:
         """List the images of all classes; one error reports missing, unknown and empty class folders."""
         self._require_root()
@@ -149,16 +174,17 @@ class FolderSource(ImageSource):
     def _scan_folder(self, folder: str, class_ids: list[str]) -> list[ImageList]:
         from augbench.data.decode import in_order
 
-        base, key, names = self.path(folder), self.key(folder), self.class_names(folder)
+        base, key, names = self.path(folder), self.key(folder), self.folders_by_id(folder)
         problems = []
-        if missing := sorted(set(class_ids) - set(names)):
+        if missing := [folder_of(class_id) for class_id in class_ids if class_id not in names]:
             hint = "" if names else "; sort the images into class folders"
             count = f"{len(missing)} of {len(class_ids)}"
-            found = f"{str(base)!r} has no folder for {count} classes: {some(missing)}"
+            found = f"{str(base)!r} has no folder for {count} classes: {some(sorted(missing))}"
             problems.append(UserError(key, found, f"each class_id needs a folder of its name{hint}"))
-        if unknown := sorted(set(names) - set(class_ids)):
+        known = set(class_ids)
+        if unknown := [name for class_id, name in names.items() if class_id not in known]:
             found = f"{str(base)!r} has {len(unknown)} folders that are no class: {some(unknown)}"
-            allowed = f"allowed: one folder per class_id, here {some(class_ids)}"
+            allowed = f"allowed: one folder per class_id, here {some([*map(folder_of, class_ids)])}"
             problems.append(UserError(key, found, allowed))
         here = class_folders(base, key)
         if lost := [one for one in here.left_out if one.reason not in (HIDDEN, SUFFIX, SPECIAL)]:
@@ -166,10 +192,10 @@ class FolderSource(ImageSource):
             problems.append(UserError(key, found, "each may be a class: repair or remove it"))
         prefix = f"{self.folders[folder]}/" if self.folders[folder] else ""
         left_out = [*here.left_out, *(LeftOut(name, BESIDE) for name in here.images)]
-        present = [class_id for class_id in class_ids if class_id in set(names)]
+        present = [names[class_id] for class_id in class_ids if class_id in names]
         listings = in_order(try_list, (base / name for name in present), threads=8)
         lists = []
-        for class_id, listing in zip(present, listings, strict=True):
+        for name, listing in zip(present, listings, strict=True):
             if isinstance(listing, UserError):
                 problems.append(listing)
                 continue
@@ -177,13 +203,11 @@ class FolderSource(ImageSource):
                 hint = "; it holds folders: are train_folder and test_folder set?" if listing.folders else ""
                 allowed = f"a class needs images ({' '.join(sorted(EXTENSIONS))}){hint}"
                 found = "; ".join(["0 images", *reasons(listing.left_out)])
-                problems.append(UserError(str(base / class_id), found, allowed))
-            below = [*listing.left_out, *(LeftOut(name, NESTED) for name in listing.folders)]
-            left_out += [LeftOut(f"{class_id}/{one.name}", one.reason) for one in below]
-            ids = [f"{prefix}{class_id}/{name}" for name in listing.images]
-            self.links |= {
-                f"{prefix}{class_id}/{name}" for name in listing.links.intersection(listing.images)
-            }
+                problems.append(UserError(str(base / name), found, allowed))
+            below = [*listing.left_out, *(LeftOut(nested, NESTED) for nested in listing.folders)]
+            left_out += [LeftOut(f"{name}/{one.name}", one.reason) for one in below]
+            ids = [f"{prefix}{name}/{image}" for image in listing.images]
+            self.links |= {f"{prefix}{name}/{link}" for link in listing.links.intersection(listing.images)}
             lists.append(ImageList(ids, ids))
         if problems:
             raise ConfigError(first_problems(problems))
@@ -208,14 +232,7 @@ class ImageFolderSource(FolderSource):
         """Classes of the table that the config names or, without one, the sorted folder names as words."""
         if self.table is not None:
             return load_class_table(self.table)
-        names = self.class_names("train_folder")
-        if bad := [name for name in names if not re.fullmatch(CLASS_ID_PATTERN, name)]:
-            found = f"folder names that can't be class ids: {some([repr(name) for name in bad])}"
-            allowed = (
-                f"allowed: names that match {CLASS_ID_PATTERN}; rename them and give the readable names in a "
-                "class table (dataset.classes)"
-            )
-            raise UserError(self.key("train_folder"), found, allowed)
-        classes = [ClassInfo(name, (readable_name(name),)) for name in names]
+        names = self.folders_by_id("train_folder")
+        classes = [ClassInfo(class_id, (readable_name(name),)) for class_id, name in names.items()]
         check_unique(classes, f"{self.key('train_folder')}: {self.path('train_folder')}")
         return classes

@@ -7,17 +7,22 @@ config end the parse, with one clear line for each.
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from augbench.config.study import DEMO, merge, parse_study, read_yaml
 from augbench.data.sources import open_source
-from augbench.errors import ending_in_one_line
+from augbench.errors import UserError, ending_in_one_line
 from augbench.plan.paths import Plan
 
 
-def load_plan(config: dict[str, Any], project: Path) -> Plan:
+def load_plan(config: dict[str, Any], project: Path, configfiles: Sequence[str | Path] = ()) -> Plan:
     """Check ``config`` and plan the study; without a key ``study``, the demo's keys are the defaults.
+
+    Snakemake keeps the last of two equal keys and of two ``--configfile``, silently. Both are refused here:
+    ``configfiles``, which Snakemake has merged, are read again.
 
     ``config`` is completed in place, so that scripts see all of it. Jobs inherit a ``PYTHONPATH`` with the
     package of this clone, whichever interpreter they run in (``--sdm conda``).
@@ -25,6 +30,10 @@ def load_plan(config: dict[str, Any], project: Path) -> Plan:
     paths = [str(project / "src"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))
     with ending_in_one_line():
+        _refuse_second_option(sys.argv)
+        for path in configfiles:
+            if os.path.isfile(path):  # not a pipe, which is empty now
+                read_yaml(path)
         if "study" not in config:
             complete = merge(read_yaml(project / DEMO), config)
             config.clear()
@@ -34,3 +43,13 @@ def load_plan(config: dict[str, Any], project: Path) -> Plan:
             info.class_id for info in open_source(study.dataset, study.seed, study.corpus).classes()
         )
         return Plan(study, class_ids)
+
+
+def _refuse_second_option(arguments: Sequence[str]) -> None:
+    given = [name for name in arguments if name.partition("=")[0] in ("--configfile", "--configfiles")]
+    if len(given) > 1 and "snakemake" in Path(arguments[0]).parts:
+        raise UserError(
+            "--configfile",
+            f"given {len(given)} times, of which Snakemake reads the last only",
+            "allowed: once, with all files after it",
+        )

@@ -6,7 +6,6 @@ CSV has full precision and reads back as the same rows. Markdown reads back as t
 from __future__ import annotations
 
 import csv
-import io
 import re
 import textwrap
 from collections.abc import Sequence
@@ -14,12 +13,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from augbench.texts import one_line
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     R = TypeVar("R", bound=DataclassInstance)
 
 NONE = "-"
+csv.field_size_limit(1 << 30)  # prompts may be longer than the default
 
 
 def spread(mean: float | None, stderr: float | None) -> str:
@@ -66,15 +68,17 @@ def render_csv(rows: Sequence[DataclassInstance], notes: Sequence[str] = ()) -> 
 
     ``pandas.read_csv(path, comment="#")`` and :func:`read_csv` read it.
     """
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    if rows:
-        writer.writerow([field.name for field in fields(rows[0])])
-    for row in rows:
-        writer.writerow(
-            [repr(float(value)) if isinstance(value, float) else value for value in asdict(row).values()]
-        )
-    return stream.getvalue() + "".join(f"# {note}\n" for note in notes)
+    lines = [[field.name for field in fields(rows[0])]] if rows else []
+    lines += [list(map(_csv_cell, asdict(row).values())) for row in rows]
+    return "".join(f"{','.join(line)}\n" for line in lines) + "".join(
+        f"# {one_line(note)}\n" for note in notes
+    )
+
+
+def _csv_cell(value: object) -> str:
+    text = repr(float(value)) if isinstance(value, float) else "" if value is None else one_line(str(value))
+    # quotes around #, too, which begins a comment
+    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"#') else text
 
 
 def read_csv(path: str | Path, kind: type[R]) -> list[R]:
@@ -90,7 +94,7 @@ def read_csv(path: str | Path, kind: type[R]) -> list[R]:
             return float(text)
         return int(text) if kinds[name].startswith("int") else text
 
-    lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    lines = [line for line in Path(path).read_text(encoding="utf-8").split("\n") if not line.startswith("#")]
     return [
         kind(**{name: value(name, text) for name, text in line.items()}) for line in csv.DictReader(lines)
     ]
@@ -98,13 +102,13 @@ def read_csv(path: str | Path, kind: type[R]) -> list[R]:
 
 def read_notes(path: str | Path) -> tuple[str, ...]:
     """Read the notes of a file that :func:`render_csv` made."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
     return tuple(line.removeprefix("# ") for line in lines if line.startswith("# "))
 
 
 def escape_markdown(text: str) -> str:
     """Escape ``text`` so that Markdown shows it unchanged, also in a table."""
-    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#~" else letter for letter in text)
+    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#~$&" else letter for letter in one_line(text))
 
 
 def render_markdown(layout: Layout) -> str:
@@ -122,7 +126,7 @@ def render_markdown(layout: Layout) -> str:
 
 def read_markdown(path: str | Path, title: str) -> Layout:
     """Read the table of a file that :func:`render_markdown` made; its title becomes ``title``."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
     start = next(place for place, line in enumerate(lines) if line.startswith("| "))
     lead = _unescape_markdown(lines[0]) if start else ""
     head, align, *rest = lines[start:]
@@ -137,7 +141,7 @@ def _split(line: str) -> tuple[str, ...]:
 
 
 def _unescape_markdown(text: str) -> str:
-    return re.sub(r"\\([\\`*_\[\]<>|#~])", r"\1", text)
+    return re.sub(r"\\([\\`*_\[\]<>|#~$&])", r"\1", text)
 
 
 LATEX = {
@@ -148,8 +152,12 @@ LATEX = {
 
 
 def escape_latex(text: str) -> str:
-    """Escape ``text`` so that LaTeX shows it unchanged; ± becomes a math symbol."""
-    return "".join(LATEX.get(letter, letter) for letter in text)
+    r"""Escape ``text`` so that LaTeX shows it unchanged; ± becomes a math symbol.
+
+    A bracket or star at its start would be an argument of ``\\`` before it; two hyphens would be a dash.
+    """
+    escaped = "".join(LATEX.get(letter, letter) for letter in one_line(text))
+    return re.sub(r"^[\[*]", r"{\g<0>}", re.sub("-(?=-)", "-{}", escaped))
 
 
 def render_latex(layout: Layout, caption: str, label: str) -> str:
@@ -179,7 +187,7 @@ def render_latex(layout: Layout, caption: str, label: str) -> str:
 
 def render_terminal(layout: Layout, width: int = 100) -> str:
     """Render aligned columns for a terminal; lead and footer are wrapped at ``width`` characters."""
-    cells = [layout.header, *layout.cells]
+    cells = [layout.header, *(tuple(map(one_line, line)) for line in layout.cells)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(layout.header))]
 
     def aligned(line: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from augbench.config.corpus import IndexCorpus, OwnCorpus
 from augbench.config.methods import AddingMethod, DrawMethod, RetrieveMethod
 from augbench.config.study import Study
-from augbench.data.classes import ClassInfo
+from augbench.data.classes import ClassInfo, folder_of
 from augbench.errors import UserError, some
 from augbench.measures.judge import check_judge
 from augbench.prompts.stage import check_prompts
@@ -119,7 +119,9 @@ def excluded_problems(study: Study, class_ids: list[str]) -> Iterator[UserError]
     exclude = study.retrieval.exclude
     for class_id in sorted(set(exclude) - set(class_ids)) if isinstance(exclude, tuple) else ():
         yield UserError(
-            "retrieval.exclude", repr(class_id), f"allowed: class_ids of the data set, {some(class_ids)}"
+            "retrieval.exclude",
+            repr(folder_of(class_id)),
+            f"allowed: class_ids of the data set, {some([*map(folder_of, class_ids)])}",
         )
     if isinstance(exclude, tuple) and len(set(class_ids) - set(exclude)) < 2:
         yield UserError(
@@ -162,6 +164,27 @@ def corpus_problems(study: Study) -> Iterator[UserError]:
                 "null",
                 f"methods.{name}.min_aesthetics needs the predictor's weights: {corpus.kind} has no scores",
             )
+
+
+def baseline_notes(study: Study) -> Iterator[str]:
+    """Yield a note if no row trains on the training images alone, with which the others are compared."""
+    if not any(row.group == "real" and row.split == "train" for row in study.real.values()):
+        yield (
+            "note: methods: no row {mechanism: real}, so there is no baseline: no forest plot, no figure 5A,"
+            " no difference from training without added images"
+        )
+
+
+def pseudoword_problems(study: Study, class_ids: list[str]) -> Iterator[UserError]:
+    """Yield class_ids that differ by case only for rows that learn words, which the tokenizer lowers."""
+    lowered: dict[str, list[str]] = {}
+    for class_id in class_ids:
+        lowered.setdefault(class_id.lower(), []).append(class_id)
+    same = [class_id for alike in lowered.values() if len(alike) > 1 for class_id in alike]
+    for name, method in study.personalised.items():
+        if same and method.learns_words:
+            allowed = "allowed: conditioning, or class_ids that differ by more than case; rename the folders"
+            yield UserError(f"methods.{name}.learn", f"'pseudoword' for {some(same)}", allowed)
 
 
 def judge_problems(study: Study, class_ids: list[str]) -> Iterator[UserError]:

@@ -1,7 +1,7 @@
 """Check a study's config against data, models and disk, before any job starts.
 
 All problems are reported at once, one line each: key or file, value found, values allowed. Models are
-checked by their JSON files, so nothing heavy is imported.
+checked by their JSON files, so torch is not imported.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from augbench.commands.check.dataset import (
 from augbench.commands.check.files import check_files
 from augbench.commands.check.methods import (
     added_image_problems,
+    baseline_notes,
     corpus_problems,
     excluded_problems,
     judge_problems,
     prompt_problems,
+    pseudoword_problems,
 )
 from augbench.commands.check.models import model_problems, models_to_fetch
+from augbench.commands.check.prompts import indistinct_prompts
 from augbench.commands.check.training import training_warnings
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study
@@ -39,7 +42,9 @@ from augbench.personalise.tasks import check_clusters
 LEAST_FREE_BYTES = 10**9
 
 
-def check_study(study: Study, *, models: bool = True, verify_images: bool = False) -> list[str]:
+def check_study(
+    study: Study, *, models: bool = True, verify_images: bool = False, tokenise: bool = False
+) -> list[str]:
     """Check everything that can be known before a run, and return a summary, a line per item.
 
     Parameters
@@ -48,6 +53,8 @@ def check_study(study: Study, *, models: bool = True, verify_images: bool = Fals
         Check the folders of the diffusion model and CLIP. Pass False before they are pre-trained.
     verify_images : bool
         Also decode every image file of the data set, and of a corpus of images.
+    tokenise : bool
+        Also tokenise the prompts, which imports transformers.
 
     Raises
     ------
@@ -83,11 +90,20 @@ def check_study(study: Study, *, models: bool = True, verify_images: bool = Fals
         train = {class_id: size.train for class_id, size in sizes.items()}
         problems += excluded_problems(study, list(sizes))
         notes.append(summary_of_sizes(sizes, study.dataset.test_images_per_class, study.dataset.draws))
-        problems += prompt_problems(study, source.classes())
+        classes = source.classes()
+        unfilled = list(prompt_problems(study, classes))
+        problems += unfilled
+        if tokenise and not unfilled:
+            try:
+                notes += indistinct_prompts(study, tuple(classes))
+            except ConfigError as error:
+                problems += error.problems
         for name, method in study.personalised.items():
             problems += check_clusters(f"methods.{name}.clusters", method.clusters, train)
         problems += judge_problems(study, list(sizes))
+        problems += pseudoword_problems(study, list(sizes))
         notes += training_warnings(study, train)
+        notes += baseline_notes(study)
     problems += corpus_problems(study)
     files = check_files(study, source if isinstance(source, FolderSource) else None, images, verify_images)
     problems += files.problems

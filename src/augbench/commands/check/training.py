@@ -35,7 +35,7 @@ def pass_images(study: Study, name: str, train: Mapping[str, int]) -> int | None
 
 
 def training_warnings(study: Study, train: Mapping[str, int]) -> Iterator[str]:
-    """Yield a warning if the smallest row is trained for too few steps, or if nobody could tell.
+    """Yield warnings: the smallest row gets too few steps, or nobody could tell; a batch is larger than it.
 
     Parameters
     ----------
@@ -43,6 +43,14 @@ def training_warnings(study: Study, train: Mapping[str, int]) -> Iterator[str]:
         Training images by class id.
     """
     config = study.classifier
+    sizes = {name: pass_images(study, name, train) for name in study.methods}
+    known = {name: images for name, images in sizes.items() if images is not None}
+    smallest = min(known, key=lambda row: known[row], default=None)
+    if smallest is not None and known[smallest] < config.batch_size:
+        yield (
+            f"note: classifier.batch_size: {config.batch_size} is more than the {known[smallest]:,} images of"
+            f" row {smallest}, which then has one smaller batch per epoch"
+        )
     if config.schedule == "steps":
         steps, where = config.total_steps, f"classifier.steps: {config.total_steps} in every row"
         if (seen := _tested_validations(config)) < LEAST_POINTS:
@@ -52,15 +60,12 @@ def training_warnings(study: Study, train: Mapping[str, int]) -> Iterator[str]:
                 f" last reduction of lr); at least {LEAST_POINTS} are needed"
             )
     else:
-        sizes = {name: pass_images(study, name, train) for name in study.methods}
-        known = {name: images for name, images in sizes.items() if images is not None}
-        if not known:
+        if smallest is None:
             return
-        name = min(known, key=lambda row: known[row])
-        steps = config.max_epochs * steps_per_epoch(known[name], config.batch_size)
+        steps = config.max_epochs * steps_per_epoch(known[smallest], config.batch_size)
         where = (
-            f"classifier.max_epochs: {config.max_epochs}, at most {steps} steps in row {name}"
-            f" ({known[name]:,} images in batches of {config.batch_size})"
+            f"classifier.max_epochs: {config.max_epochs}, at most {steps} steps in row {smallest}"
+            f" ({known[smallest]:,} images in batches of {config.batch_size})"
         )
     if steps < LEAST_STEPS:
         yield (

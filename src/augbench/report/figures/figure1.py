@@ -6,7 +6,6 @@ Input: ``table1.csv`` only. Output: a PDF and a PNG, one column wide; the same b
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from augbench.errors import UserError
 from augbench.report.contrasts import upper_bound
-from augbench.report.figures.style import COLOURS, WIDTH, open_axes, save, styled
+from augbench.report.figures.style import COLOURS, WIDTH, open_axes, save, shorten, styled, wrap
 from augbench.report.render import spread
 from augbench.report.tables.table1 import Row, read_rows
 
@@ -105,7 +104,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     if bound is not None:
         axes.axhline(bound.top1_percent, color="0.35", linestyle=(0, (4, 2)), linewidth=0.8, zorder=2.5)
         axes.annotate(
-            f"{bound.label}: {bound.top1_percent:.1f}",
+            f"{shorten(bound.label, 40)}: {bound.top1_percent:.1f}",
             (-0.5, bound.top1_percent),
             (0, 2),
             textcoords="offset points",
@@ -126,12 +125,12 @@ def draw(rows: Sequence[Row]) -> Figure:
 def _tick(family: str, row: Row, width: int) -> str:
     """The family's name, and below it the method's name if it differs.
 
-    Lines have ``width`` characters; a longer word is not broken.
+    Lines have ``width`` characters.
     """
     name = FAMILIES[family]
     if family == "real" or row.label.lower() == name.lower():
         return name
-    return f"{name}\n{textwrap.fill(f'({row.label})', width, break_long_words=False)}"
+    return f"{name}\n{wrap(f'({row.label})', width)}"
 
 
 def _break_mark(axes: Axes) -> None:

@@ -23,7 +23,7 @@ from augbench.data.classes import read_class_table
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import write_text
-from augbench.report.figures.style import WIDTH, open_canvas, place_image, save, styled
+from augbench.report.figures.style import WIDTH, open_canvas, place_image, save, shorten, styled
 from augbench.report.pictures import (
     REAL,
     ImageRecord,
@@ -147,7 +147,13 @@ def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Fig
             bottom = height - (band * 3 + line + 1) * cell - band * GAP
             foot = (bottom + cell / 2 - 0.04) / height
             figure.text(0, foot, "ABC"[line], weight="bold", va="baseline")
-            figure.text(0.13 / WIDTH, foot, textwrap.fill(names[name], 10), va="baseline", linespacing=1.0)
+            figure.text(
+                0.13 / WIDTH,
+                foot,
+                textwrap.fill(shorten(names[name], 50), 10),
+                va="baseline",
+                linespacing=1.0,
+            )
             for column, image in enumerate(images[band * COLUMNS : (band + 1) * COLUMNS]):
                 place_image(canvas, image, MARGIN + column * cell, bottom, 0.96 * cell)
     figure.text(

@@ -22,7 +22,7 @@ from augbench.artifacts.pool import read_index
 from augbench.data.classes import read_class_table
 from augbench.data.splits import read_split
 from augbench.files import write_text
-from augbench.report.figures.style import WIDTH, open_canvas, place_image, save, styled
+from augbench.report.figures.style import WIDTH, open_canvas, place_image, save, shorten, styled
 from augbench.report.pictures import (
     REAL,
     ImageRecord,
@@ -148,9 +148,7 @@ def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Fig
     images = {(picture.panel, picture.class_id, picture.place): image for picture, image in pictures}
     methods = {row.method: (row.letter, row.label) for row in rows}
     classes = {row.class_id: row.class_name for row in rows}
-    names = [
-        textwrap.fill(textwrap.shorten(name, 2 * NAME, placeholder="..."), NAME) for name in classes.values()
-    ]
+    names = [textwrap.fill(shorten(name, 2 * NAME), NAME) for name in classes.values()]
     head = 0.09 + LINE * (1 + max(name.count("\n") for name in names))
     cell = (WIDTH - GAP * (len(classes) - 1)) / (len(classes) * PER_CLASS)
     height = head + len(methods) * (TITLE + cell + GAP) + FOOT
@@ -170,7 +168,7 @@ def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Fig
     for line, (method, (letter, label)) in enumerate(methods.items()):
         top = height - head - line * (TITLE + cell + GAP)
         figure.text(0, (top - TITLE + 0.025) / height, letter, weight="bold", va="bottom")
-        figure.text(0.14 / WIDTH, (top - TITLE + 0.025) / height, label, va="bottom")
+        figure.text(0.14 / WIDTH, (top - TITLE + 0.025) / height, shorten(label, 60), va="bottom")
         for column, class_id in enumerate(classes):
             for place in range(PER_CLASS):
                 if (image := images.get((method, class_id, place))) is None:

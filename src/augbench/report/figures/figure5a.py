@@ -7,7 +7,6 @@ largest losses and gains, and a PDF and a PNG drawn from these.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +29,12 @@ from augbench.report.figures.style import (
     COLOURS,
     MARKERS,
     WIDTH,
+    legend_label,
     open_axes,
     open_canvas,
     place_image,
     save,
+    shorten,
     styled,
 )
 from augbench.report.pictures import (
@@ -247,7 +248,7 @@ def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Fig
         figure.text(
             0,
             (top - HEAD + 0.04) / height,
-            own[0].label,
+            shorten(own[0].label, 60),
             weight="bold",
             color=COLOURS[own[0].family],
             va="baseline",
@@ -264,7 +265,7 @@ def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Fig
             )
             for line, row in enumerate(end):
                 foot = top - HEAD - line * block - CAPTION
-                text = textwrap.shorten(row.class_name, 26, placeholder="...")
+                text = shorten(row.class_name, 26)
                 error = "" if row.stderr_points is None else f" ± {row.stderr_points:.1f}"
                 for lift, words in (
                     (0.145, text),
@@ -296,7 +297,7 @@ def _draw_changes(axes: Axes, methods: Mapping[str, Sequence[Row]]) -> None:
         means = np.array([row.change_points for row in own])
         errors = np.array([row.stderr_points or 0.0 for row in own])
         up, down = int((means > 0).sum()), int((means < 0).sum())
-        label = f"{own[0].label}: {up} up, {down} down"
+        label = f"{legend_label(own[0].label, 40)}: {up} up, {down} down"
         if classes <= FEW:
             shift = 0.12 * (2 * number - 1) if len(methods) > 1 else 0.0
             axes.errorbar(

@@ -26,7 +26,7 @@ from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import write_text
 from augbench.report.contrasts import baseline_of
-from augbench.report.figures.style import COLOURS, MARKERS, WIDTH, open_axes, save, styled
+from augbench.report.figures.style import COLOURS, MARKERS, WIDTH, legend_label, open_axes, save, styled
 from augbench.report.render import read_csv, render_csv
 from augbench.report.tables import table1
 from augbench.report.tables.per_class import ClassAccuracies, read_per_class
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from augbench.plan.paths import Plan
 
 HEIGHT = 2.5  # inches
+LABEL = 40  # characters of a label in the legend
 LineStyle = str | tuple[float, tuple[float, ...]]  # a name, or an offset and lengths of dashes
 LINES: tuple[LineStyle, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), "-.")
 BASELINE = "real"
@@ -193,7 +194,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         _triangle(axes, "v", label="best case: short classes all right")
         _triangle(axes, "^", label="worst case: all wrong")
     _label_axes(axes, rows, ticks)
-    _legend(figure, axes, first=[own[0].series_label for own in series.values()])
+    _legend(figure, axes, first=[legend_label(own[0].series_label, LABEL) for own in series.values()])
     return figure
 
 
@@ -210,7 +211,7 @@ def _draw_series(axes: Axes, own: Sequence[Row], shift: float, line: LineStyle) 
         linestyle=line,
         capsize=2,
         elinewidth=0.8,
-        label=own[0].series_label,
+        label=legend_label(own[0].series_label, LABEL),
         zorder=3,
     )
     for row, place in zip(own, places, strict=True):
@@ -247,7 +248,12 @@ def _draw_baseline(axes: Axes, row: Row) -> None:
     """Draw a horizontal line at the baseline's accuracy, in a band of its standard error."""
     colour, line = COLOURS["real"], (0, (4, 2))
     axes.axhline(
-        row.top1_percent, color=colour, linewidth=0.8, linestyle=line, zorder=1, label=row.series_label
+        row.top1_percent,
+        color=colour,
+        linewidth=0.8,
+        linestyle=line,
+        zorder=1,
+        label=legend_label(row.series_label, LABEL),
     )
     if row.stderr_percent is not None:
         low, high = row.top1_percent - row.stderr_percent, row.top1_percent + row.stderr_percent

@@ -6,7 +6,6 @@ same tables. Thick bars are 95% intervals over runs, thin ones over test images.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from augbench.errors import UserError
-from augbench.report.figures.style import COLOURS, FONT_SIZE, WIDTH, open_axes, save, styled
+from augbench.report.figures.style import COLOURS, FONT_SIZE, WIDTH, open_axes, save, styled, wrap
 from augbench.report.render import signed
 from augbench.report.tables import statistics, table1
 
@@ -49,7 +48,7 @@ def draw(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -> Figure:
     for place, row in enumerate(shown):
         _draw_row(axes, place, row, COLOURS.get(families[row.method], GREY))
     axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.set_yticks(range(len(shown)), [_tick(row.label) for row in shown])
+    axes.set_yticks(range(len(shown)), [wrap(row.label, 34) for row in shown])
     axes.tick_params(axis="y", length=0)
     values = axes.secondary_yaxis("right")
     values.set_yticks(range(len(shown)), [signed(row.baseline_points).replace("-", MINUS) for row in shown])
@@ -74,11 +73,6 @@ def _draw_row(axes: Axes, place: int, row: statistics.Row, colour: str) -> None:
     axes.plot(
         (row.baseline_points,), (place,), "o", color="white", markeredgecolor=colour, markersize=4, zorder=3
     )
-
-
-def _tick(label: str) -> str:
-    """The label in lines of at most 34 characters; a longer word is not broken."""
-    return textwrap.fill(label, 34, break_long_words=False)
 
 
 def _legend(rows: Sequence[statistics.Row]) -> str:

@@ -21,11 +21,12 @@ from augbench.classifier.history import history_of, read_result
 from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.files import write_text
-from augbench.report.figures.style import COLOURS, FONT_SIZE, WIDTH, open_axes, save, styled
+from augbench.report.figures.style import COLOURS, FONT_SIZE, WIDTH, open_axes, save, shorten, styled
 from augbench.report.render import read_csv, render_csv
 from augbench.report.tables.table1 import CUT
 
 COLUMNS, PANEL_HEIGHT = 4, 1.25  # panels side by side; inches
+TITLE = 40  # characters of a panel's title
 NEVER_BELOW = (
     0.05  # share of the lowest values that the accuracy axis leaves out: the first steps of training
 )
@@ -173,7 +174,7 @@ def _panel(axes: Axes, runs: Sequence[Sequence[Row]], reference: Curve) -> None:
             zorder=4,
         )
     axes.plot(*zip(*mean_curve(runs), strict=True), color=colour, linewidth=1.1, zorder=3)
-    axes.set_title(runs[0][0].label + (f" {CUT}" if is_cut(runs) else ""), pad=2)
+    axes.set_title(shorten(runs[0][0].label, TITLE) + (f" {CUT}" if is_cut(runs) else ""), pad=2)
     open_axes(axes)
 
 

@@ -6,6 +6,7 @@ The same figure gives the same bytes.
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,30 @@ STYLE: dict[Any, Any] = {
     "axes.linewidth": 0.6,
     "hatch.linewidth": 0.5,
     "lines.linewidth": 1.0,
+    "text.parse_math": False,  # a label is text, also if it has dollar signs
 }
 
 
 def styled() -> Any:
     """Context manager that applies :data:`STYLE`."""
     return rc_context(STYLE)
+
+
+def shorten(label: str, most: int) -> str:
+    """``label`` cut to ``most`` characters, between words if it has several."""
+    cut = textwrap.shorten(label, most, placeholder="...")
+    return label[: most - 3] + "..." if cut == "..." != label else cut
+
+
+def wrap(label: str, width: int) -> str:
+    """``label``, shortened to five lines of ``width`` characters; only a word of two lines is broken."""
+    short = shorten(label, 5 * width)
+    return textwrap.fill(short, width, break_long_words=max(map(len, short.split()), default=0) > 2 * width)
+
+
+def legend_label(label: str, most: int) -> str:
+    """``label``, shortened, as a label for a legend, which leaves out those that begin with ``_``."""
+    return " " * label.startswith("_") + shorten(label, most)
 
 
 def open_axes(axes: Axes) -> None:

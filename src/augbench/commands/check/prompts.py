@@ -1,0 +1,104 @@
+"""Check of the prompts as the models read them: classes whose tokens are the same cannot be told apart.
+
+CLIP's tokenizer lowers letters and cuts a prompt after 77 tokens, so different prompts may be one.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from augbench.config.problems import ConfigError
+from augbench.config.study import Study
+from augbench.data.classes import ClassInfo
+from augbench.data.image_folder import some
+from augbench.errors import UserError
+from augbench.prompts.placeholders import placeholder
+from augbench.prompts.stage import class_name
+from augbench.prompts.templates import fill, load_scenes, load_templates, placeholders_of
+
+TOKENIZER_FILES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
+
+
+def indistinct_prompts(study: Study, classes: tuple[ClassInfo, ...]) -> list[str]:
+    """Return a line that says what was tokenised, and a warning for each set of classes with the same tokens.
+
+    Rows that learn a conditioning are left out, because their text is only where learning starts.
+
+    Raises
+    ------
+    ConfigError
+        A template is the same for all classes, as if it named none; or a tokenizer is not readable.
+    """
+    found: dict[str, list[str]] = {}
+    problems: list[UserError] = []
+    folders: set[str] = set()
+    for row, method in study.pooled.items():
+        folder = study.clip.folder if method.retrieves_images else f"{study.diffusion.folder}/tokenizer"
+        kept = any(all(Path(folder, name).is_file() for name in names) for names in TOKENIZER_FILES)
+        if not kept or (row in study.personalised and not method.learns_words):
+            continue
+        folders.add(folder)
+        key = f"methods.{row}.{method.prompt_key}.templates"
+        how = None if method.learns_words else method.prompting.class_name
+        templates = load_templates(method.prompting.templates)[: 1 if method.retrieves_images else None]
+        try:
+            # pseudo-words differ, so two tell whether a template's is lost
+            same = _same_tokens(folder, templates, classes if how else classes[:2], how)
+        except UserError as error:
+            problems.append(error)
+            continue
+        for class_ids, template in same.items():
+            template = textwrap.shorten(template, 80, placeholder="...")
+            if how is None or len(class_ids) == len(classes):
+                what = f"{template!r} gives all classes the same tokens"
+                allowed = "allowed: names that differ by more than case, before token 77"
+                problems.append(UserError(key, what, allowed))
+            else:
+                what = f"{some(class_ids)} have the same tokens in {template!r}: their images will not differ"
+                found.setdefault(what, []).append(key)
+    if problems:
+        raise ConfigError(problems)
+    notes = [f"prompts: tokenised with {', '.join(sorted(folders))}"] if folders else []
+    return notes + [f"warning: {', '.join(keys)}: {what}" for what, keys in found.items()]
+
+
+@cache
+def _same_tokens(
+    folder: str, templates: tuple[str, ...], classes: tuple[ClassInfo, ...], how: str | None
+) -> Mapping[tuple[str, ...], str]:
+    """Class ids that share their tokens in a template, with the first such template.
+
+    Parameters
+    ----------
+    how : str or None
+        Form of the class's name, as in the config; None: a pseudo-word stands for it.
+    """
+    from augbench.models.tokenizer import CleaningTokenizer
+
+    names = [placeholder(info.class_id) if how is None else class_name(info, how) for info in classes]
+    try:
+        tokenizer = CleaningTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # of transformers or of the file's parser
+        reason = " ".join(str(error).split())
+        raise UserError(
+            folder, f"not readable as a tokenizer ({reason})", "download the model again"
+        ) from None
+    if how is None:
+        tokenizer.add_tokens(names)
+    scene = max(load_scenes(), key=len)
+    same: dict[tuple[str, ...], str] = {}
+    for template in templates:
+        if not placeholders_of(template) - {"scene"}:  # it is meant for all classes
+            continue
+        prompts = [fill(template, name, info, scene) for name, info in zip(names, classes, strict=True)]
+        encoded = tokenizer(prompts, truncation=True, max_length=tokenizer.model_max_length)
+        sharing: dict[tuple[int, ...], list[str]] = {}
+        for info, tokens in zip(classes, encoded.input_ids, strict=True):
+            sharing.setdefault(tuple(tokens), []).append(info.class_id)
+        for class_ids in sharing.values():
+            if len(class_ids) > 1:
+                same.setdefault(tuple(class_ids), template)
+    return same
