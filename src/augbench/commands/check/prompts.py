@@ -13,8 +13,7 @@ from pathlib import Path
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study
 from augbench.data.classes import ClassInfo
-from augbench.data.image_folder import some
-from augbench.errors import UserError
+from augbench.errors import UserError, some
 from augbench.prompts.placeholders import placeholder
 from augbench.prompts.stage import class_name
 from augbench.prompts.templates import fill, load_scenes, load_templates, placeholders_of
