@@ -179,8 +179,9 @@ def dogs_folder(name: str) -> Callable[[Workplace], None]:
 
 
 def classes_by_case(work: Workplace) -> None:
-    for part in ("train", "test"):
-        shutil.copytree(f"pets/{part}/cat", f"pets/{part}/CAT")
+    shutil.copytree("pets/train/cat", "pets/train/CAT")
+    Path("pets/test/CAT").mkdir()
+    Image.new("RGB", (4, 4), "red").save("pets/test/CAT/00.png")  # no copy of a training image
     methods = {"word": {"mechanism": "personalise", "learn": "pseudoword"}}
     work.check(dataset={"classes": None}, methods=methods)
 
@@ -480,7 +481,7 @@ BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
     ),
     "class folder that is not UTF-8": (
         dogs_folder("caf\udce9"),
-        ["dataset.train_folder: the folder 'caf\\udce9'; allowed: a folder's name in UTF-8, not hidden"],
+        ["dataset.train_folder: 'pets/train': 1 left out, a name that is not UTF-8: caf\\udce9; each may be"],
     ),
     "class folder with a control character": (
         dogs_folder("dog\x07"),
@@ -713,8 +714,8 @@ HOME_KEYS = {
     "clip.model": {"clip": {"model": "~/clip"}},
     "methods.simple.prompt.templates": {"methods": {"simple": {"prompt": {"templates": "~/prompts.txt"}}}},
     "corpus.root": {
-        "corpus": {"kind": "image_folder", "root": "~/pets"},
-        "methods": {"retrieval": {"mechanism": "retrieve"}},
+        "corpus": {"kind": "image_folder", "root": "~/corpus"},
+        "methods": {"retrieval": {"mechanism": "retrieve", "images_per_class": 1, "may_fall_short": True}},
         "retrieval": {"aesthetics_weights": "~/weights.pth"},
     },
 }
@@ -727,6 +728,7 @@ def test_a_path_may_begin_with_the_home_folder(
     (work.folder / "prompts.txt").write_text("a {}\n")
     monkeypatch.setenv("HOME", str(work.folder))
     (tmp_path / "elsewhere").mkdir()
+    write_images(work.folder / "corpus", 1)
     changes = merge(
         {
             "dataset": {"root": str(work.folder / "pets"), "classes": str(work.folder / "pets.yaml")},

@@ -324,6 +324,7 @@ def check(decode_images: bool = True, **changes: Any) -> list[str]:
             "retrieval": {"mechanism": "retrieve", "images_per_class": 8},
         },
         "augmentation": {"images_per_class": 16},
+        "classifier": {"batch_size": 4},
     }
     parsed = parse_study(merge(study, changes))
     return check_study(parsed, models=False, verify_images=decode_images)

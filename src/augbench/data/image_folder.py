@@ -57,14 +57,18 @@ def class_folders(folder: Path, key: str) -> Listing:
     Raises
     ------
     UserError
-        The folder can't be listed.
+        The folder can't be listed, or has something that may be a class and can't be read.
     """
     try:
-        return list_folder(folder)
+        listing = list_folder(folder)
     except UserError as error:
         reason = error.found if os.path.lexists(folder) else "no such folder"
         allowed = "allowed: a folder with one folder of images per class"
         raise UserError(key, f"{str(folder)!r}, {reason}", allowed) from None
+    if lost := [one for one in listing.left_out if one.reason not in (HIDDEN, SUFFIX, SPECIAL)]:
+        found = f"{str(folder)!r}: {'; '.join(reasons(lost))}"
+        raise UserError(key, found, "each may be a class: repair or remove it")
+    return listing
 
 
 class FolderSource(ImageSource):
@@ -187,9 +191,6 @@ class FolderSource(ImageSource):
             allowed = f"allowed: one folder per class_id, here {some([*map(folder_of, class_ids)])}"
             problems.append(UserError(key, found, allowed))
         here = class_folders(base, key)
-        if lost := [one for one in here.left_out if one.reason not in (HIDDEN, SUFFIX, SPECIAL)]:
-            found = f"{str(base)!r}: {'; '.join(reasons(lost))}"
-            problems.append(UserError(key, found, "each may be a class: repair or remove it"))
         prefix = f"{self.folders[folder]}/" if self.folders[folder] else ""
         left_out = [*here.left_out, *(LeftOut(name, BESIDE) for name in here.images)]
         present = [names[class_id] for class_id in class_ids if class_id in names]
