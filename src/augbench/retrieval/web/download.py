@@ -163,9 +163,10 @@ def _stands(found: Fetched, limits: Limits, retry_transient: bool) -> bool:
         )
     if is_transient(found.fate):
         return not retry_transient
-    if found.status is not None and found.final_url == str(URL(found.url).with_fragment(None)):
-        # earlier versions decoded percent-escapes before sending, and some servers refused that
-        return found.final_url == str(parse_url(found.url))
+    if found.status is not None and (
+        found.final_url == str(URL(found.url).with_fragment(None)) != str(parse_url(found.url))
+    ):
+        return False  # an earlier version sent it with its escapes decoded, which some servers refuse
     return found.fate not in LIMITED or found.limits == limits.signature
 
 
