@@ -17,6 +17,11 @@ from augbench.errors import UserError
 from augbench.retrieval.neighbours import Neighbour
 
 KEPT = "kept"
+SAFE_TAGS = {
+    *("unlikely", "very_unlikely", "unsure", "unknown", "false", "no", "f", "n", "sfw", "safe", "neutral"),
+    *("none", "null", "nan", "n/a", ""),
+}
+"""Tags in small letters that call an image safe, or that say nothing; LAION's are UNLIKELY and UNSURE."""
 Score = Callable[[np.ndarray], np.ndarray]
 
 
@@ -39,6 +44,18 @@ def duplicates(embeddings: np.ndarray, threshold: float) -> np.ndarray:
     repeated = np.ones(len(vectors), dtype=bool)
     repeated[np.unique(component, return_index=True)[1]] = False
     return repeated
+
+
+def is_unsafe(tag: str | None) -> bool:
+    """Whether a corpus's tag calls an image unsafe: any spelling that is not in :data:`SAFE_TAGS`.
+
+    A number is a flag or a probability; 0.5 and more is unsafe.
+    """
+    spelt = (tag or "").strip().lower()
+    try:
+        return float(spelt) >= 0.5
+    except ValueError:
+        return spelt not in SAFE_TAGS
 
 
 def owners(neighbours_path: str | Path) -> dict[str, str]:
@@ -109,7 +126,7 @@ class Filters:
 
     def _of_metadata(self, neighbour: Neighbour, aesthetics: float | None) -> str:
         method = self.method
-        if method.drop_unsafe and neighbour.nsfw == "NSFW":
+        if method.drop_unsafe and is_unsafe(neighbour.nsfw):
             return "unsafe: metadata"
         if (
             method.max_punsafe is not None

@@ -77,6 +77,8 @@ class IndexBackend:
                 f"embeddings of CLIP {made_with}",
                 f"a query by CLIP {clip} needs embeddings of the same model",
             )
+        if hidden := sorted((folder / "metadata").glob(".*.parquet")):  # clip-retrieval would read them
+            raise UserError(str(hidden[0]), "a hidden file, no metadata", "delete it")
         from clip_retrieval.clip_back import ClipOptions, KnnService, load_clip_index
 
         parts = sorted((folder / "metadata").glob("*.parquet"))

@@ -58,9 +58,7 @@ def opted_out(tags: Iterable[str]) -> bool:
         for tag in tags
         for directive in tag.split(",")
     ]
-    return any(
-        parts[-1] in _OPT_OUTS and _VALUED.isdisjoint(parts[-2:-1]) for parts in directives
-    )
+    return any(parts[-1] in _OPT_OUTS and _VALUED.isdisjoint(parts[-2:-1]) for parts in directives)
 
 
 def _seconds_until(retry_after: str | None) -> float:
