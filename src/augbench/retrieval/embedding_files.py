@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "id": ("id", "uid", "SAMPLE_ID", "hash", "key"),
+    "hash": ("md5", "hash", "sha256"),
     "url": ("url", "URL", "image_path"),
     "caption": ("caption", "TEXT", "text"),
     "width": ("original_width", "WIDTH", "width"),  # img2dataset's `width` is the resized one

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from augbench.config.methods import RetrieveMethod
 from augbench.errors import UserError
+from augbench.retrieval.lists import Lists
 from augbench.retrieval.neighbours import Neighbour
 
 KEPT = "kept"
@@ -78,23 +79,29 @@ class Filters:
         column.
     owner : mapping, optional
         Maps an image's id to the only class that may use it. Without it, several classes may use an image.
+    lists : Lists, optional
+        Images that may be downloaded, or must not be used.
     """
 
     def __init__(
-        self, method: RetrieveMethod, score: Score | None = None, owner: dict[str, str] | None = None
+        self,
+        method: RetrieveMethod,
+        score: Score | None = None,
+        owner: dict[str, str] | None = None,
+        lists: Lists | None = None,
     ) -> None:
-        self.method, self.score, self.owner = method, score, owner
+        self.method, self.score, self.owner, self.lists = method, score, owner, lists or Lists()
 
     def fates(self, neighbours: Sequence[Neighbour]) -> list[str]:
         """Return the fate of each neighbour of a class, nearest first.
 
         A neighbour without an embedding passes the filters that need one.
         """
-        found = [KEPT] * len(neighbours)
+        found = [self.lists.fate(neighbour) or KEPT for neighbour in neighbours]
         embedded = {
             place: neighbour.embedding
             for place, neighbour in enumerate(neighbours)
-            if neighbour.embedding is not None
+            if neighbour.embedding is not None and found[place] == KEPT
         }
         with_vectors = list(embedded)
         vectors = np.stack(list(embedded.values())) if embedded else np.empty((0, 1))

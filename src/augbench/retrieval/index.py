@@ -26,6 +26,7 @@ ATTEMPTS, SECONDS_BETWEEN = 5, 2.0
 THEIR_NAMES = {
     "NSFW": "nsfw",
     "image_path": "url",
+    "md5": "hash",
     **{name: name for name in METADATA if name not in ("id", "nsfw")},
 }
 

@@ -29,6 +29,7 @@ METADATA = {
     "nsfw": pa.string(),  # LAION's tag: UNLIKELY, UNSURE, NSFW; others write true or LIKELY
     "punsafe": pa.float32(),  # LAION's probability that the image is unsafe
     "aesthetic": pa.float32(),  # LAION's score, about 1 to 10
+    "hash": pa.string(),  # of the image's file or row, as the corpus gives it; for lists of images
 }
 """Metadata columns of a corpus image; all except ``id`` may be null."""
 
@@ -69,6 +70,7 @@ class Neighbour:
     aesthetic: float | None
     similarity: float
     embedding: np.ndarray | None
+    hash: str | None = None
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,9 @@ def read_neighbours(path: str | Path, class_ids: Sequence[str]) -> dict[str, lis
     UserError
         The file is damaged, or an id stands for several images of a class.
     """
-    wanted = [field.name for field in fields(Neighbour)]
     try:
+        there = pq.read_schema(path).names  # earlier versions wrote no hash
+        wanted = [field.name for field in fields(Neighbour) if field.name in there]
         table = pq.read_table(path, columns=wanted, filters=[("class_id", "in", list(class_ids))])
     except (pa.ArrowException, OSError) as error:
         raise UserError(str(path), f"damaged ({str(error).splitlines()[0]})", REMAKE) from None

@@ -16,6 +16,7 @@ from augbench.errors import UserError
 from augbench.measures.judge import check_judge
 from augbench.prompts.stage import check_prompts
 from augbench.resample import needed_images
+from augbench.retrieval.lists import list_problems
 
 
 class _Needed(NamedTuple):
@@ -120,8 +121,9 @@ def corpus_problems(study: Study) -> Iterator[UserError]:
     corpus = study.corpus
     places = {"root": getattr(corpus, "root", None), "folder": getattr(corpus, "folder", None)}
     for key, place in places.items():
-        if place is not None and not Path(place).is_dir():
+        if place is not None and not Path(place).is_dir() and not getattr(corpus, "fetch", ()):
             yield UserError(f"corpus.{key}", f"{place!r}, no such folder", "allowed: a folder")
+    yield from list_problems(study)
     if (
         isinstance(corpus, IndexCorpus)
         and Path(corpus.folder).is_dir()
