@@ -102,7 +102,7 @@ def test_the_public_subset_is_read_as_it_is_published(tmp_path: Path) -> None:
         (tuple(CLICKHOUSE), "corpus", "part.parquet"),
         (("url", "NSFW", "original_width", "vector"), "corpus", "part.parquet"),
         (("url", "vector"), "corpus", "laion5b_100m_part_1_of_10.parquet"),
-        (("url", "vector"), "LAION-400M", "part.parquet"),
+        (("url", "vector"), "corpus", "LAION400M_part_0.parquet"),
     ],
 )
 def test_a_laion_list_from_before_relaion_is_not_downloaded_without_a_safe_list(
@@ -125,12 +125,19 @@ def test_a_laion_list_from_before_relaion_is_not_downloaded_without_a_safe_list(
     [
         (("url", "vector"), "corpus"),
         (("url", "NSFW", "vector"), "corpus"),
-        (("url", "vector"), "relaion2B-en-research-safe"),
-        (("id", "url", "original_width", "vector"), "Re-LAION"),
+        (("url", "vector"), "laion"),
+        (("id", "url", "original_width", "vector"), "corpus"),
     ],
 )
 def test_other_corpora_need_no_safe_list(tmp_path: Path, columns: Sequence[str], folder: str) -> None:
-    assert problems(study_of(corpus_of(tmp_path / folder, columns))) == []
+    corpus = corpus_of(tmp_path / folder, columns, "relaion2B-en-research-safe_part_0.parquet")
+    assert problems(study_of(corpus)) == []
+
+
+def test_files_of_laion_that_are_still_to_be_fetched_need_a_safe_list_too(tmp_path: Path) -> None:
+    address = "https://a/laion5b_100m_part_1_of_10.parquet"
+    (message,) = problems(study_of(tmp_path / "corpus", {"fetch": [address]}))
+    assert "(laion5b_100m_part_1_of_10.parquet)" in message
 
 
 def test_the_metadata_of_an_index_and_the_name_of_a_servers_index_are_looked_at(tmp_path: Path) -> None:

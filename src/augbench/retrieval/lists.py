@@ -7,6 +7,7 @@ lists are read piece by piece and only entries that were asked for stay in memor
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -160,7 +161,8 @@ def sign_of_old_laion(corpus: Corpus | None) -> str | None:
         return None
     folder = Path(corpus.folder)
     tables = [*visible(folder, "*metadata/*.parquet"), *visible(folder, "*.parquet")]
-    if named := _old_name([folder.name, *(str(table.relative_to(folder)) for table in tables)]):
+    fetched = corpus.fetched if isinstance(corpus, EmbeddingCorpus) else {}
+    if named := _old_name([os.path.relpath(path, folder) for path in [*tables, *fetched]]):
         return named
     for table in tables[:1]:
         with suppress(pa.ArrowException, OSError):

@@ -111,7 +111,7 @@ class _Retrieval:
         return {**self._base(hunt), "images": kept}
 
     def take(self, hunt: Hunt, asked: Recipe) -> bool:
-        """Publish the class's shard and ledger if the store has both, without an image that was taken down."""
+        """Publish the class's shard and ledger if the store has both, and no image of them was taken down."""
         store = self.job.store
         if not store.has(LEDGERS, asked, ".parquet"):
             return False
