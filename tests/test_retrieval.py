@@ -30,6 +30,7 @@ from augbench.retrieval.embed import IDENTITY, build_index
 from augbench.retrieval.filters import KEPT, Filters, duplicates, owners
 from augbench.retrieval.hunt import LEDGER, Hunt, hunt_all, prefix_sizes
 from augbench.retrieval.images import Arrival, FolderOrigin
+from augbench.retrieval.index import IndexBackend
 from augbench.retrieval.manifest import freeze, read_manifest
 from augbench.retrieval.neighbours import Found, Neighbour, metadata_table, read_neighbours, write_neighbours
 from augbench.retrieval.shortfall import decide, read_excluded, shortfall, summarise
@@ -526,6 +527,14 @@ def test_a_real_server_gives_the_same_neighbours_and_is_asked_for_nothing_else(
     assert all(result.embeddings is None for result in found)
     with pytest.raises(UserError, match=r"corpus\.url: .*: answered"):
         ServerBackend(server, "another").search(corpus.queries[:1], 5)
+
+
+def test_a_hidden_file_in_an_indexs_metadata_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "image.index").write_bytes(b"")
+    (tmp_path / "metadata/._metadata_0.parquet").write_bytes(b"macOS")
+    with pytest.raises(UserError, match=r"\._metadata_0\.parquet: a hidden file, no metadata; delete it"):
+        IndexBackend(tmp_path, "clip", "folder")
 
 
 def test_a_server_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
