@@ -35,11 +35,18 @@ from hostile_server import (
     picture,
 )
 from PIL import Image
+from yarl import URL
 
 from augbench.errors import UserError
 from augbench.progress import Progress
 from augbench.retrieval.web import addresses, fetch
-from augbench.retrieval.web.addresses import GuardedResolver, guarded_socket, may_connect
+from augbench.retrieval.web.addresses import (
+    GuardedResolver,
+    guarded_socket,
+    may_connect,
+    parse_url,
+    redirected,
+)
 from augbench.retrieval.web.cache import Cache, Fetched
 from augbench.retrieval.web.download import download
 from augbench.retrieval.web.fates import DEAD_HTTP, FATES, FETCHED, Ended, Limits, is_transient
@@ -251,6 +258,88 @@ def test_one_url_given_twice_is_fetched_once(cache: Cache) -> None:
         assert web.stats()["requests"] == {0: 1}
 
 
+SIGNED = [
+    "/sig/http%3A%2F%2Fcdn.example.org%2Fx.jpg",
+    "/i.jpg?type=image%2Fjpeg&Signature=qZ0ARjdg%2BPP2g%3D",
+    "/p%40x%27s%2C%7E%21.jpg",
+    "/caf%c3%a9.jpg",
+    "/a%zz%.jpg",
+    "/x.jpg?a={b}|c&&d=1+2;e",
+    "/e.jpg?",
+    "/up/../dots/./a.jpg",
+    "/unsafe/http://e.org//a.jpg;v=1",
+    "?q=%2F",
+]
+
+
+def sent(address: URL) -> str:
+    """The request target that aiohttp writes for an address."""
+    return address.raw_path_qs
+
+
+@pytest.mark.parametrize("target", SIGNED)
+def test_an_address_is_sent_as_the_corpus_writes_it(target: str) -> None:
+    whole = target if target.startswith("/") else f"/{target}"
+    assert sent(parse_url(f"http://Host.example{target}#part")) == whole
+    found = redirected(parse_url("http://host.example/a?b"), f"https://other.example{target}")
+    assert (found.host, sent(found)) == ("other.example", whole)
+
+
+@pytest.mark.parametrize(
+    ("written", "target"),
+    [
+        (" http://h/a b.jpg\n", "/a%20b.jpg"),
+        ("http://h/a\r\nHost: evil\t.jpg", "/aHost:%20evil.jpg"),
+        ("http://h/a\x00\x7f.jpg", "/a%00%7F.jpg"),
+        ("http://h/café.jpg?q=日", "/caf%C3%A9.jpg?q=%E6%97%A5"),
+        ("http://h/caf\udce9.jpg", "/caf%E9.jpg"),
+        ("http://h", "/"),
+    ],
+)
+def test_only_what_a_request_cannot_hold_is_escaped(written: str, target: str) -> None:
+    assert sent(parse_url(written)) == target
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("/unsafe/http://e.org//a%2Fb.jpg", "http://h:8/unsafe/http://e.org//a%2Fb.jpg"),
+        ("//other/a%40.jpg?", "http://other/a%40.jpg?"),
+        ("?b=%2F", "http://h:8/one/two?b=%2F"),
+        ("three%2F.jpg#x", "http://h:8/one/three%2F.jpg"),
+        ("../up.jpg", "http://h:8/up.jpg"),
+    ],
+)
+def test_redirects_keep_their_escapes(location: str, target: str) -> None:
+    assert str(redirected(parse_url("http://h:8/one/two?a=1"), location)) == target
+
+
+@pytest.mark.parametrize(
+    ("location", "fate_of_it"),
+    [
+        ("file:///etc/passwd", "refused scheme"),
+        ("http://user:word@h/", "refused credentials"),
+        ("http://[::1/", "bad URL"),
+        ("http:///a.jpg", "bad URL"),
+        ("//h:99999/", "bad URL"),
+        ("http://h/\ud800", "bad URL"),
+    ],
+)
+def test_a_redirect_is_checked_like_an_address(location: str, fate_of_it: str) -> None:
+    with pytest.raises(Ended, match=fate_of_it):
+        redirected(parse_url("http://h/a"), location)
+
+
+def test_what_was_refused_because_it_was_sent_decoded_is_asked_for_again(cache: Cache) -> None:
+    with hostile_server(1, kinds=["jpeg"]) as web:
+        escaped, plain = web.url(0).replace(".jpg", "%2Ejpg"), web.url(0)
+        refused = Fetched(escaped, "dead: HTTP 403", final_url=plain, status=403)
+        cache.put([(refused, None), (replace(refused, url=plain), None)])
+        found = download([escaped, plain], cache, LOOPBACK)
+    assert found[plain].status == 403 and found[plain].fetched_at == ""
+    assert found[escaped].final_url == escaped and found[escaped].fetched_at != ""
+
+
 # --- limits ---------------------------------------------------------------------------------------
 
 
@@ -330,6 +419,8 @@ def test_waiting_for_a_hosts_turn_does_not_count_against_the_deadline() -> None:
         ["otherbot: noimageindex"],
         ["none"],
         ["nofollow, otherbot: noai"],
+        ["noml"],
+        ["max-image-preview:large, noml"],
     ],
 )
 def test_an_opt_out_is_respected_however_it_is_written(tags: list[str]) -> None:
@@ -343,6 +434,8 @@ def test_an_opt_out_is_respected_however_it_is_written(tags: list[str]) -> None:
         ["all"],
         ["nofollow"],
         ["max-image-preview:large"],
+        ["max-image-preview:none"],
+        ["googlebot: max-image-preview: none, max-video-preview:0"],
         ["unavailable_after: 25 Jun 2030 15:00:00 GMT"],
         ["noarchive, nosnippet"],
     ],

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -553,15 +554,29 @@ def test_queries_of_another_dimension_are_refused(tmp_path: Path, files: list[Em
         search(files, unit(QUERIES[:, :8]), 3, partial=tmp_path / "partial")
 
 
-@pytest.mark.parametrize(
-    ("value", "found"), [(np.nan, "is not finite"), (np.inf, "is not finite"), (0, "is zero")]
-)
-def test_a_vector_that_cannot_be_compared_is_named(tmp_path: Path, value: float, found: str) -> None:
+def test_vectors_that_cannot_be_compared_are_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     broken = PARTS[1].copy()
-    broken[41] = value
+    broken[[41, 50, 60]] = np.array([[np.nan], [np.inf], [0]], np.float16)
     opened = open_embeddings(write_npy(tmp_path / "embeddings", [PARTS[0], broken]))
-    with pytest.raises(UserError, match=rf"img_emb_0001\.npy: the vector of row 41 {found}"):
-        search(opened, QUERIES, 3, partial=tmp_path / "partial", rows_per_tile=20)
+    hits = search(opened, QUERIES, 30, partial=tmp_path / "partial", rows_per_tile=20)
+    kept = np.delete(broken, [41, 50, 60], axis=0)
+    rows = np.delete(np.arange(len(broken)), [41, 50, 60])
+    expected = [
+        [(file, row if file == 0 else rows[row]) for file, row in places_of_query]
+        for places_of_query in brute([PARTS[0], kept], QUERIES, 30)
+    ]
+    assert places(hits) == expected
+    assert "img_emb_0001.npy: 3 vectors are zero or not finite and are left out, the first in row 41" in (
+        caplog.text
+    )
+
+
+def test_a_corpus_without_a_vector_to_compare_is_named(tmp_path: Path) -> None:
+    opened = open_embeddings(write_npy(tmp_path / "embeddings", [PARTS[0] * 0]))
+    with pytest.raises(UserError, match=r"img_emb: no vector to compare with: all are zero, not finite"):
+        search(opened, QUERIES, 3, partial=tmp_path / "partial")
 
 
 def test_a_truncated_array_is_refused(tmp_path: Path) -> None:
@@ -620,28 +635,128 @@ def test_a_column_that_holds_no_vectors_is_refused(tmp_path: Path) -> None:
         open_embeddings(folder)
 
 
-@pytest.mark.parametrize(
-    ("broken", "found"),
-    [
-        (None, "no vector near row 45"),
-        ([1.0, 2.0], "a vector of 2 numbers near row 45"),
-        ([None] * D, "a missing number"),
-    ],
-)
-def test_a_row_without_a_whole_vector_is_refused(tmp_path: Path, broken: list | None, found: str) -> None:
-    lists = [vector.tolist() for vector in PARTS[0].astype(np.float32)]
-    lists[45] = broken
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float16()), pa.list_(pa.float32(), D)])
+def test_rows_without_a_whole_vector_are_left_out(
+    tmp_path: Path, kind: pa.DataType, caplog: pytest.LogCaptureFixture
+) -> None:
+    lists: list[Any] = [list(vector.astype(np.float16)) for vector in PARTS[0]]
+    lists[0] = lists[45] = None
+    lists[46] = [None] * D
+    if kind != pa.list_(pa.float32(), D):
+        lists[47], lists[48] = lists[47][:2], []
     (tmp_path / "embeddings").mkdir()
-    table = pa.table({"url": urls(0), "vector": pa.array(lists, pa.list_(pa.float32()))})
+    table = pa.table({"url": urls(0), "vector": pa.array(lists, kind)})
     pq.write_table(table, tmp_path / "embeddings/part0.parquet", row_group_size=40)
-    with pytest.raises(UserError, match=found):
-        search(
-            open_embeddings(tmp_path / "embeddings"),
-            QUERIES,
-            3,
-            partial=tmp_path / "partial",
-            rows_per_tile=16,
-        )
+    (file,) = open_embeddings(tmp_path / "embeddings")
+    hits = search([file], QUERIES, 400, partial=tmp_path / "partial", rows_per_tile=16)
+    left_out = {0, 45, 46} if kind == pa.list_(pa.float32(), D) else {0, 45, 46, 47, 48}
+    assert {frozenset(row) for row in hits.row.tolist()} == {frozenset(range(len(lists))) - left_out}
+    assert f"{len(left_out)} vectors are zero or not finite" in caplog.text
+    assert np.isnan(file.vectors(np.array([45]))).all()
+    assert np.array_equal(file.vectors(np.array([49, 1])), PARTS[0][[49, 1]])
+
+
+def test_a_column_without_any_vector_is_refused(tmp_path: Path) -> None:
+    table = pa.table({"url": urls(0)[:2], "vector": pa.array([None, []], pa.list_(pa.float32()))})
+    pq.write_table(table, tmp_path / "part0.parquet")
+    with pytest.raises(UserError, match=r"part0\.parquet: vector: no vector in 2 rows"):
+        open_embeddings(tmp_path)
+
+
+def test_values_that_a_column_cannot_hold_are_unknown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    columns = {
+        "url": ["http://a", "http://b"],
+        "width": pa.array([2**40, 640], pa.uint64()),
+        "height": [1e30, 480.0],
+        "punsafe": ["none", "0.25"],
+        "caption": [b"caf\xe9", b"cat"],
+    }
+    (file,) = open_embeddings(with_metadata(tmp_path / "embeddings", columns))
+    rows = file.metadata(np.array([0, 1])).to_pylist()
+    names = ("width", "height", "punsafe", "caption")
+    assert [[row[name] for name in names] for row in rows] == [[None] * 4, [640, 480, 0.25, "cat"]]
+    assert "metadata_0000.parquet: width: 1 of 2 values are no int32 and count as unknown" in caplog.text
+    assert file.metadata(np.array([0])).column("width").to_pylist() == [None]
+
+
+@pytest.mark.parametrize("layout", ["npy", "npz", "parquet"])
+def test_files_that_macos_adds_are_no_data(tmp_path: Path, layout: str) -> None:
+    writers: dict[str, Callable[[Path], Path]] = {
+        "npy": write_npy,
+        "npz": lambda folder: write_npz(folder, np.savez),
+        "parquet": lambda folder: write_parquet(folder, pa.list_(pa.float32())),
+    }
+    folder = writers[layout](tmp_path / "embeddings")
+    expected = [file.name for file in open_embeddings(folder, npz_key="l14_img" if layout == "npz" else None)]
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X        ")
+    opened = open_embeddings(folder, npz_key="l14_img" if layout == "npz" else None)
+    assert [file.name for file in opened] == expected and len(expected) == 3
+
+
+# --- identity ---------------------------------------------------------------------------------------
+
+
+def repeated_ids(folder: Path, column: str) -> list[EmbeddingFile]:
+    """Two downloads put together: both begin their ids anew."""
+    write_npy(folder, PARTS[:2])
+    for part in range(2):
+        rows = range(len(PARTS[part]))
+        table = pa.table({column: [f"{row:09d}" for row in rows], "url": urls(part)})
+        pq.write_table(table, folder / f"metadata/metadata_{part:04d}.parquet")
+    return open_embeddings(folder)
+
+
+@pytest.mark.parametrize("column", ["id", "uid", "SAMPLE_ID", "hash", "key"])
+def test_an_id_names_one_image_although_two_downloads_repeat_theirs(tmp_path: Path, column: str) -> None:
+    found = ExactBackend(repeated_ids(tmp_path / "e", column), Store(tmp_path / "store")).search(QUERIES, 50)
+    rows = [row for query in found for row in query.metadata.to_pylist()]
+    assert len({(row["id"], row["url"]) for row in rows}) == len({row["id"] for row in rows})
+    for row in rows:
+        part, number = row["url"].split("/")[-2:]
+        assert row["id"] in (f"{int(number):09d}", f"img_emb_000{part}:{number}")
+    assert {":" in row["id"] for row in rows} == {True, False}, "ids that are unique stay"
+
+
+def pair_names(folder: Path, arrays: Sequence[str], tables: Sequence[str]) -> dict[str, str]:
+    """The table of each array, by the names of the files."""
+    (folder / "img_emb").mkdir(parents=True)
+    (folder / "metadata").mkdir()
+    for name in arrays:
+        np.save(folder / f"img_emb/{name}.npy", PARTS[0][:2])
+    for name in tables:
+        pq.write_table(pa.table({"url": urls(0)[:2]}), folder / f"metadata/{name}.parquet")
+    return {file.name: file.metadata_path.stem for file in open_embeddings(folder)}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("0000", "00000"), ("0", "part_0"), ("0", "00"), ("a_1", "b_1"), ("x", "y_")]
+)
+def test_vectors_and_metadata_are_paired_by_whole_names(tmp_path: Path, one: str, other: str) -> None:
+    both = (f"img_emb_{one}", f"img_emb_{other}")
+    found = pair_names(tmp_path / "e", both, (f"metadata_{one}", f"metadata_{other}"))
+    assert found == {f"img_emb_{name}.npy": f"metadata_{name}" for name in (one, other)}
+    with pytest.raises(
+        UserError, match=rf"img_emb_{other}\.npy: no metadata.*; .*metadata_{other}\.parquet must say"
+    ):
+        pair_names(tmp_path / "one", both, (f"metadata_{one}",))
+
+
+def test_numbers_with_other_zeros_are_paired_if_they_are_unique(tmp_path: Path) -> None:
+    arrays, tables = ("img_emb_0", "img_emb_1"), ("metadata_0000", "metadata_0001")
+    expected = {"img_emb_0.npy": "metadata_0000", "img_emb_1.npy": "metadata_0001"}
+    assert pair_names(tmp_path / "e", arrays, tables) == expected
+    with pytest.raises(
+        UserError, match=r"img_emb_0\.npy: .* its number is also in metadata_00\.parquet, metadata_000"
+    ):
+        pair_names(tmp_path / "two", arrays[:1], ("metadata_00", "metadata_000"))
+
+
+def test_metadata_without_vectors_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pair_names(tmp_path / "e", ("img_emb_0",), ("metadata_0", "metadata_1"))
+    assert "metadata: 1 files describe no vectors and are not searched" in caplog.text
 
 
 def test_columns_that_are_not_there_or_do_not_fit_are_refused(tmp_path: Path) -> None:

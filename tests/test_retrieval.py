@@ -30,6 +30,7 @@ from augbench.retrieval.embed import IDENTITY, build_index
 from augbench.retrieval.filters import KEPT, Filters, duplicates, owners
 from augbench.retrieval.hunt import LEDGER, Hunt, hunt_all, prefix_sizes
 from augbench.retrieval.images import Arrival, FolderOrigin
+from augbench.retrieval.index import IndexBackend
 from augbench.retrieval.manifest import freeze, read_manifest
 from augbench.retrieval.neighbours import Found, Neighbour, metadata_table, read_neighbours, write_neighbours
 from augbench.retrieval.shortfall import decide, read_excluded, shortfall, summarise
@@ -146,6 +147,22 @@ def test_every_filter_leaves_its_reason() -> None:
     assert {i: fates[i] for i in range(14)} == {i: expected.get(i, "kept") for i in range(14)}
 
 
+@pytest.mark.parametrize(
+    "tag",
+    ["NSFW", "nsfw", " Nsfw ", "true", "True", "LIKELY", "VERY_LIKELY", "yes", "1", "1.0", "0.93", "porn"],
+)
+def test_every_spelling_of_unsafe_counts(tag: str) -> None:
+    fates = dict(hunted(neighbours_of(3, nsfw={1: tag}), 2))
+    assert fates[1] == "unsafe: metadata" and fates[0] == fates[2] == KEPT
+
+
+@pytest.mark.parametrize(
+    "tag", [None, "", "UNLIKELY", "unlikely", "UNSURE", "false", "False", "0", "0.0", "0.02", "sfw", "nan"]
+)
+def test_images_that_are_called_safe_or_nothing_are_kept(tag: str | None) -> None:
+    assert dict(hunted(neighbours_of(3, nsfw={1: tag}), 2))[1] == KEPT
+
+
 def test_filters_can_be_switched_off() -> None:
     neighbours = neighbours_of(100, twins=frozenset({1}), nsfw={2: "NSFW"})
     fates = dict(hunted(neighbours, 10, flagged=frozenset({3}), duplicate_threshold=None, drop_unsafe=False))
@@ -228,6 +245,17 @@ def test_where_a_backend_gives_no_embeddings_duplicates_are_found_after_download
     assert [(int(row["id"]), row["fate"]) for row in hunt.ledger(filters)] == hunted(with_vectors, 10)
 
 
+def test_ids_that_stand_for_several_images_of_a_class_are_refused(tmp_path: Path) -> None:
+    path, similarity = tmp_path / "neighbours.parquet", np.ones(2, np.float32)
+    twice = Found(metadata_table({"id": ["7", "7"], "url": ["u0", "u1"]}, 2), similarity, None)
+    write_neighbours(path, {"a": twice, "b": twice}, {"a": "q", "b": "q"}, "server", "abc")
+    with pytest.raises(UserError, match=r"neighbours\.parquet: id '7' stands for 2 images of class 'b'"):
+        read_neighbours(path, ["b"])
+    shared = Found(metadata_table({"id": ["7"], "url": ["u0"]}, 1), similarity[:1], None)
+    write_neighbours(path, {"a": shared, "b": shared}, {"a": "q", "b": "q"}, "server", "abc")
+    assert [rows[0].id for rows in read_neighbours(path, ["a", "b"]).values()] == ["7", "7"]
+
+
 # --- manifests, and classes that stay short -------------------------------------------------------
 
 
@@ -273,6 +301,14 @@ def test_a_manifest_names_what_was_kept_and_is_replayed_in_its_order(tmp_path: P
         manifest.found(["a", "b"])
     with pytest.raises(UserError, match="no column"):
         read_manifest(searched)
+
+
+def test_a_manifest_with_an_ambiguous_id_is_refused(tmp_path: Path, searched: Path) -> None:
+    rows = pq.read_table(ledger(tmp_path / "l.parquet", "a", ["kept", "kept"])).to_pylist()
+    pq.write_table(pa.Table.from_pylist([{**row, "id": "7"} for row in rows], LEDGER), tmp_path / "l.parquet")
+    freeze([tmp_path / "l.parquet"], searched, tmp_path / "m.parquet")
+    with pytest.raises(UserError, match=r"m\.parquet: id '7' stands for 2 images of class 'a'"):
+        read_manifest(tmp_path / "m.parquet").found(["a"])
 
 
 def test_a_file_that_has_changed_since_the_manifest_is_left_out() -> None:
@@ -491,6 +527,14 @@ def test_a_real_server_gives_the_same_neighbours_and_is_asked_for_nothing_else(
     assert all(result.embeddings is None for result in found)
     with pytest.raises(UserError, match=r"corpus\.url: .*: answered"):
         ServerBackend(server, "another").search(corpus.queries[:1], 5)
+
+
+def test_a_hidden_file_in_an_indexs_metadata_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "image.index").write_bytes(b"")
+    (tmp_path / "metadata/._metadata_0.parquet").write_bytes(b"macOS")
+    with pytest.raises(UserError, match=r"\._metadata_0\.parquet: a hidden file, no metadata; delete it"):
+        IndexBackend(tmp_path, "clip", "folder")
 
 
 def test_a_server_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

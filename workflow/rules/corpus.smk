@@ -1,4 +1,5 @@
 # Pre-training corpus -> images with captions; a corpus that the study embeds itself -> embeddings, index.
+# Files of published embeddings are fetched, if the config names their addresses.
 
 if STUDY.miniature is not None:
 
@@ -68,3 +69,28 @@ if PLAN.searched:
             "index of the corpus"
         script:
             "../scripts/index_corpus.py"
+
+
+for number, (path, address) in enumerate(PLAN.fetched_corpus.items()):
+
+    rule:
+        name:
+            f"fetch_corpus_{number}"
+        output:
+            update(path),
+        log:
+            PLAN.log(f"fetch_corpus_{number}"),
+        benchmark:
+            PLAN.benchmark(f"fetch_corpus_{number}")
+        retries: 2
+        localrule: True
+        conda:
+            ENVIRONMENT
+        resources:
+            **NEEDS.fetch,
+        params:
+            address=address,
+        message:
+            f"fetch {path}"
+        script:
+            "../scripts/fetch_corpus.py"

@@ -9,6 +9,7 @@ rule search:
         train=PLAN.splits["train"],
         clip=PLAN.clip,
         corpus=PLAN.searched,
+        fetched=list(PLAN.fetched_corpus),
         manifest=get_replayed,
     output:
         PLAN.neighbours(),
@@ -46,6 +47,7 @@ for method, block in PLAN.retrieve_jobs:
             clip=PLAN.clip,
             diffusion=PLAN.diffusion,
             aesthetics=PLAN.aesthetics_files,
+            lists=PLAN.image_lists,
         output:
             shards=[PLAN.shard(method, class_id, "0") for class_id in block.members],
             ledgers=[PLAN.ledger(method, class_id) for class_id in block.members],
@@ -77,6 +79,7 @@ if PLAN.retrieval_summary:
             **{f"ledgers_{method}": PLAN.ledgers(method) for method in STUDY.retrieved},
             train=PLAN.splits["train"],
             classes=PLAN.classes,
+            lists=PLAN.image_lists,
         output:
             **captioned(PLAN.retrieval_summary, "Tables", {"fates": "retrieval_yield"}),
         log:

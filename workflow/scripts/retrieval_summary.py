@@ -1,4 +1,4 @@
-"""Summarise retrieval: manifests, the outcome of every candidate, the classes that are left out."""
+"""Summarise retrieval: manifests, the outcome of every candidate, the classes that are left out. Free what was taken down."""
 
 from collections import Counter
 
@@ -7,6 +7,7 @@ from augbench.runtime.job import running
 with running(snakemake) as job:
     from augbench.data.classes import read_class_table
     from augbench.data.splits import read_split
+    from augbench.retrieval.lists import purge, read_takedown
     from augbench.retrieval.shortfall import summarise
 
     inputs, output, plan = snakemake.input, snakemake.output, job.plan
@@ -20,3 +21,4 @@ with running(snakemake) as job:
         yield_path=output.fates,
         excluded_path=output.excluded,
     )
+    purge(job.store, read_takedown(job.study.retrieval))

@@ -77,7 +77,7 @@ class PublishedCorpus(Section):
     )
 
 
-MetadataColumn = Literal["id", "url", "caption", "width", "height", "nsfw", "punsafe", "aesthetic"]
+MetadataColumn = Literal["id", "url", "caption", "width", "height", "nsfw", "punsafe", "aesthetic", "hash"]
 
 
 class EmbeddingCorpus(PublishedCorpus):
@@ -107,6 +107,22 @@ class EmbeddingCorpus(PublishedCorpus):
         "Columns of the metadata, by the names used here. Default: the names used by LAION, clip-retrieval "
         "and DataComp.",
     )
+    fetch: tuple[Annotated[str, Field(pattern="^https?://")], ...] = key(
+        (),
+        "Web addresses of files that belong into `folder`; those that are missing there are fetched. Default: "
+        "none.",
+    )
+
+    @property
+    def fetched(self) -> dict[str, str]:
+        """Web addresses by the path of the file that is fetched from them."""
+        return {f"{self.folder}/{url.partition('?')[0].rpartition('/')[2]}": url for url in self.fetch}
+
+    @model_validator(mode="after")
+    def _one_file_each(self) -> EmbeddingCorpus:
+        if len(self.fetched) < len(self.fetch) or any(path.endswith("/") for path in self.fetched):
+            raise ValueError("fetch: each address must end in a file name of its own")
+        return self
 
 
 class IndexCorpus(PublishedCorpus):

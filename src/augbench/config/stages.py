@@ -101,6 +101,21 @@ class Retrieval(Section):
         source="paper, section 3 (ImageNet: 10 of 1000, Caltech256: 5 of 256)",
     )
     download: Download = key(Download(), "Downloads from the web.")
+    safe_list: Place | None = key(
+        None,
+        "Text or Parquet file, or folder of them, with the addresses, hashes or ids of the images that may be "
+        "downloaded; others are left out. Needed for LAION lists from before Re-LAION-5B. Default: none.",
+    )
+    download_without_safe_list: bool = key(
+        False,
+        "Download images of a LAION list from before Re-LAION-5B without a safe list, although it is known to "
+        "link to unlawful images.",
+    )
+    takedown: Place | None = key(
+        None,
+        "Text or Parquet file with addresses or hashes (SHA-256 of the file, or the corpus's hash) of images "
+        "that must not be used: they are left out, and removed from the store. Default: none.",
+    )
     aesthetics_weights: Place | None = key(
         "results/downloads/sac+logos+ava1-l14-linearMSE.pth",
         "File with the published weights of LAION's aesthetics predictor V2; it is fetched if missing and "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from augbench.config.corpus import MiniatureCorpus, OwnCorpus
+from augbench.config.corpus import EmbeddingCorpus, MiniatureCorpus, OwnCorpus
 from augbench.config.data import FashionMnist, ImageFolder
 from augbench.config.draws import drawn_name, fold
 from augbench.config.hub import HubModel, Layout
@@ -110,6 +110,11 @@ class InputPaths:
     def clip(self) -> str:
         """Path of the CLIP model's fingerprint."""
         return self.path("models/clip.json")
+
+    @cached_property
+    def fetched_corpus(self) -> dict[str, str]:
+        """Web addresses by the path of the corpus's file that is fetched from them."""
+        return self.study.corpus.fetched if isinstance(self.study.corpus, EmbeddingCorpus) else {}
 
     @property
     def corpus_index(self) -> str:

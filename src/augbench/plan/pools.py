@@ -94,6 +94,12 @@ class PoolPaths(InputPaths):
         return [self.ledger(method, class_id) for class_id in self.class_ids]
 
     @cached_property
+    def image_lists(self) -> list[str]:
+        """Lists of images that may be downloaded, or must not be used."""
+        retrieval = self.study.retrieval
+        return [path for path in (retrieval.safe_list, retrieval.takedown) if path is not None]
+
+    @cached_property
     def aesthetics_files(self) -> list[str]:
         """Weights of the aesthetics predictor, if a method needs scores."""
         asked = any(

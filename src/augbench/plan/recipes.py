@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from augbench.config.classifier import PLATEAU_KEYS, STEPS_KEYS
-from augbench.config.corpus import ImageCorpus, OwnCorpus
+from augbench.config.corpus import EmbeddingCorpus, ImageCorpus, OwnCorpus
 from augbench.config.hub import HubModel
 from augbench.config.models import Clip, Diffusion
 from augbench.config.study import Study
@@ -148,7 +148,7 @@ def search_recipe(study: Study, name: str) -> Recipe:
     sizes = {"images_per_class", "added_per_training_image", "first_k", "growth_limit"}
     asked = method.model_dump(mode="json", include=sizes | {"corpus_share", "manifest"})
     corpus = (
-        study.corpus.model_dump(mode="json")
+        study.corpus.model_dump(mode="json", exclude={"fetch"})
         if not isinstance(study.corpus, OwnCorpus)
         else {"search": study.corpus.search}
     )
@@ -251,11 +251,18 @@ def _decisions(study: Study) -> Recipe:
     return study.report.model_dump(mode="json", include=DECISIONS, exclude_defaults=True)
 
 
+LISTS = ("safe_list", "download_without_safe_list", "takedown")  # keys of version 0.2
+
+
 def table_recipe(study: Study) -> Recipe:
     """Recipe of Table 1; it contains the config, because the footer lists departures from the protocol."""
     others: Any = {"execution": True, "pretrain": True, "report": DECISIONS}
     if study.dataset.draws == 1:
         others["dataset"] = {"draws"}
+    if isinstance(study.corpus, EmbeddingCorpus):
+        others["corpus"] = {"fetch"}
+    given = study.retrieval.model_dump(include=set(LISTS), exclude_defaults=True)
+    others["retrieval"] = set(LISTS) - given.keys()
     return {"version": 2, "study": study.model_dump(mode="json", exclude=others)}
 
 

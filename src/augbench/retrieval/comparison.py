@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from augbench.retrieval.embedding_files import UNIT_TOLERANCE, EmbeddingFile, check_norms
+from augbench.retrieval.embedding_files import UNIT_TOLERANCE
 
 if TYPE_CHECKING:
     import torch
@@ -103,6 +103,7 @@ class Nearest:
         self.entries = torch.full((len(floor), k + max(32, k // 2)), _EMPTY, device=floor.device)
         self.filled = torch.zeros(len(floor), dtype=torch.int64, device=floor.device)
         self.waiting = 0
+        self.left_out: list[int] = []  # rows whose vectors are zero or not finite
         self.open = bool(torch.isinf(floor).any())  # whether some query still takes any row
 
     def add(self, query: torch.Tensor, row: torch.Tensor, similarity: torch.Tensor) -> None:
@@ -235,30 +236,41 @@ class Comparison:
         finally:
             torch.set_num_threads(threads)
 
-    def look(self, stored: np.ndarray, rows: np.ndarray, nearest: Nearest, file: EmbeddingFile) -> None:
+    def look(self, stored: np.ndarray, rows: np.ndarray, nearest: Nearest) -> None:
         """Compare vectors ``(n, D)`` of ``rows`` with all queries, and add candidates to ``nearest``."""
         import torch
 
         if not stored.flags.writeable:  # Arrow's arrays are read-only, and torch warns about those
             stored = stored.copy()
-        images = self._unit(torch.from_numpy(stored).to(self.device), rows, file)
-        rounded, row = images.to(self.dtype), torch.from_numpy(rows).to(self.device)
+        images, row = self._unit(torch.from_numpy(stored).to(self.device), torch.from_numpy(rows), nearest)
+        if not len(row):
+            return
+        rounded = images.to(self.dtype)
         for first in range(0, len(self.queries), self.queries_together):
             query, position = self._candidates(rounded, first, nearest)
             if len(query):
                 nearest.add(query, row.index_select(0, position), self._similarities(query, images, position))
 
-    def _unit(self, stored: torch.Tensor, rows: np.ndarray, file: EmbeddingFile) -> torch.Tensor:
-        """Scale to unit length like :func:`~augbench.retrieval.embedding_files.unit`; float32 ``(n, D)``."""
+    def _unit(
+        self, stored: torch.Tensor, row: torch.Tensor, nearest: Nearest
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale to unit length like :func:`~augbench.retrieval.embedding_files.unit`; float32 ``(n, D)``.
+
+        Vectors that cannot be compared are left out, and ``nearest`` records their rows.
+        """
         import torch
 
-        images = stored.float()
+        images, row = stored.float(), row.to(self.device)
         off = ~((torch.linalg.vector_norm(images, dim=1) - 1).abs() <= UNIT_TOLERANCE)
         if off.any():
             norms = torch.linalg.vector_norm(images.double(), dim=1)
-            check_norms(norms.cpu().numpy(), rows, file.source.path)
             images = torch.where(off[:, None], images / norms[:, None], images).float()
-        return images
+            usable = norms.isfinite() & (norms > 0)
+            if not usable.all():
+                with nearest.lock:
+                    nearest.left_out += row[~usable].tolist()
+                images, row = images[usable], row[usable]
+        return images, row
 
     def _candidates(
         self, rounded: torch.Tensor, first: int, nearest: Nearest
@@ -324,13 +336,11 @@ class _Workers:
         self.comparison, self.pool, self.most = comparison, pool, most
         self.under_way: deque[Future[None]] = deque()
 
-    def __call__(self, stored: np.ndarray, rows: np.ndarray, nearest: Nearest, file: EmbeddingFile) -> None:
+    def __call__(self, stored: np.ndarray, rows: np.ndarray, nearest: Nearest) -> None:
         """Queue vectors ``(n, D)`` of ``rows`` for comparison; raise the errors of earlier blocks."""
         for start in range(0, len(rows), self.comparison.rows):
             block = slice(start, start + self.comparison.rows)
-            self.under_way.append(
-                self.pool.submit(self.comparison.look, stored[block], rows[block], nearest, file)
-            )
+            self.under_way.append(self.pool.submit(self.comparison.look, stored[block], rows[block], nearest))
             while len(self.under_way) > self.most:
                 self.under_way.popleft().result()
 

@@ -13,12 +13,14 @@ sign of a mismatch is an error.
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -31,8 +33,11 @@ import pyarrow.parquet as pq
 from augbench.errors import UserError
 from augbench.retrieval.neighbours import METADATA
 
+logger = logging.getLogger(__name__)
+
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "id": ("id", "uid", "SAMPLE_ID", "hash", "key"),
+    "hash": ("md5", "hash", "sha256"),
     "url": ("url", "URL", "image_path"),
     "caption": ("caption", "TEXT", "text"),
     "width": ("original_width", "WIDTH", "width"),  # img2dataset's `width` is the resized one
@@ -47,7 +52,7 @@ UNIT_TOLERANCE = 1e-3
 """A norm this close to 1 counts as unit length; float16 rounding changes a norm by up to 5e-4."""
 
 DAMAGED = "fetch the file again"
-# rows of a compressed array that are unpacked at a time to pick single rows
+# rows that are unpacked or looked at together, outside a search
 _ROWS_IN_STREAM = 16384
 
 
@@ -154,40 +159,33 @@ class ParquetVectors(Vectors):
         try:
             with pq.ParquetFile(self.path, memory_map=True) as file:
                 for batch in file.iter_batches(rows_per_tile, columns=[self.column]):
-                    yield start, self._matrix(batch.column(0), start)
+                    yield start, self._matrix(batch.column(0))
                     start += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             raise UserError(str(self.path), f"damaged ({str(error).splitlines()[0]})", DAMAGED) from None
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         pieces = [
-            self._matrix(table.column(0).combine_chunks(), start)
-            for start, table in _row_groups(self.path, rows, [self.column])
+            self._matrix(table.column(0).combine_chunks())
+            for table in _row_groups(self.path, rows, [self.column])
         ]
         return np.concatenate([np.empty((0, self.dimension), np.float32), *pieces])
 
-    def _matrix(self, lists: pa.Array, start: int) -> np.ndarray:
-        lengths = pc.fill_null(pc.list_value_length(lists), -1).to_numpy(zero_copy_only=False)
-        if (wrong := np.flatnonzero(lengths != self.dimension)).size:
-            found = "no vector" if lengths[wrong[0]] < 0 else f"a vector of {lengths[wrong[0]]} numbers"
-            raise UserError(
-                f"{self.path}: {self.column}",
-                f"{found} near row {start + wrong[0]}",
-                f"all vectors must have {self.dimension} numbers, as the first row has",
-            )
-        values = lists.flatten()
-        if values.null_count:
-            raise UserError(
-                f"{self.path}: {self.column}",
-                f"a vector with a missing number after row {start}",
-                "no number may be missing",
-            )
-        matrix = values.to_numpy(zero_copy_only=False).reshape(-1, self.dimension)
-        return matrix if matrix.dtype == np.float16 else matrix.astype(np.float32, copy=False)
+    def _matrix(self, lists: pa.Array) -> np.ndarray:
+        """Return the vectors; a missing vector or number, and a vector of another length, is not finite."""
+        whole = pc.equal(pc.list_value_length(lists), self.dimension).fill_null(False)
+        values = lists.filter(whole).flatten().to_numpy(zero_copy_only=False)  # nulls become NaN
+        values = values if values.dtype == np.float16 else values.astype(np.float32, copy=False)
+        matrix = values.reshape(-1, self.dimension)
+        if len(matrix) == len(lists):
+            return matrix
+        padded = np.full((len(lists), self.dimension), np.nan, matrix.dtype)
+        padded[whole.to_numpy(zero_copy_only=False)] = matrix
+        return padded
 
 
-def _row_groups(path: Path, rows: np.ndarray, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the ascending ``rows`` of a Parquet file per row group, as (the group's first row, table).
+def _row_groups(path: Path, rows: np.ndarray, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield the ascending ``rows`` of a Parquet file per row group.
 
     Row groups without a wanted row are not read.
     """
@@ -199,7 +197,7 @@ def _row_groups(path: Path, rows: np.ndarray, columns: Sequence[str]) -> Iterato
                 first, last = np.searchsorted(rows, (start, end))
                 if first < last:
                     table = file.read_row_group(group, columns=list(columns))
-                    yield start, table.take(pa.array(rows[first:last] - start))
+                    yield table.take(pa.array(rows[first:last] - start))
                 start = end
     except (pa.ArrowException, OSError) as error:
         raise UserError(str(path), f"damaged ({str(error).splitlines()[0]})", DAMAGED) from None
@@ -259,7 +257,7 @@ def _open_npz(path: Path, key: str | None) -> tuple[Vectors, str]:
 
 
 def _open_parquet(path: Path, column: str | None) -> tuple[Vectors, str]:
-    """Open the column of vectors; return it with its name. The first row sets the dimension."""
+    """Open the column of vectors; return it with its name. The first vector sets the dimension."""
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
@@ -283,45 +281,23 @@ def _open_parquet(path: Path, column: str | None) -> tuple[Vectors, str]:
                     f"name one of {', '.join(vectors or schema.names)}",
                 )
             column = column or vectors[0]
-            if rows == 0:
-                return ParquetVectors(path, 0, 0, column), column
-            (first,) = next(file.iter_batches(1, columns=[column])).column(0).to_pylist()
+            lengths = (
+                pc.max(pc.list_value_length(batch.column(0))).as_py()
+                for batch in file.iter_batches(1, columns=[column])
+            )
+            dimension = next(filter(None, lengths), 0)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             str(path), f"not a whole Parquet file ({str(error).splitlines()[0]})", DAMAGED
         ) from None
-    if not first:
-        raise UserError(f"{path}: {column}", "no vector in row 0", "every row needs its vector")
-    return ParquetVectors(path, rows, len(first), column), column
+    if rows and not dimension:
+        raise UserError(f"{path}: {column}", f"no vector in {rows} rows", "embed the images again")
+    return ParquetVectors(path, rows, dimension, column), column
 
 
 def _is_vector(kind: pa.DataType) -> bool:
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return lists and pa.types.is_floating(kind.value_type)
-
-
-def check_norms(norms: np.ndarray, rows: np.ndarray, path: str | Path) -> None:
-    """Check that vectors can be compared: not zero, and finite.
-
-    Parameters
-    ----------
-    norms : ndarray, float (n,)
-        Euclidean norms of the vectors.
-    rows : ndarray, int (n,)
-        Row of each vector in the file ``path``.
-
-    Raises
-    ------
-    UserError
-        A vector is zero or not finite.
-    """
-    for wrong, what in ((~np.isfinite(norms), "not finite"), (norms == 0, "zero")):
-        if wrong.any():
-            raise UserError(
-                str(path),
-                f"the vector of row {rows[wrong][0]} is {what}, {wrong.sum()} of {len(rows)} rows near it",
-                "embed these images again, or leave the file out",
-            )
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -394,20 +370,17 @@ class EmbeddingFile:
         """Return the metadata of ``rows``, int ``(n,)`` in any order.
 
         The columns are those of :data:`~augbench.retrieval.neighbours.METADATA`; a value that the file
-        lacks is null. A missing ``id`` becomes the file's name without its suffix and the row, such as
-        ``img_emb_0000:17``.
+        lacks, or that its type cannot hold, is null. A missing ``id`` becomes file and row (:meth:`places`).
 
         Raises
         ------
         UserError
-            A column cannot be converted to the type it needs.
+            A column has another type than it needs.
         """
         wanted, position = np.unique(rows, return_inverse=True)
         wanted = wanted.astype(np.int64)
         names = sorted(set(self.columns.values()))
-        groups = [table for _, table in _row_groups(self.metadata_path, wanted, names)]
-        stem = Path(self.name).stem
-        fallback = pa.array([f"{stem}:{row}" for row in wanted.tolist()], pa.string())
+        groups = list(_row_groups(self.metadata_path, wanted, names))
         columns = {}
         for name, kind in METADATA.items():
             if groups and name in self.columns:
@@ -415,24 +388,49 @@ class EmbeddingFile:
                 values = self._converted(values, name, kind)
             else:
                 values = pa.nulls(len(wanted), kind)
-            columns[name] = pc.coalesce(values, fallback) if name == "id" else values
+            columns[name] = pc.coalesce(values, self.places(wanted)) if name == "id" else values
         return pa.table(columns).take(pa.array(position))
 
+    def places(self, rows: np.ndarray) -> pa.Array:
+        """Return file and row of ``rows``, such as ``img_emb_0000:17``; unique in a corpus."""
+        stem = Path(self.name).stem
+        return pa.array([f"{stem}:{row}" for row in rows.tolist()], pa.string())
+
     def _converted(self, values: pa.Array, name: str, kind: pa.DataType) -> pa.Array:
-        """Convert values to ``kind``. In files that pandas wrote, integers with gaps are floats with NaN."""
+        """Convert values to ``kind``. In files that pandas wrote, integers with gaps are floats with NaN.
+
+        A value that ``kind`` cannot hold becomes null, but a column of texts that are no numbers is refused.
+        """
+        steps = [kind]
+        if pa.types.is_floating(values.type):
+            values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
+            if not pa.types.is_floating(kind):
+                values, steps = pc.round(values), [pa.int64(), kind]
+        where = f"{self.metadata_path}: {self.columns[name]}"
         try:
-            if pa.types.is_floating(values.type):
-                values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
-                if not pa.types.is_floating(kind):
-                    values = pc.cast(pc.round(values), pa.int64())
-            return pc.cast(values, kind)
+            return _cast(values, steps)
         except pa.ArrowException as error:
-            where = f"{self.metadata_path}: {self.columns[name]}"
-            raise UserError(
+            unfit = UserError(
                 where,
                 f"{values.type} ({str(error).splitlines()[0]})",
                 f"{kind} is needed for {name!r}; name another column",
-            ) from None
+            )
+            if isinstance(error, pa.ArrowNotImplementedError):
+                raise unfit from None
+        fitting = pa.array([_or_null(value, steps) for value in values], kind)
+        if fitting.null_count == len(fitting) and not pa.types.is_string(kind):
+            with pq.ParquetFile(self.metadata_path, memory_map=True) as file:
+                first = next(file.iter_batches(_ROWS_IN_STREAM, columns=[self.columns[name]])).column(0)
+            if not pa.types.is_primitive(first.type) and not any(_or_null(text, steps) for text in first):
+                raise unfit
+        logger.warning(
+            "%s: %d of %d values are no %s and count as unknown",
+            where,
+            fitting.null_count - values.null_count,
+            len(values),
+            kind,
+        )
+        return fitting
 
     def identity(self) -> dict[str, Any]:
         """Names, sizes and modification times, as plain values; they tell whether the files have changed.
@@ -444,6 +442,25 @@ class EmbeddingFile:
             "vectors": self.content,
             "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
         }
+
+
+def _cast(value: Any, steps: Iterable[pa.DataType]) -> Any:
+    """Cast an array or a scalar to each type in turn."""
+    for kind in steps:
+        value = value.cast(kind)
+    return value
+
+
+def _or_null(value: pa.Scalar, steps: Iterable[pa.DataType]) -> Any:
+    try:
+        return _cast(value, steps).as_py()
+    except pa.ArrowInvalid:
+        return None
+
+
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """Return the files of a folder in order of name, without hidden ones such as macOS's ``._a.npy``."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def open_embeddings(
@@ -484,9 +501,9 @@ def open_embeddings(
                 "files in clip-retrieval's layout hold one array: leave it out",
             )
         opened = [(path, _open_npy(path), "", metadata) for path, metadata in _clip_retrieval_pairs(folder)]
-    elif npz := sorted(folder.glob("*.npz")):
+    elif npz := visible(folder, "*.npz"):
         opened = [(path, *_open_npz(path, npz_key), path.with_suffix(".parquet")) for path in npz]
-    elif parquet := sorted(folder.glob("*.parquet")):
+    elif parquet := visible(folder, "*.parquet"):
         opened = [(path, *_open_parquet(path, vector_column), path) for path in parquet]
     else:
         raise UserError(
@@ -508,15 +525,16 @@ def open_embeddings(
 
 
 def _clip_retrieval_pairs(folder: Path) -> list[tuple[Path, Path]]:
-    """Pair files of vectors and metadata by the number at the end of their names.
+    """Pair ``img_emb_NAME.npy`` with ``metadata_NAME.parquet``.
 
-    LAION's numbers have four digits, others have more.
+    If a name has no partner, the number at its end decides, whatever its zeros, but only if no other file of
+    vectors or metadata has that number.
     """
-    arrays = sorted((folder / "img_emb").glob("*.npy"))
+    arrays = visible(folder / "img_emb", "*.npy")
     if not arrays:
         raise UserError(str(folder / "img_emb"), "no .npy file", "fetch the embeddings")
     # LAION's folder is called laion2B-en-metadata
-    tables = sorted(path for path in folder.glob("*metadata") if path.is_dir())
+    tables = [path for path in visible(folder, "*metadata") if path.is_dir()]
     if len(tables) != 1:
         found = ", ".join(path.name for path in tables) or "no folder of metadata"
         raise UserError(
@@ -524,19 +542,28 @@ def _clip_retrieval_pairs(folder: Path) -> list[tuple[Path, Path]]:
             found,
             "allowed: exactly one folder of metadata beside img_emb, such as clip-retrieval's `metadata`",
         )
-    by_number = {
-        path.stem.rpartition("_")[2].lstrip("0"): path for path in sorted(tables[0].glob("*.parquet"))
-    }
+    by_number: dict[str, list[Path]] = defaultdict(list)
+    for path in [*arrays, *visible(tables[0], "*.parquet")]:
+        by_number[path.stem.rpartition("_")[2].lstrip("0")].append(path)
     pairs = []
     for array in arrays:
-        number = array.stem.rpartition("_")[2]
-        if number.lstrip("0") not in by_number:
+        name = array.stem.removeprefix("img_emb_")
+        whole = tables[0] / f"metadata_{name}.parquet"
+        alike = by_number[name.rpartition("_")[2].lstrip("0")]
+        if not whole.is_file() and len(alike) == 2 and alike[1].parent == tables[0]:
+            whole = alike[1]
+        elif not whole.is_file():
+            others = [path.name for path in alike if path != array]
             raise UserError(
                 str(array),
-                "no metadata",
-                f"{tables[0] / f'metadata_{number}.parquet'} must say which images its rows are",
+                f"no metadata of its own; its number is also in {', '.join(others)}"
+                if others
+                else "no metadata",
+                f"{whole} must say which images its rows are",
             )
-        pairs.append((array, by_number[number.lstrip("0")]))
+        pairs.append((array, whole))
+    if len(unused := set(visible(tables[0], "*.parquet")) - {table for _, table in pairs}):
+        logger.warning("%s: %d files describe no vectors and are not searched", tables[0], len(unused))
     return pairs
 
 

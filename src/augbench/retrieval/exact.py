@@ -18,13 +18,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from augbench.artifacts.store import Store
 from augbench.errors import UserError
 from augbench.progress import Progress
 from augbench.retrieval.comparison import MOST_ROWS, ROWS_PER_TILE, Comparison, Partial
 from augbench.retrieval.embedding_files import UNIT_TOLERANCE, EmbeddingFile, unit
-from augbench.retrieval.neighbours import Found, metadata_table
+from augbench.retrieval.neighbours import Found
 from augbench.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def search(
     Raises
     ------
     UserError
-        Queries and images have different dimensions, a vector is zero or not finite, or a file is damaged.
+        Queries and images have different dimensions, no vector can be compared, or a file is damaged.
     """
     queries = np.ascontiguousarray(queries, np.float32)
     if (
@@ -138,9 +139,16 @@ def search(
                         for piece in pieces:
                             if piece is None:
                                 break
-                            compare(piece.vectors, piece.rows, nearest, file)
+                            compare(piece.vectors, piece.rows, nearest)
                             progress.update(piece.read)
                         compare.finish()
+                        if nearest.left_out:
+                            logger.warning(
+                                "%s: %d vectors are zero or not finite and are left out, the first in row %d",
+                                file.source.path,
+                                len(nearest.left_out),
+                                min(nearest.left_out),
+                            )
                         store.commit(KIND, recipe, ".npz", nearest.result().write)
                     else:
                         store.tally.reused += 1
@@ -150,6 +158,12 @@ def search(
                     highest = np.maximum(highest, found.floor)
             if (highest <= best.floor()).all():
                 logger.info("exact search: %d files, %s", len(files), store.tally)
+                if not best.hits().row.size:
+                    raise UserError(
+                        str(files[0].source.path.parent),
+                        "no vector to compare with: all are zero, not finite or outside corpus_share",
+                        "embed the images again, or raise corpus_share",
+                    )
                 return best.hits()
             paths = [store.path(KIND, recipe, ".npz") for recipe in recipes]
             outdated = [path for path in paths if (Partial.read(path).floor > best.floor()).any()]
@@ -268,14 +282,16 @@ def collect(hits: Hits, files: Sequence[EmbeddingFile]) -> list[Found]:
     queries, found = hits.row.shape
     file, row = hits.file.ravel(), hits.row.ravel()
     embeddings = np.empty((file.size, files[0].dimension), np.float16)
-    tables, places = [metadata_table({}, 0)], [np.empty(0, np.int64)]
+    tables, hit = [], []
     for number in np.unique(file):
         place = np.flatnonzero(file == number)
         wanted, position = np.unique(row[place], return_inverse=True)
         embeddings[place] = unit(files[number].vectors(wanted)).astype(np.float16)[position]
-        tables.append(files[number].metadata(wanted).take(pa.array(position)))
-        places.append(place)
-    metadata = pa.concat_tables(tables).combine_chunks().take(pa.array(np.argsort(np.concatenate(places))))
+        table = files[number].metadata(wanted).append_column("place", files[number].places(wanted))
+        tables.append(table.take(pa.array(position)))
+        hit.append(place)
+    metadata = pa.concat_tables(tables).combine_chunks().take(pa.array(np.argsort(np.concatenate(hit))))
+    metadata = _with_unique_ids(metadata)
     return [
         Found(
             metadata.slice(query * found, found),
@@ -284,6 +300,19 @@ def collect(hits: Hits, files: Sequence[EmbeddingFile]) -> list[Found]:
         )
         for query in range(queries)
     ]
+
+
+def _with_unique_ids(metadata: pa.Table) -> pa.Table:
+    """Drop the column ``place`` (file and row), after it has replaced ids that stand for several images.
+
+    Downloads that were put together repeat their ids.
+    """
+    counts = metadata.group_by("id").aggregate([("place", "count_distinct")])
+    repeated = counts.filter(pc.field("place_count_distinct") > 1).column("id")
+    if len(repeated):
+        logger.warning("%d ids stand for several images, which are named by file and row", len(repeated))
+    ids = pc.if_else(pc.is_in(metadata["id"], repeated), metadata["place"], metadata["id"])
+    return metadata.drop_columns("place").set_column(metadata.schema.get_field_index("id"), "id", ids)
 
 
 @dataclass(frozen=True)

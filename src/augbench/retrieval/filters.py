@@ -14,9 +14,15 @@ import pyarrow.parquet as pq
 
 from augbench.config.methods import RetrieveMethod
 from augbench.errors import UserError
+from augbench.retrieval.lists import Lists
 from augbench.retrieval.neighbours import Neighbour
 
 KEPT = "kept"
+SAFE_TAGS = {
+    *("unlikely", "very_unlikely", "unsure", "unknown", "false", "no", "f", "n", "sfw", "safe", "neutral"),
+    *("none", "null", "nan", "n/a", ""),
+}
+"""Tags in small letters that call an image safe, or that say nothing; LAION's are UNLIKELY and UNSURE."""
 Score = Callable[[np.ndarray], np.ndarray]
 
 
@@ -41,6 +47,18 @@ def duplicates(embeddings: np.ndarray, threshold: float) -> np.ndarray:
     return repeated
 
 
+def is_unsafe(tag: str | None) -> bool:
+    """Whether a corpus's tag calls an image unsafe: any spelling that is not in :data:`SAFE_TAGS`.
+
+    A number is a flag or a probability; 0.5 and more is unsafe.
+    """
+    spelt = (tag or "").strip().lower()
+    try:
+        return float(spelt) >= 0.5
+    except ValueError:
+        return spelt not in SAFE_TAGS
+
+
 def owners(neighbours_path: str | Path) -> dict[str, str]:
     """Map each found image's id to the class with the most similar query; ties go to the first class_id."""
     table = pq.read_table(neighbours_path, columns=["id", "class_id", "similarity"])
@@ -61,23 +79,29 @@ class Filters:
         column.
     owner : mapping, optional
         Maps an image's id to the only class that may use it. Without it, several classes may use an image.
+    lists : Lists, optional
+        Images that may be downloaded, or must not be used.
     """
 
     def __init__(
-        self, method: RetrieveMethod, score: Score | None = None, owner: dict[str, str] | None = None
+        self,
+        method: RetrieveMethod,
+        score: Score | None = None,
+        owner: dict[str, str] | None = None,
+        lists: Lists | None = None,
     ) -> None:
-        self.method, self.score, self.owner = method, score, owner
+        self.method, self.score, self.owner, self.lists = method, score, owner, lists or Lists()
 
     def fates(self, neighbours: Sequence[Neighbour]) -> list[str]:
         """Return the fate of each neighbour of a class, nearest first.
 
         A neighbour without an embedding passes the filters that need one.
         """
-        found = [KEPT] * len(neighbours)
+        found = [self.lists.fate(neighbour) or KEPT for neighbour in neighbours]
         embedded = {
             place: neighbour.embedding
             for place, neighbour in enumerate(neighbours)
-            if neighbour.embedding is not None
+            if neighbour.embedding is not None and found[place] == KEPT
         }
         with_vectors = list(embedded)
         vectors = np.stack(list(embedded.values())) if embedded else np.empty((0, 1))
@@ -109,7 +133,7 @@ class Filters:
 
     def _of_metadata(self, neighbour: Neighbour, aesthetics: float | None) -> str:
         method = self.method
-        if method.drop_unsafe and neighbour.nsfw == "NSFW":
+        if method.drop_unsafe and is_unsafe(neighbour.nsfw):
             return "unsafe: metadata"
         if (
             method.max_punsafe is not None

@@ -18,6 +18,7 @@ from augbench.config.methods import RetrieveMethod
 from augbench.resample import needed_images
 from augbench.retrieval.filters import KEPT, Filters
 from augbench.retrieval.images import Arrival, Origin
+from augbench.retrieval.lists import TAKEN_DOWN
 from augbench.retrieval.neighbours import Neighbour
 from augbench.retrieval.web.fates import FETCHED
 
@@ -104,6 +105,8 @@ class Hunt:
                 continue
             if arrival.fate != FETCHED:
                 fates[place] = arrival.fate
+            elif arrival.sha256 in filters.lists.taken_down:
+                fates[place] = TAKEN_DOWN
             elif self.promised is not None and self.promised.get(neighbour.id) != arrival.sha256:
                 fates[place] = "changed since the manifest"
             elif arrival.sha256 in files:

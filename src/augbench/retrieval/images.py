@@ -26,6 +26,7 @@ from augbench.errors import UserError
 from augbench.files import sha256_file
 from augbench.plan.inputs import CORPUS_ROWS_PER_PART
 from augbench.progress import Progress
+from augbench.retrieval.lists import list_problems, read_takedown
 from augbench.retrieval.neighbours import Neighbour
 from augbench.retrieval.web.fates import FETCHED, UNDECODABLE, Limits
 
@@ -144,10 +145,19 @@ class WebOrigin:
     ----------
     folder : path
         Folder for the caches, one per class. Only one process may write to it at a time.
+    taken_down : frozenset
+        Addresses and hashes of files that are deleted from the caches.
     """
 
-    def __init__(self, folder: str | Path, method: RetrieveMethod, download: Download) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        method: RetrieveMethod,
+        download: Download,
+        taken_down: frozenset[str] = frozenset(),
+    ) -> None:
         self.folder, self.method, self.download = Path(folder), method, download
+        self.taken_down = taken_down
         self._caches: dict[str, Cache] = {}
         self._homes: dict[str, str] = {}  # the class whose cache holds an address
 
@@ -220,7 +230,9 @@ class WebOrigin:
         return {url: arrival(url) for url in urls}
 
     def close(self, class_id: str) -> None:
-        """Close the class's cache, and delete it unless the config keeps downloads."""
+        """Close the class's cache, and delete it, or what was taken down if the config keeps downloads."""
+        if self.taken_down and (self.folder / f"{class_id}.sqlite").is_file():
+            self._cache(class_id).forget_bytes(self.taken_down)
         if (cache := self._caches.pop(class_id, None)) is not None:
             cache.close()
         if not self.download.keep:
@@ -234,4 +246,7 @@ def open_origin(job: Job, name: str, corpus_parts: Sequence[str | Path]) -> Orig
         return CorpusOrigin(corpus_parts)
     if isinstance(study.corpus, ImageCorpus):
         return FolderOrigin(study.corpus.root)
-    return WebOrigin(job.folder / ".downloads" / name, method, study.retrieval.download)
+    if problem := next(list_problems(study), None):
+        raise problem
+    taken_down = read_takedown(study.retrieval)
+    return WebOrigin(job.folder / ".downloads" / name, method, study.retrieval.download, taken_down)

@@ -26,6 +26,7 @@ ATTEMPTS, SECONDS_BETWEEN = 5, 2.0
 THEIR_NAMES = {
     "NSFW": "nsfw",
     "image_path": "url",
+    "md5": "hash",
     **{name: name for name in METADATA if name not in ("id", "nsfw")},
 }
 
@@ -77,6 +78,8 @@ class IndexBackend:
                 f"embeddings of CLIP {made_with}",
                 f"a query by CLIP {clip} needs embeddings of the same model",
             )
+        if hidden := sorted((folder / "metadata").glob(".*.parquet")):  # clip-retrieval would read them
+            raise UserError(str(hidden[0]), "a hidden file, no metadata", "delete it")
         from clip_retrieval.clip_back import ClipOptions, KnnService, load_clip_index
 
         parts = sorted((folder / "metadata").glob("*.parquet"))

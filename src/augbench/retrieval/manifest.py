@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from augbench.errors import UserError
 from augbench.files import atomic_path
 from augbench.retrieval.filters import KEPT
-from augbench.retrieval.neighbours import Found, metadata_table
+from augbench.retrieval.neighbours import Found, check_ids, metadata_table
 
 SCHEMA = pa.schema(
     [
@@ -75,7 +75,7 @@ class Manifest:
         Raises
         ------
         UserError
-            The manifest has no image of a class.
+            The manifest has no image of a class, or an id stands for several.
         """
         if missing := [class_id for class_id in class_ids if class_id not in self.hashes]:
             raise UserError(
@@ -89,6 +89,7 @@ class Manifest:
             rows = self.table.filter(is_of_class).sort_by("rank")
             names = ("id", "url", "caption", "width", "height")
             columns = {name: rows.column(name).to_pylist() for name in names}
+            check_ids(columns["id"], class_id, self.path)
             results[class_id] = Found(
                 metadata_table(columns, rows.num_rows),
                 rows.column("similarity").to_numpy().astype(np.float32),

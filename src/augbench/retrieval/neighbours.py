@@ -6,6 +6,7 @@ filters and downloads need. The rows can also be read as objects.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,9 +26,10 @@ METADATA = {
     "caption": pa.string(),
     "width": pa.int32(),  # in pixels
     "height": pa.int32(),
-    "nsfw": pa.string(),  # LAION's tag: UNLIKELY, UNSURE, NSFW
+    "nsfw": pa.string(),  # LAION's tag: UNLIKELY, UNSURE, NSFW; others write true or LIKELY
     "punsafe": pa.float32(),  # LAION's probability that the image is unsafe
     "aesthetic": pa.float32(),  # LAION's score, about 1 to 10
+    "hash": pa.string(),  # of the image's file or row, as the corpus gives it; for lists of images
 }
 """Metadata columns of a corpus image; all except ``id`` may be null."""
 
@@ -68,6 +70,7 @@ class Neighbour:
     aesthetic: float | None
     similarity: float
     embedding: np.ndarray | None
+    hash: str | None = None
 
 
 @dataclass(frozen=True)
@@ -158,10 +161,11 @@ def read_neighbours(path: str | Path, class_ids: Sequence[str]) -> dict[str, lis
     Raises
     ------
     UserError
-        The file is damaged.
+        The file is damaged, or an id stands for several images of a class.
     """
-    wanted = [field.name for field in fields(Neighbour)]
     try:
+        there = pq.read_schema(path).names  # earlier versions wrote no hash
+        wanted = [field.name for field in fields(Neighbour) if field.name in there]
         table = pq.read_table(path, columns=wanted, filters=[("class_id", "in", list(class_ids))])
     except (pa.ArrowException, OSError) as error:
         raise UserError(str(path), f"damaged ({str(error).splitlines()[0]})", REMAKE) from None
@@ -172,4 +176,23 @@ def read_neighbours(path: str | Path, class_ids: Sequence[str]) -> dict[str, lis
     rows: dict[str, list[Neighbour]] = {class_id: [] for class_id in class_ids}
     for row, vector in zip(table.drop_columns(["embedding"]).to_pylist(), vectors, strict=True):
         rows[row["class_id"]].append(Neighbour(**row, embedding=vector))
+    for class_id, found in rows.items():
+        check_ids([neighbour.id for neighbour in found], class_id, path)
     return rows
+
+
+def check_ids(ids: Sequence[str], class_id: str, path: str | Path) -> None:
+    """Check that each id names one image of a class.
+
+    Raises
+    ------
+    UserError
+        Ids repeat. Fates, hashes and pixels go by id, so they would be exchanged.
+    """
+    if len(set(ids)) < len(ids):
+        repeated, count = Counter(ids).most_common(1)[0]
+        raise UserError(
+            str(path),
+            f"id {repeated!r} stands for {count} images of class {class_id!r}",
+            "ids must be unique: search again (delete this file), or freeze the manifest again",
+        )

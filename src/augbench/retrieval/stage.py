@@ -28,6 +28,7 @@ from augbench.prompts.stage import read_prompts
 from augbench.retrieval.filters import KEPT, Filters, check_scores, owners
 from augbench.retrieval.hunt import LEDGER, Embed, Hunt, hunt_all, prefix_sizes, wanted_images
 from augbench.retrieval.images import Origin
+from augbench.retrieval.lists import UNLISTED, Lists, read_lists
 from augbench.retrieval.manifest import read_manifest
 from augbench.retrieval.neighbours import Neighbour, read_neighbours
 
@@ -50,6 +51,8 @@ class _Retrieval:
         Fingerprints of the models.
     owner : dict or None
         Class that may use an image, by the image's id.
+    lists : Lists
+        Images that may be downloaded, or must not be used.
     prompts : dict
         The query's row in the prompt table, by class.
     shards, ledgers : dict
@@ -62,6 +65,7 @@ class _Retrieval:
     clip: dict[str, Any]
     diffusion: dict[str, Any]
     owner: dict[str, str] | None
+    lists: Lists
     prompts: dict[str, dict[str, Any]]
     shards: dict[str, str]
     ledgers: dict[str, str | Path]
@@ -70,15 +74,21 @@ class _Retrieval:
         """Key of a class's ledger: all that decides which images are kept, except for what the web gives."""
         rows = [
             {
-                **{field.name: getattr(neighbour, field.name) for field in fields(neighbour)},
+                **{
+                    field.name: getattr(neighbour, field.name)
+                    for field in fields(neighbour)
+                    if field.name != "hash"
+                },
                 "embedding": _digest(neighbour.embedding),
                 "owner": None if self.owner is None else self.owner.get(neighbour.id),
             }
             for neighbour in hunt.neighbours
         ]
         retrieval = self.job.study.retrieval
+        unlisted = [n.id for n in hunt.neighbours if self.lists.fate(n) == UNLISTED]
         return {
             **self._base(hunt),
+            **({"unlisted": unlisted} if unlisted else {}),
             "neighbours": canonical_hash(rows),
             "promised": None if hunt.promised is None else canonical_hash(dict(hunt.promised)),
             "wanted": hunt.wanted,
@@ -101,11 +111,14 @@ class _Retrieval:
         return {**self._base(hunt), "images": kept}
 
     def take(self, hunt: Hunt, asked: Recipe) -> bool:
-        """Publish the class's shard and ledger if the store has both."""
+        """Publish the class's shard and ledger if the store has both, and no image of them was taken down."""
         store = self.job.store
         if not store.has(LEDGERS, asked, ".parquet"):
             return False
         ledger = pq.read_table(store.path(LEDGERS, asked, ".parquet")).to_pylist()
+        kept = {name for row in ledger if row["fate"] == KEPT for name in (row["url"], row["sha256"])}
+        if kept & self.lists.taken_down:
+            return False
         recipe = self._shard_recipe(hunt, ledger)
         return store.take("shards", recipe, self.shards[hunt.class_id], is_kept) and store.take(
             LEDGERS, asked, self.ledgers[hunt.class_id]
@@ -154,7 +167,7 @@ class _Retrieval:
         score, method, config = None, self.method, self.job.study.retrieval
         if method.manifest is not None:  # its images passed these filters when it was frozen
             off = {"duplicate_threshold": None, "min_aesthetics": None, "one_class": False}
-            return Filters(method.model_copy(update=off)), None
+            return Filters(method.model_copy(update=off), lists=self.lists), None
         unscored = any(neighbour.aesthetic is None for neighbour in neighbours)
         weights = config.aesthetics_weights
         if method.min_aesthetics is not None and unscored and weights is not None:
@@ -173,7 +186,7 @@ class _Retrieval:
                 vectors = tower(images).float().cpu().numpy()
                 return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
 
-        return Filters(method, score, self.owner), embed
+        return Filters(method, score, self.owner, self.lists), embed
 
     def _write_shard(
         self, path: Path, hunt: Hunt, ledger: Sequence[Mapping[str, Any]], recipe: Recipe
@@ -242,6 +255,7 @@ def retrieve(
         clip=read_json(clip_path),
         diffusion=read_json(diffusion_path),
         owner=owners(neighbours_path) if method.one_class and not frozen else None,
+        lists=read_lists(job.study.retrieval, [n for found in neighbours.values() for n in found]),
         prompts={class_id: prompts[class_id, 0][0] for class_id in by_class},
         shards=by_class,
         ledgers=dict(zip(by_class, ledgers, strict=True)),

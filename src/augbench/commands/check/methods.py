@@ -16,6 +16,7 @@ from augbench.errors import UserError, some
 from augbench.measures.judge import check_judge
 from augbench.prompts.stage import check_prompts
 from augbench.resample import needed_images
+from augbench.retrieval.lists import list_problems
 
 
 class CorpusSize(NamedTuple):
@@ -135,8 +136,10 @@ def corpus_problems(study: Study) -> Iterator[UserError]:
         return
     corpus = study.corpus
     folder = getattr(corpus, "folder", None)
-    if folder is not None and not os.path.isdir(folder):
+    fetched = bool(getattr(corpus, "fetch", ()))
+    if folder is not None and not os.path.isdir(folder) and not fetched:
         yield UserError("corpus.folder", f"{folder!r}, no such folder", "allowed: a folder")
+    yield from list_problems(study)
     if (
         isinstance(corpus, IndexCorpus)
         and os.path.isdir(corpus.folder)

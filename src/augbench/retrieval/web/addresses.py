@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urljoin
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
@@ -30,6 +32,10 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_BLANK = "".join(map(chr, range(0x21)))  # stripped from the ends of a URL (WHATWG's URL standard)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+_TARGET = re.compile(r"[^:/?#]+://[^/?#]*([^#]*)", re.DOTALL)
+_UNSENDABLE = re.compile(r"[^!-~]+")  # all that a request line cannot hold
 
 
 def _carried(address: Address) -> Address:
@@ -78,25 +84,48 @@ def check_literal(host: str, networks: Sequence[Network]) -> None:
 
 
 def parse_url(text: str) -> URL:
-    """Parse a URL and drop its fragment.
+    """Parse a URL and drop its fragment; path and query stay as they are written.
+
+    Servers compare signed and proxied addresses character by character, so ``%2F`` must stay ``%2F``. Only
+    what no request can hold (spaces, control characters, other alphabets) is percent-encoded. The path of the
+    result includes the query, because ``yarl`` drops the question mark of an empty one.
 
     Raises
     ------
     Ended
         The text is not a URL, its scheme is neither http nor https, or it holds a user name or a password.
     """
+    text = re.sub(r"[\t\r\n]", "", text.strip(_BLANK))
     try:
         address = URL(text)
         host, scheme = address.raw_host, address.scheme
+        if scheme not in ("http", "https"):
+            raise Ended(REFUSED_SCHEME)
+        if not host or (written := _TARGET.match(text)) is None:
+            raise Ended(BAD_URL)
+        if address.raw_user is not None or address.raw_password is not None:
+            raise Ended(REFUSED_CREDENTIALS)
+        target = _UNSENDABLE.sub(_encoded, written[1])
     except ValueError:
         raise Ended(BAD_URL) from None
-    if scheme not in ("http", "https"):
-        raise Ended(REFUSED_SCHEME)
-    if not host:
-        raise Ended(BAD_URL)
-    if address.raw_user is not None or address.raw_password is not None:
-        raise Ended(REFUSED_CREDENTIALS)
-    return address.with_fragment(None)
+    return address.with_path(target if target.startswith("/") else f"/{target}", encoded=True)
+
+
+def _encoded(part: re.Match[str]) -> str:
+    # headers hold bytes that are not UTF-8 as lone surrogates
+    return "".join(f"%{byte:02X}" for byte in part[0].encode("utf-8", "surrogateescape"))
+
+
+def redirected(address: URL, location: str) -> URL:
+    """Return the target of a redirect from ``address``; raises :class:`Ended` like :func:`parse_url`."""
+    location = location.strip(_BLANK)
+    if location.startswith("//"):
+        location = f"{address.scheme}:{location}"
+    elif location.startswith("/"):  # urljoin would merge the slashes of /http://host/a.jpg
+        location = f"{address.origin()}{location}"
+    elif not _SCHEME.match(location):
+        location = urljoin(str(address), location)
+    return parse_url(location)
 
 
 def lookup(host: str, port: int) -> list[str]:

@@ -246,14 +246,15 @@ class Cache:
                 rows,
             )
 
-    def forget_bytes(self, urls: Iterable[str]) -> None:
-        """Delete the files of some URLs and free their space, but keep the fates.
+    def forget_bytes(self, names: Iterable[str]) -> None:
+        """Delete the files of some URLs or SHA-256 hashes and free their space, but keep the fates.
 
         A later download of these URLs fetches them again.
         """
         with self._written() as connection:
             connection.executemany(
-                "UPDATE images SET bytes = NULL WHERE url = ?", ((_storable(url),) for url in urls)
+                "UPDATE images SET bytes = NULL WHERE ?1 IN (url, sha256)",
+                ((_storable(name),) for name in names),
             )
         with self._used() as connection:
             while connection.execute("PRAGMA freelist_count").fetchone()[0]:

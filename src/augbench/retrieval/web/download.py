@@ -17,7 +17,7 @@ from PIL import Image
 from yarl import URL
 
 from augbench.progress import Progress
-from augbench.retrieval.web.addresses import GuardedResolver
+from augbench.retrieval.web.addresses import GuardedResolver, parse_url
 from augbench.retrieval.web.cache import Cache, Fetched, Record
 from augbench.retrieval.web.content import fate_of_size
 from augbench.retrieval.web.fates import (
@@ -163,6 +163,10 @@ def _stands(found: Fetched, limits: Limits, retry_transient: bool) -> bool:
         )
     if is_transient(found.fate):
         return not retry_transient
+    if found.status is not None and (
+        found.final_url == str(URL(found.url).with_fragment(None)) != str(parse_url(found.url))
+    ):
+        return False  # an earlier version sent it with its escapes decoded, which some servers refuse
     return found.fate not in LIMITED or found.limits == limits.signature
 
 

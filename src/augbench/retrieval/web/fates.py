@@ -106,8 +106,8 @@ class Limits:
     allow_private : tuple of str
         Networks ("127.0.0.1/32") that may be connected to although they are not public.
     respect_opt_out : bool
-        Refuse an image with ``X-Robots-Tag: noai, noimageai, noindex, noimageindex`` or ``none``. A tag for
-        a named crawler ("googlebot: noindex") counts as well.
+        Refuse an image with ``X-Robots-Tag: noai, noimageai, noml, noindex, noimageindex`` or ``none``. A
+        tag for a named crawler ("googlebot: noindex") counts as well.
     user_agent : str
         User-Agent header of the requests.
     """

@@ -20,7 +20,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from augbench.retrieval.web.addresses import check_literal, guarded_socket, parse_url
+from augbench.retrieval.web.addresses import check_literal, guarded_socket, parse_url, redirected
 from augbench.retrieval.web.cache import Fetched, Record
 from augbench.retrieval.web.content import Verdict, judge
 from augbench.retrieval.web.fates import (
@@ -43,19 +43,22 @@ from augbench.retrieval.web.fates import (
 )
 
 _REDIRECTS = {301, 302, 303, 307, 308}
-_OPT_OUTS = {"noai", "noimageai", "noindex", "noimageindex", "none"}
+_OPT_OUTS = {"noai", "noimageai", "noml", "noindex", "noimageindex", "none"}
+_VALUED = {"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"}
 
 
 def opted_out(tags: Iterable[str]) -> bool:
     """Whether values of ``X-Robots-Tag`` forbid training on an image, or indexing it.
 
-    Directives for named crawlers count as well.
+    Directives for named crawlers count as well. The value of a directive (``max-image-preview: none``) is no
+    directive of its own.
     """
-    return any(
-        directive.rpartition(":")[2].strip().lower() in _OPT_OUTS
+    directives = [
+        [part.strip().lower() for part in directive.split(":")]
         for tag in tags
         for directive in tag.split(",")
-    )
+    ]
+    return any(parts[-1] in _OPT_OUTS and _VALUED.isdisjoint(parts[-2:-1]) for parts in directives)
 
 
 def _seconds_until(retry_after: str | None) -> float:
@@ -206,7 +209,7 @@ class Fetcher:
                 transfer.status, transfer.content_type = response.status, response.headers.get("Content-Type")
                 location = response.headers.get("Location")
                 if response.status in _REDIRECTS and location:
-                    return parse_url(_joined(address, location))
+                    return redirected(address, location)
                 await self._read(response, transfer)
         except aiohttp.ClientConnectorDNSError as error:
             raise Ended(DEAD_DNS_FOR_NOW if error.os_error.errno == socket.EAI_AGAIN else DEAD_DNS) from None
@@ -235,10 +238,3 @@ class Fetcher:
             transfer.body += piece
             if len(transfer.body) > self.limits.max_bytes:
                 raise Ended(TOO_LARGE)
-
-
-def _joined(address: URL, location: str) -> str:
-    try:
-        return str(address.join(URL(location)))
-    except ValueError:
-        raise Ended(BAD_URL) from None

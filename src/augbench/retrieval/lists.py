@@ -1,0 +1,203 @@
+"""Lists of images: those that may be downloaded (safe list), and those that must not be used (takedown).
+
+A list is a text file with one entry a line, a Parquet file, or a folder of such files. Entries are web
+addresses or hashes; a Parquet file with neither gives ids. Re-LAION-5B has two thousand million rows, so
+lists are read piece by piece and only entries that were asked for stay in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from augbench.artifacts.store import Store
+from augbench.config.corpus import Corpus, EmbeddingCorpus, IndexCorpus, ServerCorpus
+from augbench.config.stages import Retrieval
+from augbench.config.study import Study
+from augbench.errors import UserError
+from augbench.retrieval.embedding_files import SPELLINGS, visible
+from augbench.retrieval.neighbours import Neighbour
+
+TAKEN_DOWN = "taken down"
+UNLISTED = "not on the safe list"
+ROWS_AT_A_TIME = 1 << 18
+# LAION's columns beside its tag NSFW: in the metadata of LAION-5B and LAION-400M and in ClickHouse's subset
+_LAION_COLUMNS = {"LICENSE", "similarity", "original_width", "WIDTH", "SAMPLE_ID", "md5", "punsafe"}
+
+
+def entries(path: str | Path, key: str) -> Iterator[pa.Array]:
+    """Yield the entries of a list in pieces, as arrays of strings.
+
+    Parameters
+    ----------
+    key : str
+        Config key that names the list.
+
+    Raises
+    ------
+    UserError
+        The list is missing, damaged, or has no column of addresses, hashes or ids.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(key, f"{str(path)!r}, no such file", "allowed: a text or Parquet file, or a folder")
+    for file in visible(path, "*") if path.is_dir() else [path]:
+        try:
+            if file.suffix == ".parquet":
+                with pq.ParquetFile(file) as table:
+                    names = _columns(table.schema_arrow.names, file, key)
+                    for batch in table.iter_batches(ROWS_AT_A_TIME, columns=names):
+                        yield from (column.cast(pa.string()) for column in batch.columns)
+            elif file.is_file():
+                with file.open(encoding="utf-8") as lines:
+                    while piece := list(islice(lines, ROWS_AT_A_TIME)):
+                        yield pa.array([text for line in piece if (text := line.strip())], pa.string())
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(key, f"{file} is not readable ({reason})", "allowed: text, Parquet") from None
+
+
+def _columns(names: Sequence[str], file: Path, key: str) -> list[str]:
+    """Return the columns of addresses and hashes, or else that of ids.
+
+    Ids count only where there is nothing else: those of ClickHouse's subset are numbers of rows, which in
+    Re-LAION belong to other images.
+    """
+    for kinds in (("url", "hash"), ("id",)):
+        if found := [name for kind in kinds for name in SPELLINGS[kind] if name in names]:
+            return found
+    allowed = ", ".join(SPELLINGS["url"] + SPELLINGS["hash"] + SPELLINGS["id"])
+    raise UserError(key, f"{file} has columns {', '.join(names)}", f"one of these is needed: {allowed}")
+
+
+def _names(neighbour: Neighbour) -> set[str]:
+    """What a list may call an image."""
+    return {name for name in (neighbour.url, neighbour.hash) if name}
+
+
+@dataclass(frozen=True)
+class Lists:
+    """What a study's lists say about its candidates.
+
+    Attributes
+    ----------
+    taken_down : frozenset
+        Addresses and hashes that must not be used.
+    safe : frozenset, optional
+        Addresses, hashes and ids of candidates that are on the safe list; None without one.
+    """
+
+    taken_down: frozenset[str] = field(default=frozenset(), repr=False)
+    safe: frozenset[str] | None = field(default=None, repr=False)
+
+    def fate(self, neighbour: Neighbour) -> str | None:
+        """Return why an image must not be downloaded, or None if it may be."""
+        names = _names(neighbour)
+        if names & self.taken_down:
+            return TAKEN_DOWN
+        if self.safe is not None and not self.safe & {*names, neighbour.id}:
+            return UNLISTED
+        return None
+
+
+def read_lists(retrieval: Retrieval, neighbours: Sequence[Neighbour]) -> Lists:
+    """Read what the study's lists say about some neighbours."""
+    safe = None
+    if retrieval.safe_list is not None:
+        wanted = pa.array(sorted({name for n in neighbours for name in {*_names(n), n.id}}), pa.string())
+        safe = frozenset(
+            name
+            for piece in entries(retrieval.safe_list, "retrieval.safe_list")
+            for name in piece.filter(pc.is_in(piece, wanted)).to_pylist()
+        )
+    return Lists(read_takedown(retrieval), safe)
+
+
+def read_takedown(retrieval: Retrieval) -> frozenset[str]:
+    """Read the addresses and hashes that must not be used."""
+    if retrieval.takedown is None:
+        return frozenset()
+    pieces = entries(retrieval.takedown, "retrieval.takedown")
+    return frozenset(name for piece in pieces for name in piece.to_pylist() if name)
+
+
+def list_problems(study: Study) -> Iterator[UserError]:
+    """Yield unreadable lists, and a corpus older than Re-LAION-5B that comes without a safe list."""
+    retrieval = study.retrieval
+    for key, path in (("safe_list", retrieval.safe_list), ("takedown", retrieval.takedown)):
+        try:
+            if path is not None and next(entries(path, f"retrieval.{key}"), None) is None:
+                yield UserError(f"retrieval.{key}", f"{path!r} has no entry", "allowed: a list of images")
+        except UserError as error:
+            yield error
+    needs_list = retrieval.safe_list is None and not retrieval.download_without_safe_list
+    if needs_list and (sign := sign_of_old_laion(study.corpus)) is not None:
+        yield UserError(
+            "retrieval.safe_list",
+            f"null, but the corpus is a LAION list from before Re-LAION-5B ({sign})",
+            "no image of it is downloaded without a list of safe images, unless "
+            "retrieval.download_without_safe_list is true (docs/retrieval.md)",
+        )
+
+
+def sign_of_old_laion(corpus: Corpus | None) -> str | None:
+    """Return what shows that a corpus lists links of LAION from before Re-LAION-5B, or None.
+
+    The sign is a name (``laion5b_100m_part_1_of_10.parquet``), or LAION's tag ``NSFW`` beside others of its
+    columns. Damaged files are left to the search.
+    """
+    if isinstance(corpus, ServerCorpus):
+        return _old_name([corpus.index])
+    if not isinstance(corpus, EmbeddingCorpus | IndexCorpus):
+        return None
+    folder = Path(corpus.folder)
+    tables = [*visible(folder, "*metadata/*.parquet"), *visible(folder, "*.parquet")]
+    fetched = corpus.fetched if isinstance(corpus, EmbeddingCorpus) else {}
+    if named := _old_name([os.path.relpath(path, folder) for path in [*tables, *fetched]]):
+        return named
+    for table in tables[:1]:
+        with suppress(pa.ArrowException, OSError):
+            columns = set(pq.read_schema(table).names)
+            if "NSFW" in columns and (others := sorted(columns & _LAION_COLUMNS)):
+                return f"columns NSFW, {', '.join(others)} in {table.name}"
+    return None
+
+
+def _old_name(names: Sequence[str]) -> str | None:
+    """Return the first name with ``laion`` that is not part of ``relaion`` or ``re-laion``."""
+    return next((name for name in names if re.search("(?<!re)(?<!re-)laion", name.lower())), None)
+
+
+def purge(store: Store, taken_down: frozenset[str]) -> int:
+    """Delete the store's ledgers and shards that hold an image of the list; return their number.
+
+    Studies that used them make them again without these images when they run with the list.
+    """
+    from augbench.retrieval.filters import KEPT
+
+    if not taken_down:
+        return 0
+    named = pa.array(sorted(taken_down), pa.string())
+    doomed = []
+    for path in sorted((store.root / "ledgers").glob("*.parquet")):
+        table = pq.read_table(path, columns=["url", "sha256", "fate"])
+        listed = pc.or_kleene(pc.is_in(table["url"], named), pc.is_in(table["sha256"], named))
+        if len(urls := table.filter(pc.and_(listed, pc.equal(table["fate"], KEPT))).column("url")):
+            named = pc.unique(pa.concat_arrays([named, urls.combine_chunks()]))
+            doomed.append(path)
+    for path in sorted((store.root / "shards").glob("*.parquet")):
+        sources = pq.read_table(path, columns=["source"])["source"].drop_null()
+        if pc.any(pc.is_in(sources, named)).as_py():
+            doomed.append(path)
+    for path in doomed:
+        path.unlink(missing_ok=True)
+    return len(doomed)
