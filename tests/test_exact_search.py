@@ -477,6 +477,7 @@ def test_metadata_is_found_as_its_publisher_spells_it(tmp_path: Path, publisher:
         "nsfw": "UNLIKELY",
         "punsafe": 0.25,
         "aesthetic": 5.5,
+        "hash": None,
     }
     other = {
         "id": "9007199254740991",
@@ -487,6 +488,7 @@ def test_metadata_is_found_as_its_publisher_spells_it(tmp_path: Path, publisher:
         "nsfw": "NSFW",
         "punsafe": None,
         "aesthetic": 6.5,
+        "hash": None,
     }
     assert file.metadata(np.array([1, 0, 1])).to_pylist() == [other, one, other]
 

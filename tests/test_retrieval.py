@@ -449,7 +449,6 @@ def test_exact_search_and_the_index_give_the_same_neighbours(corpus: Corpus, tmp
     from augbench.artifacts.store import Store
     from augbench.retrieval.embedding_files import open_embeddings
     from augbench.retrieval.exact import ExactBackend
-    from augbench.retrieval.index import IndexBackend
 
     exact = ExactBackend(open_embeddings(corpus.embeddings), Store(tmp_path / "store")).search(
         corpus.queries, 200
@@ -462,8 +461,6 @@ def test_exact_search_and_the_index_give_the_same_neighbours(corpus: Corpus, tmp
 
 
 def test_embeddings_of_another_clip_are_refused(corpus: Corpus) -> None:
-    from augbench.retrieval.index import IndexBackend
-
     with pytest.raises(
         UserError, match=r"embeddings of CLIP \w+; a query by CLIP other needs embeddings of the same model"
     ):

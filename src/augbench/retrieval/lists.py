@@ -162,7 +162,7 @@ def sign_of_old_laion(corpus: Corpus | None) -> str | None:
     folder = Path(corpus.folder)
     tables = [*visible(folder, "*metadata/*.parquet"), *visible(folder, "*.parquet")]
     fetched = corpus.fetched if isinstance(corpus, EmbeddingCorpus) else {}
-    if named := _old_name([os.path.relpath(path, folder) for path in [*map(str, tables), *fetched]]):
+    if named := _old_name([os.path.relpath(path, corpus.folder) for path in [*map(str, tables), *fetched]]):
         return named
     for table in tables[:1]:
         with suppress(pa.ArrowException, OSError):
