@@ -252,7 +252,7 @@ def test_a_taken_port_is_one_clear_line(squares: Squares, port: int) -> None:
 def test_the_command_says_where_to_look_and_ends_on_ctrl_c(squares: Squares, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     study.write_text(yaml.safe_dump(squares.job.study.model_dump(mode="json")))
-    environment = {**os.environ, "PYTHONPATH": str(Path(browse.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(browse.__file__).parents[2])}
     command = [sys.executable, "-m", "augbench.cli", "browse", "--port", "0", "--configfile", str(study)]
     process = subprocess.Popen(
         command,
