@@ -1,4 +1,4 @@
-"""A study repeated over draws of the training images: what is made once, what per draw, and how it is told."""
+"""A study repeated over draws of the training images: what is made once, what per draw, and the tables."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -226,5 +227,10 @@ def overlap(sets: Sequence[pa.Table]) -> float | None:
         set(zip(rows.column("path").to_pylist(), rows.column("index").to_pylist(), strict=True))
         for rows in sets
     ]
-    shares = [len(one & other) / max(1, min(len(one), len(other))) for one, other in combinations(keys, 2)]
+    return mean_overlap(keys)
+
+
+def mean_overlap(sets: Sequence[set[Any]]) -> float | None:
+    """Mean share of members that two of the sets have in common, over all pairs; None for fewer than two."""
+    shares = [len(one & other) / max(1, min(len(one), len(other))) for one, other in combinations(sets, 2)]
     return float(np.mean(shares)) if shares else None

@@ -52,7 +52,7 @@ rule kernels:
     resources:
         **NEEDS.gpu_job(3000, 16000, minutes=60),
     params:
-        methods=list(UNFOLDED.study.generated),
+        methods=list(STUDY.generated),
     message:
         "compile the networks that make images"
     script:

@@ -15,7 +15,6 @@ from typing import Any
 
 from augbench.classifier.schedule import Stopped, steps_per_epoch
 from augbench.config.classifier import Classifier
-from augbench.config.draws import fold
 from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.files import read_json
@@ -84,9 +83,7 @@ def read_result(study: Study, path: str | Path) -> dict[str, Any]:
     those of the draws before.
     """
     value: dict[str, Any] = read_json(path)
-    if study.dataset.draws == 1:
-        return value
-    method, draw = fold(value["method"])
+    method, draw = study.row_and_draw(value["method"])
     return {**value, "method": method, "run": draw * study.augmentation.resamples + value["run"]}
 
 

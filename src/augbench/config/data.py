@@ -43,9 +43,9 @@ class _Splits(Section):
 
     draws: Positive = key(
         1,
-        "Independent draws of the training images. The study is repeated with each, validation and test images "
-        "stay the same, and the errors in Table 1 are over draws. Rows whose images do not depend on the "
-        "training images make them once.",
+        "Independent draws of the training images. The study is repeated with each, validation and test "
+        "images stay the same, and the errors in Table 1 are over draws. Rows whose images do not depend on "
+        "the training images make them once.",
         "draws",
     )
 

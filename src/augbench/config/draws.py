@@ -27,11 +27,6 @@ def fold(name: str) -> tuple[str, int]:
     return (name[: found.start()], int(found[1])) if found else (name, 0)
 
 
-def depends_on_training_images(row: Method) -> bool:
-    """Whether a row's images are other ones if the training images are."""
-    return row.from_images or row.learns
-
-
 def unfold_rows(rows: dict[str, Method], draws: int) -> dict[str, Method]:
     """Rows of all draws by name: those of draw 0 first, in the order of the config."""
     unfolded = dict(rows)
@@ -43,9 +38,9 @@ def unfold_rows(rows: dict[str, Method], draws: int) -> dict[str, Method]:
 
 def _of_draw(name: str, row: Method, rows: dict[str, Method], draw: int) -> Method:
     if isinstance(row, DrawMethod):
-        apart = depends_on_training_images(rows[row.pool])
+        apart = rows[row.pool].depends_on_training_images
         return row.model_copy(update={"pool": drawn_name(row.pool, draw)}) if apart else row
-    if isinstance(row, RealMethod) or depends_on_training_images(row):
+    if isinstance(row, RealMethod) or row.depends_on_training_images:
         return row
     return DrawMethod(
         mechanism="draw",

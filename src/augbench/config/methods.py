@@ -105,6 +105,11 @@ class _Method(Section):
         return False
 
     @property
+    def depends_on_training_images(self) -> bool:
+        """Whether other training images give the row other images of its own: it starts or learns from them."""
+        return self.from_images or self.learns
+
+    @property
     def pool_row(self) -> str | None:
         """The row whose pool this row draws from; None if it has a pool of its own or adds nothing."""
         return None

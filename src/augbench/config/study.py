@@ -20,7 +20,7 @@ from augbench.config.base import LONGEST_NAME, SLUG, Section, key
 from augbench.config.classifier import Classifier
 from augbench.config.corpus import Corpus, EmbeddingCorpus, MiniatureCorpus, OwnCorpus, PublishedCorpus
 from augbench.config.data import Dataset, FashionMnist
-from augbench.config.draws import depends_on_training_images, fold, unfold_rows
+from augbench.config.draws import fold, unfold_rows
 from augbench.config.methods import (
     AddingMethod,
     DrawMethod,
@@ -93,7 +93,7 @@ class Study(Section):
                 raise ValueError(f"methods.{name}: a name may contain a-z, 0-9 and _ only")
             if len(name) > LONGEST_NAME:
                 raise ValueError(f"methods.{name}: allowed: a name of at most {LONGEST_NAME} characters")
-            if self.dataset.draws > 1 and fold(name)[1]:
+            if self.row_and_draw(name)[1]:
                 raise ValueError(
                     f"methods.{name}: with dataset.draws, a name may not end in _draw and a number"
                 )
@@ -182,7 +182,7 @@ class Study(Section):
         if (drawn := self.drawn.get(name)) is None:
             # set 0 is drawn from part 0, and a further draw of the training images has images of its own
             alone = self.dataset.draws > 1 and self.augmentation.resamples == 1
-            return 1 if alone and depends_on_training_images(self.methods[name]) else self.augmentation.parts
+            return 1 if alone and self.methods[name].depends_on_training_images else self.augmentation.parts
         return self.augmentation.parts_for(drawn.images_per_class, drawn.added_per_training_image)
 
     def parts_made(self, name: str) -> int:
@@ -197,7 +197,7 @@ class Study(Section):
     @property
     def unfolded(self) -> Study:
         """The study with the rows of all draws of the training images (:mod:`augbench.config.draws`)."""
-        if self.dataset.draws == 1 or any(fold(name)[1] for name in self.methods):
+        if self.dataset.draws == 1 or any(self.row_and_draw(name)[1] for name in self.methods):
             return self
         return self.model_copy(update={"methods": unfold_rows(self.methods, self.dataset.draws)})
 
@@ -206,13 +206,20 @@ class Study(Section):
         """The study with the rows of the config alone; the opposite of :attr:`unfolded`."""
         if self.dataset.draws == 1:
             return self
-        rows = {name: row for name, row in self.methods.items() if not fold(name)[1]}
+        rows = {name: row for name, row in self.methods.items() if not self.row_and_draw(name)[1]}
         return self.model_copy(update={"methods": rows})
 
-    def seed_of(self, name: str) -> int:
-        """Seed of what an unfolded row draws: the study's, or one of its own for further draws."""
-        draw = fold(name)[1] if self.dataset.draws > 1 else 0
+    def row_and_draw(self, name: str) -> tuple[str, int]:
+        """Name in the config of an unfolded row, and the draw of the training images that it belongs to."""
+        return fold(name) if self.dataset.draws > 1 else (name, 0)
+
+    def seed_of_draw(self, draw: int) -> int:
+        """Seed of all that a draw of the training images draws: the study's own for draw 0."""
         return derive_seed(self.seed, "draw", draw) if draw else self.seed
+
+    def seed_of(self, name: str) -> int:
+        """Seed of what an unfolded row draws: that of its draw of the training images."""
+        return self.seed_of_draw(self.row_and_draw(name)[1])
 
     def label(self, name: str) -> str:
         """Name of a row in tables and figures, on one line."""

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from augbench.config.corpus import EmbeddingCorpus, MiniatureCorpus, OwnCorpus
 from augbench.config.data import FashionMnist, ImageFolder
-from augbench.config.draws import drawn_name, fold
+from augbench.config.draws import drawn_name
 from augbench.config.hub import HubModel, Layout
 from augbench.config.study import Study
 from augbench.data.classes import SHIPPED_TABLES
@@ -148,7 +148,7 @@ class InputPaths:
 
     def draw_of(self, method: str) -> int:
         """Draw of the training images that a row belongs to."""
-        return fold(method)[1] if self.study.dataset.draws > 1 else 0
+        return self.study.row_and_draw(method)[1]
 
     @cached_property
     def drawn_splits(self) -> list[str]:

@@ -23,7 +23,6 @@ from packaging.requirements import Requirement
 
 from augbench import __version__
 from augbench.artifacts.store import Store
-from augbench.config.draws import drawn_name
 from augbench.config.study import Study
 from augbench.files import PROJECT, canonical_hash, read_json, sha256_file, write_json
 from augbench.plan.jobs import read_seconds
@@ -193,7 +192,7 @@ def write_provenance(
                 "study": study.seed,
                 "classifiers": {
                     str(draw * study.augmentation.resamples + run): classifier_seed(
-                        study.seed_of(drawn_name("", draw)), run
+                        study.seed_of_draw(draw), run
                     )
                     for draw in range(study.dataset.draws)
                     for run in range(study.augmentation.resamples)

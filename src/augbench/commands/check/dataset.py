@@ -84,13 +84,9 @@ def sizes_of_splits(study: Study, counts: list[ClassCounts]) -> dict[str, SplitS
 
 def summary_of_sizes(sizes: dict[str, SplitSizes], test_cut: int | None, draws: int = 1) -> str:
     """Summarise the sizes of all classes, and the overlap of draws of the training images, in one line."""
-
-    def span(values: list[int]) -> str:
-        return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"
-
-    train = span([size.train for size in sizes.values()])
-    validation = span([size.validation for size in sizes.values()])
-    test = span([min(size.test, test_cut or size.test) for size in sizes.values()])
+    train = _span([size.train for size in sizes.values()])
+    validation = _span([size.validation for size in sizes.values()])
+    test = _span([min(size.test, test_cut or size.test) for size in sizes.values()])
     return (
         f"dataset: {len(sizes)} classes with {train} training, {validation} validation"
         f" and {test} test images each{_overlap_of_draws(sizes, draws)}"
@@ -101,7 +97,9 @@ def _overlap_of_draws(sizes: dict[str, SplitSizes], draws: int) -> str:
     """What two draws of the training images are expected to share; empty if there is one draw."""
     if draws == 1:
         return ""
-    shares = [100 * size.train / (size.train + size.room) for size in sizes.values()]
-    low, high = f"{min(shares):.0f}", f"{max(shares):.0f}"
-    shared = low if low == high else f"{low} to {high}"
+    shared = _span([round(100 * size.train / (size.train + size.room)) for size in sizes.values()])
     return f"; two of {draws} draws share about {shared}% of their training images"
+
+
+def _span(values: list[int]) -> str:
+    return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"

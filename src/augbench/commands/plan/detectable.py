@@ -39,7 +39,8 @@ class Detectable:
     Attributes
     ----------
     runs, contrasts : int
-        Runs per row, or draws of the training images if there are several; contrasts that are tested together.
+        Runs per row (draws of the training images if there are several), and contrasts that are tested
+        together.
     alone, corrected : tuple of float, or None
         Smallest difference in points that is detected with 80% power at level 0.05, and at 0.05 divided by
         the number of contrasts (Holm's smallest p); None for a single run.

@@ -18,7 +18,6 @@ from typing import Any
 from augbench.commands.plan.steps import STAGES, Step, total
 from augbench.commands.plan.throughput import Throughput, read_throughput
 from augbench.commands.plan.work import FORWARD_SHARE, Work
-from augbench.config.draws import fold
 from augbench.config.hub import known_models
 from augbench.config.methods import PersonaliseMethod, RetrieveMethod
 from augbench.config.study import Study
@@ -131,7 +130,7 @@ class Estimate(Work):
         """Sum the steps of a row over the draws of the training images."""
         rows: dict[tuple[str, str], list[Step]] = {}
         for step in steps:
-            rows.setdefault((step.stage, fold(step.method)[0]), []).append(step)
+            rows.setdefault((step.stage, self.study.row_and_draw(step.method)[0]), []).append(step)
         return [
             replace(total(group, stage, method), training_steps=group[0].training_steps)
             for (stage, method), group in rows.items()
@@ -330,7 +329,7 @@ class Estimate(Work):
         )
 
     def _report(self) -> Iterator[Step]:
-        plan = self.plan
+        plan, folded = self.plan, self.plan.folded
         if plan.guarded:
             pools = sum(self.pool_size(method) for method in plan.guarded)
             images = pools + self.sizes.train + self.sizes.validation + self.sizes.test
@@ -338,17 +337,17 @@ class Estimate(Work):
                 *plan.embedded_splits.values(),
                 *(path for method in plan.guarded for path in (plan.leaks(method), plan.leak_counts(method))),
             ]
-            repeats = [plan.embedded_split("train"), *map(plan.repeats, plan.folded.guarded)]
+            repeats = [plan.embedded_split("train"), *map(plan.repeats, folded.guarded)]
             yield self._step(
                 stage="report",
                 method="near-duplicates",
                 jobs=[guard, repeats],
-                others=[list(plan.folded.leakage_table.values())],
+                others=[list(folded.leakage_table.values())],
                 images=images,
                 gpu_hours=images / self.rate("embed") / 3600,
             )
         yield self._step(
-            "report", "tables and figures", [*plan.folded.report_jobs, [plan.config], [plan.provenance]]
+            "report", "tables and figures", [*folded.report_jobs, [plan.config], [plan.provenance]]
         )
 
 

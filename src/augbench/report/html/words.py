@@ -154,6 +154,9 @@ def what_it_does_not_show(
         "The intervals cover other draws of the added images and other seeds of the classifier. They do not"
         " cover other real images, another pool of added images, or another fine-tuning: the study has only"
         " one of each."
+        if study.dataset.draws == 1
+        else "The intervals cover other real images, what is made and learned from them, and other seeds of the"
+        " classifier. They do not cover another pool of the rows that make one pool for all draws."
     )
     if study.miniature is not None:
         sentences.append(

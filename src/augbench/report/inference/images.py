@@ -18,7 +18,8 @@ from augbench.report.inference.paired import CONFIDENCE, ErrorTerm
 
 RESAMPLES = 10_000  # bootstrap samples of the test images
 BATCH_BYTES = 4e6  # memory of the samples that are held together; fits into a cache
-Hits = dict[str, dict[int, np.ndarray]]  # by method and run: (N,), whether each image's class was found
+# By method and run, (N,): whether each image's class was found; of averaged runs, in what share of them.
+Hits = dict[str, dict[int, np.ndarray]]
 
 
 def read_hits(predictions: Mapping[str, Sequence[str | Path]]) -> Hits:

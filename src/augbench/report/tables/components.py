@@ -56,39 +56,37 @@ def build_rows(table: Sequence[table1.Row], runs: Sequence[RunRow], per_draw: in
 
 def _of_draws(table: Sequence[table1.Row], runs: Sequence[RunRow], per_draw: int) -> list[Row]:
     """The components where runs of different draws differ in their training images."""
+    adding = [row.method for row in table if row.added_per_class > 0]
+    real = [run for run in runs if run.method not in adding]
+    augmented = [run for run in runs if run.method in adding]
+    made = "real images, and what is made from them"
+    return [
+        *_in_draws(real, per_draw, "real images", "seed", "rows without added images"),
+        *_in_draws(augmented, per_draw, made, "seed and draw from the pool", "rows with added images"),
+        *_shared(accuracies_of(average_draws(runs, per_draw))),
+    ]
+
+
+def _in_draws(runs: Sequence[RunRow], per_draw: int, images: str, rest: str, rows: str) -> list[Row]:
+    """The spread between draws (``images``) and between runs of one draw (``rest``) of some ``rows``."""
     import pandas as pd
 
     accuracies = accuracies_of(runs)
-    adding = {row.method: row.added_per_class > 0 for row in table}
-    rows = []
-    for adds, images, rest in (
-        (False, "real images", "seed"),
-        (True, "real images, and what is made from them", "seed and draw from the pool"),
-    ):
-        chosen = [method for method in accuracies if adding[method] == adds]
-        if per_draw == 1:
-            own = [[*accuracies[method].values()] for method in chosen]
-            rows.append(Row(f"{images}; {rest}", *_pooled(own), f"{_KINDS[adds]}: not separable, because each"
-                            " draw of the real images has one classifier"))  # fmt: skip
-            continue
+    if per_draw == 1:
+        together = _pooled([[*own.values()] for own in accuracies.values()])
+        why = "not separable, because each draw of the real images has one classifier"
+        return [Row(f"{images}; {rest}", *together, f"{rows}: {why}")]
+    sd: dict[str, tuple[float | None, int]] = {"row:draw": (None, 0), REST: (None, 0)}
+    if runs:
         values = [
-            (method, run // per_draw, value) for method in chosen for run, value in accuracies[method].items()
+            (method, run // per_draw, top1) for method, own in accuracies.items() for run, top1 in own.items()
         ]
-        found = (
-            components(pd.DataFrame(values, columns=["row", "draw", "value"]), {"row": (), "draw": ("row",)})
-            if chosen
-            else []
-        )
-        sd: dict[str, tuple[float | None, int]] = {one.name: (one.sd, one.df) for one in found}
-        rows += [
-            Row(images, *sd.get("row:draw", (None, 0)), f"{_KINDS[adds]}: between draws of the real images"),
-            Row(rest, *sd.get(REST, (None, 0)), f"{_KINDS[adds]}: between runs of one draw"),
-        ]
-    units = average_draws(runs, per_draw)
-    return [*rows, *_shared(accuracies_of(units))]
-
-
-_KINDS = {False: "rows without added images", True: "rows with added images"}
+        frame = pd.DataFrame(values, columns=["row", "draw", "value"])
+        sd |= {one.name: (one.sd, one.df) for one in components(frame, {"row": (), "draw": ("row",)})}
+    return [
+        Row(images, *sd["row:draw"], f"{rows}: between draws of the real images"),
+        Row(rest, *sd[REST], f"{rows}: between runs of one draw"),
+    ]
 
 
 def _pooled(rows: Sequence[Sequence[float]]) -> tuple[float | None, int]:

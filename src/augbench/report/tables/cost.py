@@ -47,7 +47,6 @@ SHARED = {
     "CLIP": (RETRIEVAL, ("fetch_clip", "fetch_aesthetics", "fingerprint_clip")),
     "corpus": (RETRIEVAL, ("corpus", "embed_corpus", "index_corpus", "retrieval_summary")),
 }
-POOLED = ("shards", "finetune", "retrieval")  # folders with the images of a row and what they came from
 HOUR, MEGABYTE = 3600, 1e6
 
 
@@ -162,10 +161,11 @@ def build_rows(plan: Plan, table: str | Path) -> list[Row]:
     for method, config in plan.study.methods.items():
         making, training = Hours(), Hours()
         pool, parts = plan.study.pool_row(method), len(plan.parts(method)) if config.adds_images else 0
+        own, made = plan.in_all_draws(method), plan.in_all_draws(pool)
         for job, hours in times.items():
-            if job.stage in TRAINING and job.method in plan.in_all_draws(method):
+            if job.stage in TRAINING and job.method in own:
                 training += hours
-            elif job.stage in MAKING and job.method in plan.in_all_draws(pool) and job.part < max(1, parts):
+            elif job.stage in MAKING and job.method in made and job.part < max(1, parts):
                 making += hours
         gain = (
             entries[method].top1_percent - entries[baseline].top1_percent
@@ -215,14 +215,9 @@ def _needs(plan: Plan, pool: str) -> set[str]:
 
 def _folders(plan: Plan, method: str) -> list[str]:
     """Folders with a row's files, including the images of the row whose pool it draws from."""
-    stages = {method: ("resamples", "classifiers")}
-    stages[plan.study.pool_row(method)] = (*stages.get(plan.study.pool_row(method), ()), *POOLED)
-    return [
-        plan.path(stage, name)
-        for row, of_row in stages.items()
-        for stage in of_row
-        for name in plan.in_all_draws(row)
-    ]
+    own = [(stage, method) for stage in ("resamples", "classifiers")]
+    pooled = [(stage, plan.study.pool_row(method)) for stage in ("shards", "finetune", "retrieval")]
+    return [plan.path(stage, name) for stage, row in (*own, *pooled) for name in plan.in_all_draws(row)]
 
 
 def _downloaded(plan: Plan, method: str) -> float | None:

@@ -188,16 +188,16 @@ def _notes(rows: Sequence[Row], baseline: str | None, spread: str, draws: int) -
     """Notes on what the errors and intervals cover."""
     labels = {row.method: row.label for row in rows}
     notes = [
-        f"±: standard error of the mean over n {'classifiers' if draws == 1 else 'draws'}. 95%: Student's t interval with n - 1 degrees of"
-        " freedom, which is wide for few runs.",
+        f"±: standard error of the mean over n {'classifiers' if draws == 1 else 'draws'}. 95%: Student's t"
+        " interval with n - 1 degrees of freedom, which is wide for few runs.",
         "The spread over runs covers what differs between runs: the added images drawn from the pool, the"
         " classifier's initial weights and the order of images. It does not cover other training or test"
         " images, another pool or another fine-tuning: the study has only one of each."
         if draws == 1
-        else f"A run is one of {draws} draws of the training images. The spread over runs covers these images,"
-        " what is learned and made from them, the draw from a pool, the classifier's initial weights and the"
-        " order of images. It does not cover other test images, nor another pool of the rows that have one for"
-        " all draws.",
+        else f"A run is one of {draws} draws of the training images. The spread over runs covers these"
+        " images, what is learned and made from them, the draw from a pool, the classifier's initial weights and the"
+        " order of images. It does not cover other test images. Nor does it cover another pool of the rows"
+        " that make one pool for all draws.",
         "Test error: standard error of one accuracy due to the number of test images (binomial). All"
         " methods are tested on the same images, so it largely cancels in differences between methods.",
         "Overlap: mean share of images that two sets of a method have in common. Near 100%, the spread"

@@ -11,14 +11,12 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from augbench.artifacts.pool import read_index
 from augbench.classifier.history import ALPHA, history_of, read_result
-from augbench.config.draws import fold
 from augbench.config.study import Study
 from augbench.data.splits import read_split
 from augbench.errors import UserError
@@ -26,7 +24,7 @@ from augbench.files import write_text
 from augbench.report import render
 from augbench.report.protocol import Facts, differences, paper_results
 from augbench.report.render import NONE, Layout, render_csv, spread
-from augbench.resample import overlap
+from augbench.resample import mean_overlap, overlap
 
 
 @dataclass(frozen=True)
@@ -236,8 +234,7 @@ def _overlaps(study: Study, manifests: Iterable[str | Path]) -> dict[str, float 
     """Overlap between the sets of each method, by method (the name of its folder)."""
     sets: dict[str, list[Path]] = {}
     for path in map(Path, manifests):
-        name = path.parents[1].name
-        sets.setdefault(fold(name)[0] if study.dataset.draws > 1 else name, []).append(path)
+        sets.setdefault(study.row_and_draw(path.parents[1].name)[0], []).append(path)
     return {method: overlap([read_index(path) for path in paths]) for method, paths in sets.items()}
 
 
@@ -246,12 +243,12 @@ def _notes(
 ) -> tuple[str, ...]:
     """The footer: notes on columns, classes left out, differences from the protocol, the config's notes."""
     notes = [
-        "±: standard error of the mean over n classifiers (sample standard deviation, ddof = 1, divided by"
+        _draws_note(study, draws)
+        if draws
+        else "±: standard error of the mean over n classifiers (sample standard deviation, ddof = 1, divided by"
         " sqrt(n)). Each classifier has its own seed. Where images are added, it also has its own set drawn"
         " from the method's pool. Rows without added images vary in the seed only."
     ]
-    if draws:
-        notes = [_draws_note(study, draws)]
     notes += _training_notes(study, rows)
     if any(row.overlap is not None for row in rows):
         notes.append(
@@ -273,15 +270,14 @@ def _notes(
 
 def _draws_note(study: Study, draws: Sequence[str | Path]) -> str:
     """What the standard error measures in a study with several draws of the training images."""
-    chosen = [set(read_split(path).image_ids) for path in draws]
-    shared = fmean(len(one & other) / len(one) for one, other in combinations(chosen, 2))
+    common = mean_overlap([set(read_split(path).image_ids) for path in draws])
     runs = study.augmentation.resamples
     each = "a classifier" if runs == 1 else f"{runs} classifiers"
     return (
-        "±: standard error of the mean over n draws of the training images (sample standard deviation, ddof ="
-        f" 1, divided by sqrt(n)), each with {each} of its own seed. Two draws share {shared:.0%} of their"
+        "±: standard error of the mean over n draws of the training images (sample standard deviation, ddof"
+        f" = 1, divided by sqrt(n)), each with {each} of its own seed. Two draws share {common:.0%} of their"
         " training images on average. Rows whose images depend on the training images make them in each draw;"
-        " the others draw from one pool. Elsewhere in this study a run is a draw."
+        " the others draw from one pool. In the other tables a run is one draw."
     )
 
 
