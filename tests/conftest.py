@@ -7,13 +7,15 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from xdist.scheduler import LoadScopeScheduling
 
 from augbench.artifacts.shards import read_footer
@@ -264,3 +266,33 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+# --- folders of images ----------------------------------------------------------------------
+
+
+def noise(seed: int, side: int = 16) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 255, (side, side, 3), np.uint8)
+    return Image.fromarray(values)
+
+
+def write_images(folder: Path, names: Iterable[str], first: int = 0) -> Path:
+    """Write different images; ``first`` is the number of the first one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        noise(first + number).save(folder / name)
+    return folder
+
+
+def numbered(count: int) -> list[str]:
+    return [f"{number:03d}.png" for number in range(count)]
+
+
+@pytest.fixture
+def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Working folder with a data set of two classes in ``pets`` and a corpus in ``corpus``."""
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("cat", "dog")):
+        write_images(tmp_path / "pets" / name, numbered(12), 100 * number)
+    write_images(tmp_path / "corpus/x", numbered(12), 1000)
+    return tmp_path

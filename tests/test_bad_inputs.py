@@ -322,7 +322,7 @@ BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
         lambda work: work.check(classifier=yaml.safe_load("lr: 1e-3")),
         ["classifier.lr: '1e-3'; allowed: a number", "write 1.0e-3"],
     ),
-    "true for a number": (lambda work: work.check(seed=True), ["seed: True; allowed: a whole number"]),
+    "true for a number": (lambda work: work.check(seed=True), ["seed: true; allowed: a whole number"]),
     "fraction for a whole number": (
         lambda work: work.check(classifier={"batch_size": 2.5}),
         ["classifier.batch_size: 2.5; allowed: a whole number"],

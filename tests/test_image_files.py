@@ -6,13 +6,14 @@ import os
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import noise, numbered, write_images
 from PIL import Image
 
 from augbench import cli
@@ -24,7 +25,7 @@ from augbench.config.data import ImageFolder
 from augbench.config.study import merge, parse_study
 from augbench.data import decode as decoding
 from augbench.data import walk as walking
-from augbench.data.decode import decode, find_damage, middle, open_rgb, square
+from augbench.data.decode import Decoded, decode, find_damage, middle, open_rgb, square, try_decode
 from augbench.data.image_folder import ImageFolderSource
 from augbench.data.walk import path_problem, walk
 from augbench.errors import UserError, naming_files
@@ -39,34 +40,17 @@ from augbench.runtime.launcher import cache_folder
 CLIP = Path(__file__).resolve().parents[1] / "resources/mini/clip"
 
 
-def noise(seed: int, side: int = 16) -> Image.Image:
-    values = np.random.default_rng(seed).integers(0, 255, (side, side, 3), np.uint8)
-    return Image.fromarray(values)
-
-
-def write(folder: Path, names: Iterable[str], first: int = 0) -> Path:
-    """Write different images; ``first`` is the number of the first one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, name in enumerate(names):
-        noise(first + number).save(folder / name)
-    return folder
-
-
-def numbered(count: int) -> list[str]:
-    return [f"{number:03d}.png" for number in range(count)]
-
-
 # --- which files are found ------------------------------------------------------------------------
 
 
 @pytest.fixture
 def messy(tmp_path: Path) -> Path:
     """A folder with two images, and one of everything else that is found in folders of images."""
-    folder = write(tmp_path / "messy", ["a.png", "b.JPEG"])
+    folder = write_images(tmp_path / "messy", ["a.png", "b.JPEG"])
     for name in ("._a.png", "Thumbs.db", "notes.txt", "old.avif", "c.png?w=300", "png"):
         (folder / name).write_bytes(b"x")
     for name in (".ipynb_checkpoints", "__MACOSX", "@eaDir"):
-        write(folder / name, ["a.png"])
+        write_images(folder / name, ["a.png"])
     (folder / "gone.png").symlink_to("nowhere/gone.png")
     (folder / "circle.png").symlink_to("circle.png")
     os.mkfifo(folder / "pipe.png")
@@ -98,12 +82,12 @@ def test_what_is_left_out_of_a_folder_is_listed_with_its_reason(messy: Path) -> 
 
 
 def test_a_data_set_leaves_out_what_a_corpus_leaves_out(messy: Path, tmp_path: Path) -> None:
-    write(messy / "nested", ["a.png"])
+    write_images(messy / "nested", ["a.png"])
     root = tmp_path / "set"
     root.mkdir()
     (root / "cat").symlink_to(messy)
-    write(root / "dog", ["a.png"])
-    write(root, ["flat.png"])
+    write_images(root / "dog", ["a.png"])
+    write_images(root, ["flat.png"])
     (root / "readme.md").write_text("")
     source = ImageFolderSource(ImageFolder(kind="image_folder", root=str(root)))
     cats, _ = source.scan()
@@ -142,9 +126,9 @@ def test_a_path_is_refused_if_no_walk_would_list_it(name: str, problem: str | No
 
 
 def test_linked_folders_are_searched_once_each(tmp_path: Path) -> None:
-    elsewhere = write(tmp_path / "disk/more", ["x.png"])
-    root = write(tmp_path / "corpus", ["a.png"])
-    write(root / "own", ["b.png"])
+    elsewhere = write_images(tmp_path / "disk/more", ["x.png"])
+    root = write_images(tmp_path / "corpus", ["a.png"])
+    write_images(root / "own", ["b.png"])
     (root / "alias").symlink_to("own")
     (root / "linked").symlink_to(elsewhere)
     (root / "linked_again").symlink_to(elsewhere)
@@ -177,8 +161,8 @@ def locked(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 def test_an_unreadable_folder_of_a_corpus_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path / "open", ["a.png"])
-    write(tmp_path / "locked", ["a.png"])
+    write_images(tmp_path / "open", ["a.png"])
+    write_images(tmp_path / "locked", ["a.png"])
     locked(monkeypatch, tmp_path / "locked")
     found = walk(tmp_path)
     assert found.images == ["open/a.png"]
@@ -301,16 +285,6 @@ def test_no_stage_makes_a_long_image_longer_than_its_output_needs() -> None:
 # --- what a check says ----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Working folder with a data set of two classes in ``pets`` and a corpus in ``corpus``."""
-    monkeypatch.chdir(tmp_path)
-    for number, name in enumerate(("cat", "dog")):
-        write(tmp_path / "pets" / name, numbered(12), 100 * number)
-    write(tmp_path / "corpus/x", numbered(12), 1000)
-    return tmp_path
-
-
 def check(decode_images: bool = True, **changes: Any) -> list[str]:
     """Check a study of these folders; return its lines."""
     study = {
@@ -374,11 +348,11 @@ def test_a_file_in_order_is_read_once(pets: Path, monkeypatch: pytest.MonkeyPatc
     check()
     read: list[str] = []
 
-    def reading(path: Path) -> UserError | None:
+    def reading(path: Path, most_pixels: int) -> Decoded | UserError:
         read.append(path.as_posix())
-        return find_damage(path)
+        return try_decode(path, most_pixels)
 
-    monkeypatch.setattr(check_images, "find_damage", reading)
+    monkeypatch.setattr(check_images, "try_decode", reading)
     check()
     assert read == []
     changed = pets / "pets/cat/003.png"
@@ -497,7 +471,7 @@ def test_a_folder_beside_training_and_test_images_may_be_the_corpus(pets: Path) 
     (pets / "pets").rename(pets / "train")
     (pets / "pets").mkdir()
     (pets / "train").rename(pets / "pets/train")
-    write(pets / "pets/unlabelled", numbered(12), 2000)
+    write_images(pets / "pets/unlabelled", numbered(12), 2000)
     assert len(check(dataset={"train_folder": "train"}, corpus={"root": "pets/unlabelled"})) == 1
 
 
@@ -513,7 +487,9 @@ def with_test_folder(folder: Path, copied: int, rename: bool) -> dict[str, Any]:
     """Give the data set a test folder, in which some images of each class are training images."""
     for number, name in enumerate(("cat", "dog")):
         train = (folder / "pets" / name).rename(folder / name)
-        write(folder / "pets/test" / name, [f"t{i}.png" for i in range(12 - copied)], 5000 + 100 * number)
+        write_images(
+            folder / "pets/test" / name, [f"t{i}.png" for i in range(12 - copied)], 5000 + 100 * number
+        )
         for path in sorted(train.iterdir())[:copied]:
             shutil.copy(path, folder / "pets/test" / name / (f"copy_{path.name}" if rename else path.name))
         (folder / "pets/train").mkdir(exist_ok=True)
@@ -568,7 +544,7 @@ def test_a_bad_file_is_a_row_and_not_the_end_of_embedding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embed, "ROWS_PER_FILE", 2)
-    corpus = write(tmp_path / "corpus", ["a.png", "b.png", "e.png", "f.png"])
+    corpus = write_images(tmp_path / "corpus", ["a.png", "b.png", "e.png", "f.png"])
     for name in ("b.png", "c.jpg", "d.png"):  # c and d are a part of their own
         (corpus / name).write_bytes(b"<html>")
     (corpus / "._a.png").write_bytes(b"x")
@@ -595,7 +571,7 @@ def test_a_bad_file_is_a_row_and_not_the_end_of_embedding(
 
 
 def test_a_corpus_of_which_nothing_can_be_decoded_is_one_error(tmp_path: Path) -> None:
-    corpus = write(tmp_path / "corpus", [])
+    corpus = write_images(tmp_path / "corpus", [])
     (corpus / "a.png").write_bytes(b"<html>")
     with pytest.raises(
         UserError, match=r"^corpus\.root: none of the 1 images in '.*' can be decoded; allowed:"

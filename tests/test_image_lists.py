@@ -27,6 +27,7 @@ from augbench.config.stages import Retrieval
 from augbench.config.study import Study, parse_study
 from augbench.errors import UserError
 from augbench.plan.recipes import config_recipe, search_recipe
+from augbench.retrieval import lists as image_lists
 from augbench.retrieval.embedding_files import open_embeddings
 from augbench.retrieval.fetch import fetch_file
 from augbench.retrieval.filters import Filters
@@ -178,10 +179,16 @@ def parquet(path: Path, **columns: Any) -> str:
     return str(path)
 
 
+def lists_of(folder: Path, **settings: str) -> Lists:
+    """What lists say about the candidates."""
+    rows = [{"id": row.id, "url": row.url, "hash": row.hash} for row in candidates()]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "neighbours")
+    return read_lists(Retrieval(**settings), folder / "neighbours", Store(folder / "store"))
+
+
 def listed(safe_list: str) -> list[str]:
-    rows = candidates()
-    lists = read_lists(Retrieval(safe_list=safe_list), rows)
-    fates = {row.id: lists.fate(row) for row in rows}
+    lists = lists_of(Path(safe_list).parent, safe_list=safe_list)
+    fates = {row.id: lists.fate(row) for row in candidates()}
     assert set(fates.values()) <= {None, "not on the safe list"}
     return [id_ for id_, fate in fates.items() if fate is None]
 
@@ -198,6 +205,17 @@ def test_a_safe_list_may_give_addresses_hashes_or_ids(tmp_path: Path) -> None:
     assert listed(str(both)) == ["0", "5"]
 
 
+def test_a_safe_list_is_read_once_for_all_jobs_of_a_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    safe_list = text(tmp_path / "list", "u1")
+    first = lists_of(tmp_path, safe_list=safe_list)
+    monkeypatch.setattr(image_lists, "entries", lambda *_: pytest.fail("the list was read again"))
+    assert lists_of(tmp_path, safe_list=safe_list).safe == first.safe == {"u1"}
+    monkeypatch.undo()
+    assert listed(text(tmp_path / "list", "u1", "u2")) == ["1", "2"]  # the list was changed
+
+
 def test_ids_of_a_list_with_addresses_do_not_count(tmp_path: Path) -> None:
     assert listed(parquet(tmp_path / "a.parquet", id=[0, 1, 2], url=["x", "u1", "y"])) == ["1"]
 
@@ -211,7 +229,7 @@ def hunted(lists: Lists, wanted: int = 6) -> tuple[list[str], list[int]]:
 
 
 def test_what_is_not_listed_is_never_asked_for_and_stands_in_the_ledger(tmp_path: Path) -> None:
-    fates, asked = hunted(read_lists(Retrieval(safe_list=text(tmp_path / "l", "u1", "u4")), candidates()))
+    fates, asked = hunted(lists_of(tmp_path, safe_list=text(tmp_path / "l", "u1", "u4")))
     unlisted = "not on the safe list"
     assert fates == [unlisted, "kept", unlisted, unlisted, "kept", unlisted] and asked == [2]
 
@@ -227,6 +245,7 @@ def test_the_duplicate_of_an_unlisted_image_may_be_kept() -> None:
     [
         (lambda path: None, "no such file"),
         (lambda path: path.write_text(""), "has no entry"),
+        (lambda path: path.write_text("\n \n"), "has no entry"),
         (lambda path: path.write_bytes(b"\xff\xfe\x00"), "is not readable"),
         (lambda path: path.mkdir(), "has no entry"),
     ],
@@ -262,7 +281,7 @@ def test_settings_of_lists_and_addresses_enter_recipes_only_when_they_are_set(tm
 
 def test_what_was_taken_down_is_not_asked_for_by_its_address_or_its_hash(tmp_path: Path) -> None:
     takedown = text(tmp_path / "list", "u0", "h2", "4")
-    fates, asked = hunted(read_lists(Retrieval(takedown=takedown), candidates()))
+    fates, asked = hunted(lists_of(tmp_path, takedown=takedown))
     # the file of image 4 has the hash "4", which is known once it has arrived
     assert fates == ["taken down", "kept", "taken down", "kept", "taken down", "kept"] and asked == [4]
 

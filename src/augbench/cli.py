@@ -49,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     configfiles = arguments.configfile or [DEMO]
     study = load_study(configfiles)
-    check_study(study, models="pretrain" not in arguments.targets)
+    print(*check_study(study, models="pretrain" not in arguments.targets), sep="\n", flush=True)
     start = time.monotonic()
     extra = arguments.snakemake
     cores = arguments.cores or len(os.sched_getaffinity(0))

@@ -71,6 +71,23 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+def read_text(path: str | Path) -> str:
+    """Read a text that a user wrote, without a byte order mark.
+
+    Raises
+    ------
+    UserError
+        The file can't be read, or is not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(str(path), reason, "a file that you may read is needed") from None
+    except UnicodeDecodeError as error:
+        raise UserError(str(path), f"not readable as text ({error})", "save it as UTF-8") from None
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON file."""
     return json.loads(Path(path).read_text(encoding="utf-8"))

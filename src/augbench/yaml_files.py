@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from augbench.errors import UserError
+from augbench.files import read_text
 
 _NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
+# exceptions of PyYAML: for bad YAML, values that do not fit their tag, and nesting without end
+_BAD_YAML = (yaml.YAMLError, ValueError, AttributeError, KeyError, TypeError, RecursionError)
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, except that a key given twice is an error. PyYAML keeps the last, silently."""
+    """PyYAML's safe loader, except that what it would change silently is an error.
+
+    These are a key given twice, of which it keeps the last, and numbers that it reads to another base: 010
+    (octal) and 12:30 (sexagesimal).
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Read a mapping; a repeated key raises :class:`UserError`, which names it and both lines."""
@@ -31,6 +40,22 @@ class UniqueKeyLoader(yaml.SafeLoader):
                 )
             lines[key.tag, key.value] = line
         return node
+
+
+def _number(loader: UniqueKeyLoader, node: yaml.ScalarNode) -> int | float:
+    construct = yaml.SafeLoader.yaml_constructors[node.tag]
+    number: int | float = construct(loader, node)
+    if re.search(r"^[-+]?0[0-9_]|:", node.value):
+        raise UserError(
+            f"{loader.name}, line {node.start_mark.line + 1}",
+            f"{node.value}, which YAML reads as {number}",
+            f"allowed: {number}, or quotes around a text",
+        )
+    return number
+
+
+UniqueKeyLoader.add_constructor("tag:yaml.org,2002:int", _number)
+UniqueKeyLoader.add_constructor("tag:yaml.org,2002:float", _number)
 
 
 class TextLoader(UniqueKeyLoader):
@@ -57,13 +82,13 @@ def load_yaml(path: str | Path, loader: type[yaml.SafeLoader], kind: type, neede
     UserError
         There is no such file, it is not YAML in UTF-8, a key is given twice, or the whole is not of ``kind``.
     """
+    if not os.path.lexists(path):
+        raise UserError(str(path), "no such file", f"{needed} is needed")
     try:
-        opened = loader(Path(path).read_text(encoding="utf-8"))
+        opened = loader(read_text(path))
         opened.name = str(path)
         data = opened.get_single_data()
-    except FileNotFoundError:
-        raise UserError(str(path), "no such file", f"{needed} is needed") from None
-    except (yaml.YAMLError, ValueError, OSError) as error:
+    except _BAD_YAML as error:
         problem = " ".join(str(error).split())
         raise UserError(str(path), f"not readable as YAML: {problem}", "fix the file") from None
     if not isinstance(data, kind):

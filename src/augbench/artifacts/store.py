@@ -49,7 +49,7 @@ def link_file(kept: str | Path, target: str | Path) -> None:
 
 def open_store(study: Study) -> Store:
     """The store that a study's config names, for its results in the working directory."""
-    root = Path(os.path.expandvars(study.execution.store)).expanduser()
+    root = Path(os.path.expanduser(os.path.expandvars(study.execution.store)))
     return Store(root, Path(f"results/{study.study}"))
 
 

@@ -102,7 +102,7 @@ def compute_of(
                 f"{execution.scratch!r}, but this environment variable is not set",
                 "allowed: a folder, or null",
             )
-        scratch = Path(expanded).expanduser()
+        scratch = Path(os.path.expanduser(expanded))
     return Compute(device, group or ProcessGroup(), Storage(execution.image_pool, scratch), execution.compile)
 
 

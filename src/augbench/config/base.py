@@ -7,20 +7,18 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from augbench.texts import has_control_characters
-
 SLUG = r"^[a-z0-9][a-z0-9_]*$"
 LONGEST_NAME = 200  # characters of a study's or a row's name, which file names contain
 
 
-def _shown_text(text: str) -> str:
-    if has_control_characters(text):
-        raise ValueError("allowed: a text without control characters")
-    return text
+def _not_empty(path: str) -> str:
+    if not path.strip():
+        raise ValueError("allowed: a path that is not empty")
+    return path
 
 
-Text = Annotated[str, AfterValidator(_shown_text)]  # a text that tables and figures show
-Place = Annotated[str, AfterValidator(os.path.expanduser)]  # a path, in which ~ is the home folder
+WrittenPlace = Annotated[str, AfterValidator(_not_empty)]  # a path as it is written, in which ~ stays
+Place = Annotated[WrittenPlace, AfterValidator(os.path.expanduser)]  # a path, in which ~ is the home folder
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from augbench.config.base import Place, Positive, Section, key
+from augbench.config.base import Place, Positive, Section, WrittenPlace, key
 
 
 class _Splits(Section):
@@ -41,12 +41,14 @@ class _Splits(Section):
         "images",
     )
 
-    draws: Positive = key(
+    draws: int = key(
         1,
         "Independent draws of the training images. The study is repeated with each, validation and test "
         "images stay the same, and the errors in Table 1 are over draws. Rows whose images do not depend on "
         "the training images make them once.",
         "draws",
+        ge=1,
+        le=1000,
     )
 
     @model_validator(mode="after")
@@ -78,7 +80,7 @@ class ImageFolder(_Splits):
     """Any data set with the layout ``root/class/*`` or ``root/split/class/*`` (for example ImageNet)."""
 
     kind: Literal["image_folder"]
-    root: str = key(..., "Folder of the data set.")
+    root: WrittenPlace = key(..., "Folder of the data set.")
     classes: Place | None = key(
         None, "Class table: the name of a shipped table, or a YAML or TSV file. Default: the folder names."
     )
@@ -98,7 +100,7 @@ class Caltech256(_Splits):
     """Caltech256 as published (``root/001.ak47/*.jpg``), without the clutter class (257)."""
 
     kind: Literal["caltech256"]
-    root: str = key(..., "Path of the data set's folder, 256_ObjectCategories.")
+    root: WrittenPlace = key(..., "Path of the data set's folder, 256_ObjectCategories.")
     train_fraction: float = key(
         0.8,
         "Share of each class that becomes the training split: ceil(share x n) images.",

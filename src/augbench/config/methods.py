@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from augbench.config.base import Place, Positive, Section, Text, key
+from augbench.config.base import Place, Positive, Section, key
 from augbench.config.models import INTERVAL_SOURCE, GuidanceInterval, Scheduler
 
 ClassName = Literal["lemmas", "no_whitespace"]
@@ -50,7 +50,7 @@ RealSplit = Literal["train", "train2x", "full"]
 class _Method(Section):
     """A row of the comparison. Stages ask it through the properties below, never by its class."""
 
-    label: Text | None = key(None, "Name in tables and figures. Default: the row's key.")
+    label: str | None = key(None, "Name in tables and figures. Default: the row's key.")
     family: Family | None = key(
         None,
         "Group of the row in Figure 1, which omits the groups scaling and control. Default: derived from the "
@@ -361,11 +361,13 @@ class RetrieveMethod(_Added):
     first_k: float = key(
         1.4, "Neighbours requested at first, per image to keep.", source="paper, section 3.2", ge=1
     )
-    growth_limit: Positive = key(
+    growth_limit: int = key(
         10,
         "While too few images are kept, the number of neighbours k grows in steps of the first k, up to "
         "this many times the first k.",
         source="paper, section 3.2",
+        ge=1,
+        le=1000,
     )
     duplicate_threshold: float | None = key(
         0.94,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 
 from augbench.config.base import Section
 from augbench.errors import UserError
+from augbench.texts import one_line
 
 
 class ConfigError(UserError):
@@ -45,7 +47,7 @@ def _locate(location: Sequence[str | int], root: type[Section]) -> _KeyPlace:
             continue
         if step == "[key]":
             continue
-        names.append(str(step))
+        names.append(one_line(str(step)))
         section = options[0] if len(options) == 1 else None
         if section is not None:
             field = section.model_fields.get(str(step))
@@ -97,9 +99,9 @@ def _expected(annotation: Any) -> str:
     )
 
 
-def _shown(value: Any) -> str:
-    """Show a value on one short line."""
-    text = " ".join(repr(value).split())
+def shown(value: Any) -> str:
+    """Show a value on one short line; null, true and false as YAML spells them."""
+    text = " ".join((repr(value) if value not in (None, True, False) else json.dumps(value)).split())
     if len(text) <= 80:
         return text
     return "does not fit" if isinstance(value, Mapping) else f"{text[:77]}..."
@@ -140,7 +142,7 @@ def describe(error: ValidationError, root: type[Section]) -> Iterator[UserError]
             place = _locate(location[:-1], root)
             if place.where not in incomplete:
                 incomplete.add(place.where)
-                yield UserError(place.where, _shown(value), f"allowed: {_expected(place.annotation)}")
+                yield UserError(place.where, shown(value), f"allowed: {_expected(place.annotation)}")
         elif kind == "missing":
             yield UserError(place.where, "missing", "this key is required")
         elif kind == "invalid_key":
@@ -152,22 +154,20 @@ def describe(error: ValidationError, root: type[Section]) -> Iterator[UserError]
                 repr(name) for option in section_options(place.annotation) for name in _tags(option)
             )
             yield UserError(
-                f"{place.where}.{tag}", "missing" if found is None else _shown(found), f"allowed: {allowed}"
+                f"{place.where}.{tag}", "missing" if found is None else shown(found), f"allowed: {allowed}"
             )
         elif kind == "value_error":
             yield _from_validator(location, value, message, root)
         elif kind == "string_too_long":
-            yield UserError(
-                place.where, _shown(value), f"allowed: at most {context['max_length']} characters"
-            )
+            yield UserError(place.where, shown(value), f"allowed: at most {context['max_length']} characters")
         elif kind.endswith(_WRONG_KINDS):
-            yield UserError(place.where, _shown(value), _instead_of(value, place.annotation))
+            yield UserError(place.where, shown(value), _instead_of(value, place.annotation))
         elif kind == "too_short":
-            yield UserError(place.where, _shown(value), "allowed: at least 1 entry")
+            yield UserError(place.where, shown(value), "allowed: at least 1 entry")
         elif kind == "string_pattern_mismatch":
-            yield UserError(place.where, _shown(value), f"allowed: text that matches {context['pattern']}")
+            yield UserError(place.where, shown(value), f"allowed: text that matches {context['pattern']}")
         else:
-            yield UserError(place.where, _shown(value), f"allowed: {message}")
+            yield UserError(place.where, shown(value), f"allowed: {message}")
 
 
 def _from_validator(
@@ -186,6 +186,6 @@ def _from_validator(
             inner = inner[int(step)]
             steps.append(int(step))
         else:
-            return UserError(_locate(location, root).where, _shown(value), message)
+            return UserError(_locate(location, root).where, shown(value), message)
         rest = rest[len(step) + 1 :]
-    return UserError(_locate(steps, root).where, _shown(inner), reason)
+    return UserError(_locate(steps, root).where, shown(inner), reason)

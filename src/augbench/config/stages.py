@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
-from augbench.config.base import Fraction, Place, Positive, Section, Text, key
+from augbench.config.base import Fraction, Place, Positive, Section, WrittenPlace, key
 from augbench.data.classes import class_id_of
 
 
@@ -170,6 +170,9 @@ class Leakage(Section):
     )
 
 
+MOST_PARTS = 10_000  # shard files of a class; each is a target of the workflow
+
+
 class Augmentation(Section):
     """Number of images made per class, their storage, and the training sets drawn from them."""
 
@@ -198,6 +201,7 @@ class Augmentation(Section):
         "sets",
         "paper, section 3",
         ge=1,
+        le=1000,
     )
     image_format: Literal["png", "jpeg", "webp"] = key(
         "png",
@@ -212,6 +216,9 @@ class Augmentation(Section):
             raise ValueError("give exactly one of images_per_class and images_per_training_image")
         if self.images_per_part is not None and self.images_per_class is None:
             raise ValueError("images_per_part goes with images_per_class only")
+        if self.parts > MOST_PARTS:
+            name = "images_per_training_image" if self.images_per_class is None else "images_per_class"
+            raise ValueError(f"{name}: gives {self.parts} files per class; allowed: at most {MOST_PARTS}")
         return self
 
     @property
@@ -256,7 +263,7 @@ class Contrast(Section):
 
     row: str = key(..., "Row of `methods` whose accuracy is compared.")
     against: str = key(..., "Row of `methods` that it is compared with.")
-    name: Text | None = key(None, "Name in tables. Default: the labels of both rows.", min_length=1)
+    name: str | None = key(None, "Name in tables. Default: the labels of both rows.", min_length=1)
 
 
 class Report(Section):
@@ -289,7 +296,7 @@ class Report(Section):
         "Study of the paper whose results are shown beside this study's.",
         source="paper, Tables 1 ff.",
     )
-    notes: tuple[Text, ...] = key(
+    notes: tuple[str, ...] = key(
         (),
         "Further lines for the footer of the tables, for example departures from the paper's protocol.",
     )
@@ -356,12 +363,12 @@ class Execution(Section):
         "Place of a classifier's decoded images: on the GPU (device), in main memory (memory), or in a file "
         "that is read ahead of training (disk). auto: the first of these with enough room.",
     )
-    scratch: str | None = key(
+    scratch: WrittenPlace | None = key(
         None,
         "Folder for the file of image_pool, best on a fast local disk; several GPUs share images through "
         "it. Environment variables such as $TMPDIR are expanded. Default: the study's results.",
     )
-    store: str = key(
+    store: WrittenPlace = key(
         "results/.store",
         "Folder of finished artifacts. All studies that name it share them. On the file system of the "
         "results they are linked, elsewhere copied. Environment variables are expanded.",

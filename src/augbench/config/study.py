@@ -9,8 +9,9 @@ cluster parses the study twice.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,13 +33,16 @@ from augbench.config.methods import (
 )
 from augbench.config.models import Clip, Diffusion
 from augbench.config.pretrain import Pretrain
-from augbench.config.problems import ConfigError, describe
+from augbench.config.problems import ConfigError, describe, shown
 from augbench.config.stages import Augmentation, Execution, Finetune, Leakage, Report, Retrieval
+from augbench.errors import UserError
 from augbench.seeds import derive_seed
+from augbench.texts import has_control_characters
 from augbench.yaml_files import UniqueKeyLoader, load_yaml
 
 # the study that runs if none is given, relative to the project
 DEMO = "config/demo.yaml"
+LARGEST = 2**63 - 1
 Row = TypeVar("Row")
 
 
@@ -308,10 +312,28 @@ def parse_study(data: Mapping[str, Any]) -> Study:
     The check is strict, as for JSON: otherwise pydantic would convert mistakes such as ``lr: "0.1"`` or
     ``seed: yes``.
     """
+    if unusable := list(_unusable(data, "config")):
+        raise ConfigError(unusable)
     try:
         return Study.model_validate_json(json.dumps(_without_removed(data), default=str), strict=True)
     except ValidationError as error:
         raise ConfigError(list(describe(error, Study))) from None
+
+
+def _unusable(value: Any, where: str) -> Iterator[UserError]:
+    """Yield texts that no file can hold, and numbers beyond 64 bits."""
+    inner: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        yield from (problem for name in value for problem in _unusable(name, f"a key of {where}"))
+        inner = value.items()
+    elif isinstance(value, list | tuple):
+        inner = enumerate(value)
+    elif isinstance(value, str) and has_control_characters(value):
+        yield UserError(where, shown(value), "allowed: a text without control characters")
+    elif isinstance(value, int | float) and LARGEST < abs(value) < math.inf:
+        yield UserError(where, shown(value), f"allowed: at most {LARGEST}")
+    for name, part in inner:
+        yield from _unusable(part, f"{where}.{name}".removeprefix("config."))
 
 
 def _without_removed(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from augbench.errors import UserError
-from augbench.files import RESOURCES
+from augbench.files import RESOURCES, read_text
 from augbench.texts import has_control_characters, one_line
 from augbench.yaml_files import TextLoader, load_yaml
 
@@ -176,11 +176,7 @@ def _yaml_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _tsv_rows(path: Path) -> Iterator[tuple[str, dict[str, str | list[str]]]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(str(path), f"not readable as text ({error})", "save it as UTF-8") from None
-    lines = ((line, cells) for line, cells in _tsv_lines(text, path.name) if any(cells))
+    lines = ((line, cells) for line, cells in _tsv_lines(read_text(path), path.name) if any(cells))
     _, header = next(lines, (0, []))
     if "class_id" not in header or not set(header) <= set(COLUMNS) or len(set(header)) < len(header):
         raise UserError(

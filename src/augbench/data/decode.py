@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 from PIL.JpegImagePlugin import JpegImageFile
 
 from augbench.data.walk import printable
@@ -39,8 +39,12 @@ MOST_PIXELS = 8192 * 8192  # an eighth of the largest JPEG's sides, so that ever
 LONGEST = 32  # length by width; panoramas and screenshots have up to 25
 DEEP_GREY = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
 DEPTHS = (8, 10, 12, 14, 16)  # bits of a value that cameras, scanners and microscopes store in 16 bits
-# Pillow warns of images that are above its own limit, which is higher than ours
+GUESSED_BITS = "guessed_bits"  # key of an image's info
+# Pillow warns of broken tags, on top of its error if there is one, and of images above its own limit
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# generators of images write megabytes of text into them; all texts of an image together stay bounded
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 # exceptions that Pillow raises for files that are broken, of a foreign kind or far too large
 BROKEN = (
     OSError,
@@ -63,14 +67,17 @@ def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
         raise ValueError("32-bit pixels, whose range is unknown; 8 or 16 bits per channel are needed")
     depth = next(bits for bits in DEPTHS if values.max() < 2**bits)
     scaled = values * (255 / (2**depth - 1))
-    return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+    image = Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+    image.info[GUESSED_BITS] = depth
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any Pillow mode to 8-bit RGB.
 
     Transparency is laid on white, CMYK and palettes are converted. Grey of 16 bits is scaled to 8. If no
-    value needs more than 8, 10, 12 or 14 bits, the image is taken to have that depth.
+    value needs more than 8, 10, 12 or 14 bits, the image is taken to have that depth, which is then in the
+    result's ``info`` under :data:`GUESSED_BITS`.
 
     Raises
     ------
@@ -219,21 +226,18 @@ def open_rgb(path: str | Path) -> Image.Image:
     return decode(path).image
 
 
-def try_decode(path: str | Path) -> Decoded | UserError:
-    """Decode a file, or return the error."""
+def try_decode(path: str | Path, most_pixels: int = MOST_PIXELS) -> Decoded | UserError:
+    """Decode a file (:func:`decode`), or return the error."""
     try:
-        return decode(path)
+        return decode(path, most_pixels)
     except UserError as error:
         return error
 
 
 def find_damage(path: str | Path) -> UserError | None:
     """Return why a file can't be decoded, or None; JPEGs are read whole, but decoded at the least scale."""
-    try:
-        decode(path, most_pixels=0)
-    except UserError as error:
-        return error
-    return None
+    found = try_decode(path, most_pixels=0)
+    return found if isinstance(found, UserError) else None
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], threads: int | None = None) -> Iterator[R]:

@@ -87,13 +87,14 @@ class FolderSource(ImageSource):
         validation_folder: str | None = None,
         test_folder: str | None = None,
     ) -> None:
-        self.root = Path(root).expanduser()
+        self.root = Path(os.path.expanduser(root))
         self.links: set[str] = set()
-        self.folders = {
+        folders = {
             "train_folder": train_folder,
             "validation_folder": validation_folder,
             "test_folder": test_folder,
         }
+        self.folders = {name: value and os.path.expanduser(value) for name, value in folders.items()}
 
     def key(self, folder: str) -> str:
         """Config key that sets ``train_folder``, ``validation_folder`` or ``test_folder``."""
@@ -191,6 +192,12 @@ class FolderSource(ImageSource):
             allowed = f"allowed: one folder per class_id, here {some([*map(folder_of, class_ids)])}"
             problems.append(UserError(key, found, allowed))
         here = class_folders(base, key)
+        if here.links.intersection(names.values()):  # links may lead two classes to the same images
+            seen: dict[str, str] = {}
+            for name in names.values():
+                if (first := seen.setdefault(os.path.realpath(base / name), name)) != name:
+                    found = f"{str(base)!r}: {first!r} and {name!r} are one folder"
+                    problems.append(UserError(key, found, "allowed: a folder for each class; remove a link"))
         prefix = f"{self.folders[folder]}/" if self.folders[folder] else ""
         left_out = [*here.left_out, *(LeftOut(name, BESIDE) for name in here.images)]
         present = [names[class_id] for class_id in class_ids if class_id in names]

@@ -52,8 +52,12 @@ UNIT_TOLERANCE = 1e-3
 """A norm this close to 1 counts as unit length; float16 rounding changes a norm by up to 5e-4."""
 
 DAMAGED = "fetch the file again"
+# exceptions of zipfile for archives that are broken, encrypted or of an unknown compression
+_BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 # rows that are unpacked or looked at together, outside a search
 _ROWS_IN_STREAM = 16384
+# rows that are asked for the length of a vector
+_ROWS_THAT_TELL = 100
 
 
 # --- vectors ------------------------------------------------------------------------------------------------
@@ -135,7 +139,7 @@ class CompressedVectors(Vectors):
                     tile = np.empty((min(rows_per_tile, self.rows - start), self.dimension), self.dtype)
                     _fill(stream, tile, self.path)
                     yield start, tile
-        except (zipfile.BadZipFile, zlib.error) as error:
+        except _BAD_ARCHIVE as error:
             raise UserError(str(self.path), f"damaged ({error})", DAMAGED) from None
 
     def take(self, rows: np.ndarray) -> np.ndarray:
@@ -245,7 +249,7 @@ def _open_npz(path: Path, key: str | None) -> tuple[Vectors, str]:
             with archive.open(member) as stream:
                 rows, dimension, dtype = _array_header(stream, path)
                 header = stream.tell()
-    except zipfile.BadZipFile as error:
+    except _BAD_ARCHIVE as error:
         raise UserError(str(path), f"damaged ({error})", DAMAGED) from None
     if member.compress_type != zipfile.ZIP_STORED:
         return CompressedVectors(path, rows, dimension, dtype, member.filename), key
@@ -257,7 +261,7 @@ def _open_npz(path: Path, key: str | None) -> tuple[Vectors, str]:
 
 
 def _open_parquet(path: Path, column: str | None) -> tuple[Vectors, str]:
-    """Open the column of vectors; return it with its name. The first vector sets the dimension."""
+    """Open the column of vectors; return it with its name. Most of the first vectors set the dimension."""
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
@@ -282,10 +286,10 @@ def _open_parquet(path: Path, column: str | None) -> tuple[Vectors, str]:
                 )
             column = column or vectors[0]
             lengths = (
-                pc.max(pc.list_value_length(batch.column(0))).as_py()
-                for batch in file.iter_batches(1, columns=[column])
+                pc.mode(pc.list_value_length(batch.column(0).drop_null()))
+                for batch in file.iter_batches(_ROWS_THAT_TELL, columns=[column])
             )
-            dimension = next(filter(None, lengths), 0)
+            dimension = next((found[0]["mode"].as_py() for found in lengths if len(found)), 0)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             str(path), f"not a whole Parquet file ({str(error).splitlines()[0]})", DAMAGED
@@ -596,6 +600,10 @@ def _embedding_file(
                 f"it has {', '.join(there)}",
             )
         spelling = columns.get(name) or next((spelling for spelling in spellings if spelling in there), None)
-        if spelling is not None:
-            known[name] = spelling
+        if spelling is None:
+            continue
+        if there.count(spelling) > 1:
+            found = f"{there.count(spelling)} columns {spelling!r}"
+            raise UserError(str(metadata_path), found, f"allowed: one, for {name!r}; rename the others")
+        known[name] = spelling
     return EmbeddingFile(path.name, source, content, metadata_path, known)

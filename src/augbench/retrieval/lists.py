@@ -1,8 +1,8 @@
 """Lists of images: those that may be downloaded (safe list), and those that must not be used (takedown).
 
-A list is a text file with one entry a line, a Parquet file, or a folder of such files. Entries are web
-addresses or hashes; a Parquet file with neither gives ids. Re-LAION-5B has two thousand million rows, so
-lists are read piece by piece and only entries that were asked for stay in memory.
+A list is a text file with one entry a line, a Parquet file, or a folder of such files, in any sub-folders.
+Entries are web addresses or hashes; a Parquet file with neither gives ids. Re-LAION-5B has two thousand
+million rows, so lists are read piece by piece and only entries that were asked for stay in memory.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from augbench.config.corpus import Corpus, EmbeddingCorpus, IndexCorpus, ServerC
 from augbench.config.stages import Retrieval
 from augbench.config.study import Study
 from augbench.errors import UserError
+from augbench.files import sha256_file
 from augbench.retrieval.embedding_files import SPELLINGS, visible
 from augbench.retrieval.neighbours import Neighbour
 
 TAKEN_DOWN = "taken down"
 UNLISTED = "not on the safe list"
 ROWS_AT_A_TIME = 1 << 18
+TABLES = {".csv", ".tsv", ".json", ".jsonl", ".gz", ".zip", ".tar"}  # not one entry a line
 # LAION's columns beside its tag NSFW: in the metadata of LAION-5B and LAION-400M and in ClickHouse's subset
 _LAION_COLUMNS = {"LICENSE", "similarity", "original_width", "WIDTH", "SAMPLE_ID", "md5", "punsafe"}
 
@@ -50,20 +52,31 @@ def entries(path: str | Path, key: str) -> Iterator[pa.Array]:
     path = Path(path)
     if not path.exists():
         raise UserError(key, f"{str(path)!r}, no such file", "allowed: a text or Parquet file, or a folder")
-    for file in visible(path, "*") if path.is_dir() else [path]:
+    for file in _files(path) if path.is_dir() else [path]:
+        if (suffix := file.suffix.lower()) in TABLES:
+            allowed = "allowed: a text file with one entry a line, Parquet, or a folder of them"
+            raise UserError(key, f"{str(file)!r}, a table", allowed)
         try:
-            if file.suffix == ".parquet":
+            if suffix == ".parquet":
                 with pq.ParquetFile(file) as table:
                     names = _columns(table.schema_arrow.names, file, key)
                     for batch in table.iter_batches(ROWS_AT_A_TIME, columns=names):
                         yield from (column.cast(pa.string()) for column in batch.columns)
             elif file.is_file():
-                with file.open(encoding="utf-8") as lines:
+                with file.open(encoding="utf-8-sig") as lines:
                     while piece := list(islice(lines, ROWS_AT_A_TIME)):
                         yield pa.array([text for line in piece if (text := line.strip())], pa.string())
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(key, f"{file} is not readable ({reason})", "allowed: text, Parquet") from None
+
+
+def _files(folder: Path) -> list[Path]:
+    """Files in a folder and those below it, without hidden files and descriptions (README.md, *.json)."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".md", ".json"))
+    return sorted(
+        path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts)
+    )
 
 
 def _columns(names: Sequence[str], file: Path, key: str) -> list[str]:
@@ -79,9 +92,10 @@ def _columns(names: Sequence[str], file: Path, key: str) -> list[str]:
     raise UserError(key, f"{file} has columns {', '.join(names)}", f"one of these is needed: {allowed}")
 
 
-def _names(neighbour: Neighbour) -> set[str]:
-    """What a list may call an image."""
-    return {name for name in (neighbour.url, neighbour.hash) if name}
+def _names(url: str | None, digest: str | None) -> set[str]:
+    """What a list may call an image. A hash may be written in small or capital letters."""
+    spelt = (digest, digest.lower(), digest.upper()) if digest else ()
+    return {name for name in (url, *spelt) if name}
 
 
 @dataclass(frozen=True)
@@ -101,7 +115,7 @@ class Lists:
 
     def fate(self, neighbour: Neighbour) -> str | None:
         """Return why an image must not be downloaded, or None if it may be."""
-        names = _names(neighbour)
+        names = _names(neighbour.url, neighbour.hash)
         if names & self.taken_down:
             return TAKEN_DOWN
         if self.safe is not None and not self.safe & {*names, neighbour.id}:
@@ -109,16 +123,38 @@ class Lists:
         return None
 
 
-def read_lists(retrieval: Retrieval, neighbours: Sequence[Neighbour]) -> Lists:
-    """Read what the study's lists say about some neighbours."""
+def read_lists(retrieval: Retrieval, neighbours_path: str | Path, store: Store) -> Lists:
+    """Read what the study's lists say about a search's candidates.
+
+    A safe list may be larger than all else, so it is read once for all classes and jobs of a search: the
+    store keeps the names that it shares with the candidates.
+    """
     safe = None
     if retrieval.safe_list is not None:
-        wanted = pa.array(sorted({name for n in neighbours for name in {*_names(n), n.id}}), pa.string())
-        safe = frozenset(
-            name
-            for piece in entries(retrieval.safe_list, "retrieval.safe_list")
-            for name in piece.filter(pc.is_in(piece, wanted)).to_pylist()
-        )
+        path = Path(retrieval.safe_list)
+        stats = [(str(file), file.stat()) for file in (_files(path) if path.is_dir() else [path])]
+        recipe = {
+            "version": 1,
+            "neighbours": sha256_file(neighbours_path),
+            "list": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        }
+
+        def write(target: Path) -> None:
+            columns = [
+                name for name in ("id", "url", "hash") if name in pq.read_schema(neighbours_path).names
+            ]
+            wanted: set[str] = set()
+            for row in pq.read_table(neighbours_path, columns=columns).to_pylist():
+                wanted |= {row["id"], *_names(row["url"], row.get("hash"))}
+            found = {
+                name
+                for piece in entries(path, "retrieval.safe_list")
+                for name in wanted.intersection(piece.to_pylist())
+            }
+            pq.write_table(pa.table({"name": pa.array(sorted(found), pa.string())}), target)
+
+        listed = store.keep("listed", recipe, ".parquet", write)
+        safe = frozenset(pq.read_table(listed)["name"].to_pylist())
     return Lists(read_takedown(retrieval), safe)
 
 
@@ -127,7 +163,8 @@ def read_takedown(retrieval: Retrieval) -> frozenset[str]:
     if retrieval.takedown is None:
         return frozenset()
     pieces = entries(retrieval.takedown, "retrieval.takedown")
-    return frozenset(name for piece in pieces for name in piece.to_pylist() if name)
+    names = {name for piece in pieces for name in piece.to_pylist() if name}
+    return frozenset(names | {name.lower() for name in names if re.fullmatch("[0-9A-Fa-f]{32,}", name)})
 
 
 def list_problems(study: Study) -> Iterator[UserError]:
@@ -135,7 +172,7 @@ def list_problems(study: Study) -> Iterator[UserError]:
     retrieval = study.retrieval
     for key, path in (("safe_list", retrieval.safe_list), ("takedown", retrieval.takedown)):
         try:
-            if path is not None and next(entries(path, f"retrieval.{key}"), None) is None:
+            if path is not None and not any(len(piece) for piece in entries(path, f"retrieval.{key}")):
                 yield UserError(f"retrieval.{key}", f"{path!r} has no entry", "allowed: a list of images")
         except UserError as error:
             yield error

@@ -255,7 +255,7 @@ def retrieve(
         clip=read_json(clip_path),
         diffusion=read_json(diffusion_path),
         owner=owners(neighbours_path) if method.one_class and not frozen else None,
-        lists=read_lists(job.study.retrieval, [n for found in neighbours.values() for n in found]),
+        lists=read_lists(job.study.retrieval, neighbours_path, job.store),
         prompts={class_id: prompts[class_id, 0][0] for class_id in by_class},
         shards=by_class,
         ledgers=dict(zip(by_class, ledgers, strict=True)),

@@ -69,6 +69,7 @@ def _data_set(
     if decode:
         names = [name for place in places for name in place.names]
         checked = decode_all(source.root, names, "data set: images checked")
+        report.notes += [f"warning: dataset: {line}" for line in checked.guesses()]
         damaged = list(checked.damaged.values())
         report.problems += damaged[:NAMED]
         if len(damaged) > NAMED:
@@ -97,6 +98,7 @@ def _corpus(study: Study, decode: bool, report: FileReport) -> Place | None:
     broken = [LeftOut(name, UNDECODABLE) for name in checked.damaged]
     left_out = reasons([*listing.left_out, *broken])
     report.notes += [f"corpus: {line}" for line in left_out]
+    report.notes += [f"warning: corpus: {line}" for line in checked.guesses()]
     if len(broken) == len(listing.images):
         first = next(iter(checked.damaged.values()))
         found = f"none of the {len(broken)} images in {str(root)!r} can be decoded ({first.found})"

@@ -178,6 +178,18 @@ def baseline_notes(study: Study) -> Iterator[str]:
         )
 
 
+def glyph_notes(study: Study, classes: list[ClassInfo]) -> Iterator[str]:
+    """Yield a note if the labels and names that figures show have characters that no installed font has."""
+    texts = [*map(study.label, study.methods), *(info.name for info in classes)]
+    if "".join(texts).isascii():
+        return  # the import takes time
+    from augbench.report.figures.style import missing_glyphs
+
+    if missing := missing_glyphs(texts):
+        shown = some(list(missing))
+        yield f"note: figures: no font here has {shown}: boxes stand for them; install one, such as Noto Sans CJK"
+
+
 def pseudoword_problems(study: Study, class_ids: list[str]) -> Iterator[UserError]:
     """Yield class_ids that differ by case only for rows that learn words, which the tokenizer lowers."""
     lowered: dict[str, list[str]] = {}

@@ -23,6 +23,7 @@ from augbench.commands.check.methods import (
     baseline_notes,
     corpus_problems,
     excluded_problems,
+    glyph_notes,
     judge_problems,
     prompt_problems,
     pseudoword_problems,
@@ -104,6 +105,7 @@ def check_study(
         problems += pseudoword_problems(study, list(sizes))
         notes += training_warnings(study, train)
         notes += baseline_notes(study)
+        notes += glyph_notes(study, classes)
     problems += corpus_problems(study)
     files = check_files(study, source if isinstance(source, FolderSource) else None, images, verify_images)
     problems += files.problems

@@ -153,6 +153,13 @@ class Estimate(Work):
         if self.plan.fashion_mnist_files:
             yield self._fetched("Fashion-MNIST", self.plan.fashion_mnist_files, 3.1e7)
 
+        if files := list(self.plan.fetched_corpus):
+            here = [os.path.getsize(path) for path in files if os.path.isfile(path)]
+            size = sum(here) + (len(files) - len(here)) * self.assume("corpus_file_bytes")
+            yield self._step(
+                "fetch", "corpus", [[path] for path in files], disk_bytes=size, download_bytes=size
+            )
+
     def _fetched(self, name: str, files: Sequence[str], size: float) -> Step:
         return self._step("fetch", name, [files], disk_bytes=size, download_bytes=size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def sizes_of(plan: Plan) -> Sizes:
     elif table in PUBLISHED:
         images, test = PUBLISHED[table]
         pools, tests, known = [round(images / classes)] * classes, [test] * classes, "published sizes"
-    elif Path(dataset.root).expanduser().is_dir():
+    elif os.path.isdir(os.path.expanduser(dataset.root)):
         found = open_source(dataset, study.seed, study.corpus).scan()
         pools, known = [len(one.pool) for one in found], "the data set's files"
         tests = [None if one.test is None else len(one.test) for one in found]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
 from augbench.files import atomic_path
 
@@ -35,6 +36,21 @@ WIDTH = 3.3  # inches; one column of a two-column page
 FONT_SIZE = 7  # points
 DPI = 300
 PIXELS_SEEN = 64  # images up to this height are shown pixel by pixel
+FONT = "DejaVu Sans"  # comes with matplotlib
+# fonts that have what the first one lacks; of those that are installed, the first with a glyph draws it
+WIDE_FONTS = (
+    *(
+        "Noto Sans CJK SC",
+        "Noto Sans CJK JP",
+        "Source Han Sans SC",
+        "WenQuanYi Zen Hei",
+        "WenQuanYi Micro Hei",
+    ),
+    *("Droid Sans Fallback", "PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei"),
+    *("Yu Gothic", "Malgun Gothic", "Arial Unicode MS", "Noto Sans", "Noto Sans Arabic", "Noto Sans Hebrew"),
+    *("Noto Sans Devanagari", "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai", "Noto Emoji"),
+    *("Symbola", "Unifont"),
+)
 STYLE: dict[Any, Any] = {
     "font.size": FONT_SIZE,
     "axes.titlesize": FONT_SIZE,
@@ -42,7 +58,6 @@ STYLE: dict[Any, Any] = {
     "xtick.labelsize": FONT_SIZE,
     "ytick.labelsize": FONT_SIZE,
     "legend.fontsize": FONT_SIZE,
-    "font.family": "DejaVu Sans",
     "pdf.fonttype": 42,
     "axes.linewidth": 0.6,
     "hatch.linewidth": 0.5,
@@ -52,8 +67,23 @@ STYLE: dict[Any, Any] = {
 
 
 def styled() -> Any:
-    """Context manager that applies :data:`STYLE`."""
-    return rc_context(STYLE)
+    """Context manager that applies :data:`STYLE` with the fonts that are there."""
+    return rc_context({**STYLE, "font.family": fonts()})
+
+
+def fonts() -> list[str]:
+    """Fonts that are there, in the order in which a glyph is looked for."""
+    there = set(fontManager.get_font_names())
+    return [FONT, *(name for name in WIDE_FONTS if name in there)]
+
+
+def missing_glyphs(texts: Iterable[str]) -> str:
+    """Characters of these texts that no font has; figures show boxes for them."""
+    wanted = {letter for text in texts for letter in text if letter.isprintable()}
+    for name in fonts():
+        have = get_font(findfont(FontProperties(family=name))).get_charmap()
+        wanted = {letter for letter in wanted if ord(letter) not in have}
+    return "".join(sorted(wanted))
 
 
 def shorten(label: str, most: int) -> str:
