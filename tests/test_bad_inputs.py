@@ -512,6 +512,10 @@ BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
         lambda work: work.check(retrieval={"exclude": ["hot dog"]}),
         ["retrieval.exclude: 'hot dog'; allowed: class_ids of the data set, cat, dog"],
     ),
+    "too many excluded classes": (
+        lambda work: work.check(retrieval={"exclude": ["cat"]}),
+        ["retrieval.exclude: 1 of 2 classes; at least 2 must stay"],
+    ),
     "train_folder not given": (
         lambda work: work.check(dataset={"train_folder": None, "test_folder": None, "classes": None}),
         ["pets/test: 0 images", "pets/train: 0 images", "are train_folder and test_folder set?"],

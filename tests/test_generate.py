@@ -16,7 +16,7 @@ from augbench.config.models import Diffusion
 from augbench.data.classes import load_class_table
 from augbench.data.decode import square
 from augbench.errors import UserError
-from augbench.generate.sampler import MAX_ATTEMPTS, Sampler
+from augbench.generate.sampler import Sampler
 from augbench.seeds import derive_seed
 
 SCHEDULERS = ("pndm", "ddim", "dpmsolver++")
@@ -233,10 +233,65 @@ def test_a_flagged_image_is_replaced_by_the_next_seed_and_counted(pipeline: Any)
     assert replaced[0].seed != plain[0].seed and [s.seed for s in replaced[1:]] == [s.seed for s in plain[1:]]
 
 
-def test_an_image_that_is_always_flagged_ends_in_a_clear_error(pipeline: Any) -> None:
-    sampler = Sampler(Flagging(pipeline, MAX_ATTEMPTS), 1, 1.0, 32, 2)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=rf"safety checker: 1 of 2 images flagged {MAX_ATTEMPTS} times each"):
-        sampler.sample(PROMPTS[:2], SCOPES[:2], 0)
+class Scripted(Sampler):
+    """A sampler whose images are not computed; those of the given attempts at the given images are flagged."""
+
+    def __init__(self, pipeline: Any, flagged: set[tuple[int, int]], batch_size: int, attempts: int) -> None:
+        super().__init__(pipeline, 1, 1.0, 32, batch_size, attempts_per_image=attempts)
+        self.flagged, self.sampled = flagged, 0
+
+    def pixels(self, prompts: Sequence[str], seeds: Sequence[int], starts: Any) -> Any:
+        import torch
+
+        self.sampled += len(seeds)
+        return torch.tensor(seeds)
+
+    def _finish(self, pixels: Any, made: Any, progress: Any) -> tuple[list[Image.Image], list[bool]]:
+        flagged = {derive_seed(0, "image", *SCOPES[i], attempt) for attempt, i in self.flagged}
+        return [Image.new("RGB", (1, 1))] * len(pixels), [seed in flagged for seed in pixels.tolist()]
+
+
+def single_rounds(flagged: set[tuple[int, int]], images: int, attempts: int) -> tuple[Any, Any]:
+    """Attempt of each finished image, and flags of each that is given up, one sample after another."""
+    left, made, refused = attempts * images, {}, dict.fromkeys(range(images), 0)
+    while refused and left:
+        for i in [*refused][:left]:
+            left -= 1
+            refused[i] += 1
+            if (refused[i] - 1, i) not in flagged:
+                made[i] = refused.pop(i) - 1
+    return made, refused
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 5, 20])
+@pytest.mark.parametrize("batch_size", [1, 4, 16, 100])
+def test_images_share_their_attempts_and_batches_do_not_matter(
+    pipeline: Any, batch_size: int, attempts: int
+) -> None:
+    rng = np.random.default_rng(0)
+    flagged = {(attempt, i) for attempt in range(200) for i in range(8) if rng.random() < (0.3, 0.95)[i % 2]}
+    sampler = Scripted(pipeline, flagged, batch_size, attempts)
+    samples = sampler.end(sampler.begin(PROMPTS[:8], SCOPES[:8], 0))
+    made, refused = single_rounds(flagged, 8, attempts)
+    assert {i: sample.safety_flags for i, sample in samples.made.items()} == made
+    assert samples.flagged == refused and list(samples.made) == sorted(made)
+    seeds = {i: derive_seed(0, "image", *SCOPES[i], attempt) for i, attempt in made.items()}
+    assert {i: sample.seed for i, sample in samples.made.items()} == seeds
+    assert sampler.sampled <= 8 * attempts + batch_size
+
+
+def test_one_image_may_take_more_samples_than_the_mean(pipeline: Any) -> None:
+    sampler = Scripted(pipeline, {(attempt, 2) for attempt in range(70)}, 16, 20)
+    samples = sampler.end(sampler.begin(PROMPTS[:4], SCOPES[:4], 0))
+    assert samples.made[2].safety_flags == 70 and not samples.flagged
+
+
+def test_an_image_that_is_always_flagged_is_given_up_after_the_attempts_of_all(pipeline: Any) -> None:
+    sampler = Scripted(pipeline, {(attempt, 1) for attempt in range(100)}, 2, 3)
+    samples = sampler.end(sampler.begin(PROMPTS[:4], SCOPES[:4], 0))
+    assert list(samples.made) == [0, 2, 3] and samples.flagged == {1: 3 * 4 - 3}
+    with pytest.raises(UserError, match=r"safety checker: all samples of 1 of 4 images flagged, 9 of the"):
+        sampler.sample(PROMPTS[:4], SCOPES[:4], 0)
 
 
 def test_plain_diffusers_loads_the_shipped_model() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +39,7 @@ from augbench.personalise import train
 from augbench.personalise.adam import RowAdam
 from augbench.personalise.embedding import ConditioningRows, PseudowordRows, token_ids
 from augbench.personalise.groups import ClassGroup, Learned, Settings
-from augbench.personalise.stage import choose_lr, finetune_classes, read_metadata
+from augbench.personalise.stage import UNET_FILES, choose_lr, finetune_classes, read_metadata
 from augbench.personalise.tasks import (
     ClassTask,
     ImageSet,
@@ -153,7 +153,9 @@ class Inputs:
         rows = parts.new_rows(study, row, tasks, CPU)
         unet = parts.load_part(UNet2DConditionModel, study.diffusion.folder, "unet", torch.float32, CPU)
         scheduler = DDPMScheduler.from_pretrained(study.diffusion.folder, subfolder="scheduler")
-        return Trainer(tasks, rows, unet, scheduler, *moments, parts.settings_of(study, row, 1.0), folder)
+        return Trainer(
+            tasks, rows, unet, scheduler, *moments, parts.settings_of(study, row, 1.0, len(tasks)), folder
+        )
 
     def stage(
         self,
@@ -162,6 +164,7 @@ class Inputs:
         folder: Path,
         class_ids: Sequence[str] = NAMES,
         factor: float = 1.0,
+        excluded: Collection[str] = (),
         **others: Path,
     ) -> tuple[Job, list[str], dict[str, str]]:
         """Run the stage on ``class_ids``; its targets are below ``folder``.
@@ -187,7 +190,7 @@ class Inputs:
             others.get("classes", self.path("classes.parquet")),
             self.path("diffusion.json"),
         ]
-        finetune_classes(job, method, factor, *files, clusters, vectors, unets)  # type: ignore[arg-type]
+        finetune_classes(job, method, factor, *files, clusters, vectors, unets, excluded)  # type: ignore[arg-type]
         return job, vectors, unets
 
 
@@ -735,11 +738,57 @@ def test_learning_rates_scale_with_the_square_root_of_the_batch(inputs: Inputs) 
         plain={"learn": "conditioning"},
         given={"learn": "pseudoword", "lr": 0.1, "lr_batch_size": 1},
     )
-    assert learning_rates(study, row_of(study, "plain"), 1.0) == pytest.approx((1e-3 * 4, 2e-6 * 4))
-    assert learning_rates(study, row_of(study, "pseudoword"), 0.5) == pytest.approx(
+    assert learning_rates(study, row_of(study, "plain"), 1.0, 10) == pytest.approx((1e-3 * 4, 2e-6 * 4))
+    assert learning_rates(study, row_of(study, "pseudoword"), 0.5, 10) == pytest.approx(
         (5e-3 * 2 * 0.5, 2e-6 * 4 * 0.5)
     )
-    assert learning_rates(study, row_of(study, "given"), 1.0)[0] == pytest.approx(0.4)
+    assert learning_rates(study, row_of(study, "given"), 1.0, 10)[0] == pytest.approx(0.4)
+
+
+def test_vectors_can_be_scaled_by_the_images_that_they_learn_from(inputs: Inputs) -> None:
+    study = inputs.study({"batch_size": 4, "lr_counts": "own"})
+    base = inputs.study({"batch_size": 4})
+    # alone, a class has all images of its batch; two clusters share it: 2 / (1 - 1/16) where there is one
+    assert learning_rates(study, row_of(study, "pseudoword"), 1.0, 1000)[0] == pytest.approx(5e-3)
+    own = learning_rates(study, row_of(study, "clusters"), 1.0, 1000)[0]
+    assert own == pytest.approx(0.02 * math.sqrt(2 / (1 - 1 / 16)))
+    # with 1000 classes in the batch, a vector sees one image, and so its rate is not that of a batch of four
+    joint = learning_rates(study, row_of(study, "pseudoword_dm"), 1.0, 1000)
+    assert joint[0] == pytest.approx(5e-3 * math.sqrt(1 / 4), rel=1e-3)
+    assert learning_rates(base, row_of(base, "pseudoword_dm"), 1.0, 1000) == pytest.approx((5e-3, joint[1]))
+
+
+def test_classes_that_are_left_out_do_not_train_the_shared_unet_and_keep_their_start(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    study = inputs.study({"max_epochs": 1, "excluded_classes": "leave_out"})
+    folders = [tmp_path / name for name in ("with", "without")]
+    _, vectors, unets = inputs.stage(study, "imagic", folders[0], NAMES[:3], excluded={NAMES[1]})
+    _, alone, unets_alone = inputs.stage(study, "imagic", folders[1], [NAMES[0], NAMES[2]])
+    weights = [Path(found["epoch1"]) / UNET_FILES[1] for found in (unets, unets_alone)]
+    assert weights[0].read_bytes() == weights[1].read_bytes(), "the U-Net never saw the class"
+    learned, left_out, last = (load_file(path) for path in vectors)
+    assert np.array_equal(learned["epoch1"], load_file(alone[0])["epoch1"])
+    assert np.array_equal(last["epoch1"], load_file(alone[1])["epoch1"])
+    task = inputs.tasks(study, "imagic", [NAMES[1]])
+    start = parts.new_rows(study, row_of(study, "imagic"), task, CPU).values.detach()
+    assert np.array_equal(left_out["epoch1"], start.numpy()) and read_metadata(vectors[1])["history"] == []
+    choose_lr(
+        row_of(study, "imagic"),
+        {1.0: vectors},
+        {1.0: unets},
+        tmp_path / "lr.json",
+        tmp_path / "history.parquet",
+        {"epoch1": str(tmp_path / "embeddings.safetensors")},
+        {},
+    )
+    assert set(pq.read_table(tmp_path / "history.parquet").column("class_id").to_pylist()) == {
+        NAMES[0],
+        NAMES[2],
+    }
+    # run again, all comes from the store
+    job, *_ = inputs.stage(study, "imagic", folders[0], NAMES[:3], excluded={NAMES[1]})
+    assert job.store.tally.made == 0
 
 
 def test_images_are_scaled_by_their_shorter_side_and_cut_from_the_centre() -> None:

@@ -42,6 +42,92 @@ def test_shards_do_not_depend_on_blocks() -> None:
     assert plan_of().shards("clip_prompts") == plan_of(execution__classes_per_job=1).shards("clip_prompts")
 
 
+def test_nothing_is_made_of_listed_classes_and_the_files_of_the_others_stay() -> None:
+    ids = tuple("abcdefg")
+    data = {**copy.deepcopy(SMALL_STUDY), "retrieval": {"exclude": ["b", "f"]}}
+    every, left = (Plan(parse_study(study), ids) for study in (SMALL_STUDY, data))
+
+    def files(plan: Plan) -> set[str]:
+        found = {*plan.vectors("imagic_k2", 1.0, plan.folders), *plan.ledgers("retrieval")}
+        for method in plan.study.pooled:
+            found |= set(plan.shards(method))
+        for paths in plan.candidate_shards("pseudoword_clip", plan.folders).values():
+            found |= set(paths)
+        return found
+
+    gone = files(every) - files(left)
+    assert files(left) < files(every)
+    assert gone == {path for path in files(every) if {"b", "f"} & {*Path(path).parts, Path(path).stem}}
+    assert {class_id for block in left.class_blocks for class_id in block.members} == {*"acdeg"}
+    assert left.excluded == ["results/small/retrieval/excluded.json"]
+
+
+def test_new_keys_are_in_recipes_only_if_they_are_set() -> None:
+    study = parse_study(SMALL_STUDY)
+    assert "attempts_per_image" not in recipes.generate_recipe(study, "clip_prompts")
+    assert "least_images" not in str(recipes.table_recipe(study)) and "exclude" not in recipes.prompts_recipe(
+        study, "clip_prompts"
+    )
+    changed = plan_of(
+        augmentation__attempts_per_image=3,
+        finetune__excluded_classes="leave_out",
+        finetune__lr_counts="own",
+    ).study
+    assert recipes.generate_recipe(changed, "clip_prompts")["attempts_per_image"] == 3
+    learned = {name: recipes.finetune_recipe(changed, name, 1.0)["finetune"] for name in changed.personalised}
+    assert all(found["lr_counts"] == "own" for found in learned.values())
+    assert learned["imagic_k2"]["excluded_classes"] == "leave_out"
+    assert "excluded_classes" not in learned["pseudoword_clip"], "its U-Net is frozen"
+    listed = parse_study({**SMALL_STUDY, "retrieval": {"exclude": ["b"]}})
+    assert recipes.prompts_recipe(listed, "clip_prompts")["exclude"] == ["b"]
+
+
+def test_a_shared_unet_waits_for_retrieval_only_if_it_leaves_classes_out() -> None:
+    for plan, waits in (
+        (plan_of(), False),
+        (plan_of(finetune__excluded_classes="leave_out"), True),
+    ):
+        assert bool(plan.excluded_from_learning("imagic_k2")) is waits
+        assert plan.excluded_from_learning("pseudoword_clip") == []
+
+
+def test_set_0_is_drawn_from_the_whole_pool_where_images_take_turns() -> None:
+    config = copy.deepcopy(SMALL_STUDY)
+    config["methods"]["cycle"] = {"mechanism": "sample", "prompt": {"templates": "clip", "draw": "cycle"}}
+    study = parse_study(config)
+    redrawn = [name for name in study.augmented if "set_0" in recipes.resample_recipe(study, name)]
+    assert redrawn == ["boomerang", "cycle"]
+    config["augmentation"] = {"images_per_class": 20}  # one part: set 0 is from the whole pool as it is
+    assert "set_0" not in recipes.resample_recipe(parse_study(config), "boomerang")
+
+
+def test_a_listed_class_that_is_not_there_ends_the_parse() -> None:
+    config = {**copy.deepcopy(SMALL_STUDY), "retrieval": {"exclude": ["hot dog"]}}
+    config["dataset"]["classes"] = "fashion_mnist"
+    with pytest.raises(
+        SystemExit, match=r"retrieval\.exclude: 'hot dog'; allowed: class_ids of the data set"
+    ):
+        load_plan(config, PROJECT)
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"least_images": 9}, r"methods\.retrieval\.least_images: 9; allowed: at most .* which is not set"),
+        ({"least_images": 9, "images_per_class": 8}, "least_images: 9; allowed: at most images_per_class, 8"),
+        (
+            {"least_images": 9, "images_per_class": 9, "may_fall_short": True},
+            "least_images: not with may_fall_short, which leaves no class out",
+        ),
+        ({"drop_tagged": "no"}, r"methods\.retrieval\.drop_tagged: 'no'; allowed: true or false"),
+    ],
+)
+def test_limits_of_retrieval_that_can_not_be_are_named(row: dict[str, object], line: str) -> None:
+    methods = {"none": {"mechanism": "real"}, "retrieval": {"mechanism": "retrieve", **row}}
+    with pytest.raises(UserError, match=line):
+        parse_study({**SMALL_STUDY, "methods": methods})
+
+
 def test_a_retrieved_pool_is_one_shard_per_class() -> None:
     assert plan_of().shards("retrieval") == [
         f"results/small/shards/retrieval/selected/{class_id}/0.parquet" for class_id in IDS

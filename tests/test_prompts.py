@@ -399,6 +399,17 @@ def test_missing_hypernyms_and_definitions_are_named_with_class_and_method() -> 
     )
 
 
+def test_listed_classes_have_no_prompts_and_need_no_texts(tmp_path: Path) -> None:
+    sari = {"mechanism": "sample", "prompt": {"templates": "sariyildiz"}}
+    study = study_with(methods={"sari": sari}, retrieval={"exclude": ["bare"]})
+    classes = [ClassInfo("bare", ("bare",)), *FASHION]
+    for name in ("sari", "pseudoword_clip", "retrieval"):
+        path = tmp_path / f"{name}.parquet"
+        write_prompts(study, name, classes, {info.class_id: ["x"] for info in classes}, path)
+        labels = {rows[0]["label"]: class_id for (class_id, _), rows in read_prompts(path).items()}
+        assert labels == {label: info.class_id for label, info in enumerate(FASHION, 1)}
+
+
 def test_prompts_are_not_written_where_something_lacks(tmp_path: Path) -> None:
     study = study_with(methods={"sari": {"mechanism": "sample", "prompt": {"templates": "sariyildiz"}}})
     bare = [ClassInfo("ak47", ("ak47",)), ClassInfo("harp", ("harp",))]

@@ -16,7 +16,7 @@ import pytest
 from matplotlib import image as matplotlib_image
 from matplotlib.colors import to_hex
 
-from augbench.artifacts.pool import SCHEMA
+from augbench.artifacts.pool import SCHEMA, Lack, with_lacks
 from augbench.config.methods import RetrieveMethod
 from augbench.config.study import Study, parse_study
 from augbench.errors import UserError
@@ -271,6 +271,62 @@ def test_a_schedule_of_steps_stands_beside_the_papers_rule_in_the_footer() -> No
     assert "lr never lowered" in line(lower_at=[])
 
 
+def test_the_footer_counts_classes_whose_sets_lack_images_and_says_why(
+    results: list[Path], manifests: list[Path]
+) -> None:
+    for path, lacks in zip(
+        manifests,
+        (
+            {"a": Lack(1, 3, flagged=40), "b": Lack(2, 2, flagged=20)},
+            {"a": Lack(2, 3, flagged=40)},
+            {},
+            {"c": Lack(5, 9)},
+        ),
+        strict=False,
+    ):
+        pq.write_table(with_lacks(pq.read_table(path), lacks), path)
+    notes = build_table(study(), results, manifests).notes
+    assert [note for note in notes if "fewer images than wanted" in note] == [
+        "retrieval: training sets have fewer images than wanted of 2 classes, because the safety checker flagged"
+        " 60 samples of the missing images, after which they were given up (augmentation.attempts_per_image)."
+        " These classes stay in the study. Fewest images of a set: a 1 of 3, b 0 of 2.",
+        "simple_prompt: training sets have fewer images than wanted of 1 classes, because retrieval found too few."
+        " These classes stay in the study. Fewest images of a set: c 4 of 9.",
+    ]
+
+
+def test_the_footer_says_why_classes_are_left_out_and_whether_they_were_learned(results: list[Path]) -> None:
+    joint = {"mechanism": "personalise", "learn": "pseudoword", "train_unet": True}
+
+    def left_out(**changes: Any) -> list[str]:
+        config = study(**changes)
+        methods = {**config.methods, "joint": parse_study(given(joint)).methods["joint"]}
+        known = [*results, *copies(results, "joint")]
+        table = build_table(config.model_copy(update={"methods": methods}), known, excluded={"b", "a"})
+        return [note for note in table.notes if "2 classes (a, b)" in note or "on these classes" in note]
+
+    def given(row: dict[str, Any]) -> dict[str, Any]:
+        return {**study().model_dump(mode="json"), "methods": {"joint": row}, "report": {}}
+
+    assert left_out() == [
+        "Left out of the whole study because retrieval found too few images: 2 classes (a, b).",
+        "The U-Net that all classes share (joint) was trained on these classes, too (finetune.excluded_classes).",
+    ]
+    assert len(left_out(finetune={"excluded_classes": "leave_out"})) == 1
+    assert left_out(retrieval={"exclude": ["a", "b"]}) == [
+        "Left out of the whole study by the config (retrieval.exclude): 2 classes (a, b)."
+    ]
+
+
+def copies(results: list[Path], method: str) -> list[Path]:
+    """Results of another method, equal to those of the first."""
+    found = []
+    for path in results[:3]:
+        found.append(path.with_name(f"{method}{path.name}"))
+        write_json(found[-1], {**read_json(path), "method": method})
+    return found
+
+
 # --- formats --------------------------------------------------------------------------------------
 
 
@@ -356,6 +412,8 @@ def footer(config: Study) -> str:
         "Sampling steps: 25 (paper: 50)",
         "Aesthetics filter of retrieval: none (paper: score of at least 5)",
         "Images kept by retrieval: 1 per training image (paper: 130 per class)",
+        "Images of retrieval that a class needs to stay: 1 per training image (paper: 130 per class)",
+        "Images of retrieval that the corpus tags as unsafe: left out (paper: kept)",
         "Retrieval corpus: miniature, 55,000 images, style shift mild (paper: LAION-5B)",
         "Training sets per method: 3 (paper: 5)",
         "Classifier: ResNet with 1-1-1-1 blocks, 16 channels in its first stage (paper: ResNet-50)",
@@ -381,6 +439,27 @@ def test_rows_that_differ_alike_share_a_line_of_the_footer() -> None:
     assert "Training sets of part: the most similar images (paper: random draws)" in lines
     assert "Minimum side of images in part, pixels: 64 (paper: none)" in lines
     assert not any("Aesthetics" in line or "near several queries" in line for line in lines)
+
+
+def test_the_footer_names_other_limits_of_retrieval_and_another_scale_of_learning_rates() -> None:
+    retrieval = {"mechanism": "retrieve", "images_per_class": 130, "least_images": 130, "drop_tagged": False}
+    methods = {
+        "none": {"mechanism": "real"},
+        "retrieval": retrieval,
+        "joint": {"mechanism": "personalise", "learn": "pseudoword", "train_unet": True},
+    }
+    paper = footer(study(methods=methods))
+    assert not any(
+        text in paper for text in ("needs to stay", "tags as unsafe", "checker flags", "scales the")
+    )
+    methods["retrieval"] = {**retrieval, "least_images": 100, "drop_unsafe": False}
+    lines = footer(study(methods=methods, finetune={"lr_counts": "own"})).splitlines()
+    assert "Images of retrieval that a class needs to stay: 100 per class (paper: 130 per class)" in lines
+    assert "Images of retrieval that the safety checker flags: kept (paper: left out)" in lines
+    assert (
+        "Images whose number scales the learning rates of vectors: the vector's own (paper: all of a batch)"
+        in lines
+    )
 
 
 def test_what_is_as_in_the_paper_is_not_named() -> None:

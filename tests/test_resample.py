@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
@@ -10,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import SMALL_STUDY
 from PIL import Image
 
-from augbench.artifacts.pool import SCHEMA, build_index, load_images, read_index
-from augbench.artifacts.shards import ShardRow, write_shard
+from augbench.artifacts.pool import SCHEMA, Lack, build_index, lacks_of, load_images, read_index
+from augbench.artifacts.shards import Lacking, ShardRow, write_shard
+from augbench.config.study import parse_study
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.resample import Drawing, draw, overlap, resample
@@ -238,6 +241,57 @@ def test_a_class_may_fall_short_where_the_method_says_so() -> None:
         draw(pool, {"a": 4, "b": 4}, 1, 0, drawing=Drawing(added=2))
     table = draw(pool, {"a": 4, "b": 4}, 1, 0, drawing=Drawing(added=2, may_fall_short=True))
     assert len(chosen(table, "a")) == 8 and chosen(table, "b") == [0, 1]
+
+
+def test_a_class_that_the_safety_checker_kept_short_stays_and_the_set_says_so(tmp_path: Path) -> None:
+    shard(tmp_path, "b", 1, 0, range(9))
+    full = shard(tmp_path, "a", 0, 0, range(6))
+    rows = [row for row in pq.read_table(full).to_pylist() if row["index"] in (1, 4)]
+    kept = [
+        ShardRow(row["image"]["bytes"], row["label"], "a", row["index"], "a prompt", "model") for row in rows
+    ]
+    write_shard(full, kept, {"part": 0}, Lacking(3, {0: 5, 2: 4, 3: 4, 5: 3}))
+    build_index(paths(tmp_path), tmp_path, tmp_path / "index.parquet")
+    train_split(tmp_path / "train.parquet", {"a": 0, "b": 1}, 3)
+    resample(tmp_path / "index.parquet", tmp_path / "train.parquet", [tmp_path / "out/0.parquet"], 0)
+    drawn = read_index(tmp_path / "out/0.parquet")
+    assert chosen(drawn, "a") == [1, 4] and len(chosen(drawn, "b")) == 3
+    assert lacks_of(drawn) == {"a": Lack(images=1, wanted=3, flagged=16)}
+    # a class that lacks images for any other reason is an error, as before
+    with pytest.raises(UserError, match=r"too few images for 1 class\(es\): b 9 of 10;"):
+        draw(read_index(tmp_path / "index.parquet"), {"a": 3, "b": 10}, 0, 0)
+
+
+def test_a_class_that_may_fall_short_is_named_in_the_set() -> None:
+    drawn = draw(pool_of({"a": 30, "b": 2}), {"a": 4, "b": 4}, 1, 0, drawing=Drawing(may_fall_short=True))
+    assert lacks_of(drawn) == {"b": Lack(images=2, wanted=4)}
+    assert lacks_of(draw(pool_of({"a": 30}), {"a": 4}, 1, 0)) == {}
+
+
+def sources_of_sets(name: str, seeds: int = 150) -> np.ndarray:
+    """Number of distinct training images that the sets of a row's class start from, mean over seeds.
+
+    The pool has 3 parts of 12 images, and 12 training images that take turns.
+    """
+    config = copy.deepcopy(SMALL_STUDY)
+    config["augmentation"] = {"images_per_class": 36, "images_per_part": 12}
+    drawing, pool = Drawing.of(parse_study(config), name), pool_of({"a": 36}, part_size=12)
+    return np.array(
+        [
+            [
+                len({index % 12 for index in chosen(draw(pool, {"a": 12}, run, seed, drawing=drawing), "a")})
+                for run in range(3)
+            ]
+            for seed in range(seeds)
+        ]
+    ).mean(0)
+
+
+def test_no_set_of_boomerang_has_more_distinct_sources_than_the_others() -> None:
+    # 12 of 36 images, 3 of each source: 12 x (1 - C(33, 12) / C(36, 12)) = 8.6 distinct sources
+    assert sources_of_sets("boomerang") == pytest.approx([8.6] * 3, abs=0.3)
+    # of a row whose images are independent, set 0 is drawn from part 0, which holds each index mod 12 once
+    assert sources_of_sets("simple_prompt")[0] == 12
 
 
 def test_classes_that_are_left_out_and_images_that_leak_are_in_no_set(study: Path) -> None:

@@ -8,9 +8,14 @@ The seed of a draw derives from the study's seed, the set's number and the class
 of one size therefore give the same indices for every method (common random numbers), and methods differ by
 their images, not by the draw.
 
-Set 0 is drawn from part 0 of the pool alone. Images of a generated pool are independent of each other given
-their class, so this set is as random as any other. Only part 0 is made for the candidates of a fine-tuned
-method, so they are compared on the same set that the selected candidate uses later.
+Set 0 is drawn from part 0 of the pool alone, unless the images of a class take turns (Boomerang's sources,
+templates with ``draw: cycle``): part 0 then holds each turn about equally often, a random set does not. Other
+images of a generated pool are independent of each other given their class, so this set is as random as any
+other. Only part 0 is made for the candidates of a fine-tuned method, so they are compared on the same set that
+the selected candidate uses later.
+
+A class whose images the safety checker flagged too often has fewer images in its sets and stays in the study.
+The manifest's metadata name the classes that lack images.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from augbench.artifacts.pool import read_index
+from augbench.artifacts.pool import Lack, lacks_of, read_index, with_lacks
 from augbench.config.study import Study
 from augbench.data.splits import read_split
 from augbench.errors import UserError
@@ -72,7 +77,7 @@ class Drawing:
             row.added_per_training_image,
             row.ranked,
             row.may_fall_short,
-            first_part=row.pool_row is None,
+            first_part=row.set_0_from_part_0,
             shuffled=row.shuffles_labels,
         )
 
@@ -87,6 +92,8 @@ def draw(
 ) -> pa.Table:
     """Draw set number ``run`` from ``pool``: rows of each class, in the order of the pool.
 
+    The metadata of the set name the classes that have fewer images in it than wanted.
+
     Parameters
     ----------
     pool : Table
@@ -99,9 +106,10 @@ def draw(
     Raises
     ------
     UserError
-        Some classes have too few images; the message lists all of them with their counts.
+        Some classes have too few images, although the pool's shards are full; the message lists all of them
+        with their counts.
     """
-    drawing = drawing or Drawing()
+    drawing, refused = drawing or Drawing(), lacks_of(pool)
     sizes = {class_id: needed_images(drawing.added, size) for class_id, size in class_sizes.items()}
     members: dict[str, list[int]] = {class_id: [] for class_id in class_sizes}
     for row, (class_id, path) in enumerate(
@@ -110,13 +118,16 @@ def draw(
         if run == 0 and drawing.first_part and Path(path).stem != "0":
             continue
         members.setdefault(class_id, []).append(row)
-    short = [
-        f"{name} {len(members[name])} of {size}" for name, size in sizes.items() if len(members[name]) < size
-    ]
-    if short and not drawing.may_fall_short:
+    short = {
+        name: Lack(size - len(members[name]), size, refused[name].flagged if name in refused else 0)
+        for name, size in sizes.items()
+        if len(members[name]) < size
+    }
+    if (lost := [name for name in short if name not in refused]) and not drawing.may_fall_short:
+        counts = ", ".join(f"{name} {len(members[name])} of {sizes[name]}" for name in lost)
         raise UserError(
             where,
-            f"too few images for {len(short)} class(es): {', '.join(short)}",
+            f"too few images for {len(lost)} class(es): {counts}",
             "make or retrieve more per class, or leave these classes out",
         )
     chosen = []
@@ -125,6 +136,7 @@ def draw(
         rng = np.random.default_rng(derive_seed(study_seed, "resample", run, class_id))
         chosen.append(rows[:size] if drawing.ranked else rows[rng.permutation(len(rows))[:size]])
     drawn = pool.take(np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64))
+    drawn = with_lacks(drawn, short)
     return shuffle_labels(drawn, run, study_seed) if drawing.shuffled else drawn
 
 
@@ -183,7 +195,11 @@ def resample(
         needed = (
             None
             if drawn.may_fall_short or not drawn.first_part
-            else {class_id: needed_images(drawn.added, size) for class_id, size in sizes.items()}
+            else {
+                class_id: needed_images(drawn.added, size)
+                for class_id, size in sizes.items()
+                if class_id not in lacks_of(pool)
+            }
         )
         pool = without_leaks(pool, read_leaks(leaks_path), needed, str(pool_path))
     for out in outs:

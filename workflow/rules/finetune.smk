@@ -47,6 +47,7 @@ for method, row in UNFOLDED.study.personalised.items():
                 classes=UNFOLDED.classes,
                 diffusion=UNFOLDED.diffusion,
                 templates=UNFOLDED.template_files(method),
+                excluded=UNFOLDED.excluded_from_learning(method),
             output:
                 **unet_folders(UNFOLDED.trained_unets(method, factor)),
                 vectors=[

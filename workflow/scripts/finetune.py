@@ -4,6 +4,7 @@ from augbench.runtime.job import running
 
 with running(snakemake, unfolded=True) as job:
     from augbench.personalise.stage import finetune_classes
+    from augbench.retrieval.shortfall import read_excluded
 
     method, inputs, factor = snakemake.params.method, snakemake.input, snakemake.params.factor
     plan = job.plan_of(inputs.classes)
@@ -18,4 +19,5 @@ with running(snakemake, unfolded=True) as job:
         clusters_path=next(iter(inputs.clusters), None),
         vectors=plan.vectors(method, factor, plan.folders_among(snakemake.output.vectors)),
         unets=plan.trained_unets(method, factor),
+        excluded=read_excluded(inputs.excluded),
     )

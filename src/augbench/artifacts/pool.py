@@ -1,13 +1,16 @@
 """The pool of a method: the index of all images in its shards, and the images of chosen rows.
 
 The index, ``shards/{method}/selected/index.parquet``, has one small row per image, so training sets are drawn
-without opening a shard. The images of chosen rows are loaded with one read per shard.
+without opening a shard. Its metadata count the images that shards lack, and those of a set's manifest the
+images that the set lacks. The images of chosen rows are loaded with one read per shard.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -16,7 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from augbench.artifacts.parquet import REMAKE, read_table
-from augbench.artifacts.shards import read_shard
+from augbench.artifacts.shards import read_lacking, read_shard
 from augbench.errors import UserError
 from augbench.files import atomic_path
 from augbench.progress import track
@@ -32,6 +35,39 @@ SCHEMA = pa.schema(
         ("similarity", pa.float32()),  # to the query; null for generated images
     ]
 )
+LACKING = b"lacking"  # key of the metadata
+
+
+@dataclass(frozen=True)
+class Lack:
+    """Images that a class lacks: of a pool, those whose samples were all flagged; of a set, those not drawn.
+
+    Attributes
+    ----------
+    images : int
+        Number of missing images.
+    wanted : int
+        Number of images that the class should have.
+    flagged : int
+        Samples of the missing images, all of them flagged by the safety checker; 0 if the pool's shards have
+        all images that could be found.
+    """
+
+    images: int
+    wanted: int
+    flagged: int = 0
+
+
+def with_lacks(table: pa.Table, lacks: Mapping[str, Lack]) -> pa.Table:
+    """``table`` with the images that classes lack in its metadata; without metadata if none lacks any."""
+    said = {LACKING: json.dumps({name: asdict(lack) for name, lack in lacks.items()})} if lacks else None
+    return table.replace_schema_metadata(said)
+
+
+def lacks_of(table: pa.Table) -> dict[str, Lack]:
+    """Images that classes of an index or a manifest lack, by class_id."""
+    said = json.loads((table.schema.metadata or {}).get(LACKING, b"{}"))
+    return {class_id: Lack(**lack) for class_id, lack in said.items()}
 
 
 def build_index(shard_paths: Sequence[str | Path], study_folder: str | Path, out: str | Path) -> None:
@@ -46,9 +82,10 @@ def build_index(shard_paths: Sequence[str | Path], study_folder: str | Path, out
     ------
     UserError
         A shard is damaged, is not in the study's folder, or has images of a class that is not its folder's
-        name; a class has two labels or a label two classes; or an image occurs twice.
+        name; a class has two labels or a label two classes; an image occurs twice; or there is no image,
+        because the safety checker flagged all samples.
     """
-    tables = []
+    tables, lacks = [], dict[str, Lack]()
     for path in track(shard_paths, "index", "shard"):
         table = read_shard(path, ["class_id", "label", "index", "sha256", "similarity"])
         found = set(table.column("class_id").to_pylist())
@@ -65,6 +102,13 @@ def build_index(shard_paths: Sequence[str | Path], study_folder: str | Path, out
                 str(path), f"not in {study_folder}", "the shards of a study are in its folder"
             ) from None
         rows = table.num_rows
+        flagged = lacking.flagged if (lacking := read_lacking(path)) is not None else {}
+        before = lacks.get(Path(path).parent.name, Lack(0, 0))
+        lacks[Path(path).parent.name] = Lack(
+            before.images + len(flagged),
+            before.wanted + rows + len(flagged),
+            before.flagged + sum(flagged.values()),
+        )
         table = table.append_column("path", pa.array([relative] * rows, pa.string())).append_column(
             "row", pa.array(range(rows), pa.int32())
         )
@@ -72,6 +116,14 @@ def build_index(shard_paths: Sequence[str | Path], study_folder: str | Path, out
     index = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
     _check(index, Path(out).parent)
     index = index.sort_by([("label", "ascending"), ("index", "ascending")])
+    lacks = {class_id: lack for class_id, lack in lacks.items() if lack.images}
+    if lacks and not index.num_rows:
+        raise UserError(
+            str(Path(out).parent),
+            f"no image: the safety checker flagged all {sum(lack.flagged for lack in lacks.values())} samples",
+            "change the row's prompts, or diffusion.safety_checker",
+        )
+    index = with_lacks(index, lacks)
     with atomic_path(out) as temporary:
         pq.write_table(index, temporary)
 

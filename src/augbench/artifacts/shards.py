@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -56,12 +56,29 @@ class ShardRow:
     safety_flags: int = 0
 
 
-def content_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop the row's name from a recipe, which decides no image: rows and studies share shards by this key.
+@dataclass(frozen=True)
+class Lacking:
+    """Images that a shard lacks, because the safety checker flagged all samples of them.
 
-    The name is in recipes because rules' params have always held it, and in the footers of earlier versions.
+    Attributes
+    ----------
+    attempts_per_image : int
+        Mean number of samples per image of the shard after which they were given up.
+    flagged : dict of int to int
+        Number of samples of each image, by its index in the class.
     """
-    return {name: value for name, value in recipe.items() if name != "method"}
+
+    attempts_per_image: int
+    flagged: dict[int, int]
+
+
+def content_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop from a recipe what decides no image of a shard: rows and studies share shards by this key.
+
+    The row's name is in recipes because rules' params have always held it, and in the footers of earlier
+    versions. The number of attempts decides only whether a shard is full (:func:`is_as_tried`).
+    """
+    return {name: value for name, value in recipe.items() if name not in ("method", "attempts_per_image")}
 
 
 def encode_image(image: Image.Image, image_format: str, quality: int) -> bytes:
@@ -88,10 +105,13 @@ def _checksum(rows: Iterable[Mapping[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-def write_shard(path: str | Path, rows: Sequence[ShardRow], recipe: Mapping[str, Any]) -> None:
+def write_shard(
+    path: str | Path, rows: Sequence[ShardRow], recipe: Mapping[str, Any], lacking: Lacking | None = None
+) -> None:
     """Write rows to ``path``, atomically.
 
-    The footer holds ``recipe``, the number of rows and a checksum over the images.
+    The footer holds ``recipe``, the number of rows, a checksum over the images, and the images that the shard
+    lacks, if there are any.
     """
     table_rows = []
     for row in rows:
@@ -102,11 +122,12 @@ def write_shard(path: str | Path, rows: Sequence[ShardRow], recipe: Mapping[str,
         }
         values["sha256"] = hashlib.sha256(row.image).hexdigest()
         table_rows.append(values)
+    footer = {"recipe": dict(recipe), "rows": len(rows), "checksum": _checksum(table_rows)}
+    if lacking is not None:
+        footer["lacking"] = asdict(lacking)
     metadata = {
         b"huggingface": json.dumps(_HF_FEATURES).encode(),
-        b"augbench": json.dumps(
-            {"recipe": dict(recipe), "rows": len(rows), "checksum": _checksum(table_rows)}
-        ).encode(),
+        b"augbench": json.dumps(footer).encode(),
     }
     table = pa.Table.from_pylist(table_rows, schema=SCHEMA.with_metadata(metadata))
     with atomic_path(path) as temporary:
@@ -114,7 +135,7 @@ def write_shard(path: str | Path, rows: Sequence[ShardRow], recipe: Mapping[str,
 
 
 def read_footer(path: str | Path) -> dict[str, Any]:
-    """Read a shard's footer: ``recipe``, ``rows`` and ``checksum``.
+    """Read a shard's footer: ``recipe``, ``rows`` and ``checksum``; ``lacking`` if images are missing.
 
     Raises
     ------
@@ -130,6 +151,14 @@ def read_footer(path: str | Path) -> dict[str, Any]:
     if rows != footer["rows"]:
         raise UserError(str(path), f"{rows} rows, but the footer says {footer['rows']}", REMAKE)
     return footer
+
+
+def read_lacking(path: str | Path) -> Lacking | None:
+    """Read which images a shard lacks; None if it is full. Raises as :func:`read_footer`."""
+    if (lacking := read_footer(path).get("lacking")) is None:
+        return None
+    flagged = {int(index): times for index, times in lacking["flagged"].items()}
+    return Lacking(lacking["attempts_per_image"], flagged)
 
 
 def read_shard(path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -175,3 +204,15 @@ def is_kept(path: str | Path) -> bool:
     This rejects shards of another recipe that were put there.
     """
     return is_whole(path) and canonical_hash(content_of(read_footer(path)["recipe"])) == Path(path).stem
+
+
+def is_as_tried(path: str | Path, attempts_per_image: int) -> bool:
+    """Whether ``attempts_per_image`` samples per image would have given this generated shard, too.
+
+    A full shard is what every number gives that allows all its samples. One that lacks images depends on
+    the number that it was made with.
+    """
+    if (lacking := read_lacking(path)) is not None:
+        return lacking.attempts_per_image == attempts_per_image
+    flags = read_shard(path, ["safety_flags"]).column(0).to_pylist()
+    return len(flags) + sum(flags) <= attempts_per_image * len(flags)

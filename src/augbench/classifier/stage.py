@@ -25,7 +25,7 @@ from PIL.Image import Image
 from safetensors.torch import load_file
 
 from augbench.artifacts.parquet import REMAKE
-from augbench.artifacts.pool import load_images, read_index
+from augbench.artifacts.pool import lacks_of, load_images, read_index
 from augbench.artifacts.store import Recipe, Store
 from augbench.classifier.compute import Compute, ProcessGroup, compute_of, count_processes
 from augbench.classifier.history import History, read_history
@@ -109,11 +109,14 @@ class TrainingRun:
         Its folder, whose name is the run's number.
     added : LabelledImages or None
         Images added to the real ones; None for a baseline.
+    lacking : int
+        Number of added images that the set lacks, because the pool has too few of their classes.
     """
 
     block: SharedInputs
     folder: Path
     added: LabelledImages | None
+    lacking: int = 0
 
     @property
     def number(self) -> int:
@@ -245,7 +248,7 @@ def open_runs(
     labels = {row.class_id: label for label, row in enumerate(info)}
     runs = []
     for folder, manifest in sources.manifests.items():
-        added = None
+        added, lacking = None, 0
         if manifest is not None:
             if Path(manifest).stem != folder.name:
                 raise ValueError(f"run {folder.name} is given the added images of run {Path(manifest).stem}")
@@ -254,7 +257,8 @@ def open_runs(
             if left := sorted(set(rows.column("class_id").to_pylist()) & set(sources.excluded)):
                 raise UserError(str(manifest), f"images of class {left[0]!r}, which is left out", REMAKE)
             added = _added(rows, number, store.study, f"{sources.method}, set {folder.name}")
-        runs.append(TrainingRun(block, folder, added))
+            lacking = sum(lack.images for lack in lacks_of(rows).values())
+        runs.append(TrainingRun(block, folder, added, lacking))
     return runs
 
 
@@ -331,6 +335,7 @@ def publish_run(study: Study, store: Store, run: TrainingRun, compute: Compute) 
         "test_top1": None,
         "n_real": len(block.real),
         "n_added": added,
+        "n_lacking": run.lacking,
         "n_val": len(block.validation),
         "n_test": 0 if block.test is None else len(block.test),
     }
@@ -358,9 +363,10 @@ def _summary(report: Mapping[str, Any], history: History) -> str:
     """Describe a finished run on one line."""
     test_note = "" if report["test_top1"] is None else f", test top-1 {report['test_top1']:.4f}"
     cut = ", cut while validation accuracy was still rising" if history.rising else ""
+    lacks = f"; {report['n_lacking']} added images are lacking" if report["n_lacking"] else ""
     return (
         f"{history.steps} steps, {history.epochs} epochs, ended by {history.stopped}{cut}; kept step"
-        f" {history.kept_step}, val top-1 {report['val_top1']:.4f}{test_note}"
+        f" {history.kept_step}, val top-1 {report['val_top1']:.4f}{test_note}{lacks}"
     )
 
 

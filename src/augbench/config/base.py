@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 SLUG = r"^[a-z0-9][a-z0-9_]*$"
+COMPLETE = "complete"
 LONGEST_NAME = 200  # characters of a study's or a row's name, which file names contain
 
 
@@ -23,11 +33,26 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
-def key(default: Any, description: str, unit: str = "", source: str = "", **constraints: Any) -> Any:
-    """Declare a config key with its description, unit and source, which the manual shows."""
-    return Field(
-        default, description=description, json_schema_extra={"unit": unit, "source": source}, **constraints
-    )
+def key(
+    default: Any, description: str, unit: str = "", source: str = "", new: bool = False, **constraints: Any
+) -> Any:
+    """Declare a config key with its description, unit and source, which the manual shows.
+
+    A key that is ``new`` since version 0.1 is in a dump of its section only if it is set, or if the dump's
+    context is :data:`COMPLETE`. Recipes are made of dumps, and a finished study keeps its recipes.
+    """
+    extra: dict[str, Any] = {"unit": unit, "source": source, **({"new": True} if new else {})}
+    return Field(default, description=description, json_schema_extra=extra, **constraints)
+
+
+@cache
+def _defaults_of_new_keys(section: type[Section]) -> dict[str, Any]:
+    fields = section.model_fields.items()
+    return {
+        name: field.default
+        for name, field in fields
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("new")
+    }
 
 
 class Section(BaseModel):
@@ -37,3 +62,14 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_serializer(mode="wrap")
+    def _without_new_keys(
+        self, dump: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        new = {} if info.context == COMPLETE else _defaults_of_new_keys(type(self))
+        return {
+            name: value
+            for name, value in dump(self).items()
+            if name not in new or getattr(self, name) != new[name]
+        }

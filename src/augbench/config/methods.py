@@ -115,6 +115,11 @@ class _Method(Section):
         return None
 
     @property
+    def set_0_from_part_0(self) -> bool:
+        """Whether training set 0 is drawn from part 0 of the pool alone (:mod:`augbench.resample`)."""
+        return self.pool_row is None
+
+    @property
     def shuffles_labels(self) -> bool:
         """Whether the labels of added images are shuffled, for a placebo."""
         return False
@@ -233,6 +238,11 @@ class SampleMethod(_Sampled):
     def from_images(self) -> bool:
         """Whether sampling starts from training images."""
         return self.start == "training_images"
+
+    @property
+    def set_0_from_part_0(self) -> bool:
+        """Whether training set 0 is drawn from part 0 alone: not if sources or templates take turns."""
+        return not self.from_images and self.prompt.draw == "random"
 
     @property
     def noise_share(self) -> float:
@@ -358,6 +368,14 @@ class RetrieveMethod(_Added):
         "images",
         "paper, section 3.2 (ImageNet: 130)",
     )
+    least_images: Positive | None = key(
+        None,
+        "Images that a class must keep to stay in the study (`retrieval.exclude`); at most images_per_class, "
+        "which must be set, too. Not with may_fall_short. Default: as many as a training set adds.",
+        "images",
+        "paper, section 3 (ImageNet: 130, all that it asked for; inferred from 'sufficient samples')",
+        new=True,
+    )
     first_k: float = key(
         1.4, "Neighbours requested at first, per image to keep.", source="paper, section 3.2", ge=1
     )
@@ -379,8 +397,15 @@ class RetrieveMethod(_Added):
     )
     drop_unsafe: bool = key(
         True,
-        "Leave out images that the corpus's NSFW column or the safety checker flags.",
+        "Leave out images that the safety checker flags.",
         source="paper, section 3.2",
+    )
+    drop_tagged: bool | None = key(
+        None,
+        "Leave out images that the corpus's NSFW column calls unsafe, before any download. Default: as "
+        "drop_unsafe.",
+        source="not in the paper, which names only the checker",
+        new=True,
     )
     max_punsafe: float | None = key(
         None,
@@ -437,6 +462,11 @@ class RetrieveMethod(_Added):
     default_family = "retrieval"
 
     @property
+    def drops_tagged(self) -> bool:
+        """Whether images with an unsafe NSFW tag are left out: ``drop_tagged``, or its default."""
+        return self.drop_unsafe if self.drop_tagged is None else self.drop_tagged
+
+    @property
     def prompting(self) -> Prompting:
         """Prompt of the query."""
         return self.query
@@ -445,6 +475,19 @@ class RetrieveMethod(_Added):
     def _replayed_as_it_was(self) -> RetrieveMethod:
         if self.manifest is not None and self.corpus_share < 1:
             raise ValueError("corpus_share: allowed with a manifest: 1, since nothing is searched")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_reached(self) -> RetrieveMethod:
+        if self.least_images is None:
+            return self
+        if self.may_fall_short:
+            raise ValueError("least_images: not with may_fall_short, which leaves no class out")
+        if self.images_per_class is None or self.least_images > self.images_per_class:
+            raise ValueError(
+                f"least_images: {self.least_images}; allowed: at most images_per_class, "
+                + ("which is not set" if self.images_per_class is None else str(self.images_per_class))
+            )
         return self
 
 

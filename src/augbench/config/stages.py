@@ -10,6 +10,9 @@ from pydantic import field_validator, model_validator
 from augbench.config.base import Fraction, Place, Positive, Section, WrittenPlace, key
 from augbench.data.classes import class_id_of
 
+# Samples of an image that a study of an earlier version could take before it ended in an error.
+ATTEMPTS_PER_IMAGE = 20
+
 
 class Finetune(Section):
     """Fine-tuning of the `personalise` methods on the training split (paper, section 3.2)."""
@@ -36,6 +39,23 @@ class Finetune(Section):
         "draws",
     )
     weight_decay: float = key(0.0, "Decoupled weight decay of all parameters that train.", ge=0)
+    lr_counts: Literal["batch", "own"] = key(
+        "batch",
+        "Images per step whose square root scales the learning rate of conditionings and pseudo-words: batch "
+        "(batch_size, the literal reading of the paper), or own (those of a batch that the vector learns from, "
+        "about one if the U-Net trains with many classes; the gradient's variance then stays constant, which "
+        "is the paper's reason for scaling).",
+        source="paper, section 3.2",
+        new=True,
+    )
+    excluded_classes: Literal["learn", "leave_out"] = key(
+        "learn",
+        "Classes that `retrieval.exclude: auto` leaves out, where the U-Net trains: learn trains the shared "
+        "U-Net on their images, too. leave_out does not; fine-tuning then waits for retrieval, and trains "
+        "again when another class is left out, for example because links have died.",
+        source="the paper says only 'excluded from model training' (section 3)",
+        new=True,
+    )
     dtype: Literal["float32", "bfloat16"] = key(
         "float32", "Floating-point type of the frozen parts; parameters that train are float32."
     )
@@ -97,7 +117,8 @@ class Retrieval(Section):
     exclude: Literal["auto", "none"] | tuple[str, ...] = key(
         "auto",
         "Classes left out of all training and scoring: auto (those for which a `retrieve` method found too "
-        "few images), a list of class_ids, or none (a class with too few images is an error).",
+        "few images), a list of class_ids, or none (a class with too few images is an error). Of listed "
+        "classes nothing is made: no prompts, fine-tuning or images.",
         source="paper, section 3 (ImageNet: 10 of 1000, Caltech256: 5 of 256)",
     )
     download: Download = key(Download(), "Downloads from the web.")
@@ -130,6 +151,11 @@ class Retrieval(Section):
         "SHA-256 that the file of these weights must have. Default: that of the published file.",
         pattern="^[0-9a-f]{64}$",
     )
+
+    @property
+    def listed(self) -> frozenset[str]:
+        """Classes that ``exclude`` lists, which are left out before anything is made of them."""
+        return frozenset(self.exclude) if isinstance(self.exclude, tuple) else frozenset()
 
     @field_validator("exclude")
     @classmethod
@@ -209,6 +235,15 @@ class Augmentation(Section):
         "faster at 512.",
     )
     quality: int = key(95, "Quality of jpeg and webp images.", ge=1, le=100)
+    attempts_per_image: Positive = key(
+        ATTEMPTS_PER_IMAGE,
+        "Samples that a shard file may take per image, on average over its images, because the safety checker "
+        "flags some. Images that are flagged then, too, are missing; their class stays in the study, and the "
+        "footer of Table 1 counts them. Another value remakes only shards that it changes.",
+        "samples",
+        "our choice; the paper replaces flagged images without naming a limit (section 3.2)",
+        new=True,
+    )
 
     @model_validator(mode="after")
     def _one_size(self) -> Augmentation:

@@ -272,6 +272,14 @@ class Split:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    def without(self, class_ids: Collection[str]) -> Split:
+        """The manifest without the images of some classes."""
+        rows = [row for row, class_id in enumerate(self.class_ids) if class_id not in class_ids]
+        ids, classes, sources = (
+            [column[row] for row in rows] for column in (self.image_ids, self.class_ids, self.sources)
+        )
+        return Split(ids, classes, self.labels[rows], sources)
+
 
 def make_splits(
     classes: Sequence[ClassInfo],

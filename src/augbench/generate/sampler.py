@@ -8,6 +8,7 @@ batch is sampled.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -16,6 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from augbench.batches import in_batches
+from augbench.config.stages import ATTEMPTS_PER_IMAGE
 from augbench.data.decode import square
 from augbench.errors import UserError
 from augbench.models.folders import check_safety
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from PIL import Image
 
-MAX_ATTEMPTS = 20
+Try = tuple[int, int]  # number of the attempt, from 0, and position of the image
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,17 @@ class Sample:
     image: Image.Image
     seed: int
     safety_flags: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Result of sampling: finished images by position, in ascending order, and the others.
+
+    ``flagged`` has the number of samples of each image that was given up, all of them flagged.
+    """
+
+    made: dict[int, Sample]
+    flagged: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -59,10 +72,8 @@ class Pending:
 
     Attributes
     ----------
-    done : dict of int to Sample
-        Finished images that were not flagged, by position.
     batches : list
-        For each batch in progress: the positions, the seeds, and a future of the images and the safety
+        For each batch in progress: its attempts, their seeds, and a future of the images and the safety
         checker's flags.
     """
 
@@ -71,8 +82,7 @@ class Pending:
     study_seed: int
     progress: Progress | None
     starts: Sequence[Image.Image] | None
-    done: dict[int, Sample] = field(default_factory=dict)
-    batches: list[tuple[list[int], list[int], Future[tuple[list[Image.Image], list[bool]]]]] = field(
+    batches: list[tuple[list[Try], list[int], Future[tuple[list[Image.Image], list[bool]]]]] = field(
         default_factory=list
     )
 
@@ -132,6 +142,9 @@ class Sampler:
     compiled : bool
         Whether the networks are compiled, for batches of ``batch_size``. A batch of at least half that
         size is filled up; a smaller one runs uncompiled.
+    attempts_per_image : int
+        Mean number of samples per image, over the images that are sampled together, after which those
+        that the safety checker still flags are given up.
     """
 
     def __init__(
@@ -145,7 +158,9 @@ class Sampler:
         conditioning: Mapping[str, torch.Tensor] | None = None,
         guidance_interval: tuple[float, float] | None = None,
         compiled: bool = False,
+        attempts_per_image: int = ATTEMPTS_PER_IMAGE,
     ) -> None:
+        self.attempts_per_image = attempts_per_image
         self.pipeline, self.steps, self.guidance_scale = pipeline, steps, guidance_scale
         self.resolution, self.batch_size, self.noise = resolution, batch_size, noise
         self.guidance_interval, self.compiled = guidance_interval, compiled
@@ -336,14 +351,14 @@ class Sampler:
             progress.update(len(flags) - sum(flags), note=f"{sum(flags)} flagged" if any(flags) else "")
         return images, flags
 
-    def _attempt(self, pending: Pending, places: Sequence[int], attempt: int) -> None:
-        """Sample the images at ``places`` with their seeds of this attempt, batch by batch."""
+    def _attempt(self, pending: Pending, tries: Sequence[Try]) -> None:
+        """Start sampling images, each with the seed of its attempt, batch by batch."""
         import torch
 
-        for batch in in_batches(places, self.batch_size):
-            seeds = [derive_seed(pending.study_seed, "image", *pending.scopes[i], attempt) for i in batch]
-            starts = None if pending.starts is None else [pending.starts[i] for i in batch]
-            pixels = self.pixels([pending.prompts[i] for i in batch], seeds, starts)
+        for batch in in_batches(tries, self.batch_size):
+            seeds = [derive_seed(pending.study_seed, "image", *pending.scopes[i], n) for n, i in batch]
+            starts = None if pending.starts is None else [pending.starts[i] for _, i in batch]
+            pixels = self.pixels([pending.prompts[i] for _, i in batch], seeds, starts)
             made = torch.cuda.current_stream().record_event() if pixels.device.type == "cuda" else None
             pending.batches.append(
                 (batch, seeds, self._finisher.submit(self._finish, pixels, made, pending.progress))
@@ -369,38 +384,41 @@ class Sampler:
             Image that the sampling of each one starts from; only with ``noise``.
         """
         pending = Pending(prompts, scopes, study_seed, progress, starts)
-        self._attempt(pending, range(len(prompts)), 0)
+        self._attempt(pending, [(0, i) for i in range(len(prompts))])
         return pending
 
-    def end(self, pending: Pending) -> list[Sample]:
+    def end(self, pending: Pending) -> Samples:
         """Return the images; flagged ones are replaced by samples with their next seeds (paper, section 3.2).
 
-        Raises
-        ------
-        UserError
-            An image was flagged ``MAX_ATTEMPTS`` times.
+        An image has no limit of its own. In each round, every image that is still flagged is sampled once
+        more, in order, until all images together have had ``attempts_per_image`` samples each on average.
+        The result is that of single rounds, although a batch with room for it runs several of them ahead.
         """
-        prompts = pending.prompts
-        for attempt in range(MAX_ATTEMPTS):
+        left, attempts = self.attempts_per_image * len(pending.prompts), range(1)
+        made: dict[int, Sample] = {}
+        flagged: Counter[int] = Counter()
+        refused = list(range(len(pending.prompts)))
+        while True:
+            found: dict[Try, tuple[Image.Image, int, bool]] = {}
             for batch, seeds, finished in pending.batches:
                 images, flags = finished.result()
-                pending.done |= {
-                    i: Sample(image, seed, attempt)
-                    for i, seed, image, flag in zip(batch, seeds, images, flags, strict=True)
-                    if not flag
-                }
+                found |= dict(zip(batch, zip(images, seeds, flags, strict=True), strict=True))
             pending.batches.clear()
-            refused = [i for i in range(len(prompts)) if i not in pending.done]
-            if not refused:
-                return [pending.done[i] for i in range(len(prompts))]
-            if attempt + 1 < MAX_ATTEMPTS:
-                self._attempt(pending, refused, attempt + 1)
-        raise UserError(
-            "safety checker",
-            f"{len(refused)} of {len(prompts)} images flagged {MAX_ATTEMPTS} times each, "
-            f"first prompt {prompts[refused[0]]!r}",
-            "change the prompts or leave the class out",
-        )
+            for attempt in attempts:
+                for i in refused[:left]:
+                    image, seed, flag = found[attempt, i]
+                    left -= 1
+                    if flag:
+                        flagged[i] += 1
+                    else:
+                        made[i] = Sample(image, seed, flagged.pop(i, 0))
+                refused = [i for i in refused if i not in made]
+            if not refused or not left:
+                return Samples(dict(sorted(made.items())), dict(flagged))
+            ahead = max(1, min(attempts.stop, self.batch_size // len(refused)))
+            attempts = range(attempts.stop, attempts.stop + ahead)
+            tries = [(attempt, i) for attempt in attempts for i in refused]
+            self._attempt(pending, tries[: max(left, self.batch_size)])
 
     def sample(
         self,
@@ -410,5 +428,20 @@ class Sampler:
         progress: Progress | None = None,
         starts: Sequence[Image.Image] | None = None,
     ) -> list[Sample]:
-        """Sample one image per prompt: :meth:`begin`, then :meth:`end`."""
-        return self.end(self.begin(prompts, scopes, study_seed, progress, starts))
+        """Sample one image per prompt: :meth:`begin`, then :meth:`end`.
+
+        Raises
+        ------
+        UserError
+            The safety checker flagged all samples of some images.
+        """
+        samples = self.end(self.begin(prompts, scopes, study_seed, progress, starts))
+        if samples.flagged:
+            first, times = next(iter(samples.flagged.items()))
+            raise UserError(
+                "safety checker",
+                f"all samples of {len(samples.flagged)} of {len(prompts)} images flagged, {times} of the"
+                f" prompt {prompts[first]!r}",
+                "change the prompts",
+            )
+        return [*samples.made.values()]

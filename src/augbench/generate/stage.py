@@ -19,10 +19,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from augbench.artifacts.shards import ShardRow, content_of, encode_image, is_kept, write_shard
+from augbench.artifacts.shards import (
+    Lacking,
+    ShardRow,
+    content_of,
+    encode_image,
+    is_as_tried,
+    is_kept,
+    write_shard,
+)
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json
-from augbench.generate.sampler import Pending, Sample, Sampler
+from augbench.generate.sampler import Pending, Sampler, Samples
 from augbench.models.folders import fingerprint, load_pipeline, load_unet, pick_device
 from augbench.plan.recipes import Recipe, data_set_recipe, generate_recipe, image_recipe, method_sampling
 from augbench.progress import Progress
@@ -116,10 +124,13 @@ def generate(
         )
         for name, paths in targets.items()
     }
-    store = job.store
+    store, attempts = job.store, job.study.augmentation.attempts_per_image
+
+    def is_valid(path: Path) -> bool:
+        return is_kept(path) and is_as_tried(path, attempts)
 
     def is_there(shard: _Shard) -> bool:
-        return store.take("shards", shard.key, shard.target, is_kept)
+        return store.take("shards", shard.key, shard.target, is_valid)
 
     missing = {name: [one for one in shards if not is_there(one)] for name, shards in work.items()}
     if not any(missing.values()):
@@ -220,7 +231,7 @@ class _Maker:
         if learned is not None and self.row.learns_words:
             self.pipeline.unload_textual_inversion()
 
-    def _sampled(self, sampler: Sampler, shards: Sequence[_Shard]) -> Iterator[tuple[_Shard, list[Sample]]]:
+    def _sampled(self, sampler: Sampler, shards: Sequence[_Shard]) -> Iterator[tuple[_Shard, Samples]]:
         """Yield each shard's images after the sampling of the next shard has started.
 
         The device therefore does not wait for the safety checker.
@@ -242,12 +253,12 @@ class _Maker:
         prompts, seed = [row["prompt"] for row in shard.rows], self.job.study.seed_of(self.method)
         return sampler.begin(prompts, scopes, seed, self.progress, starts)
 
-    def _commit(self, shard: _Shard, samples: Sequence[Sample]) -> None:
+    def _commit(self, shard: _Shard, samples: Samples) -> None:
         """Encode a shard's images with all of the job's threads, and write the shard to the store."""
-        encoding = image_recipe(self.job.study)
+        encoding, made = image_recipe(self.job.study), samples.made
         with ThreadPoolExecutor(self.job.threads, "encode") as encoders:
-            encoded = list(encoders.map(lambda sample: encode_image(sample.image, **encoding), samples))
-        made = [
+            encoded = encoders.map(lambda sample: encode_image(sample.image, **encoding), made.values())
+        rows = [
             ShardRow(
                 image=image,
                 label=row["label"],
@@ -259,10 +270,23 @@ class _Maker:
                 source=row["source"],
                 safety_flags=sample.safety_flags,
             )
-            for row, sample, image in zip(shard.rows, samples, encoded, strict=True)
+            for (place, sample), image in zip(made.items(), encoded, strict=True)
+            for row in [shard.rows[place]]
         ]
+        lacking = None
+        if samples.flagged:
+            flagged = {shard.rows[place]["index"]: times for place, times in samples.flagged.items()}
+            lacking = Lacking(self.job.study.augmentation.attempts_per_image, flagged)
+            logger.warning(
+                "%s: %d of %d images of class %s given up after %d samples, which the safety checker flagged",
+                self.method,
+                len(flagged),
+                len(shard.rows),
+                shard.key["class_id"],
+                sum(flagged.values()),
+            )
         self.job.store.commit(
-            "shards", shard.key, ".parquet", lambda path: write_shard(path, made, shard.key)
+            "shards", shard.key, ".parquet", lambda path: write_shard(path, rows, shard.key, lacking)
         )
 
     def ready(self, learned: LearnedFiles | None = None, class_ids: Sequence[str] = ()) -> Sampler:
@@ -299,6 +323,7 @@ class _Maker:
             conditioning=conditioning,
             guidance_interval=sampling.get("guidance_interval"),
             compiled=self.compiled,
+            attempts_per_image=self.job.study.augmentation.attempts_per_image,
         )
 
     @cached_property

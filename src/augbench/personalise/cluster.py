@@ -140,7 +140,7 @@ def cluster_images(
     clip_path: str | Path,
     outs: Sequence[str | Path],
 ) -> None:
-    """Cluster the images of every class; tables that the store holds are linked.
+    """Cluster the images of every class that is not left out; tables that the store holds are linked.
 
     Parameters
     ----------
@@ -162,7 +162,13 @@ def cluster_images(
     splits = {"train": read_split(train_path), "val": read_split(val_path)}
     for path, split in zip((train_path, val_path), splits.values(), strict=True):
         check_labels(split, classes, str(path))
-    sizes = {info.class_id: splits["train"].class_ids.count(info.class_id) for info in classes}
+    listed = study.retrieval.listed
+    splits = {name: split.without(listed) for name, split in splits.items()}
+    sizes = {
+        info.class_id: splits["train"].class_ids.count(info.class_id)
+        for info in classes
+        if info.class_id not in listed
+    }
     for k in ks:
         for problem in check_clusters("clusters", k, sizes):
             raise problem

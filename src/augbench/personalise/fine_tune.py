@@ -33,10 +33,10 @@ from augbench.runtime.compiling import cache_folder, first_alone
 T = TypeVar("T")
 
 
-def settings_of(study: Study, method: PersonaliseMethod, factor: float) -> Settings:
-    """Settings of a method's fine-tuning at one factor on its learning rates."""
+def settings_of(study: Study, method: PersonaliseMethod, factor: float, classes: int) -> Settings:
+    """Settings of the fine-tuning of ``classes`` classes at one factor on the learning rates."""
     finetune = study.finetune
-    lr, unet_lr = learning_rates(study, method, factor)
+    lr, unet_lr = learning_rates(study, method, factor, classes)
     mixed_precision = method.train_unet and finetune.dtype != "float32"
     return Settings(
         seed=study.seed,
@@ -94,6 +94,19 @@ def new_rows(
     return PseudowordRows(encoder, tokenizer, words, starts.repeat_interleave(clusters, 0), prompt)
 
 
+def unlearned(
+    study: Study, method: PersonaliseMethod, tasks: Sequence[ClassTask], like: Learned
+) -> dict[str, Learned]:
+    """Vectors of classes that do not learn, as they start, for the candidates of ``like``; by class_id."""
+    values = new_rows(study, method, tasks, pick_device(study.execution.device)).values.detach().cpu()
+    return {
+        task.info.class_id: Learned(
+            {name: own.clone() for name in like.vectors}, like.epochs, like.best_epoch, history=()
+        )
+        for task, own in zip(tasks, values.split(method.clusters), strict=True)
+    }
+
+
 def encode_images(
     study: Study, tasks: Sequence[ClassTask], source: ImageSource, device: torch.device, what: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,7 +162,7 @@ def fine_tune(
         Results by class_id.
     """
     device = pick_device(study.execution.device)
-    settings = settings_of(study, method, factor)
+    settings = settings_of(study, method, factor, len(tasks))
     moments, validation_moments = encode_images(study, tasks, source, device, what)
     rows = new_rows(study, method, tasks, device)
     dtype = torch.float32 if method.train_unet else getattr(torch, study.finetune.dtype)

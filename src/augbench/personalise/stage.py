@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,6 +147,7 @@ def finetune_classes(
     clusters_path: str | Path | None,
     vectors: Sequence[str],
     unets: Mapping[str, str],
+    excluded: Collection[str] = (),
 ) -> None:
     """Fine-tune the classes whose files are ``vectors``, at one factor on the learning rates.
 
@@ -163,6 +164,8 @@ def finetune_classes(
         Targets ``.../{class_id}.safetensors``; of all classes if the U-Net trains.
     unets : mapping
         Target folders by candidate; empty if the U-Net is frozen.
+    excluded : collection of str
+        Classes that do not train the U-Net and keep the vectors that they start from; none if it is frozen.
 
     Raises
     ------
@@ -172,8 +175,17 @@ def finetune_classes(
     targets = {Path(target).stem: target for target in vectors}
     row = job.study.personalised[method]
     tasks = class_tasks(train_path, val_path, classes_path, clusters_path, list(targets))
-    groups = group_recipes(job, method, factor, tasks, diffusion_path)
-    recipes = {class_id: {**group, "class_id": class_id} for class_id, group in groups.items()}
+    learning = [task for task in tasks if task.info.class_id not in excluded]
+    groups = group_recipes(job, method, factor, learning, diffusion_path)
+    shared = next(iter(groups.values()))
+    recipes: dict[str, Recipe] = {
+        class_id: {**group, "class_id": class_id} for class_id, group in groups.items()
+    }
+    for task in tasks:
+        if task not in learning:
+            start = _task_recipe(task, row, job.study.seed_of(method))["start"]
+            recipes[task.info.class_id] = {**shared, "class_id": task.info.class_id, "unlearned": start}
+            groups[task.info.class_id] = shared
 
     def is_known(class_id: str) -> bool:
         if not job.store.has(KIND, recipes[class_id], ".safetensors", _is_whole):
@@ -211,7 +223,7 @@ def finetune_classes(
             missing=set(targets if together else missing),
             groups=groups,
             recipes=recipes,
-            split=train_path,
+            excluded=excluded,
         )
     for class_id, target in targets.items():
         job.store.publish(KIND, recipes[class_id], target)
@@ -231,24 +243,26 @@ def _learn(
     missing: set[str],
     groups: Mapping[str, Recipe],
     recipes: Mapping[str, Recipe],
-    split: str | Path,
+    excluded: Collection[str],
 ) -> None:
     """Learn the ``missing`` classes and commit them to the store.
 
     An interrupted training resumes, with the classes that it was started with.
     """
-    from augbench.personalise.fine_tune import fine_tune
+    from augbench.personalise.fine_tune import fine_tune, unlearned
     from augbench.personalise.train import read_checkpoint
 
     row = job.study.personalised[name]
     folder = job.folder / ".work" / KIND / canonical_hash(list(recipes.values()))
     begun = read_checkpoint(folder)
+    missing = missing.difference(excluded)
     if begun is not None and missing <= set(begun["classes"]):
         missing = set(begun["classes"])
     wanted = [task for task in tasks if task.info.class_id in missing]
+    study = job.study.model_copy(update={"seed": job.study.seed_of(name)})
     source = open_source(job.study.dataset, job.study.seed, job.study.corpus)
     learned = fine_tune(
-        job.study.model_copy(update={"seed": job.study.seed_of(name)}),
+        study,
         method=row,
         factor=factor,
         tasks=wanted,
@@ -256,6 +270,8 @@ def _learn(
         folder=folder,
         what=f"{name}, lr x {factor:g}",
     )
+    if idle := [task for task in tasks if task.info.class_id in excluded]:
+        learned |= unlearned(study, row, idle, next(iter(learned.values())))
     epochs = {epoch for result in learned.values() for epoch in result.epochs.values()}
     for epoch in sorted(epochs) if row.train_unet else ():
         recipe = _unet_recipe(groups[wanted[0].info.class_id], epoch)
@@ -318,7 +334,8 @@ def choose_lr(
         No factor gave a finite loss.
     """
     losses = {
-        factor: float(np.mean([_best_loss(path) for path in paths])) for factor, paths in vectors.items()
+        factor: float(np.mean([_best_loss(path) for path in paths if read_metadata(path)["history"]]))
+        for factor, paths in vectors.items()
     }
     chosen = min(losses, key=lambda factor: losses[factor])
     if not math.isfinite(losses[chosen]):

@@ -7,7 +7,7 @@ Input: the class table, the training and validation splits, clusters, a method. 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,13 +44,16 @@ def read_clusters(path: str | Path) -> dict[str, int]:
     return dict(zip(table.column("image_id").to_pylist(), table.column("cluster").to_pylist(), strict=True))
 
 
-def _image_sets(split: Split, clusters: Mapping[str, int] | None) -> dict[str, ImageSet]:
-    """Images of a split by class; without ``clusters``, all are in cluster 0."""
+def _image_sets(
+    split: Split, clusters: Mapping[str, int] | None, class_ids: Collection[str]
+) -> dict[str, ImageSet]:
+    """Images of a split by class, for some classes; without ``clusters``, all are in cluster 0."""
     rows: dict[str, list[tuple[str, str, int]]] = {}
     for image_id, class_id, source in zip(split.image_ids, split.class_ids, split.sources, strict=True):
-        rows.setdefault(class_id, []).append(
-            (image_id, source, 0 if clusters is None else clusters[image_id])
-        )
+        if class_id in class_ids:
+            rows.setdefault(class_id, []).append(
+                (image_id, source, 0 if clusters is None else clusters[image_id])
+            )
     return {class_id: ImageSet(*zip(*entries, strict=True)) for class_id, entries in rows.items()}
 
 
@@ -75,7 +78,7 @@ def class_tasks(
     for path in (train_path, val_path):
         split = read_split(path)
         check_labels(split, classes, str(path))
-        sets.append(_image_sets(split, clusters))
+        sets.append(_image_sets(split, clusters, set(class_ids)))
         if without := [class_id for class_id in class_ids if class_id not in sets[-1]]:
             raise UserError(
                 str(path),
@@ -95,16 +98,34 @@ def start_prompt(task: ClassTask, method: PersonaliseMethod, seed: int) -> str:
     return prompt_for(task.info, 0, method.prompting, seed)
 
 
-def learning_rates(study: Study, method: PersonaliseMethod, factor: float) -> tuple[float, float]:
+def own_images(batch: int, vectors: int) -> float:
+    """Expected number of a vector's images in a batch that has any of them.
+
+    Each image of the batch belongs to one of ``vectors`` vectors, with equal chance.
+    """
+    absent = (1 - 1 / vectors) ** batch
+    return batch / vectors / (1 - absent)
+
+
+def learning_rates(
+    study: Study, method: PersonaliseMethod, factor: float, classes: int
+) -> tuple[float, float]:
     """Learning rates of the vectors and of the U-Net (paper, section 3.2).
 
-    They are multiplied by the square root of the ratio of batch sizes and by ``factor``. Defaults come
-    from the methods' publications: 0.005 at batch size 4 for pseudo-words, 0.001 at batch size 1 for
-    conditioning.
+    They are multiplied by the square root of the ratio of batch sizes and by ``factor``. For the vectors,
+    ``finetune.lr_counts`` says which images of a batch count. Defaults come from the methods' publications:
+    0.005 at batch size 4 for pseudo-words, 0.001 at batch size 1 for conditioning.
+
+    Parameters
+    ----------
+    classes : int
+        Number of classes that learn, whose images share batches if the U-Net trains.
     """
     default, default_batch = (5e-3, 4) if method.learn == "pseudoword" else (1e-3, 1)
     batch = study.finetune.batch_size
-    lr = (method.lr or default) * math.sqrt(batch / (method.lr_batch_size or default_batch))
+    sharing = method.clusters * (classes if method.train_unet else 1)
+    count = batch if study.finetune.lr_counts == "batch" else own_images(batch, sharing)
+    lr = (method.lr or default) * math.sqrt(count / (method.lr_batch_size or default_batch))
     return lr * factor, method.unet_lr * math.sqrt(batch) * factor
 
 

@@ -51,9 +51,14 @@ class InputPaths:
         return list(self.study.methods)
 
     @cached_property
+    def made_ids(self) -> tuple[str, ...]:
+        """Classes of which anything is made: all but those that ``retrieval.exclude`` lists."""
+        return tuple(class_id for class_id in self.class_ids if class_id not in self.study.retrieval.listed)
+
+    @cached_property
     def class_blocks(self) -> list[Block]:
         """Blocks of classes, one for each generate or retrieve job of a method."""
-        return blocks(self.class_ids, self.study.execution.classes_per_job)
+        return blocks(self.made_ids, self.study.execution.classes_per_job)
 
     @cached_property
     def runs(self) -> list[str]:

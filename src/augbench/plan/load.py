@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from augbench.config.study import DEMO, merge, parse_study, read_yaml
+from augbench.config.problems import ConfigError
+from augbench.config.study import DEMO, Study, merge, parse_study, read_yaml
+from augbench.data.classes import folder_of
 from augbench.data.sources import open_source
-from augbench.errors import UserError, ending_in_one_line
+from augbench.errors import UserError, ending_in_one_line, some
 from augbench.plan.paths import Plan
 
 
@@ -42,7 +44,24 @@ def load_plan(config: dict[str, Any], project: Path, configfiles: Sequence[str |
         class_ids = tuple(
             info.class_id for info in open_source(study.dataset, study.seed, study.corpus).classes()
         )
+        if problems := list(excluded_problems(study, class_ids)):
+            raise ConfigError(problems)
         return Plan(study, class_ids)
+
+
+def excluded_problems(study: Study, class_ids: Sequence[str]) -> Iterator[UserError]:
+    """Yield listed classes that the data set does not have; at least two classes must remain."""
+    listed = study.retrieval.listed
+    for class_id in sorted(listed.difference(class_ids)):
+        yield UserError(
+            "retrieval.exclude",
+            repr(folder_of(class_id)),
+            f"allowed: class_ids of the data set, {some([*map(folder_of, class_ids)])}",
+        )
+    if len(set(class_ids) - listed) < 2:
+        yield UserError(
+            "retrieval.exclude", f"{len(listed)} of {len(class_ids)} classes", "at least 2 must stay"
+        )
 
 
 def _refuse_second_option(arguments: Sequence[str]) -> None:

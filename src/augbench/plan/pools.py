@@ -77,6 +77,12 @@ class PoolPaths(InputPaths):
         wanted = exclude != "none" and (isinstance(exclude, tuple) or bool(self.study.retrieved))
         return [self.path("retrieval/excluded.json")] if wanted else []
 
+    def excluded_from_learning(self, method: str) -> list[str]:
+        """File with the classes that do not train a row's shared U-Net, if the config leaves any out."""
+        finetune, row = self.study.finetune, self.study.personalised[method]
+        waits = row.train_unet and finetune.excluded_classes == "leave_out"
+        return self.excluded if waits and self.study.retrieval.exclude == "auto" else []
+
     @cached_property
     def retrieval_summary(self) -> dict[str, str]:
         """Results of retrieval: a manifest per method, the yield, and the classes that are left out."""
@@ -91,7 +97,7 @@ class PoolPaths(InputPaths):
 
     def ledgers(self, method: str) -> list[str]:
         """Paths of the ledgers of all classes of a retrieval method."""
-        return [self.ledger(method, class_id) for class_id in self.class_ids]
+        return [self.ledger(method, class_id) for class_id in self.made_ids]
 
     @cached_property
     def image_lists(self) -> list[str]:
@@ -122,7 +128,7 @@ class PoolPaths(InputPaths):
         """Paths of all shards that a method's training sets are drawn from."""
         return [
             self.shard(self.study.pool_row(method), class_id, part)
-            for class_id in self.class_ids
+            for class_id in self.made_ids
             for part in self.parts(method)
         ]
 
@@ -180,9 +186,14 @@ class PoolPaths(InputPaths):
         """Groups of classes whose files of one kind share a folder, which is one target.
 
         The time that planning takes grows with the number of targets. Folders do not depend on the size of
-        blocks.
+        blocks, nor on the classes that the config leaves out.
         """
-        return blocks(self.class_ids, CLASSES_PER_FOLDER)
+        made = set(self.made_ids)
+        folders = [
+            Block(folder.name, tuple(class_id for class_id in folder.members if class_id in made))
+            for folder in blocks(self.class_ids, CLASSES_PER_FOLDER)
+        ]
+        return [folder for folder in folders if folder.members]
 
     def folders_among(self, paths: Iterable[str]) -> list[Block]:
         """Select the groups of classes whose folders are among a job's targets."""

@@ -83,6 +83,8 @@ def prompts_recipe(study: Study, name: str) -> Recipe:
         recipe["augmentation"] = sizes
         if (parts := study.parts_made(name)) > study.augmentation.parts:
             recipe["parts"] = parts
+    if study.retrieval.listed:
+        recipe["exclude"] = sorted(study.retrieval.listed)
     # of these keys, the ones that the mechanism has
     shaping = method.model_dump(include={"start", "learn", "clusters"})
     return {**recipe, method.prompt_key: method.prompting.model_dump(), **shaping}
@@ -138,6 +140,7 @@ def generate_recipe(study: Study, name: str) -> Recipe:
         "method": name,
         "diffusion": method_sampling(study, name),
         "image": image_recipe(study),
+        **study.augmentation.model_dump(include={"attempts_per_image"}),
     }
 
 
@@ -163,7 +166,10 @@ def retrieve_recipe(study: Study, name: str) -> Recipe:
         "method": name,
         "retrieve": method.model_dump(
             mode="json",
-            exclude={"label", "family", "query", "mechanism", "ranked", "may_fall_short", "corpus_share"},
+            exclude={
+                *("label", "family", "query", "mechanism", "ranked", "may_fall_short", "corpus_share"),
+                "least_images",
+            },
         ),
         "limits": study.retrieval.download.model_dump(
             mode="json", include={"max_bytes", "max_pixels", "max_redirects", "respect_opt_out"}
@@ -176,7 +182,9 @@ def retrieve_recipe(study: Study, name: str) -> Recipe:
 def shortfall_recipe(study: Study) -> Recipe:
     """Recipe of the choice of classes that are left out because they have too few images."""
     rows = {
-        name: row.model_dump(mode="json", include={"added_per_training_image", "may_fall_short"})
+        name: row.model_dump(
+            mode="json", include={"added_per_training_image", "may_fall_short", "least_images"}
+        )
         for name, row in study.retrieved.items()
     }
     return {"version": 1, "exclude": study.retrieval.model_dump(mode="json")["exclude"], "methods": rows}
@@ -185,7 +193,8 @@ def shortfall_recipe(study: Study) -> Recipe:
 def cluster_recipe(study: Study) -> Recipe:
     """Recipe of the clusters of a class's images."""
     finetune = study.finetune.model_dump(mode="json", include={"features", "inception_weights"})
-    return {"version": 1, "seed": study.seed, "features": finetune}
+    listed = {"exclude": sorted(study.retrieval.listed)} if study.retrieval.listed else {}
+    return {"version": 1, "seed": study.seed, "features": finetune, **listed}
 
 
 def finetune_recipe(study: Study, name: str, factor: float) -> Recipe:
@@ -193,9 +202,10 @@ def finetune_recipe(study: Study, name: str, factor: float) -> Recipe:
     method = study.personalised[name]
     shaping = {"learn", "clusters", "train_unet", "lr", "unet_lr", "lr_batch_size", "candidates"}
     learned = method.model_dump(mode="json", include=shaping)
-    training = study.finetune.model_dump(
-        mode="json", exclude={"features", "inception_weights", "inception_mirrors"}
-    )
+    others = {"features", "inception_weights", "inception_mirrors"}
+    if not method.train_unet:
+        others.add("excluded_classes")
+    training = study.finetune.model_dump(mode="json", exclude=others)
     return {
         "version": 1,
         "seed": study.seed_of(name),
@@ -216,8 +226,11 @@ def resample_recipe(study: Study, name: str) -> Recipe:
     drawn = study.methods[name].model_dump(
         mode="json", include={"added_per_training_image", "ranked", "may_fall_short", "pool"}
     )
-    if study.methods[name].shuffles_labels:
+    row = study.methods[name]
+    if row.shuffles_labels:
         drawn["labels"] = "shuffled"
+    if row.pool_row is None and not row.set_0_from_part_0 and study.parts_drawn(name) > 1:
+        drawn["set_0"] = "whole pool"
     return {"version": 2, "seed": study.seed_of(name), **drawn}
 
 

@@ -131,7 +131,7 @@ def write_prompts(
     training_images: Mapping[str, Sequence[str]],
     path: str | Path,
 ) -> None:
-    """Write the prompts of method ``name``.
+    """Write the prompts of method ``name``; classes that ``retrieval.exclude`` lists have none.
 
     Parameters
     ----------
@@ -144,11 +144,13 @@ def write_prompts(
     ConfigError
         The problems that :func:`check_prompts` finds, one line each.
     """
-    if problems := check_prompts(study, name, classes):
+    made = [info for info in classes if info.class_id not in study.retrieval.listed]
+    if problems := check_prompts(study, name, made):
         raise ConfigError(problems)
     rows = [
         {"label": label, "class_id": info.class_id, **row}
         for label, info in enumerate(classes)
+        if info.class_id not in study.retrieval.listed
         for row in _class_rows(study, name, info, training_images)
     ]
     with atomic_path(path) as temporary:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from augbench.classifier.sizes import evaluation_resize
 from augbench.config.classifier import Classifier
+from augbench.config.corpus import ImageCorpus
 from augbench.config.data import Caltech256, FashionMnist, ImageFolder
 from augbench.config.methods import PersonaliseMethod, RetrieveMethod, SampleMethod
 from augbench.config.models import Diffusion
@@ -219,6 +220,12 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
         pairs += _by_row({name: _sampling(method) for name, method in sampled.items()})
     pairs += _fine_tuning(study)
     pairs += _by_row({name: _retrieval(method, paper) for name, method in retrieved.items()})
+    if not isinstance(study.corpus, ImageCorpus):  # which has no tags
+        what = "Images of {} that the corpus tags as unsafe"
+        tagged = {
+            name: [(what, _kept(method.drops_tagged), _kept(False))] for name, method in retrieved.items()
+        }
+        pairs += _by_row(tagged)
     if retrieved and study.miniature is not None:
         size = study.miniature.images + study.miniature.distractors
         pairs.append(
@@ -284,6 +291,14 @@ def _fine_tuning(study: Study) -> list[tuple[str, str, str]]:
     if any(method.clusters > 1 for method in methods.values()):
         names = {"inception_v3": "Inception-v3", "clip": "the study's CLIP"}
         pairs.append(("Features for clustering", names[study.finetune.features], names[FINETUNE.features]))
+    counted = {"batch": "all of a batch", "own": "the vector's own"}
+    pairs.append(
+        (
+            "Images whose number scales the learning rates of vectors",
+            counted[study.finetune.lr_counts],
+            counted[FINETUNE.lr_counts],
+        )
+    )
     return [*pairs, *_by_row({name: _candidates(method) for name, method in methods.items()})]
 
 
@@ -318,7 +333,7 @@ def _retrieval(method: RetrieveMethod, paper: Protocol) -> list[tuple[str, str, 
         ),
         ("First k of {}, per image wanted", f"{method.first_k:g}", f"{theirs.first_k:g}"),
         ("Largest k of {}, as a multiple of the first", str(method.growth_limit), str(theirs.growth_limit)),
-        ("Unsafe images in {}", "left out" if method.drop_unsafe else "kept", "left out"),
+        ("Images of {} that the safety checker flags", _kept(method.drop_unsafe), _kept(True)),
         (
             "Aesthetics filter of {}",
             "none" if method.min_aesthetics is None else f"score of at least {method.min_aesthetics:g}",
@@ -348,7 +363,16 @@ def _retrieval(method: RetrieveMethod, paper: Protocol) -> list[tuple[str, str, 
     if paper.images_retrieved:
         kept = f"{method.images_per_class} per class" if method.images_per_class else "1 per training image"
         pairs.append(("Images kept by {}", kept, paper.images_retrieved))
+        added = f"{method.added_per_training_image:g} per training image"
+        stays = "none" if method.may_fall_short else added
+        if method.least_images is not None:
+            stays = f"{method.least_images} per class"
+        pairs.append(("Images of {} that a class needs to stay", stays, paper.images_retrieved))
     return pairs
+
+
+def _kept(drop: bool) -> str:
+    return "left out" if drop else "kept"
 
 
 def _classifier(ours: Classifier, paper: Protocol) -> list[tuple[str, str, str]]:

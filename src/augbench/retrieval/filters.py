@@ -133,7 +133,7 @@ class Filters:
 
     def _of_metadata(self, neighbour: Neighbour, aesthetics: float | None) -> str:
         method = self.method
-        if method.drop_unsafe and is_unsafe(neighbour.nsfw):
+        if method.drops_tagged and is_unsafe(neighbour.nsfw):
             return "unsafe: metadata"
         if (
             method.max_punsafe is not None

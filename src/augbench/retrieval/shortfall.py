@@ -2,8 +2,8 @@
 
 Such a class is left out for every method. Input: the ledgers of all retrieval methods and the class sizes.
 Output: a frozen manifest per method, ``retrieval/yield.csv`` with the fates of all candidates, and
-``retrieval/excluded.json``, which resampling and classification read. Generation covers all classes, so
-nothing expensive is repeated when a class is included again.
+``retrieval/excluded.json``, which resampling and classification read. Generation covers all classes that the
+config does not list, so nothing expensive is repeated when a class is included again.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ ALL = "all classes"
 def shortfall(
     study: Study, kept: Mapping[str, Mapping[str, int]], training_images: Mapping[str, int]
 ) -> dict[str, dict[str, dict[str, int]]]:
-    """Return ``kept`` and ``needed`` by class_id and method, for classes with too few images to train on.
+    """Return ``kept`` and ``needed`` by class_id and method, for classes with too few images to stay.
 
-    Methods with ``may_fall_short`` are ignored.
+    Methods with ``may_fall_short`` and classes that ``retrieval.exclude`` lists are ignored.
 
     Parameters
     ----------
@@ -43,9 +43,11 @@ def shortfall(
     """
     short: dict[str, dict[str, dict[str, int]]] = {}
     for class_id, size in training_images.items():
+        if class_id in study.retrieval.listed:
+            continue
         for name, counts in kept.items():
             method = study.retrieved[name]
-            needed = needed_images(method.added_per_training_image, size)
+            needed = max(needed_images(method.added_per_training_image, size), method.least_images or 0)
             if not method.may_fall_short and counts.get(class_id, 0) < needed:
                 short.setdefault(class_id, {})[name] = {"kept": counts.get(class_id, 0), "needed": needed}
     return short
@@ -57,13 +59,9 @@ def decide(study: Study, short: Mapping[str, Any], class_ids: Sequence[str]) -> 
     Raises
     ------
     UserError
-        A class is short but not left out; fewer than 2 classes would stay; or the list names an unknown
-        class.
+        A class is short but not left out, or fewer than 2 classes would stay.
     """
-    exclude = study.retrieval.exclude
-    if isinstance(exclude, tuple) and (unknown := sorted(set(exclude) - set(class_ids))):
-        raise UserError("retrieval.exclude", repr(unknown[0]), "allowed: class_ids of the data set")
-    left_out = set(short) if exclude == "auto" else set() if exclude == "none" else set(exclude)
+    left_out = set(short) if study.retrieval.exclude == "auto" else study.retrieval.listed
     if forgotten := [class_id for class_id in class_ids if class_id in short and class_id not in left_out]:
         counts = ", ".join(
             f"{class_id} ({min(found['kept'] for found in short[class_id].values())} kept)"

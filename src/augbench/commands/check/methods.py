@@ -11,7 +11,7 @@ from typing import NamedTuple
 from augbench.config.corpus import IndexCorpus, OwnCorpus
 from augbench.config.methods import AddingMethod, DrawMethod, RetrieveMethod
 from augbench.config.study import Study
-from augbench.data.classes import ClassInfo, folder_of
+from augbench.data.classes import ClassInfo
 from augbench.errors import UserError, some
 from augbench.measures.judge import check_judge
 from augbench.prompts.stage import check_prompts
@@ -113,21 +113,6 @@ def _drawn_images(study: Study, name: str, method: DrawMethod, needed: _Needed) 
         images = method.images_per_class or study.augmentation.images_per_class
         if images < needed.images:
             yield UserError(f"methods.{name}.images_per_class", images, f"{allowed}; {needed.because}")
-
-
-def excluded_problems(study: Study, class_ids: list[str]) -> Iterator[UserError]:
-    """Yield excluded classes that the data set does not have; at least two classes must remain."""
-    exclude = study.retrieval.exclude
-    for class_id in sorted(set(exclude) - set(class_ids)) if isinstance(exclude, tuple) else ():
-        yield UserError(
-            "retrieval.exclude",
-            repr(folder_of(class_id)),
-            f"allowed: class_ids of the data set, {some([*map(folder_of, class_ids)])}",
-        )
-    if isinstance(exclude, tuple) and len(set(class_ids) - set(exclude)) < 2:
-        yield UserError(
-            "retrieval.exclude", f"{len(exclude)} of {len(class_ids)} classes", "at least 2 must stay"
-        )
 
 
 def corpus_problems(study: Study) -> Iterator[UserError]:

@@ -22,7 +22,6 @@ from augbench.commands.check.methods import (
     added_image_problems,
     baseline_notes,
     corpus_problems,
-    excluded_problems,
     glyph_notes,
     judge_problems,
     prompt_problems,
@@ -39,6 +38,7 @@ from augbench.data.source import ClassImages
 from augbench.data.sources import open_source
 from augbench.errors import UserError
 from augbench.personalise.tasks import check_clusters
+from augbench.plan.load import excluded_problems
 
 LEAST_FREE_BYTES = 10**9
 
@@ -90,8 +90,9 @@ def check_study(
     else:
         train = {class_id: size.train for class_id, size in sizes.items()}
         problems += excluded_problems(study, list(sizes))
+        train = {class_id: size for class_id, size in train.items() if class_id not in study.retrieval.listed}
         notes.append(summary_of_sizes(sizes, study.dataset.test_images_per_class, study.dataset.draws))
-        classes = source.classes()
+        classes = [info for info in source.classes() if info.class_id not in study.retrieval.listed]
         unfilled = list(prompt_problems(study, classes))
         problems += unfilled
         if tokenise and not unfilled:
@@ -102,7 +103,7 @@ def check_study(
         for name, method in study.personalised.items():
             problems += check_clusters(f"methods.{name}.clusters", method.clusters, train)
         problems += judge_problems(study, list(sizes))
-        problems += pseudoword_problems(study, list(sizes))
+        problems += pseudoword_problems(study, list(train))
         notes += training_warnings(study, train)
         notes += baseline_notes(study)
         notes += glyph_notes(study, classes)

@@ -33,7 +33,19 @@ class Sizes:
 
 
 def sizes_of(plan: Plan) -> Sizes:
-    """Return the sizes of the splits.
+    """Return the sizes of the splits without the classes that ``retrieval.exclude`` lists.
+
+    All classes count as equally large for this. :func:`_sizes_of_all` says where sizes come from.
+    """
+    found, made = _sizes_of_all(plan), len(plan.made_ids)
+    train, validation, test = (
+        round(size * made / found.classes) for size in (found.train, found.validation, found.test)
+    )
+    return Sizes(made, train, validation, test, found.source)
+
+
+def _sizes_of_all(plan: Plan) -> Sizes:
+    """Return the sizes of the splits, of all classes.
 
     Sources, in this order: the split manifests, the published sizes of the data set, its files, an
     assumption.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 
-from augbench.artifacts.pool import load_images, read_index
+from augbench.artifacts.pool import lacks_of, load_images, read_index
 from augbench.artifacts.shards import read_shard
 from augbench.config.study import Study
 from augbench.data.classes import ClassInfo, read_class_table
@@ -79,7 +79,7 @@ class Row:
 
 
 def refused_per_image(index: pa.Table, study_folder: str | Path) -> float:
-    """Number of samples that the safety checker refused, per image of the pool.
+    """Number of samples that the safety checker refused, also of missing images, per image of the pool.
 
     Raises
     ------
@@ -90,7 +90,8 @@ def refused_per_image(index: pa.Table, study_folder: str | Path) -> float:
         pc.sum(read_shard(Path(study_folder) / path, ["safety_flags"]).column(0)).as_py()
         for path in pc.unique(index.column("path")).to_pylist()
     )
-    return refused / index.num_rows
+    given_up = sum(lack.flagged for lack in lacks_of(index).values())
+    return (refused + given_up) / index.num_rows
 
 
 def duplicate_threshold(study: Study) -> float | None:

@@ -15,11 +15,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from augbench.artifacts.pool import read_index
+import pyarrow as pa
+
+from augbench.artifacts.pool import Lack, lacks_of, read_index
 from augbench.classifier.history import ALPHA, history_of, read_result
 from augbench.config.study import Study
 from augbench.data.splits import read_split
-from augbench.errors import UserError
+from augbench.errors import UserError, some
 from augbench.files import write_text
 from augbench.report import render
 from augbench.report.protocol import Facts, differences, paper_results
@@ -143,7 +145,7 @@ def build_table(
         A method of the config has no results, or a run appears twice or was not scored on the test split.
     """
     runs, classes = _read_runs(study, results)
-    shared = _overlaps(study, manifests)
+    sets = _read_sets(study, manifests)
     paper = paper_results(study.report.paper_study)
     cut = cut_counts(runs)
     units = average_draws(runs, study.augmentation.resamples) if study.dataset.draws > 1 else runs
@@ -163,7 +165,7 @@ def build_table(
                 n=len(values),
                 real_per_class=fmean(run.n_real for run in own) / classes,
                 added_per_class=fmean(run.n_added for run in own) / classes,
-                overlap=shared.get(name),
+                overlap=overlap(sets.get(name, ())),
                 paper_top1_percent=theirs.top1 if theirs else None,
                 paper_stderr_percent=theirs.stderr if theirs else None,
                 steps=fmean(run.steps or 0 for run in own),
@@ -172,7 +174,7 @@ def build_table(
         )
     real = next((row.real_per_class for row in rows if row.split == "train"), None)
     facts = Facts(classes, real, max(run.n_val for run in runs), max(run.n_test for run in runs))
-    notes = _notes(study, rows, facts, excluded, draws)
+    notes = _notes(study, rows, facts, excluded, draws, {name: _lacks(own) for name, own in sets.items()})
     return Table1(study.study, study.report.paper_study, tuple(rows), tuple(runs), notes)
 
 
@@ -230,16 +232,51 @@ def cut_counts(runs: Iterable[RunRow]) -> Counter[str]:
     return Counter(run.method for run in runs if run.rising)
 
 
-def _overlaps(study: Study, manifests: Iterable[str | Path]) -> dict[str, float | None]:
-    """Overlap between the sets of each method, by method (the name of its folder)."""
-    sets: dict[str, list[Path]] = {}
+def _read_sets(study: Study, manifests: Iterable[str | Path]) -> dict[str, list[pa.Table]]:
+    """Manifests of the sets of each method, by method (the name of its folder)."""
+    sets: dict[str, list[pa.Table]] = {}
     for path in map(Path, manifests):
-        sets.setdefault(study.row_and_draw(path.parents[1].name)[0], []).append(path)
-    return {method: overlap([read_index(path) for path in paths]) for method, paths in sets.items()}
+        sets.setdefault(study.row_and_draw(path.parents[1].name)[0], []).append(read_index(path))
+    return sets
+
+
+def _lacks(sets: Iterable[pa.Table]) -> dict[str, Lack]:
+    """Images that classes lack in a method's sets, in the set that lacks most of them."""
+    worst: dict[str, Lack] = {}
+    for class_id, lack in (item for rows in sets for item in lacks_of(rows).items()):
+        worst[class_id] = max(lack, worst.get(class_id, lack), key=lambda one: one.images)
+    return worst
+
+
+def _lack_notes(study: Study, lacks: Mapping[str, Mapping[str, Lack]]) -> Iterator[str]:
+    """Yield a note per method whose sets have fewer images of some classes than wanted, and why."""
+    for method, own in lacks.items():
+        for refused in (True, False):
+            short = {name: lack for name, lack in own.items() if bool(lack.flagged) is refused}
+            if not short:
+                continue
+            because = (
+                f"the safety checker flagged {sum(lack.flagged for lack in short.values())} samples of the"
+                " missing images, after which they were given up (augmentation.attempts_per_image)"
+                if refused
+                else "retrieval found too few"
+            )
+            counts = some(
+                [f"{name} {lack.wanted - lack.images} of {lack.wanted}" for name, lack in short.items()]
+            )
+            yield (
+                f"{study.label(method)}: training sets have fewer images than wanted of {len(short)} classes,"
+                f" because {because}. These classes stay in the study. Fewest images of a set: {counts}."
+            )
 
 
 def _notes(
-    study: Study, rows: Sequence[Row], facts: Facts, excluded: Collection[str], draws: Sequence[str | Path]
+    study: Study,
+    rows: Sequence[Row],
+    facts: Facts,
+    excluded: Collection[str],
+    draws: Sequence[str | Path],
+    lacks: Mapping[str, Mapping[str, Lack]],
 ) -> tuple[str, ...]:
     """The footer: notes on columns, classes left out, differences from the protocol, the config's notes."""
     notes = [
@@ -259,13 +296,28 @@ def _notes(
         f"Paper: Burg et al., TMLR 2023 (arXiv 2304.10253), {study.report.paper_study}. Where data or models"
         " differ, compare the order of the rows, not the numbers."
     )
-    if excluded:
-        notes.append(
-            f"Left out of the whole study because retrieval found too few images: {len(excluded)} classes"
-            f" ({', '.join(sorted(excluded))})."
-        )
+    notes += _excluded_notes(study, excluded)
+    notes += _lack_notes(study, lacks)
     notes += [f"Differs from the protocol: {difference}." for difference in differences(study, facts)]
     return (*notes, *(" ".join(note.split()) for note in study.report.notes))
+
+
+def _excluded_notes(study: Study, excluded: Collection[str]) -> Iterator[str]:
+    """Yield notes on the classes that are left out, and on what was still made of them."""
+    if not excluded:
+        return
+    because = (
+        "by the config (retrieval.exclude)"
+        if study.retrieval.listed
+        else "because retrieval found too few images"
+    )
+    yield f"Left out of the whole study {because}: {len(excluded)} classes ({', '.join(sorted(excluded))})."
+    sharing = [study.label(name) for name, row in study.personalised.items() if row.train_unet]
+    if sharing and not study.retrieval.listed and study.finetune.excluded_classes == "learn":
+        yield (
+            f"The U-Net that all classes share ({', '.join(sharing)}) was trained on these classes, too"
+            " (finetune.excluded_classes)."
+        )
 
 
 def _draws_note(study: Study, draws: Sequence[str | Path]) -> str:
