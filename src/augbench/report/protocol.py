@@ -288,9 +288,12 @@ def _fine_tuning(study: Study) -> list[tuple[str, str, str]]:
 
 
 def _candidates(method: PersonaliseMethod) -> list[tuple[str, str, str]]:
-    """(what, ours, paper's) for the candidates of a fine-tuned method, with ``{}`` in place of its name."""
+    """(what, ours, paper's) for candidates and rates of a fine-tuned method, with ``{}`` for its name."""
     theirs = IMAGIC_CANDIDATES if method.learn == "conditioning" and method.train_unet else CANDIDATES
-    return [("Candidates of {}", _listed(method.candidates), _listed(theirs))]
+    return [
+        ("Candidates of {}", _listed(method.candidates), _listed(theirs)),
+        ("Learning rate of {}", "searched" if len(method.lr_grid) > 1 else "not searched", "searched"),
+    ]
 
 
 def _listed(candidates: Sequence[str | int]) -> str:
