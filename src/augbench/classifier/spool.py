@@ -123,11 +123,11 @@ class Spool:
         top, left, height, width = box.tolist()
         exact = out.shape[1:] == self.shapes[i] == (height, width)
         image = out if exact else np.empty((3, *self.shapes[i]), dtype=np.uint8)
-        left, offset = image.reshape(-1).data, int(self._offset_of[i])
-        while left:
-            count = os.preadv(self.files[self._file_of[i]].fileno(), [left], offset)
+        rest, offset = image.reshape(-1).data, int(self._offset_of[i])
+        while rest:
+            count = os.preadv(self.files[self._file_of[i]].fileno(), [rest], offset)
             if not count:
                 raise RuntimeError(f"image {i}: the file of decoded images ends at byte {offset}")
-            left, offset = left[count:], offset + count
+            rest, offset = rest[count:], offset + count
         if not exact:
             out[:, :height, :width] = image[:, top : top + height, left : left + width]

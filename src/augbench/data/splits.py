@@ -114,8 +114,8 @@ class SplitSizes:
     test: int
     pool_validation: int
     pool_test: int
-    before: int
     room: int  # images of the pool that are in no other split: train2x takes its further images from these
+    before: int
 
 
 def _sizes(pool: int, shares: Shares, given_validation: int | None, given_test: int | None) -> SplitSizes:
@@ -133,8 +133,8 @@ def _sizes(pool: int, shares: Shares, given_validation: int | None, given_test: 
         test=test if given_test is None else given_test,
         pool_validation=validation,
         pool_test=test,
-        before=before,
         room=left - train,
+        before=before,
     )
 
 
