@@ -22,14 +22,16 @@ from torchvision.transforms import v2
 from augbench.artifacts.pool import build_index
 from augbench.artifacts.shards import ShardRow, encode_image, write_shard
 from augbench.artifacts.store import Store
+from augbench.classifier import crops
 from augbench.classifier import train as training
 from augbench.classifier.compute import Compute, Storage, compute_of
-from augbench.classifier.crops import MEAN, STD, Crops, cut, cut_centre, draw_crops
+from augbench.classifier.crops import MEAN, STD, Crops, cut, cut_centre, draw_crops, in_parts
 from augbench.classifier.images import ImagePool, LabelledImages, gather, stream
 from augbench.classifier.memory import free_memory
 from augbench.classifier.model import build
 from augbench.classifier.schedule import PlateauSchedule
 from augbench.classifier.score import score_test, top1
+from augbench.classifier.sizes import training_side
 from augbench.classifier.spool import Spool
 from augbench.classifier.stage import train_block
 from augbench.classifier.state import Point, RunResult, State
@@ -171,6 +173,53 @@ def test_evaluation_crop_equals_torchvisions(resize: int, side: int) -> None:
 def test_large_images_are_kept_at_the_size_that_evaluation_needs() -> None:
     pool = ImagePool(iter([Image.new("RGB", (100, 80)), Image.new("L", (10, 12))]), 2, 40, ALONE, "images")
     assert pool.sizes.tolist() == [[40, 50], [12, 10]]
+
+
+def test_images_as_large_as_their_files_are_not_scaled() -> None:
+    assert [training_side(Classifier(decoded_size=size)) for size in (None, 500, "file")] == [256, 500, None]
+    pool = ImagePool(iter([Image.new("RGB", (100, 80)), Image.new("L", (10, 12))]), 2, None, ALONE, "images")
+    assert pool.sizes.tolist() == [[80, 100], [12, 10]]
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_crops_of_files_equal_torchvisions_in_parts_of_similar_size(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crops, "MOST_PIXELS", 4000)  # a few boxes; the largest is a part of its own
+    rng = np.random.default_rng(0)
+    sides = [(int(width), int(height)) for width, height in rng.integers(20, 150, (12, 2))]
+    photos = [photo(0, i, 150).resize(side) for i, side in enumerate(sides)]
+    compute = replace(ALONE, storage=Storage(where, tmp_path))
+    pools = [ImagePool(iter(part), len(part), None, compute, "images") for part in (photos[:7], photos[7:])]
+    config = TINY.model_copy(update={"decoded_size": "file"})
+    run = training._Training(torch.nn.Identity(), pools, torch.zeros(12), 0, config, ALONE.group)
+    drawn = draw_crops(rng, np.concatenate([pool.sizes for pool in pools]), 0.08)
+    batches = [np.array([11, 0, 5, 5, 8]), np.array([3]), np.arange(12)]
+    for batch, found in zip(batches, run._cut(drawn, batches), strict=True):
+        for i, got in zip(batch.tolist(), undo_normalisation(found), strict=True):
+            image = v2.functional.pil_to_tensor(photos[i]).float()
+            expected = v2.functional.resized_crop(image, *drawn.boxes[i].tolist(), [16, 16], antialias=True)
+            assert torch.allclose(got, expected.flip(2) if drawn.flips[i] else expected, atol=1e-2)
+    assert {len(part) for part in in_parts(drawn.boxes)} >= {1}
+
+
+def test_parts_of_a_batch_have_bounded_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crops, "MOST_PIXELS", 1000)
+    boxes = np.array([[0, 0, 10, 10]] * 25 + [[0, 0, 40, 40], [0, 0, 5, 90]])
+    parts = in_parts(boxes)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(27))
+    assert all(len(part) * boxes[part, 2:].max(axis=0).prod() <= 1000 for part in parts if len(part) > 1)
+    assert len(parts) == 5  # ten, ten and five small ones, and the two others
+
+
+def test_evaluation_does_not_depend_on_the_size_that_crops_are_cut_from() -> None:
+    pools, sides = labelled(0, 40), []
+    with pytest.MonkeyPatch.context() as patch:
+        pool = LabelledImages.pool
+        patch.setattr(LabelledImages, "pool", lambda *given: sides.append(given[1]) or pool(*given))
+        config = TINY.model_copy(update={"decoded_size": "file", "max_epochs": 1})
+        train_run(config, 2, pools, None, labelled(100, 8), 0, 0, ALONE)
+    assert sides == [None, 16]
 
 
 def test_batches_mix_pools_and_sizes() -> None:

@@ -24,7 +24,8 @@ from augbench.classifier import train as training
 from augbench.classifier.compute import Compute, ProcessGroup, Storage, count_processes
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.launch import in_processes
-from augbench.classifier.normalisation import GlobalBatchNorm2d
+from augbench.classifier.model import build
+from augbench.classifier.normalisation import GlobalBatchNorm2d, GroupedBatchNorm2d, normalise_over
 from augbench.classifier.stage import _train_together, train_block
 from augbench.classifier.state import RunResult
 from augbench.classifier.train import train_run
@@ -143,6 +144,29 @@ def activations() -> torch.Tensor:
     return torch.randn(8, 3, 5, 4, generator=torch.Generator().manual_seed(0)) * 3 + 2
 
 
+IN_PARTS = {"batch_norm_groups": 4, "batch_size": 38}  # batches of 33 and 34, parts of 8 and 9
+
+
+def plain_ddp(group: ProcessGroup, parts: int = 1) -> dict[str, torch.Tensor]:
+    """Train on random batches of 16, with torch's DistributedDataParallel and its own BatchNorm2d.
+
+    With ``parts``, one process trains with batch normalisation in that many parts instead.
+    """
+    model = build(TINY, 2, 0)
+    normalise_over(model, parts, ProcessGroup(), CPU)
+    network = model if group.size == 1 else nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(4):
+        images = torch.randn(16, 3, 16, 16, generator=generator)
+        labels = torch.randint(0, 2, (16,), generator=generator)
+        mine = torch.from_numpy(group.share(np.arange(16)))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(images[mine]), labels[mine]).backward()
+        optimizer.step()
+    return model.state_dict()
+
+
 def in_a_group(group: ProcessGroup, folder: Path) -> dict[str, Any]:
     """All measurements in one group of processes, because a group takes seconds to start."""
     compute = Compute(CPU, group, Storage("memory", folder))
@@ -160,6 +184,8 @@ def in_a_group(group: ProcessGroup, folder: Path) -> dict[str, Any]:
         "streamed": run_tiny(replace(compute, storage=Storage("disk", folder))),
         "resumed": run_tiny(compute, folder / "run.pt"),
         "double": run_in_double_precision(compute),
+        "in parts": run_tiny(compute, **IN_PARTS),
+        "plain": plain_ddp(group),
     }
 
 
@@ -236,6 +262,62 @@ def test_normalisation_over_two_processes_is_that_of_the_whole_batch(two: dict[s
         assert torch.equal(one[name], other[name]) and torch.allclose(one[name], expected[name]), name
 
 
+def test_parts_in_one_process_are_what_plain_distributed_training_does(two: dict[str, Any]) -> None:
+    ours = plain_ddp(ProcessGroup(), parts=2)
+    for name, theirs in two["plain"].items():  # of the first process, whose running statistics are kept
+        assert torch.allclose(ours[name], theirs, rtol=1e-4, atol=1e-5), name
+    whole = plain_ddp(ProcessGroup())
+    assert not torch.allclose(ours["bn1.running_var"], whole["bn1.running_var"], rtol=1e-3)
+
+
+def test_batches_in_parts_give_the_same_history_in_one_and_in_two_processes(
+    two: dict[str, Any], alone: RunResult
+) -> None:
+    one = run_tiny(Compute(CPU), **IN_PARTS)
+    assert_close(two["in parts"], one, TOLERANCE)
+    assert one.history[-1].train_loss != pytest.approx(alone.history[-1].train_loss, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("images", [8, 7])
+def test_each_part_of_a_batch_is_normalised_by_itself(images: int) -> None:
+    batch = activations()[:images]
+    cut = -(-images // 2)  # the first part has the odd image
+    grouped = batch_norm(GroupedBatchNorm2d(2, 3), batch, slice(0, images))
+    first, second = (
+        batch_norm(nn.BatchNorm2d(3), batch, part) for part in (slice(0, cut), slice(cut, images))
+    )
+    for name in ("output", "images"):
+        assert torch.allclose(grouped[name], torch.cat([first[name], second[name]]), atol=1e-6), name
+    for name in ("weight", "bias"):
+        assert torch.allclose(grouped[name], first[name] + second[name], rtol=1e-5, atol=1e-5), name
+    for name in ("mean", "var", "steps"):
+        assert torch.equal(grouped[name], first[name]), name
+
+
+def test_in_evaluation_parts_are_not_told_apart() -> None:
+    module, plain = GroupedBatchNorm2d(4, 3).eval(), nn.BatchNorm2d(3).eval()
+    assert torch.equal(module(activations()), plain(activations()))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_processes_share_a_batch_by_whole_parts(size: int) -> None:
+    batch = np.random.default_rng(0).permutation(253)
+    parts = np.array_split(batch, 8)
+    found = [ProcessGroup(rank, size).share(batch, 8) for rank in range(size)]
+    assert np.array_equal(np.concatenate(found), batch)
+    cut = [part for share in found for part in torch.from_numpy(share).tensor_split(8 // size)]
+    assert [part.tolist() for part in cut] == [part.tolist() for part in parts]
+
+
+def test_a_batch_in_parts_needs_no_statistics_of_other_processes() -> None:
+    """So nothing waits for another process, or on CUDA for the host."""
+    for size, kind in ((8, nn.BatchNorm2d), (4, GroupedBatchNorm2d), (1, GroupedBatchNorm2d)):
+        model = build(TINY, 2, 0)
+        normalise_over(model, 8, ProcessGroup(0, size), torch.device("cuda"))
+        assert {type(module) for module in model.modules() if isinstance(module, nn.BatchNorm2d)} == {kind}
+        assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+
+
 # --- errors ---------------------------------------------------------------------------------------
 
 
@@ -280,6 +362,27 @@ def test_more_processes_than_images_in_a_batch_are_refused() -> None:
         r"image of a batch$",
     ):
         run_tiny(Compute(CPU, ProcessGroup(0, 34)))
+
+
+def test_parts_of_a_batch_with_one_image_are_refused() -> None:
+    with pytest.raises(
+        UserError,
+        match=r"^classifier\.batch_norm_groups: 20, and classifier has batches of 33 images; allowed: at most 16",
+    ):
+        run_tiny(Compute(CPU), batch_norm_groups=20)
+
+
+def test_gpus_that_do_not_divide_the_parts_of_a_batch_stay_idle_and_this_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 6)
+    cuda = torch.device("cuda")
+    assert count_processes(Execution(), cuda, 8) == 4 and "4 of 6 visible GPUs train" in caplog.text
+    assert [count_processes(Execution(), device, groups) for device, groups in ((cuda, 1), (CPU, 8))] == [
+        6,
+        1,
+    ]
+    assert count_processes(Execution(processes=2), cuda, 8) == 2
 
 
 def test_the_number_of_processes_is_that_of_the_gpus_unless_the_config_says_otherwise(

@@ -135,7 +135,9 @@ def test_draws_that_cannot_differ_are_an_error_that_names_the_key() -> None:
 
 
 def test_the_check_says_how_much_draws_share() -> None:
-    sizes = {"a": SplitSizes(50, 50, 300, 50, 0, room=900), "b": SplitSizes(50, 50, 300, 50, 0, room=50)}
+    sizes = {
+        name: SplitSizes(50, 50, 300, 50, 0, room=room, before=50) for name, room in (("a", 900), ("b", 50))
+    }
     assert "two of 15 draws share about 5 to 50% of their training images" in summary_of_sizes(
         sizes, None, 15
     )

@@ -140,7 +140,10 @@ def test_part_0_of_a_fine_tuned_method_is_its_winners_and_a_row_that_draws_makes
 
 
 def test_hours_of_fine_tuning_are_images_seen_by_rate(table: Path) -> None:
-    estimate = estimate_of(table)
+    methods = copy.deepcopy(STUDY["methods"])
+    for row in ("learned", "learned_lr3"):
+        methods[row]["candidates"] = ["val_loss", 1]
+    estimate = estimate_of(table, methods=methods)
     # 10 epochs at 2 learning rates of 1000 training images and (forward only) 1000 validation images;
     # one job for each rate
     assert step(estimate, "finetune", "learned").gpu_hours == pytest.approx(
@@ -151,6 +154,12 @@ def test_hours_of_fine_tuning_are_images_seen_by_rate(table: Path) -> None:
         10 * (1000 + 1000 / 3) / 100 / 3600 + 2 * 36 / 3600
     )
     assert [step(estimate, "finetune", name).jobs for name in ("learned", "learned_lr3")] == [2 + 1, 2 + 1]
+
+
+def test_fine_tuning_whose_candidates_are_all_epochs_is_planned_to_the_last_of_them(table: Path) -> None:
+    assert step(estimate_of(table), "finetune", "learned").gpu_hours == pytest.approx(
+        2 * 2 * (1000 + 1000 / 3) / 50 / 3600 + 2 * 36 / 3600
+    )
 
 
 def test_hours_of_classifiers_are_images_by_epochs_and_their_validation(table: Path) -> None:

@@ -190,7 +190,7 @@ def test_sizes_are_the_papers() -> None:
     assert (
         ten.dataset.train_fraction,
         full.dataset.train_fraction,
-        full.dataset.validation_fraction,
+        full.dataset.held_out_like,
         caltech.dataset.train_fraction,
     ) == (0.1, 0.9, 0.1, 0.8)
     assert (full.finetune.max_epochs, ten.finetune.max_epochs) == (3, 40)
@@ -202,6 +202,13 @@ def test_sizes_are_the_papers() -> None:
     ) == (1024, 0.003, 256, 0.1)
     assert {study.augmentation.resamples for study in (ten, full, caltech)} == {5}
     assert [len(plan_of(study).class_ids) for study in (ten, full, caltech)] == [1000, 1000, 256]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_what_the_papers_training_does_is_on_and_grids_have_five_rates(name: str) -> None:
+    study = load_study([config_of(name)])
+    assert (study.classifier.decoded_size, study.classifier.batch_norm_groups) == ("file", 8)
+    assert all(len(row.lr_grid) >= 5 for row in study.personalised.values())
 
 
 # --- the plan's size ------------------------------------------------------------------------------

@@ -39,16 +39,24 @@ from augbench.personalise import train
 from augbench.personalise.adam import RowAdam
 from augbench.personalise.embedding import ConditioningRows, PseudowordRows, token_ids
 from augbench.personalise.groups import ClassGroup, Learned, Settings
-from augbench.personalise.stage import UNET_FILES, choose_lr, finetune_classes, read_metadata
+from augbench.personalise.stage import (
+    UNET_FILES,
+    choose_lr,
+    finetune_classes,
+    read_metadata,
+    write_vectors,
+)
 from augbench.personalise.tasks import (
     ClassTask,
     ImageSet,
     check_clusters,
     class_tasks,
+    end_of_grid,
     learning_rates,
     read_clusters,
 )
 from augbench.personalise.train import Trainer, diffusion_target
+from augbench.plan import recipes
 from augbench.runtime.job import Job
 
 MINI = Path(__file__).resolve().parents[1] / "resources/mini"
@@ -730,6 +738,90 @@ def test_training_ends_at_max_epochs_and_survives_losses_that_are_not_finite() -
     assert group.best_epoch == 1 and not group.stopped
     group.record(2, 0.5, 0.5, settings(max_epochs=2, candidates=("val_loss",)))
     assert group.best_epoch == 2 and group.stopped and group.best == 0.5
+
+
+def test_training_ends_at_the_last_candidate_if_all_are_epochs(inputs: Inputs, tmp_path: Path) -> None:
+    rows = {"learn": "conditioning", "lr": 0.05}
+    study = inputs.study(
+        {"max_epochs": 40, "patience": 40},
+        epochs={**rows, "candidates": [1, 2]},
+        by_loss={**rows, "candidates": ["val_loss", 1, 2]},
+        imagic={**rows, "candidates": [*range(1, 9)]},
+    )
+    ends = {name: parts.settings_of(study, row_of(study, name), 1.0).max_epochs for name in study.methods}
+    assert (ends["epochs"], ends["by_loss"], ends["imagic"]) == (2, 40, 8)
+    longer = inputs.study({"max_epochs": 3, "patience": 3}, by_loss=study.methods["by_loss"].model_dump())
+    ours, theirs = (
+        inputs.fine_tune(config, name, tmp_path / name, NAMES[:1])["zero"]
+        for config, name in ((study, "epochs"), (longer, "by_loss"))
+    )
+    assert [entry["epoch"] for entry in ours.history] == [0, 1, 2] and len(theirs.history) == 4
+    for name in ("epoch1", "epoch2"):  # so finished vectors stay, and recipes need no other version
+        assert torch.equal(ours.vectors[name], theirs.vectors[name])
+
+
+def learned(folder: Path, factor: float, losses: Sequence[float], candidates: dict[str, int]) -> list[str]:
+    """Files of two classes that learned at ``factor``, with these validation losses after each epoch."""
+    history = tuple(
+        {"epoch": epoch, "train_loss": 1.0, "val_loss": loss} for epoch, loss in enumerate([2.0, *losses])
+    )
+    best = 1 + int(np.argmin(losses))
+    result = Learned(dict.fromkeys(candidates, torch.full((1, 4), factor)), candidates, best, history)
+    paths = [folder / f"lr{factor:g}/{name}.safetensors" for name in ("one", "two")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        write_vectors(result, {}, path)
+    return [str(path) for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("candidates", "factor", "loss"),
+    [
+        ({"epoch1": 1, "epoch2": 2}, 1.0, 0.5),  # the third epoch of the other rate is no candidate
+        ({"epoch1": 1, "epoch3": 3}, 3.0, 0.2),
+        ({"val_loss": 3, "epoch1": 1}, 3.0, 0.2),
+        ({"train_loss": 2, "epoch1": 1}, 1.0, 0.5),
+    ],
+)
+def test_the_learning_rate_is_chosen_among_the_candidates(
+    candidates: dict[str, int], factor: float, loss: float, tmp_path: Path
+) -> None:
+    names = [int(name[5:]) if name.startswith("epoch") else name for name in candidates]
+    row = PersonaliseMethod.model_validate(
+        {"mechanism": "personalise", "learn": "conditioning", "candidates": names, "lr_grid": [1.0, 3.0]}
+    )
+    vectors = {
+        1.0: learned(tmp_path, 1.0, [0.6, 0.5, 0.4], candidates),
+        3.0: learned(tmp_path, 3.0, [0.9, 0.8, 0.2], candidates),
+    }
+    targets = {name: str(tmp_path / f"{name}.safetensors") for name in candidates}
+    choose_lr(row, vectors, {}, tmp_path / "lr.json", tmp_path / "history.parquet", targets, {})
+    record = json.loads((tmp_path / "lr.json").read_text())
+    assert record["factor"] == factor and min(entry["val_loss"] for entry in record["factors"]) == loss
+    assert load_file(next(iter(targets.values())))["<one>"].ravel()[0] == factor
+
+
+def test_only_a_choice_that_may_come_out_differently_has_another_recipe(inputs: Inputs) -> None:
+    rows = {"learn": "conditioning", "candidates": [1, 2]}
+    study = inputs.study(one=rows, grid={**rows, "lr_grid": [1.0, 3.0]})
+    assert recipes.choose_lr_recipe(study, "grid") == {"version": 2}
+    for name in ("one", "imagic"):
+        assert recipes.choose_lr_recipe(study, name) == {}
+    assert recipes.finetune_recipe(study, "grid", 1.0)["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("factors", "chosen", "end"),
+    [
+        ([0.3, 1.0, 3.0], 3.0, "highest"),
+        ([1.0, 0.3, 3.0], 0.3, "lowest"),
+        ([0.3, 1.0, 3.0], 1.0, None),
+        ([1.0], 1.0, None),
+    ],
+)
+def test_a_rate_at_an_end_of_its_grid_is_known(factors: list[float], chosen: float, end: str | None) -> None:
+    record = {"factor": chosen, "factors": [{"factor": factor, "val_loss": 1.0} for factor in factors]}
+    assert end_of_grid(record) == end
 
 
 def test_learning_rates_scale_with_the_square_root_of_the_batch(inputs: Inputs) -> None:

@@ -396,6 +396,9 @@ def test_notes_of_the_config_end_the_footer(table: Table1) -> None:
 # --- cuts -----------------------------------------------------------------------------------------
 
 
+AS_THE_PAPER = {"decoded_size": "file", "batch_norm_groups": 8}
+
+
 def footer(config: Study) -> str:
     return "\n".join(map(str, differences(config, Facts(10, 50, 1000, 2000))))
 
@@ -474,6 +477,32 @@ def test_rows_of_the_paper_that_are_missing_are_named() -> None:
     )
 
 
+def test_a_learning_rate_at_the_end_of_its_grid_is_reported(results: list[Path], tmp_path: Path) -> None:
+    paths = []
+    for name, chosen in (("clip_prompts", 3.0), ("retrieval", 1.0)):
+        paths.append(tmp_path / name / "lr.json")
+        write_json(
+            paths[-1], {"factor": chosen, "factors": [{"factor": x, "val_loss": x} for x in (1.0, 0.3, 3.0)]}
+        )
+    notes = build_table(study(), results, lrs=paths).notes
+    (note,) = (note for note in notes if note.startswith("Learning rates at an end of their grid"))
+    assert f"{study().label('clip_prompts')} (x 3, the highest of 3 factors)." in note
+    assert not any("end of their grid" in note for note in build_table(study(), results, lrs=paths[1:]).notes)
+
+
+def test_a_rate_that_is_not_searched_and_how_crops_and_batches_differ_are_in_the_footer() -> None:
+    row = {"mechanism": "personalise", "learn": "pseudoword"}
+    config = study(
+        methods={"a": row, "b": {**row, "lr_grid": [1.0, 3.0]}, "none": {"mechanism": "real"}},
+        classifier={"batch_size": 128, "decoded_size": 300, "batch_norm_groups": 2},
+    )
+    text = footer(config).splitlines()
+    assert "Learning rate of a: not searched (paper: searched)" in text
+    assert not any("Learning rate of" in line and "b" in line.partition(":")[0].split() for line in text)
+    assert "Shorter side of images before random crops, pixels: at most 300 (paper: that of the file)" in text
+    assert "Images that are normalised together in training: 64 (paper: 32)" in text
+
+
 def test_the_papers_own_protocol_has_no_cuts_but_missing_rows() -> None:
     paper = study(
         dataset={"kind": "image_folder", "root": "data", "classes": "imagenet"},
@@ -481,7 +510,7 @@ def test_the_papers_own_protocol_has_no_cuts_but_missing_rows() -> None:
         methods={"none": {"mechanism": "real"}, "clip_prompts": {"mechanism": "sample"}},
         diffusion={"model": "CompVis/stable-diffusion-v1-4"},
         augmentation={"images_per_class": 390},
-        classifier={},
+        classifier=AS_THE_PAPER,
     )
     assert [difference.what for difference in differences(paper, Facts(990, 128.0, 126_720, 49_500))] == [
         "Rows of the paper not run"
@@ -495,7 +524,7 @@ def test_caltech_is_compared_with_the_papers_caltech() -> None:
         methods={"none": {"mechanism": "real"}, "clip_prompts": {"mechanism": "sample"}},
         diffusion={"model": "CompVis/stable-diffusion-v1-4"},
         augmentation={"images_per_training_image": 3},
-        classifier={"batch_size": 1024, "lr": 0.003},
+        classifier={"batch_size": 1024, "lr": 0.003, **AS_THE_PAPER},
         report={"paper_study": "caltech256"},
     )
     assert [difference.what for difference in differences(config, Facts(251, 90, 3000, 3000))] == [

@@ -80,6 +80,49 @@ def test_caltech256_is_80_percent_train_and_the_rest_in_even_halves(pool: int) -
     assert found["full"] == found["train"]
 
 
+FULL = IMAGENET10.model_copy(update={"train_fraction": 0.9, "held_out_like": 0.1})
+
+
+@pytest.mark.parametrize("pool", [2, 9, 30, 732, 1299, 1300])
+def test_the_full_study_holds_out_the_very_images_of_the_10_percent(pool: int) -> None:
+    ten, full = split(pool, needed={"full"}), split(pool, FULL, needed={"full"})
+    assert (full["val"], full["test"], full["full"]) == (ten["val"], ten["test"], ten["full"])
+    assert ten["train"] <= full["train"] <= full["full"]
+    assert len(full["train"]) == min(math.ceil(pool * 9 / 10), pool - len(ten["val"]))
+    without = FULL.model_copy(update={"held_out_like": None, "validation_fraction": 0.1})
+    assert pool < 732 or split(pool, without, needed=set())["val"] != ten["val"]
+
+
+def test_held_out_test_images_are_the_other_studys_too_and_its_own_fraction_changes_nothing() -> None:
+    fifth = CALTECH256.model_copy(update={"train_fraction": 0.2})
+    half = CALTECH256.model_copy(update={"train_fraction": 0.1, "held_out_like": 0.2})
+    theirs, ours = (split(100, config, test=None, needed={"full"}) for config in (fifth, half))
+    assert all(ours[name] == theirs[name] for name in ("val", "test", "full"))
+    assert len(ours["train"]) == 10 and ours["train"] < theirs["train"]
+    for config in (IMAGENET10, CALTECH256):
+        same = config.model_copy(update={"held_out_like": config.train_fraction})
+        test = 50 if config is IMAGENET10 else None
+        assert split(732, same, test=test, needed=set()) == split(732, config, test=test, needed=set())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"held_out_like": 0.95}, r"dataset\.held_out_like: 0\.95 beside 0\.1 .*; allowed: at most 0\.9$"),
+        ({"train_fraction": 0.95, "held_out_like": 0.1}, r"dataset\.validation_fraction: 0\.1 beside train"),
+    ],
+)
+def test_held_out_images_that_do_not_fit_are_one_line(changes: dict[str, float], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        split(100, FULL.model_copy(update={"validation_fraction": 0.1, **changes}))
+
+
+def test_a_data_set_that_gives_all_held_out_images_has_none_to_choose() -> None:
+    folders = {"validation_folder": "a", "test_folder": "b"}
+    with pytest.raises(ValueError, match="held_out_like: goes with held-out images that are sampled"):
+        ImageFolder(kind="image_folder", root="data", held_out_like=0.1, **folders)
+
+
 def test_given_validation_images_leave_the_pool_alone() -> None:
     found = split(100, validation=20)
     assert found["val"] == set(range(20))

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from augbench.commands.check.training import pass_images, training_warnings
+from augbench.commands.check.training import batch_problems, pass_images, training_warnings
 from augbench.config.study import Study, load_study, merge, parse_study
 from augbench.errors import UserError
 from augbench.files import canonical_hash
-from augbench.plan.recipes import classifier_recipe, resample_recipe
+from augbench.plan.recipes import classifier_recipe, resample_recipe, splits_recipe, table_recipe
 
 PROJECT = Path(__file__).resolve().parents[1]
 STUDY: dict[str, Any] = {
@@ -53,6 +53,19 @@ def study(**changes: Any) -> Study:
         ({**STEPS, "lower_at": [1.0]}, r"classifier\.lower_at"),
         ({**STEPS, "validate_every": 301}, r"validate_every: 301; allowed: at most steps \(300\)"),
         ({**STEPS, "steps": 0}, r"classifier\.steps: 0"),
+        (
+            {"decoded_size": 200},
+            r"decoded_size: 200; allowed: file, or at least classifier.resolution \(224\)",
+        ),
+        (
+            {"decoded_size": "whole"},
+            r"^classifier\.decoded_size: 'whole'; allowed: 'file', or a whole number",
+        ),
+        ({"batch_norm_groups": 0}, r"classifier\.batch_norm_groups: 0"),
+        (
+            {"batch_norm_groups": 129},
+            r"batch_norm_groups: 129; allowed: at most 128, so that a part of a batch",
+        ),
     ],
 )
 def test_keys_that_the_schedule_does_not_use_are_errors_that_name_them(
@@ -95,10 +108,15 @@ def test_a_resolved_config_reads_back_as_the_same_study() -> None:
     ],
 )
 def test_studies_by_the_papers_rule_keep_the_keys_of_their_classifiers_and_sets(
-    name: str, expected: str
+    name: str, expected: str, tmp_path: Path
 ) -> None:
-    """The hashes were computed by version 0.1.0, which knew neither schedules nor controls."""
-    old = load_study([PROJECT / f"config/{name}.yaml"])
+    """The hashes were computed by version 0.1.0, which knew neither schedules nor controls.
+
+    It cut crops from smaller images and normalised whole batches, which these studies no longer do.
+    """
+    overlay = tmp_path / "as_before.yaml"
+    overlay.write_text("classifier: {decoded_size: null, batch_norm_groups: 1}")
+    old = load_study([PROJECT / f"config/{name}.yaml", overlay])
     recipes = {
         row: [classifier_recipe(old, row), resample_recipe(old, row) if row in old.augmented else None]
         for row in old.methods
@@ -128,6 +146,69 @@ def test_controls_have_recipes_of_their_own() -> None:
 
 
 # --- warnings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"classifier": {"decoded_size": 0}},
+            "classifier.decoded_size: 0; allowed: 'file', or a whole number of at least 1",
+        ),
+        ({"retrieval": {"exclude": "all"}}, "retrieval.exclude: 'all'; allowed: 'auto', 'none', or a list"),
+        ({"retrieval": {"exclude": ["a", 5]}}, "retrieval.exclude.1: 5; allowed: text"),
+        (
+            {"methods": {"x": {"mechanism": "personalise", "learn": "pseudoword", "candidates": ["best"]}}},
+            "methods.x.candidates.0: 'best'; allowed: 'train_loss', 'val_loss', or a whole number of at least 1",
+        ),
+    ],
+)
+def test_a_value_of_none_of_several_types_is_one_line(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        study(**changes)
+    assert str(caught.value) == said
+
+
+def test_new_keys_are_in_recipes_only_if_they_are_set() -> None:
+    plain = classifier_recipe(study(), "none")["classifier"]
+    assert not {"decoded_size", "batch_norm_groups"} & plain.keys()
+    given = study(classifier={"decoded_size": "file", "batch_norm_groups": 8})
+    assert classifier_recipe(given, "none")["classifier"] == {
+        **plain,
+        "decoded_size": "file",
+        "batch_norm_groups": 8,
+    }
+    table = table_recipe(study())["study"]
+    assert "held_out_like" not in table["dataset"] and "decoded_size" not in table["classifier"]
+    assert table_recipe(given)["study"]["classifier"]["batch_norm_groups"] == 8
+    assert "held_out_like" not in splits_recipe(study())["dataset"]
+    other = study(dataset={"held_out_like": 0.2})
+    assert splits_recipe(other)["dataset"]["held_out_like"] == 0.2
+    assert table_recipe(other)["study"]["dataset"]["held_out_like"] == 0.2
+
+
+def test_processes_that_do_not_divide_the_parts_of_a_batch_are_one_line() -> None:
+    groups = {"batch_norm_groups": 8}
+    with pytest.raises(
+        UserError,
+        match=r"^execution\.processes: 3; allowed with classifier\.batch_norm_groups: 8: 1, 2, 4, 8$",
+    ):
+        study(classifier=groups, execution={"processes": 3})
+    assert study(classifier=groups, execution={"processes": 4}).execution.processes == 4
+    assert study(execution={"processes": 3}).execution.processes == 3
+
+
+def test_rows_whose_batches_are_too_small_for_their_parts_are_named_before_the_run() -> None:
+    config = study(classifier={"batch_norm_groups": 100})
+    # 500 images in two batches of 250; 1000 in four
+    assert not [*batch_problems(config, TRAIN)]
+    few = {"a": 151, "b": 0}
+    assert [str(problem) for problem in batch_problems(config, few)] == [
+        "classifier.batch_norm_groups: 100, and row none has batches of 151 images; allowed: at most 75, so "
+        "that each part has two",
+        "classifier.batch_norm_groups: 100, and row retrieval has batches of 151 images; allowed: at most 75, "
+        "so that each part has two",
+    ]
 
 
 def test_too_few_steps_of_the_smallest_row_are_warned_of() -> None:

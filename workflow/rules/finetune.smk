@@ -99,6 +99,7 @@ for method, row in UNFOLDED.study.personalised.items():
         resources:
             **NEEDS.job(1000, 16000, minutes=120),
         params:
+            **recipes.choose_lr_recipe(UNFOLDED.study, method),
             method=method,
         message:
             f"learning rate of {method}"

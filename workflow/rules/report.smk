@@ -8,6 +8,7 @@ rule table1_files:
         pools=PLAN.sets(),
         draws=PLAN.drawn_splits,
         excluded=PLAN.excluded,
+        lrs=UNFOLDED.searched_lrs,
     output:
         **captioned(PLAN.table1_data, "Tables", {"csv": "table1"}),
     log:

@@ -14,4 +14,5 @@ with running(snakemake) as job:
         dict(snakemake.output.items()),
         read_excluded(inputs.excluded),
         inputs.draws,
+        inputs.lrs,
     )

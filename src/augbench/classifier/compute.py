@@ -5,7 +5,10 @@ These settings never change results, except for floating-point rounding.
 
 from __future__ import annotations
 
+import logging
+import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +20,8 @@ import torch.distributed as dist
 from augbench.config.stages import Execution
 from augbench.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class ProcessGroup:
@@ -25,9 +30,14 @@ class ProcessGroup:
     rank: int = 0
     size: int = 1
 
-    def share(self, batch: np.ndarray) -> np.ndarray:
-        """Return this process's part of a batch; the parts of all processes, by rank, make the batch."""
-        return np.array_split(batch, self.size)[self.rank]
+    def share(self, batch: np.ndarray, groups: int = 1) -> np.ndarray:
+        """Return this process's part of a batch; the parts of all processes, by rank, make the batch.
+
+        It consists of whole groups if the batch is split into a multiple of the number of processes.
+        """
+        parts = np.array_split(batch, math.lcm(self.size, groups))
+        per_process = len(parts) // self.size
+        return np.concatenate(parts[self.rank * per_process : (self.rank + 1) * per_process])
 
     def rows(self, count: int) -> slice:
         """Return this process's contiguous part of ``count`` items."""
@@ -47,6 +57,11 @@ class ProcessGroup:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def copy_first(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Overwrite tensors with those of process 0."""
+        for tensor in tensors if self.size > 1 else ():
+            dist.broadcast(tensor, src=0)
 
     def of_first(self, value: Any) -> Any:
         """Return the ``value`` of process 0."""
@@ -106,8 +121,10 @@ def compute_of(
     return Compute(device, group or ProcessGroup(), Storage(execution.image_pool, scratch), execution.compile)
 
 
-def count_processes(execution: Execution, device: torch.device) -> int:
+def count_processes(execution: Execution, device: torch.device, groups: int = 1) -> int:
     """Number of processes that train a classifier: ``execution.processes``, or one per visible GPU.
+
+    If batches are normalised in ``groups``, it is the largest number of GPUs that divides them.
 
     Raises
     ------
@@ -115,7 +132,14 @@ def count_processes(execution: Execution, device: torch.device) -> int:
         More processes than GPUs.
     """
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-    wanted = execution.processes or max(1, gpus)
+    most = max(1, gpus)
+    fitting = next(count for count in range(most, 0, -1) if groups == 1 or groups % count == 0)
+    if execution.processes is None and fitting < most:
+        logger.warning(
+            "%d of %d visible GPUs train: classifier.batch_norm_groups is %d, which they divide",
+            fitting, most, groups,
+        )  # fmt: skip
+    wanted = execution.processes or fitting
     if device.type == "cuda" and wanted > gpus:
         raise UserError("execution.processes", wanted, f"at most one per visible GPU, here {gpus}")
     return wanted

@@ -16,6 +16,7 @@ import torch
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # torchvision's default
 ATTEMPTS = 10  # torchvision's number; after that, the central crop is used
+MOST_PIXELS = 2**24  # of a padded part of a batch: 0.3 GB as bytes and floats
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's channels; torchvision's reference uses it for any data set
 STD = (0.229, 0.224, 0.225)
 
@@ -74,6 +75,29 @@ def _central_boxes(heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
     height = np.where(ratio < ASPECT_RATIOS[0], np.rint(widths / ASPECT_RATIOS[0]), heights).astype(np.int64)
     width = np.where(ratio > ASPECT_RATIOS[1], np.rint(heights * ASPECT_RATIOS[1]), widths).astype(np.int64)
     return np.stack([(heights - height) // 2, (widths - width) // 2, height, width], axis=1)
+
+
+def at_origin(sizes: np.ndarray) -> np.ndarray:
+    """Boxes of these heights and widths, int (N, 2), at the upper left corner."""
+    return np.concatenate([np.zeros_like(sizes), sizes], axis=1)
+
+
+def in_parts(boxes: np.ndarray) -> list[np.ndarray]:
+    """Split boxes by size into parts that, padded to one size, have at most :data:`MOST_PIXELS` each.
+
+    Returns
+    -------
+    list of ndarray, int
+        Numbers of the boxes of each part, which together are all. A larger box is a part of its own.
+    """
+    order = np.argsort(boxes[:, 2] * boxes[:, 3], kind="stable")
+    starts, largest = [0], np.zeros(2, dtype=np.int64)
+    for place, side in enumerate(boxes[order, 2:]):
+        largest = np.maximum(largest, side)
+        if (place + 1 - starts[-1]) * largest.prod() > MOST_PIXELS and place > starts[-1]:
+            starts.append(place)
+            largest = side
+    return np.split(order, starts[1:])
 
 
 def _weights(

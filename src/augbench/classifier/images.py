@@ -17,6 +17,7 @@ from PIL import Image
 
 from augbench.batches import in_batches
 from augbench.classifier.compute import Compute
+from augbench.classifier.crops import at_origin
 from augbench.classifier.memory import free_memory
 from augbench.classifier.spool import Spool
 from augbench.data.decode import in_order, middle
@@ -30,15 +31,15 @@ CPU = torch.device("cpu")
 READ_TOGETHER = 256  # images read from a file at once
 
 
-def as_tensor(image: Image.Image, side: int) -> torch.Tensor:
+def as_tensor(image: Image.Image, side: int | None) -> torch.Tensor:
     """Convert to RGB pixels, uint8 (3, H, W); scale an image down if its shorter side exceeds ``side``.
 
-    torchvision's reference crops from the full-size file. Cropping from the size that evaluation uses needs
-    a tenth of the memory; fast ImageNet trainers do the same.
+    torchvision's reference crops from the full-size file (None). Cropping from the size that evaluation uses
+    needs half of the memory or less; fast ImageNet trainers do the same.
     """
     image = middle(image.convert("RGB"))
     shorter = min(image.size)
-    if shorter > side:
+    if side is not None and shorter > side:
         width, height = (side * length // shorter for length in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
@@ -55,8 +56,9 @@ class ImagePool:
         so that each has all images.
     count : int
         Number of images of all processes.
-    side : int
-        Longest allowed shorter side, in pixels; larger images are scaled down (:func:`as_tensor`).
+    side : int, optional
+        Longest allowed shorter side, in pixels; larger images are scaled down (:func:`as_tensor`). None: none
+        are.
     compute : Compute
         Where they are kept. ``storage.where: auto`` takes the device if they fit into half of its free
         memory, else main memory if they fit into half of what is free there, else a file.
@@ -77,7 +79,7 @@ class ImagePool:
     """
 
     def __init__(
-        self, images: Iterable[Image.Image], count: int, side: int, compute: Compute, what: str
+        self, images: Iterable[Image.Image], count: int, side: int | None, compute: Compute, what: str
     ) -> None:
         device, group, where = compute.device, compute.group, compute.storage.where
         rows = group.rows(count)
@@ -112,7 +114,12 @@ class ImagePool:
 
     @staticmethod
     def _decode(
-        images: Iterable[Image.Image], count: int, side: int, budget: float, compute: Compute, what: str
+        images: Iterable[Image.Image],
+        count: int,
+        side: int | None,
+        budget: float,
+        compute: Compute,
+        what: str,
     ) -> torch.Tensor | list[torch.Tensor] | Spool:
         """Decode this process's images, into a file if they exceed ``budget`` bytes or for a group."""
         stacked: torch.Tensor | None = None
@@ -181,11 +188,13 @@ class ImagePool:
             return False
         return not len(self) or self.images[0].device.type == device.type
 
-    def take(self, chosen: np.ndarray, pinned: bool = False) -> torch.Tensor:
+    def take(self, chosen: np.ndarray, pinned: bool = False, boxes: np.ndarray | None = None) -> torch.Tensor:
         """Return images ``chosen``, uint8 (N, 3, H, W), where they are kept; from a file, in main memory.
 
         Parameters
         ----------
+        boxes : ndarray, int (N, 4), optional
+            Part of each image to return: top, left, height, width. Default: the whole images.
         pinned : bool
             Use page-locked memory, from which a GPU copies while it computes; for images that are not on
             the device.
@@ -196,7 +205,7 @@ class ImagePool:
             H and W are the largest height and width; smaller images are at the upper left corner, padded
             with zeros.
         """
-        if isinstance(self.images, torch.Tensor):
+        if isinstance(self.images, torch.Tensor) and boxes is None:
             rows = torch.from_numpy(chosen).to(self.images.device)
             out = (
                 torch.empty((len(chosen), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=True)
@@ -204,17 +213,20 @@ class ImagePool:
                 else None
             )
             return torch.index_select(self.images, 0, rows, out=out)
-        height, width = (int(side) for side in self.sizes[chosen].max(axis=0))
+        if boxes is None:
+            boxes = at_origin(self.sizes[chosen])
+        height, width = (int(side) for side in boxes[:, 2:].max(axis=0))
         device = CPU if isinstance(self.images, Spool) else self.images[0].device
         canvas = torch.zeros(
             (len(chosen), 3, height, width), dtype=torch.uint8, device=device, pin_memory=pinned
         )
         if isinstance(self.images, Spool):
-            self.images.read(chosen, canvas)
+            self.images.read(chosen, canvas, boxes)
         else:
-            for place, i in enumerate(chosen.tolist()):
-                image = self.images[i]
-                canvas[place, :, : image.shape[1], : image.shape[2]] = image
+            for place, (i, box) in enumerate(zip(chosen.tolist(), boxes.tolist(), strict=True)):
+                top, left, height, width = box
+                part = self.images[i][:, top : top + height, left : left + width]
+                canvas[place, :, :height, :width] = part
         return canvas
 
 
@@ -228,11 +240,16 @@ def _split(pools: Sequence[ImagePool], indices: np.ndarray) -> list[tuple[np.nda
     return parts
 
 
+def _of(boxes: np.ndarray | None, places: np.ndarray) -> np.ndarray | None:
+    return None if boxes is None else boxes[places]
+
+
 def gather(
     pools: Sequence[ImagePool],
     indices: np.ndarray,
     device: torch.device,
     ready: Sequence[torch.Tensor | None] | None = None,
+    boxes: np.ndarray | None = None,
 ) -> tuple[torch.Tensor, np.ndarray]:
     """Return the images at ``indices`` of the concatenated pools, on ``device``.
 
@@ -240,6 +257,8 @@ def gather(
     ----------
     ready : sequence of Tensor, optional
         For each pool, its images of this batch, if they have been read already.
+    boxes : ndarray, int (len(indices), 4), optional
+        Part of each image to return (:meth:`ImagePool.take`). Default: the whole images.
 
     Returns
     -------
@@ -247,47 +266,54 @@ def gather(
         H and W are the largest height and width; smaller images are at the upper left corner, the rest is
         undefined.
     sizes : ndarray, int (len(indices), 2)
-        Height and width of each image.
+        Height and width of each image, or of its part.
     """
     read = list(ready or [None] * len(pools))
     if len(pools) == 1:
-        images = read[0] if read[0] is not None else pools[0].take(indices)
-        return images.to(device, non_blocking=True), pools[0].sizes[indices]
+        images = read[0] if read[0] is not None else pools[0].take(indices, boxes=boxes)
+        sizes = pools[0].sizes[indices] if boxes is None else boxes[:, 2:]
+        return images.to(device, non_blocking=True), sizes
     parts = _split(pools, indices)
     sizes = np.empty((len(indices), 2), dtype=np.int64)
     for pool, (places, chosen) in zip(pools, parts, strict=True):
-        sizes[places] = pool.sizes[chosen]
+        sizes[places] = pool.sizes[chosen] if boxes is None else boxes[places, 2:]
     height, width = (int(side) for side in sizes.max(axis=0))
     canvas = torch.zeros((len(indices), 3, height, width), dtype=torch.uint8, device=device)
     for pool, (places, chosen), found in zip(pools, parts, read, strict=True):
         if len(places):
-            images = (pool.take(chosen) if found is None else found).to(device, non_blocking=True)
+            images = pool.take(chosen, boxes=_of(boxes, places)) if found is None else found
+            images = images.to(device, non_blocking=True)
             canvas[torch.from_numpy(places).to(device), :, : images.shape[2], : images.shape[3]] = images
     return canvas, sizes
 
 
 def stream(
-    pools: Sequence[ImagePool], batches: Sequence[np.ndarray], device: torch.device
+    pools: Sequence[ImagePool],
+    batches: Sequence[np.ndarray],
+    device: torch.device,
+    boxes: Sequence[np.ndarray] | None = None,
 ) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-    """Yield the images and sizes of each batch (:func:`gather`).
+    """Yield the images and sizes of each batch (:func:`gather`), or with ``boxes`` of parts of them.
 
     Another thread reads images that are not on the device a few batches ahead.
     """
+    no_boxes: list[np.ndarray | None] = [None] * len(batches)
+    wanted = list(zip(batches, boxes or no_boxes, strict=True))
     if all(pool.is_on(device) for pool in pools):
-        for batch in batches:
-            yield gather(pools, batch, device)
+        for batch, cut in wanted:
+            yield gather(pools, batch, device, boxes=cut)
         return
     pinned = device.type == "cuda"
 
-    def read(batch: np.ndarray) -> tuple[np.ndarray, list[torch.Tensor | None]]:
-        parts = zip(pools, _split(pools, batch), strict=True)
-        return batch, [
-            None if pool.is_on(device) or not len(chosen) else pool.take(chosen, pinned)
-            for pool, (_, chosen) in parts
+    def read(one: tuple[np.ndarray, np.ndarray | None]) -> list[torch.Tensor | None]:
+        parts = zip(pools, _split(pools, one[0]), strict=True)
+        return [
+            None if pool.is_on(device) or not len(chosen) else pool.take(chosen, pinned, _of(one[1], places))
+            for pool, (places, chosen) in parts
         ]
 
-    for batch, ready in in_order(read, batches, threads=1):
-        yield gather(pools, batch, device, ready)
+    for (batch, cut), ready in zip(wanted, in_order(read, wanted, threads=1), strict=True):
+        yield gather(pools, batch, device, ready, cut)
 
 
 class LabelledImages:
@@ -325,7 +351,7 @@ class LabelledImages:
         """Hash of the ordered ids and labels."""
         return canonical_hash([self.ids, self.labels.tolist()])
 
-    def pool(self, side: int, compute: Compute) -> ImagePool:
+    def pool(self, side: int | None, compute: Compute) -> ImagePool:
         """Return the images, decoded at the first call."""
         if self._pool is None:
             self._pool = ImagePool(

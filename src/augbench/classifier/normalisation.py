@@ -1,15 +1,23 @@
-"""Batch normalisation over the global batch, for any number of processes that share it.
+"""Batch normalisation over the global batch or equal parts of it, for any number of processes.
 
-torchvision's reference computes statistics per process by default. The number of GPUs would then be a part
-of the method: on eight GPUs, the paper's batch of 256 would be normalised in groups of 32.
+Torch computes statistics per process by default. The number of GPUs would then be a part of the method: on
+eight GPUs, the paper's batch of 256 was normalised in parts of 32. Here ``classifier.batch_norm_groups`` says
+how many parts there are, and processes only have to divide it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.distributed import _functional_collectives as collectives
-from torch.distributed import group
+from torch.distributed import group as processes
+
+from augbench.classifier.compute import ProcessGroup
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
@@ -22,7 +30,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         """Normalise with the global batch's statistics in training, with running ones in evaluation."""
         if not self.training:
             return super().forward(input)
-        world = group.WORLD
+        world = processes.WORLD
         assert world is not None
         assert (
             self.running_mean is not None
@@ -46,13 +54,61 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
 
-def over_the_global_batch(model: nn.Module, device: torch.device) -> None:
-    """Make every ``nn.BatchNorm2d`` of ``model`` normalise over all processes; weights keep their names."""
+class GroupedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation of each of several parts of a batch by itself.
+
+    Running statistics are those of the first part, as in distributed training, whose first process passes its
+    own on to the others.
+
+    Parameters
+    ----------
+    groups : int
+        Number of parts, whose sizes differ by at most one.
+    """
+
+    def __init__(self, groups: int, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.groups = groups
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalise each part with its own statistics in training, with running ones in evaluation."""
+        if not self.training:
+            return super().forward(input)
+        first, *others = input.tensor_split(self.groups)
+        return torch.cat(
+            [
+                super().forward(first),
+                *(
+                    F.batch_norm(part, None, None, self.weight, self.bias, True, eps=self.eps)
+                    for part in others
+                ),
+            ]
+        )
+
+
+def normalise_over(model: nn.Module, groups: int, group: ProcessGroup, device: torch.device) -> None:
+    """Make every ``nn.BatchNorm2d`` of ``model`` normalise parts of the global batch; weights keep their names.
+
+    Parameters
+    ----------
+    groups : int
+        Number of parts: 1, or a multiple of the number of processes, none of which then waits for another.
+    """
+    make: Callable[..., nn.BatchNorm2d | nn.SyncBatchNorm]
+    if groups > group.size:
+        make = partial(GroupedBatchNorm2d, groups // group.size)
+    elif groups == group.size:
+        return
+    else:
+        make = nn.SyncBatchNorm if device.type == "cuda" else GlobalBatchNorm2d
+    _replace(model, make)
+
+
+def _replace(model: nn.Module, make: Callable[..., nn.Module]) -> None:
     for name, child in model.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            kind = nn.SyncBatchNorm if device.type == "cuda" else GlobalBatchNorm2d
-            replaced = kind(child.num_features, child.eps, child.momentum)
+            replaced = make(child.num_features, child.eps, child.momentum)
             replaced.load_state_dict(child.state_dict())
             setattr(model, name, replaced)
         else:
-            over_the_global_batch(child, device)
+            _replace(child, make)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from augbench.config.classifier import Classifier
+from augbench.errors import UserError
 
 Stopped = Literal["patience", "max_epochs", "steps"]
 LR_FACTOR = 0.1  # of each reduction of the learning rate (paper, section 3)
@@ -22,6 +23,23 @@ LR_FACTOR = 0.1  # of each reduction of the learning rate (paper, section 3)
 def steps_per_epoch(images: int, batch_size: int) -> int:
     """Number of optimiser steps in one pass over ``images`` images."""
     return -(-images // batch_size)
+
+
+def smallest_batch(images: int, batch_size: int) -> int:
+    """Images in the smallest batch of a pass over ``images`` images, which batches share equally."""
+    return images // steps_per_epoch(images, batch_size)
+
+
+def undersized_parts(what: str, images: int, config: Classifier) -> UserError | None:
+    """Problem of a training set with so few images that parts of its batches can't be normalised."""
+    smallest, groups = smallest_batch(images, config.batch_size), config.batch_norm_groups
+    if groups == 1 or smallest >= 2 * groups:
+        return None
+    return UserError(
+        "classifier.batch_norm_groups",
+        f"{groups}, and {what} has batches of {smallest} images",
+        f"allowed: at most {max(1, smallest // 2)}, so that each part has two",
+    )
 
 
 class Schedule(Protocol):

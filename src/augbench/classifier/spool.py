@@ -105,28 +105,29 @@ class Spool:
     def __len__(self) -> int:
         return len(self.shapes)
 
-    def read(self, chosen: np.ndarray, canvas: torch.Tensor) -> None:
-        """Write images ``chosen`` to the upper left corners of ``canvas``.
+    def read(self, chosen: np.ndarray, canvas: torch.Tensor, boxes: np.ndarray) -> None:
+        """Write parts of images ``chosen`` to the upper left corners of ``canvas``.
 
-        ``canvas`` is uint8 (len(chosen), 3, H, W), in main memory.
+        ``canvas`` is uint8 (len(chosen), 3, H, W), in main memory; ``boxes`` has the top, left, height and
+        width of each part.
         """
         pixels = canvas.numpy()
 
         def read_some(places: np.ndarray) -> None:
             for place in places.tolist():
-                self._read_one(int(chosen[place]), pixels[place])
+                self._read_one(int(chosen[place]), pixels[place], boxes[place])
 
         list(self._readers.map(read_some, np.array_split(np.arange(len(chosen)), READERS)))
 
-    def _read_one(self, i: int, out: np.ndarray) -> None:
-        height, width = self.shapes[i]
-        exact = out.shape[1:] == (height, width)
-        image = out if exact else np.empty((3, height, width), dtype=np.uint8)
-        left, offset = image.reshape(-1).data, int(self._offset_of[i])
-        while left:
-            count = os.preadv(self.files[self._file_of[i]].fileno(), [left], offset)
+    def _read_one(self, i: int, out: np.ndarray, box: np.ndarray) -> None:
+        top, left, height, width = box.tolist()
+        exact = out.shape[1:] == self.shapes[i] == (height, width)
+        image = out if exact else np.empty((3, *self.shapes[i]), dtype=np.uint8)
+        rest, offset = image.reshape(-1).data, int(self._offset_of[i])
+        while rest:
+            count = os.preadv(self.files[self._file_of[i]].fileno(), [rest], offset)
             if not count:
                 raise RuntimeError(f"image {i}: the file of decoded images ends at byte {offset}")
-            left, offset = left[count:], offset + count
+            rest, offset = rest[count:], offset + count
         if not exact:
-            out[:, :height, :width] = image
+            out[:, :height, :width] = image[:, top : top + height, left : left + width]

@@ -165,7 +165,7 @@ def train_block(
         A manifest or shard is damaged, sources disagree about the classes, or a process was killed.
     """
     device = pick_device(study.execution.device)
-    processes = count_processes(study.execution, device)
+    processes = count_processes(study.execution, device, study.classifier.batch_norm_groups)
     compute = _compute(study, store, device)
     added: Sequence[str | Path | None] = added_paths or [None] * len(folders)
     manifests = dict(zip(map(Path, folders), added, strict=True))

@@ -7,15 +7,15 @@ Initial weights, order of the images and crops derive from (seed, epoch) alone, 
 the same result as an uninterrupted one.
 
 Several processes, one per GPU, train as one process would. Each takes its part of every global batch, with
-the same crops. Batch normalisation and the mean of the gradients are over the global batch. Only the order
-of sums differs, and so the floating-point rounding.
+the same crops. Batch normalisation is over the global batch or stated parts of it, the mean of the gradients
+over the global batch. Only the order of sums differs, and so the floating-point rounding.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +27,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from augbench.classifier.compute import Compute, ProcessGroup
-from augbench.classifier.crops import Crops, cut, cut_centre, draw_crops
+from augbench.classifier.crops import Crops, at_origin, cut, cut_centre, draw_crops, in_parts
 from augbench.classifier.images import ImagePool, LabelledImages, stream
 from augbench.classifier.model import WidthResNet, build
-from augbench.classifier.normalisation import over_the_global_batch
-from augbench.classifier.schedule import steps_per_epoch
-from augbench.classifier.sizes import evaluation_resize
+from augbench.classifier.normalisation import normalise_over
+from augbench.classifier.schedule import smallest_batch, steps_per_epoch, undersized_parts
+from augbench.classifier.sizes import evaluation_resize, training_side
 from augbench.classifier.state import RunResult, State
 from augbench.config.classifier import Classifier
 from augbench.errors import UserError
@@ -132,17 +132,14 @@ class _Training:
         order = rng.permutation(len(self.labels))
         crops = draw_crops(rng, np.concatenate([pool.sizes for pool in self.pools]), config.min_crop_area)
         batches = _batches(order, config.batch_size)[first : first + len(rates)]
-        shares = [group.share(batch) for batch in batches]
+        shares = [group.share(batch, config.batch_norm_groups) for batch in batches]
         total = torch.zeros((), device=device)
-        reading = stream(self.pools, shares, device)
-        for lr, batch, share, (images, _) in zip(rates, batches, shares, reading, strict=True):
+        for lr, batch, share, images in zip(rates, batches, shares, self._cut(crops, shares), strict=True):
             for parameters in state.optimizer.param_groups:
                 parameters["lr"] = lr
             chosen = self.labels[torch.from_numpy(share).to(device)]
             with _precision(config, device):
-                logits = self.network(
-                    _layout(cut(images, Crops(crops.boxes[share], crops.flips[share]), config.resolution))
-                )
+                logits = self.network(_layout(images))
                 loss = F.cross_entropy(_at_least_single(logits), chosen)
             state.optimizer.zero_grad(set_to_none=True)
             # gradients are averaged over processes with equal weights; this factor corrects for unequal
@@ -151,6 +148,27 @@ class _Training:
             state.optimizer.step()
             total += loss.detach() * len(share)
         return total, sum(map(len, batches))
+
+    def _cut(self, crops: Crops, batches: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
+        """Yield the crops of each batch, float32 (N, 3, resolution, resolution).
+
+        Of images as large as their files only the boxes are read, those of similar size together.
+        """
+        resolution, device = self.config.resolution, self.labels.device
+        if self.config.decoded_size is None:
+            for batch, (images, _) in zip(batches, stream(self.pools, batches, device), strict=True):
+                yield cut(images, Crops(crops.boxes[batch], crops.flips[batch]), resolution)
+            return
+        orders = [in_parts(crops.boxes[batch]) for batch in batches]
+        parts = [batch[places] for batch, order in zip(batches, orders, strict=True) for places in order]
+        reading = stream(self.pools, parts, device, [crops.boxes[part] for part in parts])
+        pieces = (
+            cut(images, Crops(at_origin(sizes), crops.flips[part]), resolution)
+            for part, (images, sizes) in zip(parts, reading, strict=True)
+        )
+        for order in orders:
+            back = torch.from_numpy(np.argsort(np.concatenate(order))).to(device)
+            yield torch.cat([next(pieces) for _ in order])[back]
 
 
 @torch.inference_mode()
@@ -243,22 +261,20 @@ def train_run(
     Raises
     ------
     UserError
-        There are fewer than two training images, no validation images, or more processes than images in a
-        batch.
+        There are fewer than two training images, no validation images, more processes than images in a
+        batch, or parts of a batch with fewer than two images.
     """
     device, group = compute.device, compute.group
     seed = classifier_seed(study_seed, run)
     sets = [real] * repeats + ([] if added is None else [added])
     _check_sizes(what, sum(map(len, sets)), len(validation), config, group)
-    side = evaluation_resize(config)
-    pools = [images.pool(side, compute) for images in sets]
-    held_out = validation.pool(side, compute)
+    pools = [images.pool(training_side(config), compute) for images in sets]
+    held_out = validation.pool(evaluation_resize(config), compute)
     labels = torch.from_numpy(np.concatenate([images.labels for images in sets])).to(device)
     truth = torch.from_numpy(validation.labels)
 
     model = build(config, classes, derive_seed(seed, "weights"))
-    if group.size > 1:
-        over_the_global_batch(model, device)
+    normalise_over(model, config.batch_norm_groups, group, device)
     model = model.to(device, memory_format=torch.channels_last)
     if compute.compiled:
         model.compile(options={"deterministic": True})
@@ -275,6 +291,8 @@ def train_run(
         while not state.schedule.finished(config):
             begun = time.monotonic()
             loss = training.to_next_validation(state)
+            if config.batch_norm_groups > 1:
+                group.copy_first(model.buffers())
             top1 = _accuracy(model, held_out, truth, config, compute)
             state.validated(loss, top1, config, per_epoch)
             now = time.monotonic()
@@ -295,7 +313,9 @@ def _check_sizes(what: str, images: int, held_out: int, config: Classifier, grou
         raise UserError(
             what, f"{images} training, {held_out} validation images", "at least two and one are needed"
         )
-    if (smallest := min(map(len, _batches(np.arange(images), config.batch_size)))) < group.size:
+    if problem := undersized_parts(what, images, config):
+        raise problem
+    if (smallest := smallest_batch(images, config.batch_size)) < group.size:
         raise UserError(
             "execution.processes",
             f"{group.size}, and {what} has a batch of {smallest}",

@@ -10,6 +10,7 @@ from augbench.config.base import Fraction, Positive, Section, key
 
 PLATEAU_KEYS = frozenset({"plateau_patience", "stop_patience", "max_epochs"})
 STEPS_KEYS = frozenset({"steps", "decay", "lower_at", "validate_every", "keep"})
+LATER = ("decoded_size", "batch_norm_groups")  # keys of version 0.2
 LOWER_AT = (0.5, 0.75)
 
 
@@ -49,6 +50,14 @@ class Classifier(Section):
         "torchvision's reference",
         ge=16,
     )
+    decoded_size: Literal["file"] | Positive | None = key(
+        None,
+        "Shorter side that larger training images are scaled down to before crops are cut from them: a number "
+        "of at least resolution, or file to cut from the image as it is. Default: evaluation_resize, which "
+        "needs the least memory.",
+        "pixels",
+        "file: torchvision's reference",
+    )
     min_crop_area: float = key(
         0.08,
         description="Smallest area of the random resized crop in training.",
@@ -59,6 +68,14 @@ class Classifier(Section):
     )
     batch_size: Positive = key(
         256, "Images per training step, over all processes.", "images", "paper, section 3"
+    )
+    batch_norm_groups: Positive = key(
+        1,
+        "Parts of a batch that batch normalisation treats separately, as the GPUs of plain distributed training "
+        "do, for any number of processes that divides it. Running statistics are those of the first part. 1: "
+        "the whole batch.",
+        "parts",
+        "paper, section 3 (8 GPUs; DDP without synchronised statistics is torch's default)",
     )
     lr: float = key(0.1, "Initial learning rate.", source="paper, section 3", gt=0)
     momentum: Fraction = key(0.9, "SGD momentum.", source="torchvision's reference")
@@ -124,6 +141,19 @@ class Classifier(Section):
         if self.evaluation_resize is not None and self.evaluation_resize < self.resolution:
             raise ValueError(
                 f"evaluation_resize: allowed: at least classifier.resolution ({self.resolution})"
+            )
+        if isinstance(self.decoded_size, int) and self.decoded_size < self.resolution:
+            raise ValueError(
+                f"decoded_size: allowed: file, or at least classifier.resolution ({self.resolution})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> Classifier:
+        if self.batch_norm_groups > 1 and self.batch_size < 2 * self.batch_norm_groups:
+            raise ValueError(
+                f"batch_norm_groups: allowed: at most {max(1, self.batch_size // 2)}, so that a part of a batch "
+                f"of {self.batch_size} has two images"
             )
         return self
 

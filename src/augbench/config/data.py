@@ -34,6 +34,14 @@ class _Splits(Section):
         gt=0,
         lt=1,
     )
+    held_out_like: float | None = key(
+        None,
+        "Hold out the validation and test images that a study of this data set and seed with this "
+        "train_fraction samples from the pool, and train on the others. Default: train_fraction.",
+        source="paper, section 3 (full ImageNet: all but the validation split of the 10%)",
+        gt=0,
+        lt=1,
+    )
     test_images_per_class: Positive | None = key(
         None,
         "Cut the test split to this many images per class. Default: no cut. A cut departs from the paper's "
@@ -94,6 +102,15 @@ class ImageFolder(_Splits):
         None,
         "Folder under root with the test images (ImageNet: val). Default: sampled from the training images.",
     )
+
+    @model_validator(mode="after")
+    def _holds_out(self) -> ImageFolder:
+        if self.held_out_like is not None and self.validation_folder and self.test_folder:
+            raise ValueError(
+                "held_out_like: goes with held-out images that are sampled; validation_folder and test_folder "
+                "give them all"
+            )
+        return self
 
 
 class Caltech256(_Splits):

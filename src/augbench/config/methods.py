@@ -314,14 +314,15 @@ class PersonaliseMethod(_Sampled):
     lr_grid: tuple[Annotated[float, Field(gt=0)], ...] = key(
         (1.0,),
         "Factors that multiply the learning rates, each listed once; the one with the lowest validation "
-        "loss is used.",
+        "loss is used: that of val_loss, or without it the lowest at any candidate's epoch.",
         source="paper, section 3.2",
         min_length=1,
     )
     candidates: tuple[Candidate, ...] = key(
         ("train_loss", "val_loss", 1, 2, 3),
         "Checkpoints compared by validation accuracy: train_loss and val_loss (those with the best loss), "
-        "and numbers of epochs up to finetune.max_epochs. Each is listed once.",
+        "and numbers of epochs up to finetune.max_epochs. Each is listed once. If all are epochs, training "
+        "ends at the last.",
         "epochs",
         "paper, section 3.2 (Imagic: epochs 1 to 8)",
         min_length=1,
@@ -353,6 +354,11 @@ class PersonaliseMethod(_Sampled):
     def candidate_names(self) -> tuple[str, ...]:
         """Names of the candidates in the config's order: ``train_loss``, ``val_loss``, ``epoch1``, ..."""
         return tuple(f"epoch{value}" if isinstance(value, int) else value for value in self.candidates)
+
+    def last_epoch(self, max_epochs: int) -> int:
+        """Epoch after which no candidate can come: the last candidate if all are epochs, or ``max_epochs``."""
+        epochs = [value for value in self.candidates if isinstance(value, int)]
+        return max(epochs) if len(epochs) == len(self.candidates) else max_epochs
 
 
 class RetrieveMethod(_Added):

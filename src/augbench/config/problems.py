@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from annotated_types import Ge
 from pydantic import ValidationError
 
 from augbench.config.base import Section
@@ -28,11 +29,16 @@ class ConfigError(UserError):
 
 @dataclass(frozen=True)
 class _KeyPlace:
-    """Place of a problem: the key as the user writes it, its section, and the type allowed there."""
+    """Place of a problem: the key as the user writes it, its section, and the type allowed there.
+
+    ``value`` is the location of the value that the problem is part of: it differs from the problem's own in a
+    value of several plain types, of which pydantic reports each.
+    """
 
     where: str
     section: type[Section] | None
     annotation: Any
+    value: tuple[str | int, ...]
 
 
 def _locate(location: Sequence[str | int], root: type[Section]) -> _KeyPlace:
@@ -40,7 +46,13 @@ def _locate(location: Sequence[str | int], root: type[Section]) -> _KeyPlace:
     names: list[str] = []
     section: type[Section] | None = None
     current: Any = root
-    for step in location:
+    value = tuple(location)
+    for number, step in enumerate(location):
+        if plain := _plain_types(current):
+            value = value[:number]
+            if number + 1 < len(location):  # into a list, the only type that has parts
+                current = next(option for option in plain if get_origin(_required(option)) is tuple)
+            continue
         options = section_options(current)
         if len(options) > 1 and (tagged := [option for option in options if step in _tags(option)]):
             current = tagged[0]
@@ -55,7 +67,15 @@ def _locate(location: Sequence[str | int], root: type[Section]) -> _KeyPlace:
         else:
             inner = get_args(_required(current))
             current = inner[-1] if get_origin(_required(current)) is dict else inner[0] if inner else None
-    return _KeyPlace(".".join(names) or "config", section, current)
+    return _KeyPlace(".".join(names) or "config", section, current, value)
+
+
+def _plain_types(annotation: Any) -> list[Any]:
+    """Types of a value that may be of several, none of which is a section or null; else none."""
+    annotation = _required(annotation)
+    if get_origin(annotation) not in (Union, types.UnionType) or section_options(annotation):
+        return []
+    return [option for option in get_args(annotation) if option is not type(None)]
 
 
 def _tags(section: type[Section]) -> tuple[str, ...]:
@@ -86,6 +106,8 @@ def section_options(annotation: Any) -> list[type[Section]]:
 
 def _expected(annotation: Any) -> str:
     """Describe the allowed kind of value in the user's words."""
+    if plain := _plain_types(annotation):
+        return ", or ".join(f"{_expected(option)}{_bound(option)}" for option in plain)
     annotation = _required(annotation)
     if get_origin(annotation) is tuple:
         inner = get_args(annotation)
@@ -97,6 +119,12 @@ def _expected(annotation: Any) -> str:
     return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(
         annotation, "another kind of value"
     )
+
+
+def _bound(annotation: Any) -> str:
+    """The least value that a number's constraints allow, in words; empty if there is none."""
+    constraints = [part for given in get_args(annotation)[1:] for part in getattr(given, "metadata", ())]
+    return next((f" of at least {part.ge:g}" for part in constraints if isinstance(part, Ge)), "")
 
 
 def shown(value: Any) -> str:
@@ -128,10 +156,18 @@ def describe(error: ValidationError, root: type[Section]) -> Iterator[UserError]
     """Yield one error per problem that pydantic found in a config whose schema is ``root``."""
     # lists of fixed length that have been reported: pydantic reports every missing item
     incomplete: set[str] = set()
+    deepest: dict[tuple[str | int, ...], int] = {}
+    for problem in error.errors():
+        of = _locate(problem["loc"], root).value
+        deepest[of] = max(deepest.get(of, 0), len(problem["loc"]))
     for problem in error.errors():
         location, kind = problem["loc"], problem["type"]
         value, context = problem["input"], problem.get("ctx", {})
         place = _locate(location, root)
+        if deepest.get(place.value) != len(location):
+            continue  # of a value of several types, one problem is enough
+        if place.value != location:
+            del deepest[place.value]
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         if kind == "extra_forbidden":
             names = sorted(place.section.model_fields) if place.section else []
@@ -160,8 +196,10 @@ def describe(error: ValidationError, root: type[Section]) -> Iterator[UserError]
             yield _from_validator(location, value, message, root)
         elif kind == "string_too_long":
             yield UserError(place.where, shown(value), f"allowed: at most {context['max_length']} characters")
-        elif kind.endswith(_WRONG_KINDS):
+        elif kind.endswith(_WRONG_KINDS) or len(place.value) == len(location) - 1:
             yield UserError(place.where, shown(value), _instead_of(value, place.annotation))
+        elif kind == "too_short" and value:
+            continue  # its entries are the problem, and are reported
         elif kind == "too_short":
             yield UserError(place.where, shown(value), "allowed: at least 1 entry")
         elif kind == "string_pattern_mismatch":

@@ -118,6 +118,12 @@ class Study(Section):
                     f"{self.finetune.max_epochs}"
                 )
         self._check_contrasts()
+        groups, processes = self.classifier.batch_norm_groups, self.execution.processes
+        if processes is not None and groups > 1 and groups % processes:
+            allowed = ", ".join(str(count) for count in range(1, groups + 1) if groups % count == 0)
+            raise ValueError(
+                f"execution.processes: allowed with classifier.batch_norm_groups: {groups}: {allowed}"
+            )
         return self
 
     def _check_contrasts(self) -> None:

@@ -38,11 +38,16 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Shares:
-    """Exact shares of the training pool; validation and test are 0 if the data set gives their images."""
+    """Exact shares of the training pool; validation and test are 0 if the data set gives their images.
+
+    ``before`` is the share that precedes the held-out images in a class's random order: ``held_out_like``, or
+    the training share.
+    """
 
     train: Fraction
     validation: Fraction
     test: Fraction
+    before: Fraction
 
 
 def resolve_shares(
@@ -52,19 +57,21 @@ def resolve_shares(
 
     By default, validation is as large as train if test images are given (ImageNet in the paper, section
     3), otherwise half of what train leaves (Caltech256). Test, if not given, is by default half of what
-    train leaves.
+    train leaves. With ``held_out_like``, these are the defaults of the study with that ``train_fraction``.
 
     Raises
     ------
     UserError
         The shares do not fit into the pool. train2x counts if it is in ``needed``.
     """
-    train, half = Fraction(str(dataset.train_fraction)), (1 - Fraction(str(dataset.train_fraction))) / 2
+    train = Fraction(str(dataset.train_fraction))
+    before = train if dataset.held_out_like is None else Fraction(str(dataset.held_out_like))
+    half = (1 - before) / 2
 
     def share(given: bool, configured: float | None, default: Fraction) -> Fraction:
         return Fraction(0) if given else default if configured is None else Fraction(str(configured))
 
-    validation = share(given_validation, dataset.validation_fraction, train if given_test else half)
+    validation = share(given_validation, dataset.validation_fraction, before if given_test else half)
     test = share(given_test, dataset.test_fraction, half)
     room = 1 - train
     if validation + test > room:
@@ -78,6 +85,12 @@ def resolve_shares(
             f"{values} beside train_fraction {float(train):g}",
             f"allowed: at most {float(room):g} in all; set lower values",
         )
+    if before + validation + test > 1:
+        raise UserError(
+            "dataset.held_out_like",
+            f"{float(before):g} beside {float(validation + test):g} for validation and test",
+            f"allowed: at most {float(1 - validation - test):g}",
+        )
     if "train2x" in needed and train > room - validation - test:
         left = float(room - validation - test)
         raise UserError(
@@ -85,14 +98,15 @@ def resolve_shares(
             f"{float(train):g}, and train2x needs as much again",
             f"allowed: at most the {left:g} that validation and test leave; lower the fractions",
         )
-    return Shares(train, validation, test)
+    return Shares(train, validation, test, before)
 
 
 @dataclass(frozen=True)
 class SplitSizes:
     """Number of images of one class per split.
 
-    ``pool_validation`` and ``pool_test`` are the numbers taken from the training pool.
+    ``pool_validation`` and ``pool_test`` are the numbers taken from the training pool, ``before`` the number
+    of images that precede them in the class's random order.
     """
 
     train: int
@@ -101,22 +115,26 @@ class SplitSizes:
     pool_validation: int
     pool_test: int
     room: int  # images of the pool that are in no other split: train2x takes its further images from these
+    before: int
 
 
 def _sizes(pool: int, shares: Shares, given_validation: int | None, given_test: int | None) -> SplitSizes:
-    train = math.ceil(shares.train * pool)
-    rest = pool - train
+    before = math.ceil(shares.before * pool)
+    rest = pool - before
     validation, test = math.ceil(shares.validation * pool), math.ceil(shares.test * pool)
     if validation + test > rest:  # rounded up, they exceed what is left: share what is left
         validation = math.floor(rest * shares.validation / (shares.validation + shares.test))
         test = rest - validation if shares.test else 0
+    left = pool - validation - test
+    train = min(math.ceil(shares.train * pool), left)
     return SplitSizes(
         train=train,
         validation=validation if given_validation is None else given_validation,
         test=test if given_test is None else given_test,
         pool_validation=validation,
         pool_test=test,
-        room=rest - validation - test,
+        room=left - train,
+        before=before,
     )
 
 
@@ -199,7 +217,7 @@ def split_class(
 
     - ``train``: ceil(train_fraction x n) images of the pool;
     - ``val``: the given images, else a disjoint sample, by default as large as train if test images are
-      given, else half of the rest;
+      given, else half of the rest; with ``held_out_like``, the one of that study;
     - ``test``: the given images, else a disjoint sample; only ``test_images_per_class`` of them if the
       config sets that;
     - ``train2x`` (if needed): train and as many further images, none of them in val or test;
@@ -235,15 +253,17 @@ def split_class(
         draws=dataset.draws,
     )
     order = rng.permutation(pool)
-    train, val, test, rest = np.split(order, np.cumsum([sizes.train, sizes.pool_validation, sizes.pool_test]))
-    full = np.concatenate([train, rest])
+    first, val, test, last = np.split(
+        order, np.cumsum([sizes.before, sizes.pool_validation, sizes.pool_test])
+    )
+    full = np.concatenate([first, last])
     if given_test is not None:
         test = rng.permutation(given_test)
     chosen = {
-        "train": train,
+        "train": full[: sizes.train],
         "val": val if given_validation is None else np.arange(given_validation),
         "test": test[: dataset.test_images_per_class],
-        "train2x": np.concatenate([train, rest[: sizes.train]]),
+        "train2x": full[: 2 * sizes.train],
         "full": full,
     }
     for further in range(1, dataset.draws):

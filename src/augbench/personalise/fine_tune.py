@@ -46,7 +46,7 @@ def settings_of(study: Study, method: PersonaliseMethod, factor: float, classes:
         train_unet=method.train_unet,
         candidates=method.candidate_names,
         batch_size=finetune.batch_size,
-        max_epochs=finetune.max_epochs,
+        max_epochs=method.last_epoch(finetune.max_epochs),
         patience=finetune.patience,
         flip=finetune.flip,
         validation_draws=finetune.validation_draws,

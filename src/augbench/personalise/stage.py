@@ -28,7 +28,7 @@ from augbench.config.methods import PersonaliseMethod
 from augbench.data.sources import open_source
 from augbench.errors import UserError
 from augbench.files import atomic_path, canonical_hash, read_json, write_json
-from augbench.personalise.tasks import ClassTask, class_tasks, start_prompt, start_word
+from augbench.personalise.tasks import ClassTask, class_tasks, end_of_grid, start_prompt, start_word
 from augbench.plan.recipes import Recipe, data_set_recipe, finetune_recipe
 from augbench.prompts.placeholders import placeholders
 from augbench.prompts.templates import fill, load_templates
@@ -291,13 +291,22 @@ def _learn(
 # --- the best learning rate ---
 
 
-def _best_loss(path: str | Path) -> float:
-    """Validation loss of a class at the best epoch of its group; infinite if it is not finite."""
+def _candidate_losses(path: str | Path, candidates: Sequence[str]) -> list[float]:
+    """Validation losses of a class at the epochs of candidates; infinite where they are not finite."""
     metadata = read_metadata(path)
-    loss = next(
-        entry["val_loss"] for entry in metadata["history"] if entry["epoch"] == metadata["best_epoch"]
-    )
-    return math.inf if loss is None else float(loss)
+    losses = {entry["epoch"]: entry["val_loss"] for entry in metadata["history"]}
+    at_epochs = [losses[metadata["epochs"][name]] for name in candidates]
+    return [math.inf if loss is None else float(loss) for loss in at_epochs]
+
+
+def _loss(paths: Sequence[str], candidates: Sequence[str]) -> float:
+    """Validation loss by which a learning rate is judged: the mean over classes at its best candidate.
+
+    ``val_loss``, if it is a candidate, is the best one by definition. Classes that do not learn have no loss.
+    """
+    names = ["val_loss"] if "val_loss" in candidates else candidates
+    learned = [path for path in paths if read_metadata(path)["history"]]
+    return float(np.mean([_candidate_losses(path, names) for path in learned], axis=0).min())
 
 
 def choose_lr(
@@ -318,8 +327,8 @@ def choose_lr(
     unet_folders : mapping
         By factor, then by candidate; the inner mappings are empty if the U-Net is frozen.
     lr_path : path
-        Target for the chosen factor and, for each factor, the mean over classes of the best validation
-        loss.
+        Target for the chosen factor, the end of the grid that it is (:func:`end_of_grid`) and, for each
+        factor, the validation loss that it was chosen by: the mean over classes at its best candidate.
     history_path : path
         Target for all losses.
     embeddings : mapping
@@ -333,10 +342,7 @@ def choose_lr(
     UserError
         No factor gave a finite loss.
     """
-    losses = {
-        factor: float(np.mean([_best_loss(path) for path in paths if read_metadata(path)["history"]]))
-        for factor, paths in vectors.items()
-    }
+    losses = {factor: _loss(paths, method.candidate_names) for factor, paths in vectors.items()}
     chosen = min(losses, key=lambda factor: losses[factor])
     if not math.isfinite(losses[chosen]):
         raise UserError(
@@ -368,5 +374,9 @@ def choose_lr(
         {"factor": factor, "val_loss": loss if math.isfinite(loss) else None}
         for factor, loss in losses.items()
     ]
-    write_json(lr_path, {"factor": chosen, "factors": factors})
+    record = {"factor": chosen, "factors": factors}
+    end = end_of_grid(record)
+    write_json(lr_path, {**record, "end_of_grid": end})
     logger.info("learning rates x %g, mean best validation loss %.4f", chosen, losses[chosen])
+    if end is not None:
+        logger.warning("lr_grid: x %g is the %s of %s; a better one may lie beyond", chosen, end, [*losses])

@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
@@ -127,6 +128,20 @@ def learning_rates(
     count = batch if study.finetune.lr_counts == "batch" else own_images(batch, sharing)
     lr = (method.lr or default) * math.sqrt(count / (method.lr_batch_size or default_batch))
     return lr * factor, method.unet_lr * math.sqrt(batch) * factor
+
+
+def end_of_grid(record: Mapping[str, Any]) -> Literal["lowest", "highest"] | None:
+    """Which end of its grid a chosen factor is, where a better one may lie beyond; None between the ends.
+
+    Parameters
+    ----------
+    record : mapping
+        Content of ``lr.json``: ``factor``, and ``factors`` with one entry per factor of the grid.
+    """
+    grid = [entry["factor"] for entry in record["factors"]]
+    if len(grid) == 1:
+        return None
+    return {min(grid): "lowest", max(grid): "highest"}.get(record["factor"])  # type: ignore[return-value]
 
 
 def check_clusters(key: str, clusters: int, training_images: Mapping[str, int]) -> list[UserError]:

@@ -274,6 +274,12 @@ class PoolPaths(InputPaths):
         """Path of the chosen learning rate, with the losses it was chosen by."""
         return self.path("finetune", method, "lr.json")
 
+    @property
+    def searched_lrs(self) -> list[str]:
+        """Chosen learning rates of the rows that search for theirs."""
+        rows = self.study.personalised
+        return [self.lr(name) for name, row in rows.items() if len(row.lr_grid) > 1]
+
     def candidate_folder(self, method: str, name: str, folder: Block) -> str:
         """Folder of a candidate's images of a group of classes."""
         return self.path("shards", method, name, folder.name)

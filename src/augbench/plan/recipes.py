@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from augbench.config.classifier import PLATEAU_KEYS, STEPS_KEYS
+from augbench.config.base import Section
+from augbench.config.classifier import LATER, PLATEAU_KEYS, STEPS_KEYS
 from augbench.config.corpus import EmbeddingCorpus, ImageCorpus, OwnCorpus
 from augbench.config.hub import HubModel
 from augbench.config.models import Clip, Diffusion
@@ -28,9 +29,14 @@ def data_set_recipe(study: Study) -> Recipe:
     return {"dataset": dataset} if "root" in dataset else {}
 
 
+def _unset(section: Section, *names: str) -> set[str]:
+    """Keys of later versions that are at their defaults: recipes of finished studies do not have them."""
+    return {name for name in names if getattr(section, name) == type(section).model_fields[name].default}
+
+
 def dataset_recipe(study: Study) -> Recipe:
     """Recipe of the data set: its section without the draws, which say how often it is used."""
-    return study.dataset.model_dump(mode="json", exclude={"draws"})
+    return study.dataset.model_dump(mode="json", exclude={"draws"} | _unset(study.dataset, "held_out_like"))
 
 
 def classes_recipe(study: Study) -> Recipe:
@@ -216,6 +222,16 @@ def finetune_recipe(study: Study, name: str, factor: float) -> Recipe:
     }
 
 
+def choose_lr_recipe(study: Study, name: str) -> Recipe:
+    """Recipe of the choice of a learning rate; empty where version 2 chooses as version 1 did.
+
+    Version 1 took the lowest validation loss of all epochs, whether or not that epoch was a candidate.
+    """
+    method = study.personalised[name]
+    same = "val_loss" in method.candidates or len(method.lr_grid) == 1
+    return {} if same else {"version": 2}
+
+
 def select_recipe() -> Recipe:
     """Recipe of the selection of a candidate, by validation accuracy alone."""
     return {"version": 1}
@@ -241,6 +257,7 @@ def classifier_recipe(study: Study, name: str) -> Recipe:
     """
     method, config = study.methods[name], study.classifier
     unused = {"schedule"} | STEPS_KEYS if config.schedule == "plateau" else PLATEAU_KEYS
+    unused = unused | _unset(config, *LATER)
     recipe: Recipe = {
         "version": 1,
         "seed": study.seed_of(name),
@@ -270,8 +287,8 @@ LISTS = ("safe_list", "download_without_safe_list", "takedown")  # keys of versi
 def table_recipe(study: Study) -> Recipe:
     """Recipe of Table 1; it contains the config, because the footer lists departures from the protocol."""
     others: Any = {"execution": True, "pretrain": True, "report": DECISIONS}
-    if study.dataset.draws == 1:
-        others["dataset"] = {"draws"}
+    others["dataset"] = _unset(study.dataset, "draws", "held_out_like")
+    others["classifier"] = _unset(study.classifier, *LATER)
     if isinstance(study.corpus, EmbeddingCorpus):
         others["corpus"] = {"fetch"}
     given = study.retrieval.model_dump(include=set(LISTS), exclude_defaults=True)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from augbench.classifier.sizes import evaluation_resize
+from augbench.classifier.sizes import evaluation_resize, training_side
 from augbench.config.classifier import Classifier
 from augbench.config.corpus import ImageCorpus
 from augbench.config.data import Caltech256, FashionMnist, ImageFolder
@@ -76,7 +76,8 @@ PROTOCOLS = {
     ),
 }
 RESAMPLES = 5
-# The defaults of these three are the paper's values; a test checks that.
+GPUS = 8  # each normalises its part of a batch (paper, section 3: DistributedDataParallel)
+# The defaults of these three are the paper's values, where no pair below names them; a test checks that.
 CLASSIFIER = Classifier()
 DIFFUSION = Diffusion(model="Stable Diffusion v1.4")
 FINETUNE = Finetune()
@@ -303,9 +304,12 @@ def _fine_tuning(study: Study) -> list[tuple[str, str, str]]:
 
 
 def _candidates(method: PersonaliseMethod) -> list[tuple[str, str, str]]:
-    """(what, ours, paper's) for the candidates of a fine-tuned method, with ``{}`` in place of its name."""
+    """(what, ours, paper's) for candidates and rates of a fine-tuned method, with ``{}`` for its name."""
     theirs = IMAGIC_CANDIDATES if method.learn == "conditioning" and method.train_unet else CANDIDATES
-    return [("Candidates of {}", _listed(method.candidates), _listed(theirs))]
+    return [
+        ("Candidates of {}", _listed(method.candidates), _listed(theirs)),
+        ("Learning rate of {}", "searched" if len(method.lr_grid) > 1 else "not searched", "searched"),
+    ]
 
 
 def _listed(candidates: Sequence[str | int]) -> str:
@@ -400,13 +404,25 @@ def _classifier(ours: Classifier, paper: Protocol) -> list[tuple[str, str, str]]
         ("Classifier", network(ours), network(theirs)),
         ("Classifier's input size, pixels", str(ours.resolution), str(theirs.resolution)),
         ("Centre crop in evaluation, share of the shorter side", centre(ours), centre(theirs)),
+        ("Shorter side of images before random crops, pixels", _decoded(ours), "that of the file"),
         ("Smallest area of the random crop", f"{ours.min_crop_area:g}", f"{theirs.min_crop_area:g}"),
         ("Batch size", str(ours.batch_size), str(paper.batch_size)),
+        (
+            "Images that are normalised together in training",
+            f"{ours.batch_size / ours.batch_norm_groups:g}",
+            f"{paper.batch_size / GPUS:g}",
+        ),
         ("Learning rate", f"{ours.lr:g}", f"{paper.lr:g}"),
         ("Momentum", f"{ours.momentum:g}", f"{theirs.momentum:g}"),
         ("Weight decay", f"{ours.weight_decay:g}", f"{theirs.weight_decay:g}"),
         *_schedule(ours, theirs),
     ]
+
+
+def _decoded(config: Classifier) -> str:
+    """Sizes that random crops are cut from, in words."""
+    side = training_side(config)
+    return "that of the file" if side is None else f"at most {side}"
 
 
 def _schedule(ours: Classifier, theirs: Classifier) -> list[tuple[str, str, str]]:

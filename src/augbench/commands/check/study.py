@@ -29,7 +29,7 @@ from augbench.commands.check.methods import (
 )
 from augbench.commands.check.models import model_problems, models_to_fetch
 from augbench.commands.check.prompts import indistinct_prompts
-from augbench.commands.check.training import training_warnings
+from augbench.commands.check.training import batch_problems, training_warnings
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study
 from augbench.data.fashion_target import TEST_PER_CLASS, FashionMnistSource
@@ -104,6 +104,7 @@ def check_study(
             problems += check_clusters(f"methods.{name}.clusters", method.clusters, train)
         problems += judge_problems(study, list(sizes))
         problems += pseudoword_problems(study, list(train))
+        problems += batch_problems(study, train)
         notes += training_warnings(study, train)
         notes += baseline_notes(study)
         notes += glyph_notes(study, classes)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from augbench.classifier.history import LEAST_POINTS, Validation, tested
-from augbench.classifier.schedule import StepSchedule, steps_per_epoch
+from augbench.classifier.schedule import StepSchedule, steps_per_epoch, undersized_parts
 from augbench.config.classifier import Classifier
 from augbench.config.study import Study
+from augbench.errors import UserError
 from augbench.resample import needed_images
 
 # With 500 real images of Fashion-MNIST and batches of 128, classifiers of 0.3 million parameters ended by the
@@ -32,6 +33,20 @@ def pass_images(study: Study, name: str, train: Mapping[str, int]) -> int | None
     if augmented is None:
         return real
     return real + sum(needed_images(augmented.added_per_training_image, size) for size in train.values())
+
+
+def batch_problems(study: Study, train: Mapping[str, int]) -> Iterator[UserError]:
+    """Yield the problems of rows whose batches are too small to be normalised in parts.
+
+    Parameters
+    ----------
+    train : mapping of str to int
+        Training images by class id.
+    """
+    for name in study.methods:
+        images = pass_images(study, name, train)
+        if images and (problem := undersized_parts(f"row {name}", images, study.classifier)):
+            yield problem
 
 
 def training_warnings(study: Study, train: Mapping[str, int]) -> Iterator[str]:

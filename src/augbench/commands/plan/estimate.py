@@ -227,7 +227,7 @@ class Estimate(Work):
             *plan.embeddings(method).values(),
             *plan.unets(method).values(),
         ]
-        epochs = min(self.study.finetune.max_epochs, self.assume("finetune_epochs"))
+        epochs = min(row.last_epoch(self.study.finetune.max_epochs), self.assume("finetune_epochs"))
         evaluated = FORWARD_SHARE * self.sizes.validation * self.study.finetune.validation_draws
         seen = epochs * len(factors) * (self.sizes.train + evaluated)
         hours: float | None = None

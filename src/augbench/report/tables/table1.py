@@ -22,7 +22,8 @@ from augbench.classifier.history import ALPHA, history_of, read_result
 from augbench.config.study import Study
 from augbench.data.splits import read_split
 from augbench.errors import UserError, some
-from augbench.files import write_text
+from augbench.files import read_json, write_text
+from augbench.personalise.tasks import end_of_grid
 from augbench.report import render
 from augbench.report.protocol import Facts, differences, paper_results
 from augbench.report.render import NONE, Layout, render_csv, spread
@@ -125,6 +126,7 @@ def build_table(
     manifests: Iterable[str | Path] = (),
     excluded: Collection[str] = (),
     draws: Sequence[str | Path] = (),
+    lrs: Sequence[str | Path] = (),
 ) -> Table1:
     """Build Table 1 of a study.
 
@@ -138,6 +140,8 @@ def build_table(
         Classes that the study leaves out.
     draws : sequence of path
         Training splits of all draws, for their overlap.
+    lrs : sequence of path
+        ``finetune/{method}/lr.json`` of the rows that search their learning rate.
 
     Raises
     ------
@@ -174,7 +178,8 @@ def build_table(
         )
     real = next((row.real_per_class for row in rows if row.split == "train"), None)
     facts = Facts(classes, real, max(run.n_val for run in runs), max(run.n_test for run in runs))
-    notes = _notes(study, rows, facts, excluded, draws, {name: _lacks(own) for name, own in sets.items()})
+    lacks = {name: _lacks(own) for name, own in sets.items()}
+    notes = _notes(study, rows, facts, excluded, draws, lacks, lrs)
     return Table1(study.study, study.report.paper_study, tuple(rows), tuple(runs), notes)
 
 
@@ -277,6 +282,7 @@ def _notes(
     excluded: Collection[str],
     draws: Sequence[str | Path],
     lacks: Mapping[str, Mapping[str, Lack]],
+    lrs: Sequence[str | Path],
 ) -> tuple[str, ...]:
     """The footer: notes on columns, classes left out, differences from the protocol, the config's notes."""
     notes = [
@@ -298,6 +304,7 @@ def _notes(
     )
     notes += _excluded_notes(study, excluded)
     notes += _lack_notes(study, lacks)
+    notes += _ends_of_grids(study, lrs)
     notes += [f"Differs from the protocol: {difference}." for difference in differences(study, facts)]
     return (*notes, *(" ".join(note.split()) for note in study.report.notes))
 
@@ -317,6 +324,22 @@ def _excluded_notes(study: Study, excluded: Collection[str]) -> Iterator[str]:
         yield (
             f"The U-Net that all classes share ({', '.join(sharing)}) was trained on these classes, too"
             " (finetune.excluded_classes)."
+        )
+
+
+def _ends_of_grids(study: Study, lrs: Sequence[str | Path]) -> Iterator[str]:
+    """Yield a note on the rows whose learning rate was chosen at an end of its grid, if there are any."""
+    found = []
+    for path in map(Path, lrs):
+        record, (name, draw) = read_json(path), study.row_and_draw(path.parent.name)
+        if (end := end_of_grid(record)) is not None:
+            which = f", draw {draw}" if study.dataset.draws > 1 else ""
+            of = f"{end} of {len(record['factors'])} factors"
+            found.append(f"{study.label(name)}{which} (x {record['factor']:g}, the {of})")
+    if found:
+        yield (
+            f"Learning rates at an end of their grid: {', '.join(found)}. A better one may lie beyond;"
+            " widen lr_grid."
         )
 
 
@@ -413,12 +436,13 @@ def write_table1(
     outs: Mapping[str, str | Path],
     excluded: Collection[str] = (),
     draws: Sequence[str | Path] = (),
+    lrs: Sequence[str | Path] = (),
 ) -> Table1:
     """Write Table 1 to ``outs``: paths by format, ``csv`` and ``runs``.
 
     :mod:`augbench.report.tables.table1_text` writes it as text.
     """
-    table = build_table(study, results, manifests, excluded, draws)
+    table = build_table(study, results, manifests, excluded, draws, lrs)
     texts = {"csv": render_csv(table.rows, table.notes), "runs": render_csv(table.runs)}
     for kind, path in outs.items():
         write_text(path, texts[kind])
