@@ -114,6 +114,11 @@ class Study(Section):
                     f"{self.finetune.max_epochs}"
                 )
         self._check_contrasts()
+        for place, name in enumerate(self.report.class_changes or ()):
+            if name not in self.augmented:
+                raise ValueError(
+                    f"report.class_changes.{place}: allowed: a row that adds images: {', '.join(self.augmented)}"
+                )
         return self
 
     def _check_contrasts(self) -> None:
