@@ -704,7 +704,7 @@ def test_the_loss_is_stable_diffusions_own(inputs: Inputs, flip: float, tmp_path
     pipeline = StableDiffusionPipeline.from_pretrained(study.diffusion.folder, dtype=torch.float32)
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     with torch.no_grad():
-        pixels = np.asarray(Image.open(inputs.root / trainer.tasks[0].train.sources[3]).convert("RGB"))
+        pixels = np.array(Image.open(inputs.root / trainer.tasks[0].train.sources[3]).convert("RGB"))
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
         posterior = pipeline.vae.encode(image.flip(-1) if flip else image).latent_dist
         latents = posterior.mean + posterior.std * sample.draw.posterior

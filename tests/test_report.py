@@ -409,7 +409,9 @@ def test_rows_that_differ_alike_share_a_line_of_the_footer() -> None:
 
 def test_a_checker_that_is_off_or_another_one_is_named() -> None:
     def line(checker: str | None) -> list[str]:
-        found = footer(study(diffusion={"model": "resources/mini/stable-diffusion", "safety_checker": checker}))
+        found = footer(
+            study(diffusion={"model": "resources/mini/stable-diffusion", "safety_checker": checker})
+        )
         return [line for line in found.splitlines() if line.startswith("Safety checker")]
 
     assert line("model") == []
