@@ -390,6 +390,15 @@ def test_schedule_ends_at_the_most_epochs() -> None:
     assert state.finished(config) and state.keeps_last
 
 
+def test_the_optimiser_is_torchs_sgd_over_all_weights() -> None:
+    model = build(TINY, 2, 0)
+    optimizer = State.new(model, Classifier()).optimizer
+    (group,) = optimizer.param_groups
+    assert type(optimizer) is torch.optim.SGD and len(group["params"]) == len([*model.parameters()])
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.9, 1e-4)
+    assert not group["nesterov"] and group["dampening"] == 0
+
+
 # --- training -------------------------------------------------------------------------------------
 
 

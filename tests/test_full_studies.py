@@ -28,7 +28,8 @@ from augbench.artifacts.pool import SCHEMA, read_index
 from augbench.commands.check.study import check_study
 from augbench.commands.plan.estimate import estimate_study
 from augbench.config.base import Section
-from augbench.config.methods import DrawMethod, PersonaliseMethod, RetrieveMethod
+from augbench.config.data import ImageFolder
+from augbench.config.methods import DrawMethod, PersonaliseMethod, RealMethod, RetrieveMethod
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study, load_study, parse_study
 from augbench.data.classes import load_class_table
@@ -209,6 +210,68 @@ def test_what_the_papers_training_does_is_on_and_grids_have_five_rates(name: str
     study = load_study([config_of(name)])
     assert (study.classifier.decoded_size, study.classifier.batch_norm_groups) == ("file", 8)
     assert all(len(row.lr_grid) >= 5 for row in study.personalised.values())
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_models_data_and_pools_are_the_papers(name: str) -> None:
+    study = load_study([config_of(name)])
+    assert study.diffusion.model == "CompVis/stable-diffusion-v1-4"
+    assert study.clip.model == "openai/clip-vit-large-patch14"
+    assert study.diffusion.safety_checker == "model"
+    if name != "caltech256":
+        assert isinstance(study.dataset, ImageFolder)
+        assert (study.dataset.classes, study.dataset.test_folder) == ("imagenet", "val")
+    made = (study.augmentation.images_per_class, study.augmentation.images_per_training_image)
+    assert made == ((390, None) if name == "imagenet10" else (None, 3))
+    retrieval = study.retrieved["retrieval"]
+    assert retrieval.images_per_class == (130 if name == "imagenet10" else None)
+    assert retrieval.min_aesthetics == 5
+    assert {row.added_per_training_image for row in study.augmented.values() if row.group != "scaling"} == {1}
+
+
+SIMPLE, NO_WS = ("simple", "random", "lemmas"), ("simple", "random", "no_whitespace")
+WORDS = ("textual_inversion", "random", "no_whitespace")
+PAPERS_METHODS: dict[str, dict[str, Any]] = {
+    "boomerang": {
+        "prompting": ("empty", "random", "no_whitespace"),
+        "start": "training_images",
+        "noise": 0.2,
+        "steps": 100,
+        "guidance_scale": 1.0,
+    },
+    "simple_prompt": {"prompting": SIMPLE, "start": "noise"},
+    "simple_prompt_no_ws": {"prompting": NO_WS, "start": "noise"},
+    "clip_prompts": {"prompting": ("clip", "random", "no_whitespace"), "start": "noise"},
+    "sariyildiz_prompts": {"prompting": ("sariyildiz", "cycle", "lemmas"), "start": "noise"},
+    "ft_conditioning": {"prompting": NO_WS, "learn": "conditioning", "train_unet": False},
+    "imagic": {"prompting": NO_WS, "learn": "conditioning", "train_unet": True, "clusters": 1},
+    "textual_inversion": {"prompting": WORDS, "learn": "pseudoword", "train_unet": False, "clusters": 1},
+    "pseudoword_dm": {"prompting": WORDS, "learn": "pseudoword", "train_unet": True, "clusters": 1},
+    "retrieval": {"prompting": NO_WS, "ranked": False, "may_fall_short": False, "first_k": 1.4},
+}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_row_is_the_papers_method(name: str) -> None:
+    rows = load_study([config_of(name)]).methods
+    wanted = {row: facts for row, facts in PAPERS_METHODS.items() if row in rows}
+    assert set(wanted) == {
+        row for row in paper_results(name) if rows[row].adds_images and "cluster" not in row
+    }
+    for row, facts in wanted.items():
+        prompting = rows[row].prompting
+        assert prompting is not None
+        shown = {"prompting": (prompting.templates, prompting.draw, prompting.class_name)}
+        assert {key: shown.get(key) or getattr(rows[row], key) for key in facts} == facts, row
+    clustered = [row for row in rows if "cluster" in row]
+    assert all(
+        rows[row].model_copy(update={"clusters": 1, "label": ""})
+        == rows["ft_conditioning"].model_copy(update={"label": ""})
+        for row in clustered
+    )
+    assert isinstance(rows["none"], RealMethod) and rows["none"].split == "train"
+    if name == "imagenet10":
+        assert isinstance(rows["real_20pct"], RealMethod) and rows["real_20pct"].split == "train2x"
 
 
 # --- the plan's size ------------------------------------------------------------------------------

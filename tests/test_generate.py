@@ -192,6 +192,11 @@ def test_only_steps_inside_the_guidance_interval_are_guided() -> None:
     assert sizes == [2, 4, 4, 4, 4, 4, 4, 4, 4, 2]
 
 
+def test_pndm_calls_the_unet_once_more_than_it_has_steps() -> None:
+    sizes, _ = unet_batches(Sampler(loaded("pndm"), 5, 3.0, 32, 2), 2)
+    assert sizes == [4] * 6
+
+
 def test_an_interval_of_everything_is_full_guidance_and_one_of_nothing_none(ddim_pipeline: Any) -> None:
     def images(scale: float, interval: tuple[float, float] | None) -> np.ndarray:
         return unet_batches(Sampler(ddim_pipeline, 6, scale, 32, 2, guidance_interval=interval), 2)[1]

@@ -705,6 +705,35 @@ def test_the_target_is_the_noise_or_the_velocity_as_the_model_predicts() -> None
         diffusion_target(DDPMScheduler(prediction_type="sample"), latents, noise, timesteps)
 
 
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_the_loss_is_stable_diffusions_own(inputs: Inputs, flip: float, tmp_path: Path) -> None:
+    """Of one training image, computed again by diffusers from the image's pixels."""
+    study = inputs.study({"flip": flip})
+    trainer = inputs.trainer(study, "conditioning", tmp_path, NAMES[:1])
+    sample = trainer.training_sample(0, 3, 2, 1.0)
+    assert sample.draw.mirrored == (flip == 1)
+    pipeline = StableDiffusionPipeline.from_pretrained(study.diffusion.folder, dtype=torch.float32)
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    with torch.no_grad():
+        pixels = np.array(Image.open(inputs.root / trainer.tasks[0].train.sources[3]).convert("RGB"))
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
+        posterior = pipeline.vae.encode(image.flip(-1) if flip else image).latent_dist
+        latents = posterior.mean + posterior.std * sample.draw.posterior
+        latents = latents * pipeline.vae.config.scaling_factor
+        timestep, noise = torch.tensor([sample.draw.timestep]), sample.draw.noise[None]
+        states, _ = pipeline.encode_prompt("A photo of zero.", CPU, 1, False)
+        predicted = pipeline.unet(scheduler.add_noise(latents, noise, timestep), timestep, states).sample
+        expected = torch.nn.functional.mse_loss(predicted, noise)
+        assert trainer.losses([sample], trainer.moments).item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_no_caption_is_dropped(inputs: Inputs, tmp_path: Path) -> None:
+    trainer = inputs.trainer(inputs.study(), "pseudoword", tmp_path, NAMES[:1])
+    assert isinstance(trainer.rows, PseudowordRows)
+    prompts = {trainer.rows.prompt(0, draw) for draw in range(500)}
+    assert len(prompts) == 27 and all("<zero>" in prompt for prompt in prompts)
+
+
 def settings(**changes: Any) -> Settings:
     return replace(
         Settings(

@@ -144,6 +144,12 @@ def test_parts_cover_the_pool_and_a_larger_pool_only_adds_parts() -> None:
     assert sum(len(large.part_range(part, 8)) for part in range(5)) == 45
 
 
+def test_rows_without_added_images_are_trained_as_often_as_the_others() -> None:
+    plan = plan_of(augmentation__resamples=5)
+    runs = {name: [path for path in plan.results() if f"/{name}/" in path] for name in plan.methods}
+    assert {len(paths) for paths in runs.values()} == {5} and {"none", "real_20pct"} < set(runs)
+
+
 def test_a_pool_in_multiples_of_the_training_images() -> None:
     data = copy.deepcopy(SMALL_STUDY)
     data["augmentation"] = {"images_per_training_image": 3}

@@ -182,6 +182,16 @@ def test_clip_templates_are_open_clips() -> None:
     assert list(load_templates("clip")) == [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
 
 
+def test_textual_inversions_templates_are_the_published_ones() -> None:
+    """The 27 of the published code, in its order, each on a line: their SHA-256."""
+    import hashlib
+
+    assert (
+        hashlib.sha256("\n".join(load_templates("textual_inversion")).encode()).hexdigest()
+        == "371f97a75395160ff3d9224cd0dfa7ac7b21c46fd66e2ffc20c77d5d495707e9"
+    )
+
+
 def test_scenes_are_the_365_of_places() -> None:
     import hashlib
 

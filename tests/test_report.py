@@ -178,6 +178,29 @@ def test_the_papers_numbers_stand_beside_ours(table: Table1) -> None:
     assert paper_results("imagenet_full")["none"].stderr is None
 
 
+@pytest.mark.parametrize(
+    ("paper_study", "rows"),
+    [
+        (
+            "imagenet10",
+            "none 57.2 0.2 | real_20pct 70.2 0.3 | boomerang 56.3 0.3 | simple_prompt_no_ws 60.0 0.3"
+            " | simple_prompt 60.1 0.2 | sariyildiz_prompts 60.8 0.2 | clip_prompts 60.9 0.2"
+            " | ft_conditioning 60.8 0.1 | ft_cluster_conditioning_k5 60.9 0.2"
+            " | ft_cluster_conditioning_k10 60.8 0.2 | ft_cluster_conditioning_k15 60.6 0.3 | imagic 61.0 0.3"
+            " | textual_inversion 61.0 0.4 | pseudoword_dm 61.2 0.2 | retrieval 62.6 0.1",
+        ),
+        (
+            "imagenet_full",
+            "none 76.1 None | clip_prompts 78.7 0.1 | pseudoword_dm 78.8 0.2 | retrieval 79.0 0.2",
+        ),
+        ("caltech256", "none 59.3 0.7 | pseudoword_dm 68.1 0.3 | clip_prompts 68.2 0.2 | retrieval 68.4 0.4"),
+    ],
+)
+def test_the_papers_numbers_are_all_there(paper_study: str, rows: str) -> None:
+    found = paper_results(paper_study).items()
+    assert " | ".join(f"{name} {result.top1} {result.stderr}" for name, result in found) == rows
+
+
 def test_overlap_is_shown_where_images_are_added(table: Table1) -> None:
     assert {row.method: row.overlap for row in table.rows} == {
         "none": None,
@@ -418,6 +441,7 @@ def footer(config: Study) -> str:
         "Images of retrieval that a class needs to stay: 1 per training image (paper: 130 per class)",
         "Images of retrieval that the corpus tags as unsafe: left out (paper: kept)",
         "Retrieval corpus: miniature, 55,000 images, style shift mild (paper: LAION-5B)",
+        "CLIP model of the queries: clip (paper: clip-vit-large-patch14)",
         "Training sets per method: 3 (paper: 5)",
         "Classifier: ResNet with 1-1-1-1 blocks, 16 channels in its first stage (paper: ResNet-50)",
         "Maximum number of epochs: 60 (paper: 270)",
@@ -463,6 +487,18 @@ def test_the_footer_names_other_limits_of_retrieval_and_another_scale_of_learnin
         "Images whose number scales the learning rates of vectors: the vector's own (paper: all of a batch)"
         in lines
     )
+
+
+def test_a_checker_that_is_off_or_another_one_is_named() -> None:
+    def line(checker: str | None) -> list[str]:
+        found = footer(
+            study(diffusion={"model": "resources/mini/stable-diffusion", "safety_checker": checker})
+        )
+        return [line for line in found.splitlines() if line.startswith("Safety checker")]
+
+    assert line("model") == []
+    assert line(None) == ["Safety checker: none (paper: the model's own)"]
+    assert line("mine/checker") == ["Safety checker: mine/checker (paper: the model's own)"]
 
 
 def test_what_is_as_in_the_paper_is_not_named() -> None:

@@ -106,6 +106,11 @@ def test_k_starts_at_1_4_n_and_stops_when_enough_are_kept() -> None:
     assert Counter(fate for _, fate in rows) == {"kept": 10, "not needed": 4}
 
 
+def test_k_for_130_images_grows_from_182_to_1820() -> None:
+    sizes = prefix_sizes(RetrieveMethod(mechanism="retrieve"), 130)
+    assert (sizes[:3], sizes[-1], len(sizes)) == ([182, 364, 546], 1820, 10)
+
+
 def test_k_grows_in_steps_of_the_first_until_enough_survive() -> None:
     origin = ListOrigin()
     rows = hunted(neighbours_of(1000, twins=frozenset(range(5, 25))), 10, origin)

@@ -122,22 +122,24 @@ def _row(name: str, field: FieldInfo) -> list[str]:
     return [
         f"`{name}`",
         "; ".join([kind, *_bounds(field)]),
-        _default(field),
+        default_text(field),
         str(extra.get("unit", "")),
         *(text.replace("|", r"\|") for text in texts),
     ]
 
 
-def _default(field: FieldInfo) -> str:
+def default_text(field: FieldInfo) -> str:
+    """Return the default of a key as the manual shows it."""
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
-    if isinstance(value, Section):
-        return "that section's defaults"
+    return "that section's defaults" if isinstance(value, Section) else f"`{value_text(value)}`"
+
+
+def value_text(value: Any) -> str:
+    """Return a value as YAML on one line."""
     plain = list(value) if isinstance(value, tuple) else value
-    return (
-        f"`{yaml.safe_dump([plain], default_flow_style=True, sort_keys=False, width=math.inf).strip()[1:-1]}`"
-    )
+    return yaml.safe_dump([plain], default_flow_style=True, sort_keys=False, width=math.inf).strip()[1:-1]
 
 
 def _bounds(field: FieldInfo) -> list[str]:

@@ -44,6 +44,7 @@ class Prompting(Section):
 
 
 Family = Literal["real", "unconditional", "prompting", "personalised", "retrieval", "scaling", "control"]
+GENERATED = ("unconditional", "prompting", "personalised")  # families whose images a model generates
 RealSplit = Literal["train", "train2x", "full"]
 
 

@@ -326,6 +326,14 @@ class Report(Section):
         le=100,
     )
 
+    class_changes: tuple[str, ...] | None = key(
+        None,
+        "Rows of Figure 5A, one or two that add images. Default: pseudoword_dm and retrieval, the paper's; "
+        "where the study has no row of that name, the first that generates, or retrieves.",
+        source="paper, Figure 5A",
+        min_length=1,
+        max_length=2,
+    )
     paper_study: Literal["imagenet10", "imagenet_full", "caltech256"] = key(
         "imagenet10",
         "Study of the paper whose results are shown beside this study's.",

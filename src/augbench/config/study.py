@@ -124,6 +124,11 @@ class Study(Section):
             raise ValueError(
                 f"execution.processes: allowed with classifier.batch_norm_groups: {groups}: {allowed}"
             )
+        for place, name in enumerate(self.report.class_changes or ()):
+            if name not in self.augmented:
+                raise ValueError(
+                    f"report.class_changes.{place}: allowed: a row that adds images: {', '.join(self.augmented)}"
+                )
         return self
 
     def _check_contrasts(self) -> None:

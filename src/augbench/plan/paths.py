@@ -11,11 +11,24 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from augbench.config.draws import drawn_name
+from augbench.config.methods import GENERATED
 from augbench.plan.pools import SELECTED, PoolPaths
 
 CLUSTER_ABLATION = "cluster_ablation"
 # rows of the paper on full ImageNet and on Caltech256
 BEST_ROWS = ("none", "clip_prompts", "pseudoword_dm", "retrieval")
+# rows of the paper's Figure 4, B to I (A: real images), and of its Figure 5A
+PAPER_FIGURE_4 = (
+    "simple_prompt",
+    "simple_prompt_no_ws",
+    "clip_prompts",
+    "ft_conditioning",
+    "textual_inversion",
+    "imagic",
+    "pseudoword_dm",
+    "retrieval",
+)
+PAPER_FIGURE_5A = ("pseudoword_dm", "retrieval")
 
 
 @dataclass(frozen=True)
@@ -278,18 +291,31 @@ class Plan(PoolPaths):
 
     @cached_property
     def exemplified(self) -> list[str]:
-        """Rows whose images Figure 4 shows."""
-        return [
+        """Rows whose images Figure 4 shows: those of the paper's figure in its order, then the others."""
+        shown = [
             name
             for name, row in self.study.pooled.items()
             if row.group in ("prompting", "personalised", "retrieval")
         ]
+        ours = [name for name in shown if name not in PAPER_FIGURE_4]
+        return [*(name for name in PAPER_FIGURE_4 if name in shown), *ours]
 
     @cached_property
     def compared(self) -> list[str]:
-        """Rows from which Figure 5A takes the best one that generates and the best one that retrieves."""
-        left_out = ("scaling", "control")
-        return [name for name, row in self.study.augmented.items() if row.group not in left_out]
+        """Rows of Figure 5A: those that the config names, or the paper's two.
+
+        If the study lacks one of these, the first row that generates, or retrieves, stands for it. None is
+        chosen by its accuracy.
+        """
+        if self.study.report.class_changes is not None:
+            return [*self.study.report.class_changes]
+        generated = [name for name, row in self.study.augmented.items() if row.group in GENERATED]
+        retrieved = [name for name, row in self.study.augmented.items() if row.group == "retrieval"]
+        return [
+            paper if paper in names else names[0]
+            for paper, names in zip(PAPER_FIGURE_5A, (generated, retrieved), strict=True)
+            if names
+        ]
 
     @cached_property
     def scaling(self) -> dict[str, str]:

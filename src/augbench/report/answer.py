@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from augbench.report.contrasts import GENERATED, baseline_of, retrieval_of
+from augbench.config.methods import GENERATED
+from augbench.report.contrasts import baseline_of, retrieval_of
 from augbench.report.inference.power import MOST_RUNS
 from augbench.report.tables import contrasts, table1
 from augbench.report.tables.contrasts import LESS, MORE, SAME, UNKNOWN, Row, margin_name

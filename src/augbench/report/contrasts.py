@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
+from augbench.config.methods import GENERATED
 from augbench.config.stages import Contrast
 from augbench.config.study import Study
 
-GENERATED = ("unconditional", "prompting", "personalised")  # families whose images a model generates
 Kind = Literal["baseline", "twice", "family", "named"]
 
 

@@ -2,7 +2,7 @@
 
 Input: the config, and the sizes of the data according to the results. Output: one line per difference, for
 the footer of Table 1. No other module holds the protocol's values (paper, section 3 and appendix;
-``docs/paper_targets.md`` names the paper).
+``docs/paper.md`` names the paper).
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ FINETUNE = Finetune()
 CANDIDATES: tuple[str | int, ...] = ("train_loss", "val_loss", 1, 2, 3)
 IMAGIC_CANDIDATES: tuple[str | int, ...] = tuple(range(1, 9))
 CORPUS = "LAION-5B"
+CLIP = "clip-vit-large-patch14"  # Stable Diffusion 1.x's
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,10 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
             ),
         ]
         pairs += _by_row({name: _sampling(method) for name, method in sampled.items()})
+    if sampled or retrieved:
+        checkers = {"model": "the model's own", None: "none"}
+        checker = diffusion.safety_checker
+        pairs.append(("Safety checker", checkers.get(checker, str(checker)), checkers["model"]))
     pairs += _fine_tuning(study)
     pairs += _by_row({name: _retrieval(method, paper) for name, method in retrieved.items()})
     if not isinstance(study.corpus, ImageCorpus):  # which has no tags
@@ -227,6 +232,9 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
             name: [(what, _kept(method.drops_tagged), _kept(False))] for name, method in retrieved.items()
         }
         pairs += _by_row(tagged)
+    if retrieved:
+        name = Path(study.clip.model).name
+        pairs.append(("CLIP model of the queries", CLIP if CLIP in name.lower() else name, CLIP))
     if retrieved and study.miniature is not None:
         size = study.miniature.images + study.miniature.distractors
         pairs.append(

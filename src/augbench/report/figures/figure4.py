@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import string
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from augbench.artifacts.pool import read_index
 from augbench.data.classes import read_class_table
 from augbench.data.splits import read_split
 from augbench.files import write_text
+from augbench.plan.paths import PAPER_FIGURE_4
 from augbench.report.figures.style import WIDTH, open_canvas, place_image, save, shorten, styled
 from augbench.report.pictures import (
     REAL,
@@ -50,7 +51,7 @@ SAME_NOISE = "Generated images of one column start from the same noise."
 
 @dataclass(frozen=True)
 class Row:
-    """One image shown; ``letter`` is its row in the figure.
+    """One image shown; ``letter`` is its row in the figure, the paper's for the rows of its figure.
 
     The other fields are those of :class:`augbench.report.pictures.ImageRecord`.
     """
@@ -110,17 +111,20 @@ def collect(
         shown += added_pictures(method, pa.concat_tables(parts), by_id, job.folder)
     write_pictures(shown, images)
     labels = {REAL: "Real training images", **{method: job.study.label(method) for method in added}}
-    letters = dict(zip(labels, _letters(len(labels)), strict=True))
+    letters = _letters(labels)
     write_text(
         table,
         render_csv([_row(picture, letters[picture.panel], labels[picture.panel]) for picture, _ in shown]),
     )
 
 
-def _letters(count: int) -> list[str]:
-    """A, B, ... Z, AA, AB, ..."""
+def _letters(panels: Iterable[str]) -> dict[str, str]:
+    """The paper's letters for its rows, also if some of them are missing; the next ones for other rows."""
     alphabet = string.ascii_uppercase
-    return [*alphabet, *(first + second for first in alphabet for second in alphabet)][:count]
+    all_letters = (*alphabet, *(first + second for first in alphabet for second in alphabet))
+    paper = (REAL, *PAPER_FIGURE_4)
+    others = (panel for panel in panels if panel not in paper)
+    return dict(zip((*paper, *others), all_letters, strict=False))
 
 
 def _row(picture: ImageRecord, letter: str, label: str) -> Row:

@@ -7,7 +7,7 @@ largest losses and gains, and a PDF and a PNG drawn from these.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from augbench.data.classes import read_class_table
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import write_text
-from augbench.report.contrasts import GENERATED, baseline_of
+from augbench.report.contrasts import baseline_of
 from augbench.report.figures.style import (
     COLOURS,
     MARKERS,
@@ -85,15 +85,6 @@ class Row:
     stderr_points: float | None
 
 
-def shown_methods(rows: Sequence[table1.Row]) -> list[table1.Row]:
-    """The most accurate row that generates images and the most accurate that retrieves them, if present."""
-    groups = (
-        [row for row in rows if row.family in GENERATED],
-        [row for row in rows if row.family == "retrieval"],
-    )
-    return [max(group, key=lambda row: row.top1_percent) for group in groups if group]
-
-
 def changes(own: ClassAccuracies, baseline: ClassAccuracies) -> tuple[np.ndarray, np.ndarray | None]:
     """Mean change of every class against the baseline and its standard error, in points, paired by run.
 
@@ -120,9 +111,12 @@ def changes(own: ClassAccuracies, baseline: ClassAccuracies) -> tuple[np.ndarray
 
 
 def build_rows(
-    per_class: Mapping[str, ClassAccuracies], table: Sequence[table1.Row], names: Mapping[str, str]
+    per_class: Mapping[str, ClassAccuracies],
+    table: Sequence[table1.Row],
+    methods: Iterable[str],
+    names: Mapping[str, str],
 ) -> list[Row]:
-    """Build a row for every class of the methods shown, sorted by change, ties in label order.
+    """Build a row for every class of ``methods``, sorted by change, ties in label order.
 
     Parameters
     ----------
@@ -131,7 +125,8 @@ def build_rows(
     """
     baseline = per_class[str(baseline_of(table))]
     rows = []
-    for entry in shown_methods(table):
+    entries = {entry.method: entry for entry in table}
+    for entry in map(entries.__getitem__, methods):
         own = per_class[entry.method]
         mean, stderr = changes(own, baseline)
         before, after = (100 * accuracies.top1.mean(axis=0) for accuracies in (baseline, own))
@@ -182,7 +177,7 @@ def collect(
     per_class, table : path
         ``per_class.parquet`` and ``table1.csv``.
     manifests : mapping of method to path
-        ``resamples/{method}/selected/0.parquet`` of every method that may be shown.
+        ``resamples/{method}/selected/0.parquet`` of the methods shown, in order.
 
     Raises
     ------
@@ -190,25 +185,25 @@ def collect(
         A file is damaged, or a shard or training image is missing.
     """
     by_id = {info.class_id: info for info in read_class_table(classes_path)}
-    entries = table1.read_rows(table)
     rows = build_rows(
-        read_per_class(per_class), entries, {class_id: short_name(info) for class_id, info in by_id.items()}
+        read_per_class(per_class),
+        table1.read_rows(table),
+        manifests,
+        {class_id: short_name(info) for class_id, info in by_id.items()},
     )
     train = read_split(train_path)
     shown: list[Shown] = []
     pictured: dict[str, None] = {}
-    for entry in shown_methods(entries):
-        wanted = [
-            row.class_id for end in ends([row for row in rows if row.method == entry.method]) for row in end
-        ]
+    for method, manifest in manifests.items():
+        wanted = [row.class_id for end in ends([row for row in rows if row.method == method]) for row in end]
         pictured.update(dict.fromkeys(wanted))
-        pool = read_index(manifests[entry.method])
+        pool = read_index(manifest)
         parts = []
         for class_id in wanted:
             own = rows_of(pool, class_id)
             places = choose(own.num_rows, PER_CLASS, job.study.seed, "5A", class_id)
             parts.append(own.take(pa.array(places, pa.int64())))
-        shown += added_pictures(entry.method, pa.concat_tables(parts), by_id, job.folder)
+        shown += added_pictures(method, pa.concat_tables(parts), by_id, job.folder)
     real = []
     for class_id in pictured:
         own_rows = [row for row, name in enumerate(train.class_ids) if name == class_id]
@@ -217,11 +212,7 @@ def collect(
             for place in choose(len(own_rows), PER_CLASS, job.study.seed, "5A", REAL, class_id)
         ]
     write_pictures([*real_pictures(job, train, real), *shown], images)
-    notes = (
-        "change_points: a class's accuracy minus the baseline's of the same run, mean over runs. Methods:"
-        " the most accurate method that generates images and the most accurate method that retrieves them,"
-        " by test accuracy.",
-    )
+    notes = ("change_points: a class's accuracy minus the baseline's of the same run, mean over runs.",)
     write_text(out, render_csv(rows, notes))
 
 

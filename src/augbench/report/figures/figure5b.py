@@ -2,8 +2,9 @@
 
 Input: Table 1, accuracies per class, the training split and the first training set of every row shown.
 Output: one row per series and point (``figure5b.csv``), and a PDF and a PNG drawn from it. Where classes
-ran out of images, two marks show the accuracy if those classes were always right, or always wrong. This is
-the paper's estimate for the classes that it left out at 1000%.
+ran out of images, two marks show the accuracy if those classes were always right, or always wrong: the
+paper's estimates for the seven classes that ran out at 1000%. It does not say whether its classifiers were
+trained on these classes. Ours are, with the images that there are, and the line shows what they reach.
 """
 
 from __future__ import annotations
@@ -151,9 +152,9 @@ def collect(
         )
     notes = (
         "asked_percent: requested number of added images, in percent of the real ones. short_classes:"
-        " number of classes with fewer images than that; they were trained and tested with the images"
-        " available. worst_percent, best_percent: accuracy if these classes were always wrong, or always"
-        " right.",
+        " number of classes with fewer images than that. worst_percent, best_percent: accuracy if these"
+        " classes were always wrong, or always right (the paper's estimates). Whether the paper's classifiers"
+        " were trained on such classes is not stated; these were, with the images available.",
     )
     write_text(out, render_csv(rows, notes))
     return rows

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from augbench.config.data import Caltech256, FashionMnist, ImageFolder
+from augbench.config.methods import GENERATED
 from augbench.config.study import Study
 from augbench.plan.paths import Plan
-from augbench.report.contrasts import GENERATED, baseline_of, upper_bound
+from augbench.report.contrasts import baseline_of, upper_bound
 from augbench.report.figures import figure3, figure4, figure5a, figure5b, learning_curves
 from augbench.report.figures.figure1 import FAMILIES, best_of_families
 from augbench.report.figures.forest import compared
@@ -292,7 +293,8 @@ def _figure5b(path: str) -> FigureWords:
     return FigureWords(
         "Figure 5B: accuracy against the number of added images",
         "Bars are standard errors. Triangles show the accuracy if the classes that ran out of images were"
-        " always right, or always wrong.",
+        " always right, or always wrong, as the paper estimates it. The line shows what classifiers reach that"
+        " were trained with the images available; the paper does not say whether its own were.",
         f"Top-1 accuracy by number of added images, in percent of the real ones. {'. '.join(lines)}.{base}",
     )
 
