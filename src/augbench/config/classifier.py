@@ -10,7 +10,6 @@ from augbench.config.base import Fraction, Positive, Section, key
 
 PLATEAU_KEYS = frozenset({"plateau_patience", "stop_patience", "max_epochs"})
 STEPS_KEYS = frozenset({"steps", "decay", "lower_at", "validate_every", "keep"})
-LATER = ("decoded_size", "batch_norm_groups")  # keys of version 0.2
 LOWER_AT = (0.5, 0.75)
 
 
@@ -57,6 +56,7 @@ class Classifier(Section):
         "needs the least memory.",
         "pixels",
         "file: torchvision's reference",
+        new=True,
     )
     min_crop_area: float = key(
         0.08,
@@ -76,6 +76,7 @@ class Classifier(Section):
         "the whole batch.",
         "parts",
         "paper, section 3 (8 GPUs; DDP without synchronised statistics is torch's default)",
+        new=True,
     )
     lr: float = key(0.1, "Initial learning rate.", source="paper, section 3", gt=0)
     momentum: Fraction = key(0.9, "SGD momentum.", source="torchvision's reference")

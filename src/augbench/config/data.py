@@ -41,6 +41,7 @@ class _Splits(Section):
         source="paper, section 3 (full ImageNet: all but the validation split of the 10%)",
         gt=0,
         lt=1,
+        new=True,
     )
     test_images_per_class: Positive | None = key(
         None,
@@ -57,6 +58,7 @@ class _Splits(Section):
         "draws",
         ge=1,
         le=1000,
+        new=True,
     )
 
     @model_validator(mode="after")

@@ -126,16 +126,19 @@ class Retrieval(Section):
         None,
         "Text or Parquet file, or folder of them, with the addresses, hashes or ids of the images that may be "
         "downloaded; others are left out. Needed for LAION lists from before Re-LAION-5B. Default: none.",
+        new=True,
     )
     download_without_safe_list: bool = key(
         False,
         "Download images of a LAION list from before Re-LAION-5B without a safe list, although it is known to "
         "link to unlawful images.",
+        new=True,
     )
     takedown: Place | None = key(
         None,
         "Text or Parquet file with addresses or hashes (SHA-256 of the file, or the corpus's hash) of images "
         "that must not be used: they are left out, and removed from the store. Default: none.",
+        new=True,
     )
     aesthetics_weights: Place | None = key(
         "results/downloads/sac+logos+ava1-l14-linearMSE.pth",
@@ -310,12 +313,14 @@ class Report(Section):
         "than many. Default: each row against the first row without added images; each row against the one "
         "with twice the real images; and the first row of retrieval against the best generating row of each "
         "family, chosen by validation accuracy.",
+        new=True,
     )
     error: Literal["own", "pooled"] = key(
         "own",
         "Spread that intervals and tests of a difference use. own: that of the difference itself, run by "
         "run. pooled: one for all rows, the residual of rows x runs; it needs far fewer runs and assumes "
         "that all rows vary alike (docs/statistics.md).",
+        new=True,
     )
     margin: float = key(
         1.0,
@@ -324,6 +329,7 @@ class Report(Section):
         "percentage points",
         gt=0,
         le=100,
+        new=True,
     )
 
     class_changes: tuple[str, ...] | None = key(
@@ -333,6 +339,7 @@ class Report(Section):
         source="paper, Figure 5A",
         min_length=1,
         max_length=2,
+        new=True,
     )
     paper_study: Literal["imagenet10", "imagenet_full", "caltech256"] = key(
         "imagenet10",

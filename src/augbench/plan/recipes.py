@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from augbench.config.base import Section
-from augbench.config.classifier import LATER, PLATEAU_KEYS, STEPS_KEYS
+from augbench.config.classifier import PLATEAU_KEYS, STEPS_KEYS
 from augbench.config.corpus import EmbeddingCorpus, ImageCorpus, OwnCorpus
 from augbench.config.hub import HubModel
 from augbench.config.models import Clip, Diffusion
@@ -29,14 +28,9 @@ def data_set_recipe(study: Study) -> Recipe:
     return {"dataset": dataset} if "root" in dataset else {}
 
 
-def _unset(section: Section, *names: str) -> set[str]:
-    """Keys of later versions that are at their defaults: recipes of finished studies do not have them."""
-    return {name for name in names if getattr(section, name) == type(section).model_fields[name].default}
-
-
 def dataset_recipe(study: Study) -> Recipe:
     """Recipe of the data set: its section without the draws, which say how often it is used."""
-    return study.dataset.model_dump(mode="json", exclude={"draws"} | _unset(study.dataset, "held_out_like"))
+    return study.dataset.model_dump(mode="json", exclude={"draws"})
 
 
 def classes_recipe(study: Study) -> Recipe:
@@ -257,7 +251,6 @@ def classifier_recipe(study: Study, name: str) -> Recipe:
     """
     method, config = study.methods[name], study.classifier
     unused = {"schedule"} | STEPS_KEYS if config.schedule == "plateau" else PLATEAU_KEYS
-    unused = unused | _unset(config, *LATER)
     recipe: Recipe = {
         "version": 1,
         "seed": study.seed_of(name),
@@ -278,21 +271,14 @@ DECISIONS = {"contrasts", "error", "margin"}  # settings of the tests of differe
 
 def _decisions(study: Study) -> Recipe:
     """Settings of the tests of differences, if they are set."""
-    return study.report.model_dump(mode="json", include=DECISIONS, exclude_defaults=True)
-
-
-LISTS = ("safe_list", "download_without_safe_list", "takedown")  # keys of version 0.2
+    return study.report.model_dump(mode="json", include=DECISIONS)
 
 
 def table_recipe(study: Study) -> Recipe:
     """Recipe of Table 1; it contains the config, because the footer lists departures from the protocol."""
     others: Any = {"execution": True, "pretrain": True, "report": DECISIONS}
-    others["dataset"] = _unset(study.dataset, "draws", "held_out_like")
-    others["classifier"] = _unset(study.classifier, *LATER)
     if isinstance(study.corpus, EmbeddingCorpus):
         others["corpus"] = {"fetch"}
-    given = study.retrieval.model_dump(include=set(LISTS), exclude_defaults=True)
-    others["retrieval"] = set(LISTS) - given.keys()
     return {"version": 2, "study": study.model_dump(mode="json", exclude=others)}
 
 
