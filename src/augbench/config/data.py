@@ -92,6 +92,62 @@ class ImageFolder(_Splits):
         None,
         "Folder under root with the test images (ImageNet: val). Default: sampled from the training images.",
     )
+    validation_labels: str | None = key(
+        None, "As test_labels, for a validation_folder without class folders. Default: it has class folders."
+    )
+    test_labels: str | None = key(
+        None,
+        "File under root that gives the class of each image in test_folder, if that has no class folders: "
+        "ILSVRC2012_validation_ground_truth.txt with meta.mat beside it (ILSVRC2012's development kit), or "
+        "LOC_val_solution.csv (Kaggle). Default: test_folder has class folders.",
+    )
+
+    @model_validator(mode="after")
+    def _labels_of_a_folder(self) -> ImageFolder:
+        for name in ("validation", "test"):
+            if getattr(self, f"{name}_labels") is not None and getattr(self, f"{name}_folder") is None:
+                raise ValueError(f"{name}_labels: goes with {name}_folder, the folder of these images")
+        return self
+
+
+class ParquetImages(_Splits):
+    """Parquet files with a column of images and one of labels, as Hugging Face's ``datasets`` writes them.
+
+    The files are below ``root``, in any folders. The split is part of a file's or a folder's name, as in
+    ``data/train-00000-of-00294.parquet``. They are read in place.
+    """
+
+    kind: Literal["parquet"]
+    root: str = key(..., "Folder of the Parquet files.")
+    classes: Place | None = key(
+        None,
+        "Class table: the name of a shipped table, or a YAML or TSV file. Default: the names that the files "
+        "give to the labels (ClassLabel). A table is needed if they give none.",
+    )
+    train_split: str = key("train", "Split with the training images.")
+    validation_split: str | None = key(
+        None, "Split with the validation images. Default: sampled from the training images."
+    )
+    test_split: str | None = key(
+        None,
+        "Split with the test images (imagenet-1k: validation, because its split test has no labels). Default: "
+        "sampled from the training images.",
+    )
+    image_column: str = key("image", "Column of the images' files.")
+    label_column: str = key(
+        "label",
+        "Column of the classes: whole numbers from 0 on, in the order of the names or of the class table, or "
+        "texts that are class_ids.",
+    )
+
+    @model_validator(mode="after")
+    def _different_splits(self) -> ParquetImages:
+        keys: dict[str, str] = {}
+        for name in ("train_split", "validation_split", "test_split"):
+            split = getattr(self, name)
+            if split is not None and (first := keys.setdefault(split, name)) != name:
+                raise ValueError(f"{name}: allowed: another split than {first}")
+        return self
 
 
 class Caltech256(_Splits):
@@ -108,4 +164,4 @@ class Caltech256(_Splits):
     )
 
 
-Dataset = Annotated[FashionMnist | ImageFolder | Caltech256, Field(discriminator="kind")]
+Dataset = Annotated[FashionMnist | ImageFolder | ParquetImages | Caltech256, Field(discriminator="kind")]

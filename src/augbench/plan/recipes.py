@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from augbench.config.classifier import PLATEAU_KEYS, STEPS_KEYS
-from augbench.config.corpus import EmbeddingCorpus, ImageCorpus, OwnCorpus
+from augbench.config.corpus import EmbeddingCorpus, ImageCorpus, OwnCorpus, ParquetCorpus
 from augbench.config.hub import HubModel
 from augbench.config.models import Clip, Diffusion
 from augbench.config.study import Study
 
 Recipe = dict[str, Any]
+LABELS = ("validation_labels", "test_labels")  # keys of version 0.2
 
 
 def data_set_recipe(study: Study) -> Recipe:
@@ -30,7 +31,11 @@ def data_set_recipe(study: Study) -> Recipe:
 
 def dataset_recipe(study: Study) -> Recipe:
     """Recipe of the data set: its section without the draws, which say how often it is used."""
-    return study.dataset.model_dump(mode="json", exclude={"draws"})
+    return study.dataset.model_dump(mode="json", exclude={"draws"} | _unset_labels(study))
+
+
+def _unset_labels(study: Study) -> set[str]:
+    return {name for name in LABELS if getattr(study.dataset, name, None) is None}
 
 
 def classes_recipe(study: Study) -> Recipe:
@@ -39,7 +44,9 @@ def classes_recipe(study: Study) -> Recipe:
     return {
         "version": 1,
         "dataset": {
-            name: dataset[name] for name in ("kind", "root", "classes", "train_folder") if name in dataset
+            name: dataset[name]
+            for name in ("kind", "root", "classes", "train_folder", "train_split", "label_column")
+            if name in dataset
         },
     }
 
@@ -69,6 +76,8 @@ def corpus_recipe(study: Study) -> Recipe:
 
 def embed_recipe(study: Study) -> Recipe:
     """Recipe of a corpus's embeddings; the miniature corpus enters through its files."""
+    if isinstance(study.corpus, ParquetCorpus):
+        return {"version": 1, "corpus": study.corpus.model_dump(mode="json", exclude={"search"})}
     return {"version": 1, "root": study.corpus.root if isinstance(study.corpus, ImageCorpus) else None}
 
 
@@ -257,8 +266,7 @@ LISTS = ("safe_list", "download_without_safe_list", "takedown")  # keys of versi
 def table_recipe(study: Study) -> Recipe:
     """Recipe of Table 1; it contains the config, because the footer lists departures from the protocol."""
     others: Any = {"execution": True, "pretrain": True, "report": DECISIONS}
-    if study.dataset.draws == 1:
-        others["dataset"] = {"draws"}
+    others["dataset"] = _unset_labels(study) | ({"draws"} if study.dataset.draws == 1 else set())
     if isinstance(study.corpus, EmbeddingCorpus):
         others["corpus"] = {"fetch"}
     given = study.retrieval.model_dump(include=set(LISTS), exclude_defaults=True)

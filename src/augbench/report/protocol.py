@@ -14,7 +14,7 @@ from pathlib import Path
 
 from augbench.classifier.sizes import evaluation_resize
 from augbench.config.classifier import Classifier
-from augbench.config.data import Caltech256, FashionMnist, ImageFolder
+from augbench.config.data import Caltech256, FashionMnist, ImageFolder, ParquetImages
 from augbench.config.methods import PersonaliseMethod, RetrieveMethod, SampleMethod
 from augbench.config.models import Diffusion
 from augbench.config.stages import Finetune
@@ -153,7 +153,7 @@ def _data(study: Study, facts: Facts, paper: Protocol) -> list[tuple[str, str, s
     elif isinstance(dataset, Caltech256):
         name = "Caltech256"
     else:
-        assert isinstance(dataset, ImageFolder)
+        assert isinstance(dataset, ImageFolder | ParquetImages)
         name = (
             paper.name
             if dataset.classes == "imagenet" and "ImageNet" in paper.name
