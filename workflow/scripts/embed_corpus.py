@@ -3,10 +3,13 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.retrieval.embed import embed_folder, embed_miniature
+    from augbench.config.corpus import ImageCorpus, MiniatureCorpus
+    from augbench.retrieval.embed import embed_folder, embed_miniature, embed_parquet
 
-    inputs, out = snakemake.input, snakemake.output[0]
-    if job.study.miniature is None:
-        embed_folder(job, job.study.corpus.root, inputs.clip, out)
-    else:
+    corpus, inputs, out = job.study.corpus, snakemake.input, snakemake.output[0]
+    if isinstance(corpus, MiniatureCorpus):
         embed_miniature(job, inputs.parts, inputs.clip, out)
+    elif isinstance(corpus, ImageCorpus):
+        embed_folder(job, corpus.root, inputs.clip, out)
+    else:
+        embed_parquet(job, corpus, inputs.clip, out)

@@ -67,6 +67,26 @@ class ImageCorpus(Section):
     search: Search = key("exact", _SEARCH)
 
 
+class ParquetCorpus(Section):
+    """Parquet files with a column of images, which the study embeds with its own CLIP model.
+
+    They are the files of an export of Hugging Face's ``datasets``, or others with such a column.
+    """
+
+    kind: Literal["parquet"]
+    root: Place = key(..., "Folder of the Parquet files; its sub-folders are included.")
+    search: Search = key("exact", _SEARCH)
+    image_column: str = key("image", "Column of the images' files.")
+    caption_column: str | None = key(
+        None, "Column of the captions, for the ledgers. Default: caption, TEXT or text, if there is one."
+    )
+    url_column: str | None = key(
+        None,
+        "Column of the images' addresses, for the ledgers and `retrieval.takedown`. Default: url, URL or "
+        "image_path, if there is one.",
+    )
+
+
 class PublishedCorpus(Section):
     """Base of corpora whose embeddings were made elsewhere."""
 
@@ -147,7 +167,8 @@ class ServerCorpus(PublishedCorpus):
     index: str = key(..., "Name of the index on the server.")
 
 
-OwnCorpus = MiniatureCorpus | ImageCorpus
+OwnCorpus = MiniatureCorpus | ImageCorpus | ParquetCorpus
 Corpus = Annotated[
-    MiniatureCorpus | ImageCorpus | EmbeddingCorpus | IndexCorpus | ServerCorpus, Field(discriminator="kind")
+    MiniatureCorpus | ImageCorpus | ParquetCorpus | EmbeddingCorpus | IndexCorpus | ServerCorpus,
+    Field(discriminator="kind"),
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,8 @@ from augbench.config.base import Place, Positive, Section, WrittenPlace, key
 
 
 class _Splits(Section):
+    gives: ClassVar[tuple[str, ...]] = ()  # keys that name validation and test images of the data set's own
+
     train_fraction: float = key(
         0.1,
         "Share of each class's training pool that becomes the training split: ceil(share x n) images.",
@@ -71,6 +73,15 @@ class _Splits(Section):
             raise ValueError(f"the fractions sum to {total:g}; at most 1 is possible")
         return self
 
+    @model_validator(mode="after")
+    def _holds_out(self) -> _Splits:
+        if self.held_out_like is not None and self.gives and all(getattr(self, name) for name in self.gives):
+            raise ValueError(
+                f"held_out_like: goes with held-out images that are sampled; {' and '.join(self.gives)} give "
+                "them all"
+            )
+        return self
+
 
 class FashionMnist(_Splits):
     """Fashion-MNIST. The target uses 10,000 training images; the miniature corpus may use the others."""
@@ -89,6 +100,8 @@ class FashionMnist(_Splits):
 class ImageFolder(_Splits):
     """Any data set with the layout ``root/class/*`` or ``root/split/class/*`` (for example ImageNet)."""
 
+    gives = ("validation_folder", "test_folder")
+
     kind: Literal["image_folder"]
     root: WrittenPlace = key(..., "Folder of the data set.")
     classes: Place | None = key(
@@ -104,14 +117,66 @@ class ImageFolder(_Splits):
         None,
         "Folder under root with the test images (ImageNet: val). Default: sampled from the training images.",
     )
+    validation_labels: str | None = key(
+        None,
+        "As test_labels, for a validation_folder without class folders. Default: it has class folders.",
+        new=True,
+    )
+    test_labels: str | None = key(
+        None,
+        "File under root that gives the class of each image in test_folder, if that has no class folders: "
+        "ILSVRC2012_validation_ground_truth.txt with meta.mat beside it (ILSVRC2012's development kit), or "
+        "LOC_val_solution.csv (Kaggle). Default: test_folder has class folders.",
+        new=True,
+    )
 
     @model_validator(mode="after")
-    def _holds_out(self) -> ImageFolder:
-        if self.held_out_like is not None and self.validation_folder and self.test_folder:
-            raise ValueError(
-                "held_out_like: goes with held-out images that are sampled; validation_folder and test_folder "
-                "give them all"
-            )
+    def _labels_of_a_folder(self) -> ImageFolder:
+        for name in ("validation", "test"):
+            if getattr(self, f"{name}_labels") is not None and getattr(self, f"{name}_folder") is None:
+                raise ValueError(f"{name}_labels: goes with {name}_folder, the folder of these images")
+        return self
+
+
+class ParquetImages(_Splits):
+    """Parquet files with a column of images and one of labels, as Hugging Face's ``datasets`` writes them.
+
+    The files are below ``root``, in any folders. The split is part of a file's or a folder's name, as in
+    ``data/train-00000-of-00294.parquet``. They are read in place.
+    """
+
+    gives = ("validation_split", "test_split")
+
+    kind: Literal["parquet"]
+    root: WrittenPlace = key(..., "Folder of the Parquet files.")
+    classes: Place | None = key(
+        None,
+        "Class table: the name of a shipped table, or a YAML or TSV file. Default: the names that the files "
+        "give to the labels (ClassLabel). A table is needed if they give none.",
+    )
+    train_split: str = key("train", "Split with the training images.")
+    validation_split: str | None = key(
+        None, "Split with the validation images. Default: sampled from the training images."
+    )
+    test_split: str | None = key(
+        None,
+        "Split with the test images (imagenet-1k: validation, because its split test has no labels). Default: "
+        "sampled from the training images.",
+    )
+    image_column: str = key("image", "Column of the images' files.")
+    label_column: str = key(
+        "label",
+        "Column of the classes: whole numbers from 0 on, in the order of the names or of the class table, or "
+        "texts that are class_ids.",
+    )
+
+    @model_validator(mode="after")
+    def _different_splits(self) -> ParquetImages:
+        keys: dict[str, str] = {}
+        for name in ("train_split", "validation_split", "test_split"):
+            split = getattr(self, name)
+            if split is not None and (first := keys.setdefault(split, name)) != name:
+                raise ValueError(f"{name}: allowed: another split than {first}")
         return self
 
 
@@ -129,4 +194,4 @@ class Caltech256(_Splits):
     )
 
 
-Dataset = Annotated[FashionMnist | ImageFolder | Caltech256, Field(discriminator="kind")]
+Dataset = Annotated[FashionMnist | ImageFolder | ParquetImages | Caltech256, Field(discriminator="kind")]

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -128,13 +129,13 @@ def _damaged(path: Path, error: BaseException) -> UserError:
     return UserError(printable(str(path)), found, "replace or remove the file")
 
 
-def _open(path: Path) -> ImageFile.ImageFile:
+def _open(file: Path | BytesIO) -> ImageFile.ImageFile:
     """Open a file of any size; Pillow's own limit would refuse large JPEGs before their scale is chosen."""
     try:
-        return Image.open(path)
+        return Image.open(file)
     except Image.DecompressionBombError:
         try:
-            return JpegImageFile(path)
+            return JpegImageFile(file)
         except SyntaxError:
             raise ValueError(f"more than {MOST_PIXELS:,} pixels; only a JPEG may have so many") from None
 
@@ -194,11 +195,13 @@ class Decoded:
     height: int
 
 
-def decode(path: str | Path, most_pixels: int = MOST_PIXELS) -> Decoded:
+def decode(path: str | Path, most_pixels: int = MOST_PIXELS, content: bytes | None = None) -> Decoded:
     """Decode a file; of an animation, the first frame.
 
     Parameters
     ----------
+    path : path
+        The file, or the name in errors of one whose ``content`` is given.
     most_pixels : int
         A JPEG with more is decoded at the scale of a half, a quarter or an eighth that comes below, or at an
         eighth.
@@ -210,7 +213,7 @@ def decode(path: str | Path, most_pixels: int = MOST_PIXELS) -> Decoded:
     """
     path = Path(path)
     try:
-        with _open(path) as image:
+        with _open(path if content is None else BytesIO(content)) as image:
             width, height = image.size
             _bound(image, most_pixels)
             stored, upright = image.size, upright_rgb(image)
@@ -226,18 +229,14 @@ def open_rgb(path: str | Path) -> Image.Image:
     return decode(path).image
 
 
-def try_decode(path: str | Path, most_pixels: int = MOST_PIXELS) -> Decoded | UserError:
+def try_decode(
+    path: str | Path, most_pixels: int = MOST_PIXELS, content: bytes | None = None
+) -> Decoded | UserError:
     """Decode a file (:func:`decode`), or return the error."""
     try:
-        return decode(path, most_pixels)
+        return decode(path, most_pixels, content)
     except UserError as error:
         return error
-
-
-def find_damage(path: str | Path) -> UserError | None:
-    """Return why a file can't be decoded, or None; JPEGs are read whole, but decoded at the least scale."""
-    found = try_decode(path, most_pixels=0)
-    return found if isinstance(found, UserError) else None
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], threads: int | None = None) -> Iterator[R]:

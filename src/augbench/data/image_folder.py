@@ -1,13 +1,16 @@
 """Data sets in folders of images: ``root/class/*`` or ``root/split/class/*``, as in ImageNet.
 
-An image's id is its path under the root. Several folders are listed at a time, so that 1.3 million files
-take seconds.
+An image's id is its path under the root. Validation and test images may be in one flat folder with a file of
+labels, as ILSVRC2012 is published; their ids are those that they would have in class folders. Several folders
+are listed at a time, so that 1.3 million files take seconds.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +24,12 @@ from augbench.data.classes import (
     load_class_table,
     readable_name,
 )
+from augbench.data.flat_folder import read_labels
 from augbench.data.source import ClassImages, ImageList, ImageSource
 from augbench.data.walk import (
     BESIDE,
     EXTENSIONS,
+    FLAT,
     HIDDEN,
     NESTED,
     SPECIAL,
@@ -51,20 +56,50 @@ def first_problems(problems: list[UserError]) -> list[UserError]:
     ]
 
 
+def _unpacking(tar: Path, folder: Path) -> str:
+    quoted = shlex.quote(str(folder))
+    return f"unpack it: mkdir -p {quoted} && tar -xf {shlex.quote(str(tar))} -C {quoted}"
+
+
+def _list_split(folder: Path, key: str, allowed: str) -> Listing:
+    """List a split's folder; a missing one, and one that holds tars in place of images, are errors.
+
+    ILSVRC2012 comes as a tar of the validation images, and one of the training images, which holds a tar for
+    each class.
+    """
+    try:
+        listing = list_folder(folder)
+    except UserError as error:
+        reason = error.found if os.path.lexists(folder) else "no such folder"
+        part = "train" if key.endswith("train_folder") else "val"
+        if folder.is_file() and folder.suffix == ".tar":
+            command = f"{_unpacking(folder, folder.with_name(part))}; then name that folder"
+            raise UserError(key, f"{str(folder)!r}, a tar", command) from None
+        if tar := next(iter(sorted(folder.parent.glob(f"*{part}*.tar"))), None):
+            found = f"{str(folder)!r}, {reason}, but there is {tar.name}"
+            raise UserError(key, found, _unpacking(tar, folder)) from None
+        raise UserError(key, f"{str(folder)!r}, {reason}", f"allowed: {allowed}") from None
+    tars = [one.name for one in listing.left_out if one.name.lower().endswith(".tar")]
+    packed = [name for name in tars if Path(name).stem not in listing.folders]
+    found = f"{str(folder)!r} has {len(packed)} tars that are not unpacked: {some(packed)}"
+    if [name for name in packed if re.fullmatch(r"n[0-9]{8}\.tar", name)]:
+        loop = 'for t in n*.tar; do mkdir -p "${t%.tar}" && tar -xf "$t" -C "${t%.tar}"; done'
+        raise UserError(key, found, f"unpack them: cd {shlex.quote(str(folder))} && {loop}")
+    if packed and not (listing.folders or listing.images):
+        raise UserError(key, found, _unpacking(folder / packed[0], folder))
+    return listing
+
+
 def class_folders(folder: Path, key: str) -> Listing:
     """List ``folder``, which the config names under ``key``; its folders are the classes'.
 
     Raises
     ------
     UserError
-        The folder can't be listed, or has something that may be a class and can't be read.
+        The folder can't be listed, holds tars that are not unpacked, or has something that may be a class
+        and can't be read.
     """
-    try:
-        listing = list_folder(folder)
-    except UserError as error:
-        reason = error.found if os.path.lexists(folder) else "no such folder"
-        allowed = "allowed: a folder with one folder of images per class"
-        raise UserError(key, f"{str(folder)!r}, {reason}", allowed) from None
+    listing = _list_split(folder, key, "a folder with one folder of images per class")
     if lost := [one for one in listing.left_out if one.reason not in (HIDDEN, SUFFIX, SPECIAL)]:
         found = f"{str(folder)!r}: {'; '.join(reasons(lost))}"
         raise UserError(key, found, "each may be a class: repair or remove it")
@@ -73,6 +108,12 @@ def class_folders(folder: Path, key: str) -> Listing:
 
 class FolderSource(ImageSource):
     """Images in class folders under ``root``; subclasses decide which folders are classes.
+
+    Parameters
+    ----------
+    labels : mapping, optional
+        File of labels (:mod:`augbench.data.flat_folder`) of ``validation_folder`` and ``test_folder``, if
+        they are flat.
 
     Attributes
     ----------
@@ -86,6 +127,7 @@ class FolderSource(ImageSource):
         train_folder: str | None = None,
         validation_folder: str | None = None,
         test_folder: str | None = None,
+        labels: Mapping[str, str | None] | None = None,
     ) -> None:
         self.root = Path(os.path.expanduser(root))
         self.links: set[str] = set()
@@ -95,6 +137,7 @@ class FolderSource(ImageSource):
             "test_folder": test_folder,
         }
         self.folders = {name: value and os.path.expanduser(value) for name, value in folders.items()}
+        self.labels = {folder: file for folder, file in (labels or {}).items() if file is not None}
 
     def key(self, folder: str) -> str:
         """Config key that sets ``train_folder``, ``validation_folder`` or ``test_folder``."""
@@ -153,7 +196,8 @@ class FolderSource(ImageSource):
             if folder != "train_folder" and value is None:
                 continue
             try:
-                found[folder] = self._scan_folder(folder, class_ids)
+                scan = self._scan_flat if folder in self.labels else self._scan_folder
+                found[folder] = scan(folder, class_ids)
             except UserError as error:
                 problems += error.problems if isinstance(error, ConfigError) else [error]
         if problems:
@@ -182,7 +226,8 @@ class FolderSource(ImageSource):
         base, key, names = self.path(folder), self.key(folder), self.folders_by_id(folder)
         problems = []
         if missing := [folder_of(class_id) for class_id in class_ids if class_id not in names]:
-            hint = "" if names else "; sort the images into class folders"
+            flat = f"; sort the images into class folders, or set {key.replace('_folder', '_labels')}"
+            hint = "" if names or folder == "train_folder" else flat
             count = f"{len(missing)} of {len(class_ids)}"
             found = f"{str(base)!r} has no folder for {count} classes: {some(sorted(missing))}"
             problems.append(UserError(key, found, f"each class_id needs a folder of its name{hint}"))
@@ -222,6 +267,40 @@ class FolderSource(ImageSource):
         self.left_out = [*self.left_out, *(LeftOut(f"{prefix}{one.name}", one.reason) for one in left_out)]
         return lists
 
+    def _scan_flat(self, folder: str, class_ids: list[str]) -> list[ImageList]:
+        """List the images of a folder without class folders, by the classes in its file of labels."""
+        base, key = self.path(folder), self.key(folder)
+        labels_key = key.replace("_folder", "_labels")
+        listing = _list_split(base, key, "a folder of images")
+        if not listing.images:
+            hint = f"; it holds folders: leave {labels_key} out" if listing.folders else ""
+            found = "; ".join([f"no image in {str(base)!r}", *reasons(listing.left_out)])
+            raise UserError(key, found, f"allowed: the images that {labels_key} is about{hint}")
+        file = self.root / Path(self.labels[folder]).expanduser()
+        labels = read_labels(file, labels_key, listing.images)
+        names: dict[str, list[str]] = {class_id: [] for class_id in class_ids}
+        if unknown := sorted(set(labels.values()).difference(map(folder_of, class_ids))):
+            found = f"{str(file)!r} names {len(unknown)} classes that the class table lacks: {some(unknown)}"
+            raise UserError(
+                labels_key, found, f"allowed: class_ids, here {some([*map(folder_of, class_ids)])}"
+            )
+        for image, name in labels.items():
+            names[class_id_of(name)].append(image)
+        if empty := [folder_of(class_id) for class_id, those in names.items() if not those]:
+            found = f"{str(file)!r} has no image of {len(empty)} of {len(names)} classes: {some(empty)}"
+            raise UserError(labels_key, found, "each class needs images")
+        prefix = self.folders[folder]
+        left_out = [*listing.left_out, *(LeftOut(name, FLAT) for name in listing.folders)]
+        self.left_out = [*self.left_out, *(LeftOut(f"{prefix}/{one.name}", one.reason) for one in left_out)]
+        self.links |= {f"{prefix}/{name}" for name in listing.links.intersection(listing.images)}
+        return [
+            ImageList(
+                [f"{prefix}/{folder_of(class_id)}/{name}" for name in those],
+                [f"{prefix}/{name}" for name in those],
+            )
+            for class_id, those in names.items()
+        ]
+
     def load(self, sources: Sequence[str]) -> Iterator[Image]:
         """Decode the files in order, a few at a time."""
         from augbench.data.decode import in_order, open_rgb
@@ -233,7 +312,10 @@ class ImageFolderSource(FolderSource):
     """``root/class/*``, or ``root/{train_folder}/class/*`` with given validation or test folders."""
 
     def __init__(self, dataset: ImageFolder) -> None:
-        super().__init__(dataset.root, dataset.train_folder, dataset.validation_folder, dataset.test_folder)
+        labels = {"validation_folder": dataset.validation_labels, "test_folder": dataset.test_labels}
+        super().__init__(
+            dataset.root, dataset.train_folder, dataset.validation_folder, dataset.test_folder, labels
+        )
         self.table = dataset.classes
 
     def classes(self) -> list[ClassInfo]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from augbench.config.corpus import MiniatureCorpus
-from augbench.config.data import Caltech256, Dataset, ImageFolder
+from augbench.config.data import Caltech256, Dataset, ImageFolder, ParquetImages
 from augbench.data.source import ImageSource
 
 DEFAULT_CORPUS_IMAGES = 50_000  # of Fashion-MNIST's 60,000 training images; the other 10,000 are the target's
@@ -26,6 +26,10 @@ def open_source(dataset: Dataset, seed: int, corpus: BaseModel | None = None) ->
         from augbench.data.image_folder import ImageFolderSource
 
         return ImageFolderSource(dataset)
+    if isinstance(dataset, ParquetImages):
+        from augbench.data.parquet_source import ParquetSource
+
+        return ParquetSource(dataset)
     if isinstance(dataset, Caltech256):
         from augbench.data.caltech256 import Caltech256Source
 

@@ -1,4 +1,4 @@
-"""Find the image files in folders, by the same rules for data sets and corpora.
+"""Find image files, or Parquet files with images, in folders, by the same rules for data sets and corpora.
 
 A file is an image if its name ends in one of :data:`EXTENSIONS`, in any case. Hidden files and folders and
 those that other programs leave behind are not looked at. Links are followed, to files and to folders. All
@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from augbench.errors import UserError, some
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 EXTENSIONS = frozenset(
     {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"}
 )
+PARQUET = frozenset({"parquet"})
 # names, in lower case, that Windows, macOS, NAS systems and file systems leave in folders of images
 LITTER = frozenset(
     {
@@ -37,11 +39,13 @@ LITTER = frozenset(
 
 HIDDEN = "hidden, or left by another program"
 SUFFIX = "no suffix of an image"
+NOT_PARQUET = "no Parquet file"
 DANGLING = "a link to nothing"
 SPECIAL = "neither a file nor a folder"
 NOT_UTF8 = "a name that is not UTF-8"
 OUTSIDE = "outside the folder"
 NESTED = "a folder in a class folder"
+FLAT = "a folder beside the images"
 BESIDE = "beside the class folders"
 AROUND = "a link to a folder around this one"
 TWICE = "a folder that was searched under another name"
@@ -81,7 +85,7 @@ def printable(name: str) -> str:
     )
 
 
-def _problem(name: str, kind: str) -> str | None:
+def _problem(name: str, kind: str, suffixes: frozenset[str] = EXTENSIONS) -> str | None:
     """Return why a file or folder of this name is left out, or None; ``kind`` as :func:`_kind` gives it."""
     if name.startswith(".") or name.lower() in LITTER:
         return HIDDEN
@@ -92,7 +96,9 @@ def _problem(name: str, kind: str) -> str | None:
     except UnicodeEncodeError:
         return NOT_UTF8
     stem, _, suffix = name.rpartition(".")
-    return SUFFIX if kind == "file" and not (stem and suffix.lower() in EXTENSIONS) else None
+    if kind == "folder" or (stem and suffix.lower() in suffixes):
+        return None
+    return NOT_PARQUET if suffixes is PARQUET else SUFFIX
 
 
 def path_problem(name: str) -> str | None:
@@ -117,8 +123,8 @@ def _kind(entry: os.DirEntry[str]) -> str:
     return DANGLING if entry.is_symlink() else SPECIAL
 
 
-def list_folder(folder: str | Path) -> Listing:
-    """List a folder's images and folders, sorted by name.
+def list_folder(folder: str | Path, suffixes: frozenset[str] = EXTENSIONS) -> Listing:
+    """List a folder's images, or files with other ``suffixes``, and its folders, sorted by name.
 
     Raises
     ------
@@ -130,7 +136,7 @@ def list_folder(folder: str | Path) -> Listing:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name, kind = entry.name, _kind(entry)
-                if (problem := _problem(name, kind)) is not None:
+                if (problem := _problem(name, kind, suffixes)) is not None:
                     listing.left_out.append(LeftOut(name, problem))
                     continue
                 (listing.images if kind == "file" else listing.folders).append(name)
@@ -145,8 +151,8 @@ def list_folder(folder: str | Path) -> Listing:
     return listing
 
 
-def walk(root: str | Path) -> Listing:
-    """List the images in a folder and all folders below it, sorted by path.
+def walk(root: str | Path, suffixes: frozenset[str] = EXTENSIONS) -> Listing:
+    """List the images, or files with other ``suffixes``, in a folder and all below it, sorted by path.
 
     Folders are read several at a time. A folder that several links lead to is searched once, under its own
     name if it is below ``root``; a link to a folder around ``root`` is not followed.
@@ -160,7 +166,7 @@ def walk(root: str | Path) -> Listing:
 
     root = Path(root)
     top = os.path.realpath(root)
-    found, seen = list_folder(root), {top}
+    found, seen = list_folder(root, suffixes), {top}
     links: list[str] = []
     pending = found.folders
     while pending or links:
@@ -179,7 +185,8 @@ def walk(root: str | Path) -> Listing:
             seen.add(real)
             fresh.append(name)
         pending = []
-        for name, below in zip(fresh, in_order(try_list, (root / name for name in fresh), 8), strict=True):
+        listings = in_order(partial(try_list, suffixes=suffixes), (root / name for name in fresh), 8)
+        for name, below in zip(fresh, listings, strict=True):
             if isinstance(below, UserError):
                 found.left_out.append(LeftOut(name, str(below.found)))
                 continue
@@ -218,10 +225,10 @@ def list_corpus(root: str | Path) -> Listing:
     return listing
 
 
-def try_list(folder: Path) -> Listing | UserError:
+def try_list(folder: Path, suffixes: frozenset[str] = EXTENSIONS) -> Listing | UserError:
     """List a folder (:func:`list_folder`), or return the error."""
     try:
-        return list_folder(folder)
+        return list_folder(folder, suffixes)
     except UserError as error:
         return error
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from augbench.config.corpus import EmbeddingCorpus, MiniatureCorpus, OwnCorpus
-from augbench.config.data import FashionMnist, ImageFolder
+from augbench.config.data import Caltech256, FashionMnist, ImageFolder
 from augbench.config.draws import drawn_name
 from augbench.config.hub import HubModel, Layout
 from augbench.config.study import Study
 from augbench.data.classes import SHIPPED_TABLES
 from augbench.data.fashion_mnist import FILES
+from augbench.data.flat_folder import label_files
 from augbench.models.folders import model_files
 from augbench.plan.jobs import Block, blocks, job_name
 
@@ -82,14 +84,16 @@ class InputPaths:
     def dataset_files(self) -> list[str]:
         """Input files of the class table and the splits.
 
-        Image folders are scanned, not tracked file by file.
+        Folders of images and of Parquet files are scanned, not tracked file by file.
         """
         dataset = self.study.dataset
-        if isinstance(dataset, FashionMnist):
-            return [*self.fashion_mnist_files, self.class_table(dataset.classes)]
-        if isinstance(dataset, ImageFolder) and dataset.classes is not None:
-            return [self.class_table(dataset.classes)]
-        return []
+        table = None if isinstance(dataset, Caltech256) else dataset.classes
+        files = [] if table is None else [self.class_table(table)]
+        if isinstance(dataset, ImageFolder):
+            root = Path(dataset.root).expanduser()
+            for labels in filter(None, (dataset.validation_labels, dataset.test_labels)):
+                files += label_files(root, labels)
+        return [*(self.fashion_mnist_files if isinstance(dataset, FashionMnist) else []), *files]
 
     @staticmethod
     def class_table(name: str) -> str:

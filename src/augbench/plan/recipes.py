@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from augbench.config.classifier import PLATEAU_KEYS, STEPS_KEYS
-from augbench.config.corpus import EmbeddingCorpus, ImageCorpus, OwnCorpus
+from augbench.config.corpus import EmbeddingCorpus, ImageCorpus, OwnCorpus, ParquetCorpus
 from augbench.config.hub import HubModel
 from augbench.config.models import Clip, Diffusion
 from augbench.config.study import Study
@@ -39,7 +39,9 @@ def classes_recipe(study: Study) -> Recipe:
     return {
         "version": 1,
         "dataset": {
-            name: dataset[name] for name in ("kind", "root", "classes", "train_folder") if name in dataset
+            name: dataset[name]
+            for name in ("kind", "root", "classes", "train_folder", "train_split", "label_column")
+            if name in dataset
         },
     }
 
@@ -69,6 +71,8 @@ def corpus_recipe(study: Study) -> Recipe:
 
 def embed_recipe(study: Study) -> Recipe:
     """Recipe of a corpus's embeddings; the miniature corpus enters through its files."""
+    if isinstance(study.corpus, ParquetCorpus):
+        return {"version": 1, "corpus": study.corpus.model_dump(mode="json", exclude={"search"})}
     return {"version": 1, "root": study.corpus.root if isinstance(study.corpus, ImageCorpus) else None}
 
 

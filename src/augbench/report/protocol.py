@@ -14,8 +14,8 @@ from pathlib import Path
 
 from augbench.classifier.sizes import evaluation_resize, training_side
 from augbench.config.classifier import Classifier
-from augbench.config.corpus import ImageCorpus
-from augbench.config.data import Caltech256, FashionMnist, ImageFolder
+from augbench.config.corpus import ImageCorpus, ParquetCorpus
+from augbench.config.data import Caltech256, FashionMnist, ImageFolder, ParquetImages
 from augbench.config.methods import PersonaliseMethod, RetrieveMethod, SampleMethod
 from augbench.config.models import Diffusion
 from augbench.config.stages import Finetune
@@ -156,7 +156,7 @@ def _data(study: Study, facts: Facts, paper: Protocol) -> list[tuple[str, str, s
     elif isinstance(dataset, Caltech256):
         name = "Caltech256"
     else:
-        assert isinstance(dataset, ImageFolder)
+        assert isinstance(dataset, ImageFolder | ParquetImages)
         name = (
             paper.name
             if dataset.classes == "imagenet" and "ImageNet" in paper.name
@@ -226,7 +226,7 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
         pairs.append(("Safety checker", checkers.get(checker, str(checker)), checkers["model"]))
     pairs += _fine_tuning(study)
     pairs += _by_row({name: _retrieval(method, paper) for name, method in retrieved.items()})
-    if not isinstance(study.corpus, ImageCorpus):  # which has no tags
+    if not isinstance(study.corpus, ImageCorpus | ParquetCorpus):  # which have no tags
         what = "Images of {} that the corpus tags as unsafe"
         tagged = {
             name: [(what, _kept(method.drops_tagged), _kept(False))] for name, method in retrieved.items()

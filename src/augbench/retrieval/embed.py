@@ -1,6 +1,6 @@
 """CLIP embeddings of a corpus of images in clip-retrieval's layout, and an index of them.
 
-Input: the miniature corpus or a folder of images, and a CLIP model. Output: a folder with
+Input: the miniature corpus, a folder of images or Parquet files with images, and a CLIP model. Output: a folder with
 ``img_emb/img_emb_00000.npy`` (float16, unit length), ``metadata/metadata_00000.parquet`` with the same
 rows, and ``augbench.json``, which names the CLIP model and the content. The index folder has the layout of
 ``clip-retrieval index``.
@@ -23,12 +23,15 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from augbench.batches import in_batches
-from augbench.data.decode import in_order, try_decode
+from augbench.config.corpus import ParquetCorpus
+from augbench.data.decode import Decoded, in_order, try_decode
+from augbench.data.parquet_images import Encoded, ImageRows, list_corpus_rows, row_name
 from augbench.data.walk import LeftOut, list_corpus, log_left_out, printable
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file, write_json
 from augbench.plan.recipes import Recipe
 from augbench.progress import Progress
+from augbench.retrieval.embedding_files import SPELLINGS
 from augbench.retrieval.web.fates import UNDECODABLE
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ EXACT_UP_TO = 1_000_000
 FOLDER_METADATA = pa.schema(
     [("id", pa.string()), ("url", pa.string()), ("width", pa.int64()), ("height", pa.int64())]
 )
+PARQUET_METADATA = FOLDER_METADATA.append(pa.field("caption", pa.string()))
 LEFT_OUT = pa.schema([("id", pa.string()), ("fate", pa.string())])
 METADATA = ("id", "url", "caption", "width", "height", "NSFW", "punsafe")
 IDENTITY = "augbench.json"
@@ -80,24 +84,73 @@ def _miniature_part(path: str | Path) -> _Part:
     return _Part({"part": sha256_file(path)}, pq.read_metadata(path).num_rows, read)
 
 
+def _content(
+    decoded: Iterable[Decoded | UserError], metadata: Iterable[dict[str, Any]], schema: pa.Schema
+) -> _Content:
+    """Images that could be decoded, with their ``metadata``; the others are left out."""
+    rows: list[dict[str, Any]] = []
+
+    def images() -> Iterator[Image.Image]:
+        for found, known in zip(decoded, metadata, strict=True):
+            if isinstance(found, UserError):
+                logger.warning("left out: %s", found)
+                continue
+            rows.append({**known, "width": found.width, "height": found.height})
+            yield found.image
+
+    return _Content(images(), None, lambda: pa.Table.from_pylist(rows, schema))
+
+
 def _folder_part(root: Path, names: Sequence[str]) -> _Part:
     def read() -> _Content:
-        rows: list[dict[str, Any]] = []
-
-        def images() -> Iterator[Image.Image]:
-            decoded = in_order(try_decode, (root / name for name in names))
-            for name, found in zip(names, decoded, strict=True):
-                if isinstance(found, UserError):
-                    logger.warning("left out: %s", found)
-                    continue
-                rows.append({"id": name, "url": name, "width": found.width, "height": found.height})
-                yield found.image
-
-        return _Content(images(), None, lambda: pa.Table.from_pylist(rows, FOLDER_METADATA))
+        decoded = in_order(try_decode, (root / name for name in names))
+        return _content(decoded, ({"id": name, "url": name} for name in names), FOLDER_METADATA)
 
     stats = [(root / name).stat() for name in names]
     files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
     return _Part({"files": canonical_hash(files)}, len(names), read)
+
+
+def _parquet_part(images: ImageRows, corpus: ParquetCorpus, file: str, places: Sequence[int]) -> _Part:
+    names = [row_name(file, place) for place in places]
+
+    def read() -> _Content:
+        def decoded(item: tuple[str, Encoded]) -> Decoded | UserError:
+            name, content = item
+            return (
+                content if isinstance(content, UserError) else try_decode(images.root / name, content=content)
+            )
+
+        with images.open(file) as opened:
+            known = _columns(opened, corpus, places)
+        metadata = (
+            {"id": name, "url": url or name, "caption": caption}
+            for name, url, caption in zip(names, known["url"], known["caption"], strict=True)
+        )
+        return _content(
+            in_order(decoded, zip(names, images.read(names), strict=True)), metadata, PARQUET_METADATA
+        )
+
+    stat = (images.root / file).stat()
+    content = [file, stat.st_size, stat.st_mtime_ns, places[0], places[-1], corpus.image_column]
+    texts = [corpus.caption_column, corpus.url_column]
+    return _Part({"rows": canonical_hash([*content, *texts])}, len(names), read)
+
+
+def _columns(
+    opened: pq.ParquetFile, corpus: ParquetCorpus, places: Sequence[int]
+) -> dict[str, list[str | None]]:
+    """Addresses and captions of rows; None for what the file does not have."""
+    given = {"url": corpus.url_column, "caption": corpus.caption_column}
+    present = opened.schema_arrow.names
+    found: dict[str, list[str | None]] = {}
+    for name, column in given.items():
+        usual = next((spelling for spelling in SPELLINGS[name] if spelling in present), None)
+        found[name] = [None] * len(places)
+        if (chosen := column or usual) is not None:
+            values = opened.read([chosen]).column(chosen).slice(places[0], len(places))
+            found[name] = values.cast(pa.string()).to_pylist()
+    return found
 
 
 def embed_miniature(job: Job, parts: Sequence[str | Path], clip_path: str | Path, out: str | Path) -> None:
@@ -119,22 +172,48 @@ def embed_folder(job: Job, root: str | Path, clip_path: str | Path, out: str | P
     UserError
         The folder is missing, or none of its files can be decoded.
     """
-    root, out = Path(root), Path(out)
-    listing = list_corpus(root)
-    _embed(
-        job,
-        [_folder_part(root, names) for names in in_batches(listing.images, ROWS_PER_FILE)],
-        clip_path,
-        out,
-    )
+    root, listing = Path(root), list_corpus(root)
+    parts = [_folder_part(root, names) for names in in_batches(listing.images, ROWS_PER_FILE)]
+    _embed_own(job, parts, listing.images, listing.left_out, clip_path, Path(out))
+
+
+def embed_parquet(job: Job, corpus: ParquetCorpus, clip_path: str | Path, out: str | Path) -> None:
+    """Embed the images in a corpus's Parquet files; ids are names of rows (``a/b.parquet:17``).
+
+    ``left_out.parquet`` lists the files and rows that are not embedded, as for a folder of images.
+
+    Raises
+    ------
+    UserError
+        The folder is missing, or none of its rows has an image that can be decoded.
+    """
+    images, listed = list_corpus_rows(corpus)
+    parts = [
+        _parquet_part(images, corpus, file, places)
+        for file, count in listed.rows.items()
+        for places in in_batches(range(count), ROWS_PER_FILE)
+    ]
+    _embed_own(job, parts, listed.names(), listed.left_out, clip_path, Path(out))
+
+
+def _embed_own(
+    job: Job,
+    parts: Sequence[_Part],
+    names: Sequence[str],
+    left_out: Sequence[LeftOut],
+    clip_path: str | Path,
+    out: Path,
+) -> None:
+    """Embed images of the user's own, and list what is left out."""
+    _embed(job, parts, clip_path, out)
     metadata = sorted((out / "metadata").glob("*.parquet"))
     embedded = {name for path in metadata for name in pq.read_table(path, columns=["id"])["id"].to_pylist()}
     if not embedded:
-        found = f"none of the {len(listing.images)} images in {str(root)!r} can be decoded"
+        found = f"none of the {len(names)} images can be decoded"
         raise UserError("corpus.root", found, "allowed: a folder of images; the log of this job names each")
-    broken = [LeftOut(name, UNDECODABLE) for name in listing.images if name not in embedded]
-    rows = [{"id": printable(one.name), "fate": one.reason} for one in (*listing.left_out, *broken)]
-    log_left_out("corpus", [*listing.left_out, *broken])
+    broken = [LeftOut(name, UNDECODABLE) for name in names if name not in embedded]
+    rows = [{"id": printable(one.name), "fate": one.reason} for one in (*left_out, *broken)]
+    log_left_out("corpus", [*left_out, *broken])
     pq.write_table(pa.Table.from_pylist(rows, LEFT_OUT), out / "left_out.parquet")
 
 

@@ -1,4 +1,4 @@
-"""Get the images of neighbours from the miniature corpus, a folder, or the web.
+"""Get the images of neighbours from the miniature corpus, a folder, Parquet files, or the web.
 
 Input: neighbours of a class. Output: for each neighbour an :class:`Arrival`: its fate and a function that
 opens the image. A single bad image never raises an error.
@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow.parquet as pq
 from PIL import Image
 
-from augbench.config.corpus import ImageCorpus, MiniatureCorpus
+from augbench.config.corpus import ImageCorpus, MiniatureCorpus, ParquetCorpus
 from augbench.config.methods import RetrieveMethod
 from augbench.config.stages import Download
-from augbench.data.decode import open_rgb, try_decode
+from augbench.data.decode import decode, in_order, open_rgb, try_decode
+from augbench.data.parquet_images import Encoded, file_and_row, list_corpus_rows
 from augbench.data.walk import path_problem
 from augbench.errors import UserError
 from augbench.files import sha256_file
@@ -129,6 +130,47 @@ class FolderOrigin:
         """Fetch images by their path relative to the folder."""
         return {
             class_id: {neighbour.id: self._arrival(neighbour) for neighbour in rows}
+            for class_id, rows in wanted.items()
+        }
+
+    def close(self, class_id: str) -> None:
+        """Do nothing: no resources are held."""
+
+
+class ParquetOrigin:
+    """Images in the rows of Parquet files; other files of the corpus's folder are never opened."""
+
+    def __init__(self, corpus: ParquetCorpus) -> None:
+        self.images, listed = list_corpus_rows(corpus)
+        self.rows = listed.rows
+
+    def _arrival(self, item: tuple[str, Encoded]) -> Arrival:
+        name, content = item
+        found = content if isinstance(content, UserError) else try_decode(name, content=content)
+        if isinstance(content, UserError) or isinstance(found, UserError):
+            return Arrival(UNDECODABLE)
+        sha256 = hashlib.sha256(content).hexdigest()
+        return Arrival(FETCHED, sha256, found.width, found.height, lambda: self._open(name))
+
+    def _open(self, name: str) -> Image.Image:
+        """Read an image again: those of all neighbours may not fit into memory."""
+        content = next(self.images.read([name]))
+        if isinstance(content, UserError):
+            raise content
+        return decode(name, content=content).image
+
+    def _exists(self, name: str) -> bool:
+        file, _, row = name.rpartition(":")
+        return row.isdecimal() and int(row) < self.rows.get(file, 0)
+
+    def fetch(self, wanted: Mapping[str, Sequence[Neighbour]]) -> dict[str, dict[str, Arrival]]:
+        """Fetch images by the names of their rows."""
+        ids = {neighbour.id for rows in wanted.values() for neighbour in rows}
+        names = sorted(filter(self._exists, ids), key=file_and_row)
+        arrivals = in_order(self._arrival, zip(names, self.images.read(names), strict=True))
+        by_id = dict(zip(names, arrivals, strict=True))
+        return {
+            class_id: {one.id: by_id.get(one.id, Arrival("dead: no such row")) for one in rows}
             for class_id, rows in wanted.items()
         }
 
@@ -246,6 +288,8 @@ def open_origin(job: Job, name: str, corpus_parts: Sequence[str | Path]) -> Orig
         return CorpusOrigin(corpus_parts)
     if isinstance(study.corpus, ImageCorpus):
         return FolderOrigin(study.corpus.root)
+    if isinstance(study.corpus, ParquetCorpus):
+        return ParquetOrigin(study.corpus)
     if problem := next(list_problems(study), None):
         raise problem
     taken_down = read_takedown(study.retrieval)

@@ -6,16 +6,20 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from augbench.commands.check.images import Checked, decode_all
+from augbench.commands.check.images import Checked, ImageFiles, Images, ParquetRows, decode_all
 from augbench.commands.check.methods import CorpusSize
 from augbench.commands.check.overlap import Place, overlap, places_of
-from augbench.config.corpus import EmbeddingCorpus, ImageCorpus
+from augbench.config.corpus import EmbeddingCorpus, ImageCorpus, ParquetCorpus
 from augbench.config.study import Study
 from augbench.data.image_folder import FolderSource
+from augbench.data.parquet_images import list_corpus_rows
+from augbench.data.parquet_source import ParquetSource
 from augbench.data.source import ClassImages
 from augbench.data.walk import LeftOut, list_corpus, reasons
 from augbench.errors import NAMED, UserError
 from augbench.retrieval.web.fates import UNDECODABLE
+
+FilesSource = FolderSource | ParquetSource  # data sets of the user's own files
 
 
 @dataclass
@@ -28,13 +32,13 @@ class FileReport:
 
 
 def check_files(
-    study: Study, source: FolderSource | None, images: list[ClassImages], decode: bool
+    study: Study, source: FilesSource | None, images: list[ClassImages], decode: bool
 ) -> FileReport:
     """Check the files of the data set and of a corpus that retrieval searches.
 
     Parameters
     ----------
-    source : FolderSource, optional
+    source : FolderSource or ParquetSource, optional
         The data set, if it consists of files.
     images : list of ClassImages
         Its images; none if it could not be listed.
@@ -62,20 +66,23 @@ def _add(report: FileReport, found: tuple[list[UserError], list[str]]) -> None:
 
 
 def _data_set(
-    source: FolderSource, images: list[ClassImages], decode: bool, report: FileReport
+    source: FilesSource, images: list[ClassImages], decode: bool, report: FileReport
 ) -> list[Place]:
     report.notes += [f"dataset: {line}" for line in reasons(source.left_out)]
-    places = places_of(images, source.root, source.links, {})
+    rows = source.rows if isinstance(source, ParquetSource) else None
+    links, unit = (source.links, "folder") if isinstance(source, FolderSource) else ((), "split")
+    places = places_of(images, source.root, links, {}, unit)
     if decode:
         names = [name for place in places for name in place.names]
-        checked = decode_all(source.root, names, "data set: images checked")
+        images_in = ImageFiles(source.root) if rows is None else ParquetRows(rows)
+        checked = decode_all(images_in, names, "data set: images checked")
         report.notes += [f"warning: dataset: {line}" for line in checked.guesses()]
         damaged = list(checked.damaged.values())
         report.problems += damaged[:NAMED]
         if len(damaged) > NAMED:
             counted = f"{len(damaged)} corrupt images of {len(names)}"
             report.problems.append(UserError("dataset", counted, f"the first {NAMED} are named above"))
-        places = places_of(images, source.root, source.links, checked.digests)
+        places = places_of(images, source.root, links, checked.digests, unit)
     for number, place in enumerate(places):
         for earlier in places[:number]:
             _add(report, overlap(place, earlier, "each split needs its own", copies_fail=True))
@@ -91,17 +98,25 @@ def _corpus(study: Study, decode: bool, report: FileReport) -> Place | None:
         columns = {str(name): column for name, column in corpus.columns.items()}
         files = open_embeddings(corpus.folder, corpus.vector_column, corpus.npz_key, columns)
         report.corpus = CorpusSize(sum(file.rows for file in files), [])
-    if not isinstance(corpus, ImageCorpus):
+    images: Images
+    if isinstance(corpus, ParquetCorpus):
+        rows, listed = list_corpus_rows(corpus)
+        images = ParquetRows(rows)
+        names, links, lost = listed.names(), set[str](), listed.left_out
+    elif isinstance(corpus, ImageCorpus):
+        listing = list_corpus(corpus.root)
+        images = ImageFiles(Path(corpus.root))
+        names, links, lost = listing.images, listing.links, listing.left_out
+    else:
         return None
-    root, listing = Path(corpus.root), list_corpus(corpus.root)
-    checked = decode_all(root, listing.images, "corpus: images checked") if decode else Checked()
+    checked = decode_all(images, names, "corpus: images checked") if decode else Checked()
     broken = [LeftOut(name, UNDECODABLE) for name in checked.damaged]
-    left_out = reasons([*listing.left_out, *broken])
+    left_out = reasons([*lost, *broken])
     report.notes += [f"corpus: {line}" for line in left_out]
     report.notes += [f"warning: corpus: {line}" for line in checked.guesses()]
-    if len(broken) == len(listing.images):
+    if len(broken) == len(names):
         first = next(iter(checked.damaged.values()))
-        found = f"none of the {len(broken)} images in {str(root)!r} can be decoded ({first.found})"
+        found = f"none of the {len(broken)} images in {corpus.root!r} can be decoded ({first.found})"
         raise UserError("corpus.root", found, "allowed: a folder of images")
-    report.corpus = CorpusSize(len(listing.images) - len(broken), left_out)
-    return Place("corpus.root", "images", root, listing.images, listing.links, checked.digests)
+    report.corpus = CorpusSize(len(names) - len(broken), left_out)
+    return Place("corpus.root", "images", Path(corpus.root), names, links, checked.digests)

@@ -1,22 +1,25 @@
-"""Decode every image file that a study may read, once, and remember the files that were in order.
+"""Decode every image that a study may read, once, and remember those that were in order.
 
-Files are known by path, size and time. A file that was in order is not read again until it changes, so that
+Images are known by path, size and time of their file, and their row in a Parquet file. A file that was in order is not read again until it changes, so that
 an interrupted check resumes, and one after a repair reads only what was repaired.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from augbench.batches import in_batches
 from augbench.data.decode import GUESSED_BITS, in_order, try_decode
+from augbench.data.parquet_images import Encoded, ImageRows, file_and_row
 from augbench.data.walk import printable
 from augbench.errors import UserError, some
 from augbench.files import canonical_hash, sha256_file
@@ -28,6 +31,7 @@ KNOWN = Path("results/.checked_images.sqlite")
 VERSION = 2  # of what counts as in order, and of what is remembered
 COLUMNS = "images (key TEXT PRIMARY KEY, digest BLOB, bits INTEGER)"
 AT_ONCE = 500  # files looked up in one query
+THREADS = max(8, 2 * (os.cpu_count() or 1))  # more than cores: a disk may be slow
 
 
 class Known(NamedTuple):
@@ -83,44 +87,97 @@ def _open_known() -> sqlite3.Connection:
     return known
 
 
-def _key(path: Path) -> str | None:
+def _key(path: Path, *row: int) -> str | None:
     try:
         stat = path.stat()
     except OSError:
         return None
-    return canonical_hash([VERSION, os.path.abspath(path), stat.st_size, stat.st_mtime_ns])
+    return canonical_hash([VERSION, os.path.abspath(path), stat.st_size, stat.st_mtime_ns, *row])
 
 
-def _read(path: Path) -> Known | UserError:
-    found = try_decode(path, most_pixels=0)
-    if isinstance(found, UserError):
-        return found
-    return Known(bytes.fromhex(sha256_file(path)), found.image.info.get(GUESSED_BITS))
+def _known(path: Path, digest: Callable[[], bytes], content: bytes | None = None) -> Known | UserError:
+    found = try_decode(path, most_pixels=0, content=content)
+    return found if isinstance(found, UserError) else Known(digest(), found.image.info.get(GUESSED_BITS))
 
 
-def decode_all(root: Path, names: Sequence[str], what: str) -> Checked:
-    """Decode the files ``names`` in ``root``, several at a time.
+class Images(Protocol):
+    """Images that can be checked."""
+
+    def batches(self, names: Sequence[str]) -> Iterable[Sequence[str]]:
+        """Cut ``names`` into parts that are checked together."""
+
+    def key(self, name: str) -> str | None:
+        """Return a key that changes with the image, or None if it is missing."""
+
+    def read(self, names: Sequence[str]) -> Iterator[Known | UserError]:
+        """Yield what is known of each image, or why it can't be decoded."""
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files in a folder."""
+
+    root: Path
+
+    def batches(self, names: Sequence[str]) -> Iterable[Sequence[str]]:
+        return in_batches(names, AT_ONCE)
+
+    def key(self, name: str) -> str | None:
+        return _key(self.root / name)
+
+    def read(self, names: Sequence[str]) -> Iterator[Known | UserError]:
+        def read(name: str) -> Known | UserError:
+            path = self.root / name
+            return _known(path, lambda: bytes.fromhex(sha256_file(path)))
+
+        return in_order(read, names, THREADS)
+
+
+@dataclass(frozen=True)
+class ParquetRows:
+    """Images in Parquet files. A file is read once, so its rows are checked together."""
+
+    rows: ImageRows
+
+    def batches(self, names: Sequence[str]) -> Iterable[Sequence[str]]:
+        ordered = sorted(names, key=file_and_row)
+        return (list(those) for _, those in groupby(ordered, key=lambda name: file_and_row(name)[0]))
+
+    def key(self, name: str) -> str | None:
+        file, row = file_and_row(name)
+        return _key(self.rows.root / file, row)
+
+    def read(self, names: Sequence[str]) -> Iterator[Known | UserError]:
+        def read(item: tuple[str, Encoded]) -> Known | UserError:
+            name, content = item
+            if isinstance(content, UserError):
+                return content
+            return _known(self.rows.root / name, lambda: hashlib.sha256(content).digest(), content)
+
+        return in_order(read, zip(names, self.rows.read(names), strict=True), THREADS)
+
+
+def decode_all(images: Images, names: Sequence[str], what: str) -> Checked:
+    """Decode the images ``names``, several at a time.
 
     Parameters
     ----------
     what : str
         Name in progress lines.
     """
-    checked, threads = Checked(), max(8, 2 * (os.cpu_count() or 1))  # more than cores: a disk may be slow
+    checked = Checked()
     progress = Progress(what, len(names), "image")
     show = len(names) > AT_ONCE  # fewer take no time
     with closing(_open_known()) as known:
-        for batch in in_batches(names, AT_ONCE):
-            keys = dict(zip(batch, in_order(_key, (root / name for name in batch), threads), strict=True))
+        for batch in images.batches(names):
+            keys = dict(zip(batch, in_order(images.key, batch, THREADS), strict=True))
             for name, before in _look_up(known, keys):
                 checked.add(name, before)
             left = [name for name in batch if name not in checked.digests]
             if show and len(left) < len(batch):
                 progress.update(len(batch) - len(left), "known from an earlier check")
             new = []
-            for name, found in zip(
-                left, in_order(_read, (root / name for name in left), threads), strict=True
-            ):
+            for name, found in zip(left, images.read(left), strict=True):
                 if show:
                     progress.update()
                 if isinstance(found, UserError):

@@ -34,7 +34,7 @@ class Place:
         What the images are, in the plural.
     root : path
     names : sequence of str
-        Paths relative to ``root``.
+        Paths relative to ``root``, or names of rows of Parquet files there.
     links : collection of str
         The names that are symbolic links.
     digests : mapping
@@ -66,17 +66,24 @@ class Place:
 
 
 def places_of(
-    images: Sequence[ClassImages], root: Path, links: Collection[str], digests: Mapping[str, bytes]
+    images: Sequence[ClassImages],
+    root: Path,
+    links: Collection[str],
+    digests: Mapping[str, bytes],
+    unit: str = "folder",
 ) -> list[Place]:
-    """Return the data set's training images, and its given validation and test images."""
+    """Return the data set's training images, and its given validation and test images.
+
+    ``unit`` is the end of the config's keys for them: ``train_folder``, ``train_split``.
+    """
     places = []
-    for part, key in (("pool", "train_folder"), ("validation", "validation_folder"), ("test", "test_folder")):
+    for part, key in (("pool", "train"), ("validation", "validation"), ("test", "test")):
         lists = [found for one in images if (found := getattr(one, part)) is not None]
         names = [name for found in lists for name in found.sources]
         if names:
             known = {name: digests[name] for name in names if name in digests}
             what = f"{'training' if part == 'pool' else part} images"
-            places.append(Place(f"dataset.{key}", what, root, names, links, known))
+            places.append(Place(f"dataset.{key}_{unit}", what, root, names, links, known))
     return places
 
 

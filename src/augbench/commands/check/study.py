@@ -17,7 +17,7 @@ from augbench.commands.check.dataset import (
     sizes_of_splits,
     summary_of_sizes,
 )
-from augbench.commands.check.files import check_files
+from augbench.commands.check.files import FilesSource, check_files
 from augbench.commands.check.methods import (
     added_image_problems,
     baseline_notes,
@@ -33,7 +33,6 @@ from augbench.commands.check.training import batch_problems, training_warnings
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study
 from augbench.data.fashion_target import TEST_PER_CLASS, FashionMnistSource
-from augbench.data.image_folder import FolderSource
 from augbench.data.source import ClassImages
 from augbench.data.sources import open_source
 from augbench.errors import UserError
@@ -109,7 +108,7 @@ def check_study(
         notes += baseline_notes(study)
         notes += glyph_notes(study, classes)
     problems += corpus_problems(study)
-    files = check_files(study, source if isinstance(source, FolderSource) else None, images, verify_images)
+    files = check_files(study, source if isinstance(source, FilesSource) else None, images, verify_images)
     problems += files.problems
     notes += files.notes
     if train:

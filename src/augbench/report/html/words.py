@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from augbench.config.data import Caltech256, FashionMnist, ImageFolder
+from augbench.config.data import Caltech256, FashionMnist, ImageFolder, ParquetImages
 from augbench.config.methods import GENERATED
 from augbench.config.study import Study
 from augbench.plan.paths import Plan
@@ -64,7 +64,7 @@ def data_name(study: Study) -> str:
         return "Fashion-MNIST"
     if isinstance(dataset, Caltech256):
         return "Caltech256"
-    assert isinstance(dataset, ImageFolder)
+    assert isinstance(dataset, ImageFolder | ParquetImages)
     return "ImageNet" if dataset.classes == "imagenet" else f"the images in {Path(dataset.root).name}"
 
 
