@@ -211,6 +211,15 @@ def test_downloads_are_links_that_still_give_an_image(table: Path) -> None:
     ).disk_bytes == pytest.approx(1200 * 200_000)
 
 
+def test_files_of_the_corpus_that_are_to_be_fetched_are_counted(table: Path) -> None:
+    corpus = {**STUDY["corpus"], "fetch": ["http://a/one.parquet", "http://a/two.parquet?x=1"]}
+    Path("corpus").mkdir()
+    Path("corpus/one.parquet").write_bytes(bytes(1000))
+    found = step(estimate_of(table, corpus=corpus), "fetch", "corpus")
+    # the file that is missing counts as one of LAION-5B's public subset
+    assert (found.jobs, found.jobs_done, found.download_bytes) == (2, 1, 1000 + 32_100_000_000)
+
+
 def test_the_papers_main_study_agrees_with_the_arithmetic_of_its_parts() -> None:
     estimate = estimate_study(load_study([PROJECT / "config/imagenet10.yaml"]))
     # a tenth of 1,281,167 images, rounded up in each class; 390 images of each of 1000 classes,

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import numbered, write_images
 from PIL import Image, PngImagePlugin
-from test_image_files import check, problems
+from test_image_files import CLIP, check, problems
 
 from augbench import cli
 from augbench.commands.check import study as study_check
@@ -333,6 +333,30 @@ def test_an_archive_that_can_not_be_unpacked_is_named(tmp_path: Path, spoil: str
     pq.write_table(pa.table({"uid": list(map(str, range(600)))}), tmp_path / "0.parquet")
     line = line_of(lambda: open_embeddings(tmp_path))
     assert line.startswith(f"{tmp_path}/0.npz: damaged (") and line.endswith("; fetch the file again")
+
+
+@pytest.mark.parametrize(
+    ("width", "column", "line"),
+    [
+        (
+            8,
+            "url",
+            "corpus.folder: a.parquet has 8 numbers per vector; allowed: 128, as many as clip.model gives",
+        ),
+        (
+            128,
+            "text",
+            "corpus.folder: no column of web addresses in a.parquet; allowed: url, URL, image_path, or",
+        ),
+    ],
+)
+def test_embeddings_that_can_not_serve_are_found_before_a_search(
+    pets: Path, width: int, column: str, line: str
+) -> None:
+    rows = pa.array(np.eye(12, width, dtype=np.float32).tolist(), pa.list_(pa.float32()))
+    pq.write_table(pa.table({column: ["http://a/b.jpg"] * 12, "vector": rows}), pets / "corpus/a.parquet")
+    corpus = {"kind": "embeddings", "folder": "corpus", "clip": str(CLIP)}
+    assert problems(corpus=corpus, clip={"model": str(CLIP)})[0].startswith(line)
 
 
 # --- lists of images --------------------------------------------------------------------------------

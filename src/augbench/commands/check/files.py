@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from augbench.commands.check.images import Checked, ImageFiles, Images, ParquetRows, decode_all
 from augbench.commands.check.methods import CorpusSize
+from augbench.commands.check.models import projection_width
 from augbench.commands.check.overlap import Place, overlap, places_of
 from augbench.config.corpus import EmbeddingCorpus, ImageCorpus, ParquetCorpus
 from augbench.config.study import Study
@@ -16,7 +18,8 @@ from augbench.data.parquet_images import list_corpus_rows
 from augbench.data.parquet_source import ParquetSource
 from augbench.data.source import ClassImages
 from augbench.data.walk import LeftOut, list_corpus, reasons
-from augbench.errors import NAMED, UserError
+from augbench.errors import NAMED, UserError, some
+from augbench.retrieval.embedding_files import SPELLINGS, EmbeddingFile, open_embeddings
 from augbench.retrieval.web.fates import UNDECODABLE
 
 FilesSource = FolderSource | ParquetSource  # data sets of the user's own files
@@ -89,14 +92,24 @@ def _data_set(
     return places
 
 
+def _unusable_embeddings(files: Sequence[EmbeddingFile], width: int | None) -> Iterator[UserError]:
+    """Yield a problem if vectors are not of the CLIP model's width, or no column has addresses."""
+    if width is not None and files[0].dimension != width:
+        found = f"{files[0].name} has {files[0].dimension} numbers per vector"
+        yield UserError("corpus.folder", found, f"allowed: {width}, as many as clip.model gives")
+    if without := [file.metadata_path.name for file in files if "url" not in file.columns]:
+        found = f"no column of web addresses in {some(without, 3)}"
+        allowed = f"allowed: {', '.join(SPELLINGS['url'])}, or the column that corpus.columns names for url"
+        yield UserError("corpus.folder", found, allowed)
+
+
 def _corpus(study: Study, decode: bool, report: FileReport) -> Place | None:
     """Check the corpus; return its images, if it consists of image files."""
     corpus = study.corpus
     if isinstance(corpus, EmbeddingCorpus) and os.path.isdir(corpus.folder):
-        from augbench.retrieval.embedding_files import open_embeddings
-
         columns = {str(name): column for name, column in corpus.columns.items()}
         files = open_embeddings(corpus.folder, corpus.vector_column, corpus.npz_key, columns)
+        report.problems += _unusable_embeddings(files, projection_width(study.clip))
         report.corpus = CorpusSize(sum(file.rows for file in files), [])
     images: Images
     if isinstance(corpus, ParquetCorpus):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from augbench.config.hub import HUB_ID, HubModel
+from augbench.config.models import Clip
 from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.models.folders import NO_SAFETY_CHECKER
@@ -87,6 +88,13 @@ def model_problems(study: Study) -> Iterator[UserError]:
             yield from _clip(study, text)
     except UserError as error:
         yield error
+
+
+def projection_width(clip: Clip) -> int | None:
+    """Length of a CLIP model's vectors; None if the model isn't here or its config doesn't say."""
+    path = Path(clip.folder) / "config.json"
+    width = _json(path).get("projection_dim") if path.is_file() else None
+    return width if isinstance(width, int) else None
 
 
 def _is_here(hub: HubModel | None) -> bool:
