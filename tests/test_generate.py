@@ -209,7 +209,7 @@ def test_an_interval_of_everything_is_full_guidance_and_one_of_nothing_none(ddim
 def test_images_begun_together_end_as_they_do_alone(pipeline: Any) -> None:
     sampler = Sampler(pipeline, 3, 3.0, 32, 2)
     first, second = sampler.begin(PROMPTS[:3], SCOPES[:3], 0), sampler.begin(PROMPTS[3:6], SCOPES[3:6], 0)
-    together = [*sampler.end(first), *sampler.end(second)]
+    together = [*sampler.end(first).made.values(), *sampler.end(second).made.values()]
     alone = [*sampler.sample(PROMPTS[:3], SCOPES[:3], 0), *sampler.sample(PROMPTS[3:6], SCOPES[3:6], 0)]
     assert np.array_equal(pixels([s.image for s in together]), pixels([s.image for s in alone]))
     assert [s.seed for s in together] == [s.seed for s in alone]

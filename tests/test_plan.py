@@ -117,7 +117,7 @@ def test_a_listed_class_that_is_not_there_ends_the_parse() -> None:
         ({"least_images": 9, "images_per_class": 8}, "least_images: 9; allowed: at most images_per_class, 8"),
         (
             {"least_images": 9, "images_per_class": 9, "may_fall_short": True},
-            "least_images: not with may_fall_short, which leaves no class out",
+            "least_images: 9; allowed only without may_fall_short, which leaves no class out",
         ),
         ({"drop_tagged": "no"}, r"methods\.retrieval\.drop_tagged: 'no'; allowed: true or false"),
     ],

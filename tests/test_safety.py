@@ -15,7 +15,7 @@ from conftest import PROJECT, SMALL_STUDY, Workspace
 from PIL import Image
 
 from augbench.artifacts.pool import Lack, build_index, lacks_of, load_images, read_index
-from augbench.artifacts.shards import is_kept, read_lacking
+from augbench.artifacts.shards import is_whole, read_lacking
 from augbench.artifacts.store import Store
 from augbench.config.study import parse_study
 from augbench.data.classes import load_class_table
@@ -210,7 +210,7 @@ def test_a_checker_that_flags_everything_leaves_shards_without_images_and_no_poo
     concept = pipeline.safety_checker.concept_embeds[0].clone()
     study = Study(tmp_path / "study", checker_like(pipeline, tmp_path / "checker", concept, -2.0), attempts=2)
     study.generate()
-    assert study.rows == [] and all(map(is_kept, study.shards.values()))
+    assert study.rows == [] and all(map(is_whole, study.shards.values()))
     samples = 2 * PER_CLASS * len(CLASSES)
     with pytest.raises(
         UserError, match=rf"no image: the safety checker flagged all {samples} samples; change"

@@ -489,12 +489,10 @@ class RetrieveMethod(_Added):
         if self.least_images is None:
             return self
         if self.may_fall_short:
-            raise ValueError("least_images: not with may_fall_short, which leaves no class out")
+            raise ValueError("least_images: allowed only without may_fall_short, which leaves no class out")
         if self.images_per_class is None or self.least_images > self.images_per_class:
-            raise ValueError(
-                f"least_images: {self.least_images}; allowed: at most images_per_class, "
-                + ("which is not set" if self.images_per_class is None else str(self.images_per_class))
-            )
+            most = "which is not set" if self.images_per_class is None else str(self.images_per_class)
+            raise ValueError(f"least_images: allowed: at most images_per_class, {most}")
         return self
 
 
