@@ -33,7 +33,7 @@ from augbench.errors import UserError
 from augbench.files import write_json
 from augbench.models.folders import fingerprint
 from augbench.plan.paths import Plan
-from augbench.plan.recipes import classes_recipe, dataset_recipe, embed_recipe, table_recipe
+from augbench.plan.recipes import classes_recipe, data_set_recipe, dataset_recipe, embed_recipe, table_recipe
 from augbench.prompts.stage import write_prompts
 from augbench.retrieval import embed
 from augbench.retrieval.images import Arrival, ParquetOrigin
@@ -102,7 +102,7 @@ def write_devkit(root: Path) -> None:
     path = root / DEVKIT
     path.parent.mkdir(parents=True, exist_ok=True)
     savemat(path.with_name("meta.mat"), {"synsets": np.array(rows, dtype=kinds).reshape(-1, 1)})
-    path.write_text("".join(f"{ids[wnid]}\n" for wnid, _, _ in VAL))
+    path.write_text("".join(f"{ids[wnid]}\n" for wnid, _, _ in VAL) + "\n")
 
 
 def write_kaggle(root: Path) -> None:
@@ -535,6 +535,8 @@ def test_a_tar_that_is_named_or_inside_its_folder_is_refused_too(trees: Path, tm
     assert "has 1 tars that are not unpacked: ILSVRC2012_img_val.tar; unpack it: mkdir -p " in line
     line = folder_problem(tmp_path, test_folder="val/ILSVRC2012_img_val.tar")
     assert "ILSVRC2012_img_val.tar', a tar; unpack it: mkdir -p " in line
+    line = folder_problem(tmp_path / "val/none")
+    assert line.startswith("dataset.root: ") and "img_val" not in line, "that tar is no data set"
 
 
 # --- Parquet: which files, which classes ----------------------------------------------------------
@@ -816,7 +818,9 @@ def test_two_splits_of_one_name_are_an_error_of_the_config(trees: Path) -> None:
         study_of(trees, "parquet", dataset={"test_split": "train"})
 
 
-def test_columns_and_splits_that_make_the_classes_are_in_their_recipe(trees: Path) -> None:
+def test_columns_and_splits_that_make_images_and_classes_are_in_their_recipes(trees: Path) -> None:
+    assert data_set_recipe(study_of(trees, "parquet"))["dataset"]["image_column"] == "image"
+    assert data_set_recipe(study_of(trees, "folders"))["dataset"].keys() == {"kind", "root"}
     recipe = classes_recipe(study_of(trees, "parquet"))["dataset"]
     assert recipe["train_split"] == "train" and recipe["label_column"] == "label"
 

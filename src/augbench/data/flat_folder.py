@@ -59,7 +59,7 @@ def read_labels(path: Path, key: str, images: Sequence[str]) -> dict[str, str]:
 
 
 def _from_devkit(path: Path, text: str, key: str, images: Sequence[str]) -> dict[str, str]:
-    lines = text.splitlines()
+    lines = text.rstrip().splitlines()
     wnids = _wnids(path.with_name(META), key)
     for number, line in enumerate(lines, 1):
         if line.strip() not in wnids:

@@ -75,7 +75,8 @@ def _list_split(folder: Path, key: str, allowed: str) -> Listing:
         if folder.is_file() and folder.suffix == ".tar":
             command = f"{_unpacking(folder, folder.with_name(part))}; then name that folder"
             raise UserError(key, f"{str(folder)!r}, a tar", command) from None
-        if tar := next(iter(sorted(folder.parent.glob(f"*{part}*.tar"))), None):
+        beside = [] if key == "dataset.root" else sorted(folder.parent.glob(f"*{part}*.tar"))
+        if tar := next(iter(beside), None):
             found = f"{str(folder)!r}, {reason}, but there is {tar.name}"
             raise UserError(key, found, _unpacking(tar, folder)) from None
         raise UserError(key, f"{str(folder)!r}, {reason}", f"allowed: {allowed}") from None

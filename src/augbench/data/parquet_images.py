@@ -3,7 +3,7 @@
 An image is named by its file's path below the folder and its row there: ``data/train-0.parquet:17``. Its
 column holds the bytes of an image file, alone or in a structure with the file's name (``bytes``, ``path``).
 Memory is bounded: of many rows only as many as fit into a share of the free memory are held at a time, and of
-a row group, only a few.
+a row group, a few pages.
 """
 
 from __future__ import annotations

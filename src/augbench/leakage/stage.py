@@ -84,7 +84,7 @@ def embed_splits(
     dataset = {
         name: value
         for name, value in study.dataset.model_dump(mode="json").items()
-        if name in ("kind", "root")
+        if name in ("kind", "root", "image_column")
     }
     for name, path in splits.items():
         split = read_split(path)

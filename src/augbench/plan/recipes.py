@@ -22,9 +22,9 @@ def data_set_recipe(study: Study) -> Recipe:
     """Which data set images belong to, for keys that name images by their ids.
 
     A published data set's ids are unique. Those of a folder are paths in it, so the folder belongs to the
-    key.
+    key, and the column of Parquet files, which may have several with images.
     """
-    dataset = study.dataset.model_dump(mode="json", include={"kind", "root"})
+    dataset = study.dataset.model_dump(mode="json", include={"kind", "root", "image_column"})
     return {"dataset": dataset} if "root" in dataset else {}
 
 

@@ -174,7 +174,7 @@ def embed_folder(job: Job, root: str | Path, clip_path: str | Path, out: str | P
     """
     root, listing = Path(root), list_corpus(root)
     parts = [_folder_part(root, names) for names in in_batches(listing.images, ROWS_PER_FILE)]
-    _embed_own(job, parts, listing.images, listing.left_out, clip_path, Path(out))
+    _embed_own(job, root, parts, listing.images, listing.left_out, clip_path, Path(out))
 
 
 def embed_parquet(job: Job, corpus: ParquetCorpus, clip_path: str | Path, out: str | Path) -> None:
@@ -193,23 +193,24 @@ def embed_parquet(job: Job, corpus: ParquetCorpus, clip_path: str | Path, out: s
         for file, count in listed.rows.items()
         for places in in_batches(range(count), ROWS_PER_FILE)
     ]
-    _embed_own(job, parts, listed.names(), listed.left_out, clip_path, Path(out))
+    _embed_own(job, images.root, parts, listed.names(), listed.left_out, clip_path, Path(out))
 
 
 def _embed_own(
     job: Job,
+    root: Path,
     parts: Sequence[_Part],
     names: Sequence[str],
     left_out: Sequence[LeftOut],
     clip_path: str | Path,
     out: Path,
 ) -> None:
-    """Embed images of the user's own, and list what is left out."""
+    """Embed images of the user's own, which are below ``root``, and list what is left out."""
     _embed(job, parts, clip_path, out)
     metadata = sorted((out / "metadata").glob("*.parquet"))
     embedded = {name for path in metadata for name in pq.read_table(path, columns=["id"])["id"].to_pylist()}
     if not embedded:
-        found = f"none of the {len(names)} images can be decoded"
+        found = f"none of the {len(names)} images in {str(root)!r} can be decoded"
         raise UserError("corpus.root", found, "allowed: a folder of images; the log of this job names each")
     broken = [LeftOut(name, UNDECODABLE) for name in names if name not in embedded]
     rows = [{"id": printable(one.name), "fate": one.reason} for one in (*left_out, *broken)]
