@@ -255,6 +255,20 @@ def test_a_root_that_no_system_can_open_is_one_line(pets: Path, root: str) -> No
     assert all(line.startswith("dataset.root: '") for line in problems(dataset={"root": root}))
 
 
+@pytest.mark.parametrize(
+    ("store", "line"),
+    [
+        (
+            "$NOT_SET/store",
+            "execution.store: '$NOT_SET/store', but this environment variable is not set; allowed",
+        ),
+        ("pets/cat/000.png", "pets/cat/000.png: a file; a folder for results is needed"),
+    ],
+)
+def test_a_store_that_can_not_be_written_is_found_before_a_run(pets: Path, store: str, line: str) -> None:
+    assert problems(execution={"store": store})[0].startswith(line)
+
+
 def test_the_home_folder_may_hold_the_test_images(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(pets / "home"))
     for name in ("cat", "dog"):

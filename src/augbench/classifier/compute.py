@@ -5,7 +5,6 @@ These settings never change results, except for floating-point rounding.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ import torch.distributed as dist
 
 from augbench.config.stages import Execution
 from augbench.errors import UserError
+from augbench.files import expand_path
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,7 @@ def compute_of(
     """
     scratch = default_scratch
     if execution.scratch is not None:
-        expanded = os.path.expandvars(execution.scratch)
-        if "$" in expanded:
-            raise UserError(
-                "execution.scratch",
-                f"{execution.scratch!r}, but this environment variable is not set",
-                "allowed: a folder, or null",
-            )
-        scratch = Path(os.path.expanduser(expanded))
+        scratch = expand_path("execution.scratch", execution.scratch)
     return Compute(device, group or ProcessGroup(), Storage(execution.image_pool, scratch), execution.compile)
 
 
