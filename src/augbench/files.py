@@ -71,6 +71,21 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+def expand_path(key: str, path: str) -> Path:
+    """Return the path that a config key names, with the home folder for ``~`` and environment variables.
+
+    Raises
+    ------
+    UserError
+        A variable is not set.
+    """
+    expanded = os.path.expandvars(path)
+    if "$" in expanded:
+        found = f"{path!r}, but this environment variable is not set"
+        raise UserError(key, found, "allowed: a folder, with variables that are set")
+    return Path(os.path.expanduser(expanded))
+
+
 def read_text(path: str | Path) -> str:
     """Read a text that a user wrote, without a byte order mark.
 

@@ -13,8 +13,8 @@ from augbench.errors import UserError
 from augbench.files import read_text
 
 _NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
-# exceptions of PyYAML: for bad YAML, values that do not fit their tag, and nesting without end
-_BAD_YAML = (yaml.YAMLError, ValueError, AttributeError, KeyError, TypeError, RecursionError)
+# exceptions of PyYAML for values that do not fit their tag
+_MISFIT = (ValueError, AttributeError, KeyError, TypeError)
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
@@ -40,6 +40,15 @@ class UniqueKeyLoader(yaml.SafeLoader):
                 )
             lines[key.tag, key.value] = line
         return node
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """Return the value of a node; one that does not fit its tag raises an error with its line."""
+        try:
+            return super().construct_object(node, deep)
+        except _MISFIT:
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            found = f"{tag!r} does not fit {node.value!r} in line {node.start_mark.line + 1}"
+            raise yaml.YAMLError(found) from None
 
 
 def _number(loader: UniqueKeyLoader, node: yaml.ScalarNode) -> int | float:
@@ -88,7 +97,7 @@ def load_yaml(path: str | Path, loader: type[yaml.SafeLoader], kind: type, neede
         opened = loader(read_text(path))
         opened.name = str(path)
         data = opened.get_single_data()
-    except _BAD_YAML as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = " ".join(str(error).split())
         raise UserError(str(path), f"not readable as YAML: {problem}", "fix the file") from None
     if not isinstance(data, kind):

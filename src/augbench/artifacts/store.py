@@ -21,7 +21,7 @@ from augbench.artifacts.claims import Claims, place_of
 from augbench.artifacts.uses import FOLDER as USES
 from augbench.artifacts.uses import Uses
 from augbench.errors import UserError
-from augbench.files import atomic_path, canonical_hash, explained_disk_errors
+from augbench.files import atomic_path, canonical_hash, expand_path, explained_disk_errors
 
 if TYPE_CHECKING:
     from augbench.config.study import Study
@@ -49,8 +49,7 @@ def link_file(kept: str | Path, target: str | Path) -> None:
 
 def open_store(study: Study) -> Store:
     """The store that a study's config names, for its results in the working directory."""
-    root = Path(os.path.expanduser(os.path.expandvars(study.execution.store)))
-    return Store(root, Path(f"results/{study.study}"))
+    return Store(expand_path("execution.store", study.execution.store), Path(f"results/{study.study}"))
 
 
 @dataclass

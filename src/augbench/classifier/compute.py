@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch.distributed as dist
 
 from augbench.config.stages import Execution
 from augbench.errors import UserError
+from augbench.files import expand_path
 
 logger = logging.getLogger(__name__)
 
@@ -110,14 +110,7 @@ def compute_of(
     """
     scratch = default_scratch
     if execution.scratch is not None:
-        expanded = os.path.expandvars(execution.scratch)
-        if "$" in expanded:
-            raise UserError(
-                "execution.scratch",
-                f"{execution.scratch!r}, but this environment variable is not set",
-                "allowed: a folder, or null",
-            )
-        scratch = Path(os.path.expanduser(expanded))
+        scratch = expand_path("execution.scratch", execution.scratch)
     return Compute(device, group or ProcessGroup(), Storage(execution.image_pool, scratch), execution.compile)
 
 

@@ -172,7 +172,9 @@ def glyph_notes(study: Study, classes: list[ClassInfo]) -> Iterator[str]:
 
     if missing := missing_glyphs(texts):
         shown = some(list(missing))
-        yield f"note: figures: no font here has {shown}: boxes stand for them; install one, such as Noto Sans CJK"
+        yield (
+            f"note: figures: no font here has {shown}: boxes stand for them; install one, such as Noto Sans CJK"
+        )
 
 
 def pseudoword_problems(study: Study, class_ids: list[str]) -> Iterator[UserError]:

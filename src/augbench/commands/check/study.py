@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from augbench.artifacts.store import open_store
 from augbench.commands.check.dataset import (
     ClassCounts,
     published_file_problems,
@@ -116,19 +117,28 @@ def check_study(
     if models:
         problems += model_problems(study)
         notes += models_to_fetch(study)
-    problems += _results(Path("results") / study.study)
+    problems += _outputs(study)
     if problems:
         raise ConfigError(problems)
     return notes
 
 
-def _results(folder: Path) -> Iterator[UserError]:
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        yield UserError(str(existing), "a file", "a folder for results is needed")
-    elif not os.access(existing, os.W_OK | os.X_OK):
-        yield UserError(str(existing), "not writable", "a writable folder for results is needed")
-    elif (free := shutil.disk_usage(existing).free) < LEAST_FREE_BYTES:
-        yield UserError(
-            str(existing), f"{free / 1e9:.2f} GB free", f"at least {LEAST_FREE_BYTES / 1e9:g} GB are needed"
-        )
+def _outputs(study: Study) -> Iterator[UserError]:
+    """Yield the problems of the folders that a run writes to: the study's results and the store."""
+    folders = [Path("results") / study.study]
+    try:
+        folders.append(open_store(study).root)
+    except UserError as error:
+        yield error
+    there = (next(path for path in (one, *one.absolute().parents) if path.exists()) for one in folders)
+    for existing in dict.fromkeys(there):
+        if not existing.is_dir():
+            yield UserError(str(existing), "a file", "a folder for results is needed")
+        elif not os.access(existing, os.W_OK | os.X_OK):
+            yield UserError(str(existing), "not writable", "a writable folder for results is needed")
+        elif (free := shutil.disk_usage(existing).free) < LEAST_FREE_BYTES:
+            yield UserError(
+                str(existing),
+                f"{free / 1e9:.2f} GB free",
+                f"at least {LEAST_FREE_BYTES / 1e9:g} GB are needed",
+            )
