@@ -16,7 +16,7 @@ import torch
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # torchvision's default
 ATTEMPTS = 10  # torchvision's number; after that, the central crop is used
-MOST_PIXELS = 2**24  # of a padded part of a batch: 0.3 GB as bytes and floats
+MOST_PIXELS = 2**22  # of a padded part of a batch: 50 MB as floats
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's channels; torchvision's reference uses it for any data set
 STD = (0.229, 0.224, 0.225)
 

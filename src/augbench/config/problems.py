@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge
 from pydantic import ValidationError
 
 from augbench.config.base import Section
@@ -124,7 +123,7 @@ def _expected(annotation: Any) -> str:
 def _bound(annotation: Any) -> str:
     """The least value that a number's constraints allow, in words; empty if there is none."""
     constraints = [part for given in get_args(annotation)[1:] for part in getattr(given, "metadata", ())]
-    return next((f" of at least {part.ge:g}" for part in constraints if isinstance(part, Ge)), "")
+    return next((f" of at least {part.ge:g}" for part in constraints if hasattr(part, "ge")), "")
 
 
 def shown(value: Any) -> str:
