@@ -748,7 +748,10 @@ def test_a_path_may_begin_with_the_home_folder(
 def test_every_key_that_names_a_file_or_folder_knows_the_home_folder() -> None:
     """A key's description says what it is; keys with rules of their own are listed here."""
     own = {"dataset.root", "execution.scratch", "execution.store"}
-    inside = {"dataset.train_folder", "dataset.validation_folder", "dataset.test_folder"}
+    inside = {
+        *("dataset.train_folder", "dataset.validation_folder", "dataset.test_folder"),
+        "dataset.test_labels",
+    }
     forgotten = {
         f"{section}.{name}"
         for section, fields in sections()

@@ -7,6 +7,7 @@ Two files are known: the development kit's ``ILSVRC2012_validation_ground_truth.
 from __future__ import annotations
 
 import csv
+import os
 import re
 import zlib
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ KNOWN = f"allowed: {GROUND_TRUTH} with {META} beside it (development kit), or {K
 
 def label_files(root: Path, labels: str) -> list[str]:
     """Return the paths of a file of labels below ``root``, and of the ``meta.mat`` that it needs."""
-    path = root / Path(labels).expanduser()
+    path = root / os.path.expanduser(labels)
     return [str(path)] if _is_kaggles(path) else [str(path), str(path.with_name(META))]
 
 

@@ -277,7 +277,7 @@ class FolderSource(ImageSource):
             hint = f"; it holds folders: leave {labels_key} out" if listing.folders else ""
             found = "; ".join([f"no image in {str(base)!r}", *reasons(listing.left_out)])
             raise UserError(key, found, f"allowed: the images that {labels_key} is about{hint}")
-        file = self.root / Path(self.labels[folder]).expanduser()
+        file = self.root / os.path.expanduser(self.labels[folder])
         labels = read_labels(file, labels_key, listing.images)
         names: dict[str, list[str]] = {class_id: [] for class_id in class_ids}
         if unknown := sorted(set(labels.values()).difference(map(folder_of, class_ids))):

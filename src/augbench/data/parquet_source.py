@@ -8,6 +8,7 @@ id is the name of its row (:mod:`augbench.data.parquet_images`).
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,7 +112,7 @@ class ParquetSource(ImageSource):
 
     def __init__(self, dataset: ParquetImages) -> None:
         self.dataset = dataset
-        self.root = Path(dataset.root).expanduser()
+        self.root = Path(os.path.expanduser(dataset.root))
 
     @property
     def rows(self) -> ImageRows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -90,7 +91,7 @@ class InputPaths:
         table = None if isinstance(dataset, Caltech256) else dataset.classes
         files = [] if table is None else [self.class_table(table)]
         if isinstance(dataset, ImageFolder):
-            root = Path(dataset.root).expanduser()
+            root = Path(os.path.expanduser(dataset.root))
             for labels in filter(None, (dataset.validation_labels, dataset.test_labels)):
                 files += label_files(root, labels)
         return [*(self.fashion_mnist_files if isinstance(dataset, FashionMnist) else []), *files]
