@@ -241,7 +241,8 @@ def test_a_study_whose_checker_flags_most_images_of_a_class_ends_and_says_so(wor
     config["augmentation"]["attempts_per_image"] = 2
     # steps and guidance enough for classes that a checker can tell apart
     config["diffusion"] |= {"safety_checker": "checkers/none", "steps": 8, "guidance_scale": 5.0}
-    config["study"] = "without"
+    config["study"], config["leakage"] = "without", {"action": "off"}
+    config["execution"]["classes_per_job"] = 10
     pipeline = load_pipeline(
         parse_study(SMALL_STUDY | {"diffusion": {**SMALL_STUDY["diffusion"], "model": str(MINI)}}).diffusion,
         torch.device("cpu"),
