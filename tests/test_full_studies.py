@@ -444,10 +444,10 @@ def test_a_row_that_draws_from_a_retrieval_takes_its_most_similar_ones() -> None
         ),
         (
             {"ranked": True},
-            r"methods\.larger\.ranked: True; goes with a row that retrieves; "
+            r"methods\.larger\.ranked: true; goes with a row that retrieves; "
             r"clip_prompts generates its images",
         ),
-        ({"may_fall_short": True}, r"methods\.larger\.may_fall_short: True; goes with a row that retrieves"),
+        ({"may_fall_short": True}, r"methods\.larger\.may_fall_short: true; goes with a row that retrieves"),
         ({"added_per_training_image": 0}, r"methods\.larger\.added_per_training_image"),
     ],
 )
