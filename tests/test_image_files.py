@@ -348,9 +348,9 @@ def test_a_file_in_order_is_read_once(pets: Path, monkeypatch: pytest.MonkeyPatc
     check()
     read: list[str] = []
 
-    def reading(path: Path, most_pixels: int) -> Decoded | UserError:
+    def reading(path: Path, most_pixels: int, content: bytes | None) -> Decoded | UserError:
         read.append(path.as_posix())
-        return try_decode(path, most_pixels)
+        return try_decode(path, most_pixels, content)
 
     monkeypatch.setattr(check_images, "try_decode", reading)
     check()

@@ -777,7 +777,10 @@ def test_training_ends_at_the_last_candidate_if_all_are_epochs(inputs: Inputs, t
         by_loss={**rows, "candidates": ["val_loss", 1, 2]},
         imagic={**rows, "candidates": [*range(1, 9)]},
     )
-    ends = {name: parts.settings_of(study, row_of(study, name), 1.0).max_epochs for name in study.methods}
+    ends = {
+        name: parts.settings_of(study, row_of(study, name), 1.0, classes=2).max_epochs
+        for name in study.methods
+    }
     assert (ends["epochs"], ends["by_loss"], ends["imagic"]) == (2, 40, 8)
     longer = inputs.study({"max_epochs": 3, "patience": 3}, by_loss=study.methods["by_loss"].model_dump())
     ours, theirs = (

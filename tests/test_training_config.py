@@ -112,7 +112,8 @@ def test_studies_by_the_papers_rule_keep_the_keys_of_their_classifiers_and_sets(
 ) -> None:
     """The hashes were computed by version 0.1.0, which knew neither schedules nor controls.
 
-    It cut crops from smaller images and normalised whole batches, which these studies no longer do.
+    It cut crops from smaller images and normalised whole batches, which these studies no longer do, and drew
+    set 0 from part 0 also where the images of a class take turns.
     """
     overlay = tmp_path / "as_before.yaml"
     overlay.write_text("classifier: {decoded_size: null, batch_norm_groups: 1}")
@@ -122,6 +123,8 @@ def test_studies_by_the_papers_rule_keep_the_keys_of_their_classifiers_and_sets(
         for row in old.methods
         if row not in ("real_repeated", "placebo")  # the controls are new
     }
+    redrawn = {row for row, (_, drawn) in recipes.items() if drawn and drawn.pop("set_0", None)}
+    assert redrawn == ({"boomerang", "sariyildiz_prompts"} if name == "imagenet10" else set())
     assert canonical_hash(recipes) == expected
 
 

@@ -6,6 +6,7 @@ number and "-101", and with spaces for hyphens.
 
 from __future__ import annotations
 
+import os
 import re
 
 from augbench.config.data import Caltech256
@@ -50,7 +51,7 @@ class Caltech256Source(FolderSource):
         If the data is missing, these are the classes of the shipped table, if there is one.
         """
         shipped = load_class_table("caltech256") if "caltech256" in SHIPPED_TABLES else []
-        if shipped and not self.root.is_dir():
+        if shipped and not os.path.isdir(self.root):
             return shipped
         described = {info.class_id: info for info in shipped}
         classes = [

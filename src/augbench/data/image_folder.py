@@ -72,7 +72,7 @@ def _list_split(folder: Path, key: str, allowed: str) -> Listing:
     except UserError as error:
         reason = error.found if os.path.lexists(folder) else "no such folder"
         part = "train" if key.endswith("train_folder") else "val"
-        if folder.is_file() and folder.suffix == ".tar":
+        if os.path.isfile(folder) and folder.suffix == ".tar":
             command = f"{_unpacking(folder, folder.with_name(part))}; then name that folder"
             raise UserError(key, f"{str(folder)!r}, a tar", command) from None
         beside = [] if key == "dataset.root" else sorted(folder.parent.glob(f"*{part}*.tar"))
