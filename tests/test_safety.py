@@ -236,7 +236,6 @@ def made(workspace: Workspace, study: str) -> dict[str, list[tuple[int, str]]]:
 def test_a_study_whose_checker_flags_most_images_of_a_class_ends_and_says_so(workspace: Workspace) -> None:
     """80% of one class flagged, and fewer attempts than that takes: the study ends without stopping anywhere."""
     config = copy.deepcopy(SMALL_STUDY)
-    del config["corpus"]
     config["methods"] = {name: config["methods"][name] for name in ("none", "simple_prompt")}
     config["augmentation"]["attempts_per_image"] = 2
     # steps and guidance enough for classes that a checker can tell apart
