@@ -544,6 +544,18 @@ def test_figure5a_shows_the_papers_rows_or_those_that_the_config_names() -> None
         study_of(Path("data"), report={"class_changes": ["none"]})
 
 
+@pytest.mark.parametrize(
+    ("removed", "left"), [("retrieval", ("clip_prompts",)), ("none", ("retrieval", "clip_prompts"))]
+)
+def test_rows_of_figure5a_that_an_overlay_removes_are_left_out(removed: str, left: tuple[str, ...]) -> None:
+    named = {"class_changes": ["retrieval", "clip_prompts"]}
+    rows = {**METHODS, "other": {"mechanism": "real"}, removed: None}
+    assert study_of(Path("data"), rows, report=named).report.class_changes == left
+    if removed == "retrieval":
+        alone = {"class_changes": ["retrieval"]}
+        assert study_of(Path("data"), rows, report=alone).report.class_changes is None
+
+
 def test_many_classes_are_drawn_as_a_line_with_a_band() -> None:
     rows = [
         figure5a.Row(

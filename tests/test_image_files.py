@@ -610,3 +610,13 @@ def test_snakemake_gets_a_cache_folder_if_home_can_not_be_written(
     assert cache_folder() == {}
     monkeypatch.setenv("HOME", "/proc/no_home")
     assert cache_folder() == {"XDG_CACHE_HOME": str(tmp_path / "results/.cache")}
+
+
+def test_a_large_jpeg_is_decoded_from_bytes_as_from_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "large.jpg"
+    Image.new("RGB", (64, 32), "red").save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    found = [decode(path), decode("train.parquet:0", content=path.read_bytes())]
+    assert [(one.width, one.height) for one in found] == [(64, 32)] * 2

@@ -21,6 +21,7 @@ from PIL import Image
 from test_retrieval import ListOrigin, neighbours_of
 
 from augbench.artifacts.store import Store
+from augbench.commands.check.files import check_files
 from augbench.config.methods import RetrieveMethod
 from augbench.config.problems import ConfigError
 from augbench.config.stages import Retrieval
@@ -33,8 +34,9 @@ from augbench.retrieval.fetch import fetch_file
 from augbench.retrieval.filters import Filters
 from augbench.retrieval.hunt import LEDGER, Hunt, hunt_all
 from augbench.retrieval.images import WebOrigin, open_origin
-from augbench.retrieval.lists import Lists, list_problems, purge, read_lists
+from augbench.retrieval.lists import Lists, addresses, list_problems, purge, read_lists
 from augbench.retrieval.neighbours import Neighbour
+from augbench.retrieval.stage import _Retrieval
 from augbench.retrieval.web.cache import Cache, Fetched
 from augbench.runtime.job import Job
 
@@ -339,6 +341,51 @@ def test_the_store_loses_every_shard_and_ledger_with_an_image_that_was_taken_dow
     }
 
 
+def test_a_class_that_is_kept_is_not_taken_from_the_store_if_the_corpus_hash_is_on_the_list(
+    tmp_path: Path,
+) -> None:
+    store, asked = Store(tmp_path / "store"), {"class_id": "c"}
+    rows = [{"id": "0", "url": "u0", "sha256": "s0", "fate": "kept"}]
+    ledger = pa.Table.from_pylist(rows, schema=LEDGER)
+    store.commit("ledgers", asked, ".parquet", lambda path: pq.write_table(ledger, path))
+
+    class Taken(_Retrieval):
+        def _shard_recipe(self, *_: Any) -> dict[str, Any]:
+            raise LookupError("the shard is looked for")
+
+    def take(*taken_down: str) -> bool:
+        lists, job = Lists(frozenset(taken_down)), Job(study_of(tmp_path), store, 1)
+        method = job.study.retrieved["retrieval"]
+        retrieval = Taken(job, "retrieval", method, {}, {}, None, lists, {}, {}, {})
+        return retrieval.take(Hunt("c", candidates(), 1, [6]), asked)
+
+    assert not take("h0") and not take("u0") and not take("s0")
+    with pytest.raises(LookupError):
+        take("h1")
+
+
+def test_the_store_is_searched_for_the_addresses_of_hashes_that_were_taken_down(tmp_path: Path) -> None:
+    rows = [{"id": row.id, "url": row.url, "hash": row.hash} for row in candidates()]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "new")
+    pq.write_table(pa.table({"id": ["0"], "url": ["u0"]}), tmp_path / "of_an_earlier_version")
+    paths = [tmp_path / "new", tmp_path / "of_an_earlier_version"]
+    assert addresses(paths, frozenset({"h1", "h9", "u3"})) == {"u1"}
+    assert addresses(paths, frozenset()) == frozenset()
+
+
+def test_lists_need_hashes_which_earlier_searches_did_not_keep(tmp_path: Path) -> None:
+    plain = search_recipe(study_of(tmp_path), "retrieval")
+    for key in ("safe_list", "takedown"):
+        assert search_recipe(study_of(tmp_path, **{key: "list"}), "retrieval") == {**plain, "hash": True}
+
+
+def test_nothing_is_taken_down_by_a_list_of_ids_alone(tmp_path: Path) -> None:
+    ids = parquet(tmp_path / "ids.parquet", id=["1"])
+    (message,) = problems(study_of(tmp_path, takedown=ids))
+    assert "has columns id; one of these is needed: url, URL, image_path, md5, hash, sha256" in message
+    assert problems(study_of(tmp_path, safe_list=ids)) == []
+
+
 # --- the files of a corpus --------------------------------------------------------------------------
 
 
@@ -448,3 +495,12 @@ def test_a_fetched_file_has_the_last_part_of_its_address_as_name(tmp_path: Path)
 def test_addresses_without_a_file_name_of_their_own_are_refused(tmp_path: Path, fetch: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"corpus.*fetch"):
         study_of(tmp_path, {"fetch": fetch})
+
+
+def test_a_broken_download_does_not_keep_a_study_from_going_on(tmp_path: Path) -> None:
+    folder, part = tmp_path / "corpus", "http://a/{}.parquet"
+    folder.mkdir()
+    (folder / ".part.parquet.part").write_bytes(b"half")
+    study = study_of(folder, {"fetch": [part.format("part"), part.format("other")]})
+    assert check_files(study, None, [], False).problems == []
+    assert check_files(study_of(folder), None, [], False).problems != []

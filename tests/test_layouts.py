@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import subprocess
@@ -449,6 +450,15 @@ def test_kaggles_file_that_does_not_fit_is_one_line(flat: Path, old: str, new: s
     edit(flat / KAGGLE, old, new)
     line = flat_problem(flat, KAGGLE)
     assert line.startswith(expected), line
+
+
+def test_a_file_of_kaggles_that_is_no_csv_is_one_line(flat: Path) -> None:
+    usual = csv.field_size_limit(10)  # other modules raise it
+    try:
+        line = flat_problem(flat, KAGGLE)
+    finally:
+        csv.field_size_limit(usual)
+    assert line.startswith(f"dataset.test_labels: '{KAGGLE}', not readable as CSV (field larger than"), line
 
 
 def test_a_missing_file_of_labels_is_one_line(flat: Path) -> None:
@@ -923,6 +933,21 @@ def corpus_study(root: Path, **corpus: Any) -> Any:
         "execution": {"device": "cpu"},
     }
     return parse_study(study)
+
+
+def test_captions_that_are_lists_are_no_captions_unless_the_config_names_them(tmp_path: Path) -> None:
+    captions = [["a cat", "a pet"], ["a dog"]]
+    pq.write_table(
+        pa.table({"image": [encoded(0), encoded(1)], "caption": captions, "text": ["cat", "dog"]}),
+        tmp_path / "a.parquet",
+    )
+    with pq.ParquetFile(tmp_path / "a.parquet") as opened:
+        columns = embed._columns(opened, corpus_study(tmp_path).corpus, [0, 1])
+    assert columns == {"url": [None, None], "caption": ["cat", "dog"]}
+    with pytest.raises(
+        UserError, match=r"^corpus\.caption_column: the column 'caption' of a\.parquet is list<"
+    ):
+        parquet_images.list_corpus_rows(corpus_study(tmp_path, caption_column="caption").corpus)
 
 
 def neighbour(name: str) -> Neighbour:

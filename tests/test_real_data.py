@@ -108,6 +108,8 @@ REST = {
     "execution: {compile: 'yes'}": "execution.compile: 'yes'; allowed: true or false",
     "finetune: {max_epochs: 99999999999999999999}": "finetune.max_epochs: 99999999999999999999; allowed: at ",
     "x: " + "[" * 700 + "]" * 700: "s.yaml: not readable as YAML: maximum recursion depth exceeded",
+    "2020-01-01: 1": "a key of config: datetime.date(2020, 1, 1); allowed: a text; put it in quotes",
+    "corpus: &a {root: *a}": "s.yaml: not readable as YAML: found unconstructable recursive node in ",
     "methods: {}": "s.yaml, line 10: 'methods' is given twice, first in line 6; ",
     "finetune: {features: clip, features: clip}": "s.yaml, line 10: 'features' is given twice, ",
 }

@@ -11,8 +11,8 @@ their images, not by the draw.
 Set 0 is drawn from part 0 of the pool alone, unless the images of a class take turns (Boomerang's sources,
 templates with ``draw: cycle``): part 0 then holds each turn about equally often, a random set does not. Other
 images of a generated pool are independent of each other given their class, so this set is as random as any
-other. Only part 0 is made for the candidates of a fine-tuned method, so they are compared on the same set that
-the selected candidate uses later.
+other. Only part 0 is made for the candidates of a fine-tuned method, so they are compared on the same set
+that the selected candidate uses later.
 
 A class whose images the safety checker flagged too often has fewer images in its sets and stays in the study.
 The manifest's metadata name the classes that lack images.

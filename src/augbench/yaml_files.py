@@ -96,6 +96,7 @@ def load_yaml(path: str | Path, loader: type[yaml.SafeLoader], kind: type, neede
     try:
         opened = loader(read_text(path))
         opened.name = str(path)
+        opened.deep_construct = True  # so that a value that contains itself is an error
         data = opened.get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = " ".join(str(error).split())

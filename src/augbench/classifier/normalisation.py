@@ -87,7 +87,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
 
 
 def normalise_over(model: nn.Module, groups: int, group: ProcessGroup, device: torch.device) -> None:
-    """Make every ``nn.BatchNorm2d`` of ``model`` normalise parts of the global batch; weights keep their names.
+    """Make each ``nn.BatchNorm2d`` of a model normalise parts of the global batch; weights keep their names.
 
     Parameters
     ----------

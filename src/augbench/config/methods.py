@@ -357,7 +357,7 @@ class PersonaliseMethod(_Sampled):
         return tuple(f"epoch{value}" if isinstance(value, int) else value for value in self.candidates)
 
     def last_epoch(self, max_epochs: int) -> int:
-        """Epoch after which no candidate can come: the last candidate if all are epochs, or ``max_epochs``."""
+        """Epoch after which no candidate comes: the last candidate if all are epochs, or ``max_epochs``"""
         epochs = [value for value in self.candidates if isinstance(value, int)]
         return max(epochs) if len(epochs) == len(self.candidates) else max_epochs
 

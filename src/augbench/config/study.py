@@ -335,7 +335,10 @@ def _unusable(value: Any, where: str) -> Iterator[UserError]:
     """Yield texts that no file can hold, and numbers beyond 64 bits."""
     inner: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Mapping):
-        yield from (problem for name in value for problem in _unusable(name, f"a key of {where}"))
+        for name in value:
+            yield from _unusable(name, f"a key of {where}")
+            if not isinstance(name, str | int | float | None):
+                yield UserError(f"a key of {where}", shown(name), "allowed: a text; put it in quotes")
         inner = value.items()
     elif isinstance(value, list | tuple):
         inner = enumerate(value)
@@ -348,7 +351,7 @@ def _unusable(value: Any, where: str) -> Iterator[UserError]:
 
 
 def _without_removed(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out rows that an overlay removes with null, and the contrasts that name one of them."""
+    """Leave out rows that an overlay removes with null, and what the report's keys say of them."""
     rows, report = data.get("methods"), data.get("report")
     if not isinstance(rows, Mapping):
         return dict(data)
@@ -361,5 +364,8 @@ def _without_removed(data: Mapping[str, Any]) -> dict[str, Any]:
             if not isinstance(contrast, Mapping)
             or removed.isdisjoint(str(contrast.get(side)) for side in ("row", "against"))
         ]
-        left["report"] = {**report, "contrasts": stays}
+        left["report"] = report = {**report, "contrasts": stays}
+    if isinstance(report, Mapping) and isinstance(shown_rows := report.get("class_changes"), list):
+        remaining = [name for name in shown_rows if not isinstance(name, str) or name not in removed]
+        left["report"] = {**report, "class_changes": remaining if remaining or not shown_rows else None}
     return left

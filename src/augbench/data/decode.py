@@ -134,6 +134,8 @@ def _open(file: Path | BytesIO) -> ImageFile.ImageFile:
     try:
         return Image.open(file)
     except Image.DecompressionBombError:
+        if isinstance(file, BytesIO):
+            file.seek(0)
         try:
             return JpegImageFile(file)
         except SyntaxError:

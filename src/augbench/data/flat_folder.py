@@ -54,9 +54,12 @@ def read_labels(path: Path, key: str, images: Sequence[str]) -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else f"not readable as text ({error})"
         raise UserError(key, f"{str(path)!r}, {reason}", KNOWN) from None
-    if _is_kaggles(path):
+    if not _is_kaggles(path):
+        return _from_devkit(path, text, key, images)
+    try:
         return _from_kaggle(path, text, key, images)
-    return _from_devkit(path, text, key, images)
+    except csv.Error as error:
+        raise UserError(key, f"{str(path)!r}, not readable as CSV ({error})", KNOWN) from None
 
 
 def _from_devkit(path: Path, text: str, key: str, images: Sequence[str]) -> dict[str, str]:

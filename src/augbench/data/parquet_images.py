@@ -221,6 +221,10 @@ def list_corpus_rows(corpus: ParquetCorpus) -> tuple[ImageRows, RowListing]:
                 for key in ("caption_column", "url_column"):
                     if (column := getattr(corpus, key)) is not None:
                         images.check_column(images.root / file, column, f"corpus.{key}", opened.schema_arrow)
+                        if not is_text(opened.schema_arrow, column):
+                            kind = opened.schema_arrow.field(column).type
+                            found = f"the column {column!r} of {printable(file)} is {kind}"
+                            raise UserError(f"corpus.{key}", found, "allowed: a column of texts")
                 rows[file] = opened.metadata.num_rows
         except UserError as error:
             problems.append(error)
@@ -232,6 +236,15 @@ def list_corpus_rows(corpus: ParquetCorpus) -> tuple[ImageRows, RowListing]:
             "corpus.root", f"{corpus.root!r}: Parquet files without rows", "allowed: rows with images"
         )
     return images, RowListing(rows, left_out)
+
+
+def is_text(schema: pa.Schema, column: str) -> bool:
+    """Whether a column holds texts, or numbers that can be written as such."""
+    kind = schema.field(column).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    simple = (pa.types.is_primitive, pa.types.is_null, pa.types.is_string, pa.types.is_large_string)
+    return any(holds(kind) for holds in simple)
 
 
 def _groups(opened: pq.ParquetFile) -> Iterator[tuple[int, int, int]]:

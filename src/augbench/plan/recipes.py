@@ -159,7 +159,9 @@ def search_recipe(study: Study, name: str) -> Recipe:
         if not isinstance(study.corpus, OwnCorpus)
         else {"search": study.corpus.search}
     )
-    return {"version": 1, "seed": study.seed, "asked": asked, "corpus": corpus}
+    retrieval = study.retrieval
+    needed = {"hash": True} if retrieval.safe_list or retrieval.takedown else {}  # 0.1.0 kept no hashes
+    return {"version": 1, "seed": study.seed, "asked": asked, "corpus": corpus, **needed}
 
 
 def retrieve_recipe(study: Study, name: str) -> Recipe:

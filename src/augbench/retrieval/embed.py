@@ -1,9 +1,9 @@
 """CLIP embeddings of a corpus of images in clip-retrieval's layout, and an index of them.
 
-Input: the miniature corpus, a folder of images or Parquet files with images, and a CLIP model. Output: a folder with
-``img_emb/img_emb_00000.npy`` (float16, unit length), ``metadata/metadata_00000.parquet`` with the same
-rows, and ``augbench.json``, which names the CLIP model and the content. The index folder has the layout of
-``clip-retrieval index``.
+Input: the miniature corpus, a folder of images or Parquet files with images, and a CLIP model. Output: a
+folder with ``img_emb/img_emb_00000.npy`` (float16, unit length), ``metadata/metadata_00000.parquet`` with the
+same rows, and ``augbench.json``, which names the CLIP model and the content. The index folder has the layout
+of ``clip-retrieval index``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from PIL import Image
 from augbench.batches import in_batches
 from augbench.config.corpus import ParquetCorpus
 from augbench.data.decode import Decoded, in_order, try_decode
-from augbench.data.parquet_images import Encoded, ImageRows, list_corpus_rows, row_name
+from augbench.data.parquet_images import Encoded, ImageRows, is_text, list_corpus_rows, row_name
 from augbench.data.walk import LeftOut, list_corpus, log_left_out, printable
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file, write_json
@@ -142,10 +142,11 @@ def _columns(
 ) -> dict[str, list[str | None]]:
     """Addresses and captions of rows; None for what the file does not have."""
     given = {"url": corpus.url_column, "caption": corpus.caption_column}
-    present = opened.schema_arrow.names
+    schema = opened.schema_arrow
+    texts = [name for name in schema.names if schema.names.count(name) == 1 and is_text(schema, name)]
     found: dict[str, list[str | None]] = {}
     for name, column in given.items():
-        usual = next((spelling for spelling in SPELLINGS[name] if spelling in present), None)
+        usual = next((spelling for spelling in SPELLINGS[name] if spelling in texts), None)
         found[name] = [None] * len(places)
         if (chosen := column or usual) is not None:
             values = opened.read([chosen]).column(chosen).slice(places[0], len(places))

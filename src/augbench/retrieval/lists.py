@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -80,15 +80,18 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _columns(names: Sequence[str], file: Path, key: str) -> list[str]:
-    """Return the columns of addresses and hashes, or else that of ids.
+    """Return the columns of addresses and hashes, or else, for a safe list, that of ids.
 
     Ids count only where there is nothing else: those of ClickHouse's subset are numbers of rows, which in
-    Re-LAION belong to other images.
+    Re-LAION belong to other images. For this reason nothing is taken down by its id.
     """
-    for kinds in (("url", "hash"), ("id",)):
-        if found := [name for kind in kinds for name in SPELLINGS[kind] if name in names]:
+    kinds = [SPELLINGS["url"] + SPELLINGS["hash"]]
+    if key == "retrieval.safe_list":
+        kinds.append(SPELLINGS["id"])
+    for spellings in kinds:
+        if found := [name for name in spellings if name in names]:
             return found
-    allowed = ", ".join(SPELLINGS["url"] + SPELLINGS["hash"] + SPELLINGS["id"])
+    allowed = ", ".join(sum(kinds, ()))
     raise UserError(key, f"{file} has columns {', '.join(names)}", f"one of these is needed: {allowed}")
 
 
@@ -212,6 +215,16 @@ def sign_of_old_laion(corpus: Corpus | None) -> str | None:
 def _old_name(names: Sequence[str]) -> str | None:
     """Return the first name with ``laion`` that is not part of ``relaion`` or ``re-laion``."""
     return next((name for name in names if re.search("(?<!re)(?<!re-)laion", name.lower())), None)
+
+
+def addresses(neighbours: Iterable[str | Path], taken_down: frozenset[str]) -> frozenset[str]:
+    """Addresses of searches' candidates that a list names by the corpus's hash, which no ledger has."""
+    found: set[str] = set()
+    for path in neighbours if taken_down else ():
+        if "hash" in pq.read_schema(path).names:
+            rows = pq.read_table(path, columns=["url", "hash"]).to_pylist()
+            found |= {row["url"] for row in rows if row["url"] and _names(None, row["hash"]) & taken_down}
+    return frozenset(found)
 
 
 def purge(store: Store, taken_down: frozenset[str]) -> int:

@@ -28,7 +28,7 @@ from augbench.prompts.stage import read_prompts
 from augbench.retrieval.filters import KEPT, Filters, check_scores, owners
 from augbench.retrieval.hunt import LEDGER, Embed, Hunt, hunt_all, prefix_sizes, wanted_images
 from augbench.retrieval.images import Origin
-from augbench.retrieval.lists import UNLISTED, Lists, read_lists
+from augbench.retrieval.lists import TAKEN_DOWN, UNLISTED, Lists, read_lists
 from augbench.retrieval.manifest import read_manifest
 from augbench.retrieval.neighbours import Neighbour, read_neighbours
 
@@ -116,8 +116,9 @@ class _Retrieval:
         if not store.has(LEDGERS, asked, ".parquet"):
             return False
         ledger = pq.read_table(store.path(LEDGERS, asked, ".parquet")).to_pylist()
-        kept = {name for row in ledger if row["fate"] == KEPT for name in (row["url"], row["sha256"])}
-        if kept & self.lists.taken_down:
+        down = {neighbour.id for neighbour in hunt.neighbours if self.lists.fate(neighbour) == TAKEN_DOWN}
+        kept = [row for row in ledger if row["fate"] == KEPT]
+        if any(row["id"] in down or row["sha256"] in self.lists.taken_down for row in kept):
             return False
         recipe = self._shard_recipe(hunt, ledger)
         return store.take("shards", recipe, self.shards[hunt.class_id], is_kept) and store.take(

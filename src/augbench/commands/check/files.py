@@ -106,7 +106,11 @@ def _unusable_embeddings(files: Sequence[EmbeddingFile], width: int | None) -> I
 def _corpus(study: Study, decode: bool, report: FileReport) -> Place | None:
     """Check the corpus; return its images, if it consists of image files."""
     corpus = study.corpus
-    if isinstance(corpus, EmbeddingCorpus) and os.path.isdir(corpus.folder):
+    if (
+        isinstance(corpus, EmbeddingCorpus)
+        and os.path.isdir(corpus.folder)
+        and all(map(os.path.isfile, corpus.fetched))  # else they are fetched first
+    ):
         columns = {str(name): column for name, column in corpus.columns.items()}
         files = open_embeddings(corpus.folder, corpus.vector_column, corpus.npz_key, columns)
         report.problems += _unusable_embeddings(files, projection_width(study.clip))

@@ -1,7 +1,8 @@
 """Decode every image that a study may read, once, and remember those that were in order.
 
-Images are known by path, size and time of their file, and their row in a Parquet file. A file that was in order is not read again until it changes, so that
-an interrupted check resumes, and one after a repair reads only what was repaired.
+Images are known by path, size and time of their file, and their row in a Parquet file. A file that was in
+order is not read again until it changes, so that an interrupted check resumes, and one after a repair reads
+only what was repaired.
 """
 
 from __future__ import annotations
