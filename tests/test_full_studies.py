@@ -535,7 +535,7 @@ def overlay() -> dict[str, Any]:
             rows[name] = {"lr_grid": [1.0], "candidates": [1], "clusters": min(row.clusters, 2)}
         if isinstance(row, DrawMethod) and row.images_per_class is not None:
             rows[name] = {"images_per_class": round(2 * row.added_per_training_image)}
-    rows["retrieval"] = {"images_per_class": 3}
+    rows["retrieval"] = {"images_per_class": 3, "least_images": None}
     rows["retrieval_2500"] = {"added_per_training_image": 3}
     return {**OVERLAY, "methods": rows}
 

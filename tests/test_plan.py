@@ -82,6 +82,15 @@ def test_new_keys_are_in_recipes_only_if_they_are_set() -> None:
     assert recipes.prompts_recipe(listed, "clip_prompts")["exclude"] == ["b"]
 
 
+def test_a_class_is_left_out_by_the_name_of_its_folder_or_by_its_id() -> None:
+    for named in ("hot dog", "hot~20dog"):
+        study = parse_study({**SMALL_STUDY, "retrieval": {"exclude": [named]}})
+        assert study.retrieval.listed == {"hot~20dog"}
+        assert parse_study(study.model_dump(mode="json")) == study
+    literal = parse_study({**SMALL_STUDY, "retrieval": {"exclude": ["100%25", "a~b"]}})
+    assert literal.retrieval.listed == {"100~2525", "a~7Eb"}
+
+
 def test_a_shared_unet_waits_for_retrieval_only_if_it_leaves_classes_out() -> None:
     for plan, waits in (
         (plan_of(), False),

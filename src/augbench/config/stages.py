@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import field_validator, model_validator
 
 from augbench.config.base import Fraction, Place, Positive, Section, WrittenPlace, key
-from augbench.data.classes import class_id_of
+from augbench.data.classes import class_id_of, folder_of
 
 # Samples of an image that a study of an earlier version could take before it ended in an error.
 ATTEMPTS_PER_IMAGE = 20
@@ -163,8 +163,12 @@ class Retrieval(Section):
     @field_validator("exclude")
     @classmethod
     def _ids_of_folders(cls, exclude: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        """Users name classes by their folders."""
-        return exclude if isinstance(exclude, str) else tuple(map(class_id_of, exclude))
+        """Users name classes by their folders, or by the ids that they find in results."""
+        if isinstance(exclude, str):
+            return exclude
+        return tuple(
+            name if class_id_of(folder_of(name) or name) == name else class_id_of(name) for name in exclude
+        )
 
 
 class Leakage(Section):

@@ -60,7 +60,9 @@ def fetch_file(address: str, target: Path) -> None:
 def _size(address: str) -> int:
     request = urllib.request.Request(address, method="HEAD")
     with urllib.request.urlopen(request, timeout=SECONDS_TO_ANSWER) as answer:
-        return int(answer.headers["Content-Length"] or "")
+        if (size := answer.headers["Content-Length"]) is None:
+            raise ValueError("the server does not tell the number of bytes")
+        return int(size)
 
 
 def _append(address: str, part: Path, size: int) -> None:
