@@ -124,21 +124,25 @@ def check_study(
 
 
 def _outputs(study: Study) -> Iterator[UserError]:
-    """Yield the problems of the folders that a run writes to: the study's results and the store."""
-    folders = [Path("results") / study.study]
+    """Yield the first problem of the folders that a run writes to: the study's results, then the store.
+
+    Space is needed where the results are; a job that finds the store's own disk full says so and loses nothing.
+    """
+    results = Path("results") / study.study
     try:
-        folders.append(open_store(study).root)
+        folders = [results, open_store(study).root]
     except UserError as error:
+        folders = [results]
         yield error
-    there = (next(path for path in (one, *one.absolute().parents) if path.exists()) for one in folders)
-    for existing in dict.fromkeys(there):
+    for folder in folders:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not existing.is_dir():
             yield UserError(str(existing), "a file", "a folder for results is needed")
-        elif not os.access(existing, os.W_OK | os.X_OK):
+            return
+        if not os.access(existing, os.W_OK | os.X_OK):
             yield UserError(str(existing), "not writable", "a writable folder for results is needed")
-        elif (free := shutil.disk_usage(existing).free) < LEAST_FREE_BYTES:
-            yield UserError(
-                str(existing),
-                f"{free / 1e9:.2f} GB free",
-                f"at least {LEAST_FREE_BYTES / 1e9:g} GB are needed",
-            )
+            return
+        free = shutil.disk_usage(existing).free
+        if folder is results and free < LEAST_FREE_BYTES:
+            needed = f"at least {LEAST_FREE_BYTES / 1e9:g} GB are needed"
+            yield UserError(str(existing), f"{free / 1e9:.2f} GB free", needed)
