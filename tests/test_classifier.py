@@ -27,7 +27,6 @@ from augbench.classifier import train as training
 from augbench.classifier.compute import Compute, Storage, compute_of
 from augbench.classifier.crops import MEAN, STD, Crops, cut, cut_centre, draw_crops, in_parts
 from augbench.classifier.images import ImagePool, LabelledImages, gather, stream
-from augbench.classifier.memory import free_memory
 from augbench.classifier.model import build
 from augbench.classifier.schedule import PlateauSchedule
 from augbench.classifier.score import score_test, top1
@@ -43,6 +42,7 @@ from augbench.data.classes import ClassInfo, write_class_table
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import read_json
+from augbench.memory import free_memory
 from augbench.resample import resample
 
 CPU = torch.device("cpu")

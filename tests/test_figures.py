@@ -144,7 +144,7 @@ class Squares:
                 self.job,
                 per_class,
                 table,
-                self.sets(plan.compared),
+                self.sets(plan.class_changes),
                 self.train,
                 self.classes,
                 files["table"],
@@ -535,9 +535,9 @@ def test_figure5a_sorts_classes_and_shows_both_ends(squares: Squares, tmp_path: 
 def test_figure5a_shows_the_papers_rows_or_those_that_the_config_names() -> None:
     learned = {"mechanism": "personalise", "learn": "pseudoword", "train_unet": True, "lr_grid": [1.0]}
     rows = {**METHODS, "pseudoword_dm": learned}
-    assert Plan(study_of(Path("data"), rows), ()).compared == ["pseudoword_dm", "retrieval"]
+    assert Plan(study_of(Path("data"), rows), ()).class_changes == ["pseudoword_dm", "retrieval"]
     named = {"class_changes": ["retrieval", "clip_prompts"]}
-    assert Plan(study_of(Path("data"), report=named), ()).compared == ["retrieval", "clip_prompts"]
+    assert Plan(study_of(Path("data"), report=named), ()).class_changes == ["retrieval", "clip_prompts"]
     with pytest.raises(
         UserError, match=r"report.class_changes.0.*allowed: a row that adds images: boomerang"
     ):

@@ -303,7 +303,7 @@ if "figure5a" in PLAN.figures:
         input:
             per_class=PLAN.per_class,
             table=PLAN.table1["csv"],
-            sets=[PLAN.resample(method, "0") for method in PLAN.compared],
+            sets=[PLAN.resample(method, "0") for method in PLAN.class_changes],
             train=PLAN.splits["train"],
             classes=PLAN.classes,
         output:
@@ -318,7 +318,7 @@ if "figure5a" in PLAN.figures:
         resources:
             **NEEDS.table,
         params:
-            recipe=recipes.figure_data_recipe(STUDY, PLAN.compared),
+            recipe=recipes.figure_data_recipe(STUDY, PLAN.class_changes),
         message:
             "changes and images of Figure 5A"
         script:

@@ -18,11 +18,11 @@ from PIL import Image
 from augbench.batches import in_batches
 from augbench.classifier.compute import Compute
 from augbench.classifier.crops import at_origin
-from augbench.classifier.memory import free_memory
 from augbench.classifier.spool import Spool
 from augbench.data.decode import in_order, middle
 from augbench.errors import UserError
 from augbench.files import canonical_hash
+from augbench.memory import free_memory
 from augbench.progress import track
 
 logger = logging.getLogger(__name__)

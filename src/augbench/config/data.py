@@ -10,7 +10,9 @@ from augbench.config.base import Place, Positive, Section, WrittenPlace, key
 
 
 class _Splits(Section):
-    gives: ClassVar[tuple[str, ...]] = ()  # keys that name validation and test images of the data set's own
+    gives: ClassVar[
+        tuple[str, ...]
+    ] = ()  # keys that name the data set's own validation images, then test images
 
     train_fraction: float = key(
         0.1,
@@ -72,6 +74,11 @@ class _Splits(Section):
         if total > 1:
             raise ValueError(f"the fractions sum to {total:g}; at most 1 is possible")
         return self
+
+    @property
+    def gives_validation(self) -> bool:
+        """Whether the data set has validation images of its own."""
+        return any(getattr(self, name) is not None for name in self.gives[:1])
 
     @model_validator(mode="after")
     def _holds_out(self) -> _Splits:

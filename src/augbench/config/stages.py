@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import field_validator, model_validator
 
 from augbench.config.base import Fraction, Place, Positive, Section, WrittenPlace, key
-from augbench.data.classes import class_id_of, folder_of
+from augbench.data.classes import id_meant
 
 # Samples of an image that a study of an earlier version could take before it ended in an error.
 ATTEMPTS_PER_IMAGE = 20
@@ -164,11 +164,7 @@ class Retrieval(Section):
     @classmethod
     def _ids_of_folders(cls, exclude: str | tuple[str, ...]) -> str | tuple[str, ...]:
         """Users name classes by their folders, or by the ids that they find in results."""
-        if isinstance(exclude, str):
-            return exclude
-        return tuple(
-            name if class_id_of(folder_of(name) or name) == name else class_id_of(name) for name in exclude
-        )
+        return exclude if isinstance(exclude, str) else tuple(map(id_meant, exclude))
 
 
 class Leakage(Section):

@@ -133,6 +133,12 @@ def folder_of(class_id: str) -> str:
     return unquote(class_id.replace("~", "%"))
 
 
+def id_meant(name: str) -> str:
+    """Class id that a user means, who may give an id or a folder's name; raises as :func:`class_id_of`."""
+    folder = folder_of(name) or name
+    return name if class_id_of(folder) == name else class_id_of(name)
+
+
 def check_unique(classes: Sequence[ClassInfo], where: str) -> None:
     """Raise :class:`UserError` if two classes share an id or there are fewer than two classes."""
     ids = [info.class_id for info in classes]

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from augbench.config.corpus import ParquetCorpus
 from augbench.data.walk import NOT_PARQUET, PARQUET, LeftOut, Listing, printable, reasons, walk
 from augbench.errors import UserError
+from augbench.memory import free_memory
 
 Encoded = bytes | UserError
 
@@ -165,8 +166,6 @@ class ImageRows:
 
     def _windows(self, names: Sequence[str]) -> Iterator[Sequence[str]]:
         """Cut ``names`` into pieces whose images fit into a share of the free memory."""
-        from augbench.classifier.memory import free_memory
-
         budget, taken, first = free_memory() * SHARE_OF_MEMORY, 0.0, 0
         for place, name in enumerate(names):
             taken += self._size(file_and_row(name)[0])

@@ -193,7 +193,7 @@ class Plan(PoolPaths):
         wanted = {
             "figure3": self.reconstructing,
             "figure4": self.exemplified,
-            "figure5a": self.compared if self._has_baseline else [],
+            "figure5a": self.class_changes if self._has_baseline else [],
             "figure5b": self.scaling,
             "learning_curves": self.methods,
         }
@@ -301,7 +301,7 @@ class Plan(PoolPaths):
         return [*(name for name in PAPER_FIGURE_4 if name in shown), *ours]
 
     @cached_property
-    def compared(self) -> list[str]:
+    def class_changes(self) -> list[str]:
         """Rows of Figure 5A: those that the config names, or the paper's two.
 
         If the study lacks one of these, the first row that generates, or retrieves, stands for it. None is

@@ -52,7 +52,7 @@ def entries(path: str | Path, key: str) -> Iterator[pa.Array]:
     path = Path(path)
     if not path.exists():
         raise UserError(key, f"{str(path)!r}, no such file", "allowed: a text or Parquet file, or a folder")
-    for file in _files(path) if path.is_dir() else [path]:
+    for file in _files(path):
         if (suffix := file.suffix.lower()) in TABLES:
             allowed = "allowed: a text file with one entry a line, Parquet, or a folder of them"
             raise UserError(key, f"{str(file)!r}, a table", allowed)
@@ -72,7 +72,9 @@ def entries(path: str | Path, key: str) -> Iterator[pa.Array]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Files in a folder and those below it, without hidden files and descriptions (README.md, *.json)."""
+    """A list's file, or all in a folder and below it but hidden ones and descriptions (README.md, *.json)."""
+    if not folder.is_dir():
+        return [folder]
     files = (path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".md", ".json"))
     return sorted(
         path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts)
@@ -135,7 +137,7 @@ def read_lists(retrieval: Retrieval, neighbours_path: str | Path, store: Store) 
     safe = None
     if retrieval.safe_list is not None:
         path = Path(retrieval.safe_list)
-        stats = [(str(file), file.stat()) for file in (_files(path) if path.is_dir() else [path])]
+        stats = [(str(file), file.stat()) for file in _files(path)]
         recipe = {
             "version": 1,
             "neighbours": sha256_file(neighbours_path),

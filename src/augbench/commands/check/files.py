@@ -72,12 +72,14 @@ def _data_set(
     source: FilesSource, images: list[ClassImages], decode: bool, report: FileReport
 ) -> list[Place]:
     report.notes += [f"dataset: {line}" for line in reasons(source.left_out)]
-    rows = source.rows if isinstance(source, ParquetSource) else None
-    links, unit = (source.links, "folder") if isinstance(source, FolderSource) else ((), "split")
+    images_in: Images
+    if isinstance(source, ParquetSource):
+        images_in, links, unit = ParquetRows(source.rows), set[str](), "split"
+    else:
+        images_in, links, unit = ImageFiles(source.root), source.links, "folder"
     places = places_of(images, source.root, links, {}, unit)
     if decode:
         names = [name for place in places for name in place.names]
-        images_in = ImageFiles(source.root) if rows is None else ParquetRows(rows)
         checked = decode_all(images_in, names, "data set: images checked")
         report.notes += [f"warning: dataset: {line}" for line in checked.guesses()]
         damaged = list(checked.damaged.values())

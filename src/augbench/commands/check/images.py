@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -96,9 +96,12 @@ def _key(path: Path, *row: int) -> str | None:
     return canonical_hash([VERSION, os.path.abspath(path), stat.st_size, stat.st_mtime_ns, *row])
 
 
-def _known(path: Path, digest: Callable[[], bytes], content: bytes | None = None) -> Known | UserError:
+def _known(path: Path, content: bytes | None = None) -> Known | UserError:
     found = try_decode(path, most_pixels=0, content=content)
-    return found if isinstance(found, UserError) else Known(digest(), found.image.info.get(GUESSED_BITS))
+    if isinstance(found, UserError):
+        return found
+    digest = sha256_file(path) if content is None else hashlib.sha256(content).hexdigest()
+    return Known(bytes.fromhex(digest), found.image.info.get(GUESSED_BITS))
 
 
 class Images(Protocol):
@@ -127,11 +130,7 @@ class ImageFiles:
         return _key(self.root / name)
 
     def read(self, names: Sequence[str]) -> Iterator[Known | UserError]:
-        def read(name: str) -> Known | UserError:
-            path = self.root / name
-            return _known(path, lambda: bytes.fromhex(sha256_file(path)))
-
-        return in_order(read, names, THREADS)
+        return in_order(_known, (self.root / name for name in names), THREADS)
 
 
 @dataclass(frozen=True)
@@ -151,9 +150,7 @@ class ParquetRows:
     def read(self, names: Sequence[str]) -> Iterator[Known | UserError]:
         def read(item: tuple[str, Encoded]) -> Known | UserError:
             name, content = item
-            if isinstance(content, UserError):
-                return content
-            return _known(self.rows.root / name, lambda: hashlib.sha256(content).digest(), content)
+            return content if isinstance(content, UserError) else _known(self.rows.root / name, content)
 
         return in_order(read, zip(names, self.rows.read(names), strict=True), THREADS)
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from augbench.config.data import Caltech256, FashionMnist, ImageFolder, ParquetImages
+from augbench.config.data import Caltech256, FashionMnist
 from augbench.data.sources import open_source
 from augbench.data.splits import resolve_shares, split_sizes
 from augbench.plan.paths import Plan
@@ -73,9 +73,7 @@ def _sizes_of_all(plan: Plan) -> Sizes:
     else:
         pools, tests = [ASSUMED_IMAGES] * classes, [None] * classes
         known = f"{ASSUMED_IMAGES} images per class assumed, because the data set is missing"
-    given = (isinstance(dataset, ImageFolder) and dataset.validation_folder is not None) or (
-        isinstance(dataset, ParquetImages) and dataset.validation_split is not None
-    )
+    given = dataset.gives_validation
     shares = resolve_shares(dataset, given, tests[0] is not None)
     splits = [
         split_sizes("", pool, shares, round(pool * 0.1) or 1 if given else None, test)
