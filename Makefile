@@ -1,6 +1,7 @@
 # Entry points. Every target that runs something first makes .venv (envs/setup.sh). None needs root.
 #
 # PYTHON=/path/to/python3.13   the Python to make .venv with, 3.11 to 3.14; default: 3.12 or what uv finds
+# CUDA=12                      make setup: torch for older NVIDIA drivers (525 to 575) and V100; CUDA=13 undoes it
 # ARGS="..."                   more arguments for the command that demo, test or test-full runs
 # UPGRADE=1                    make lock: the newest versions inside pyproject.toml's ranges
 
@@ -19,7 +20,7 @@ help:       ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup:      ## the environment .venv, made or brought up to date (the other targets do this by themselves)
-	@PYTHON="$(PYTHON)" bash envs/setup.sh
+	@PYTHON="$(PYTHON)" CUDA="$(if $(findstring command,$(origin CUDA)),$(CUDA))" bash envs/setup.sh
 
 demo: setup ## the miniature study, start to report: minutes on a laptop's CPU
 	@augbench run --configfile config/demo.yaml $(ARGS)
@@ -39,6 +40,8 @@ lint: setup ## style, types and the workflow's own lint
 
 lock: setup ## the locks and the files for conda (UPGRADE=1: newest versions)
 	@$(COMPILE) --python-version 3.11 --extra dev pyproject.toml -o envs/requirements.lock
+	@cp envs/requirements.lock envs/cuda12.lock  # uv keeps the versions that it finds there
+	@$(COMPILE) --python-version 3.11 --extra dev --override envs/cuda12.in pyproject.toml -o envs/cuda12.lock
 	@$(COMPILE) --python-version 3.8 envs/bootstrap.in -o envs/bootstrap.lock
 	@python envs/make_conda.py > envs/conda.yaml
 	@python envs/make_conda.py --post-deploy > envs/conda.post-deploy.sh

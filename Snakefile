@@ -84,4 +84,4 @@ rule pretrain:
 
 
 onstart:
-    begin_run(STUDY)
+    begin_run(STUDY, workflow.local_exec)

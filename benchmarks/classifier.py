@@ -39,6 +39,7 @@ from augbench.classifier.compute import Compute
 from augbench.classifier.crops import MEAN, STD
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.model import build
+from augbench.classifier.step import autocast
 from augbench.classifier.train import train_run
 from augbench.config.classifier import Classifier
 from augbench.data.decode import in_order, open_rgb
@@ -167,7 +168,7 @@ def ready_step(
 
     def step() -> None:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=deterministic):
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with autocast(config, device):
                 loss = F.cross_entropy(model(images).float(), labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -20,10 +20,12 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from augbench.classifier.compute import Compute, ProcessGroup
+from augbench.classifier.compute import Compute
 from augbench.classifier.crops import draw_crops
 from augbench.classifier.images import ImagePool
+from augbench.classifier.model import build
 from augbench.classifier.sizes import training_side
+from augbench.classifier.step import Gradients
 from augbench.classifier.train import _Training
 from augbench.config.classifier import Classifier
 from benchmarks.record import publish, surroundings, surroundings_line
@@ -43,8 +45,9 @@ def measure(decoded_size: Any, count: int, batches: int, device: torch.device) -
     """Bytes per image, and crops per second over batches of the size that the classifier has."""
     config = Classifier(decoded_size=decoded_size)
     pool = ImagePool(pictures(count), count, training_side(config), Compute(device), "images")
-    labels = torch.zeros(count, dtype=torch.int64, device=device)
-    run = _Training(torch.nn.Identity(), [pool], labels, 0, config, ProcessGroup())
+    compute = Compute(device)
+    gradients = Gradients(build(config, 2, 0), config, compute)
+    run = _Training(gradients, [pool], np.zeros(count, dtype=np.int64), 0, config, compute)
     rng = np.random.default_rng(0)
     crops = draw_crops(rng, pool.sizes, config.min_crop_area)
     chosen = [rng.integers(0, count, config.batch_size) for _ in range(batches + 1)]

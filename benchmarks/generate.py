@@ -162,7 +162,7 @@ def our_sampler(
 
 def ours(sampler: Sampler, source: Iterator[str]) -> Candidate:
     """Return our sampler as a candidate: two batches; the first is post-processed during the second."""
-    seeds, images = count(), 2 * sampler.batch_size
+    seeds, images = count(), 2 * sampler.batches.sampled.size
 
     def call() -> None:
         sampler.sample(

@@ -40,13 +40,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from augbench.data.classes import ClassInfo
-from augbench.personalise.data import cache_moments
+from augbench.personalise.data import encode_moments
 from augbench.personalise.embedding import ConditioningRows, PseudowordRows, Rows, token_ids, word_embedding
 from augbench.personalise.fine_tune import load_part
 from augbench.personalise.groups import Settings
 from augbench.personalise.tasks import ClassTask, ImageSet
 from augbench.personalise.train import Trainer
-from augbench.progress import Progress
+from augbench.runtime.fit import BatchLimit
 from benchmarks.machine import product_rate
 from benchmarks.networks import MINIATURE, RESOLUTION, random_text_encoder, random_unet, random_vae
 from benchmarks.networks import tokenizer as new_tokenizer
@@ -251,8 +251,8 @@ def make_trainer(
         rows=rows,
         unet=unet,
         scheduler=parts.scheduler,
-        moments=moments,
-        validation_moments=moments[:, :1],
+        moments=moments.split(per_class),
+        validation_moments=moments[:, :1].split(per_class),
         settings=settings,
         folder=folder,
     )
@@ -334,15 +334,15 @@ def encoding_first(
     """Return ``call`` preceded by encoding all ``images``: latents that are not cached."""
 
     def uncached() -> None:
-        cache_moments(
+        for _ in encode_moments(
             parts.vae,
             images=images,
             resolution=parts.resolution,
             mirror=False,
-            batch_size=batch,
+            limit=BatchLimit(batch, "--batch"),
             dtype=parts.dtype,
-            progress=Progress("latents", len(images), "image"),
-        )
+        ):
+            pass
         call()
 
     return uncached

@@ -41,7 +41,7 @@ from types import SimpleNamespace
 from augbench.runtime.job import running
 config, device, out = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
 log = [f"results/{{config['study']}}/logs/startup.log"]
-with running(SimpleNamespace(threads=1, log=log, config=config, rule="startup")) as job:
+with running(SimpleNamespace(threads=1, resources={{}}, log=log, config=config, rule="startup")) as job:
 {work}
     heavy = [name for name in {heavy} if name in sys.modules]
     with open(out, "w") as stream:

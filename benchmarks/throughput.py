@@ -13,17 +13,14 @@ from typing import Any
 
 import yaml
 
-from augbench.commands.plan.throughput import TABLE
+from augbench.commands.plan.throughput import card_key
 from augbench.config.study import read_yaml
 from augbench.files import write_text
 
 
 def device_key(name: str) -> str:
     """Return the key of a GPU in the table: the shipped table's key, else the name in lower case."""
-    known = {key: entry["name"] for key, entry in read_yaml(TABLE)["devices"].items()}
-    return next(
-        (key for key, known_name in known.items() if known_name in name), re.sub(r"\W+", "_", name.lower())
-    )
+    return card_key(name) or re.sub(r"\W+", "_", name.lower())
 
 
 def write_figures(path: Path, name: str, figures: Mapping[str, float], source: str) -> None:

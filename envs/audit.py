@@ -1,4 +1,4 @@
-"""Look up known vulnerabilities of all pins of both locks with pip-audit, which uv brings for this run alone.
+"""Look up known vulnerabilities of all pins of all locks with pip-audit, which uv brings for this run alone.
 
 Output: a line per vulnerability and one with the outcome. Exit status: 0 if every pin was looked up and none
 has a known vulnerability, 1 if some have, 2 if some pin could not be looked up. PyPI's database is asked
@@ -17,7 +17,7 @@ from make_conda import pins
 
 HERE = Path(__file__).resolve().parent
 PIP_AUDIT = "pip-audit==2.10.1"
-LOCKS = ("requirements.lock", "bootstrap.lock")
+LOCKS = ("requirements.lock", "cuda12.lock", "bootstrap.lock")
 DATABASES = ("pypi", "osv")
 
 

@@ -2,12 +2,14 @@
 # Make the project's environment, .venv. `make` calls this before every target that needs it; it returns at
 # once if nothing changed.
 #
-# Input: PYTHON (optional, the Python to use), the locks beside this file, pyproject.toml. Output: .venv;
-# its stamp .installed is written last. Everything is pinned by version and hash.
+# Input: PYTHON (optional, the Python to use), CUDA (optional, 12 for older drivers and GPUs, 13 for others;
+# default: as in the last set-up, at first 13), the locks beside this file, pyproject.toml. Output: .venv; its
+# stamp .installed is written last. Everything is pinned by version and hash.
 # 1. uv: an installed one if it is new enough, else the one of bootstrap.lock, brought to .uv by any Python
 #    from 3.8 on. .uv/bin/uv is the one that is used.
 # 2. Python: the one named by PYTHON, else one that uv finds, else one that uv downloads to .uv.
-# 3. Packages: uv installs requirements.lock, and builds the few packages without a wheel with its setuptools.
+# 3. Packages: uv installs requirements.lock or cuda12.lock, and builds the few packages without a wheel with
+#    its setuptools.
 # No root is needed. Package indices and proxies are those configured for pip and uv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,6 +22,7 @@ oldest_uv=0.13               # as in bootstrap.in
 # Measured on 2026-11-29 with Python 3.12 on x86-64, in MB: wheels to download, .venv, and what uv needs
 # beside them meanwhile. On one file system, .venv and uv's cache share their files.
 download_mb=3400 venv_mb=6900 spare_mb=1500 bytecode_mb=450
+lock=envs/requirements.lock
 
 say() { printf 'setup: %s\n' "$*"; }
 fail() {
@@ -27,6 +30,13 @@ fail() {
     exit 1
 }
 gigabytes() { printf '%d.%d GB' $(($1 / 1000)) $(($1 % 1000 / 100)); }
+
+cuda=${CUDA:-$(cat $venv/.cuda 2>/dev/null || echo 13)}
+case $cuda in
+    12) lock=envs/cuda12.lock download_mb=4800 venv_mb=8700 ;;
+    13) ;;
+    *) fail "CUDA=$cuda: allowed: 12, for older drivers and GPUs, or 13" ;;
+esac
 
 # If `make` runs twice at the same time, the second waits for the first.
 if command -v flock >/dev/null; then
@@ -37,8 +47,8 @@ fi
 # Everything that determines the contents of .venv. `where` is included because an environment cannot be
 # moved.
 wanted_state() {
-    "$1" - <<'EOF'
-import hashlib, json, os, tomllib
+    "$1" - $lock <<'EOF'
+import hashlib, json, os, sys, tomllib
 
 def digest(content):
     return hashlib.sha256(content).hexdigest()
@@ -47,8 +57,8 @@ with open("pyproject.toml", "rb") as stream:
     project = tomllib.load(stream)
 install = [project["build-system"], project["project"], project["tool"].get("setuptools")]
 print(digest(json.dumps(install).encode()), "pyproject.toml")
-with open("envs/requirements.lock", "rb") as stream:
-    print(digest(stream.read()), "envs/requirements.lock")
+with open(sys.argv[1], "rb") as stream:
+    print(digest(stream.read()), sys.argv[1])
 print("where", os.getcwd())
 EOF
 }
@@ -224,9 +234,9 @@ else
     touch $unfinished
 fi
 rm -f $stamp
+echo "$cuda" >$venv/.cuda
 
 pip=(env VIRTUAL_ENV="$PWD/$venv" "$uv" --preview-features build-dependency-hashes pip)
-lock=envs/requirements.lock
 locked=(--require-hashes --require-build-hashes --build-constraints $lock $lock)
 packages=$(grep -c '^[a-z0-9].*==' $lock)
 cache=$("$uv" cache dir)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,17 +25,20 @@ from augbench.artifacts.pool import build_index
 from augbench.artifacts.shards import ShardRow, encode_image, write_shard
 from augbench.artifacts.store import Store
 from augbench.classifier import crops
+from augbench.classifier import images as images_module
 from augbench.classifier import train as training
 from augbench.classifier.compute import Compute, Storage, compute_of
 from augbench.classifier.crops import MEAN, STD, Crops, cut, cut_centre, draw_crops, in_parts
 from augbench.classifier.images import ImagePool, LabelledImages, gather, stream
-from augbench.classifier.model import build
+from augbench.classifier.model import SteppedConv2d, WidthResNet, build
+from augbench.classifier.packed import Packed
 from augbench.classifier.schedule import PlateauSchedule
 from augbench.classifier.score import score_test, top1
 from augbench.classifier.sizes import training_side
 from augbench.classifier.spool import Spool
 from augbench.classifier.stage import train_block
 from augbench.classifier.state import Point, RunResult, State
+from augbench.classifier.step import Gradients
 from augbench.classifier.train import predict, train_run
 from augbench.config.classifier import Classifier
 from augbench.config.stages import Execution
@@ -108,6 +113,18 @@ def test_small_stem_keeps_the_resolution() -> None:
     model = build(Classifier(arch="resnet18", base_width=8, stem="small", layers=(1, 1, 1, 1)), 5, 0)
     assert model.maxpool(model.conv1(torch.zeros(2, 3, 32, 32))).shape == (2, 8, 32, 32)
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+
+
+def test_a_narrow_network_trains_on_large_images() -> None:
+    """With torch's own convolutions of few channels and stride 2, this ended the process."""
+    config = TINY.model_copy(update={"resolution": 224, "base_width": 4})
+    model = build(config, 2, 0).to(memory_format=torch.channels_last)
+    images = torch.zeros(2, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+    model(images).sum().backward()
+    stepped = [module for module in model.modules() if isinstance(module, SteppedConv2d)]
+    assert len(stepped) == 2  # of 4 and 8 channels; that of 16 is torch's own
+    plain = torch.nn.functional.conv2d(activations := torch.randn(2, 4, 9, 8), stepped[0].weight, stride=2)
+    assert torch.allclose(stepped[0](activations), plain, atol=1e-6)
 
 
 def test_building_a_network_leaves_the_global_random_state() -> None:
@@ -192,7 +209,8 @@ def test_crops_of_files_equal_torchvisions_in_parts_of_similar_size(
     compute = replace(ALONE, storage=Storage(where, tmp_path))
     pools = [ImagePool(iter(part), len(part), None, compute, "images") for part in (photos[:7], photos[7:])]
     config = TINY.model_copy(update={"decoded_size": "file"})
-    run = training._Training(torch.nn.Identity(), pools, torch.zeros(12), 0, config, ALONE.group)
+    gradients = Gradients(build(config, 2, 0), config, ALONE)
+    run = training._Training(gradients, pools, np.zeros(12), 0, config, ALONE)
     drawn = draw_crops(rng, np.concatenate([pool.sizes for pool in pools]), 0.08)
     batches = [np.array([11, 0, 5, 5, 8]), np.array([3]), np.arange(12)]
     for batch, found in zip(batches, run._cut(drawn, batches), strict=True):
@@ -219,7 +237,7 @@ def test_evaluation_does_not_depend_on_the_size_that_crops_are_cut_from() -> Non
         patch.setattr(LabelledImages, "pool", lambda *given: sides.append(given[1]) or pool(*given))
         config = TINY.model_copy(update={"decoded_size": "file", "max_epochs": 1})
         train_run(config, 2, pools, None, labelled(100, 8), 0, 0, ALONE)
-    assert sides == [None, 16]
+    assert sides == [16, None]  # validation, training
 
 
 def test_batches_mix_pools_and_sizes() -> None:
@@ -228,6 +246,49 @@ def test_batches_mix_pools_and_sizes() -> None:
     images, sizes = gather([one, two], np.array([4, 0, 2, 3]), CPU)
     assert images.shape == (4, 3, 4, 6) and images[:, 0, 0, 0].tolist() == [11, 0, 2, 10]
     assert sizes.tolist() == [[3, 6], [4, 4], [4, 4], [3, 5]]
+
+
+def test_images_of_several_sizes_in_one_tensor_are_those_in_a_list() -> None:
+    pool = ImagePool(iter(mixed(0, 40)), 40, 18, ALONE, "images")
+    expected = [pool.take(np.array([3, 39, 0, 3])), pool.take(np.arange(40))]
+    boxes = np.array([[2, 1, 9, 7], [0, 0, 16, 16], [5, 3, 2, 11]])
+    part = pool.take(np.array([7, 8, 20]), boxes=boxes)
+    assert pool._moved(CPU) and isinstance(pool.images, Packed)
+    assert torch.equal(pool.take(np.array([3, 39, 0, 3])), expected[0])
+    assert torch.equal(pool.take(np.arange(40)), expected[1])
+    assert torch.equal(pool.take(np.array([7, 8, 20]), boxes=boxes), part)
+
+
+@pytest.mark.parametrize(
+    ("free", "fails"), [(1000, False), (10**9, True)], ids=["too large", "while filling"]
+)
+def test_images_that_do_not_fit_on_the_gpu_stay_in_memory_and_this_is_said_once(
+    free: int, fails: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*given: Any) -> None:
+        assert fails
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(images_module, "_free_on", lambda device: free)
+    monkeypatch.setattr(Packed, "__init__", full)
+    expected = ImagePool(iter(mixed(0, 10)), 10, 18, ALONE, "images")
+    for where in ("device", "auto"):
+        compute = Compute(torch.device("cuda"), storage=Storage(where))
+        pool = ImagePool(iter(mixed(0, 10)), 10, 18, compute, "real images")
+        assert torch.equal(pool.take(np.arange(10)), expected.take(np.arange(10)))
+    (line,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert line == (
+        "execution.image_pool: device, but the pixels of real images, 9.12e-06 GB, do not fit into the"
+        f" {free / 1e9:.3g} GB that are free on the GPU"
+    )
+
+
+def test_memory_that_torch_keeps_of_an_earlier_run_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    free, kept = 10, [4]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", kept.clear)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free - sum(kept), 20))
+    assert images_module._free_on(torch.device("cuda")) == 10
 
 
 def mixed(first: int, count: int) -> list[Image.Image]:
@@ -283,6 +344,25 @@ def test_a_full_disk_names_the_key_that_helps(tmp_path: Path) -> None:
     ):
         spool.files = [full]
         spool.append(torch.zeros(3, 4, 4, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("where", ["disk", "auto"])
+def test_a_disk_too_small_for_all_images_is_an_error_before_they_are_written(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = replace(ALONE, storage=Storage(where, tmp_path))
+    monkeypatch.setattr(images_module, "CHECK_EVERY", 8)
+    monkeypatch.setattr(images_module, "free_memory", lambda: 2 * 3 * 16 * 16 * 12)  # 12 images
+    free = 3 * 16 * 16 * 40
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
+    ImagePool((photo(0, i) for i in range(40)), 40, 16, compute, "images")
+    with pytest.raises(UserError) as raised:
+        ImagePool((photo(0, i) for i in range(60)), 60, 16, compute, "images")
+    left = 52 if where == "disk" else 60  # 8 images are written when the disk is looked at first
+    assert str(raised.value) == (
+        f"execution.scratch: decoded images need about {left * 768 / 1e9:.3g} GB in '{tmp_path}', and"
+        f" {free / 1e9:.3g} GB are free; name a folder with more space, or a smaller classifier.decoded_size"
+    )
 
 
 def test_scratch_may_name_an_environment_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +472,7 @@ def test_schedule_ends_at_the_most_epochs() -> None:
 
 def test_the_optimiser_is_torchs_sgd_over_all_weights() -> None:
     model = build(TINY, 2, 0)
-    optimizer = State.new(model, Classifier()).optimizer
+    optimizer = State.new(model, Classifier(), torch.amp.GradScaler(enabled=False)).optimizer
     (group,) = optimizer.param_groups
     assert type(optimizer) is torch.optim.SGD and len(group["params"]) == len([*model.parameters()])
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.9, 1e-4)
@@ -583,6 +663,63 @@ def test_half_precision_is_a_choice_that_recipes_know(
     )
 
 
+def test_float16_survives_a_step_whose_gradients_overflow(
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = run_tiny(sets, dtype="float16", max_epochs=3)
+    backward, scales = Gradients._backward, []
+
+    def overflows(self: Gradients, *given: Any) -> torch.Tensor:
+        loss = backward(self, *given)
+        if len(scales) == 8:  # the first step of the second pass
+            self.model.fc.bias.grad[0] = float("inf")
+        before = self.model.fc.bias.detach().clone()
+        scales.append((self.scaler.get_scale(), before))
+        return loss
+
+    monkeypatch.setattr(Gradients, "_backward", overflows)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    found = run_tiny(sets, dtype="float16", max_epochs=3, checkpoint=tmp_path / "run.pt")
+    assert found.history[0] == whole.history[0] and found.history[1] != whole.history[1]
+    assert scales[9][0] == scales[8][0] / 2 and scales[10][0] == scales[9][0]
+    assert torch.equal(scales[9][1], scales[8][1]) and not torch.equal(scales[10][1], scales[9][1])
+    assert all(weight.isfinite().all() for weight in found.state.values())
+    saved = torch.load(tmp_path / "run.pt")["scaler"]
+    assert saved["scale"] == scales[-1][0] == 2.0**15
+
+
+def test_gpus_without_bfloat16_train_in_float16_with_a_scaled_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    scaled: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (device.index, 0))
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda kind, enabled: scaled.append(enabled))
+    model = build(TINY, 2, 0)
+    for config, capability in ((TINY, 7), (TINY, 8), (TINY.model_copy(update={"dtype": "float32"}), 7)):
+        Gradients(model, config, Compute(torch.device("cuda", capability)))
+    Gradients(model, TINY, ALONE)
+    assert scaled == [True, False, False, False]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_deterministic_kernels_are_a_choice_that_recipes_know_once_it_is_made(
+    exact: bool,
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flags, seen = torch.backends.cudnn.flags, []
+
+    def noted(**given: bool) -> Any:
+        seen.append(given)
+        return flags(**given)
+
+    monkeypatch.setattr(torch.backends.cudnn, "flags", noted)
+    run_tiny(sets, deterministic=exact, max_epochs=1)
+    assert seen == [{"enabled": True, "benchmark": not exact, "deterministic": exact}]
+    dumped = TINY.model_copy(update={"deterministic": exact}).model_dump()
+    assert ("deterministic" in dumped) is not exact
+
+
 @pytest.mark.full
 def test_a_compiled_network_trains_as_one_that_is_not(
     sets: tuple[LabelledImages, LabelledImages, LabelledImages], schedule: str, whole: RunResult
@@ -618,6 +755,43 @@ def test_the_first_epochs_do_not_depend_on_how_many_follow(
     sets: tuple[LabelledImages, LabelledImages, LabelledImages], finished: RunResult
 ) -> None:
     assert run_tiny(sets, max_epochs=2).history == finished.history[:2]
+
+
+def test_images_that_do_not_fit_together_are_classified_in_halves(
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, pool = build(TINY, 2, 0), sets[2].pool(16, ALONE)
+    expected, forward = predict(model, pool, TINY, CPU), model.forward
+
+    def limited(images: torch.Tensor) -> torch.Tensor:
+        if len(images) > 30:
+            raise torch.OutOfMemoryError
+        return forward(images)
+
+    monkeypatch.setattr(model, "forward", limited)
+    assert torch.equal(predict(model, pool, TINY, CPU), expected)
+    assert [record.getMessage() for record in caplog.records] == [
+        "classifying images: 50 images do not fit into the GPU's memory; going on with 25"
+    ]
+
+
+@pytest.mark.parametrize(("groups", "helps"), [(1, "batch_norm_groups above 1"), (4, "execution.processes")])
+def test_a_step_that_does_not_fit_at_all_is_one_line(
+    groups: int,
+    helps: str,
+    sets: tuple[LabelledImages, LabelledImages, LabelledImages],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*given: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(WidthResNet, "forward", full)
+    with pytest.raises(
+        UserError, match=rf"^classifier\.batch_size: 16 images on 1 GPU do not fit into memory; .*{helps}"
+    ):
+        run_tiny(sets, batch_norm_groups=groups)
 
 
 def test_predictions_give_the_probability_of_the_true_label(
@@ -732,6 +906,8 @@ def contents(folders: list[Path]) -> dict[Path, bytes]:
 def test_a_run_leaves_checkpoint_history_predictions_and_result(trained: tuple[Project, list[Path]]) -> None:
     project, folders = trained
     result, history = read_json(folders[1] / "result.json"), read_json(folders[1] / "history.json")
+    timing = read_json(folders[1] / "timing.json")
+    assert result["dtype"] == timing["dtype"] == "float32"
     counts = {"classes": 2, "n_real": 24, "n_added": 24, "n_val": 24, "n_test": 24}
     # 48 images in batches of 16 are 3 steps per epoch; the rate was never lowered
     expected = {"run": 1, **counts, "epochs": 2, "steps": 6, "stopped": "max_epochs", "rising": True}

@@ -72,6 +72,18 @@ def test_what_another_study_or_an_unfinished_one_uses_stays(study: Study) -> Non
     assert texts() == 1
 
 
+def test_what_only_an_unfinished_study_needs_is_freed_once_it_is_finished(study: Study) -> None:
+    store = open_store(study)
+    for number in (1, 2):
+        store.commit("latents", {"n": number}, ".npy", lambda path: path.write_bytes(b"1") and None)
+    store.note_passing_uses("latents", [{"n": 1}, {"n": 2}], ".npy")
+    table = Path("results/mine/tables/table1.csv")
+    table.unlink()
+    assert "0 unused files deleted" in clean(study, delete=True)
+    table.touch()
+    assert "2 unused files deleted" in clean(study, delete=True)
+
+
 ENTER = """
 import sys
 from pathlib import Path

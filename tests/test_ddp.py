@@ -24,7 +24,7 @@ from augbench.classifier import train as training
 from augbench.classifier.compute import Compute, ProcessGroup, Storage, count_processes
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.launch import in_processes
-from augbench.classifier.model import build
+from augbench.classifier.model import WidthResNet, build
 from augbench.classifier.normalisation import GlobalBatchNorm2d, GroupedBatchNorm2d, normalise_over
 from augbench.classifier.stage import _train_together, train_block
 from augbench.classifier.state import RunResult
@@ -94,9 +94,24 @@ def double_precision() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def run_in_double_precision(compute: Compute) -> RunResult:
+def run_in_double_precision(compute: Compute, **changes: Any) -> RunResult:
     with double_precision():
-        return run_tiny(compute)
+        return run_tiny(compute, **changes)
+
+
+def run_in_turn(compute: Compute, most: int) -> RunResult:
+    """Train in parts, with memory for the activations of ``most`` images."""
+    forward = WidthResNet.forward
+
+    def limited(self: WidthResNet, images: torch.Tensor) -> torch.Tensor:
+        logits = forward(self, images)
+        if self.training and len(images) > most:
+            raise torch.OutOfMemoryError
+        return logits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WidthResNet, "forward", limited)
+        return run_in_double_precision(compute, **IN_PARTS)
 
 
 class Stop(Exception):
@@ -185,6 +200,7 @@ def in_a_group(group: ProcessGroup, folder: Path) -> dict[str, Any]:
         "resumed": run_tiny(compute, folder / "run.pt"),
         "double": run_in_double_precision(compute),
         "in parts": run_tiny(compute, **IN_PARTS),
+        "in turn": run_in_turn(compute, most=[20, 10][group.rank]),
         "plain": plain_ddp(group),
     }
 
@@ -276,6 +292,20 @@ def test_batches_in_parts_give_the_same_history_in_one_and_in_two_processes(
     one = run_tiny(Compute(CPU), **IN_PARTS)
     assert_close(two["in parts"], one, TOLERANCE)
     assert one.history[-1].train_loss != pytest.approx(alone.history[-1].train_loss, rel=TOLERANCE)
+
+
+def test_parts_of_a_batch_that_do_not_fit_together_run_one_after_another_to_the_same_result(
+    two: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, one = run_in_double_precision(Compute(CPU), **IN_PARTS), run_in_turn(Compute(CPU), most=10)
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.partition("going on with ")[2].partition(" of a")[0] for line in lines] == [
+        "2 of 4 parts",
+        "1 of 4 parts",
+    ]
+    for found in (one, two["in turn"]):  # of two processes, one has too little memory
+        assert_close(found, whole, TOLERANCE_IN_DOUBLE)
+        assert found.state["bn1.num_batches_tracked"] == whole.state["bn1.num_batches_tracked"]
 
 
 @pytest.mark.parametrize("images", [8, 7])

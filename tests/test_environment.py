@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCKS = ("requirements.lock", "bootstrap.lock")
+LOCKS = ("requirements.lock", "cuda12.lock", "bootstrap.lock")
 DESIGN_CARD = [
     "snakemake",
     "torch",
@@ -96,6 +96,17 @@ def test_every_dependency_is_pinned_inside_its_range(pins):
         or not all(map(requirement.specifier.contains, found))
     ]
     assert wrong == [], "run `make lock`"
+
+
+def test_the_lock_for_older_gpus_differs_in_torch_and_its_libraries_alone():
+    texts = [
+        "\n".join(str(pin) for pin, _ in lock_entries(name)) for name in ("requirements.lock", "cuda12.lock")
+    ]
+    usual, older = (set(text.splitlines()) for text in texts)
+    names = {canonicalize_name(Requirement(pin).name) for pin in usual ^ older}
+    assert all(re.match("torch|triton|cuda|nvidia", name) for name in names)
+    assert any(pin.startswith("nvidia-cuda-runtime-cu12==12.") for pin in older)
+    assert not any("cu13" in pin for pin in older), "run `make lock`"
 
 
 @pytest.mark.parametrize("name", DESIGN_CARD)
@@ -265,6 +276,27 @@ def test_set_up_takes_an_installed_uv_and_the_python_that_it_finds(bare_tree):
     )
     assert "Downloading torch (800.0MiB)" in done.stdout and "torch==" not in done.stdout
     assert set_up(bare_tree).stdout == ""  # nothing is left to do
+
+
+def test_set_up_installs_the_lock_for_older_gpus_on_request_and_keeps_to_it(bare_tree):
+    program(bare_tree / "bin" / "uv", uv_script(bare_tree))
+    done = set_up(bare_tree, CUDA="12")
+    assert done.returncode == 0, done.stderr
+    assert "envs/cuda12.lock" in uv_calls(bare_tree) and "envs/requirements.lock" not in uv_calls(bare_tree)
+    assert "(all: 4.8 GB); .venv will have 9.1 GB on disk" in done.stdout
+    assert set_up(bare_tree).stdout == set_up(bare_tree, CUDA="12").stdout == ""
+    shutil.rmtree(bare_tree / ".venv/bin")
+    assert set_up(bare_tree).returncode == 0 and "envs/requirements.lock" not in uv_calls(bare_tree)
+    assert "environment .venv: updating it" in set_up(bare_tree, CUDA="13").stdout
+    assert "envs/requirements.lock" in uv_calls(bare_tree)
+
+
+def test_another_cuda_is_one_line(bare_tree):
+    done = set_up(bare_tree, CUDA="11")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "setup: CUDA=11: allowed: 12, for older drivers and GPUs, or 13\n",
+    )
 
 
 def test_set_up_takes_the_uv_that_its_own_installer_has_brought(bare_tree):

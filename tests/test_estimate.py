@@ -14,8 +14,9 @@ import yaml
 from conftest import PROJECT, SMALL_STUDY, Workspace
 
 from augbench.commands.plan.estimate import Estimate, estimate_study
+from augbench.commands.plan.memory import needs_of
 from augbench.commands.plan.show import render
-from augbench.commands.plan.steps import Step
+from augbench.commands.plan.steps import Step, hours_left
 from augbench.commands.plan.throughput import read_throughput
 from augbench.config.study import load_study, parse_study
 from augbench.errors import UserError
@@ -29,6 +30,8 @@ RATES = {
     "embed": 500,
     "start": 36,
 }
+# hours of encoding 1000 training images with their mirror images, and 1000 validation images without
+ENCODING = 3000 * 1117 / 1669 / RATES["finetune_vectors"] / 3600
 STUDY: dict[str, Any] = {
     "study": "reckoned",
     "dataset": {"kind": "fashion_mnist", "train_fraction": 0.1},
@@ -147,7 +150,7 @@ def test_hours_of_fine_tuning_are_images_seen_by_rate(table: Path) -> None:
     # 10 epochs at 2 learning rates of 1000 training images and (forward only) 1000 validation images;
     # one job for each rate
     assert step(estimate, "finetune", "learned").gpu_hours == pytest.approx(
-        10 * 2 * (1000 + 1000 / 3) / 50 / 3600 + 2 * 36 / 3600
+        10 * 2 * (1000 + 1000 / 3) / 50 / 3600 + ENCODING + 2 * 36 / 3600
     )
     # the U-Net is frozen: two jobs of classes at one learning rate
     assert step(estimate, "finetune", "learned_lr3").gpu_hours == pytest.approx(
@@ -158,8 +161,18 @@ def test_hours_of_fine_tuning_are_images_seen_by_rate(table: Path) -> None:
 
 def test_fine_tuning_whose_candidates_are_all_epochs_is_planned_to_the_last_of_them(table: Path) -> None:
     assert step(estimate_of(table), "finetune", "learned").gpu_hours == pytest.approx(
-        2 * 2 * (1000 + 1000 / 3) / 50 / 3600 + 2 * 36 / 3600
+        2 * 2 * (1000 + 1000 / 3) / 50 / 3600 + ENCODING + 2 * 36 / 3600
     )
+
+
+def test_latents_are_counted_once_for_all_rows_and_rates(table: Path) -> None:
+    shown = render(estimate_of(table))
+    # 2 x 4 x 64 x 64 values of 4 bytes each
+    assert "Latents: 3,000 images and mirror images are encoded once," in shown
+    assert f"{3000 * 131072 / 1e6:.3g} MB); `augbench clean` frees them" in shown
+    half = estimate_of(table, finetune={"dtype": "bfloat16", "flip": 0.0})
+    assert half.latents("learned") == 2000 and half.latents("learned_lr3") == 0
+    assert half.latents_bytes(2000) == 2000 * 65536
 
 
 def test_hours_of_classifiers_are_images_by_epochs_and_their_validation(table: Path) -> None:
@@ -282,7 +295,7 @@ def test_a_bad_table_is_named_in_one_line(text: str, message: str) -> None:
 
 
 def test_an_unknown_device_and_a_missing_table_are_named_in_one_line(table: Path) -> None:
-    with pytest.raises(UserError, match=r"--device: 'b300'; allowed: round, h200, a100"):
+    with pytest.raises(UserError, match=r"--gpu: 'b300'; allowed: round, h200, a100, b200, "):
         read_throughput("b300", table)
     with pytest.raises(UserError, match=r"none\.yaml: no such file"):
         read_throughput(path="none.yaml")
@@ -389,7 +402,7 @@ def test_nothing_is_left_of_a_finished_study(current: Workspace) -> None:
 
 def test_the_command_says_in_one_line_what_is_wrong(workspace: Workspace) -> None:
     for arguments, message in (
-        (["--device", "b300"], "--device: 'b300'; allowed: h200, a100"),
+        (["--device", "b300"], "--gpu: 'b300'; allowed: h200, a100, b200, "),
         (["--throughput", "none.yaml"], "none.yaml: no such file"),
     ):
         done = workspace.augbench("plan", "--configfile", "study.yaml", *arguments)
@@ -398,3 +411,49 @@ def test_the_command_says_in_one_line_what_is_wrong(workspace: Workspace) -> Non
             and done.stderr.startswith(f"augbench: {message}")
             and done.stderr.count("\n") == 1
         )
+
+
+# --- GPUs -----------------------------------------------------------------------------------------
+
+
+def test_a_plan_says_the_run_time_on_several_gpus_and_what_does_not_fit(table: Path) -> None:
+    study = parse_study(STUDY)
+    text = render(estimate_study(study, "v100", table, 8))
+    assert (
+        f"Run time on 8 GPUs: {hours_left(estimate_study(study, 'v100', table).steps) / 8:.2g} h or" in text
+    )
+    slow = parse_study({**copy.deepcopy(STUDY), "classifier": {"schedule": "steps", "steps": 10_000_000}})
+    hours = hours_left(estimate_study(slow, "v100", table).steps)
+    assert f"Run time on 1 GPU: {hours:,.0f} h ({hours / 24:,.1f} days) or" in render(
+        estimate_study(slow, "v100", table)
+    )
+    # 1 + 1.1 x 2 (float32) x (9.6 + 0.9 x 32), by the line through 13.2 GiB at 4 and 24.0 at 16
+    assert (
+        "Does not fit: finetune_unet: about 85.5 GiB with finetune.micro_batch: 32, but NVIDIA V100 32 GB has"
+        " 31.7; set finetune.micro_batch to at most 4." in text
+    )
+    assert "GPU-hours: figures of NVIDIA V100 32 GB (estimates, not measured; --gpu)" in text
+
+
+def test_memory_grows_with_the_batch_and_in_float32_and_is_shared_by_processes() -> None:
+    def needs(**changes: Any) -> dict[str, float]:
+        study = parse_study({**copy.deepcopy(STUDY), **changes})
+        return {need.stage: round(need.gib, 1) for need in needs_of(study)}
+
+    default = {"generate": 17.0, "finetune_vectors": 55.4, "finetune_unet": 85.5, "classify": 13.2}
+    assert needs() == default
+    assert needs(finetune={"dtype": "bfloat16"}) == {
+        **default,
+        "finetune_vectors": 28.2,
+        "finetune_unet": 43.2,
+    }
+    shared = needs(execution={"batch_size": 8, "processes": 4})
+    assert shared["generate"] == 7.1 and shared["classify"] == 4.4
+
+
+def test_no_memory_is_named_for_networks_without_figures() -> None:
+    small = {
+        "classifier": {"arch": "resnet18"},
+        "diffusion": {"model": str(PROJECT / "resources/mini/stable-diffusion")},
+    }
+    assert list(needs_of(parse_study({**copy.deepcopy(STUDY), **small}))) == []

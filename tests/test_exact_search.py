@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,13 @@ import pytest
 from augbench.artifacts.store import Store
 from augbench.errors import UserError
 from augbench.retrieval import comparison
-from augbench.retrieval.embedding_files import EmbeddingFile, open_embeddings
+from augbench.retrieval.embedding_files import (
+    ONE_BY_ONE,
+    EmbeddingFile,
+    PlainVectors,
+    Reading,
+    open_embeddings,
+)
 from augbench.retrieval.exact import ExactBackend, Hits, search, takes_part
 from augbench.retrieval.neighbours import METADATA
 
@@ -196,6 +203,77 @@ def test_blocks_of_queries_and_images_change_no_bit_of_the_result(
     assert same(whole, search(files, QUERIES, 30, partial=tmp_path / "other", rows_per_tile=40))
 
 
+def test_tiles_that_several_threads_read_are_the_same_in_the_same_order(files: list[EmbeddingFile]) -> None:
+    made: list[tuple[int, int]] = []
+
+    def empty(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+        made.append(shape)
+        return np.empty(shape, dtype)
+
+    reader = files[2].tiles(7, Reading(empty, 3))
+    first = [next(reader)]
+    assert len(made) <= 1 + 3  # the one in use, and one per thread
+    for (start, tile), (expected, one) in zip([*first, *reader], files[2].tiles(7), strict=True):
+        assert start == expected and np.array_equal(tile, one)
+    assert isinstance(files[2].source, PlainVectors) and len(made) == -(-SIZES[2] // 7)
+
+
+def test_a_search_that_copies_ahead_finds_the_same_bits(
+    tmp_path: Path, files: list[EmbeddingFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: several readers, and a tile is compared when the next one is on its way."""
+    whole = search(files, QUERIES, 30, partial=tmp_path / "one")
+    begun: list[int] = []
+
+    class Watching(comparison.Uploads):
+        def begin(self, *tensors: Any) -> Any:
+            begun.append(len(tensors[0]))
+            return super().begin(*tensors)
+
+    monkeypatch.setattr(comparison, "Uploads", Watching)
+    monkeypatch.setattr(comparison.Comparison, "reading", Reading(threads=3))
+    monkeypatch.setattr(
+        comparison.Comparison, "workers", lambda self: nullcontext(comparison._Overlapped(self))
+    )
+    assert same(whole, search(files, QUERIES, 30, partial=tmp_path / "other", rows_per_tile=40))
+    assert sum(begun) == sum(SIZES) and max(begun) == 40
+
+
+def test_queries_that_do_not_fit_into_memory_are_halved_and_the_hits_stay_the_same(
+    tmp_path: Path, files: list[EmbeddingFile], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    import torch
+
+    whole = search(files, QUERIES, 30, partial=tmp_path / "one")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    similarities, most = comparison.Comparison._similarities, 2
+
+    def scarce(self: Any, query: Any, images: Any, position: Any) -> Any:
+        if query.unique().numel() > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return similarities(self, query, images, position)
+
+    monkeypatch.setattr(comparison.Comparison, "_similarities", scarce)
+    assert same(whole, search(files, QUERIES, 30, partial=tmp_path / "other", rows_per_tile=40))
+    assert "exact search" in caplog.text and "do not fit into the GPU's memory; going on with" in caplog.text
+    most = 0
+    with pytest.raises(UserError, match="exact search: not even one query vector fits into the GPU's memory"):
+        search(files, QUERIES, 30, partial=tmp_path / "third")
+
+
+def test_vectors_that_do_not_fit_into_memory_end_in_one_line(
+    tmp_path: Path, files: list[EmbeddingFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def none(*given: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(comparison.Comparison, "_unit", none)
+    with pytest.raises(UserError, match=r"exact search: .* vectors and .* queries do not fit into the GPU's"):
+        search(files, QUERIES, 30, partial=tmp_path / "partial")
+
+
 def test_similarities_of_pairs_do_not_depend_on_how_they_are_summed(
     tmp_path: Path, files: list[EmbeddingFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,8 +347,8 @@ class Watched(EmbeddingFile):
 
     read: list[str]
 
-    def tiles(self, rows_per_tile: int) -> Iterator[tuple[int, np.ndarray]]:
-        for tile in super().tiles(rows_per_tile):
+    def tiles(self, rows_per_tile: int, reading: Reading = ONE_BY_ONE) -> Iterator[tuple[int, np.ndarray]]:
+        for tile in super().tiles(rows_per_tile, reading):
             self.read.append(self.name)
             yield tile
 
@@ -290,8 +368,8 @@ from augbench.retrieval import exact
 from augbench.retrieval.embedding_files import PlainVectors, open_embeddings
 
 inner = PlainVectors.tiles
-def tiles(self, rows_per_tile):
-    for start, tile in inner(self, rows_per_tile):
+def tiles(self, *given):
+    for start, tile in inner(self, *given):
         if self.path.name == "img_emb_0002.npy" and start >= 100:
             os.kill(os.getpid(), signal.SIGKILL)
         yield start, tile

@@ -121,6 +121,7 @@ def cost_of(
     sampler = Sampler(
         pipeline, steps, guidance_scale, 512, batch_size=4, conditioning=states, guidance_interval=interval
     )
+    sampler._finite = lambda pixels, latents: pixels  # type: ignore[method-assign]  # they have no values
     with counted(pipeline) as cost:
         samples = sampler.sample(["a photo of a bag."] * images, [("bag", i) for i in range(images)], 0)
     assert [sample.image.size for sample in samples] == [(512, 512)] * images

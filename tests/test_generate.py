@@ -16,7 +16,8 @@ from augbench.config.models import Diffusion
 from augbench.data.classes import load_class_table
 from augbench.data.decode import square
 from augbench.errors import UserError
-from augbench.generate.sampler import Sampler
+from augbench.generate.sampler import Batches, Sampler
+from augbench.runtime.fit import BatchLimit
 from augbench.seeds import derive_seed
 
 SCHEDULERS = ("pndm", "ddim", "dpmsolver++")
@@ -215,6 +216,190 @@ def test_images_begun_together_end_as_they_do_alone(pipeline: Any) -> None:
     assert [s.seed for s in together] == [s.seed for s in alone]
 
 
+def scarce(monkeypatch: pytest.MonkeyPatch, network: Any, most: int) -> None:
+    """Let a network run out of memory if it is called with more than ``most`` items."""
+    import torch
+
+    forward = network.forward
+
+    def limited(items: Any, *others: Any, **named: Any) -> Any:
+        if len(items) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(items, *others, **named)
+
+    monkeypatch.setattr(network, "forward", limited)
+
+
+def sizes_and_images(
+    batch_size: int | Batches, count: int = 8, **options: Any
+) -> tuple[list[int], list[int], Any]:
+    """Batches of the U-Net and of the decoder, and the images."""
+    sampler = Sampler(loaded(), 1, 1.0, 32, batch_size, **options)
+    decoded: list[int] = []
+    hook = loaded().vae.decoder.register_forward_hook(
+        lambda module, inputs, output: decoded.append(len(inputs[0]))
+    )
+    try:
+        unet, images = unet_batches(sampler, count)
+    finally:
+        hook.remove()
+    return unet, decoded, images
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_the_images_are_those_of_the_half(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    *_, expected = sizes_and_images(4)
+    scarce(monkeypatch, loaded().unet, 4)
+    unet, decoded, images = sizes_and_images(8)
+    assert (set(unet), decoded) == ({4}, [4, 4]) and np.array_equal(images, expected)
+    assert caplog.text.count("do not fit") == 1
+    assert "execution.batch_size: 8 images do not fit into the GPU's memory; going on with 4" in caplog.text
+
+
+def test_the_decoder_halves_its_own_slices_and_the_unet_keeps_its_batch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, _, expected = sizes_and_images(8)
+    scarce(monkeypatch, loaded().vae.decoder, 2)
+    unet, decoded, images = sizes_and_images(8)
+    assert (set(unet), decoded) == ({8}, [2] * 4) and np.array_equal(images, expected)
+    assert caplog.text.count("decoding: ") == 2 and "decoding: 4 images do not fit" in caplog.text
+
+
+def test_on_a_gpu_the_decoder_has_smaller_batches_of_equal_size_from_the_start() -> None:
+    import torch
+
+    gpu = torch.device("cuda")
+    assert [Batches(size, gpu).decoded.size for size in (1, 8, 26, 32)] == [1, 8, 7, 8]
+    assert Batches(32, torch.device("cpu")).decoded.size == 32
+    _, whole, expected = sizes_and_images(10, 10)
+    _, decoded, images = sizes_and_images(Batches(10, gpu), 10)
+    assert (whole, decoded) == ([10], [5, 5]) and np.array_equal(images, expected)
+
+
+def test_what_did_not_fit_is_not_tried_again_by_the_next_sampler_of_a_job(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    batches = Batches(8, loaded().device)
+    scarce(monkeypatch, loaded().unet, 4)
+    for _ in range(2):
+        Sampler(loaded(), 1, 1.0, 32, batches).sample(PROMPTS[:8], SCOPES[:8], 0)
+    assert caplog.text.count("do not fit") == 1
+
+
+@pytest.mark.parametrize(("part", "key"), [("unet", "execution.batch_size"), ("decoder", "decoding")])
+def test_where_not_even_one_image_fits_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, part: str, key: str
+) -> None:
+    scarce(monkeypatch, loaded().unet if part == "unet" else loaded().vae.decoder, 0)
+    with pytest.raises(UserError, match=rf"^{key}: not even one image fits into the GPU's memory; a GPU"):
+        sizes_and_images(2, 2)
+
+
+def test_a_warm_up_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    scarce(monkeypatch, loaded().unet, 4)
+    sampler = Sampler(loaded(), 2, 1.0, 32, 8)
+    sampler.warm_up()
+    assert (sampler.batches.sampled.size, sampler.compiled_for()["batch"]) == (4, [4, 4, 32])
+
+
+def test_compiled_networks_are_filled_up_to_the_halved_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, expected = sizes_and_images(4, 7)
+    scarce(monkeypatch, loaded().unet, 4)
+    unet, decoded, images = sizes_and_images(8, 7, compiled=True)
+    assert (unet, decoded) == ([4, 4], [4, 4])
+    assert np.abs(images.astype(int) - expected.astype(int)).max() <= TOLERANCE
+
+
+def test_the_safety_checker_halves_its_batch_and_flags_the_same(
+    pipeline: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from augbench.models.folders import check_safety
+
+    images = garments(6)
+    expected = check_safety(pipeline, images)
+    limit = BatchLimit(6, "safety checker")
+    scarce(monkeypatch, pipeline.safety_checker.vision_model, 2)
+    seen: list[int] = []
+    checker = pipeline.safety_checker.forward
+    monkeypatch.setattr(
+        pipeline.safety_checker,
+        "forward",
+        lambda clip_input, images: seen.append(len(images)) or checker(clip_input, images),
+    )
+    assert check_safety(pipeline, images, limit) == expected
+    assert (seen, limit.size) == ([6, 3, 2, 2, 2], 2)
+    assert "safety checker: 6 images do not fit into the GPU's memory; going on with 3" in caplog.text
+
+
+def overflowing(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> Any:
+    """A pipeline in float16 whose decoder gives values that are not finite for some calls' first images."""
+    import copy
+
+    pipeline = copy.copy(loaded())
+    vae = copy.deepcopy(loaded().vae).half()
+    calls: list[int] = []
+    forward = type(vae.decoder).forward
+
+    def decoder(self: Any, latents: Any, *others: Any) -> Any:
+        found = forward(self, latents, *others)
+        if latents.dtype != vae.dtype:
+            return found
+        calls.append(len(latents))
+        if len(calls) - 1 in bad:
+            found[0, 0, 0, 0] = float("inf")
+        return found
+
+    monkeypatch.setattr(type(vae.decoder), "forward", decoder)
+    pipeline.vae = vae
+    return pipeline
+
+
+def test_only_images_whose_decoding_overflows_are_decoded_in_float32_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    latents = torch.randn(4, 4, 8, 8).half()
+    sampler = Sampler(overflowing(monkeypatch, {1, 2}), 1, 1.0, 32, 4)
+    fine, bad = sampler.decode(latents), sampler.decode(latents)
+    assert fine.isfinite().all() and not bad.isfinite().all()
+    with torch.inference_mode():
+        mended = sampler._finite(bad.clone(), latents)
+        vae = sampler._wide_vae
+        expected = vae.decode(latents[:1].float() / vae.config.scaling_factor, return_dict=False)[0]
+        sampler._finite(sampler.decode(latents), latents)
+    assert torch.equal(mended[1:], fine[1:]) and torch.equal(mended[:1], expected.half())
+    assert caplog.text.count("decoder overflows") == 1
+    assert "diffusion.dtype float16: the VAE's decoder overflows" in caplog.text
+
+
+def test_images_that_are_not_finite_in_float32_either_end_in_one_line_and_not_in_black() -> None:
+    import torch
+
+    sampler = Sampler(loaded(), 1, 1.0, 32, 2)
+    latents = torch.full((2, 4, 8, 8), float("nan"))
+    with (
+        torch.inference_mode(),
+        pytest.raises(UserError, match=r"^diffusion\.dtype: float32: sampling gives"),
+    ):
+        sampler._finite(sampler.decode(latents), latents)
+
+
+def test_auto_is_float32_on_a_cpu_and_the_hardwares_type_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from augbench.models import folders
+
+    diffusion = Diffusion(model=str(MINI / "stable-diffusion"), resolution=32, dtype="auto")
+    assert folders.load_pipeline(diffusion, torch.device("cpu")).unet.dtype == torch.float32
+    monkeypatch.setattr(folders, "resolve", lambda wanted, device: {"auto": torch.float16}[wanted])
+    loaded_in_half = folders.load_pipeline(diffusion, torch.device("cpu"))
+    assert loaded_in_half.unet.dtype == loaded_in_half.safety_checker.dtype == torch.float16
+
+
 class Flagging:
     """A pipeline whose safety checker also flags the first image of the first ``times`` batches."""
 
@@ -245,13 +430,18 @@ class Scripted(Sampler):
         super().__init__(pipeline, 1, 1.0, 32, batch_size, attempts_per_image=attempts)
         self.flagged, self.sampled = flagged, 0
 
-    def pixels(self, prompts: Sequence[str], seeds: Sequence[int], starts: Any) -> Any:
+    def latents(self, prompts: Sequence[str], seeds: Sequence[int], starts: Any) -> Any:
         import torch
 
         self.sampled += len(seeds)
         return torch.tensor(seeds)
 
-    def _finish(self, pixels: Any, made: Any, progress: Any) -> tuple[list[Image.Image], list[bool]]:
+    def decode(self, latents: Any) -> Any:
+        return latents
+
+    def _finish(
+        self, pixels: Any, latents: Any, made: Any, progress: Any
+    ) -> tuple[list[Image.Image], list[bool]]:
         flagged = {derive_seed(0, "image", *SCOPES[i], attempt) for attempt, i in self.flagged}
         return [Image.new("RGB", (1, 1))] * len(pixels), [seed in flagged for seed in pixels.tolist()]
 

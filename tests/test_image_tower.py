@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPVisionConfig
 
+from augbench.models import folders
 from augbench.models.folders import ImageTower, load_clip, load_image_tower
+from augbench.runtime.fit import BatchLimit
+from augbench.runtime.overlap import Upload, Uploads
 
 CLIP = Path(__file__).resolve().parents[1] / "resources/mini/clip"
 CPU = torch.device("cpu")
@@ -87,6 +91,82 @@ def test_products_in_float16_change_unit_vectors_by_less_than_one_float16_step_o
     halved = load_image_tower(CLIP, CPU, half=True)(images)
     assert halved.dtype == torch.float32
     assert 0 < (F.normalize(halved, dim=-1) - F.normalize(plain, dim=-1)).abs().max() < 2**-10
+
+
+def test_batches_that_are_copied_ahead_have_the_bits_of_batches_one_by_one(
+    images: list[Image.Image], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also those that do not fit into memory, which are halved."""
+    tower = load_image_tower(CLIP, CPU)
+    batches = [tower.prepare(images[first : first + 8]) for first in range(0, len(images), 8)]
+    expected = [F.normalize(tower.embed(batch), dim=-1) for batch in batches]
+    limit = BatchLimit(8, "embedding")
+    assert all(map(torch.equal, tower.embed_all(iter(batches), limit), expected))
+    embed = tower.embed
+
+    def scarce(pixels: torch.Tensor) -> torch.Tensor:
+        if len(pixels) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return embed(pixels)
+
+    monkeypatch.setattr(tower, "embed", scarce)
+    halves = list(tower.embed_all(iter(batches), limit))
+    assert [len(part) for part in halves] == [4, 4] * 5 + [1] and limit.size == 4
+    assert torch.allclose(torch.cat(halves), torch.cat(expected), rtol=1e-5, atol=1e-6)
+    assert caplog.text.count("embedding: 8 images do not fit into the GPU's memory; going on with 4") == 1
+
+
+def test_a_compiled_tower_sees_whole_batches_and_runs_small_ones_uncompiled(
+    images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "compile_network", lambda network: None)
+    tower, sizes = load_image_tower(CLIP, CPU, compiled=True), []
+    tower.model.vision_model.register_forward_pre_hook(
+        lambda _, arguments, named: sizes.append(len(named["pixel_values"])), with_kwargs=True
+    )
+    batches = [tower.prepare(images[:count]) for count in (8, 5, 3)]
+    found = list(tower.embed_all(iter(batches), BatchLimit(8, "embedding")))
+    assert (sizes, [len(part) for part in found]) == ([8, 8, 3], [8, 5, 3])
+    assert torch.allclose(found[1], found[0][:5], rtol=1e-5, atol=1e-6)
+
+
+def test_on_a_gpu_a_batch_is_copied_while_the_one_before_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams and events are stood in for by a list of what would be queued, in order."""
+    queued: list[str] = []
+
+    class Event:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def synchronize(self) -> None:
+            queued.append(f"host waits for {self.name}")
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_event(self, event: Event) -> None:
+            queued.append(f"{self.name} waits for {event.name}")
+
+        def record_event(self) -> Event:
+            queued.append(f"{self.name} records")
+            return Event(f"{self.name} {len(queued)}")
+
+    here, beside = Stream("compute"), Stream("copy")
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: here)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    uploads = Uploads(CPU)
+    uploads._uploads = [Upload(beside), Upload(beside)]
+    batches = [torch.full((size, 2), size) for size in (4, 3, 2)]
+    for there, batch in zip(uploads.ahead(iter(batches)), batches, strict=True):
+        assert torch.equal(there, batch) and there.data_ptr() != batch.data_ptr()
+        queued.append(f"use {len(batch)}")
+    assert queued == [
+        "copy records", "copy records", "compute waits for copy 1", "use 4", "compute records",
+        "host waits for copy 1", "copy waits for compute 5", "copy records", "compute waits for copy 2",
+        "use 3", "compute records", "compute waits for copy 8", "use 2", "compute records",
+    ]  # fmt: skip
 
 
 def test_a_tower_over_the_same_model_again_changes_nothing(images: list[Image.Image]) -> None:

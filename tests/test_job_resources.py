@@ -93,6 +93,14 @@ def test_each_attempt_asks_for_twice_the_memory_up_to_the_largest_job(
     assert [needed(None, attempt) for attempt in (1, 2, 3, 4)] == memory
 
 
+def test_fine_tuning_asks_for_memory_by_its_classes_and_not_by_their_images() -> None:
+    row = IMAGENET.personalised["ft_cluster_conditioning_k15"]
+    needs = Needs(IMAGENET, Site(largest_job=10**6))
+    asked = [needs.finetune_job(row, classes)["mem_mb"](None, 1) for classes in (1, 250)]
+    # of a class: 15 vectors of 0.24 MB, 16 times each, and 4 samples of 0.13 MB, 6 times each
+    assert asked == [16060, 16000 + round(250 * (15 * 77 * 768 * 4 * 16 + 24 * 131072) / 1e6)]
+
+
 def test_each_attempt_asks_for_twice_the_time_up_to_the_longest_job() -> None:
     needed = Needs(IMAGENET, Site(longest_job=600)).job(1, 1, minutes=240)["runtime"]
     assert [needed(None, attempt) for attempt in (1, 2, 3)] == [240, 480, 600]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from diffusers import DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
@@ -37,8 +44,10 @@ from augbench.models.folders import fingerprint
 from augbench.personalise import fine_tune as parts
 from augbench.personalise import train
 from augbench.personalise.adam import RowAdam
+from augbench.personalise.data import encode_moments
 from augbench.personalise.embedding import ConditioningRows, PseudowordRows, token_ids
 from augbench.personalise.groups import ClassGroup, Learned, Settings
+from augbench.personalise.latents import Encoding, latents_of
 from augbench.personalise.stage import (
     UNET_FILES,
     choose_lr,
@@ -57,6 +66,7 @@ from augbench.personalise.tasks import (
 )
 from augbench.personalise.train import Trainer, diffusion_target
 from augbench.plan import recipes
+from augbench.runtime.fit import BatchLimit
 from augbench.runtime.job import Job
 
 MINI = Path(__file__).resolve().parents[1] / "resources/mini"
@@ -147,6 +157,8 @@ class Inputs:
             1.0,
             self.tasks(study, method, class_ids),
             self.source(study),
+            Store(folder / ".store"),
+            "vae",
             folder,
             method,
         )
@@ -155,15 +167,23 @@ class Inputs:
         return open_source(study.dataset, study.seed, study.corpus)
 
     def trainer(self, study: Study, method: str, folder: Path, class_ids: Sequence[str] = NAMES) -> Trainer:
-        """A trainer of the miniature with cached latents."""
+        """A trainer of the miniature, in the study's precision."""
         row, tasks = row_of(study, method), self.tasks(study, method, class_ids)
-        moments = parts.encode_images(study, tasks, self.source(study), CPU, method)
+        moments = self.latents(study, tasks, Store(folder / ".store"))
+        dtype = getattr(torch, study.finetune.dtype)
+        settings = parts.settings_of(study, row, 1.0, len(tasks), dtype)
         rows = parts.new_rows(study, row, tasks, CPU)
-        unet = parts.load_part(UNet2DConditionModel, study.diffusion.folder, "unet", torch.float32, CPU)
+        weights = torch.float32 if row.train_unet else dtype
+        unet = parts.load_part(UNet2DConditionModel, study.diffusion.folder, "unet", weights, CPU)
         scheduler = DDPMScheduler.from_pretrained(study.diffusion.folder, subfolder="scheduler")
-        return Trainer(
-            tasks, rows, unet, scheduler, *moments, parts.settings_of(study, row, 1.0, len(tasks)), folder
-        )
+        return Trainer(tasks, rows, unet, scheduler, *moments, settings, folder)
+
+    def latents(
+        self, study: Study, tasks: Sequence[ClassTask], store: Store
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Latents of training and validation images, from the store or made."""
+        encoding = Encoding(study, "vae", self.source(study), CPU, "test")
+        return latents_of(encoding, partial(parts.load_vae, encoding), parts.batch_limit(study), store, tasks)
 
     def stage(
         self,
@@ -273,6 +293,23 @@ def test_row_adam_is_adamw_for_every_row_by_itself(weight_decay: float) -> None:
         together.step(seen)
     torch.testing.assert_close(stack[:2], torch.stack(rows[:2]), rtol=1e-6, atol=1e-7)
     assert torch.equal(stack[2], start[2])
+
+
+def test_row_adam_takes_scaled_gradients_and_keeps_rows_that_overflowed() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn((3, 4, 5), generator=generator)
+    plain, scaled = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    optimisers = [RowAdam(values, 0.01, 0.1) for values in (plain, scaled)]
+    scaler = torch.amp.GradScaler("cpu")
+    for overflowed in ([], [1], []):
+        gradient = torch.randn(start.shape, generator=generator)
+        plain.grad, scaled.grad = gradient.clone(), scaler.scale(gradient)
+        scaled.grad[overflowed] = math.inf
+        optimisers[0].step([row for row in range(3) if row not in overflowed])
+        scaler.step(optimisers[1], [0, 1, 2])  # type: ignore[arg-type]
+        scaler.update()
+    assert torch.equal(plain, scaled) and optimisers[1].steps.tolist() == [3, 2, 3]
+    assert scaler.get_scale() == 2**15
 
 
 # --- classes are independent where the U-Net is frozen --------------------------------------------
@@ -417,12 +454,164 @@ def test_epochs_differ_and_validation_does_not(inputs: Inputs, tmp_path: Path) -
         trainer.validation_sample(1, 0, 0).draw.noise, trainer.validation_sample(1, 0, 1).draw.noise
     )
     orders = [
-        [sample.moments for samples in trainer.epoch_steps(trainer.groups, epoch) for sample in samples]
+        [sample[:2] for samples in trainer.epoch_samples(trainer.groups, epoch) for sample in samples]
         for epoch in (1, 2)
     ]
-    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) == list(
-        range(len(trainer.moments))
+    everything = [(number, image) for number in (0, 1) for image in range(len(trainer.moments[number]))]
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) == everything
+
+
+# --- latents ---
+
+
+def test_latents_are_encoded_once_for_all_methods_and_read_from_the_disk(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, store = inputs.study(), Store(tmp_path / ".store", tmp_path)
+    tasks = inputs.tasks(study, "conditioning", NAMES[:2])
+    first = inputs.latents(study, tasks, store)
+    assert [tuple(values.shape[:3]) for part in first for values in part] == [
+        *((len(task.train), 2, 2) for task in tasks),
+        *((len(task.validation), 1, 2) for task in tasks),
+    ]
+    files = {path: path.stat().st_ino for path in store.artifacts() if path.suffix == ".npy"}
+    assert len(files) == 4 and store.tally.made == 0, "they are not what a job was asked for"
+    monkeypatch.setattr(parts, "load_vae", lambda *_: pytest.fail("nothing is to be encoded"))
+    again = inputs.latents(study, inputs.tasks(study, "clusters", NAMES[:2]), store)
+    for ours, theirs in zip([*first[0], *first[1]], [*again[0], *again[1]], strict=True):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(pytest.fail.Exception):  # without mirror images, they are others
+        inputs.latents(inputs.study({"flip": 0.0}), inputs.tasks(study, "clusters", NAMES[:1]), store)
+    assert {path: path.stat().st_ino for path in files} == files
+
+
+def test_truncated_latents_are_encoded_again(inputs: Inputs, tmp_path: Path) -> None:
+    study, store = inputs.study(), Store(tmp_path / ".store", tmp_path)
+    tasks = inputs.tasks(study, "conditioning", NAMES[:1])
+    whole = [values.clone() for values in inputs.latents(study, tasks, store)[0]]
+    for path in (tmp_path / ".store/latents").iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    assert torch.equal(inputs.latents(study, tasks, store)[0][0], whole[0])
+
+
+def test_encoding_goes_on_with_half_the_images_where_memory_does_not_suffice(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = inputs.study({"micro_batch": 2}), inputs.study({"micro_batch": 4})
+    tasks = inputs.tasks(small, "conditioning", NAMES[:2])
+    expected = inputs.latents(small, tasks, Store(tmp_path / "a", tmp_path))
+    encode = AutoencoderKL.encode
+    monkeypatch.setattr(AutoencoderKL, "encode", lambda *given: full_above(2, given[1]) or encode(*given))
+    found = inputs.latents(large, tasks, Store(tmp_path / "b", tmp_path))
+    for ours, theirs in zip([*found[0], *found[1]], [*expected[0], *expected[1]], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_images_that_overflow_float16_are_encoded_in_float32(inputs: Inputs) -> None:
+    vae = parts.load_part(AutoencoderKL, str(MINI / "stable-diffusion"), "vae", torch.float16, CPU)
+    images = [Image.open(path).convert("RGB") for path in sorted((inputs.root / "zero").iterdir())[:3]]
+    vae.register_to_config(scaling_factor=1e-6)
+
+    def encoded() -> torch.Tensor:
+        limit = BatchLimit(8, "micro_batch")
+        return torch.cat([*encode_moments(vae, images, 32, False, limit, torch.float32)])
+
+    fine = encoded()
+    weight = vae.quant_conv.weight
+    with torch.no_grad():
+        weight[: len(weight) // 2] *= 2e4
+    assert not torch.isfinite(vae.encode(torch.ones(1, 3, 32, 32).half()).latent_dist.mean).all()
+    assert encoded().isfinite().all() and encoded().abs().max() > 100 * fine.abs().max()
+    assert vae.dtype == torch.float16
+
+
+# --- memory ---
+
+
+def full_above(most: int, batch: torch.Tensor) -> None:
+    """Stand in for a GPU that has no memory for more than ``most`` images."""
+    if len(batch) > most:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("method", ["clusters", "pseudoword_dm"])
+def test_a_step_that_does_not_fit_is_taken_again_with_half_the_images(
+    inputs: Inputs, method: str, tmp_path: Path
+) -> None:
+    large, small = (
+        inputs.trainer(inputs.study({"micro_batch": size, "batch_size": 11}), method, tmp_path, NAMES[:2])
+        for size in (8, 4)
     )
+    passed: list[int] = []
+
+    def hook(_: Any, batch: tuple[torch.Tensor, ...]) -> None:
+        passed.append(len(batch[0]))
+        full_above(8 if len(passed) == 1 else 4, batch[0])  # the first pass leaves gradients behind
+
+    large.unet.register_forward_pre_hook(hook)
+    for trainer in (large, small):
+        trainer.step(next(trainer.epoch_steps(trainer.groups, 1)))
+    assert large.limit.size == 4 and passed[:2] == [6, 5] and max(passed[2:]) == 4
+    assert torch.equal(large.rows.values, small.rows.values)
+    for ours, theirs in zip(large.unet.parameters(), small.unet.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    large.limit.size = 8
+    for ours, theirs in zip(large.validate(large.groups), small.validate(small.groups), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert large.limit.size == 3, "half of the five validation images"
+
+
+def test_where_not_even_one_image_fits_one_line_says_so(inputs: Inputs, tmp_path: Path) -> None:
+    trainer = inputs.trainer(inputs.study(), "conditioning", tmp_path, NAMES[:1])
+    trainer.unet.register_forward_pre_hook(lambda _, batch: full_above(0, batch[0]))
+    with pytest.raises(UserError, match=r"finetune\.micro_batch: not even one image fits"):
+        trainer.step(next(trainer.epoch_steps(trainer.groups, 1)))
+
+
+def test_the_micro_batch_is_a_key_of_its_own_and_in_no_recipe(inputs: Inputs) -> None:
+    study, plain = inputs.study({"micro_batch": 3}, batch_size=7), inputs.study(batch_size=7)
+    assert [parts.batch_limit(one).size for one in (study, plain)] == [3, 7]
+    assert recipes.finetune_recipe(study, "imagic", 1.0) == recipes.finetune_recipe(plain, "imagic", 1.0)
+    assert recipes.table_recipe(study) == recipes.table_recipe(plain)
+
+
+# --- precision ---
+
+
+def gradient(inputs: Inputs, dtype: str, folder: Path) -> torch.Tensor:
+    """Gradient of two conditionings in one step."""
+    trainer = inputs.trainer(inputs.study({"dtype": dtype}), "conditioning", folder / dtype, NAMES[:2])
+    trainer._gradients(next(trainer.epoch_steps(trainer.groups, 1)))
+    scale = trainer.scaler.get_scale() if trainer.scaler.is_enabled() else 1.0
+    assert trainer.rows.values.grad is not None
+    return trainer.rows.values.grad / scale
+
+
+def test_float16s_gradients_are_closer_to_float32s_than_bfloat16s(inputs: Inputs, tmp_path: Path) -> None:
+    exact, half, brain = (gradient(inputs, name, tmp_path) for name in ("float32", "float16", "bfloat16"))
+    errors = [float((found - exact).norm() / exact.norm()) for found in (half, brain)]
+    assert errors[0] < 0.02 and errors[0] < errors[1] < 0.2, errors
+
+
+@pytest.mark.parametrize("method", ["conditioning", "imagic"])
+def test_training_in_float16_survives_an_overflow(inputs: Inputs, method: str, tmp_path: Path) -> None:
+    trainer = inputs.trainer(inputs.study({"dtype": "float16"}), method, tmp_path, NAMES[:2])
+    steps = trainer.epoch_steps(trainer.groups, 1)
+    learned = [trainer.rows.values, *(trainer.unet.parameters() if trainer.unet_optimizer else ())]
+    before = [values.detach().clone() for values in learned]
+    hooks = [values.register_hook(lambda grad: torch.full_like(grad, math.inf)) for values in learned]
+    trainer.step(next(steps))
+    assert all(torch.equal(old, new) for old, new in zip(before, learned, strict=True))
+    assert trainer.scaler.get_scale() == 2**15
+    for hook in hooks:
+        hook.remove()
+    trainer.step(next(steps))
+    assert not torch.equal(before[0], learned[0]) and learned[0].isfinite().all()
+    assert trainer.scaler.get_scale() == 2**15
+    trainer._save()
+    resumed = inputs.trainer(inputs.study({"dtype": "float16"}), method, tmp_path, NAMES[:2])
+    resumed._load()
+    assert resumed.scaler.state_dict() == trainer.scaler.state_dict()
 
 
 # --- what trains, and that it learns --------------------------------------------------------------
@@ -507,12 +696,13 @@ def test_all_clusters_start_equal_and_learn_apart(watched: Callable[[str], Watch
 def test_a_joint_step_changes_the_unet_and_the_rows_seen(inputs: Inputs, method: str, tmp_path: Path) -> None:
     trainer = inputs.trainer(inputs.study(), method, tmp_path)
     rows, unet = trainer.rows.values.detach().clone(), [p.detach().clone() for p in trainer.unet.parameters()]
-    samples = next(iter(trainer.epoch_steps(trainer.groups, 1)))
+    samples = next(trainer.epoch_samples(trainer.groups, 1))
     # a batch of all classes together
-    assert len(samples) == 4 and {sample.weight for sample in samples} == {0.25}
-    trainer.step(samples)
+    assert len(samples) == 4 and {weight for _, _, weight in samples} == {0.25}
+    batch = next(trainer.epoch_steps(trainer.groups, 1))
+    trainer.step(batch)
     moved = (trainer.rows.values.detach() != rows).flatten(1).any(1).nonzero().flatten().tolist()
-    assert moved == sorted({sample.row for sample in samples}) and len(moved) < 10
+    assert moved == sorted(set(batch.rows)) and len(moved) < 10
     assert any(not torch.equal(old, new) for old, new in zip(unet, trainer.unet.parameters(), strict=True))
 
 
@@ -618,13 +808,13 @@ def test_a_step_calls_no_vae_and_no_needless_text_encoder(
         lambda self, ids, **rest: encoded.append(len(ids)) or forward(self, ids, **rest),
     )
     trainer.unet.register_forward_hook(lambda module, arguments, output: denoised.append(len(arguments[0])))
-    samples = next(iter(trainer.epoch_steps(trainer.groups, 1)))
-    trainer.step(samples)
-    assert sum(denoised) == len(samples) == 40 and max(denoised) == 8 and not vae
+    batch = next(trainer.epoch_steps(trainer.groups, 1))
+    trainer.step(batch)
+    assert sum(denoised) == len(batch) == 40 and max(denoised) == 8 and not vae
     distinct = 0
-    for part in train.micro_batches(samples, 8):
+    for part in train.micro_batches(list(zip(batch.rows, batch.prompts, strict=True)), 8):
         distinct += (
-            len({trainer.rows.prompt(sample.row, sample.draw.prompt) for sample in part})
+            len({trainer.rows.prompt(*sample) for sample in part})
             if isinstance(trainer.rows, PseudowordRows)
             else 0
         )
@@ -644,8 +834,8 @@ def full_size(rows: Any, samples: int) -> Trainer:
         rows,
         unet,
         scheduler,
-        moments,
-        moments[:, :1],
+        [moments],
+        [moments[:, :1]],
         settings,
         Path(),
     )
@@ -655,9 +845,9 @@ def test_flops_of_a_step_of_stable_diffusions_real_size() -> None:
     """1,669 GFLOP per sample for the U-Net and the gradient to text states; a VAE would add 1,117 each."""
     meta = torch.device("meta")
     trainer = full_size(ConditioningRows(torch.zeros(1, 77, 768, device=meta)), 2)
-    samples = next(iter(trainer.epoch_steps(trainer.groups, 1)))
+    batch = next(trainer.epoch_steps(trainer.groups, 1))
     with FlopCounterMode(display=False) as conditioning:
-        trainer.losses(samples, trainer.moments).sum().backward()
+        trainer.losses(batch).sum().backward()
     assert conditioning.get_total_flops() / 2 / 1e9 == pytest.approx(1669, rel=0.005)
 
     with meta:
@@ -676,7 +866,7 @@ def test_flops_of_a_step_of_stable_diffusions_real_size() -> None:
     )
     trainer = full_size(words, 2)
     with FlopCounterMode(display=False) as pseudoword:
-        trainer.losses(samples, trainer.moments).sum().backward()
+        trainer.losses(batch).sum().backward()
     one_prompt = pseudoword.get_total_flops() - conditioning.get_total_flops()
     # forward and gradient to the input, once for both samples
     assert one_prompt / 1e9 == pytest.approx(2 * 13.3, rel=0.02)
@@ -724,7 +914,9 @@ def test_the_loss_is_stable_diffusions_own(inputs: Inputs, flip: float, tmp_path
         states, _ = pipeline.encode_prompt("A photo of zero.", CPU, 1, False)
         predicted = pipeline.unet(scheduler.add_noise(latents, noise, timestep), timestep, states).sample
         expected = torch.nn.functional.mse_loss(predicted, noise)
-        assert trainer.losses([sample], trainer.moments).item() == pytest.approx(expected.item(), rel=1e-3)
+        assert trainer.losses(trainer.prepare([sample], trainer.moments)).item() == pytest.approx(
+            expected.item(), rel=1e-3
+        )
 
 
 def test_no_caption_is_dropped(inputs: Inputs, tmp_path: Path) -> None:
@@ -968,6 +1160,43 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         mine, whole = (Path(place) / train.UNET_WEIGHTS for place in (folder, expected_unets[name]))
         assert mine.read_bytes() == whole.read_bytes()
     assert not list((tmp_path / "cut/.work").rglob("*.*"))
+
+
+@pytest.mark.parametrize("method", ["conditioning", "pseudoword_dm"])
+def test_killed_within_an_epoch_and_resumed_equals_uninterrupted(
+    inputs: Inputs, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = inputs.study({"max_epochs": 2, "patience": 2, "batch_size": 2})
+    steps: list[int] = []
+    step = Trainer.step
+
+    def counted(self: Trainer, batch: train.Batch) -> torch.Tensor:
+        if len(steps) == killed_after:
+            raise Interrupted
+        steps.append(self.epoch)
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", counted)
+    killed_after = -1
+    _, expected, expected_unets = inputs.stage(study, method, tmp_path / "whole", NAMES[:2])
+    whole, each = len(steps), steps.count(1)
+    assert each >= 3
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(train, "CHECKPOINT_SHARE", math.inf)
+    steps.clear()
+    killed_after = each + 2
+    with pytest.raises(Interrupted):
+        inputs.stage(study, method, tmp_path / "cut", NAMES[:2])
+    killed_after = -1
+    _, vectors, unets = inputs.stage(study, method, tmp_path / "cut", NAMES[:2])
+    assert len(steps) == whole, "no step is taken twice"
+    for ours, theirs in zip(vectors, expected, strict=True):
+        assert read_metadata(ours) == read_metadata(theirs)
+        mine, other = load_file(ours), load_file(theirs)
+        assert all(np.array_equal(mine[name], other[name]) for name in other)
+    for name, folder in unets.items():
+        weights = [Path(place) / train.UNET_WEIGHTS for place in (folder, expected_unets[name])]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_a_damaged_checkpoint_is_only_a_loss_of_time(inputs: Inputs, tmp_path: Path) -> None:

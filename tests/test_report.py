@@ -38,6 +38,7 @@ from augbench.report.tables.table1 import (
     Table1,
     build_table,
     layout_of,
+    precision_notes,
     read_rows,
     standard_error,
     write_table1,
@@ -451,6 +452,18 @@ def test_the_footer_names_each_cut(line: str) -> None:
     assert line in footer(study()).splitlines()
 
 
+def test_the_footer_names_the_type_of_matrix_products_that_a_gpu_took() -> None:
+    def lines(dtypes: list[str]) -> list[str]:
+        return [str(line) for line in differences(study(), Facts(10, 50, 1000, 2000, dtypes))]
+
+    assert lines(["float32"]) == lines([])
+    (line,) = set(lines(["bfloat16", "float16", "float32"])) - set(lines([]))
+    assert line == (
+        "Matrix products in training and scoring: bfloat16, float16, which the paper does not state; weights are"
+        " float32"
+    )
+
+
 def test_rows_that_differ_alike_share_a_line_of_the_footer() -> None:
     retrieval = {"mechanism": "retrieve", "min_aesthetics": 5.0, "duplicate_threshold": 0.99}
     rows = {
@@ -524,6 +537,25 @@ def test_a_learning_rate_at_the_end_of_its_grid_is_reported(results: list[Path],
     (note,) = (note for note in notes if note.startswith("Learning rates at an end of their grid"))
     assert f"{study().label('clip_prompts')} (x 3, the highest of 3 factors)." in note
     assert not any("end of their grid" in note for note in build_table(study(), results, lrs=paths[1:]).notes)
+
+
+def test_the_type_that_fine_tuning_computed_in_is_reported_unless_it_is_float32(tmp_path: Path) -> None:
+    rows = {
+        name: {"mechanism": "personalise", "learn": "pseudoword", "label": label, "candidates": [1]}
+        for name, label in (("a", "Both"), ("b", "Half"), ("c", "Unsearched"))
+    }
+    paths = [tmp_path / name / "lr.json" for name in "ab"]
+    write_json(paths[0], {"dtypes": ["bfloat16", "float16"]})
+    write_json(paths[1], {"dtypes": ["float16"]})
+    notes = "; ".join(precision_notes(study(methods=rows, finetune={"dtype": "auto"}), paths))
+    ending = "what trains is kept in float32"
+    assert notes == (
+        f"Fine-tuning computed in bfloat16, {ending}: Both.; Fine-tuning computed in float16, {ending}: Both, Half.; "
+        f"Fine-tuning computed in the GPU's fast type (auto), {ending}: Unsearched."
+    )
+    write_json(paths[0], {"dtypes": ["float32"]})
+    write_json(paths[1], {})  # of version 0.1
+    assert not [*precision_notes(study(methods=rows), paths)]
 
 
 def test_a_rate_that_is_not_searched_and_how_crops_and_batches_differ_are_in_the_footer() -> None:

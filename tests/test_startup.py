@@ -110,7 +110,7 @@ import atexit, json, os, sys
 from types import SimpleNamespace
 from augbench.runtime.job import running
 config = json.loads(sys.argv[1])
-with running(SimpleNamespace(threads=1, log=["results/s/logs/job.log"], config=config, rule="job")) as job:
+with running(SimpleNamespace(threads=1, resources={{}}, log=["results/s/logs/job.log"], config=config, rule="job")) as job:
     atexit.register(lambda: open("asked", "w").write("yes"))
     print("printed", end="")
     class Kept:

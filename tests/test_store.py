@@ -197,6 +197,14 @@ def test_items_that_nobody_makes_come_first_and_the_others_only_if_they_are_left
     first.communicate()
 
 
+def test_small_groups_let_several_processes_share_the_work(tmp_path: Path) -> None:
+    store, made = Store(tmp_path / "store"), {2}
+    groups = store.in_turn("texts", [1, 2, 3, 4], lambda number: {"n": number}, made.__contains__, at_once=1)
+    assert next(groups) == [1]
+    made.update((1, 3))  # another process makes the third meanwhile
+    assert list(groups) == [[4]] and store.tally.reused == 2
+
+
 # --- stores of version 0.1 ---
 
 

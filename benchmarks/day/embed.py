@@ -9,12 +9,14 @@ import torch
 from transformers import CLIPImageProcessor, CLIPModel
 
 from augbench.models.folders import ImageTower
+from augbench.runtime.fit import BatchLimit
 from benchmarks.day.session import Ready, Session, Variant
 from benchmarks.embed import flops_per_image
 from benchmarks.networks import random_clip
 
 BATCHES = {"full": (256, 64, 1024), "mini": (64, 32)}
 AT_ONCE = {"full": 2048, "mini": 128}  # images of a call
+COMPILED = "ours, compiled"
 THEIRS = "transformers, half precision, pixels on the device"
 
 
@@ -24,21 +26,20 @@ def new_model(session: Session) -> CLIPModel:
         return random_clip(session.size).eval()
 
 
-def ours(session: Session, model: CLIPModel, batch: int) -> Ready:
-    """Our tower, from uint8 pixels in main memory to embeddings on the device."""
+def ours(session: Session, model: CLIPModel, batch: int, compiled: bool = False) -> Ready:
+    """Our tower, from uint8 pixels in main memory to embeddings there, with copies beside the computation."""
     side = model.config.vision_config.image_size
     processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    tower = ImageTower(model, processor, half=session.device == "cuda")
+    tower = ImageTower(model, processor, half=session.device == "cuda", compiled=compiled)
     pixels = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8)
+    calls, limit = max(1, AT_ONCE[session.size] // batch), BatchLimit(batch, "embedding")
 
     def one() -> None:
         tower.embed(pixels)
 
-    calls = max(1, AT_ONCE[session.size] // batch)
-
     def call() -> None:
-        for _ in range(calls):
-            one()
+        for _ in tower.embed_all([pixels] * calls, limit):
+            pass
 
     def work() -> float:
         return float(flops_per_image(new_model(session), side))
@@ -66,13 +67,16 @@ def measure(session: Session) -> None:
     session.ceiling("float16" if session.device == "cuda" else "float32")
     first, *others = BATCHES[session.size]
 
-    def built(batch: int) -> Ready:
-        return ours(session, new_model(session), batch)
+    def built(batch: int, compiled: bool = False) -> Ready:
+        return ours(session, new_model(session), batch, compiled)
 
-    session.run(
-        [
-            Variant(f"ours, batches of {first}", partial(built, first), 5, 10, first),
-            Variant(THEIRS, partial(theirs, session, first), 3, 10, first),
-            *(Variant(f"ours, batches of {batch}", partial(built, batch), 2, 10, batch) for batch in others),
-        ]
-    )
+    variants = [
+        Variant(f"ours, batches of {first}", partial(built, first), 5, 10, first),
+        Variant(THEIRS, partial(theirs, session, first), 3, 10, first),
+        *(Variant(f"ours, batches of {batch}", partial(built, batch), 2, 10, batch) for batch in others),
+    ]
+    if session.compiled:
+        variants.insert(2, Variant(COMPILED, partial(built, first, True), 3, 40, first))
+    else:
+        session.skip_compiled(COMPILED, first)
+    session.run(variants)

@@ -38,7 +38,7 @@ STAGES = (
     Stage(
         "personalise", 90, "benchmarks.day.personalise", "fine-tuning of many classes, and of U-Nets (G6, G7)"
     ),
-    Stage("embed", 30, "benchmarks.day.embed", "CLIP's image tower (G4)"),
+    Stage("embed", 60, "benchmarks.day.embed", "CLIP's image tower (G4)"),
     Stage("search", 30, "benchmarks.day.search", "exact search (G5)"),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}

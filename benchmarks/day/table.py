@@ -67,6 +67,7 @@ GOALS = (
         2400,
         0.5,
     ),
+    Goal("G4", ("embed", "ours, compiled"), ("embed", "ours")),
     Goal("G5", ("search", "ours, many queries"), ("search", "bare products, many queries"), share=0.5),
     Goal("G5", ("search", "ours, few queries"), ("search", "bare products, few queries"), copies=0.8),
     Goal("G6", WORDS, ONE_CLASS, ratio=15, rate=190),

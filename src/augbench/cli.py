@@ -35,7 +35,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from augbench.commands.plan.show import as_json, render
 
     estimate = estimate_study(
-        load_study(arguments.configfile or [DEMO]), arguments.device, arguments.throughput
+        load_study(arguments.configfile or [DEMO]), arguments.gpu, arguments.throughput, arguments.gpus
     )
     text = json.dumps(as_json(estimate), indent=2) + "\n" if arguments.json else render(estimate)
     print(text, end="")
@@ -46,6 +46,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from augbench.commands.check.study import check_study
     from augbench.progress import clock
     from augbench.runtime import launcher
+    from augbench.runtime.gpus import snakemake_arguments
 
     configfiles = arguments.configfile or [DEMO]
     study = load_study(configfiles)
@@ -53,7 +54,8 @@ def _run(arguments: argparse.Namespace) -> int:
     start = time.monotonic()
     extra = arguments.snakemake
     cores = arguments.cores or len(os.sched_getaffinity(0))
-    status = launcher.run(study.study, configfiles, arguments.targets, cores, extra)
+    limits = snakemake_arguments(study.execution, cores, extra)
+    status = launcher.run(study.study, configfiles, arguments.targets, cores, [*extra, *limits])
     took = clock(time.monotonic() - start)
     if status:
         print(f"augbench: stopped after {took}; finished work is kept, run again to resume", file=sys.stderr)
@@ -96,6 +98,12 @@ def _debug(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number, at least 1")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """Grammar of the command line."""
     top = argparse.ArgumentParser(
@@ -117,8 +125,12 @@ def parser() -> argparse.ArgumentParser:
 
     plan = command("plan", _plan, "estimate jobs, images, GPU-hours, disk and downloads; show what is done")
     plan.add_argument(
+        "--gpu",
         "--device",
-        help="GPU in the table of figures, such as h200 or a100 (default: the one measured, else h200)",
+        help="GPU in the table of figures, such as h200 or v100 (default: the one measured, else the one here)",
+    )
+    plan.add_argument(
+        "--gpus", type=_positive, metavar="N", help="GPUs that compute at once (default: those here, or 1)"
     )
     plan.add_argument(
         "--throughput",

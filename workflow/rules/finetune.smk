@@ -63,7 +63,7 @@ for method, row in UNFOLDED.study.personalised.items():
                 ENVIRONMENT
             threads: NEEDS.gpu_threads
             resources:
-                **NEEDS.gpu_job(3000, 32000, minutes=720),
+                **NEEDS.finetune_job(row, sum(len(folder.members) for folder in block.folders)),
             params:
                 method=method,
                 factor=factor,

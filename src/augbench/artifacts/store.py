@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from augbench.artifacts.claims import Claims, place_of
 from augbench.artifacts.uses import FOLDER as USES
-from augbench.artifacts.uses import Uses
+from augbench.artifacts.uses import UNFINISHED, Uses
 from augbench.errors import UserError
 from augbench.files import atomic_path, canonical_hash, expand_path, explained_disk_errors
 
@@ -148,6 +148,11 @@ class Store:
         """Record that the study uses an artifact, at ``target`` or without publishing it."""
         self.uses.note([(self.name(self.path(kind, recipe, suffix)), self.uses.of(target))])
 
+    def note_passing_uses(self, kind: str, recipes: Iterable[Recipe], suffix: str) -> None:
+        """Record that the study uses artifacts until it is finished; then they may be freed."""
+        use = self.uses.of(self.study / UNFINISHED)
+        self.uses.note((self.name(self.path(kind, recipe, suffix)), use) for recipe in recipes)
+
     def take(
         self,
         kind: str,
@@ -249,11 +254,13 @@ class Store:
         items: Sequence[T],
         recipe_of: Callable[[T], Recipe],
         is_there: Callable[[T], bool],
+        at_once: int | None = None,
     ) -> Iterator[list[T]]:
         """Yield groups of missing items to make, so that other processes make none of them meanwhile.
 
         Items that are there count as reused. First come the items that nobody else is making. Then the rest:
-        each is waited for, and yielded only if the other process ended without making it.
+        each is waited for, and yielded only if the other process ended without making it. Groups of at most
+        ``at_once`` items let several processes share the work.
         """
         left = [item for item in items if not is_there(item)]
         self.tally.reused += len(items) - len(left)
@@ -265,7 +272,7 @@ class Store:
                 for item in left:
                     place = place_of([kind, dict(recipe_of(item))])
                     # claims held while waiting could wait for each other in a circle: wait for one at a time
-                    if self.claims.take(place, wait and not claimed):
+                    if len(claimed) != at_once and self.claims.take(place, wait and not claimed):
                         claimed.append((place, item))
                     else:
                         others.append(item)
@@ -277,4 +284,4 @@ class Store:
             finally:
                 for place, _ in claimed:
                     self.claims.give_back(place)
-            wait = True
+            wait = not claimed

@@ -19,13 +19,14 @@ from augbench.files import explained_disk_errors
 
 FOLDER = "uses"
 WHOLE_STUDY = "."  # target of an artifact that a study needs but does not publish
+UNFINISHED = ".unfinished"  # target of one that only an unfinished study needs; no such file exists
 
 
 class Use(NamedTuple):
     """One use of a file of the store: by which study's folder, for which file in it."""
 
     study: str  # absolute path of the study's folder
-    target: str  # relative to it, or WHOLE_STUDY
+    target: str  # relative to it, or WHOLE_STUDY or UNFINISHED
 
     @property
     def is_live(self) -> bool:
@@ -87,7 +88,7 @@ class Uses:
         """File, use and time of the newest record of every use."""
         newest: dict[tuple[Use, str], tuple[float, str]] = {}
         for kept, use, when in self._records():
-            key = (use, kept if use.target == WHOLE_STUDY else "")
+            key = (use, kept if use.target in (WHOLE_STUDY, UNFINISHED) else "")
             if key not in newest or newest[key][0] <= when:
                 newest[key] = (when, kept)
         return [(kept, use, when) for (use, _), (when, kept) in newest.items()]

@@ -134,5 +134,8 @@ def count_processes(execution: Execution, device: torch.device, groups: int = 1)
         )  # fmt: skip
     wanted = execution.processes or fitting
     if device.type == "cuda" and wanted > gpus:
-        raise UserError("execution.processes", wanted, f"at most one per visible GPU, here {gpus}")
+        allowed = (
+            f"at most one per visible GPU, here {gpus}; default-resources: gpus_per_job gives a job more"
+        )
+        raise UserError("execution.processes", wanted, allowed)
     return wanted

@@ -9,10 +9,13 @@ float images. Bilinear resizing is linear and separable, so a batch with differe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from augbench.models.folders import to_device
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # torchvision's default
 ATTEMPTS = 10  # torchvision's number; after that, the central crop is used
@@ -77,6 +80,13 @@ def _central_boxes(heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
     return np.stack([(heights - height) // 2, (widths - width) // 2, height, width], axis=1)
 
 
+def send(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+    """Copy arrays of whole numbers or truth values to ``device``, all in one asynchronous copy, as int64."""
+    flat = np.concatenate([array.ravel() for array in arrays]).astype(np.int64, copy=False)
+    parts = to_device(torch.from_numpy(flat), device).split([array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
 def at_origin(sizes: np.ndarray) -> np.ndarray:
     """Boxes of these heights and widths, int (N, 2), at the upper left corner."""
     return np.concatenate([np.zeros_like(sizes), sizes], axis=1)
@@ -135,8 +145,7 @@ def _resample(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
     """Scale pixels of 0 to 255 to torchvision's normalised floats, contiguous."""
-    mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1)
+    mean, std = to_device(torch.tensor([MEAN, STD]), images.device).view(2, 1, 3, 1, 1)
     return (images * (1 / (255 * std)) - mean / std).contiguous()
 
 
@@ -154,7 +163,8 @@ def cut(images: torch.Tensor, crops: Crops, resolution: int) -> torch.Tensor:
     -------
     Tensor, float32 (N, 3, resolution, resolution), normalised
     """
-    boxes = torch.from_numpy(crops.boxes).to(images.device, torch.float32)
+    places, flips = send([crops.boxes, crops.flips], images.device)
+    boxes = places.float()
     whole = torch.full_like(boxes[:, 0], resolution)
     none = torch.zeros_like(whole)
     rows = _weights(
@@ -173,8 +183,7 @@ def cut(images: torch.Tensor, crops: Crops, resolution: int) -> torch.Tensor:
         output=resolution,
         source=images.shape[3],
     )
-    flips = torch.from_numpy(crops.flips).to(images.device)
-    columns = torch.where(flips[:, None, None], columns.flip(1), columns)
+    columns = torch.where(flips.bool()[:, None, None], columns.flip(1), columns)
     return _resample(images, rows, columns)
 
 
@@ -199,7 +208,7 @@ def cut_centre(images: torch.Tensor, sizes: np.ndarray, resize: int, resolution:
     shorter = sizes.min(axis=1, keepdims=True)
     totals = resize * sizes // shorter  # torchvision's Resize truncates the longer side
     offsets = np.rint((totals - resolution) / 2)
-    values = [torch.from_numpy(array).to(images.device, torch.float32) for array in (sizes, totals, offsets)]
+    values = [part.float() for part in send([sizes, totals, offsets], images.device)]
     rows, columns = (
         _weights(
             start=torch.zeros_like(size),

@@ -17,18 +17,21 @@ from PIL import Image
 
 from augbench.batches import in_batches
 from augbench.classifier.compute import Compute
-from augbench.classifier.crops import at_origin
+from augbench.classifier.crops import at_origin, send
+from augbench.classifier.packed import Packed
 from augbench.classifier.spool import Spool
 from augbench.data.decode import in_order, middle
 from augbench.errors import UserError
 from augbench.files import canonical_hash
 from augbench.memory import free_memory
 from augbench.progress import track
+from augbench.runtime.fit import give_back
 
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 READ_TOGETHER = 256  # images read from a file at once
+CHECK_EVERY = 1024  # images written to a file between looks at the free disk
 
 
 def as_tensor(image: Image.Image, side: int | None) -> torch.Tensor:
@@ -43,6 +46,12 @@ def as_tensor(image: Image.Image, side: int | None) -> torch.Tensor:
         width, height = (side * length // shorter for length in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _free_on(gpu: torch.device) -> int:
+    """Free memory of a GPU, in bytes. What torch keeps of earlier runs is given back: all find the same."""
+    give_back()
+    return torch.cuda.mem_get_info(gpu)[0]
 
 
 class ImagePool:
@@ -61,14 +70,16 @@ class ImagePool:
         are.
     compute : Compute
         Where they are kept. ``storage.where: auto`` takes the device if they fit into half of its free
-        memory, else main memory if they fit into half of what is free there, else a file.
+        memory, else main memory if they fit into half of what is free there, else a file. ``device`` falls
+        back to these, with a warning.
     what : str
         Name in progress lines.
 
     Attributes
     ----------
-    images : Tensor, list of Tensor or Spool
-        One tensor ``(N, 3, H, W)`` if all have one size, else one tensor per image; or the file.
+    images : Tensor, list of Tensor, Packed or Spool
+        In main memory one tensor ``(N, 3, H, W)`` if all have one size, else one tensor per image; on a GPU
+        one :class:`~augbench.classifier.packed.Packed`; or the file.
     sizes : ndarray, int (N, 2)
         Height and width of each image.
 
@@ -85,7 +96,9 @@ class ImagePool:
         rows = group.rows(count)
         through_file = group.size > 1 or where == "disk"
         budget = 0.0 if through_file else float("inf") if where == "memory" else free_memory() / 2
-        self.images = self._decode(images, rows.stop - rows.start, side, budget, compute, what)
+        self.images: torch.Tensor | list[torch.Tensor] | Packed | Spool = self._decode(
+            images, rows.stop - rows.start, side, budget, compute, what
+        )
         if isinstance(self.images, Spool):
             self.images.finish(group)
         shapes = (
@@ -95,20 +108,23 @@ class ImagePool:
         )
         self.sizes = np.array(shapes, dtype=np.int64).reshape(-1, 2)
         size = 3 * int(self.sizes.prod(axis=1).sum())
-        if device.type == "cuda" and (
-            where == "device" or (where == "auto" and size < torch.cuda.mem_get_info(device)[0] / 2)
-        ):
-            self._move(device)
-        elif isinstance(self.images, Spool) and (
+        if device.type == "cuda" and where in ("auto", "device"):
+            room = _free_on(device) / (2 if where == "auto" else 1)
+            if (size >= room or not self._moved(device)) and where == "device":
+                logger.warning(
+                    "execution.image_pool: device, but the pixels of %s, %.3g GB, do not fit into the %.3g GB"
+                    " that are free on the GPU", what, size / 1e9, room / 1e9,
+                )  # fmt: skip
+        if isinstance(self.images, Spool) and (
             where == "memory" or (where != "disk" and size * group.size < free_memory() / 2)
         ):
-            self._move(CPU)
+            self.images = self._read_all(self.images)
         place = (
             "in a file"
             if isinstance(self.images, Spool)
-            else "in main memory"
-            if self.is_on(CPU)
             else "on the GPU"
+            if isinstance(self.images, Packed)
+            else "in main memory"
         )
         logger.info("%s: %d images, %.3g GB as pixels, are kept %s", what, count, size / 1e9, place)
 
@@ -131,8 +147,13 @@ class ImagePool:
             if found > count:
                 break
             taken += pixels.numel()
-            if spool is None and taken > budget:
+            begins = spool is None and taken > budget
+            if begins:
                 spool = Spool(compute.storage.scratch)
+            if spool is not None and (found % CHECK_EVERY == 0 or (begins and found > CHECK_EVERY)):
+                left = count if begins else count - found
+                spool.expect(taken / found * left * compute.group.size)
+            if spool is not None and begins:
                 for held in listed if stacked is None else stacked[:i]:
                     spool.append(held)
                 stacked, listed = None, []
@@ -153,40 +174,41 @@ class ImagePool:
             return spool
         return listed if stacked is None else stacked
 
-    def _move(self, device: torch.device) -> None:
-        """Move the images into the memory of ``device``."""
-        if isinstance(self.images, torch.Tensor):
-            self.images = self.images.to(device)
-        elif isinstance(self.images, list):
-            self.images = [image.to(device) for image in self.images]
-        else:
-            one_size = len(self) > 0 and bool((self.sizes == self.sizes[0]).all())
-            stacked = (
-                torch.empty((len(self), 3, *self.sizes[0].tolist()), dtype=torch.uint8, device=device)
-                if one_size
-                else None
-            )
-            listed: list[torch.Tensor] = []
+    def _moved(self, device: torch.device) -> bool:
+        """Move the images into the memory of ``device``; False if they do not fit."""
+        try:
+            packed = Packed(self.sizes, device)
             for chosen in in_batches(range(len(self)), READ_TOGETHER):
-                piece = self.take(np.array(chosen))
-                if stacked is None:
-                    sizes = self.sizes[chosen].tolist()
-                    listed += [
-                        image[:, :height, :width].to(device, copy=True)
-                        for image, (height, width) in zip(piece, sizes, strict=True)
-                    ]
-                else:
-                    stacked[chosen[0] : chosen[-1] + 1] = piece.to(device)
-            self.images = listed if stacked is None else stacked
+                pixels = [image.flatten() for image in self._whole(np.array(chosen))]
+                packed.write(slice(chosen[0], chosen[-1] + 1), torch.cat(pixels))
+        except torch.OutOfMemoryError:
+            return False
+        self.images = packed
+        return True
+
+    def _whole(self, chosen: np.ndarray) -> Iterator[torch.Tensor]:
+        """Yield images, uint8 (3, H, W), without padding."""
+        for image, (height, width) in zip(self.take(chosen), self.sizes[chosen].tolist(), strict=True):
+            yield image[:, :height, :width]
+
+    def _read_all(self, spool: Spool) -> torch.Tensor | list[torch.Tensor]:
+        """Read the images of a file into main memory."""
+        batches = map(np.array, in_batches(range(len(spool)), READ_TOGETHER))
+        if not (self.sizes == self.sizes[:1]).all():
+            return [image.clone() for chosen in batches for image in self._whole(chosen)]
+        stacked = torch.empty((len(spool), 3, *self.sizes[0].tolist()), dtype=torch.uint8)
+        for chosen in batches:
+            stacked[chosen[0] : chosen[-1] + 1] = self.take(chosen)
+        return stacked
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def is_on(self, device: torch.device) -> bool:
         """Whether the images are in the memory of this kind of device, so that batches need no copy."""
-        if isinstance(self.images, Spool):
-            return False
-        return not len(self) or self.images[0].device.type == device.type
+        if isinstance(self.images, Packed):
+            return self.images.pixels.device.type == device.type
+        return not isinstance(self.images, Spool) and device.type == "cpu"
 
     def take(self, chosen: np.ndarray, pinned: bool = False, boxes: np.ndarray | None = None) -> torch.Tensor:
         """Return images ``chosen``, uint8 (N, 3, H, W), where they are kept; from a file, in main memory.
@@ -205,21 +227,19 @@ class ImagePool:
             H and W are the largest height and width; smaller images are at the upper left corner, padded
             with zeros.
         """
+        if isinstance(self.images, Packed):
+            return self.images.take(chosen, boxes)
         if isinstance(self.images, torch.Tensor) and boxes is None:
-            rows = torch.from_numpy(chosen).to(self.images.device)
             out = (
                 torch.empty((len(chosen), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=True)
                 if pinned
                 else None
             )
-            return torch.index_select(self.images, 0, rows, out=out)
+            return torch.index_select(self.images, 0, torch.from_numpy(chosen), out=out)
         if boxes is None:
             boxes = at_origin(self.sizes[chosen])
         height, width = (int(side) for side in boxes[:, 2:].max(axis=0))
-        device = CPU if isinstance(self.images, Spool) else self.images[0].device
-        canvas = torch.zeros(
-            (len(chosen), 3, height, width), dtype=torch.uint8, device=device, pin_memory=pinned
-        )
+        canvas = torch.zeros((len(chosen), 3, height, width), dtype=torch.uint8, pin_memory=pinned)
         if isinstance(self.images, Spool):
             self.images.read(chosen, canvas, boxes)
         else:
@@ -279,11 +299,12 @@ def gather(
         sizes[places] = pool.sizes[chosen] if boxes is None else boxes[places, 2:]
     height, width = (int(side) for side in sizes.max(axis=0))
     canvas = torch.zeros((len(indices), 3, height, width), dtype=torch.uint8, device=device)
-    for pool, (places, chosen), found in zip(pools, parts, read, strict=True):
+    targets = send([places for places, _ in parts], device)
+    for pool, (places, chosen), found, target in zip(pools, parts, read, targets, strict=True):
         if len(places):
             images = pool.take(chosen, boxes=_of(boxes, places)) if found is None else found
             images = images.to(device, non_blocking=True)
-            canvas[torch.from_numpy(places).to(device), :, : images.shape[2], : images.shape[3]] = images
+            canvas[target, :, : images.shape[2], : images.shape[3]] = images
     return canvas, sizes
 
 

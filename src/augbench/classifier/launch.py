@@ -72,6 +72,8 @@ def in_processes(
         with (folder / worker.TASK).open("wb") as stream:
             pickle.dump(worker.Surroundings(sys.path, os.getpid(), threads, device.type)._asdict(), stream)
             pickle.dump((function, arguments, named), stream)
+        # seconds; the argument of the same name is too new for envs/cuda12.lock, whose torch waits for 30
+        os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -82,7 +84,6 @@ def in_processes(
             local_addr="localhost",
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=name),
-            shutdown_timeout=5,
         )
         resource = "GPU" if device.type == "cuda" else f"{threads} threads"
         logger.info("starting %d processes, one per %s", processes, resource)

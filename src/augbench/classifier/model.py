@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -22,6 +23,21 @@ ARCHITECTURES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, i
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
+
+FEWEST_CHANNELS = 16
+
+
+class SteppedConv2d(nn.Conv2d):
+    """A 1x1 convolution of stride 2, as one of stride 1 over every second row and column.
+
+    torch's own ends the process on a CPU if it has fewer than :data:`FEWEST_CHANNELS` inputs in channels
+    last: oneDNN's gradient of the weights writes past a buffer (torch 2.15, AVX-512, float32; the more
+    threads and pixels, the sooner).
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Convolve float ``(N, C, H, W)``."""
+        return F.conv2d(input[:, :, ::2, ::2], self.weight)
 
 
 class WidthResNet(ResNet):
@@ -70,6 +86,12 @@ class WidthResNet(ResNet):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if (
+                    module.kernel_size == (1, 1)
+                    and module.stride == (2, 2)
+                    and module.in_channels < FEWEST_CHANNELS
+                ):
+                    module.__class__ = SteppedConv2d  # same weights and names
 
 
 def build(config: Classifier, classes: int, seed: int) -> WidthResNet:

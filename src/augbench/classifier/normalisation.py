@@ -14,8 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed import _functional_collectives as collectives
-from torch.distributed import group as processes
+from torch.distributed.nn.functional import all_reduce
 
 from augbench.classifier.compute import ProcessGroup
 
@@ -30,8 +29,6 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         """Normalise with the global batch's statistics in training, with running ones in evaluation."""
         if not self.training:
             return super().forward(input)
-        world = processes.WORLD
-        assert world is not None
         assert (
             self.running_mean is not None
             and self.running_var is not None
@@ -40,12 +37,12 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         )
         images = input.to(torch.promote_types(input.dtype, torch.float32))
         number = torch.tensor([images.numel() // images.shape[1]], dtype=images.dtype, device=images.device)
-        *sums, count = collectives.all_reduce(
-            torch.cat([images.sum(dim=(0, 2, 3)), number]), "sum", world
-        ).split([self.num_features, 1])
+        # the functional collectives of envs/cuda12.lock's torch give no gradients
+        summed = all_reduce(torch.cat([images.sum(dim=(0, 2, 3)), number]))
+        *sums, count = summed.split([self.num_features, 1])
         mean = sums[0] / count
         centred = images - mean[:, None, None]
-        variance = collectives.all_reduce(centred.square().sum(dim=(0, 2, 3)), "sum", world) / count
+        variance = all_reduce(centred.square().sum(dim=(0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
@@ -64,20 +61,27 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
     ----------
     groups : int
         Number of parts, whose sizes differ by at most one.
+
+    Attributes
+    ----------
+    updates : bool
+        Whether the first part is that of the whole batch, whose statistics count.
     """
 
     def __init__(self, groups: int, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.groups = groups
+        self.groups, self.updates = groups, True
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Normalise each part with its own statistics in training, with running ones in evaluation."""
         if not self.training:
             return super().forward(input)
-        first, *others = input.tensor_split(self.groups)
+        parts = input.tensor_split(self.groups)
+        done = [super().forward(parts[0])] if self.updates else []
+        others = parts[len(done) :]
         return torch.cat(
             [
-                super().forward(first),
+                *done,
                 *(
                     F.batch_norm(part, None, None, self.weight, self.bias, True, eps=self.eps)
                     for part in others

@@ -9,6 +9,7 @@ removes it when its last process ends, even if that is killed.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,11 +52,30 @@ class Spool:
         self._file_of = self._offset_of = np.empty(0, dtype=np.int64)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read-images")
 
+    @property
+    def _place(self) -> str:
+        return str(self.folder or tempfile.gettempdir())
+
+    def expect(self, needed: float) -> None:
+        """Check that the disk has room for ``needed`` further bytes: writing must not fail hours later.
+
+        Raises
+        ------
+        UserError
+            It has not.
+        """
+        if (free := shutil.disk_usage(self._place).free) < needed:
+            raise UserError(
+                "execution.scratch",
+                f"decoded images need about {needed / 1e9:,.3g} GB in {self._place!r}, and {free / 1e9:,.3g} GB"
+                " are free",
+                "name a folder with more space, or a smaller classifier.decoded_size",
+            )
+
     def _unwritable(self, error: OSError) -> UserError:
-        where = self.folder or tempfile.gettempdir()
         return UserError(
             "execution.scratch",
-            f"{error.strerror} in {str(where)!r}",
+            f"{error.strerror} in {self._place!r}",
             "decoded images that don't fit in memory go there: name a folder with more space",
         )
 

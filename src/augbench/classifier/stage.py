@@ -308,7 +308,7 @@ def train_missing(study: Study, store: Store, run: TrainingRun, compute: Compute
     if run.added is not None:
         run.added.forget()
     if compute.group.rank == 0:
-        commit_run(store, recipe, result, compute)
+        commit_run(store, recipe, result, study.classifier, compute)
         checkpoint.unlink(missing_ok=True)
 
 
@@ -333,6 +333,7 @@ def publish_run(study: Study, store: Store, run: TrainingRun, compute: Compute) 
         "rising": history.rising,
         "val_top1": written["val_top1"],
         "test_top1": None,
+        "dtype": read_json(folder / "timing.json").get("dtype"),
         "n_real": len(block.real),
         "n_added": added,
         "n_lacking": run.lacking,

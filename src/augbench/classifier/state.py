@@ -88,12 +88,13 @@ class State:
     model: WidthResNet
     optimizer: torch.optim.SGD
     schedule: PlateauSchedule | StepSchedule
+    scaler: torch.amp.GradScaler
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     history: list[Epoch] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
     @classmethod
-    def new(cls, model: WidthResNet, config: Classifier) -> State:
+    def new(cls, model: WidthResNet, config: Classifier, scaler: torch.amp.GradScaler) -> State:
         """Return the state before the first step of ``model``, which is on its device."""
         optimizer = torch.optim.SGD(
             model.parameters(),
@@ -102,7 +103,12 @@ class State:
             weight_decay=config.weight_decay,
             foreach=True,
         )
-        return cls(model, optimizer, first_state(config))
+        return cls(model, optimizer, first_state(config), scaler)
+
+    def step(self) -> None:
+        """Let the optimiser take a step, unless float16 gradients overflowed."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, atomically."""
@@ -112,6 +118,7 @@ class State:
                     "model": self.model.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
                     "schedule": asdict(self.schedule),
+                    "scaler": self.scaler.state_dict(),
                     "best": self.best,
                     "history": [asdict(epoch) for epoch in self.history],
                     "seconds": self.seconds,
@@ -135,6 +142,8 @@ class State:
             return
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if scaler := state.get("scaler"):  # of float16 only
+            self.scaler.load_state_dict(scaler)
         self.schedule = resumed_state(config, state["schedule"])
         self.best = {name: tensor.cpu() for name, tensor in state["best"].items()}
         self.history = [_validation(values) for values in state["history"]]

@@ -12,10 +12,12 @@ from safetensors.torch import save_file
 from augbench.artifacts.store import Recipe, Store
 from augbench.classifier.compute import Compute
 from augbench.classifier.state import RunResult
+from augbench.config.classifier import Classifier
 from augbench.files import read_json, sha256_file, write_json
+from augbench.runtime.precision import resolve
 
 
-def commit_run(store: Store, recipe: Recipe, result: RunResult, compute: Compute) -> None:
+def commit_run(store: Store, recipe: Recipe, result: RunResult, config: Classifier, compute: Compute) -> None:
     """Commit a run's weights, timing and history to the store.
 
     The history comes last and has the weights' hash, so a partly committed run is trained again.
@@ -28,6 +30,7 @@ def commit_run(store: Store, recipe: Recipe, result: RunResult, compute: Compute
         "processes": compute.group.size,
         "gpus": compute.group.size if on_gpu else 0,
         "threads": torch.get_num_threads(),
+        "dtype": str(resolve(config.dtype, compute.device)).removeprefix("torch."),
         f"seconds_per_{unit}": [round(seconds, 4) for seconds in result.seconds],
     }
     store.commit("classifier_timings", recipe, ".json", lambda path: write_json(path, timing))

@@ -16,52 +16,31 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from augbench.classifier.compute import Compute, ProcessGroup
-from augbench.classifier.crops import Crops, at_origin, cut, cut_centre, draw_crops, in_parts
+from augbench.classifier.crops import Crops, at_origin, cut, cut_centre, draw_crops, in_parts, send
 from augbench.classifier.images import ImagePool, LabelledImages, stream
 from augbench.classifier.model import WidthResNet, build
 from augbench.classifier.normalisation import normalise_over
 from augbench.classifier.schedule import smallest_batch, steps_per_epoch, undersized_parts
 from augbench.classifier.sizes import evaluation_resize, training_side
 from augbench.classifier.state import RunResult, State
+from augbench.classifier.step import Gradients, autocast, layout, memory_in_one_line
 from augbench.config.classifier import Classifier
 from augbench.errors import UserError
 from augbench.progress import clock
+from augbench.runtime.fit import BatchLimit
 from augbench.seeds import classifier_seed, derive_seed
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 5.0  # not every epoch: in a tiny study, one takes less time than writing a checkpoint
 PROGRESS_SECONDS = 10.0
-
-
-def _precision(config: Classifier, device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast to the config's precision; ``auto``: bfloat16 on CUDA, float32 on the CPU (as fast there)."""
-    wanted = config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
-    return torch.autocast(device.type, torch.bfloat16) if wanted == "bfloat16" else nullcontext()
-
-
-def _at_least_single(tensor: torch.Tensor) -> torch.Tensor:
-    """Convert half precision to float32."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _layout(images: torch.Tensor) -> torch.Tensor:
-    """Convert to channels last.
-
-    This is 1.5 times as fast as channels first, on CUDA and, for small networks, on the CPU (measured).
-    """
-    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -75,22 +54,22 @@ class _Training:
 
     Attributes
     ----------
-    network : Module
-        The state's model, with gradients averaged over the group.
+    gradients : Gradients
+        Of the state's model.
     pools : sequence of ImagePool
         Real images, once per repetition, then added ones.
-    labels : Tensor, int64 (N,)
-        Of all images in ``pools``, on the device.
+    labels : ndarray, int (N,)
+        Of all images in ``pools``.
     seed : int
         Seed of the run.
     """
 
-    network: nn.Module
+    gradients: Gradients
     pools: Sequence[ImagePool]
-    labels: torch.Tensor
+    labels: np.ndarray
     seed: int
     config: Classifier
-    group: ProcessGroup
+    compute: Compute
 
     @property
     def per_epoch(self) -> int:
@@ -107,7 +86,7 @@ class _Training:
             state.schedule.steps_done(self.per_epoch),
             state.schedule.next_validation(self.config, self.per_epoch),
         )
-        total, seen = torch.zeros((), device=self.labels.device), 0
+        total, seen = torch.zeros((), device=self.compute.device), 0
         state.model.train()
         while step < end:
             epoch, first = divmod(step, self.per_epoch)
@@ -115,7 +94,7 @@ class _Training:
             rates = [state.schedule.lr_of(step + ahead, self.config) for ahead in range(last - first)]
             loss, images = self._part(state, epoch, first, rates)
             total, seen, step = total + loss, seen + images, step + last - first
-        return float(self.group.sum(total)) / seen
+        return float(self.compute.group.sum(total)) / seen
 
     def _part(self, state: State, epoch: int, first: int, rates: Sequence[float]) -> tuple[torch.Tensor, int]:
         """Train on consecutive batches of an epoch from batch ``first`` on, one per learning rate.
@@ -127,7 +106,7 @@ class _Training:
         images : int
             Number of images of all processes.
         """
-        config, group, device = self.config, self.group, self.labels.device
+        config, group, device = self.config, self.compute.group, self.compute.device
         rng = np.random.default_rng(derive_seed(self.seed, "epoch", epoch))
         order = rng.permutation(len(self.labels))
         crops = draw_crops(rng, np.concatenate([pool.sizes for pool in self.pools]), config.min_crop_area)
@@ -137,16 +116,9 @@ class _Training:
         for lr, batch, share, images in zip(rates, batches, shares, self._cut(crops, shares), strict=True):
             for parameters in state.optimizer.param_groups:
                 parameters["lr"] = lr
-            chosen = self.labels[torch.from_numpy(share).to(device)]
-            with _precision(config, device):
-                logits = self.network(_layout(images))
-                loss = F.cross_entropy(_at_least_single(logits), chosen)
-            state.optimizer.zero_grad(set_to_none=True)
-            # gradients are averaged over processes with equal weights; this factor corrects for unequal
-            # shares
-            (loss * (len(share) * group.size / len(batch))).backward()
-            state.optimizer.step()
-            total += loss.detach() * len(share)
+            (labels,) = send([self.labels[share]], device)
+            total += self.gradients(images, labels, len(batch))
+            state.step()
         return total, sum(map(len, batches))
 
     def _cut(self, crops: Crops, batches: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
@@ -154,7 +126,7 @@ class _Training:
 
         Of images as large as their files only the boxes are read, those of similar size together.
         """
-        resolution, device = self.config.resolution, self.labels.device
+        resolution, device = self.config.resolution, self.compute.device
         if self.config.decoded_size is None:
             for batch, (images, _) in zip(batches, stream(self.pools, batches, device), strict=True):
                 yield cut(images, Crops(crops.boxes[batch], crops.flips[batch]), resolution)
@@ -167,7 +139,7 @@ class _Training:
             for part, (images, sizes) in zip(parts, reading, strict=True)
         )
         for order in orders:
-            back = torch.from_numpy(np.argsort(np.concatenate(order))).to(device)
+            (back,) = send([np.argsort(np.concatenate(order))], device)
             yield torch.cat([next(pieces) for _ in order])[back]
 
 
@@ -182,11 +154,21 @@ def predict(
     model.eval()
     # On CUDA about 16 million pixels: they keep a device busy and need less than 16 GB with a ResNet-50.
     size = max(1, min(1024, 2**24 // config.resolution**2)) if device.type == "cuda" else 250
-    resize, logits = evaluation_resize(config), []
+    resize = evaluation_resize(config)
+    logits: list[torch.Tensor] = []
+    limit = BatchLimit(size, "classifying images")
     batches = _batches(np.arange(len(pool))[rows or slice(None)], size)
     for images, sizes in stream([pool], batches, device):
-        with _precision(config, device):
-            logits.append(model(_layout(cut_centre(images, sizes, resize, config.resolution))).float())
+
+        def scored(
+            part: Sequence[int], images: torch.Tensor = images, sizes: np.ndarray = sizes
+        ) -> torch.Tensor:
+            chosen = slice(part[0], part[-1] + 1)
+            crops = layout(cut_centre(images[chosen], sizes[chosen], resize, config.resolution))
+            with autocast(config, device):
+                return model(crops).float()
+
+        logits += limit.run(scored, range(len(images)))
     return torch.cat(logits).cpu()
 
 
@@ -199,25 +181,6 @@ def _accuracy(
     if rows.stop > rows.start:
         hits = (predict(model, pool, config, compute.device, rows).argmax(dim=1) == truth[rows]).sum()
     return int(compute.group.sum(hits.to(compute.device))) / len(pool)
-
-
-def _over_processes(model: WidthResNet, compute: Compute) -> nn.Module:
-    """Wrap ``model`` so that gradients are averaged over the group.
-
-    All processes start with the first one's weights.
-    """
-    if compute.group.size == 1:
-        return model
-    devices = [compute.device] if compute.device.type == "cuda" else None
-    # There are no unused parameters. But without find_unused_parameters, gradients are packed differently
-    # after the first step. They would then be summed in another order, and a resumed run would differ.
-    return nn.parallel.DistributedDataParallel(
-        model,
-        device_ids=devices,
-        forward_sync_buffers=False,
-        find_unused_parameters=True,
-        gradient_as_bucket_view=True,
-    )
 
 
 def train_run(
@@ -268,26 +231,35 @@ def train_run(
     seed = classifier_seed(study_seed, run)
     sets = [real] * repeats + ([] if added is None else [added])
     _check_sizes(what, sum(map(len, sets)), len(validation), config, group)
+    held_out = validation.pool(
+        evaluation_resize(config), compute
+    )  # first, so that each run's pools find the same
     pools = [images.pool(training_side(config), compute) for images in sets]
-    held_out = validation.pool(evaluation_resize(config), compute)
-    labels = torch.from_numpy(np.concatenate([images.labels for images in sets])).to(device)
+    labels = np.concatenate([images.labels for images in sets])
     truth = torch.from_numpy(validation.labels)
 
     model = build(config, classes, derive_seed(seed, "weights"))
     normalise_over(model, config.batch_norm_groups, group, device)
     model = model.to(device, memory_format=torch.channels_last)
     if compute.compiled:
-        model.compile(options={"deterministic": True})
-    state = State.new(model, config)
+        model.compile(options={"deterministic": config.deterministic})
+    gradients = Gradients(model, config, compute)
+    state = State.new(model, config, gradients.scaler)
     if checkpoint is not None:
         state.load(checkpoint, config, group)
-    training = _Training(_over_processes(model, compute), pools, labels, seed, config, group)
+    training = _Training(gradients, pools, labels, seed, config, compute)
     per_epoch = training.per_epoch
     if resumed := state.schedule.steps_done(per_epoch):
         logger.info("%s: resuming after step %d", what, resumed)
 
     saved = logged = start = time.monotonic()
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+    exact = config.deterministic
+    with (
+        memory_in_one_line(config, compute),
+        torch.backends.cudnn.flags(enabled=True, benchmark=not exact, deterministic=exact),
+    ):
+        if group.size > 1:
+            gradients.over_processes(-(-min(config.batch_size, len(labels)) // group.size))
         while not state.schedule.finished(config):
             begun = time.monotonic()
             loss = training.to_next_validation(state)

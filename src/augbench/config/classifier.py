@@ -131,10 +131,17 @@ class Classifier(Section):
         "last ones. `schedule: plateau` keeps the best.",
         source="paper, section 3 (best)",
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = key(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
         "auto",
-        "Floating-point type of matrix products; weights are float32. auto: bfloat16 on CUDA, float32 on "
-        "the CPU.",
+        "Floating-point type of matrix products; weights are float32. auto: float32 on the CPU; on a GPU, "
+        "bfloat16 from compute capability 8 on, float16 below (V100, T4, RTX 20). float16 trains with a scaled "
+        "loss; a step whose gradients overflow is left out.",
+    )
+    deterministic: bool = key(
+        True,
+        "Use only cuDNN's deterministic kernels: a run then gives the same weights each time, interrupted or "
+        "not. false takes the fastest kernels; runs then differ by rounding.",
+        new=True,
     )
 
     @model_validator(mode="after")

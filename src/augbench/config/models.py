@@ -103,8 +103,11 @@ class Diffusion(_Model):
         "standard deviations of the noise, relative to the image",
         INTERVAL_SOURCE,
     )
-    dtype: Literal["float32", "float16", "bfloat16"] = key(
-        "float16", "Floating-point type that sampling computes in."
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = key(
+        "float16",
+        "Floating-point type that sampling computes in. auto: bfloat16 on GPUs that have it (compute "
+        "capability 8.0 or more), float16 on others, float32 on the CPU. Where the VAE overflows in float16, "
+        "the images concerned are decoded again in float32, and the log says so.",
     )
 
     @model_validator(mode="after")

@@ -56,8 +56,19 @@ class Finetune(Section):
         source="the paper says only 'excluded from model training' (section 3)",
         new=True,
     )
-    dtype: Literal["float32", "bfloat16"] = key(
-        "float32", "Floating-point type of the frozen parts; parameters that train are float32."
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = key(
+        "float32",
+        "Floating-point type of the frozen parts and of a trained U-Net's operations; parameters that train "
+        "are float32. float16 trains with a gradient scaler. auto: bfloat16 on a GPU that has it (compute "
+        "capability 8), float16 on older ones, float32 on the CPU.",
+    )
+    micro_batch: Positive | None = key(
+        None,
+        "Images that go through the networks together; gradients are summed over a step's micro-batches, so "
+        "it changes nothing but rounding. It halves by itself where a GPU's memory does not suffice. Default: "
+        "execution.batch_size.",
+        "images",
+        new=True,
     )
     features: Literal["inception_v3", "clip"] = key(
         "inception_v3",
@@ -390,28 +401,35 @@ class Execution(Section):
         "classes",
     )
     runs_per_job: Positive = key(5, "Classifiers per classify job.", "runs")
-    batch_size: Positive = key(32, "Images that are generated together.", "images")
+    batch_size: Positive = key(
+        32,
+        "Images that are generated together. Where they do not fit into the GPU's memory, the batch is halved, "
+        "and the log says so.",
+        "images",
+    )
     device: Literal["auto", "cpu", "cuda"] = key(
         "auto",
-        "Device of torch; auto is CUDA if there is a GPU, else the CPU.",
+        "Device of torch; auto is CUDA if there is a GPU, else the CPU. A GPU that torch can't use is an error.",
     )
     processes: Positive | None = key(
         None,
         "Processes that train one classifier together, each on its part of the batch. Default: one per "
-        "visible GPU, or one on the CPU.",
+        "GPU of the job, or one on the CPU.",
         "processes",
     )
     compile: bool = key(
         False,
-        "Compile the classifier, the U-Net of fine-tuning, and the U-Net and decoder that generate images "
-        "with torch.compile, which needs a C compiler. It takes minutes in the first job and seconds in "
-        "later ones, which share a cache below the study's results (or in $TORCHINDUCTOR_CACHE_DIR). Choose "
-        "a batch_size that divides the images of a shard, because only whole batches run compiled.",
+        "Compile the classifier, the U-Net of fine-tuning, the U-Net and decoder that generate images and, on "
+        "a GPU, the network that embeds the corpus with torch.compile, which needs a C compiler. It takes "
+        "minutes in the first job and seconds in later ones, which share a cache below the study's results "
+        "(or in $TORCHINDUCTOR_CACHE_DIR). Choose a batch_size that divides the images of a shard, because "
+        "only whole batches run compiled.",
     )
     image_pool: Literal["auto", "device", "memory", "disk"] = key(
         "auto",
         "Place of a classifier's decoded images: on the GPU (device), in main memory (memory), or in a file "
-        "that is read ahead of training (disk). auto: the first of these with enough room.",
+        "that is read ahead of training (disk). auto: the first of these with enough room. device falls back "
+        "to the others if they do not fit.",
     )
     scratch: WrittenPlace | None = key(
         None,

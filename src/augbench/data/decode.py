@@ -247,19 +247,22 @@ def find_damage(path: str | Path) -> UserError | None:
     return found if isinstance(found, UserError) else None
 
 
-def in_order(function: Callable[[T], R], items: Iterable[T], threads: int | None = None) -> Iterator[R]:
-    """Yield ``function`` of each item in order, computed in threads, only a few items ahead of their use.
+def in_order(
+    function: Callable[[T], R], items: Iterable[T], threads: int | None = None, ahead: int | None = None
+) -> Iterator[R]:
+    """Yield ``function`` of each item in order, computed in threads, at most ``ahead`` items before its use.
 
-    ``threads`` defaults to the number of cores that this process may use, at most 8. Pillow decodes
-    outside Python's global lock.
+    ``threads`` defaults to the number of cores that this process may use, at most 8, and ``ahead`` to four
+    times as many. Pillow decodes outside Python's global lock.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = threads or min(8, cores)
+    ahead = ahead or 4 * threads
     waiting: deque[Future[R]] = deque()
     remaining = iter(items)
     with ThreadPoolExecutor(threads) as pool:
         try:
-            waiting.extend(pool.submit(function, item) for item in islice(remaining, 4 * threads))
+            waiting.extend(pool.submit(function, item) for item in islice(remaining, ahead))
             while waiting:
                 result = waiting.popleft().result()
                 waiting.extend(pool.submit(function, item) for item in islice(remaining, 1))

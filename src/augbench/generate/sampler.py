@@ -8,6 +8,8 @@ batch is sampled.
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,20 +18,23 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from augbench.batches import in_batches
 from augbench.config.stages import ATTEMPTS_PER_IMAGE
 from augbench.data.decode import square
 from augbench.errors import UserError
-from augbench.models.folders import check_safety
+from augbench.models.folders import check_safety, to_device
 from augbench.progress import Progress
-from augbench.runtime.compiling import copies_to_fill, kernels_of
+from augbench.runtime.compiling import copies_to_fill, kernels_of, run_filled
+from augbench.runtime.fit import BatchLimit
 from augbench.seeds import derive_seed
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from PIL import Image
 
+logger = logging.getLogger(__name__)
+BATCH_SIZE = "execution.batch_size"
+DECODED_TOGETHER = 8  # fills a GPU; the decoder needs two to three times the U-Net's memory per image
 Try = tuple[int, int]  # number of the attempt, from 0, and position of the image
 
 
@@ -66,6 +71,27 @@ class SamplingStep:
     guided: bool
 
 
+class Batches:
+    """Largest batches of sampling, which halve where memory does not suffice; one object for a whole job.
+
+    The decoder needs more memory per image than the U-Net, so on a GPU it has smaller batches, of about
+    equal size.
+
+    Parameters
+    ----------
+    size : int
+        Number of images sampled together.
+    """
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.sampled = BatchLimit(size, BATCH_SIZE)
+        slices = -(-size // DECODED_TOGETHER) if device.type == "cuda" else 1
+        self.decoded = BatchLimit(-(-size // slices), "decoding")
+        self.checked = BatchLimit(size, "safety checker")
+        self.again = BatchLimit(1, "decoding in float32")
+        self.overflowed: set[str] = set()  # parts of the VAE
+
+
 @dataclass
 class Pending:
     """Images whose sampling has started.
@@ -82,7 +108,7 @@ class Pending:
     study_seed: int
     progress: Progress | None
     starts: Sequence[Image.Image] | None
-    batches: list[tuple[list[Try], list[int], Future[tuple[list[Image.Image], list[bool]]]]] = field(
+    batches: list[tuple[Sequence[Try], list[int], Future[tuple[list[Image.Image], list[bool]]]]] = field(
         default_factory=list
     )
 
@@ -129,8 +155,9 @@ class Sampler:
         On its device, with its scheduler and safety checker.
     steps, guidance_scale, resolution
         As in the config; resolution in pixels.
-    batch_size : int
-        Number of images sampled together. It changes results only by floating-point rounding.
+    batch_size : int or Batches
+        Number of images sampled together, or the batches of an earlier sampler of this job. It changes
+        results only by floating-point rounding.
     noise : float, optional
         Sampling starts from images with this share of the noise schedule added and runs the remaining
         ``steps`` (Boomerang; Luzi et al., 2022). None: it starts from pure noise.
@@ -140,8 +167,8 @@ class Sampler:
         Noise levels between which steps are guided, the lower one excluded (Kynkäänniemi et al., 2024).
         Other steps evaluate only the prompt. None: all steps are guided.
     compiled : bool
-        Whether the networks are compiled, for batches of ``batch_size``. A batch of at least half that
-        size is filled up; a smaller one runs uncompiled.
+        Whether the networks are compiled, for batches of that size. A batch of at least half that size is
+        filled up; a smaller one runs uncompiled.
     attempts_per_image : int
         Mean number of samples per image, over the images that are sampled together, after which those
         that the safety checker still flags are given up.
@@ -153,7 +180,7 @@ class Sampler:
         steps: int,
         guidance_scale: float,
         resolution: int,
-        batch_size: int,
+        batch_size: int | Batches,
         noise: float | None = None,
         conditioning: Mapping[str, torch.Tensor] | None = None,
         guidance_interval: tuple[float, float] | None = None,
@@ -162,9 +189,10 @@ class Sampler:
     ) -> None:
         self.attempts_per_image = attempts_per_image
         self.pipeline, self.steps, self.guidance_scale = pipeline, steps, guidance_scale
-        self.resolution, self.batch_size, self.noise = resolution, batch_size, noise
+        self.resolution, self.noise = resolution, noise
         self.guidance_interval, self.compiled = guidance_interval, compiled
         device, dtype = pipeline.unet.device, pipeline.unet.dtype
+        self.batches = batch_size if isinstance(batch_size, Batches) else Batches(batch_size, device)
         self._states = {prompt: states.to(device, dtype) for prompt, states in (conditioning or {}).items()}
         self._finisher = ThreadPoolExecutor(1, "finish")
 
@@ -225,12 +253,23 @@ class Sampler:
 
     def _latents(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Mode of the VAE's posterior of each image, scaled: ``(N, 4, h, w)``."""
+        import torch
+
         vae = self.pipeline.vae
-        pixels = self.pipeline.image_processor.preprocess(
-            [square(image, self.resolution) for image in images]
+        pixels = to_device(
+            self.pipeline.image_processor.preprocess([square(image, self.resolution) for image in images]),
+            vae.device,
         )
-        mode = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
+        mode = vae.encode(pixels.to(vae.dtype)).latent_dist.mode()
+        if vae.dtype == torch.float16 and not mode.isfinite().all():
+            self._note_overflow("encoder")
+            mode = self._wide_vae.encode(pixels.float()).latent_dist.mode().to(vae.dtype)
         return mode * vae.config.scaling_factor
+
+    @cached_property
+    def _wide_vae(self) -> AutoencoderKL:
+        """The VAE in float32, uncompiled, for values that overflow in the pipeline's precision."""
+        return copy.deepcopy(self.pipeline.vae).float()
 
     def _denoise(
         self,
@@ -267,14 +306,21 @@ class Sampler:
     def pixels(
         self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Image.Image] | None
     ) -> torch.Tensor:
-        """Sample one batch of images ``(N, 3, H, W)`` from -1 to 1; the device may still be computing them.
+        """Sample one batch of images ``(N, 3, H, W)`` from -1 to 1; the device may still be computing them."""
+        return self.decode(self.latents(prompts, seeds, starts))
+
+    def latents(
+        self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Image.Image] | None
+    ) -> torch.Tensor:
+        """Sample one batch of latents ``(N, 4, h, w)``; the device may still be computing them.
 
         Networks are compiled for whole batches. A batch that is at least half full is filled up with
         copies of its last image; a smaller one runs uncompiled.
         """
         import torch
 
-        images, copies = len(prompts), copies_to_fill(len(prompts), self.batch_size) if self.compiled else 0
+        images, whole = len(prompts), self.batches.sampled.size
+        copies = copies_to_fill(images, whole) if self.compiled else 0
         if copies is None:
             with torch.compiler.set_stance("force_eager"):
                 return self._sampled(prompts, seeds, starts)
@@ -287,16 +333,85 @@ class Sampler:
     ) -> torch.Tensor:
         import torch
 
-        vae = self.pipeline.vae
         with torch.inference_mode():
             prompted = self._text_states(prompts)
             unprompted = self._text_states([""] * len(prompts)) if self.guidance_scale > 1 else None
             steps = self.schedule()
             with nullcontext() if self.compiled else text_once(self.pipeline.unet):
-                latents = self._denoise(
+                return self._denoise(
                     self._first_latents(seeds, starts, steps[0]), steps, prompted, unprompted
                 )
-            return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode latents ``(N, 4, h, w)`` to pixels, a few at a time, without waiting for the device."""
+        import torch
+
+        vae, limit = self.pipeline.vae, self.batches.decoded
+
+        def decoded(part: torch.Tensor) -> torch.Tensor:
+            return vae.decode(part / vae.config.scaling_factor, return_dict=False)[0]
+
+        def tried(rows: Sequence[int]) -> torch.Tensor:
+            part = latents[rows[0] : rows[-1] + 1]
+            return run_filled(decoded, part, self._decoded_whole) if self.compiled else decoded(part)
+
+        with torch.inference_mode():
+            return torch.cat(list(limit.run(tried, range(len(latents)))))
+
+    @property
+    def _decoded_whole(self) -> int:
+        """Size of the batches for which the decoder is compiled."""
+        return min(self.batches.decoded.size, self.batches.sampled.size)
+
+    def _finite(self, pixels: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """Replace pixels that are not finite, by decoding their latents in float32.
+
+        Raises
+        ------
+        UserError
+            They are not finite then, either, because the latents are not.
+        """
+        import torch
+
+        found = (~pixels.isfinite()).flatten(1).any(1).cpu()
+        bad = [place for place, is_bad in enumerate(found.tolist()) if is_bad]
+        if not bad:
+            return pixels
+        vae = self._wide_vae
+        again = torch.cat(
+            list(
+                self.batches.again.run(
+                    lambda rows: vae.decode(
+                        latents[rows].float() / vae.config.scaling_factor, return_dict=False
+                    )[0],
+                    bad,
+                )
+            )
+        )
+        if not again.isfinite().all():
+            raise UserError(
+                "diffusion.dtype",
+                f"{self._precision}: sampling gives values that are not finite",
+                "float32 (or bfloat16) does not overflow; if it is that already, the model is damaged",
+            )
+        self._note_overflow("decoder")
+        pixels[bad] = again.to(pixels.dtype)
+        return pixels
+
+    @property
+    def _precision(self) -> str:
+        return str(self.pipeline.vae.dtype).removeprefix("torch.")
+
+    def _note_overflow(self, part: str) -> None:
+        """Log that a part of the VAE overflows, once per job."""
+        noted = self.batches.overflowed
+        if part not in noted:
+            noted.add(part)
+            logger.warning(
+                "diffusion.dtype %s: the VAE's %s overflows; these images are computed again in float32",
+                self._precision,
+                part,
+            )
 
     def compiled_for(self) -> dict[str, Any]:
         """Properties that determine the kernels of :meth:`warm_up`: versions, device, networks, sizes."""
@@ -304,24 +419,26 @@ class Sampler:
         return kernels_of(
             self.pipeline.unet,
             vae=self.pipeline.vae.to_json_string(),
-            batch=[self.batch_size, self.resolution],
+            batch=[self.batches.sampled.size, self._decoded_whole, self.resolution],
             guided=guided,
         )
 
     def warm_up(self) -> None:
-        """Compile the networks by running them at the size of a whole batch.
+        """Compile the networks by running them at the size of a whole batch, halved until it fits.
 
         The U-Net runs with and without guidance, as the steps need it, then the VAE's decoder.
         """
         import torch
 
-        with torch.inference_mode():
+        def denoised(seeds: Sequence[int]) -> torch.Tensor:
             steps = {step.guided: step for step in self.schedule()}
-            states = self._text_states([""] * self.batch_size)
-            latents = self._first_latents(range(self.batch_size), None, next(iter(steps.values())))
-            self.pipeline.vae.decode(
-                self._denoise(latents, list(steps.values()), states, states), return_dict=False
-            )
+            states = self._text_states([""] * len(seeds))
+            latents = self._first_latents(seeds, None, next(iter(steps.values())))
+            return self._denoise(latents, list(steps.values()), states, states)
+
+        limit = self.batches.sampled
+        with torch.inference_mode():
+            self.decode(next(limit.run(denoised, range(limit.size))))
 
     @cached_property
     def _beside(self) -> Any:
@@ -331,11 +448,11 @@ class Sampler:
         return torch.cuda.Stream() if self.pipeline.unet.device.type == "cuda" else None
 
     def _finish(
-        self, pixels: torch.Tensor, made: Any, progress: Progress | None
+        self, pixels: torch.Tensor, latents: torch.Tensor, made: Any, progress: Progress | None
     ) -> tuple[list[Image.Image], list[bool]]:
         """Pictures of a batch, and the safety checker's flags.
 
-        ``made`` is the event after which the GPU has the pixels; None without a GPU.
+        ``made`` is the event after which the GPU has pixels and latents; None without a GPU.
         """
         import torch
 
@@ -345,8 +462,8 @@ class Sampler:
         with torch.inference_mode(), stream:
             if made is not None:
                 self._beside.wait_event(made)
-            images = self.pipeline.image_processor.postprocess(pixels)
-            flags = check_safety(self.pipeline, images)
+            images = self.pipeline.image_processor.postprocess(self._finite(pixels, latents))
+            flags = check_safety(self.pipeline, images, self.batches.checked)
         if progress is not None:
             progress.update(len(flags) - sum(flags), note=f"{sum(flags)} flagged" if any(flags) else "")
         return images, flags
@@ -355,14 +472,16 @@ class Sampler:
         """Start sampling images, each with the seed of its attempt, batch by batch."""
         import torch
 
-        for batch in in_batches(tries, self.batch_size):
+        def sampled(batch: Sequence[Try]) -> tuple[Sequence[Try], list[int], torch.Tensor]:
             seeds = [derive_seed(pending.study_seed, "image", *pending.scopes[i], n) for n, i in batch]
             starts = None if pending.starts is None else [pending.starts[i] for _, i in batch]
-            pixels = self.pixels([pending.prompts[i] for _, i in batch], seeds, starts)
+            return batch, seeds, self.latents([pending.prompts[i] for _, i in batch], seeds, starts)
+
+        for batch, seeds, latents in self.batches.sampled.run(sampled, tries):
+            pixels = self.decode(latents)
             made = torch.cuda.current_stream().record_event() if pixels.device.type == "cuda" else None
-            pending.batches.append(
-                (batch, seeds, self._finisher.submit(self._finish, pixels, made, pending.progress))
-            )
+            finished = self._finisher.submit(self._finish, pixels, latents, made, pending.progress)
+            pending.batches.append((batch, seeds, finished))
 
     def begin(
         self,
@@ -415,10 +534,11 @@ class Sampler:
                 refused = [i for i in refused if i not in made]
             if not refused or not left:
                 return Samples(dict(sorted(made.items())), dict(flagged))
-            ahead = max(1, min(attempts.stop, self.batch_size // len(refused)))
+            together = self.batches.sampled.size
+            ahead = max(1, min(attempts.stop, together // len(refused)))
             attempts = range(attempts.stop, attempts.stop + ahead)
             tries = [(attempt, i) for attempt in attempts for i in refused]
-            self._attempt(pending, tries[: max(left, self.batch_size)])
+            self._attempt(pending, tries[: max(left, together)])
 
     def sample(
         self,

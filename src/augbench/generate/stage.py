@@ -4,7 +4,8 @@ Input: ``prompts/{method}.parquet``, the model, results of fine-tuning, the trai
 may start from. Output: the shards of a block. Image i of class c depends only on (recipe, c, i) (seeded
 images). It has its own random generator, seeded from the study's seed, c and i, not from the method, so
 that methods differ by what they do and not by their noise. A batch never crosses a shard. The shards that
-a job makes therefore do not depend, in any bit, on the shards that already exist.
+a job makes therefore do not depend, in any bit, on the shards that already exist, unless a batch did not fit
+into the GPU's memory.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from augbench.artifacts.shards import (
 )
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json
-from augbench.generate.sampler import Pending, Sampler, Samples
+from augbench.generate.sampler import Batches, Pending, Sampler, Samples
 from augbench.models.folders import fingerprint, load_pipeline, load_unet, pick_device
 from augbench.plan.recipes import Recipe, data_set_recipe, generate_recipe, image_recipe, method_sampling
 from augbench.progress import Progress
@@ -211,6 +212,7 @@ class _Maker:
         diffusion = job.study.diffusion.model_copy(update={"scheduler": self.sampling["scheduler"]})
         self.pipeline = load_pipeline(diffusion, pick_device(job.study.execution.device))
         self.train_path = train_path
+        self.batches = Batches(job.study.execution.batch_size, self.pipeline.unet.device)
         self.compiled = job.study.execution.compile
         if self.compiled:
             compile_pipeline(self.pipeline)
@@ -312,13 +314,13 @@ class _Maker:
                 self.pipeline.load_textual_inversion([{name: vector} for name, vector in vectors.items()])
             else:
                 conditioning = vectors
-        sampling, execution = self.sampling, self.job.study.execution
+        sampling = self.sampling
         return Sampler(
             pipeline=self.pipeline,
             steps=sampling["steps"],
             guidance_scale=sampling["guidance_scale"],
             resolution=sampling["resolution"],
-            batch_size=execution.batch_size,
+            batch_size=self.batches,
             noise=sampling.get("noise"),
             conditioning=conditioning,
             guidance_interval=sampling.get("guidance_interval"),

@@ -8,7 +8,7 @@ pairs with a training image.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from augbench.artifacts.parquet import REMAKE
 from augbench.artifacts.pool import load_images, read_index
 from augbench.batches import in_batches
 from augbench.config.stages import Leakage
+from augbench.data.decode import in_order
 from augbench.data.sources import open_source
 from augbench.data.splits import read_split
 from augbench.errors import UserError
@@ -30,8 +31,10 @@ from augbench.files import atomic_path, canonical_hash, read_json, sha256_file, 
 from augbench.leakage.records import SCHEMA, count_images, summarise
 from augbench.leakage.search import Load, find_near_duplicates
 from augbench.progress import track
+from augbench.runtime.fit import BatchLimit
 
 if TYPE_CHECKING:
+    from augbench.models.folders import ImageTower
     from augbench.runtime.job import Job
 
 logger = logging.getLogger(__name__)
@@ -43,21 +46,18 @@ class _Embedder:
 
     def __init__(self, job: Job, clip: Mapping[str, Any]) -> None:
         self.job, self.clip = job, clip
+        self.limit = BatchLimit(BATCH, "embedding images")
 
     @cached_property
-    def tower(self) -> Callable[[Sequence[Image.Image]], Any]:
+    def tower(self) -> ImageTower:
         from augbench.models.folders import load_image_tower, pick_device
 
         return load_image_tower(self.clip["folder"], pick_device(self.job.study.execution.device))
 
     def embed(self, images: Iterable[Image.Image]) -> np.ndarray:
         """Compute embeddings of unit length, float16 ``(N, D)``."""
-        import torch
-
-        parts = [
-            torch.nn.functional.normalize(self.tower(batch), dim=-1).half().cpu().numpy()
-            for batch in in_batches(images, BATCH)
-        ]
+        pixels = in_order(self.tower.prepare, in_batches(images, self.limit.size), self.job.threads)
+        parts = [vectors.half().numpy() for vectors in self.tower.embed_all(pixels, self.limit)]
         return np.concatenate(parts)
 
     def recipe(self, **what: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from augbench.retrieval.filters import duplicates
+from augbench.runtime.fit import BatchLimit
 from augbench.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -24,11 +25,13 @@ NEAREST = 5
 
 def _kernel_sum(x: torch.Tensor, y: torch.Tensor, x_weights: torch.Tensor, y_weights: torch.Tensor) -> float:
     """Weighted sum of (x . y + 1)^3 over all pairs, in double precision."""
-    rows = max(1, KERNEL_VALUES // len(y))
-    parts = zip(x.split(rows), x_weights.split(rows), strict=True)
-    return math.fsum(
-        float(weights @ ((part @ y.T).double().add(1).pow(3) @ y_weights)) for part, weights in parts
-    )
+
+    def summed(rows: Sequence[int]) -> float:
+        part = slice(rows[0], rows[-1] + 1)
+        return float(x_weights[part] @ ((x[part] @ y.T).double().add(1).pow(3) @ y_weights))
+
+    limit = BatchLimit(max(1, KERNEL_VALUES // len(y)), "diagnostics")
+    return math.fsum(limit.run(summed, range(len(x))))
 
 
 @dataclass(frozen=True)

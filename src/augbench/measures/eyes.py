@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from augbench.batches import in_batches
 from augbench.config.methods import Prompting
 from augbench.data.classes import ClassInfo
 from augbench.progress import Progress
+from augbench.runtime.fit import BatchLimit
 
 if TYPE_CHECKING:
     import torch
@@ -80,19 +80,26 @@ class Eyes:
         )
         model, tokenizer = load_clip(clip_folder, device)
         self.embed = load_image_tower(clip_folder, device, model)
+        self.limit = BatchLimit(BATCH, "diagnostics")
         self.texts = class_embeddings(model, tokenizer, list(classes), ZERO_SHOT)
 
     def look(self, images: Iterable[Image.Image], labels: np.ndarray, what: str) -> Seen:
         """Embed and label ``images`` of the classes ``labels``, int (N,); ``what`` names them in the log."""
         import torch
 
+        def seen(batch: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor | None]:
+            embedded = torch.nn.functional.normalize(self.embed(batch), dim=-1)
+            if self.judge is None:
+                return embedded, None
+            return embedded, self.judge.labels(torch.stack([self.judge.pixels(image) for image in batch]))
+
         embeddings, judged = [], []
         progress = Progress(f"diagnostics: {what}", len(labels), "image")
-        for batch in in_batches(images, BATCH):
-            embeddings.append(torch.nn.functional.normalize(self.embed(batch), dim=-1))
-            if self.judge is not None:
-                judged.append(self.judge.labels(torch.stack([self.judge.pixels(image) for image in batch])))
-            progress.update(len(batch))
+        for vectors, predicted in self.limit.stream(seen, images):
+            embeddings.append(vectors)
+            if predicted is not None:
+                judged.append(predicted)
+            progress.update(len(vectors))
         embedded = torch.cat(embeddings)
         return Seen(
             labels=labels,

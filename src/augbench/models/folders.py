@@ -6,16 +6,19 @@ the loaded model, in evaluation mode, on the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from augbench.batches import in_batches
 from augbench.config.hub import MARKER
 from augbench.config.models import Diffusion
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file
+from augbench.runtime.compiling import compile_network, run_filled
+from augbench.runtime.fit import BatchLimit, needing_memory
+from augbench.runtime.overlap import Uploads, behind
+from augbench.runtime.precision import resolve
 
 if TYPE_CHECKING:
     import torch
@@ -86,10 +89,14 @@ def pick_device(wanted: str) -> torch.device:
     Raises
     ------
     UserError
-        ``cuda`` without a GPU.
+        ``cuda`` without a GPU, or a GPU that torch can't use.
     """
     import torch
 
+    from augbench.runtime.gpus import require_usable
+
+    if wanted != "cpu":
+        require_usable(wanted)
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("execution.device", "'cuda', but no GPU is available here", "allowed here: auto, cpu")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
@@ -125,7 +132,7 @@ def load_pipeline(diffusion: Diffusion, device: torch.device) -> StableDiffusion
     from augbench.models.tokenizer import CleaningTokenizer
 
     _require(diffusion.folder)
-    dtype = getattr(torch, diffusion.dtype)
+    dtype = resolve(diffusion.dtype, device)
     checker = _safety_components(diffusion.safety_checker_folder, dtype)
     tokenizer = CleaningTokenizer.from_pretrained(
         diffusion.folder, subfolder="tokenizer", local_files_only=True
@@ -214,19 +221,20 @@ def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, texts: Sequence[str]
     """
     import torch
 
+    def embedded(batch: Sequence[str]) -> torch.Tensor:
+        tokens = tokenizer(
+            list(batch),
+            padding="longest",
+            truncation=True,
+            max_length=tokenizer.model_max_length,
+            return_tensors="pt",
+        )
+        features = model.get_text_features(**tokens.to(model.device)).pooler_output
+        return torch.nn.functional.normalize(features, dim=-1)
+
     distinct = sorted(set(texts), key=lambda text: (len(text), text))
-    parts = []
     with torch.inference_mode():
-        for batch in in_batches(distinct, TEXTS_AT_ONCE):
-            tokens = tokenizer(
-                batch,
-                padding="longest",
-                truncation=True,
-                max_length=tokenizer.model_max_length,
-                return_tensors="pt",
-            )
-            features = model.get_text_features(**tokens.to(model.device)).pooler_output
-            parts.append(torch.nn.functional.normalize(features, dim=-1))
+        parts = list(BatchLimit(TEXTS_AT_ONCE, "CLIP", "text").run(embedded, distinct))
     row_of = {text: row for row, text in enumerate(distinct)}
     return torch.cat(parts)[[row_of[text] for text in texts]]
 
@@ -260,15 +268,26 @@ class ImageTower:
         From the same folder.
     half : bool
         Multiply matrices in float16, as CLIP's authors do; norms, sums and the result are float32.
+    compiled : bool
+        Compile the network, for the batches of :meth:`embed_all`.
     """
 
-    def __init__(self, model: CLIPModel, processor: CLIPImageProcessorPil, half: bool = False) -> None:
-        self.model, self.processor, self.half = model, processor, half
+    def __init__(
+        self,
+        model: CLIPModel,
+        processor: CLIPImageProcessorPil,
+        half: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        self.model, self.processor, self.half, self.compiled = model, processor, half, compiled
+        self._uploads = Uploads(model.device)
         last = model.vision_model.encoder.layers[-1]
         # Keep only the first token. Later additions broadcast the result to all tokens, but only the first
         # is read.
         for module in (last.self_attn.out_proj, last.layer_norm2):
             module.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :1],))
+        if compiled:
+            compile_network(model.vision_model)
 
     def prepare(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Resize and crop images to pixels, uint8 ``(N, 3, H, W)``, on the CPU.
@@ -301,6 +320,17 @@ class ImageTower:
         )
         return (shorter, crop, processor.resample) if usual else None
 
+    @cached_property
+    def _normalisation(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of each colour, ``(1, 3, 1, 1)``, on the device."""
+        import torch
+
+        mean, std = (
+            to_device(torch.tensor(values).view(1, -1, 1, 1), self.model.device)
+            for values in (self.processor.image_mean, self.processor.image_std)
+        )
+        return mean, std
+
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         """Embed pixels from :meth:`prepare`: float32 ``(N, D)``, not normalised, on the model's device."""
         import torch
@@ -311,13 +341,34 @@ class ImageTower:
         if processor.do_rescale:
             values = (values.double() * processor.rescale_factor).float()
         if processor.do_normalize:
-            mean, std = (
-                torch.tensor(values, device=device).view(1, -1, 1, 1)
-                for values in (processor.image_mean, processor.image_std)
-            )
+            mean, std = self._normalisation
             values = (values - mean) / std
         with torch.inference_mode(), torch.autocast(device.type, torch.float16, enabled=self.half):
             return self.model.get_image_features(pixel_values=values.float()).pooler_output.float()
+
+    def embed_all(self, batches: Iterable[torch.Tensor], limit: BatchLimit) -> Iterator[torch.Tensor]:
+        """Embed batches of pixels in main memory, of at most ``limit.size`` images each.
+
+        On a GPU, the next batch is copied there while it embeds one, and results are read one batch behind.
+
+        Yields
+        ------
+        Tensor, float32 (n, D)
+            Unit embeddings in main memory, in order.
+        """
+        import torch
+
+        def embedded(pixels: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+            part = pixels[rows[0] : rows[-1] + 1]
+            found = run_filled(self.embed, part, limit.size) if self.compiled else self.embed(part)
+            return torch.nn.functional.normalize(found, dim=-1)
+
+        def results() -> Iterator[torch.Tensor]:
+            with needing_memory(limit.key, f"the pixels of {limit.size} images"):
+                for pixels in self._uploads.ahead(batches):
+                    yield from limit.run(partial(embedded, pixels), range(len(pixels)))
+
+        yield from behind(results())
 
     def __call__(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Embed images of any size: float32 ``(N, D)``, not normalised."""
@@ -325,7 +376,11 @@ class ImageTower:
 
 
 def load_image_tower(
-    folder: str | Path, device: torch.device, model: CLIPModel | None = None, half: bool = False
+    folder: str | Path,
+    device: torch.device,
+    model: CLIPModel | None = None,
+    half: bool = False,
+    compiled: bool = False,
 ) -> ImageTower:
     """Load CLIP's image tower from a folder; raise :class:`UserError` if the folder is missing.
 
@@ -333,18 +388,24 @@ def load_image_tower(
     ----------
     model : CLIPModel, optional
         The model of the same folder, if :func:`load_clip` has loaded it already.
-    half : bool
+    half, compiled : bool
         As :class:`ImageTower`.
     """
     return ImageTower(
         load_clip(folder, device)[0] if model is None else model,
         load_processor(folder),
         half,
+        compiled,
     )
 
 
-def check_safety(pipeline: StableDiffusionPipeline, images: Sequence[Any]) -> list[bool]:
-    """Whether the pipeline's safety checker flags each of the PIL ``images``; without a checker, none is."""
+def check_safety(
+    pipeline: StableDiffusionPipeline, images: Sequence[Image.Image], limit: BatchLimit | None = None
+) -> list[bool]:
+    """Whether the pipeline's safety checker flags each of the images; without a checker, none is.
+
+    By default, it looks at as many of them at once as fit into memory.
+    """
     import numpy as np
     import torch
 
@@ -353,9 +414,13 @@ def check_safety(pipeline: StableDiffusionPipeline, images: Sequence[Any]) -> li
     if pipeline.safety_checker is None:
         return [False] * len(images)
     device, dtype = pipeline.safety_checker.device, pipeline.safety_checker.dtype
-    images = [middle(image) for image in images]
-    pixels = pipeline.feature_extractor(images, return_tensors="pt").pixel_values.to(device, dtype)
-    blank = [np.zeros((1, 1, 3), dtype=np.float32) for _ in images]
-    with torch.inference_mode():
-        _, flags = pipeline.safety_checker(images=blank, clip_input=pixels)
-    return [bool(flag) for flag in flags]
+
+    def flagged(batch: Sequence[Image.Image]) -> Sequence[bool]:
+        cut = [middle(image) for image in batch]
+        pixels = pipeline.feature_extractor(cut, return_tensors="pt").pixel_values.to(device, dtype)
+        blank = [np.zeros((1, 1, 3), dtype=np.float32) for _ in batch]
+        with torch.inference_mode():
+            return pipeline.safety_checker(images=blank, clip_input=pixels)[1]
+
+    limit = limit or BatchLimit(len(images), "safety checker")
+    return [bool(flag) for flags in limit.run(flagged, images) for flag in flags]

@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from augbench.batches import in_batches
 from augbench.config.study import Study
 from augbench.data.classes import read_class_table
 from augbench.data.decode import middle
@@ -29,6 +28,7 @@ from augbench.files import canonical_hash, read_json, sha256_file
 from augbench.personalise.tasks import check_clusters
 from augbench.plan.recipes import Recipe, data_set_recipe
 from augbench.progress import Progress
+from augbench.runtime.fit import BatchLimit
 from augbench.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -98,10 +98,11 @@ def compute_features(
     import torch
 
     parts = []
+    limit = BatchLimit(batch_size, "execution.batch_size")
     with torch.inference_mode():
-        for batch in in_batches(images, batch_size):
-            parts.append(features(batch).float().cpu().numpy())
-            progress.update(len(batch))
+        for computed in limit.stream(lambda batch: features(batch).float().cpu().numpy(), images):
+            parts.append(computed)
+            progress.update(len(computed))
     return np.concatenate(parts)
 
 

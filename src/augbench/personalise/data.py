@@ -1,4 +1,4 @@
-"""Training data of fine-tuning: cached latents, and random numbers for each image and epoch.
+"""Training data of fine-tuning: latents, and random numbers for each image and epoch.
 
 Input: images, the VAE, ids of images and numbers of epochs. Output: latent moments, computed once per
 image and mirror image, and the flip, noise and timestep of every sample. None of it depends on the other
@@ -7,8 +7,9 @@ images of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,8 +17,9 @@ import torch
 from PIL import Image
 
 from augbench.batches import in_batches
-from augbench.data.decode import square
-from augbench.progress import Progress
+from augbench.data.decode import in_order, square
+from augbench.models.folders import to_device
+from augbench.runtime.fit import BatchLimit
 from augbench.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -48,46 +50,57 @@ class Draw:
     prompt: int
 
 
-@torch.no_grad()
-def cache_moments(
+def encode_moments(
     vae: AutoencoderKL,
     images: Iterable[Image.Image],
     resolution: int,
     mirror: bool,
-    batch_size: int,
+    limit: BatchLimit,
     dtype: torch.dtype,
-    progress: Progress,
-) -> torch.Tensor:
-    """Compute the latent moments of every image; the result is on the CPU.
+) -> Iterator[torch.Tensor]:
+    """Yield the latent moments of images, batch by batch, on the CPU.
 
     Parameters
     ----------
     images : iterable of Image
-        8-bit RGB of any size.
+        8-bit RGB of any size; they are resized in threads, a few ahead of the VAE.
     mirror : bool
         Whether mirror images are encoded too.
     dtype
         Precision in which the moments are kept.
 
-    Returns
-    -------
+    Yields
+    ------
     Tensor
         ``(images, 1 or 2, 2, channels, height, width)``. Dimension 1: the image and, with ``mirror``, its
         mirror image. Dimension 2: mean and standard deviation of the VAE's posterior, both times
         ``scaling_factor``.
     """
-    parts = []
-    for batch in in_batches(images, batch_size):
-        squares = np.stack([np.asarray(square(image, resolution)) for image in batch])
-        pixels = torch.from_numpy(squares).permute(0, 3, 1, 2)
-        pixels = (pixels.to(vae.device).float() / 127.5 - 1).to(vae.dtype)
-        views = []
-        for view in (pixels, pixels.flip(-1)) if mirror else (pixels,):
-            posterior = vae.encode(view).latent_dist
-            views.append(torch.stack([posterior.mean, posterior.std], 1).float() * vae.config.scaling_factor)
-        parts.append(torch.stack(views, 1).to(dtype).cpu())
-        progress.update(len(batch))
-    return torch.cat(parts)
+    squares = in_order(lambda image: np.asarray(square(image, resolution)), images)
+    encode = partial(_encode, vae, mirror=mirror, dtype=dtype)
+    for batch in in_batches(squares, limit.size):
+        yield from limit.run(encode, batch)
+
+
+@torch.no_grad()
+def _encode(
+    vae: AutoencoderKL, squares: Sequence[np.ndarray], mirror: bool, dtype: torch.dtype
+) -> torch.Tensor:
+    """Latent moments of a batch of square images, ``uint8 (side, side, 3)`` each."""
+    pixels = to_device(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2), vae.device)
+    pixels = pixels.float() / 127.5 - 1
+    views = [_moments(vae, view) for view in ((pixels, pixels.flip(-1)) if mirror else (pixels,))]
+    return torch.stack(views, 1).to(dtype).cpu()
+
+
+def _moments(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
+    """Moments ``float32 (N, 2, channels, height, width)``; images that overflow float16 are encoded again."""
+    posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
+    moments = torch.stack([posterior.mean, posterior.std], 1).float() * vae.config.scaling_factor
+    if vae.dtype == torch.float16 and (lost := ~moments.isfinite().flatten(1).all(1)).any():
+        moments[lost] = _moments(vae.float(), pixels[lost])
+        vae.half()
+    return moments
 
 
 def epoch_order(seed: int, scope: Sequence[str], epoch: int, size: int) -> np.ndarray:

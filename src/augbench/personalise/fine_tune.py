@@ -1,13 +1,14 @@
 """Set up a fine-tuning from the config and run it, with only the needed parts of Stable Diffusion in memory.
 
 Input: classes with their images, the study's ``finetune`` section, a method, and one factor on its learning
-rates. Output: what every class has learned. The safety checker is never loaded. The VAE is dropped when the
-latents are cached. The text encoder is kept only if a pseudo-word is learned.
+rates. Output: what every class has learned. The safety checker is never loaded. The VAE is loaded only if the
+store lacks latents, and dropped then. The text encoder is kept only if a pseudo-word is learned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,29 +16,42 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel
 
+from augbench.artifacts.store import Store
 from augbench.config.methods import PersonaliseMethod
 from augbench.config.study import Study
 from augbench.data.source import ImageSource
 from augbench.models.folders import pick_device
 from augbench.models.tokenizer import CleaningTokenizer
-from augbench.personalise.data import cache_moments
 from augbench.personalise.embedding import ConditioningRows, PseudowordRows, Rows, token_ids, word_embedding
 from augbench.personalise.groups import Learned, Settings
-from augbench.personalise.tasks import ClassTask, ImageSet, learning_rates, start_prompt, start_word
-from augbench.personalise.train import Trainer, micro_batches
-from augbench.progress import Progress
+from augbench.personalise.latents import Encoding, latents_of
+from augbench.personalise.tasks import ClassTask, learning_rates, start_prompt, start_word
+from augbench.personalise.train import MICRO_BATCH, Trainer, micro_batches
 from augbench.prompts.placeholders import placeholders
 from augbench.prompts.stage import prompt_for
 from augbench.runtime.compiling import cache_folder, first_alone
+from augbench.runtime.fit import BatchLimit
+from augbench.runtime.precision import resolve
 
 T = TypeVar("T")
 
 
-def settings_of(study: Study, method: PersonaliseMethod, factor: float, classes: int) -> Settings:
-    """Settings of the fine-tuning of ``classes`` classes at one factor on the learning rates."""
+def batch_limit(study: Study) -> BatchLimit:
+    """Limit of the images that go through the networks together."""
+    return BatchLimit(study.finetune.micro_batch or study.execution.batch_size, MICRO_BATCH)
+
+
+def settings_of(
+    study: Study,
+    method: PersonaliseMethod,
+    factor: float,
+    classes: int,
+    dtype: torch.dtype = torch.float32,
+) -> Settings:
+    """Settings of the fine-tuning of ``classes`` classes at one factor on the learning rates, in ``dtype``."""
     finetune = study.finetune
     lr, unet_lr = learning_rates(study, method, factor, classes)
-    mixed_precision = method.train_unet and finetune.dtype != "float32"
+    mixed_precision = method.train_unet and dtype != torch.float32
     return Settings(
         seed=study.seed,
         lr=lr,
@@ -51,9 +65,9 @@ def settings_of(study: Study, method: PersonaliseMethod, factor: float, classes:
         flip=finetune.flip,
         validation_draws=finetune.validation_draws,
         weight_decay=finetune.weight_decay,
-        micro_batch=study.execution.batch_size,
+        micro_batch=batch_limit(study).size,
         compiled=study.execution.compile,
-        autocast=getattr(torch, finetune.dtype) if mixed_precision else None,
+        autocast=dtype if mixed_precision else None,
     )
 
 
@@ -77,14 +91,17 @@ def new_rows(
     tokenizer = CleaningTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
     if method.learn == "conditioning":
         encoder = load_part(CLIPTextModel, folder, "text_encoder", torch.float32, device)
-        with torch.no_grad():
-            prompts = [start_prompt(task, method, study.seed) for task in tasks]
-            parts = micro_batches(prompts, study.execution.batch_size)
-            states = torch.cat(
-                [encoder(token_ids(tokenizer, part).to(device)).last_hidden_state for part in parts]
-            )
+        prompts, limit = [start_prompt(task, method, study.seed) for task in tasks], batch_limit(study)
+
+        @torch.no_grad()
+        def encoded(part: Sequence[str]) -> torch.Tensor:
+            return encoder(token_ids(tokenizer, part).to(device)).last_hidden_state
+
+        parts = micro_batches(prompts, limit.size)
+        states = torch.cat([values for part in parts for values in limit.run(encoded, part)])
         return ConditioningRows(states.repeat_interleave(clusters, 0))
-    encoder = load_part(CLIPTextModel, folder, "text_encoder", getattr(torch, study.finetune.dtype), device)
+    dtype = resolve(study.finetune.dtype, device)
+    encoder = load_part(CLIPTextModel, folder, "text_encoder", dtype, device)
     words = [word for task in tasks for word in placeholders(task.info.class_id, clusters)]
     starts = torch.stack([word_embedding(encoder, tokenizer, start_word(task)) for task in tasks])
 
@@ -101,38 +118,17 @@ def unlearned(
     values = new_rows(study, method, tasks, pick_device(study.execution.device)).values.detach().cpu()
     return {
         task.info.class_id: Learned(
-            {name: own.clone() for name in like.vectors}, like.epochs, like.best_epoch, history=()
+            {name: own.clone() for name in like.vectors}, like.epochs, like.best_epoch, (), like.dtype
         )
         for task, own in zip(tasks, values.split(method.clusters), strict=True)
     }
 
 
-def encode_images(
-    study: Study, tasks: Sequence[ClassTask], source: ImageSource, device: torch.device, what: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latent moments of all training images and of all validation images, class by class.
-
-    The VAE is in memory only during this call.
-    """
-    dtype = getattr(torch, study.finetune.dtype)
-    vae = load_part(AutoencoderKL, study.diffusion.folder, "vae", dtype, device)
-    kept = torch.float32 if dtype == torch.float32 else torch.float16
-    sets = [task.train for task in tasks], [task.validation for task in tasks]
-    progress = Progress(f"{what}, latents", sum(len(images) for part in sets for images in part), "image")
-
-    def moments(images: Sequence[ImageSet], mirror: bool) -> torch.Tensor:
-        sources = [place for part in images for place in part.sources]
-        return cache_moments(
-            vae,
-            images=source.load(sources),
-            resolution=study.diffusion.resolution,
-            mirror=mirror,
-            batch_size=study.execution.batch_size,
-            dtype=kept,
-            progress=progress,
-        )
-
-    return moments(sets[0], study.finetune.flip > 0), moments(sets[1], False)
+def load_vae(encoding: Encoding) -> AutoencoderKL:
+    """Load the VAE; on a GPU in the layout that tensor cores work in."""
+    folder, device = encoding.study.diffusion.folder, encoding.device
+    vae = load_part(AutoencoderKL, folder, "vae", encoding.dtype, device)
+    return vae.to(memory_format=torch.channels_last) if device.type == "cuda" else vae
 
 
 def fine_tune(
@@ -141,6 +137,8 @@ def fine_tune(
     factor: float,
     tasks: Sequence[ClassTask],
     source: ImageSource,
+    store: Store,
+    vae: str,
     folder: Path,
     what: str,
 ) -> dict[str, Learned]:
@@ -150,6 +148,10 @@ def fine_tune(
     ----------
     factor : float
         Multiplies the learning rates.
+    store : Store
+        Keeps latents.
+    vae : str
+        Hash of the VAE's files.
     folder : Path
         Working folder of this training. It holds the checkpoint and, at the end, a folder
         ``unet_epoch{epoch}`` for each candidate of a trained U-Net.
@@ -162,11 +164,15 @@ def fine_tune(
         Results by class_id.
     """
     device = pick_device(study.execution.device)
-    settings = settings_of(study, method, factor, len(tasks))
-    moments, validation_moments = encode_images(study, tasks, source, device, what)
+    dtype = resolve(study.finetune.dtype, device)
+    settings = settings_of(study, method, factor, len(tasks), dtype)
+    encoding = Encoding(study, vae, source, device, what)
+    moments, validation_moments = latents_of(
+        encoding, partial(load_vae, encoding), batch_limit(study), store, tasks
+    )
     rows = new_rows(study, method, tasks, device)
-    dtype = torch.float32 if method.train_unet else getattr(torch, study.finetune.dtype)
-    unet = load_part(UNet2DConditionModel, study.diffusion.folder, "unet", dtype, device)
+    weights = torch.float32 if method.train_unet else dtype
+    unet = load_part(UNet2DConditionModel, study.diffusion.folder, "unet", weights, device)
     scheduler = DDPMScheduler.from_config(
         DDPMScheduler.load_config(study.diffusion.folder, subfolder="scheduler", local_files_only=True)
     )

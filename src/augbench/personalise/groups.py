@@ -105,9 +105,12 @@ class Learned:
     history : tuple of dict
         ``epoch``, ``train_loss``, ``val_loss`` of this class; epoch 0 is before training. A loss that is
         not finite is None.
+    dtype : str
+        Floating-point type that the networks computed in.
     """
 
     vectors: dict[str, torch.Tensor]
     epochs: dict[str, int]
     best_epoch: int
     history: tuple[dict[str, Any], ...]
+    dtype: str = "float32"

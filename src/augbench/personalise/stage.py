@@ -74,6 +74,12 @@ def _task_recipe(task: ClassTask, method: PersonaliseMethod, seed: int) -> Recip
     return {"class_id": task.info.class_id, **texts, **images}
 
 
+def _model_hash(diffusion_path: str | Path, parts: tuple[str, ...]) -> str:
+    """Hash of some parts of a diffusion model, from its fingerprint."""
+    files = read_json(diffusion_path)["files"]
+    return canonical_hash({path: digest for path, digest in files.items() if path.startswith(parts)})
+
+
 def group_recipes(
     job: Job, name: str, factor: float, tasks: Sequence[ClassTask], diffusion_path: str | Path
 ) -> dict[str, Recipe]:
@@ -82,15 +88,10 @@ def group_recipes(
     If the U-Net trains, all classes share it and are one group. Otherwise each class is a group of its own.
     """
     method = job.study.personalised[name]
-    files = {
-        path: digest
-        for path, digest in read_json(diffusion_path)["files"].items()
-        if path.startswith(MODEL_PARTS)
-    }
     base = {
         **finetune_recipe(job.study, name, factor),
         **data_set_recipe(job.study),
-        "model": canonical_hash(files),
+        "model": _model_hash(diffusion_path, MODEL_PARTS),
     }
     each = {task.info.class_id: _task_recipe(task, method, job.study.seed_of(name)) for task in tasks}
     together = canonical_hash(list(each.values()))
@@ -106,20 +107,25 @@ def group_recipes(
 def write_vectors(learned: Learned, recipe: Recipe, path: Path) -> None:
     """Write what a class learned: one tensor ``(clusters, ...)`` per candidate.
 
-    The file's metadata hold the losses, the epochs of the candidates, the best epoch and the recipe.
+    The file's metadata hold the losses, the epochs of the candidates, the best epoch, the recipe, and the
+    floating-point type of the computation.
     """
     metadata = {
         "history": learned.history,
         "epochs": learned.epochs,
         "best_epoch": learned.best_epoch,
         "recipe": recipe,
+        "dtype": learned.dtype,
     }
     tensors = {name: np.ascontiguousarray(values.numpy()) for name, values in learned.vectors.items()}
     save_file(tensors, path, {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()})
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Read ``history``, ``epochs``, ``best_epoch`` and ``recipe`` from a class's file of vectors."""
+    """Read ``history``, ``epochs``, ``best_epoch``, ``recipe`` and ``dtype`` from a class's file of vectors.
+
+    Files of version 0.1 have no ``dtype``.
+    """
     with safe_open(path, "np") as file:
         return {key: json.loads(value) for key, value in file.metadata().items()}
 
@@ -224,6 +230,7 @@ def finetune_classes(
             groups=groups,
             recipes=recipes,
             excluded=excluded,
+            vae=_model_hash(diffusion_path, ("vae/",)),
         )
     for class_id, target in targets.items():
         job.store.publish(KIND, recipes[class_id], target)
@@ -244,6 +251,7 @@ def _learn(
     groups: Mapping[str, Recipe],
     recipes: Mapping[str, Recipe],
     excluded: Collection[str],
+    vae: str,
 ) -> None:
     """Learn the ``missing`` classes and commit them to the store.
 
@@ -267,6 +275,8 @@ def _learn(
         factor=factor,
         tasks=wanted,
         source=source,
+        store=job.store,
+        vae=vae,
         folder=folder,
         what=f"{name}, lr x {factor:g}",
     )
@@ -327,8 +337,9 @@ def choose_lr(
     unet_folders : mapping
         By factor, then by candidate; the inner mappings are empty if the U-Net is frozen.
     lr_path : path
-        Target for the chosen factor, the end of the grid that it is (:func:`end_of_grid`) and, for each
-        factor, the validation loss that it was chosen by: the mean over classes at its best candidate.
+        Target for the chosen factor, the end of the grid that it is (:func:`end_of_grid`), the floating-point
+        types that its classes were computed in and, for each factor, the validation loss that it was chosen
+        by: the mean over classes at its best candidate.
     history_path : path
         Target for all losses.
     embeddings : mapping
@@ -376,7 +387,8 @@ def choose_lr(
     ]
     record = {"factor": chosen, "factors": factors}
     end = end_of_grid(record)
-    write_json(lr_path, {**record, "end_of_grid": end})
+    dtypes = {read_metadata(path).get("dtype") for path in vectors[chosen]} - {None}
+    write_json(lr_path, {**record, "end_of_grid": end, "dtypes": sorted(dtypes)})
     logger.info("learning rates x %g, mean best validation loss %.4f", chosen, losses[chosen])
     if end is not None:
         logger.warning("lr_grid: x %g is the %s of %s; a better one may lie beyond", chosen, end, [*losses])

@@ -4,7 +4,7 @@ Input: classes with their images, a diffusion model, settings. Output: per class
 every candidate and the losses of every epoch; also the U-Net of every epoch that is a candidate. Classes
 that do not share a trained U-Net are groups of their own, each with its own epochs, steps and early
 stopping. They learn in one process and end where each would end if it learned alone. Training can resume
-after any epoch, because all random numbers derive from (seed, class, image, epoch).
+after any step, because all random numbers derive from (seed, class, image, epoch).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 
-from augbench.batches import in_batches
+from augbench.data.decode import in_order
 from augbench.errors import UserError
 from augbench.files import atomic_path
 from augbench.models.folders import to_device
@@ -37,10 +38,14 @@ from augbench.personalise.groups import ClassGroup, Learned, Settings
 from augbench.personalise.tasks import ClassTask, ImageSet
 from augbench.progress import Progress
 from augbench.runtime.compiling import compile_network, copies_to_fill, kernels_of
+from augbench.runtime.fit import BatchLimit
 
 logger = logging.getLogger(__name__)
 # least time between checkpoints: an epoch of a tiny study is shorter than writing a checkpoint
 CHECKPOINT_SECONDS = 5.0
+# largest share of the time that goes into checkpoints within an epoch: a U-Net's has 10 GB
+CHECKPOINT_SHARE = 0.02
+MICRO_BATCH = "finetune.micro_batch"  # the key that sets it
 UNET_WEIGHTS = "diffusion_pytorch_model.safetensors"  # name that diffusers expects
 T = TypeVar("T")
 
@@ -49,15 +54,54 @@ T = TypeVar("T")
 class _Sample:
     """One image in one step.
 
-    ``number`` is its class's number, ``moments`` its position in the cached moments, ``row`` the row of
-    vectors that learns from it, ``draw`` its random numbers, ``weight`` its share of the loss.
+    ``number`` is its class's number, ``image`` its position in its class, ``row`` the row of vectors that
+    learns from it, ``draw`` its random numbers, ``weight`` its share of the loss.
     """
 
     number: int
-    moments: int
+    image: int
     row: int
     draw: Draw
     weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples as a pass through the networks needs them; a part of it is a batch, too.
+
+    Attributes
+    ----------
+    numbers, rows, prompts : sequence of int
+        Each sample's class, row of vectors, and random number that chooses its prompt.
+    values : Tensor
+        All that goes to the device, in one tensor, so that it is one copy: float32, a row per sample with
+        the latent, the noise, the timestep and the weight. On the CPU; pinned if the device is a GPU.
+    shape : sequence of int
+        Shape of a latent, ``(channels, height, width)``.
+    """
+
+    numbers: Sequence[int]
+    rows: Sequence[int]
+    prompts: Sequence[int]
+    values: torch.Tensor
+    shape: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def part(self, which: Sequence[int]) -> Batch:
+        """The samples at ``which``, consecutive positions."""
+        cut = slice(which[0], which[-1] + 1)
+        return Batch(self.numbers[cut], self.rows[cut], self.prompts[cut], self.values[cut], self.shape)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """An epoch that was interrupted: its finished steps, and each sample's class and loss in them."""
+
+    steps: int
+    numbers: list[int]
+    losses: list[torch.Tensor]
 
 
 def micro_batches(samples: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -106,8 +150,8 @@ class Trainer:
         On its device; float32 if it trains.
     scheduler : DDPMScheduler
         The model's noise schedule.
-    moments, validation_moments : Tensor
-        As :func:`~augbench.personalise.data.cache_moments` returns them, class by class.
+    moments, validation_moments : sequence of Tensor
+        For each class, as :func:`~augbench.personalise.data.encode_moments` yields them.
     folder : Path
         Folder for the checkpoint and the U-Nets of candidates.
     what : str
@@ -120,8 +164,8 @@ class Trainer:
         rows: Rows,
         unet: UNet2DConditionModel,
         scheduler: DDPMScheduler,
-        moments: torch.Tensor,
-        validation_moments: torch.Tensor,
+        moments: Sequence[torch.Tensor],
+        validation_moments: Sequence[torch.Tensor],
         settings: Settings,
         folder: Path,
         what: str = "fine-tune",
@@ -130,8 +174,6 @@ class Trainer:
         self.scheduler, self.settings = scheduler, settings
         self.moments, self.validation_moments = moments, validation_moments
         self.folder, self.what = folder, what
-        self.first = np.cumsum([0, *(len(task.train) for task in tasks)]).tolist()
-        self.first_validation = np.cumsum([0, *(len(task.validation) for task in tasks)]).tolist()
         self.device = rows.values.device
         self.optimizer = RowAdam(rows.values, settings.lr, settings.weight_decay)
         if self.device.type == "cuda":
@@ -149,13 +191,18 @@ class Trainer:
         self.groups = (
             [ClassGroup(numbers)] if settings.train_unet else [ClassGroup((number,)) for number in numbers]
         )
-        self.micro_batch = self._compiled_batch() if settings.compiled else settings.micro_batch
+        # float16 has few exponents: small gradients vanish unless they are scaled
+        self.dtype = settings.autocast or unet.dtype
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        size = self._compiled_batch() if settings.compiled else settings.micro_batch
+        self.limit = BatchLimit(size, MICRO_BATCH)
         if settings.compiled:
             compile_network(unet)
         self.snapshots = {name: torch.zeros(rows.values.shape) for name in settings.candidates}
         self.histories: list[list[dict[str, Any]]] = [[] for _ in tasks]
         self.epoch = 0
-        self._saved = time.monotonic()
+        self._begun = _Begun(0, [], [])
+        self._saved, self._saving = time.monotonic(), 0.0
 
     # --- compilation ---
 
@@ -168,24 +215,26 @@ class Trainer:
     def compiled_for(self) -> dict[str, Any]:
         """Properties that determine the kernels that :meth:`warm_up` compiles."""
         trained = [self.settings.train_unet, str(self.settings.autocast)]
-        return kernels_of(self.unet, latents=[self.micro_batch, *self.moments.shape[-3:]], trained=trained)
+        return kernels_of(self.unet, latents=[self.limit.size, *self._shape], trained=trained)
 
     def warm_up(self) -> None:
         """Compile the U-Net by running a micro-batch for training and for validation; results are dropped."""
-        samples = [self.training_sample(0, 0, 1, 0.0)] * self.micro_batch
-        self.losses(samples, self.moments).sum().backward()
-        self.rows.values.grad = None
-        self.unet.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            self.losses(samples, self.moments)
 
-    def _parts(self, samples: Sequence[T]) -> Iterator[Sequence[T]]:
+        def run() -> None:
+            batch = self.prepare([self.training_sample(0, 0, 1, 0.0)] * self.limit.size, self.moments)
+            self.losses(batch).sum().backward()
+            self._clear_gradients()
+            with torch.no_grad():
+                self.losses(batch)
+
+        self.limit.restart(run, self.limit.size)
+
+    def _parts(self, samples: int) -> Iterator[Sequence[int]]:
         """Micro-batches: whole ones and a remainder for a compiled U-Net, otherwise equal ones."""
-        return (
-            in_batches(samples, self.micro_batch)
-            if self.settings.compiled
-            else micro_batches(samples, self.micro_batch)
-        )
+        size, everything = self.limit.size, range(samples)
+        if self.settings.compiled:
+            return (everything[start : start + size] for start in range(0, samples, size))
+        return micro_batches(everything, size)
 
     def _predicted(self, noisy: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """Prediction of the U-Net, ``(N, 4, h, w)``.
@@ -193,7 +242,7 @@ class Trainer:
         A compiled U-Net gets whole micro-batches. One that is at least half full is filled up with
         copies, whose predictions are dropped. A smaller one runs uncompiled.
         """
-        copies = copies_to_fill(len(noisy), self.micro_batch) if self.settings.compiled else 0
+        copies = copies_to_fill(len(noisy), self.limit.size) if self.settings.compiled else 0
         if copies is None:
             with torch.compiler.set_stance("force_eager"):
                 return self.unet(noisy, timesteps, states).sample
@@ -205,7 +254,12 @@ class Trainer:
         ]
         return self.unet(*filled).sample[: len(noisy)]
 
-    # --- one sample ---
+    # --- samples ---
+
+    @property
+    def _shape(self) -> Sequence[int]:
+        """Shape of a latent."""
+        return self.moments[0].shape[-3:]
 
     def _row(self, number: int, images: ImageSet, image: int) -> int:
         return number * self.settings.clusters + images.clusters[image]
@@ -213,51 +267,68 @@ class Trainer:
     def training_sample(self, number: int, image: int, epoch: int, weight: float) -> _Sample:
         """Sample of training image ``image`` of class ``number`` in ``epoch``."""
         task = self.tasks[number]
-        shape, timesteps = self.moments.shape[-3:], self.scheduler.config.num_train_timesteps
         draw = draw_training(
             self.settings.seed,
             class_id=task.info.class_id,
             image_id=task.train.image_ids[image],
             epoch=epoch,
-            shape=shape,
+            shape=self._shape,
             flip=self.settings.flip,
-            timesteps=timesteps,
+            timesteps=self.scheduler.config.num_train_timesteps,
         )
-        return _Sample(number, self.first[number] + image, self._row(number, task.train, image), draw, weight)
+        return _Sample(number, image, self._row(number, task.train, image), draw, weight)
 
     def validation_sample(self, number: int, image: int, repeat: int) -> _Sample:
         """Sample of validation image ``image`` of class ``number``, with its fixed draw ``repeat``."""
         task = self.tasks[number]
-        shape, timesteps = self.moments.shape[-3:], self.scheduler.config.num_train_timesteps
         draw = draw_validation(
             self.settings.seed,
             class_id=task.info.class_id,
             image_id=task.validation.image_ids[image],
             number=repeat,
-            shape=shape,
-            timesteps=timesteps,
+            shape=self._shape,
+            timesteps=self.scheduler.config.num_train_timesteps,
         )
-        return _Sample(
-            number, self.first_validation[number] + image, self._row(number, task.validation, image), draw
-        )
+        return _Sample(number, image, self._row(number, task.validation, image), draw)
 
-    def losses(self, samples: Sequence[_Sample], moments: torch.Tensor) -> torch.Tensor:
-        """Stable Diffusion's own loss per sample: mean squared error of the prediction, float32 ``(N,)``."""
+    def prepare(self, samples: Sequence[_Sample], moments: Sequence[torch.Tensor]) -> Batch:
+        """Read the latents of samples and sample their posteriors, on the CPU."""
         draws = [sample.draw for sample in samples]
         # mean and standard deviation of each image's posterior, mirrored or not: (N, 2, 4, h, w)
         chosen = torch.stack(
-            [moments[sample.moments, int(sample.draw.mirrored)] for sample in samples]
+            [moments[one.number][one.image, int(one.draw.mirrored)] for one in samples]
         ).float()
         mean, deviation = chosen[:, 0], chosen[:, 1]  # (N, 4, h, w) each
-        latents = to_device(mean + deviation * torch.stack([draw.posterior for draw in draws]), self.device)
-        noise = to_device(torch.stack([draw.noise for draw in draws]), self.device)  # (N, 4, h, w)
-        timesteps = to_device(torch.tensor([draw.timestep for draw in draws]), self.device)  # (N,)
+        latents = mean + deviation * torch.stack([draw.posterior for draw in draws])
+        noise = torch.stack([draw.noise for draw in draws])  # (N, 4, h, w)
+        others = torch.tensor([(one.draw.timestep, one.weight) for one in samples])
+        values = torch.cat([latents.flatten(1), noise.flatten(1), others], 1)
+        return Batch(
+            numbers=[sample.number for sample in samples],
+            rows=[sample.row for sample in samples],
+            prompts=[draw.prompt for draw in draws],
+            values=values.pin_memory() if self.device.type == "cuda" else values,
+            shape=self._shape,
+        )
+
+    def losses(self, batch: Batch) -> torch.Tensor:
+        """Stable Diffusion's own loss per sample: mean squared error of the prediction, float32 ``(N,)``."""
+        return self._weighted(batch)[0]
+
+    def _losses_at(self, batch: Batch, part: Sequence[int]) -> torch.Tensor:
+        return self.losses(batch.part(part))
+
+    def _weighted(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss per sample, and weight per sample, on the device."""
+        values = to_device(batch.values, self.device)
+        latents, noise = values[:, :-2].unflatten(1, (2, *batch.shape)).unbind(1)  # (N, 4, h, w) each
+        timesteps, weights = values[:, -2].long(), values[:, -1]  # (N,) each
         noisy = self.scheduler.add_noise(latents, noise, timesteps)  # (N, 4, h, w)
-        states = self.rows.states([sample.row for sample in samples], [draw.prompt for draw in draws])
+        states = self.rows.states(batch.rows, batch.prompts)
         with self._precision():  # states: (N, 77, D)
             predicted = self._predicted(noisy.to(self.unet.dtype), timesteps, states.to(self.unet.dtype))
         target = diffusion_target(self.scheduler, latents, noise, timesteps)  # (N, 4, h, w)
-        return (predicted.float() - target).square().mean((1, 2, 3))  # (N,)
+        return (predicted.float() - target).square().mean((1, 2, 3)), weights
 
     def _precision(self) -> AbstractContextManager[Any]:
         return (
@@ -268,10 +339,12 @@ class Trainer:
 
     # --- one epoch ---
 
-    def epoch_steps(self, active: Sequence[ClassGroup], epoch: int) -> Iterator[list[_Sample]]:
-        """Yield the samples of every step: one batch of every group that has one left.
+    def epoch_samples(
+        self, active: Sequence[ClassGroup], epoch: int
+    ) -> Iterator[list[tuple[int, int, float]]]:
+        """Yield class, image and weight of the samples of every step.
 
-        The losses of a group's batch are averaged.
+        A step has one batch of every group that has one left. The losses of a group's batch are averaged.
         """
         batches = []
         for group in active:
@@ -288,24 +361,48 @@ class Trainer:
             )
         for step in range(max(map(len, batches))):
             due = [group[step] for group in batches if step < len(group)]
-            yield [
-                self.training_sample(number, image, epoch, 1 / len(batch))
-                for batch in due
-                for number, image in batch
-            ]
+            yield [(number, image, 1 / len(batch)) for batch in due for number, image in batch]
 
-    def step(self, samples: Sequence[_Sample]) -> torch.Tensor:
-        """Take one step of both optimisers; returns the losses ``(N,)`` before it."""
+    def epoch_steps(self, active: Sequence[ClassGroup], epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batch of every step from ``start`` on; a thread prepares the next ones."""
+
+        def prepared(samples: list[tuple[int, int, float]]) -> Batch:
+            drawn = [self.training_sample(number, image, epoch, weight) for number, image, weight in samples]
+            return self.prepare(drawn, self.moments)
+
+        return in_order(prepared, islice(self.epoch_samples(active, epoch), start, None), threads=1)
+
+    def step(self, batch: Batch) -> torch.Tensor:
+        """Take one step of both optimisers; returns the losses ``(N,)`` before it.
+
+        Where a micro-batch does not fit into memory, the step starts again with smaller ones.
+        """
+        losses = self.limit.restart(lambda: self._gradients(batch), len(batch))
+        self.limit.restart(lambda: self._update(batch), 1)
+        return losses
+
+    def _gradients(self, batch: Batch) -> torch.Tensor:
+        """Sum the gradients of all micro-batches; returns the losses ``(N,)``."""
+        self._clear_gradients()
         losses = []
-        for part in self._parts(samples):
-            loss = self.losses(part, self.moments)
-            (loss * to_device(torch.tensor([sample.weight for sample in part]), self.device)).sum().backward()
+        for part in self._parts(len(batch)):
+            loss, weights = self._weighted(batch.part(part))
+            self.scaler.scale((loss * weights).sum()).backward()
             losses.append(loss.detach())
-        self.optimizer.step(sorted({sample.row for sample in samples}))
-        if self.unet_optimizer is not None:
-            self.unet_optimizer.step()
-            self.unet_optimizer.zero_grad(set_to_none=True)
         return torch.cat(losses)
+
+    def _update(self, batch: Batch) -> None:
+        """Take a step of both optimisers; with a scaler, what overflowed is not updated."""
+        # RowAdam has what the scaler needs of an optimiser
+        self.scaler.step(self.optimizer, sorted(set(batch.rows)))  # type: ignore[arg-type]
+        if self.unet_optimizer is not None:
+            self.scaler.step(self.unet_optimizer)
+        self.scaler.update()
+        self._clear_gradients()
+
+    def _clear_gradients(self) -> None:
+        self.rows.values.grad = None
+        self.unet.zero_grad(set_to_none=True)
 
     def _by_class(
         self, numbers: Sequence[int], losses: Sequence[torch.Tensor]
@@ -316,12 +413,16 @@ class Trainer:
         return np.bincount(numbers, values, size), np.bincount(numbers, minlength=size)
 
     def _train_epoch(self, active: Sequence[ClassGroup], progress: Progress) -> tuple[np.ndarray, np.ndarray]:
-        numbers: list[int] = []
-        losses = []
-        for samples in self.epoch_steps(active, self.epoch):
-            losses.append(self.step(samples))
-            numbers += [sample.number for sample in samples]
-            progress.update(len(samples))
+        begun, self._begun = self._begun, _Begun(0, [], [])
+        numbers, losses = begun.numbers, begun.losses
+        progress.update(len(numbers))
+        for step, batch in enumerate(self.epoch_steps(active, self.epoch, begun.steps), begun.steps + 1):
+            losses.append(self.step(batch))
+            numbers += batch.numbers
+            progress.update(len(batch))
+            pause = max(CHECKPOINT_SECONDS, self._saving / CHECKPOINT_SHARE)
+            if time.monotonic() - self._saved >= pause:
+                self._save(_Begun(step, numbers, losses))
         return self._by_class(numbers, losses)
 
     @torch.no_grad()
@@ -334,10 +435,14 @@ class Trainer:
             for image in range(len(self.tasks[number].validation))
             for repeat in range(self.settings.validation_draws)
         ]
-        losses = [
-            self.losses([self.validation_sample(*item) for item in part], self.validation_moments)
-            for part in self._parts(wanted)
-        ]
+
+        def prepared(part: Sequence[int]) -> Batch:
+            samples = [self.validation_sample(*wanted[place]) for place in part]
+            return self.prepare(samples, self.validation_moments)
+
+        losses: list[torch.Tensor] = []
+        for batch in in_order(prepared, self._parts(len(wanted)), threads=1):
+            losses += self.limit.run(partial(self._losses_at, batch), range(len(batch)))
         return self._by_class([number for number, _, _ in wanted], losses)
 
     def _record(
@@ -410,7 +515,8 @@ class Trainer:
         rows = slice(number * self.settings.clusters, (number + 1) * self.settings.clusters)
         vectors = {name: values[rows].clone() for name, values in self.snapshots.items()}
         epochs = {name: group.epochs[name] for name in self.settings.candidates}
-        return Learned(vectors, epochs, group.best_epoch, tuple(self.histories[number]))
+        dtype = str(self.dtype).removeprefix("torch.")
+        return Learned(vectors, epochs, group.best_epoch, tuple(self.histories[number]), dtype)
 
     # --- files ---
 
@@ -442,23 +548,31 @@ class Trainer:
         for folder in set(self.folder.glob("unet_epoch*")) - kept:
             shutil.rmtree(folder)
 
-    def _save(self) -> None:
-        """Write the checkpoint, then remove the U-Nets that only an earlier checkpoint needs."""
+    def _save(self, begun: _Begun | None = None) -> None:
+        """Write the checkpoint, then remove the U-Nets that only an earlier checkpoint needs.
+
+        Within an epoch, ``begun`` says what of it is done.
+        """
+        start = time.monotonic()
         state: dict[str, Any] = {
             "classes": [task.info.class_id for task in self.tasks],
-            "epoch": self.epoch,
+            "epoch": self.epoch - (begun is not None),
             "values": self.rows.values.detach(),
             "optimizer": self.optimizer.state_dict(),
             "snapshots": self.snapshots,
             "histories": self.histories,
             "groups": [vars(group) for group in self.groups],
+            "scaler": self.scaler.state_dict(),
         }
+        if begun is not None:
+            state["begun"] = {**vars(begun), "losses": [torch.cat(begun.losses)]}
         if self.unet_optimizer is not None:
             state |= {"unet": self.unet.state_dict(), "unet_optimizer": self.unet_optimizer.state_dict()}
         with atomic_path(checkpoint_path(self.folder)) as temporary:
             torch.save(state, temporary)
         self._drop_unets()
         self._saved = time.monotonic()
+        self._saving = self._saved - start
 
     def _load(self) -> None:
         state = read_checkpoint(self.folder)
@@ -473,7 +587,13 @@ class Trainer:
         self.snapshots = {name: values.clone() for name, values in state["snapshots"].items()}
         self.histories, self.epoch = state["histories"], state["epoch"]
         self.groups = [ClassGroup(**group) for group in state["groups"]]
-        logger.info("%s: resuming after epoch %d", self.what, self.epoch)
+        if self.scaler.is_enabled() and state["scaler"]:  # a GPU with bfloat16 has left it empty
+            self.scaler.load_state_dict(state["scaler"])
+        if "begun" in state:
+            begun = state["begun"]
+            losses = [values.to(self.device) for values in begun["losses"]]
+            self._begun = _Begun(begun["steps"], begun["numbers"], losses)
+        logger.info("%s: resuming after epoch %d, step %d", self.what, self.epoch, self._begun.steps)
 
 
 def checkpoint_path(folder: Path) -> Path:

@@ -12,12 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from augbench.config.methods import PersonaliseMethod
 from augbench.config.study import Study
 from augbench.errors import UserError, ending_in_one_line
 from augbench.plan.uses_network import uses_network
 
 # pixels; models that make smaller images are the miniature's and need MB instead of GB
 SMALL_RESOLUTION = 128
+# float32, of Stable Diffusion 1.x at 512 pixels: a learned vector, and the latent and noise of an image
+VECTOR_BYTES = {"conditioning": 77 * 768 * 4, "pseudoword": 768 * 4}
+SAMPLE_BYTES = 2 * 4 * 64 * 64 * 4
 NOT_GIVEN = ("", "None")
 WEB_JOBS = ("nodes", "login")
 # of a rule: plain values, or functions of wildcards and attempt
@@ -126,6 +130,16 @@ class Needs:
     def gpu_job(self, miniature: int, full: int, minutes: int) -> Resources:
         """Resources of a job that uses one GPU, if the site has any; parameters as in :meth:`job`."""
         return self._gpus(min(1, self.site.gpus_per_job)) | self.job(miniature, full, minutes)
+
+    def finetune_job(self, method: PersonaliseMethod, classes: int) -> Resources:
+        """Resources of a job that fine-tunes ``classes`` classes.
+
+        Latents stay on the disk. The vectors are there as values, gradients, moments, start and checkpoint,
+        and twice for each candidate; a step's samples are there six times, because they are prepared ahead.
+        """
+        vectors = classes * method.clusters * VECTOR_BYTES[method.learn] * (6 + 2 * len(method.candidates))
+        samples = 6 * self.study.finetune.batch_size * (1 if method.train_unet else classes) * SAMPLE_BYTES
+        return self.gpu_job(3000, 16000 + round((vectors + samples) / 1e6), minutes=720)
 
     def classifier_job(self, miniature: int, full: int, minutes: int) -> Resources:
         """Resources of a job that trains classifiers on all GPUs it may use; parameters as in :meth:`job`."""

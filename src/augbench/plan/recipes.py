@@ -208,7 +208,7 @@ def finetune_recipe(study: Study, name: str, factor: float) -> Recipe:
     method = study.personalised[name]
     shaping = {"learn", "clusters", "train_unet", "lr", "unet_lr", "lr_batch_size", "candidates"}
     learned = method.model_dump(mode="json", include=shaping)
-    others = {"features", "inception_weights", "inception_mirrors"}
+    others = {"features", "inception_weights", "inception_mirrors", "micro_batch"}
     if not method.train_unet:
         others.add("excluded_classes")
     training = study.finetune.model_dump(mode="json", exclude=others)
@@ -220,6 +220,11 @@ def finetune_recipe(study: Study, name: str, factor: float) -> Recipe:
         "finetune": training,
         "resolution": study.diffusion.resolution,
     }
+
+
+def latents_recipe(study: Study) -> Recipe:
+    """Recipe of the latents of a class's images, without these images, the VAE and its precision."""
+    return {"version": 1, "resolution": study.diffusion.resolution, **data_set_recipe(study)}
 
 
 def choose_lr_recipe(study: Study, name: str) -> Recipe:
@@ -282,7 +287,7 @@ def _decisions(study: Study) -> Recipe:
 
 def table_recipe(study: Study) -> Recipe:
     """Recipe of Table 1; it contains the config, because the footer lists departures from the protocol."""
-    others: Any = {"execution": True, "pretrain": True, "report": DECISIONS}
+    others: Any = {"execution": True, "pretrain": True, "report": DECISIONS, "finetune": {"micro_batch"}}
     if isinstance(study.corpus, EmbeddingCorpus):
         others["corpus"] = {"fetch"}
     return {"version": 2, "study": study.model_dump(mode="json", exclude=others)}

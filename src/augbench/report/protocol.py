@@ -103,12 +103,15 @@ class Facts:
     ----------
     real_per_class : float, optional
         Mean number of real images per class in the training split; None if no row uses that split.
+    dtypes : sequence of str
+        Floating-point types that the classifiers' matrix products had, as far as it is known.
     """
 
     classes: int
     real_per_class: float | None
     validation_images: int
     test_images: int
+    dtypes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,9 @@ def differences(study: Study, facts: Facts) -> list[Deviation]:
         *_classifier(study.classifier, paper),
     ]
     found = [Deviation(*pair) for pair in pairs if pair[1] != pair[2]]
+    if halves := [dtype for dtype in facts.dtypes if dtype != "float32"]:
+        mixed = f"{', '.join(halves)}, which the paper does not state; weights are float32"
+        found.append(Deviation("Matrix products in training and scoring", mixed, ""))
     missing = [name for name in paper_results(study.report.paper_study) if name not in study.methods]
     if missing:
         found.append(Deviation("Rows of the paper not run", ", ".join(missing), ""))

@@ -4,7 +4,8 @@ A tile costs one matrix product with the queries, and one look at each query's g
 product may be among the query's k nearest, single similarities are computed again, in float64, from the
 stored vectors. So the product may use a lower precision: its error has a bound (Cauchy-Schwarz and the unit
 roundoff), and every product within that bound is computed again. On a CPU each thread compares its own
-block, because threads that share one small product wait for each other after every step.
+block, because threads that share one small product wait for each other after every step. To a GPU, the next
+tile is copied from pinned memory while one is compared.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import warnings
 import zipfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from augbench.retrieval.embedding_files import UNIT_TOLERANCE
+from augbench.retrieval.embedding_files import ONE_BY_ONE, UNIT_TOLERANCE, Reading
+from augbench.runtime.fit import BatchLimit
+from augbench.runtime.overlap import Upload, Uploads
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +36,8 @@ ROWS_PER_TILE = 16384
 SEGMENT = 64  # products of a query that are checked one by one if the greatest of them may count
 BLOCK_PRODUCTS = {"cpu": 1 << 21, "cuda": 1 << 28}  # products in memory at a time
 PAIRS = 1 << 12  # float64 similarities computed at a time
+READERS = 4  # threads that read for a GPU, which compares faster than one thread reads
+STAGE = "exact search"
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,9 @@ class Comparison:
         self.rounded, self.exact = self.queries.to(self.dtype), self.queries.double()
         self.error = self._error_of_products()
         self.rows = BLOCK_ROWS if self.device.type == "cpu" else ROWS_PER_TILE
-        self.queries_together = max(1, BLOCK_PRODUCTS[self.device.type] // self.rows)
+        self.together = BatchLimit(
+            max(1, BLOCK_PRODUCTS[self.device.type] // self.rows), STAGE, "query vector"
+        )
         self.own = local()  # each thread's buffer for products
         if self.device.type == "cuda":  # the error bound assumes that all sums are in float32
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
@@ -214,6 +221,11 @@ class Comparison:
         rounding = torch.linalg.vector_norm(self.queries - self.rounded.float(), dim=1)
         return (rounding * (1 + roundoff) + roundoff + sum_error + 1e-5) * lengths
 
+    @property
+    def reading(self) -> Reading:
+        """How tiles are read for this device."""
+        return ONE_BY_ONE if self.device.type == "cpu" else Reading(_pinned, READERS)
+
     def begin(self, floor: np.ndarray) -> Nearest:
         """Start a new file; ``floor`` as in :class:`Partial`."""
         import torch
@@ -221,35 +233,50 @@ class Comparison:
         return Nearest(torch.from_numpy(floor).to(self.device), self.k)
 
     @contextmanager
-    def workers(self) -> Iterator[_Workers]:
-        """Start the worker threads: on a CPU as many as torch has, one block of images each.
+    def workers(self) -> Iterator[_Threads | _Overlapped]:
+        """Start what compares tiles: on a CPU as many threads as torch has, one block of images each.
 
         Until they end, torch's own operations use one thread each.
         """
         import torch
 
+        if self.device.type != "cpu":
+            yield _Overlapped(self)
+            return
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            with ThreadPoolExecutor(threads if self.device.type == "cpu" else 1) as pool:
-                yield _Workers(self, pool, 2 * threads)
+            with ThreadPoolExecutor(threads) as pool:
+                yield _Threads(self, pool, 2 * threads)
         finally:
             torch.set_num_threads(threads)
 
-    def look(self, stored: np.ndarray, rows: np.ndarray, nearest: Nearest) -> None:
-        """Compare vectors ``(n, D)`` of ``rows`` with all queries, and add candidates to ``nearest``."""
+    def blocks(self, stored: np.ndarray, rows: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Cut a tile into blocks that are compared together: vectors ``(n, D)`` and their rows ``(n,)``."""
         import torch
 
         if not stored.flags.writeable:  # Arrow's arrays are read-only, and torch warns about those
             stored = stored.copy()
-        images, row = self._unit(torch.from_numpy(stored).to(self.device), torch.from_numpy(rows), nearest)
+        vectors, numbers = torch.from_numpy(stored), torch.from_numpy(rows)
+        yield from zip(vectors.split(self.rows), numbers.split(self.rows), strict=True)
+
+    def look(self, stored: torch.Tensor, row: torch.Tensor, nearest: Nearest) -> None:
+        """Compare vectors ``(n, D)`` of rows ``(n,)`` with all queries, and add candidates to ``nearest``.
+
+        Both are on the device.
+        """
+        images, row = self._unit(stored, row, nearest)
         if not len(row):
             return
         rounded = images.to(self.dtype)
-        for first in range(0, len(self.queries), self.queries_together):
-            query, position = self._candidates(rounded, first, nearest)
-            if len(query):
-                nearest.add(query, row.index_select(0, position), self._similarities(query, images, position))
+
+        def near(queries: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            part = slice(queries[0], queries[-1] + 1)
+            query, position = self._candidates(rounded, part, nearest)
+            return query, row.index_select(0, position), self._similarities(query, images, position)
+
+        for query, found, similarity in self.together.run(near, range(len(self.queries))):
+            nearest.add(query, found, similarity)
 
     def _unit(
         self, stored: torch.Tensor, row: torch.Tensor, nearest: Nearest
@@ -260,7 +287,7 @@ class Comparison:
         """
         import torch
 
-        images, row = stored.float(), row.to(self.device)
+        images = stored.float()
         off = ~((torch.linalg.vector_norm(images, dim=1) - 1).abs() <= UNIT_TOLERANCE)
         if off.any():
             norms = torch.linalg.vector_norm(images.double(), dim=1)
@@ -273,22 +300,19 @@ class Comparison:
         return images, row
 
     def _candidates(
-        self, rounded: torch.Tensor, first: int, nearest: Nearest
+        self, rounded: torch.Tensor, part: slice, nearest: Nearest
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Find pairs of query (from ``first`` on) and image that may be near.
+        """Find pairs of query (of a part of them) and image that may be near.
 
         Returns the queries' numbers and the images' positions in the block, in order of query, then position.
         """
         import torch
 
-        part = slice(first, first + self.queries_together)
         queries = self.rounded[part]
-        if not hasattr(self.own, "products"):
-            self.own.products = torch.empty(
-                min(len(self.queries), self.queries_together) * self.rows,
-                dtype=self.dtype,
-                device=self.device,
-            )
+        size = min(len(self.queries), self.together.size) * self.rows
+        if getattr(self.own, "products", None) is None or self.own.products.numel() != size:
+            self.own.products = None  # a larger one, of queries that did not fit
+            self.own.products = torch.empty(size, dtype=self.dtype, device=self.device)
         products = torch.mm(
             queries, rounded.T, out=self.own.products[: len(queries) * len(rounded)].view(len(queries), -1)
         )
@@ -308,7 +332,7 @@ class Comparison:
             >= bound.index_select(0, query)[:, None]
         )
         found, position = torch.nonzero(near, as_tuple=True)
-        return query.index_select(0, found) + first, segment.index_select(0, found) * width + position
+        return query.index_select(0, found) + part.start, segment.index_select(0, found) * width + position
 
     def _similarities(
         self, query: torch.Tensor, images: torch.Tensor, position: torch.Tensor
@@ -319,6 +343,8 @@ class Comparison:
         """
         import torch
 
+        if not len(query):
+            return torch.empty(0, device=self.device)
         if self.device.type == "cpu" and torch.backends.mkl.is_available():
             first = torch.searchsorted(query, torch.arange(len(self.queries) + 1))
             return _sampled(first, position, self.exact, images.double()).float()
@@ -329,7 +355,7 @@ class Comparison:
         return similarity
 
 
-class _Workers:
+class _Threads:
     """Hands blocks to threads, at most ``most`` at a time, so that reading does not get too far ahead."""
 
     def __init__(self, comparison: Comparison, pool: ThreadPoolExecutor, most: int) -> None:
@@ -338,9 +364,8 @@ class _Workers:
 
     def __call__(self, stored: np.ndarray, rows: np.ndarray, nearest: Nearest) -> None:
         """Queue vectors ``(n, D)`` of ``rows`` for comparison; raise the errors of earlier blocks."""
-        for start in range(0, len(rows), self.comparison.rows):
-            block = slice(start, start + self.comparison.rows)
-            self.under_way.append(self.pool.submit(self.comparison.look, stored[block], rows[block], nearest))
+        for vectors, numbers in self.comparison.blocks(stored, rows):
+            self.under_way.append(self.pool.submit(self.comparison.look, vectors, numbers, nearest))
             while len(self.under_way) > self.most:
                 self.under_way.popleft().result()
 
@@ -348,6 +373,36 @@ class _Workers:
         """Wait for all blocks, and raise their errors."""
         while self.under_way:
             self.under_way.popleft().result()
+
+
+class _Overlapped:
+    """Compares each block on a GPU while the next one is copied there."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.comparison, self.uploads = comparison, Uploads(comparison.device)
+        self.waiting: tuple[Upload, Nearest] | None = None
+
+    def __call__(self, stored: np.ndarray, rows: np.ndarray, nearest: Nearest) -> None:
+        """Start copying vectors ``(n, D)`` of ``rows``, block by block, and compare those before."""
+        for vectors, numbers in self.comparison.blocks(stored, rows):
+            upload = self.uploads.begin(vectors, numbers)
+            self.finish()
+            self.waiting = upload, nearest
+
+    def finish(self) -> None:
+        """Compare the last block."""
+        if self.waiting is not None:
+            upload, nearest = self.waiting
+            self.waiting = None
+            with upload as (vectors, numbers):
+                self.comparison.look(vectors, numbers, nearest)
+
+
+def _pinned(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    """New array in memory that a GPU can copy from by itself."""
+    import torch
+
+    return torch.empty(shape, dtype=getattr(torch, dtype.name), pin_memory=True).numpy()
 
 
 def _sampled(
@@ -371,4 +426,5 @@ def fastest_product(device: torch.device) -> torch.dtype:
 
     if device.type == "cuda":
         return torch.float16
-    return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else torch.float32
+    # torch.cpu.get_capabilities is too new for envs/cuda12.lock
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32

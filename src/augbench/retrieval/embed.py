@@ -33,6 +33,7 @@ from augbench.plan.recipes import Recipe
 from augbench.progress import Progress
 from augbench.retrieval.embedding_files import SPELLINGS
 from augbench.retrieval.web.fates import UNDECODABLE
+from augbench.runtime.fit import BatchLimit
 
 if TYPE_CHECKING:
     from augbench.runtime.job import Job
@@ -222,22 +223,26 @@ def _embed_own(
 def _embed(job: Job, parts: Sequence[_Part], clip_path: str | Path, out: Path) -> None:
     """Embed parts; each goes to the store, so that an interrupted job resumes with the next part."""
     import torch
-    import torch.nn.functional as F
 
     from augbench.models.folders import embed_texts, load_clip, load_image_tower, pick_device
 
     clip = read_json(clip_path)
     device = pick_device(job.study.execution.device)
     model, tokenizer = load_clip(clip["folder"], device)
+    on_gpu = device.type == "cuda"
     # the result is stored as float16, so computing in float16 changes at most its last digit
-    tower = load_image_tower(clip["folder"], device, model, half=device.type == "cuda")
+    tower = load_image_tower(
+        clip["folder"], device, model, half=on_gpu, compiled=on_gpu and job.study.execution.compile
+    )
+    limit = BatchLimit(BATCH[device.type], "embedding the corpus")
     progress = Progress("embed corpus", sum(part.rows for part in parts), "image")
 
     def embed_images(images: Iterable[Image.Image]) -> torch.Tensor:
         vectors = [torch.empty((0, model.config.projection_dim))]
-        for pixels in in_order(tower.prepare, in_batches(images, BATCH[device.type]), job.threads):
-            vectors.append(F.normalize(tower.embed(pixels), dim=-1).cpu())
-            progress.update(len(pixels))
+        pixels = in_order(tower.prepare, in_batches(images, limit.size), job.threads)
+        for embedded in tower.embed_all(pixels, limit):
+            vectors.append(embedded)
+            progress.update(len(embedded))
         return torch.cat(vectors)
 
     shutil.rmtree(out, ignore_errors=True)

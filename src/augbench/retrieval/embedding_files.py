@@ -20,7 +20,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from augbench.data.decode import in_order
 from augbench.errors import UserError
 from augbench.retrieval.neighbours import METADATA
 
@@ -64,6 +65,20 @@ _ROWS_THAT_TELL = 100
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How tiles are read: the memory that they are read into, and by how many threads at once.
+
+    Files that can only be read from their start are read by one thread.
+    """
+
+    empty: Callable[[tuple[int, int], np.dtype], np.ndarray] = np.empty
+    threads: int = 1
+
+
+ONE_BY_ONE = Reading()
+
+
+@dataclass(frozen=True)
 class Vectors(ABC):
     """Vectors of one file: ``rows`` vectors of ``dimension`` numbers each, float16 or float32."""
 
@@ -72,10 +87,10 @@ class Vectors(ABC):
     dimension: int
 
     @abstractmethod
-    def tiles(self, rows_per_tile: int) -> Iterator[tuple[int, np.ndarray]]:
+    def tiles(self, rows_per_tile: int, reading: Reading = ONE_BY_ONE) -> Iterator[tuple[int, np.ndarray]]:
         """Yield all rows in order, as (number of the first row, tile ``(n, D)``) with n <= ``rows_per_tile``.
 
-        One tile is in memory at a time.
+        One tile is in memory at a time, and with several threads one more for each of them.
         """
 
     @abstractmethod
@@ -105,16 +120,21 @@ class PlainVectors(Vectors):
         if (size := self.path.stat().st_size) < needed:
             raise UserError(str(self.path), f"{size} bytes, {needed} promised by its header", DAMAGED)
 
-    def tiles(self, rows_per_tile: int) -> Iterator[tuple[int, np.ndarray]]:
+    def tiles(self, rows_per_tile: int, reading: Reading = ONE_BY_ONE) -> Iterator[tuple[int, np.ndarray]]:
         # Read, not memory-mapped: mapped pages count as this process's memory, and each costs a page fault.
-        with self.path.open("rb", buffering=0) as stream:
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            stream.seek(self.offset)
-            for start in range(0, self.rows, rows_per_tile):
-                tile = np.empty((min(rows_per_tile, self.rows - start), self.dimension), self.dtype)
+        def read(start: int) -> tuple[int, np.ndarray]:
+            tile = reading.empty((min(rows_per_tile, self.rows - start), self.dimension), self.dtype)
+            with self.path.open("rb", buffering=0) as stream:
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+                stream.seek(self.offset + start * self.dimension * self.dtype.itemsize)
                 _fill(stream, tile, self.path)
-                yield start, tile
+            return start, tile
+
+        starts = range(0, self.rows, rows_per_tile)
+        if reading.threads == 1:
+            return map(read, starts)
+        return in_order(read, starts, reading.threads, ahead=reading.threads)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         mapped = np.memmap(self.path, self.dtype, "r", self.offset, (self.rows, self.dimension))
@@ -131,12 +151,12 @@ class CompressedVectors(Vectors):
     dtype: np.dtype
     member: str
 
-    def tiles(self, rows_per_tile: int) -> Iterator[tuple[int, np.ndarray]]:
+    def tiles(self, rows_per_tile: int, reading: Reading = ONE_BY_ONE) -> Iterator[tuple[int, np.ndarray]]:
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
                 _array_header(stream, self.path)
                 for start in range(0, self.rows, rows_per_tile):
-                    tile = np.empty((min(rows_per_tile, self.rows - start), self.dimension), self.dtype)
+                    tile = reading.empty((min(rows_per_tile, self.rows - start), self.dimension), self.dtype)
                     _fill(stream, tile, self.path)
                     yield start, tile
         except _BAD_ARCHIVE as error:
@@ -158,7 +178,7 @@ class ParquetVectors(Vectors):
 
     column: str
 
-    def tiles(self, rows_per_tile: int) -> Iterator[tuple[int, np.ndarray]]:
+    def tiles(self, rows_per_tile: int, reading: Reading = ONE_BY_ONE) -> Iterator[tuple[int, np.ndarray]]:
         start = 0
         try:
             with pq.ParquetFile(self.path, memory_map=True) as file:
@@ -358,9 +378,9 @@ class EmbeddingFile:
         """Files that hold the vectors and the metadata."""
         return list(dict.fromkeys([self.source.path, self.metadata_path]))
 
-    def tiles(self, rows_per_tile: int) -> Iterator[tuple[int, np.ndarray]]:
+    def tiles(self, rows_per_tile: int, reading: Reading = ONE_BY_ONE) -> Iterator[tuple[int, np.ndarray]]:
         """Yield all vectors in order, as stored; see :meth:`Vectors.tiles`."""
-        return self.source.tiles(rows_per_tile)
+        return self.source.tiles(rows_per_tile, reading)
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Return the vectors ``(n, D)`` of ``rows``, int ``(n,)`` in any order, as stored."""

@@ -23,9 +23,10 @@ import pyarrow.compute as pc
 from augbench.artifacts.store import Store
 from augbench.errors import UserError
 from augbench.progress import Progress
-from augbench.retrieval.comparison import MOST_ROWS, ROWS_PER_TILE, Comparison, Partial
-from augbench.retrieval.embedding_files import UNIT_TOLERANCE, EmbeddingFile, unit
+from augbench.retrieval.comparison import MOST_ROWS, ROWS_PER_TILE, STAGE, Comparison, Partial
+from augbench.retrieval.embedding_files import UNIT_TOLERANCE, EmbeddingFile, Reading, unit
 from augbench.retrieval.neighbours import Found
+from augbench.runtime.fit import needing_memory
 from augbench.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,8 @@ def search(
         Stores the result of each finished file, a few numbers per query. An interrupted search resumes with
         the unfinished files.
     rows_per_tile : int
-        Vectors per tile; up to three tiles are in memory (one compared, one waiting, one being read).
+        Vectors per tile; up to three tiles are in memory (one compared, one waiting, one being read), for
+        a GPU one more per further thread that reads.
     device : str
         "cpu" or "cuda"; does not change the result.
     share : float
@@ -120,7 +122,8 @@ def search(
     if share < 1:
         asked |= {"share": share, "seed": seed}
     recipes = [{**asked, "file": file.identity()} for file in files]
-    comparison = Comparison(queries, k, device, product)
+    with needing_memory(STAGE, f"{len(queries)} queries"):
+        comparison = Comparison(queries, k, device, product)
 
     with store.claim(KIND, {**asked, "files": [recipe["file"] for recipe in recipes]}):
         while True:
@@ -129,9 +132,11 @@ def search(
             done = sum(file.rows for file, there in zip(files, kept, strict=True) if there)
             progress = Progress("exact search", sum(file.rows for file in files), "vector", done)
             best, highest = _Best(len(queries), k), np.full(len(queries), -np.inf, np.float32)
+            made = _pieces(unfinished, rows_per_tile, share, seed, comparison.reading)
             with (
+                needing_memory(STAGE, f"{rows_per_tile} vectors and {len(queries)} queries"),
                 comparison.workers() as compare,
-                closing(_read_ahead(_pieces(unfinished, rows_per_tile, share, seed))) as pieces,
+                closing(_read_ahead(made)) as pieces,
             ):
                 for number, (file, recipe, there) in enumerate(zip(files, recipes, kept, strict=True)):
                     if not there:
@@ -238,7 +243,7 @@ def takes_part(rows: np.ndarray, name: str, share: float, seed: int) -> np.ndarr
 
 
 def _pieces(
-    files: Sequence[EmbeddingFile], rows_per_tile: int, share: float, seed: int
+    files: Sequence[EmbeddingFile], rows_per_tile: int, share: float, seed: int, reading: Reading
 ) -> Iterator[_Piece | None]:
     """Yield the pieces to compare, file by file, with None at the end of each file.
 
@@ -248,7 +253,7 @@ def _pieces(
         vectors: list[np.ndarray] = []
         rows: list[np.ndarray] = []
         gathered = read = 0
-        for start, tile in file.tiles(rows_per_tile):
+        for start, tile in file.tiles(rows_per_tile, reading):
             numbers = np.arange(start, start + len(tile))
             read += len(tile)
             if share == 1:

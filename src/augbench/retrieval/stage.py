@@ -26,11 +26,20 @@ from augbench.files import atomic_path, canonical_hash, read_json
 from augbench.plan.recipes import Recipe, image_recipe, retrieve_recipe
 from augbench.prompts.stage import read_prompts
 from augbench.retrieval.filters import KEPT, Filters, check_scores, owners
-from augbench.retrieval.hunt import LEDGER, Embed, Hunt, hunt_all, prefix_sizes, wanted_images
+from augbench.retrieval.hunt import (
+    IMAGES_AT_ONCE,
+    LEDGER,
+    Embed,
+    Hunt,
+    hunt_all,
+    prefix_sizes,
+    wanted_images,
+)
 from augbench.retrieval.images import Origin
 from augbench.retrieval.lists import TAKEN_DOWN, UNLISTED, Lists, read_lists
 from augbench.retrieval.manifest import read_manifest
 from augbench.retrieval.neighbours import Neighbour, read_neighbours
+from augbench.runtime.fit import BatchLimit
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -131,8 +140,10 @@ class _Retrieval:
 
         pipeline = load_pipeline(self.job.study.diffusion, pick_device(self.job.study.execution.device))
 
+        limit = BatchLimit(IMAGES_AT_ONCE, "safety checker")
+
         def flags(images: Sequence[Image.Image]) -> Sequence[bool]:
-            return check_safety(pipeline, images) if self.method.drop_unsafe else [False] * len(images)
+            return check_safety(pipeline, images, limit) if self.method.drop_unsafe else [False] * len(images)
 
         filters, embed = self._filters([neighbour for hunt in hunts for neighbour in hunt.neighbours])
         for hunt in hunts:
@@ -182,9 +193,10 @@ class _Retrieval:
             from augbench.models.folders import load_image_tower, pick_device
 
             tower = load_image_tower(self.clip["folder"], pick_device(self.job.study.execution.device))
+            limit = BatchLimit(IMAGES_AT_ONCE, "embedding retrieved images")
 
             def embed(images: Sequence[Image.Image]) -> np.ndarray:
-                vectors = tower(images).float().cpu().numpy()
+                vectors = np.concatenate([part.float().cpu().numpy() for part in limit.run(tower, images)])
                 return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
 
         return Filters(method, score, self.owner, self.lists), embed

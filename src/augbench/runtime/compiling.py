@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +59,22 @@ def copies_to_fill(size: int, whole: int) -> int | None:
     None for less than half a batch, which is faster uncompiled.
     """
     return whole - size if 2 * size >= whole else None
+
+
+def run_filled(
+    network: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, whole: int
+) -> torch.Tensor:
+    """Run a compiled network on a batch that is filled up to ``whole`` items with copies of its last one.
+
+    A batch of less than half that size runs uncompiled.
+    """
+    import torch
+
+    copies = copies_to_fill(len(batch), whole)
+    if copies is None:
+        with torch.compiler.set_stance("force_eager"):
+            return network(batch)
+    return network(torch.cat([batch, *[batch[-1:]] * copies]) if copies else batch)[: len(batch)]
 
 
 def kernels_of(unet: UNet2DConditionModel, **others: Any) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def running(snakemake: Any, unfolded: bool = False) -> Iterator[Job]:
     Under ``augbench debug`` output stays on the terminal and exceptions pass.
     """
     from augbench.artifacts.store import open_store
-    from augbench.runtime import network
+    from augbench.runtime import gpus, network
     from augbench.runtime.compiling import share_cache
     from augbench.runtime.launcher import hold_job_lock
 
@@ -127,6 +127,10 @@ def running(snakemake: Any, unfolded: bool = False) -> Iterator[Job]:
         if study.execution.compile:
             share_cache(folder / ".work/compiled")
         with naming_files():
+            wanted, count = study.execution.device, snakemake.resources.get("gpu", 0)
+            if wanted != "cpu" and count:
+                gpus.take_gpus(count)
+                gpus.require_usable(wanted)
             yield Job(study.unfolded if unfolded else study, store, snakemake.threads)
         if store.tally.made or store.tally.reused:
             logger.info("done: %s", store.tally)

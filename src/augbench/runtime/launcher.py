@@ -44,10 +44,12 @@ def _open(study: str, name: str) -> IO[str]:
     return (LOCKS / study / name).open("a+")
 
 
-def lock_file(stream: IO[str], how: int) -> bool:
+def lock_file(
+    stream: IO[str], how: int, otherwise: str = "do not start a second run at the same time"
+) -> bool:
     """Lock an open file with ``fcntl.flock`` until it is closed; False if another process holds the lock.
 
-    On a file system without locks, warn and return True.
+    On a file system without locks, warn with the consequence ``otherwise`` and return True.
     """
     try:
         fcntl.flock(stream, how)
@@ -56,17 +58,14 @@ def lock_file(stream: IO[str], how: int) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        _warn_once(error.strerror)
+        folder = LOCKS if Path(stream.name).is_relative_to(LOCKS) else Path(stream.name).parent
+        _warn_once(folder, error.strerror, otherwise)
     return True
 
 
 @cache
-def _warn_once(reason: str) -> None:
-    logger.warning(
-        "%s: this file system does not support locks (%s); do not start a second run at the same time",
-        LOCKS,
-        reason,
-    )
+def _warn_once(folder: Path, reason: str, otherwise: str) -> None:
+    logger.warning("%s: this file system does not support locks (%s); %s", folder, reason, otherwise)
 
 
 def _holders(path: Path) -> list[int]:
@@ -168,10 +167,20 @@ def prepare(study: Study) -> None:
     adopt(store)
 
 
-def begin_run(study: Study) -> None:
-    """Prepare a run of Snakemake; the Snakefile calls this in ``onstart:``."""
+def begin_run(study: Study, local: bool) -> None:
+    """Prepare a run of Snakemake; the Snakefile calls this in ``onstart:``.
+
+    Parameters
+    ----------
+    local : bool
+        Whether jobs run on this machine. They then share out its GPUs.
+    """
+    from augbench.runtime.gpus import offer_gpus
+
     with ending_in_one_line():
         prepare(study)
+        if local and study.execution.device != "cpu":
+            offer_gpus()
 
 
 def cache_folder() -> dict[str, str]:

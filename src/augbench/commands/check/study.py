@@ -1,7 +1,7 @@
 """Check a study's config against data, models and disk, before any job starts.
 
 All problems are reported at once, one line each: key or file, value found, values allowed. Models are
-checked by their JSON files, so torch is not imported.
+checked by their JSON files, so torch is not imported here; where there is a GPU, another process asks torch.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from augbench.commands.check.dataset import (
     summary_of_sizes,
 )
 from augbench.commands.check.files import FilesSource, check_files
+from augbench.commands.check.gpus import gpu_warnings
 from augbench.commands.check.methods import (
     added_image_problems,
     baseline_notes,
@@ -118,6 +119,10 @@ def check_study(
         problems += model_problems(study)
         notes += models_to_fetch(study)
     problems += _outputs(study)
+    try:
+        notes += gpu_warnings(study)
+    except UserError as error:
+        problems.append(error)
     if problems:
         raise ConfigError(problems)
     return notes

@@ -24,10 +24,11 @@ from augbench.config.study import Study
 from augbench.data.sources import open_source
 from augbench.errors import UserError
 from augbench.plan.jobs import job_file, read_seconds
+from augbench.plan.needs import VECTOR_BYTES
 from augbench.plan.paths import Plan
 from augbench.retrieval.hunt import prefix_sizes, wanted_images
+from augbench.runtime.gpus import visible_gpus
 
-VECTOR_BYTES = {"conditioning": 77 * 768 * 4, "pseudoword": 768 * 4}
 NEIGHBOUR_BYTES = 768 * 2 + 300
 WEB_CORPORA = ("embeddings", "clip_retrieval_index", "clip_retrieval_server")
 
@@ -50,11 +51,14 @@ class _Disk:
 
 
 class Estimate(Work):
-    """The steps of a study; parameters as in :class:`~augbench.commands.plan.work.Work`."""
+    """The steps of a study; parameters as in :class:`~augbench.commands.plan.work.Work`.
 
-    def __init__(self, plan: Plan, throughput: Throughput) -> None:
+    ``gpus`` is the number of GPUs that compute at the same time.
+    """
+
+    def __init__(self, plan: Plan, throughput: Throughput, gpus: int = 1) -> None:
         super().__init__(plan, throughput)
-        self._disk = _Disk()
+        self.gpus, self._disk = gpus, _Disk()
 
     def _step(
         self,
@@ -231,10 +235,10 @@ class Estimate(Work):
         evaluated = FORWARD_SHARE * self.sizes.validation * self.study.finetune.validation_draws
         seen = epochs * len(factors) * (self.sizes.train + evaluated)
         hours: float | None = None
-        unets = 0.0
+        unets, latents = 0.0, self.latents(method)
         if self.knows_diffusion:
             rate = self.rate("finetune_unet" if row.train_unet else "finetune_vectors")
-            hours = seen * self.area / rate / 3600
+            hours = seen * self.area / rate / 3600 + self.encode_hours(latents)
             if row.train_unet:
                 unets = self.assume("unet_bytes") * len(factors) * len(row.candidates)
         vectors_per_candidate = self.sizes.classes * row.clusters * VECTOR_BYTES[row.learn]
@@ -246,7 +250,7 @@ class Estimate(Work):
             others=[choice],
             images=self.sizes.train,
             gpu_hours=hours,
-            disk_bytes=vectors + unets,
+            disk_bytes=vectors + unets + self.latents_bytes(latents),
         )
 
         shards = [
@@ -358,16 +362,31 @@ class Estimate(Work):
         )
 
 
-def estimate_study(study: Study, device: str | None = None, throughput: str | Path | None = None) -> Estimate:
+def estimate_study(
+    study: Study,
+    device: str | None = None,
+    throughput: str | Path | None = None,
+    gpus: int | None = None,
+) -> Estimate:
     """Estimate the cost of a study in the working directory.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    device, throughput : optional
+        As in :func:`~augbench.commands.plan.throughput.read_throughput`.
+    gpus : int, optional
+        Number of GPUs. Default: those of this machine, if no device is named, or else 1.
 
     Raises
     ------
     UserError
         There is no such device or table, or the class ids are unknown without the data.
     """
-    figures = read_throughput(device, throughput)
+    here = [] if device else visible_gpus()
+    figures = read_throughput(device, throughput, here[0].name if here else None)
     class_ids = tuple(
         info.class_id for info in open_source(study.dataset, study.seed, study.corpus).classes()
     )
-    return Estimate(Plan(study, class_ids).unfolded, figures)
+    return Estimate(Plan(study, class_ids).unfolded, figures, gpus or len(here) or 1)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from shutil import disk_usage
 from typing import Any
 
 from augbench.commands.plan.detectable import describe, detectable_of
 from augbench.commands.plan.estimate import Estimate
+from augbench.commands.plan.memory import needs_of, shortages
 from augbench.commands.plan.steps import STAGES, Step, hours_left, total
 from augbench.commands.plan.throughput import MEASURED
 
@@ -71,7 +73,7 @@ def render(estimate: Estimate) -> str:
     text = [
         f"{study.study}: {sizes.classes:,} classes, {sizes.per_class:.4g} training images each; "
         f"{sizes.validation:,} validation and {sizes.test:,} test images ({sizes.source})",
-        f"GPU-hours: figures of {throughput.name} ({kind})"
+        f"GPU-hours: figures of {throughput.name} ({kind}; {throughput.chosen})"
         + ("; * from this study's finished jobs" if everything.measured else ""),
         "",
         line(HEADER),
@@ -88,9 +90,26 @@ def render(estimate: Estimate) -> str:
             if everything.jobs_done < everything.jobs
             else "Nothing is left to do."
         ),
+        *_limits(estimate, everything),
         *_notes(estimate),
     ]
     return "\n".join(text) + "\n"
+
+
+def _limits(estimate: Estimate, everything: Step) -> Iterator[str]:
+    """Yield the least run time on the GPUs, the memory of each stage, and what fits neither GPU nor disk."""
+    gpu, left = estimate.throughput, hours_left(estimate.steps)
+    if left:
+        hours, several = left / estimate.gpus, "" if estimate.gpus == 1 else "s"
+        days = f" ({hours / 24:,.1f} days)" if hours > 24 else ""
+        yield f"Run time on {estimate.gpus} GPU{several}: {_hours(hours)} h{days} or more."
+    if gpu.memory is not None and (needs := list(needs_of(estimate.study))):
+        stages = (f"{need.stage} {need.gib:.1f} GiB ({need.key}: {need.batch})" for need in needs)
+        yield f"Memory of each GPU ({gpu.memory:.1f} GiB), estimated: {', '.join(stages)}."
+        yield from (f"Does not fit: {line}." for line in shortages(estimate.study, gpu.name, gpu.memory))
+    free, missing = disk_usage(".").free, sum(step.disk_bytes * step.share_left for step in estimate.steps)
+    if missing > free:
+        yield f"Does not fit here: missing files take {_bytes(missing)}, the disk has {_bytes(free)} free."
 
 
 def _notes(estimate: Estimate) -> Iterator[str]:
@@ -105,6 +124,12 @@ def _notes(estimate: Estimate) -> Iterator[str]:
         f" of every figure; put measured figures into {MEASURED}."
     )
     yield "steps: optimiser steps of each classifier."
+    if latents := sum(map(estimate.latents, estimate.plan.study.personalised)):
+        yield (
+            f"Latents: {latents:,} images and mirror images are encoded once, in the first fine-tuning row"
+            f" ({_hours(estimate.encode_hours(latents))} GPU-hours, {_bytes(estimate.latents_bytes(latents))});"
+            " `augbench clean` frees them when the study is finished."
+        )
     if (found := detectable_of(estimate.study)) is not None:
         yield describe(found)
     if not estimate.knows_diffusion and any(step.gpu_hours is None for step in estimate.steps):
@@ -134,8 +159,12 @@ def as_json(estimate: Estimate) -> dict[str, Any]:
         "device": {
             "key": throughput.device,
             "name": throughput.name,
+            "chosen": throughput.chosen,
+            "memory_gib": throughput.memory,
+            "number": estimate.gpus,
             "figures": {name: asdict(figure) for name, figure in throughput.rates.items()},
         },
+        "gpu_memory": [{**asdict(need), "gib": need.gib} for need in needs_of(estimate.study)],
         "assumed": {name: asdict(figure) for name, figure in throughput.assumed.items()},
         "detectable": None if found is None else asdict(found),
         "steps": [values(step) for step in steps],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +42,15 @@ def guided_share(interval: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Rates of a device (per second), and assumed quantities."""
+    """Rates of a device (per second), and assumed quantities.
+
+    ``chosen`` says why it is this device, ``memory`` is in GiB, None if it is not known.
+    """
 
     device: str
     name: str
+    chosen: str
+    memory: float | None
     rates: Mapping[str, Quantity]
     assumed: Mapping[str, Quantity]
 
@@ -54,16 +60,20 @@ class Throughput:
         return all(figure.measured for figure in self.rates.values())
 
 
-def read_throughput(device: str | None = None, path: str | Path | None = None) -> Throughput:
+def read_throughput(
+    device: str | None = None, path: str | Path | None = None, here: str | None = None
+) -> Throughput:
     """Read the figures of a device.
 
     Parameters
     ----------
     device : str, optional
-        Key in the tables. Default: the first device of the measured table, or else of
-        ``resources/throughput.yaml``.
+        Key in the tables. Default: the first device of the measured table, or else the GPU that is here, or
+        else the first of ``resources/throughput.yaml``.
     path : path, optional
         A table of measured figures, which override ours. Default: ``results/throughput.yaml``, if it exists.
+    here : str, optional
+        Name of the GPU that is here.
 
     Raises
     ------
@@ -86,10 +96,15 @@ def read_throughput(device: str | None = None, path: str | Path | None = None) -
             "not in the form of resources/throughput.yaml",
             "allowed: `devices`, a mapping of figures for each, and `assumed`, a mapping",
         )
-    names = list(dict.fromkeys([*measured["devices"], *table["devices"]]))
-    if (device := device or names[0]) not in names:
-        raise UserError("--device", repr(device), f"allowed: {', '.join(names)}")
-    chosen = {**table["devices"].get(device, {}), **measured["devices"].get(device, {})}
+    names = list(dict.fromkeys([*measured["devices"], *table["devices"], *table["cards"]]))
+    why = "--gpu"
+    if device is None:
+        device, why = _default_device(table, list(measured["devices"]), own, here)
+    if device not in names:
+        raise UserError("--gpu", repr(device), f"allowed: {', '.join(names)}")
+    card = table["cards"].get(device, {})
+    shipped = table["devices"].get(device) or (_scaled(table, card) if card else {})
+    chosen = {**shipped, **measured["devices"].get(device, {})}
 
     def figures(section: Mapping[str, Any], where: str) -> dict[str, Quantity]:
         found = {}
@@ -115,6 +130,38 @@ def read_throughput(device: str | None = None, path: str | Path | None = None) -
     return Throughput(
         device,
         str(chosen.get("name", device)),
+        why,
+        card.get("memory"),
         rates,
         figures({**table["assumed"], **measured["assumed"]}, "assumed"),
     )
+
+
+def card_key(name: str) -> str | None:
+    """Key in ``resources/throughput.yaml`` of a GPU that the driver calls ``name``; None if it is not there."""
+    cards = read_yaml(TABLE)["cards"]
+    return next((key for key in cards if re.search(rf"\b{cards[key]['match']}\b", name)), None)
+
+
+def _default_device(
+    table: Mapping[str, Any], measured: Sequence[str], own: str, here: str | None
+) -> tuple[str, str]:
+    """Device that nobody named, and why it is this one."""
+    if measured:
+        return measured[0], f"the first in {own}"
+    if here and (key := card_key(here)):
+        return key, "the GPU that is here"
+    missing = f"the GPU that is here, {here}, is not in the table" if here else "there is no GPU here"
+    return table["like"], f"{missing}; --gpu names another one, {MEASURED} takes your own figures"
+
+
+def _scaled(table: Mapping[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of a card without own ones: those of ``like``, scaled by published figures of both."""
+    like, known = table["cards"][table["like"]], table["devices"][table["like"]]
+    found: dict[str, Any] = {"name": card["name"]}
+    for unit in table["units"]:
+        by = {"classify": "bandwidth", "start": None}.get(unit, "tflops")
+        ratio = card[by] / like[by] if by else 1.0
+        rule = f" x {card[by]:g}/{like[by]:g} ({by}; {card['source']})" if by else ""
+        found[unit] = {"value": known[unit]["value"] * ratio, "source": f"{like['name']}'s figure{rule}"}
+    return found

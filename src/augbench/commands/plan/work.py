@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 from augbench.classifier.schedule import steps_per_epoch
+from augbench.commands.plan.memory import (
+    CLASSIFIER_SIDE,
+    CLASSIFIER_WIDTH,
+    DIFFUSION_SIDE,
+    is_stable_diffusion_1,
+)
 from augbench.commands.plan.sizes import sizes_of
 from augbench.commands.plan.throughput import Throughput, guided_share
 from augbench.plan.paths import Plan
@@ -17,9 +22,11 @@ from augbench.retrieval.hunt import wanted_images
 
 # U-Net calls per image at the table's rate: PNDM, 50 steps, guidance
 REFERENCE_CALLS = 51 * 2
-REFERENCE_SIDE, CLASSIFIER_SIDE, CLASSIFIER_WIDTH = 512, 224, 64
 # multiplications, relative to ResNet-50
 RESNET_WORK = {"resnet18": 0.44, "resnet34": 0.89, "resnet50": 1.0, "resnet101": 1.9, "resnet152": 2.8}
+# work of encoding an image, relative to training on it with a frozen U-Net (benchmarks/personalise.py)
+ENCODING_SHARE = 1117 / 1669
+LATENT_BYTES = 2 * 4 * 64 * 64 * 2  # mean and deviation of an image of REFERENCE_SIDE, in float16
 FORWARD_SHARE = 1 / 3  # work of evaluating an image, relative to training on it
 
 
@@ -47,17 +54,12 @@ class Work:
     @cached_property
     def knows_diffusion(self) -> bool:
         """Whether the table's figures fit the study's model: a U-Net of the size of Stable Diffusion 1.x."""
-        config = Path(self.study.diffusion.folder) / "unet/config.json"
-        if config.is_file():
-            from augbench.files import read_json
-
-            return bool(read_json(config).get("block_out_channels") == [320, 640, 1280, 1280])
-        return self.study.diffusion.hub is not None
+        return is_stable_diffusion_1(self.study)
 
     @cached_property
     def area(self) -> float:
         """Pixels of a generated image, relative to the table's."""
-        return (self.study.diffusion.resolution / REFERENCE_SIDE) ** 2
+        return (self.study.diffusion.resolution / DIFFUSION_SIDE) ** 2
 
     @cached_property
     def image_bytes(self) -> float:
@@ -79,6 +81,25 @@ class Work:
         if not self.knows_diffusion:
             return None
         return images * self.unet_calls(method) / REFERENCE_CALLS * self.area / self.rate("generate") / 3600
+
+    def latents(self, method: str) -> int:
+        """Number of images and mirror images that are encoded for a fine-tuned method.
+
+        Methods share them, so only the first one of a draw needs any.
+        """
+        draw = self.plan.draw_of(method)
+        alike = [name for name in self.plan.study.personalised if self.plan.draw_of(name) == draw]
+        if not self.knows_diffusion or method != alike[0]:
+            return 0
+        views = 2 if self.study.finetune.flip > 0 else 1
+        return views * self.sizes.train + (0 if draw else self.sizes.validation)
+
+    def encode_hours(self, latents: int) -> float:
+        return latents * self.area * ENCODING_SHARE / self.rate("finetune_vectors") / 3600
+
+    def latents_bytes(self, latents: int) -> float:
+        width = 2 if self.study.finetune.dtype == "float32" else 1
+        return latents * self.area * LATENT_BYTES * width
 
     def training_steps(self, images: float) -> int:
         """Optimiser steps of a classifier with ``images`` images in a pass; assumed under ``plateau``."""

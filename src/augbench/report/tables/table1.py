@@ -148,7 +148,7 @@ def build_table(
     UserError
         A method of the config has no results, or a run appears twice or was not scored on the test split.
     """
-    runs, classes = _read_runs(study, results)
+    runs, classes, dtypes = _read_runs(study, results)
     sets = _read_sets(study, manifests)
     paper = paper_results(study.report.paper_study)
     cut = cut_counts(runs)
@@ -177,16 +177,19 @@ def build_table(
             )
         )
     real = next((row.real_per_class for row in rows if row.split == "train"), None)
-    facts = Facts(classes, real, max(run.n_val for run in runs), max(run.n_test for run in runs))
+    facts = Facts(classes, real, max(run.n_val for run in runs), max(run.n_test for run in runs), dtypes)
     lacks = {name: _lacks(own) for name, own in sets.items()}
     notes = _notes(study, rows, facts, excluded, draws, lacks, lrs)
     return Table1(study.study, study.report.paper_study, tuple(rows), tuple(runs), notes)
 
 
-def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[RunRow], int]:
-    """Read the runs, sorted by method (as in the config) and number, and the number of classes."""
+def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[RunRow], int, list[str]]:
+    """Read the runs, sorted by method (as in the config) and number.
+
+    Also returned are the number of classes, and the floating-point types that are known.
+    """
     order = {name: position for position, name in enumerate(study.methods)}
-    runs, classes = [], set()
+    runs, classes, dtypes = [], set(), set()
     for path in results:
         value = read_result(study, path)
         if value["method"] not in order or value["test_top1"] is None:
@@ -197,6 +200,7 @@ def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[RunRow
                 str(path), problem, f"results of the config's methods are expected: {', '.join(order)}"
             )
         classes.add(value["classes"])
+        dtypes.add(value.get("dtype"))
         runs.append(
             RunRow(
                 **_ending(path, value, study),
@@ -220,7 +224,8 @@ def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[RunRow
         raise UserError(
             "results", f"none of {', '.join(missing)}", "train the classifiers of every method first"
         )
-    return sorted(runs, key=lambda run: (order[run.method], run.run)), classes.pop()
+    known = sorted(dtype for dtype in dtypes if dtype is not None)
+    return sorted(runs, key=lambda run: (order[run.method], run.run)), classes.pop(), known
 
 
 def _ending(path: str | Path, value: Mapping[str, Any], study: Study) -> dict[str, Any]:
@@ -305,6 +310,7 @@ def _notes(
     notes += _excluded_notes(study, excluded)
     notes += _lack_notes(study, lacks)
     notes += _ends_of_grids(study, lrs)
+    notes += precision_notes(study, lrs)
     notes += [f"Differs from the protocol: {difference}." for difference in differences(study, facts)]
     return (*notes, *(" ".join(note.split()) for note in study.report.notes))
 
@@ -341,6 +347,22 @@ def _ends_of_grids(study: Study, lrs: Sequence[str | Path]) -> Iterator[str]:
             f"Learning rates at an end of their grid: {', '.join(found)}. A better one may lie beyond;"
             " widen lr_grid."
         )
+
+
+def precision_notes(study: Study, lrs: Sequence[str | Path]) -> Iterator[str]:
+    """Yield a note on the floating-point types that fine-tuning computed in, except float32."""
+    computed: dict[str, set[str]] = {}
+    for path in map(Path, lrs):
+        row = study.row_and_draw(path.parent.name)[0]
+        computed.setdefault(row, set()).update(read_json(path).get("dtypes", ()))
+    rows: dict[str, list[str]] = {}
+    for name in study.personalised:
+        for dtype in sorted(computed.get(name) or {study.finetune.dtype}):
+            rows.setdefault(dtype, []).append(study.label(name))
+    rows.pop("float32", None)
+    for dtype, labels in rows.items():
+        fast = "the GPU's fast type (auto)" if dtype == "auto" else dtype
+        yield f"Fine-tuning computed in {fast}, what trains is kept in float32: {', '.join(labels)}."
 
 
 def _draws_note(study: Study, draws: Sequence[str | Path]) -> str:

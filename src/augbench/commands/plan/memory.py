@@ -1,0 +1,121 @@
+"""GPU memory that each stage needs, from ``resources/gpu_memory.yaml``: estimates, not measured on a GPU.
+
+The table has figures for Stable Diffusion 1.x and ResNet-50. Other networks get none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import linear_regression
+from typing import Any
+
+from augbench.config.study import Study, read_yaml
+from augbench.files import RESOURCES, read_json
+
+TABLE = RESOURCES / "gpu_memory.yaml"
+DIFFUSION_SIDE, CLASSIFIER_SIDE, CLASSIFIER_WIDTH = 512, 224, 64  # of the networks in the tables
+SD1_WIDTHS = [320, 640, 1280, 1280]
+
+
+@dataclass(frozen=True)
+class Need:
+    """Memory that a stage needs on each GPU.
+
+    Attributes
+    ----------
+    stage : str
+        As in ``resources/gpu_memory.yaml``.
+    key : str
+        Key of the config that sets the batch.
+    batch : int
+        Images in a batch of one GPU.
+    fixed, per_image : float
+        GiB that do not depend on the batch, and GiB of each image in it; margin included.
+    """
+
+    stage: str
+    key: str
+    batch: int
+    fixed: float
+    per_image: float
+
+    @property
+    def gib(self) -> float:
+        return self.fixed + self.batch * self.per_image
+
+    def largest_batch(self, gib: float) -> int:
+        """Largest batch that fits into ``gib`` GiB; 0 if none does."""
+        return max(0, math.floor((gib - self.fixed) / self.per_image))
+
+
+def is_stable_diffusion_1(study: Study) -> bool:
+    """Whether the study's U-Net has the size of Stable Diffusion 1.x, as in the tables of figures."""
+    config = Path(study.diffusion.folder) / "unet/config.json"
+    if not config.is_file():
+        return study.diffusion.hub is not None
+    try:
+        return bool(read_json(config)["block_out_channels"] == SD1_WIDTHS)
+    except (ValueError, KeyError, TypeError):  # `augbench check` names a damaged model
+        return False
+
+
+def needs_of(study: Study) -> Iterator[Need]:
+    """Yield the needs of the study's stages for which there are figures."""
+    classifier, batch = study.classifier, study.execution.batch_size
+    if is_stable_diffusion_1(study):
+        area = (study.diffusion.resolution / DIFFUSION_SIDE) ** 2
+        if study.generated:
+            yield _need("generate", batch, area, study.diffusion.dtype)
+        micro_batch = study.finetune.micro_batch or batch
+        trained = {row.train_unet for row in study.personalised.values()}
+        if False in trained:
+            yield _need("finetune_vectors", micro_batch, area, study.finetune.dtype)
+        if True in trained:
+            yield _need("finetune_unet", micro_batch, area, study.finetune.dtype)
+    if classifier.arch == "resnet50":
+        area = (classifier.resolution / CLASSIFIER_SIDE) ** 2 * classifier.base_width / CLASSIFIER_WIDTH
+        share = -(-classifier.batch_size // (study.execution.processes or 1))
+        yield _need("classify", share, area, classifier.dtype)
+
+
+def _need(stage: str, batch: int, area: float, dtype: str) -> Need:
+    """Need of a stage whose images are ``area`` times as large as in the table."""
+    table = _table()
+    margin, times = table["margin"], table["float32"]["times"] if dtype == "float32" else 1.0
+    fixed, per_image = _line(**table["stages"][stage])
+    scale = times * (1 + margin["share"])
+    key = table["stages"][stage]["key"]
+    return Need(stage, key, batch, margin["gib"] + scale * fixed, scale * area * per_image)
+
+
+def _line(key: str, peaks: dict[int, float], fixed: float | None = None) -> tuple[float, float]:
+    """GiB that do not depend on the batch, and GiB per image; by least squares if there are several points."""
+    if fixed is not None:
+        ((batch, peak),) = peaks.items()
+        return fixed, (peak - fixed) / batch
+    per_image, start = linear_regression(list(peaks), list(peaks.values()))
+    return start, per_image
+
+
+@cache
+def _table() -> dict[str, Any]:
+    return read_yaml(TABLE)
+
+
+def shortages(study: Study, name: str, gib: float) -> Iterator[str]:
+    """Yield a line for each stage that does not fit into a GPU with ``gib`` GiB, with the batch that does."""
+    for need in needs_of(study):
+        if need.gib <= gib:
+            continue
+        most = need.largest_batch(gib)
+        helps = f"set {need.key} to at most {most}" if most else "a GPU with more memory is needed"
+        if most and need.stage == "classify":
+            helps += ", which changes results, or train on several GPUs (execution.processes)"
+        yield (
+            f"{need.stage}: about {need.gib:.1f} GiB with {need.key}: {need.batch}, but {name} has"
+            f" {gib:.1f}; {helps}"
+        )
