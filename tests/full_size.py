@@ -12,7 +12,7 @@ from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
@@ -151,14 +151,16 @@ def fine_tuned(study: Study, folder: Path, images: int = 4) -> Learned:
     source: Any = SimpleNamespace(load=lambda places: (Image.new("RGB", (600, 500)) for _ in places))
     with (
         mock.patch.object(Trainer, "_keep_unets", lambda _: None),
-        mock.patch.object(Trainer, "_save", lambda _: None),
+        mock.patch.object(Trainer, "_save", lambda *_: None),
     ):
         task = ClassTask(ClassInfo("bag", ("shoulder bag",)), *sets)
-        return fine_tune(study, row, 1.0, [task], source, folder, name)["bag"]
+        return fine_tune(study, row, 1.0, [task], source, Store(folder), "vae", folder, name)["bag"]
 
 
-def classified(batch_size: int, folder: Path, steps: int = 2) -> RunResult:
-    """Result of training a ResNet-50 for some steps with images in the GPU's memory."""
+def classified(
+    batch_size: int, folder: Path, dtype: Literal["bfloat16", "float16"] = "bfloat16"
+) -> RunResult:
+    """Result of training a ResNet-50 for two steps with images in the GPU's memory."""
 
     def images(count: int, what: str) -> LabelledImages:
         picture = Image.new("RGB", (256, 256))
@@ -172,7 +174,8 @@ def classified(batch_size: int, folder: Path, steps: int = 2) -> RunResult:
             batch_size=batch_size,
             schedule="steps",
             decay="cosine",
-            steps=steps,
+            steps=2,
+            dtype=dtype,
         ),
         classes=1000,
         real=images(batch_size, "real"),
