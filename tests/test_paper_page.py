@@ -35,8 +35,8 @@ NO_CHOICE = {
     *("methods.<name>.repeat", "methods.<name>.labels", "methods.<name>.manifest", "classifier.layers"),
     *("classifier.base_width", "classifier.stem", "classifier.steps", "classifier.decay"),
     *("classifier.lower_at", "classifier.validate_every"),
-    # a section
-    "methods.<name>.prompt",
+    # a section; memory
+    *("methods.<name>.prompt", "finetune.micro_batch"),
 }
 
 
