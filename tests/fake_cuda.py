@@ -328,6 +328,10 @@ class _Backward:
         self.read: list[_Saved] = []
         self.engine = torch.autograd.graph._engine_run_backward
 
+    @staticmethod
+    def pack(tensor: torch.Tensor) -> _Saved:
+        return _Saved(tensor.detach())  # without its history, which would keep itself alive after an error
+
     def unpack(self, saved: _Saved) -> torch.Tensor:
         assert saved.tensor is not None, "a second backward pass through the same operations"
         self.read.append(saved)
@@ -523,5 +527,5 @@ def fake_gpu(
             stack.enter_context(mock.patch.object(owner, key, changed))
         stack.callback(torch._C._set_only_lift_cpu_tensors, lifting)
         torch._C._set_only_lift_cpu_tensors(True)
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_Saved, backward.unpack))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(backward.pack, backward.unpack))
         yield stack.enter_context(gpu)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fake_cuda import FakeGpu, _Backward, _Saved, fake_gpu, is_fake
+from fake_cuda import FakeGpu, _Backward, fake_gpu, is_fake
 from full_size import (
     CLIP,
     CUDA,
@@ -162,7 +167,7 @@ def test_backward_passes_give_the_gradients_of_torchs_engine() -> None:
     network.zero_grad()
     engine = _Backward()
     for _ in range(2):  # gradients are added up
-        with torch.autograd.graph.saved_tensors_hooks(_Saved, engine.unpack):
+        with torch.autograd.graph.saved_tensors_hooks(engine.pack, engine.unpack):
             loss = loss_of(network)
         engine.run([loss], [torch.ones(())])
     for parameter, gradient in zip(network.parameters(), expected, strict=True):
@@ -180,6 +185,21 @@ def test_a_backward_pass_releases_activations_as_it_goes(gpu: FakeGpu) -> None:
     assert gpu.peak < at_most
     assert gpu.live < 2 * weights + images.nbytes + (1 << 20)
     assert all(is_fake(parameter.grad) for parameter in network.parameters())
+
+
+def test_an_error_leaves_no_memory_behind(gpu: FakeGpu) -> None:
+    layer = nn.Linear(64, 128).to("cuda")
+    weights = gpu.live
+
+    def interrupted() -> None:
+        values, gate = layer(torch.randn(1 << 10, 64, device="cuda")).chunk(2, dim=-1)
+        (values * F.gelu(gate)).sum()
+        raise torch.OutOfMemoryError
+
+    with suppress(torch.OutOfMemoryError):
+        interrupted()
+    gc.collect()
+    assert gpu.live == weights
 
 
 # --- generation ---
@@ -294,3 +314,14 @@ def test_exact_search(gpu: FakeGpu) -> None:
     gpu.selected = 100_000
     searched(queries=4000, k=182)
     assert gpu.operations > 50 and gpu.peak < 2 * 2**30
+
+
+@pytest.mark.full
+def test_the_table_of_memory(tmp_path: Path) -> None:
+    script, out = networks.PROJECT / "benchmarks/fake_memory.py", tmp_path / "peaks.json"
+    command = [sys.executable, str(script), "--stages", "search", "classify", "--json", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
+    peaks = {(peak["stage"], peak["batch"]): peak["gib"] for peak in json.loads(out.read_text())["peaks"]}
+    assert peaks["classify", 256] == pytest.approx(11.1, abs=0.5)
+    assert peaks["search", 1000] < peaks["search", 16000] < 2
+    assert "| classify |  | bfloat16 | 64: " in done.stdout
