@@ -192,8 +192,7 @@ def test_an_error_leaves_no_memory_behind(gpu: FakeGpu) -> None:
     weights = gpu.live
 
     def interrupted() -> None:
-        values, gate = layer(torch.randn(1 << 10, 64, device="cuda")).chunk(2, dim=-1)
-        (values * F.gelu(gate)).sum()
+        layer(torch.randn(1 << 10, 64, device="cuda")).softmax(-1)  # saves its own result
         raise torch.OutOfMemoryError
 
     with suppress(torch.OutOfMemoryError):
