@@ -297,9 +297,9 @@ def test_check_asks_torch_elsewhere_and_names_batches_that_do_not_fit(
     lines = list(gpu_warnings(IMAGENET, machine))
     assert [re.sub(r"\d+\.\d", "_", line) for line in lines] == [
         "warning: finetune_vectors: about _ GiB with finetune.micro_batch: 26, but NVIDIA H200 has _; set"
-        " finetune.micro_batch to at most 21",
+        " finetune.micro_batch to at most 22",
         "warning: finetune_unet: about _ GiB with finetune.micro_batch: 26, but NVIDIA H200 has _; set"
-        " finetune.micro_batch to at most 8",
+        " finetune.micro_batch to at most 10",
     ]
 
 

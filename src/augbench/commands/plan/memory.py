@@ -33,8 +33,8 @@ class Need:
         Key of the config that sets the batch.
     batch : int
         Images in a batch of one GPU.
-    fixed, per_image : float
-        GiB that do not depend on the batch, and GiB of each image in it; margin included.
+    fixed, per_image, floor : float
+        GiB that do not depend on the batch, GiB of each image in it, and the least GiB; margin included.
     """
 
     stage: str
@@ -42,14 +42,15 @@ class Need:
     batch: int
     fixed: float
     per_image: float
+    floor: float
 
     @property
     def gib(self) -> float:
-        return self.fixed + self.batch * self.per_image
+        return max(self.floor, self.fixed + self.batch * self.per_image)
 
     def largest_batch(self, gib: float) -> int:
         """Largest batch that fits into ``gib`` GiB; 0 if none does."""
-        return max(0, math.floor((gib - self.fixed) / self.per_image))
+        return max(0, math.floor((gib - self.fixed) / self.per_image)) if self.floor <= gib else 0
 
 
 def is_stable_diffusion_1(study: Study) -> bool:
@@ -85,20 +86,20 @@ def needs_of(study: Study) -> Iterator[Need]:
 def _need(stage: str, batch: int, area: float, dtype: str) -> Need:
     """Need of a stage whose images are ``area`` times as large as in the table."""
     table = _table()
-    margin, times = table["margin"], table["float32"]["times"] if dtype == "float32" else 1.0
-    fixed, per_image = _line(**table["stages"][stage])
+    margin, stage_of = table["margin"], table["stages"][stage]
+    single = dtype == "float32"
+    peaks = stage_of["float32"] if single and "float32" in stage_of else stage_of["peaks"]
+    times = table["float32"]["times"] if single and "float32" not in stage_of else 1.0
+    per_image, fixed = linear_regression(list(peaks), list(peaks.values()))
     scale = times * (1 + margin["share"])
-    key = table["stages"][stage]["key"]
-    return Need(stage, key, batch, margin["gib"] + scale * fixed, scale * area * per_image)
-
-
-def _line(key: str, peaks: dict[int, float], fixed: float | None = None) -> tuple[float, float]:
-    """GiB that do not depend on the batch, and GiB per image; by least squares if there are several points."""
-    if fixed is not None:
-        ((batch, peak),) = peaks.items()
-        return fixed, (peak - fixed) / batch
-    per_image, start = linear_regression(list(peaks), list(peaks.values()))
-    return start, per_image
+    return Need(
+        stage,
+        stage_of["key"],
+        batch,
+        fixed=margin["gib"] + scale * fixed,
+        per_image=scale * area * per_image,
+        floor=margin["gib"] + scale * stage_of.get("floor", 0.0),
+    )
 
 
 @cache
