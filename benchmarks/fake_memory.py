@@ -39,7 +39,7 @@ FINE_TUNING = {
     "finetune_unet": [
         ("imagic", "bfloat16", (1, 2, 4, 8, 16, 26, 64)),
         ("imagic", "float16", (4, 26)),
-        ("imagic", "float32", (1, 2, 4, 8, 16, 26)),
+        ("imagic", "float32", (1, 4, 8, 16, 26)),
         ("pseudoword_dm", "bfloat16", (4, 26)),
     ],
 }
@@ -86,13 +86,13 @@ def generation(gpu: FakeGpu, folder: Path) -> Iterator[Peak]:
 
 
 def fine_tuning(gpu: FakeGpu, folder: Path, stage: str) -> Iterator[Peak]:
-    """Peaks of a step of one micro-batch."""
+    """Peaks of the second of two steps of one micro-batch; Adam has its moments from then on."""
     for method, dtype, batches in FINE_TUNING[stage]:
         for batch in batches:
             study = study_of(method, batch, finetune={"dtype": dtype, "batch_size": batch})
             with peaks_inside(gpu, Trainer, "step") as steps:
-                fine_tuned(study, folder, images=batch)
-            yield Peak(stage, method, dtype, batch, max(steps))
+                fine_tuned(study, folder, images=2 * batch)
+            yield Peak(stage, method, dtype, batch, steps[1])
             gc.collect()
 
 
