@@ -299,7 +299,7 @@ def test_check_asks_torch_elsewhere_and_names_batches_that_do_not_fit(
         "warning: finetune_vectors: about _ GiB with finetune.micro_batch: 26, but NVIDIA H200 has _; set"
         " finetune.micro_batch to at most 22",
         "warning: finetune_unet: about _ GiB with finetune.micro_batch: 26, but NVIDIA H200 has _; set"
-        " finetune.micro_batch to at most 10",
+        " finetune.micro_batch to at most 5",
     ]
 
 
