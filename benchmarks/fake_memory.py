@@ -1,7 +1,7 @@
 """Count the peak memory of each stage on a GPU, at full size and by batch, on any machine and without a GPU.
 
-Output: a Markdown table in GiB, and JSON with ``--json``. Tensors on the GPU are fake (``tests/fake_cuda.py``):
-they have sizes and no values. So the figures are sums of live tensors. Workspaces of cuDNN and cuBLAS, the
+Output: a Markdown table in GiB, and JSON with ``--json``. Tensors on the GPU are fake: they have sizes and no
+values (``tests/fake_cuda.py``). So the figures are sums of live tensors. Workspaces of cuDNN and cuBLAS, the
 CUDA context (together about 1 GiB) and fragmentation come on top.
 """
 

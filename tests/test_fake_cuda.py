@@ -1,4 +1,4 @@
-"""The GPU's code at full size, without a GPU: devices, waiting, and that the harness itself can be trusted."""
+"""The CUDA code of each stage at full size, without a GPU: devices, waits, memory; and the harness itself."""
 
 from __future__ import annotations
 
@@ -257,6 +257,16 @@ def test_sampling_with_what_was_learned(
     sample_without_waiting(full_size, monkeypatch, sampler, names_of(method))
 
 
+def test_images_that_do_not_fit_are_sampled_in_halves(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with fake_gpu(memory=6), published_sizes():
+        sampler = maker(study_of("clip_prompts", 32), tmp_path).ready()
+        samples = sampler.sample(["a photo of a bag."] * 32, [("bag", i) for i in range(32)], 0)
+    assert len(samples) == 32
+    assert "32 images do not fit into the GPU's memory; going on with 16" in caplog.text
+
+
 # --- training ---
 
 # a frozen and a trained U-Net in `make test`, everything else in `make test-full`
@@ -281,6 +291,14 @@ def test_a_step_of_fine_tuning_does_not_wait(
     found = fine_tuned(study_of(method, finetune={"dtype": dtype}), tmp_path)
     assert steps == [Counter()]
     assert len(found.vectors["val_loss"]) == len(names_of(method))
+
+
+@pytest.mark.full
+def test_micro_batches_that_do_not_fit_are_halved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with fake_gpu(memory=14), published_sizes():
+        study = study_of("conditioning", 26, finetune={"dtype": "bfloat16", "batch_size": 26})
+        fine_tuned(study, tmp_path, images=26)
+    assert "26 images do not fit into the GPU's memory; going on with 13" in caplog.text
 
 
 @pytest.mark.parametrize(
