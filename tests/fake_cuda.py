@@ -12,9 +12,8 @@ libraries, fragmentation, the CUDA context).
 from __future__ import annotations
 
 import sys
-import threading
 import weakref
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -106,28 +105,26 @@ class FakeGpu(TorchDispatchMode):
         self.peak_at = ""
         self.truth, self.selected = True, 1
         self._fake = FakeTensorMode()
-        self._lock = threading.RLock()
         self._storages: dict[int, weakref.ref[Any]] = {}
         self._pinned: dict[int, weakref.ref[Any]] = {}
-        self._counting: dict[int, list[Counter[str]]] = defaultdict(list)
+        self._counting: list[Counter[str]] = []
 
     # --- what is counted ---
 
     def waits(self, what: str) -> None:
         """Count an operation for which the CPU waits."""
         line = f"{_line()}: {what}"
-        for counter in (self.blocking, *self._counting[threading.get_ident()]):
+        for counter in (self.blocking, *self._counting):
             counter[line] += 1
 
     @contextmanager
     def counting(self) -> Iterator[Counter[str]]:
-        """Count blocking operations of this thread inside the context, by line."""
-        counters = self._counting[threading.get_ident()]
-        counters.append(Counter())
+        """Count blocking operations inside the context, by line."""
+        self._counting.append(Counter())
         try:
-            yield counters[-1]
+            yield self._counting[-1]
         finally:
-            counters.pop()
+            self._counting.pop()
 
     def reset_peak(self) -> None:
         """Forget the peak; what is live now stays live."""
@@ -141,9 +138,8 @@ class FakeGpu(TorchDispatchMode):
             return
 
         def freed(_: Any) -> None:
-            with self._lock:
-                del self._storages[key]
-                self.live -= size
+            del self._storages[key]
+            self.live -= size
 
         self._storages[key] = weakref.ref(storage, freed)
         self.live += size
@@ -256,20 +252,19 @@ class FakeGpu(TorchDispatchMode):
         return found
 
     def _computed(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        with self._lock:
-            self.operations += 1
+        self.operations += 1
 
-            def without_values(value: Any) -> Any:
-                if not isinstance(value, torch.Tensor) or isinstance(value, FakeTensor):
-                    return value
-                return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu")
+        def without_values(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor) or isinstance(value, FakeTensor):
+                return value
+            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu")
 
-            with self._fake:
-                result = func(*tree_map(without_values, args), **tree_map(without_values, kwargs))
-            for tensor in tree_leaves(result):
-                if is_fake(tensor):
-                    self._keep(tensor)
-            return tree_map(_real, result)
+        with self._fake:
+            result = func(*tree_map(without_values, args), **tree_map(without_values, kwargs))
+        for tensor in tree_leaves(result):
+            if is_fake(tensor):
+                self._keep(tensor)
+        return tree_map(_real, result)
 
 
 def _real(value: Any) -> Any:
@@ -454,20 +449,16 @@ class _Stream:
     wait = wait_event = wait_stream = record
 
 
-def _in_threads(gpu: FakeGpu) -> Callable[..., Future[Any]]:
-    """``ThreadPoolExecutor.submit``, with the GPU in its threads, too."""
-    submit = ThreadPoolExecutor.submit
-
-    def submit_there(
-        pool: ThreadPoolExecutor, function: Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> Any:
-        def there() -> Any:
-            with gpu:
-                return function(*args, **kwargs)
-
-        return submit(pool, there)
-
-    return submit_there
+def _at_once(
+    _: ThreadPoolExecutor, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+) -> Future[Any]:
+    """``ThreadPoolExecutor.submit`` without threads: fake tensors are not made for several at a time."""
+    future: Future[Any] = Future()
+    try:
+        future.set_result(function(*args, **kwargs))
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 @contextmanager
@@ -518,7 +509,7 @@ def fake_gpu(
         (torch.autograd.graph, "_engine_run_backward", backward),
         (torch.utils, "swap_tensors", _swap),
         (F, "scaled_dot_product_attention", _attention),
-        (ThreadPoolExecutor, "submit", _in_threads(gpu)),
+        (ThreadPoolExecutor, "submit", _at_once),
     ]
     torch._C._ensureCUDADeviceGuardSet()
     lifting = torch._C._only_lift_cpu_tensors()

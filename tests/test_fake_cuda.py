@@ -142,10 +142,13 @@ def test_more_than_the_memory_is_an_error_that_leaves_nothing_behind() -> None:
         torch.zeros(2**27, device="cuda")
 
 
-def test_threads_see_the_gpu(gpu: FakeGpu) -> None:
-    with ThreadPoolExecutor(2) as pool, gpu.counting() as here:
-        assert pool.submit(lambda: torch.ones(3, device="cuda").cpu()).result().tolist() == [0, 0, 0]
-    assert gpu.blocking.total() == 1 and not here
+def test_work_for_other_threads_is_done_at_once(gpu: FakeGpu) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        zeros = pool.submit(lambda: torch.ones(3, device="cuda").cpu())
+        lost = pool.submit(lambda: torch.ones(3, device="cuda") + torch.ones(3))
+    assert gpu.blocking.total() == 1 and zeros.result().tolist() == [0, 0, 0]
+    with pytest.raises(RuntimeError, match="device"):
+        lost.result()
 
 
 def test_nothing_stays_when_the_context_ends() -> None:
