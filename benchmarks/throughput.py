@@ -13,14 +13,14 @@ from typing import Any
 
 import yaml
 
-from augbench.commands.plan.throughput import card_key
+from augbench.commands.plan.throughput import TABLE, card_key
 from augbench.config.study import read_yaml
 from augbench.files import write_text
 
 
 def device_key(name: str) -> str:
     """Return the key of a GPU in the table: the shipped table's key, else the name in lower case."""
-    return card_key(name) or re.sub(r"\W+", "_", name.lower())
+    return card_key(name, read_yaml(TABLE)["cards"]) or re.sub(r"\W+", "_", name.lower())
 
 
 def write_figures(path: Path, name: str, figures: Mapping[str, float], source: str) -> None:

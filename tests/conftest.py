@@ -25,6 +25,14 @@ PROJECT = Path(__file__).resolve().parents[1]
 DOWNLOADS = PROJECT / "results/downloads"
 LINKED = ("Snakefile", "workflow", "src", "resources", "envs", "config", "profiles")
 
+LEAST_STUDY: dict[str, Any] = {  # for code that needs a study and none of its values
+    "study": "s",
+    "dataset": {"kind": "fashion_mnist"},
+    "diffusion": {"model": "none"},
+    "clip": {"model": "none"},
+    "methods": {"none": {"mechanism": "real"}},
+    "augmentation": {"images_per_class": 1},
+}
 SMALL_STUDY: dict[str, Any] = {
     "study": "small",
     "dataset": {

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import LEAST_STUDY
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
@@ -127,17 +128,7 @@ def test_embeddings_and_similarities_are_those_of_each_image_and_its_own_caption
     )
     (part,) = corpus.part_paths(tmp_path)
     write_json(tmp_path / "clip.json", fingerprint(CLIP))
-    study = parse_study(
-        {
-            "study": "s",
-            "dataset": {"kind": "fashion_mnist"},
-            "diffusion": {"model": "none"},
-            "clip": {"model": "none"},
-            "methods": {"none": {"mechanism": "real"}},
-            "augmentation": {"images_per_class": 1},
-            "execution": {"device": "cpu"},
-        }
-    )
+    study = parse_study({**LEAST_STUDY, "execution": {"device": "cpu"}})
     embed_miniature(
         Job(study, Store(tmp_path / ".store"), 1), [part], tmp_path / "clip.json", tmp_path / "embeddings"
     )
@@ -174,17 +165,7 @@ def test_a_folder_of_images_is_embedded_with_their_paths_and_sizes(
         Image.new("RGB", (40, 50), colour).save(tmp_path / "pictures" / name)
     (tmp_path / "pictures/notes.txt").write_text("no image")
     write_json(tmp_path / "clip.json", fingerprint(CLIP))
-    study = parse_study(
-        {
-            "study": "s",
-            "dataset": {"kind": "fashion_mnist"},
-            "diffusion": {"model": "none"},
-            "clip": {"model": "none"},
-            "methods": {"none": {"mechanism": "real"}},
-            "augmentation": {"images_per_class": 1},
-            "execution": {"device": "cpu"},
-        }
-    )
+    study = parse_study({**LEAST_STUDY, "execution": {"device": "cpu"}})
     job = Job(study, Store(tmp_path / ".store"), 1)
     embed_folder(job, tmp_path / "pictures", tmp_path / "clip.json", tmp_path / "out")
     rows = [

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import LEAST_STUDY
 
 from augbench.cli import main
 from augbench.commands.check.gpus import gpu_warnings
@@ -452,15 +453,7 @@ with running(SimpleNamespace(threads=1, resources=resources, log=log, config=con
 def test_a_job_takes_its_gpu_and_fails_at_its_beginning_if_torch_cannot_use_it(
     tmp_path: Path, resources: dict[str, int], device: str, began: str | None
 ) -> None:
-    config = {
-        "study": "s",
-        "dataset": {"kind": "fashion_mnist"},
-        "diffusion": {"model": "none"},
-        "clip": {"model": "none"},
-        "methods": {"none": {"mechanism": "real"}},
-        "augmentation": {"images_per_class": 1},
-        "execution": {"device": device},
-    }
+    config = {**LEAST_STUDY, "execution": {"device": device}}
     done = subprocess.run(
         [sys.executable, "-c", RUN, json.dumps(config), json.dumps(resources)],
         cwd=tmp_path,

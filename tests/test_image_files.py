@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import noise, numbered, write_images
+from conftest import LEAST_STUDY, noise, numbered, write_images
 from PIL import Image
 
 from augbench import cli
@@ -525,15 +525,7 @@ def test_class_folders_of_two_splits_may_not_be_one_folder(pets: Path) -> None:
 def embedded(tmp_path: Path, corpus: Path) -> list[dict[str, Any]]:
     """Embed a folder; return the rows of ``left_out.parquet``."""
     write_json(tmp_path / "clip.json", fingerprint(CLIP))
-    study = {
-        "study": "s",
-        "dataset": {"kind": "fashion_mnist"},
-        "diffusion": {"model": "none"},
-        "clip": {"model": "none"},
-        "methods": {"none": {"mechanism": "real"}},
-        "augmentation": {"images_per_class": 1},
-        "execution": {"device": "cpu"},
-    }
+    study = {**LEAST_STUDY, "execution": {"device": "cpu"}}
     job = Job(parse_study(study), Store(tmp_path / ".store"), 1)
     embed_folder(job, corpus, tmp_path / "clip.json", tmp_path / "out")
     rows: list[dict[str, Any]] = pq.read_table(tmp_path / "out/left_out.parquet").to_pylist()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import LEAST_STUDY
 
 PROJECT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((PROJECT / "workflow/scripts").glob("*.py"))
@@ -121,19 +122,9 @@ if {fails_later}: raise ValueError("too late")
 """
 
 
-CONFIG = {
-    "study": "s",
-    "dataset": {"kind": "fashion_mnist"},
-    "diffusion": {"model": "none"},
-    "clip": {"model": "none"},
-    "methods": {"none": {"mechanism": "real"}},
-    "augmentation": {"images_per_class": 1},
-}
-
-
 def run_job(folder: Path, fails: bool = False, fails_later: bool = False) -> int:
     code = JOB.format(fails=fails, fails_later=fails_later)
-    return subprocess.run([sys.executable, "-c", code, json.dumps(CONFIG)], cwd=folder).returncode
+    return subprocess.run([sys.executable, "-c", code, json.dumps(LEAST_STUDY)], cwd=folder).returncode
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -81,6 +81,8 @@ class Batches:
     ----------
     size : int
         Number of images sampled together.
+    device : device
+        Of the networks.
     """
 
     def __init__(self, size: int, device: torch.device) -> None:
@@ -353,7 +355,7 @@ class Sampler:
 
         def tried(rows: Sequence[int]) -> torch.Tensor:
             part = latents[rows[0] : rows[-1] + 1]
-            return run_filled(decoded, part, self._decoded_whole) if self.compiled else decoded(part)
+            return run_filled(decoded, self._decoded_whole, part) if self.compiled else decoded(part)
 
         with torch.inference_mode():
             return torch.cat(list(limit.run(tried, range(len(latents)))))

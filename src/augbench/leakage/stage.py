@@ -21,9 +21,7 @@ from PIL import Image
 
 from augbench.artifacts.parquet import REMAKE
 from augbench.artifacts.pool import load_images, read_index
-from augbench.batches import in_batches
 from augbench.config.stages import Leakage
-from augbench.data.decode import in_order
 from augbench.data.sources import open_source
 from augbench.data.splits import read_split
 from augbench.errors import UserError
@@ -56,9 +54,8 @@ class _Embedder:
 
     def embed(self, images: Iterable[Image.Image]) -> np.ndarray:
         """Compute embeddings of unit length, float16 ``(N, D)``."""
-        pixels = in_order(self.tower.prepare, in_batches(images, self.limit.size), self.job.threads)
-        parts = [vectors.half().numpy() for vectors in self.tower.embed_all(pixels, self.limit)]
-        return np.concatenate(parts)
+        parts = self.tower.embed_images(images, self.limit, self.job.threads)
+        return np.concatenate([vectors.half().numpy() for vectors in parts])
 
     def recipe(self, **what: Any) -> dict[str, Any]:
         """Recipe of an embedding: the model, and ``what`` is embedded."""

@@ -360,7 +360,7 @@ class ImageTower:
 
         def embedded(pixels: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
             part = pixels[rows[0] : rows[-1] + 1]
-            found = run_filled(self.embed, part, limit.size) if self.compiled else self.embed(part)
+            found = run_filled(self.embed, limit.size, part) if self.compiled else self.embed(part)
             return torch.nn.functional.normalize(found, dim=-1)
 
         def results() -> Iterator[torch.Tensor]:
@@ -369,6 +369,15 @@ class ImageTower:
                     yield from limit.run(partial(embedded, pixels), range(len(pixels)))
 
         yield from behind(results())
+
+    def embed_images(
+        self, images: Iterable[Image.Image], limit: BatchLimit, threads: int
+    ) -> Iterator[torch.Tensor]:
+        """Embed images of any size, which ``threads`` threads prepare; yields as :meth:`embed_all`."""
+        from augbench.batches import in_batches
+        from augbench.data.decode import in_order
+
+        return self.embed_all(in_order(self.prepare, in_batches(images, limit.size), threads), limit)
 
     def __call__(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Embed images of any size: float32 ``(N, D)``, not normalised."""

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from augbench.batches import in_batches
 from augbench.data.decode import in_order, square
 from augbench.models.folders import to_device
 from augbench.runtime.fit import BatchLimit
@@ -58,7 +57,7 @@ def encode_moments(
     limit: BatchLimit,
     dtype: torch.dtype,
 ) -> Iterator[torch.Tensor]:
-    """Yield the latent moments of images, batch by batch, on the CPU.
+    """Latent moments of images, batch by batch, on the CPU.
 
     Parameters
     ----------
@@ -78,8 +77,7 @@ def encode_moments(
     """
     squares = in_order(lambda image: np.asarray(square(image, resolution)), images)
     encode = partial(_encode, vae, mirror=mirror, dtype=dtype)
-    for batch in in_batches(squares, limit.size):
-        yield from limit.run(encode, batch)
+    return limit.stream(encode, squares)
 
 
 @torch.no_grad()

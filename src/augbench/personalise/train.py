@@ -37,7 +37,7 @@ from augbench.personalise.embedding import Rows
 from augbench.personalise.groups import ClassGroup, Learned, Settings
 from augbench.personalise.tasks import ClassTask, ImageSet
 from augbench.progress import Progress
-from augbench.runtime.compiling import compile_network, copies_to_fill, kernels_of
+from augbench.runtime.compiling import compile_network, kernels_of, run_filled
 from augbench.runtime.fit import BatchLimit
 
 logger = logging.getLogger(__name__)
@@ -237,22 +237,14 @@ class Trainer:
         return micro_batches(everything, size)
 
     def _predicted(self, noisy: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """Prediction of the U-Net, ``(N, 4, h, w)``.
+        """Prediction of the U-Net, ``(N, 4, h, w)``; a compiled one gets whole micro-batches."""
 
-        A compiled U-Net gets whole micro-batches. One that is at least half full is filled up with
-        copies, whose predictions are dropped. A smaller one runs uncompiled.
-        """
-        copies = copies_to_fill(len(noisy), self.limit.size) if self.settings.compiled else 0
-        if copies is None:
-            with torch.compiler.set_stance("force_eager"):
-                return self.unet(noisy, timesteps, states).sample
-        if not copies:
-            return self.unet(noisy, timesteps, states).sample
-        filled = [
-            torch.cat([values, values[-1:].expand(copies, *values.shape[1:])])
-            for values in (noisy, timesteps, states)
-        ]
-        return self.unet(*filled).sample[: len(noisy)]
+        def predicted(*inputs: torch.Tensor) -> torch.Tensor:
+            return self.unet(*inputs).sample
+
+        if self.settings.compiled:
+            return run_filled(predicted, self.limit.size, noisy, timesteps, states)
+        return predicted(noisy, timesteps, states)
 
     # --- samples ---
 

@@ -311,7 +311,7 @@ class Comparison:
         queries = self.rounded[part]
         size = min(len(self.queries), self.together.size) * self.rows
         if getattr(self.own, "products", None) is None or self.own.products.numel() != size:
-            self.own.products = None  # a larger one, of queries that did not fit
+            self.own.products = None  # frees the larger buffer of queries that did not fit
             self.own.products = torch.empty(size, dtype=self.dtype, device=self.device)
         products = torch.mm(
             queries, rounded.T, out=self.own.products[: len(queries) * len(rounded)].view(len(queries), -1)

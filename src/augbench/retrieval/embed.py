@@ -239,8 +239,7 @@ def _embed(job: Job, parts: Sequence[_Part], clip_path: str | Path, out: Path) -
 
     def embed_images(images: Iterable[Image.Image]) -> torch.Tensor:
         vectors = [torch.empty((0, model.config.projection_dim))]
-        pixels = in_order(tower.prepare, in_batches(images, limit.size), job.threads)
-        for embedded in tower.embed_all(pixels, limit):
+        for embedded in tower.embed_images(images, limit, job.threads):
             vectors.append(embedded)
             progress.update(len(embedded))
         return torch.cat(vectors)

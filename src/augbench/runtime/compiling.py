@@ -61,20 +61,22 @@ def copies_to_fill(size: int, whole: int) -> int | None:
     return whole - size if 2 * size >= whole else None
 
 
-def run_filled(
-    network: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, whole: int
-) -> torch.Tensor:
+def run_filled(network: Callable[..., torch.Tensor], whole: int, *inputs: torch.Tensor) -> torch.Tensor:
     """Run a compiled network on a batch that is filled up to ``whole`` items with copies of its last one.
 
-    A batch of less than half that size runs uncompiled.
+    Results of copies are dropped. A batch of less than half that size runs uncompiled.
     """
     import torch
 
-    copies = copies_to_fill(len(batch), whole)
+    size = len(inputs[0])
+    copies = copies_to_fill(size, whole)
     if copies is None:
         with torch.compiler.set_stance("force_eager"):
-            return network(batch)
-    return network(torch.cat([batch, *[batch[-1:]] * copies]) if copies else batch)[: len(batch)]
+            return network(*inputs)
+    if not copies:
+        return network(*inputs)
+    filled = [torch.cat([values, values[-1:].expand(copies, *values.shape[1:])]) for values in inputs]
+    return network(*filled)[:size]
 
 
 def kernels_of(unet: UNet2DConditionModel, **others: Any) -> dict[str, Any]:

@@ -137,9 +137,8 @@ def read_throughput(
     )
 
 
-def card_key(name: str) -> str | None:
-    """Key in ``resources/throughput.yaml`` of a GPU that the driver calls ``name``; None if it is not there."""
-    cards = read_yaml(TABLE)["cards"]
+def card_key(name: str, cards: Mapping[str, Any]) -> str | None:
+    """Key among the table's ``cards`` of a GPU that the driver calls ``name``; None if it is not there."""
     return next((key for key in cards if re.search(rf"\b{cards[key]['match']}\b", name)), None)
 
 
@@ -149,7 +148,7 @@ def _default_device(
     """Device that nobody named, and why it is this one."""
     if measured:
         return measured[0], f"the first in {own}"
-    if here and (key := card_key(here)):
+    if here and (key := card_key(here, table["cards"])):
         return key, "the GPU that is here"
     missing = f"the GPU that is here, {here}, is not in the table" if here else "there is no GPU here"
     return table["like"], f"{missing}; --gpu names another one, {MEASURED} takes your own figures"

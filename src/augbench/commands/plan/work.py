@@ -26,7 +26,7 @@ REFERENCE_CALLS = 51 * 2
 RESNET_WORK = {"resnet18": 0.44, "resnet34": 0.89, "resnet50": 1.0, "resnet101": 1.9, "resnet152": 2.8}
 # work of encoding an image, relative to training on it with a frozen U-Net (benchmarks/personalise.py)
 ENCODING_SHARE = 1117 / 1669
-LATENT_BYTES = 2 * 4 * 64 * 64 * 2  # mean and deviation of an image of REFERENCE_SIDE, in float16
+LATENT_BYTES = 2 * 4 * 64 * 64 * 2  # mean and deviation of an image of DIFFUSION_SIDE, in float16
 FORWARD_SHARE = 1 / 3  # work of evaluating an image, relative to training on it
 
 
