@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from augbench.progress import Progress, clock, track
-from snakemake_logger_plugin_augbench import LogHandler, weight_of
+from snakemake_logger_plugin_augbench import LogHandler, _Run, weight_of
 
 
 def send(handler: LogHandler, event: Any, level: int = logging.INFO, text: str = "", **fields: Any) -> None:
@@ -46,8 +47,20 @@ def test_a_finished_step_is_one_line_with_count_and_estimate(
     ].endswith(" left")
 
 
-def test_estimates_weigh_steps_by_their_kind() -> None:
+def test_estimates_weigh_steps_by_their_kind_until_one_of_it_has_finished() -> None:
     assert weight_of("generate_017") > 10 * weight_of("resample")
+    run = _Run(Counter(generate=10, classify=10, resample=1))
+    run.finish("resample_none", 4.0)
+    assert run.left(2.0) == pytest.approx(2.0 * (10 * 40 + 10 * 40) / 2), "by the weights: 40, 40 and 2"
+    run.finish("generate_017", 10.0)
+    run.finish("generate_018", 20.0)
+    assert run.left(17.0) == pytest.approx((8 * 15 + 10 * 40 * 34 / 82) / 2), "two steps run side by side"
+
+
+def test_steps_that_take_no_time_divide_by_nothing() -> None:
+    run = _Run(Counter(resample=2))
+    run.finish("resample_none", 0.0)
+    assert run.left(0.0) == 0
 
 
 def test_a_failed_step_shows_the_end_of_its_log(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from logging import ERROR, LogRecord, getLogger
 from pathlib import Path
@@ -21,14 +22,15 @@ from snakemake_interface_logger_plugins.settings import LogHandlerSettingsBase
 from augbench.progress import clock
 
 # Approximate seconds of a step on one CPU core in the miniature study, by the beginning of its rule's name.
-# Other rules count 2.
+# Other rules count 2. They serve until a step of the kind has finished in this run.
 WEIGHTS = {
-    "pretrain_": 2000.0,
+    "pretrain": 2000.0,
+    "finetune": 20.0,
     "generate": 40.0,
-    "classify": 60.0,
+    "classify": 40.0,
     "retrieve": 15.0,
-    "embed_corpus": 90.0,
-    "index_corpus": 10.0,
+    "embed": 90.0,
+    "index": 10.0,
     "corpus": 45.0,
     "measure": 200.0,
 }
@@ -55,13 +57,39 @@ class _Step:
 
 @dataclass
 class _Run:
-    total: int = 0
-    done: int = 0
-    weight_total: float = 0.0
-    weight_done: float = 0.0
+    """A run: its steps by kind (:func:`kind_of`) that are still to do, and the seconds that finished ones took."""
+
+    todo: Counter[str] = field(default_factory=Counter)
+    took: dict[str, list[float]] = field(default_factory=dict)
     failed: bool = False
     began: float = field(default_factory=time.monotonic)
     steps: dict[int, _Step] = field(default_factory=dict)
+
+    @property
+    def done(self) -> int:
+        """Number of finished steps."""
+        return sum(map(len, self.took.values()))
+
+    def finish(self, rule: str, seconds: float) -> None:
+        """Count a finished step."""
+        self.todo[kind_of(rule)] -= 1
+        self.took.setdefault(kind_of(rule), []).append(seconds)
+
+    def left(self, elapsed: float) -> float:
+        """Seconds to the end, if as many steps run side by side as in the ``elapsed`` seconds so far.
+
+        Steps of a kind take as long as the finished ones; of a kind that has none, as long as its weight says.
+        """
+        spent = sum(map(sum, self.took.values()))
+        scale = spent / sum(weight_of(kind) * len(seconds) for kind, seconds in self.took.items())
+        means = {kind: sum(seconds) / len(seconds) for kind, seconds in self.took.items()}
+        work = sum(count * means.get(kind, scale * weight_of(kind)) for kind, count in self.todo.items())
+        return elapsed * work / spent if spent else 0.0
+
+
+def kind_of(rule: str) -> str:
+    """Return the kind of a step: the first word of its rule's name."""
+    return rule.split("_")[0]
 
 
 def weight_of(rule: str) -> float:
@@ -96,24 +124,22 @@ class LogHandler(LogHandlerBase):
                 self._say(text)
 
     def _plan(self, stats: dict[str, int]) -> None:
-        counts = {rule: number for rule, number in stats.items() if rule != "total"}
-        self.run = _Run(
-            total=sum(counts.values()),
-            weight_total=sum(weight_of(rule) * number for rule, number in counts.items()),
-        )
-        self._say(f"{self.run.total} steps to do" if self.run.total else "nothing to be done")
+        self.run = _Run()
+        for rule, number in stats.items():
+            if rule != "total":
+                self.run.todo[kind_of(rule)] += number
+        total = self.run.todo.total()
+        self._say(f"{total} steps to do" if total else "nothing to be done")
 
     def _finished(self, jobid: int) -> None:
         step, run = self.run.steps.pop(jobid, None), self.run
         if step is None:
             return
         now = time.monotonic()
-        run.done += 1
-        run.weight_done += weight_of(step.rule)
-        elapsed = now - run.began
-        left = elapsed * (run.weight_total - run.weight_done) / run.weight_done
-        eta = f", about {clock(left)} left" if run.done < run.total else ""
-        count = f"[{run.done:>{len(str(run.total))}}/{run.total}]"
+        run.finish(step.rule, now - step.started)
+        elapsed, total = now - run.began, run.done + run.todo.total()
+        eta = f", about {clock(run.left(elapsed))} left" if run.done < total else ""
+        count = f"[{run.done:>{len(str(total))}}/{total}]"
         self._say(f"{count} {clock(elapsed)} {step.message} ({now - step.started:.0f} s){eta}")
 
     def _failed(self, jobid: int) -> None:
