@@ -85,3 +85,4 @@ rule pretrain:
 
 onstart:
     begin_run(STUDY, workflow.local_exec)
+    lift_rate_limit(workflow.scheduler)

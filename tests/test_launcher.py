@@ -157,3 +157,42 @@ def test_cores_are_for_runs_on_this_machine(tmp_path: Path, extra: list[str], co
         PYTHONPATH=f"{tmp_path}:{SRC}",
     )
     assert status == 0 and ("'--cores', '2'" in text) is cores
+
+
+COUNTING = """
+import atexit, sys
+sys.path.insert(0, {src!r})
+from snakemake.scheduling.job_scheduler import JobScheduler
+from augbench.runtime.launcher import lift_rate_limit
+
+looks, select = [], JobScheduler.job_selector
+def counted(self, jobs):
+    looks.append(len(jobs))
+    return select(self, jobs)
+JobScheduler.job_selector = counted
+atexit.register(lambda: print("looks", len(looks)))
+
+rule all:
+    input: "0", "1", "2"
+
+rule job:
+    output: "{{name}}"
+    shell: "sleep 1.1; touch {{output}}"
+
+onstart:
+    {onstart}
+"""
+
+
+def test_snakemake_looks_for_jobs_when_one_has_finished_and_at_no_other_time(tmp_path: Path) -> None:
+    def looks(onstart: str, *options: str) -> int:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        (folder / "Snakefile").write_text(COUNTING.format(src=SRC, onstart=onstart))
+        command = [sys.executable, "-m", "snakemake", "--cores", "1", "--scheduler", "greedy", *options]
+        ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        return int(ended.stdout.rsplit("looks", 1)[1])
+
+    assert looks("lift_rate_limit(workflow.scheduler)") <= 4, "one at the start, one per job"
+    limited = ("--max-jobs-per-timespan", "99/1s")
+    assert looks("lift_rate_limit(workflow.scheduler)", *limited) > 4, "the user's own limit stays"

@@ -12,7 +12,7 @@ from augbench.config.draws import drawn_name
 from augbench.data.classes import CLASS_ID_PATTERN
 from augbench.plan import recipes
 from augbench.plan.needs import load_needs
-from augbench.runtime.launcher import begin_run, guard_job
+from augbench.runtime.launcher import begin_run, guard_job, lift_rate_limit
 from augbench.plan.load import load_plan
 
 # Without --configfile, the study is the demo. The demo is never merged with a user's study.

@@ -25,7 +25,7 @@ import uuid
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from augbench.artifacts.claims import NO_LOCKS
 from augbench.errors import UserError, ending_in_one_line
@@ -147,6 +147,22 @@ def guard_job(study: str) -> None:
     """
     with ending_in_one_line():
         _refuse_if_replaced(study)
+
+
+def lift_rate_limit(scheduler: Any) -> None:
+    """Let Snakemake's scheduler look for jobs to start when a job has finished, and at no other time.
+
+    With its default limit of 100 jobs per second, each look orders another one a second later. Each finished
+    job adds a look, so they add up: after 160 jobs they take half of a core, to the end of the run (Snakemake
+    9.27). A limit that the user sets stays.
+
+    Parameters
+    ----------
+    scheduler : snakemake.scheduling.job_scheduler.JobScheduler
+    """
+    limit = scheduler.job_rate_limiter
+    if limit is not None and (limit.max_jobs, limit.timespan) == (100, 1):
+        scheduler.job_rate_limiter = None
 
 
 def prepare(study: Study) -> None:
