@@ -1,8 +1,8 @@
 """Snakemake's progress as one line per finished step: ``snakemake --logger augbench``.
 
 Each line on stderr shows the number of finished steps and an estimate of the time left. A failed step shows
-the end of its log. Estimates weigh steps by their rule, because training a classifier takes longer than
-drawing a resample.
+the end of its log. The estimate is made kind by kind, because training a classifier takes longer than drawing
+a resample.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from snakemake_interface_logger_plugins.settings import LogHandlerSettingsBase
 
 from augbench.progress import clock
 
-# Approximate seconds of a step on one CPU core in the miniature study, by the beginning of its rule's name.
-# Other rules count 2. They serve until a step of the kind has finished in this run.
+# Approximate seconds of a step on one CPU core in the miniature study, by its kind; other kinds count 2. They are
+# used until a step of that kind has finished in this run.
 WEIGHTS = {
     "pretrain": 2000.0,
     "finetune": 20.0,
@@ -57,32 +57,30 @@ class _Step:
 
 @dataclass
 class _Run:
-    """A run: its steps by kind (:func:`kind_of`) that are still to do, and the seconds that finished ones took."""
+    """A run, by kind of step (:func:`kind_of`): steps to do, steps done, and the seconds that these took."""
 
     todo: Counter[str] = field(default_factory=Counter)
-    took: dict[str, list[float]] = field(default_factory=dict)
+    done: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
     failed: bool = False
     began: float = field(default_factory=time.monotonic)
     steps: dict[int, _Step] = field(default_factory=dict)
 
-    @property
-    def done(self) -> int:
-        """Number of finished steps."""
-        return sum(map(len, self.took.values()))
-
     def finish(self, rule: str, seconds: float) -> None:
         """Count a finished step."""
-        self.todo[kind_of(rule)] -= 1
-        self.took.setdefault(kind_of(rule), []).append(seconds)
+        kind = kind_of(rule)
+        self.todo[kind] -= 1
+        self.done[kind] += 1
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
 
     def left(self, elapsed: float) -> float:
         """Seconds to the end, if as many steps run side by side as in the ``elapsed`` seconds so far.
 
         Steps of a kind take as long as the finished ones; of a kind that has none, as long as its weight says.
         """
-        spent = sum(map(sum, self.took.values()))
-        scale = spent / sum(weight_of(kind) * len(seconds) for kind, seconds in self.took.items())
-        means = {kind: sum(seconds) / len(seconds) for kind, seconds in self.took.items()}
+        spent = sum(self.seconds.values())
+        scale = spent / sum(weight_of(kind) * count for kind, count in self.done.items())
+        means = {kind: seconds / self.done[kind] for kind, seconds in self.seconds.items()}
         work = sum(count * means.get(kind, scale * weight_of(kind)) for kind, count in self.todo.items())
         return elapsed * work / spent if spent else 0.0
 
@@ -94,7 +92,7 @@ def kind_of(rule: str) -> str:
 
 def weight_of(rule: str) -> float:
     """Return the expected cost of a step of ``rule``, relative to other steps."""
-    return next((weight for prefix, weight in WEIGHTS.items() if rule.startswith(prefix)), 2.0)
+    return WEIGHTS.get(kind_of(rule), 2.0)
 
 
 class LogHandler(LogHandlerBase):
@@ -137,9 +135,10 @@ class LogHandler(LogHandlerBase):
             return
         now = time.monotonic()
         run.finish(step.rule, now - step.started)
-        elapsed, total = now - run.began, run.done + run.todo.total()
-        eta = f", about {clock(run.left(elapsed))} left" if run.done < total else ""
-        count = f"[{run.done:>{len(str(total))}}/{total}]"
+        elapsed, done = now - run.began, run.done.total()
+        total = done + run.todo.total()
+        eta = f", about {clock(run.left(elapsed))} left" if done < total else ""
+        count = f"[{done:>{len(str(total))}}/{total}]"
         self._say(f"{count} {clock(elapsed)} {step.message} ({now - step.started:.0f} s){eta}")
 
     def _failed(self, jobid: int) -> None:

@@ -152,9 +152,9 @@ def guard_job(study: str) -> None:
 def lift_rate_limit(scheduler: Any) -> None:
     """Let Snakemake's scheduler look for jobs to start when a job has finished, and at no other time.
 
-    With its default limit of 100 jobs per second, each look orders another one a second later. Each finished
-    job adds a look, so they add up: after 160 jobs they take half of a core, to the end of the run (Snakemake
-    9.27). A limit that the user sets stays.
+    Under its default limit of 100 jobs per second, Snakemake 9.27 repeats every look at the waiting jobs once
+    per second, to the end of the run. Every finished job adds one more look per second; after 160 jobs, they
+    took half of a core. A limit that the user sets stays.
 
     Parameters
     ----------
