@@ -52,6 +52,16 @@ class MiniatureCorpus(Section):
         "not name the class.",
     )
 
+    attributes: Fraction = key(
+        0.0,
+        "Share of garment images that show an attribute which prompts can name: a look (dark, drawing, toy), a "
+        "scene or a colour. Above 0, captions state no attribute that is not shown.",
+        new=True,
+    )
+    stated_attributes: Fraction = key(
+        0.85, "Share of the shown attributes that captions state.", new=True
+    )
+
     @model_validator(mode="after")
     def _some_captions(self) -> MiniatureCorpus:
         if sum(self.captions.values()) <= 0:

@@ -22,6 +22,9 @@ class PretrainClip(Section):
         "after Zhai et al., 2022",
     )
     image_lr: float = key(5e-4, "Peak learning rate of these further passes.", gt=0)
+    image_grey: Fraction = key(
+        0.3, "Share of images converted to grey in these further passes; 0 if colours matter.", new=True
+    )
 
 
 class PretrainAutoencoder(Section):

@@ -1,16 +1,19 @@
 """Captions of the miniature web corpus: as varied, vague and wrong as the web's, at configured rates.
 
 The vocabularies cover everything that the methods' prompts use: all prompt templates, hypernyms,
-definitions, scene names, and names without white space.
+definitions, scene names, and names without white space. In a corpus whose images show attributes
+(:mod:`augbench.miniature.corpus.attributes`), no caption states an attribute that its image does not show.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from augbench.data.classes import ClassInfo
+from augbench.miniature.corpus.attributes import ATTRIBUTES, COLOURS, scenes_of, templates_stating
 from augbench.prompts.templates import load_scenes, load_templates, strip_whitespace
 
 CAPTION_KINDS = ("template", "wordnet", "shop", "hashtags", "unnamed")
@@ -36,7 +39,7 @@ _UNNAMED = (
     "size {s}, good condition",
     "untitled",
 )
-_COLOURS = ("black", "white", "grey", "red", "blue", "green", "brown", "pink", "beige", "striped")
+_COLOURS = tuple(colour.name for colour in COLOURS)
 _SIZES = ("S", "M", "L", "XL", "36", "38", "40", "42")
 
 
@@ -63,9 +66,11 @@ def _wordnet(info: ClassInfo, rng: np.random.Generator) -> str:
     )
 
 
-def _filled(forms: Sequence[str], name: str, rng: np.random.Generator) -> str:
+def _filled(
+    forms: Sequence[str], name: str, rng: np.random.Generator, colours: Sequence[str] = _COLOURS
+) -> str:
     return _pick(forms, rng).format(
-        n=name, c=_pick(_COLOURS, rng), s=_pick(_SIZES, rng), d=int(rng.integers(1000, 9999))
+        n=name, c=_pick(colours, rng), s=_pick(_SIZES, rng), d=int(rng.integers(1000, 9999))
     )
 
 
@@ -91,3 +96,43 @@ def caption_for(info: ClassInfo, kind: str, rng: np.random.Generator) -> str:
     if kind == "unnamed":
         return _filled(_UNNAMED, "", rng)
     raise ValueError(f"unknown kind of caption {kind!r}; allowed: {CAPTION_KINDS}")
+
+
+def truthful_caption(info: ClassInfo, kind: str, attribute: str | None, rng: np.random.Generator) -> str:
+    """Draw a caption of ``kind`` that states ``attribute`` and no other one; with None it states none.
+
+    A look is stated by a template that names it, or else at the end; a scene by one of its names; a colour
+    before the class's name.
+
+    Parameters
+    ----------
+    attribute : str, optional
+        A key of :data:`augbench.miniature.corpus.attributes.ATTRIBUTES`.
+    """
+    stated = ATTRIBUTES[attribute] if attribute is not None else None
+    look, scene, colour = (
+        stated.name if stated is not None and stated.kind == group else None
+        for group in ("look", "scene", "colour")
+    )
+    named = replace(info, lemmas=tuple(f"{colour} {name}" for name in info.lemmas)) if colour else info
+    ending = f" inside {_pick(scenes_of(scene), rng)}" if scene else ""
+    if kind in ("template", "wordnet"):
+        families = CAPTION_TEMPLATES if kind == "template" else ("sariyildiz",)
+        stating = [name for name in families if templates_stating(look, name)]
+        if stating and look:
+            ending = ""
+        elif look:
+            ending = f", {ATTRIBUTES[look].phrase}"
+        template = _pick(templates_stating(look if stating else None, _pick(stating or families, rng)), rng)
+        caption = template.format(
+            _pick(class_name_variants(named), rng),
+            hypernyms=_pick(info.hypernyms, rng),
+            definition=info.definition,
+        )
+        return caption + ending
+    if look:
+        ending = f", {ATTRIBUTES[look].phrase}"
+    if kind == "hashtags":
+        return _hashtags(named, rng) + ending
+    forms = [form for form in (_SHOP if kind == "shop" else _UNNAMED) if ("{c}" in form) == bool(colour)]
+    return _filled(forms, _pick(info.lemmas, rng), rng, [colour] if colour else _COLOURS) + ending

@@ -1,8 +1,9 @@
 """The miniature web corpus: 50,000 captioned Fashion-MNIST images in web style, and distractors.
 
 The corpus is a folder of Parquet parts with one row per image. The columns follow LAION: id, image (PNG
-bytes), caption, url, width, height, NSFW, punsafe. Three more columns serve measurements only: the true
-label, the kind of caption, and the index of the source image. Retrieval and pre-training read image and
+bytes), caption, url, width, height, NSFW, punsafe. More columns serve measurements only: the true label, the
+kind of caption, the index of the source image, and in a corpus with attributes the attribute that the image
+shows. Retrieval and pre-training read image and
 caption, as they would from the web.
 """
 
@@ -22,7 +23,8 @@ from augbench.config.corpus import MiniatureCorpus
 from augbench.data import fashion_mnist
 from augbench.data.classes import ClassInfo
 from augbench.files import atomic_path
-from augbench.miniature.corpus.captions import caption_for
+from augbench.miniature.corpus.attributes import draw_attribute
+from augbench.miniature.corpus.captions import caption_for, truthful_caption
 from augbench.miniature.corpus.distractors import UNSAFE_KIND, distractor
 from augbench.miniature.corpus.style import web_style
 from augbench.plan.inputs import CORPUS_ROWS_PER_PART
@@ -44,6 +46,8 @@ SCHEMA = pa.schema(
         ("source_index", pa.int32()),
     ]
 )
+# in corpora whose images show attributes: its name, or none; and whether the caption states it
+ATTRIBUTE_FIELDS = [("attribute", pa.string()), ("attribute_stated", pa.bool_())]
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,22 @@ class CorpusRow:
     true_label: int
     source_index: int
     unsafe: bool = False
+    attribute: str | None = None
+    attribute_stated: bool = False
+
+
+def shown_attribute(index: int, label: int, classes: int, config: MiniatureCorpus, seed: int) -> str | None:
+    """Draw the attribute that garment ``index`` of class ``label`` shows, or None."""
+    if not config.attributes:
+        return None
+    rng = np.random.default_rng(derive_seed(seed, "shown attribute", index))
+    return draw_attribute(label, classes, config.attributes, rng)
 
 
 def garment_row(
     index: int, source: int, label: int, classes: list[ClassInfo], config: MiniatureCorpus, seed: int
 ) -> CorpusRow:
-    """Draw the caption of garment ``index``; a share ``config.wrong_captions`` names another class."""
+    """Draw attribute and caption of garment ``index``; a share ``config.wrong_captions`` names another class."""
     rng = np.random.default_rng(derive_seed(seed, "caption", index))
     named, wrong = label, rng.random() < config.wrong_captions
     if wrong:
@@ -69,8 +83,13 @@ def garment_row(
     limits = np.cumsum(np.array(shares) / sum(shares))
     # the same draw as rng.choice, in half the time
     kind = kinds[int(np.searchsorted(limits / limits[-1], rng.random(), side="right"))]
-    caption = caption_for(classes[named], kind, rng)
-    return CorpusRow(caption, f"wrong {kind}" if wrong else kind, label, source)
+    called = f"wrong {kind}" if wrong else kind
+    if not config.attributes:
+        return CorpusRow(caption_for(classes[named], kind, rng), called, label, source)
+    shown = shown_attribute(index, label, len(classes), config, seed)
+    stated = shown is not None and rng.random() < config.stated_attributes
+    caption = truthful_caption(classes[named], kind, shown if stated else None, rng)
+    return CorpusRow(caption, called, label, source, attribute=shown, attribute_stated=stated)
 
 
 def _png(image: np.ndarray) -> bytes:
@@ -90,12 +109,20 @@ def _part_rows(
 ) -> Iterator[tuple[CorpusRow, np.ndarray]]:
     garments = np.array([i for i in ids if i < len(sources)], dtype=int)
     if len(garments):
-        styled = web_style(images[sources[garments]], garments, config.shift, seed).numpy()
-        for i, image in zip(garments.tolist(), styled, strict=True):
-            source = int(sources[i])
-            label = int(labels[source])
-            row = garment_row(i, source=source, label=label, classes=classes, config=config, seed=seed)
-            yield row, image
+        rows = [
+            garment_row(
+                i,
+                source=(source := int(sources[i])),
+                label=int(labels[source]),
+                classes=classes,
+                config=config,
+                seed=seed,
+            )
+            for i in garments.tolist()
+        ]
+        shown = [row.attribute for row in rows]
+        styled = web_style(images[sources[garments]], garments, config.shift, seed, shown).numpy()
+        yield from zip(rows, styled, strict=True)
     for i in ids:
         if i >= len(sources):
             image, caption, kind = distractor(i - len(sources), seed)
@@ -141,12 +168,15 @@ def build(
                     "true_label": row.true_label,
                     "caption_kind": row.caption_kind,
                     "source_index": row.source_index,
+                    "attribute": row.attribute,
+                    "attribute_stated": row.attribute_stated,
                 }
             )
+    schema = pa.schema([*SCHEMA, *ATTRIBUTE_FIELDS]) if config.attributes else SCHEMA
     for part, records in enumerate(buffers):
         records.sort(key=lambda record: record["id"])  # type: ignore[arg-type,return-value]
         with atomic_path(Path(folder) / f"part_{part:05d}.parquet") as temporary:
-            pq.write_table(pa.Table.from_pylist(records, schema=SCHEMA), temporary, row_group_size=500)
+            pq.write_table(pa.Table.from_pylist(records, schema=schema), temporary, row_group_size=500)
 
 
 def part_paths(folder: str | Path) -> list[Path]:

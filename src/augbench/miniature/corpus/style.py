@@ -1,20 +1,32 @@
 """The web style: the shift between miniature corpus and target data set, at levels none, mild and strong.
 
 Images are rotated, scaled, cropped, mirrored, inverted in contrast, tinted, put before a textured
-background, and blurred. The look of an image depends only on (seed, its index).
+background, and blurred. Some show an attribute besides (:mod:`augbench.miniature.corpus.attributes`). The
+style of an image depends only on (seed, its index, its attribute).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from augbench.miniature.corpus.looks import (
+    BACKDROPS,
+    NOISE,
+    PICTURES,
+    PLACES,
+    SIDE,
+    SURFACES,
+    Placement,
+    blur,
+    tiled,
+)
 from augbench.seeds import derive_seed
 
-SIDE = 32
 # Images styled together. A whole part does not fit into a CPU's cache and takes more than twice as long.
 AT_ONCE = 256
 
@@ -77,14 +89,23 @@ def clean_images(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(padded)[:, None].repeat(1, 3, 1, 1)
 
 
-def _warp(grey: torch.Tensor, level: StyleLevel, draws: torch.Tensor) -> torch.Tensor:
-    angle = torch.deg2rad((draws[:, 0] * 2 - 1) * level.rotation)
-    scale = level.scale[0] + draws[:, 1] * (level.scale[1] - level.scale[0])
-    shift = (draws[:, 2:4] * 2 - 1) * level.shift * 2 / SIDE
-    mirror = torch.where(draws[:, 4] < level.mirror, -1.0, 1.0)
-    cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
+def _placed(level: StyleLevel, draws: torch.Tensor) -> Placement:
+    """Draw where each garment is."""
+    return Placement(
+        angle=torch.deg2rad((draws[:, 0] * 2 - 1) * level.rotation),
+        scale=level.scale[0] + draws[:, 1] * (level.scale[1] - level.scale[0]),
+        shift=(draws[:, 2:4] * 2 - 1) * level.shift * 2 / SIDE,
+    )
+
+
+def _warp(grey: torch.Tensor, place: Placement, mirrored: torch.Tensor) -> torch.Tensor:
+    mirror = torch.where(mirrored, -1.0, 1.0)
+    cos, sin = torch.cos(place.angle) / place.scale, torch.sin(place.angle) / place.scale
     affine = torch.stack(
-        [torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)],
+        [
+            torch.stack([cos * mirror, -sin, place.shift[:, 0]], 1),
+            torch.stack([sin * mirror, cos, place.shift[:, 1]], 1),
+        ],
         1,
     )
     grid = F.affine_grid(affine, list(grey.shape), align_corners=False)
@@ -110,18 +131,9 @@ def _textures(draws: torch.Tensor) -> torch.Tensor:
     return 0.5 * colour + 0.5 * clouds * (1 - striped + striped * stripes[:, None])
 
 
-def _blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    offsets = torch.arange(-2, 3).float()
-    kernel = torch.exp(-(offsets**2) / (2 * sigma.clamp(min=1e-3)[:, None] ** 2))
-    kernel = kernel / kernel.sum(1, keepdim=True)
-    count = len(images)
-    flat = F.pad(images.reshape(1, count * 3, SIDE, SIDE), (2, 2, 2, 2), mode="replicate")
-    weights = kernel.repeat_interleave(3, 0)
-    flat = F.conv2d(flat, weights[:, None, None, :], groups=count * 3)
-    return F.conv2d(flat, weights[:, None, :, None], groups=count * 3).reshape(count, 3, SIDE, SIDE)
-
-
-def web_style(images: np.ndarray, indices: np.ndarray, level: str, seed: int) -> torch.Tensor:
+def web_style(
+    images: np.ndarray, indices: np.ndarray, level: str, seed: int, attributes: Sequence[str | None] = ()
+) -> torch.Tensor:
     """Give clean images the web style.
 
     Parameters
@@ -129,30 +141,76 @@ def web_style(images: np.ndarray, indices: np.ndarray, level: str, seed: int) ->
     images : ndarray, uint8 (N, 28, 28)
         Garments, light on black.
     indices : ndarray, int (N,)
-        Index of each image in the corpus; with ``seed`` it decides the look.
+        Index of each image in the corpus; with ``seed`` it decides the style.
     level : str
         A key of :data:`LEVELS`.
+    attributes : sequence of str or None
+        The attribute that each image shows; if empty, none does.
 
     Returns
     -------
     Tensor, uint8 (N, 3, 32, 32)
     """
-    if level == "none":
+    shown = list(attributes) or [None] * len(images)
+    if level == "none" and not any(shown):
         return clean_images(images)
-    starts = range(0, len(images), AT_ONCE)
+    parts = [slice(start, start + AT_ONCE) for start in range(0, len(images), AT_ONCE)]
     return torch.cat(
-        [
-            _styled(images[start : start + AT_ONCE], indices[start : start + AT_ONCE], LEVELS[level], seed)
-            for start in starts
-        ]
+        [_styled(images[part], indices[part], LEVELS[level], seed, shown[part]) for part in parts]
     )
 
 
-def _styled(images: np.ndarray, indices: np.ndarray, style: StyleLevel, seed: int) -> torch.Tensor:
-    rows = [np.random.default_rng(derive_seed(seed, "style", int(index))).random(96) for index in indices]
-    draws = torch.from_numpy(np.stack(rows).astype(np.float32))
+class _Shown:
+    """The images of a batch that show each attribute, and the noise that renders it."""
+
+    def __init__(self, attributes: Sequence[str | None], indices: np.ndarray, seed: int) -> None:
+        self.rows = {
+            name: torch.tensor([row for row, other in enumerate(attributes) if other == name])
+            for name in dict.fromkeys(attributes)
+            if name is not None
+        }
+        self.noise = {
+            name: torch.from_numpy(
+                np.stack(
+                    [
+                        np.random.default_rng(derive_seed(seed, "attribute", int(index))).random(NOISE)
+                        for index in indices[rows.numpy()]
+                    ]
+                ).astype(np.float32)
+            )
+            for name, rows in self.rows.items()
+        }
+
+    def place(self, place: Placement) -> Placement:
+        """Change where garments are."""
+        place = replace(place, angle=place.angle.clone(), scale=place.scale.clone(), shift=place.shift.clone())
+        for name, rows in self.rows.items():
+            if name in PLACES:
+                old = Placement(place.angle[rows], place.scale[rows], place.shift[rows])
+                new = PLACES[name](old, self.noise[name])
+                place.angle[rows], place.scale[rows], place.shift[rows] = new.angle, new.scale, new.shift
+        return place
+
+    def changed(
+        self, images: torch.Tensor, changes: Mapping[str, Callable[..., torch.Tensor]], *inputs: torch.Tensor
+    ) -> torch.Tensor:
+        """Replace the images whose attribute has a change; it gets its rows of ``inputs``, and the noise."""
+        images = images.clone()
+        for name, rows in self.rows.items():
+            if name in changes:
+                images[rows] = changes[name](*(part[rows] for part in inputs), self.noise[name])
+        return images
+
+
+def _styled(
+    images: np.ndarray, indices: np.ndarray, style: StyleLevel, seed: int, attributes: Sequence[str | None]
+) -> torch.Tensor:
+    drawn = [np.random.default_rng(derive_seed(seed, "style", int(index))).random(96) for index in indices]
+    draws = torch.from_numpy(np.stack(drawn).astype(np.float32))
+    shown = _Shown(attributes, indices, seed)
     grey = F.pad(torch.tensor(images, dtype=torch.float32)[:, None] / 255, (2, 2, 2, 2))
-    grey = _warp(grey, style, draws)
+    grey = _warp(grey, shown.place(_placed(style, draws)), draws[:, 4] < style.mirror)
+    grey = shown.changed(grey, {"many": lambda few, _: tiled(few)}, grey)
     mask = (grey * 4).clamp(0, 1)
 
     def chosen(column: int, probability: float) -> torch.Tensor:
@@ -160,10 +218,12 @@ def _styled(images: np.ndarray, indices: np.ndarray, style: StyleLevel, seed: in
 
     tint = torch.where(chosen(5, style.tint), 0.35 + 0.65 * draws[:, 6:9, None, None], torch.ones(1, 1, 1, 1))
     inverted = chosen(9, style.invert)
-    garment = torch.where(inverted, 1 - 0.85 * grey, grey) * tint
+    garment = shown.changed(torch.where(inverted, 1 - 0.85 * grey, grey) * tint, SURFACES, grey)
     plain = torch.where(inverted, torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)).expand_as(garment)
     background = torch.where(chosen(10, style.background), _textures(draws[:, 32:]), plain)
+    background = shown.changed(background, BACKDROPS)
     image = mask * garment + (1 - mask) * background
     sigma = style.blur_sigma * draws[:, 12]
-    image = torch.where(chosen(11, style.blur), _blur(image, sigma), image)
+    image = torch.where(chosen(11, style.blur), blur(image, sigma), image)
+    image = shown.changed(image, PICTURES, image)
     return (image.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -49,14 +49,13 @@ def train_autoencoder(
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         pixels = to_pixels(images[torch.from_numpy(sampler.indices(step))])
-        with torch.autocast(pixels.device.type, torch.bfloat16):
-            posterior = model.encode(pixels).latent_dist
-            mean, std = posterior.mean.float(), posterior.std.float()
-            noise = torch.randn(mean.shape, generator=step_generator(seed, step))
-            output = model.decode(mean + std * noise).sample.float()
+        posterior = model.encode(pixels).latent_dist
+        mean, std = posterior.mean, posterior.std
+        noise = torch.randn(mean.shape, generator=step_generator(seed, step))
+        output = model.decode(mean + std * noise).sample
         l1 = F.l1_loss(output, pixels)
         edges = sum(F.l1_loss(a, b) for a, b in zip(_edges(output), _edges(pixels), strict=True))
-        kl = posterior.kl().float().mean()
+        kl = posterior.kl().mean()
         loss = l1 + edges + config.kl_weight * kl
         return loss, {"l1": l1.item(), "edges": float(edges), "kl": kl.item()}
 

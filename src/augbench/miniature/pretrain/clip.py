@@ -24,13 +24,13 @@ from transformers import (
 )
 
 from augbench.config.pretrain import PretrainClip
+from augbench.miniature.corpus.looks import grey_of
 from augbench.miniature.pretrain.loop import EpochSampler, Schedule, step_generator, train
 from augbench.models.folders import embed_texts
 from augbench.seeds import derive_seed
 
-GREY = 0.3  # share of images converted to grey while the image tower is trained alone
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601; PIL converts to grey with the same weights
 IMAGE_SIDE, PATCH_SIDE = 32, 4
+LENGTHS = 6  # groups of captions of similar length in a batch
 
 
 def new_clip(config: PretrainClip) -> CLIPModel:
@@ -92,14 +92,11 @@ def train_clip(
         chosen = sampler.indices(step)
         generator = step_generator(seed, step)
         pixels = _augment(images[torch.from_numpy(chosen)], generator)
-        length = max(len(tokens[i]) for i in chosen)
-        ids = torch.full((len(chosen), length), tokenizer.pad_token_id)
-        for row, i in enumerate(chosen):
-            ids[row, : len(tokens[i])] = torch.tensor(tokens[i])
-        output = model(input_ids=ids, pixel_values=normalise(pixels))
+        texts = _embed_captions(model, [tokens[i] for i in chosen], int(tokenizer.pad_token_id))
+        embedded = model.get_image_features(pixel_values=normalise(pixels)).pooler_output
+        logits = model.logit_scale.exp() * F.normalize(embedded, dim=-1) @ F.normalize(texts, dim=-1).T
         target = torch.arange(len(chosen))
-        image_loss = F.cross_entropy(output.logits_per_image, target)
-        loss = (image_loss + F.cross_entropy(output.logits_per_text, target)) / 2
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         with torch.no_grad():
             model.logit_scale.clamp_(max=np.log(100.0))
         return loss, {"loss": loss.item()}
@@ -131,6 +128,18 @@ def train_clip(
     return history
 
 
+def _embed_captions(model: CLIPModel, tokens: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
+    """Embed captions ``(N, D)``, those of similar length together, because most are short."""
+    order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
+    parts = []
+    for rows in np.array_split(np.array(order), LENGTHS):
+        ids = torch.full((len(rows), max(len(tokens[row]) for row in rows)), padding)
+        for place, row in enumerate(rows):
+            ids[place, : len(tokens[row])] = torch.tensor(tokens[row])
+        parts.append(model.get_text_features(input_ids=ids).pooler_output)
+    return torch.cat(parts)[torch.tensor(order).argsort()]
+
+
 def _train_image_tower(
     model: CLIPModel,
     images: torch.Tensor,
@@ -150,7 +159,7 @@ def _train_image_tower(
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         chosen = torch.from_numpy(sampler.indices(step))
-        pixels = _augment_each(images[chosen], step_generator(seed, step))
+        pixels = _augment_each(images[chosen], step_generator(seed, step), config.image_grey)
         features = model.get_image_features(pixel_values=normalise(pixels)).pooler_output
         embedded = F.normalize(features, dim=-1)
         logits = scale * embedded @ targets[chosen].T
@@ -180,20 +189,19 @@ def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return cropped.flip(3) if mirrored else cropped
 
 
-def _augment_each(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _augment_each(images: torch.Tensor, generator: torch.Generator, grey_share: float) -> torch.Tensor:
     """Shift every image of ``(N, 3, H, W)`` by up to two pixels, mirror half of them, turn some grey."""
     count = len(images)
     top, left = torch.randint(0, 5, (2, count), generator=generator)
     mirrored = torch.rand(count, generator=generator) < 0.5
-    grey = torch.rand(count, generator=generator) < GREY
+    grey = torch.rand(count, generator=generator) < grey_share
     padded = F.pad(images.float(), (2, 2, 2, 2), mode="replicate")
     along = torch.arange(IMAGE_SIDE)
     rows, columns = top[:, None] + along, left[:, None] + along
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     every = torch.arange(count)[:, None, None]
     cropped = padded[every, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    luma = (cropped * torch.tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
-    return torch.where(grey[:, None, None, None], luma.expand_as(cropped), cropped)
+    return torch.where(grey[:, None, None, None], grey_of(cropped).expand_as(cropped), cropped)
 
 
 @torch.inference_mode()

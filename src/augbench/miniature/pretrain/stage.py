@@ -123,10 +123,20 @@ def pretrain_reference(job: Job, downloads: str, target: str) -> None:
     steps = job.study.pretrain.checkpoint_steps
     images, labels = fashion_mnist.load(downloads, "train")
     sources, _ = fashion_mnist.split_corpus_and_target(labels, corpus.images, job.study.seed)
-    clean = clean_images(images[sources])
+    clean, classes = clean_images(images[sources]), len(np.unique(labels))
+    shown = [
+        corpus_stage.shown_attribute(index, int(labels[source]), classes, corpus, job.study.seed)
+        for index, source in enumerate(sources)
+    ]
     styled = torch.cat(
         [
-            web_style(images[sources[part]], part, corpus.shift, job.study.seed)
+            web_style(
+                images[sources[part]],
+                part,
+                corpus.shift,
+                job.study.seed,
+                shown[part[0] : part[-1] + 1],
+            )
             for part in np.array_split(np.arange(len(sources)), 50)
         ]
     )
