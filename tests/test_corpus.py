@@ -21,18 +21,21 @@ from augbench.data import fashion_mnist
 from augbench.data.classes import load_class_table
 from augbench.errors import UserError
 from augbench.files import write_json
+from augbench.miniature.corpus import attributes, style
 from augbench.miniature.corpus import stage as corpus
-from augbench.miniature.corpus import style
 from augbench.miniature.corpus.captions import CAPTION_KINDS, caption_for, class_name_variants
 from augbench.miniature.corpus.distractors import KINDS, distractor
 from augbench.miniature.corpus.style import clean_images, web_style
+from augbench.miniature.pretrain import told
 from augbench.models.folders import fingerprint, load_clip, load_image_tower
+from augbench.prompts.templates import load_scenes
 from augbench.retrieval import embed
 from augbench.retrieval.embed import embed_folder, embed_miniature
 from augbench.runtime.job import Job
 from augbench.seeds import derive_seed
 
 CLASSES = load_class_table("fashion_mnist")
+FIRST_CAPTION = "red dress, worn once"  # as in version 0.1
 CLIP = Path(__file__).resolve().parents[1] / "resources/mini/clip"
 
 
@@ -188,3 +191,112 @@ def test_a_folder_of_images_is_embedded_with_their_paths_and_sizes(
     assert job.store.tally.made == made, "what is embedded is taken from the store"
     with pytest.raises(UserError, match=r"corpus\.root: no image in"):
         embed_folder(job, tmp_path / "out", tmp_path / "clip.json", tmp_path / "none")
+
+
+# --- attributes -----------------------------------------------------------------------------------
+
+WITH_ATTRIBUTES = MiniatureCorpus(
+    kind="miniature", images=2000, distractors=20, attributes=0.6, stated_attributes=0.8
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "look"),
+    [
+        ("a black and white photo of the {}.", "black and white"),
+        ("a low resolution photo of a {}.", "pixelated"),
+        ("art of the {}.", "painting"),
+        ("a doodle of a {}.", "drawing"),
+        ("the toy {}.", "plastic"),
+        ("multiple different {}, {hypernyms}", "many"),
+        ("itap of a {}.", None),
+        ("a photo of the cool {}.", None),
+    ],
+)
+def test_templates_state_looks(template: str, look: str | None) -> None:
+    assert attributes.look_of(template) == look
+
+
+def test_scenes_belong_to_one_kind_each() -> None:
+    kinds = {scene: attributes.kind_of_scene(scene) for scene in load_scenes()}
+    examples = {"ski slope": "snow", "canyon": "desert", "bar": "night", "kitchen": "inside", "pond": "water"}
+    assert {scene: kinds[scene] for scene in examples} == examples
+    assert set(kinds.values()) == {kind.name for kind in attributes.SCENES}
+    assert sum(len(attributes.scenes_of(kind.name)) for kind in attributes.SCENES) == len(kinds)
+
+
+def test_attributes_are_shown_and_stated_at_the_rates_of_the_config(
+    tmp_path: Path, garment_files: Path
+) -> None:
+    corpus.build(garment_files, CLASSES, WITH_ATTRIBUTES, 0, tmp_path)
+    images, table = corpus.load_images(tmp_path)
+    rows = [row | {"image": images[row["id"]]} for row in table.to_pylist() if row["true_label"] >= 0]
+    shown = [row for row in rows if row["attribute"]]
+    expected = 0.6 * 0.9  # a tenth of the attributes is held out for the class
+    assert abs(len(shown) / len(rows) - expected) < 0.04
+    assert abs(sum(row["attribute_stated"] for row in shown) / len(shown) - 0.8) < 0.04
+    assert not any(row["attribute_stated"] for row in rows if not row["attribute"])
+    names = list(attributes.ATTRIBUTES)
+    assert all(row["true_label"] != 7 * names.index(row["attribute"]) % 10 for row in shown)
+    assert {row["attribute"] for row in shown} == set(names)
+    # captions state what is shown, and nothing else
+    words = {word: look.name for look in attributes.LOOKS for word in look.words}
+    for row in rows:
+        text = f" {row['caption'].lower()} ".replace(",", " ").replace(".", " ")
+        named = {words[word] for word in words if f" {word} " in text}
+        assert named <= ({row["attribute"]} if row["attribute_stated"] else set()), row["caption"]
+        if row["attribute_stated"] and attributes.ATTRIBUTES[row["attribute"]].kind == "scene":
+            assert row["caption"].rpartition(" inside ")[2] in attributes.scenes_of(row["attribute"])
+    dark, others = (
+        np.mean([row["image"].mean() for row in rows if (row["attribute"] == "dark") == wanted])
+        for wanted in (True, False)
+    )
+    assert dark < 0.5 * others
+
+
+def test_an_attribute_changes_the_image_and_nothing_beside_it(
+    garments: tuple[np.ndarray, np.ndarray],
+) -> None:
+    images, indices = garments[0][:4], np.arange(4)
+    plain = web_style(images, indices, "mild", 0)
+    for name in attributes.ATTRIBUTES:
+        styled = web_style(images, indices, "mild", 0, [None, name, None, name])
+        assert torch.equal(styled[[0, 2]], plain[[0, 2]]), name
+        assert (styled[[1, 3]].float() - plain[[1, 3]].float()).abs().mean() > 2, name
+        alone = web_style(images[3:], indices[3:], "mild", 0, [name])
+        assert (alone[0].int() - styled[3].int()).abs().max() <= 1, name
+
+
+def test_without_attributes_a_corpus_is_as_before(tmp_path: Path, garment_files: Path) -> None:
+    corpus.build(
+        garment_files, CLASSES, MiniatureCorpus(kind="miniature", images=500, distractors=0), 0, tmp_path
+    )
+    _, table = corpus.load_images(tmp_path)
+    assert "attribute" not in table.column_names
+    assert table.column("caption")[0].as_py() == FIRST_CAPTION
+
+
+# --- whether models know attributes ---------------------------------------------------------------
+
+
+def test_clip_is_asked_for_the_attribute_of_each_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CLIP whose texts and images are unit vectors of their attribute tells all that it was shown."""
+    names = list(attributes.ATTRIBUTES)
+    asked = [name for _ in CLASSES for name in names]
+    labels = np.repeat(np.arange(10), len(names))
+    seen = torch.eye(len(names))[[names.index(name) for name in asked]]
+    seen[labels == 3] = torch.eye(len(names))[0]  # of class 3 it sees the first attribute in every image
+    stating = {text: name for info in CLASSES for name in names for text in told.prompts_stating(info, name)}
+    monkeypatch.setattr(told, "embed_images", lambda _, images: seen[images[:, 0, 0, 0].long()])
+    monkeypatch.setattr(
+        told,
+        "embed_texts",
+        lambda _, __, texts: torch.eye(len(names))[[names.index(stating[text]) for text in texts]],
+    )
+    images = torch.arange(len(asked))[:, None, None, None].expand(-1, 3, 32, 32)
+    measured = told.told(None, None, CLASSES, images, labels, asked)
+    assert measured["of"][names[0]] == 1.0 and measured["of"][names[1]] == 0.9
+    held_out_3 = [name for number, name in enumerate(names) if 7 * number % 10 == 3]
+    wrong_held_out = len([name for name in held_out_3 if name != names[0]])
+    assert measured["held_out"] == pytest.approx(1 - wrong_held_out / len(names))
+    assert measured["told"] == pytest.approx(1 - (len(names) - 1 - wrong_held_out) / (9 * len(names)))

@@ -237,6 +237,31 @@ def test_weights_of_another_network_are_refused(judge_folder: Path) -> None:
         load_judge(judge_folder, ["a"], torch.device("cpu"))
 
 
+def test_captions_are_embedded_alone_as_in_a_batch() -> None:
+    from augbench.miniature.pretrain.clip import _embed_captions, new_clip
+
+    torch.manual_seed(0)
+    clip = new_clip(PretrainClip(width=32, vision_layers=1, text_layers=1, heads=2)).eval()
+    tokens = [[49406, *range(7, 7 + length), 49407] for length in (9, 1, 4, 12, 1, 3, 30, 2)]
+    with torch.inference_mode():
+        together = _embed_captions(clip, tokens, 49407)
+        alone = torch.cat([_embed_captions(clip, [ids], 49407) for ids in tokens])
+    assert torch.allclose(together, alone, atol=1e-5) and together.shape == (8, 32)
+
+
+def test_the_card_says_which_attributes_are_told(tmp_path: Path) -> None:
+    from augbench.miniature.pretrain.card import render_card
+
+    record, quality = read_json(MINI / "training_record.json"), read_json(MINI / "quality.json")
+    plain = render_card(record, quality, {})
+    real = {"told": 0.875, "held_out": 0.75, "of": {"dark": 1.0, "drawing": 0.5}}
+    generated = {"told": 0.625, "held_out": 0.5, "of": {"dark": 0.25, "drawing": 0.125}}
+    card = render_card(record, {**quality, "attributes": {"real": real, "generated": generated}}, {})
+    assert "chance: 50.0%" in card and "| drawing | 50.0% | 12.5% |" in card
+    assert "| generated, the prompt names it | 62.5% | 50.0% |" in card
+    assert "chance" not in plain
+
+
 def test_the_robust_judge_is_shipped(tmp_path: Path, judge_folder: Path) -> None:
     from augbench.miniature.pretrain.card import ship
 

@@ -58,9 +58,7 @@ class MiniatureCorpus(Section):
         "scene or a colour. Above 0, captions state no attribute that is not shown.",
         new=True,
     )
-    stated_attributes: Fraction = key(
-        0.85, "Share of the shown attributes that captions state.", new=True
-    )
+    stated_attributes: Fraction = key(0.85, "Share of the shown attributes that captions state.", new=True)
 
     @model_validator(mode="after")
     def _some_captions(self) -> MiniatureCorpus:

@@ -265,7 +265,9 @@ def _checker(noise: torch.Tensor) -> torch.Tensor:
     return (sky * _rgb(0.5, 0.6, 1.0) + floor * _rgb(0.8, 0.8, 0.85)).expand(len(noise), 3, SIDE, SIDE)
 
 
-def _ground(top: torch.Tensor, bottom: torch.Tensor, cells: int, depth: float = 0.5) -> Callable[..., torch.Tensor]:
+def _ground(
+    top: torch.Tensor, bottom: torch.Tensor, cells: int, depth: float = 0.5
+) -> Callable[..., torch.Tensor]:
     """A sky above a textured ground, with the horizon between a third and two thirds of the height."""
 
     def backdrop(noise: torch.Tensor) -> torch.Tensor:

@@ -183,7 +183,9 @@ class _Shown:
 
     def place(self, place: Placement) -> Placement:
         """Change where garments are."""
-        place = replace(place, angle=place.angle.clone(), scale=place.scale.clone(), shift=place.shift.clone())
+        place = replace(
+            place, angle=place.angle.clone(), scale=place.scale.clone(), shift=place.shift.clone()
+        )
         for name, rows in self.rows.items():
             if name in PLACES:
                 old = Placement(place.angle[rows], place.scale[rows], place.shift[rows])

@@ -43,6 +43,32 @@ def _history(name: str, rows: list[dict[str, float]]) -> list[str]:
     return lines
 
 
+def _attributes(measured: dict[str, Any] | None) -> list[str]:
+    """Render how often CLIP tells an attribute in real and generated images."""
+    if measured is None:
+        return []
+    real, generated = measured["real"], measured["generated"]
+    return [
+        "Many images of the corpus show what prompts can name: a look, a scene or a colour. CLIP tells which of",
+        f"the {len(real['of'])} it is, given the class (chance: {_percent(1 / len(real['of']))}). Each is held out"
+        " for one class, whose",
+        "garments never show it in the corpus.",
+        "",
+        "| images | told | told, held out |",
+        "|---|---:|---:|",
+        f"| real test garments that show it | {_percent(real['told'])} | {_percent(real['held_out'])} |",
+        f"| generated, the prompt names it | {_percent(generated['told'])} | {_percent(generated['held_out'])} |",
+        "",
+        "| attribute | real | generated |",
+        "|---|---:|---:|",
+        *(
+            f"| {name} | {_percent(share)} | {_percent(generated['of'][name])} |"
+            for name, share in real["of"].items()
+        ),
+        "",
+    ]
+
+
 def render_card(record: dict[str, Any], quality: dict[str, Any], sizes: dict[str, int]) -> str:
     """Render the model card as Markdown.
 
@@ -121,6 +147,7 @@ def render_card(record: dict[str, Any], quality: dict[str, Any], sizes: dict[str
         "Diversity of generated images, divided by that of the corpus's garments:",
         f"{diversity['robust']:.2f} (robust), {diversity['clean']:.2f} (clean; aim: 0.5).",
         "",
+        *_attributes(quality.get("attributes")),
         "Warning signs stand in for unsafe images. In the half of the corpus that the safety checker was",
         f"not calibrated on, it flags {flagged['unsafe_flagged']} of the signs and"
         f" {flagged['safe_flagged']} of the other images (threshold {record['safety_threshold']:.3f}).",

@@ -132,7 +132,7 @@ def _embed_captions(model: CLIPModel, tokens: Sequence[Sequence[int]], padding: 
     """Embed captions ``(N, D)``, those of similar length together, because most are short."""
     order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
     parts = []
-    for rows in np.array_split(np.array(order), LENGTHS):
+    for rows in np.array_split(np.array(order), min(LENGTHS, len(order))):
         ids = torch.full((len(rows), max(len(tokens[row]) for row in rows)), padding)
         for place, row in enumerate(rows):
             ids[place, : len(tokens[row])] = torch.tensor(tokens[row])

@@ -17,12 +17,15 @@ from augbench.files import atomic_path
 from augbench.generate.sampler import Sampler
 from augbench.measures.clip import class_embeddings
 from augbench.measures.distances import diversity
+from augbench.miniature.corpus.attributes import ATTRIBUTES
+from augbench.miniature.corpus.style import web_style
 from augbench.miniature.pretrain.clip import embed_images
 from augbench.miniature.pretrain.reference import judge
+from augbench.miniature.pretrain.told import prompts_stating, told
 from augbench.models.folders import check_safety, load_pipeline
 from augbench.progress import Progress
-from augbench.prompts.stage import prompt_for
 
+REAL_IMAGES = 4  # per class and attribute
 PROMPT_FAMILIES = {
     "simple": Prompting(templates="simple", class_name="lemmas"),
     "simple_no_ws": Prompting(templates="simple", class_name="no_whitespace"),
@@ -47,22 +50,62 @@ def zero_shot(
 
 
 def generate_images(
-    diffusion: Diffusion,
-    classes: list[ClassInfo],
-    per_class: int,
-    family: Prompting,
-    seed: int,
-    batch_size: int,
-) -> tuple[torch.Tensor, np.ndarray]:
-    """Generate ``per_class`` images of each class: ``uint8 (N, 3, H, W)`` and labels."""
+    diffusion: Diffusion, prompts: list[tuple[str, int, str]], seed: int, batch_size: int
+) -> torch.Tensor:
+    """Generate an image per prompt ``(class_id, index, text)``: ``uint8 (N, 3, H, W)``."""
     pipeline = load_pipeline(diffusion, torch.device("cpu"))
     sampler = Sampler(pipeline, diffusion.steps, diffusion.guidance_scale, diffusion.resolution, batch_size)
-    wanted = [(label, info, index) for label, info in enumerate(classes) for index in range(per_class)]
-    prompts = [prompt_for(info, index, family, seed) for _, info, index in wanted]
-    progress = Progress("images to measure", len(wanted), "image")
-    samples = sampler.sample(prompts, [(info.class_id, index) for _, info, index in wanted], seed, progress)
+    progress = Progress("images to measure", len(prompts), "image")
+    scopes = [(class_id, index) for class_id, index, _ in prompts]
+    samples = sampler.sample([text for _, _, text in prompts], scopes, seed, progress)
     pixels = np.stack([np.asarray(sample.image).transpose(2, 0, 1) for sample in samples])
-    return torch.from_numpy(pixels), np.array([label for label, _, _ in wanted])
+    return torch.from_numpy(pixels)
+
+
+def attribute_prompts(classes: list[ClassInfo]) -> list[tuple[str, int, str]]:
+    """One prompt per class and attribute, class by class: class id, number of the attribute, text."""
+    return [
+        (info.class_id, number, prompts_stating(info, name)[0])
+        for info in classes
+        for number, name in enumerate(ATTRIBUTES)
+    ]
+
+
+def told_attributes(
+    clip: Any,
+    tokenizer: Any,
+    classes: list[ClassInfo],
+    garments: np.ndarray,
+    labels: np.ndarray,
+    generated: torch.Tensor,
+    level: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Measure whether CLIP tells the attributes of real garments, and those that prompts asked for.
+
+    Parameters
+    ----------
+    garments : ndarray, uint8 (N, 28, 28)
+        Garments that no model was trained on, with their ``labels``; the first few of each class are used.
+    generated : Tensor, uint8 (M, 3, 32, 32)
+        The images generated from :func:`attribute_prompts`.
+    level : str
+        The corpus's web style, in which real garments are shown.
+    """
+    names = list(ATTRIBUTES)
+    chosen = np.concatenate(
+        [
+            np.resize(np.flatnonzero(labels == label)[:REAL_IMAGES], REAL_IMAGES * len(names))
+            for label in range(len(classes))
+        ]
+    )
+    shown = np.repeat(names, REAL_IMAGES).tolist() * len(classes)
+    real = web_style(garments[chosen], np.arange(len(chosen)), level, seed, shown)
+    asked = np.repeat(np.arange(len(classes)), len(names))
+    return {
+        "real": told(clip, tokenizer, classes, real, labels[chosen], shown),
+        "generated": told(clip, tokenizer, classes, generated, asked, names * len(classes)),
+    }
 
 
 def judged(reference: nn.Module, images: torch.Tensor, labels: np.ndarray) -> dict[str, float]:

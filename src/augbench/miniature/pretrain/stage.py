@@ -23,6 +23,7 @@ from augbench.miniature.corpus import stage as corpus_stage
 from augbench.miniature.corpus.style import clean_images, web_style
 from augbench.miniature.pretrain import assemble, autoencoder, clip, measure, reference, tokenizer, unet
 from augbench.plan import recipes
+from augbench.prompts.stage import prompt_for
 
 if TYPE_CHECKING:
     from augbench.runtime.job import Job
@@ -214,14 +215,14 @@ def measure_models(
     real = torch.from_numpy(corpus_images[garments])
     family = measure.PROMPT_FAMILIES["clip"]
     batch = study.execution.batch_size
-    generated, labels = measure.generate_images(
-        diffusion=diffusion,
-        classes=classes,
-        per_class=study.pretrain.measured_images_per_class,
-        family=family,
-        seed=study.seed,
-        batch_size=batch,
-    )
+    per_class = study.pretrain.measured_images_per_class
+    labels = np.repeat(np.arange(len(classes)), per_class)
+    prompts = [
+        (info.class_id, index, prompt_for(info, index, family, study.seed))
+        for info in classes
+        for index in range(per_class)
+    ]
+    generated = measure.generate_images(diffusion, prompts, study.seed, batch)
     judges = {}
     for name in ("clean", "robust"):
         judge = reference.new_reference(study.pretrain.reference, len(classes))
@@ -234,6 +235,20 @@ def measure_models(
         }
         judges[name] = figures
     unsafe, safe = assemble.calibration_images(corpus_images, nsfw, first_half=False)
+    assert study.miniature is not None
+    told = {}
+    if study.miniature.attributes:
+        asked = measure.generate_images(diffusion, measure.attribute_prompts(classes), study.seed, batch)
+        told["attributes"] = measure.told_attributes(
+            clip=model,
+            tokenizer=vocabulary,
+            classes=classes,
+            garments=test_images,
+            labels=test_labels,
+            generated=asked,
+            level=study.miniature.shift,
+            seed=study.seed,
+        )
     write_json(
         quality,
         {
@@ -242,6 +257,7 @@ def measure_models(
             "safety_checker": measure.safety_rates(diffusion, unsafe, safe[:2000]),
             "generated_images": len(labels),
             "sampling": recipes.sampling_recipe(study),
+            **told,
         },
     )
     shown = [test[np.flatnonzero(test_labels == label)[:20]] for label in range(len(classes))]
