@@ -458,9 +458,19 @@ def test_memory_grows_with_the_batch_and_in_float32_and_is_shared_by_processes()
         # 1 + 1.1 x 43.5 GiB; a part of 128 images takes 7.2
         (31.7, 8, 1, "4 of its 8 parts (classifier.batch_norm_groups) will run at once, to the same result"),
         (8.0, 8, 1, "1 of its 8 parts (classifier.batch_norm_groups) will run at once, to the same result"),
-        (7.0, 8, 1, "set classifier.batch_size to at most 122, which changes results, or train on several GPUs"),
+        (
+            7.0,
+            8,
+            1,
+            "set classifier.batch_size to at most 122, which changes results, or train on several GPUs",
+        ),
         (15.8, 8, 2, "2 of its 4 parts (classifier.batch_norm_groups) will run at once, to the same result"),
-        (31.7, 1, 1, "set classifier.batch_size to at most 654, which changes results, or train on several GPUs"),
+        (
+            31.7,
+            1,
+            1,
+            "set classifier.batch_size to at most 654, which changes results, or train on several GPUs",
+        ),
     ],
 )
 def test_a_classifiers_batch_may_run_in_its_parts(gib: float, groups: int, processes: int, said: str) -> None:
