@@ -2,15 +2,16 @@
 #
 # PYTHON=/path/to/python3.13   the Python to make .venv with, 3.11 to 3.14; default: 3.12 or what uv finds
 # CUDA=12                      make setup: torch for older NVIDIA drivers (525 to 575) and V100; CUDA=13 undoes it
-# ARGS="..."                   more arguments for the command that demo, test or test-full runs
+# ARGS="..."                   more arguments for the command that demo or a test target runs
 # UPGRADE=1                    make lock: the newest versions inside pyproject.toml's ranges
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint lock audit docs clean
+.PHONY: help setup demo test test-full test-all lint lock audit docs clean
 MAKEFLAGS += --no-print-directory
 
 # a process per core; more than four gain nothing beside the one that runs the study
-SIDE_BY_SIDE = --numprocesses logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 python -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadscope \
+    --no-loadscope-reorder
 
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.uv/bin:$(PATH)
 COMPILE = uv pip compile --quiet --universal --generate-hashes --no-annotate \
@@ -26,10 +27,13 @@ demo: setup ## the miniature study, start to report: minutes on a laptop's CPU
 	@augbench run --configfile config/demo.yaml $(ARGS)
 
 test: setup ## the tests
-	@OMP_NUM_THREADS=1 python -m pytest -q -m "not full" $(SIDE_BY_SIDE) $(ARGS)
+	@$(PYTEST) -m "not full" $(ARGS)
 
 test-full: setup ## the heavier checks
-	@OMP_NUM_THREADS=1 python -m pytest -q -m full $(SIDE_BY_SIDE) $(ARGS)
+	@$(PYTEST) -m full $(ARGS)
+
+test-all: setup ## both in one go: the study that they share runs once
+	@$(PYTEST) $(ARGS)
 
 lint: setup ## style, types and the workflow's own lint
 	ruff check

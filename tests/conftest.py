@@ -17,6 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 from augbench.artifacts.shards import read_footer
 from augbench.data import fashion_mnist
@@ -99,15 +100,39 @@ SMALL_STUDY: dict[str, Any] = {
 }
 
 
+# modules that take a process longer than a minute, the longest first
+LONGEST = (
+    "test_slurm",
+    "test_two_studies",
+    "test_stable_answers",
+    "test_gpu_day",
+    "test_faults",
+    "test_full_studies",
+    "test_draws",
+    "test_safety",
+    "test_benchmark_scripts",
+    "test_compiling",
+    "test_fake_cuda",
+    "test_personalise",
+    "test_classifier",
+    "test_ddp",
+)
+
+
 def uses_the_finished_study(path: Path) -> bool:
     """Whether a test module uses the finished study, which runs once for all tests."""
     return re.search("(finished|current): Workspace", path.read_text(encoding="utf-8")) is not None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the slowest tests first."""
-    study = {path: uses_the_finished_study(path) for path in {item.path for item in items}}
-    items.sort(key=lambda item: not study[item.path])
+    """Start the slowest modules first, so that no process works alone at the end."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+
+    def place(path: Path) -> int:
+        return -1 if uses_the_finished_study(path) else places.get(path.stem, len(LONGEST))
+
+    order = {path: place(path) for path in {item.path for item in items}}
+    items.sort(key=lambda item: order[item.path])
 
 
 class ByModule(LoadScopeScheduling):
@@ -116,6 +141,14 @@ class ByModule(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         module = nodeid.partition("::")[0]
         return "the finished study" if uses_the_finished_study(PROJECT / module) else module
+
+    def _reschedule(self, node: WorkerController) -> None:
+        """Hand a process its next module one test before it needs it; xdist does so two tests before.
+
+        A test of minutes would hold back the module that waits behind it, while another process is idle.
+        """
+        if node not in self.assigned_work or self._pending_of(self.assigned_work[node]) < 2:
+            super()._reschedule(node)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModule:
@@ -163,16 +196,16 @@ class Workspace:
         path = os.pathsep.join(filter(None, [str(self.folder / "src"), os.environ.get("PYTHONPATH", "")]))
         return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
-    def augbench(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run ``augbench`` here."""
-        command = [sys.executable, "-m", "augbench.cli", *arguments]
+    def augbench(self, *arguments: str, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+        """Run ``augbench`` here, after the command's ``prefix`` (see ``namespaces.py``)."""
+        command = [*prefix, sys.executable, "-m", "augbench.cli", *arguments]
         return subprocess.run(
             command, cwd=self.folder, env=self.environment(), capture_output=True, text=True
         )
 
-    def run(self, *extra: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *extra: str, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         """Run the study to its end; fail the test if the run fails."""
-        done = self.augbench("run", "--configfile", "study.yaml", "--cores", "2", *extra)
+        done = self.augbench("run", "--configfile", "study.yaml", "--cores", "2", *extra, prefix=prefix)
         assert done.returncode == 0, done.stderr[-4000:]
         return done
 

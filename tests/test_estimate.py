@@ -14,7 +14,7 @@ import yaml
 from conftest import PROJECT, SMALL_STUDY, Workspace
 
 from augbench.commands.plan.estimate import Estimate, estimate_study
-from augbench.commands.plan.memory import needs_of
+from augbench.commands.plan.memory import needs_of, shortages
 from augbench.commands.plan.show import render
 from augbench.commands.plan.steps import Step, hours_left
 from augbench.commands.plan.throughput import read_throughput
@@ -450,6 +450,37 @@ def test_memory_grows_with_the_batch_and_in_float32_and_is_shared_by_processes()
     shared = needs(execution={"batch_size": 8, "processes": 4})
     # the decoder works on at most 8 images, whatever the batch
     assert shared["generate"] == 7.3 == round(1 + 1.1 * 5.7, 1) and shared["classify"] == 4.3
+
+
+@pytest.mark.parametrize(
+    ("gib", "groups", "processes", "said"),
+    [
+        # 1 + 1.1 x 43.5 GiB; a part of 128 images takes 7.2
+        (31.7, 8, 1, "4 of its 8 parts (classifier.batch_norm_groups) will run at once, to the same result"),
+        (8.0, 8, 1, "1 of its 8 parts (classifier.batch_norm_groups) will run at once, to the same result"),
+        (
+            7.0,
+            8,
+            1,
+            "set classifier.batch_size to at most 122, which changes results, or train on several GPUs",
+        ),
+        (15.8, 8, 2, "2 of its 4 parts (classifier.batch_norm_groups) will run at once, to the same result"),
+        (
+            31.7,
+            1,
+            1,
+            "set classifier.batch_size to at most 654, which changes results, or train on several GPUs",
+        ),
+    ],
+)
+def test_a_classifiers_batch_may_run_in_its_parts(gib: float, groups: int, processes: int, said: str) -> None:
+    study = {
+        **copy.deepcopy(STUDY),
+        "classifier": {"batch_size": 1024, "batch_norm_groups": groups},
+        "execution": {"processes": processes},
+    }
+    (line,) = [line for line in shortages(parse_study(study), "GPU", gib) if line.startswith("classify: ")]
+    assert said in line
 
 
 def test_no_memory_is_named_for_networks_without_figures() -> None:

@@ -1,17 +1,22 @@
-"""Kill (-9) the run at three stages: a rerun completes, remakes nothing and gives the same table."""
+"""Kill (-9) the run at three stages: a rerun completes, remakes nothing and gives the same table.
+
+The killed study has no network besides, and the one that it is compared with has one.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from conftest import Workspace, make_workspace
+from namespaces import OUTSIDE, not_allowed, with_loopback_alone
 
 pytestmark = pytest.mark.full
 
@@ -32,9 +37,10 @@ def kill_all(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def run_until(workspace: Workspace, reached: Callable[[], bool]) -> None:
+def run_until(workspace: Workspace, reached: Callable[[], bool], prefix: Sequence[str]) -> None:
     """Start the study, wait until ``reached``, kill everything."""
-    command = [sys.executable, "-m", "augbench.cli", "run", "--configfile", "study.yaml", "--cores", "2"]
+    command = [*prefix, sys.executable, "-m", "augbench.cli"]
+    command += ["run", "--configfile", "study.yaml", "--cores", "2"]
     with (workspace.folder / "run.log").open("w") as log:
         process = subprocess.Popen(
             command,
@@ -53,10 +59,14 @@ def run_until(workspace: Workspace, reached: Callable[[], bool]) -> None:
         kill_all(process)
 
 
-def test_a_study_killed_at_three_stages_gives_the_same_table_and_makes_nothing_twice(
+def test_a_study_without_a_network_killed_at_three_stages_gives_the_same_table_and_makes_nothing_twice(
     current: Workspace, tmp_path: Path
 ) -> None:
-    workspace = make_workspace(tmp_path)
+    workspace, alone = make_workspace(tmp_path), with_loopback_alone()
+    if alone:
+        reach = f"import socket; print(socket.socket().connect_ex(('{OUTSIDE}', 80)))"
+        said = subprocess.run([*alone, sys.executable, "-c", reach], capture_output=True, text=True).stdout
+        assert said.strip() == str(errno.ENETUNREACH)
     stages: list[tuple[str, Callable[[], bool]]] = [
         ("embeddings", lambda: (workspace.results / "corpus/images").exists()),
         ("shards", lambda: len(store_files(workspace, "shards")) >= 3),
@@ -64,14 +74,14 @@ def test_a_study_killed_at_three_stages_gives_the_same_table_and_makes_nothing_t
     ]
     kept: dict[str, dict[str, int]] = {}
     for _, reached in stages:
-        run_until(workspace, reached)
+        run_until(workspace, reached, alone)
         for kind in ("shards", "classifiers", "predictions"):
             now = store_files(workspace, kind)
             before = kept.get(kind, {})
             assert {name: now.get(name) for name in before} == before
             kept[kind] = now
     assert len(kept["shards"]) >= 3 and len(kept["predictions"]) >= 3
-    workspace.run()
+    workspace.run(prefix=alone)
     for kind, before in kept.items():
         now = store_files(workspace, kind)
         assert {name: now.get(name) for name in before} == before, f"finished {kind} were made again"
@@ -80,6 +90,8 @@ def test_a_study_killed_at_three_stages_gives_the_same_table_and_makes_nothing_t
             current.results / "tables" / table
         ).read_text()
     assert workspace.plan() == {}
+    if not alone:
+        pytest.skip(f"passed, but with a network: {not_allowed('--net')}")
 
 
 def test_a_second_run_beside_a_running_one_gets_one_clear_line(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Compute jobs run without the network: which jobs may use it, what others get, a whole study without it."""
+"""Compute jobs run without the network: which jobs may use it, and what others get.
+
+``test_interruption.py`` runs a whole study without it.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,11 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROJECT, SMALL_STUDY, Workspace, make_workspace
-from namespaces import namespace
+from conftest import PROJECT, SMALL_STUDY, Workspace
+from namespaces import OUTSIDE
 
 from augbench.config.study import parse_study
 from augbench.errors import UserError
@@ -94,7 +96,6 @@ try:
 except UserError as error:
     print(error)
 """
-OUTSIDE = "192.0.2.1"  # reserved for documentation; no machine has it
 
 
 ATTEMPTS = {
@@ -233,31 +234,3 @@ print(in_processes(2, torch.device("cpu"), gathered))
 """
     printed = in_process(code)
     assert printed.startswith("['2.0', 'rule classify_000: tries to reach")
-
-
-LOOPBACK_UP = """
-import fcntl, os, socket, struct, sys
-SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
-fcntl.ioctl(socket.socket(), SIOCSIFFLAGS, struct.pack("16sh", b"lo", IFF_UP))
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-
-
-@pytest.mark.full
-def test_the_whole_small_study_runs_without_a_network_and_gives_the_same_table(
-    current: Workspace, tmp_path: Path
-) -> None:
-    alone = [*namespace("--net"), sys.executable, "-c", LOOPBACK_UP, sys.executable]
-    reach = f"import socket; print(socket.socket().connect_ex(('{OUTSIDE}', 80)))"
-    # 101: network is unreachable
-    assert subprocess.run([*alone, "-c", reach], capture_output=True, text=True).stdout.strip() == "101"
-    workspace = make_workspace(tmp_path)
-    command = [*alone, "-m", "augbench.cli", "run", "--configfile", "study.yaml", "--cores", "2"]
-    done = subprocess.run(
-        command, cwd=workspace.folder, env=workspace.environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    for table in ("table1.csv", "table1_runs.csv"):
-        assert (workspace.results / "tables" / table).read_text() == (
-            current.results / "tables" / table
-        ).read_text()

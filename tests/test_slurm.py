@@ -39,6 +39,14 @@ CANDIDATES = "rule_candidates_pseudoword_clip_000"
 RETRIEVE = "rule_retrieve_retrieval_000"
 WITHOUT_GPUS = ("gpus_per_job=0", "threads_per_gpu=1")
 PATIENCE = 600  # seconds
+# the plugin waits ten seconds longer after each look in which no job has ended, and these jobs are short
+SNAKEMAKE = """
+from snakemake.cli import main
+from snakemake_executor_plugin_slurm import Executor
+
+Executor.next_seconds_between_status_checks = property(lambda self: 3, lambda self, seconds: None)
+main()
+"""
 
 
 def cluster_workspace(folder: Path) -> Workspace:
@@ -84,15 +92,15 @@ def start(
     """
     command = [
         sys.executable,
-        "-m",
-        "snakemake",
+        "-c",
+        SNAKEMAKE,
         "--profile",
         "slurm",
         "--configfile",
         "study.yaml",
         *(("--default-resources", *site) if site else ()),
     ]
-    command += ["--slurm-init-seconds-before-status-checks", "3", *arguments, "--", *targets]
+    command += [*arguments, "--", *targets]
     path = workspace.folder / f"run{len(list(workspace.folder.glob('run*.log')))}.log"
     with path.open("w") as log:
         # the node has fewer real CPUs: a job with many threads would be slow

@@ -28,6 +28,7 @@ def studies(workspace: Workspace) -> None:
     first["methods"]["pseudoword_clip"]["candidates"] = [1]
     first["methods"]["imagic_k2"] |= {"candidates": [1], "lr_grid": [1.0]}
     first["corpus"] |= {"images": 1000, "distractors": 100}
+    first["execution"]["classes_per_job"] = 10
     first["retrieval"] = {"exclude": "none"}
     first["leakage"] = {"action": "off"}
     second = copy.deepcopy(first)

@@ -152,7 +152,9 @@ def study_of(folder: Path, **method: Any) -> Study:
     config["corpus"] = {"kind": "embeddings", "folder": str(folder / "corpus"), "clip": CLIP}
     row = {"mechanism": "retrieve", "images_per_class": WANTED, "duplicate_threshold": 0.999, **method}
     config["methods"] = {"none": {"mechanism": "real"}, "retrieval": row}
-    config["retrieval"] = {"download": {"allow_private": ["127.0.0.1/32"], "timeout": 5.0}}
+    # all images are on one host: by default four at a time, of which the bad ones wait for their time limits
+    download = {"allow_private": ["127.0.0.1/32"], "timeout": 5.0, "per_host": 64}
+    config["retrieval"] = {"download": download}
     return Study(folder, config)
 
 

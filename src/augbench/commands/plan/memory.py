@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import linear_regression
@@ -35,6 +35,8 @@ class Need:
         Images in a batch of one GPU.
     fixed, per_image, floor : float
         GiB that do not depend on the batch, GiB of each image in it, and the least GiB; margin included.
+    parts : int
+        Equal parts of a batch that can run one after another, to the same result.
     """
 
     stage: str
@@ -43,6 +45,7 @@ class Need:
     fixed: float
     per_image: float
     floor: float
+    parts: int = 1
 
     @property
     def gib(self) -> float:
@@ -51,6 +54,13 @@ class Need:
     def largest_batch(self, gib: float) -> int:
         """Largest batch that fits into ``gib`` GiB; 0 if none does."""
         return max(0, math.floor((gib - self.fixed) / self.per_image)) if self.floor <= gib else 0
+
+    def parts_at_once(self, gib: float) -> int:
+        """Parts of a batch that run at once in ``gib`` GiB: their number is halved until it fits; 0 if none does."""
+        most, at_once = self.largest_batch(gib) * self.parts, self.parts
+        while at_once > 1 and at_once * self.batch > most:
+            at_once = (at_once + 1) // 2
+        return at_once if at_once * self.batch <= most else 0
 
 
 def is_stable_diffusion_1(study: Study) -> bool:
@@ -79,8 +89,9 @@ def needs_of(study: Study) -> Iterator[Need]:
             yield _need("finetune_unet", micro_batch, area, study.finetune.dtype)
     if classifier.arch == "resnet50":
         area = (classifier.resolution / CLASSIFIER_SIDE) ** 2 * classifier.base_width / CLASSIFIER_WIDTH
-        share = -(-classifier.batch_size // (study.execution.processes or 1))
-        yield _need("classify", share, area, classifier.dtype)
+        processes = study.execution.processes or 1
+        need = _need("classify", -(-classifier.batch_size // processes), area, classifier.dtype)
+        yield replace(need, parts=max(1, classifier.batch_norm_groups // processes))
 
 
 def _need(stage: str, batch: int, area: float, dtype: str) -> Need:
@@ -108,13 +119,18 @@ def _table() -> dict[str, Any]:
 
 
 def shortages(study: Study, name: str, gib: float) -> Iterator[str]:
-    """Yield a line for each stage that does not fit into a GPU with ``gib`` GiB, with the batch that does."""
+    """Yield a line for each stage that does not fit into a GPU with ``gib`` GiB, with what does."""
     for need in needs_of(study):
         if need.gib <= gib:
             continue
-        most = need.largest_batch(gib)
+        most, at_once = need.largest_batch(gib), need.parts_at_once(gib)
         helps = f"set {need.key} to at most {most}" if most else "a GPU with more memory is needed"
-        if most and need.stage == "classify":
+        if at_once:
+            helps = (
+                f"{at_once} of its {need.parts} parts (classifier.batch_norm_groups) will run at once, "
+                "to the same result"
+            )
+        elif most and need.stage == "classify":
             helps += ", which changes results, or train on several GPUs (execution.processes)"
         yield (
             f"{need.stage}: about {need.gib:.1f} GiB with {need.key}: {need.batch}, but {name} has"
