@@ -94,7 +94,7 @@ def check_study(
         train = {class_id: size for class_id, size in train.items() if class_id not in study.retrieval.listed}
         notes.append(summary_of_sizes(sizes, study.dataset.test_images_per_class, study.dataset.draws))
         classes = [info for info in source.classes() if info.class_id not in study.retrieval.listed]
-        unfilled = list(prompt_problems(study, classes))
+        unfilled = list(prompt_problems(study, classes, train))
         problems += unfilled
         if tokenise and not unfilled:
             try:
