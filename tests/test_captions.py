@@ -80,7 +80,9 @@ def test_captions_are_drawn_at_random_by_seed_class_and_image_alone() -> None:
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_an_image_takes_its_own_caption_and_others_those_of_the_class(tmp_path: Path, suffix: str) -> None:
-    rows = [{**row, "index": None} for row in ROWS] + [{"class_id": "cat", "caption": "the third", "index": 2}]
+    rows = [{**row, "index": None} for row in ROWS] + [
+        {"class_id": "cat", "caption": "the third", "index": 2}
+    ]
     path = write(tmp_path / f"captions.{suffix}", rows)
     assert prompts_of(study_with(path), tmp_path)["cat"] == [
         *("a cat, asleep {here}", "two cats", "the third", "two cats", "a cat, asleep {here}")
@@ -88,9 +90,9 @@ def test_an_image_takes_its_own_caption_and_others_those_of_the_class(tmp_path: 
 
 
 def test_images_that_start_from_a_training_image_take_its_caption(tmp_path: Path) -> None:
-    rows = [
-        {"class_id": "cat", "caption": f"number {i}", "image_id": f"cat/{i}.png"} for i in (2, 1, 0)
-    ] + [{"class_id": "hot dog", "caption": "any"}]
+    rows = [{"class_id": "cat", "caption": f"number {i}", "image_id": f"cat/{i}.png"} for i in (2, 1, 0)] + [
+        {"class_id": "hot dog", "caption": "any"}
+    ]
     path = write(tmp_path / "captions.csv", rows)
     row = {"mechanism": "sample", "prompt": {"captions": path, "draw": "cycle"}}
     started = study_with(path, **row, start="training_images")
@@ -99,7 +101,9 @@ def test_images_that_start_from_a_training_image_take_its_caption(tmp_path: Path
     assert prompts_of(study_with(path), tmp_path)["cat"][:3] == ["number 2", "number 1", "number 0"]
     write(Path(path), rows[1:])
     load_captions.cache_clear()
-    with pytest.raises(UserError, match=r"no caption for image 2 of class 'cat', which starts from cat/2\.png"):
+    with pytest.raises(
+        UserError, match=r"no caption for image 2 of class 'cat', which starts from cat/2\.png"
+    ):
         prompts_of(started, tmp_path)
 
 
@@ -112,7 +116,9 @@ def test_a_query_is_the_first_caption_of_the_class(tmp_path: Path) -> None:
 def test_an_image_without_any_caption_is_named_before_anything_runs(tmp_path: Path) -> None:
     rows = [{"class_id": name, "caption": "x", "index": i} for name in ("cat", "hot dog") for i in (0, 1, 3)]
     study = study_with(write(tmp_path / "captions.jsonl", rows))
-    said = r"methods\.captioned\.prompt\.captions: .* no caption for 2 images of class 'cat': index 2, 4; and 1"
+    said = (
+        r"methods\.captioned\.prompt\.captions: .* no caption for 2 images of class 'cat': index 2, 4; and 1"
+    )
     (problem,) = images_without_caption(study, "captioned", {"cat": 3, "hot~20dog": 3})
     assert re.match(said, str(problem))
     with pytest.raises(UserError, match=said):
@@ -120,7 +126,10 @@ def test_an_image_without_any_caption_is_named_before_anything_runs(tmp_path: Pa
 
 
 BAD: dict[str, tuple[list[dict[str, Any]], str]] = {
-    "unknown": ([*ROWS, {"class_id": "dog", "caption": "x"}], r"captions of 1 classes .* lacks: dog; allowed"),
+    "unknown": (
+        [*ROWS, {"class_id": "dog", "caption": "x"}],
+        r"captions of 1 classes .* lacks: dog; allowed",
+    ),
     "missing": (ROWS[::2], r"has no caption of 1 of 2 classes: hot dog; each class needs a caption"),
     "empty": ([*ROWS, {"class_id": "cat", "caption": " "}], r"1 empty captions, in row 4; allowed: a text"),
     "column": ([{"class_id": "cat", "text": "x"}], r"no column caption; it has class_id, text; allowed"),
@@ -140,7 +149,10 @@ def test_a_bad_file_is_one_clear_error(tmp_path: Path, name: str, suffix: str) -
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"mechanism": "sample", "prompt": {"captions": "a.txt"}}, "prompt.captions: 'a.txt'; allowed: a file"),
+        (
+            {"mechanism": "sample", "prompt": {"captions": "a.txt"}},
+            "prompt.captions: 'a.txt'; allowed: a file",
+        ),
         (
             {"mechanism": "sample", "prompt": {"captions": "a.csv", "templates": "clip"}},
             "prompt.captions: 'a.csv'; allowed without templates, which captions replace",
