@@ -27,6 +27,7 @@ include: "workflow/rules/retrieve.smk"
 include: "workflow/rules/resample.smk"
 include: "workflow/rules/leakage.smk"
 include: "workflow/rules/classify.smk"
+include: "workflow/rules/further.smk"
 include: "workflow/rules/report.smk"
 
 
@@ -57,6 +58,8 @@ rule all:
         PLAN.diagnostics.values(),
         PLAN.retrieval_summary.values(),
         PLAN.leakage_table.values(),
+        PLAN.further_table.values(),
+        [drawn.values() for drawn in PLAN.further_figures.values()],
         PLAN.config,
         PLAN.provenance,
         PLAN.report,

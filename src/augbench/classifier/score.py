@@ -1,4 +1,4 @@
-"""Score a finished classifier on the test split: one prediction per image.
+"""Score a finished classifier on the test split, or on a further test set: one prediction per image.
 
 Only this module and the leakage guard read test images (guarded test split).
 """
@@ -40,6 +40,9 @@ def score_test(
 ) -> pa.Table:
     """Classify the test images.
 
+    A prediction is the best of the classes that ``test`` has images of. Those of a further test set may be
+    few; the others are masked, as is usual for ImageNet-R and -A. The ordinary test split has images of all.
+
     Parameters
     ----------
     state : mapping of str to Tensor
@@ -51,15 +54,16 @@ def score_test(
     -------
     Table
         Columns :data:`SCHEMA`, rows in the order of ``test``, with the study's labels; ``probability`` is
-        that of the true label.
+        that of the true label, among the classes that are not masked.
     """
     model = build(config, len(kept), 0)
     model.load_state_dict(state)
     model = model.to(compute.device, memory_format=torch.channels_last)
-    probabilities = predict(
-        model, test.pool(evaluation_resize(config), compute), config, compute.device
-    ).softmax(dim=1)
+    logits = predict(model, test.pool(evaluation_resize(config), compute), config, compute.device)
     labels = torch.from_numpy(test.labels)
+    absent = torch.ones(len(kept), dtype=torch.bool)
+    absent[labels] = False
+    probabilities = logits.masked_fill(absent, -torch.inf).softmax(dim=1)
     of_truth = probabilities.gather(1, labels[:, None])[:, 0]
     columns = [test.ids, kept[labels.numpy()], kept[probabilities.argmax(dim=1).numpy()], of_truth.numpy()]
     return pa.Table.from_arrays(
@@ -71,6 +75,14 @@ def write_predictions(predictions: pa.Table, path: str | Path) -> None:
     """Write predictions to ``path``, atomically."""
     with atomic_path(path) as temporary:
         pq.write_table(predictions, temporary)
+
+
+def has_rows(path: Path, rows: int) -> bool:
+    """Whether a file of predictions is whole and has this many rows."""
+    try:
+        return pq.read_table(path).num_rows == rows
+    except (pa.ArrowException, OSError):
+        return False
 
 
 def top1(predictions: pa.Table) -> float:

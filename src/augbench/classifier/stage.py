@@ -31,7 +31,7 @@ from augbench.classifier.compute import Compute, ProcessGroup, compute_of, count
 from augbench.classifier.history import History, read_history
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.launch import in_processes
-from augbench.classifier.score import score_test, top1, write_predictions
+from augbench.classifier.score import has_rows, score_test, top1, write_predictions
 from augbench.classifier.stored import commit_run, is_trained
 from augbench.classifier.train import train_run
 from augbench.config.study import Study
@@ -354,7 +354,7 @@ def publish_run(study: Study, store: Store, run: TrainingRun, compute: Compute) 
             state = load_file(folder / "model.safetensors")
             write_predictions(score_test(state, study.classifier, block.kept, test, compute), path)
 
-        store.provide("predictions", scoring, predictions, score, lambda path: _has_rows(path, len(test)))
+        store.provide("predictions", scoring, predictions, score, lambda path: has_rows(path, len(test)))
         report["test_top1"] = top1(pq.read_table(predictions))
     write_json(folder / "result.json", report)
     logger.info("%s: %s", run.what, _summary(report, history))
@@ -369,10 +369,3 @@ def _summary(report: Mapping[str, Any], history: History) -> str:
         f"{history.steps} steps, {history.epochs} epochs, ended by {history.stopped}{cut}; kept step"
         f" {history.kept_step}, val top-1 {report['val_top1']:.4f}{test_note}{lacks}"
     )
-
-
-def _has_rows(path: Path, rows: int) -> bool:
-    try:
-        return pq.read_table(path).num_rows == rows
-    except (pa.ArrowException, OSError):
-        return False

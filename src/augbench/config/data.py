@@ -2,11 +2,69 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from augbench.config.base import Place, Positive, Section, WrittenPlace, key
+from augbench.config.base import LONGEST_NAME, SLUG, Place, Positive, Section, WrittenPlace, key
+
+HENDRYCKS = "Hendrycks and Dietterich, 2019 (ImageNet-C)"
+SPLIT_NAMES = ("train", "train2x", "full", "val", "test")
+
+
+class FolderTest(Section):
+    """Test images in a folder with one folder of images per class, of some or all classes of the study.
+
+    ImageNet-V2, -R, -Sketch and -A are published like this. A prediction is the best of the classes that the
+    set has; the others are masked.
+    """
+
+    kind: Literal["folder"]
+    root: WrittenPlace = key(..., "Folder that holds the class folders.")
+    folders: Literal["class_ids", "class_names", "label_numbers"] = key(
+        "class_ids",
+        "What the class folders are called: class_ids of the study (ImageNet: wnids), class_names (one of a "
+        "class's lemmas, with _ or - for spaces, in upper or lower case), or label_numbers (places in the "
+        "class table from 0 on; ImageNet-V2).",
+    )
+    classes: tuple[str, ...] | None = key(
+        None,
+        "class_ids of the classes to score; each must have a folder, and others are not looked at. Default: "
+        "those that have a folder.",
+    )
+
+
+class WebStyleTest(Section):
+    """The ordinary test images of Fashion-MNIST in the miniature web's style.
+
+    Each image's look depends on the study's seed and its number alone.
+    """
+
+    kind: Literal["web_style"]
+    shift: Literal["none", "mild", "strong"] = key(
+        "strong", "Level of the shift, as in `corpus.shift`; none gives the ordinary test images."
+    )
+
+
+class CorruptedTest(Section):
+    """The ordinary test images, corrupted.
+
+    The noise of an image depends on the study's seed and the image's id alone. An image whose shorter side is
+    above 256 pixels is scaled to 256 before.
+    """
+
+    kind: Literal["corrupted"]
+    corruption: Literal["gaussian_noise", "gaussian_blur", "contrast"] = key(
+        ...,
+        "gaussian_noise (on each value), gaussian_blur (its width grows with the image's side), or contrast "
+        "(which is lowered).",
+        source=HENDRYCKS,
+    )
+    severity: int = key(3, "Severity, as in ImageNet-C.", source=HENDRYCKS, ge=1, le=5)
+
+
+FurtherTest = Annotated[FolderTest | WebStyleTest | CorruptedTest, Field(discriminator="kind")]
 
 
 class _Splits(Section):
@@ -64,6 +122,24 @@ class _Splits(Section):
         le=1000,
         new=True,
     )
+    further_tests: dict[str, FurtherTest] = key(
+        {},
+        "Test sets of other distributions by name (a-z, 0-9 and _). The finished classifiers of all rows are "
+        "scored on them; nothing is trained or chosen by them.",
+        new=True,
+    )
+
+    @model_validator(mode="after")
+    def _further_tests_fit(self) -> _Splits:
+        for name, test in self.further_tests.items():
+            if not re.fullmatch(SLUG, name) or len(name) > LONGEST_NAME or name in SPLIT_NAMES:
+                raise ValueError(
+                    f"further_tests.{name}: allowed: a name of a-z, 0-9 and _ with at most {LONGEST_NAME} "
+                    f"characters, and none of {', '.join(SPLIT_NAMES)}"
+                )
+            if isinstance(test, WebStyleTest) and not isinstance(self, FashionMnist):
+                raise ValueError(f"further_tests.{name}.kind: allowed only with kind: fashion_mnist")
+        return self
 
     @model_validator(mode="after")
     def _fractions_fit(self) -> _Splits:

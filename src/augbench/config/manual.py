@@ -39,6 +39,8 @@ def sections() -> list[tuple[str, type[Section]]]:
     found: list[tuple[str, type[Section]]] = []
 
     def visit(prefix: str, section: type[Section]) -> None:
+        if (prefix, section) in found:  # kinds of a section may share it
+            return
         found.append((prefix, section))
         for name, field in section.model_fields.items():
             annotation = field.annotation

@@ -11,6 +11,7 @@ from augbench.config.models import INTERVAL_SOURCE, GuidanceInterval, Scheduler
 
 ClassName = Literal["lemmas", "no_whitespace"]
 TEMPLATE_SETS = ("simple", "clip", "textual_inversion", "sariyildiz", "empty")
+CAPTION_SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
 class Prompting(Section):
@@ -33,6 +34,25 @@ class Prompting(Section):
         "space (no_whitespace).",
         source="paper, section 3.1",
     )
+    captions: Place | None = key(
+        None,
+        "File of captions (.parquet, .csv or .jsonl) that are the prompts, instead of templates and class "
+        "names. Columns: class_id, caption, and optionally index (the number of the image that a caption is "
+        "for) and image_id (the training image that it describes, for `start: training_images`). An image "
+        "without a caption of its own takes one of its class, as `draw` says. Not for rows that learn. Default: "
+        "templates.",
+        new=True,
+    )
+
+    @model_validator(mode="after")
+    def _captions_alone(self) -> Prompting:
+        if self.captions is None:
+            return self
+        if not self.captions.endswith(CAPTION_SUFFIXES):
+            raise ValueError(f"captions: allowed: a file that ends in {', '.join(CAPTION_SUFFIXES)}")
+        if given := sorted({"templates", "class_name"} & self.model_fields_set):
+            raise ValueError(f"captions: allowed without {' and '.join(given)}, which captions replace")
+        return self
 
     @model_validator(mode="after")
     def _known_templates(self) -> Prompting:
@@ -331,6 +351,15 @@ class PersonaliseMethod(_Sampled):
 
     learns = True
     default_family = "personalised"
+
+    @model_validator(mode="after")
+    def _learns_from_templates(self) -> PersonaliseMethod:
+        if self.prompt is not None and self.prompt.captions is not None:
+            raise ValueError(
+                "prompt.captions: allowed with mechanism: sample and retrieve; a row that learns "
+                "needs templates, which say where its word stands"
+            )
+        return self
 
     @model_validator(mode="after")
     def _no_repeats(self) -> PersonaliseMethod:

@@ -17,7 +17,7 @@ SCHEMA = pa.schema(
         ("class_id", pa.string()),
         ("index", pa.int32()),  # i of "image i of class c"
         ("sha256", pa.string()),  # of the added image
-        ("split", pa.string()),  # train, val or test
+        ("split", pa.string()),  # train, val, test, or a further test set
         ("image_id", pa.string()),  # of the real image
         ("real_class_id", pa.string()),
         ("clip_similarity", pa.float32()),  # cosine

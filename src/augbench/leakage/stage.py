@@ -22,12 +22,13 @@ from PIL import Image
 from augbench.artifacts.parquet import REMAKE
 from augbench.artifacts.pool import load_images, read_index
 from augbench.config.stages import Leakage
-from augbench.data.sources import open_source
-from augbench.data.splits import read_split
+from augbench.data.splits import Split, read_split
 from augbench.errors import UserError
 from augbench.files import atomic_path, canonical_hash, read_json, sha256_file, write_json
+from augbench.further.images import images_of
 from augbench.leakage.records import SCHEMA, count_images, summarise
 from augbench.leakage.search import Load, find_near_duplicates
+from augbench.plan.recipes import further_images_recipe
 from augbench.progress import track
 from augbench.runtime.fit import BatchLimit
 
@@ -70,14 +71,13 @@ def embed_splits(
     Parameters
     ----------
     splits, outs : mapping of str to path
-        By split (``train``, ``val``, ``test``): its manifest, and the target for its embeddings. The target
+        By split (``train``, ``val``, ``test``, a further test set): its manifest, and the target for its embeddings. The target
         is a ``.npy`` file: float16 ``(N, D)``, of unit length, in the manifest's order.
     clip_path : path
         ``models/clip.json``.
     """
     study = job.study
     embedder = _Embedder(job, read_json(clip_path))
-    source = open_source(study.dataset, study.seed, study.corpus)
     dataset = {
         name: value
         for name, value in study.dataset.model_dump(mode="json").items()
@@ -86,12 +86,15 @@ def embed_splits(
     for name, path in splits.items():
         split = read_split(path)
 
-        def write(out: Path, name: str = name, sources: Sequence[str] = split.sources) -> None:
-            images = track(source.load(sources), f"embed {name}", "image", len(sources))
+        def write(out: Path, name: str = name, split: Split = split) -> None:
+            load = images_of(study, name, split)
+            images = track(load(range(len(split))), f"embed {name}", "image", len(split))
             with out.open("wb") as stream:
                 np.save(stream, embedder.embed(images))
 
-        recipe = embedder.recipe(split=sha256_file(path), dataset=dataset)
+        further = name in study.dataset.further_tests
+        origin = further_images_recipe(study, name) if further else dataset
+        recipe = embedder.recipe(split=sha256_file(path), dataset=origin)
         job.store.provide("leakage", recipe, outs[name], write, _is_array)
 
 
@@ -211,19 +214,15 @@ class _Real:
                 f"an array {embeddings.shape}",
                 f"{len(split)} embeddings are expected; {REMAKE}",
             )
-        scored = [place for place, class_id in enumerate(split.class_ids) if class_id not in excluded]
-        ids, class_ids, sources = (
-            [column[place] for place in scored]
-            for column in (split.image_ids, split.class_ids, split.sources)
-        )
-        source = open_source(study.dataset, study.seed, study.corpus)
+        scored = [class_id not in excluded for class_id in split.class_ids]
+        split = split.without(excluded)
         return cls(
             name,
             str(embeddings_path),
-            ids,
-            class_ids,
+            split.image_ids,
+            split.class_ids,
             embeddings[scored],
-            lambda places: source.load([sources[place] for place in places]),
+            images_of(study, name, split),
         )
 
 

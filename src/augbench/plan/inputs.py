@@ -236,6 +236,8 @@ class InputPaths:
         return [self.embeddings_folder if corpus.search == "exact" else self.corpus_index]
 
     def template_files(self, method: str) -> list[str]:
-        """The user's own file of templates, if the method names one."""
+        """The user's own file of templates or captions, if the method names one."""
         prompting = self.study.methods[method].prompting
+        if prompting is not None and prompting.captions is not None:
+            return [prompting.captions]
         return [prompting.templates] if prompting is not None and prompting.templates.endswith(".txt") else []

@@ -12,7 +12,8 @@ from functools import cached_property
 
 from augbench.config.draws import drawn_name
 from augbench.config.methods import GENERATED
-from augbench.plan.pools import SELECTED, PoolPaths
+from augbench.plan.further import FurtherPaths
+from augbench.plan.pools import SELECTED
 
 CLUSTER_ABLATION = "cluster_ablation"
 # rows of the paper on full ImageNet and on Caltech256
@@ -32,7 +33,7 @@ PAPER_FIGURE_5A = ("pseudoword_dm", "retrieval")
 
 
 @dataclass(frozen=True)
-class Plan(PoolPaths):
+class Plan(FurtherPaths):
     """All paths of a study, relative to the working directory: tables, figures, report, and their inputs."""
 
     @property
@@ -142,6 +143,17 @@ class Plan(PoolPaths):
         """The figure of every row's difference from the baseline; empty without a baseline or other rows."""
         return self._figure("forest") if self._has_baseline and len(self.methods) > 1 else {}
 
+    @cached_property
+    def further_table(self) -> dict[str, str]:
+        """The table of further tests in its formats; empty without any."""
+        kinds = ("csv", "md", "txt") if self.further_tests else ()
+        return {kind: self.path("tables", f"further_tests.{kind}") for kind in kinds}
+
+    @cached_property
+    def further_figures(self) -> dict[str, dict[str, str]]:
+        """A forest plot per further test set, in its formats; none where the study has no forest plot."""
+        return {test: self._figure(f"further_{test}") for test in self.further_tests if self.forest}
+
     @property
     def _has_baseline(self) -> bool:
         return any(row.group == "real" and row.split == "train" for row in self.study.real.values())
@@ -228,6 +240,7 @@ class Plan(PoolPaths):
             "contrasts": self.contrasts,
             "statistics": self.statistics,
             "components": self.components,
+            "further_tests": self.further_table,
             **{name: self._table(name) for name in self.paper_tables},
             "diagnostics": self.diagnostics,
             "leakage": self.leakage_table,
@@ -238,7 +251,8 @@ class Plan(PoolPaths):
     @cached_property
     def report_figures(self) -> dict[str, str]:
         """Figures in the report, by name."""
-        figures = {"figure1": self.figure1, "forest": self.forest, **self.figures}
+        further = {f"further_{test}": files for test, files in self.further_figures.items()}
+        figures = {"figure1": self.figure1, "forest": self.forest, **self.figures, **further}
         return {name: files["png"] for name, files in figures.items() if files}
 
     @cached_property
@@ -254,6 +268,7 @@ class Plan(PoolPaths):
             *self.report_tables.values(),
             *(self.figure_data(name)["table"] for name in self.figures),
             *(path for kind, path in self.retrieval_summary.items() if kind in ("fates", "excluded")),
+            *(path for kind, path in self.further_table.items() if kind == "csv"),
             self.classes,
             self.config,
             self.provenance,
@@ -268,6 +283,7 @@ class Plan(PoolPaths):
             self.table1_text,
             {path: path for files in decisions for path in files.values()},
             self.paper_table_files,
+            self.further_table,
             self.cost,
             self.diagnostics,
             self.retrieval_summary,
@@ -275,6 +291,7 @@ class Plan(PoolPaths):
         figures = (
             self.figure1,
             self.forest,
+            {path: path for files in self.further_figures.values() for path in files.values()},  # of one job
             *(files for name, drawn in self.figures.items() for files in (self.figure_data(name), drawn)),
         )
         return [

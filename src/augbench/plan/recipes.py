@@ -29,8 +29,8 @@ def data_set_recipe(study: Study) -> Recipe:
 
 
 def dataset_recipe(study: Study) -> Recipe:
-    """Recipe of the data set: its section without the draws, which say how often it is used."""
-    return study.dataset.model_dump(mode="json", exclude={"draws"})
+    """Recipe of the data set: its section without the draws and without test sets of other distributions."""
+    return study.dataset.model_dump(mode="json", exclude={"draws", "further_tests"})
 
 
 def classes_recipe(study: Study) -> Recipe:
@@ -57,6 +57,29 @@ def splits_recipe(study: Study) -> Recipe:
         "splits": wanted,
         "corpus_images": images,
     }
+
+
+def further_split_recipe(study: Study, test: str) -> Recipe:
+    """Recipe of the manifest of a further test set, which is in a folder of its own."""
+    return {"version": 1, "test": study.dataset.further_tests[test].model_dump(mode="json")}
+
+
+def further_images_recipe(study: Study, test: str) -> Recipe:
+    """Recipe of the images of a further test set, without their ids."""
+    section = study.dataset.further_tests[test].model_dump(mode="json", exclude={"folders", "classes"})
+    if section["kind"] == "folder":
+        return {"version": 1, "test": section}
+    return {"version": 1, "test": section, "seed": study.seed, **data_set_recipe(study)}
+
+
+def further_leakage_recipe(study: Study, test: str) -> Recipe:
+    """Recipe of the search for near-duplicates in a further test set."""
+    return {**leakage_recipe(study), "test": further_images_recipe(study, test)}
+
+
+def further_table_recipe(study: Study) -> Recipe:
+    """Recipe of the table of further tests; accuracies and near-duplicates enter through files."""
+    return {"version": 1, "seed": study.seed, "error": study.report.error}
 
 
 def corpus_recipe(study: Study) -> Recipe:
@@ -287,7 +310,13 @@ def _decisions(study: Study) -> Recipe:
 
 def table_recipe(study: Study) -> Recipe:
     """Recipe of Table 1; it contains the config, because the footer lists departures from the protocol."""
-    others: Any = {"execution": True, "pretrain": True, "report": DECISIONS, "finetune": {"micro_batch"}}
+    others: Any = {
+        "execution": True,
+        "pretrain": True,
+        "report": DECISIONS,
+        "finetune": {"micro_batch"},
+        "dataset": {"further_tests"},
+    }
     if isinstance(study.corpus, EmbeddingCorpus):
         others["corpus"] = {"fetch"}
     return {"version": 2, "study": study.model_dump(mode="json", exclude=others)}
@@ -296,7 +325,11 @@ def table_recipe(study: Study) -> Recipe:
 def config_recipe(study: Study) -> Recipe:
     """Recipe of the resolved config."""
     config = table_recipe(study)["study"]
-    return {**config, "report": {**config["report"], **_decisions(study)}}
+    return {
+        **config,
+        "dataset": study.dataset.model_dump(mode="json"),
+        "report": {**config["report"], **_decisions(study)},
+    }
 
 
 def table1_text_recipe() -> Recipe:

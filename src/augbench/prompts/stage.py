@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 from augbench.config.methods import PersonaliseMethod, Prompting
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study
-from augbench.data.classes import ClassInfo
+from augbench.data.classes import ClassInfo, folder_of
 from augbench.errors import UserError
 from augbench.files import atomic_path
+from augbench.prompts.captions import caption_of, check_captions, load_captions, without_caption
 from augbench.prompts.placeholders import placeholder
 from augbench.prompts.templates import (
     check_prompting,
@@ -79,7 +80,13 @@ def scene_of(class_id: str, index: int, seed: int) -> str:
 
 
 def prompt_for(
-    info: ClassInfo, index: int, prompting: Prompting, seed: int, name: str | None = None, clusters: int = 1
+    info: ClassInfo,
+    index: int,
+    prompting: Prompting,
+    seed: int,
+    name: str | None = None,
+    clusters: int = 1,
+    source: str | None = None,
 ) -> str:
     """Prompt of image ``index`` of a class.
 
@@ -90,13 +97,24 @@ def prompt_for(
         name, in the form that ``prompting.class_name`` says.
     clusters : int
         As in :func:`template_of`.
+    source : str, optional
+        Id of the training image that sampling starts from; captions may be of this image.
 
     Raises
     ------
     UserError
-        Bad templates, or the class lacks the hypernyms or definition that they need;
+        Bad templates, or the class lacks the hypernyms, definition or caption that it needs;
         :func:`check_prompts` finds this before anything runs.
     """
+    if prompting.captions is not None:
+        captions = load_captions(prompting.captions).get(info.class_id, ())
+        caption = caption_of(captions, index, prompting.draw, seed, info.class_id, source)
+        if caption is None:
+            image = f"image {index} of class {folder_of(info.class_id)!r}"
+            found = f"no caption for {image}" + (f", which starts from {source}" if source else "")
+            allowed = "add one, or captions of the class without index and image_id"
+            raise UserError(prompting.captions, found, allowed)
+        return caption
     template = template_of(prompting, info.class_id, index, seed, clusters)
     scene = scene_of(info.class_id, index, seed) if "scene" in placeholders_of(template) else ""
     return fill(template, class_name(info, prompting.class_name) if name is None else name, info, scene)
@@ -105,10 +123,13 @@ def prompt_for(
 def check_prompts(study: Study, name: str, classes: Sequence[ClassInfo]) -> list[UserError]:
     """Problems with the prompts of method ``name``, for a check before anything runs.
 
-    They are bad templates, and classes that lack what templates ask for.
+    They are bad templates or captions, and classes that lack what templates ask for, or captions.
     """
     method = study.pooled[name]
     prompting, key = method.prompting, f"methods.{name}.{method.prompt_key}"
+    if prompting.captions is not None:
+        ids = [info.class_id for info in classes]
+        return check_captions(prompting.captions, f"{key}.captions", ids, study.retrieval.listed)
     if problems := check_prompting(classes, prompting, key):
         return problems
     if method.must_name_class and any(
@@ -122,6 +143,29 @@ def check_prompts(study: Study, name: str, classes: Sequence[ClassInfo]) -> list
             )
         ]
     return []
+
+
+def images_without_caption(
+    study: Study, name: str, training_images: Mapping[str, int]
+) -> Iterator[UserError]:
+    """Yield a problem if captions of method ``name`` are each for one image, and some image has none.
+
+    ``training_images`` are the numbers of training images by class_id, which sizes of pools may depend on.
+    """
+    method = study.pooled[name]
+    prompting = method.prompting
+    if prompting.captions is None or not method.generates_images:
+        return
+    made = {
+        class_id: [
+            index
+            for part in range(study.parts_made(name))
+            for index in study.augmentation.part_range(part, size)
+        ]
+        for class_id, size in training_images.items()
+    }
+    key = f"methods.{name}.{method.prompt_key}.captions"
+    yield from without_caption(prompting.captions, key, made, method.from_images)
 
 
 def write_prompts(
@@ -145,7 +189,11 @@ def write_prompts(
         The problems that :func:`check_prompts` finds, one line each.
     """
     made = [info for info in classes if info.class_id not in study.retrieval.listed]
-    if problems := check_prompts(study, name, made):
+    problems = check_prompts(study, name, made)
+    if not problems:
+        sizes = {info.class_id: len(training_images[info.class_id]) for info in made}
+        problems = [*images_without_caption(study, name, sizes)]
+    if problems:
         raise ConfigError(problems)
     rows = [
         {"label": label, "class_id": info.class_id, **row}
@@ -161,6 +209,10 @@ def _class_rows(
     study: Study, name: str, info: ClassInfo, training_images: Mapping[str, Sequence[str]]
 ) -> Iterator[dict[str, object]]:
     method, personalised = study.pooled[name], study.personalised.get(name)
+    if method.retrieves_images and (path := method.prompting.captions) is not None:
+        first_caption = load_captions(path)[info.class_id][0].text
+        yield {"part": 0, "index": 0, "prompt": first_caption, "source": None}
+        return
     if method.retrieves_images:
         first = method.prompting.model_copy(update={"draw": "cycle"})
         yield {"part": 0, "index": 0, "prompt": prompt_for(info, 0, first, study.seed), "source": None}
@@ -168,16 +220,12 @@ def _class_rows(
     images = training_images[info.class_id]
     for part in range(study.parts_made(name)):
         for index in study.augmentation.part_range(part, len(images)):
+            source = images[index % len(images)] if method.from_images else None
             if personalised is not None:
                 prompt = _personalised_prompt(personalised, info, index, study.seed_of(name))
             else:
-                prompt = prompt_for(info, index, method.prompting, study.seed_of(name))
-            yield {
-                "part": part,
-                "index": index,
-                "prompt": prompt,
-                "source": images[index % len(images)] if method.from_images else None,
-            }
+                prompt = prompt_for(info, index, method.prompting, study.seed_of(name), source=source)
+            yield {"part": part, "index": index, "prompt": prompt, "source": source}
 
 
 def _personalised_prompt(method: PersonaliseMethod, info: ClassInfo, index: int, seed: int) -> str:

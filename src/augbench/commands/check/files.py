@@ -12,13 +12,17 @@ from augbench.commands.check.methods import CorpusSize
 from augbench.commands.check.models import projection_width
 from augbench.commands.check.overlap import Place, overlap, places_of
 from augbench.config.corpus import EmbeddingCorpus, ImageCorpus, ParquetCorpus
+from augbench.config.data import FolderTest
+from augbench.config.problems import ConfigError
 from augbench.config.study import Study
+from augbench.data.classes import ClassInfo
 from augbench.data.image_folder import FolderSource
 from augbench.data.parquet_images import list_corpus_rows
 from augbench.data.parquet_source import ParquetSource
 from augbench.data.source import ClassImages
 from augbench.data.walk import LeftOut, list_corpus, reasons
 from augbench.errors import NAMED, UserError, some
+from augbench.further.folders import scan_folder
 from augbench.retrieval.embedding_files import SPELLINGS, EmbeddingFile, open_embeddings
 from augbench.retrieval.web.fates import UNDECODABLE
 
@@ -35,9 +39,13 @@ class FileReport:
 
 
 def check_files(
-    study: Study, source: FilesSource | None, images: list[ClassImages], decode: bool
+    study: Study,
+    source: FilesSource | None,
+    images: list[ClassImages],
+    decode: bool,
+    classes: Sequence[ClassInfo] = (),
 ) -> FileReport:
-    """Check the files of the data set and of a corpus that retrieval searches.
+    """Check the files of the data set, of further test sets, and of a corpus that retrieval searches.
 
     Parameters
     ----------
@@ -47,10 +55,17 @@ def check_files(
         Its images; none if it could not be listed.
     decode : bool
         Decode all images.
+    classes : sequence of ClassInfo
+        The study's classes, in label order; none if they are not known.
     """
     report, places = FileReport(), []
     if source is not None:
         places = _data_set(source, images, decode, report)
+    further = list(_further_tests(study, classes, decode, report)) if classes else []
+    for place in further:
+        for trained in (one for one in places if one.key.startswith("dataset.train_")):
+            _add(report, overlap(place, trained, "a test image may not be trained on", copies_fail=True))
+    places += further
     if study.retrieved:
         try:
             corpus = _corpus(study, decode, report)
@@ -82,16 +97,44 @@ def _data_set(
         names = [name for place in places for name in place.names]
         checked = decode_all(images_in, names, "data set: images checked")
         report.notes += [f"warning: dataset: {line}" for line in checked.guesses()]
-        damaged = list(checked.damaged.values())
-        report.problems += damaged[:NAMED]
-        if len(damaged) > NAMED:
-            counted = f"{len(damaged)} corrupt images of {len(names)}"
-            report.problems.append(UserError("dataset", counted, f"the first {NAMED} are named above"))
+        report.problems += _damaged(checked, "dataset", len(names))
         places = places_of(images, source.root, links, checked.digests, unit)
     for number, place in enumerate(places):
         for earlier in places[:number]:
             _add(report, overlap(place, earlier, "each split needs its own", copies_fail=True))
     return places
+
+
+def _further_tests(
+    study: Study, classes: Sequence[ClassInfo], decode: bool, report: FileReport
+) -> Iterator[Place]:
+    """Yield the images of the further test sets that are in folders; report what is wrong with them."""
+    for name, test in study.dataset.further_tests.items():
+        key = f"dataset.further_tests.{name}"
+        if not isinstance(test, FolderTest):
+            continue
+        try:
+            found = scan_folder(test, key, classes)
+        except UserError as error:
+            report.problems += error.problems if isinstance(error, ConfigError) else [error]
+            continue
+        names, root = found.split.image_ids, Path(os.path.expanduser(test.root))
+        there = len(set(found.split.class_ids))
+        report.notes.append(f"{key}: {len(names):,} images of {there:,} of {len(classes):,} classes")
+        report.notes += [f"{key}: {line}" for line in reasons(found.left_out)]
+        checked = decode_all(ImageFiles(root), names, f"{name}: images checked") if decode else Checked()
+        report.notes += [f"warning: {key}: {line}" for line in checked.guesses()]
+        report.problems += _damaged(checked, key, len(names))
+        yield Place(f"{key}.root", f"images of {name}", root, names, found.links, checked.digests)
+
+
+def _damaged(checked: Checked, where: str, images: int) -> list[UserError]:
+    """The first images that can't be decoded, and the number of all."""
+    damaged = list(checked.damaged.values())
+    if len(damaged) <= NAMED:
+        return damaged
+    counted = f"{len(damaged)} corrupt images of {images}"
+    return [*damaged[:NAMED], UserError(where, counted, f"the first {NAMED} are named above")]
 
 
 def _unusable_embeddings(files: Sequence[EmbeddingFile], width: int | None) -> Iterator[UserError]:

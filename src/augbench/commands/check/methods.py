@@ -14,7 +14,7 @@ from augbench.config.study import Study
 from augbench.data.classes import ClassInfo
 from augbench.errors import UserError, some
 from augbench.measures.judge import check_judge
-from augbench.prompts.stage import check_prompts
+from augbench.prompts.stage import check_prompts, images_without_caption
 from augbench.resample import needed_images
 from augbench.retrieval.lists import list_problems
 
@@ -199,7 +199,11 @@ def judge_problems(study: Study, class_ids: list[str]) -> Iterator[UserError]:
         yield error
 
 
-def prompt_problems(study: Study, classes: list[ClassInfo]) -> Iterator[UserError]:
-    """Yield missing prompt templates, and class-table entries that the templates need but lack."""
+def prompt_problems(study: Study, classes: list[ClassInfo], train: dict[str, int]) -> Iterator[UserError]:
+    """Yield missing prompt templates and captions, and class-table entries that templates need but lack.
+
+    ``train`` has the number of training images by class id.
+    """
     for name in study.pooled:
-        yield from check_prompts(study, name, classes)
+        problems = check_prompts(study, name, classes)
+        yield from problems or images_without_caption(study, name, train)

@@ -9,14 +9,19 @@ import textwrap
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study
 from augbench.data.classes import ClassInfo
 from augbench.errors import UserError, some
+from augbench.prompts.captions import load_captions
 from augbench.prompts.placeholders import placeholder
 from augbench.prompts.stage import class_name
 from augbench.prompts.templates import fill, load_scenes, load_templates, placeholders_of
+
+if TYPE_CHECKING:
+    from augbench.models.tokenizer import CleaningTokenizer
 
 TOKENIZER_FILES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
 
@@ -40,6 +45,14 @@ def indistinct_prompts(study: Study, classes: tuple[ClassInfo, ...]) -> list[str
         if not kept or (row in study.personalised and not method.learns_words):
             continue
         folders.add(folder)
+        if method.prompting.captions is not None:
+            key = f"methods.{row}.{method.prompt_key}.captions"
+            try:
+                for what in _caption_faults(folder, method.prompting.captions):
+                    found.setdefault(what, []).append(key)
+            except UserError as error:
+                problems.append(error)
+            continue
         key = f"methods.{row}.{method.prompt_key}.templates"
         how = None if method.learns_words else method.prompting.class_name
         templates = load_templates(method.prompting.templates)[: 1 if method.retrieves_images else None]
@@ -64,6 +77,37 @@ def indistinct_prompts(study: Study, classes: tuple[ClassInfo, ...]) -> list[str
     return notes + [f"warning: {', '.join(keys)}: {what}" for what, keys in found.items()]
 
 
+def _tokenizer(folder: str) -> CleaningTokenizer:
+    from augbench.models.tokenizer import CleaningTokenizer
+
+    try:
+        return CleaningTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # of transformers or of the file's parser
+        reason = " ".join(str(error).split())
+        raise UserError(
+            folder, f"not readable as a tokenizer ({reason})", "download the model again"
+        ) from None
+
+
+@cache
+def _caption_faults(folder: str, path: str) -> tuple[str, ...]:
+    """What is wrong with a file's captions as tokens: some are too long, or the same for several classes."""
+    tokenizer, captions = _tokenizer(folder), load_captions(path)
+    most = tokenizer.model_max_length
+    rows = [(class_id, one.text) for class_id, own in captions.items() for one in own]
+    tokens = tokenizer([text for _, text in rows]).input_ids
+    faults = []
+    if long := [text for (_, text), ids in zip(rows, tokens, strict=True) if len(ids) > most]:
+        first = textwrap.shorten(long[0], 80, placeholder="...")
+        faults.append(f"{len(long)} captions have more than {most} tokens and are cut: {first!r}")
+    sharing: dict[tuple[int, ...], set[str]] = {}
+    for (class_id, _), ids in zip(rows, tokens, strict=True):
+        sharing.setdefault((*ids[: most - 1], ids[-1]), set()).add(class_id)
+    same = {tuple(sorted(those)) for those in sharing.values() if len(those) > 1}
+    faults += [f"{some(those)} share captions: these images will not differ" for those in sorted(same)]
+    return tuple(faults)
+
+
 @cache
 def _same_tokens(
     folder: str, templates: tuple[str, ...], classes: tuple[ClassInfo, ...], how: str | None
@@ -75,16 +119,8 @@ def _same_tokens(
     how : str or None
         Form of the class's name, as in the config; None: a pseudo-word stands for it.
     """
-    from augbench.models.tokenizer import CleaningTokenizer
-
     names = [placeholder(info.class_id) if how is None else class_name(info, how) for info in classes]
-    try:
-        tokenizer = CleaningTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # of transformers or of the file's parser
-        reason = " ".join(str(error).split())
-        raise UserError(
-            folder, f"not readable as a tokenizer ({reason})", "download the model again"
-        ) from None
+    tokenizer = _tokenizer(folder)
     if how is None:
         tokenizer.add_tokens(names)
     scene = max(load_scenes(), key=len)

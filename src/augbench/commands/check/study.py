@@ -34,6 +34,7 @@ from augbench.commands.check.prompts import indistinct_prompts
 from augbench.commands.check.training import batch_problems, training_warnings
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study
+from augbench.data.classes import ClassInfo
 from augbench.data.fashion_target import TEST_PER_CLASS, FashionMnistSource
 from augbench.data.source import ClassImages
 from augbench.data.sources import open_source
@@ -68,6 +69,7 @@ def check_study(
     source = open_source(study.dataset, study.seed, study.corpus)
     problems += published_file_problems(study)
     images: list[ClassImages] = []
+    every_class: list[ClassInfo] = []
     train: dict[str, int] = {}
     try:
         if isinstance(source, FashionMnistSource):  # the counts are known before the files are fetched
@@ -93,8 +95,9 @@ def check_study(
         problems += excluded_problems(study, list(sizes))
         train = {class_id: size for class_id, size in train.items() if class_id not in study.retrieval.listed}
         notes.append(summary_of_sizes(sizes, study.dataset.test_images_per_class, study.dataset.draws))
-        classes = [info for info in source.classes() if info.class_id not in study.retrieval.listed]
-        unfilled = list(prompt_problems(study, classes))
+        every_class = source.classes()
+        classes = [info for info in every_class if info.class_id not in study.retrieval.listed]
+        unfilled = list(prompt_problems(study, classes, train))
         problems += unfilled
         if tokenise and not unfilled:
             try:
@@ -110,7 +113,8 @@ def check_study(
         notes += baseline_notes(study)
         notes += glyph_notes(study, classes)
     problems += corpus_problems(study)
-    files = check_files(study, source if isinstance(source, FilesSource) else None, images, verify_images)
+    own = source if isinstance(source, FilesSource) else None
+    files = check_files(study, own, images, verify_images, every_class)
     problems += files.problems
     notes += files.notes
     if train:

@@ -111,7 +111,7 @@ class Estimate(Work):
     @cached_property
     def steps(self) -> list[Step]:
         """All steps, in the order of :data:`STAGES` and then of the config."""
-        found = [*self._fetch(), *self._prepare(), *self._report()]
+        found = [*self._fetch(), *self._prepare(), *self._score(), *self._report()]
         for method in self.plan.methods:
             row = self.study.methods[method]
             if row.retrieves_images:
@@ -338,6 +338,23 @@ class Estimate(Work):
             gpu_hours=hours,
             disk_bytes=runs * self.classifier_bytes,
         )
+
+    def _score(self) -> Iterator[Step]:
+        """Scoring of all classifiers on each further test set, and the search for its near-duplicates."""
+        plan = self.plan.folded
+        for test in plan.further_tests:
+            images, classifiers = self.further_images(test), len(plan.all_runs)
+            seen = classifiers * images
+            guard = [[plan.further_embeddings(test), *plan.further_leaks(test).values()]] * bool(plan.guarded)
+            embedded = (images + sum(map(self.pool_size, plan.further_leaks(test)))) if guard else 0
+            yield self._step(
+                stage="score",
+                method=test,
+                jobs=[plan.further_predictions(test), *guard],
+                others=[[plan.further_split(test)]] if plan.has_own_images(test) else [],
+                images=images,
+                gpu_hours=self.score_hours(seen) + embedded / self.rate("embed") / 3600,
+            )
 
     def _report(self) -> Iterator[Step]:
         plan, folded = self.plan, self.plan.folded

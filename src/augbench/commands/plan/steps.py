@@ -18,6 +18,7 @@ STAGES = (
     "select",
     "resample",
     "classify",
+    "score",
     "report",
 )
 

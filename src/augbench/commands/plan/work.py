@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 
 from augbench.classifier.schedule import steps_per_epoch
 from augbench.commands.plan.memory import (
@@ -112,11 +113,6 @@ class Work:
     def classify_hours(self, images: float, classifiers: int) -> float:
         """GPU-hours of training classifiers with ``images`` images in a pass, and of their validations."""
         classifier = self.study.classifier
-        work = (
-            RESNET_WORK[classifier.arch]
-            * (classifier.resolution / CLASSIFIER_SIDE) ** 2
-            * (classifier.base_width / CLASSIFIER_WIDTH) ** 2
-        )
         if classifier.schedule == "steps":
             steps = classifier.total_steps
             passes = steps / steps_per_epoch(round(images), classifier.batch_size)
@@ -125,7 +121,27 @@ class Work:
             passes = min(classifier.max_epochs, self.assume("classifier_epochs"))
             validations = round(passes)
         seen = passes * images + validations * FORWARD_SHARE * self.sizes.validation
-        return classifiers * seen * work / self.rate("classify") / 3600
+        return classifiers * seen * self.classifier_work / self.rate("classify") / 3600
+
+    @property
+    def classifier_work(self) -> float:
+        """Work of training on an image, relative to the table's ResNet-50."""
+        classifier = self.study.classifier
+        side, width = classifier.resolution / CLASSIFIER_SIDE, classifier.base_width / CLASSIFIER_WIDTH
+        return RESNET_WORK[classifier.arch] * side**2 * width**2
+
+    def score_hours(self, images: float) -> float:
+        """GPU-hours of classifying images with trained classifiers."""
+        return FORWARD_SHARE * images * self.classifier_work / self.rate("classify") / 3600
+
+    def further_images(self, test: str) -> int:
+        """Number of images of a further test set: its manifest's; as many as of the ordinary test before."""
+        manifest = Path(self.plan.further_split(test))
+        if self.plan.has_own_images(test) and manifest.is_file():
+            import pyarrow.parquet as pq
+
+            return int(pq.read_metadata(manifest).num_rows)
+        return self.sizes.test
 
     @property
     def classifier_bytes(self) -> float:

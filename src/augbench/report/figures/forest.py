@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,13 +24,34 @@ GREY = "0.35"  # colour of families without one of their own
 MINUS = "\u2212"
 
 
+class OfFamily(Protocol):
+    """A row of the study, and its family."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def family(self) -> str: ...
+
+
 def compared(rows: Sequence[statistics.Row]) -> list[statistics.Row]:
     """The rows that have a difference from the baseline."""
     return [row for row in rows if row.baseline_points is not None]
 
 
-def draw(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -> Figure:
+def draw(
+    table: Sequence[OfFamily],
+    rows: Sequence[statistics.Row],
+    test: str = "",
+    ordinary: Mapping[str, float | None] | None = None,
+) -> Figure:
     """Draw the figure, the first row on top.
+
+    Parameters
+    ----------
+    test : str
+        Name of the test set, if it is not the ordinary one.
+    ordinary : mapping of method to float, optional
+        Differences on the ordinary test images, shown as crosses.
 
     Raises
     ------
@@ -47,6 +69,8 @@ def draw(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -> Figure:
     axes.axvline(0, color="0.5", linestyle=(0, (4, 2)), linewidth=0.8, zorder=1)
     for place, row in enumerate(shown):
         _draw_row(axes, place, row, COLOURS.get(families[row.method], GREY))
+        if ordinary is not None and (points := ordinary[row.method]) is not None:
+            axes.plot((points,), (place,), "x", color="0.2", markersize=4, markeredgewidth=0.8, zorder=4)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_yticks(range(len(shown)), [wrap(row.label, 34) for row in shown])
     axes.tick_params(axis="y", length=0)
@@ -54,7 +78,9 @@ def draw(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -> Figure:
     values.set_yticks(range(len(shown)), [signed(row.baseline_points).replace("-", MINUS) for row in shown])
     values.tick_params(axis="y", length=0)
     values.spines["right"].set_visible(False)
-    note = f"Difference from training without added images (points)\n{_legend(shown)}"
+    where = f" on {test}" if test else ""
+    crosses = "" if ordinary is None else "; cross: on the ordinary test"
+    note = f"Difference from training without added images{where} (points)\n{_legend(shown)}{crosses}"
     figure.supxlabel(note, fontsize=FONT_SIZE)
     open_axes(axes)
     axes.spines["left"].set_visible(False)

@@ -48,6 +48,7 @@ TITLES = {
     "statistics": "Statistics of Table 1",
     "components": "What the spread over runs consists of",
     **{name: title for name, (_, title) in TABLES.items()},
+    "further_tests": "Accuracy on test sets of other distributions",
     "diagnostics": "Diagnostics of the added images",
     "leakage": "Near-duplicates of training, validation and test images",
     "cost": "Cost of each method",
@@ -57,6 +58,7 @@ TITLES = {
 CONTENTS = (
     ("summary", "Summary"),
     ("accuracy", "Accuracy"),
+    ("further", "Further tests"),
     ("figures", "Figures"),
     ("classes", "Classes"),
     ("images", "Images"),
@@ -202,11 +204,16 @@ def write_report(plan: Plan, out: str | Path) -> None:
         + yields
         + [tables[name] for name in ("leakage",) if name in tables]
     )
+    figures = {name: _figure(plan, name, path, table) for name, path in plan.report_figures.items()}
     accuracy = ("table1", "contrasts", "statistics", "components", *plan.paper_tables)
     values: dict[str, Any] = {
         "study": study.study,
         "hues": {**COLOURS, "scaling": COLOURS["retrieval"]},
-        "contents": [name for name in CONTENTS if added or name[0] != "added"],
+        "contents": [
+            name
+            for name in CONTENTS
+            if {"added": bool(added), "further": bool(plan.further_tests)}.get(name[0], True)
+        ],
         **_summary(table, rows, contrasts.read_rows(plan.contrasts["csv"])),
         "what_it_is": what_it_is(study, table, rows, len(changes)),
         "shows_not": what_it_does_not_show(study, table, rows, len(protocol)),
@@ -215,7 +222,9 @@ def write_report(plan: Plan, out: str | Path) -> None:
             training_table(read_csv(plan.table1["runs"], table1.RunRow), plan),
             *(tables[name] for name in accuracy[1:]),
         ],
-        "figures": [_figure(plan, name, path, table) for name, path in plan.report_figures.items()],
+        "further": [tables[name] for name in ("further_tests",) if name in tables],
+        "further_figures": [view for name, view in figures.items() if name.startswith("further_")],
+        "figures": [view for name, view in figures.items() if not name.startswith("further_")],
         "per_class": per_class_table(changes, plan),
         "excluded": sorted(read_excluded(plan.excluded)),
         "added": added,

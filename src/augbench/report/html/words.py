@@ -19,8 +19,9 @@ from augbench.report.figures.figure1 import FAMILIES, best_of_families
 from augbench.report.figures.forest import compared
 from augbench.report.html.parts import MINUS
 from augbench.report.render import read_csv, signed, spread
-from augbench.report.tables import contrasts, statistics, table1
+from augbench.report.tables import contrasts, further_tests, statistics, table1
 from augbench.report.tables.contrasts import SAME, UNKNOWN, margin_name
+from augbench.report.tables.further_tests import described
 from augbench.report.tables.statistics import difference
 
 
@@ -191,6 +192,8 @@ def figure_words(plan: Plan, name: str, table: Sequence[table1.Row]) -> FigureWo
         return _figure1(table)
     if name == "forest":
         return _forest(statistics.read_rows(plan.statistics["csv"]))
+    if name.startswith("further_"):
+        return _further(plan, name.removeprefix("further_"))
     path = plan.figure_data(name)["table"]
     describe = {
         "figure3": _figure3,
@@ -227,6 +230,17 @@ def _forest(rows: Sequence[statistics.Row]) -> FigureWords:
         "Every row's accuracy minus the baseline's, paired by run. Thick: 95% interval over runs. Thin: 95%"
         " interval over test images. No interval is corrected for the number of rows; the contrasts are.",
         f"Forest plot of differences in points, with 95% intervals over runs: {'; '.join(changes)}.",
+    )
+
+
+def _further(plan: Plan, test: str) -> FigureWords:
+    """Words of the forest plot of a further test set."""
+    rows = [row for row in further_tests.read_rows(plan.further_table["csv"]) if row.test == test]
+    words, what = _forest(rows), described(plan.study.dataset.further_tests[test])
+    return FigureWords(
+        f"{words.title}, on {test}",
+        f"The same on {test}: {what}. Crosses: the differences on the ordinary test images. {words.caption}",
+        words.alt.replace("Forest plot", f"Forest plot on {test}"),
     )
 
 

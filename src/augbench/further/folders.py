@@ -1,0 +1,171 @@
+"""Further test sets in folders: which class each folder belongs to, and their images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from augbench.config.data import FolderTest
+from augbench.config.problems import ConfigError
+from augbench.data.classes import ClassInfo, class_id_of, folder_of, readable_name
+from augbench.data.decode import in_order
+from augbench.data.image_folder import class_folders, first_problems
+from augbench.data.splits import Split
+from augbench.data.walk import BESIDE, NESTED, LeftOut, Listing, reasons, try_list
+from augbench.errors import UserError, some
+
+NOT_ASKED = "a class that `classes` does not list"
+
+
+@dataclass(frozen=True)
+class FolderScan:
+    """Images of a further test set, those that are symbolic links, and what is not used."""
+
+    split: Split
+    links: frozenset[str]
+    left_out: tuple[LeftOut, ...]
+
+
+def scan_folder(test: FolderTest, key: str, classes: Sequence[ClassInfo]) -> FolderScan:
+    """List the images of a further test set.
+
+    Parameters
+    ----------
+    key : str
+        Config key of the set, for example ``dataset.further_tests.v2``.
+    classes : sequence of ClassInfo
+        The study's classes, in label order.
+
+    Returns
+    -------
+    FolderScan
+        Image ids and sources are paths below ``root``.
+
+    Raises
+    ------
+    UserError
+        The folder is missing; folders are of no class of the study, or two are of one class; a class that
+        ``classes`` lists has no folder; a class folder is empty; or there are fewer than two classes. One
+        error reports all problems, a line each.
+    """
+    root = Path(os.path.expanduser(test.root))
+    here = class_folders(root, f"{key}.root")
+    labels, problems = _labels_of(here.folders, test.folders, key, str(root), classes)
+    left_out = [*here.left_out, *(LeftOut(name, BESIDE) for name in here.images)]
+    if test.classes is not None:
+        problems += _listed_problems(test.classes, labels, key, classes)
+        others = [name for name, label in labels.items() if classes[label].class_id not in test.classes]
+        left_out += [LeftOut(name, NOT_ASKED) for name in others]
+        labels = {name: label for name, label in labels.items() if name not in others}
+    if len(labels) < 2 and not problems:
+        found = f"{str(root)!r} has {len(labels)} folder(s) of classes"
+        problems.append(UserError(f"{key}.root", found, "at least 2 classes are needed"))
+    rows: list[tuple[int, str]] = []
+    links: set[str] = set()
+    listings = in_order(try_list, (root / name for name in labels), threads=8)
+    for (name, label), listing in zip(labels.items(), listings, strict=True):
+        if isinstance(listing, UserError):
+            problems.append(listing)
+            continue
+        if not listing.images:
+            found = "; ".join(["0 images", *reasons(listing.left_out)])
+            problems.append(UserError(str(root / name), found, "a class folder needs images"))
+        rows += [(label, f"{name}/{image}") for image in listing.images]
+        links |= {f"{name}/{link}" for link in listing.links.intersection(listing.images)}
+        left_out += _below(name, listing)
+    if problems:
+        raise ConfigError(first_problems(problems))
+    rows.sort()
+    ids = [image for _, image in rows]
+    split = Split(
+        ids,
+        [classes[label].class_id for label, _ in rows],
+        np.array([label for label, _ in rows], dtype=np.int32),
+        ids,
+    )
+    return FolderScan(split, frozenset(links), tuple(left_out))
+
+
+def _below(name: str, listing: Listing) -> Iterator[LeftOut]:
+    nested = (LeftOut(folder, NESTED) for folder in listing.folders)
+    return (LeftOut(f"{name}/{one.name}", one.reason) for one in (*listing.left_out, *nested))
+
+
+def _labels_of(
+    names: Sequence[str], how: str, key: str, root: str, classes: Sequence[ClassInfo]
+) -> tuple[dict[str, int], list[UserError]]:
+    """Label of each folder's class, by the folder's name, and the problems of the others."""
+    known = _known_names(how, classes)
+    labels: dict[str, int] = {}
+    unknown: list[str] = []
+    ambiguous: list[str] = []
+    twice: list[str] = []
+    for name in names:
+        found = known.get(_as_written(how, name), ())
+        if len(found) != 1:
+            (ambiguous if found else unknown).append(name)
+        elif (other := next((one for one, label in labels.items() if label == found[0]), None)) is not None:
+            twice.append(f"{other!r} and {name!r}")
+        else:
+            labels[name] = found[0]
+    problems = []
+    if unknown:
+        found_there = f"{root!r} has {len(unknown)} folders that are no class of the study: {some(unknown)}"
+        allowed = {
+            "class_ids": f"class_ids, here {some([folder_of(info.class_id) for info in classes])}",
+            "class_names": f"names of classes, here {some([info.lemmas[0] for info in classes])}",
+            "label_numbers": f"numbers from 0 to {len(classes) - 1}",
+        }[how]
+        problems.append(UserError(f"{key}.root", found_there, f"allowed with folders: {how}: {allowed}"))
+    if ambiguous:
+        found_there = f"{root!r} has folders whose name several classes have: {some(ambiguous)}"
+        problems.append(
+            UserError(f"{key}.root", found_there, "allowed: class_ids as names, folders: class_ids")
+        )
+    if twice:
+        found_there = f"{root!r} has two folders of one class: {some(twice)}"
+        problems.append(UserError(f"{key}.root", found_there, "allowed: one folder per class"))
+    return labels, problems
+
+
+def _as_written(how: str, name: str) -> str:
+    """The key of :func:`_known_names` that a folder's name is looked up by."""
+    if how == "class_names":
+        return readable_name(name).casefold()
+    if how == "label_numbers":
+        return str(int(name)) if name.isascii() and name.isdecimal() else name
+    try:
+        return class_id_of(name)
+    except ValueError:
+        return ""  # no class has it
+
+
+def _known_names(how: str, classes: Sequence[ClassInfo]) -> dict[str, tuple[int, ...]]:
+    """Labels by what folders may be called."""
+    known: dict[str, tuple[int, ...]] = {}
+    for label, info in enumerate(classes):
+        names = {
+            "class_ids": {info.class_id},
+            "class_names": {readable_name(lemma).casefold() for lemma in info.lemmas},
+            "label_numbers": {str(label)},
+        }[how]
+        for name in names:
+            known[name] = (*known.get(name, ()), label)
+    return known
+
+
+def _listed_problems(
+    listed: Sequence[str], labels: dict[str, int], key: str, classes: Sequence[ClassInfo]
+) -> Iterator[UserError]:
+    """Yield the listed classes that the study does not have, and those without a folder."""
+    ids = [info.class_id for info in classes]
+    if unknown := [class_id for class_id in listed if class_id not in ids]:
+        yield UserError(f"{key}.classes", some(unknown), f"allowed: class_ids of the study, here {some(ids)}")
+    there = {ids[label] for label in labels.values()}
+    if missing := [class_id for class_id in listed if class_id in ids and class_id not in there]:
+        found = f"no folder for {len(missing)} of {len(listed)} classes: {some(missing)}"
+        yield UserError(f"{key}.classes", found, "each listed class needs a folder")
