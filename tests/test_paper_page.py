@@ -34,8 +34,8 @@ NO_CHOICE = {
     # what the paper has not: controls, replays, small images, the other schedule
     *("methods.<name>.repeat", "methods.<name>.labels", "methods.<name>.manifest", "classifier.layers"),
     *("classifier.base_width", "classifier.stem", "classifier.steps", "classifier.decay"),
-    *("classifier.lower_at", "classifier.validate_every"),
     *("methods.<name>.prompt.captions", "methods.<name>.query.captions"),
+    *("classifier.lower_at", "classifier.validate_every", "methods.<name>.fill_to"),
     # a section; memory
     *("methods.<name>.prompt", "finetune.micro_batch"),
 }

@@ -2,7 +2,7 @@
 
 Input: the index of a method's pool and the training split's class sizes. Output: one manifest per set. A set
 has as many added images of a class as the class has real training images, unless the method's row says
-otherwise. Images are drawn without replacement within a set and independently between sets.
+otherwise (another multiple, or as many as fill the class up to a number). Images are drawn without replacement within a set and independently between sets.
 
 The seed of a draw derives from the study's seed, the set's number and the class, not from the method. Pools
 of one size therefore give the same indices for every method (common random numbers), and methods differ by
@@ -33,6 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from augbench.artifacts.pool import Lack, lacks_of, read_index, with_lacks
+from augbench.config.methods import FillTo
 from augbench.config.study import Study
 from augbench.data.splits import read_split
 from augbench.errors import UserError
@@ -43,6 +44,27 @@ from augbench.seeds import derive_seed
 def needed_images(added: float, training_images: int) -> int:
     """Number of added images of a class in a set: ``added`` per real training image, rounded up."""
     return math.ceil(added * training_images)
+
+
+def needed_by_class(
+    training_images: Mapping[str, int], added: float, fill_to: FillTo | None = None
+) -> dict[str, int]:
+    """Number of added images of each class in a set.
+
+    Parameters
+    ----------
+    training_images : mapping of str to int
+        Real training images by class id.
+    added : float
+        Images per real training image (:func:`needed_images`).
+    fill_to : int or "largest", optional
+        Fill each class up to this many real and added images, or to the real ones of the largest class, instead.
+        A class with as many or more real ones gets none.
+    """
+    if fill_to is None:
+        return {class_id: needed_images(added, size) for class_id, size in training_images.items()}
+    full = max(training_images.values(), default=0) if fill_to == "largest" else fill_to
+    return {class_id: max(0, full - size) for class_id, size in training_images.items()}
 
 
 @dataclass(frozen=True)
@@ -61,6 +83,8 @@ class Drawing:
         Set 0 is drawn from part 0 alone.
     shuffled : bool
         The labels of a set are permuted at random over its images (:func:`shuffle_labels`).
+    fill_to : int or "largest", optional
+        Images that each class is filled up to, instead of ``added`` (:func:`needed_by_class`).
     """
 
     added: float = 1.0
@@ -68,6 +92,7 @@ class Drawing:
     may_fall_short: bool = False
     first_part: bool = True
     shuffled: bool = False
+    fill_to: FillTo | None = None
 
     @classmethod
     def of(cls, study: Study, method: str) -> Drawing:
@@ -79,7 +104,12 @@ class Drawing:
             row.may_fall_short,
             first_part=row.set_0_from_part_0,
             shuffled=row.shuffles_labels,
+            fill_to=row.fill_to,
         )
+
+    def needed(self, training_images: Mapping[str, int]) -> dict[str, int]:
+        """Number of added images of each class in a set, by the real training images of each class."""
+        return needed_by_class(training_images, self.added, self.fill_to)
 
 
 def draw(
@@ -110,7 +140,7 @@ def draw(
         with their counts.
     """
     drawing, refused = drawing or Drawing(), lacks_of(pool)
-    sizes = {class_id: needed_images(drawing.added, size) for class_id, size in class_sizes.items()}
+    sizes = drawing.needed(class_sizes)
     members: dict[str, list[int]] = {class_id: [] for class_id in class_sizes}
     for row, (class_id, path) in enumerate(
         zip(pool.column("class_id").to_pylist(), pool.column("path").to_pylist(), strict=True)
@@ -196,8 +226,8 @@ def resample(
             None
             if drawn.may_fall_short or not drawn.first_part
             else {
-                class_id: needed_images(drawn.added, size)
-                for class_id, size in sizes.items()
+                class_id: size
+                for class_id, size in drawn.needed(sizes).items()
                 if class_id not in lacks_of(pool)
             }
         )

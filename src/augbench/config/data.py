@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -72,26 +72,52 @@ class _Splits(Section):
         tuple[str, ...]
     ] = ()  # keys that name the data set's own validation images, then test images
 
-    train_fraction: float = key(
+    train_fraction: float | None = key(
         0.1,
-        "Share of each class's training pool that becomes the training split: ceil(share x n) images.",
+        "Share of each class's training pool that becomes the training split: ceil(share x n) images. null "
+        "with shots, which stands in its place.",
         source="paper, section 3",
         gt=0,
         lt=1,
+    )
+    shots: Positive | None = key(
+        None,
+        "Images per class in the training split, in place of train_fraction. train2x has twice as many. Fewer "
+        "shots are the first of more shots.",
+        "images",
+        new=True,
+    )
+    imbalance: float | None = key(
+        None,
+        "Long tail of the training split: the first class of the class table has this many times the images of "
+        "the last one, and the sizes between fall exponentially. The first class has as many as the smallest "
+        "class has without imbalance. Validation and test stay as they are. Default: no long tail.",
+        "largest / smallest class",
+        "Cui et al., 2019; Cao et al., 2019",
+        gt=1,
+        new=True,
     )
     validation_fraction: float | None = key(
         None,
         "Share of the pool that becomes the validation split, unless the data set has validation images of "
         "its own. Default: train_fraction if the data set has test images of its own, else half of what "
-        "train leaves.",
+        "train leaves; with shots, validation_shots.",
         source="paper, section 3",
         gt=0,
         lt=1,
     )
+    validation_shots: Positive | None = key(
+        None,
+        "Images per class in the validation split, in place of validation_fraction; validation images of the "
+        "data set's own are cut to as many. Default: as many as shots, if neither key is set; else no cut.",
+        "images",
+        "Oliver et al., 2018: a validation split is not larger than the training split in practice",
+        new=True,
+    )
     test_fraction: float | None = key(
         None,
         "Share of the pool that becomes the test split, unless the data set has test images of its own. "
-        "Default: half of what train leaves.",
+        "Default: half of what train leaves; with shots, half of the pool.",
         source="paper, section 3 (Caltech256)",
         gt=0,
         lt=1,
@@ -141,6 +167,41 @@ class _Splits(Section):
                 raise ValueError(f"further_tests.{name}.kind: allowed only with kind: fashion_mnist")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _shots_in_place_of_shares(cls, data: Any) -> Any:
+        """Give ``train_fraction`` no default where ``shots`` stands in its place."""
+        if not isinstance(data, dict):
+            return data
+        if data.get("shots") is None:
+            if data.get("train_fraction", 0) is None:
+                raise ValueError(
+                    "train_fraction: allowed without shots: a share between 0 and 1; give one of the two"
+                )
+            return data
+        for name in ("train_fraction", "held_out_like"):
+            if data.get(name) is not None:
+                raise ValueError(f"{name}: allowed with shots: null; give one of the two")
+        return {**data, "train_fraction": None}
+
+    @model_validator(mode="after")
+    def _one_size_of_validation(self) -> _Splits:
+        if self.validation_fraction is not None and self.validation_shots is not None:
+            raise ValueError("validation_shots: allowed with validation_fraction: null; give one of the two")
+        return self
+
+    @property
+    def validation_images(self) -> int | None:
+        """Validation images per class, if their number is given: ``validation_shots``, or its default."""
+        if self.validation_shots is not None:
+            return self.validation_shots
+        return self.shots if self.validation_fraction is None else None
+
+    @property
+    def may_be_unbalanced(self) -> bool:
+        """Whether classes may differ in their training images, as far as the config alone can tell."""
+        return self.imbalance is not None or self.shots is None
+
     @model_validator(mode="after")
     def _fractions_fit(self) -> _Splits:
         given = {
@@ -178,6 +239,11 @@ class FashionMnist(_Splits):
     downloads: Place = key(
         "results/downloads/fashion_mnist", "Folder that keeps Fashion-MNIST's four published files."
     )
+
+    @property
+    def may_be_unbalanced(self) -> bool:
+        """Whether classes may differ in their training images: only in a long tail, for all have 6000."""
+        return self.imbalance is not None
 
 
 class ImageFolder(_Splits):
@@ -268,9 +334,10 @@ class Caltech256(_Splits):
 
     kind: Literal["caltech256"]
     root: WrittenPlace = key(..., "Path of the data set's folder, 256_ObjectCategories.")
-    train_fraction: float = key(
+    train_fraction: float | None = key(
         0.8,
-        "Share of each class that becomes the training split: ceil(share x n) images.",
+        "Share of each class that becomes the training split: ceil(share x n) images. null with shots, which "
+        "stands in its place.",
         source="paper, section 3",
         gt=0,
         lt=1,

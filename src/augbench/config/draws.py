@@ -48,6 +48,7 @@ def _of_draw(name: str, row: Method, rows: dict[str, Method], draw: int) -> Meth
         family=row.group,
         pool=name,
         added_per_training_image=row.added_per_training_image,
+        fill_to=row.fill_to,
         ranked=row.ranked,
         may_fall_short=row.may_fall_short,
     )

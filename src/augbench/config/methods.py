@@ -66,6 +66,7 @@ class Prompting(Section):
 Family = Literal["real", "unconditional", "prompting", "personalised", "retrieval", "scaling", "control"]
 GENERATED = ("unconditional", "prompting", "personalised")  # families whose images a model generates
 RealSplit = Literal["train", "train2x", "full"]
+FillTo = Positive | Literal["largest"]
 
 
 class _Method(Section):
@@ -197,6 +198,23 @@ class _Added(_Method):
         source="paper, section 3; Figure 5B: 1, 5, 10, 25",
         gt=0,
     )
+    fill_to: FillTo | None = key(
+        None,
+        "Fill every class up to this many training images, or to those of the largest class (largest), in "
+        "place of added_per_training_image: a class with n real images gets the missing ones, one with enough "
+        "gets none. Needs augmentation.images_per_class where images are generated.",
+        "images, real and added",
+        new=True,
+    )
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> _Added:
+        if self.fill_to is not None and self.added_per_training_image != 1:
+            raise ValueError(
+                "added_per_training_image: not allowed with fill_to, which says how many images are added; "
+                "give one of the two"
+            )
+        return self
 
 
 class _Sampled(_Added):

@@ -101,10 +101,18 @@ class Study(Section):
                 raise ValueError(
                     f"methods.{name}: with dataset.draws, a name may not end in _draw and a number"
                 )
-            if method.real_split == "train2x" and 3 * self.dataset.train_fraction > 1:
+            share = self.dataset.train_fraction
+            if method.real_split == "train2x" and share is not None and 3 * share > 1:
                 raise ValueError(
                     f"methods.{name}.split: train2x needs three disjoint shares of size train_fraction; "
-                    f"{self.dataset.train_fraction:g} leaves no room"
+                    f"{share:g} leaves no room"
+                )
+        for name, added in self.augmented.items():
+            made = self.augmentation.images_per_class
+            if added.fill_to is not None and made is None and self.pool_row(name) not in self.retrieved:
+                raise ValueError(
+                    f"methods.{name}.fill_to: goes with augmentation.images_per_class only, because a pool of"
+                    " images per training image has fewest where most are missing"
                 )
         for name, retrieved in self.retrieved.items():
             self._check_retrieval(name, retrieved)

@@ -9,8 +9,8 @@ method needs them.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,13 +41,16 @@ class Shares:
     """Exact shares of the training pool; validation and test are 0 if the data set gives their images.
 
     ``before`` is the share that precedes the held-out images in a class's random order: ``held_out_like``, or
-    the training share.
+    the training share. ``shots`` and ``validation_shots`` are numbers of images in place of shares. With
+    ``shots``, the held-out images are the last of the order, whatever the number of shots.
     """
 
     train: Fraction
     validation: Fraction
     test: Fraction
     before: Fraction
+    shots: int | None = None
+    validation_shots: int | None = None
 
 
 def resolve_shares(
@@ -58,20 +61,33 @@ def resolve_shares(
     By default, validation is as large as train if test images are given (ImageNet in the paper, section
     3), otherwise half of what train leaves (Caltech256). Test, if not given, is by default half of what
     train leaves. With ``held_out_like``, these are the defaults of the study with that ``train_fraction``.
+    With ``shots``, validation has as many images by default, and test half of the pool.
 
     Raises
     ------
     UserError
         The shares do not fit into the pool. train2x counts if it is in ``needed``.
     """
-    train = Fraction(str(dataset.train_fraction))
-    before = train if dataset.held_out_like is None else Fraction(str(dataset.held_out_like))
-    half = (1 - before) / 2
+    counted = dataset.validation_images
 
     def share(given: bool, configured: float | None, default: Fraction) -> Fraction:
         return Fraction(0) if given else default if configured is None else Fraction(str(configured))
 
-    validation = share(given_validation, dataset.validation_fraction, before if given_test else half)
+    if dataset.shots is not None:
+        return Shares(
+            train=Fraction(0),
+            validation=share(given_validation, dataset.validation_fraction, Fraction(0)),
+            test=share(given_test, dataset.test_fraction, Fraction(1, 2)),
+            before=Fraction(0),
+            shots=dataset.shots,
+            validation_shots=counted,
+        )
+    train = Fraction(str(dataset.train_fraction))
+    before = train if dataset.held_out_like is None else Fraction(str(dataset.held_out_like))
+    half = (1 - before) / 2
+    validation = share(
+        given_validation or counted is not None, dataset.validation_fraction, before if given_test else half
+    )
     test = share(given_test, dataset.test_fraction, half)
     room = 1 - train
     if validation + test > room:
@@ -98,7 +114,7 @@ def resolve_shares(
             f"{float(train):g}, and train2x needs as much again",
             f"allowed: at most the {left:g} that validation and test leave; lower the fractions",
         )
-    return Shares(train, validation, test, before)
+    return Shares(train, validation, test, before, validation_shots=counted)
 
 
 @dataclass(frozen=True)
@@ -119,17 +135,21 @@ class SplitSizes:
 
 
 def _sizes(pool: int, shares: Shares, given_validation: int | None, given_test: int | None) -> SplitSizes:
-    before = math.ceil(shares.before * pool)
+    """Sizes of a class's splits; they fit only if none is empty or negative (:func:`split_sizes`)."""
+    counted = shares.validation_shots if given_validation is None else None
+    validation = math.ceil(shares.validation * pool) if counted is None else counted
+    test = math.ceil(shares.test * pool)
+    before = pool - validation - test if shares.shots is not None else math.ceil(shares.before * pool)
     rest = pool - before
-    validation, test = math.ceil(shares.validation * pool), math.ceil(shares.test * pool)
     if validation + test > rest:  # rounded up, they exceed what is left: share what is left
-        validation = math.floor(rest * shares.validation / (shares.validation + shares.test))
+        if counted is None:
+            validation = math.floor(rest * shares.validation / (shares.validation + shares.test))
         test = rest - validation if shares.test else 0
     left = pool - validation - test
-    train = min(math.ceil(shares.train * pool), left)
+    train = shares.shots or min(math.ceil(shares.train * pool), left)
     return SplitSizes(
         train=train,
-        validation=validation if given_validation is None else given_validation,
+        validation=validation if given_validation is None else shares.validation_shots or given_validation,
         test=test if given_test is None else given_test,
         pool_validation=validation,
         pool_test=test,
@@ -170,9 +190,10 @@ def split_sizes(
 
     def fits(size: int) -> bool:
         sizes = _sizes(size, shares, given_validation, given_test)
-        twice = "train2x" not in needed or sizes.room >= sizes.train
+        twice = sizes.train if "train2x" in needed else 0
         return (
-            twice
+            sizes.room >= twice
+            and sizes.before + sizes.pool_validation + sizes.pool_test <= size
             and sizes.train > 0
             and (given_validation is not None or sizes.validation > 0)
             and (given_test is not None or sizes.test > 0)
@@ -181,6 +202,12 @@ def split_sizes(
     for name, given in (("validation", given_validation), ("test", given_test)):
         if given == 0:
             raise UserError("dataset", f"class {class_id!r} has 0 {name} images", "at least 1 is needed")
+    if given_validation is not None and given_validation < (shares.validation_shots or 0):
+        raise UserError(
+            "dataset.validation_shots",
+            f"{shares.validation_shots}, but class {class_id!r} has {given_validation} validation images",
+            f"allowed: at most {given_validation}; its default is shots",
+        )
     if not fits(pool):
         enough = next((size for size in range(pool + 1, pool + 10_000) if fits(size)), "many more")
         sampled = [
@@ -189,11 +216,13 @@ def split_sizes(
             *(["test"] if given_test is None else []),
         ]
         names = sampled + (["train2x"] if "train2x" in needed else [])
-        raise UserError(
-            "dataset",
+        found, enough_for = (
             f"class {class_id!r} has {pool} images",
-            f"{enough} are enough for {', '.join(names)} at these fractions",
+            f"{enough} are enough for {', '.join(names)}",
         )
+        if shares.shots is None:
+            raise UserError("dataset", found, f"{enough_for} at these fractions")
+        raise UserError("dataset.shots", f"{shares.shots}, but {found}", f"{enough_for} with as many shots")
     sizes = _sizes(pool, shares, given_validation, given_test)
     if draws > 1 and not sizes.room:
         raise UserError(
@@ -204,6 +233,39 @@ def split_sizes(
     return sizes
 
 
+def long_tail(sizes: Mapping[str, SplitSizes], imbalance: float | None) -> dict[str, SplitSizes]:
+    """Sizes of all classes' splits with a long tail of training images, if ``imbalance`` asks for one.
+
+    Class i of C has floor(n x imbalance^(-i / (C - 1))) training images, where n is the smallest training
+    split of all classes without a tail (Cui et al., CVPR 2019; Cao et al., NeurIPS 2019). train2x has twice
+    as many. What a class loses stays in its room; validation and test do not change.
+
+    Parameters
+    ----------
+    sizes : mapping of str to SplitSizes
+        Sizes without a tail (:func:`split_sizes`), by class id in label order.
+
+    Raises
+    ------
+    UserError
+        A class would have no training image; names it.
+    """
+    if imbalance is None:
+        return dict(sizes)
+    most, last = min(size.train for size in sizes.values()), max(1, len(sizes) - 1)
+    tail: dict[str, SplitSizes] = {}
+    for place, (class_id, size) in enumerate(sizes.items()):
+        train = math.floor(most * imbalance ** (-place / last) + 1e-9)  # 50 / 50 is 1, not 0.99...
+        if not train:
+            raise UserError(
+                "dataset.imbalance",
+                f"{imbalance:g}, but class {class_id!r} would have 0 of {most} training images",
+                f"allowed: at most {most}, the training images of the first class",
+            )
+        tail[class_id] = replace(size, train=train, room=size.room + size.train - train)
+    return tail
+
+
 def split_class(
     class_id: str,
     pool: int,
@@ -212,14 +274,17 @@ def split_class(
     given_test: int | None,
     rng: np.random.Generator,
     needed: Collection[str] = (),
+    train: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Split one class (paper, section 3; protocol, section 1).
 
-    - ``train``: ceil(train_fraction x n) images of the pool;
+    - ``train``: ceil(train_fraction x n) images of the pool, or ``shots``: the first of a random order, so
+      that a smaller split is part of a larger one;
     - ``val``: the given images, else a disjoint sample, by default as large as train if test images are
-      given, else half of the rest; with ``held_out_like``, the one of that study;
-    - ``test``: the given images, else a disjoint sample; only ``test_images_per_class`` of them if the
-      config sets that;
+      given, else half of the rest; with ``held_out_like``, the one of that study; with ``shots``, as many,
+      taken before the test images from the end of the order, so that fewer are part of more;
+    - ``test``: the given images, else a disjoint sample, with ``shots`` the end of the order; only
+      ``test_images_per_class`` of them if the config sets that;
     - ``train2x`` (if needed): train and as many further images, none of them in val or test;
     - ``full`` (if needed): the pool without val and test images that were sampled from it (before any cut);
     - ``train_draw1``, ``train2x_draw1`` and so on (if needed): further draws of these sizes from ``full``.
@@ -231,6 +296,8 @@ def split_class(
     rng : numpy Generator
         This class's own generator: see :func:`class_generator`. The splits in ``needed`` do not change
         the others.
+    train : int, optional
+        Training images of the class in a long tail (:func:`long_tail`). Default: those without one.
 
     Returns
     -------
@@ -259,17 +326,21 @@ def split_class(
     full = np.concatenate([first, last])
     if given_test is not None:
         test = rng.permutation(given_test)
+    if given_validation is not None:
+        cut = shares.validation_shots
+        val = np.arange(given_validation) if cut is None else rng.permutation(given_validation)[:cut]
+    size = sizes.train if train is None else train
     chosen = {
-        "train": full[: sizes.train],
-        "val": val if given_validation is None else np.arange(given_validation),
+        "train": full[:size],
+        "val": val,
         "test": test[: dataset.test_images_per_class],
-        "train2x": full[: 2 * sizes.train],
+        "train2x": full[: 2 * size],
         "full": full,
     }
     for further in range(1, dataset.draws):
         order = rng.permutation(full)
-        for name, size in (("train", sizes.train), ("train2x", 2 * sizes.train)):
-            chosen[drawn_name(name, further)] = order[:size]
+        for name, count in (("train", size), ("train2x", 2 * size)):
+            chosen[drawn_name(name, further)] = order[:count]
     return {
         name: np.sort(part).astype(np.int64) for name, part in chosen.items() if name in ALWAYS | {*needed}
     }
@@ -323,12 +394,13 @@ def make_splits(
         A class cannot be split. The error names the first such class; ``augbench check`` names all.
     """
     columns: dict[str, list[tuple[int, str, str, str]]] = {name: [] for name in sorted(ALWAYS | {*needed})}
+    tail = {} if dataset.imbalance is None else _sizes_in_tail(images, dataset, needed)
     for label, (info, found) in enumerate(zip(classes, images, strict=True)):
         if found.class_id != info.class_id:
             raise ValueError(
                 f"class {label} is {info.class_id!r} in the table and {found.class_id!r} in the scan"
             )
-        given = [None if part is None else len(part) for part in (found.validation, found.test)]
+        given = _given(found)
         rng = class_generator(seed, info.class_id)
         for name, indices in split_class(
             info.class_id,
@@ -338,6 +410,7 @@ def make_splits(
             given_test=given[1],
             rng=rng,
             needed=needed,
+            train=tail[info.class_id].train if tail else None,
         ).items():
             given_images = {"val": found.validation, "test": found.test}.get(name)
             origin = found.pool if given_images is None else given_images
@@ -345,6 +418,26 @@ def make_splits(
                 (label, origin.image_ids[i], info.class_id, origin.sources[i]) for i in indices.tolist()
             )
     return {name: _split(rows) for name, rows in columns.items()}
+
+
+def _given(found: ClassImages) -> tuple[int | None, int | None]:
+    """Number of validation and test images that the data set gives a class; None: they are sampled."""
+    validation, test = (None if part is None else len(part) for part in (found.validation, found.test))
+    return validation, test
+
+
+def _sizes_in_tail(
+    images: Sequence[ClassImages], dataset: Dataset, needed: Collection[str]
+) -> dict[str, SplitSizes]:
+    """Sizes of all classes' splits in the data set's long tail."""
+    sizes = {}
+    for found in images:
+        validation, test = _given(found)
+        shares = resolve_shares(dataset, validation is not None, test is not None, needed)
+        sizes[found.class_id] = split_sizes(
+            found.class_id, len(found.pool), shares, validation, test, needed, dataset.draws
+        )
+    return long_tail(sizes, dataset.imbalance)
 
 
 def _split(rows: list[tuple[int, str, str, str]]) -> Split:

@@ -338,11 +338,17 @@ class Plan(FurtherPaths):
     def scaling(self) -> dict[str, str]:
         """Rows of Figure 5B, each with the row whose pool it draws from.
 
-        These are the rows of mechanism ``draw``, except placebos, and the rows that own the pools.
+        These are the rows of mechanism ``draw``, except placebos, and the rows that own the pools. Rows with
+        ``fill_to`` add no multiple of the real images, so they have no place on the figure's axis.
         """
-        drawn = {name: row.pool for name, row in self.study.drawn.items() if not row.shuffles_labels}
+        filled = {name for name, row in self.study.augmented.items() if row.fill_to is not None}
+        drawn = {
+            name: row.pool
+            for name, row in self.study.drawn.items()
+            if not row.shuffles_labels and name not in filled
+        }
         return {
             name: self.study.pool_row(name)
             for name in self.methods
-            if name in drawn or name in drawn.values()
+            if (name in drawn or name in drawn.values()) and name not in filled
         }

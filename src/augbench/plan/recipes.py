@@ -176,6 +176,8 @@ def search_recipe(study: Study, name: str) -> Recipe:
     method = study.retrieved[name]
     assert study.corpus is not None
     sizes = {"images_per_class", "added_per_training_image", "first_k", "growth_limit"}
+    if method.images_per_class is None:
+        sizes.add("fill_to")
     asked = method.model_dump(mode="json", include=sizes | {"corpus_share", "manifest"})
     corpus = (
         study.corpus.model_dump(mode="json", exclude={"fetch"})
@@ -197,7 +199,7 @@ def retrieve_recipe(study: Study, name: str) -> Recipe:
             mode="json",
             exclude={
                 *("label", "family", "query", "mechanism", "ranked", "may_fall_short", "corpus_share"),
-                "least_images",
+                *("least_images", "fill_to"),
             },
         ),
         "limits": study.retrieval.download.model_dump(
@@ -212,7 +214,8 @@ def shortfall_recipe(study: Study) -> Recipe:
     """Recipe of the choice of classes that are left out because they have too few images."""
     rows = {
         name: row.model_dump(
-            mode="json", include={"added_per_training_image", "may_fall_short", "least_images"}
+            mode="json",
+            include={"added_per_training_image", "fill_to", "may_fall_short", "least_images"},
         )
         for name, row in study.retrieved.items()
     }
@@ -268,7 +271,7 @@ def select_recipe() -> Recipe:
 def resample_recipe(study: Study, name: str) -> Recipe:
     """Recipe of the training sets drawn from a method's pool."""
     drawn = study.methods[name].model_dump(
-        mode="json", include={"added_per_training_image", "ranked", "may_fall_short", "pool"}
+        mode="json", include={"added_per_training_image", "fill_to", "ranked", "may_fall_short", "pool"}
     )
     row = study.methods[name]
     if row.shuffles_labels:
@@ -398,7 +401,7 @@ def figure_data_recipe(study: Study, methods: Iterable[str]) -> Recipe:
     """Recipe of a figure's data: the choice of images, and the names of the rows."""
     rows = {
         name: study.methods[name].model_dump(
-            mode="json", include={"label", "family", "added_per_training_image", "pool"}
+            mode="json", include={"label", "family", "added_per_training_image", "fill_to", "pool"}
         )
         for name in methods
     }

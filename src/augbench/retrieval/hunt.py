@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from augbench.config.methods import RetrieveMethod
-from augbench.resample import needed_images
+from augbench.resample import needed_by_class
 from augbench.retrieval.filters import KEPT, Filters
 from augbench.retrieval.images import Arrival, Origin
 from augbench.retrieval.lists import TAKEN_DOWN
@@ -50,9 +50,17 @@ Flags = Callable[[Sequence["Image.Image"]], Sequence[bool]]
 Embed = Callable[[Sequence["Image.Image"]], np.ndarray]
 
 
-def wanted_images(method: RetrieveMethod, training_images: int) -> int:
-    """Number of images to keep for a class: the config's, or else the number added to a training set."""
-    return method.images_per_class or needed_images(method.added_per_training_image, training_images)
+def wanted_images(method: RetrieveMethod, training_images: Mapping[str, int]) -> dict[str, int]:
+    """Number of images to keep of each class: the config's, or else the number added to a training set.
+
+    Parameters
+    ----------
+    training_images : mapping of str to int
+        Real training images by class id.
+    """
+    if method.images_per_class is not None:
+        return dict.fromkeys(training_images, method.images_per_class)
+    return needed_by_class(training_images, method.added_per_training_image, method.fill_to)
 
 
 def prefix_sizes(method: RetrieveMethod, wanted: int) -> list[int]:

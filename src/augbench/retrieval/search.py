@@ -114,10 +114,8 @@ def search(
             out, manifest.found(list(queries)), queries, f"manifest {method.manifest}", clip["id"]
         )
         return
-    limits = {
-        class_id: prefix_sizes(method, wanted_images(method, training_images[class_id]))[-1]
-        for class_id in queries
-    }
+    wanted = wanted_images(method, training_images)
+    limits = {class_id: prefix_sizes(method, wanted[class_id])[-1] for class_id in queries}
     backend = open_backend(job, method, clip_path, corpus_folder)
     vectors = embed_queries(queries, clip["folder"], job.study)
     found = dict(zip(queries, backend.search(vectors, max(limits.values())), strict=True))

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.files import read_json, write_json, write_text
-from augbench.resample import needed_images
+from augbench.resample import needed_by_class
 from augbench.retrieval.filters import KEPT
 from augbench.retrieval.manifest import freeze
 
@@ -42,12 +42,16 @@ def shortfall(
         Images per class in the training split.
     """
     short: dict[str, dict[str, dict[str, int]]] = {}
-    for class_id, size in training_images.items():
+    added = {
+        name: needed_by_class(training_images, row.added_per_training_image, row.fill_to)
+        for name, row in study.retrieved.items()
+    }
+    for class_id in training_images:
         if class_id in study.retrieval.listed:
             continue
         for name, counts in kept.items():
             method = study.retrieved[name]
-            needed = max(needed_images(method.added_per_training_image, size), method.least_images or 0)
+            needed = max(added[name][class_id], method.least_images or 0)
             if not method.may_fall_short and counts.get(class_id, 0) < needed:
                 short.setdefault(class_id, {})[name] = {"kept": counts.get(class_id, 0), "needed": needed}
     return short

@@ -293,9 +293,9 @@ def _hunts(
 ) -> list[Hunt]:
     """Return a hunt per class of ``neighbours``."""
     promised = None if method.manifest is None else read_manifest(method.manifest).hashes
-    hunts = []
+    hunts, all_wanted = [], wanted_images(method, training_images)
     for class_id, found in neighbours.items():
-        wanted = wanted_images(method, training_images[class_id])
+        wanted = all_wanted[class_id]
         sizes = prefix_sizes(method, wanted) if promised is None else [max(1, len(found))]
         known = None if promised is None else promised[class_id]
         hunts.append(Hunt(class_id, found[: sizes[-1]], wanted, sizes, known))

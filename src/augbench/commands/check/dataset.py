@@ -12,7 +12,7 @@ from augbench.config.data import FashionMnist
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study
 from augbench.data.image_folder import first_problems
-from augbench.data.splits import SplitSizes, resolve_shares, split_sizes
+from augbench.data.splits import SplitSizes, long_tail, resolve_shares, split_sizes
 from augbench.errors import UserError
 
 
@@ -59,6 +59,8 @@ def sizes_of_splits(study: Study, counts: list[ClassCounts]) -> dict[str, SplitS
     ------
     ConfigError
         Some classes are too small; names each of them.
+    UserError
+        A class of a long tail would have no training image.
     """
     needed = {method.split for method in study.real.values()}
     given = [any(getattr(count, part) is not None for count in counts) for part in ("validation", "test")]
@@ -79,7 +81,7 @@ def sizes_of_splits(study: Study, counts: list[ClassCounts]) -> dict[str, SplitS
             problems.append(error)
     if problems:
         raise ConfigError(first_problems(problems))
-    return sizes
+    return long_tail(sizes, study.dataset.imbalance)
 
 
 def summary_of_sizes(sizes: dict[str, SplitSizes], test_cut: int | None, draws: int = 1) -> str:

@@ -15,7 +15,7 @@ from augbench.data.classes import ClassInfo
 from augbench.errors import UserError, some
 from augbench.measures.judge import check_judge
 from augbench.prompts.stage import check_prompts, images_without_caption
-from augbench.resample import needed_images
+from augbench.resample import needed_by_class, needed_images
 from augbench.retrieval.lists import list_problems
 
 
@@ -41,22 +41,32 @@ def added_image_problems(
     Parameters
     ----------
     train : dict
-        Training images by class id. Each training set draws a multiple of them, so the largest class decides.
+        Training images by class id. Each training set draws a multiple of them, so the largest class decides,
+        or fills classes up, so the smallest class decides.
     corpus : CorpusSize, optional
         Size of the corpus, if it can be counted.
     """
     largest = max(train, key=lambda class_id: train[class_id])
+    smallest = min(train, key=lambda class_id: train[class_id])
 
     def needed(method: AddingMethod) -> _Needed:
+        if method.fill_to is not None:
+            full = train[largest] if method.fill_to == "largest" else method.fill_to
+            because = f"class {smallest!r} has {train[smallest]} training images and is filled to {full}"
+            return _Needed(max(0, full - train[smallest]), because)
         size, times = train[largest], method.added_per_training_image
         added = "as many" if times == 1 else f"{times:g} times as many"
         because = f"class {largest!r} has {size} training images, and a resample adds {added}"
         return _Needed(needed_images(times, size), because)
 
+    for name, row in study.augmented.items():
+        if row.fill_to is not None and not needed(row).images:
+            least = f"every class has at least {train[smallest]} training images, so no image would be added"
+            yield UserError(f"methods.{name}.fill_to", row.fill_to, f"allowed: more; {least}")
     if study.generated:
         yield from _generated_images(study, max(map(needed, study.generated.values())))
     for name, drawn in study.drawn.items():
-        yield from _drawn_images(study, name, drawn, needed(drawn))
+        yield from _drawn_images(study, name, drawn, needed(drawn), train)
     for name, retrieved in study.retrieved.items():
         yield from _retrieved_images(study, name, retrieved, needed(retrieved), corpus)
 
@@ -97,7 +107,9 @@ def _retrieved_images(
         yield UserError(key, wanted, f"allowed: at most {most}, because {why}")
 
 
-def _drawn_images(study: Study, name: str, method: DrawMethod, needed: _Needed) -> Iterator[UserError]:
+def _drawn_images(
+    study: Study, name: str, method: DrawMethod, needed: _Needed, train: dict[str, int]
+) -> Iterator[UserError]:
     allowed = f"allowed: at least {needed.images}"
     if (pool := study.retrieved.get(method.pool)) is not None:
         retrieved = pool.images_per_class
@@ -106,7 +118,15 @@ def _drawn_images(study: Study, name: str, method: DrawMethod, needed: _Needed) 
         if retrieved is not None and retrieved < needed.images:
             key = f"methods.{method.pool}.images_per_class"
             yield UserError(key, retrieved, f"{allowed}, because {name} draws from it; {needed.because}")
-        if retrieved is None and pool.added_per_training_image < method.added_per_training_image:
+        if retrieved is None and (pool.fill_to is not None or method.fill_to is not None):
+            kept, asked = (
+                needed_by_class(train, row.added_per_training_image, row.fill_to) for row in (pool, method)
+            )
+            if lacking := [class_id for class_id in train if kept[class_id] < asked[class_id]]:
+                few = f"{method.pool} keeps {kept[lacking[0]]} of class {lacking[0]!r}"
+                why = f"allowed: as many as its pool; {few}, and {asked[lacking[0]]} are added"
+                yield UserError(f"methods.{name}.pool", repr(method.pool), why)
+        elif retrieved is None and pool.added_per_training_image < method.added_per_training_image:
             key = f"methods.{name}.added_per_training_image"
             yield UserError(key, method.added_per_training_image, f"allowed: at most that of {method.pool}")
     elif study.augmentation.images_per_class is not None:

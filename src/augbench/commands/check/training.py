@@ -9,7 +9,7 @@ from augbench.classifier.schedule import StepSchedule, steps_per_epoch, undersiz
 from augbench.config.classifier import Classifier
 from augbench.config.study import Study
 from augbench.errors import UserError
-from augbench.resample import needed_images
+from augbench.resample import needed_by_class
 
 # With 500 real images of Fashion-MNIST and batches of 128, classifiers of 0.3 million parameters ended by the
 # paper's own rule after 176 to 340 steps (44 to 85 epochs). Cut after 60 steps, 36 of 39 had their best epoch
@@ -32,7 +32,8 @@ def pass_images(study: Study, name: str, train: Mapping[str, int]) -> int | None
     augmented = study.augmented.get(name)
     if augmented is None:
         return real
-    return real + sum(needed_images(augmented.added_per_training_image, size) for size in train.values())
+    added = needed_by_class(train, augmented.added_per_training_image, augmented.fill_to)
+    return real + sum(added.values())
 
 
 def batch_problems(study: Study, train: Mapping[str, int]) -> Iterator[UserError]:

@@ -186,15 +186,14 @@ class Estimate(Work):
             yield self._step("prepare", "corpus", chain, images=images, gpu_hours=hours)
 
     def _retrieve(self, method: str, row: RetrieveMethod) -> Iterator[Step]:
-        plan, classes = self.plan, self.sizes.classes
-        wanted = wanted_images(row, round(self.sizes.per_class))
-        largest = prefix_sizes(row, wanted)[-1]
-        neighbour_bytes = float(classes * largest * NEIGHBOUR_BYTES)
+        plan, wanted = self.plan, wanted_images(row, self.class_sizes)
+        largest = {class_id: prefix_sizes(row, images)[-1] for class_id, images in wanted.items()}
+        neighbour_bytes = float(sum(largest.values()) * NEIGHBOUR_BYTES)
         yield self._step("search", method, [[plan.neighbours(method)]], disk_bytes=neighbour_bytes)
         links = 0.0
         if self.study.corpus is not None and self.study.corpus.kind in WEB_CORPORA:
-            filtered = largest * self.assume("filtered_share")
-            links = classes * min(wanted / self.assume("link_share"), filtered)
+            filtered, share = self.assume("filtered_share"), self.assume("link_share")
+            links = sum(min(wanted[class_id] / share, k * filtered) for class_id, k in largest.items())
         downloaded = links * self.assume("link_share") * self.assume("link_bytes")
         kept = downloaded if self.study.retrieval.download.keep else 0.0
         jobs = [
@@ -205,7 +204,7 @@ class Estimate(Work):
             ]
             for block in plan.class_blocks
         ]
-        images = classes * wanted
+        images = sum(wanted.values())
         yield self._step(
             "retrieve",
             method,

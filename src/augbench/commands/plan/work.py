@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from augbench.commands.plan.sizes import sizes_of
 from augbench.commands.plan.throughput import Throughput, guided_share
 from augbench.plan.paths import Plan
 from augbench.plan.recipes import method_sampling
-from augbench.resample import needed_images
+from augbench.resample import needed_by_class
 from augbench.retrieval.hunt import wanted_images
 
 # U-Net calls per image at the table's rate: PNDM, 50 steps, guidance
@@ -152,15 +152,23 @@ class Work:
             * (classifier.base_width / CLASSIFIER_WIDTH) ** 2
         )
 
+    @cached_property
+    def class_sizes(self) -> Mapping[str, int]:
+        """Training images by class id: their mean, unless the study depends on how classes differ."""
+        fills = any(row.fill_to is not None for row in self.study.augmented.values())
+        if fills or self.study.dataset.imbalance is not None:
+            return self.sizes.by_class
+        return dict.fromkeys(self.sizes.by_class, round(self.sizes.per_class))
+
     def pool_images(self, method: str, parts: Sequence[str]) -> int:
         """Number of images of all classes in some parts of a generated pool."""
-        size, part_range = round(self.sizes.per_class), self.study.augmentation.part_range
-        return self.sizes.classes * sum(len(part_range(int(part), size)) for part in parts)
+        part_range = self.study.augmentation.part_range
+        return sum(len(part_range(int(part), size)) for size in self.class_sizes.values() for part in parts)
 
     def pool_size(self, method: str) -> int:
         retrieved = self.study.retrieved.get(self.study.pool_row(method))
         if retrieved is not None:
-            return self.sizes.classes * wanted_images(retrieved, round(self.sizes.per_class))
+            return sum(wanted_images(retrieved, self.class_sizes).values())
         return self.pool_images(method, self.plan.parts(method))
 
     def pass_images(self, method: str) -> int:
@@ -172,11 +180,14 @@ class Work:
         row = self.study.augmented.get(method)
         if row is None:
             return 0
-        per_class = needed_images(row.added_per_training_image, round(self.sizes.per_class))
-        return self.sizes.classes * per_class
+        needed = needed_by_class(self.class_sizes, row.added_per_training_image, row.fill_to)
+        return sum(needed.values())
 
     def real_images(self, method: str) -> int:
         """Number of real images that a method's classifiers are trained on."""
         split = self.study.methods[method].real_split
-        everything = self.sizes.train / self.study.dataset.train_fraction - self.sizes.validation
-        return round({"train": self.sizes.train, "train2x": 2 * self.sizes.train, "full": everything}[split])
+        share, train = self.study.dataset.train_fraction, self.sizes.train
+        if split == "full" and (share is None or self.study.dataset.imbalance is not None):
+            return self.sizes.full or train
+        everything = train / (share or 1) - self.sizes.validation
+        return round({"train": train, "train2x": 2 * train, "full": everything}[split])

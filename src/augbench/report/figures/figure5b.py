@@ -31,7 +31,7 @@ from augbench.report.figures.style import COLOURS, MARKERS, WIDTH, legend_label,
 from augbench.report.render import read_csv, render_csv
 from augbench.report.tables import table1
 from augbench.report.tables.per_class import ClassAccuracies, read_per_class
-from augbench.resample import needed_images
+from augbench.resample import needed_by_class
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,11 +109,8 @@ def collect(
         config = plan.study.augmented[method]
         added = Counter(read_index(manifests[method]).column("class_id").to_pylist())
         classes = accuracies[method].class_ids
-        short = [
-            class_id
-            for class_id in classes
-            if added[class_id] < needed_images(config.added_per_training_image, sizes[class_id])
-        ]
+        needed = needed_by_class(sizes, config.added_per_training_image)
+        short = [class_id for class_id in classes if added[class_id] < needed[class_id]]
         family = plan.study.methods[pool].group
         rows.append(
             Row(
