@@ -50,4 +50,5 @@ def _of_draw(name: str, row: Method, rows: dict[str, Method], draw: int) -> Meth
         added_per_training_image=row.added_per_training_image,
         ranked=row.ranked,
         may_fall_short=row.may_fall_short,
+        use=row.use,
     )

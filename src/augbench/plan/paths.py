@@ -321,9 +321,14 @@ class Plan(PoolPaths):
     def scaling(self) -> dict[str, str]:
         """Rows of Figure 5B, each with the row whose pool it draws from.
 
-        These are the rows of mechanism ``draw``, except placebos, and the rows that own the pools.
+        These are the rows of mechanism ``draw``, except placebos and those that use their images in a way of
+        their own, and the rows that own the pools.
         """
-        drawn = {name: row.pool for name, row in self.study.drawn.items() if not row.shuffles_labels}
+        drawn = {
+            name: row.pool
+            for name, row in self.study.drawn.items()
+            if not row.shuffles_labels and row.use == self.study.methods[row.pool].use
+        }
         return {
             name: self.study.pool_row(name)
             for name in self.methods

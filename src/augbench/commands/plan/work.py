@@ -156,11 +156,13 @@ class Work:
         row = self.study.augmented.get(method)
         if row is None:
             return 0
-        per_class = needed_images(row.added_per_training_image, round(self.sizes.per_class))
-        return self.sizes.classes * per_class
+        share = row.use.replace or row.added_per_training_image
+        return self.sizes.classes * needed_images(share, round(self.sizes.per_class))
 
     def real_images(self, method: str) -> int:
         """Number of real images that a method's classifiers are trained on."""
-        split = self.study.methods[method].real_split
+        split, use = self.study.methods[method].real_split, self.study.methods[method].use
+        if use.replace:
+            return self.sizes.train - self.added_images(method)
         everything = self.sizes.train / self.study.dataset.train_fraction - self.sizes.validation
         return round({"train": self.sizes.train, "train2x": 2 * self.sizes.train, "full": everything}[split])
