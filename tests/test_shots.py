@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import LEAST_STUDY, SMALL_STUDY
+from test_resample import pool_of
 
 from augbench.commands.check.dataset import ClassCounts, sizes_of_splits
 from augbench.commands.check.methods import added_image_problems
@@ -26,7 +27,6 @@ from augbench.plan.paths import Plan
 from augbench.resample import Drawing, draw, needed_by_class
 from augbench.retrieval.hunt import wanted_images
 from augbench.retrieval.shortfall import shortfall
-from test_resample import pool_of
 
 FOLDER: dict[str, Any] = {"kind": "image_folder", "root": "data", "train_folder": "train"}
 GIVEN = ImageFolder(**FOLDER, test_folder="val", shots=5)

@@ -370,7 +370,11 @@ class LabelledImages:
     @cached_property
     def key(self) -> str:
         """Hash of the ordered ids and labels."""
-        return canonical_hash([self.ids, self.labels.tolist()])
+        return self.key_of(np.arange(len(self)))
+
+    def key_of(self, rows: np.ndarray) -> str:
+        """Hash of the ids and labels of some images, in this order."""
+        return canonical_hash([[self.ids[row] for row in rows], self.labels[rows].tolist()])
 
     def pool(self, side: int | None, compute: Compute) -> ImagePool:
         """Return the images, decoded at the first call."""

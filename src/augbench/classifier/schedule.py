@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from augbench.config.classifier import Classifier
 from augbench.errors import UserError
@@ -40,6 +40,46 @@ def undersized_parts(what: str, images: int, config: Classifier) -> UserError | 
         f"{groups}, and {what} has batches of {smallest} images",
         f"allowed: at most {max(1, smallest // 2)}, so that each part has two",
     )
+
+
+class Pass(NamedTuple):
+    """Where a step is: the number of its pass (0-based), of its batch in it, and of batches from there on.
+
+    ``real_only``: the pass is over real images alone.
+    """
+
+    number: int
+    batch: int
+    left: int
+    real_only: bool
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Passes over the training set, and from some step on over its real images alone.
+
+    Attributes
+    ----------
+    per_epoch : int
+        Optimiser steps in a pass over the training set.
+    switch : int, optional
+        Step (0-based) from which on only real images are seen.
+    per_real_epoch : int
+        Optimiser steps in a pass over the real images.
+    """
+
+    per_epoch: int
+    switch: int | None = None
+    per_real_epoch: int = 1
+
+    def at(self, step: int) -> Pass:
+        """Return where step number ``step`` (0-based) is; passes over real images are counted on."""
+        if self.switch is not None and step >= self.switch:
+            number, batch = divmod(step - self.switch, self.per_real_epoch)
+            return Pass(-(-self.switch // self.per_epoch) + number, batch, self.per_real_epoch - batch, True)
+        number, batch = divmod(step, self.per_epoch)
+        left = self.per_epoch - batch
+        return Pass(number, batch, left if self.switch is None else min(left, self.switch - step), False)
 
 
 class Schedule(Protocol):

@@ -31,6 +31,7 @@ from augbench.classifier.compute import Compute, ProcessGroup, compute_of, count
 from augbench.classifier.history import History, read_history
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.launch import in_processes
+from augbench.classifier.replacing import replace_real
 from augbench.classifier.score import has_rows, score_test, top1, write_predictions
 from augbench.classifier.stored import commit_run, is_trained
 from augbench.classifier.train import train_run
@@ -111,12 +112,20 @@ class TrainingRun:
         Images added to the real ones; None for a baseline.
     lacking : int
         Number of added images that the set lacks, because the pool has too few of their classes.
+    stays : ndarray, int, optional
+        The real images that are trained on, if added ones replace some; None: all.
     """
 
     block: SharedInputs
     folder: Path
     added: LabelledImages | None
     lacking: int = 0
+    stays: np.ndarray | None = None
+
+    @property
+    def real_images(self) -> int:
+        """Number of real images that are trained on."""
+        return len(self.block.real) if self.stays is None else len(self.stays)
 
     @property
     def number(self) -> int:
@@ -246,9 +255,9 @@ def open_runs(
     test = None if test_path is None else labelled(test_path)
     block = SharedInputs(sources.method, kept, labelled(sources.train), labelled(sources.validation), test)
     labels = {row.class_id: label for label, row in enumerate(info)}
-    runs = []
+    use, runs = study.methods[sources.method].use, []
     for folder, manifest in sources.manifests.items():
-        added, lacking = None, 0
+        added, lacking, stays = None, 0, None
         if manifest is not None:
             if Path(manifest).stem != folder.name:
                 raise ValueError(f"run {folder.name} is given the added images of run {Path(manifest).stem}")
@@ -256,9 +265,20 @@ def open_runs(
             check_same_labels(rows, labels, str(manifest))
             if left := sorted(set(rows.column("class_id").to_pylist()) & set(sources.excluded)):
                 raise UserError(str(manifest), f"images of class {left[0]!r}, which is left out", REMAKE)
+            if use.replace:
+                stays, used = replace_real(
+                    block.real.labels,
+                    number[rows.column("label").to_numpy()],
+                    use.replace,
+                    class_ids=[info[label].class_id for label in kept],
+                    run=int(folder.name),
+                    study_seed=study.seed_of(sources.method),
+                    ranked=study.augmented[sources.method].ranked,
+                )
+                rows = rows.take(used)
             added = _added(rows, number, store.study, f"{sources.method}, set {folder.name}")
             lacking = sum(lack.images for lack in lacks_of(rows).values())
-        runs.append(TrainingRun(block, folder, added, lacking))
+        runs.append(TrainingRun(block, folder, added, lacking, stays))
     return runs
 
 
@@ -277,7 +297,7 @@ def run_recipe(study: Study, run: TrainingRun) -> dict[str, Any]:
     return {
         "classifier": classifier_recipe(study, block.method),
         "classes": block.classes,
-        "real": block.real.key,
+        "real": block.real.key if run.stays is None else block.real.key_of(run.stays),
         "added": None if added is None else added.key,
         "validation": block.validation.key,
         "run": run.number,
@@ -304,6 +324,8 @@ def train_missing(study: Study, store: Store, run: TrainingRun, compute: Compute
         checkpoint=checkpoint,
         what=run.what,
         repeats=study.methods[block.method].real_repeats,
+        use=study.methods[block.method].use,
+        stays=run.stays,
     )
     if run.added is not None:
         run.added.forget()
@@ -320,8 +342,9 @@ def publish_run(study: Study, store: Store, run: TrainingRun, compute: Compute) 
     store.publish("classifier_timings", recipe, folder / "timing.json")
     written = read_json(folder / "history.json")
     added = 0 if run.added is None else len(run.added)
-    repeats = study.methods[block.method].real_repeats
-    history = read_history(folder / "history.json", repeats * len(block.real) + added, study.classifier)
+    row = study.methods[block.method]
+    images = row.real_repeats * run.real_images + added
+    history = read_history(folder / "history.json", images, study.classifier)
     report = {
         "method": block.method,
         "run": run.number,
@@ -334,12 +357,14 @@ def publish_run(study: Study, store: Store, run: TrainingRun, compute: Compute) 
         "val_top1": written["val_top1"],
         "test_top1": None,
         "dtype": read_json(folder / "timing.json").get("dtype"),
-        "n_real": len(block.real),
+        "n_real": run.real_images,
         "n_added": added,
         "n_lacking": run.lacking,
         "n_val": len(block.validation),
         "n_test": 0 if block.test is None else len(block.test),
     }
+    if use := row.use.model_dump(mode="json"):
+        report["use"] = use
     if block.test is not None:
         test, predictions = block.test, folder / "predictions.parquet"
         scoring = {

@@ -14,6 +14,7 @@ import torch
 from augbench.classifier.compute import ProcessGroup
 from augbench.classifier.model import WidthResNet
 from augbench.classifier.schedule import (
+    Passes,
     PlateauSchedule,
     StepSchedule,
     Stopped,
@@ -149,7 +150,7 @@ class State:
         self.history = [_validation(values) for values in state["history"]]
         self.seconds = state["seconds"]
 
-    def validated(self, loss: float, top1: float, config: Classifier, per_epoch: int) -> None:
+    def validated(self, loss: float, top1: float, config: Classifier, passes: Passes) -> None:
         """Record a validation and keep the weights if the schedule says so.
 
         Parameters
@@ -158,27 +159,27 @@ class State:
             Mean training loss since the validation before.
         top1 : float
             Validation accuracy (share).
-        per_epoch : int
-            Optimiser steps per epoch.
+        passes : Passes
+            Passes over the training set.
         """
-        done = self.schedule.next_validation(config, per_epoch)
-        epoch, lr = (done - 1) // per_epoch, self.schedule.lr_of(done - 1, config)
+        done = self.schedule.next_validation(config, passes.per_epoch)
+        epoch, lr = passes.at(done - 1).number, self.schedule.lr_of(done - 1, config)
         plain = isinstance(self.schedule, PlateauSchedule)
         self.history.append(Epoch(epoch, lr, loss, top1) if plain else Point(epoch, lr, loss, top1, done))
         self.schedule = self.schedule.step(top1, config)
         if self.schedule.keeps_last:
             self.best = _cpu_copy(self.model)
 
-    def result(self, config: Classifier, per_epoch: int) -> RunResult:
+    def result(self, config: Classifier, passes: Passes) -> RunResult:
         """Return the result of a finished run."""
-        kept = self.schedule.kept_step(per_epoch)
+        kept = self.schedule.kept_step(passes.per_epoch)
         return RunResult(
             state=self.best,
             history=tuple(self.history),
-            best_epoch=(kept - 1) // per_epoch,
+            best_epoch=passes.at(kept - 1).number,
             val_top1=self.schedule.kept_top1,
             seconds=tuple(self.seconds),
-            steps=self.schedule.steps_done(per_epoch),
+            steps=self.schedule.steps_done(passes.per_epoch),
             kept_step=kept,
             stopped=self.schedule.reason(config),
         )

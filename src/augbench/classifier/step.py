@@ -13,11 +13,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from augbench.classifier.compute import Compute
+from augbench.classifier.mixing import Targets
 from augbench.classifier.model import WidthResNet
 from augbench.classifier.normalisation import GroupedBatchNorm2d
 from augbench.config.classifier import Classifier
@@ -48,7 +48,7 @@ def layout(images: torch.Tensor) -> torch.Tensor:
 
 
 class Gradients:
-    """Computes gradients of the mean loss over a global batch.
+    """Computes gradients of the (weighted) mean loss over a global batch.
 
     Attributes
     ----------
@@ -59,6 +59,8 @@ class Gradients:
         is left out, and the scale halved. In other types it does nothing.
     at_once : int
         Parts of this process's share that run together.
+    head_only : bool
+        Whether only the last layer trains (:meth:`train_head_only`).
     """
 
     def __init__(self, model: WidthResNet, config: Classifier, compute: Compute) -> None:
@@ -70,20 +72,24 @@ class Gradients:
         self.parts = self.grouped[0].groups if self.grouped else 1
         self.at_once = self.parts
         self.before = [buffer.clone() for buffer in model.buffers()]
+        self.head_only = False
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor, batch: int) -> torch.Tensor:
-        """Set the gradients of the mean loss over a global batch of ``batch`` images.
+    def __call__(self, images: torch.Tensor, targets: Targets, total: float) -> torch.Tensor:
+        """Set the gradients of the mean loss over a global batch.
 
         Parameters
         ----------
         images : Tensor, float (N, 3, H, W)
             This process's share, on the device.
-        labels : Tensor, int64 (N,)
+        targets : Targets
+            Of its images.
+        total : float
+            Sum of the weights of all images of the batch: their number, if all have the weight 1.
 
         Returns
         -------
         Tensor, float32 ()
-            Sum of the losses of the share.
+            Sum of weight x loss of the share.
 
         Raises
         ------
@@ -92,10 +98,10 @@ class Gradients:
         """
         # with several processes, others wait for this one's gradients
         if self.at_once == 1 or self.network is not self.model:
-            return self._in_pieces(images, labels, batch)
+            return self._in_pieces(images, targets, total)
         buffers = [*self.model.buffers()]
         _copy(buffers, self.before)
-        while (loss := self._tried(images, labels, batch)) is None:
+        while (loss := self._tried(images, targets, total)) is None:
             _copy(self.before, buffers)
             self.at_once = (self.at_once + 1) // 2
             logger.warning(
@@ -105,22 +111,22 @@ class Gradients:
             give_back()
         return loss
 
-    def _tried(self, images: torch.Tensor, labels: torch.Tensor, batch: int) -> torch.Tensor | None:
+    def _tried(self, images: torch.Tensor, targets: Targets, total: float) -> torch.Tensor | None:
         """Return the loss, or None if memory did not suffice and there are fewer parts to try.
 
         The error is dropped here, because its traceback keeps the tensors alive that filled the memory.
         """
         try:
-            return self._in_pieces(images, labels, batch)
+            return self._in_pieces(images, targets, total)
         except torch.OutOfMemoryError:
             if self.at_once == 1:
                 raise
             return None
 
-    def _in_pieces(self, images: torch.Tensor, labels: torch.Tensor, batch: int) -> torch.Tensor:
+    def _in_pieces(self, images: torch.Tensor, targets: Targets, total: float) -> torch.Tensor:
         """Add up the gradients of as many parts at a time as fit."""
         self.model.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=images.device)
+        summed = torch.zeros((), device=images.device)
         ends = [len(part) for part in images.tensor_split(self.parts)]
         for first in range(0, self.parts, self.at_once):
             last = min(first + self.at_once, self.parts)
@@ -130,15 +136,15 @@ class Gradients:
             # gradients are averaged over processes with those of the last piece
             together = last == self.parts or not isinstance(self.network, DistributedDataParallel)
             with nullcontext() if together else self.network.no_sync():  # type: ignore[operator]
-                total += self._backward(images[piece], labels[piece], batch)
-        return total
+                summed += self._backward(images[piece], targets[piece], total)
+        return summed
 
-    def _backward(self, images: torch.Tensor, labels: torch.Tensor, batch: int) -> torch.Tensor:
+    def _backward(self, images: torch.Tensor, targets: Targets, total: float) -> torch.Tensor:
         with autocast(self.config, images.device):
             logits = self.network(layout(images))
-            loss = F.cross_entropy(_at_least_single(logits), labels)
+            loss = targets.loss(_at_least_single(logits))
         # gradients are averaged over processes with equal weights; this factor corrects for unequal shares
-        self.scaler.scale(loss * (len(images) * self.compute.group.size / batch)).backward()
+        self.scaler.scale(loss * (len(images) * self.compute.group.size / total)).backward()
         return loss.detach() * len(images)
 
     def over_processes(self, images: int) -> None:
@@ -155,9 +161,9 @@ class Gradients:
         """
         compute, side = self.compute, self.config.resolution
         black = torch.zeros((images, 3, side, side), device=compute.device)
-        labels = torch.zeros(images, dtype=torch.int64, device=compute.device)
+        targets = Targets(torch.zeros(images, dtype=torch.int64, device=compute.device))
         before = [buffer.clone() for buffer in self.model.buffers()]
-        self(black, labels, images * compute.group.size)
+        self(black, targets, images * compute.group.size)
         self.at_once = min(compute.group.collect(self.at_once))
         self.network = DistributedDataParallel(
             self.model,
@@ -167,8 +173,28 @@ class Gradients:
         # Set afterwards, because the argument (forward_sync_buffers) is too new for envs/cuda12.lock, and the
         # older one also leaves running statistics as they are at the start.
         self.network.broadcast_buffers = False
-        self(black, labels, images * compute.group.size)
+        self(black, targets, images * compute.group.size)
         _copy(before, [*self.model.buffers()])
+
+
+    def train_head_only(self, images: int) -> None:
+        """Train the last layer only from now on; the others, and running statistics, stay as they are.
+
+        Parameters
+        ----------
+        images : int
+            Number of images in this process's share of a batch (:meth:`over_processes`).
+        """
+        self.model.eval()  # as the features are in evaluation
+        if self.head_only:
+            return
+        self.head_only = True
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.startswith("fc."))
+        if self.compute.group.size > 1:
+            self.network = self.model  # the wrapper waits for the gradients of all layers
+            self.over_processes(images)
+        self.model.zero_grad(set_to_none=True)
 
 
 def _copy(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> None:

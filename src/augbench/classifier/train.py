@@ -1,13 +1,13 @@
 """Train one classifier: a plain loop with explicit state, resumable after any validation.
 
-Input: real, added and validation images, the ``classifier`` section and a seed. Output: the kept weights
-(by default those of the best validation accuracy) and the history. Training never sees test images (guarded
-test split).
-Initial weights, order of the images and crops derive from (seed, epoch) alone, so an interrupted run gives
-the same result as an uninterrupted one.
+Input: real, added and validation images, how the row uses them, the ``classifier`` section and a seed.
+Output: the kept weights (by default those of the best validation accuracy) and the history. Training never
+sees test images (guarded test split).
+Initial weights, order of the images and crops derive from (seed, epoch) alone, and what images are mixed with
+from (seed, step), so an interrupted run gives the same result as an uninterrupted one.
 
 Several processes, one per GPU, train as one process would. Each takes its part of every global batch, with
-the same crops. Batch normalisation is over the global batch or stated parts of it, the mean of the gradients
+the same crops, and reads partners from others' parts. Batch normalisation is over the global batch or stated parts of it, the mean of the gradients
 over the global batch. Only the order of sums differs, and so the floating-point rounding.
 """
 
@@ -17,6 +17,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,15 @@ import torch
 from augbench.classifier.compute import Compute, ProcessGroup
 from augbench.classifier.crops import Crops, at_origin, cut, cut_centre, draw_crops, in_parts, send
 from augbench.classifier.images import ImagePool, LabelledImages, stream
+from augbench.classifier.mixing import Share, draw_mix
 from augbench.classifier.model import WidthResNet, build
 from augbench.classifier.normalisation import normalise_over
-from augbench.classifier.schedule import smallest_batch, steps_per_epoch, undersized_parts
+from augbench.classifier.schedule import Pass, Passes, smallest_batch, steps_per_epoch, undersized_parts
 from augbench.classifier.sizes import evaluation_resize, training_side
 from augbench.classifier.state import RunResult, State
 from augbench.classifier.step import Gradients, autocast, layout, memory_in_one_line
 from augbench.config.classifier import Classifier
+from augbench.config.use import CONCATENATED, Use
 from augbench.errors import UserError
 from augbench.progress import clock
 from augbench.runtime.fit import BatchLimit
@@ -62,6 +65,12 @@ class _Training:
         Of all images in ``pools``.
     seed : int
         Seed of the run.
+    use : Use
+        How the row uses its images.
+    real : ndarray, int, optional
+        Real images in ``pools`` that are trained on. Default: all images.
+    added : ndarray, int, optional
+        Added images in ``pools``.
     """
 
     gradients: Gradients
@@ -70,56 +79,98 @@ class _Training:
     seed: int
     config: Classifier
     compute: Compute
+    use: Use = CONCATENATED
+    real: np.ndarray | None = None
+    added: np.ndarray | None = None
 
-    @property
-    def per_epoch(self) -> int:
-        """Optimiser steps per epoch."""
-        return steps_per_epoch(len(self.labels), self.config.batch_size)
+    @cached_property
+    def real_rows(self) -> np.ndarray:
+        """Real images that are trained on."""
+        return np.arange(len(self.labels)) if self.real is None else self.real
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """All images that are trained on."""
+        return self.real_rows if self.added is None else np.concatenate([self.real_rows, self.added])
+
+    @cached_property
+    def is_added(self) -> np.ndarray:
+        """Whether each image in ``pools`` is an added one."""
+        added = np.zeros(len(self.labels), dtype=bool)
+        if self.added is not None:
+            added[self.added] = True
+        return added
+
+    @cached_property
+    def passes(self) -> Passes:
+        """Passes over the images."""
+        config, per_epoch = self.config, steps_per_epoch(len(self.rows), self.config.batch_size)
+        if not self.use.real_at_end:
+            return Passes(per_epoch)
+        switch = config.total_steps - self.use.end_steps(config.total_steps)
+        return Passes(per_epoch, switch, steps_per_epoch(len(self.real_rows), config.batch_size))
 
     def to_next_validation(self, state: State) -> float:
-        """Train until the next validation is due; return the mean loss over the images seen.
+        """Train until the next validation is due; return the (weighted) mean loss over the images seen.
 
         Order and crops of an epoch derive from (seed, epoch) alone, so training can start and end in the
         middle of one.
         """
         step, end = (
-            state.schedule.steps_done(self.per_epoch),
-            state.schedule.next_validation(self.config, self.per_epoch),
+            state.schedule.steps_done(self.passes.per_epoch),
+            state.schedule.next_validation(self.config, self.passes.per_epoch),
         )
-        total, seen = torch.zeros((), device=self.compute.device), 0
+        total, weight = torch.zeros((), device=self.compute.device), 0.0
         state.model.train()
         while step < end:
-            epoch, first = divmod(step, self.per_epoch)
-            last = min(first + end - step, self.per_epoch)
-            rates = [state.schedule.lr_of(step + ahead, self.config) for ahead in range(last - first)]
-            loss, images = self._part(state, epoch, first, rates)
-            total, seen, step = total + loss, seen + images, step + last - first
-        return float(self.compute.group.sum(total)) / seen
+            place = self.passes.at(step)
+            if place.real_only and self.use.head_only:
+                self.gradients.train_head_only(self.images_of_a_share(self.real_rows))
+            steps = min(end - step, place.left)
+            rates = [state.schedule.lr_of(step + ahead, self.config) for ahead in range(steps)]
+            loss, weights = self._part(state, place, step, rates)
+            total, weight, step = total + loss, weight + weights, step + steps
+        return float(self.compute.group.sum(total)) / weight
 
-    def _part(self, state: State, epoch: int, first: int, rates: Sequence[float]) -> tuple[torch.Tensor, int]:
-        """Train on consecutive batches of an epoch from batch ``first`` on, one per learning rate.
+    def images_of_a_share(self, rows: np.ndarray) -> int:
+        """Number of images in a process's share of a batch of ``rows``, at most."""
+        return -(-min(self.config.batch_size, len(rows)) // self.compute.group.size)
+
+    def _part(
+        self, state: State, place: Pass, step: int, rates: Sequence[float]
+    ) -> tuple[torch.Tensor, float]:
+        """Train on consecutive batches of a pass from ``place`` and ``step`` on, one per learning rate.
 
         Returns
         -------
         loss : Tensor, float32 ()
-            Sum of the losses of this process's images.
-        images : int
-            Number of images of all processes.
+            Sum of weight x loss of this process's images.
+        weight : float
+            Sum of the weights of the images of all processes.
         """
         config, group, device = self.config, self.compute.group, self.compute.device
-        rng = np.random.default_rng(derive_seed(self.seed, "epoch", epoch))
-        order = rng.permutation(len(self.labels))
+        rng = np.random.default_rng(derive_seed(self.seed, "epoch", place.number))
+        rows = self.real_rows if place.real_only else self.rows
+        order = rows[rng.permutation(len(rows))]
         crops = draw_crops(rng, np.concatenate([pool.sizes for pool in self.pools]), config.min_crop_area)
-        batches = _batches(order, config.batch_size)[first : first + len(rates)]
-        shares = [group.share(batch, config.batch_norm_groups) for batch in batches]
+        batches = _batches(order, config.batch_size)[place.batch : place.batch + len(rates)]
+        shares = [self._share(batch, number) for number, batch in enumerate(batches, step)]
+        read = [batch[share.read] for batch, share in zip(batches, shares, strict=True)]
         total = torch.zeros((), device=device)
-        for lr, batch, share, images in zip(rates, batches, shares, self._cut(crops, shares), strict=True):
+        for lr, batch, share, images in zip(rates, batches, shares, self._cut(crops, read), strict=True):
             for parameters in state.optimizer.param_groups:
                 parameters["lr"] = lr
-            (labels,) = send([self.labels[share]], device)
-            total += self.gradients(images, labels, len(batch))
+            mixed, targets = share.mixed(images, self.labels[batch])
+            total += self.gradients(mixed, targets, share.total)
             state.step()
-        return total, sum(map(len, batches))
+        return total, sum(share.total for share in shares)
+
+    def _share(self, batch: np.ndarray, step: int) -> Share:
+        """Return this process's share of the batch of a step."""
+        added = self.is_added[batch]
+        mix = draw_mix(self.use, added, self.config.resolution, derive_seed(self.seed, "mix", step))
+        places = self.compute.group.share(np.arange(len(batch)), self.config.batch_norm_groups)
+        return Share.of(places, added, mix, self.use)
 
     def _cut(self, crops: Crops, batches: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
         """Yield the crops of each batch, float32 (N, 3, resolution, resolution).
@@ -195,6 +246,8 @@ def train_run(
     checkpoint: Path | None = None,
     what: str = "classifier",
     repeats: int = 1,
+    use: Use = CONCATENATED,
+    stays: np.ndarray | None = None,
 ) -> RunResult:
     """Train one classifier on ``real`` and ``added`` images (paper, section 3).
 
@@ -214,6 +267,10 @@ def train_run(
         caller deletes it.
     repeats : int
         How often each real image appears in one pass, with another crop each time.
+    use : Use
+        How the row uses its images.
+    stays : ndarray, int, optional
+        The images of ``real`` that are trained on (``use.replace``). Default: all.
 
     Returns
     -------
@@ -230,7 +287,12 @@ def train_run(
     device, group = compute.device, compute.group
     seed = classifier_seed(study_seed, run)
     sets = [real] * repeats + ([] if added is None else [added])
-    _check_sizes(what, sum(map(len, sets)), len(validation), config, group)
+    chosen = np.arange(len(real)) if stays is None else stays
+    real_rows = np.concatenate([chosen + time * len(real) for time in range(repeats)])
+    added_rows = np.arange(repeats * len(real), sum(map(len, sets)))
+    _check_sizes(what, len(real_rows) + len(added_rows), len(validation), config, group)
+    if use.real_at_end:
+        _check_sizes(f"{what}, real images alone", len(real_rows), len(validation), config, group)
     held_out = validation.pool(
         evaluation_resize(config), compute
     )  # first, so that each run's pools find the same
@@ -247,8 +309,9 @@ def train_run(
     state = State.new(model, config, gradients.scaler)
     if checkpoint is not None:
         state.load(checkpoint, config, group)
-    training = _Training(gradients, pools, labels, seed, config, compute)
-    per_epoch = training.per_epoch
+    training = _Training(gradients, pools, labels, seed, config, compute, use, real_rows, added_rows)
+    passes = training.passes
+    per_epoch = passes.per_epoch
     if resumed := state.schedule.steps_done(per_epoch):
         logger.info("%s: resuming after step %d", what, resumed)
 
@@ -259,14 +322,14 @@ def train_run(
         torch.backends.cudnn.flags(enabled=True, benchmark=not exact, deterministic=exact),
     ):
         if group.size > 1:
-            gradients.over_processes(-(-min(config.batch_size, len(labels)) // group.size))
+            gradients.over_processes(training.images_of_a_share(training.rows))
         while not state.schedule.finished(config):
             begun = time.monotonic()
             loss = training.to_next_validation(state)
             if config.batch_norm_groups > 1:
                 group.copy_first(model.buffers())
             top1 = _accuracy(model, held_out, truth, config, compute)
-            state.validated(loss, top1, config, per_epoch)
+            state.validated(loss, top1, config, passes)
             now = time.monotonic()
             state.seconds.append(now - begun)
             if checkpoint is not None and group.rank == 0 and now - saved >= CHECKPOINT_SECONDS:
@@ -276,7 +339,7 @@ def train_run(
                 logged = now
                 done = state.schedule.steps_done(per_epoch)
                 _log(what, state, config, per_epoch, (now - start) / (done - resumed))
-    return state.result(config, per_epoch)
+    return state.result(config, passes)
 
 
 def _check_sizes(what: str, images: int, held_out: int, config: Classifier, group: ProcessGroup) -> None:

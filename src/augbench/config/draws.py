@@ -51,4 +51,5 @@ def _of_draw(name: str, row: Method, rows: dict[str, Method], draw: int) -> Meth
         fill_to=row.fill_to,
         ranked=row.ranked,
         may_fall_short=row.may_fall_short,
+        use=row.use,
     )

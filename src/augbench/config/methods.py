@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from augbench.config.base import Place, Positive, Section, key
 from augbench.config.models import INTERVAL_SOURCE, GuidanceInterval, Scheduler
+from augbench.config.use import CONCATENATED, REAL_KEYS, Use
 
 ClassName = Literal["lemmas", "no_whitespace"]
 TEMPLATE_SETS = ("simple", "clip", "textual_inversion", "sariyildiz", "empty")
@@ -78,6 +79,11 @@ class _Method(Section):
         "Group of the row in Figure 1, which omits the groups scaling and control. Default: derived from the "
         "mechanism; control for `repeat` above 1 and for `labels: shuffled`.",
         source="paper, Table 1",
+    )
+    use: Use = key(
+        CONCATENATED,
+        "How classifiers are trained on the row's images. Default: all images alike, unmixed.",
+        new=True,
     )
 
     adds_images: ClassVar[bool] = True
@@ -190,6 +196,15 @@ class RealMethod(_Method):
             raise ValueError("repeat: allowed with split: full: 1; a control repeats train or train2x")
         return self
 
+    @model_validator(mode="after")
+    def _uses_real_images(self) -> RealMethod:
+        for name in self.use.needing_added:
+            raise ValueError(
+                f"use.{name}: goes with a row that adds images; allowed with mechanism: real: "
+                f"{', '.join(REAL_KEYS)}"
+            )
+        return self
+
 
 class _Added(_Method):
     added_per_training_image: float = key(
@@ -213,6 +228,14 @@ class _Added(_Method):
             raise ValueError(
                 "added_per_training_image: not allowed with fill_to, which says how many images are added; "
                 "give one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _replaces_what_it_adds(self) -> _Added:
+        if self.use.replace > self.added_per_training_image:
+            raise ValueError(
+                f"use.replace: allowed: at most added_per_training_image, {self.added_per_training_image:g}"
             )
         return self
 

@@ -35,6 +35,7 @@ from augbench.config.models import Clip, Diffusion
 from augbench.config.pretrain import Pretrain
 from augbench.config.problems import ConfigError, describe, shown
 from augbench.config.stages import Augmentation, Execution, Finetune, Leakage, Report, Retrieval
+from augbench.config.use import Use
 from augbench.errors import UserError
 from augbench.seeds import derive_seed
 from augbench.texts import has_control_characters
@@ -125,6 +126,8 @@ class Study(Section):
                     f"methods.{name}.candidates: epoch {max(epochs)} is after finetune.max_epochs, "
                     f"{self.finetune.max_epochs}"
                 )
+        for name, method in self.methods.items():
+            self._check_use(name, method.use)
         self._check_contrasts()
         groups, processes = self.classifier.batch_norm_groups, self.execution.processes
         if processes is not None and groups > 1 and groups % processes:
@@ -197,6 +200,18 @@ class Study(Section):
                 )
         if method.images_per_class is not None and self.augmentation.images_per_class is None:
             raise ValueError(f"methods.{name}.images_per_class: goes with augmentation.images_per_class only")
+
+    def _check_use(self, name: str, use: Use) -> None:
+        if not use.real_at_end:
+            return
+        where = f"methods.{name}.use.real_at_end"
+        if self.classifier.schedule == "plateau":
+            raise ValueError(
+                f"{where}: goes with classifier.schedule: steps; plateau does not know which steps are the last"
+            )
+        total = self.classifier.total_steps
+        if not 0 < use.end_steps(total) < total:
+            raise ValueError(f"{where}: allowed: a share of {total} steps that is neither none nor all of them")
 
     def parts_drawn(self, name: str) -> int:
         """Number of shard files per class that the training sets of row ``name`` are drawn from."""

@@ -338,14 +338,15 @@ class Plan(FurtherPaths):
     def scaling(self) -> dict[str, str]:
         """Rows of Figure 5B, each with the row whose pool it draws from.
 
-        These are the rows of mechanism ``draw``, except placebos, and the rows that own the pools. Rows with
-        ``fill_to`` add no multiple of the real images, so they have no place on the figure's axis.
+        These are the rows of mechanism ``draw``, except placebos and those that use their images in a way of
+        their own, and the rows that own the pools. Rows with ``fill_to`` add no multiple of the real images,
+        so they have no place on the figure's axis.
         """
         filled = {name for name, row in self.study.augmented.items() if row.fill_to is not None}
         drawn = {
             name: row.pool
             for name, row in self.study.drawn.items()
-            if not row.shuffles_labels and name not in filled
+            if not row.shuffles_labels and row.use == self.study.methods[row.pool].use and name not in filled
         }
         return {
             name: self.study.pool_row(name)

@@ -199,7 +199,7 @@ def retrieve_recipe(study: Study, name: str) -> Recipe:
             mode="json",
             exclude={
                 *("label", "family", "query", "mechanism", "ranked", "may_fall_short", "corpus_share"),
-                *("least_images", "fill_to"),
+                *("least_images", "fill_to", "use"),
             },
         ),
         "limits": study.retrieval.download.model_dump(
@@ -300,6 +300,8 @@ def classifier_recipe(study: Study, name: str) -> Recipe:
         training["lower_at"] = None if config.decay == "cosine" else list(config.lower_at_steps)
     if method.real_repeats > 1:
         recipe["repeat"] = method.real_repeats
+    if use := method.use.model_dump(mode="json"):
+        recipe["use"] = use
     return recipe
 
 

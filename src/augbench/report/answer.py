@@ -85,8 +85,8 @@ def _retrieved(table: Sequence[table1.Row], lead: Row) -> str:
 
 
 def _start(table: Sequence[table1.Row]) -> str:
-    real = next((row for row in table if row.split == "train"), table[0])
-    return f"With {_count(real.real_per_class)} real images per class"
+    trained = [row.real_per_class for row in table if row.split == "train"]
+    return f"With {_count(max(trained, default=table[0].real_per_class))} real images per class"
 
 
 def _count(images: float) -> str:

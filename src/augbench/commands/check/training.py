@@ -30,7 +30,7 @@ def pass_images(study: Study, name: str, train: Mapping[str, int]) -> int | None
         return None
     real = row.real_repeats * {"train": 1, "train2x": 2}[row.real_split] * sum(train.values())
     augmented = study.augmented.get(name)
-    if augmented is None:
+    if augmented is None or row.use.replace:
         return real
     added = needed_by_class(train, augmented.added_per_training_image, augmented.fill_to)
     return real + sum(added.values())
@@ -44,10 +44,17 @@ def batch_problems(study: Study, train: Mapping[str, int]) -> Iterator[UserError
     train : mapping of str to int
         Training images by class id.
     """
-    for name in study.methods:
+    for name, row in study.methods.items():
         images = pass_images(study, name, train)
         if images and (problem := undersized_parts(f"row {name}", images, study.classifier)):
             yield problem
+        if row.use.real_at_end:
+            alone = sum(size - needed_images(row.use.replace, size) for size in train.values())
+            what = f"row {name} in the steps of use.real_at_end"
+            if alone < 2:
+                yield UserError(what, f"{alone} real images", "at least two are needed")
+            elif problem := undersized_parts(what, alone, study.classifier):
+                yield problem
 
 
 def training_warnings(study: Study, train: Mapping[str, int]) -> Iterator[str]:

@@ -180,12 +180,14 @@ class Work:
         row = self.study.augmented.get(method)
         if row is None:
             return 0
-        needed = needed_by_class(self.class_sizes, row.added_per_training_image, row.fill_to)
-        return sum(needed.values())
+        share = row.use.replace or row.added_per_training_image
+        return sum(needed_by_class(self.class_sizes, share, row.fill_to).values())
 
     def real_images(self, method: str) -> int:
         """Number of real images that a method's classifiers are trained on."""
-        split = self.study.methods[method].real_split
+        split, use = self.study.methods[method].real_split, self.study.methods[method].use
+        if use.replace:
+            return self.sizes.train - self.added_images(method)
         share, train = self.study.dataset.train_fraction, self.sizes.train
         if split == "full" and (share is None or self.study.dataset.imbalance is not None):
             return self.sizes.full or train

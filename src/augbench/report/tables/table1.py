@@ -176,7 +176,8 @@ def build_table(
                 cut=cut[name],
             )
         )
-    real = next((row.real_per_class for row in rows if row.split == "train"), None)
+    # use.replace leaves some out
+    real = max((row.real_per_class for row in rows if row.split == "train"), default=None)
     facts = Facts(classes, real, max(run.n_val for run in runs), max(run.n_test for run in runs), dtypes)
     lacks = {name: _lacks(own) for name, own in sets.items()}
     notes = _notes(study, rows, facts, excluded, draws, lacks, lrs)
@@ -405,6 +406,11 @@ def _training_notes(study: Study, rows: Sequence[Row]) -> Iterator[str]:
             yield (
                 f"{study.label(name)}: a control with no added image. Its classifiers see the same real"
                 f" images {method.real_repeats} times per pass. {shows}"
+            )
+        if words := method.use.words:
+            yield (
+                f"{study.label(name)}: its classifiers use its images otherwise than the paper's, which are trained"
+                f" on all of them alike: {words}."
             )
         if method.shuffles_labels:
             yield (
