@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -41,6 +42,16 @@ class Prompting(Section):
                 f"templates: allowed: {', '.join(map(repr, TEMPLATE_SETS))} or a text file (.txt)"
             )
         return self
+
+
+class PoolOf(Section):
+    """The images of another row, in place of the training images."""
+
+    pool: str = key(
+        ...,
+        "Row of `methods` whose images are used; it must generate, retrieve or draw images, and must not be "
+        "built on this row itself.",
+    )
 
 
 Family = Literal["real", "unconditional", "prompting", "personalised", "retrieval", "scaling", "control"]
@@ -102,13 +113,40 @@ class _Method(Section):
 
     @property
     def from_images(self) -> bool:
-        """Whether sampling starts from training images."""
+        """Whether sampling starts from images: training images, or those of another row."""
         return False
 
     @property
+    def start_pool(self) -> str | None:
+        """The row whose images sampling starts from; None if there is none."""
+        return None
+
+    @property
+    def from_training_images(self) -> bool:
+        """Whether sampling starts from training images."""
+        return self.from_images and self.start_pool is None
+
+    @property
     def depends_on_training_images(self) -> bool:
-        """Whether other training images give the row other images of its own: it starts or learns from them."""
-        return self.from_images or self.learns
+        """Whether other training images give the row other images, apart from the rows it is built on.
+
+        They do if it starts from them, learns from them, or chooses among candidates with their help.
+        """
+        return self.from_training_images or self.learns
+
+    @property
+    def edges(self) -> Mapping[str, str]:
+        """Rows whose pools this row reads, by the key that names them, such as ``start.pool``."""
+        return {}
+
+    @property
+    def built_on(self) -> tuple[str, ...]:
+        """Rows whose pools this row reads, each once."""
+        return tuple(dict.fromkeys(self.edges.values()))
+
+    def renaming_edges(self, renamed: Callable[[str], str]) -> Self:
+        """The row with other names of the rows that it is built on."""
+        return self
 
     @property
     def pool_row(self) -> str | None:
@@ -193,7 +231,7 @@ class _Sampled(_Added):
     )
     steps: Positive | None = key(None, "Sampling steps of this method. Default: diffusion.steps.", "steps")
     scheduler: Scheduler | None = key(
-        None, "Sampler of this method. Default: diffusion.scheduler, or ddim with `start: training_images`."
+        None, "Sampler of this method. Default: diffusion.scheduler, or ddim if sampling starts from images."
     )
     guidance_interval: GuidanceInterval | None = key(
         None,
@@ -204,20 +242,20 @@ class _Sampled(_Added):
 
 
 class SampleMethod(_Sampled):
-    """Images from the unchanged diffusion model, sampled from noise and prompts or from training images."""
+    """Images from the unchanged diffusion model, sampled from noise and prompts, or from images."""
 
     mechanism: Literal["sample"]
     prompt: Prompting = key(Prompting(), "Prompts of the images.")
-    start: Literal["noise", "training_images"] = key(
+    start: Literal["noise", "training_images"] | PoolOf = key(
         "noise",
-        "Start of sampling: noise, or training_images, which are taken in turn so that each is used equally "
-        "often.",
-        source="Luzi et al., 2022 (Boomerang)",
+        "Start of sampling: noise, training_images, or {pool: a row}, that row's images of the same class. "
+        "Images are taken in turn so that each is used equally often.",
+        source="Luzi et al., 2022 (Boomerang); Meng et al., 2022 (SDEdit)",
     )
     noise: float | None = key(
         None,
-        "Share of the noise schedule that is added to a training image before denoising. Allowed only with "
-        "`start: training_images`. Default: 0.2.",
+        "Share of the noise schedule that is added to an image before denoising. Allowed only if sampling "
+        "starts from images. Default: 0.2.",
         source="Luzi et al., 2022; the paper does not say",
         gt=0,
         le=1,
@@ -228,7 +266,7 @@ class SampleMethod(_Sampled):
     @property
     def group(self) -> Family:
         """Group of the row in figures; by default ``unconditional`` if it starts from training images."""
-        return self.family or ("unconditional" if self.from_images else self.default_family)
+        return self.family or ("unconditional" if self.from_training_images else self.default_family)
 
     @property
     def prompting(self) -> Prompting:
@@ -237,8 +275,24 @@ class SampleMethod(_Sampled):
 
     @property
     def from_images(self) -> bool:
-        """Whether sampling starts from training images."""
-        return self.start == "training_images"
+        """Whether sampling starts from images: training images, or those of another row."""
+        return self.start != "noise"
+
+    @property
+    def start_pool(self) -> str | None:
+        """The row whose images sampling starts from; None if there is none."""
+        return self.start.pool if isinstance(self.start, PoolOf) else None
+
+    @property
+    def edges(self) -> Mapping[str, str]:
+        """The row whose images sampling starts from."""
+        return {} if self.start_pool is None else {"start.pool": self.start_pool}
+
+    def renaming_edges(self, renamed: Callable[[str], str]) -> Self:
+        """The row with another name of the row that it starts from."""
+        if self.start_pool is None:
+            return self
+        return self.model_copy(update={"start": PoolOf(pool=renamed(self.start_pool))})
 
     @property
     def set_0_from_part_0(self) -> bool:
@@ -247,21 +301,22 @@ class SampleMethod(_Sampled):
 
     @property
     def noise_share(self) -> float:
-        """Share of the noise schedule that is added to training images: ``noise``, or its default."""
+        """Share of the noise schedule that is added to images: ``noise``, or its default."""
         return 0.2 if self.noise is None else self.noise
 
     @model_validator(mode="after")
     def _noise_of_images(self) -> SampleMethod:
         if self.noise is not None and self.start == "noise":
-            raise ValueError("noise: allowed only with start: training_images")
+            raise ValueError("noise: allowed only with start: training_images, or start: {pool: a row}")
         return self
 
 
 Candidate = Literal["train_loss", "val_loss"] | Positive
+Learned = Literal["train"] | PoolOf
 
 
 class PersonaliseMethod(_Sampled):
-    """Images sampled after fine-tuning on the training images.
+    """Images sampled after fine-tuning on the training images, or on those of other rows.
 
     The keys say what is learned, whether the U-Net trains too, and which prompts are used.
     """
@@ -275,8 +330,8 @@ class PersonaliseMethod(_Sampled):
     )
     clusters: Positive = key(
         1,
-        "Conditionings or pseudo-words learned per class, one for each k-means cluster of its training "
-        "images.",
+        "Conditionings or pseudo-words learned per class, one for each k-means cluster of the images that it "
+        "learns from.",
         "clusters",
         "paper, section 3.1 (1, 5, 10, 15)",
     )
@@ -284,6 +339,13 @@ class PersonaliseMethod(_Sampled):
         False,
         "Train the U-Net too; all classes share one U-Net (Imagic, Pseudoword+DM).",
         source="paper, section 3.1",
+    )
+    learn_from: Learned | Annotated[tuple[Learned, ...], Field(min_length=1)] = key(
+        "train",
+        "Images that are learned from: train (the training images), {pool: a row} (that row's first training "
+        "set, near-duplicates of validation and test images left out), or a list of these. Validation losses "
+        "are those of real images.",
+        new=True,
     )
     prompt: Prompting | None = key(
         None,
@@ -338,6 +400,44 @@ class PersonaliseMethod(_Sampled):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name}: an entry occurs twice")
         return self
+
+    @model_validator(mode="after")
+    def _learns_from_each_once(self) -> PersonaliseMethod:
+        if isinstance(self.learn_from, tuple) and len(set(self._learned)) < len(self._learned):
+            raise ValueError("learn_from: an entry occurs twice")
+        return self
+
+    @property
+    def _learned(self) -> tuple[Learned, ...]:
+        return self.learn_from if isinstance(self.learn_from, tuple) else (self.learn_from,)
+
+    @property
+    def learns_from_training_images(self) -> bool:
+        """Whether training images are among those that the row learns from."""
+        return "train" in self._learned
+
+    @property
+    def edges(self) -> Mapping[str, str]:
+        """Rows whose images the row learns from."""
+        places = [f"{place}." for place in range(len(self._learned))]
+        prefixes = places if isinstance(self.learn_from, tuple) else [""]
+        return {
+            f"learn_from.{prefix}pool": given.pool
+            for prefix, given in zip(prefixes, self._learned, strict=True)
+            if isinstance(given, PoolOf)
+        }
+
+    def renaming_edges(self, renamed: Callable[[str], str]) -> Self:
+        """The row with other names of the rows that it learns from."""
+        if not self.edges:
+            return self
+        learned = tuple(
+            PoolOf(pool=renamed(given.pool)) if isinstance(given, PoolOf) else given
+            for given in self._learned
+        )
+        return self.model_copy(
+            update={"learn_from": learned if isinstance(self.learn_from, tuple) else learned[0]}
+        )
 
     @property
     def prompting(self) -> Prompting:
@@ -545,6 +645,15 @@ class DrawMethod(_Added):
     def pool_row(self) -> str:
         """The row whose pool this row draws from."""
         return self.pool
+
+    @property
+    def edges(self) -> Mapping[str, str]:
+        """The row whose pool this row draws from."""
+        return {"pool": self.pool}
+
+    def renaming_edges(self, renamed: Callable[[str], str]) -> Self:
+        """The row with another name of the row that it draws from."""
+        return self.model_copy(update={"pool": renamed(self.pool)})
 
     @property
     def shuffles_labels(self) -> bool:

@@ -21,7 +21,7 @@ from augbench.config.base import LONGEST_NAME, SLUG, Section, key
 from augbench.config.classifier import Classifier
 from augbench.config.corpus import Corpus, EmbeddingCorpus, MiniatureCorpus, OwnCorpus, PublishedCorpus
 from augbench.config.data import Dataset, FashionMnist
-from augbench.config.draws import fold, unfold_rows
+from augbench.config.draws import depends_on_training_images, fold, unfold_rows
 from augbench.config.methods import (
     AddingMethod,
     DrawMethod,
@@ -110,6 +110,7 @@ class Study(Section):
             self._check_retrieval(name, retrieved)
         for name, drawn in self.drawn.items():
             self._check_draw(name, drawn)
+        self._check_edges()
         for name, learned in self.personalised.items():
             epochs = [value for value in learned.candidates if isinstance(value, int)]
             if max(epochs, default=0) > self.finetune.max_epochs:
@@ -190,6 +191,57 @@ class Study(Section):
         if method.images_per_class is not None and self.augmentation.images_per_class is None:
             raise ValueError(f"methods.{name}.images_per_class: goes with augmentation.images_per_class only")
 
+    def _check_edges(self) -> None:
+        """Check that rows are built on rows that have images, and none on itself."""
+        usable = [name for name, row in self.augmented.items() if not row.shuffles_labels]
+        for name, row in self.methods.items():
+            for where, upstream in row.edges.items():
+                if upstream not in usable:
+                    rows = ", ".join(other for other in usable if other != name) or "there is none"
+                    raise ValueError(
+                        f"methods.{name}.{where}: allowed: a row with images of their own classes: {rows}"
+                    )
+        for name, row in self.methods.items():
+            for where, upstream in row.edges.items():
+                if path := self._way(upstream, name):
+                    raise ValueError(
+                        f"methods.{name}.{where}: {name} would be built on itself ({name} -> "
+                        f"{' -> '.join(path)}); allowed: a row that is not built on {name}"
+                    )
+
+    def _way(self, start: str, end: str, seen: tuple[str, ...] = ()) -> list[str]:
+        """Rows from ``start`` along the rows that each is built on to ``end``; empty if there is no way."""
+        if start == end:
+            return [end]
+        for upstream in self.methods[start].built_on if start not in seen else ():
+            if way := self._way(upstream, end, (*seen, start)):
+                return [start, *way]
+        return []
+
+    def depends_on_training_images(self, name: str) -> bool:
+        """Whether other training images give a row, or any row that it is built on, other images."""
+        return depends_on_training_images(self.methods, name)
+
+    def all_built_on(self, name: str) -> list[str]:
+        """Rows that a row is built on, directly or through others, in the order of the config."""
+        found: dict[str, None] = {}
+        waiting = [*self.methods[name].built_on]
+        while waiting:
+            if (upstream := waiting.pop()) not in found:
+                found[upstream] = None
+                waiting += self.methods[upstream].built_on
+        return [other for other in self.methods if other in found]
+
+    def guard_level(self, name: str) -> int:
+        """Place of a row in the leakage guard's order, from 0.
+
+        Rows that make images from other rows' images are searched after these, where near-duplicates are
+        dropped: an image with one is not started or learned from. A row that draws needs no search before it.
+        """
+        row = self.methods[name]
+        before = max(map(self.guard_level, row.built_on), default=-1)
+        return max(0, before + row.generates_images)
+
     def parts_drawn(self, name: str) -> int:
         """Number of shard files per class that the training sets of row ``name`` are drawn from."""
         if self.methods[self.pool_row(name)].retrieves_images:
@@ -197,7 +249,7 @@ class Study(Section):
         if (drawn := self.drawn.get(name)) is None:
             # set 0 is drawn from part 0, and a further draw of the training images has images of its own
             alone = self.dataset.draws > 1 and self.augmentation.resamples == 1
-            return 1 if alone and self.methods[name].depends_on_training_images else self.augmentation.parts
+            return 1 if alone and self.depends_on_training_images(name) else self.augmentation.parts
         return self.augmentation.parts_for(drawn.images_per_class, drawn.added_per_training_image)
 
     def parts_made(self, name: str) -> int:

@@ -287,7 +287,7 @@ class Plan(PoolPaths):
     @cached_property
     def reconstructing(self) -> list[str]:
         """Rows whose images start from training images."""
-        return [name for name, method in self.study.methods.items() if method.from_images]
+        return [name for name, method in self.study.methods.items() if method.from_training_images]
 
     @cached_property
     def exemplified(self) -> list[str]:

@@ -176,7 +176,7 @@ def _class_rows(
                 "part": part,
                 "index": index,
                 "prompt": prompt,
-                "source": images[index % len(images)] if method.from_images else None,
+                "source": images[index % len(images)] if method.from_training_images else None,
             }
 
 
