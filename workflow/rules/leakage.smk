@@ -63,6 +63,7 @@ if PLAN.guarded:
             leaks=[PLAN.leaks(method) for method in PLAN.guarded],
             repeats=[PLAN.repeats(method) for method in PLAN.guarded],
             counts=[PLAN.leak_counts(method) for method in PLAN.guarded],
+            choices=PLAN.choices,
             pools=[PLAN.pool(method) for method in PLAN.guarded],
             val=PLAN.splits["val"],
             test=PLAN.splits["test"],

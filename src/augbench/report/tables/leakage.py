@@ -87,6 +87,7 @@ def build_rows(
     repeats: Mapping[str, str | Path],
     summaries: Mapping[str, str | Path],
     predictions: Mapping[str, Sequence[str | Path]],
+    chosen: Mapping[str, str] | None = None,
 ) -> list[Row]:
     """Build the rows of all methods that add images, in the order of the config.
 
@@ -97,6 +98,8 @@ def build_rows(
         with training images, and the summaries of the former.
     predictions : mapping of method to sequence of path
         ``predictions.parquet`` of every run, including those of the baseline.
+    chosen : mapping of str to str, optional
+        Row that was chosen, by the row that chooses: the pairs of the former are those of the latter.
 
     Raises
     ------
@@ -106,13 +109,14 @@ def build_rows(
     baseline = next((name for name, method in study.real.items() if method.split == "train"), None)
     rows = []
     for name in study.methods:
-        if name not in leaks:
+        source = (chosen or {}).get(name, name)
+        if source not in leaks:
             continue
-        pairs, summary = read_leaks(leaks[name]), Summary(**read_json(summaries[name]))
-        repeated = read_leaks(repeats[name])
-        for path, table in ((leaks[name], pairs), (repeats[name], repeated)):
-            if set(table.column("method").to_pylist()) - {name} or summary.method != name:
-                raise UserError(str(path), f"pairs of another method than {name}", REMAKE)
+        pairs, summary = read_leaks(leaks[source]), Summary(**read_json(summaries[source]))
+        repeated = read_leaks(repeats[source])
+        for path, table in ((leaks[source], pairs), (repeats[source], repeated)):
+            if set(table.column("method").to_pylist()) - {source} or summary.method != source:
+                raise UserError(str(path), f"pairs of another method than {source}", REMAKE)
         full, without, left = _accuracies(predictions.get(name, ()), pairs)
         baseline_full, baseline_without, _ = _accuracies(predictions.get(baseline or "", ()), pairs)
         rows.append(
@@ -197,12 +201,13 @@ def write_leakage_table(
     summaries: Mapping[str, str | Path],
     predictions: Mapping[str, Sequence[str | Path]],
     outs: Mapping[str, str | Path],
+    chosen: Mapping[str, str] | None = None,
 ) -> list[Row]:
     """Write the table to ``outs``, which maps formats (any of ``csv``, ``md``, ``txt``) to paths.
 
     The other parameters are those of :func:`build_rows`.
     """
-    rows = build_rows(study, leaks, repeats, summaries, predictions)
+    rows = build_rows(study, leaks, repeats, summaries, predictions, chosen)
     notes = (*NOTES, *_limits_note(summaries))
     layout = Layout(
         f"Near-duplicates of real images, study {study.study}",
@@ -252,9 +257,10 @@ def draw_pairs(
         leaks.to_pylist(),
         key=lambda pair: (pair["split"] != "test", pair["hash_distance"], -pair["correlation"]),
     )[:EXAMPLES]
-    keys = zip(index.column("class_id").to_pylist(), index.column("index").to_pylist(), strict=True)
+    names = ("class_id", "index", "sha256")  # a mixture has several images of one index
+    keys = zip(*(index.column(name).to_pylist() for name in names), strict=True)
     place = {key: row for row, key in enumerate(keys)}
-    places = pa.array([place[pair["class_id"], pair["index"]] for pair in pairs], pa.int64())
+    places = pa.array([place[*(pair[name] for name in names)] for pair in pairs], pa.int64())
     added = load_images(index.take(places), job.folder)
     manifests = {name: read_split(path) for name, path in splits.items()}
     origins = {
