@@ -12,7 +12,8 @@ with running(snakemake) as job:
     )
     predictions = {method: plan.predictions(method) for method in plan.methods}
     tables = {kind: output[kind] for kind in ("csv", "md", "txt")}
-    write_leakage_table(job.study, leaks, repeats, counts, predictions, tables)
+    inherited = dict(zip(plan.inheriting, inputs.inherited, strict=True))
+    write_leakage_table(job.study, leaks, repeats, counts, predictions, tables, inherited)
     for method in plan.guarded:
         draw_pairs(
             job,
