@@ -56,6 +56,18 @@ def get_templates(wildcards):
     return UNFOLDED.template_files(wildcards.method)
 
 
+def get_started(wildcards):
+    return UNFOLDED.started(wildcards.method)
+
+
+def get_started_leaks(wildcards):
+    return UNFOLDED.started_leaks(wildcards.method)
+
+
+def get_excluded_starts(wildcards):
+    return UNFOLDED.excluded if UNFOLDED.started(wildcards.method) else []
+
+
 def get_search_recipe(wildcards):
     return recipes.search_recipe(UNFOLDED.study, wildcards.method)
 
@@ -84,6 +96,7 @@ def get_selected(method):
         "selected": UNFOLDED.selected(method),
         "embeddings": list(UNFOLDED.embeddings(method).values()),
         "unets": list(UNFOLDED.unets(method).values()),
+        "learned_images": UNFOLDED.learned_images(method),
     }
 
 

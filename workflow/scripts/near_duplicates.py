@@ -14,7 +14,8 @@ with running(snakemake) as job:
     predictions = {method: plan.predictions(method) for method in plan.methods}
     tables = {kind: output[kind] for kind in ("csv", "md", "txt")}
     chosen = dict(zip(plan.study.choosing, map(read_choice, inputs.choices), strict=True))
-    write_leakage_table(job.study, leaks, repeats, counts, predictions, tables, chosen)
+    inherited = dict(zip(plan.inheriting, inputs.inherited, strict=True))
+    write_leakage_table(job.study, leaks, repeats, counts, predictions, tables, inherited, chosen)
     for method in plan.guarded:
         draw_pairs(
             job,

@@ -80,8 +80,8 @@ class PoolPaths(InputPaths):
     def excluded_from_learning(self, method: str) -> list[str]:
         """File with the classes that do not train a row's shared U-Net, if the config leaves any out."""
         finetune, row = self.study.finetune, self.study.personalised[method]
-        waits = row.train_unet and finetune.excluded_classes == "leave_out"
-        return self.excluded if waits and self.study.retrieval.exclude == "auto" else []
+        without = finetune.excluded_classes == "leave_out" or not row.learns_from_training_images
+        return self.excluded if row.train_unet and without and self.study.retrieval.exclude == "auto" else []
 
     @cached_property
     def retrieval_summary(self) -> dict[str, str]:
@@ -182,6 +182,16 @@ class PoolPaths(InputPaths):
         """Path of the index of a method's pool: one row per image."""
         return self.path("shards", method, candidate, "index.parquet")
 
+    def started(self, method: str) -> list[str]:
+        """Index of the pool whose images a row starts from, if there is one."""
+        row = self.study.methods[method].start_pool
+        return [] if row is None else [self.pool(row)]
+
+    def started_leaks(self, method: str) -> list[str]:
+        """Pairs whose added images a row does not start from, if near-duplicates are dropped."""
+        row = self.study.methods[method].start_pool
+        return [] if row is None else self.leaks_to_drop(row)
+
     def ledger(self, method: str = "{method}", class_id: str = "{class_id}") -> str:
         """Path of a class's ledger, which has the fate of every candidate image."""
         return self.path("retrieval", method, "ledgers", f"{class_id}.parquet")
@@ -208,8 +218,23 @@ class PoolPaths(InputPaths):
 
     @cached_property
     def cluster_counts(self) -> list[int]:
-        """Numbers of clusters per class that rows need, above 1."""
-        return sorted({method.clusters for method in self.study.personalised.values() if method.clusters > 1})
+        """Numbers of clusters per class of training images that rows need, above 1."""
+        rows = self.study.personalised.values()
+        return sorted({row.clusters for row in rows if row.clusters > 1 and not row.edges})
+
+    @cached_property
+    def clustering_apart(self) -> list[str]:
+        """Rows with clusters of their own, because they learn from other images than the training images."""
+        return [name for name, row in self.study.personalised.items() if row.clusters > 1 and row.edges]
+
+    def learned_images(self, method: str) -> list[str]:
+        """Manifest of the images that a row learns from, if they are not the training images alone."""
+        apart = bool(self.study.personalised[method].edges)
+        return [self.path("finetune", method, "images.parquet")] if apart else []
+
+    def learned_split(self, method: str) -> str:
+        """Manifest of the images that a row learns from."""
+        return next(iter(self.learned_images(method)), self.train_of(method))
 
     def cluster_files(self, draw: int = 0) -> list[str]:
         """Files with each training and validation image's cluster, one per number of clusters per class."""
@@ -220,6 +245,8 @@ class PoolPaths(InputPaths):
 
     def clusters_of(self, method: str) -> list[str]:
         """File with the clusters that a row learns for, if it learns for more than one per class."""
+        if method in self.clustering_apart:
+            return [self.path("finetune/clusters", f"{method}.parquet")]
         count, files = self.study.personalised[method].clusters, self.cluster_files(self.draw_of(method))
         return [files[self.cluster_counts.index(count)]] if count > 1 else []
 
@@ -364,6 +391,43 @@ class PoolPaths(InputPaths):
     def choices(self) -> list[str]:
         """Files with the rows that were chosen, in the order of the rows that choose."""
         return [self.selected(name) for name in self.study.choosing]
+
+    @cached_property
+    def guard_levels(self) -> list[list[str]]:
+        """Guarded rows by the job that searches them, in the jobs' order.
+
+        Where near-duplicates are dropped, rows that make images from other rows' images wait for the search
+        of these.
+        """
+        dropping = self.study.leakage.action == "drop"
+        levels: dict[int, list[str]] = {}
+        for method in self.guarded:
+            levels.setdefault(self.study.guard_level(method) if dropping else 0, []).append(method)
+        return [levels[level] for level in sorted(levels)]
+
+    @cached_property
+    def inheriting(self) -> list[str]:
+        """Guarded rows with images that were made from other rows' images, those of earlier levels first."""
+        rows = self.study.methods
+        made = [
+            method
+            for method in self.guarded
+            if any(
+                rows[name].generates_images and rows[name].edges
+                for name in (method, *self.study.all_built_on(method))
+            )
+        ]
+        return sorted(made, key=self.study.guard_level)
+
+    @cached_property
+    def inherited_from(self) -> dict[str, str]:
+        """Manifests of the images that rows learned from, by row, for the guard's search through edges."""
+        rows = self.study.personalised
+        return {name: path for name in rows if self.inheriting for path in self.learned_images(name)}
+
+    def inherited(self, method: str) -> str:
+        """Path of a method's images that were made from near-duplicates of validation and test images."""
+        return self.path("leakage/inherited", f"{method}.parquet")
 
     @cached_property
     def guarded_first(self) -> list[str]:

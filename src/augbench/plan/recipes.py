@@ -203,6 +203,11 @@ def cluster_recipe(study: Study) -> Recipe:
     return {"version": 1, "seed": study.seed, "features": finetune, **listed}
 
 
+def learned_images_recipe(study: Study, name: str) -> Recipe:
+    """Recipe of the list of images that a row learns from; the images of other rows enter through files."""
+    return {"version": 1, "train": study.personalised[name].learns_from_training_images}
+
+
 def finetune_recipe(study: Study, name: str, factor: float) -> Recipe:
     """Recipe of fine-tuning at one factor of the learning rates, without the method's name and sampling."""
     method = study.personalised[name]
