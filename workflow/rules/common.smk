@@ -56,6 +56,18 @@ def get_templates(wildcards):
     return UNFOLDED.template_files(wildcards.method)
 
 
+def get_started(wildcards):
+    return UNFOLDED.started(wildcards.method)
+
+
+def get_started_leaks(wildcards):
+    return UNFOLDED.started_leaks(wildcards.method)
+
+
+def get_excluded_starts(wildcards):
+    return UNFOLDED.excluded if UNFOLDED.started(wildcards.method) else []
+
+
 def get_search_recipe(wildcards):
     return recipes.search_recipe(UNFOLDED.study, wildcards.method)
 
@@ -84,6 +96,7 @@ def get_selected(method):
         "selected": UNFOLDED.selected(method),
         "embeddings": list(UNFOLDED.embeddings(method).values()),
         "unets": list(UNFOLDED.unets(method).values()),
+        "learned_images": UNFOLDED.learned_images(method),
     }
 
 
@@ -131,8 +144,26 @@ def get_promised_shards(wildcards):
 
 def shards_of(method):
     """Return the shards from which a method's training sets are drawn."""
-    row, wanted = UNFOLDED.study.pool_row(method), set(UNFOLDED.shards(method))
-    return [path for job in shards_made(row) for path in job if path in wanted]
+    wanted = set(UNFOLDED.shards(method))
+    return [
+        path
+        for pool in UNFOLDED.study.pools_of(method)
+        for job in shards_made(pool)
+        for path in job
+        if path in wanted
+    ]
+
+
+def shards_to_score(pool, scorer):
+    """Return the shards of a pool that filters with this scorer read."""
+    wanted = set(UNFOLDED.scored_shards(pool, scorer))
+    return [path for job in shards_made(pool) for path in job if path in wanted]
+
+
+def filtered(method):
+    """Return the params of a row's filter; none without one, so that other rows' params stay as they are."""
+    recipe = recipes.filter_recipe(UNFOLDED.study, method)
+    return {} if recipe is None else {"filter": recipe}
 
 
 def get_added(wildcards):

@@ -1,4 +1,5 @@
-# Training split -> learned vectors per class and learning rate -> those of the best learning rate.
+# Training split, or first training sets of other rows -> learned vectors per class and learning rate -> those of
+# the best learning rate.
 # There is one file of vectors per class, and one choice per candidate. With a frozen U-Net, classes are
 # independent and are cut into blocks. A job that trains the U-Net gets all classes.
 
@@ -35,6 +36,67 @@ for draw in range(STUDY.dataset.draws if PLAN.cluster_counts else 0):
 
 
 for method, row in UNFOLDED.study.personalised.items():
+
+    if row.edges:
+
+        rule:
+            name:
+                f"learned_images_{method}"
+            input:
+                sets=[UNFOLDED.resample(upstream, "0") for upstream in row.built_on],
+                train=UNFOLDED.train_of(method),
+                excluded=UNFOLDED.excluded,
+            output:
+                UNFOLDED.learned_images(method),
+            log:
+                UNFOLDED.log("learned_images", method),
+            benchmark:
+                UNFOLDED.benchmark("learned_images", method)
+            priority: 15
+            localrule: True
+            conda:
+                ENVIRONMENT
+            resources:
+                **NEEDS.table,
+            params:
+                method=method,
+                recipe=recipes.learned_images_recipe(UNFOLDED.study, method),
+            message:
+                f"images that {method} learns from"
+            script:
+                "../scripts/learned_images.py"
+
+    if method in UNFOLDED.clustering_apart:
+
+        rule:
+            name:
+                f"cluster_{method}"
+            input:
+                train=UNFOLDED.learned_split(method),
+                val=UNFOLDED.splits["val"],
+                classes=UNFOLDED.classes,
+                clip=UNFOLDED.clip,
+                features=UNFOLDED.feature_files,
+            output:
+                UNFOLDED.clusters_of(method),
+            log:
+                UNFOLDED.log("cluster", method),
+            benchmark:
+                UNFOLDED.benchmark("cluster", method)
+            priority: 15
+            conda:
+                ENVIRONMENT
+            threads: NEEDS.gpu_threads
+            resources:
+                **NEEDS.gpu_job(4000, 16000, minutes=240),
+            params:
+                counts=[row.clusters],
+                recipe=recipes.cluster_recipe(UNFOLDED.study),
+            message:
+                f"clusters of the images that {method} learns from"
+            script:
+                "../scripts/cluster.py"
+
     for factor, block in UNFOLDED.finetune_jobs(method):
 
         rule:
@@ -42,7 +104,7 @@ for method, row in UNFOLDED.study.personalised.items():
                 f"finetune_{method}_{rate_name(factor)}_{block.name}"
             input:
                 clusters=UNFOLDED.clusters_of(method),
-                train=UNFOLDED.train_of(method),
+                train=UNFOLDED.learned_split(method),
                 val=UNFOLDED.splits["val"],
                 classes=UNFOLDED.classes,
                 diffusion=UNFOLDED.diffusion,

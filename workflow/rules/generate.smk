@@ -14,6 +14,7 @@ for method, block in UNFOLDED.generate_jobs:
             prompts=UNFOLDED.prompts(method),
             diffusion=UNFOLDED.diffusion,
             train=UNFOLDED.train_of(method),
+            started=UNFOLDED.started(method),
         output:
             [UNFOLDED.shard(method, class_id, part) for class_id in block.members for part in block.parts],
         log:

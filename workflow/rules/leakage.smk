@@ -4,23 +4,26 @@
 # (classify.smk), only these rules read the test split (guarded test split). Candidates are selected without
 # their results.
 
-if PLAN.guarded:
+for level, searched in enumerate(UNFOLDED.guard_levels):
 
-    rule leakage:
+    rule:
+        name:
+            f"leakage_{level}" if level else "leakage"
         input:
-            pools=[UNFOLDED.pool(method) for method in UNFOLDED.guarded],
+            **({f"embedded_{name}": path for name, path in PLAN.embedded_splits.items()} if level else {}),
+            pools=[UNFOLDED.pool(method) for method in searched],
             val=PLAN.splits["val"],
             test=PLAN.splits["test"],
             clip=PLAN.clip,
             excluded=PLAN.excluded,
         output:
-            **PLAN.embedded_splits,
-            leaks=[UNFOLDED.leaks(method) for method in UNFOLDED.guarded],
-            counts=[UNFOLDED.leak_counts(method) for method in UNFOLDED.guarded],
+            **({} if level else PLAN.embedded_splits),
+            leaks=[UNFOLDED.leaks(method) for method in searched],
+            counts=[UNFOLDED.leak_counts(method) for method in searched],
         log:
-            PLAN.log("leakage"),
+            PLAN.log(f"leakage_{level}" if level else "leakage"),
         benchmark:
-            PLAN.benchmark("leakage")
+            PLAN.benchmark(f"leakage_{level}" if level else "leakage")
         conda:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
@@ -32,6 +35,9 @@ if PLAN.guarded:
             "near-duplicates of validation and test images"
         script:
             "../scripts/leakage.py"
+
+
+if PLAN.guarded:
 
     rule repeats:
         input:
@@ -58,11 +64,37 @@ if PLAN.guarded:
         script:
             "../scripts/leakage.py"
 
+    if UNFOLDED.inheriting:
+
+        rule inherited_near_duplicates:
+            input:
+                pools=[UNFOLDED.pool(method) for method in UNFOLDED.inheriting],
+                leaks=[UNFOLDED.leaks(method) for method in UNFOLDED.guarded],
+                learned=list(UNFOLDED.inherited_from.values()),
+                excluded=PLAN.excluded,
+            output:
+                [UNFOLDED.inherited(method) for method in UNFOLDED.inheriting],
+            log:
+                PLAN.log("inherited_near_duplicates"),
+            benchmark:
+                PLAN.benchmark("inherited_near_duplicates")
+            localrule: True
+            conda:
+                ENVIRONMENT
+            resources:
+                **NEEDS.table,
+            message:
+                "images made from near-duplicates"
+            script:
+                "../scripts/inherited_near_duplicates.py"
+
     rule near_duplicates:
         input:
             leaks=[PLAN.leaks(method) for method in PLAN.guarded],
             repeats=[PLAN.repeats(method) for method in PLAN.guarded],
             counts=[PLAN.leak_counts(method) for method in PLAN.guarded],
+            inherited=[PLAN.inherited(method) for method in PLAN.inheriting],
+            choices=PLAN.choices,
             pools=[PLAN.pool(method) for method in PLAN.guarded],
             val=PLAN.splits["val"],
             test=PLAN.splits["test"],

@@ -1,4 +1,4 @@
-# Classes and method -> prompts, one row per image to make.
+# Classes and method -> prompts, one row per image to make, with the image that it starts from if there is one.
 
 
 rule prompts:
@@ -6,6 +6,9 @@ rule prompts:
         classes=UNFOLDED.classes,
         train=get_train,
         templates=get_templates,
+        started=get_started,
+        leaks=get_started_leaks,
+        excluded=get_excluded_starts,
     output:
         UNFOLDED.prompts(),
     log:

@@ -13,6 +13,7 @@ for method in UNFOLDED.study.personalised:
                 classes=UNFOLDED.classes,
                 embeddings=list(UNFOLDED.embeddings(method).values()),
                 unets=list(UNFOLDED.unets(method).values()),
+                learned_images=UNFOLDED.learned_images(method),
             output:
                 [
                     of_candidate(UNFOLDED.candidate_folder(method, name, folder))

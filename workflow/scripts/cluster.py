@@ -1,4 +1,4 @@
-"""Cluster each class's training images."""
+"""Cluster the images that each class learns from: the training images, or those of one row."""
 
 from augbench.runtime.job import running
 
@@ -8,7 +8,7 @@ with running(snakemake) as job:
     inputs = snakemake.input
     cluster_images(
         job,
-        ks=job.plan.cluster_counts,
+        ks=snakemake.params.get("counts", job.plan.cluster_counts),
         train_path=inputs.train,
         val_path=inputs.val,
         classes_path=inputs.classes,

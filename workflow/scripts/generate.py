@@ -12,13 +12,16 @@ with running(snakemake, unfolded=True) as job:
     if selected := inputs.get("selected"):
         winner = read_json(selected)["selected"]
         plan = job.plan
-        learned = {SELECTED: LearnedFiles(plan.embeddings(method)[winner], plan.unets(method).get(winner))}
+        images = next(iter(inputs.learned_images), None)
+        files = LearnedFiles(plan.embeddings(method)[winner], plan.unets(method).get(winner), images)
+        learned = {SELECTED: files}
     generate(
         job,
         method=method,
         prompts_path=inputs.prompts,
         model_path=inputs.diffusion,
         train_path=inputs.train,
+        started_path=next(iter(inputs.started), None),
         targets={SELECTED: snakemake.output},
         learned=learned,
     )

@@ -11,8 +11,9 @@ with running(snakemake) as job:
     inputs, output = snakemake.input, snakemake.output
     methods = [Path(path).stem for path in output.leaks]
     splits = {name: inputs[name] for name in ("train", "val", "test") if inputs.get(name)}
-    embedded = {name: output[name] for name in splits}
-    embed_splits(job, splits, inputs.clip, embedded)
+    embedded = {name: inputs.get(f"embedded_{name}", output.get(name)) for name in splits}
+    if not inputs.get("embedded_val"):
+        embed_splits(job, splits, inputs.clip, embedded)
     indexes, leaks = (dict(zip(methods, paths, strict=True)) for paths in (inputs.pools, output.leaks))
     guard(
         job,

@@ -38,11 +38,13 @@ SCHEMA = pa.schema(
         ("sha256", pa.string()),  # of the encoded image
     ]
 )
+# sha256 of the added image that sampling started from; a column of shards that have such images
+ORIGIN = pa.field("origin", pa.string())
 
 
 @dataclass(frozen=True)
 class ShardRow:
-    """One image of a shard; the attributes are the columns of :data:`SCHEMA`."""
+    """One image of a shard; the attributes are the columns of :data:`SCHEMA`, and :data:`ORIGIN`."""
 
     image: bytes
     label: int
@@ -54,6 +56,7 @@ class ShardRow:
     source: str | None = None
     similarity: float | None = None
     safety_flags: int = 0
+    origin: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,11 @@ def encode_image(image: Image.Image, image_format: str, quality: int) -> bytes:
     return stream.getvalue()
 
 
+def image_name(class_id: str, index: int) -> str:
+    """Name of "image i of class c" in shards, without the suffix."""
+    return f"{class_id}_{index:06d}"
+
+
 def image_kind(encoded: bytes) -> str:
     """File suffix of an encoded image: ``png``, ``webp`` or ``jpg``."""
     return {b"\x89PNG": "png", b"RIFF": "webp"}.get(encoded[:4], "jpg")
@@ -106,30 +114,38 @@ def _checksum(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def write_shard(
-    path: str | Path, rows: Sequence[ShardRow], recipe: Mapping[str, Any], lacking: Lacking | None = None
+    path: str | Path,
+    rows: Sequence[ShardRow],
+    recipe: Mapping[str, Any],
+    lacking: Lacking | None = None,
+    learned_from: Mapping[str, int] | None = None,
 ) -> None:
     """Write rows to ``path``, atomically.
 
-    The footer holds ``recipe``, the number of rows, a checksum over the images, and the images that the shard
-    lacks, if there are any.
+    The footer holds ``recipe``, the number of rows, a checksum over the images, the images that the shard lacks,
+    if there are any, and ``learned_from``: the number of images that its class learned from, by the row that
+    made them, if these were not the training images alone.
     """
     table_rows = []
+    schema = SCHEMA.append(ORIGIN) if any(row.origin is not None for row in rows) else SCHEMA
     for row in rows:
-        values = {name: getattr(row, name) for name in SCHEMA.names if name not in ("image", "sha256")}
+        values = {name: getattr(row, name) for name in schema.names if name not in ("image", "sha256")}
         values["image"] = {
             "bytes": row.image,
-            "path": f"{row.class_id}_{row.index:06d}.{image_kind(row.image)}",
+            "path": f"{image_name(row.class_id, row.index)}.{image_kind(row.image)}",
         }
         values["sha256"] = hashlib.sha256(row.image).hexdigest()
         table_rows.append(values)
     footer = {"recipe": dict(recipe), "rows": len(rows), "checksum": _checksum(table_rows)}
     if lacking is not None:
         footer["lacking"] = asdict(lacking)
+    if learned_from is not None:
+        footer["learned_from"] = dict(learned_from)
     metadata = {
         b"huggingface": json.dumps(_HF_FEATURES).encode(),
         b"augbench": json.dumps(footer).encode(),
     }
-    table = pa.Table.from_pylist(table_rows, schema=SCHEMA.with_metadata(metadata))
+    table = pa.Table.from_pylist(table_rows, schema=schema.with_metadata(metadata))
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, row_group_size=64)
 

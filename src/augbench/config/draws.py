@@ -2,16 +2,17 @@
 
 ``dataset.draws: N`` unfolds every row into N. The row of draw 0 keeps its name, that of draw k is called
 ``{row}_draw{k}``. Validation and test images are the same in all draws. A row whose images depend on the
-training images (it starts from them, or learns from them) makes its own images in each draw. Any other
-makes or retrieves its pool once, and its rows of further draws draw from that pool. Tables fold the rows
+training images (it starts from them or learns from them, or a row that it is built on does) makes its own
+images in each draw, from those that the rows it is built on made in that draw. Any other makes or retrieves its pool once, and its rows of further draws draw from that pool. Tables fold the rows
 together again.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
-from augbench.config.methods import DrawMethod, Method, RealMethod
+from augbench.config.methods import ChooseMethod, DrawMethod, Method, RealMethod
 
 _MARK = re.compile(r"_draw([1-9]\d*)$")
 
@@ -27,21 +28,31 @@ def fold(name: str) -> tuple[str, int]:
     return (name[: found.start()], int(found[1])) if found else (name, 0)
 
 
-def unfold_rows(rows: dict[str, Method], draws: int) -> dict[str, Method]:
+def depends_on_training_images(rows: Mapping[str, Method], name: str) -> bool:
+    """Whether other training images give a row, or any row that it is built on, other images."""
+    row = rows[name]
+    return row.depends_on_training_images or any(
+        depends_on_training_images(rows, upstream) for upstream in row.built_on
+    )
+
+
+def unfold_rows(rows: Mapping[str, Method], draws: int) -> dict[str, Method]:
     """Rows of all draws by name: those of draw 0 first, in the order of the config."""
     unfolded = dict(rows)
     for draw in range(1, draws):
-        for name, row in rows.items():
-            unfolded[drawn_name(name, draw)] = _of_draw(name, row, rows, draw)
+        for name in rows:
+            unfolded[drawn_name(name, draw)] = _of_draw(name, rows, draw)
     return unfolded
 
 
-def _of_draw(name: str, row: Method, rows: dict[str, Method], draw: int) -> Method:
-    if isinstance(row, DrawMethod):
-        apart = rows[row.pool].depends_on_training_images
-        return row.model_copy(update={"pool": drawn_name(row.pool, draw)}) if apart else row
-    if isinstance(row, RealMethod) or row.depends_on_training_images:
-        return row
+def _of_draw(name: str, rows: Mapping[str, Method], draw: int) -> Method:
+    row = rows[name]
+    if isinstance(row, ChooseMethod):  # among classifiers, which every draw has
+        return row.renaming_edges(lambda upstream: drawn_name(upstream, draw))
+    if isinstance(row, DrawMethod | RealMethod) or depends_on_training_images(rows, name):
+        return row.renaming_edges(
+            lambda upstream: drawn_name(upstream, draw if depends_on_training_images(rows, upstream) else 0)
+        )
     return DrawMethod(
         mechanism="draw",
         label=row.label,

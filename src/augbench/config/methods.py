@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+import math
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -64,7 +67,20 @@ class Prompting(Section):
         return self
 
 
-Family = Literal["real", "unconditional", "prompting", "personalised", "retrieval", "scaling", "control"]
+class PoolOf(Section):
+    """The images of another row, in place of the training images."""
+
+    pool: str = key(
+        ...,
+        "Row of `methods` whose images are used; it must generate, retrieve or draw images, and must not be "
+        "built on this row itself.",
+    )
+
+
+SHARES_ADD_UP = 1e-6  # difference from 1 that is allowed for a sum of shares
+Family = Literal[
+    "real", "unconditional", "prompting", "personalised", "retrieval", "hybrid", "scaling", "control"
+]
 GENERATED = ("unconditional", "prompting", "personalised")  # families whose images a model generates
 RealSplit = Literal["train", "train2x", "full"]
 FillTo = Positive | Literal["largest"]
@@ -129,23 +145,60 @@ class _Method(Section):
 
     @property
     def from_images(self) -> bool:
-        """Whether sampling starts from training images."""
+        """Whether sampling starts from images: training images, or those of another row."""
         return False
 
     @property
-    def depends_on_training_images(self) -> bool:
-        """Whether other training images give the row other images of its own: it starts or learns from them."""
-        return self.from_images or self.learns
+    def start_pool(self) -> str | None:
+        """The row whose images sampling starts from; None if there is none."""
+        return None
 
     @property
-    def pool_row(self) -> str | None:
-        """The row whose pool this row draws from; None if it has a pool of its own or adds nothing."""
-        return None
+    def from_training_images(self) -> bool:
+        """Whether sampling starts from training images."""
+        return self.from_images and self.start_pool is None
+
+    @property
+    def depends_on_training_images(self) -> bool:
+        """Whether other training images give the row other images, apart from the rows it is built on.
+
+        They do if it starts from them, learns from them, or chooses among candidates with their help.
+        """
+        return self.from_training_images or self.learns
+
+    @property
+    def edges(self) -> Mapping[str, str]:
+        """Rows whose pools this row reads, by the key that names them, such as ``start.pool``."""
+        return {}
+
+    @property
+    def built_on(self) -> tuple[str, ...]:
+        """Rows whose pools this row reads, each once."""
+        return tuple(dict.fromkeys(self.edges.values()))
+
+    def renaming_edges(self, renamed: Callable[[str], str]) -> Self:
+        """The row with other names of the rows that it is built on."""
+        return self
+
+    @property
+    def pool_rows(self) -> tuple[str, ...]:
+        """Rows whose pools this row draws from; none if it has a pool of its own or adds nothing."""
+        return ()
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """Shares of a mixture's added images by the rows that make them; empty for a single pool."""
+        return {}
+
+    @property
+    def is_composed(self) -> bool:
+        """Whether the images differ in kind from those of one pool: the row mixes pools, or filters."""
+        return False
 
     @property
     def set_0_from_part_0(self) -> bool:
         """Whether training set 0 is drawn from part 0 of the pool alone (:mod:`augbench.resample`)."""
-        return self.pool_row is None
+        return not self.pool_rows
 
     @property
     def shuffles_labels(self) -> bool:
@@ -254,7 +307,7 @@ class _Sampled(_Added):
     )
     steps: Positive | None = key(None, "Sampling steps of this method. Default: diffusion.steps.", "steps")
     scheduler: Scheduler | None = key(
-        None, "Sampler of this method. Default: diffusion.scheduler, or ddim with `start: training_images`."
+        None, "Sampler of this method. Default: diffusion.scheduler, or ddim if sampling starts from images."
     )
     guidance_interval: GuidanceInterval | None = key(
         None,
@@ -265,20 +318,20 @@ class _Sampled(_Added):
 
 
 class SampleMethod(_Sampled):
-    """Images from the unchanged diffusion model, sampled from noise and prompts or from training images."""
+    """Images from the unchanged diffusion model, sampled from noise and prompts, or from images."""
 
     mechanism: Literal["sample"]
     prompt: Prompting = key(Prompting(), "Prompts of the images.")
-    start: Literal["noise", "training_images"] = key(
+    start: Literal["noise", "training_images"] | PoolOf = key(
         "noise",
-        "Start of sampling: noise, or training_images, which are taken in turn so that each is used equally "
-        "often.",
-        source="Luzi et al., 2022 (Boomerang)",
+        "Start of sampling: noise, training_images, or {pool: a row}, that row's images of the same class. "
+        "Images are taken in turn so that each is used equally often.",
+        source="Luzi et al., 2022 (Boomerang); Meng et al., 2022 (SDEdit)",
     )
     noise: float | None = key(
         None,
-        "Share of the noise schedule that is added to a training image before denoising. Allowed only with "
-        "`start: training_images`. Default: 0.2.",
+        "Share of the noise schedule that is added to an image before denoising. Allowed only if sampling "
+        "starts from images. Default: 0.2.",
         source="Luzi et al., 2022; the paper does not say",
         gt=0,
         le=1,
@@ -289,7 +342,7 @@ class SampleMethod(_Sampled):
     @property
     def group(self) -> Family:
         """Group of the row in figures; by default ``unconditional`` if it starts from training images."""
-        return self.family or ("unconditional" if self.from_images else self.default_family)
+        return self.family or ("unconditional" if self.from_training_images else self.default_family)
 
     @property
     def prompting(self) -> Prompting:
@@ -298,8 +351,24 @@ class SampleMethod(_Sampled):
 
     @property
     def from_images(self) -> bool:
-        """Whether sampling starts from training images."""
-        return self.start == "training_images"
+        """Whether sampling starts from images: training images, or those of another row."""
+        return self.start != "noise"
+
+    @property
+    def start_pool(self) -> str | None:
+        """The row whose images sampling starts from; None if there is none."""
+        return self.start.pool if isinstance(self.start, PoolOf) else None
+
+    @property
+    def edges(self) -> Mapping[str, str]:
+        """The row whose images sampling starts from."""
+        return {} if self.start_pool is None else {"start.pool": self.start_pool}
+
+    def renaming_edges(self, renamed: Callable[[str], str]) -> Self:
+        """The row with another name of the row that it starts from."""
+        if self.start_pool is None:
+            return self
+        return self.model_copy(update={"start": PoolOf(pool=renamed(self.start_pool))})
 
     @property
     def set_0_from_part_0(self) -> bool:
@@ -308,21 +377,22 @@ class SampleMethod(_Sampled):
 
     @property
     def noise_share(self) -> float:
-        """Share of the noise schedule that is added to training images: ``noise``, or its default."""
+        """Share of the noise schedule that is added to images: ``noise``, or its default."""
         return 0.2 if self.noise is None else self.noise
 
     @model_validator(mode="after")
     def _noise_of_images(self) -> SampleMethod:
         if self.noise is not None and self.start == "noise":
-            raise ValueError("noise: allowed only with start: training_images")
+            raise ValueError("noise: allowed only with start: training_images, or start: {pool: a row}")
         return self
 
 
 Candidate = Literal["train_loss", "val_loss"] | Positive
+Learned = Literal["train"] | PoolOf
 
 
 class PersonaliseMethod(_Sampled):
-    """Images sampled after fine-tuning on the training images.
+    """Images sampled after fine-tuning on the training images, or on those of other rows.
 
     The keys say what is learned, whether the U-Net trains too, and which prompts are used.
     """
@@ -336,8 +406,8 @@ class PersonaliseMethod(_Sampled):
     )
     clusters: Positive = key(
         1,
-        "Conditionings or pseudo-words learned per class, one for each k-means cluster of its training "
-        "images.",
+        "Conditionings or pseudo-words learned per class, one for each k-means cluster of the images that it "
+        "learns from.",
         "clusters",
         "paper, section 3.1 (1, 5, 10, 15)",
     )
@@ -345,6 +415,13 @@ class PersonaliseMethod(_Sampled):
         False,
         "Train the U-Net too; all classes share one U-Net (Imagic, Pseudoword+DM).",
         source="paper, section 3.1",
+    )
+    learn_from: Learned | Annotated[tuple[Learned, ...], Field(min_length=1)] = key(
+        "train",
+        "Images that are learned from: train (the training images), {pool: a row} (that row's first training "
+        "set, near-duplicates of validation and test images left out), or a list of these. Validation losses "
+        "are those of real images.",
+        new=True,
     )
     prompt: Prompting | None = key(
         None,
@@ -408,6 +485,44 @@ class PersonaliseMethod(_Sampled):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name}: an entry occurs twice")
         return self
+
+    @model_validator(mode="after")
+    def _learns_from_each_once(self) -> PersonaliseMethod:
+        if isinstance(self.learn_from, tuple) and len(set(self._learned)) < len(self._learned):
+            raise ValueError("learn_from: an entry occurs twice")
+        return self
+
+    @property
+    def _learned(self) -> tuple[Learned, ...]:
+        return self.learn_from if isinstance(self.learn_from, tuple) else (self.learn_from,)
+
+    @property
+    def learns_from_training_images(self) -> bool:
+        """Whether training images are among those that the row learns from."""
+        return "train" in self._learned
+
+    @property
+    def edges(self) -> Mapping[str, str]:
+        """Rows whose images the row learns from."""
+        places = [f"{place}." for place in range(len(self._learned))]
+        prefixes = places if isinstance(self.learn_from, tuple) else [""]
+        return {
+            f"learn_from.{prefix}pool": given.pool
+            for prefix, given in zip(prefixes, self._learned, strict=True)
+            if isinstance(given, PoolOf)
+        }
+
+    def renaming_edges(self, renamed: Callable[[str], str]) -> Self:
+        """The row with other names of the rows that it learns from."""
+        if not self.edges:
+            return self
+        learned = tuple(
+            PoolOf(pool=renamed(given.pool)) if isinstance(given, PoolOf) else given
+            for given in self._learned
+        )
+        return self.model_copy(
+            update={"learn_from": learned if isinstance(self.learn_from, tuple) else learned[0]}
+        )
 
     @property
     def prompting(self) -> Prompting:
@@ -566,35 +681,84 @@ class RetrieveMethod(_Added):
         return self
 
 
+class Keep(Section):
+    """A filter: the part of a pool whose images agree best with their class."""
+
+    by: Literal["clip", "classifier"] = key(
+        ...,
+        "Score of an image: the probability of its class against the study's other classes, by CLIP "
+        "(zero-shot, OpenAI's 80 templates) or by a classifier that was trained on real images only.",
+        source="He et al., 2023 (CLIP); Dunlap et al., 2023 (classifier)",
+    )
+    share: float = key(
+        ...,
+        "Share of the pool's images of each class that is kept, rounded up: those of the best scores.",
+        "share of the images",
+        gt=0,
+        le=1,
+    )
+    row: str | None = key(
+        None,
+        "With `by: classifier`, the row of `mechanism: real` whose classifier (run 0, of the same draw) gives "
+        "the scores. Default: the first with `split: train`.",
+    )
+
+    @model_validator(mode="after")
+    def _row_of_a_classifier(self) -> Keep:
+        if self.row is not None and self.by == "clip":
+            raise ValueError("row: allowed only with by: classifier")
+        return self
+
+    def kept(self, images: int) -> int:
+        """Number of ``images`` of a class in a pool that are kept."""
+        return math.ceil(images * Fraction(repr(self.share)))
+
+    def needed(self, kept: int) -> int:
+        """Least number of images of a class in a pool of which ``kept``, at least 1, are kept."""
+        return math.floor((kept - 1) / Fraction(repr(self.share))) + 1
+
+
 class DrawMethod(_Added):
-    """Training sets of another size, drawn from another row's pool.
+    """Training sets drawn from other rows' pools: of another size, mixed, or filtered.
 
     Nothing is learned, selected or searched again.
     """
 
     mechanism: Literal["draw"]
-    pool: str = key(
-        ...,
-        "Row whose images the sets are drawn from; it must generate or retrieve images.",
+    pool: str | None = key(
+        None,
+        "Row whose images the sets are drawn from; it must generate or retrieve images. Either this key or "
+        "pools.",
         source="paper, Figure 5B",
+    )
+    pools: dict[str, Annotated[float, Field(gt=0, le=1)]] | None = key(
+        None,
+        "A mixture: rows whose images the sets are drawn from, each with its share of the added images of "
+        "every class; the shares sum to 1. Images are split by the largest remainder.",
+        new=True,
+        min_length=1,
+    )
+    keep: Keep | None = key(
+        None, "Filter of each pool, before the draw. Default: all images are drawn from.", new=True
     )
     images_per_class: Positive | None = key(
         None,
         "Images per class to draw from; images beyond the pool's own are generated in further shards. "
         "Allowed only if the pool's row generates images, and with augmentation.images_per_class. Default: "
         "as many as the pool's row makes, or with augmentation.images_per_training_image as many as are "
-        "added.",
+        "added, divided by keep.share.",
         "images",
         "paper, Figure 5B",
     )
     ranked: bool = key(
         False,
-        "As for `mechanism: retrieve`; allowed only if the pool's row retrieves.",
+        "As for `mechanism: retrieve`; allowed only if the pool's row retrieves, all of them in a mixture.",
         source="paper, Figure 5B",
     )
     may_fall_short: bool = key(
         False,
-        "Let a class with too few images use those it has; allowed only if the pool's row retrieves.",
+        "Let a class with too few images use those it has; allowed only if the pool's row retrieves, one of "
+        "them in a mixture.",
         source="paper, Figure 5B",
     )
     labels: Literal["own", "shuffled"] = key(
@@ -606,15 +770,51 @@ class DrawMethod(_Added):
 
     default_family = "scaling"
 
+    @model_validator(mode="after")
+    def _one_pool_or_a_mixture(self) -> DrawMethod:
+        if (self.pool is None) == (self.pools is None):
+            raise ValueError("pool: give either pool or pools, not both")
+        if self.pools is not None and abs(sum(self.pools.values()) - 1) > SHARES_ADD_UP:
+            raise ValueError(
+                f"pools: the shares sum to {sum(self.pools.values()):g}; allowed: shares that sum to 1"
+            )
+        return self
+
     @property
     def group(self) -> Family:
         """Group of the row in figures; by default ``control`` if its labels are shuffled."""
         return self.family or ("control" if self.labels == "shuffled" else self.default_family)
 
     @property
-    def pool_row(self) -> str:
-        """The row whose pool this row draws from."""
-        return self.pool
+    def shares(self) -> Mapping[str, float]:
+        """Shares of a mixture's added images by the rows that make them; empty for a single pool."""
+        return self.pools or {}
+
+    @property
+    def pool_rows(self) -> tuple[str, ...]:
+        """Rows whose pools this row draws from."""
+        return (self.pool,) if self.pool is not None else tuple(self.shares)
+
+    @property
+    def is_composed(self) -> bool:
+        """Whether the images differ in kind from those of one pool: the row mixes pools, or filters."""
+        return self.keep is not None or self.pools is not None
+
+    @property
+    def depends_on_training_images(self) -> bool:
+        """Whether a classifier that was trained on the training images filters the pool."""
+        return self.keep is not None and self.keep.by == "classifier"
+
+    @property
+    def edges(self) -> Mapping[str, str]:
+        """Rows whose pools this row draws from."""
+        return {"pool": self.pool} if self.pool is not None else {f"pools.{row}": row for row in self.shares}
+
+    def renaming_edges(self, renamed: Callable[[str], str]) -> Self:
+        """The row with other names of the rows that it draws from."""
+        if self.pool is not None:
+            return self.model_copy(update={"pool": renamed(self.pool)})
+        return self.model_copy(update={"pools": {renamed(row): share for row, share in self.shares.items()}})
 
     @property
     def shuffles_labels(self) -> bool:
@@ -622,8 +822,43 @@ class DrawMethod(_Added):
         return self.labels == "shuffled"
 
 
+class ChooseMethod(_Method):
+    """The one of several rows whose classifiers have the best validation accuracy."""
+
+    mechanism: Literal["choose"]
+    among: tuple[str, ...] = key(
+        ...,
+        "Rows that add images. The row adds what the best of them adds: that of the highest validation "
+        "accuracy, mean over runs; of equal ones the first. With dataset.draws each draw has its choice.",
+        source="as the paper chooses candidates, section 3.2",
+        min_length=2,
+    )
+
+    default_family = "hybrid"
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> ChooseMethod:
+        if len(set(self.among)) < len(self.among):
+            raise ValueError("among: an entry occurs twice")
+        return self
+
+    @property
+    def edges(self) -> Mapping[str, str]:
+        """Rows that are chosen among."""
+        return {f"among.{place}": row for place, row in enumerate(self.among)}
+
+    def renaming_edges(self, renamed: Callable[[str], str]) -> Self:
+        """The row with other names of the rows that it chooses among."""
+        return self.model_copy(update={"among": tuple(map(renamed, self.among))})
+
+    @property
+    def depends_on_training_images(self) -> bool:
+        """Always: other training images may lead to another choice."""
+        return True
+
+
 Method = Annotated[
-    RealMethod | SampleMethod | PersonaliseMethod | RetrieveMethod | DrawMethod,
+    RealMethod | SampleMethod | PersonaliseMethod | RetrieveMethod | DrawMethod | ChooseMethod,
     Field(discriminator="mechanism"),
 ]
 AddingMethod = SampleMethod | PersonaliseMethod | RetrieveMethod | DrawMethod

@@ -47,7 +47,12 @@ def _locate(location: Sequence[str | int], root: type[Section]) -> _KeyPlace:
     current: Any = root
     value = tuple(location)
     for number, step in enumerate(location):
-        if plain := _plain_types(current):
+        if (mixed := _text_or_section(current)) is not None:
+            value = value[:number]
+            current, is_label = _of_mixed(current, mixed, step)
+            if is_label:
+                continue
+        elif plain := _plain_types(current):
             value = value[:number]
             if number + 1 < len(location):  # into a list, the only type that has parts
                 current = next(option for option in plain if get_origin(_required(option)) is tuple)
@@ -75,6 +80,28 @@ def _plain_types(annotation: Any) -> list[Any]:
     if get_origin(annotation) not in (Union, types.UnionType) or section_options(annotation):
         return []
     return [option for option in get_args(annotation) if option is not type(None)]
+
+
+def _text_or_section(annotation: Any) -> type[Section] | None:
+    """The section of a value that may be text instead, or a list of both; None for any other type."""
+    annotation = _required(annotation)
+    if get_origin(annotation) not in (Union, types.UnionType):
+        return None
+    sections = [option for option in get_args(annotation) if section_options(option) == [option]]
+    texts = [option for option in get_args(annotation) if get_origin(_required(option)) is Literal]
+    return sections[0] if len(sections) == 1 and texts else None
+
+
+def _of_mixed(annotation: Any, section: type[Section], step: str | int) -> tuple[Any, bool]:
+    """The option of a mixed type that a step of a location leads into, and whether it only names the option."""
+    lists = [option for option in get_args(_required(annotation)) if get_origin(_required(option)) is tuple]
+    if isinstance(step, int):
+        return lists[0] if lists else annotation, False
+    if step in section.model_fields:
+        return section, False
+    if step == section.__name__:
+        return section, True
+    return lists[0] if lists and step.startswith("tuple") else annotation, True
 
 
 def _tags(section: type[Section]) -> tuple[str, ...]:
@@ -105,6 +132,18 @@ def section_options(annotation: Any) -> list[type[Section]]:
 
 def _expected(annotation: Any) -> str:
     """Describe the allowed kind of value in the user's words."""
+    if (mixed := _text_or_section(annotation)) is not None:
+        texts = [
+            repr(value)
+            for option in get_args(_required(annotation))
+            if get_origin(option) is Literal
+            for value in get_args(option)
+        ]
+        lists = [option for option in get_args(_required(annotation)) if _required(option) is not option]
+        more = [", or a list of these"] if lists else []
+        return ", ".join([*texts, f"or a mapping with the key {', '.join(mixed.model_fields)}"]) + "".join(
+            more
+        )
     if plain := _plain_types(annotation):
         return ", or ".join(f"{_expected(option)}{_bound(option)}" for option in plain)
     annotation = _required(annotation)
@@ -195,7 +234,11 @@ def describe(error: ValidationError, root: type[Section]) -> Iterator[UserError]
             yield _from_validator(location, value, message, root)
         elif kind == "string_too_long":
             yield UserError(place.where, shown(value), f"allowed: at most {context['max_length']} characters")
-        elif kind.endswith(_WRONG_KINDS) or len(place.value) == len(location) - 1:
+        elif (
+            kind.endswith(_WRONG_KINDS)
+            or len(place.value) == len(location) - 1
+            or _text_or_section(place.annotation) is not None
+        ):
             yield UserError(place.where, shown(value), _instead_of(value, place.annotation))
         elif kind == "too_short" and value:
             continue  # its entries are the problem, and are reported

@@ -1,7 +1,7 @@
 """Generate shards of images from prompts, with diffusers' Stable Diffusion models and schedulers.
 
-Input: ``prompts/{method}.parquet``, the model, results of fine-tuning, the training images that sampling
-may start from. Output: the shards of a block. Image i of class c depends only on (recipe, c, i) (seeded
+Input: ``prompts/{method}.parquet``, the model, results of fine-tuning, the training images or the pool of
+another row that sampling may start from. Output: the shards of a block. Image i of class c depends only on (recipe, c, i) (seeded
 images). It has its own random generator, seeded from the study's seed, c and i, not from the method, so
 that methods differ by what they do and not by their noise. A batch never crosses a shard. The shards that
 a job makes therefore do not depend, in any bit, on the shards that already exist, unless a batch did not fit
@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from augbench.artifacts.origins import counts_by_row
 from augbench.artifacts.shards import (
     Lacking,
     ShardRow,
@@ -41,6 +42,7 @@ from augbench.runtime.compiling import cache_folder, compile_pipeline, first_alo
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
     from PIL import Image
 
     from augbench.runtime.job import Job
@@ -58,10 +60,13 @@ class LearnedFiles:
         ``embeddings.safetensors``: one tensor per placeholder.
     unet : str, optional
         Folder of the trained U-Net; None if the U-Net was frozen.
+    images : str, optional
+        Manifest of the images that were learned from; None if these are the training images.
     """
 
     embeddings: str
     unet: str | None = None
+    images: str | None = None
 
     def read(self, class_ids: Sequence[str], clusters: int) -> dict[str, np.ndarray]:
         """Read the classes' vectors, by placeholder."""
@@ -74,6 +79,18 @@ class LearnedFiles:
                 for name in placeholders(class_id, clusters)
             }
 
+    def learned_from(self) -> dict[str, dict[str, int]]:
+        """Numbers of images that classes learned from, by class and by the row that made the images."""
+        if self.images is None:
+            return {}
+        from augbench.data.splits import read_split
+
+        split = read_split(self.images)
+        sources: dict[str, list[str]] = {}
+        for class_id, source in zip(split.class_ids, split.sources, strict=True):
+            sources.setdefault(class_id, []).append(source)
+        return {class_id: counts_by_row(of_class) for class_id, of_class in sources.items()}
+
     def unet_id(self) -> str | None:
         """Content hash of the trained U-Net; None if it was frozen."""
         return None if self.unet is None else str(fingerprint(self.unet)["id"])
@@ -81,11 +98,15 @@ class LearnedFiles:
 
 @dataclass(frozen=True)
 class _Shard:
-    """A shard to make: its target, its recipe in the store, its rows of the prompts file."""
+    """A shard to make: its target, its recipe in the store, its rows of the prompts file.
+
+    ``learned_from`` counts the images that its class learned from, if these are not the training images.
+    """
 
     target: str
     key: Recipe
     rows: list[dict[str, Any]]
+    learned_from: Mapping[str, int] | None = None
 
 
 def generate(
@@ -96,6 +117,7 @@ def generate(
     train_path: str,
     targets: Mapping[str, Sequence[str]],
     learned: Mapping[str, LearnedFiles] | None = None,
+    started_path: str | None = None,
 ) -> None:
     """Make the shards of a method that samples the diffusion model.
 
@@ -111,6 +133,8 @@ def generate(
         one key of any name.
     learned : mapping of str to LearnedFiles, optional
         Results of fine-tuning, by candidate.
+    started_path : path, optional
+        Index of the pool of another row whose images sampling starts from.
     """
     model = read_json(model_path)
     prompts = read_prompts(prompts_path)
@@ -138,7 +162,7 @@ def generate(
         store.tally.reused += sum(map(len, work.values()))
         return
     images = sum(len(shard.rows) for shards in missing.values() for shard in shards)
-    maker = _Maker(job, method, train_path, Progress(method, images, "image"))
+    maker = _Maker(job, method, train_path, Progress(method, images, "image"), started_path)
     for name, shards in work.items():
         # candidates that learned the same bits share their images: the first has just made them
         for group in store.in_turn("shards", shards, lambda shard: shard.key, is_there):
@@ -177,16 +201,19 @@ def _shards(
     targets: Sequence[str],
     learned: LearnedFiles | None,
 ) -> list[_Shard]:
-    recipe = content_of(generate_recipe(job.study, method))
+    recipe, row = content_of(generate_recipe(job.study, method)), job.study.methods[method]
     unet = learned.unet_id() if learned is not None else None
+    taught = learned.learned_from() if learned is not None else {}
     shards = []
     for target in targets:
         class_id, part = Path(target).parts[-2], int(Path(target).stem)
-        rows = prompts[class_id, part]
-        said = canonical_hash([[r["label"], r["index"], r["prompt"], r["source"]] for r in rows])
+        # a class that is left out may have no image to start from, and then has none
+        rows = prompts.get((class_id, part), []) if row.start_pool is not None else prompts[class_id, part]
+        named = ("label", "index", "prompt", "source", *(["origin"] if row.start_pool is not None else []))
+        said = canonical_hash([[r[name] for name in named] for r in rows])
         key = {
             **recipe,
-            **(data_set_recipe(job.study) if any(row["source"] for row in rows) else {}),
+            **(data_set_recipe(job.study) if row.from_training_images else {}),
             "model": model if unet is None else f"{model}+{unet}",
             "class_id": class_id,
             "rows": said,
@@ -194,7 +221,7 @@ def _shards(
         if learned is not None:
             vectors = learned.read([class_id], job.study.personalised[method].clusters)
             key["learned"] = canonical_hash({name: _bytes_hash(vector) for name, vector in vectors.items()})
-        shards.append(_Shard(target, key, rows))
+        shards.append(_Shard(target, key, rows, taught.get(class_id)))
     return shards
 
 
@@ -205,8 +232,16 @@ def _bytes_hash(vector: np.ndarray) -> str:
 class _Maker:
     """Maker of missing shards, with one pipeline for a whole job."""
 
-    def __init__(self, job: Job, method: str, train_path: str, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        method: str,
+        train_path: str,
+        progress: Progress | None = None,
+        started_path: str | None = None,
+    ) -> None:
         self.job, self.method, self.progress = job, method, progress
+        self.started_path = started_path
         self.row = job.study.methods[method]
         self.sampling = method_sampling(job.study, method)
         diffusion = job.study.diffusion.model_copy(update={"scheduler": self.sampling["scheduler"]})
@@ -250,7 +285,9 @@ class _Maker:
     def _begin(self, sampler: Sampler, shard: _Shard) -> Pending:
         scopes = [(row["class_id"], row["index"]) for row in shard.rows]
         starts = None
-        if self.row.from_images:
+        if self.row.start_pool is not None:
+            starts = self._added_images([row["origin"] for row in shard.rows])
+        elif self.row.from_images:
             starts = self._training_images([row["source"] for row in shard.rows])
         prompts, seed = [row["prompt"] for row in shard.rows], self.job.study.seed_of(self.method)
         return sampler.begin(prompts, scopes, seed, self.progress, starts)
@@ -271,6 +308,7 @@ class _Maker:
                 seed=sample.seed,
                 source=row["source"],
                 safety_flags=sample.safety_flags,
+                origin=row.get("origin"),
             )
             for (place, sample), image in zip(made.items(), encoded, strict=True)
             for row in [shard.rows[place]]
@@ -288,7 +326,10 @@ class _Maker:
                 sum(flagged.values()),
             )
         self.job.store.commit(
-            "shards", shard.key, ".parquet", lambda path: write_shard(path, rows, shard.key, lacking)
+            "shards",
+            shard.key,
+            ".parquet",
+            lambda path: write_shard(path, rows, shard.key, lacking, shard.learned_from),
         )
 
     def ready(self, learned: LearnedFiles | None = None, class_ids: Sequence[str] = ()) -> Sampler:
@@ -344,3 +385,22 @@ class _Maker:
         images = source.load([self._places[image_id] for image_id in distinct])
         loaded = dict(zip(distinct, images, strict=True))
         return [loaded[image_id] for image_id in image_ids]
+
+    @cached_property
+    def _started(self) -> tuple[pa.Table, Mapping[str, int]]:
+        """Index of the pool that sampling starts from, and the row of each image by its hash."""
+        from augbench.artifacts.origins import rows_by_hash
+        from augbench.artifacts.pool import read_index
+
+        assert self.started_path is not None
+        index = read_index(self.started_path)
+        return index, rows_by_hash(index)
+
+    def _added_images(self, hashes: Sequence[str]) -> list[Image.Image]:
+        from augbench.artifacts.pool import load_images
+
+        index, places = self._started
+        distinct = sorted(dict.fromkeys(hashes), key=lambda sha256: places[sha256])
+        images = load_images(index.take([places[sha256] for sha256 in distinct]), self.job.folder)
+        loaded = dict(zip(distinct, images, strict=True))
+        return [loaded[sha256] for sha256 in hashes]

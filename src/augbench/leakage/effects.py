@@ -82,7 +82,8 @@ def accuracy_without(predictions: pa.Table, leaks: pa.Table) -> tuple[float | No
     predictions : Table
         :data:`augbench.classifier.score.SCHEMA`.
     leaks : Table
-        :data:`augbench.leakage.records.SCHEMA`; rows of splits other than ``test`` are ignored.
+        Columns split and image_id of :data:`augbench.leakage.records.SCHEMA`; rows of splits other than
+        ``test`` are ignored.
 
     Returns
     -------

@@ -1,7 +1,7 @@
 """Cluster each class's images, for one learned conditioning per cluster.
 
-The method is k-means on Inception-v3 pool features (paper, section 3.1). Input: the training and
-validation splits, and the network that computes the features. Output: for each number of clusters, a
+The method is k-means on Inception-v3 pool features (paper, section 3.1). Input: the images that
+are learned from, which are the training split unless a row says otherwise, the validation split, and the network that computes the features. Output: for each number of clusters, a
 table with the cluster of every image. Features are computed once for all tables. Validation images go to
 the nearest centroid.
 """
@@ -25,6 +25,7 @@ from augbench.data.sources import open_source
 from augbench.data.splits import Split, check_labels, read_split
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file
+from augbench.personalise.learned import WithAddedImages
 from augbench.personalise.tasks import check_clusters
 from augbench.plan.recipes import Recipe, data_set_recipe
 from augbench.progress import Progress
@@ -184,7 +185,7 @@ def cluster_images(
 
     def write(path: Path, k: int) -> None:
         if not computed:
-            source = open_source(study.dataset, study.seed, study.corpus)
+            source = WithAddedImages(open_source(study.dataset, study.seed, study.corpus), job.folder)
             features = load_features(study, clip_path)
             images = sum(map(len, splits.values()))
             progress = Progress(f"features ({study.finetune.features})", images, "image")

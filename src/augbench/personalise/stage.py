@@ -23,11 +23,13 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from augbench.artifacts.origins import counts_by_row
 from augbench.artifacts.store import link_file
 from augbench.config.methods import PersonaliseMethod
 from augbench.data.sources import open_source
 from augbench.errors import UserError
 from augbench.files import atomic_path, canonical_hash, read_json, write_json
+from augbench.personalise.learned import WithAddedImages
 from augbench.personalise.tasks import ClassTask, class_tasks, end_of_grid, start_prompt, start_word
 from augbench.plan.recipes import Recipe, data_set_recipe, finetune_recipe
 from augbench.prompts.placeholders import placeholders
@@ -104,11 +106,14 @@ def group_recipes(
 # --- fine-tuning ---
 
 
-def write_vectors(learned: Learned, recipe: Recipe, path: Path) -> None:
+def write_vectors(
+    learned: Learned, recipe: Recipe, path: Path, learned_from: Mapping[str, int] | None = None
+) -> None:
     """Write what a class learned: one tensor ``(clusters, ...)`` per candidate.
 
-    The file's metadata hold the losses, the epochs of the candidates, the best epoch, the recipe, and the
-    floating-point type of the computation.
+    The file's metadata hold the losses, the epochs of the candidates, the best epoch, the recipe, the
+    floating-point type of the computation and, if given, ``learned_from``: the number of images that the class
+    learned from, by the row that made them (``train``: training images).
     """
     metadata = {
         "history": learned.history,
@@ -116,6 +121,7 @@ def write_vectors(learned: Learned, recipe: Recipe, path: Path) -> None:
         "best_epoch": learned.best_epoch,
         "recipe": recipe,
         "dtype": learned.dtype,
+        **({} if learned_from is None else {"learned_from": dict(learned_from)}),
     }
     tensors = {name: np.ascontiguousarray(values.numpy()) for name, values in learned.vectors.items()}
     save_file(tensors, path, {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()})
@@ -268,7 +274,7 @@ def _learn(
         missing = set(begun["classes"])
     wanted = [task for task in tasks if task.info.class_id in missing]
     study = job.study.model_copy(update={"seed": job.study.seed_of(name)})
-    source = open_source(job.study.dataset, job.study.seed, job.study.corpus)
+    source = WithAddedImages(open_source(job.study.dataset, job.study.seed, job.study.corpus), job.folder)
     learned = fine_tune(
         study,
         method=row,
@@ -292,8 +298,9 @@ def _learn(
                 shutil.copyfile(made, path)
 
             job.store.commit(KIND, recipe, made.suffix, copy)
+    taught = {task.info.class_id: counts_by_row(task.train.sources) for task in tasks if row.edges}
     for class_id, result in learned.items():
-        write = partial(write_vectors, result, recipes[class_id])
+        write = partial(write_vectors, result, recipes[class_id], learned_from=taught.get(class_id))
         job.store.commit(KIND, recipes[class_id], ".safetensors", write)
     shutil.rmtree(folder)
 

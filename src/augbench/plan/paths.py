@@ -71,7 +71,7 @@ class Plan(FurtherPaths):
         """Manifests of the added images of every classifier."""
         return [
             self.resample(name, run)
-            for method in self.study.augmented
+            for method in (*self.study.augmented, *self.study.choosing)
             for name in self.in_all_draws(method)
             for run in self.runs
         ]
@@ -304,15 +304,15 @@ class Plan(FurtherPaths):
     @cached_property
     def reconstructing(self) -> list[str]:
         """Rows whose images start from training images."""
-        return [name for name, method in self.study.methods.items() if method.from_images]
+        return [name for name, method in self.study.methods.items() if method.from_training_images]
 
     @cached_property
     def exemplified(self) -> list[str]:
         """Rows whose images Figure 4 shows: those of the paper's figure in its order, then the others."""
         shown = [
             name
-            for name, row in self.study.pooled.items()
-            if row.group in ("prompting", "personalised", "retrieval")
+            for name, row in self.study.examined.items()
+            if row.group in ("prompting", "personalised", "retrieval", "hybrid")
         ]
         ours = [name for name in shown if name not in PAPER_FIGURE_4]
         return [*(name for name in PAPER_FIGURE_4 if name in shown), *ours]
@@ -338,15 +338,16 @@ class Plan(FurtherPaths):
     def scaling(self) -> dict[str, str]:
         """Rows of Figure 5B, each with the row whose pool it draws from.
 
-        These are the rows of mechanism ``draw``, except placebos and those that use their images in a way of
-        their own, and the rows that own the pools. Rows with ``fill_to`` add no multiple of the real images,
-        so they have no place on the figure's axis.
+        These are the rows of mechanism ``draw`` that change the number of images, and the rows that own the
+        pools; no placebos, mixtures or filtered pools, and none that use their images in a way of their own.
+        Rows with ``fill_to`` add no multiple of the real images, so they have no place on the figure's axis.
         """
         filled = {name for name, row in self.study.augmented.items() if row.fill_to is not None}
         drawn = {
             name: row.pool
             for name, row in self.study.drawn.items()
-            if not row.shuffles_labels and row.use == self.study.methods[row.pool].use and name not in filled
+            if not (row.shuffles_labels or row.is_composed or name in filled)
+            and row.use == self.study.methods[row.pool_rows[0]].use
         }
         return {
             name: self.study.pool_row(name)

@@ -80,8 +80,8 @@ class PoolPaths(InputPaths):
     def excluded_from_learning(self, method: str) -> list[str]:
         """File with the classes that do not train a row's shared U-Net, if the config leaves any out."""
         finetune, row = self.study.finetune, self.study.personalised[method]
-        waits = row.train_unet and finetune.excluded_classes == "leave_out"
-        return self.excluded if waits and self.study.retrieval.exclude == "auto" else []
+        without = finetune.excluded_classes == "leave_out" or not row.learns_from_training_images
+        return self.excluded if row.train_unet and without and self.study.retrieval.exclude == "auto" else []
 
     @cached_property
     def retrieval_summary(self) -> dict[str, str]:
@@ -127,10 +127,51 @@ class PoolPaths(InputPaths):
     def shards(self, method: str) -> list[str]:
         """Paths of all shards that a method's training sets are drawn from."""
         return [
-            self.shard(self.study.pool_row(method), class_id, part)
+            self.shard(pool, class_id, str(part))
+            for pool in self.study.pools_of(method)
             for class_id in self.made_ids
-            for part in self.parts(method)
+            for part in range(self.study.parts_drawn(method, pool))
         ]
+
+    @cached_property
+    def scorers(self) -> list[tuple[str, str | None]]:
+        """Pools that filters read scores of: the row that made it, and the row whose classifier scores, if not CLIP."""
+        pairs = [
+            (pool, self.study.filtering_row(name))
+            for name in self.study.filters
+            for pool in self.study.pools_of(name)
+        ]
+        return list(dict.fromkeys(pairs))
+
+    def scored_shards(self, pool: str, scorer: str | None) -> list[str]:
+        """Shards of a pool that rows with this filter draw from."""
+        filtered = [name for name in self.study.filters if self.study.filtering_row(name) == scorer]
+        most = max(
+            self.study.parts_drawn(name, pool) for name in filtered if pool in self.study.pools_of(name)
+        )
+        return [self.shard(pool, class_id, str(part)) for class_id in self.made_ids for part in range(most)]
+
+    @staticmethod
+    def score_stage(scorer: str | None) -> str:
+        """Name of the stage that scores pools, by CLIP or by the classifier of the row ``scorer``."""
+        return "score" if scorer is None else f"score_by_{scorer}"
+
+    def scores(self, pool: str, scorer: str | None) -> str:
+        """Path of the scores of a pool's images, by CLIP or by the classifier of the row ``scorer``."""
+        return self.path(
+            "scores", *(("clip",) if scorer is None else ("classifier", scorer)), f"{pool}.parquet"
+        )
+
+    def scores_of(self, method: str) -> list[str]:
+        """Scores that the filter of a row reads, one file per pool; none without a filter."""
+        if method not in self.study.filters:
+            return []
+        scorer = self.study.filtering_row(method)
+        return [self.scores(pool, scorer) for pool in self.study.pools_of(method)]
+
+    def excluded_from_filter(self, method: str) -> list[str]:
+        """File with the classes that are left out, which a row's filter leaves as they are."""
+        return self.excluded if method in self.study.filters else []
 
     @staticmethod
     def shards_among(paths: Iterable[str]) -> list[str]:
@@ -140,6 +181,16 @@ class PoolPaths(InputPaths):
     def pool(self, method: str = "{method}", candidate: str = SELECTED) -> str:
         """Path of the index of a method's pool: one row per image."""
         return self.path("shards", method, candidate, "index.parquet")
+
+    def started(self, method: str) -> list[str]:
+        """Index of the pool whose images a row starts from, if there is one."""
+        row = self.study.methods[method].start_pool
+        return [] if row is None else [self.pool(row)]
+
+    def started_leaks(self, method: str) -> list[str]:
+        """Pairs whose added images a row does not start from, if near-duplicates are dropped."""
+        row = self.study.methods[method].start_pool
+        return [] if row is None else self.leaks_to_drop(row)
 
     def ledger(self, method: str = "{method}", class_id: str = "{class_id}") -> str:
         """Path of a class's ledger, which has the fate of every candidate image."""
@@ -154,14 +205,36 @@ class PoolPaths(InputPaths):
         names = [name for name in RUN_FILES if candidate == SELECTED or name != "predictions.parquet"]
         return [self.path("classifiers", method, candidate, run, name) for name in names]
 
+    def set_files(self, method: str) -> list[str]:
+        """Index of a row's images, and the manifests and classifiers of all its training sets."""
+        sets = [
+            path for run in self.runs for path in (self.resample(method, run), *self.run_files(method, run))
+        ]
+        return [self.pool(method), *sets]
+
     def block_run_files(self, block: Block) -> list[str]:
         """Patterns of all files of a block of runs; ``{method}`` is a wildcard."""
         return [path for run in block.members for path in self.run_files("{method}", run)]
 
     @cached_property
     def cluster_counts(self) -> list[int]:
-        """Numbers of clusters per class that rows need, above 1."""
-        return sorted({method.clusters for method in self.study.personalised.values() if method.clusters > 1})
+        """Numbers of clusters per class of training images that rows need, above 1."""
+        rows = self.study.personalised.values()
+        return sorted({row.clusters for row in rows if row.clusters > 1 and not row.edges})
+
+    @cached_property
+    def clustering_apart(self) -> list[str]:
+        """Rows with clusters of their own, because they learn from other images than the training images."""
+        return [name for name, row in self.study.personalised.items() if row.clusters > 1 and row.edges]
+
+    def learned_images(self, method: str) -> list[str]:
+        """Manifest of the images that a row learns from, if they are not the training images alone."""
+        apart = bool(self.study.personalised[method].edges)
+        return [self.path("finetune", method, "images.parquet")] if apart else []
+
+    def learned_split(self, method: str) -> str:
+        """Manifest of the images that a row learns from."""
+        return next(iter(self.learned_images(method)), self.train_of(method))
 
     def cluster_files(self, draw: int = 0) -> list[str]:
         """Files with each training and validation image's cluster, one per number of clusters per class."""
@@ -172,6 +245,8 @@ class PoolPaths(InputPaths):
 
     def clusters_of(self, method: str) -> list[str]:
         """File with the clusters that a row learns for, if it learns for more than one per class."""
+        if method in self.clustering_apart:
+            return [self.path("finetune/clusters", f"{method}.parquet")]
         count, files = self.study.personalised[method].clusters, self.cluster_files(self.draw_of(method))
         return [files[self.cluster_counts.index(count)]] if count > 1 else []
 
@@ -297,18 +372,62 @@ class PoolPaths(InputPaths):
         }
 
     def selected(self, method: str) -> str:
-        """Path of the selected candidate and every candidate's validation accuracy."""
+        """Path of the selected candidate, or the chosen row, and the validation accuracy of each."""
         return self.path("selected", f"{method}.json")
 
     @cached_property
     def guarded(self) -> list[str]:
         """Rows whose images are compared with validation and test images.
 
-        Rows that draw from another row's pool are among them only if near-duplicates are dropped.
+        Rows that draw from another row's pool are among them if near-duplicates are dropped, or if they mix,
+        filter or are chosen among. The images of a row that chooses are the chosen row's.
         """
-        return {"off": [], "report": list(self.study.folded.pooled), "drop": list(self.study.augmented)}[
-            self.study.leakage.action
+        rows = self.study.folded
+        chosen = {name for row in rows.choosing.values() for name in row.among}
+        reported = [name for name in rows.augmented if name in rows.examined or name in chosen]
+        return {"off": [], "report": reported, "drop": list(self.study.augmented)}[self.study.leakage.action]
+
+    @cached_property
+    def choices(self) -> list[str]:
+        """Files with the rows that were chosen, in the order of the rows that choose."""
+        return [self.selected(name) for name in self.study.choosing]
+
+    @cached_property
+    def guard_levels(self) -> list[list[str]]:
+        """Guarded rows by the job that searches them, in the jobs' order.
+
+        Where near-duplicates are dropped, rows that make images from other rows' images wait for the search
+        of these.
+        """
+        dropping = self.study.leakage.action == "drop"
+        levels: dict[int, list[str]] = {}
+        for method in self.guarded:
+            levels.setdefault(self.study.guard_level(method) if dropping else 0, []).append(method)
+        return [levels[level] for level in sorted(levels)]
+
+    @cached_property
+    def inheriting(self) -> list[str]:
+        """Guarded rows with images that were made from other rows' images, those of earlier levels first."""
+        rows = self.study.methods
+        made = [
+            method
+            for method in self.guarded
+            if any(
+                rows[name].generates_images and rows[name].edges
+                for name in (method, *self.study.all_built_on(method))
+            )
         ]
+        return sorted(made, key=self.study.guard_level)
+
+    @cached_property
+    def inherited_from(self) -> dict[str, str]:
+        """Manifests of the images that rows learned from, by row, for the guard's search through edges."""
+        rows = self.study.personalised
+        return {name: path for name in rows if self.inheriting for path in self.learned_images(name)}
+
+    def inherited(self, method: str) -> str:
+        """Path of a method's images that were made from near-duplicates of validation and test images."""
+        return self.path("leakage/inherited", f"{method}.parquet")
 
     @cached_property
     def guarded_first(self) -> list[str]:

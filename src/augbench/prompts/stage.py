@@ -1,23 +1,27 @@
 """Prompts: one row per image to make, a function of (method, class, i) only (paper, section 3.1).
 
-Input: the class table, the training images of each class, a method. Output: ``prompts/{method}.parquet``
-with columns label, class_id, part, index, prompt, source; for retrieval, one query per class.
+Input: the class table, the training images of each class, a method, the images of another row that it starts
+from. Output: ``prompts/{method}.parquet`` with columns label, class_id, part, index, prompt, source; for
+retrieval, one query per class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from augbench.artifacts.origins import Start
+from augbench.artifacts.shards import ORIGIN
 from augbench.config.methods import PersonaliseMethod, Prompting
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study
 from augbench.data.classes import ClassInfo, folder_of
-from augbench.errors import UserError
+from augbench.errors import UserError, some
 from augbench.files import atomic_path
 from augbench.prompts.captions import caption_of, check_captions, load_captions, without_caption
 from augbench.prompts.placeholders import placeholder
@@ -38,9 +42,11 @@ SCHEMA = pa.schema(
         ("part", pa.int32()),
         ("index", pa.int32()),
         ("prompt", pa.string()),
-        ("source", pa.string()),  # training image that sampling starts from; null if it starts from noise
+        ("source", pa.string()),  # image that sampling starts from; null if it starts from noise
     ]
 )
+# with the column ORIGIN if sampling starts from another row's images
+STARTED_SCHEMA = SCHEMA.append(ORIGIN)
 
 
 def class_name(info: ClassInfo, how: str) -> str:
@@ -174,6 +180,8 @@ def write_prompts(
     classes: Sequence[ClassInfo],
     training_images: Mapping[str, Sequence[str]],
     path: str | Path,
+    starts: Mapping[str, Sequence[Start]] | None = None,
+    excluded: Collection[str] = (),
 ) -> None:
     """Write the prompts of method ``name``; classes that ``retrieval.exclude`` lists have none.
 
@@ -182,11 +190,18 @@ def write_prompts(
     training_images : mapping
         Image ids of the training split by class id, in the split's order. Sizes of pools may depend on
         their number, and sampling may start from them.
+    starts : mapping, optional
+        Images of another row by class id, which sampling starts from if the method says so.
+    excluded : collection of str
+        Classes that training leaves out. They have no prompts if sampling starts from another row's images,
+        because that row may have none of them.
 
     Raises
     ------
     ConfigError
         The problems that :func:`check_prompts` finds, one line each.
+    UserError
+        A class that is not left out has no image to start from.
     """
     made = [info for info in classes if info.class_id not in study.retrieval.listed]
     problems = check_prompts(study, name, made)
@@ -195,18 +210,38 @@ def write_prompts(
         problems = [*images_without_caption(study, name, sizes)]
     if problems:
         raise ConfigError(problems)
+    if starts is not None:
+        made = [info for info in made if info.class_id not in excluded]
+        _check_starts(study, name, [info.class_id for info in made if not starts.get(info.class_id)])
+    wanted = {info.class_id for info in made}
     rows = [
         {"label": label, "class_id": info.class_id, **row}
         for label, info in enumerate(classes)
-        if info.class_id not in study.retrieval.listed
-        for row in _class_rows(study, name, info, training_images)
+        if info.class_id in wanted
+        for row in _class_rows(study, name, info, training_images, starts)
     ]
+    schema = SCHEMA if starts is None else STARTED_SCHEMA
     with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
+
+
+def _check_starts(study: Study, name: str, without: Sequence[str]) -> None:
+    """Raise a UserError if there are classes without images to start from."""
+    if without:
+        pool = study.methods[name].start_pool
+        raise UserError(
+            f"methods.{name}.start.pool",
+            f"{pool!r} has no image of {len(without)} class(es): {some(without)}",
+            f"let {pool} have images of every class, or leave these classes out (retrieval.exclude)",
+        )
 
 
 def _class_rows(
-    study: Study, name: str, info: ClassInfo, training_images: Mapping[str, Sequence[str]]
+    study: Study,
+    name: str,
+    info: ClassInfo,
+    training_images: Mapping[str, Sequence[str]],
+    starts: Mapping[str, Sequence[Start]] | None,
 ) -> Iterator[dict[str, object]]:
     method, personalised = study.pooled[name], study.personalised.get(name)
     if method.retrieves_images and (path := method.prompting.captions) is not None:
@@ -220,12 +255,16 @@ def _class_rows(
     images = training_images[info.class_id]
     for part in range(study.parts_made(name)):
         for index in study.augmentation.part_range(part, len(images)):
-            source = images[index % len(images)] if method.from_images else None
+            source = images[index % len(images)] if method.from_training_images else None
             if personalised is not None:
                 prompt = _personalised_prompt(personalised, info, index, study.seed_of(name))
             else:
                 prompt = prompt_for(info, index, method.prompting, study.seed_of(name), source=source)
-            yield {"part": part, "index": index, "prompt": prompt, "source": source}
+            row = {"part": part, "index": index, "prompt": prompt}
+            if starts is not None:
+                yield row | asdict(starts[info.class_id][index % len(starts[info.class_id])])
+            else:
+                yield row | {"source": source}
 
 
 def _personalised_prompt(method: PersonaliseMethod, info: ClassInfo, index: int, seed: int) -> str:

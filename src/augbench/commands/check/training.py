@@ -9,7 +9,7 @@ from augbench.classifier.schedule import StepSchedule, steps_per_epoch, undersiz
 from augbench.config.classifier import Classifier
 from augbench.config.study import Study
 from augbench.errors import UserError
-from augbench.resample import needed_by_class
+from augbench.resample import needed_by_class, needed_images
 
 # With 500 real images of Fashion-MNIST and batches of 128, classifiers of 0.3 million parameters ended by the
 # paper's own rule after 176 to 340 steps (44 to 85 epochs). Cut after 60 steps, 36 of 39 had their best epoch

@@ -166,10 +166,15 @@ class Work:
         return sum(len(part_range(int(part), size)) for size in self.class_sizes.values() for part in parts)
 
     def pool_size(self, method: str) -> int:
-        retrieved = self.study.retrieved.get(self.study.pool_row(method))
-        if retrieved is not None:
-            return sum(wanted_images(retrieved, self.class_sizes).values())
-        return self.pool_images(method, self.plan.parts(method))
+        """Number of images of all classes that the training sets of a method are drawn from."""
+        study, images, keep = self.study, 0, self.study.filters.get(method)
+        for pool in study.pools_of(method):
+            if pool in study.retrieved:
+                found = sum(wanted_images(study.retrieved[pool], self.class_sizes).values())
+            else:
+                found = self.pool_images(pool, [str(part) for part in range(study.parts_drawn(method, pool))])
+            images += found if keep is None else keep.kept(found)
+        return images
 
     def pass_images(self, method: str) -> int:
         """Number of images in one pass over a training set of a method, repetitions included."""

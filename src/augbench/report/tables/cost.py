@@ -11,12 +11,13 @@ out.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from augbench.files import read_json, write_text
-from augbench.plan.jobs import job_files, read_seconds
+from augbench.plan.jobs import JobFile, job_files, read_seconds
 from augbench.plan.paths import Plan
 from augbench.report.contrasts import baseline_of
 from augbench.report.render import NONE, Layout, read_csv, render_csv, render_markdown, signed
@@ -63,6 +64,10 @@ class Hours:
 
     def __add__(self, other: Hours) -> Hours:
         return Hours(self.wall + other.wall, self.cpu + other.cpu, self.gpu + other.gpu)
+
+    def over(self, count: int) -> Hours:
+        """The time of one of ``count`` equal parts."""
+        return Hours(self.wall / count, self.cpu / count, self.gpu / count)
 
 
 @dataclass(frozen=True)
@@ -158,14 +163,15 @@ def build_rows(plan: Plan, table: str | Path) -> list[Row]:
     times = {job: hours_of(job.path, held.get(job.stage, 0)) for job in jobs}
     shared = _shared(plan, held)
     rows = []
-    for method, config in plan.study.methods.items():
-        making, training = Hours(), Hours()
-        pool, parts = plan.study.pool_row(method), len(plan.parts(method)) if config.adds_images else 0
-        own, made = plan.in_all_draws(method), plan.in_all_draws(pool)
+    for method in plan.study.methods:
+        making, training = _scoring(plan, method, times, gpus), Hours()
+        sources = _sources(plan, method)
+        own = [name for row in _trained(plan, method) for name in plan.in_all_draws(row)]
+        made = {name: parts for pool, parts in sources.items() for name in plan.in_all_draws(pool)}
         for job, hours in times.items():
             if job.stage in TRAINING and job.method in own:
                 training += hours
-            elif job.stage in MAKING and job.method in made and job.part < max(1, parts):
+            elif job.stage in MAKING and job.part < made.get(job.method, 0):
                 making += hours
         gain = (
             entries[method].top1_percent - entries[baseline].top1_percent
@@ -184,16 +190,48 @@ def build_rows(plan: Plan, table: str | Path) -> list[Row]:
                 training.cpu,
                 training.gpu,
                 size_mb(_folders(plan, method)),
-                _downloaded(plan, pool),
+                _downloaded(plan, sources),
                 gain,
                 *_per_hour(
                     gain,
                     making.wall,
-                    sum(step.make_wall_hours for step in shared if step.needed_by in _needs(plan, pool)),
+                    sum(step.make_wall_hours for step in shared if step.needed_by in _needs(plan, sources)),
                 ),
             )
         )
     return [*rows, *shared]
+
+
+def _trained(plan: Plan, method: str) -> tuple[str, ...]:
+    """Rows whose classifiers a row needs: its own, or those of all rows that it chooses among."""
+    choosing = plan.study.choosing.get(method)
+    return (method,) if choosing is None else choosing.among
+
+
+def _sources(plan: Plan, method: str) -> dict[str, int]:
+    """Number of parts that a row needs of each pool."""
+    study, parts = plan.study, Counter[str]()
+    for row in _trained(plan, method):
+        for pool in study.pools_of(row):
+            parts[pool] = max(parts[pool], study.parts_drawn(row, pool))
+    return dict(parts)
+
+
+def _scoring(plan: Plan, method: str, times: Mapping[JobFile, Hours], gpus: int) -> Hours:
+    """Time to score the pools that a row filters, and to train the classifiers that score them."""
+    unfolded = plan.unfolded
+    rows = [name for row in _trained(plan, method) for name in plan.in_all_draws(row)]
+    filtered = [name for name in rows if name in unfolded.study.filters]
+    scorers = {name: unfolded.study.filtering_row(name) for name in filtered}
+    paths = {
+        unfolded.benchmark(unfolded.score_stage(scorer), pool)
+        for name, scorer in scorers.items()
+        for pool in unfolded.study.pools_of(name)
+    }
+    spent = sum((hours_of(path, gpus) for path in sorted(paths) if Path(path).exists()), Hours())
+    classifiers = {*scorers.values()}
+    trained = [hours for job, hours in times.items() if job.stage == "classify" and job.method in classifiers]
+    return sum((hours.over(len(plan.runs)) for hours in trained), spent)
 
 
 def _per_hour(gain: float | None, own: float, shared: float) -> tuple[float, float] | tuple[None, None]:
@@ -201,29 +239,31 @@ def _per_hour(gain: float | None, own: float, shared: float) -> tuple[float, flo
     return (None, None) if gain is None or own <= 0 else (gain / own, gain / (own + shared))
 
 
-def _needs(plan: Plan, pool: str) -> set[str]:
-    """Groups of methods in :data:`SHARED` that a row belongs to."""
+def _needs(plan: Plan, pools: Iterable[str]) -> set[str]:
+    """Groups of methods in :data:`SHARED` that a row with images of these pools belongs to."""
     needs = {ALL}
-    if pool in plan.study.retrieved:
-        needs.add(RETRIEVAL)
-    if pool in plan.study.generated:
-        needs.add(GENERATION)
-    if pool in plan.study.personalised and plan.study.personalised[pool].clusters > 1:
-        needs.add(CLUSTERED)
+    for pool in pools:
+        if pool in plan.study.retrieved:
+            needs.add(RETRIEVAL)
+        if pool in plan.study.generated:
+            needs.add(GENERATION)
+        if pool in plan.study.personalised and plan.study.personalised[pool].clusters > 1:
+            needs.add(CLUSTERED)
     return needs
 
 
 def _folders(plan: Plan, method: str) -> list[str]:
     """Folders with a row's files, including the images of the row whose pool it draws from."""
     own = [(stage, method) for stage in ("resamples", "classifiers")]
-    pooled = [(stage, plan.study.pool_row(method)) for stage in ("shards", "finetune", "retrieval")]
+    stages = ("shards", "finetune", "retrieval")
+    pooled = [(stage, pool) for stage in stages for pool in plan.study.pools_of(method)]
     return [plan.path(stage, name) for stage, row in (*own, *pooled) for name in plan.in_all_draws(row)]
 
 
-def _downloaded(plan: Plan, method: str) -> float | None:
-    """Size of the files that a row fetched and kept, in 10^6 bytes; None if it fetched none."""
-    folder = Path(plan.path(".downloads", method))
-    return size_mb([folder]) if folder.is_dir() else None
+def _downloaded(plan: Plan, pools: Iterable[str]) -> float | None:
+    """Size of the files that were fetched for some pools and kept, in 10^6 bytes; None if there are none."""
+    folders = [folder for pool in pools if (folder := Path(plan.path(".downloads", pool))).is_dir()]
+    return size_mb(folders) if folders else None
 
 
 def _shared(plan: Plan, held: Mapping[str, int]) -> list[Row]:
@@ -298,6 +338,15 @@ def _notes(plan: Plan) -> tuple[str, ...]:
         notes.append(
             "The times of a row that draws from another row's pool include that pool, so the rows do not add"
             " up."
+        )
+    if plan.study.filters:
+        notes.append(
+            "A row that filters pays for the whole pool, also for the images that it does not keep, for their"
+            " scores, and for a classifier that gives them."
+        )
+    if plan.study.choosing:
+        notes.append(
+            "A row that chooses among others pays for the images and the classifiers of all of them."
         )
     return tuple(notes)
 

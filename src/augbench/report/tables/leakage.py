@@ -7,7 +7,7 @@ method.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -21,9 +21,10 @@ from augbench.artifacts.pool import load_images, read_index
 from augbench.config.study import Study
 from augbench.data.sources import open_source
 from augbench.data.splits import read_split
-from augbench.errors import UserError
+from augbench.errors import UserError, some
 from augbench.files import atomic_path, read_json, write_text
 from augbench.leakage.effects import accuracy_without
+from augbench.leakage.inherited import START, count_inherited, read_inherited
 from augbench.leakage.records import Summary, count_images, read_leaks
 from augbench.report import render
 from augbench.report.render import NONE, Layout, render_csv, render_markdown, render_terminal
@@ -41,7 +42,9 @@ class Row:
 
     ``checked``, ``train``, ``val`` and ``test`` count added images. ``test_images`` counts distinct test
     images that have a near-duplicate. ``without`` is the accuracy on the other ``test_left`` test images.
-    ``baseline`` and ``baseline_without`` are the same accuracies for real training images alone.
+    ``baseline`` and ``baseline_without`` are the same accuracies for real training images alone. ``inherited``
+    counts added images that were made from an image that shows a validation or test image; None for rows that
+    are not built on other rows' images.
     """
 
     method: str
@@ -57,6 +60,7 @@ class Row:
     without_percent: float | None
     baseline_percent: float | None
     baseline_without_percent: float | None
+    inherited: int | None = None
 
 
 def _accuracies(
@@ -87,6 +91,8 @@ def build_rows(
     repeats: Mapping[str, str | Path],
     summaries: Mapping[str, str | Path],
     predictions: Mapping[str, Sequence[str | Path]],
+    inherited: Mapping[str, str | Path] | None = None,
+    chosen: Mapping[str, str] | None = None,
 ) -> list[Row]:
     """Build the rows of all methods that add images, in the order of the config.
 
@@ -97,6 +103,10 @@ def build_rows(
         with training images, and the summaries of the former.
     predictions : mapping of method to sequence of path
         ``predictions.parquet`` of every run, including those of the baseline.
+    inherited : mapping of method to path, optional
+        As :func:`augbench.leakage.inherited.write_inherited` writes them, of rows that are built on others.
+    chosen : mapping of str to str, optional
+        Row that was chosen, by the row that chooses: the pairs of the former are those of the latter.
 
     Raises
     ------
@@ -106,15 +116,20 @@ def build_rows(
     baseline = next((name for name, method in study.real.items() if method.split == "train"), None)
     rows = []
     for name in study.methods:
-        if name not in leaks:
+        source = (chosen or {}).get(name, name)
+        if source not in leaks:
             continue
-        pairs, summary = read_leaks(leaks[name]), Summary(**read_json(summaries[name]))
-        repeated = read_leaks(repeats[name])
-        for path, table in ((leaks[name], pairs), (repeats[name], repeated)):
-            if set(table.column("method").to_pylist()) - {name} or summary.method != name:
-                raise UserError(str(path), f"pairs of another method than {name}", REMAKE)
-        full, without, left = _accuracies(predictions.get(name, ()), pairs)
-        baseline_full, baseline_without, _ = _accuracies(predictions.get(baseline or "", ()), pairs)
+        pairs, summary = read_leaks(leaks[source]), Summary(**read_json(summaries[source]))
+        repeated = read_leaks(repeats[source])
+        for path, table in ((leaks[source], pairs), (repeats[source], repeated)):
+            if set(table.column("method").to_pylist()) - {source} or summary.method != source:
+                raise UserError(str(path), f"pairs of another method than {source}", REMAKE)
+        passed_on = read_inherited(inherited[source]) if inherited and source in inherited else None
+        touched = pairs.select(REAL)
+        if passed_on is not None:
+            touched = pa.concat_tables([touched, passed_on.select(REAL)])
+        full, without, left = _accuracies(predictions.get(name, ()), touched)
+        baseline_full, baseline_without, _ = _accuracies(predictions.get(baseline or "", ()), touched)
         rows.append(
             Row(
                 method=name,
@@ -130,11 +145,13 @@ def build_rows(
                 without_percent=without,
                 baseline_percent=baseline_full,
                 baseline_without_percent=baseline_without,
+                inherited=None if passed_on is None else count_inherited(passed_on),
             )
         )
     return rows
 
 
+REAL = ["split", "image_id"]  # columns that name the real image of a pair
 HEADER = (
     "Images of",
     "Checked",
@@ -149,6 +166,11 @@ HEADER = (
     "Baseline without (%)",
 )
 NUMERIC = (False, *[True] * 10)
+INHERITED = (
+    "Inherited: number of added images that started from an image that shows a validation or test image, or whose"
+    " class learned from one, directly or through other rows. They need not look like the real image.",
+    "Without and Baseline without leave out the real images of inherited near-duplicates, too.",
+)
 NOTES = (
     "Near val, Near test: number of added images that show a validation or test image, as a copy, a crop or"
     " a mirror image, at any size or quality. Share: share of the added images that are near either split."
@@ -174,7 +196,22 @@ def _limits_note(summaries: Mapping[str, str | Path]) -> tuple[str, ...]:
     )
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _inherited_notes(rows: Sequence[Row], inherited: Mapping[str, str | Path]) -> Iterator[str]:
+    """Yield what is inherited, and for each row that inherits anything, examples and the file with all."""
+    if inherited:
+        yield from INHERITED
+    for row in rows:
+        if row.inherited:
+            pairs = read_inherited(inherited[row.method]).to_pylist()
+            named = [
+                f"image {pair['index']} of {pair['class_id']} ({'started' if pair['edge'] == START else 'learned'}"
+                f" from {pair['split']} image {pair['image_id']})"
+                for pair in pairs
+            ]
+            yield f"{row.label}: inherited by {some(named, 3)}; all are in {inherited[row.method]}."
+
+
+def _cells(row: Row, with_inherited: bool) -> tuple[str, ...]:
     def percent(value: float | None) -> str:
         return NONE if value is None else f"{value:.1f}"
 
@@ -182,7 +219,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     counts = (f"{row.checked}", f"{row.train}", f"{row.val}", f"{row.test}", share, f"{row.test_images}")
     own = (row.top1_percent, row.without_percent)
     baseline = (row.baseline_percent, row.baseline_without_percent)
-    return (row.label, *counts, *map(percent, (*own, *baseline)))
+    passed_on = [NONE if row.inherited is None else f"{row.inherited}"] if with_inherited else []
+    return (row.label, *counts, *map(percent, (*own, *baseline)), *passed_on)
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -197,18 +235,21 @@ def write_leakage_table(
     summaries: Mapping[str, str | Path],
     predictions: Mapping[str, Sequence[str | Path]],
     outs: Mapping[str, str | Path],
+    inherited: Mapping[str, str | Path] | None = None,
+    chosen: Mapping[str, str] | None = None,
 ) -> list[Row]:
     """Write the table to ``outs``, which maps formats (any of ``csv``, ``md``, ``txt``) to paths.
 
     The other parameters are those of :func:`build_rows`.
     """
-    rows = build_rows(study, leaks, repeats, summaries, predictions)
-    notes = (*NOTES, *_limits_note(summaries))
+    inherited = inherited or {}
+    rows = build_rows(study, leaks, repeats, summaries, predictions, inherited, chosen)
+    notes = (*NOTES, *_limits_note(summaries), *_inherited_notes(rows, inherited))
     layout = Layout(
         f"Near-duplicates of real images, study {study.study}",
-        HEADER,
-        NUMERIC,
-        tuple(map(_cells, rows)),
+        (*HEADER, "Inherited") if inherited else HEADER,
+        (*NUMERIC, True) if inherited else NUMERIC,
+        tuple(_cells(row, bool(inherited)) for row in rows),
         notes,
     )
     texts = {
@@ -252,9 +293,10 @@ def draw_pairs(
         leaks.to_pylist(),
         key=lambda pair: (pair["split"] != "test", pair["hash_distance"], -pair["correlation"]),
     )[:EXAMPLES]
-    keys = zip(index.column("class_id").to_pylist(), index.column("index").to_pylist(), strict=True)
+    names = ("class_id", "index", "sha256")  # a mixture has several images of one index
+    keys = zip(*(index.column(name).to_pylist() for name in names), strict=True)
     place = {key: row for row, key in enumerate(keys)}
-    places = pa.array([place[pair["class_id"], pair["index"]] for pair in pairs], pa.int64())
+    places = pa.array([place[*(pair[name] for name in names)] for pair in pairs], pa.int64())
     added = load_images(index.take(places), job.folder)
     manifests = {name: read_split(path) for name, path in splits.items()}
     origins = {
