@@ -2,8 +2,8 @@
 
 ``dataset.draws: N`` unfolds every row into N. The row of draw 0 keeps its name, that of draw k is called
 ``{row}_draw{k}``. Validation and test images are the same in all draws. A row whose images depend on the
-training images (it starts from them, or learns from them) makes its own images in each draw. Any other
-makes or retrieves its pool once, and its rows of further draws draw from that pool. Tables fold the rows
+training images (it starts from them, learns from them, or asks the corpus with them) makes its own images in
+each draw. Any other makes or retrieves its pool once, and its rows of further draws draw from that pool. Tables fold the rows
 together again.
 """
 

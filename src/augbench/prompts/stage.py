@@ -1,7 +1,7 @@
 """Prompts: one row per image to make, a function of (method, class, i) only (paper, section 3.1).
 
 Input: the class table, the training images of each class, a method. Output: ``prompts/{method}.parquet``
-with columns label, class_id, part, index, prompt, source; for retrieval, one query per class.
+with columns label, class_id, part, index, prompt, source; for retrieval, the text of each class's query.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
         ("class_id", pa.string()),
         ("part", pa.int32()),
         ("index", pa.int32()),
-        ("prompt", pa.string()),
+        ("prompt", pa.string()),  # null for queries by images only
         ("source", pa.string()),  # training image that sampling starts from; null if it starts from noise
     ]
 )
@@ -109,6 +109,8 @@ def check_prompts(study: Study, name: str, classes: Sequence[ClassInfo]) -> list
     """
     method = study.pooled[name]
     prompting, key = method.prompting, f"methods.{name}.{method.prompt_key}"
+    if prompting is None:
+        return []
     if problems := check_prompting(classes, prompting, key):
         return problems
     if method.must_name_class and any(
@@ -161,8 +163,11 @@ def _class_rows(
     study: Study, name: str, info: ClassInfo, training_images: Mapping[str, Sequence[str]]
 ) -> Iterator[dict[str, object]]:
     method, personalised = study.pooled[name], study.personalised.get(name)
+    if (prompting := method.prompting) is None:
+        yield {"part": 0, "index": 0, "prompt": None, "source": None}
+        return
     if method.retrieves_images:
-        first = method.prompting.model_copy(update={"draw": "cycle"})
+        first = prompting.model_copy(update={"draw": "cycle"})
         yield {"part": 0, "index": 0, "prompt": prompt_for(info, 0, first, study.seed), "source": None}
         return
     images = training_images[info.class_id]
@@ -171,7 +176,7 @@ def _class_rows(
             if personalised is not None:
                 prompt = _personalised_prompt(personalised, info, index, study.seed_of(name))
             else:
-                prompt = prompt_for(info, index, method.prompting, study.seed_of(name))
+                prompt = prompt_for(info, index, prompting, study.seed_of(name))
             yield {
                 "part": part,
                 "index": index,
