@@ -85,16 +85,21 @@ class Query(Prompting):
 
     @model_validator(mode="after")
     def _images_have_their_keys(self) -> Query:
-        given = self.model_fields_set
+        fields = type(self).model_fields.items()
+        given = {name for name, field in fields if getattr(self, name) != field.default}
         if self.images is None:
             for name in ("pool", "clusters", "text_weight"):
-                if getattr(self, name) != type(self).model_fields[name].default:
+                if name in given:
                     raise ValueError(f"{name}: allowed only with images: train")
             return self
-        if given & set(Prompting.model_fields) and "text_weight" not in given:
-            raise ValueError("text_weight: needed with a text and images: a number from 0 to 1")
-        if (self.pool == "clusters") != (self.clusters is not None):
-            raise ValueError("clusters: needed with pool: clusters, and allowed only with it")
+        if given & set(Prompting.model_fields) and self.text_weight is None:
+            raise ValueError(
+                "images: beside a text, needs text_weight, from 0 (images alone) to 1 (text alone)"
+            )
+        if self.pool == "clusters" and self.clusters is None:
+            raise ValueError("pool: needs the number of clusters: `clusters`, a whole number of at least 1")
+        if self.pool != "clusters" and self.clusters is not None:
+            raise ValueError("clusters: allowed only with pool: clusters")
         return self
 
 
