@@ -1,24 +1,53 @@
 # Query prompts -> neighbours in the corpus -> filtered image shards and a ledger per class.
-# A summary lists what retrieval gave, and the excluded classes. If the corpus is on the web, the retrieve
+# Rows that ask with training images, or compare with them, also need their CLIP embeddings. A summary lists what retrieval gave, and the excluded classes. If the corpus is on the web, the retrieve
 # jobs download the images.
+
+
+for draw in UNFOLDED.embedded_draws:
+
+    rule:
+        name:
+            drawn_name("embed_train", draw)
+        input:
+            train=UNFOLDED.splits[drawn_name("train", draw)],
+            clip=UNFOLDED.clip,
+        output:
+            UNFOLDED.embedded_train(draw),
+        log:
+            UNFOLDED.log(drawn_name("embed_train", draw)),
+        benchmark:
+            UNFOLDED.benchmark(drawn_name("embed_train", draw))
+        priority: 20
+        conda:
+            ENVIRONMENT
+        threads: NEEDS.gpu_threads
+        resources:
+            **NEEDS.gpu_job(3000, 16000, minutes=240),
+        params:
+            recipe=recipes.data_set_recipe(UNFOLDED.study),
+        message:
+            "CLIP embeddings of the training images"
+        script:
+            "../scripts/embed_train.py"
 
 
 rule search:
     input:
-        prompts=PLAN.prompts(),
-        train=PLAN.splits["train"],
+        prompts=UNFOLDED.prompts(),
+        train=get_train,
+        embedded=get_compared_with,
         clip=PLAN.clip,
         corpus=PLAN.searched,
         fetched=list(PLAN.fetched_corpus),
         manifest=get_replayed,
     output:
-        PLAN.neighbours(),
+        UNFOLDED.neighbours(),
     log:
-        PLAN.log("search", "{method}"),
+        UNFOLDED.log("search", "{method}"),
     benchmark:
-        PLAN.benchmark("search", "{method}")
+        UNFOLDED.benchmark("search", "{method}")
     wildcard_constraints:
-        method=any_of(STUDY.retrieved),
+        method=any_of(UNFOLDED.study.retrieved),
     priority: 20
     localrule: NEEDS.search_is_local
     conda:
@@ -34,27 +63,28 @@ rule search:
         "../scripts/search.py"
 
 
-for method, block in PLAN.retrieve_jobs:
+for method, block in UNFOLDED.retrieve_jobs:
 
     rule:
         name:
             f"retrieve_{method}_{block.name}"
         input:
-            prompts=PLAN.prompts(method),
-            train=PLAN.splits["train"],
-            neighbours=PLAN.neighbours(method),
+            prompts=UNFOLDED.prompts(method),
+            train=UNFOLDED.train_of(method),
+            embedded=UNFOLDED.compared_with(method),
+            neighbours=UNFOLDED.neighbours(method),
             images=PLAN.corpus_parts,
             clip=PLAN.clip,
             diffusion=PLAN.diffusion,
             aesthetics=PLAN.aesthetics_files,
             lists=PLAN.image_lists,
         output:
-            shards=[PLAN.shard(method, class_id, "0") for class_id in block.members],
-            ledgers=[PLAN.ledger(method, class_id) for class_id in block.members],
+            shards=[UNFOLDED.shard(method, class_id, "0") for class_id in block.members],
+            ledgers=[UNFOLDED.ledger(method, class_id) for class_id in block.members],
         log:
-            PLAN.log("retrieve", method, block.name),
+            UNFOLDED.log("retrieve", method, block.name),
         benchmark:
-            PLAN.benchmark("retrieve", method, block.name)
+            UNFOLDED.benchmark("retrieve", method, block.name)
         priority: 20
         localrule: NEEDS.download_is_local
         conda:
@@ -64,7 +94,7 @@ for method, block in PLAN.retrieve_jobs:
             **NEEDS.gpu_job(4000, 16000, minutes=480),
         params:
             method=method,
-            recipe=recipes.retrieve_recipe(STUDY, method),
+            recipe=recipes.retrieve_recipe(UNFOLDED.study, method),
         message:
             f"retrieve images: {method}"
         script:
@@ -75,13 +105,13 @@ if PLAN.retrieval_summary:
 
     rule retrieval_summary:
         input:
-            **{f"neighbours_{method}": PLAN.neighbours(method) for method in STUDY.retrieved},
-            **{f"ledgers_{method}": PLAN.ledgers(method) for method in STUDY.retrieved},
+            **{f"neighbours_{method}": UNFOLDED.neighbours(method) for method in UNFOLDED.study.retrieved},
+            **{f"ledgers_{method}": UNFOLDED.ledgers(method) for method in UNFOLDED.study.retrieved},
             train=PLAN.splits["train"],
             classes=PLAN.classes,
             lists=PLAN.image_lists,
         output:
-            **captioned(PLAN.retrieval_summary, "Tables", {"fates": "retrieval_yield"}),
+            **captioned(UNFOLDED.retrieval_summary, "Tables", {"fates": "retrieval_yield"}),
         log:
             PLAN.log("retrieval_summary"),
         benchmark:
@@ -93,7 +123,7 @@ if PLAN.retrieval_summary:
         resources:
             **NEEDS.light,
         params:
-            recipe=recipes.shortfall_recipe(STUDY),
+            recipe=recipes.shortfall_recipe(UNFOLDED.study),
         message:
             "what retrieval gave"
         script:

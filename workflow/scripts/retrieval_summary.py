@@ -7,7 +7,7 @@ from collections import Counter
 
 from augbench.runtime.job import running
 
-with running(snakemake) as job:
+with running(snakemake, unfolded=True) as job:
     from augbench.data.classes import read_class_table
     from augbench.data.splits import read_split
     from augbench.retrieval.lists import addresses, purge, read_takedown

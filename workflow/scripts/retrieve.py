@@ -1,11 +1,8 @@
 """Write a block of image shards of a retrieval method, and their ledgers."""
 
-from collections import Counter
-
 from augbench.runtime.job import running
 
-with running(snakemake) as job:
-    from augbench.data.splits import read_split
+with running(snakemake, unfolded=True) as job:
     from augbench.retrieval.images import open_origin
     from augbench.retrieval.stage import retrieve
 
@@ -14,11 +11,12 @@ with running(snakemake) as job:
         job,
         name=method,
         prompts_path=inputs.prompts,
-        training_images=Counter(read_split(inputs.train).class_ids),
+        train_path=inputs.train,
         neighbours_path=inputs.neighbours,
         clip_path=inputs.clip,
         diffusion_path=inputs.diffusion,
         origin=open_origin(job, method, inputs.get("images", [])),
         targets=snakemake.output.shards,
         ledgers=snakemake.output.ledgers,
+        embedded_train=next(iter(inputs.get("embedded", [])), None),
     )

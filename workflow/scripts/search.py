@@ -1,10 +1,8 @@
 """Search the corpus for the neighbours of a retrieval method's queries."""
 
-from collections import Counter
-
 from augbench.runtime.job import running
 
-with running(snakemake) as job:
+with running(snakemake, unfolded=True) as job:
     from augbench.data.splits import read_split
     from augbench.retrieval.search import search
 
@@ -13,8 +11,9 @@ with running(snakemake) as job:
         job,
         name=snakemake.wildcards.method,
         prompts_path=inputs.prompts,
-        training_images=Counter(read_split(inputs.train).class_ids),
+        train=read_split(inputs.train),
         clip_path=inputs.clip,
         corpus_folder=next(iter(inputs.get("corpus", [])), None),
         out=snakemake.output[0],
+        embedded_train=next(iter(inputs.get("embedded", [])), None),
     )

@@ -67,6 +67,66 @@ class Prompting(Section):
         return self
 
 
+IMAGE_QUERY_SOURCE = "not in the paper, which asks with the text alone"
+
+
+class Query(Prompting):
+    """A query of the corpus: a text, the class's training images, or both.
+
+    Without `images`, it is the text alone. With `images` it is the images alone, unless `text_weight` says
+    otherwise.
+    """
+
+    images: Literal["train"] | None = key(
+        None,
+        "Ask with images: train, those of the class in the training split. Default: with the text alone.",
+        source=IMAGE_QUERY_SOURCE,
+        new=True,
+    )
+    pool: Literal["mean", "clusters", "each"] = key(
+        "mean",
+        "Queries made of a class's images: mean of their CLIP embeddings, mean of each of `clusters` k-means "
+        "clusters, or each image in turn. Several queries of a class take turns: first the nearest image of "
+        "each, then the second of each, and so on; an image that several find counts once.",
+        new=True,
+    )
+    clusters: Positive | None = key(
+        None, "Clusters of a class's images; required with `pool: clusters`.", "clusters", new=True
+    )
+    text_weight: float | None = key(
+        None,
+        "Share w of the text in the query w x text + (1 - w) x images; both and the result have unit length. "
+        "Default: 0 with `images` (the template is not used), 1 without.",
+        ge=0,
+        le=1,
+        new=True,
+    )
+
+    @property
+    def weight(self) -> float:
+        """Share of the text in the query: ``text_weight``, or its default."""
+        return (0.0 if self.images else 1.0) if self.text_weight is None else self.text_weight
+
+    @model_validator(mode="after")
+    def _images_have_their_keys(self) -> Query:
+        fields = type(self).model_fields.items()
+        given = {name for name, field in fields if getattr(self, name) != field.default}
+        if self.images is None:
+            for name in ("pool", "clusters", "text_weight"):
+                if name in given:
+                    raise ValueError(f"{name}: allowed only with images: train")
+            return self
+        if given & set(Prompting.model_fields) and self.text_weight is None:
+            raise ValueError(
+                "images: beside a text, needs text_weight, from 0 (images alone) to 1 (text alone)"
+            )
+        if self.pool == "clusters" and self.clusters is None:
+            raise ValueError("pool: needs the number of clusters: `clusters`, a whole number of at least 1")
+        if self.pool != "clusters" and self.clusters is not None:
+            raise ValueError("clusters: allowed only with pool: clusters")
+        return self
+
+
 class PoolOf(Section):
     """The images of another row, in place of the training images."""
 
@@ -162,7 +222,8 @@ class _Method(Section):
     def depends_on_training_images(self) -> bool:
         """Whether other training images give the row other images, apart from the rows it is built on.
 
-        They do if it starts from them, learns from them, or chooses among candidates with their help.
+        They do if it starts from them, learns from them, chooses among candidates with their help, asks the
+        corpus with them, or compares its images with them.
         """
         return self.from_training_images or self.learns
 
@@ -548,11 +609,13 @@ class PersonaliseMethod(_Sampled):
 
 
 class RetrieveMethod(_Added):
-    """Images retrieved from the corpus: the nearest neighbours of a prompt in CLIP space."""
+    """Images retrieved from the corpus: the nearest neighbours of a query in CLIP space."""
 
     mechanism: Literal["retrieve"]
-    query: Prompting = key(
-        Prompting(), "Prompt of the query; only the first template is used.", source="paper, section 3.1"
+    query: Query = key(
+        Query(),
+        "The query: a text, of which only the first template is used, or training images, or both.",
+        source="paper, section 3.1",
     )
     images_per_class: Positive | None = key(
         None,
@@ -648,6 +711,46 @@ class RetrieveMethod(_Added):
         "Manifest of an earlier study (retrieval/{method}/manifest.parquet); its images are fetched, and "
         "nothing is searched. Default: search the corpus.",
     )
+    training_copies: Literal["drop", "count"] | None = key(
+        None,
+        "Near-duplicates of training images among the retrieved ones, by the limits in `leakage`: drop them, "
+        "or count them and name them in the ledger. Default: drop if the query has images, which finds them "
+        "first; else they are not looked for here (`leakage` counts them).",
+        new=True,
+    )
+    select: Literal["nearest", "mmr", "k_center", "facility_location"] = key(
+        "nearest",
+        "Choice among the neighbours that passed the filters: the nearest; maximal marginal relevance (mmr); "
+        "greedy k-center (k_center); facility location, which covers neighbours and training images. Images "
+        "enter the pool in the order of their choice.",
+        source="Carbonell and Goldstein, 1998; Sener and Savarese, 2018; Yue and Guestrin, 2011; COBRA, 2025",
+        new=True,
+    )
+    select_from: float | None = key(
+        None,
+        "Neighbours to choose from that passed the filters, per image to keep. Allowed only with `select` "
+        "other than nearest. Default: 3.",
+        "per image",
+        ge=1,
+        new=True,
+    )
+    relevance: float | None = key(
+        None,
+        "Weight of the similarity to the query in mmr; the rest is that of the penalty for similarity to "
+        "chosen images. 1 is nearest. Allowed only with `select: mmr`. Default: 0.7.",
+        source="Carbonell and Goldstein, 1998 (their lambda)",
+        ge=0,
+        le=1,
+        new=True,
+    )
+    target_weight: float | None = key(
+        None,
+        "Weight of the coverage of the class's training images in facility_location; the rest is that of the "
+        "coverage of the neighbours. Allowed only with `select: facility_location`. Default: 0.5.",
+        ge=0,
+        le=1,
+        new=True,
+    )
 
     retrieves_images = True
     prompt_key = "query"
@@ -659,14 +762,68 @@ class RetrieveMethod(_Added):
         return self.drop_unsafe if self.drop_tagged is None else self.drop_tagged
 
     @property
-    def prompting(self) -> Prompting:
-        """Prompt of the query."""
-        return self.query
+    def prompting(self) -> Prompting | None:
+        """Prompt of the query; None if it asks with images only."""
+        return self.query if self.query.weight > 0 else None
+
+    @property
+    def asks_with_images(self) -> bool:
+        """Whether the query has a share of training images."""
+        return self.query.weight < 1
+
+    @property
+    def copies(self) -> Literal["drop", "count"] | None:
+        """What happens to copies of training images: ``training_copies``, or its default."""
+        return self.training_copies or ("drop" if self.asks_with_images else None)
+
+    @property
+    def penalty(self) -> float:
+        """Weight of the penalty in mmr, as 1 minus ``relevance`` or its default."""
+        return 1 - (0.7 if self.relevance is None else self.relevance)
+
+    @property
+    def selects(self) -> bool:
+        """Whether images are chosen otherwise than nearest first; mmr without a penalty is nearest."""
+        return self.select != "nearest" and not (self.select == "mmr" and self.penalty == 0)
+
+    @property
+    def candidates_per_image(self) -> float:
+        """Neighbours that pass the filters, per image to keep, before the search ends."""
+        return (3.0 if self.select_from is None else self.select_from) if self.selects else 1.0
+
+    @property
+    def target_share(self) -> float:
+        """Share of the training images in what the chosen images cover."""
+        if self.select != "facility_location":
+            return 0.0
+        return 0.5 if self.target_weight is None else self.target_weight
+
+    @property
+    def depends_on_training_images(self) -> bool:
+        """Whether the row asks with training images, or compares retrieved images with them."""
+        return self.asks_with_images or self.copies is not None or self.target_share > 0
 
     @model_validator(mode="after")
     def _replayed_as_it_was(self) -> RetrieveMethod:
-        if self.manifest is not None and self.corpus_share < 1:
+        if self.manifest is None:
+            return self
+        if self.corpus_share < 1:
             raise ValueError("corpus_share: allowed with a manifest: 1, since nothing is searched")
+        if self.query.images is not None:
+            raise ValueError("query.images: allowed with a manifest: null, since nothing is searched")
+        if self.select != "nearest":
+            raise ValueError("select: allowed with a manifest: nearest, since all its images are taken")
+        if self.training_copies is not None:
+            raise ValueError("training_copies: allowed with a manifest: null, since all its images are taken")
+        return self
+
+    @model_validator(mode="after")
+    def _selects_by_its_keys(self) -> RetrieveMethod:
+        if self.select_from is not None and self.select == "nearest":
+            raise ValueError("select_from: allowed only with select: mmr, k_center or facility_location")
+        for name, select in (("relevance", "mmr"), ("target_weight", "facility_location")):
+            if getattr(self, name) is not None and self.select != select:
+                raise ValueError(f"{name}: allowed only with select: {select}")
         return self
 
     @model_validator(mode="after")

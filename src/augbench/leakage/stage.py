@@ -172,7 +172,7 @@ def guard(
 
     cv2.setNumThreads(job.threads)
     embedder = Embedder(job, read_json(clip_path))
-    real = [_Real.open(job, name, path, embeddings[name], excluded) for name, path in splits.items()]
+    real = [RealImages.open(job, name, path, embeddings[name], excluded) for name, path in splits.items()]
     for method, path in indexes.items():
         index = read_index(path)
         included = [class_id not in excluded for class_id in index.column("class_id").to_pylist()]
@@ -187,8 +187,8 @@ def guard(
 
 
 @dataclass(frozen=True)
-class _Real:
-    """Scored real images of a split: ids, classes, embeddings ``(N, D)``, and a loader by position."""
+class RealImages:
+    """Real images of a split: ids, classes, embeddings ``(N, D)``, and a loader by position."""
 
     split: str
     where: str
@@ -205,7 +205,14 @@ class _Real:
         split_path: str | Path,
         embeddings_path: str | Path,
         excluded: Collection[str],
-    ) -> _Real:
+    ) -> RealImages:
+        """Read the images of a split and their embeddings, without those of ``excluded`` classes.
+
+        Raises
+        ------
+        UserError
+            The embeddings do not belong to the split.
+        """
         study = job.study
         split, embeddings = read_split(split_path), np.load(embeddings_path)
         if embeddings.ndim != 2 or len(split) != len(embeddings):
@@ -227,7 +234,7 @@ class _Real:
 
 
 def _find_leaks(
-    method: str, index: pa.Table, embedder: Embedder, splits: Sequence[_Real], limits: Leakage
+    method: str, index: pa.Table, embedder: Embedder, splits: Sequence[RealImages], limits: Leakage
 ) -> pa.Table:
     """Table of one method's pairs, :data:`SCHEMA`; rows of a split follow the order of the index."""
     folder = embedder.job.folder

@@ -57,8 +57,24 @@ class PoolPaths(InputPaths):
         """Method and classes of every retrieve job."""
         return [(method, block) for method in self.study.retrieved for block in self.class_blocks]
 
+    @cached_property
+    def embedded_draws(self) -> list[int]:
+        """Draws of the training images whose embeddings retrieval needs."""
+        rows = self.study.retrieved.items()
+        return sorted({self.draw_of(name) for name, row in rows if row.depends_on_training_images})
+
+    def embedded_train(self, draw: int) -> str:
+        """Path of the CLIP embeddings of a draw of the training images."""
+        return self.path("retrieval/train", f"{drawn_name('train', draw)}.npy")
+
+    def compared_with(self, method: str) -> list[str]:
+        """Embeddings of the training images that a row asks with, or compares its images with."""
+        row = self.study.retrieved.get(method)
+        needed = row is not None and row.depends_on_training_images
+        return [self.embedded_train(self.draw_of(method))] if needed else []
+
     def neighbours(self, method: str = "{method}") -> str:
-        """Path of the neighbours of every class's query."""
+        """Path of the neighbours of every class's queries."""
         return self.path("retrieval", method, "neighbours.parquet")
 
     def manifest(self, method: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from augbench.config.classifier import PLATEAU_KEYS, STEPS_KEYS
 from augbench.config.corpus import EmbeddingCorpus, ImageCorpus, OwnCorpus, ParquetCorpus
 from augbench.config.hub import HubModel
+from augbench.config.methods import Prompting, RetrieveMethod
 from augbench.config.models import Clip, Diffusion
 from augbench.config.study import Study
 
@@ -114,7 +115,9 @@ def prompts_recipe(study: Study, name: str) -> Recipe:
         recipe["exclude"] = sorted(study.retrieval.listed)
     # of these keys, the ones that the mechanism has
     shaping = method.model_dump(include={"start", "learn", "clusters"})
-    return {**recipe, method.prompt_key: method.prompting.model_dump(), **shaping}
+    prompting = method.prompting
+    prompt = None if prompting is None else prompting.model_dump(include=set(Prompting.model_fields))
+    return {**recipe, method.prompt_key: prompt, **shaping}
 
 
 def image_recipe(study: Study) -> Recipe:
@@ -179,6 +182,13 @@ def search_recipe(study: Study, name: str) -> Recipe:
     if method.images_per_class is None:
         sizes.add("fill_to")
     asked = method.model_dump(mode="json", include=sizes | {"corpus_share", "manifest"})
+    if method.candidates_per_image != 1:
+        asked["candidates_per_image"] = method.candidates_per_image
+    if method.asks_with_images:
+        images = method.query.model_dump(mode="json", include={"images", "pool", "clusters"})
+        asked["query"] = {**images, "text_weight": method.query.weight}
+        if method.query.clusters is not None:
+            asked["query"]["seed"] = study.seed_of(name)
     corpus = (
         study.corpus.model_dump(mode="json", exclude={"fetch"})
         if not isinstance(study.corpus, OwnCorpus)
@@ -199,15 +209,28 @@ def retrieve_recipe(study: Study, name: str) -> Recipe:
             mode="json",
             exclude={
                 *("label", "family", "query", "mechanism", "ranked", "may_fall_short", "corpus_share"),
-                *("least_images", "fill_to", "use"),
+                *("least_images", "fill_to", "use", "training_copies"),
             },
         ),
+        **_copies_recipe(study, method),
         "limits": study.retrieval.download.model_dump(
             mode="json", include={"max_bytes", "max_pixels", "max_redirects", "respect_opt_out"}
         ),
         "resolution": study.diffusion.resolution,
         "image": image_recipe(study),
     }
+
+
+def _copies_recipe(study: Study, method: RetrieveMethod) -> Recipe:
+    """How copies of training images are found and what happens to them, if they are looked for."""
+    if method.copies is None:
+        return {}
+    return {"copies": method.copies, "limits_of_copies": near_duplicates_recipe(study)}
+
+
+def near_duplicates_recipe(study: Study) -> Recipe:
+    """Recipe of the limits within which two images are near-duplicates."""
+    return study.leakage.model_dump(mode="json", exclude={"action"})
 
 
 def shortfall_recipe(study: Study) -> Recipe:
@@ -388,7 +411,7 @@ def leakage_recipe(study: Study) -> Recipe:
     """Recipe of the searches for near-duplicates."""
     return {
         "version": 1,
-        "limits": study.leakage.model_dump(mode="json", exclude={"action"}),
+        "limits": near_duplicates_recipe(study),
         "dataset": dataset_recipe(study),
     }
 

@@ -2,7 +2,7 @@
 
 Input: the class table, the training images of each class, a method, the images of another row that it starts
 from. Output: ``prompts/{method}.parquet`` with columns label, class_id, part, index, prompt, source; for
-retrieval, one query per class.
+retrieval, the text of each class's query.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SCHEMA = pa.schema(
         ("class_id", pa.string()),
         ("part", pa.int32()),
         ("index", pa.int32()),
-        ("prompt", pa.string()),
+        ("prompt", pa.string()),  # null for queries by images only
         ("source", pa.string()),  # image that sampling starts from; null if it starts from noise
     ]
 )
@@ -133,6 +133,8 @@ def check_prompts(study: Study, name: str, classes: Sequence[ClassInfo]) -> list
     """
     method = study.pooled[name]
     prompting, key = method.prompting, f"methods.{name}.{method.prompt_key}"
+    if prompting is None:
+        return []
     if prompting.captions is not None:
         ids = [info.class_id for info in classes]
         return check_captions(prompting.captions, f"{key}.captions", ids, study.retrieval.listed)
@@ -160,7 +162,7 @@ def images_without_caption(
     """
     method = study.pooled[name]
     prompting = method.prompting
-    if prompting.captions is None or not method.generates_images:
+    if prompting is None or prompting.captions is None or not method.generates_images:
         return
     made = {
         class_id: [
@@ -244,12 +246,15 @@ def _class_rows(
     starts: Mapping[str, Sequence[Start]] | None,
 ) -> Iterator[dict[str, object]]:
     method, personalised = study.pooled[name], study.personalised.get(name)
-    if method.retrieves_images and (path := method.prompting.captions) is not None:
+    if (prompting := method.prompting) is None:
+        yield {"part": 0, "index": 0, "prompt": None, "source": None}
+        return
+    if method.retrieves_images and (path := prompting.captions) is not None:
         first_caption = load_captions(path)[info.class_id][0].text
         yield {"part": 0, "index": 0, "prompt": first_caption, "source": None}
         return
     if method.retrieves_images:
-        first = method.prompting.model_copy(update={"draw": "cycle"})
+        first = prompting.model_copy(update={"draw": "cycle"})
         yield {"part": 0, "index": 0, "prompt": prompt_for(info, 0, first, study.seed), "source": None}
         return
     images = training_images[info.class_id]
@@ -259,7 +264,7 @@ def _class_rows(
             if personalised is not None:
                 prompt = _personalised_prompt(personalised, info, index, study.seed_of(name))
             else:
-                prompt = prompt_for(info, index, method.prompting, study.seed_of(name), source=source)
+                prompt = prompt_for(info, index, prompting, study.seed_of(name), source=source)
             row = {"part": part, "index": index, "prompt": prompt}
             if starts is not None:
                 yield row | asdict(starts[info.class_id][index % len(starts[info.class_id])])

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from augbench.errors import UserError
 from augbench.progress import Progress
 from augbench.retrieval.comparison import MOST_ROWS, ROWS_PER_TILE, STAGE, Comparison, Partial
 from augbench.retrieval.embedding_files import UNIT_TOLERANCE, EmbeddingFile, Reading, unit
-from augbench.retrieval.neighbours import Found
+from augbench.retrieval.neighbours import Found, take_turns
 from augbench.runtime.fit import needing_memory
 from augbench.seeds import derive_seed
 
@@ -218,6 +218,33 @@ class _Best:
         return Hits(self.file[:, :found], self.row[:, :found], self.similarity[:, :found])
 
 
+def merge_hits(hits: Hits, sizes: Sequence[int]) -> tuple[Hits, np.ndarray]:
+    """Merge the hits of each class's queries, which take turns; as many images stay as each query found.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Number of queries of each class.
+
+    Returns
+    -------
+    Hits, ndarray of int (classes, K)
+        The hits of each class, and the number of the query that found each.
+    """
+    found = hits.row.shape[1]
+    shape = (len(sizes), found)
+    query, rows = np.empty(shape, np.int64), np.empty(shape, np.int64)
+    rank = np.empty(shape, np.int64)
+    start = 0
+    for number, size in enumerate(sizes):
+        mine = slice(start, start + size)
+        keys = hits.file[mine].astype(np.int64) * MOST_ROWS + hits.row[mine]
+        query[number], rank[number] = take_turns(keys, found)
+        rows[number] = start + query[number]
+        start += size
+    return Hits(hits.file[rows, rank], hits.row[rows, rank], hits.similarity[rows, rank]), query
+
+
 @dataclass(frozen=True)
 class _Piece:
     """Vectors ``(n, D)`` of some rows, int64 ``(n,)``, and the number of rows that were read for them."""
@@ -332,7 +359,8 @@ class ExactBackend:
     rows_per_tile: int = ROWS_PER_TILE
     name: str = field(default="exact", init=False)
 
-    def search(self, queries: np.ndarray, k: int) -> list[Found]:
+    def search(self, queries: np.ndarray, k: int, sizes: Sequence[int] | None = None) -> list[Found]:
+        """Search as :class:`~augbench.retrieval.neighbours.Backend` says."""
         hits = search(
             self.files,
             queries,
@@ -343,7 +371,11 @@ class ExactBackend:
             share=self.share,
             seed=self.seed,
         )
-        return collect(hits, self.files)
+        if sizes is None:
+            return collect(hits, self.files)
+        hits, query = merge_hits(hits, sizes)
+        found = collect(hits, self.files)
+        return [replace(result, query=numbers) for result, numbers in zip(found, query, strict=True)]
 
     def identity(self) -> dict[str, Any]:
         """Everything except queries and k that determines the result, as plain values."""

@@ -7,6 +7,7 @@ Output: the images, and a ledger with one row per candidate considered, with its
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from augbench.resample import needed_by_class
 from augbench.retrieval.filters import KEPT, Filters
 from augbench.retrieval.images import Arrival, Origin
 from augbench.retrieval.lists import TAKEN_DOWN
-from augbench.retrieval.neighbours import Neighbour
+from augbench.retrieval.neighbours import Neighbour, stack_embeddings
 from augbench.retrieval.web.fates import FETCHED
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NOT_NEEDED = "not needed"
+NOT_SELECTED = "not selected"
+COPY = "copy of a training image"
 UNSAFE = "unsafe: checker"
 IMAGES_AT_ONCE = 64  # batch size of the safety checker
 LEDGER = pa.schema(
@@ -46,8 +49,28 @@ LEDGER = pa.schema(
         ("height", pa.int32()),
     ]
 )
+COPY_OF = pa.field("copy_of", pa.string())  # id of the training image that the image copies
+PLACE = pa.field("place", pa.int32())  # number of the kept image in the order of selection
 Flags = Callable[[Sequence["Image.Image"]], Sequence[bool]]
 Embed = Callable[[Sequence["Image.Image"]], np.ndarray]
+# positions of the chosen candidates, in the order of their choice, for candidates and their number to choose
+Choose = Callable[[Sequence[Neighbour], int], list[int]]
+# ids of the training images that images with these embeddings copy, None for others
+Copies = Callable[[Sequence["Image.Image"], np.ndarray], Sequence[str | None]]
+
+
+def ledger_schema(method: RetrieveMethod) -> pa.Schema:
+    """Columns of a method's ledgers: :data:`LEDGER`, and what copies and selections add."""
+    schema = LEDGER
+    if method.copies is not None:
+        schema = schema.append(COPY_OF)
+    return schema.append(PLACE) if method.selects else schema
+
+
+def kept_rows(ledger: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Rows of the images that a class keeps, in the order of its pool."""
+    kept = [row for row in ledger if row["fate"] == KEPT]
+    return sorted(kept, key=lambda row: row.get("place") or 0)
 
 
 def wanted_images(method: RetrieveMethod, training_images: Mapping[str, int]) -> dict[str, int]:
@@ -63,9 +86,14 @@ def wanted_images(method: RetrieveMethod, training_images: Mapping[str, int]) ->
     return needed_by_class(training_images, method.added_per_training_image, method.fill_to)
 
 
-def prefix_sizes(method: RetrieveMethod, wanted: int) -> list[int]:
-    """Return the sizes k = i x first_k x wanted, for i = 1 ... growth_limit (paper, section 3.2)."""
-    return [round(step * method.first_k * wanted) for step in range(1, method.growth_limit + 1)]
+def sought_images(method: RetrieveMethod, wanted: int) -> int:
+    """Number of neighbours of a class that have to pass the filters before ``wanted`` ones are kept."""
+    return math.ceil(method.candidates_per_image * wanted)
+
+
+def prefix_sizes(method: RetrieveMethod, sought: int) -> list[int]:
+    """Return the sizes k = i x first_k x sought, for i = 1 ... growth_limit (paper, section 3.2)."""
+    return [round(step * method.first_k * sought) for step in range(1, method.growth_limit + 1)]
 
 
 @dataclass
@@ -83,6 +111,12 @@ class Hunt:
         Sizes of the prefixes, ascending.
     promised : mapping, optional
         SHA-256 that each file must have, by id; from a manifest.
+    choose : callable, optional
+        Chooses the images to keep among the candidates. Default: the first ones.
+    sought : int
+        Candidates to choose from, if there are as many; at least ``wanted``.
+    drop_copies : bool
+        Leave out copies of training images.
     """
 
     class_id: str
@@ -93,6 +127,10 @@ class Hunt:
     step: int = 0
     arrivals: dict[str, Arrival] = field(default_factory=dict)
     unsafe: dict[str, bool] = field(default_factory=dict)
+    choose: Choose | None = None
+    sought: int = 0
+    drop_copies: bool = False
+    copies: dict[str, str] = field(default_factory=dict)  # training image by the id of its copy
 
     @property
     def k(self) -> int:
@@ -121,6 +159,8 @@ class Hunt:
                 fates[place] = "same file"
             elif self.unsafe.get(neighbour.id):
                 fates[place] = UNSAFE
+            elif self.drop_copies and neighbour.id in self.copies:
+                fates[place] = COPY
             else:
                 files.add(arrival.sha256)
         return fates
@@ -136,7 +176,7 @@ class Hunt:
     def is_done(self, filters: Filters) -> bool:
         """Whether enough images are kept or no neighbours are left; otherwise the prefix grows."""
         if (
-            self.fates(filters).count(KEPT) >= self.wanted
+            self.fates(filters).count(KEPT) >= max(self.wanted, self.sought)
             or len(self.neighbours) <= self.k
             or self.step + 1 == len(self.sizes)
         ):
@@ -146,10 +186,17 @@ class Hunt:
 
     def ledger(self, filters: Filters) -> list[dict[str, Any]]:
         """Return one row per neighbour of the prefix, nearest first."""
-        rows, kept = [], 0
-        for neighbour, found in zip(self.prefix, self.fates(filters), strict=True):
-            kept += found == KEPT
-            fate = NOT_NEEDED if found == KEPT and kept > self.wanted else found
+        rows, fates = [], self.fates(filters)
+        candidates = [place for place, fate in enumerate(fates) if fate == KEPT]
+        considered = candidates[: max(self.wanted, self.sought)]
+        chosen = considered[: self.wanted]
+        if self.choose is not None:
+            places = self.choose([self.prefix[place] for place in considered], self.wanted)
+            chosen = [considered[place] for place in places]
+        order = {place: number for number, place in enumerate(chosen)}
+        left = {place: NOT_NEEDED for place in candidates} | {place: NOT_SELECTED for place in considered}
+        for place, (neighbour, found) in enumerate(zip(self.prefix, fates, strict=True)):
+            fate = found if place in order else left.get(place, found)
             arrival = self.arrivals.get(neighbour.id, Arrival(fate))
             given = {
                 name: getattr(neighbour, name)
@@ -163,13 +210,20 @@ class Hunt:
                     "sha256": arrival.sha256,
                     "width": arrival.width,
                     "height": arrival.height,
+                    "copy_of": self.copies.get(neighbour.id),
+                    "place": order.get(place),
                 }
             )
         return rows
 
 
 def hunt_all(
-    hunts: Sequence[Hunt], filters: Filters, origin: Origin, flags: Flags, embed: Embed | None = None
+    hunts: Sequence[Hunt],
+    filters: Filters,
+    origin: Origin,
+    flags: Flags,
+    embed: Embed | None = None,
+    copies: Copies | None = None,
 ) -> None:
     """Fetch images, in rounds of all classes together, until each class is done.
 
@@ -179,6 +233,8 @@ def hunt_all(
         Marks the unsafe images in a batch.
     embed : callable, optional
         Computes CLIP embeddings, float16 ``(N, D)`` of unit length, for neighbours without one.
+    copies : callable, optional
+        Finds copies of training images.
     """
     open_hunts, number = list(hunts), 0
     while open_hunts:
@@ -190,12 +246,13 @@ def hunt_all(
         for class_id, arrivals in origin.fetch(wanted).items():
             hunt = next(hunt for hunt in open_hunts if hunt.class_id == class_id)
             hunt.arrivals.update(arrivals)
-            _look(hunt, [id_ for id_, arrival in arrivals.items() if arrival.fate == FETCHED], flags, embed)
+            fetched = [id_ for id_, arrival in arrivals.items() if arrival.fate == FETCHED]
+            _look(hunt, fetched, flags, embed, copies)
         open_hunts = [hunt for hunt in open_hunts if not hunt.is_done(filters)]
 
 
-def _look(hunt: Hunt, ids: Sequence[str], flags: Flags, embed: Embed | None) -> None:
-    """Run the safety checker on new images, and embed them if ``embed`` is given."""
+def _look(hunt: Hunt, ids: Sequence[str], flags: Flags, embed: Embed | None, copies: Copies | None) -> None:
+    """Run the safety checker on new images, embed them if ``embed`` is given, and look for copies."""
     for start in range(0, len(ids), IMAGES_AT_ONCE):
         batch = ids[start : start + IMAGES_AT_ONCE]
         images = [opened() for id_ in batch if (opened := hunt.arrivals[id_].open) is not None]
@@ -206,3 +263,9 @@ def _look(hunt: Hunt, ids: Sequence[str], flags: Flags, embed: Embed | None) -> 
                 replace(n, embedding=vectors[n.id]) if n.id in vectors and n.embedding is None else n
                 for n in hunt.neighbours
             ]
+        if copies is not None:
+            known = {n.id: n for n in hunt.neighbours if n.id in hunt.arrivals}
+            found = copies(images, stack_embeddings([known[id_] for id_ in batch]))
+            hunt.copies.update(
+                {id_: real for id_, real in zip(batch, found, strict=True) if real is not None}
+            )

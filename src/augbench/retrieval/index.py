@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from augbench.errors import UserError
 from augbench.files import read_json
 from augbench.progress import Progress
 from augbench.retrieval.embed import IDENTITY
-from augbench.retrieval.neighbours import METADATA, Found, metadata_table
+from augbench.retrieval.neighbours import METADATA, Found, merged, metadata_table
 
 ATTEMPTS, SECONDS_BETWEEN = 5, 2.0
 THEIR_NAMES = {
@@ -107,19 +107,22 @@ class IndexBackend:
                 f"the CLIP model in {clip_folder!r} gives {width}: another model made the index",
             )
 
-    def search(self, queries: np.ndarray, k: int) -> list[Found]:
-        """Return the k nearest images of each query, float32 ``(Q, D)`` of unit length.
+    def search(self, queries: np.ndarray, k: int, sizes: Sequence[int] | None = None) -> list[Found]:
+        """Search as :class:`~augbench.retrieval.neighbours.Backend` says.
 
         Embeddings come from the index, which may have compressed them.
         """
-        progress, found = Progress("search the index", len(queries), "query"), []
-        for query in queries:
-            rows = self.service.query(
-                embedding_input=query.tolist(), num_images=k, num_result_ids=k, deduplicate=False
-            )
-            found.append(_found(rows, self._vectors([row["id"] for row in rows])))
-            progress.update()
-        return found
+        progress = Progress("search the index", len(queries), "query")
+
+        def answers() -> Iterator[Found]:
+            for query in queries:
+                rows = self.service.query(
+                    embedding_input=query.tolist(), num_images=k, num_result_ids=k, deduplicate=False
+                )
+                yield _found(rows, self._vectors([row["id"] for row in rows]))
+                progress.update()
+
+        return merged(answers(), sizes, k)
 
     def _vectors(self, ids: Sequence[int]) -> np.ndarray:
         if not ids:
@@ -148,8 +151,8 @@ class ServerBackend:
     def __init__(self, url: str, index: str) -> None:
         self.url, self.index = url, index
 
-    def search(self, queries: np.ndarray, k: int) -> list[Found]:
-        """Return the k nearest images of each query; servers give no embeddings.
+    def search(self, queries: np.ndarray, k: int, sizes: Sequence[int] | None = None) -> list[Found]:
+        """Search as :class:`~augbench.retrieval.neighbours.Backend` says; servers give no embeddings.
 
         Raises
         ------
@@ -167,11 +170,14 @@ class ServerBackend:
             use_safety_model=False,
             use_violence_detector=False,
         )
-        progress, found = Progress("ask the server", len(queries), "query"), []
-        for query in queries:
-            found.append(_found(self._ask(client, query), None))
-            progress.update()
-        return found
+        progress = Progress("ask the server", len(queries), "query")
+
+        def answers() -> Iterator[Found]:
+            for query in queries:
+                yield _found(self._ask(client, query), None)
+                progress.update()
+
+        return merged(answers(), sizes, k)
 
     def _ask(self, client: Any, query: np.ndarray) -> list[dict[str, Any]]:
         import requests

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from augbench.errors import UserError
 from augbench.files import atomic_path
-from augbench.retrieval.filters import KEPT
+from augbench.retrieval.hunt import PLACE, kept_rows
 from augbench.retrieval.neighbours import Found, check_ids, metadata_table
 
 SCHEMA = pa.schema(
@@ -41,22 +41,20 @@ SCHEMA = pa.schema(
 
 
 def freeze(ledgers: Sequence[str | Path], neighbours_path: str | Path, out: str | Path) -> None:
-    """Write a method's manifest from the ledgers of all its classes."""
+    """Write a method's manifest from the ledgers of all its classes, each in the order of its pool."""
     first = pq.ParquetFile(neighbours_path).read(columns=["backend", "clip"]).slice(0, 1).to_pylist()
     made_by = first[0] if first else {"backend": None, "clip": None}
-    rows = [
-        {**row, **made_by}
-        for path in ledgers
-        for row in pq.read_table(path).to_pylist()
-        if row["fate"] == KEPT
-    ]
+    tables = [pq.read_table(path) for path in ledgers]
+    selected = any(PLACE.name in table.schema.names for table in tables)
+    rows = [{**row, **made_by} for table in tables for row in kept_rows(table.to_pylist())]
     with atomic_path(out) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
+        schema = SCHEMA.append(PLACE) if selected else SCHEMA
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A published manifest; ``table`` has the columns of :data:`SCHEMA`."""
+    """A published manifest; ``table`` has the columns of :data:`SCHEMA`, and :data:`PLACE` if it has it."""
 
     path: str
     table: pa.Table
@@ -86,7 +84,8 @@ class Manifest:
         results = {}
         for class_id in class_ids:
             is_of_class = pc.equal(self.table.column("class_id"), class_id)
-            rows = self.table.filter(is_of_class).sort_by("rank")
+            order = PLACE.name if PLACE.name in self.table.schema.names else "rank"
+            rows = self.table.filter(is_of_class).sort_by(order)
             names = ("id", "url", "caption", "width", "height")
             columns = {name: rows.column(name).to_pylist() for name in names}
             check_ids(columns["id"], class_id, self.path)
@@ -120,4 +119,5 @@ def read_manifest(path: str | Path) -> Manifest:
             f"no column {', '.join(missing)}",
             "allowed: a manifest.parquet that a study has frozen",
         )
-    return Manifest(str(path), table.select(SCHEMA.names))
+    names = [*SCHEMA.names, *(name for name in (PLACE.name,) if name in table.schema.names)]
+    return Manifest(str(path), table.select(names))

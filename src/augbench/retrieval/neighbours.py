@@ -7,8 +7,9 @@ filters and downloads need. The rows can also be read as objects.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,6 +74,11 @@ class Neighbour:
     hash: str | None = None
 
 
+def stack_embeddings(neighbours: Sequence[Neighbour]) -> np.ndarray:
+    """Embeddings of neighbours that all have one, float16 ``(N, D)``."""
+    return np.stack([neighbour.embedding for neighbour in neighbours if neighbour.embedding is not None])
+
+
 @dataclass(frozen=True)
 class Found:
     """Search result for one class, nearest image first.
@@ -85,11 +91,67 @@ class Found:
         Cosine similarity of image and query.
     embeddings : ndarray, float16 (N, D), optional
         Image embeddings of unit length.
+    query : ndarray, int (N,), optional
+        Number of the query that found the image, among those of its class; None: all were found by one.
     """
 
     metadata: pa.Table
     similarity: np.ndarray
     embeddings: np.ndarray | None
+    query: np.ndarray | None = None
+
+    def first(self, k: int) -> Found:
+        """The k nearest images."""
+        return Found(
+            self.metadata.slice(0, k),
+            self.similarity[:k],
+            None if self.embeddings is None else self.embeddings[:k],
+            None if self.query is None else self.query[:k],
+        )
+
+
+def take_turns(keys: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Merge the neighbours of several queries of a class; return the query and the rank of each, int ``(N,)``.
+
+    Queries take turns: the first neighbour of each in the order of the queries, then the second of each, and
+    so on. An image that several queries found counts once, where it comes first: by the query that ranks it
+    higher, and of equal ones by the first. The first k images stay.
+
+    Parameters
+    ----------
+    keys : ndarray, int (Q, K)
+        The images that each query found, nearest first; -1 where it found fewer.
+    """
+    in_turn = keys.T.ravel()
+    names, place = np.unique(in_turn, return_index=True)
+    place = np.sort(place[names >= 0])[:k]
+    return place % len(keys), place // len(keys)
+
+
+def merge(found: Sequence[Found], k: int) -> Found:
+    """Merge the results of several queries of a class, which take turns (:func:`take_turns`)."""
+    numbers: dict[str, int] = {}
+    keys = np.full((len(found), max(len(result.similarity) for result in found)), -1)
+    for row, result in enumerate(found):
+        for rank, name in enumerate(result.metadata.column("id").to_pylist()):
+            keys[row, rank] = numbers.setdefault(name, len(numbers))
+    query, ranks = take_turns(keys, k)
+    starts = np.cumsum([0, *(len(result.similarity) for result in found)])
+    places = starts[query] + ranks
+    vectors = [result.embeddings for result in found if result.embeddings is not None]
+    return Found(
+        pa.concat_tables([result.metadata for result in found]).take(pa.array(places)),
+        np.concatenate([result.similarity for result in found])[places],
+        np.concatenate(vectors)[places] if vectors else None,
+        query,
+    )
+
+
+def merged(answers: Iterator[Found], sizes: Sequence[int] | None, k: int) -> list[Found]:
+    """One result per class, whose numbers of queries are ``sizes``; without sizes, one per query."""
+    if sizes is None:
+        return list(answers)
+    return [merge(list(islice(answers, size)), k) for size in sizes]
 
 
 class Backend(Protocol):
@@ -99,10 +161,11 @@ class Backend(Protocol):
     def name(self) -> str:
         """Name of the backend in tables."""
 
-    def search(self, queries: np.ndarray, k: int) -> list[Found]:
+    def search(self, queries: np.ndarray, k: int, sizes: Sequence[int] | None = None) -> list[Found]:
         """Return the k nearest images of each query, or fewer if the corpus is smaller.
 
-        ``queries`` is float32 ``(Q, D)`` of unit length.
+        ``queries`` is float32 ``(Q, D)`` of unit length. With ``sizes``, it holds that many queries of each
+        class, class by class, and there is one result per class, in which its queries take turns.
         """
 
 
@@ -116,14 +179,18 @@ def metadata_table(columns: Mapping[str, Sequence[Any]], rows: int) -> pa.Table:
 
 
 def write_neighbours(
-    path: str | Path, found: Mapping[str, Found], queries: Mapping[str, str], backend: str, clip: str
+    path: str | Path,
+    found: Mapping[str, Found],
+    queries: Mapping[str, str | Sequence[str]],
+    backend: str,
+    clip: str,
 ) -> None:
     """Write the table of neighbours.
 
     Parameters
     ----------
     found, queries : mapping
-        Search result and query text by class_id.
+        Search result, and query text or the names of several queries, by class_id.
     backend : str
         Name of the backend that searched.
     clip : str
@@ -140,9 +207,12 @@ def write_neighbours(
             embeddings = pa.FixedSizeListArray.from_arrays(
                 pa.array(result.embeddings.astype(np.float16).ravel()), result.embeddings.shape[1]
             )
+        asked = queries[class_id]
+        names = [asked] if isinstance(asked, str) else asked
+        finders = [names[0]] * count if result.query is None else [names[number] for number in result.query]
         columns = {
             "class_id": pa.array([class_id] * count, pa.string()),
-            "query": pa.array([queries[class_id]] * count, pa.string()),
+            "query": pa.array(finders, pa.string()),
             "rank": pa.array(range(count), pa.int32()),
             **{name: result.metadata.column(name).cast(kind) for name, kind in METADATA.items()},
             "similarity": pa.array(result.similarity, pa.float32()),

@@ -7,6 +7,7 @@ queries of all classes are searched together, so that the exact search reads a c
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,14 +17,17 @@ import numpy as np
 from augbench.config.corpus import EmbeddingCorpus, IndexCorpus, OwnCorpus, ServerCorpus
 from augbench.config.methods import RetrieveMethod
 from augbench.config.study import Study
+from augbench.data.splits import Split
 from augbench.errors import UserError
 from augbench.files import read_json
+from augbench.personalise.tasks import check_clusters
 from augbench.prompts.stage import read_prompts
 from augbench.retrieval.embed import IDENTITY
-from augbench.retrieval.hunt import prefix_sizes, wanted_images
+from augbench.retrieval.hunt import prefix_sizes, sought_images, wanted_images
 from augbench.retrieval.index import IndexBackend, ServerBackend
 from augbench.retrieval.manifest import read_manifest
-from augbench.retrieval.neighbours import Backend, Found, write_neighbours
+from augbench.retrieval.neighbours import Backend, write_neighbours
+from augbench.retrieval.queries import Asked, class_queries
 
 if TYPE_CHECKING:
     from augbench.runtime.job import Job
@@ -87,50 +91,101 @@ def embed_queries(queries: Mapping[str, str], clip_folder: str, study: Study) ->
     return embed_texts(model, tokenizer, list(queries.values())).float().cpu().numpy()
 
 
+def ask(
+    study: Study,
+    name: str,
+    texts: Mapping[str, str | None],
+    clip_folder: str,
+    train: Split,
+    embedded_train: str | Path | None,
+) -> dict[str, list[Asked]]:
+    """Return the queries of a method by class.
+
+    Parameters
+    ----------
+    texts : mapping
+        The query's text by class_id; None if it asks with images only.
+    embedded_train : path, optional
+        CLIP embeddings of the training images, in the order of ``train``; needed by queries with images.
+
+    Raises
+    ------
+    UserError
+        A class has fewer training images than ``query.clusters``.
+    """
+    query = study.retrieved[name].query
+    written = {class_id: text for class_id, text in texts.items() if text is not None}
+    vectors = embed_queries(written, clip_folder, study) if written else ()
+    asked = {
+        class_id: Asked(text, vector)
+        for (class_id, text), vector in zip(written.items(), vectors, strict=True)
+    }
+    embeddings = np.empty((0, 1)) if embedded_train is None else np.load(embedded_train)
+    members = {class_id: np.flatnonzero(np.array(train.class_ids) == class_id) for class_id in texts}
+    if query.clusters is not None:
+        sizes = {class_id: len(rows) for class_id, rows in members.items()}
+        for problem in check_clusters(f"methods.{name}.query.clusters", query.clusters, sizes):
+            raise problem
+    return {
+        class_id: class_queries(
+            query,
+            asked.get(class_id),
+            [train.image_ids[row] for row in rows],
+            embeddings[rows] if embedded_train is not None else embeddings,
+            class_id,
+            study.seed_of(name),
+        )
+        for class_id, rows in members.items()
+    }
+
+
 def search(
     job: Job,
     name: str,
     prompts_path: str | Path,
-    training_images: Mapping[str, int],
+    train: Split,
     clip_path: str | Path,
     corpus_folder: str | Path | None,
     out: str | Path,
+    embedded_train: str | Path | None = None,
 ) -> None:
     """Write the neighbours of every class: its largest k (paper, section 3.2), or the images of a manifest.
 
     Parameters
     ----------
-    training_images : mapping
-        Images per class in the training split.
+    train : Split
+        The training split.
     corpus_folder : path, optional
         As in :func:`open_backend`.
+    embedded_train : path, optional
+        As in :func:`ask`.
     """
     method = job.study.retrieved[name]
-    queries = {class_id: str(rows[0]["prompt"]) for (class_id, _), rows in read_prompts(prompts_path).items()}
+    rows = {class_id: rows[0]["prompt"] for (class_id, _), rows in read_prompts(prompts_path).items()}
+    texts = {class_id: None if text is None else str(text) for class_id, text in rows.items()}
+    training_images = Counter(train.class_ids)
     clip = read_json(clip_path)
     if method.manifest is not None:
         manifest = read_manifest(method.manifest)
+        queries = {class_id: str(text) for class_id, text in texts.items()}
         write_neighbours(
             out, manifest.found(list(queries)), queries, f"manifest {method.manifest}", clip["id"]
         )
         return
     wanted = wanted_images(method, training_images)
-    limits = {class_id: prefix_sizes(method, wanted[class_id])[-1] for class_id in queries}
+    limits = {
+        class_id: prefix_sizes(method, sought_images(method, wanted[class_id]))[-1] for class_id in texts
+    }
+    asked = ask(job.study, name, texts, clip["folder"], train, embedded_train)
     backend = open_backend(job, method, clip_path, corpus_folder)
-    vectors = embed_queries(queries, clip["folder"], job.study)
-    found = dict(zip(queries, backend.search(vectors, max(limits.values())), strict=True))
+    vectors = np.stack([query.vector for of_class in asked.values() for query in of_class])
+    sizes = [len(of_class) for of_class in asked.values()]
+    several = sizes if max(sizes) > 1 else None
+    found = dict(zip(asked, backend.search(vectors, max(limits.values()), several), strict=True))
     write_neighbours(
         out,
-        {class_id: _first(result, limits[class_id]) for class_id, result in found.items()},
-        queries,
+        {class_id: result.first(limits[class_id]) for class_id, result in found.items()},
+        {class_id: [query.name for query in of_class] for class_id, of_class in asked.items()},
         backend.name,
         clip["id"],
-    )
-
-
-def _first(found: Found, k: int) -> Found:
-    return Found(
-        found.metadata.slice(0, k),
-        found.similarity[:k],
-        None if found.embeddings is None else found.embeddings[:k],
     )

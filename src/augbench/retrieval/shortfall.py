@@ -22,9 +22,12 @@ from augbench.errors import UserError
 from augbench.files import read_json, write_json, write_text
 from augbench.resample import needed_by_class
 from augbench.retrieval.filters import KEPT
+from augbench.retrieval.hunt import COPY, COPY_OF
 from augbench.retrieval.manifest import freeze
 
 ALL = "all classes"
+KEPT_COPY = f"{KEPT}, a {COPY}"  # in the yield: images that ``training_copies: count`` keeps
+COUNTED = ("class_id", "fate", COPY_OF.name)
 
 
 def shortfall(
@@ -112,10 +115,14 @@ def summarise(
     for name, paths in ledgers.items():
         fates: dict[str, Counter[str]] = {ALL: Counter(), **{class_id: Counter() for class_id in class_ids}}
         for path in paths:
-            for row in pq.read_table(path, columns=["class_id", "fate"]).to_pylist():
+            names = [name for name in COUNTED if name in pq.read_schema(path).names]
+            for row in pq.read_table(path, columns=names).to_pylist():
+                copied = row["fate"] == KEPT and row.get(COPY_OF.name) is not None
                 for scope in (ALL, row["class_id"]):
-                    fates[scope][row["fate"]] += 1
-        kept[name] = Counter({class_id: fates[class_id][KEPT] for class_id in class_ids})
+                    fates[scope][KEPT_COPY if copied else row["fate"]] += 1
+        kept[name] = Counter(
+            {class_id: fates[class_id][KEPT] + fates[class_id][KEPT_COPY] for class_id in class_ids}
+        )
         rows += [
             (name, scope, fate, count)
             for scope, counts in fates.items()

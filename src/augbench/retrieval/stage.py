@@ -1,6 +1,6 @@
 """Retrieve: fetch and filter the images of neighbours, and write them as shards (paper, section 3.2).
 
-Input: the neighbours of each class's query, the source of their images, the number of images wanted.
+Input: the neighbours of each class's queries, the source of their images, the number of images wanted.
 Output: one shard per class, and a ledger with one row per candidate considered, with its fate. Complete
 classes are kept in the store with their ledgers: another study that asks the same fetches nothing.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -22,23 +22,29 @@ import pyarrow.parquet as pq
 
 from augbench.artifacts.shards import ShardRow, content_of, encode_image, is_kept, write_shard
 from augbench.config.methods import RetrieveMethod
+from augbench.data.splits import read_split
 from augbench.files import atomic_path, canonical_hash, read_json
-from augbench.plan.recipes import Recipe, image_recipe, retrieve_recipe
+from augbench.leakage.stage import RealImages
+from augbench.plan.recipes import Recipe, data_set_recipe, image_recipe, retrieve_recipe
 from augbench.prompts.stage import read_prompts
 from augbench.retrieval.filters import KEPT, Filters, check_scores, owners
 from augbench.retrieval.hunt import (
     IMAGES_AT_ONCE,
-    LEDGER,
+    Copies,
     Embed,
     Hunt,
     hunt_all,
+    kept_rows,
+    ledger_schema,
     prefix_sizes,
+    sought_images,
     wanted_images,
 )
 from augbench.retrieval.images import Origin
 from augbench.retrieval.lists import TAKEN_DOWN, UNLISTED, Lists, read_lists
 from augbench.retrieval.manifest import read_manifest
 from augbench.retrieval.neighbours import Neighbour, read_neighbours
+from augbench.retrieval.selection import choose
 from augbench.runtime.fit import BatchLimit
 
 if TYPE_CHECKING:
@@ -64,6 +70,8 @@ class _Retrieval:
         Images that may be downloaded, or must not be used.
     prompts : dict
         The query's row in the prompt table, by class.
+    real : RealImages or None
+        The training images, if the method compares its images with them.
     shards, ledgers : dict
         Targets by class.
     """
@@ -76,6 +84,7 @@ class _Retrieval:
     owner: dict[str, str] | None
     lists: Lists
     prompts: dict[str, dict[str, Any]]
+    real: RealImages | None
     shards: dict[str, str]
     ledgers: dict[str, str | Path]
 
@@ -103,7 +112,24 @@ class _Retrieval:
             "wanted": hunt.wanted,
             "sizes": list(hunt.sizes),
             "aesthetics": [retrieval.aesthetics_weights is not None, retrieval.aesthetics_sha256],
+            **self._compared_with(hunt),
         }
+
+    def _compared_with(self, hunt: Hunt) -> Recipe:
+        """Training images that decide which images are kept, or are named in the ledger."""
+        found: Recipe = {}
+        if self.method.copies is not None and self.real is not None:
+            ids = canonical_hash([self.real.image_ids, _digest(self.real.embeddings)])
+            found |= {"training_images": ids, **data_set_recipe(self.job.study)}
+        if self.method.target_share:
+            found["target"] = _digest(self.target(hunt.class_id))
+        return found
+
+    def target(self, class_id: str) -> np.ndarray:
+        """Embeddings of a class's training images, ``(M, D)``, if they take part in the selection."""
+        if self.real is None or not self.method.target_share:
+            return np.empty((0, 1))
+        return self.real.embeddings[np.array(self.real.class_ids) == class_id]
 
     def _base(self, hunt: Hunt) -> Recipe:
         return {
@@ -116,8 +142,9 @@ class _Retrieval:
         }
 
     def _shard_recipe(self, hunt: Hunt, ledger: Sequence[Mapping[str, Any]]) -> Recipe:
-        kept = [[row["id"], row["sha256"]] for row in ledger if row["fate"] == KEPT]
-        return {**self._base(hunt), "images": kept}
+        # which query found an image is part of its provenance where a class may have several
+        known = ("id", "sha256", "query") if self.method.asks_with_images else ("id", "sha256")
+        return {**self._base(hunt), "images": [[row[name] for name in known] for row in kept_rows(ledger)]}
 
     def take(self, hunt: Hunt, asked: Recipe) -> bool:
         """Publish the class's shard and ledger if the store has both, and no image of them was taken down."""
@@ -148,8 +175,33 @@ class _Retrieval:
         filters, embed = self._filters([neighbour for hunt in hunts for neighbour in hunt.neighbours])
         for hunt in hunts:
             check_scores(filters, hunt.neighbours, f"methods.{self.name}")
-        hunt_all(hunts, filters, origin, flags, embed)
+        hunt_all(hunts, filters, origin, flags, embed, self._copies())
         return filters
+
+    def _copies(self) -> Copies | None:
+        """Function that finds copies of training images, if the method looks for them."""
+        if (real := self.real) is None or self.method.copies is None:
+            return None
+        import cv2
+
+        from augbench.leakage.search import find_near_duplicates
+
+        cv2.setNumThreads(self.job.threads)
+        limits = self.job.study.leakage
+
+        def find(images: Sequence[Image.Image], vectors: np.ndarray) -> list[str | None]:
+            pairs = find_near_duplicates(
+                vectors,
+                real.embeddings,
+                load_added=lambda rows: (images[row] for row in rows),
+                load_real=real.load,
+                limits=limits,
+                what="copies of training images",
+            )
+            copied = {pair.added: real.image_ids[pair.real] for pair in reversed(pairs)}
+            return [copied.get(place) for place in range(len(images))]
+
+        return find
 
     def publish(self, hunt: Hunt, asked: Recipe, filters: Filters) -> None:
         """Write the class's shard and ledger; keep the ledger if the class got all the images it wanted."""
@@ -164,7 +216,7 @@ class _Retrieval:
         store.provide("shards", recipe, self.shards[hunt.class_id], write, is_kept)
 
         def write_ledger(path: Path) -> None:
-            pq.write_table(pa.Table.from_pylist(ledger, schema=LEDGER), path)
+            pq.write_table(pa.Table.from_pylist(ledger, schema=ledger_schema(self.method)), path)
 
         target = self.ledgers[hunt.class_id]
         if counts[KEPT] < hunt.wanted:  # another try may find more
@@ -187,9 +239,8 @@ class _Retrieval:
 
             score = load_predictor(weights, config.aesthetics_sha256 or WEIGHTS_SHA256).score
         embed = None
-        if any(neighbour.embedding is None for neighbour in neighbours) and (
-            method.duplicate_threshold is not None or score is not None
-        ):
+        compared = method.duplicate_threshold is not None or method.copies is not None or method.selects
+        if any(neighbour.embedding is None for neighbour in neighbours) and (compared or score is not None):
             from augbench.models.folders import load_image_tower, pick_device
 
             tower = load_image_tower(self.clip["folder"], pick_device(self.job.study.execution.device))
@@ -210,12 +261,12 @@ class _Retrieval:
                 row,
                 hunt,
                 index,
-                self.prompts[hunt.class_id]["label"],
+                self.prompts[hunt.class_id],
                 model=self.clip["id"],
                 side=study.diffusion.resolution,
                 encoding=image_recipe(study),
             )
-            for index, row in enumerate(row for row in ledger if row["fate"] == KEPT)
+            for index, row in enumerate(kept_rows(ledger))
         ]
         write_shard(path, rows, recipe)
 
@@ -228,20 +279,21 @@ def retrieve(
     job: Job,
     name: str,
     prompts_path: str | Path,
-    training_images: Mapping[str, int],
+    train_path: str | Path,
     neighbours_path: str | Path,
     clip_path: str | Path,
     diffusion_path: str | Path,
     origin: Origin,
     targets: Sequence[str],
     ledgers: Sequence[str | Path],
+    embedded_train: str | Path | None = None,
 ) -> None:
     """Write a retrieval method's shards ``targets`` and their ledgers.
 
     Parameters
     ----------
-    training_images : mapping
-        Images per class in the training split; they set the default number of images to keep.
+    train_path : path
+        The training split; its images per class set the default number of images to keep.
     clip_path, diffusion_path : path
         Fingerprints of the models; the diffusion model's safety checker checks the images.
     origin : Origin
@@ -250,6 +302,8 @@ def retrieve(
         Shards to write; each path ends in ``{class}/0.parquet``.
     ledgers : sequence of path
         Ledgers to write, one per target.
+    embedded_train : path, optional
+        CLIP embeddings of the training split, if the method compares its images with them.
 
     Raises
     ------
@@ -270,10 +324,15 @@ def retrieve(
         owner=owners(neighbours_path) if method.one_class and not frozen else None,
         lists=read_lists(job.study.retrieval, neighbours_path, job.store),
         prompts={class_id: prompts[class_id, 0][0] for class_id in by_class},
+        real=(
+            None
+            if embedded_train is None
+            else RealImages.open(job, "train", train_path, embedded_train, job.study.retrieval.listed)
+        ),
         shards=by_class,
         ledgers=dict(zip(by_class, ledgers, strict=True)),
     )
-    hunts = _hunts(method, neighbours, training_images)
+    hunts = _hunts(method, neighbours, Counter(read_split(train_path).class_ids), retrieval.target)
     keys = {hunt.class_id: retrieval.asked(hunt) for hunt in hunts}
     for group in job.store.in_turn(
         LEDGERS,
@@ -289,16 +348,27 @@ def retrieve(
 
 
 def _hunts(
-    method: RetrieveMethod, neighbours: Mapping[str, list[Neighbour]], training_images: Mapping[str, int]
+    method: RetrieveMethod,
+    neighbours: Mapping[str, list[Neighbour]],
+    training_images: Mapping[str, int],
+    target: Callable[[str], np.ndarray],
 ) -> list[Hunt]:
-    """Return a hunt per class of ``neighbours``."""
+    """Return a hunt per class of ``neighbours``; ``target`` gives what its selection is to cover."""
     promised = None if method.manifest is None else read_manifest(method.manifest).hashes
     hunts, all_wanted = [], wanted_images(method, training_images)
     for class_id, found in neighbours.items():
         wanted = all_wanted[class_id]
-        sizes = prefix_sizes(method, wanted) if promised is None else [max(1, len(found))]
+        sought = sought_images(method, wanted)
+        sizes = prefix_sizes(method, sought) if promised is None else [max(1, len(found))]
         known = None if promised is None else promised[class_id]
-        hunts.append(Hunt(class_id, found[: sizes[-1]], wanted, sizes, known))
+        hunt = Hunt(class_id, found[: sizes[-1]], wanted, sizes, known, drop_copies=method.copies == "drop")
+        if method.selects:
+            covered = target(class_id)
+            hunt.sought = sought
+            hunt.choose = lambda candidates, count, covered=covered: choose(
+                method, candidates, covered, count
+            )
+        hunts.append(hunt)
     return hunts
 
 
@@ -306,7 +376,7 @@ def _shard_row(
     row: Mapping[str, Any],
     hunt: Hunt,
     index: int,
-    label: int,
+    asked: Mapping[str, Any],
     model: str,
     side: int,
     encoding: dict[str, Any],
@@ -319,10 +389,10 @@ def _shard_row(
         image = image.resize((max(side, round(image.width * scale)), max(side, round(image.height * scale))))
     return ShardRow(
         image=encode_image(image, **encoding),
-        label=label,
+        label=asked["label"],
         class_id=row["class_id"],
         index=index,
-        prompt=row["query"],
+        prompt=asked["prompt"],
         model=model,
         source=row["url"],
         similarity=row["similarity"],

@@ -40,22 +40,24 @@ def indistinct_prompts(study: Study, classes: tuple[ClassInfo, ...]) -> list[str
     problems: list[UserError] = []
     folders: set[str] = set()
     for row, method in study.pooled.items():
+        if (prompting := method.prompting) is None:
+            continue
         folder = study.clip.folder if method.retrieves_images else f"{study.diffusion.folder}/tokenizer"
         kept = any(all(Path(folder, name).is_file() for name in names) for names in TOKENIZER_FILES)
         if not kept or (row in study.personalised and not method.learns_words):
             continue
         folders.add(folder)
-        if method.prompting.captions is not None:
+        if prompting.captions is not None:
             key = f"methods.{row}.{method.prompt_key}.captions"
             try:
-                for what in _caption_faults(folder, method.prompting.captions):
+                for what in _caption_faults(folder, prompting.captions):
                     found.setdefault(what, []).append(key)
             except UserError as error:
                 problems.append(error)
             continue
         key = f"methods.{row}.{method.prompt_key}.templates"
-        how = None if method.learns_words else method.prompting.class_name
-        templates = load_templates(method.prompting.templates)[: 1 if method.retrieves_images else None]
+        how = None if method.learns_words else prompting.class_name
+        templates = load_templates(prompting.templates)[: 1 if method.retrieves_images else None]
         try:
             # pseudo-words differ, so two tell whether a template's is lost
             same = _same_tokens(folder, templates, classes if how else classes[:2], how)

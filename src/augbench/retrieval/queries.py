@@ -1,0 +1,102 @@
+"""Query vectors: of a text, of training images in CLIP space, or of both.
+
+Input: a method's query, the prompts, the CLIP embeddings of the training images. Output: one or several
+named query vectors per class. The name says in every neighbour's row which query found it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from augbench.config.methods import Query
+from augbench.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query of a class: its name in tables, and its vector, float32 ``(D,)`` of unit length."""
+
+    name: str
+    vector: np.ndarray
+
+
+def unit_mean(vectors: np.ndarray) -> np.ndarray:
+    """Mean of unit vectors ``(N, D)``, scaled to unit length, float32 ``(D,)``."""
+    mean = vectors.astype(np.float64).mean(axis=0)
+    unit: np.ndarray = (mean / np.linalg.norm(mean)).astype(np.float32)
+    return unit
+
+
+def image_queries(query: Query, images: Sequence[str], embeddings: np.ndarray, seed: int) -> list[Asked]:
+    """Queries made of a class's training images.
+
+    Parameters
+    ----------
+    images : sequence of str
+        Ids of the images.
+    embeddings : ndarray, float (N, D)
+        Their CLIP embeddings, of unit length.
+    seed : int
+        Seed of k-means, which groups the images if ``query.pool`` is ``clusters``. Clusters come in the
+        order of their first image.
+    """
+    if query.pool == "mean":
+        return [Asked(f"mean of {len(images)} training images", unit_mean(embeddings))]
+    if query.pool == "each":
+        return [
+            Asked(f"training image {image}", unit_mean(vector[None]))
+            for image, vector in zip(images, embeddings, strict=True)
+        ]
+    from augbench.personalise.cluster import cluster_class
+
+    assert query.clusters is not None
+    vectors = embeddings.astype(np.float32)
+    found, _ = cluster_class(vectors, vectors[:0], query.clusters, seed)
+    return [
+        Asked(
+            f"mean of {np.count_nonzero(found == cluster)} training images, cluster {number} of {query.clusters}",
+            unit_mean(embeddings[found == cluster]),
+        )
+        for number, cluster in enumerate(dict.fromkeys(found.tolist()), 1)
+    ]
+
+
+def combine(text: Asked, images: Asked, weight: float) -> Asked:
+    """Return the query w x text + (1 - w) x images, scaled to unit length; at 1 and 0 one of the two as it is.
+
+    A linear combination of queries is what Burg et al. (2023) hope for in their discussion.
+    """
+    if weight in (0, 1):
+        return text if weight else images
+    vector = weight * text.vector.astype(np.float64) + (1 - weight) * images.vector.astype(np.float64)
+    name = f"{weight:g} x {text.name!r} + {1 - weight:g} x {images.name}"
+    return Asked(name, (vector / np.linalg.norm(vector)).astype(np.float32))
+
+
+def class_queries(
+    query: Query,
+    text: Asked | None,
+    images: Sequence[str],
+    embeddings: np.ndarray,
+    class_id: str,
+    seed: int,
+) -> list[Asked]:
+    """All queries of a class, in the order in which they take turns.
+
+    Parameters
+    ----------
+    text : Asked, optional
+        The query's text; None if it has none.
+    images, embeddings
+        As in :func:`image_queries`; not used if the query is the text alone.
+    seed : int
+        Seed of the method's draw of the training images.
+    """
+    if query.weight == 1:
+        assert text is not None
+        return [text]
+    found = image_queries(query, images, embeddings, derive_seed(seed, "query clusters", class_id))
+    return found if text is None else [combine(text, asked, query.weight) for asked in found]
