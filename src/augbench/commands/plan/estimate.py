@@ -335,7 +335,7 @@ class Estimate(Work):
                 else self.pool_images(pool, sorted({Path(path).stem for path in shards}))
             )
             yield self._step(
-                stage="score",
+                stage="filter",
                 method=pool,
                 jobs=[[self.plan.scores(pool, scorer)]],
                 images=images,

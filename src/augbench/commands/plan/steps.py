@@ -16,7 +16,7 @@ STAGES = (
     "candidates",
     "generate",
     "select",
-    "score",
+    "filter",
     "resample",
     "classify",
     "score",
