@@ -43,7 +43,7 @@ from augbench.classifier.step import autocast
 from augbench.classifier.train import train_run
 from augbench.config.classifier import Classifier
 from augbench.data.decode import in_order, open_rgb
-from benchmarks.machine import product_rate
+from benchmarks.machine import default_type, product_rate
 from benchmarks.paired import Candidate, run_paired
 from benchmarks.pictures import make_pictures
 from benchmarks.record import publish, surroundings, surroundings_line
@@ -225,7 +225,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         options.seconds,
         said=lambda line: print(line, file=sys.stderr),
     )
-    ceiling = product_rate(options.device, "bfloat16" if options.device == "cuda" else "float32")
+    ceiling = product_rate(options.device, default_type(options.device))
     waiting = sorted(1 - ratio for ratio in paired.ratios(OURS, READY))
     return {
         "images": count,

@@ -165,6 +165,15 @@ def product_seconds(queries: int, dimension: int, rows: int, block: int, dtype: 
     return time.perf_counter() - start
 
 
+def default_type(device: str) -> str:
+    """Name of the floating-point type in which a study computes on a device by default."""
+    import torch
+
+    from augbench.runtime.precision import resolve
+
+    return str(resolve("auto", torch.device(device))).removeprefix("torch.")
+
+
 def product_rate(device: str, dtype: str) -> float:
     """Multiplications and additions per second of matrix products in ``dtype``, a network's upper limit."""
     side = SIDES[device]

@@ -13,9 +13,9 @@ and random images. Output: a Markdown table, and JSON with ``--json``: training 
   (``execution.compile``). Compilation takes minutes before anything is timed.
 
 The baselines are the steps of those examples with their defaults. They are copied here so that they do not
-change. In all candidates, weights are bfloat16 on a GPU and float32 on the CPU; a trained U-Net has float32
-weights and computes in bfloat16 on a GPU. ``tests/test_personalise.py`` tests that many classes trained
-together learn what each learns alone.
+change. In all candidates, weights are float32 on the CPU and of half precision on a GPU (bfloat16, or float16
+where the GPU lacks it); a trained U-Net has float32 weights and computes in half precision on a GPU.
+``tests/test_personalise.py`` tests that many classes trained together learn what each learns alone.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from augbench.personalise.groups import Settings
 from augbench.personalise.tasks import ClassTask, ImageSet
 from augbench.personalise.train import Trainer
 from augbench.runtime.fit import BatchLimit
+from augbench.runtime.precision import resolve
 from benchmarks.machine import product_rate
 from benchmarks.networks import MINIATURE, RESOLUTION, random_text_encoder, random_unet, random_vae
 from benchmarks.networks import tokenizer as new_tokenizer
@@ -192,7 +193,7 @@ def textual_inversion(parts: Parts, images: Sequence[Image.Image]) -> Callable[[
 def text_to_image(
     parts: Parts, unet: UNet2DConditionModel, images: Sequence[Image.Image], batch: int
 ) -> Callable[[], None]:
-    """Step of diffusers' ``train_text_to_image.py``: float32 weights, bfloat16 computation on a GPU."""
+    """Step of diffusers' ``train_text_to_image.py``: float32 weights, half precision on a GPU."""
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
     ids = token_ids(parts.tokenizer, [PROMPT.format("thing")] * batch).to(parts.device)
     endless = cycle(images)
@@ -200,7 +201,7 @@ def text_to_image(
     def step() -> None:
         with torch.no_grad():
             states = parts.text_encoder(ids)[0]
-        with torch.autocast(parts.device.type, torch.bfloat16, enabled=parts.device.type == "cuda"):
+        with torch.autocast(parts.device.type, parts.dtype, enabled=parts.device.type == "cuda"):
             loss = example_loss(parts, unet, states, [next(endless) for _ in range(batch)])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -243,7 +244,7 @@ def make_trainer(
         validation_draws=1,
         weight_decay=0.0,
         micro_batch=micro_batch,
-        autocast=torch.bfloat16 if trains and parts.device.type == "cuda" else None,
+        autocast=parts.dtype if trains and parts.device.type == "cuda" else None,
         compiled=compiled,
     )
     return Trainer(
@@ -354,7 +355,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
 
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
+    dtype = resolve("auto", device)
     parts = make_parts(options.size, device, dtype, dtype)
     images = random_images(options.classes * 4, parts.resolution)
     calls: dict[str, tuple[Callable[[], Any], int]] = {}

@@ -108,6 +108,7 @@ LONGEST = (
     "test_gpu_day",
     "test_faults",
     "test_full_studies",
+    "test_web_retrieval",
     "test_draws",
     "test_safety",
     "test_benchmark_scripts",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT
 
+from benchmarks.machine import default_type
 from benchmarks.paired import Candidate, Paired, Window, run_paired
 
 
@@ -39,6 +40,14 @@ def test_ratios_are_between_windows_that_belong_together() -> None:
     assert row["ratio"] == {"median": 2.0, "least": 2.0, "most": 4.0} and row["rate"]["median"] == 10.0
     assert row["processor_seconds_per_unit"] == 0.05
     assert "| B | 10 (10 to 20) | 2 (2 to 4) | 0.05 |" in paired.markdown("image")
+
+
+def test_benchmarks_compute_in_the_type_that_a_study_takes_on_the_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    capabilities = {0: (7, 5), 1: (9, 0)}
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capabilities[device.index])
+    assert [default_type(name) for name in ("cuda:0", "cuda:1", "cpu")] == ["float16", "bfloat16", "float32"]
 
 
 @pytest.mark.full

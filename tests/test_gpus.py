@@ -465,6 +465,27 @@ def test_a_job_takes_its_gpu_and_fails_at_its_beginning_if_torch_cannot_use_it(
     assert "Traceback" not in log
 
 
+FULL = """
+import json, sys
+from types import SimpleNamespace
+from augbench.runtime.job import running
+given = {"threads": 1, "resources": {}, "log": ["results/s/logs/job.log"], "config": json.loads(sys.argv[1])}
+with running(SimpleNamespace(**given, rule="job")):
+    import torch
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+"""
+
+
+def test_a_model_that_does_not_fit_into_the_gpu_is_one_line_of_the_log(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL, json.dumps(LEAST_STUDY)]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": SRC})
+    last = (tmp_path / "results/s/logs/job.log").read_text().splitlines()[-1]
+    assert done.returncode == 1 and last.endswith(
+        " ERROR execution.device: this job's model does not fit into the GPU's memory; a GPU with more memory, "
+        "or one that no other program uses, is needed"
+    )
+
+
 # --- plan -----------------------------------------------------------------------------------------
 
 

@@ -104,5 +104,5 @@ def variants(session: Session) -> list[Variant]:
 
 def measure(session: Session) -> None:
     """Measure all variants."""
-    session.ceiling("bfloat16" if session.device == "cuda" else "float32")
+    session.ceiling(session.dtype)
     session.run(variants(session))

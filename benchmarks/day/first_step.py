@@ -20,8 +20,7 @@ def main(options: dict[str, Any]) -> dict[str, float]:
     from augbench.models.folders import load_pipeline
     from augbench.runtime.compiling import compile_pipeline
 
-    dtype = "bfloat16" if options["device"] == "cuda" else "float32"
-    config = Diffusion(model=options["folder"], resolution=options["resolution"], dtype=dtype)
+    config = Diffusion(model=options["folder"], resolution=options["resolution"], dtype="auto")
     found["imported"] = time.monotonic() - begun
     pipeline = load_pipeline(config, torch.device(options["device"]))
     found["loaded"] = time.monotonic() - begun

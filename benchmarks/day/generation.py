@@ -96,7 +96,7 @@ class Candidates:
         self.session, self.size, self.device = session, session.size, session.device
         half = session.device == "cuda"
         self.theirs = Setting(self.size, self.device, "float16" if half else "float32", SHORT[self.size])
-        self.own = replace(self.theirs, dtype="bfloat16" if half else "float32")
+        self.own = replace(self.theirs, dtype=session.dtype)
         self.source = prompts()
 
     def pipeline(self, dtype: str) -> StableDiffusionPipeline:
@@ -256,6 +256,6 @@ def measure(session: Session) -> None:
         for name in (COMPILED, COMPILED_FAST):
             session.skip_compiled(name)
         return
-    session.ceiling("bfloat16" if session.device == "cuda" else "float32")
+    session.ceiling(session.dtype)
     make = Candidates(session)
     session.run(compiled(make) if is_compiled else eager(make))

@@ -26,7 +26,7 @@ class Candidates:
     """Makes the variants from one set of random networks."""
 
     def __init__(self, session: Session, folder: Path) -> None:
-        dtype = torch.bfloat16 if session.device == "cuda" else torch.float32
+        dtype = getattr(torch, session.dtype)
         self.parts = full.make_parts(session.size, torch.device(session.device), dtype, dtype, trained=False)
         self.classes, self.folder = CLASSES[session.size], folder
         self.images = full.random_images(self.classes * 4, self.parts.resolution)
@@ -110,7 +110,7 @@ def compiled(make: Candidates, size: str) -> list[Variant]:
 
 def measure(session: Session) -> None:
     """Measure all variants."""
-    session.ceiling("bfloat16" if session.device == "cuda" else "float32")
+    session.ceiling(session.dtype)
     with tempfile.TemporaryDirectory(dir=session.scratch) as folder:
         make = Candidates(session, Path(folder))
         found = variants(make, session.size)

@@ -25,7 +25,7 @@ import torch
 from benchmarks.day.gpu import Watch
 from benchmarks.day.lines import Line, Lines, last, windows
 from benchmarks.day.stages import COMPLETE, CUT, WITHOUT_COMPILED
-from benchmarks.machine import product_rate
+from benchmarks.machine import default_type, product_rate
 from benchmarks.paired import Candidate, Window, synchronise, time_window
 
 LEAST_SECONDS = {"full": 4.0, "mini": 0.3}  # of a window
@@ -149,6 +149,11 @@ class Session:
         """Record that a variant is not measured because this call was told to compile nothing."""
         self.skipped = True
         self.add("outcome", variant=variant, batch=batch, outcome="left out", reason="compilation is off")
+
+    @property
+    def dtype(self) -> str:
+        """The type in which a study computes on this device by default."""
+        return default_type(self.device)
 
     @property
     def ended(self) -> str:

@@ -94,6 +94,16 @@ def _leave(finished: list[bool]) -> None:
         os._exit(0)
 
 
+def _full_gpu(error: Exception) -> UserError | None:
+    """Return one line for a lack of the GPU's memory that no smaller batch mends, as for a model's weights."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(error, torch.OutOfMemoryError):
+        return None
+    from augbench.runtime.fit import advice
+
+    return UserError("execution.device", "this job's model does not fit into the GPU's memory", advice())
+
+
 @contextmanager
 def running(snakemake: Any, unfolded: bool = False) -> Iterator[Job]:
     """Set up a script's surroundings and yield its :class:`Job`, with the study or the unfolded study.
@@ -143,8 +153,8 @@ def running(snakemake: Any, unfolded: bool = False) -> Iterator[Job]:
     except Exception as error:
         if on_terminal:
             raise
-        if isinstance(error, UserError):
-            logger.error("%s", error)
+        if (said := error if isinstance(error, UserError) else _full_gpu(error)) is not None:
+            logger.error("%s", said)
         else:
             logger.error("failed:\n%s", traceback.format_exc())
         sys.exit(1)
