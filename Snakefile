@@ -60,7 +60,7 @@ rule all:
         PLAN.retrieval_summary.values(),
         PLAN.leakage_table.values(),
         PLAN.further_table.values(),
-        [drawn.values() for drawn in PLAN.further_figures.values()],
+        PLAN.further_figure_files.values(),
         PLAN.config,
         PLAN.provenance,
         PLAN.report,

@@ -122,7 +122,11 @@ if PLAN.further_figures:
         input:
             table=PLAN.further_table["csv"],
         output:
-            [path for files in PLAN.further_figures.values() for path in files.values()],
+            **captioned(
+                PLAN.further_figure_files,
+                "Figures",
+                {f"further_{name}_png": "forest" for name in PLAN.further_figures},
+            ),
         log:
             PLAN.log("further_figures"),
         benchmark:

@@ -154,6 +154,15 @@ class Plan(FurtherPaths):
         """A forest plot per further test set, in its formats; none where the study has no forest plot."""
         return {test: self._figure(f"further_{test}") for test in self.further_tests if self.forest}
 
+    @cached_property
+    def further_figure_files(self) -> dict[str, str]:
+        """Files of :attr:`further_figures`, by set and format."""
+        return {
+            f"further_{test}_{kind}": path
+            for test, files in self.further_figures.items()
+            for kind, path in files.items()
+        }
+
     @property
     def _has_baseline(self) -> bool:
         return any(row.group == "real" and row.split == "train" for row in self.study.real.values())
@@ -291,7 +300,7 @@ class Plan(FurtherPaths):
         figures = (
             self.figure1,
             self.forest,
-            {path: path for files in self.further_figures.values() for path in files.values()},  # of one job
+            self.further_figure_files,
             *(files for name, drawn in self.figures.items() for files in (self.figure_data(name), drawn)),
         )
         return [

@@ -372,7 +372,7 @@ class Estimate(Work):
             images, classifiers = self.further_images(test), len(plan.all_runs)
             seen = classifiers * images
             guard = [[plan.further_embeddings(test), *plan.further_leaks(test).values()]] * bool(plan.guarded)
-            embedded = (images + sum(map(self.pool_size, plan.further_leaks(test)))) if guard else 0
+            embedded = images if guard else 0  # added images are embedded once, for the ordinary test
             yield self._step(
                 stage="score",
                 method=test,
