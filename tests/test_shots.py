@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import LEAST_STUDY, SMALL_STUDY, Workspace
 from test_resample import pool_of
@@ -22,14 +23,14 @@ from augbench.config.data import Caltech256, ImageFolder
 from augbench.config.study import Study, load_study, parse_study
 from augbench.data.classes import ClassInfo
 from augbench.data.source import ClassImages, ImageList
-from augbench.data.splits import Split, class_generator, make_splits, split_class
+from augbench.data.splits import Split, class_generator, make_splits, split_class, write_split
 from augbench.errors import UserError
 from augbench.files import PROJECT
 from augbench.plan import recipes
 from augbench.plan.paths import Plan
 from augbench.prompts.stage import write_prompts
 from augbench.report.render import read_csv, read_markdown
-from augbench.report.tables import class_groups
+from augbench.report.tables import class_groups, class_sizes
 from augbench.report.tables.class_sizes import thirds
 from augbench.report.tables.table1 import Row as Table1Row
 from augbench.report.tables.table1 import RunRow
@@ -433,6 +434,43 @@ def test_the_tables_show_them_and_name_what_they_are(tmp_path: Path) -> None:
     assert "head 2, middle 1, tail 1" in shown.notes[1]
 
 
+def test_the_sizes_of_the_classes_are_those_of_the_manifests(tmp_path: Path) -> None:
+    made = splits(GIVEN.model_copy(update={"shots": 4, "imbalance": 4.0, "draws": 2}), 40, 40, 40, 40)
+    for name, one in made.items():
+        write_split(one, tmp_path / f"{name}.parquet")
+    sizes = Counter(made["train"].class_ids)
+    assert sizes == {"a": 4, "b": 2, "c": 1, "d": 1}  # 4 / 4^(i / 3), i = 0 ... 3, rounded down
+    pool = pool_of(dict.fromkeys("abcd", 9))
+    for run in range(2):
+        drawn = draw(pool, {**sizes, "b": 2 + run}, run, 0, drawing=Drawing(fill_to=4, first_part=False))
+        pq.write_table(drawn, tmp_path / f"{run}.parquet")
+    rows = class_sizes.build_rows(
+        parse_study(
+            {**LEAST_STUDY, "methods": {"none": {"mechanism": "real"}, "clip": {"mechanism": "sample"}}}
+        ),
+        {name: tmp_path / f"{name}.parquet" for name in ("train", "val", "test")},
+        {"none": tmp_path / "train2x.parquet", "clip": tmp_path / "train.parquet"},
+        {"clip": [tmp_path / "0.parquet", tmp_path / "1.parquet"]},
+        excluded=["d"],
+    )
+    assert [(row.method, row.class_id, row.third, row.real, row.added) for row in rows] == [
+        ("none", "a", "head", 8, 0.0), ("none", "b", "middle", 4, 0.0), ("none", "c", "tail", 2, 0.0),
+        ("clip", "a", "head", 4, 0.0), ("clip", "b", "middle", 2, 1.5), ("clip", "c", "tail", 1, 3.0),
+    ]  # fmt: skip
+    assert {(row.validation, row.test) for row in rows} == {(4, 4)}
+    class_sizes.write_class_sizes("s", rows, {kind: tmp_path / f"sizes.{kind}" for kind in ("csv", "md")})
+    assert read_csv(tmp_path / "sizes.csv", class_sizes.Row) == rows
+    assert read_markdown(tmp_path / "sizes.md", "t").cells[1] == (
+        "b",
+        "middle",
+        "2",
+        "4",
+        "4",
+        "4",
+        "2 + 1.5",
+    )
+
+
 def test_only_studies_whose_classes_may_differ_have_the_tables() -> None:
     even = Plan(load_study([PROJECT / "config/demo.yaml"]), IDS)
     assert even.class_sizes == even.class_groups == {} and "class_groups" not in even.report_tables
@@ -517,12 +555,14 @@ def test_overlays_pass_the_check_of_their_counts(base: str) -> None:
 
 @pytest.mark.full
 def test_a_long_tail_of_shots_over_two_draws_runs_to_its_end(workspace: Workspace) -> None:
+    small = SMALL_STUDY["methods"]
     methods = {
-        name: SMALL_STUDY["methods"][name] for name in ("none", "real_20pct", "clip_prompts", "retrieval")
+        **{name: small[name] for name in ("none", "real_20pct", "boomerang")},
+        "clip_prompts": {**small["clip_prompts"], "fill_to": "largest"},
+        # keeps no image of the first class, which has 8 real ones
+        "retrieval": {"mechanism": "retrieve", "fill_to": 8, "duplicate_threshold": 0.999},
+        "half": {"mechanism": "draw", "pool": "clip_prompts", "added_per_training_image": 0.5},
     }
-    methods["pseudoword_clip"] = {**SMALL_STUDY["methods"]["pseudoword_clip"], "candidates": [1]}
-    methods["filled"] = {"mechanism": "draw", "pool": "clip_prompts", "fill_to": "largest"}
-    methods["retrieved_to_8"] = {"mechanism": "draw", "pool": "retrieval", "fill_to": 8}
     dataset = {
         name: value for name, value in SMALL_STUDY["dataset"].items() if not name.endswith("_fraction")
     }
@@ -531,6 +571,7 @@ def test_a_long_tail_of_shots_over_two_draws_runs_to_its_end(workspace: Workspac
         "methods": methods,
         "dataset": {**dataset, "shots": 8, "validation_shots": 3, "imbalance": 4, "draws": 2},
         "augmentation": {**SMALL_STUDY["augmentation"], "resamples": 1},
+        "execution": {**SMALL_STUDY["execution"], "classes_per_job": 10},
     }
     workspace.write_study(study)
     workspace.run()
@@ -540,16 +581,18 @@ def test_a_long_tail_of_shots_over_two_draws_runs_to_its_end(workspace: Workspac
         sizes.setdefault(line["method"], []).append(line)
     assert [int(row["train"]) for row in sizes["none"]] == tail
     assert [int(row["real"]) for row in sizes["real_20pct"]] == [2 * size for size in tail]
-    assert [float(row["added"]) for row in sizes["clip_prompts"]] == tail
-    assert [float(row["added"]) for row in sizes["filled"]] == [8 - size for size in tail]
-    assert {(row["validation"], row["test"]) for row in sizes["filled"]} == {("3", "20")}
+    assert [float(row["added"]) for row in sizes["boomerang"]] == tail
+    assert [float(row["added"]) for row in sizes["half"]] == [4, 3, 3, 3, 2, 2, 2, 1, 1, 1]
+    for name in ("clip_prompts", "retrieval"):
+        assert [float(row["added"]) for row in sizes[name]] == [8 - size for size in tail]
+    assert {(row["validation"], row["test"]) for row in sizes["half"]} == {("3", "20")}
     groups = read_csv(workspace.results / "tables/class_groups.csv", class_groups.Row)
-    assert len(groups) == 7 * 4 and {row.n for row in groups} == {2}
+    assert len(groups) == len(methods) * 4 and {row.n for row in groups} == {2}
     top1 = {row["method"]: row for row in _rows(workspace.results / "tables/table1.csv")}
     for row in groups:
         if row.measure == "macro":  # the test split is balanced
             assert row.mean_percent == pytest.approx(float(top1[row.method]["top1_percent"]))
-    assert "class_groups" in (workspace.results / "report.html").read_text()
+    assert "Macro accuracy" in (workspace.results / "report.html").read_text()
     assert workspace.plan() == {}
 
 
