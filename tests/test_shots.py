@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import csv
 from collections import Counter
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from conftest import LEAST_STUDY, SMALL_STUDY
+from conftest import LEAST_STUDY, SMALL_STUDY, Workspace
 from test_resample import pool_of
 
 from augbench.commands.check.dataset import ClassCounts, sizes_of_splits
@@ -19,11 +23,17 @@ from augbench.config.data import Caltech256, ImageFolder
 from augbench.config.study import Study, load_study, parse_study
 from augbench.data.classes import ClassInfo
 from augbench.data.source import ClassImages, ImageList
-from augbench.data.splits import Split, class_generator, make_splits, split_class
+from augbench.data.splits import Split, class_generator, make_splits, split_class, write_split
 from augbench.errors import UserError
 from augbench.files import PROJECT
 from augbench.plan import recipes
 from augbench.plan.paths import Plan
+from augbench.prompts.stage import write_prompts
+from augbench.report.render import read_csv, read_markdown
+from augbench.report.tables import class_groups, class_sizes
+from augbench.report.tables.class_sizes import thirds
+from augbench.report.tables.table1 import Row as Table1Row
+from augbench.report.tables.table1 import RunRow
 from augbench.resample import Drawing, draw, needed_by_class
 from augbench.retrieval.hunt import wanted_images
 from augbench.retrieval.shortfall import shortfall
@@ -249,7 +259,7 @@ def test_a_set_has_the_images_that_fill_its_classes_up() -> None:
     assert Counter(filled.column("class_id").to_pylist()) == {"b": 7}
     to_14 = draw(pool, {"a": 12, "b": 5, "c": 20}, 1, 0, drawing=Drawing(fill_to=14))
     assert Counter(to_14.column("class_id").to_pylist()) == {"a": 2, "b": 9}
-    with pytest.raises(UserError, match="too few images for 1 class.*: b 30 of 35"):
+    with pytest.raises(UserError, match=r"too few images for 1 class.*: b 30 of 35"):
         draw(pool, {"a": 12, "b": 5}, 1, 0, drawing=Drawing(fill_to=40))
 
 
@@ -345,6 +355,130 @@ def test_rows_that_fill_up_have_no_place_in_figure_5b_and_keep_their_amount_in_f
     assert Drawing.of(twice, "clip_prompts_draw1").fill_to == "largest"
 
 
+# --- macro and tail accuracy -----------------------------------------------------------------------
+
+
+def test_thirds_are_by_training_images_and_ties_by_label() -> None:
+    assert thirds({"a": 5, "b": 9, "c": 5, "d": 5}) == {"b": "head", "a": "head", "c": "middle", "d": "tail"}
+    assert thirds({"a": 1, "b": 2, "c": 3}) == {"c": "head", "b": "middle", "a": "tail"}
+    assert thirds({"a": 5, "b": 5, "c": 5}) == {} and thirds({"a": 5, "b": 4}) == {}
+    ten = thirds(dict(zip(IDS, [10, 9, 8, 7, 7, 6, 6, 5, 5, 5], strict=True)))
+    assert [*Counter(ten.values()).items()] == [("head", 4), ("middle", 3), ("tail", 3)]
+
+
+# of four classes: 4, 2, 1 and 1 test images; class b is the largest, then a and c, then d
+LABELS = np.array([0, 0, 0, 0, 1, 1, 2, 3])
+TRAIN = {"a": 5, "b": 9, "c": 5, "d": 2}
+HITS = {
+    "none": {0: np.array([1, 1, 1, 1, 0, 1, 0, 0]), 1: np.array([1, 1, 0, 0, 1, 1, 0, 0])},
+    "more": {0: np.array([1, 1, 1, 1, 1, 1, 1, 1]), 1: np.array([1, 1, 0, 0, 0, 1, 1, 1])},
+}
+
+
+def groups_of(train: dict[str, int]) -> list[class_groups.Row]:
+    runs = [
+        RunRow(name, run, 100 * float(own[run].mean()), 0.0, 1, 1, 21, 0, 4, 8)
+        for name, own in HITS.items()
+        for run in own
+    ]
+    table = [
+        Table1Row(name, name, family, "train", 50.0, 1.0, 2, 5.0, 0.0, None, None, None)
+        for name, family in (("none", "real"), ("more", "retrieval"))
+    ]
+    labels = {class_id: label for label, class_id in enumerate("abcd")}
+    report = study_of().report
+    return class_groups.build_rows(table, runs, HITS, LABELS, train, labels, 0, report)
+
+
+def test_macro_head_and_tail_accuracies_are_the_hand_computed_means_of_recalls() -> None:
+    found = {(row.method, row.measure): row for row in groups_of(TRAIN)}
+    # recalls of a, b, c, d without added images: 1, 1/2, 0, 0 in run 0; 1/2, 1, 0, 0 in run 1
+    assert found["none", "macro"].mean_percent == pytest.approx(100 * 1.5 / 4)
+    assert found["none", "macro"].stderr_percent == pytest.approx(0.0, abs=1e-9)
+    # head is b and a: 3/4 and 3/4; middle is c, tail is d
+    assert found["none", "head"].mean_percent == pytest.approx(75.0)
+    assert found["none", "middle"].mean_percent == found["none", "tail"].mean_percent == 0.0
+    # with added images: 1, 1, 1, 1 in run 0; 1/2, 1/2, 1, 1 in run 1
+    more = found["more", "macro"]
+    assert more.mean_percent == pytest.approx(87.5) and more.stderr_percent == pytest.approx(12.5)
+    assert more.baseline_points == pytest.approx(50.0) and more.n_test == 8
+    tail = found["more", "tail"]
+    assert (tail.mean_percent, tail.baseline_points, tail.n_test, tail.classes) == (100.0, 100.0, 1, 1)
+    assert found["more", "head"].classes == 2 and found["more", "head"].n_test == 6
+    assert more.baseline_images_low is not None and more.baseline_images_low < 50 < more.baseline_images_high
+
+
+def test_without_differences_between_classes_macro_stands_alone_and_equals_top_1_on_a_balanced_test() -> None:
+    assert {row.measure for row in groups_of(dict.fromkeys("abcd", 5))} == {"macro"}
+    balanced = np.array([0, 0, 1, 1, 2, 2, 3, 3])
+    assert class_groups.weights_of(balanced, [0, 1, 2, 3]).tolist() == [1.0] * 8
+    assert class_groups.weights_of(LABELS, [1, 3]).tolist() == [0, 0, 0, 0, 0.75, 0.75, 0, 1.5]
+
+
+def test_the_tables_show_them_and_name_what_they_are(tmp_path: Path) -> None:
+    rows = groups_of(TRAIN)
+    table = [
+        Table1Row(row.method, row.method, "real", "train", 50.0, 1.0, 2, 5.0, 0.0, None, None, None)
+        for row in rows
+        if row.measure == "macro"
+    ]
+    outs = {kind: tmp_path / f"class_groups.{kind}" for kind in ("csv", "md", "tex")}
+    class_groups.write_class_groups("s", table, rows, outs)
+    assert read_csv(outs["csv"], class_groups.Row) == rows
+    shown = read_markdown(outs["md"], "t")
+    assert shown.header == (
+        "Method", "n", "Top-1 (%)", "Macro (%)", "Macro 95%", "Macro against baseline", "Head (%)",
+        "Middle (%)", "Tail (%)", "Tail 95%", "Tail against baseline",
+    )  # fmt: skip
+    assert shown.cells[1][3] == "87.5 ± 12.5" and shown.cells[1][8] == "100.0 ± 0.0"
+    assert "head 2, middle 1, tail 1" in shown.notes[1]
+
+
+def test_the_sizes_of_the_classes_are_those_of_the_manifests(tmp_path: Path) -> None:
+    made = splits(GIVEN.model_copy(update={"shots": 4, "imbalance": 4.0, "draws": 2}), 40, 40, 40, 40)
+    for name, one in made.items():
+        write_split(one, tmp_path / f"{name}.parquet")
+    sizes = Counter(made["train"].class_ids)
+    assert sizes == {"a": 4, "b": 2, "c": 1, "d": 1}  # 4 / 4^(i / 3), i = 0 ... 3, rounded down
+    pool = pool_of(dict.fromkeys("abcd", 9))
+    for run in range(2):
+        drawn = draw(pool, {**sizes, "b": 2 + run}, run, 0, drawing=Drawing(fill_to=4, first_part=False))
+        pq.write_table(drawn, tmp_path / f"{run}.parquet")
+    rows = class_sizes.build_rows(
+        parse_study(
+            {**LEAST_STUDY, "methods": {"none": {"mechanism": "real"}, "clip": {"mechanism": "sample"}}}
+        ),
+        {name: tmp_path / f"{name}.parquet" for name in ("train", "val", "test")},
+        {"none": tmp_path / "train2x.parquet", "clip": tmp_path / "train.parquet"},
+        {"clip": [tmp_path / "0.parquet", tmp_path / "1.parquet"]},
+        excluded=["d"],
+    )
+    assert [(row.method, row.class_id, row.third, row.real, row.added) for row in rows] == [
+        ("none", "a", "head", 8, 0.0), ("none", "b", "middle", 4, 0.0), ("none", "c", "tail", 2, 0.0),
+        ("clip", "a", "head", 4, 0.0), ("clip", "b", "middle", 2, 1.5), ("clip", "c", "tail", 1, 3.0),
+    ]  # fmt: skip
+    assert {(row.validation, row.test) for row in rows} == {(4, 4)}
+    class_sizes.write_class_sizes("s", rows, {kind: tmp_path / f"sizes.{kind}" for kind in ("csv", "md")})
+    assert read_csv(tmp_path / "sizes.csv", class_sizes.Row) == rows
+    assert read_markdown(tmp_path / "sizes.md", "t").cells[1] == (
+        "b",
+        "middle",
+        "2",
+        "4",
+        "4",
+        "4",
+        "2 + 1.5",
+    )
+
+
+def test_only_studies_whose_classes_may_differ_have_the_tables() -> None:
+    even = Plan(load_study([PROJECT / "config/demo.yaml"]), IDS)
+    assert even.class_sizes == even.class_groups == {} and "class_groups" not in even.report_tables
+    assert Plan(study_of(), IDS).class_groups == {}, "shots are as many in every class"
+    assert {*Plan(filling(), IDS).class_groups} == {"csv", "md", "tex"}
+    assert Plan(load_study([PROJECT / "config/caltech256.yaml"]), IDS).class_sizes
+
+
 # --- recipes ---------------------------------------------------------------------------------------
 
 NEW_KEYS = ("'shots'", "imbalance", "validation_shots", "fill_to")
@@ -369,3 +503,99 @@ def test_an_amount_is_in_the_recipes_that_it_shapes_and_a_kept_number_hides_it()
     rows = {"retrieval": {"mechanism": "retrieve", "images_per_class": 20, "fill_to": 15}}
     kept = study_of(methods=rows)
     assert "fill_to" not in str(recipes.search_recipe(kept, "retrieval")["asked"])
+
+
+OVERLAYS = ("shots_5", "shots_20", "long_tail")
+
+
+@pytest.mark.parametrize("base", ["demo", "mini"])
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlays_share_the_images_of_prompts_and_retrieval_with_their_study(
+    base: str, overlay: str, tmp_path: Path
+) -> None:
+    plain, study = (
+        load_study([PROJECT / f"config/{base}.yaml", *more])
+        for more in ([], [PROJECT / f"config/overlays/{overlay}.yaml"])
+    )
+    shared = [name for name, row in study.pooled.items() if not row.depends_on_training_images]
+    assert len(shared) == 5 and "retrieval" in shared
+    for name in shared:
+        assert recipes.prompts_recipe(study, name) == recipes.prompts_recipe(plain, name)
+        made = (
+            (recipes.search_recipe, recipes.retrieve_recipe)
+            if study.pooled[name].retrieves_images
+            else (recipes.generate_recipe,)
+        )
+        assert all(recipe(study, name) == recipe(plain, name) for recipe in made)
+    assert wanted_images(study.retrieved["retrieval"], {"a": 5}) == wanted_images(
+        plain.retrieved["retrieval"], {"a": 100}
+    )
+    for which, images in ((plain, 50), (study, 5)):
+        ids = {"a": [f"{number}" for number in range(images)]}
+        path = tmp_path / f"{which.study}.parquet"
+        write_prompts(which, "clip_prompts", [ClassInfo("a", ("cat",))], ids, path)
+    assert (tmp_path / f"{study.study}.parquet").read_bytes() == (tmp_path / f"{base}.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("base", ["demo", "mini"])
+def test_overlays_pass_the_check_of_their_counts(base: str) -> None:
+    for overlay in OVERLAYS:
+        study = load_study([PROJECT / f"config/{base}.yaml", PROJECT / f"config/overlays/{overlay}.yaml"])
+        found = sizes_of_splits(study, [ClassCounts(class_id, 1000, None, 1000) for class_id in IDS])
+        train = {class_id: size.train for class_id, size in found.items()}
+        assert list(added_image_problems(study, train)) == []
+        if overlay == "long_tail":
+            # 50 / 10^(i / 9) or 100 / 10^(i / 9), i = 0 ... 9, rounded down
+            assert [*train.values()] == (
+                [50, 38, 29, 23, 17, 13, 10, 8, 6, 5]
+                if base == "demo"
+                else [100, 77, 59, 46, 35, 27, 21, 16, 12, 10]
+            )
+
+
+@pytest.mark.full
+def test_a_long_tail_of_shots_over_two_draws_runs_to_its_end(workspace: Workspace) -> None:
+    small = SMALL_STUDY["methods"]
+    methods = {
+        **{name: small[name] for name in ("none", "real_20pct", "boomerang")},
+        "clip_prompts": {**small["clip_prompts"], "fill_to": "largest"},
+        # keeps no image of the first class, which has 8 real ones
+        "retrieval": {"mechanism": "retrieve", "fill_to": 8, "duplicate_threshold": 0.999},
+        "half": {"mechanism": "draw", "pool": "clip_prompts", "added_per_training_image": 0.5},
+    }
+    dataset = {
+        name: value for name, value in SMALL_STUDY["dataset"].items() if not name.endswith("_fraction")
+    }
+    study = {
+        **SMALL_STUDY,
+        "methods": methods,
+        "dataset": {**dataset, "shots": 8, "validation_shots": 3, "imbalance": 4, "draws": 2},
+        "augmentation": {**SMALL_STUDY["augmentation"], "resamples": 1},
+        "execution": {**SMALL_STUDY["execution"], "classes_per_job": 10},
+    }
+    workspace.write_study(study)
+    workspace.run()
+    tail = [8, 6, 5, 5, 4, 3, 3, 2, 2, 2]  # 8 / 4^(i / 9), rounded down
+    sizes: dict[str, list[dict[str, str]]] = {}
+    for line in _rows(workspace.results / "tables/class_sizes.csv"):
+        sizes.setdefault(line["method"], []).append(line)
+    assert [int(row["train"]) for row in sizes["none"]] == tail
+    assert [int(row["real"]) for row in sizes["real_20pct"]] == [2 * size for size in tail]
+    assert [float(row["added"]) for row in sizes["boomerang"]] == tail
+    assert [float(row["added"]) for row in sizes["half"]] == [4, 3, 3, 3, 2, 2, 2, 1, 1, 1]
+    for name in ("clip_prompts", "retrieval"):
+        assert [float(row["added"]) for row in sizes[name]] == [8 - size for size in tail]
+    assert {(row["validation"], row["test"]) for row in sizes["half"]} == {("3", "20")}
+    groups = read_csv(workspace.results / "tables/class_groups.csv", class_groups.Row)
+    assert len(groups) == len(methods) * 4 and {row.n for row in groups} == {2}
+    top1 = {row["method"]: row for row in _rows(workspace.results / "tables/table1.csv")}
+    for row in groups:
+        if row.measure == "macro":  # the test split is balanced
+            assert row.mean_percent == pytest.approx(float(top1[row.method]["top1_percent"]))
+    assert "Macro accuracy" in (workspace.results / "report.html").read_text()
+    assert workspace.plan() == {}
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    text = "".join(line for line in path.read_text().splitlines(True) if not line.startswith("#"))
+    return list(csv.DictReader(StringIO(text)))

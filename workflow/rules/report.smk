@@ -110,6 +110,41 @@ rule per_class:
         "../scripts/per_class.py"
 
 
+if PLAN.class_groups:
+
+    rule class_groups:
+        input:
+            predictions=[path for method in PLAN.methods for path in PLAN.predictions(method)],
+            table=PLAN.table1["csv"],
+            runs=PLAN.table1["runs"],
+            splits=PLAN.splits.values(),
+            sets=PLAN.sets(),
+            classes=PLAN.classes,
+            excluded=PLAN.excluded,
+        output:
+            **captioned(
+                {f"sizes_{kind}": path for kind, path in PLAN.class_sizes.items()},
+                "Tables",
+                {"sizes_csv": "class_sizes"},
+            ),
+            **captioned(PLAN.class_groups, "Tables", {"csv": "class_groups"}),
+        log:
+            PLAN.log("class_groups"),
+        benchmark:
+            PLAN.benchmark("class_groups")
+        localrule: True
+        conda:
+            ENVIRONMENT
+        resources:
+            **NEEDS.table,
+        params:
+            recipe=recipes.class_groups_recipe(STUDY),
+        message:
+            "accuracy by class size"
+        script:
+            "../scripts/class_groups.py"
+
+
 if PLAN.paper_tables:
 
     rule paper_tables:

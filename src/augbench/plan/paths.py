@@ -67,14 +67,14 @@ class Plan(FurtherPaths):
             for run in self.runs
         ]
 
+    def sets_of(self, method: str) -> list[str]:
+        """Manifests of the added images of a method's classifiers, in all draws."""
+        return [self.resample(name, run) for name in self.in_all_draws(method) for run in self.runs]
+
     def sets(self) -> list[str]:
         """Manifests of the added images of every classifier."""
-        return [
-            self.resample(name, run)
-            for method in (*self.study.augmented, *self.study.choosing)
-            for name in self.in_all_draws(method)
-            for run in self.runs
-        ]
+        rows = (*self.study.augmented, *self.study.choosing)
+        return [path for method in rows for path in self.sets_of(method)]
 
     @cached_property
     def table1(self) -> dict[str, str]:
@@ -121,6 +121,17 @@ class Plan(FurtherPaths):
     def components(self) -> dict[str, str]:
         """The components of the spread in their formats."""
         return {kind: self.path("tables", f"components.{kind}") for kind in ("csv", "md")}
+
+    @cached_property
+    def class_sizes(self) -> dict[str, str]:
+        """The sizes of the classes in their formats; empty if the config says that they are equal."""
+        kinds = ("csv", "md") if self.study.dataset.may_be_unbalanced else ()
+        return {kind: self.path("tables", f"class_sizes.{kind}") for kind in kinds}
+
+    @cached_property
+    def class_groups(self) -> dict[str, str]:
+        """Macro, head, middle and tail accuracy in their formats; empty as :attr:`class_sizes`."""
+        return self._table("class_groups") if self.study.dataset.may_be_unbalanced else {}
 
     @property
     def per_class(self) -> str:
@@ -250,6 +261,7 @@ class Plan(FurtherPaths):
             "statistics": self.statistics,
             "components": self.components,
             "further_tests": self.further_table,
+            "class_groups": self.class_groups,
             **{name: self._table(name) for name in self.paper_tables},
             "diagnostics": self.diagnostics,
             "leakage": self.leakage_table,
@@ -291,6 +303,7 @@ class Plan(FurtherPaths):
             self.table1_data,
             self.table1_text,
             {path: path for files in decisions for path in files.values()},
+            {path: path for files in (self.class_sizes, self.class_groups) for path in files.values()},
             self.paper_table_files,
             self.further_table,
             self.cost,

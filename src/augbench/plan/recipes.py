@@ -426,6 +426,12 @@ def statistics_recipe(study: Study) -> Recipe:
     return {"version": 2, "seed": study.seed, **_decisions(study)}
 
 
+def class_groups_recipe(study: Study) -> Recipe:
+    """Recipe of the sizes of the classes, and of macro, head, middle and tail accuracy."""
+    labels = {name: study.label(name) for name in study.methods}
+    return {"version": 1, "seed": study.seed, **_decisions(study), "labels": labels}
+
+
 def per_class_recipe() -> Recipe:
     """Recipe of the accuracies per class."""
     return {"version": 1}

@@ -16,7 +16,7 @@ from augbench.classifier.sizes import evaluation_resize, training_side
 from augbench.config.classifier import Classifier
 from augbench.config.corpus import ImageCorpus, ParquetCorpus
 from augbench.config.data import Caltech256, FashionMnist, ImageFolder, ParquetImages
-from augbench.config.methods import PersonaliseMethod, RetrieveMethod, SampleMethod
+from augbench.config.methods import AddingMethod, PersonaliseMethod, RetrieveMethod, SampleMethod
 from augbench.config.models import Diffusion
 from augbench.config.stages import Finetune
 from augbench.config.study import Study
@@ -179,6 +179,9 @@ def _data(study: Study, facts: Facts, paper: Protocol) -> list[tuple[str, str, s
                 span,
             )
         )
+    if dataset.imbalance is not None:
+        ours = f"long tail, the first class has {dataset.imbalance:g} times the images of the last"
+        pairs.append(("Training images of the classes", ours, "as in the data set"))
     if facts.real_per_class is not None and paper.validation_share is not None:
         share = facts.validation_images / (facts.real_per_class * facts.classes)
         pairs.append(
@@ -231,6 +234,9 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
         checker = diffusion.safety_checker
         pairs.append(("Safety checker", checkers.get(checker, str(checker)), checkers["model"]))
     pairs += _fine_tuning(study)
+    filled = {name: row for name, row in study.augmented.items() if row.fill_to is not None}
+    as_many = "as many as real ones"
+    pairs += _by_row({name: [("Images added by {}", _amount(row), as_many)] for name, row in filled.items()})
     pairs += _by_row({name: _retrieval(method, paper) for name, method in retrieved.items()})
     if not isinstance(study.corpus, ImageCorpus | ParquetCorpus):  # which have no tags
         what = "Images of {} that the corpus tags as unsafe"
@@ -379,14 +385,23 @@ def _retrieval(method: RetrieveMethod, paper: Protocol) -> list[tuple[str, str, 
         ),
     ]
     if paper.images_retrieved:
-        kept = f"{method.images_per_class} per class" if method.images_per_class else "1 per training image"
+        added = _amount(method)
+        kept = f"{method.images_per_class} per class" if method.images_per_class else added
         pairs.append(("Images kept by {}", kept, paper.images_retrieved))
-        added = f"{method.added_per_training_image:g} per training image"
         stays = "none" if method.may_fall_short else added
         if method.least_images is not None:
             stays = f"{method.least_images} per class"
         pairs.append(("Images of {} that a class needs to stay", stays, paper.images_retrieved))
     return pairs
+
+
+def _amount(method: AddingMethod) -> str:
+    """Images that a row adds to a class, in words."""
+    if method.fill_to is None:
+        return f"{method.added_per_training_image:g} per training image"
+    return (
+        f"those that fill the class up to {'the largest' if method.fill_to == 'largest' else method.fill_to}"
+    )
 
 
 def _kept(drop: bool) -> str:

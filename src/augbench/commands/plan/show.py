@@ -71,7 +71,7 @@ def render(estimate: Estimate) -> str:
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     kind = "measured" if throughput.is_measured else "estimates, not measured"
     text = [
-        f"{study.study}: {sizes.classes:,} classes, {sizes.per_class:.4g} training images each; "
+        f"{study.study}: {sizes.classes:,} classes, {_each(estimate)} training images each; "
         f"{sizes.validation:,} validation and {sizes.test:,} test images ({sizes.source})",
         f"GPU-hours: figures of {throughput.name} ({kind}; {throughput.chosen})"
         + ("; * from this study's finished jobs" if everything.measured else ""),
@@ -94,6 +94,13 @@ def render(estimate: Estimate) -> str:
         *_notes(estimate),
     ]
     return "\n".join(text) + "\n"
+
+
+def _each(estimate: Estimate) -> str:
+    """Training images per class: their mean, or the span of a long tail."""
+    sizes = estimate.sizes.by_class.values()
+    tail = estimate.study.dataset.imbalance is not None
+    return f"{max(sizes)} to {min(sizes)}" if tail else f"{estimate.sizes.per_class:.4g}"
 
 
 def _limits(estimate: Estimate, everything: Step) -> Iterator[str]:

@@ -47,6 +47,7 @@ TITLES = {
     "contrasts": "Contrasts: which differences are more than chance",
     "statistics": "Statistics of Table 1",
     "components": "What the spread over runs consists of",
+    "class_groups": "Macro accuracy, and that of frequent and rare classes",
     **{name: title for name, (_, title) in TABLES.items()},
     "further_tests": "Accuracy on test sets of other distributions",
     "diagnostics": "Diagnostics of the added images",
@@ -205,7 +206,8 @@ def write_report(plan: Plan, out: str | Path) -> None:
         + [tables[name] for name in ("leakage",) if name in tables]
     )
     figures = {name: _figure(plan, name, path, table) for name, path in plan.report_figures.items()}
-    accuracy = ("table1", "contrasts", "statistics", "components", *plan.paper_tables)
+    groups = ["class_groups"] if plan.class_groups else []
+    accuracy = ("table1", "contrasts", "statistics", *groups, "components", *plan.paper_tables)
     values: dict[str, Any] = {
         "study": study.study,
         "hues": {**COLOURS, "scaling": COLOURS["retrieval"]},

@@ -89,6 +89,8 @@ def image_intervals(differences: Sequence[np.ndarray], seed: int) -> list[tuple[
 
     means = np.stack([values.mean(axis=0) for values in differences])
     images = means.shape[1]
+    if images == 1:  # all samples are this image
+        return [(mean, mean) for mean in means[:, 0].tolist()]
 
     def resampled(places: np.ndarray, axis: int) -> np.ndarray:
         """Mean differences (C, B) of B samples of places (B, N); images may repeat in a sample."""
