@@ -36,7 +36,7 @@ NO_CHOICE = {
     *("classifier.base_width", "classifier.stem", "classifier.steps", "classifier.decay"),
     *("classifier.lower_at", "classifier.validate_every"),
     # a section; memory
-    *("methods.<name>.prompt", "finetune.micro_batch"),
+    *("methods.<name>.prompt", "methods.<name>.use", "finetune.micro_batch"),
 }
 
 

@@ -176,7 +176,6 @@ class Gradients:
         self(black, targets, images * compute.group.size)
         _copy(before, [*self.model.buffers()])
 
-
     def train_head_only(self, images: int) -> None:
         """Train the last layer only from now on; the others, and running statistics, stay as they are.
 

@@ -203,7 +203,9 @@ class Study(Section):
             )
         total = self.classifier.total_steps
         if not 0 < use.end_steps(total) < total:
-            raise ValueError(f"{where}: allowed: a share of {total} steps that is neither none nor all of them")
+            raise ValueError(
+                f"{where}: allowed: a share of {total} steps that is neither none nor all of them"
+            )
 
     def parts_drawn(self, name: str) -> int:
         """Number of shard files per class that the training sets of row ``name`` are drawn from."""
