@@ -126,6 +126,11 @@ def test_a_row_with_a_use_of_its_own_is_no_size_of_its_pool() -> None:
     assert Plan(study({"weight": 0.5}), ("a",)).scaling == {}
 
 
+def test_a_row_of_real_images_with_a_use_is_a_control_and_no_baseline() -> None:
+    rows = study({"mixup": 0.2}, "none").methods
+    assert rows["none"].group == "control" and study({}, "none").methods["none"].group == "real"
+
+
 def test_what_is_set_is_told_in_words() -> None:
     assert CONCATENATED.words == ""
     use = Use(replace=0.5, weight=0.3, mixup=0.2, cutmix=1.0, pairs="across", label_smoothing=0.1)
