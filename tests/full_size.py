@@ -29,6 +29,7 @@ from augbench.classifier.state import RunResult
 from augbench.classifier.train import train_run
 from augbench.config.classifier import Classifier
 from augbench.config.study import Study, parse_study
+from augbench.config.use import CONCATENATED, Use
 from augbench.data.classes import ClassInfo
 from augbench.generate.stage import _Maker
 from augbench.models.folders import load_image_tower
@@ -158,7 +159,10 @@ def fine_tuned(study: Study, folder: Path, images: int = 4) -> Learned:
 
 
 def classified(
-    batch_size: int, folder: Path, dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    batch_size: int,
+    folder: Path,
+    dtype: Literal["bfloat16", "float16"] = "bfloat16",
+    use: Use = CONCATENATED,
 ) -> RunResult:
     """Result of training a ResNet-50 for two steps with images in the GPU's memory."""
 
@@ -184,6 +188,7 @@ def classified(
         run=0,
         study_seed=0,
         compute=Compute(CUDA, storage=Storage("device", folder)),
+        use=use,
     )
 
 

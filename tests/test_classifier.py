@@ -43,6 +43,7 @@ from augbench.classifier.train import predict, train_run
 from augbench.config.classifier import Classifier
 from augbench.config.stages import Execution
 from augbench.config.study import Study, parse_study
+from augbench.config.use import CONCATENATED, Use
 from augbench.data.classes import ClassInfo, write_class_table
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
@@ -492,10 +493,12 @@ def run_tiny(
     run: int = 0,
     checkpoint: Path | None = None,
     compute: Compute = ALONE,
+    use: Use = CONCATENATED,
     **changes: Any,
 ) -> RunResult:
     real, added, validation = sets
-    return train_run(TINY.model_copy(update=changes), 2, real, added, validation, run, 5, compute, checkpoint)
+    config = TINY.model_copy(update=changes)
+    return train_run(config, 2, real, added, validation, run, 5, compute, checkpoint, use=use)
 
 
 # 100 images in batches of 16 are 7 steps per pass, so validations every 5 steps lie inside passes

@@ -32,6 +32,7 @@ from augbench.classifier.train import train_run
 from augbench.config.classifier import Classifier
 from augbench.config.stages import Execution
 from augbench.config.study import Study, parse_study
+from augbench.config.use import CONCATENATED, Use
 from augbench.data.classes import ClassInfo, write_class_table
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
@@ -74,12 +75,13 @@ def labelled(first: int, count: int) -> LabelledImages:
     return LabelledImages([f"{first + i}" for i in range(count)], labels, load, "images")
 
 
-def run_tiny(compute: Compute, checkpoint: Path | None = None, **changes: Any) -> RunResult:
+def run_tiny(
+    compute: Compute, checkpoint: Path | None = None, use: Use = CONCATENATED, **changes: Any
+) -> RunResult:
     """Train with odd numbers of images: neither batches nor the validation split divide equally."""
     config = TINY.model_copy(update=changes)
-    return train_run(
-        config, 2, labelled(0, 61), labelled(1000, 40), labelled(2000, 53), 0, 5, compute, checkpoint
-    )
+    sets = labelled(0, 61), labelled(1000, 40), labelled(2000, 53)
+    return train_run(config, 2, *sets, 0, 5, compute, checkpoint, use=use)
 
 
 @contextmanager
@@ -99,7 +101,7 @@ def run_in_double_precision(compute: Compute, **changes: Any) -> RunResult:
         return run_tiny(compute, **changes)
 
 
-def run_in_turn(compute: Compute, most: int) -> RunResult:
+def run_in_turn(compute: Compute, most: int, **changes: Any) -> RunResult:
     """Train in parts, with memory for the activations of ``most`` images."""
     forward = WidthResNet.forward
 
@@ -111,7 +113,7 @@ def run_in_turn(compute: Compute, most: int) -> RunResult:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(WidthResNet, "forward", limited)
-        return run_in_double_precision(compute, **IN_PARTS)
+        return run_in_double_precision(compute, **IN_PARTS, **changes)
 
 
 class Stop(Exception):
@@ -120,6 +122,8 @@ class Stop(Exception):
 
 # 101 images in batches of 40 are 3 steps per pass; validations lie inside passes
 STEPS = {"schedule": "steps", "steps": 8, "validate_every": 2, "max_epochs": 270}
+WEIGHED = Use(weight=0.3, mixup=0.8, pairs="across", label_smoothing=0.1)
+IN_STAGES = Use(weight=2.0, cutmix=1.0, real_at_end=0.4, head_only=True)  # from step 5 on
 
 
 def run_and_stop(compute: Compute, checkpoint: Path, after: int, **changes: Any) -> None:
@@ -136,6 +140,12 @@ def run_and_stop(compute: Compute, checkpoint: Path, after: int, **changes: Any)
         patch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
         patch.setattr(training, "_accuracy", counted)
         run_tiny(compute, checkpoint, **changes)
+
+
+def stopped_and_resumed(compute: Compute, checkpoint: Path, **changes: Any) -> RunResult:
+    """Stop before the last validation and resume."""
+    run_and_stop(compute, checkpoint, 3, **changes)
+    return run_tiny(compute, checkpoint, **changes)
 
 
 def batch_norm(module: nn.BatchNorm2d, images: torch.Tensor, part: slice) -> dict[str, torch.Tensor]:
@@ -202,6 +212,10 @@ def in_a_group(group: ProcessGroup, folder: Path) -> dict[str, Any]:
         "in parts": run_tiny(compute, **IN_PARTS),
         "in turn": run_in_turn(compute, most=[20, 10][group.rank]),
         "plain": plain_ddp(group),
+        "weighed": run_in_double_precision(compute, use=WEIGHED),
+        "in stages": run_in_double_precision(compute, use=IN_STAGES, **STEPS),
+        "stages": run_tiny(compute, use=IN_STAGES, **STEPS),
+        "stages resumed": stopped_and_resumed(compute, folder / "stages.pt", use=IN_STAGES, **STEPS),
     }
 
 
@@ -264,7 +278,26 @@ def test_two_processes_that_read_images_from_a_file_train_as_those_with_them_in_
     two: dict[str, Any], scratch: Path
 ) -> None:
     assert two["streamed"].history == two["whole"].history
-    assert {path.name for path in scratch.iterdir()} == {"run.pt", "two.pt", "steps.pt"}
+    assert {path.name for path in scratch.iterdir()} == {"run.pt", "two.pt", "steps.pt", "stages.pt"}
+
+
+def test_two_processes_mix_and_weigh_images_as_one_does(two: dict[str, Any]) -> None:
+    expected = run_in_double_precision(Compute(CPU), use=WEIGHED)
+    assert_close(two["weighed"], expected, TOLERANCE_IN_DOUBLE)
+    assert expected.history[-1].train_loss != pytest.approx(two["double"].history[-1].train_loss, rel=0.01)
+
+
+def test_two_processes_train_the_head_alone_at_the_end_as_one_does(two: dict[str, Any]) -> None:
+    expected = run_in_double_precision(Compute(CPU), use=IN_STAGES, **STEPS)
+    assert_close(two["in stages"], expected, TOLERANCE_IN_DOUBLE)
+    assert two["stages resumed"].history == two["stages"].history
+    for name, weight in two["stages"].state.items():
+        assert torch.equal(two["stages resumed"].state[name], weight), name
+
+
+def test_mixed_and_weighed_images_in_parts_that_do_not_fit_together_give_the_same_result() -> None:
+    whole = run_in_double_precision(Compute(CPU), use=WEIGHED, **IN_PARTS)
+    assert_close(run_in_turn(Compute(CPU), most=10, use=WEIGHED), whole, TOLERANCE_IN_DOUBLE)
 
 
 def test_normalisation_over_two_processes_is_that_of_the_whole_batch(two: dict[str, Any]) -> None:

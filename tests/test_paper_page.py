@@ -37,7 +37,7 @@ NO_CHOICE = {
     *("methods.<name>.prompt.captions", "methods.<name>.query.captions"),
     *("classifier.lower_at", "classifier.validate_every", "methods.<name>.fill_to"),
     # a section; memory
-    *("methods.<name>.prompt", "finetune.micro_batch"),
+    *("methods.<name>.prompt", "methods.<name>.use", "finetune.micro_batch"),
 }
 
 

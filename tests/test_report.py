@@ -280,6 +280,24 @@ def test_the_footer_says_what_controls_show(results: list[Path]) -> None:
     assert [row.method for row in best_of_families(table.rows).values()] == ["none", "retrieval"]
 
 
+def test_the_footer_says_how_a_row_uses_its_images_and_real_images_are_those_of_rows_that_keep_all(
+    results: list[Path],
+) -> None:
+    methods = {
+        "simple_prompt": {"mechanism": "sample", "label": "Half", "use": {"replace": 0.5, "mixup": 0.2}},
+        "none": {"mechanism": "real"},
+    }
+    known = [path for path in results if path.stem[:-1] in methods]
+    for path in known:
+        if path.stem.startswith("simple_prompt"):
+            write_json(path, {**read_json(path), "n_real": 250, "n_added": 250})
+    table = build_table(study(methods=methods), known)
+    assert [row.real_per_class for row in table.rows] == [25, 50]
+    (note,) = [note for note in table.notes if note.startswith("Half: its classifiers use")]
+    assert "replace 50% of the real images" in note and "MixUp (alpha 0.2) with partners" in note
+    assert any("Real images per class: 50" in note for note in table.notes)
+
+
 def test_a_schedule_of_steps_stands_beside_the_papers_rule_in_the_footer() -> None:
     def line(**changes: Any) -> str:
         config = study(classifier={"schedule": "steps", "steps": 300, **changes})

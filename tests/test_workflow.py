@@ -176,12 +176,14 @@ def test_controls_plan_a_draw_and_classifiers_and_no_images(current: Workspace) 
     changed = copy.deepcopy(SMALL_STUDY)
     changed["methods"]["again"] = {"mechanism": "real", "repeat": 2}
     changed["methods"]["placebo"] = {"mechanism": "draw", "pool": "retrieval", "labels": "shuffled"}
+    changed["methods"]["mixed"] = {"mechanism": "draw", "pool": "retrieval", "use": {"mixup": 0.2}}
     current.write_study(changed)
     plan = current.plan()
     assert {
         rule for rule in plan if rule.startswith(("generate", "retrieve_", "finetune", "prompts"))
     } == set()
-    assert plan["classify_000"] == 2 and plan["resample_placebo"] == 1 and "figure5b_data" not in plan
+    assert plan["classify_000"] == 3 and plan["resample_placebo"] == plan["resample_mixed"] == 1
+    assert "figure5b_data" not in plan
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any
 from augbench.classifier.schedule import Stopped, steps_per_epoch
 from augbench.config.classifier import Classifier
 from augbench.config.study import Study
+from augbench.config.use import CONCATENATED, Use
 from augbench.errors import UserError
 from augbench.files import read_json
 
@@ -95,12 +96,12 @@ def history_of(study: Study, result: str | Path, values: Mapping[str, Any]) -> H
     UserError
         The file is damaged.
     """
-    repeats = study.methods[values["method"]].real_repeats
-    images = repeats * values["n_real"] + values["n_added"]
-    return read_history(Path(result).with_name("history.json"), images, study.classifier)
+    row = study.methods[values["method"]]
+    images = row.real_repeats * values["n_real"] + values["n_added"]
+    return read_history(Path(result).with_name("history.json"), images, study.classifier, row.use)
 
 
-def read_history(path: str | Path, images: int, config: Classifier) -> History:
+def read_history(path: str | Path, images: int, config: Classifier, use: Use = CONCATENATED) -> History:
     """Read a run's ``history.json``; derive what files of earlier versions lack.
 
     Parameters
@@ -114,7 +115,7 @@ def read_history(path: str | Path, images: int, config: Classifier) -> History:
         The file is damaged.
     """
     try:
-        return _history(read_json(path), steps_per_epoch(images, config.batch_size), config)
+        return _history(read_json(path), steps_per_epoch(images, config.batch_size), config, use)
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise UserError(
             str(path),
@@ -123,7 +124,7 @@ def read_history(path: str | Path, images: int, config: Classifier) -> History:
         ) from None
 
 
-def _history(values: Mapping[str, Any], per_epoch: int, config: Classifier) -> History:
+def _history(values: Mapping[str, Any], per_epoch: int, config: Classifier, use: Use) -> History:
     validations = tuple(
         Validation(
             point.get("step", (point["epoch"] + 1) * per_epoch),
@@ -140,12 +141,14 @@ def _history(values: Mapping[str, Any], per_epoch: int, config: Classifier) -> H
         steps=last.step,
         epochs=last.epoch + 1,
         stopped=stopped,
-        rising=is_rising(validations, stopped, config),
+        rising=is_rising(validations, stopped, config, use),
         kept_step=values.get("kept_step", (values["best_epoch"] + 1) * per_epoch),
     )
 
 
-def is_rising(validations: Sequence[Validation], stopped: Stopped, config: Classifier) -> bool | None:
+def is_rising(
+    validations: Sequence[Validation], stopped: Stopped, config: Classifier, use: Use = CONCATENATED
+) -> bool | None:
     """Whether validation accuracy was still rising when a run was cut; None if it cannot be told.
 
     A run that ended by ``patience`` was not cut: its accuracy had stopped rising by the schedule's own rule.
@@ -153,14 +156,15 @@ def is_rising(validations: Sequence[Validation], stopped: Stopped, config: Class
     plateau that the rule waits for; it counts as rising. Otherwise, Kendall's rank correlation of accuracy
     and time is tested against none, one-sided, at level :data:`ALPHA`. It uses the last half of the
     validations, and of these only those after the last reduction of the learning rate: the jump that
-    a reduction brings is no sign that more steps would help. Ranks make the test insensitive to single bad
+    a reduction brings is no sign that more steps would help; nor is one from the first step on that sees real
+    images alone (``use.real_at_end``). Ranks make the test insensitive to single bad
     epochs. ``tests/test_history.py`` simulates how often it raises a false alarm.
     """
     if stopped == "patience":
         return False
     if stopped == "max_epochs" and validations[-1].lr == validations[0].lr:
         return True
-    tail = tested(validations, config)
+    tail = tested(validations, config, use)
     if len(tail) < LEAST_POINTS:
         return None
     from scipy.stats import kendalltau
@@ -172,9 +176,14 @@ def is_rising(validations: Sequence[Validation], stopped: Stopped, config: Class
     return bool(p < ALPHA)
 
 
-def tested(validations: Sequence[Validation], config: Classifier) -> Sequence[Validation]:
+def tested(
+    validations: Sequence[Validation], config: Classifier, use: Use = CONCATENATED
+) -> Sequence[Validation]:
     """Return the validations that :func:`is_rising` tests: the last half, after the last reduction of lr."""
     half = validations[len(validations) // 2 :]
+    if use.real_at_end:
+        switch = config.total_steps - use.end_steps(config.total_steps)
+        half = [point for point in half if point.step > switch]
     if config.schedule == "steps" and config.decay == "cosine":
         return [point for point in half if point.lr <= COSINE_TAIL * config.lr]
     lowest = half[-1].lr

@@ -344,7 +344,7 @@ def publish_run(study: Study, store: Store, run: TrainingRun, compute: Compute) 
     added = 0 if run.added is None else len(run.added)
     row = study.methods[block.method]
     images = row.real_repeats * run.real_images + added
-    history = read_history(folder / "history.json", images, study.classifier)
+    history = read_history(folder / "history.json", images, study.classifier, row.use)
     report = {
         "method": block.method,
         "run": run.number,

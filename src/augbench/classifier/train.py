@@ -148,7 +148,7 @@ class _Training:
         weight : float
             Sum of the weights of the images of all processes.
         """
-        config, group, device = self.config, self.compute.group, self.compute.device
+        config, device = self.config, self.compute.device
         rng = np.random.default_rng(derive_seed(self.seed, "epoch", place.number))
         rows = self.real_rows if place.real_only else self.rows
         order = rows[rng.permutation(len(rows))]

@@ -35,7 +35,10 @@ Burg et al., 2023 (see `CITATION.cff`).
 
 
 def sections() -> list[tuple[str, type[Section]]]:
-    """List every section of the schema with the path of its keys, in the order of the manual."""
+    """List every section of the schema with the path of its keys, in the order of the manual.
+
+    A section that several kinds of a row have is listed once.
+    """
     found: list[tuple[str, type[Section]]] = []
 
     def visit(prefix: str, section: type[Section]) -> None:

@@ -153,7 +153,7 @@ class _Method(Section):
     family: Family | None = key(
         None,
         "Group of the row in Figure 1, which omits the groups scaling and control. Default: derived from the "
-        "mechanism; control for `repeat` above 1 and for `labels: shuffled`.",
+        "mechanism; control for `labels: shuffled`, and for rows of real images with `repeat` above 1 or `use`.",
         source="paper, Table 1",
     )
     use: Use = key(
@@ -291,8 +291,9 @@ class RealMethod(_Method):
 
     @property
     def group(self) -> Family:
-        """Group of the row in figures; by default ``control`` if it repeats its images."""
-        return self.family or ("control" if self.repeat > 1 else self.default_family)
+        """Group of the row in figures; by default ``control`` if it repeats its images or has a ``use``."""
+        plain = self.repeat == 1 and self.use == CONCATENATED
+        return self.family or (self.default_family if plain else "control")
 
     @property
     def real_split(self) -> RealSplit:

@@ -8,6 +8,7 @@ from augbench.classifier.history import LEAST_POINTS, Validation, tested
 from augbench.classifier.schedule import StepSchedule, steps_per_epoch, undersized_parts
 from augbench.config.classifier import Classifier
 from augbench.config.study import Study
+from augbench.config.use import Use
 from augbench.errors import UserError
 from augbench.resample import needed_by_class, needed_images
 
@@ -65,7 +66,7 @@ def training_warnings(study: Study, train: Mapping[str, int]) -> Iterator[str]:
     train : mapping of str to int
         Training images by class id.
     """
-    config = study.classifier
+    config, rows = study.classifier, study.methods.values()
     sizes = {name: pass_images(study, name, train) for name in study.methods}
     known = {name: images for name, images in sizes.items() if images is not None}
     smallest = min(known, key=lambda row: known[row], default=None)
@@ -76,11 +77,12 @@ def training_warnings(study: Study, train: Mapping[str, int]) -> Iterator[str]:
         )
     if config.schedule == "steps":
         steps, where = config.total_steps, f"classifier.steps: {config.total_steps} in every row"
-        if (seen := _tested_validations(config)) < LEAST_POINTS:
+        if (seen := min(_tested_validations(config, row.use) for row in rows)) < LEAST_POINTS:
+            end = " and the start of use.real_at_end" if any(row.use.real_at_end for row in rows) else ""
             yield (
                 f"warning: classifier.validate_every: {config.validation_interval}, so {seen}"
                 " validations can tell whether accuracy was still rising (the last half of all, after the"
-                f" last reduction of lr); at least {LEAST_POINTS} are needed"
+                f" last reduction of lr{end}); at least {LEAST_POINTS} are needed"
             )
     else:
         if smallest is None:
@@ -97,11 +99,11 @@ def training_warnings(study: Study, train: Mapping[str, int]) -> Iterator[str]:
         )
 
 
-def _tested_validations(config: Classifier) -> int:
+def _tested_validations(config: Classifier, use: Use) -> int:
     """Number of validations that the test for a rise would use under ``schedule: steps``."""
     state, points = StepSchedule(), []
     while not state.finished(config):
         last = state.next_validation(config, 0)
         points.append(Validation(last, 0, state.lr_of(last - 1, config), 0.0, 0.0))
         state = state.step(0.0, config)
-    return len(tested(points, config))
+    return len(tested(points, config, use))
