@@ -4,8 +4,8 @@ Input: Snakemake's benchmark file of every job, the classifiers' ``timing.json``
 ``table1.csv``. Output: ``cost.csv`` (full precision) and Markdown, with one row per method and one per step
 that methods share.
 
-A row's cost is what the row would have taken alone: a row that draws from another row's pool includes the
-cost of that pool, so rows do not add up. Reports and the leakage guard serve all methods alike and are left
+A row's cost is what the row would have taken alone: a row that draws from another row's pool, or starts or
+learns from its images, includes the cost of these images once, so rows do not add up. Reports and the leakage guard serve all methods alike and are left
 out.
 """
 
@@ -27,6 +27,8 @@ MAKING = (
     "prompts",
     "search",
     "retrieve",
+    "learned_images",
+    "cluster",
     "finetune",
     "choose_lr",
     "candidates",
@@ -87,6 +89,9 @@ class Row:
         ``gain_points`` per wall hour of making or finding the images; None if nothing was made.
     points_per_hour_with_shared : float or None
         The same, with all shared steps that the row needs charged to this row.
+    upstream : str
+        Labels of the rows whose images this row starts or learns from, directly or through others; making these
+        images is part of the row's times, disk and downloads. Empty if there are none.
     """
 
     method: str
@@ -103,6 +108,7 @@ class Row:
     gain_points: float | None
     points_per_hour: float | None
     points_per_hour_with_shared: float | None
+    upstream: str = ""
 
 
 def hours_of(path: str | Path, gpus: int) -> Hours:
@@ -160,18 +166,23 @@ def build_rows(plan: Plan, table: str | Path) -> list[Row]:
     rows = []
     for method, config in plan.study.methods.items():
         making, training = Hours(), Hours()
-        pool, parts = plan.study.pool_row(method), len(plan.parts(method)) if config.adds_images else 0
-        own, made = plan.in_all_draws(method), plan.in_all_draws(pool)
+        pool, upstream = plan.study.pool_row(method), _upstream(plan, method)
+        own = plan.in_all_draws(method)
+        used = {pool: len(plan.parts(method)) if config.adds_images else 0}
+        used |= {row: len(plan.parts(row)) for row in upstream}
+        parts = {name: parts for row, parts in used.items() for name in plan.in_all_draws(row)}
         for job, hours in times.items():
             if job.stage in TRAINING and job.method in own:
                 training += hours
-            elif job.stage in MAKING and job.method in made and job.part < max(1, parts):
+            elif job.stage in MAKING and job.method in parts and job.part < max(1, parts[job.method]):
                 making += hours
         gain = (
             entries[method].top1_percent - entries[baseline].top1_percent
             if baseline is not None and method != baseline
             else None
         )
+        steps = [step for step in shared if step.needed_by in _needs(plan, used)]
+        alone, with_shared = _per_hour(gain, making.wall, sum(step.make_wall_hours for step in steps))
         rows.append(
             Row(
                 method,
@@ -184,13 +195,11 @@ def build_rows(plan: Plan, table: str | Path) -> list[Row]:
                 training.cpu,
                 training.gpu,
                 size_mb(_folders(plan, method)),
-                _downloaded(plan, pool),
+                _downloaded(plan, [*used]),
                 gain,
-                *_per_hour(
-                    gain,
-                    making.wall,
-                    sum(step.make_wall_hours for step in shared if step.needed_by in _needs(plan, pool)),
-                ),
+                alone,
+                with_shared,
+                upstream=", ".join(map(plan.study.label, upstream)),
             )
         )
     return [*rows, *shared]
@@ -201,29 +210,39 @@ def _per_hour(gain: float | None, own: float, shared: float) -> tuple[float, flo
     return (None, None) if gain is None or own <= 0 else (gain / own, gain / (own + shared))
 
 
-def _needs(plan: Plan, pool: str) -> set[str]:
-    """Groups of methods in :data:`SHARED` that a row belongs to."""
-    needs = {ALL}
-    if pool in plan.study.retrieved:
-        needs.add(RETRIEVAL)
-    if pool in plan.study.generated:
-        needs.add(GENERATION)
-    if pool in plan.study.personalised and plan.study.personalised[pool].clusters > 1:
-        needs.add(CLUSTERED)
+def _upstream(plan: Plan, method: str) -> list[str]:
+    """Rows with pools of their own that a row needs besides the pool that its sets are drawn from."""
+    pool = plan.study.pool_row(method)
+    return [row for row in plan.study.all_built_on(method) if row in plan.study.pooled and row != pool]
+
+
+def _needs(plan: Plan, pools: Iterable[str]) -> set[str]:
+    """Groups of methods in :data:`SHARED` that a row belongs to, which needs the images of ``pools``."""
+    needs, study = {ALL}, plan.study
+    for pool in pools:
+        if pool in study.retrieved:
+            needs.add(RETRIEVAL)
+        if pool in study.generated:
+            needs.add(GENERATION)
+        row = study.personalised.get(pool)
+        if row is not None and row.clusters > 1 and not row.edges:
+            needs.add(CLUSTERED)
     return needs
 
 
 def _folders(plan: Plan, method: str) -> list[str]:
-    """Folders with a row's files, including the images of the row whose pool it draws from."""
+    """Folders with a row's files, including the images of the rows that it is built on."""
     own = [(stage, method) for stage in ("resamples", "classifiers")]
-    pooled = [(stage, plan.study.pool_row(method)) for stage in ("shards", "finetune", "retrieval")]
+    pools = [plan.study.pool_row(method), *_upstream(plan, method)]
+    pooled = [(stage, pool) for pool in pools for stage in ("shards", "finetune", "retrieval")]
     return [plan.path(stage, name) for stage, row in (*own, *pooled) for name in plan.in_all_draws(row)]
 
 
-def _downloaded(plan: Plan, method: str) -> float | None:
-    """Size of the files that a row fetched and kept, in 10^6 bytes; None if it fetched none."""
-    folder = Path(plan.path(".downloads", method))
-    return size_mb([folder]) if folder.is_dir() else None
+def _downloaded(plan: Plan, methods: Iterable[str]) -> float | None:
+    """Size of the files that rows fetched and kept, in 10^6 bytes; None if they fetched none."""
+    folders = [Path(plan.path(".downloads", method)) for method in methods]
+    found = [folder for folder in folders if folder.is_dir()]
+    return size_mb(found) if found else None
 
 
 def _shared(plan: Plan, held: Mapping[str, int]) -> list[Row]:
@@ -299,13 +318,19 @@ def _notes(plan: Plan) -> tuple[str, ...]:
             "The times of a row that draws from another row's pool include that pool, so the rows do not add"
             " up."
         )
+    if any(_upstream(plan, method) for method in plan.study.methods):
+        notes.append(
+            "'including X' in a row's name: the row starts or learns from the images of X, and its times of"
+            " images, disk and downloads include those of X, once."
+        )
     return tuple(notes)
 
 
 def _cells(row: Row, per_hour: float) -> tuple[str, ...]:
     hours = [getattr(row, field.name) for field in fields(Row) if field.name.endswith("_hours")]
+    including = f" (including {row.upstream})" if row.upstream else ""
     return (
-        row.label if row.method else f"shared by {row.needed_by}: {row.label}",
+        f"{row.label}{including}" if row.method else f"shared by {row.needed_by}: {row.label}",
         *(f"{per_hour * value:,.2f}" if value else "0" for value in hours),
         f"{row.disk_mb:,.1f}",
         NONE if row.downloaded_mb is None else f"{row.downloaded_mb:,.1f}",
