@@ -8,6 +8,9 @@ The seed of a draw derives from the study's seed, the set's number and the class
 of one size therefore give the same indices for every method (common random numbers), and methods differ by
 their images, not by the draw.
 
+A mixture draws from several pools in given shares. What it takes from a pool are the first images of the set
+that a row drawing from that pool alone would get, so that the rows differ by as little as possible.
+
 Set 0 is drawn from part 0 of the pool alone, unless the images of a class take turns (Boomerang's sources,
 templates with ``draw: cycle``): part 0 then holds each turn about equally often, a random set does not. Other
 images of a generated pool are independent of each other given their class, so this set is as random as any
@@ -23,7 +26,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -32,12 +36,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from augbench.artifacts.pool import Lack, lacks_of, read_index, with_lacks
+from augbench.artifacts.pool import Lack, lacks_of, pools_of, read_index, with_lacks
 from augbench.config.study import Study
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import atomic_path
 from augbench.seeds import derive_seed
+
+
+def share_counts(size: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """Split ``size`` images by shares that sum to 1, by the method of the largest remainder.
+
+    Each share gets its quota rounded down. The images left go one each to the largest remainders; of equal
+    remainders, the share that is listed first comes first. Shares count as the decimal numbers that they are
+    written as.
+    """
+    quotas = {name: size * Fraction(repr(share)) for name, share in shares.items()}
+    counts = {name: math.floor(quota) for name, quota in quotas.items()}
+    by_remainder = sorted(quotas, key=lambda name: counts[name] - quotas[name])  # stable
+    for name in by_remainder[: size - sum(counts.values())]:
+        counts[name] += 1
+    return counts
 
 
 def needed_images(added: float, training_images: int) -> int:
@@ -61,6 +80,8 @@ class Drawing:
         Set 0 is drawn from part 0 alone.
     shuffled : bool
         The labels of a set are permuted at random over its images (:func:`shuffle_labels`).
+    pools : mapping of str to float
+        Shares of a mixture's images by the row that made them; empty for a single pool.
     """
 
     added: float = 1.0
@@ -68,6 +89,7 @@ class Drawing:
     may_fall_short: bool = False
     first_part: bool = True
     shuffled: bool = False
+    pools: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, study: Study, method: str) -> Drawing:
@@ -79,7 +101,12 @@ class Drawing:
             row.may_fall_short,
             first_part=row.set_0_from_part_0,
             shuffled=row.shuffles_labels,
+            pools=row.shares,
         )
+
+    def counts(self, training_images: int) -> dict[str, int]:
+        """Number of added images of a class in a set, by pool; the name of a single pool is empty."""
+        return share_counts(needed_images(self.added, training_images), self.pools or {"": 1.0})
 
 
 def draw(
@@ -110,31 +137,39 @@ def draw(
         with their counts.
     """
     drawing, refused = drawing or Drawing(), lacks_of(pool)
-    sizes = {class_id: needed_images(drawing.added, size) for class_id, size in class_sizes.items()}
-    members: dict[str, list[int]] = {class_id: [] for class_id in class_sizes}
-    for row, (class_id, path) in enumerate(
-        zip(pool.column("class_id").to_pylist(), pool.column("path").to_pylist(), strict=True)
+    wanted = {class_id: drawing.counts(size) for class_id, size in class_sizes.items()}
+    members: dict[tuple[str, str], list[int]] = {}
+    sources = pools_of(pool) if drawing.pools else [""] * pool.num_rows
+    for row, (class_id, path, source) in enumerate(
+        zip(pool.column("class_id").to_pylist(), pool.column("path").to_pylist(), sources, strict=True)
     ):
         if run == 0 and drawing.first_part and Path(path).stem != "0":
             continue
-        members.setdefault(class_id, []).append(row)
-    short = {
-        name: Lack(size - len(members[name]), size, refused[name].flagged if name in refused else 0)
-        for name, size in sizes.items()
-        if len(members[name]) < size
-    }
-    if (lost := [name for name in short if name not in refused]) and not drawing.may_fall_short:
-        counts = ", ".join(f"{name} {len(members[name])} of {sizes[name]}" for name in lost)
+        members.setdefault((class_id, source), []).append(row)
+    short, lost = dict[str, Lack](), list[str]()
+    for class_id, counts in wanted.items():
+        found = {source: len(members.get((class_id, source), ())) for source in counts}
+        if missing := sum(max(0, size - found[source]) for source, size in counts.items()):
+            flagged = refused[class_id].flagged if class_id in refused else 0
+            short[class_id] = Lack(missing, sum(counts.values()), flagged)
+        if missing and class_id not in refused:
+            lost += [
+                f"{class_id} {found[source]} of {size}" + (f" from {source}" if source else "")
+                for source, size in counts.items()
+                if found[source] < size
+            ]
+    if lost and not drawing.may_fall_short:
         raise UserError(
             where,
-            f"too few images for {len(lost)} class(es): {counts}",
+            f"too few images for {len({*short} - {*refused})} class(es): {', '.join(lost)}",
             "make or retrieve more per class, or leave these classes out",
         )
     chosen = []
-    for class_id, size in sizes.items():
-        rows = np.array(members[class_id], dtype=np.int64)
-        rng = np.random.default_rng(derive_seed(study_seed, "resample", run, class_id))
-        chosen.append(rows[:size] if drawing.ranked else rows[rng.permutation(len(rows))[:size]])
+    for class_id, counts in wanted.items():
+        for source, size in counts.items():
+            rows = np.array(members.get((class_id, source), ()), dtype=np.int64)
+            rng = np.random.default_rng(derive_seed(study_seed, "resample", run, class_id))
+            chosen.append(rows[:size] if drawing.ranked else rows[rng.permutation(len(rows))[:size]])
     drawn = pool.take(np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64))
     drawn = with_lacks(drawn, short)
     return shuffle_labels(drawn, run, study_seed) if drawing.shuffled else drawn

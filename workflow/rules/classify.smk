@@ -21,7 +21,7 @@ for block in UNFOLDED.run_blocks:
         benchmark:
             UNFOLDED.benchmark("classify", "{method}", block.name)
         wildcard_constraints:
-            method=any_of(UNFOLDED.methods),
+            method=any_of(name for name in UNFOLDED.methods if name not in UNFOLDED.study.choosing),
         conda:
             ENVIRONMENT
         threads: NEEDS.classifier_threads

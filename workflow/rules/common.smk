@@ -144,8 +144,26 @@ def get_promised_shards(wildcards):
 
 def shards_of(method):
     """Return the shards from which a method's training sets are drawn."""
-    row, wanted = UNFOLDED.study.pool_row(method), set(UNFOLDED.shards(method))
-    return [path for job in shards_made(row) for path in job if path in wanted]
+    wanted = set(UNFOLDED.shards(method))
+    return [
+        path
+        for pool in UNFOLDED.study.pools_of(method)
+        for job in shards_made(pool)
+        for path in job
+        if path in wanted
+    ]
+
+
+def shards_to_score(pool, scorer):
+    """Return the shards of a pool that filters with this scorer read."""
+    wanted = set(UNFOLDED.scored_shards(pool, scorer))
+    return [path for job in shards_made(pool) for path in job if path in wanted]
+
+
+def filtered(method):
+    """Return the params of a row's filter; none without one, so that other rows' params stay as they are."""
+    recipe = recipes.filter_recipe(UNFOLDED.study, method)
+    return {} if recipe is None else {"filter": recipe}
 
 
 def get_added(wildcards):

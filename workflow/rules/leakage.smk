@@ -94,6 +94,7 @@ if PLAN.guarded:
             repeats=[PLAN.repeats(method) for method in PLAN.guarded],
             counts=[PLAN.leak_counts(method) for method in PLAN.guarded],
             inherited=[PLAN.inherited(method) for method in PLAN.inheriting],
+            choices=PLAN.choices,
             pools=[PLAN.pool(method) for method in PLAN.guarded],
             val=PLAN.splits["val"],
             test=PLAN.splits["test"],

@@ -9,6 +9,7 @@ rule table1_files:
         draws=PLAN.drawn_splits,
         excluded=PLAN.excluded,
         lrs=UNFOLDED.searched_lrs,
+        choices=UNFOLDED.choices,
     output:
         **captioned(PLAN.table1_data, "Tables", {"csv": "table1"}),
     log:
@@ -162,7 +163,7 @@ if STUDY.pooled:
 
     rule diagnostics:
         input:
-            pools=[PLAN.pool(method) for method in STUDY.pooled],
+            pools=[PLAN.pool(method) for method in STUDY.examined],
             train=PLAN.splits["train"],
             val=PLAN.splits["val"],
             classes=PLAN.classes,
@@ -459,7 +460,7 @@ rule report_images:
     input:
         per_class=PLAN.per_class,
         table=PLAN.table1["csv"],
-        sets=[PLAN.resample(method, "0") for method in STUDY.pooled],
+        sets=[PLAN.resample(method, "0") for method in STUDY.examined],
         train=PLAN.splits["train"],
         classes=PLAN.classes,
     output:
@@ -474,7 +475,7 @@ rule report_images:
     resources:
         **NEEDS.table,
     params:
-        recipe=recipes.report_images_recipe(STUDY, STUDY.pooled),
+        recipe=recipes.report_images_recipe(STUDY, STUDY.examined),
     message:
         "images of the report"
     script:

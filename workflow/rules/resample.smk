@@ -9,6 +9,8 @@ for method in UNFOLDED.guarded_first:
             f"index_pool_{method}"
         input:
             shards_of(method),
+            scores=UNFOLDED.scores_of(method),
+            excluded=UNFOLDED.excluded_from_filter(method),
         output:
             UNFOLDED.pool(method),
         log:
@@ -20,6 +22,8 @@ for method in UNFOLDED.guarded_first:
             ENVIRONMENT
         resources:
             **NEEDS.table,
+        params:
+            **filtered(method),
         message:
             f"index the pool of {method}"
         script:
@@ -60,6 +64,7 @@ for method in UNFOLDED.indexed_with_sets:
             f"resample_{method}"
         input:
             shards_of(method),
+            scores=UNFOLDED.scores_of(method),
             train=UNFOLDED.train_of(method),
             excluded=UNFOLDED.excluded,
         output:

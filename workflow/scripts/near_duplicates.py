@@ -3,6 +3,7 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
+    from augbench.pools.choice import read_choice
     from augbench.report.tables.leakage import draw_pairs, write_leakage_table
 
     inputs, output, plan = snakemake.input, snakemake.output, job.plan
@@ -12,8 +13,9 @@ with running(snakemake) as job:
     )
     predictions = {method: plan.predictions(method) for method in plan.methods}
     tables = {kind: output[kind] for kind in ("csv", "md", "txt")}
+    chosen = dict(zip(plan.study.choosing, map(read_choice, inputs.choices), strict=True))
     inherited = dict(zip(plan.inheriting, inputs.inherited, strict=True))
-    write_leakage_table(job.study, leaks, repeats, counts, predictions, tables, inherited)
+    write_leakage_table(job.study, leaks, repeats, counts, predictions, tables, inherited, chosen)
     for method in plan.guarded:
         draw_pairs(
             job,

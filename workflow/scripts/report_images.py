@@ -10,7 +10,7 @@ with running(snakemake) as job:
         job,
         per_class=inputs.per_class,
         table=inputs.table,
-        manifests=dict(zip(job.plan.study.pooled, inputs.get("sets", []), strict=True)),
+        manifests=dict(zip(job.plan.study.examined, inputs.get("sets", []), strict=True)),
         train_path=inputs.train,
         classes_path=inputs.classes,
         out=snakemake.output[0],

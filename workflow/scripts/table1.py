@@ -15,4 +15,5 @@ with running(snakemake) as job:
         read_excluded(inputs.excluded),
         inputs.draws,
         inputs.lrs,
+        inputs.choices,
     )

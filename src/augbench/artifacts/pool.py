@@ -1,7 +1,7 @@
 """The pool of a method: the index of all images in its shards, and the images of chosen rows.
 
 The index, ``shards/{method}/selected/index.parquet``, has one small row per image, so training sets are drawn
-without opening a shard. Its metadata count the images that shards lack, and those of a set's manifest the
+without opening a shard. A row that mixes pools has one index of all; an image's path names its pool. Its metadata count the images that shards lack, and those of a set's manifest the
 images that the set lacks. The images of chosen rows are loaded with one read per shard.
 """
 
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -70,13 +71,45 @@ def lacks_of(table: pa.Table) -> dict[str, Lack]:
     return {class_id: Lack(**lack) for class_id, lack in said.items()}
 
 
-def build_index(shard_paths: Sequence[str | Path], study_folder: str | Path, out: str | Path) -> None:
-    """Write the index of ``shard_paths``, rows sorted by (label, index), without reading the images.
+def pool_of(path: str | Path) -> str:
+    """Row that made the images of a shard, whose path is relative to the study's folder."""
+    return Path(path).parts[1]
+
+
+def pools_of(table: pa.Table) -> list[str]:
+    """Row that made each image of an index or a manifest."""
+    paths = table.column("path").combine_chunks().dictionary_encode()
+    names = [pool_of(path) for path in paths.dictionary.to_pylist()]
+    return [names[number] for number in paths.indices.to_pylist()]
+
+
+def build_index(
+    shard_paths: Sequence[str | Path],
+    study_folder: str | Path,
+    out: str | Path,
+    keep: Callable[[pa.Table], pa.Table] | None = None,
+) -> None:
+    """Write the index of ``shard_paths``, or the part of it that ``keep`` returns.
+
+    Raises as :func:`index_of`.
+    """
+    index = index_of(shard_paths, study_folder, Path(out).parent)
+    index = index if keep is None else keep(index)
+    with atomic_path(out) as temporary:
+        pq.write_table(index, temporary)
+
+
+def index_of(shard_paths: Sequence[str | Path], study_folder: str | Path, where: str | Path) -> pa.Table:
+    """Index of ``shard_paths``, made without reading the images.
+
+    Rows are sorted by label, then by pool in the order of the paths, then by index.
 
     Parameters
     ----------
     shard_paths : sequence of path
-        All shards of a method, in subfolders of ``study_folder``.
+        All shards of a method, or of several, in subfolders of ``study_folder``.
+    where : path
+        Name of the index in errors.
 
     Raises
     ------
@@ -114,22 +147,23 @@ def build_index(shard_paths: Sequence[str | Path], study_folder: str | Path, out
         )
         tables.append(table.select(SCHEMA.names).cast(SCHEMA))
     index = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
-    _check(index, Path(out).parent)
-    index = index.sort_by([("label", "ascending"), ("index", "ascending")])
+    pools = pools_of(index)
+    _check(index, pools, Path(where))
+    place = {pool: number for number, pool in enumerate(dict.fromkeys(pools))}
+    labels, numbers = (index.column(name).to_numpy() for name in ("label", "index"))
+    index = index.take(np.lexsort((numbers, [place[pool] for pool in pools], labels)))
     lacks = {class_id: lack for class_id, lack in lacks.items() if lack.images}
     if lacks and not index.num_rows:
         raise UserError(
-            str(Path(out).parent),
+            str(where),
             f"no image: the safety checker flagged all {sum(lack.flagged for lack in lacks.values())} samples",
             "change the row's prompts, or diffusion.safety_checker",
         )
-    index = with_lacks(index, lacks)
-    with atomic_path(out) as temporary:
-        pq.write_table(index, temporary)
+    return with_lacks(index, lacks)
 
 
-def _check(index: pa.Table, where: Path) -> None:
-    """Check that classes and labels are one to one, and that no (class, index) occurs twice."""
+def _check(index: pa.Table, pools: Sequence[str], where: Path) -> None:
+    """Check that classes and labels are one to one, and that no (class, index) occurs twice in a pool."""
     pairs = set(zip(index.column("label").to_pylist(), index.column("class_id").to_pylist(), strict=True))
     for position, what in ((0, "label"), (1, "class_id")):
         if twice := sorted(
@@ -140,7 +174,8 @@ def _check(index: pa.Table, where: Path) -> None:
                 f"{what} {twice[0]!r} is in more than one of the pairs {sorted(pairs)}",
                 f"one label per class is expected; {REMAKE}",
             )
-    keys = Counter(zip(index.column("class_id").to_pylist(), index.column("index").to_pylist(), strict=True))
+    ids, numbers = (index.column(name).to_pylist() for name in ("class_id", "index"))
+    keys = Counter(zip(ids, numbers, pools, strict=True))
     if repeated := sorted(key for key, count in keys.items() if count > 1):
         raise UserError(
             str(where), f"image {repeated[0][1]} of class {repeated[0][0]!r} is in two shards", REMAKE

@@ -53,18 +53,27 @@ def score_test(
         Columns :data:`SCHEMA`, rows in the order of ``test``, with the study's labels; ``probability`` is
         that of the true label.
     """
-    model = build(config, len(kept), 0)
-    model.load_state_dict(state)
-    model = model.to(compute.device, memory_format=torch.channels_last)
-    probabilities = predict(
-        model, test.pool(evaluation_resize(config), compute), config, compute.device
-    ).softmax(dim=1)
+    probabilities = logits_of(state, config, len(kept), test, compute).softmax(dim=1)
     labels = torch.from_numpy(test.labels)
     of_truth = probabilities.gather(1, labels[:, None])[:, 0]
     columns = [test.ids, kept[labels.numpy()], kept[probabilities.argmax(dim=1).numpy()], of_truth.numpy()]
     return pa.Table.from_arrays(
         [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
     )
+
+
+def logits_of(
+    state: Mapping[str, torch.Tensor],
+    config: Classifier,
+    classes: int,
+    images: LabelledImages,
+    compute: Compute,
+) -> torch.Tensor:
+    """Logits of ``images`` by a network with the weights ``state``, float32 (N, classes) on the CPU."""
+    model = build(config, classes, 0)
+    model.load_state_dict(state)
+    model = model.to(compute.device, memory_format=torch.channels_last)
+    return predict(model, images.pool(evaluation_resize(config), compute), config, compute.device)
 
 
 def write_predictions(predictions: pa.Table, path: str | Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from augbench.config.methods import DrawMethod, Method, RealMethod
+from augbench.config.methods import ChooseMethod, DrawMethod, Method, RealMethod
 
 _MARK = re.compile(r"_draw([1-9]\d*)$")
 
@@ -47,6 +47,8 @@ def unfold_rows(rows: Mapping[str, Method], draws: int) -> dict[str, Method]:
 
 def _of_draw(name: str, rows: Mapping[str, Method], draw: int) -> Method:
     row = rows[name]
+    if isinstance(row, ChooseMethod):  # among classifiers, which every draw has
+        return row.renaming_edges(lambda upstream: drawn_name(upstream, draw))
     if isinstance(row, DrawMethod | RealMethod) or depends_on_training_images(rows, name):
         return row.renaming_edges(
             lambda upstream: drawn_name(upstream, draw if depends_on_training_images(rows, upstream) else 0)

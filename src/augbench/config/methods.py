@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -54,7 +56,10 @@ class PoolOf(Section):
     )
 
 
-Family = Literal["real", "unconditional", "prompting", "personalised", "retrieval", "scaling", "control"]
+SHARES_ADD_UP = 1e-6  # difference from 1 that is allowed for a sum of shares
+Family = Literal[
+    "real", "unconditional", "prompting", "personalised", "retrieval", "hybrid", "scaling", "control"
+]
 GENERATED = ("unconditional", "prompting", "personalised")  # families whose images a model generates
 RealSplit = Literal["train", "train2x", "full"]
 
@@ -149,14 +154,24 @@ class _Method(Section):
         return self
 
     @property
-    def pool_row(self) -> str | None:
-        """The row whose pool this row draws from; None if it has a pool of its own or adds nothing."""
-        return None
+    def pool_rows(self) -> tuple[str, ...]:
+        """Rows whose pools this row draws from; none if it has a pool of its own or adds nothing."""
+        return ()
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """Shares of a mixture's added images by the rows that make them; empty for a single pool."""
+        return {}
+
+    @property
+    def is_composed(self) -> bool:
+        """Whether the images differ in kind from those of one pool: the row mixes pools, or filters."""
+        return False
 
     @property
     def set_0_from_part_0(self) -> bool:
         """Whether training set 0 is drawn from part 0 of the pool alone (:mod:`augbench.resample`)."""
-        return self.pool_row is None
+        return not self.pool_rows
 
     @property
     def shuffles_labels(self) -> bool:
@@ -265,7 +280,9 @@ class SampleMethod(_Sampled):
 
     @property
     def group(self) -> Family:
-        """Group of the row in figures; by default ``unconditional`` if it starts from training images."""
+        """Group of the row in figures; by default ``unconditional`` or ``hybrid`` if it starts from images."""
+        if self.start_pool is not None:
+            return self.family or "hybrid"
         return self.family or ("unconditional" if self.from_training_images else self.default_family)
 
     @property
@@ -393,6 +410,11 @@ class PersonaliseMethod(_Sampled):
 
     learns = True
     default_family = "personalised"
+
+    @property
+    def group(self) -> Family:
+        """Group of the row in figures; by default ``hybrid`` if it learns from other rows' images."""
+        return self.family or ("hybrid" if self.edges else self.default_family)
 
     @model_validator(mode="after")
     def _no_repeats(self) -> PersonaliseMethod:
@@ -596,35 +618,84 @@ class RetrieveMethod(_Added):
         return self
 
 
+class Keep(Section):
+    """A filter: the part of a pool whose images agree best with their class."""
+
+    by: Literal["clip", "classifier"] = key(
+        ...,
+        "Score of an image: the probability of its class against the study's other classes, by CLIP "
+        "(zero-shot, OpenAI's 80 templates) or by a classifier that was trained on real images only.",
+        source="He et al., 2023 (CLIP); Dunlap et al., 2023 (classifier)",
+    )
+    share: float = key(
+        ...,
+        "Share of the pool's images of each class that is kept, rounded up: those of the best scores.",
+        "share of the images",
+        gt=0,
+        le=1,
+    )
+    row: str | None = key(
+        None,
+        "With `by: classifier`, the row of `mechanism: real` whose classifier (run 0, of the same draw) gives "
+        "the scores. Default: the first with `split: train`.",
+    )
+
+    @model_validator(mode="after")
+    def _row_of_a_classifier(self) -> Keep:
+        if self.row is not None and self.by == "clip":
+            raise ValueError("row: allowed only with by: classifier")
+        return self
+
+    def kept(self, images: int) -> int:
+        """Number of ``images`` of a class in a pool that are kept."""
+        return math.ceil(images * Fraction(repr(self.share)))
+
+    def needed(self, kept: int) -> int:
+        """Least number of images of a class in a pool of which ``kept``, at least 1, are kept."""
+        return math.floor((kept - 1) / Fraction(repr(self.share))) + 1
+
+
 class DrawMethod(_Added):
-    """Training sets of another size, drawn from another row's pool.
+    """Training sets drawn from other rows' pools: of another size, mixed, or filtered.
 
     Nothing is learned, selected or searched again.
     """
 
     mechanism: Literal["draw"]
-    pool: str = key(
-        ...,
-        "Row whose images the sets are drawn from; it must generate or retrieve images.",
+    pool: str | None = key(
+        None,
+        "Row whose images the sets are drawn from; it must generate or retrieve images. Either this key or "
+        "pools.",
         source="paper, Figure 5B",
+    )
+    pools: dict[str, Annotated[float, Field(gt=0, le=1)]] | None = key(
+        None,
+        "A mixture: rows whose images the sets are drawn from, each with its share of the added images of "
+        "every class; the shares sum to 1. Images are split by the largest remainder.",
+        new=True,
+        min_length=1,
+    )
+    keep: Keep | None = key(
+        None, "Filter of each pool, before the draw. Default: all images are drawn from.", new=True
     )
     images_per_class: Positive | None = key(
         None,
         "Images per class to draw from; images beyond the pool's own are generated in further shards. "
         "Allowed only if the pool's row generates images, and with augmentation.images_per_class. Default: "
         "as many as the pool's row makes, or with augmentation.images_per_training_image as many as are "
-        "added.",
+        "added, divided by keep.share.",
         "images",
         "paper, Figure 5B",
     )
     ranked: bool = key(
         False,
-        "As for `mechanism: retrieve`; allowed only if the pool's row retrieves.",
+        "As for `mechanism: retrieve`; allowed only if the pool's row retrieves, all of them in a mixture.",
         source="paper, Figure 5B",
     )
     may_fall_short: bool = key(
         False,
-        "Let a class with too few images use those it has; allowed only if the pool's row retrieves.",
+        "Let a class with too few images use those it has; allowed only if the pool's row retrieves, one of "
+        "them in a mixture.",
         source="paper, Figure 5B",
     )
     labels: Literal["own", "shuffled"] = key(
@@ -636,24 +707,51 @@ class DrawMethod(_Added):
 
     default_family = "scaling"
 
+    @model_validator(mode="after")
+    def _one_pool_or_a_mixture(self) -> DrawMethod:
+        if (self.pool is None) == (self.pools is None):
+            raise ValueError("pool: give either pool or pools, not both")
+        if self.pools is not None and abs(sum(self.pools.values()) - 1) > SHARES_ADD_UP:
+            raise ValueError(
+                f"pools: the shares sum to {sum(self.pools.values()):g}; allowed: shares that sum to 1"
+            )
+        return self
+
     @property
     def group(self) -> Family:
         """Group of the row in figures; by default ``control`` if its labels are shuffled."""
         return self.family or ("control" if self.labels == "shuffled" else self.default_family)
 
     @property
-    def pool_row(self) -> str:
-        """The row whose pool this row draws from."""
-        return self.pool
+    def shares(self) -> Mapping[str, float]:
+        """Shares of a mixture's added images by the rows that make them; empty for a single pool."""
+        return self.pools or {}
+
+    @property
+    def pool_rows(self) -> tuple[str, ...]:
+        """Rows whose pools this row draws from."""
+        return (self.pool,) if self.pool is not None else tuple(self.shares)
+
+    @property
+    def is_composed(self) -> bool:
+        """Whether the images differ in kind from those of one pool: the row mixes pools, or filters."""
+        return self.keep is not None or self.pools is not None
+
+    @property
+    def depends_on_training_images(self) -> bool:
+        """Whether a classifier that was trained on the training images filters the pool."""
+        return self.keep is not None and self.keep.by == "classifier"
 
     @property
     def edges(self) -> Mapping[str, str]:
-        """The row whose pool this row draws from."""
-        return {"pool": self.pool}
+        """Rows whose pools this row draws from."""
+        return {"pool": self.pool} if self.pool is not None else {f"pools.{row}": row for row in self.shares}
 
     def renaming_edges(self, renamed: Callable[[str], str]) -> Self:
-        """The row with another name of the row that it draws from."""
-        return self.model_copy(update={"pool": renamed(self.pool)})
+        """The row with other names of the rows that it draws from."""
+        if self.pool is not None:
+            return self.model_copy(update={"pool": renamed(self.pool)})
+        return self.model_copy(update={"pools": {renamed(row): share for row, share in self.shares.items()}})
 
     @property
     def shuffles_labels(self) -> bool:
@@ -661,8 +759,43 @@ class DrawMethod(_Added):
         return self.labels == "shuffled"
 
 
+class ChooseMethod(_Method):
+    """The one of several rows whose classifiers have the best validation accuracy."""
+
+    mechanism: Literal["choose"]
+    among: tuple[str, ...] = key(
+        ...,
+        "Rows that add images. The row adds what the best of them adds: that of the highest validation "
+        "accuracy, mean over runs; of equal ones the first. With dataset.draws each draw has its choice.",
+        source="as the paper chooses candidates, section 3.2",
+        min_length=2,
+    )
+
+    default_family = "hybrid"
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> ChooseMethod:
+        if len(set(self.among)) < len(self.among):
+            raise ValueError("among: an entry occurs twice")
+        return self
+
+    @property
+    def edges(self) -> Mapping[str, str]:
+        """Rows that are chosen among."""
+        return {f"among.{place}": row for place, row in enumerate(self.among)}
+
+    def renaming_edges(self, renamed: Callable[[str], str]) -> Self:
+        """The row with other names of the rows that it chooses among."""
+        return self.model_copy(update={"among": tuple(map(renamed, self.among))})
+
+    @property
+    def depends_on_training_images(self) -> bool:
+        """Always: other training images may lead to another choice."""
+        return True
+
+
 Method = Annotated[
-    RealMethod | SampleMethod | PersonaliseMethod | RetrieveMethod | DrawMethod,
+    RealMethod | SampleMethod | PersonaliseMethod | RetrieveMethod | DrawMethod | ChooseMethod,
     Field(discriminator="mechanism"),
 ]
 AddingMethod = SampleMethod | PersonaliseMethod | RetrieveMethod | DrawMethod

@@ -21,10 +21,12 @@ from augbench.config.base import LONGEST_NAME, SLUG, Section, key
 from augbench.config.classifier import Classifier
 from augbench.config.corpus import Corpus, EmbeddingCorpus, MiniatureCorpus, OwnCorpus, PublishedCorpus
 from augbench.config.data import Dataset, FashionMnist
-from augbench.config.draws import depends_on_training_images, fold, unfold_rows
+from augbench.config.draws import depends_on_training_images, drawn_name, fold, unfold_rows
 from augbench.config.methods import (
     AddingMethod,
+    ChooseMethod,
     DrawMethod,
+    Keep,
     Method,
     PersonaliseMethod,
     RealMethod,
@@ -111,6 +113,7 @@ class Study(Section):
         for name, drawn in self.drawn.items():
             self._check_draw(name, drawn)
         self._check_edges()
+        self._settle_families()
         for name, learned in self.personalised.items():
             epochs = [value for value in learned.candidates if isinstance(value, int)]
             if max(epochs, default=0) > self.finetune.max_epochs:
@@ -172,24 +175,49 @@ class Study(Section):
             )
 
     def _check_draw(self, name: str, method: DrawMethod) -> None:
-        if method.pool not in self.pooled:
-            rows = ", ".join(self.pooled) or "there is none"
-            raise ValueError(f"methods.{name}.pool: allowed: a row that makes or retrieves images: {rows}")
-        if method.pool in self.retrieved:
-            if method.images_per_class is not None:
-                raise ValueError(
-                    f"methods.{name}.images_per_class: methods.{method.pool}.images_per_class says how many "
-                    "are retrieved"
-                )
-            return
-        for key_name in ("ranked", "may_fall_short"):
-            if getattr(method, key_name):
-                raise ValueError(
-                    f"methods.{name}.{key_name}: goes with a row that retrieves; "
-                    f"{method.pool} generates its images"
-                )
+        for pool in method.pool_rows:
+            if pool not in self.pooled:
+                where = f"{name}.pool" if method.pools is None else f"{name}.pools.{pool}"
+                rows = ", ".join(self.pooled) or "there is none"
+                raise ValueError(f"methods.{where}: allowed: a row that makes or retrieves images: {rows}")
+        generating = [pool for pool in method.pool_rows if pool in self.generated]
+        if not generating and method.images_per_class is not None:
+            raise ValueError(
+                f"methods.{name}.images_per_class: methods.{method.pool_rows[0]}.images_per_class says how many "
+                "are retrieved"
+            )
+        if generating and method.ranked:
+            raise ValueError(
+                f"methods.{name}.ranked: goes with rows that retrieve; {generating[0]} generates its images"
+            )
+        if len(generating) == len(method.pool_rows) and method.may_fall_short:
+            raise ValueError(
+                f"methods.{name}.may_fall_short: goes with a row that retrieves; "
+                f"{generating[0]} generates its images"
+            )
         if method.images_per_class is not None and self.augmentation.images_per_class is None:
             raise ValueError(f"methods.{name}.images_per_class: goes with augmentation.images_per_class only")
+        if method.keep is not None:
+            self._check_filter(f"methods.{name}.keep", method.keep)
+
+    def _check_filter(self, where: str, keep: Keep) -> None:
+        if keep.by == "classifier" and (keep.row or self.first_real) not in self.real:
+            if keep.row is None:
+                raise ValueError(
+                    f"{where}.by: classifier needs a row {{mechanism: real}} with split: train, or keep.row"
+                )
+            raise ValueError(f"{where}.row: allowed: a row of mechanism real: {', '.join(self.real)}")
+
+    def _settle_families(self) -> None:
+        """Give rows that mix, filter or choose the family of the rows that they are made of."""
+        composed = {name: row.pool_rows for name, row in self.drawn.items() if row.is_composed}
+        chosen = {name: row.among for name, row in self.choosing.items()}
+        for name, upstream in (*composed.items(), *chosen.items()):
+            row = self.methods[name]
+            if row.family is None and not row.shuffles_labels:
+                groups = {self.methods[other].group for other in upstream}
+                family = groups.pop() if len(groups) == 1 else "hybrid"
+                self.methods[name] = row.model_copy(update={"family": family})
 
     def _check_edges(self) -> None:
         """Check that rows are built on rows that have images, and none on itself."""
@@ -242,24 +270,49 @@ class Study(Section):
         before = max(map(self.guard_level, row.built_on), default=-1)
         return max(0, before + row.generates_images)
 
-    def parts_drawn(self, name: str) -> int:
-        """Number of shard files per class that the training sets of row ``name`` are drawn from."""
-        if self.methods[self.pool_row(name)].retrieves_images:
+    @property
+    def first_real(self) -> str | None:
+        """The first row of the training images alone, whose classifier filters by default; None without any."""
+        return next((name for name, row in self.real.items() if row.split == "train"), None)
+
+    def filtering_row(self, name: str) -> str | None:
+        """The row whose classifier filters the pools of row ``name``; None if no classifier does."""
+        keep, draw = self.filters.get(name), self.row_and_draw(name)[1]
+        if keep is None or keep.by != "classifier":
+            return None
+        row = keep.row or self.first_real
+        return None if row is None else drawn_name(row, draw)
+
+    def pools_of(self, name: str) -> tuple[str, ...]:
+        """Rows whose images row ``name`` adds or may add: its own, or those of the rows that it draws from."""
+        if name in self.choosing:
+            return tuple(
+                dict.fromkeys(pool for row in self.choosing[name].among for pool in self.pools_of(row))
+            )
+        return self.methods[name].pool_rows or (name,)
+
+    def pool_row(self, name: str) -> str:
+        """Name of the row whose images row ``name`` adds: ``name`` itself, or the first that it draws from."""
+        return self.pools_of(name)[0]
+
+    def parts_drawn(self, name: str, pool: str | None = None) -> int:
+        """Number of shard files per class that the training sets of row ``name`` are drawn from.
+
+        ``pool`` is one of :meth:`pools_of`; by default the first, the only one except in a mixture.
+        """
+        if self.methods[pool or self.pool_row(name)].retrieves_images:
             return 1
         if (drawn := self.drawn.get(name)) is None:
             # set 0 is drawn from part 0, and a further draw of the training images has images of its own
             alone = self.dataset.draws > 1 and self.augmentation.resamples == 1
             return 1 if alone and self.depends_on_training_images(name) else self.augmentation.parts
-        return self.augmentation.parts_for(drawn.images_per_class, drawn.added_per_training_image)
+        kept = 1.0 if drawn.keep is None else drawn.keep.share
+        return self.augmentation.parts_for(drawn.images_per_class, drawn.added_per_training_image / kept)
 
     def parts_made(self, name: str) -> int:
         """Number of shard files per class that row ``name`` makes, for itself and rows that draw from it."""
-        drawing = [other for other, row in self.drawn.items() if row.pool == name]
-        return max(map(self.parts_drawn, (name, *drawing)))
-
-    def pool_row(self, name: str) -> str:
-        """Name of the row whose images row ``name`` adds: ``name`` itself, or the row that it draws from."""
-        return self.methods[name].pool_row or name
+        drawing = [other for other, row in self.drawn.items() if name in row.pool_rows]
+        return max(self.parts_drawn(other, name) for other in (name, *drawing))
 
     @property
     def unfolded(self) -> Study:
@@ -323,14 +376,33 @@ class Study(Section):
         return self._rows(DrawMethod)
 
     @property
+    def filters(self) -> dict[str, Keep]:
+        """Filters of the pools that rows draw from."""
+        return {name: row.keep for name, row in self.drawn.items() if row.keep is not None}
+
+    @property
+    def choosing(self) -> dict[str, ChooseMethod]:
+        """Rows that add what the best of other rows adds."""
+        return self._rows(ChooseMethod)
+
+    @property
     def generated(self) -> dict[str, SampleMethod | PersonaliseMethod]:
         """Rows whose images the diffusion model generates, fine-tuned or not."""
         return self._rows(SampleMethod | PersonaliseMethod)  # type: ignore[arg-type]
 
     @property
     def augmented(self) -> dict[str, AddingMethod]:
-        """Rows that add images."""
+        """Rows with training sets of their own, drawn from their own or other rows' pools."""
         return self._rows(AddingMethod)  # type: ignore[arg-type]
+
+    @property
+    def examined(self) -> dict[str, AddingMethod]:
+        """Rows whose images tables and the report examine: those with a pool of their own, mixed or filtered.
+
+        The images of any other row are those of one of these.
+        """
+        rows = self.augmented.items()
+        return {name: row for name, row in rows if not row.pool_rows or row.is_composed}
 
     @property
     def pooled(self) -> dict[str, SampleMethod | PersonaliseMethod | RetrieveMethod]:

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 BATCH = 32  # number of images embedded together; more do not fit into a CPU's cache
 
 
-class _Embedder:
+class Embedder:
     """CLIP's image tower, loaded only if an embedding is missing; embeddings are kept in the store."""
 
     def __init__(self, job: Job, clip: Mapping[str, Any]) -> None:
@@ -76,7 +76,7 @@ def embed_splits(
         ``models/clip.json``.
     """
     study = job.study
-    embedder = _Embedder(job, read_json(clip_path))
+    embedder = Embedder(job, read_json(clip_path))
     source = open_source(study.dataset, study.seed, study.corpus)
     dataset = {
         name: value
@@ -103,7 +103,7 @@ def _is_array(path: Path) -> bool:
     return True
 
 
-def _embed_pool(embedder: _Embedder, index: pa.Table, folder: Path) -> np.ndarray:
+def embed_pool(embedder: Embedder, index: pa.Table, folder: Path) -> np.ndarray:
     """Embed a pool in the order of its index, float16 ``(N, D)``.
 
     The embeddings of each shard are kept in the store, under its images' hashes.
@@ -168,7 +168,7 @@ def guard(
     import cv2
 
     cv2.setNumThreads(job.threads)
-    embedder = _Embedder(job, read_json(clip_path))
+    embedder = Embedder(job, read_json(clip_path))
     real = [_Real.open(job, name, path, embeddings[name], excluded) for name, path in splits.items()]
     for method, path in indexes.items():
         index = read_index(path)
@@ -228,11 +228,11 @@ class _Real:
 
 
 def _find_leaks(
-    method: str, index: pa.Table, embedder: _Embedder, splits: Sequence[_Real], limits: Leakage
+    method: str, index: pa.Table, embedder: Embedder, splits: Sequence[_Real], limits: Leakage
 ) -> pa.Table:
     """Table of one method's pairs, :data:`SCHEMA`; rows of a split follow the order of the index."""
     folder = embedder.job.folder
-    added = _embed_pool(embedder, index, folder)
+    added = embed_pool(embedder, index, folder)
     records: list[dict[str, Any]] = []
     for real in splits:
         if len(added) and real.embeddings.shape[1] != added.shape[1]:

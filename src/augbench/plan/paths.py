@@ -70,7 +70,7 @@ class Plan(PoolPaths):
         """Manifests of the added images of every classifier."""
         return [
             self.resample(name, run)
-            for method in self.study.augmented
+            for method in (*self.study.augmented, *self.study.choosing)
             for name in self.in_all_draws(method)
             for run in self.runs
         ]
@@ -294,8 +294,8 @@ class Plan(PoolPaths):
         """Rows whose images Figure 4 shows: those of the paper's figure in its order, then the others."""
         shown = [
             name
-            for name, row in self.study.pooled.items()
-            if row.group in ("prompting", "personalised", "retrieval")
+            for name, row in self.study.examined.items()
+            if row.group in ("prompting", "personalised", "retrieval", "hybrid")
         ]
         ours = [name for name in shown if name not in PAPER_FIGURE_4]
         return [*(name for name in PAPER_FIGURE_4 if name in shown), *ours]
@@ -321,9 +321,14 @@ class Plan(PoolPaths):
     def scaling(self) -> dict[str, str]:
         """Rows of Figure 5B, each with the row whose pool it draws from.
 
-        These are the rows of mechanism ``draw``, except placebos, and the rows that own the pools.
+        These are the rows of mechanism ``draw`` that change the number of images, and the rows that own the
+        pools; no placebos, mixtures or filtered pools.
         """
-        drawn = {name: row.pool for name, row in self.study.drawn.items() if not row.shuffles_labels}
+        drawn = {
+            name: row.pool
+            for name, row in self.study.drawn.items()
+            if not (row.shuffles_labels or row.is_composed)
+        }
         return {
             name: self.study.pool_row(name)
             for name in self.methods

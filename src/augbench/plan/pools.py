@@ -127,10 +127,51 @@ class PoolPaths(InputPaths):
     def shards(self, method: str) -> list[str]:
         """Paths of all shards that a method's training sets are drawn from."""
         return [
-            self.shard(self.study.pool_row(method), class_id, part)
+            self.shard(pool, class_id, str(part))
+            for pool in self.study.pools_of(method)
             for class_id in self.made_ids
-            for part in self.parts(method)
+            for part in range(self.study.parts_drawn(method, pool))
         ]
+
+    @cached_property
+    def scorers(self) -> list[tuple[str, str | None]]:
+        """Pools that filters read scores of: the row that made it, and the row whose classifier scores, if not CLIP."""
+        pairs = [
+            (pool, self.study.filtering_row(name))
+            for name in self.study.filters
+            for pool in self.study.pools_of(name)
+        ]
+        return list(dict.fromkeys(pairs))
+
+    def scored_shards(self, pool: str, scorer: str | None) -> list[str]:
+        """Shards of a pool that rows with this filter draw from."""
+        filtered = [name for name in self.study.filters if self.study.filtering_row(name) == scorer]
+        most = max(
+            self.study.parts_drawn(name, pool) for name in filtered if pool in self.study.pools_of(name)
+        )
+        return [self.shard(pool, class_id, str(part)) for class_id in self.made_ids for part in range(most)]
+
+    @staticmethod
+    def score_stage(scorer: str | None) -> str:
+        """Name of the stage that scores pools, by CLIP or by the classifier of the row ``scorer``."""
+        return "score" if scorer is None else f"score_by_{scorer}"
+
+    def scores(self, pool: str, scorer: str | None) -> str:
+        """Path of the scores of a pool's images, by CLIP or by the classifier of the row ``scorer``."""
+        return self.path(
+            "scores", *(("clip",) if scorer is None else ("classifier", scorer)), f"{pool}.parquet"
+        )
+
+    def scores_of(self, method: str) -> list[str]:
+        """Scores that the filter of a row reads, one file per pool; none without a filter."""
+        if method not in self.study.filters:
+            return []
+        scorer = self.study.filtering_row(method)
+        return [self.scores(pool, scorer) for pool in self.study.pools_of(method)]
+
+    def excluded_from_filter(self, method: str) -> list[str]:
+        """File with the classes that are left out, which a row's filter leaves as they are."""
+        return self.excluded if method in self.study.filters else []
 
     @staticmethod
     def shards_among(paths: Iterable[str]) -> list[str]:
@@ -163,6 +204,13 @@ class PoolPaths(InputPaths):
         """Files of one trained classifier; a candidate's is never scored on the test split."""
         names = [name for name in RUN_FILES if candidate == SELECTED or name != "predictions.parquet"]
         return [self.path("classifiers", method, candidate, run, name) for name in names]
+
+    def set_files(self, method: str) -> list[str]:
+        """Index of a row's images, and the manifests and classifiers of all its training sets."""
+        sets = [
+            path for run in self.runs for path in (self.resample(method, run), *self.run_files(method, run))
+        ]
+        return [self.pool(method), *sets]
 
     def block_run_files(self, block: Block) -> list[str]:
         """Patterns of all files of a block of runs; ``{method}`` is a wildcard."""
@@ -324,18 +372,25 @@ class PoolPaths(InputPaths):
         }
 
     def selected(self, method: str) -> str:
-        """Path of the selected candidate and every candidate's validation accuracy."""
+        """Path of the selected candidate, or the chosen row, and the validation accuracy of each."""
         return self.path("selected", f"{method}.json")
 
     @cached_property
     def guarded(self) -> list[str]:
         """Rows whose images are compared with validation and test images.
 
-        Rows that draw from another row's pool are among them only if near-duplicates are dropped.
+        Rows that draw from another row's pool are among them if near-duplicates are dropped, or if they mix,
+        filter or are chosen among. The images of a row that chooses are the chosen row's.
         """
-        return {"off": [], "report": list(self.study.folded.pooled), "drop": list(self.study.augmented)}[
-            self.study.leakage.action
-        ]
+        rows = self.study.folded
+        chosen = {name for row in rows.choosing.values() for name in row.among}
+        reported = [name for name in rows.augmented if name in rows.examined or name in chosen]
+        return {"off": [], "report": reported, "drop": list(self.study.augmented)}[self.study.leakage.action]
+
+    @cached_property
+    def choices(self) -> list[str]:
+        """Files with the rows that were chosen, in the order of the rows that choose."""
+        return [self.selected(name) for name in self.study.choosing]
 
     @cached_property
     def guard_levels(self) -> list[list[str]]:

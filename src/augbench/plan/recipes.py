@@ -242,6 +242,22 @@ def choose_lr_recipe(study: Study, name: str) -> Recipe:
     return {} if same else {"version": 2}
 
 
+def score_recipe() -> Recipe:
+    """Recipe of the scores of a pool's images; the images and the model that scores enter through files."""
+    return {"version": 1}
+
+
+def filter_recipe(study: Study, name: str) -> Recipe | None:
+    """Recipe of the filter of a row's pools before they are indexed; None if the row has no filter."""
+    keep = study.filters.get(name)
+    return None if keep is None else {"version": 1, "keep": keep.model_dump(mode="json")}
+
+
+def choice_recipe(study: Study, name: str) -> Recipe:
+    """Recipe of the choice among rows, by validation accuracy alone."""
+    return {"version": 1, "among": list(study.choosing[name].among)}
+
+
 def select_recipe() -> Recipe:
     """Recipe of the selection of a candidate, by validation accuracy alone."""
     return {"version": 1}
@@ -250,12 +266,12 @@ def select_recipe() -> Recipe:
 def resample_recipe(study: Study, name: str) -> Recipe:
     """Recipe of the training sets drawn from a method's pool."""
     drawn = study.methods[name].model_dump(
-        mode="json", include={"added_per_training_image", "ranked", "may_fall_short", "pool"}
+        mode="json", include={"added_per_training_image", "ranked", "may_fall_short", "pool", "pools", "keep"}
     )
     row = study.methods[name]
     if row.shuffles_labels:
         drawn["labels"] = "shuffled"
-    if row.pool_row is None and not row.set_0_from_part_0 and study.parts_drawn(name) > 1:
+    if not row.pool_rows and not row.set_0_from_part_0 and study.parts_drawn(name) > 1:
         drawn["set_0"] = "whole pool"
     return {"version": 2, "seed": study.seed_of(name), **drawn}
 
@@ -315,7 +331,7 @@ def diagnostics_recipe(study: Study) -> Recipe:
         name: method.model_dump(
             mode="json", include={"label", "family", "mechanism", "train_unet", "duplicate_threshold"}
         )
-        for name, method in study.pooled.items()
+        for name, method in study.examined.items()
     }
     report = study.report.model_dump(mode="json", include={"judge", "diagnosed_images_per_class"})
     return {

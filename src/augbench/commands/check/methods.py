@@ -15,7 +15,7 @@ from augbench.data.classes import ClassInfo
 from augbench.errors import UserError, some
 from augbench.measures.judge import check_judge
 from augbench.prompts.stage import check_prompts
-from augbench.resample import needed_images
+from augbench.resample import needed_images, share_counts
 from augbench.retrieval.lists import list_problems
 
 
@@ -27,10 +27,11 @@ class CorpusSize(NamedTuple):
 
 
 class _Needed(NamedTuple):
-    """Number of images of the largest class that a pool must hold, and the reason."""
+    """Number of images of the largest class that a pool must hold, the reason, and the class's own images."""
 
     images: int
     because: str
+    size: int
 
 
 def added_image_problems(
@@ -51,7 +52,7 @@ def added_image_problems(
         size, times = train[largest], method.added_per_training_image
         added = "as many" if times == 1 else f"{times:g} times as many"
         because = f"class {largest!r} has {size} training images, and a resample adds {added}"
-        return _Needed(needed_images(times, size), because)
+        return _Needed(needed_images(times, size), because, size)
 
     if study.generated:
         yield from _generated_images(study, max(map(needed, study.generated.values())))
@@ -98,17 +99,39 @@ def _retrieved_images(
 
 
 def _drawn_images(study: Study, name: str, method: DrawMethod, needed: _Needed) -> Iterator[UserError]:
+    for pool, images in share_counts(needed.images, method.shares or {method.pool_rows[0]: 1.0}).items():
+        least, because = images, needed.because
+        if method.shares:
+            because += f", {images} of them from {pool}"
+        if method.keep is not None:
+            least = method.keep.needed(images)
+            because += f"; keep.share is {method.keep.share:g}"
+        yield from _images_of_pool(study, name, method, pool, _Needed(least, because, needed.size))
+
+
+def _images_of_pool(
+    study: Study, name: str, method: DrawMethod, pool: str, needed: _Needed
+) -> Iterator[UserError]:
     allowed = f"allowed: at least {needed.images}"
-    if (pool := study.retrieved.get(method.pool)) is not None:
-        retrieved = pool.images_per_class
+    if (source := study.retrieved.get(pool)) is not None:
+        retrieved = source.images_per_class
         if method.may_fall_short:
             return
         if retrieved is not None and retrieved < needed.images:
-            key = f"methods.{method.pool}.images_per_class"
+            key = f"methods.{pool}.images_per_class"
             yield UserError(key, retrieved, f"{allowed}, because {name} draws from it; {needed.because}")
-        if retrieved is None and pool.added_per_training_image < method.added_per_training_image:
-            key = f"methods.{name}.added_per_training_image"
-            yield UserError(key, method.added_per_training_image, f"allowed: at most that of {method.pool}")
+        if retrieved is None and not method.is_composed:
+            if source.added_per_training_image < method.added_per_training_image:
+                key = f"methods.{name}.added_per_training_image"
+                yield UserError(key, method.added_per_training_image, f"allowed: at most that of {pool}")
+        elif (
+            retrieved is None
+            and (made := needed_images(source.added_per_training_image, needed.size)) < needed.images
+        ):
+            key = f"methods.{pool}.images_per_class"
+            yield UserError(
+                key, f"null, {made} images", f"{allowed}, because {name} draws from it; {needed.because}"
+            )
     elif study.augmentation.images_per_class is not None:
         images = method.images_per_class or study.augmentation.images_per_class
         if images < needed.images:

@@ -111,7 +111,7 @@ class Estimate(Work):
     @cached_property
     def steps(self) -> list[Step]:
         """All steps, in the order of :data:`STAGES` and then of the config."""
-        found = [*self._fetch(), *self._prepare(), *self._report()]
+        found = [*self._fetch(), *self._prepare(), *self._score(), *self._report()]
         for method in self.plan.methods:
             row = self.study.methods[method]
             if row.retrieves_images:
@@ -120,13 +120,17 @@ class Estimate(Work):
                 found += self._personalise(method, self.study.personalised[method])
             if row.generates_images:
                 found.append(self._generate(method))
-            if row.adds_images:
+            if method in self.study.augmented:
                 index = [[self.plan.pool(method)]] if self.study.leakage.action == "drop" else []
                 sets = [self.plan.resample(method, run) for run in self.plan.runs]
                 if not index:
                     sets.append(self.plan.pool(method))
                 found.append(self._step("resample", method, [*index, sets]))
-            found.append(self._classify(method))
+            if method in self.study.choosing:
+                files = [[self.plan.selected(method)], self.plan.set_files(method)]
+                found.append(self._step("select", method, [], files))
+            else:
+                found.append(self._classify(method))
         found.sort(key=lambda step: STAGES.index(step.stage))
         return found if self.study.dataset.draws == 1 else self._folded(found)
 
@@ -318,6 +322,23 @@ class Estimate(Work):
             gpu_hours=self.generate_hours(method, images),
             disk_bytes=images * self.image_bytes,
         )
+
+    def _score(self) -> Iterator[Step]:
+        """Scores of the pools that rows filter; a classifier's are counted at CLIP's rate."""
+        for pool, scorer in self.plan.scorers:
+            shards = self.plan.scored_shards(pool, scorer)
+            images = (
+                self.pool_size(pool)
+                if pool in self.study.retrieved
+                else self.pool_images(pool, sorted({Path(path).stem for path in shards}))
+            )
+            yield self._step(
+                stage="score",
+                method=pool,
+                jobs=[[self.plan.scores(pool, scorer)]],
+                images=images,
+                gpu_hours=images / self.rate("embed") / 3600,
+            )
 
     def _classify(self, method: str) -> Step:
         """Training of one classifier per run.

@@ -16,6 +16,7 @@ STAGES = (
     "candidates",
     "generate",
     "select",
+    "score",
     "resample",
     "classify",
     "report",

@@ -154,10 +154,16 @@ class Work:
         return self.sizes.classes * sum(len(part_range(int(part), size)) for part in parts)
 
     def pool_size(self, method: str) -> int:
-        retrieved = self.study.retrieved.get(self.study.pool_row(method))
-        if retrieved is not None:
-            return self.sizes.classes * wanted_images(retrieved, round(self.sizes.per_class))
-        return self.pool_images(method, self.plan.parts(method))
+        """Number of images of all classes that the training sets of a method are drawn from."""
+        study, per_class, images = self.study, round(self.sizes.per_class), 0
+        keep = study.filters.get(method)
+        for pool in study.pools_of(method):
+            if pool in study.retrieved:
+                found = self.sizes.classes * wanted_images(study.retrieved[pool], per_class)
+            else:
+                found = self.pool_images(pool, [str(part) for part in range(study.parts_drawn(method, pool))])
+            images += found if keep is None else keep.kept(found)
+        return images
 
     def pass_images(self, method: str) -> int:
         """Number of images in one pass over a training set of a method, repetitions included."""

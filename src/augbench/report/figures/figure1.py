@@ -24,6 +24,7 @@ FAMILIES = {
     "prompting": "Prompting",
     "personalised": "Personalised",
     "retrieval": "Retrieval",
+    "hybrid": "Combined",
 }
 HEIGHT = 2.6  # inches
 

@@ -28,10 +28,18 @@ COLOURS = {
     "prompting": "#E69F00",
     "personalised": "#009E73",
     "retrieval": "#D55E00",
+    "hybrid": "#56B4E9",
     "control": "#666666",
 }
 # Families can also be distinguished without colour.
-MARKERS = {"unconditional": "P", "prompting": "D", "personalised": "o", "retrieval": "s", "control": "X"}
+MARKERS = {
+    "unconditional": "P",
+    "prompting": "D",
+    "personalised": "o",
+    "retrieval": "s",
+    "hybrid": "^",
+    "control": "X",
+}
 WIDTH = 3.3  # inches; one column of a two-column page
 FONT_SIZE = 7  # points
 DPI = 300

@@ -41,9 +41,9 @@ def class_panels(
     by_class: dict[str, dict[str, list[Thumb]]] = {}
     labels = {
         REAL: "Real training images",
-        **{method: plan.study.label(method) for method in plan.study.pooled},
+        **{method: plan.study.label(method) for method in plan.study.examined},
     }
-    families = {REAL: "real", **{method: plan.study.methods[method].group for method in plan.study.pooled}}
+    families = {REAL: "real", **{method: plan.study.methods[method].group for method in plan.study.examined}}
     for picture, encoded in pictures:
         own = by_class.setdefault(picture.class_id, {})
         own.setdefault(picture.panel, []).append(
@@ -72,7 +72,7 @@ def _about(change: ClassChange, plan: Plan) -> str:
     """Describe a class's change in one line."""
     info: ClassInfo = change.info
     also = f"Also {', '.join(info.lemmas[1:])}. " if len(info.lemmas) > 1 else ""
-    added = [method for method in change.points if method in plan.study.augmented]
+    added = [method for method in change.points if plan.study.methods[method].adds_images]
     if change.baseline_percent is None or not added:
         return also.strip()
     worst, best = (pick(added, key=lambda method: change.points[method]) for pick in (min, max))

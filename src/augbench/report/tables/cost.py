@@ -11,12 +11,13 @@ out.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from augbench.files import read_json, write_text
-from augbench.plan.jobs import job_files, read_seconds
+from augbench.plan.jobs import JobFile, job_files, read_seconds
 from augbench.plan.paths import Plan
 from augbench.report.contrasts import baseline_of
 from augbench.report.render import NONE, Layout, read_csv, render_csv, render_markdown, signed
@@ -65,6 +66,10 @@ class Hours:
 
     def __add__(self, other: Hours) -> Hours:
         return Hours(self.wall + other.wall, self.cpu + other.cpu, self.gpu + other.gpu)
+
+    def over(self, count: int) -> Hours:
+        """The time of one of ``count`` equal parts."""
+        return Hours(self.wall / count, self.cpu / count, self.gpu / count)
 
 
 @dataclass(frozen=True)
@@ -164,24 +169,22 @@ def build_rows(plan: Plan, table: str | Path) -> list[Row]:
     times = {job: hours_of(job.path, held.get(job.stage, 0)) for job in jobs}
     shared = _shared(plan, held)
     rows = []
-    for method, config in plan.study.methods.items():
-        making, training = Hours(), Hours()
-        pool, upstream = plan.study.pool_row(method), _upstream(plan, method)
-        own = plan.in_all_draws(method)
-        used = {pool: len(plan.parts(method)) if config.adds_images else 0}
-        used |= {row: len(plan.parts(row)) for row in upstream}
-        parts = {name: parts for row, parts in used.items() for name in plan.in_all_draws(row)}
+    for method in plan.study.methods:
+        making, training = _scoring(plan, method, times, gpus), Hours()
+        sources, upstream = _sources(plan, method), _upstream(plan, method)
+        own = [name for row in _trained(plan, method) for name in plan.in_all_draws(row)]
+        made = {name: parts for pool, parts in sources.items() for name in plan.in_all_draws(pool)}
         for job, hours in times.items():
             if job.stage in TRAINING and job.method in own:
                 training += hours
-            elif job.stage in MAKING and job.method in parts and job.part < max(1, parts[job.method]):
+            elif job.stage in MAKING and job.part < made.get(job.method, 0):
                 making += hours
         gain = (
             entries[method].top1_percent - entries[baseline].top1_percent
             if baseline is not None and method != baseline
             else None
         )
-        steps = [step for step in shared if step.needed_by in _needs(plan, used)]
+        steps = [step for step in shared if step.needed_by in _needs(plan, sources)]
         alone, with_shared = _per_hour(gain, making.wall, sum(step.make_wall_hours for step in steps))
         rows.append(
             Row(
@@ -195,7 +198,7 @@ def build_rows(plan: Plan, table: str | Path) -> list[Row]:
                 training.cpu,
                 training.gpu,
                 size_mb(_folders(plan, method)),
-                _downloaded(plan, [*used]),
+                _downloaded(plan, sources),
                 gain,
                 alone,
                 with_shared,
@@ -205,19 +208,53 @@ def build_rows(plan: Plan, table: str | Path) -> list[Row]:
     return [*rows, *shared]
 
 
+def _trained(plan: Plan, method: str) -> tuple[str, ...]:
+    """Rows whose classifiers a row needs: its own, or those of all rows that it chooses among."""
+    choosing = plan.study.choosing.get(method)
+    return (method,) if choosing is None else choosing.among
+
+
+def _sources(plan: Plan, method: str) -> dict[str, int]:
+    """Number of parts that a row needs of each pool, also of those that its images were made from."""
+    study, parts = plan.study, Counter[str]()
+    for row in _trained(plan, method):
+        for pool in study.pools_of(row):
+            parts[pool] = max(parts[pool], study.parts_drawn(row, pool))
+    parts |= Counter({pool: study.parts_drawn(pool) for pool in _upstream(plan, method)})
+    return dict(parts)
+
+
+def _scoring(plan: Plan, method: str, times: Mapping[JobFile, Hours], gpus: int) -> Hours:
+    """Time to score the pools that a row filters, and to train the classifiers that score them."""
+    unfolded = plan.unfolded
+    needed = dict.fromkeys([*_trained(plan, method), *plan.study.all_built_on(method)])
+    rows = [name for row in needed for name in plan.in_all_draws(row)]
+    filtered = [name for name in rows if name in unfolded.study.filters]
+    scorers = {name: unfolded.study.filtering_row(name) for name in filtered}
+    paths = {
+        unfolded.benchmark(unfolded.score_stage(scorer), pool)
+        for name, scorer in scorers.items()
+        for pool in unfolded.study.pools_of(name)
+    }
+    spent = sum((hours_of(path, gpus) for path in sorted(paths) if Path(path).exists()), Hours())
+    classifiers = {*scorers.values()}
+    trained = [hours for job, hours in times.items() if job.stage == "classify" and job.method in classifiers]
+    return sum((hours.over(len(plan.runs)) for hours in trained), spent)
+
+
 def _per_hour(gain: float | None, own: float, shared: float) -> tuple[float, float] | tuple[None, None]:
     """Points per hour of a row's own jobs, and per hour of its own and the shared jobs."""
     return (None, None) if gain is None or own <= 0 else (gain / own, gain / (own + shared))
 
 
 def _upstream(plan: Plan, method: str) -> list[str]:
-    """Rows with pools of their own that a row needs besides the pool that its sets are drawn from."""
-    pool = plan.study.pool_row(method)
-    return [row for row in plan.study.all_built_on(method) if row in plan.study.pooled and row != pool]
+    """Rows whose images a row needs, besides the pools that its training sets are drawn from."""
+    own, study = {pool for row in _trained(plan, method) for pool in plan.study.pools_of(row)}, plan.study
+    return [row for row in study.all_built_on(method) if row in study.pooled and row not in own]
 
 
 def _needs(plan: Plan, pools: Iterable[str]) -> set[str]:
-    """Groups of methods in :data:`SHARED` that a row belongs to, which needs the images of ``pools``."""
+    """Groups of methods in :data:`SHARED` that a row with images of these pools belongs to."""
     needs, study = {ALL}, plan.study
     for pool in pools:
         if pool in study.retrieved:
@@ -233,16 +270,15 @@ def _needs(plan: Plan, pools: Iterable[str]) -> set[str]:
 def _folders(plan: Plan, method: str) -> list[str]:
     """Folders with a row's files, including the images of the rows that it is built on."""
     own = [(stage, method) for stage in ("resamples", "classifiers")]
-    pools = [plan.study.pool_row(method), *_upstream(plan, method)]
-    pooled = [(stage, pool) for pool in pools for stage in ("shards", "finetune", "retrieval")]
+    stages = ("shards", "finetune", "retrieval")
+    pooled = [(stage, pool) for stage in stages for pool in _sources(plan, method)]
     return [plan.path(stage, name) for stage, row in (*own, *pooled) for name in plan.in_all_draws(row)]
 
 
-def _downloaded(plan: Plan, methods: Iterable[str]) -> float | None:
-    """Size of the files that rows fetched and kept, in 10^6 bytes; None if they fetched none."""
-    folders = [Path(plan.path(".downloads", method)) for method in methods]
-    found = [folder for folder in folders if folder.is_dir()]
-    return size_mb(found) if found else None
+def _downloaded(plan: Plan, pools: Iterable[str]) -> float | None:
+    """Size of the files that were fetched for some pools and kept, in 10^6 bytes; None if there are none."""
+    folders = [folder for pool in pools if (folder := Path(plan.path(".downloads", pool))).is_dir()]
+    return size_mb(folders) if folders else None
 
 
 def _shared(plan: Plan, held: Mapping[str, int]) -> list[Row]:
@@ -320,8 +356,17 @@ def _notes(plan: Plan) -> tuple[str, ...]:
         )
     if any(_upstream(plan, method) for method in plan.study.methods):
         notes.append(
-            "'including X' in a row's name: the row starts or learns from the images of X, and its times of"
-            " images, disk and downloads include those of X, once."
+            "'including X' in a row's name: images of the row started or learned from the images of X, and its"
+            " times of images, disk and downloads include those of X, once."
+        )
+    if plan.study.filters:
+        notes.append(
+            "A row that filters pays for the whole pool, also for the images that it does not keep, for their"
+            " scores, and for a classifier that gives them."
+        )
+    if plan.study.choosing:
+        notes.append(
+            "A row that chooses among others pays for the images and the classifiers of all of them."
         )
     return tuple(notes)
 

@@ -92,6 +92,7 @@ def build_rows(
     summaries: Mapping[str, str | Path],
     predictions: Mapping[str, Sequence[str | Path]],
     inherited: Mapping[str, str | Path] | None = None,
+    chosen: Mapping[str, str] | None = None,
 ) -> list[Row]:
     """Build the rows of all methods that add images, in the order of the config.
 
@@ -104,6 +105,8 @@ def build_rows(
         ``predictions.parquet`` of every run, including those of the baseline.
     inherited : mapping of method to path, optional
         As :func:`augbench.leakage.inherited.write_inherited` writes them, of rows that are built on others.
+    chosen : mapping of str to str, optional
+        Row that was chosen, by the row that chooses: the pairs of the former are those of the latter.
 
     Raises
     ------
@@ -113,14 +116,15 @@ def build_rows(
     baseline = next((name for name, method in study.real.items() if method.split == "train"), None)
     rows = []
     for name in study.methods:
-        if name not in leaks:
+        source = (chosen or {}).get(name, name)
+        if source not in leaks:
             continue
-        pairs, summary = read_leaks(leaks[name]), Summary(**read_json(summaries[name]))
-        repeated = read_leaks(repeats[name])
-        for path, table in ((leaks[name], pairs), (repeats[name], repeated)):
-            if set(table.column("method").to_pylist()) - {name} or summary.method != name:
-                raise UserError(str(path), f"pairs of another method than {name}", REMAKE)
-        passed_on = read_inherited(inherited[name]) if inherited and name in inherited else None
+        pairs, summary = read_leaks(leaks[source]), Summary(**read_json(summaries[source]))
+        repeated = read_leaks(repeats[source])
+        for path, table in ((leaks[source], pairs), (repeats[source], repeated)):
+            if set(table.column("method").to_pylist()) - {source} or summary.method != source:
+                raise UserError(str(path), f"pairs of another method than {source}", REMAKE)
+        passed_on = read_inherited(inherited[source]) if inherited and source in inherited else None
         touched = pairs.select(REAL)
         if passed_on is not None:
             touched = pa.concat_tables([touched, passed_on.select(REAL)])
@@ -232,13 +236,14 @@ def write_leakage_table(
     predictions: Mapping[str, Sequence[str | Path]],
     outs: Mapping[str, str | Path],
     inherited: Mapping[str, str | Path] | None = None,
+    chosen: Mapping[str, str] | None = None,
 ) -> list[Row]:
     """Write the table to ``outs``, which maps formats (any of ``csv``, ``md``, ``txt``) to paths.
 
     The other parameters are those of :func:`build_rows`.
     """
     inherited = inherited or {}
-    rows = build_rows(study, leaks, repeats, summaries, predictions, inherited)
+    rows = build_rows(study, leaks, repeats, summaries, predictions, inherited, chosen)
     notes = (*NOTES, *_limits_note(summaries), *_inherited_notes(rows, inherited))
     layout = Layout(
         f"Near-duplicates of real images, study {study.study}",
@@ -288,9 +293,10 @@ def draw_pairs(
         leaks.to_pylist(),
         key=lambda pair: (pair["split"] != "test", pair["hash_distance"], -pair["correlation"]),
     )[:EXAMPLES]
-    keys = zip(index.column("class_id").to_pylist(), index.column("index").to_pylist(), strict=True)
+    names = ("class_id", "index", "sha256")  # a mixture has several images of one index
+    keys = zip(*(index.column(name).to_pylist() for name in names), strict=True)
     place = {key: row for row, key in enumerate(keys)}
-    places = pa.array([place[pair["class_id"], pair["index"]] for pair in pairs], pa.int64())
+    places = pa.array([place[*(pair[name] for name in names)] for pair in pairs], pa.int64())
     added = load_images(index.take(places), job.folder)
     manifests = {name: read_split(path) for name, path in splits.items()}
     origins = {

@@ -127,6 +127,7 @@ def build_table(
     excluded: Collection[str] = (),
     draws: Sequence[str | Path] = (),
     lrs: Sequence[str | Path] = (),
+    choices: Sequence[str | Path] = (),
 ) -> Table1:
     """Build Table 1 of a study.
 
@@ -142,6 +143,8 @@ def build_table(
         Training splits of all draws, for their overlap.
     lrs : sequence of path
         ``finetune/{method}/lr.json`` of the rows that search their learning rate.
+    choices : sequence of path
+        ``selected/{method}.json`` of the rows that choose among others.
 
     Raises
     ------
@@ -179,7 +182,7 @@ def build_table(
     real = next((row.real_per_class for row in rows if row.split == "train"), None)
     facts = Facts(classes, real, max(run.n_val for run in runs), max(run.n_test for run in runs), dtypes)
     lacks = {name: _lacks(own) for name, own in sets.items()}
-    notes = _notes(study, rows, facts, excluded, draws, lacks, lrs)
+    notes = _notes(study, rows, facts, excluded, draws, lacks, lrs, choices)
     return Table1(study.study, study.report.paper_study, tuple(rows), tuple(runs), notes)
 
 
@@ -288,6 +291,7 @@ def _notes(
     draws: Sequence[str | Path],
     lacks: Mapping[str, Mapping[str, Lack]],
     lrs: Sequence[str | Path],
+    choices: Sequence[str | Path],
 ) -> tuple[str, ...]:
     """The footer: notes on columns, classes left out, differences from the protocol, the config's notes."""
     notes = [
@@ -298,6 +302,8 @@ def _notes(
         " from the method's pool. Rows without added images vary in the seed only."
     ]
     notes += _training_notes(study, rows)
+    notes += composition_notes(study)
+    notes += choice_notes(study, choices)
     if any(row.overlap is not None for row in rows):
         notes.append(
             "Overlap: mean share of images that two sets of a method have in common. At 100% the sets are"
@@ -408,10 +414,57 @@ def _training_notes(study: Study, rows: Sequence[Row]) -> Iterator[str]:
             )
         if method.shuffles_labels:
             yield (
-                f"{study.label(name)}: a placebo. It adds images of {study.label(study.pool_row(name))} with"
+                f"{study.label(name)}: a placebo. It adds images of {_pools(study, name)} with"
                 " labels permuted at random over all images of a set. It shows what added images do that say"
                 " nothing about their class; it does not show what wrong labels of one class do."
             )
+
+
+def _pools(study: Study, name: str) -> str:
+    """Rows whose images a row adds, with their shares in a mixture."""
+    shares = study.methods[name].shares
+    return ", ".join(
+        f"{study.label(pool)} ({shares[pool]:.4g})" if shares else study.label(pool)
+        for pool in study.pools_of(name)
+    )
+
+
+def composition_notes(study: Study) -> Iterator[str]:
+    """Yield a note per row that mixes pools or filters them."""
+    for name, row in study.drawn.items():
+        if row.shares:
+            yield (
+                f"{study.label(name)}: a mixture. Of each class's added images, the share in brackets comes from"
+                f" {_pools(study, name)}."
+            )
+        if row.keep is not None:
+            scorer = study.filtering_row(name)
+            by = "CLIP (zero-shot)" if scorer is None else f"the classifier of {study.label(scorer)}, run 0"
+            yield (
+                f"{study.label(name)}: filtered. Of {_pools(study, name)}, the {row.keep.share:.4g} of each class's"
+                f" images that {by} gives the highest probability of their class are kept, before sets are drawn."
+            )
+
+
+def choice_notes(study: Study, choices: Sequence[str | Path]) -> Iterator[str]:
+    """Yield a note per row that chooses among others: which one, and the validation accuracies."""
+    for name, row in study.choosing.items():
+        found = []
+        for record in map(read_json, choices):
+            if study.row_and_draw(record["method"])[0] != name:
+                continue
+            draw = study.row_and_draw(record["method"])[1]
+            accuracies = ", ".join(
+                f"{study.label(study.row_and_draw(one['candidate'])[0])} {100 * one['val_top1']:.1f}%"
+                for one in record["candidates"]
+            )
+            chosen = study.label(study.row_and_draw(record["selected"])[0])
+            found.append(f"{f'draw {draw}: ' if study.dataset.draws > 1 else ''}{chosen} ({accuracies})")
+        yield (
+            f"{study.label(name)}: the row with the best validation accuracy among"
+            f" {', '.join(map(study.label, row.among))}, mean over runs; its sets and classifiers are that row's."
+            f" Chosen: {'; '.join(found)}."
+        )
 
 
 # --- cells --------------------------------------------------------------------------------------------------
@@ -459,12 +512,13 @@ def write_table1(
     excluded: Collection[str] = (),
     draws: Sequence[str | Path] = (),
     lrs: Sequence[str | Path] = (),
+    choices: Sequence[str | Path] = (),
 ) -> Table1:
     """Write Table 1 to ``outs``: paths by format, ``csv`` and ``runs``.
 
     :mod:`augbench.report.tables.table1_text` writes it as text.
     """
-    table = build_table(study, results, manifests, excluded, draws, lrs)
+    table = build_table(study, results, manifests, excluded, draws, lrs, choices)
     texts = {"csv": render_csv(table.rows, table.notes), "runs": render_csv(table.runs)}
     for kind, path in outs.items():
         write_text(path, texts[kind])
