@@ -29,7 +29,7 @@ for model, source in PLAN.hub_models.items():
             "../scripts/fetch_model.py"
 
 
-if PLAN.cluster_counts and PLAN.feature_files:
+if PLAN.feature_files:
 
     rule fetch_inception:
         output:

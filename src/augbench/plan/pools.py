@@ -252,9 +252,9 @@ class PoolPaths(InputPaths):
 
     @cached_property
     def feature_files(self) -> list[str]:
-        """Published weights for the features that are clustered."""
-        finetune = self.study.finetune
-        return [finetune.inception_weights] if finetune.features == "inception_v3" else []
+        """Published weights for the features that are clustered, if any are."""
+        finetune, needed = self.study.finetune, self.cluster_counts or self.clustering_apart
+        return [finetune.inception_weights] if needed and finetune.features == "inception_v3" else []
 
     @cached_property
     def folders(self) -> list[Block]:

@@ -154,7 +154,7 @@ class Estimate(Work):
             known = [file.size for file in known_models().get(hub.repository, ("", {}))[1].values()]
             size = float(sum(file or 0 for file in known)) if known and None not in known else sizes[layout]
             yield self._fetched(hub.repository, [hub.marker], size)
-        if self.plan.cluster_counts and self.plan.feature_files:
+        if self.plan.feature_files:
             yield self._fetched("Inception-v3", self.plan.feature_files, 1.09e8)
         if self.plan.aesthetics_files:
             yield self._fetched("aesthetics predictor", self.plan.aesthetics_files, 3.7e6)
@@ -178,6 +178,8 @@ class Estimate(Work):
         jobs = [[plan.classes], list(plan.splits.values()), *models, *prompts]
         if plan.cluster_counts:
             jobs += [plan.cluster_files(draw) for draw in range(self.study.dataset.draws)]
+        jobs += [plan.clusters_of(method) for method in plan.clustering_apart]
+        jobs += [files for method in plan.study.personalised if (files := plan.learned_images(method))]
         if plan.corpus_parts:
             jobs.append(plan.corpus_parts)
         yield self._step("prepare", "all methods", jobs)
@@ -237,7 +239,8 @@ class Estimate(Work):
         ]
         epochs = min(row.last_epoch(self.study.finetune.max_epochs), self.assume("finetune_epochs"))
         evaluated = FORWARD_SHARE * self.sizes.validation * self.study.finetune.validation_draws
-        seen = epochs * len(factors) * (self.sizes.train + evaluated)
+        images = self.learned_images(method)
+        seen = epochs * len(factors) * (images + evaluated)
         hours: float | None = None
         unets, latents = 0.0, self.latents(method)
         if self.knows_diffusion:
@@ -252,7 +255,7 @@ class Estimate(Work):
             method=method,
             jobs=jobs,
             others=[choice],
-            images=self.sizes.train,
+            images=images,
             gpu_hours=hours,
             disk_bytes=vectors + unets + self.latents_bytes(latents),
         )
@@ -365,16 +368,18 @@ class Estimate(Work):
         if plan.guarded:
             pools = sum(self.pool_size(method) for method in plan.guarded)
             images = pools + self.sizes.train + self.sizes.validation + self.sizes.test
-            guard = [
-                *plan.embedded_splits.values(),
-                *(path for method in plan.guarded for path in (plan.leaks(method), plan.leak_counts(method))),
+            guards = [
+                [path for method in level for path in (plan.leaks(method), plan.leak_counts(method))]
+                for level in plan.guard_levels
             ]
+            guards[0] += plan.embedded_splits.values()
+            inherited = [plan.inherited(method) for method in plan.inheriting]
             repeats = [plan.embedded_split("train"), *map(plan.repeats, folded.guarded)]
             yield self._step(
                 stage="report",
                 method="near-duplicates",
-                jobs=[guard, repeats],
-                others=[list(folded.leakage_table.values())],
+                jobs=[*guards, repeats],
+                others=[list(folded.leakage_table.values()), *([inherited] if inherited else [])],
                 images=images,
                 gpu_hours=images / self.rate("embed") / 3600,
             )

@@ -82,17 +82,29 @@ class Work:
             return None
         return images * self.unet_calls(method) / REFERENCE_CALLS * self.area / self.rate("generate") / 3600
 
+    def learned_images(self, method: str) -> int:
+        """Number of images that a fine-tuned method learns from."""
+        row = self.study.personalised[method]
+        own = self.sizes.train if row.learns_from_training_images else 0
+        return own + sum(map(self.added_images, row.built_on))
+
     def latents(self, method: str) -> int:
         """Number of images and mirror images that are encoded for a fine-tuned method.
 
-        Methods share them, so only the first one of a draw needs any.
+        Methods that learn from the same images share them, so only the first one of a draw needs any. All
+        share those of validation images.
         """
-        draw = self.plan.draw_of(method)
-        alike = [name for name in self.plan.study.personalised if self.plan.draw_of(name) == draw]
-        if not self.knows_diffusion or method != alike[0]:
+        rows, draw = self.study.personalised, self.plan.draw_of(method)
+        if not self.knows_diffusion:
             return 0
+        alike = [
+            name
+            for name, row in rows.items()
+            if self.plan.draw_of(name) == draw and row.learn_from == rows[method].learn_from
+        ]
         views = 2 if self.study.finetune.flip > 0 else 1
-        return views * self.sizes.train + (0 if draw else self.sizes.validation)
+        learned = views * self.learned_images(method) if method == alike[0] else 0
+        return learned + (self.sizes.validation if method == next(iter(rows)) else 0)
 
     def encode_hours(self, latents: int) -> float:
         return latents * self.area * ENCODING_SHARE / self.rate("finetune_vectors") / 3600

@@ -4,8 +4,8 @@ Input: Snakemake's benchmark file of every job, the classifiers' ``timing.json``
 ``table1.csv``. Output: ``cost.csv`` (full precision) and Markdown, with one row per method and one per step
 that methods share.
 
-A row's cost is what the row would have taken alone: a row that draws from another row's pool includes the
-cost of that pool, so rows do not add up. Reports and the leakage guard serve all methods alike and are left
+A row's cost is what the row would have taken alone: a row that draws from another row's pool, or starts or
+learns from its images, includes the cost of these images once, so rows do not add up. Reports and the leakage guard serve all methods alike and are left
 out.
 """
 
@@ -28,6 +28,8 @@ MAKING = (
     "prompts",
     "search",
     "retrieve",
+    "learned_images",
+    "cluster",
     "finetune",
     "choose_lr",
     "candidates",
@@ -92,6 +94,9 @@ class Row:
         ``gain_points`` per wall hour of making or finding the images; None if nothing was made.
     points_per_hour_with_shared : float or None
         The same, with all shared steps that the row needs charged to this row.
+    upstream : str
+        Labels of the rows whose images this row starts or learns from, directly or through others; making these
+        images is part of the row's times, disk and downloads. Empty if there are none.
     """
 
     method: str
@@ -108,6 +113,7 @@ class Row:
     gain_points: float | None
     points_per_hour: float | None
     points_per_hour_with_shared: float | None
+    upstream: str = ""
 
 
 def hours_of(path: str | Path, gpus: int) -> Hours:
@@ -165,19 +171,22 @@ def build_rows(plan: Plan, table: str | Path) -> list[Row]:
     rows = []
     for method in plan.study.methods:
         making, training = _scoring(plan, method, times, gpus), Hours()
-        sources = _sources(plan, method)
         own = [name for row in _trained(plan, method) for name in plan.in_all_draws(row)]
-        made = {name: parts for pool, parts in sources.items() for name in plan.in_all_draws(pool)}
+        upstream = _upstream(plan, method)
+        used = _sources(plan, method) | {row: len(plan.parts(row)) for row in upstream}
+        parts = {name: parts for row, parts in used.items() for name in plan.in_all_draws(row)}
         for job, hours in times.items():
             if job.stage in TRAINING and job.method in own:
                 training += hours
-            elif job.stage in MAKING and job.part < made.get(job.method, 0):
+            elif job.stage in MAKING and job.part < parts.get(job.method, 0):
                 making += hours
         gain = (
             entries[method].top1_percent - entries[baseline].top1_percent
             if baseline is not None and method != baseline
             else None
         )
+        steps = [step for step in shared if step.needed_by in _needs(plan, used)]
+        alone, with_shared = _per_hour(gain, making.wall, sum(step.make_wall_hours for step in steps))
         rows.append(
             Row(
                 method,
@@ -190,13 +199,11 @@ def build_rows(plan: Plan, table: str | Path) -> list[Row]:
                 training.cpu,
                 training.gpu,
                 size_mb(_folders(plan, method)),
-                _downloaded(plan, sources),
+                _downloaded(plan, [*used]),
                 gain,
-                *_per_hour(
-                    gain,
-                    making.wall,
-                    sum(step.make_wall_hours for step in shared if step.needed_by in _needs(plan, sources)),
-                ),
+                alone,
+                with_shared,
+                upstream=", ".join(map(plan.study.label, upstream)),
             )
         )
     return [*rows, *shared]
@@ -220,7 +227,8 @@ def _sources(plan: Plan, method: str) -> dict[str, int]:
 def _scoring(plan: Plan, method: str, times: Mapping[JobFile, Hours], gpus: int) -> Hours:
     """Time to score the pools that a row filters, and to train the classifiers that score them."""
     unfolded = plan.unfolded
-    rows = [name for row in _trained(plan, method) for name in plan.in_all_draws(row)]
+    needed = [name for row in _trained(plan, method) for name in (row, *plan.study.all_built_on(row))]
+    rows = [name for row in needed for name in plan.in_all_draws(row)]
     filtered = [name for name in rows if name in unfolded.study.filters]
     scorers = {name: unfolded.study.filtering_row(name) for name in filtered}
     paths = {
@@ -239,31 +247,40 @@ def _per_hour(gain: float | None, own: float, shared: float) -> tuple[float, flo
     return (None, None) if gain is None or own <= 0 else (gain / own, gain / (own + shared))
 
 
+def _upstream(plan: Plan, method: str) -> list[str]:
+    """Rows with pools of their own that a row needs besides the pools that its sets are drawn from."""
+    study, sources = plan.study, _sources(plan, method)
+    needed = {row for pool in sources for row in study.all_built_on(pool)}
+    return [row for row in study.pooled if row in needed and row not in sources]
+
+
 def _needs(plan: Plan, pools: Iterable[str]) -> set[str]:
-    """Groups of methods in :data:`SHARED` that a row with images of these pools belongs to."""
-    needs = {ALL}
+    """Groups of methods in :data:`SHARED` that a row belongs to, which needs the images of ``pools``."""
+    needs, study = {ALL}, plan.study
     for pool in pools:
-        if pool in plan.study.retrieved:
+        if pool in study.retrieved:
             needs.add(RETRIEVAL)
-        if pool in plan.study.generated:
+        if pool in study.generated:
             needs.add(GENERATION)
-        if pool in plan.study.personalised and plan.study.personalised[pool].clusters > 1:
+        row = study.personalised.get(pool)
+        if row is not None and row.clusters > 1 and not row.edges:
             needs.add(CLUSTERED)
     return needs
 
 
 def _folders(plan: Plan, method: str) -> list[str]:
-    """Folders with a row's files, including the images of the row whose pool it draws from."""
+    """Folders with a row's files, including the images of the rows that it is built on."""
     own = [(stage, method) for stage in ("resamples", "classifiers")]
-    stages = ("shards", "finetune", "retrieval")
-    pooled = [(stage, pool) for stage in stages for pool in plan.study.pools_of(method)]
+    pools = [*_sources(plan, method), *_upstream(plan, method)]
+    pooled = [(stage, pool) for pool in pools for stage in ("shards", "finetune", "retrieval")]
     return [plan.path(stage, name) for stage, row in (*own, *pooled) for name in plan.in_all_draws(row)]
 
 
-def _downloaded(plan: Plan, pools: Iterable[str]) -> float | None:
-    """Size of the files that were fetched for some pools and kept, in 10^6 bytes; None if there are none."""
-    folders = [folder for pool in pools if (folder := Path(plan.path(".downloads", pool))).is_dir()]
-    return size_mb(folders) if folders else None
+def _downloaded(plan: Plan, methods: Iterable[str]) -> float | None:
+    """Size of the files that rows fetched and kept, in 10^6 bytes; None if they fetched none."""
+    folders = [Path(plan.path(".downloads", method)) for method in methods]
+    found = [folder for folder in folders if folder.is_dir()]
+    return size_mb(found) if found else None
 
 
 def _shared(plan: Plan, held: Mapping[str, int]) -> list[Row]:
@@ -348,13 +365,19 @@ def _notes(plan: Plan) -> tuple[str, ...]:
         notes.append(
             "A row that chooses among others pays for the images and the classifiers of all of them."
         )
+    if any(_upstream(plan, method) for method in plan.study.methods):
+        notes.append(
+            "'including X' in a row's name: the row starts or learns from the images of X, and its times of"
+            " images, disk and downloads include those of X, once."
+        )
     return tuple(notes)
 
 
 def _cells(row: Row, per_hour: float) -> tuple[str, ...]:
     hours = [getattr(row, field.name) for field in fields(Row) if field.name.endswith("_hours")]
+    including = f" (including {row.upstream})" if row.upstream else ""
     return (
-        row.label if row.method else f"shared by {row.needed_by}: {row.label}",
+        f"{row.label}{including}" if row.method else f"shared by {row.needed_by}: {row.label}",
         *(f"{per_hour * value:,.2f}" if value else "0" for value in hours),
         f"{row.disk_mb:,.1f}",
         NONE if row.downloaded_mb is None else f"{row.downloaded_mb:,.1f}",
