@@ -14,7 +14,7 @@ import pytest
 from conftest import SMALL_STUDY
 from test_resample import pool_of
 
-from augbench.artifacts.pool import SCHEMA
+from augbench.artifacts.pool import SCHEMA, read_index
 from augbench.commands.check.methods import added_image_problems
 from augbench.config.methods import Keep
 from augbench.config.study import Study, parse_study
@@ -23,7 +23,10 @@ from augbench.plan import recipes
 from augbench.plan.paths import Plan
 from augbench.pools.choice import adopt, choose
 from augbench.pools.keep import keep_best
-from augbench.pools.scores import own_class_probability
+from augbench.pools.scores import own_class_probability, read_scores
+from augbench.report.tables.cost import read_rows as read_costs
+from augbench.report.tables.diagnostics import read_rows as read_diagnostics
+from augbench.report.tables.leakage import read_rows as read_leakage
 from augbench.report.tables.table1 import choice_notes, composition_notes
 from augbench.resample import Drawing, draw, share_counts
 
@@ -212,6 +215,75 @@ def test_a_choice_is_by_mean_validation_accuracy_alone_and_its_files_are_the_cho
     assert Path(plan.resample("best", "0")).read_text() == "0.parquet of by_clip, 0"
     (note,) = choice_notes(plan.study, [out])
     assert note.endswith("Chosen: by_clip (halves 55.0%, by_clip 60.0%).")
+
+
+@pytest.mark.full
+def test_a_study_with_a_mixture_filters_and_a_choice_runs_to_its_report(workspace: Workspace) -> None:
+    rows = {name: SMALL_STUDY["methods"][name] for name in ("none", "simple_prompt", "retrieval")}
+    rows["retrieval"] = {**rows["retrieval"], "images_per_class": 20}
+    rows |= {
+        "plain": {"mechanism": "draw", "pool": "simple_prompt"},
+        "one": {"mechanism": "draw", "pools": {"simple_prompt": 1.0}},
+        "all": {"mechanism": "draw", "pool": "simple_prompt", "keep": {"by": "classifier", "share": 1.0}},
+        "halves": HALVES,
+        "by_clip": BY_CLIP,
+        "by_classifier": BY_CLASSIFIER,
+        "best": {**BEST, "among": ["halves", "by_clip", "by_classifier"]},
+    }
+    workspace.write_study({**SMALL_STUDY, "methods": rows})
+    workspace.run()
+    assert workspace.plan() == {}
+    study = parse_study(workspace.study)
+    results = workspace.results
+
+    def sets(row: str) -> list[pa.Table]:
+        return [read_index(results / f"resamples/{row}/selected/{run}.parquet") for run in range(2)]
+
+    def result(row: str, run: int = 0) -> dict[str, Any]:
+        return json.loads((results / f"classifiers/{row}/selected/{run}/result.json").read_text())
+
+    assert sets("one") == sets("all") == sets("plain")
+    assert {result(row)["test_top1"] for row in ("one", "all", "plain")} == {result("plain")["test_top1"]}
+    for row, name in (("by_clip", "clip/retrieval"), ("by_classifier", "classifier/none/simple_prompt")):
+        scores = read_scores(results / f"scores/{name}.parquet")
+        kept = {
+            (one["class_id"], one["index"], one["sha256"])
+            for one in read_index(results / f"shards/{row}/selected/index.parquet").to_pylist()
+        }
+        for class_id in {key[0] for key in scores}:
+            own = {key: score for key, score in scores.items() if key[0] == class_id}
+            worst = min(score for key, score in own.items() if key in kept)
+            assert len(own.keys() & kept) == len(own) / 2 == 10
+            assert all(score <= worst for key, score in own.items() if key not in kept)
+    record = json.loads((results / "selected/best.json").read_text())
+    means = {
+        row: np.mean([result(row, run)["val_top1"] for run in range(2)]) for row in rows["best"]["among"]
+    }
+    chosen = max(means, key=lambda row: means[row])
+    assert record["selected"] == chosen == result("best")["chosen"]
+    assert result("best", 1) == {**result(chosen, 1), "method": "best", "chosen": chosen}
+    trained = len([*(workspace.store / "classifiers").glob("*.safetensors")])
+    assert trained == 2 * (len(rows) - 3), "one and all are plain, and best is another row"
+    footer = (results / "tables/table1.md").read_text()
+    for text in ("halves: a mixture", "by_clip: filtered", f"Chosen: {chosen} ("):
+        assert text in footer
+    costs = {row.method: row for row in read_costs(results / "tables/cost.csv")}
+    for part in ("simple_prompt", "retrieval"):
+        assert costs["halves"].make_wall_hours > costs[part].make_wall_hours
+    assert costs["by_classifier"].make_wall_hours > costs["plain"].make_wall_hours, (
+        "scores and their classifier"
+    )
+    assert costs["best"].make_wall_hours > costs["by_clip"].make_wall_hours
+    checked = {row.method: row.checked for row in read_leakage(results / "tables/leakage.csv")}
+    assert {*checked} == {*rows} - {"none", "plain"} and checked["best"] == checked[chosen]
+    assert checked["halves"] == 2 * checked["retrieval"] == 4 * checked["by_clip"] == 400
+    assert {row.method for row in read_diagnostics(results / "tables/diagnostics.csv")} >= {
+        "halves",
+        "by_clip",
+    }
+    assert study.methods["best"].group in ("hybrid", "retrieval", "prompting")
+    done = workspace.augbench("plan", "--configfile", "study.yaml")
+    assert "Nothing is left to do." in done.stdout, done.stdout[-3000:] + done.stderr
 
 
 # --- config and plan ----------------------------------------------------------------------------------------
