@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import SMALL_STUDY
+from conftest import SMALL_STUDY, Workspace
 from test_resample import pool_of
 
 from augbench.artifacts.pool import SCHEMA, read_index
