@@ -280,7 +280,9 @@ class SampleMethod(_Sampled):
 
     @property
     def group(self) -> Family:
-        """Group of the row in figures; by default ``unconditional`` if it starts from training images."""
+        """Group of the row in figures; by default ``unconditional`` or ``hybrid`` if it starts from images."""
+        if self.start_pool is not None:
+            return self.family or "hybrid"
         return self.family or ("unconditional" if self.from_training_images else self.default_family)
 
     @property
@@ -408,6 +410,11 @@ class PersonaliseMethod(_Sampled):
 
     learns = True
     default_family = "personalised"
+
+    @property
+    def group(self) -> Family:
+        """Group of the row in figures; by default ``hybrid`` if it learns from other rows' images."""
+        return self.family or ("hybrid" if self.edges else self.default_family)
 
     @model_validator(mode="after")
     def _no_repeats(self) -> PersonaliseMethod:

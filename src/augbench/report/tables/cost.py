@@ -171,21 +171,20 @@ def build_rows(plan: Plan, table: str | Path) -> list[Row]:
     rows = []
     for method in plan.study.methods:
         making, training = _scoring(plan, method, times, gpus), Hours()
+        sources, upstream = _sources(plan, method), _upstream(plan, method)
         own = [name for row in _trained(plan, method) for name in plan.in_all_draws(row)]
-        upstream = _upstream(plan, method)
-        used = _sources(plan, method) | {row: len(plan.parts(row)) for row in upstream}
-        parts = {name: parts for row, parts in used.items() for name in plan.in_all_draws(row)}
+        made = {name: parts for pool, parts in sources.items() for name in plan.in_all_draws(pool)}
         for job, hours in times.items():
             if job.stage in TRAINING and job.method in own:
                 training += hours
-            elif job.stage in MAKING and job.part < parts.get(job.method, 0):
+            elif job.stage in MAKING and job.part < made.get(job.method, 0):
                 making += hours
         gain = (
             entries[method].top1_percent - entries[baseline].top1_percent
             if baseline is not None and method != baseline
             else None
         )
-        steps = [step for step in shared if step.needed_by in _needs(plan, used)]
+        steps = [step for step in shared if step.needed_by in _needs(plan, sources)]
         alone, with_shared = _per_hour(gain, making.wall, sum(step.make_wall_hours for step in steps))
         rows.append(
             Row(
@@ -199,7 +198,7 @@ def build_rows(plan: Plan, table: str | Path) -> list[Row]:
                 training.cpu,
                 training.gpu,
                 size_mb(_folders(plan, method)),
-                _downloaded(plan, [*used]),
+                _downloaded(plan, sources),
                 gain,
                 alone,
                 with_shared,
@@ -216,18 +215,19 @@ def _trained(plan: Plan, method: str) -> tuple[str, ...]:
 
 
 def _sources(plan: Plan, method: str) -> dict[str, int]:
-    """Number of parts that a row needs of each pool."""
+    """Number of parts that a row needs of each pool, also of those that its images were made from."""
     study, parts = plan.study, Counter[str]()
     for row in _trained(plan, method):
         for pool in study.pools_of(row):
             parts[pool] = max(parts[pool], study.parts_drawn(row, pool))
+    parts |= Counter({pool: study.parts_drawn(pool) for pool in _upstream(plan, method)})
     return dict(parts)
 
 
 def _scoring(plan: Plan, method: str, times: Mapping[JobFile, Hours], gpus: int) -> Hours:
     """Time to score the pools that a row filters, and to train the classifiers that score them."""
     unfolded = plan.unfolded
-    needed = [name for row in _trained(plan, method) for name in (row, *plan.study.all_built_on(row))]
+    needed = dict.fromkeys([*_trained(plan, method), *plan.study.all_built_on(method)])
     rows = [name for row in needed for name in plan.in_all_draws(row)]
     filtered = [name for name in rows if name in unfolded.study.filters]
     scorers = {name: unfolded.study.filtering_row(name) for name in filtered}
@@ -248,14 +248,13 @@ def _per_hour(gain: float | None, own: float, shared: float) -> tuple[float, flo
 
 
 def _upstream(plan: Plan, method: str) -> list[str]:
-    """Rows with pools of their own that a row needs besides the pools that its sets are drawn from."""
-    study, sources = plan.study, _sources(plan, method)
-    needed = {row for pool in sources for row in study.all_built_on(pool)}
-    return [row for row in study.pooled if row in needed and row not in sources]
+    """Rows whose images a row needs, besides the pools that its training sets are drawn from."""
+    own, study = {pool for row in _trained(plan, method) for pool in plan.study.pools_of(row)}, plan.study
+    return [row for row in study.all_built_on(method) if row in study.pooled and row not in own]
 
 
 def _needs(plan: Plan, pools: Iterable[str]) -> set[str]:
-    """Groups of methods in :data:`SHARED` that a row belongs to, which needs the images of ``pools``."""
+    """Groups of methods in :data:`SHARED` that a row with images of these pools belongs to."""
     needs, study = {ALL}, plan.study
     for pool in pools:
         if pool in study.retrieved:
@@ -271,16 +270,15 @@ def _needs(plan: Plan, pools: Iterable[str]) -> set[str]:
 def _folders(plan: Plan, method: str) -> list[str]:
     """Folders with a row's files, including the images of the rows that it is built on."""
     own = [(stage, method) for stage in ("resamples", "classifiers")]
-    pools = [*_sources(plan, method), *_upstream(plan, method)]
-    pooled = [(stage, pool) for pool in pools for stage in ("shards", "finetune", "retrieval")]
+    stages = ("shards", "finetune", "retrieval")
+    pooled = [(stage, pool) for stage in stages for pool in _sources(plan, method)]
     return [plan.path(stage, name) for stage, row in (*own, *pooled) for name in plan.in_all_draws(row)]
 
 
-def _downloaded(plan: Plan, methods: Iterable[str]) -> float | None:
-    """Size of the files that rows fetched and kept, in 10^6 bytes; None if they fetched none."""
-    folders = [Path(plan.path(".downloads", method)) for method in methods]
-    found = [folder for folder in folders if folder.is_dir()]
-    return size_mb(found) if found else None
+def _downloaded(plan: Plan, pools: Iterable[str]) -> float | None:
+    """Size of the files that were fetched for some pools and kept, in 10^6 bytes; None if there are none."""
+    folders = [folder for pool in pools if (folder := Path(plan.path(".downloads", pool))).is_dir()]
+    return size_mb(folders) if folders else None
 
 
 def _shared(plan: Plan, held: Mapping[str, int]) -> list[Row]:
@@ -356,6 +354,11 @@ def _notes(plan: Plan) -> tuple[str, ...]:
             "The times of a row that draws from another row's pool include that pool, so the rows do not add"
             " up."
         )
+    if any(_upstream(plan, method) for method in plan.study.methods):
+        notes.append(
+            "'including X' in a row's name: images of the row started or learned from the images of X, and its"
+            " times of images, disk and downloads include those of X, once."
+        )
     if plan.study.filters:
         notes.append(
             "A row that filters pays for the whole pool, also for the images that it does not keep, for their"
@@ -364,11 +367,6 @@ def _notes(plan: Plan) -> tuple[str, ...]:
     if plan.study.choosing:
         notes.append(
             "A row that chooses among others pays for the images and the classifiers of all of them."
-        )
-    if any(_upstream(plan, method) for method in plan.study.methods):
-        notes.append(
-            "'including X' in a row's name: the row starts or learns from the images of X, and its times of"
-            " images, disk and downloads include those of X, once."
         )
     return tuple(notes)
 
