@@ -1,15 +1,43 @@
-"""Rows that are built on other rows' images: what the config allows, and what depends on what."""
+"""Rows that are built on other rows' images: config, draws, starts, lessons, and near-duplicates through edges."""
 
 from __future__ import annotations
 
 import copy
+import json
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from conftest import SMALL_STUDY
+from conftest import PROJECT, SMALL_STUDY, noise
+from PIL import Image
 
+from augbench.artifacts.origins import Start, counts_by_row, starts_of
+from augbench.artifacts.pool import build_index, read_index
+from augbench.artifacts.shards import ShardRow, encode_image, read_shard, write_shard
+from augbench.artifacts.store import Store
+from augbench.config.methods import PoolOf
 from augbench.config.study import Study, parse_study
+from augbench.data.classes import ClassInfo
+from augbench.data.sources import open_source
+from augbench.data.splits import Split, read_split, write_split
 from augbench.errors import UserError
+from augbench.files import write_json
+from augbench.generate.stage import generate
+from augbench.leakage import records
+from augbench.leakage.inherited import LEARNED, START, read_inherited, write_inherited
+from augbench.leakage.inherited import SCHEMA as INHERITED
+from augbench.personalise.learned import WithAddedImages, write_learned_images
+from augbench.plan.paths import Plan
+from augbench.prompts.stage import read_prompts, write_prompts
+from augbench.report.tables import cost
+from augbench.report.tables.leakage import read_rows, write_leakage_table
+from augbench.resample import Drawing, resample
+from augbench.runtime.job import Job
 
 EDITED = {"mechanism": "sample", "start": {"pool": "retrieval"}, "noise": 0.5}
 WORDS = {"mechanism": "personalise", "learn": "pseudoword", "candidates": ["val_loss"]}
@@ -103,3 +131,299 @@ def test_draws_repeat_a_row_if_anything_that_it_is_built_on_depends_on_the_train
     assert rows["thrice_draw1"].edges == {"start.pool": "few_draw1"}
     assert rows["words_draw1"].built_on == ("retrieval", "again_draw1")
     assert not study.depends_on_training_images("edited") and study.depends_on_training_images("thrice")
+
+
+def test_the_guard_searches_rows_before_those_that_are_made_from_them_only_where_it_drops() -> None:
+    rows = {
+        "edited": EDITED,
+        "few": {"mechanism": "draw", "pool": "edited", "added_per_training_image": 0.5},
+        "twice": {"mechanism": "sample", "start": {"pool": "few"}},
+    }
+    study = study_of(2, **rows)
+    levels = [set(level) for level in Plan(study, ("a", "b")).unfolded.guard_levels]
+    assert levels == [{*study.pooled}] and Plan(study, ("a", "b")).inheriting == ["edited", "twice"]
+    dropping = study.model_copy(update={"leakage": study.leakage.model_copy(update={"action": "drop"})})
+    plan = Plan(dropping, ("a", "b")).unfolded
+    assert [set(level) for level in plan.guard_levels][1:] == [
+        {"edited", "edited_draw1", "few", "few_draw1"}, {"twice", "twice_draw1"},
+    ]  # fmt: skip
+    assert plan.started("twice") == [plan.pool("few")] and plan.started_leaks("twice") == [plan.leaks("few")]
+    assert plan.started("boomerang") == plan.started_leaks("boomerang") == []
+
+
+def test_costs_include_the_rows_that_a_row_is_built_on_once() -> None:
+    study = study_of(
+        edited=EDITED,
+        words={**WORDS, "learn_from": ["train", {"pool": "edited"}]},
+        few={"mechanism": "draw", "pool": "words", "added_per_training_image": 0.5},
+    )
+    plan = Plan(study, ("a", "b"))
+    assert cost._sources(plan, "few") == {"words": 2, "retrieval": 1, "edited": 2}
+    assert cost._upstream(plan, "few") == ["retrieval", "edited"] and cost._upstream(plan, "boomerang") == []
+    assert cost._needs(plan, cost._sources(plan, "few")) == {cost.ALL, cost.GENERATION, cost.RETRIEVAL}
+
+
+# --- pools of images --------------------------------------------------------------------------------
+
+CLASSES = [ClassInfo("cat", ("cat",)), ClassInfo("dog", ("dog",))]
+IDS = ("cat", "dog")
+ROWS: dict[str, Any] = {
+    "none": {"mechanism": "real"},
+    "web": {"mechanism": "retrieve"},
+    "copied": {"mechanism": "sample", "start": "training_images", "noise": 0.5},
+    "edited": {"mechanism": "sample", "start": {"pool": "web"}, "noise": 0.5},
+    "words": {**WORDS, "learn_from": ["train", {"pool": "web"}]},
+    "again": {"mechanism": "sample", "start": {"pool": "edited"}},
+}
+
+
+def pet_study(**execution: Any) -> Study:
+    return parse_study(
+        {
+            "study": "pets",
+            "dataset": {"kind": "image_folder", "root": "pets", "train_fraction": 0.25},
+            "corpus": {"kind": "image_folder", "root": "corpus"},
+            "diffusion": {
+                **SMALL_STUDY["diffusion"],
+                "model": str(PROJECT / "resources/mini/stable-diffusion"),
+                "steps": 4,
+            },
+            "clip": {"model": str(PROJECT / "resources/mini/clip")},
+            "methods": ROWS,
+            "augmentation": {"images_per_class": 4, "images_per_part": 2},
+            "execution": {"batch_size": 2, **execution},
+        }
+    )
+
+
+def write_pool(name: str, images: dict[str, Sequence[Image.Image]], generated: bool = False) -> Path:
+    folder, paths = Path("results/pets"), []
+    for label, (class_id, members) in enumerate(images.items()):
+        paths.append(folder / f"shards/{name}/selected/{class_id}/0.parquet")
+        rows = [
+            ShardRow(
+                encode_image(image, "png", 95), label, class_id, i, "a prompt", "model",
+                seed=i if generated else None, source=None if generated else f"http://pets/{class_id}/{i}",
+            )
+            for i, image in enumerate(members)
+        ]  # fmt: skip
+        write_shard(paths[-1], rows, {})
+    build_index(paths, folder, folder / f"shards/{name}/selected/index.parquet")
+    return folder / f"shards/{name}/selected/index.parquet"
+
+
+def training(count: int = 3) -> Split:
+    """The first training images of each class, as a split."""
+    names = [f"{class_id}/{number:03d}.png" for class_id in IDS for number in range(count)]
+    labels = np.repeat(np.arange(2, dtype=np.int32), count)
+    split = Split(names, [name[:3] for name in names], labels, names)
+    write_split(split, "train.parquet")
+    return split
+
+
+def training_pool(split: Split) -> Path:
+    study = pet_study()
+    images = list(open_source(study.dataset, study.seed, study.corpus).load(split.sources))
+    return write_pool("web", {"cat": images[:3], "dog": images[3:]})
+
+
+def made(study: Study, method: str, store: str, blocks: Sequence[Sequence[str]] = (IDS,)) -> np.ndarray:
+    """Images of a row, by class and index, made in some blocks of classes."""
+    split = read_split("train.parquet")
+    images = {class_id: [i for i in split.image_ids if i.startswith(class_id)] for class_id in IDS}
+    index = Path("results/pets/shards/web/selected/index.parquet")
+    starts = starts_of(index, "results/pets") if method == "edited" else None
+    write_prompts(study, method, CLASSES, images, f"{method}.parquet", starts)
+    write_json("model.json", {"id": "the miniature's"})
+    job = Job(study, Store(Path(store), Path("results/pets")), 1)
+    paths = [f"{store}/{method}/{c}/{part}.parquet" for block in blocks for c in block for part in (0, 1)]
+    for block in blocks:
+        targets = [path for path in paths if Path(path).parts[-2] in block]
+        generate(job, method, f"{method}.parquet", "model.json", "train.parquet", {"": targets},
+                 started_path=str(index))  # fmt: skip
+    tables = [read_shard(path) for path in sorted(paths)]
+    encoded = [image["bytes"] for table in tables for image in table.column("image").to_pylist()]
+    return np.stack([np.asarray(Image.open(BytesIO(image)), dtype=int) for image in encoded])
+
+
+def test_a_pool_of_the_training_images_gives_the_images_that_these_give(pets: Path, one_thread: None) -> None:
+    """Training images and pool are the same pictures in the same order; so are the seeds of the rows."""
+    training_pool(training())
+    copied, edited = made(pet_study(), "copied", "a"), made(pet_study(), "edited", "a")
+    assert len(copied) == 8 and np.array_equal(copied, edited)
+    single = made(pet_study(batch_size=1), "edited", "b", [["dog"], ["cat"]])
+    assert np.abs(single - edited).max() <= 2, "float rounding only, for another batch and block size"
+    rows = pq.read_table("a/edited/dog/1.parquet").to_pylist()
+    index = read_index("results/pets/shards/web/selected/index.parquet").to_pylist()
+    hashes = [row["sha256"] for row in index if row["class_id"] == "dog"]
+    assert [(row["source"], row["origin"]) for row in rows] == [
+        ("http://pets/dog/2", hashes[2]), ("http://pets/dog/0", hashes[0]),
+    ], "three images are taken in turn by four"  # fmt: skip
+    assert "origin" not in pq.read_schema("a/copied/dog/1.parquet").names
+
+
+def test_a_start_is_named_as_its_shard_knows_it_and_near_duplicates_can_be_left_out(pets: Path) -> None:
+    images = {class_id: [noise(10 * n + i) for i in range(2)] for n, class_id in enumerate(IDS)}
+    generated = write_pool("copied", images, generated=True)
+    assert [start.source for start in starts_of(generated, "results/pets")["dog"]] == [
+        "dog_000000", "dog_000001",
+    ]  # fmt: skip
+    found = write_pool("web", images)
+    first = read_index(found).to_pylist()[0]
+    write_leaks("leaks.parquet", "web", [(first["class_id"], first["index"], first["sha256"], "t1")])
+    left = starts_of(found, "results/pets", "leaks.parquet")
+    assert [len(left[class_id]) for class_id in IDS] == [1, 2]
+    assert first["sha256"] not in {start.origin for starts in left.values() for start in starts}
+
+
+def test_a_class_without_images_to_start_from_is_named_unless_it_is_left_out(tmp_path: Path) -> None:
+    study, starts = pet_study(), {"cat": [Start("http://pets/1", "0a")]}
+    images = {class_id: ["x"] for class_id in IDS}
+    with pytest.raises(
+        UserError, match=r"methods\.edited\.start\.pool: 'web' has no image of 1 class\(es\): dog"
+    ):
+        write_prompts(study, "edited", CLASSES, images, tmp_path / "p.parquet", starts)
+    write_prompts(study, "edited", CLASSES, images, tmp_path / "p.parquet", starts, excluded=["dog"])
+    prompts = read_prompts(tmp_path / "p.parquet")
+    assert {*prompts} == {("cat", 0), ("cat", 1)} and prompts["cat", 1][1]["origin"] == "0a"
+
+
+def learned_set(name: str, excluded: Sequence[str] = ()) -> Path:
+    """Training set 0 of a pool, as many images as training images."""
+    index, out = Path(f"results/pets/shards/{name}/selected/index.parquet"), Path(f"{name}/0.parquet")
+    out.parent.mkdir()
+    drawing = Drawing(first_part=False)
+    resample(index, "train.parquet", [out], 0, drawing, excluded)
+    return out
+
+
+def test_a_row_learns_from_training_images_and_as_many_of_a_pool(pets: Path) -> None:
+    split = training(2)
+    write_pool("web", {c: [noise(50 * n + i) for i in range(5)] for n, c in enumerate(IDS)})
+    chosen, row = learned_set("web"), pet_study().personalised["words"]
+    write_learned_images("words", row, "train.parquet", {"web": chosen}, "learned.parquet")
+    learned = read_split("learned.parquet")
+    assert counts_by_row(learned.sources) == {"train": 4, "web": 4}
+    assert {*split.image_ids} < {*learned.image_ids}
+    added = {f"{image['class_id']}/{image['sha256']}" for image in read_index(chosen).to_pylist()}
+    assert {*learned.image_ids} - {*split.image_ids} == added
+    source = WithAddedImages(open_source(pet_study().dataset, 0, None), Path("results/pets"))
+    shown = [image.tobytes() for image in source.load(learned.sources)]
+    expected = {noise(50 * n + i).tobytes() for n in range(2) for i in range(5)}
+    pictures = dict(zip(learned.image_ids, shown, strict=True))
+    assert {pictures[image_id] for image_id in added} <= expected
+    assert pictures["dog/001.png"] == noise(101).tobytes(), "number 1 of the class whose first is 100"
+
+
+def test_a_row_that_learns_from_a_pool_alone_needs_images_of_every_class_that_stays(pets: Path) -> None:
+    training(2)
+    write_pool("web", {"cat": [noise(i) for i in range(5)]})
+    chosen = learned_set("web", excluded=["dog"])
+    row = pet_study().personalised["words"].model_copy(update={"learn_from": PoolOf(pool="web")})
+    with pytest.raises(
+        UserError, match=r"methods\.words\.learn_from: 'web' has no image of 1 class\(es\): dog"
+    ):
+        write_learned_images("words", row, "train.parquet", {"web": chosen}, "learned.parquet")
+    write_learned_images("words", row, "train.parquet", {"web": chosen}, "learned.parquet", ["dog"])
+    learned = read_split("learned.parquet")
+    sources = dict(zip(learned.image_ids, learned.class_ids, strict=True))
+    assert [class_id for name, class_id in sources.items() if name.endswith(".png")] == ["dog", "dog"]
+
+
+# --- near-duplicates through edges ------------------------------------------------------------------
+
+
+def write_leaks(path: str, method: str, pairs: Sequence[tuple[str, int, str, str]]) -> str:
+    """Pairs of (class, index, hash of the added image, test image)."""
+    rows = [
+        {"method": method, "class_id": class_id, "index": index, "sha256": sha256, "split": "test",
+         "image_id": image_id, "real_class_id": class_id, "clip_similarity": 1.0, "hash_distance": 0,
+         "correlation": 1.0, "kind": "copy"}
+        for class_id, index, sha256, image_id in pairs
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows, schema=records.SCHEMA), path)
+    return path
+
+
+def write_started(name: str, origins: dict[str, list[str]]) -> Path:
+    """A pool whose images started from images of these hashes."""
+    folder, paths = Path("results/pets"), []
+    for label, (class_id, hashes) in enumerate(origins.items()):
+        images = [noise(1000 * len(name) + 10 * label + i) for i in range(len(hashes))]
+        paths.append(folder / f"shards/{name}/selected/{class_id}/0.parquet")
+        rows = [
+            ShardRow(encode_image(image, "png", 95), label, class_id, i, "p", "m", seed=i, origin=origin)
+            for i, (image, origin) in enumerate(zip(images, hashes, strict=True))
+        ]
+        write_shard(paths[-1], rows, {})
+    build_index(paths, folder, folder / f"shards/{name}/selected/index.parquet")
+    return folder / f"shards/{name}/selected/index.parquet"
+
+
+def test_a_planted_leak_is_named_through_both_edges_and_through_several_rows(pets: Path) -> None:
+    """The second retrieved cat shows test image t1; nothing that is made from it does."""
+    training(2)
+    web = write_pool("web", {c: [noise(50 * n + i) for i in range(2)] for n, c in enumerate(IDS)})
+    cats = [row["sha256"] for row in read_index(web).to_pylist()]
+    edited = write_started("edited", {"cat": [cats[0], cats[1], cats[0]], "dog": cats[2:]})
+    names = [row["sha256"] for row in read_index(edited).to_pylist()]
+    again = write_started("again", {"cat": [names[1], names[0]], "dog": names[3:]})
+    words = write_pool("words", {c: [noise(900 * n + i) for i in range(3)] for n, c in enumerate(IDS)}, True)
+    row = pet_study().personalised["words"]
+    write_learned_images("words", row, "train.parquet", {"web": learned_set("web")}, "learned.parquet")
+    leaks = {
+        "web": write_leaks("web.parquet", "web", [("cat", 1, cats[1], "t1")]),
+        **{name: write_leaks(f"{name}.parquet", name, []) for name in ("edited", "again", "words")},
+    }
+    indexes = {"edited": edited, "words": words, "again": again}
+    outs = {name: f"inherited_{name}.parquet" for name in indexes}
+    job = Job(pet_study(), Store(Path(".store"), Path("results/pets")), 1)
+    write_inherited(job, indexes, leaks, {"words": "learned.parquet"}, outs)
+    found = {name: read_inherited(path).to_pylist() for name, path in outs.items()}
+    named = {
+        name: [(row["class_id"], row["index"], row["edge"]) for row in rows] for name, rows in found.items()
+    }
+    assert named == {
+        "edited": [("cat", 1, START)],
+        "again": [("cat", 0, START)],
+        "words": [("cat", i, LEARNED) for i in range(3)],
+    }
+    assert found["again"][0]["origin"] == names[1] and found["words"][2]["origin"] == cats[1]
+    assert {row["image_id"] for rows in found.values() for row in rows} == {"t1"}
+    write_inherited(job, indexes, leaks, {"words": "learned.parquet"}, outs, excluded=["cat"])
+    assert not any(read_inherited(path).num_rows for path in outs.values())
+
+
+def test_the_table_counts_and_names_what_is_inherited(pets: Path) -> None:
+    study = pet_study()
+    summary = {"checked": 4, "val": 0, "test": 0, "either": 0, "val_images": 0, "test_images": 0}
+    limits = study.leakage.model_dump(mode="json", exclude={"action"})
+    pair = {"class_id": "cat", "edge": START, "split": "test", "real_class_id": "cat", "origin": "0a"}
+    rows = [
+        {"method": "edited", "index": i, "sha256": f"{i}", "image_id": name, **pair}
+        for i, name in ((0, "t1"), (0, "t2"), (3, "t1"))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=INHERITED), "inherited.parquet")
+    names = ("web", "edited")
+    for name in names:
+        Path(f"{name}.json").write_text(json.dumps({"method": name, **summary, "limits": limits}))
+        write_leaks(f"{name}.parquet", name, [])
+    ids = ["t1", "t2", "t3", "t4"]
+    right = [True, False, True, True]
+    table = {"image_id": ids, "label": [0] * 4, "predicted": [0 if is_right else 1 for is_right in right]}
+    pq.write_table(pa.table(table), "predictions.parquet")
+    pairs, counts = ({name: f"{name}.{kind}" for name in names} for kind in ("parquet", "json"))
+    outs = {"csv": "leakage.csv", "md": "leakage.md"}
+    predictions = {name: ["predictions.parquet"] for name in ("none", *names)}
+    write_leakage_table(study, pairs, pairs, counts, predictions, outs, {"edited": "inherited.parquet"})
+    web, edited = read_rows("leakage.csv")
+    assert (web.inherited, edited.inherited, edited.test) == (None, 2, 0)
+    assert (web.without_percent, edited.without_percent, edited.test_left) == (75, 100, 2)
+    text = Path("leakage.md").read_text()
+    assert "Baseline without (%) | Inherited |" in text and "| edited | 4 | 0 | 0 | 0 |" in text
+    assert (
+        "edited: inherited by image 0 of cat (started from test image t1), image 0 of cat (started from"
+        in (text.replace("\\", ""))
+    )
+    write_leakage_table(study, pairs, pairs, counts, predictions, outs)
+    assert "Inherited" not in Path("leakage.md").read_text()
