@@ -463,6 +463,10 @@ class PoolPaths(InputPaths):
         """Path of the number of a method's images that near-duplicate a validation or test image."""
         return self.path("leakage", f"{method}.json")
 
+    def diagnosed(self, method: str) -> str:
+        """Images of a row that are measured: its pool, or the first set of a mixture, which has its shares."""
+        return self.resample(method, "0") if self.study.methods[method].shares else self.pool(method)
+
     def repeats(self, method: str) -> str:
         """Path of the pairs of an added image and the training image that it repeats."""
         return self.path("leakage/train", f"{method}.parquet")

@@ -430,7 +430,7 @@ def _pools(study: Study, name: str) -> str:
     """Rows whose images a row adds, with their shares in a mixture."""
     shares = study.methods[name].shares
     return ", ".join(
-        f"{study.label(pool)} ({shares[pool]:.4g})" if shares else study.label(pool)
+        f"{study.label(pool)} ({100 * shares[pool]:.4g}%)" if shares else study.label(pool)
         for pool in study.pools_of(name)
     )
 
@@ -447,8 +447,8 @@ def composition_notes(study: Study) -> Iterator[str]:
             scorer = study.filtering_row(name)
             by = "CLIP (zero-shot)" if scorer is None else f"the classifier of {study.label(scorer)}, run 0"
             yield (
-                f"{study.label(name)}: filtered. Of {_pools(study, name)}, the {row.keep.share:.4g} of each class's"
-                f" images that {by} gives the highest probability of their class are kept, before sets are drawn."
+                f"{study.label(name)}: filtered. Of {_pools(study, name)}, those {100 * row.keep.share:.4g}% of each class's"
+                f" images are kept that {by} gives the highest probability of their class, before sets are drawn."
             )
 
 
