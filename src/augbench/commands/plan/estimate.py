@@ -26,7 +26,7 @@ from augbench.errors import UserError
 from augbench.plan.jobs import job_file, read_seconds
 from augbench.plan.needs import VECTOR_BYTES
 from augbench.plan.paths import Plan
-from augbench.retrieval.hunt import prefix_sizes, wanted_images
+from augbench.retrieval.hunt import prefix_sizes, sought_images, wanted_images
 from augbench.runtime.gpus import visible_gpus
 
 NEIGHBOUR_BYTES = 768 * 2 + 300
@@ -177,6 +177,11 @@ class Estimate(Work):
         if plan.corpus_parts:
             jobs.append(plan.corpus_parts)
         yield self._step("prepare", "all methods", jobs)
+        if plan.embedded_draws:
+            images = round(self.sizes.train) * len(plan.embedded_draws)
+            embedded = [[plan.embedded_train(draw)] for draw in plan.embedded_draws]
+            hours = images / self.rate("embed") / 3600
+            yield self._step("prepare", "training images", embedded, images=images, gpu_hours=hours)
         if plan.searched:
             corpus = self.study.miniature
             images = corpus.images + corpus.distractors if corpus else 0
@@ -188,13 +193,14 @@ class Estimate(Work):
     def _retrieve(self, method: str, row: RetrieveMethod) -> Iterator[Step]:
         plan, classes = self.plan, self.sizes.classes
         wanted = wanted_images(row, round(self.sizes.per_class))
-        largest = prefix_sizes(row, wanted)[-1]
+        sought = sought_images(row, round(self.sizes.per_class))
+        largest = prefix_sizes(row, sought)[-1]
         neighbour_bytes = float(classes * largest * NEIGHBOUR_BYTES)
         yield self._step("search", method, [[plan.neighbours(method)]], disk_bytes=neighbour_bytes)
         links = 0.0
         if self.study.corpus is not None and self.study.corpus.kind in WEB_CORPORA:
             filtered = largest * self.assume("filtered_share")
-            links = classes * min(wanted / self.assume("link_share"), filtered)
+            links = classes * min(sought / self.assume("link_share"), filtered)
         downloaded = links * self.assume("link_share") * self.assume("link_bytes")
         kept = downloaded if self.study.retrieval.download.keep else 0.0
         jobs = [
