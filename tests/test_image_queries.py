@@ -517,9 +517,10 @@ def test_a_shard_says_which_query_found_each_image_and_has_no_prompt(each: Path)
 
 def summary_of(world: World, out: Path, row: Mapping[str, Any]) -> list[str]:
     files = [out / f"ledgers/{class_id}.parquet" for class_id in IDS]
-    sizes = dict.fromkeys(IDS, PER_CLASS)
+    class_ids = [info.class_id for info in CLASSES]
+    sizes = dict.fromkeys(class_ids, PER_CLASS)
     arguments = ({"web": files}, {"web": out / "neighbours.parquet"}, {"web": out / "m.parquet"})
-    summarise(world.study(row), IDS, sizes, *arguments, out / "yield.csv", out / "excluded.json")
+    summarise(world.study(row), class_ids, sizes, *arguments, out / "yield.csv", out / "excluded.json")
     return (out / "yield.csv").read_text().splitlines()
 
 
