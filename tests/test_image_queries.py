@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from augbench.files import write_json
 from augbench.leakage.records import read_leaks
 from augbench.leakage.stage import embed_splits, guard
 from augbench.miniature.corpus.style import clean_images
+from augbench.models import folders
 from augbench.plan import recipes
 from augbench.plan.paths import Plan
 from augbench.prompts.stage import write_prompts
@@ -331,10 +333,10 @@ def as_jpeg(image: Image.Image) -> bytes:
 
 @dataclass(frozen=True)
 class World:
-    """A corpus of garments, and a target of a few others with the miniature's CLIP.
+    """A corpus of garments of three classes, and a target of a few others with the miniature's CLIP.
 
-    The corpus has a recompressed copy of a training image of each of the first three classes
-    (``copy_0.jpg``, ...), and one of a test image of the first class (``leak.jpg``).
+    The corpus has a recompressed copy of a training image of each class (``copy_0.jpg``, ...), and of all
+    test images (``leak_0.jpg``, ...).
     """
 
     folder: Path
@@ -404,7 +406,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, garment_files: Path) -> Worl
         image.save(folder / f"corpus/{number:03d}.png")
     for number, image in enumerate(pictures("train", places("train", 0, PER_CLASS))[::PER_CLASS]):
         (folder / f"corpus/copy_{number}.jpg").write_bytes(as_jpeg(image))
-    (folder / "corpus/leak.jpg").write_bytes(as_jpeg(pictures("test", places("test", 0, 1))[0]))
+    for number, image in enumerate(pictures("test", places("test", 0, PER_CLASS))):
+        (folder / f"corpus/leak_{number}.jpg").write_bytes(as_jpeg(image))
     clip = {"folder": str(PROJECT / "resources/mini/clip"), "id": "the miniature's"}
     write_json(folder / "clip.json", clip)
     write_json(folder / "diffusion.json", {"id": "none"})
@@ -418,8 +421,6 @@ def world(tmp_path_factory: pytest.TempPathFactory, garment_files: Path) -> Worl
 
 @pytest.fixture(autouse=True)
 def without_checker(monkeypatch: pytest.MonkeyPatch) -> None:
-    from augbench.models import folders
-
     monkeypatch.setattr(folders, "load_pipeline", lambda *arguments: None)
 
 
@@ -438,21 +439,31 @@ def ledgers(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def text(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rows(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    """Results of the rows that several tests look at, each made once."""
+    kinds: dict[str, dict[str, Any]] = {
+        "text": {},
+        "mean": BY_IMAGES,
+        "each": {"query": {"images": "train", "pool": "each"}},
+    }
     with pytest.MonkeyPatch.context() as patch:
-        from augbench.models import folders
-
         patch.setattr(folders, "load_pipeline", lambda *arguments: None)
-        return world.run(tmp_path_factory.mktemp("text"))
+        yield cache(lambda name: world.run(tmp_path_factory.mktemp(name), **kinds[name]))
 
 
-@pytest.fixture(scope="module")
-def mean(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        from augbench.models import folders
+@pytest.fixture
+def text(rows: Callable[[str], Path]) -> Path:
+    return rows("text")
 
-        patch.setattr(folders, "load_pipeline", lambda *arguments: None)
-        return world.run(tmp_path_factory.mktemp("mean"), **BY_IMAGES)
+
+@pytest.fixture
+def mean(rows: Callable[[str], Path]) -> Path:
+    return rows("mean")
+
+
+@pytest.fixture
+def each(rows: Callable[[str], Path]) -> Path:
+    return rows("each")
 
 
 def same_bytes(one: Path, other: Path) -> bool:
@@ -483,30 +494,33 @@ def test_mmr_without_a_penalty_gives_the_nearest_images(world: World, text: Path
 
 
 def test_an_image_query_finds_copies_of_training_images_which_are_dropped_and_named(
-    world: World, mean: Path
+    world: World, each: Path
 ) -> None:
-    rows = {(row["class_id"], row["id"]): row for row in ledgers(mean)}
+    rows = {(row["class_id"], row["id"]): row for row in ledgers(each)}
     train = read_split(world.folder / "train.parquet")
-    for number in range(3):
-        row = rows[IDS[number], f"copy_{number}.jpg"]
+    for number, class_id in enumerate(IDS):
+        row = rows[class_id, f"copy_{number}.jpg"]
         assert row["fate"] == "copy of a training image"
         assert row["copy_of"] == train.image_ids[number * PER_CLASS]
-        assert row["query"] == f"mean of {PER_CLASS} training images"
-    assert not any(
-        source.startswith("copy_") and IDS.index(c) == int(source[5]) for c, _, source, _ in pool(mean)
-    )
-    footer = read_footer(mean / f"shards/web/selected/{IDS[0]}/0.parquet")["recipe"]
-    assert footer["query"] is None and {query for *_, query in footer["images"]} == {
-        f"mean of {PER_CLASS} training images"
-    }
-    assert read_shard(mean / f"shards/web/selected/{IDS[0]}/0.parquet", ["prompt"])["prompt"].null_count == 5
+        assert row["query"] == f"training image {row['copy_of']}", "it is the query that finds it first"
+    assert not any(source.startswith("copy_") for *_, source, _ in pool(each))
+
+
+def test_a_shard_says_which_query_found_each_image_and_has_no_prompt(each: Path) -> None:
+    kept = [row for row in ledgers(each) if row["class_id"] == IDS[0] and row["fate"] == "kept"]
+    path = each / f"shards/web/selected/{IDS[0]}/0.parquet"
+    recipe = read_footer(path)["recipe"]
+    assert recipe["query"] is None and read_shard(path, ["prompt"])["prompt"].null_count == KEPT_PER_CLASS
+    assert recipe["images"] == [[row["id"], row["sha256"], row["query"]] for row in kept]
+    assert len({row["query"] for row in kept}) > 1
 
 
 def summary_of(world: World, out: Path, row: Mapping[str, Any]) -> list[str]:
     files = [out / f"ledgers/{class_id}.parquet" for class_id in IDS]
-    sizes = dict.fromkeys(IDS, PER_CLASS)
+    class_ids = [info.class_id for info in CLASSES]
+    sizes = dict.fromkeys(class_ids, PER_CLASS)
     arguments = ({"web": files}, {"web": out / "neighbours.parquet"}, {"web": out / "m.parquet"})
-    summarise(world.study(row), IDS, sizes, *arguments, out / "yield.csv", out / "excluded.json")
+    summarise(world.study(row), class_ids, sizes, *arguments, out / "yield.csv", out / "excluded.json")
     return (out / "yield.csv").read_text().splitlines()
 
 
@@ -575,23 +589,27 @@ def test_the_pool_has_the_order_of_the_selection_which_ranked_sets_and_manifests
     assert replayed.metadata.column("url").to_pylist() == sources
 
 
-def test_a_planted_test_image_that_an_image_query_finds_is_named_by_the_guard(
-    world: World, mean: Path, tmp_path: Path
+def test_planted_test_images_that_an_image_query_finds_are_named_by_the_guard(
+    world: World, each: Path, tmp_path: Path
 ) -> None:
-    paths = [mean / f"shards/web/selected/{class_id}/0.parquet" for class_id in IDS]
-    assert "leak.jpg" in {source for *_, source, _ in pool(mean)}
-    build_index(paths, mean, mean / "index.parquet")
-    job = Job(world.study(BY_IMAGES), Store(tmp_path / ".store", mean), 1)
+    build_index(
+        [each / f"shards/web/selected/{name}/0.parquet" for name in IDS], each, each / "index.parquet"
+    )
+    job = Job(world.study(BY_IMAGES), Store(tmp_path / ".store", each), 1)
     splits = {name: world.folder / f"{name}.parquet" for name in ("val", "test")}
     embedded = {name: tmp_path / f"{name}.npy" for name in splits}
-    clip = world.folder / "clip.json"
+    clip, out = world.folder / "clip.json", tmp_path / "leaks.parquet"
     embed_splits(job, splits, clip, embedded)
-    out = tmp_path / "leaks.parquet"
-    guard(job, {"web": mean / "index.parquet"}, splits, embedded, clip, job.study.leakage, {"web": out}, {})
-    test = read_split(splits["test"]).image_ids[0]
-    leak = next(row for row in read_leaks(out).to_pylist() if row["image_id"] == test)
-    sources = {(c, number): source for c, number, source, _ in pool(mean)}
-    assert leak["split"] == "test" and sources[leak["class_id"], leak["index"]] == "leak.jpg"
+    guard(job, {"web": each / "index.parquet"}, splits, embedded, clip, job.study.leakage, {"web": out}, {})
+    sources = {(class_id, number): source for class_id, number, source, _ in pool(each)}
+    planted = {(*key, source) for key, source in sources.items() if source.startswith("leak_")}
+    test = read_split(splits["test"]).image_ids
+    named = {
+        (row["class_id"], row["index"], f"leak_{test.index(row['image_id'])}.jpg")
+        for row in read_leaks(out).to_pylist()
+        if row["split"] == "test"
+    }
+    assert planted and named == planted
 
 
 def test_more_clusters_than_training_images_are_one_line(world: World, tmp_path: Path) -> None:

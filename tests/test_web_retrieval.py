@@ -25,6 +25,7 @@ from hostile_server import PLAIN, HostileServer, hostile_server
 from augbench.artifacts.store import Store
 from augbench.config.study import parse_study
 from augbench.data.classes import load_class_table, write_class_table
+from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
 from augbench.models.folders import fingerprint
@@ -59,6 +60,13 @@ class Study:
     def sizes(self) -> dict[str, int]:
         return dict.fromkeys(self.class_ids, 8)
 
+    @property
+    def train(self) -> Split:
+        """A training split of these sizes."""
+        class_ids = [class_id for class_id, size in self.sizes.items() for _ in range(size)]
+        images = [str(number) for number in range(len(class_ids))]
+        return Split(images, class_ids, np.zeros(len(images), np.int32), images)
+
     def path(self, name: str) -> Path:
         return self.folder / "results" / name
 
@@ -67,6 +75,7 @@ class Study:
         write_json(self.path("clip.json"), fingerprint(CLIP))
         write_json(self.path("diffusion.json"), fingerprint("resources/mini/stable-diffusion"))
         write_class_table(CLASSES, self.path("classes.parquet"))
+        write_split(self.train, self.path("train.parquet"))
         write_prompts(
             self.job.study,
             "retrieval",
@@ -80,7 +89,7 @@ class Study:
             self.job,
             "retrieval",
             self.path("prompts.parquet"),
-            self.sizes,
+            self.train,
             self.path("clip.json"),
             None,
             self.path("neighbours.parquet"),
@@ -93,7 +102,7 @@ class Study:
             self.job,
             "retrieval",
             self.path("prompts.parquet"),
-            self.sizes,
+            self.path("train.parquet"),
             self.path("neighbours.parquet"),
             self.path("clip.json"),
             self.path("diffusion.json"),

@@ -345,6 +345,13 @@ def _retrieval(method: RetrieveMethod, paper: Protocol) -> list[tuple[str, str, 
         return "off" if value is None else f"{value:g}"
 
     pairs = [
+        ("Query of {}", _query(method), "text"),
+        ("Choice among the suitable images of {}", _choice(method), "nearest"),
+        (
+            "Copies of training images retrieved by {}",
+            {"drop": "left out", "count": "kept and counted", None: "kept"}[method.copies],
+            "kept",
+        ),
         (
             "Share of the corpus searched by {}",
             "all" if method.corpus_share == 1 else f"{method.corpus_share:.3g}",
@@ -402,6 +409,26 @@ def _amount(method: AddingMethod) -> str:
     return (
         f"those that fill the class up to {'the largest' if method.fill_to == 'largest' else method.fill_to}"
     )
+
+
+def _query(method: RetrieveMethod) -> str:
+    query = method.query
+    if not method.asks_with_images:
+        return "text"
+    pool = f"{query.clusters} clusters of" if query.pool == "clusters" else f"{query.pool} of"
+    images = f"{pool} the training images"
+    return f"{query.weight:g} x text + {1 - query.weight:g} x {images}" if query.weight else images
+
+
+def _choice(method: RetrieveMethod) -> str:
+    if not method.selects:
+        return "nearest"
+    how = {
+        "mmr": f"maximal marginal relevance, lambda {1 - method.penalty:g}",
+        "k_center": "greedy k-center",
+        "facility_location": f"facility location, weight of training images {method.target_share:g}",
+    }[method.select]
+    return f"{how}, from {method.candidates_per_image:g} per image"
 
 
 def _kept(drop: bool) -> str:

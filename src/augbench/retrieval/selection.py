@@ -74,7 +74,8 @@ class FacilityLocation:
     ``f(S) = w mean_{t in T} max_{j in S} s(t, j) + (1 - w) mean_{i in V} max_{j in S} s(i, j)`` for training
     images T and candidates V. The similarity s is (1 + cosine) / 2, so that f of no image is 0. It is
     monotone and submodular: the facility-location coverage of Yue and Guestrin (NeurIPS 2011), with the
-    target's images beside the pool as in COBRA (CVPR 2025).
+    target's images beside the pool after COBRA (Das et al., CVPR 2025), which maximises the mutual
+    information of this function with the target instead.
 
     Parameters
     ----------

@@ -106,6 +106,10 @@ def check_study(
                 problems += error.problems
         for name, method in study.personalised.items():
             problems += check_clusters(f"methods.{name}.clusters", method.clusters, train)
+        for name, retrieved in study.retrieved.items():
+            if retrieved.query.clusters is not None:
+                key = f"methods.{name}.query.clusters"
+                problems += check_clusters(key, retrieved.query.clusters, train)
         problems += judge_problems(study, list(sizes))
         problems += pseudoword_problems(study, list(train))
         problems += batch_problems(study, train)

@@ -26,7 +26,7 @@ from augbench.errors import UserError
 from augbench.plan.jobs import job_file, read_seconds
 from augbench.plan.needs import VECTOR_BYTES
 from augbench.plan.paths import Plan
-from augbench.retrieval.hunt import prefix_sizes, wanted_images
+from augbench.retrieval.hunt import prefix_sizes, sought_images, wanted_images
 from augbench.runtime.gpus import visible_gpus
 
 NEIGHBOUR_BYTES = 768 * 2 + 300
@@ -189,6 +189,11 @@ class Estimate(Work):
         if plan.corpus_parts:
             jobs.append(plan.corpus_parts)
         yield self._step("prepare", "all methods", jobs)
+        if plan.embedded_draws:
+            images = round(self.sizes.train) * len(plan.embedded_draws)
+            embedded = [[plan.embedded_train(draw)] for draw in plan.embedded_draws]
+            hours = images / self.rate("embed") / 3600
+            yield self._step("prepare", "training images", embedded, images=images, gpu_hours=hours)
         if plan.searched:
             corpus = self.study.miniature
             images = corpus.images + corpus.distractors if corpus else 0
@@ -199,13 +204,14 @@ class Estimate(Work):
 
     def _retrieve(self, method: str, row: RetrieveMethod) -> Iterator[Step]:
         plan, wanted = self.plan, wanted_images(row, self.class_sizes)
-        largest = {class_id: prefix_sizes(row, images)[-1] for class_id, images in wanted.items()}
+        sought = {class_id: sought_images(row, images) for class_id, images in wanted.items()}
+        largest = {class_id: prefix_sizes(row, images)[-1] for class_id, images in sought.items()}
         neighbour_bytes = float(sum(largest.values()) * NEIGHBOUR_BYTES)
         yield self._step("search", method, [[plan.neighbours(method)]], disk_bytes=neighbour_bytes)
         links = 0.0
         if self.study.corpus is not None and self.study.corpus.kind in WEB_CORPORA:
             filtered, share = self.assume("filtered_share"), self.assume("link_share")
-            links = sum(min(wanted[class_id] / share, k * filtered) for class_id, k in largest.items())
+            links = sum(min(sought[class_id] / share, k * filtered) for class_id, k in largest.items())
         downloaded = links * self.assume("link_share") * self.assume("link_bytes")
         kept = downloaded if self.study.retrieval.download.keep else 0.0
         jobs = [

@@ -103,7 +103,8 @@ def retrieval_table(path: str | Path, plan: Plan) -> SortableTable:
     with Path(path).open(encoding="utf-8", newline="") as stream:
         for row in csv.DictReader(stream):
             if row["class_id"] == ALL:
-                fates.setdefault(row["method"], Counter())[row["fate"]] += int(row["candidates"])
+                method, _ = plan.study.row_and_draw(row["method"])
+                fates.setdefault(method, Counter())[row["fate"]] += int(row["candidates"])
     cells = tuple(
         (plan.study.label(method), fate, f"{count:,}", f"{count / counts.total():.1%}")
         for method, counts in fates.items()
@@ -111,8 +112,8 @@ def retrieval_table(path: str | Path, plan: Plan) -> SortableTable:
     )
     notes = (
         "Candidates: the nearest neighbours of each class's query that were examined, all classes together."
-        " 'not needed': suitable candidates beyond the number wanted. retrieval/*/ledgers lists every"
-        " candidate.",
+        " 'not needed': suitable candidates beyond the number wanted. 'not selected': suitable candidates that"
+        " a row's `select` did not choose. retrieval/*/ledgers lists every candidate.",
     )
     return table_of(
         "retrieval",

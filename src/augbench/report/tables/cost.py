@@ -43,11 +43,13 @@ ON_GPU = frozenset({"search", "retrieve", "finetune", "candidates", "generate", 
 ON_CLASSIFIER_GPUS = frozenset({"classify", "classify_candidates"})
 # Steps that methods share, with the methods that need them.
 ALL, GENERATION, RETRIEVAL, CLUSTERED = "all rows", "generation", "retrieval", "rows with clusters"
+COMPARED = "retrieval that uses training images"
 SHARED = {
     "data": (ALL, ("classes", "splits", "fetch_fashion_mnist")),
     "clusters": (CLUSTERED, ("cluster", "fetch_inception")),
     "diffusion model": (GENERATION, ("fetch_diffusion", "fetch_safety_checker", "fingerprint_diffusion")),
     "CLIP": (RETRIEVAL, ("fetch_clip", "fetch_aesthetics", "fingerprint_clip")),
+    "training images in CLIP space": (COMPARED, ("embed_train",)),
     "corpus": (RETRIEVAL, ("corpus", "embed_corpus", "index_corpus", "retrieval_summary")),
 }
 HOUR, MEGABYTE = 3600, 1e6
@@ -259,6 +261,8 @@ def _needs(plan: Plan, pools: Iterable[str]) -> set[str]:
     for pool in pools:
         if pool in study.retrieved:
             needs.add(RETRIEVAL)
+            if study.retrieved[pool].depends_on_training_images:
+                needs.add(COMPARED)
         if pool in study.generated:
             needs.add(GENERATION)
         row = study.personalised.get(pool)
