@@ -36,8 +36,6 @@ NO_CHOICE = {
     *("classifier.base_width", "classifier.stem", "classifier.steps", "classifier.decay"),
     *("methods.<name>.prompt.captions", "methods.<name>.query.captions"),
     *("classifier.lower_at", "classifier.validate_every", "methods.<name>.fill_to"),
-    # the name of a row
-    "methods.<name>.pool",
     # a section; memory
     *("methods.<name>.prompt", "methods.<name>.use", "finetune.micro_batch"),
 }
