@@ -39,8 +39,8 @@ class Prompting(Section):
         "File of captions (.parquet, .csv or .jsonl) that are the prompts, instead of templates and class "
         "names. Columns: class_id, caption, and optionally index (the number of the image that a caption is "
         "for) and image_id (the training image that it describes, for `start: training_images`). An image "
-        "without a caption of its own takes one of its class, as `draw` says. Not for rows that learn. Default: "
-        "templates.",
+        "without a caption of its own takes one of its class, as `draw` says. Not for rows that learn. "
+        "Default: templates.",
         new=True,
     )
 
