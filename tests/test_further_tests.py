@@ -31,9 +31,9 @@ from augbench.data.classes import ClassInfo, load_class_table, write_class_table
 from augbench.data.splits import Split
 from augbench.errors import UserError
 from augbench.further.corruptions import SEVERITIES, corrupt
-from augbench.further.folders import scan_folder
+from augbench.further.folders import scan_folder, write_manifest
 from augbench.further.images import images_of
-from augbench.further.stage import score_further, write_manifest
+from augbench.further.stage import score_further
 from augbench.leakage.records import SCHEMA as LEAKS
 from augbench.plan import recipes
 from augbench.plan.paths import Plan
