@@ -17,6 +17,7 @@ SCRIPTS = sorted((PROJECT / "workflow/scripts").glob("*.py"))
 TRAINING = (
     "classify",
     "classify_candidates",
+    "score_further",
     "corpus",
     "assemble_models",
     "measure_models",
@@ -29,6 +30,7 @@ DRAWING = (
     "draw_figure",
     "figure1",
     "forest",
+    "further_figures",
     "figure3_data",
     "figure4_data",
     "figure5a_data",

@@ -43,8 +43,8 @@ class Prompting(Section):
         "File of captions (.parquet, .csv or .jsonl) that are the prompts, instead of templates and class "
         "names. Columns: class_id, caption, and optionally index (the number of the image that a caption is "
         "for) and image_id (the training image that it describes, for `start: training_images`). An image "
-        "without a caption of its own takes one of its class, as `draw` says. Not for rows that learn. Default: "
-        "templates.",
+        "without a caption of its own takes one of its class, as `draw` says. Not for rows that learn. "
+        "Default: templates.",
         new=True,
     )
 
@@ -348,6 +348,8 @@ class _Added(_Method):
 
     @model_validator(mode="after")
     def _replaces_what_it_adds(self) -> _Added:
+        if self.use.replace and self.fill_to is not None:
+            raise ValueError("use.replace: allowed without fill_to, which adds images to some classes only")
         if self.use.replace > self.added_per_training_image:
             raise ValueError(
                 f"use.replace: allowed: at most added_per_training_image, {self.added_per_training_image:g}"

@@ -11,11 +11,12 @@ import numpy as np
 
 from augbench.config.data import FolderTest
 from augbench.config.problems import ConfigError
+from augbench.config.study import Study
 from augbench.data.classes import ClassInfo, class_id_of, folder_of, readable_name
 from augbench.data.decode import in_order
 from augbench.data.image_folder import class_folders, first_problems
-from augbench.data.splits import Split
-from augbench.data.walk import BESIDE, NESTED, LeftOut, Listing, reasons, try_list
+from augbench.data.splits import Split, write_split
+from augbench.data.walk import BESIDE, NESTED, LeftOut, Listing, log_left_out, reasons, try_list
 from augbench.errors import UserError, some
 
 NOT_ASKED = "a class that `classes` does not list"
@@ -88,6 +89,21 @@ def scan_folder(test: FolderTest, key: str, classes: Sequence[ClassInfo]) -> Fol
         ids,
     )
     return FolderScan(split, frozenset(links), tuple(left_out))
+
+
+def write_manifest(study: Study, test: str, classes: Sequence[ClassInfo], path: str | Path) -> None:
+    """List the images of a further test set in a folder.
+
+    Raises
+    ------
+    UserError
+        As :func:`scan_folder`.
+    """
+    section = study.dataset.further_tests[test]
+    assert isinstance(section, FolderTest)
+    found = scan_folder(section, f"dataset.further_tests.{test}", classes)
+    log_left_out(test, found.left_out)
+    write_split(found.split, path)
 
 
 def _below(name: str, listing: Listing) -> Iterator[LeftOut]:

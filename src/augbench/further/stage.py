@@ -1,4 +1,4 @@
-"""Jobs of further tests: the manifest of a set in a folder, and the predictions of finished classifiers.
+"""Score finished classifiers on further test sets; manifests are in :mod:`augbench.further.folders`.
 
 Nothing is trained. Input: checkpoints (``model.safetensors``), a manifest. Output per classifier: predictions
 as of the ordinary test (:data:`augbench.classifier.score.SCHEMA`), which the store keeps by the checkpoint's
@@ -19,35 +19,17 @@ from augbench.artifacts.store import Store
 from augbench.classifier.compute import compute_of
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.score import has_rows, score_test, top1, write_predictions
-from augbench.config.data import FolderTest
 from augbench.config.study import Study
 from augbench.data.classes import ClassInfo, read_class_table
-from augbench.data.splits import check_labels, read_split, write_split
-from augbench.data.walk import log_left_out
+from augbench.data.splits import check_labels, read_split
 from augbench.errors import UserError
 from augbench.files import sha256_file
-from augbench.further.folders import scan_folder
 from augbench.further.images import images_of
 from augbench.models.folders import pick_device
 from augbench.plan.recipes import classifier_recipe, further_images_recipe
 from augbench.progress import track
 
 logger = logging.getLogger(__name__)
-
-
-def write_manifest(study: Study, test: str, classes: Sequence[ClassInfo], path: str | Path) -> None:
-    """List the images of a further test set in a folder.
-
-    Raises
-    ------
-    UserError
-        As :func:`~augbench.further.folders.scan_folder`.
-    """
-    section = study.dataset.further_tests[test]
-    assert isinstance(section, FolderTest)
-    found = scan_folder(section, f"dataset.further_tests.{test}", classes)
-    log_left_out(test, found.left_out)
-    write_split(found.split, path)
 
 
 def score_further(

@@ -71,8 +71,9 @@ def embed_splits(
     Parameters
     ----------
     splits, outs : mapping of str to path
-        By split (``train``, ``val``, ``test``, a further test set): its manifest, and the target for its embeddings. The target
-        is a ``.npy`` file: float16 ``(N, D)``, of unit length, in the manifest's order.
+        By split (``train``, ``val``, ``test``, a further test set): its manifest, and the target for its
+        embeddings. The target is a ``.npy`` file: float16 ``(N, D)``, of unit length, in the manifest's
+        order.
     clip_path : path
         ``models/clip.json``.
     """

@@ -59,7 +59,7 @@ class FurtherPaths(PoolPaths):
         return self.path("leakage/further", test, "images.npy")
 
     def further_leaks(self, test: str) -> dict[str, str]:
-        """Pairs of an added image and its near-duplicate in a further test set, by row; none without guard."""
+        """Pairs of an added image and its near-duplicate in a further test set by row; none without guard."""
         return {
             method: self.path("leakage/further", test, f"{method}.parquet")
             for method in self.study.folded.pooled

@@ -19,6 +19,7 @@ from augbench.report.render import signed
 from augbench.report.tables import statistics, table1
 
 ROW, FRAME = 0.19, 0.75  # inches: height of a row, and of what is above and below the rows
+LINE = 0.12  # inches: height of a further line below the rows
 THICK, THIN = 2.2, 0.7  # points: lines of the intervals over runs, and over test images
 GREY = "0.35"  # colour of families without one of their own
 MINUS = "\u2212"
@@ -78,10 +79,10 @@ def draw(
     values.set_yticks(range(len(shown)), [signed(row.baseline_points).replace("-", MINUS) for row in shown])
     values.tick_params(axis="y", length=0)
     values.spines["right"].set_visible(False)
-    where = f" on {test}" if test else ""
-    crosses = "" if ordinary is None else "; cross: on the ordinary test"
-    note = f"Difference from training without added images{where} (points)\n{_legend(shown)}{crosses}"
-    figure.supxlabel(note, fontsize=FONT_SIZE)
+    where = [wrap(f"on {test}; crosses: on the ordinary test", 60)] if test else []
+    note = ["Difference from training without added images (points)", *where, _legend(shown)]
+    figure.supxlabel("\n".join(note), fontsize=FONT_SIZE)
+    figure.set_figheight(figure.get_figheight() + LINE * len("".join(where).splitlines()))
     open_axes(axes)
     axes.spines["left"].set_visible(False)
     return figure

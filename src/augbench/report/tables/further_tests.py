@@ -1,8 +1,8 @@
 """Accuracy on test sets of other distributions, beside the ordinary test images.
 
 Input: ``table1.csv``, ``table1_runs.csv``, predictions of every classifier on every set, and the pairs that
-the leakage guard found. Output: ``further_tests.csv`` (full precision, one line per set and row), Markdown and
-text (one line per row, two columns per set).
+the leakage guard found. Output: ``further_tests.csv`` (full precision, one line per set and row), Markdown
+and text (one line per row, two columns per set).
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def _notes(plan: Plan, rows: Sequence[Row], spread: str) -> tuple[str, ...]:
 
 
 def near_notes(plan: Plan, rows: Sequence[Row]) -> tuple[str, ...]:
-    """A note per further test set on the added images that near-duplicate its images, if they were searched."""
+    """A note per further test set on the added images that near-duplicate its images, if searched."""
     return tuple(
         f"Near-duplicates of {test} among the added images (counted, never dropped): {', '.join(counts)}."
         for test in plan.further_tests
