@@ -93,6 +93,8 @@ def test_no_more_images_are_replaced_than_a_set_has() -> None:
         UserError, match=r"use\.replace: 0\.6; allowed: at most added_per_training_image, 0\.5"
     ):
         study({"replace": 0.6}, **half)
+    with pytest.raises(UserError, match=r"use\.replace: 0\.6; allowed without fill_to, which adds images"):
+        study({"replace": 0.6}, methods={"used": {"fill_to": 200}})
 
 
 def test_the_end_of_training_is_some_of_the_steps() -> None:

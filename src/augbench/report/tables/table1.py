@@ -303,16 +303,13 @@ def _notes(
         " from the method's pool. Rows without added images vary in the seed only."
     ]
     notes += _training_notes(study, rows)
-<<<<<<< HEAD
     notes += composition_notes(study)
     notes += choice_notes(study, choices)
-=======
     if study.dataset.imbalance is not None:
         notes.append(
             "The classes form a long tail: images per class are means over classes. class_sizes.md has every"
             " class, class_groups.md macro accuracy and that of frequent and rare classes."
         )
->>>>>>> 2032c3d5c52987c73c831f4155ced4cf8555e93c
     if any(row.overlap is not None for row in rows):
         notes.append(
             "Overlap: mean share of images that two sets of a method have in common. At 100% the sets are"
