@@ -244,13 +244,8 @@ def test_two_draws_that_drop_near_duplicates_plan_filters_choices_and_what_is_ma
     data = {**SMALL_STUDY, "methods": rows, "dataset": {**SMALL_STUDY["dataset"], "draws": 2}}
     workspace.write_study({**data, "leakage": {**SMALL_STUDY["leakage"], "action": "drop"}})
     jobs = workspace.plan()
-    for draw_number, names in enumerate(
-        (("best", "edited", "none"), ("best_draw1", "edited_draw1", "none_draw1"))
-    ):
-        best, edited, real = names
-        assert jobs[f"choose_{best}"] == jobs[f"adopt_{best}"] == jobs[f"generate_{edited}_000"] == 1, (
-            draw_number
-        )
+    for best, edited, real in (("best", "edited", "none"), ("best_draw1", "edited_draw1", "none_draw1")):
+        assert jobs[f"choose_{best}"] == jobs[f"adopt_{best}"] == jobs[f"generate_{edited}_000"] == 1
         assert jobs[f"score_by_{real}_simple_prompt"] == 1
     assert jobs["score_retrieval"] == 1, "CLIP's scores are those of all draws"
     assert jobs["classify_000"] == 2 * (len(rows) - 1), "a row that chooses trains nothing"
