@@ -35,8 +35,6 @@ NO_CHOICE = {
     *("methods.<name>.repeat", "methods.<name>.labels", "methods.<name>.manifest", "classifier.layers"),
     *("classifier.base_width", "classifier.stem", "classifier.steps", "classifier.decay"),
     *("classifier.lower_at", "classifier.validate_every"),
-    # the name of a row
-    "methods.<name>.pool",
     # a section; memory
     *("methods.<name>.prompt", "finetune.micro_batch"),
 }
