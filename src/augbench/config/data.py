@@ -21,7 +21,7 @@ class FolderTest(Section):
     """
 
     kind: Literal["folder"]
-    root: WrittenPlace = key(..., "Folder that holds the class folders.")
+    root: Place = key(..., "Folder that holds the class folders.")
     folders: Literal["class_ids", "class_names", "label_numbers"] = key(
         "class_ids",
         "What the class folders are called: class_ids of the study (ImageNet: wnids), class_names (one of a "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +52,7 @@ def scan_folder(test: FolderTest, key: str, classes: Sequence[ClassInfo]) -> Fol
         ``classes`` lists has no folder; a class folder is empty; or there are fewer than two classes. One
         error reports all problems, a line each.
     """
-    root = Path(os.path.expanduser(test.root))
+    root = Path(test.root)
     here = class_folders(root, f"{key}.root")
     labels, problems = _labels_of(here.folders, test.folders, key, str(root), classes)
     left_out = [*here.left_out, *(LeftOut(name, BESIDE) for name in here.images)]

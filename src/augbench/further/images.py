@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +32,7 @@ def images_of(study: Study, name: str, split: Split) -> Load:
     """
     test = study.dataset.further_tests.get(name)
     if isinstance(test, FolderTest):
-        root = Path(os.path.expanduser(test.root))
+        root = Path(test.root)
         return lambda places: in_order(open_rgb, (root / split.sources[place] for place in places))
     source = open_source(study.dataset, study.seed, study.corpus)
 

@@ -118,7 +118,7 @@ def _further_tests(
         except UserError as error:
             report.problems += error.problems if isinstance(error, ConfigError) else [error]
             continue
-        names, root = found.split.image_ids, Path(os.path.expanduser(test.root))
+        names, root = found.split.image_ids, Path(test.root)
         there = len(set(found.split.class_ids))
         report.notes.append(f"{key}: {len(names):,} images of {there:,} of {len(classes):,} classes")
         report.notes += [f"{key}: {line}" for line in reasons(found.left_out)]
