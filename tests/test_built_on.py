@@ -13,15 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import PROJECT, SMALL_STUDY, noise
+from conftest import PROJECT, SMALL_STUDY, Workspace, noise
 from PIL import Image
 
 from augbench.artifacts.origins import Start, counts_by_row, starts_of
 from augbench.artifacts.pool import build_index, read_index
-from augbench.artifacts.shards import ShardRow, encode_image, read_shard, write_shard
+from augbench.artifacts.shards import ShardRow, encode_image, read_footer, read_shard, write_shard
 from augbench.artifacts.store import Store
 from augbench.config.methods import PoolOf
 from augbench.config.study import Study, parse_study
+from augbench.data import fashion_mnist
 from augbench.data.classes import ClassInfo
 from augbench.data.sources import open_source
 from augbench.data.splits import Split, read_split, write_split
@@ -427,3 +428,67 @@ def test_the_table_counts_and_names_what_is_inherited(pets: Path) -> None:
     )
     write_leakage_table(study, pairs, pairs, counts, predictions, outs)
     assert "Inherited" not in Path("leakage.md").read_text()
+
+
+# --- a study ----------------------------------------------------------------------------------------
+
+
+def write_garments(workspace: Workspace, files: Path) -> None:
+    """A data set of two classes, and a corpus whose two images per class include a test image."""
+    images, labels = fashion_mnist.load(files, "train")
+    test, test_labels = fashion_mnist.load(files, "test")
+    for label, name in ((1, "trouser"), (8, "bag")):
+        real, scored = np.flatnonzero(labels == label), np.flatnonzero(test_labels == label)
+        parts = {
+            f"data/train/{name}": images[real[:8]],
+            f"data/test/{name}": test[scored[:4]],
+            f"corpus/{name}": [test[scored[0]], images[real[100]]],
+        }
+        for folder, members in parts.items():
+            (workspace.folder / folder).mkdir(parents=True)
+            for number, image in enumerate(members):
+                Image.fromarray(image).resize((32, 32)).save(workspace.folder / folder / f"{number}.png")
+
+
+@pytest.mark.full
+def test_a_planted_leak_goes_through_both_edges_of_a_study_and_is_left_out_where_they_drop(
+    workspace: Workspace, garment_files: Path
+) -> None:
+    write_garments(workspace, garment_files)
+    study = copy.deepcopy(SMALL_STUDY)
+    study["dataset"] = {
+        "kind": "image_folder", "root": "data", "train_folder": "train", "test_folder": "test",
+        "train_fraction": 0.25,
+    }  # fmt: skip
+    study["corpus"] = {"kind": "image_folder", "root": "corpus"}
+    web = {"mechanism": "retrieve", "images_per_class": 2, "duplicate_threshold": None, "drop_unsafe": False}
+    study["methods"] = {
+        "none": {"mechanism": "real"},
+        "web": web,
+        "edited": {"mechanism": "sample", "start": {"pool": "web"}, "noise": 0.5, "steps": 4},
+        "words": {**WORDS, "candidates": [1], "learn_from": {"pool": "web"}},
+    }
+    study["finetune"] |= {"max_epochs": 1}
+    study["augmentation"] = {"images_per_class": 4, "images_per_part": 2, "resamples": 1}
+    study["classifier"] |= {"batch_size": 4, "max_epochs": 1}
+    study["leakage"] = {"clip_threshold": 0.9, "neighbours": 3}
+    workspace.write_study(study)
+    results = workspace.results
+    workspace.run("--target", "results/small/leakage/inherited/edited.parquet")
+    for name, edge, images in (("edited", START, 4), ("words", LEARNED, 8)):
+        found = read_inherited(results / f"leakage/inherited/{name}.parquet").to_pylist()
+        assert {(row["edge"], row["split"], row["image_id"]) for row in found} == {
+            (edge, "test", "test/bag/0.png"), (edge, "test", "test/trouser/0.png"),
+        }  # fmt: skip
+        assert len({(row["class_id"], row["index"]) for row in found}) == images
+    footer = read_footer(results / "shards/words/selected/bag/0.parquet")
+    assert footer["learned_from"] == {"web": 2}
+    study["leakage"]["action"], study["methods"]["web"]["may_fall_short"] = "drop", True
+    workspace.write_study(study)
+    learned = "results/small/finetune/words/images.parquet"
+    workspace.run("--target", learned, "--target", "results/small/prompts/edited.parquet")
+    starts = {
+        row["source"] for rows in read_prompts(results / "prompts/edited.parquet").values() for row in rows
+    }
+    assert starts == {"bag/1.png", "trouser/1.png"}, "the planted ones are number 0"
+    assert counts_by_row(read_split(workspace.folder / learned).sources) == {"web": 2}

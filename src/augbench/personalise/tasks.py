@@ -21,6 +21,7 @@ from augbench.data.source import ImageList
 from augbench.data.splits import Split, check_labels, read_split
 from augbench.errors import UserError
 from augbench.prompts.stage import prompt_for
+from augbench.resample import needed_images
 
 
 @dataclass(frozen=True)
@@ -144,15 +145,27 @@ def end_of_grid(record: Mapping[str, Any]) -> Literal["lowest", "highest"] | Non
     return {min(grid): "lowest", max(grid): "highest"}.get(record["factor"])  # type: ignore[return-value]
 
 
+def learned_sizes(
+    study: Study, method: PersonaliseMethod, training_images: Mapping[str, int]
+) -> dict[str, int]:
+    """Number of images that a row learns from, by class_id: those of the split, and of other rows' sets."""
+    own = int(method.learns_from_training_images)
+    added = [study.augmented[upstream].added_per_training_image for upstream in method.built_on]
+    return {
+        class_id: own * size + sum(needed_images(share, size) for share in added)
+        for class_id, size in training_images.items()
+    }
+
+
 def check_clusters(key: str, clusters: int, training_images: Mapping[str, int]) -> list[UserError]:
-    """Problems with ``clusters``: k-means needs at least that many training images in every class.
+    """Problems with ``clusters``: k-means needs at least that many images to learn from in every class.
 
     Parameters
     ----------
     key : str
         The config key of ``clusters``, for example ``methods.ft_cluster_conditioning_k5.clusters``.
     training_images : mapping
-        Number of training images by class_id.
+        Number of images that are learned from by class_id.
     """
     small = {class_id: count for class_id, count in training_images.items() if count < clusters}
     if not small:

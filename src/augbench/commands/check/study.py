@@ -38,7 +38,7 @@ from augbench.data.fashion_target import TEST_PER_CLASS, FashionMnistSource
 from augbench.data.source import ClassImages
 from augbench.data.sources import open_source
 from augbench.errors import UserError
-from augbench.personalise.tasks import check_clusters
+from augbench.personalise.tasks import check_clusters, learned_sizes
 from augbench.plan.load import excluded_problems
 
 LEAST_FREE_BYTES = 10**9
@@ -102,7 +102,8 @@ def check_study(
             except ConfigError as error:
                 problems += error.problems
         for name, method in study.personalised.items():
-            problems += check_clusters(f"methods.{name}.clusters", method.clusters, train)
+            learned = learned_sizes(study, method, train)
+            problems += check_clusters(f"methods.{name}.clusters", method.clusters, learned)
         problems += judge_problems(study, list(sizes))
         problems += pseudoword_problems(study, list(train))
         problems += batch_problems(study, train)
