@@ -188,7 +188,7 @@ class Study(Section):
             )
         if generating and method.ranked:
             raise ValueError(
-                f"methods.{name}.ranked: goes with rows that retrieve; {generating[0]} generates its images"
+                f"methods.{name}.ranked: goes with a row that retrieves; {generating[0]} generates its images"
             )
         if len(generating) == len(method.pool_rows) and method.may_fall_short:
             raise ValueError(
