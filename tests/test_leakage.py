@@ -15,14 +15,14 @@ import torch
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
-from augbench.artifacts.pool import build_index, read_index
+from augbench.artifacts.pool import build_index, load_images, read_index
 from augbench.artifacts.shards import ShardRow, encode_image, write_shard
 from augbench.artifacts.store import Store
 from augbench.classifier.score import SCHEMA as PREDICTIONS
 from augbench.config.stages import Leakage
 from augbench.config.study import Study, parse_study
 from augbench.data import fashion_mnist
-from augbench.data.classes import load_class_table
+from augbench.data.classes import load_class_table, write_class_table
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
@@ -31,9 +31,12 @@ from augbench.leakage.pictures import Picture, compare
 from augbench.leakage.records import SCHEMA, count_images, read_leaks
 from augbench.leakage.search import find_near_duplicates, nearest
 from augbench.leakage.stage import embed_splits, guard
+from augbench.measures.eyes import Eyes
 from augbench.miniature.corpus.style import clean_images
 from augbench.models.folders import load_image_tower
+from augbench.pools.scores import read_scores, write_scores
 from augbench.report.tables.leakage import draw_pairs, read_rows, write_leakage_table
+from augbench.resample import Drawing, draw
 from augbench.runtime.job import Job
 
 torch.set_num_threads(1)
@@ -464,6 +467,61 @@ def test_where_no_pair_is_near_enough_to_be_looked_at_nothing_is_found(small: Pa
 def test_a_pool_without_planted_images_is_clean(small: Path, leaks: pa.Table) -> None:
     assert read_leaks(small / "leakage/clean.parquet").num_rows == 0
     assert read_json(small / "leakage/clean.json")["either"] == 0
+
+
+def test_a_mixture_has_the_near_duplicates_of_its_pools_and_no_set_gets_them(
+    small: Path, leaks: pa.Table, tmp_path: Path
+) -> None:
+    shards = [
+        path
+        for name in ("clean", "web")
+        for path in sorted(small.glob(f"shards/{name}/selected/*/0.parquet"))
+    ]
+    index_path = small / "shards/halves/selected/index.parquet"
+    build_index(shards, small, index_path)
+    found, _ = run_guard(small, "halves", small / "clip.json", tmp_path)
+    assert set(found.column("method").to_pylist()) == {"halves"}
+    names = [name for name in leaks.column_names if name != "method"]
+    assert found.select(names).equals(leaks.select(names))
+    assert read_json(tmp_path / "halves.json")["checked"] == 120
+    index = read_index(index_path)
+    sizes = dict.fromkeys(index.column("class_id").to_pylist(), 6)
+    halves = Drawing(first_part=False, pools={"clean": 0.5, "web": 0.5})
+    leaking = set(leaks.column("sha256").to_pylist())
+    drawn, clean = (
+        [
+            row
+            for run in range(5)
+            for row in draw(pool, sizes, run, 7, drawing=halves).column("sha256").to_pylist()
+        ]
+        for pool in (index, without_leaks(index, found))
+    )
+    assert leaking & {*drawn} and not leaking & {*clean} and len(drawn) == len(clean)
+
+
+def test_clips_scores_are_probabilities_that_agree_with_its_zero_shot_labels(
+    small: Path, tmp_path: Path
+) -> None:
+    job = Job(study(), Store(small / ".store", small), 1)
+    write_class_table(CLASSES, tmp_path / "classes.parquet")
+    shards = sorted(small.glob("shards/clean/selected/*/0.parquet"))
+    out = tmp_path / "clean.parquet"
+    write_scores(job, shards, tmp_path / "classes.parquet", [], out, clip_path=small / "clip.json")
+    index = read_index(small / "shards/clean/selected/index.parquet")
+    scores = read_scores(out)
+    values = [scores[row["class_id"], row["index"], row["sha256"]] for row in index.to_pylist()]
+    assert len(scores) == index.num_rows and all(0 <= value <= 1 for value in values)
+    labels = index.column("label").to_numpy()
+    seen = Eyes(CLIP, None, CLASSES, torch.device("cpu")).look(load_images(index, small), labels, "clean")
+    for value, predicted, label in zip(values, seen.clip, labels, strict=True):
+        assert value < 0.5 if predicted != label else value > 0.1
+    first = CLASSES[0].class_id
+    write_scores(job, shards, tmp_path / "classes.parquet", [first], out, clip_path=small / "clip.json")
+    fewer = read_scores(out)
+    assert {key[0] for key in scores} - {key[0] for key in fewer} == {first}, (
+        "left out, and no rival any more"
+    )
+    assert all(fewer[key] >= scores[key] for key in fewer)
 
 
 def test_a_second_run_embeds_nothing(small: Path, leaks: pa.Table, tmp_path: Path) -> None:

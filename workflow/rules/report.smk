@@ -163,7 +163,7 @@ if STUDY.pooled:
 
     rule diagnostics:
         input:
-            pools=[PLAN.pool(method) for method in STUDY.examined],
+            pools=[PLAN.diagnosed(method) for method in STUDY.examined],
             train=PLAN.splits["train"],
             val=PLAN.splits["val"],
             classes=PLAN.classes,

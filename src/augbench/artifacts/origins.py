@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from augbench.artifacts.pool import read_index
+from augbench.artifacts.pool import pool_of, read_index
 from augbench.artifacts.shards import image_name, read_shard
 
 ADDED, TRAIN = "added:", "train"  # beginning of an added image's source in a manifest; the training images
@@ -113,14 +113,7 @@ def parse_added(source: str) -> dict[str, Any]:
     return {"path": path, "row": int(row), "sha256": sha256}
 
 
-def maker_of(path: str) -> str:
-    """The row that made a shard, from its path relative to the study's folder."""
-    return Path(path).parts[1]
-
-
 def counts_by_row(sources: Sequence[str]) -> dict[str, int]:
     """Number of images by the row that made or retrieved them; training images are those of ``train``."""
-    made = [
-        maker_of(parse_added(source)["path"]) if source.startswith(ADDED) else TRAIN for source in sources
-    ]
+    made = [pool_of(parse_added(source)["path"]) if source.startswith(ADDED) else TRAIN for source in sources]
     return dict(Counter(made))

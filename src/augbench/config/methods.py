@@ -636,8 +636,8 @@ class Keep(Section):
     )
     row: str | None = key(
         None,
-        "With `by: classifier`, the row of `mechanism: real` whose classifier (run 0, of the same draw) gives "
-        "the scores. Default: the first with `split: train`.",
+        "With `by: classifier`, the row of `mechanism: real` whose classifier (run 0, of the same draw) "
+        "gives the scores. Default: the first with `split: train`.",
     )
 
     @model_validator(mode="after")
@@ -709,8 +709,10 @@ class DrawMethod(_Added):
 
     @model_validator(mode="after")
     def _one_pool_or_a_mixture(self) -> DrawMethod:
-        if (self.pool is None) == (self.pools is None):
-            raise ValueError("pool: give either pool or pools, not both")
+        if self.pool is None and self.pools is None:
+            raise ValueError("allowed: with pool, or with pools for a mixture")
+        if self.pool is not None and self.pools is not None:
+            raise ValueError("pools: allowed only without pool")
         if self.pools is not None and abs(sum(self.pools.values()) - 1) > SHARES_ADD_UP:
             raise ValueError(
                 f"pools: the shares sum to {sum(self.pools.values()):g}; allowed: shares that sum to 1"
@@ -768,13 +770,14 @@ class ChooseMethod(_Method):
         "Rows that add images. The row adds what the best of them adds: that of the highest validation "
         "accuracy, mean over runs; of equal ones the first. With dataset.draws each draw has its choice.",
         source="as the paper chooses candidates, section 3.2",
-        min_length=2,
     )
 
     default_family = "hybrid"
 
     @model_validator(mode="after")
-    def _no_repeats(self) -> ChooseMethod:
+    def _several_rows(self) -> ChooseMethod:
+        if len(self.among) < 2:
+            raise ValueError("among: allowed: at least 2 rows")
         if len(set(self.among)) < len(self.among):
             raise ValueError("among: an entry occurs twice")
         return self

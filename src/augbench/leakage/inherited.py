@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from augbench.artifacts.origins import ADDED, maker_of, origins, parse_added
+from augbench.artifacts.origins import ADDED, origins, parse_added
 from augbench.artifacts.parquet import read_table
-from augbench.artifacts.pool import read_index
+from augbench.artifacts.pool import pool_of, read_index
 from augbench.data.splits import read_split
 from augbench.files import atomic_path
 from augbench.leakage.records import read_leaks
@@ -115,7 +115,7 @@ def _inherited(
         if row["class_id"] in excluded:
             continue
         start = started[row["path"]].get((row["class_id"], row["index"]))
-        taught = lessons.get(maker_of(row["path"]), {}).get(row["class_id"], [])
+        taught = lessons.get(pool_of(row["path"]), {}).get(row["class_id"], [])
         edges = [*([(START, start)] if start else []), *((LEARNED, sha256) for sha256 in taught)]
         for edge, origin in edges:
             for split, image_id, real_class_id in sorted(known.get(origin, ())):

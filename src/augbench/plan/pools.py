@@ -135,7 +135,7 @@ class PoolPaths(InputPaths):
 
     @cached_property
     def scorers(self) -> list[tuple[str, str | None]]:
-        """Pools that filters read scores of: the row that made it, and the row whose classifier scores, if not CLIP."""
+        """Pools that filters read scores of, each with the row whose classifier scores; None for CLIP."""
         pairs = [
             (pool, self.study.filtering_row(name))
             for name in self.study.filters
@@ -446,6 +446,10 @@ class PoolPaths(InputPaths):
     def leak_counts(self, method: str) -> str:
         """Path of the number of a method's images that near-duplicate a validation or test image."""
         return self.path("leakage", f"{method}.json")
+
+    def diagnosed(self, method: str) -> str:
+        """Path of a row's images to measure: its pool, or a mixture's first set, which has its shares."""
+        return self.resample(method, "0") if self.study.methods[method].shares else self.pool(method)
 
     def repeats(self, method: str) -> str:
         """Path of the pairs of an added image and the training image that it repeats."""

@@ -18,7 +18,7 @@ LEAST_STEPS = 176
 
 
 def pass_images(study: Study, name: str, train: Mapping[str, int]) -> int | None:
-    """Images in one pass over the training set of row ``name``; None for all of the data set.
+    """Images in one pass over the training set of row ``name``; None if it is all of the data, or none.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def pass_images(study: Study, name: str, train: Mapping[str, int]) -> int | None
         Training images by class id.
     """
     row = study.methods[name]
-    if row.real_split == "full":
+    if row.real_split == "full" or name in study.choosing:
         return None
     real = row.real_repeats * {"train": 1, "train2x": 2}[row.real_split] * sum(train.values())
     augmented = study.augmented.get(name)

@@ -179,7 +179,7 @@ def write_diagnostics(
     Parameters
     ----------
     indexes : mapping of method to path
-        ``shards/{method}/selected/index.parquet`` of every method that adds images.
+        Index of every method's pool that is examined, or the manifest of a mixture's first set.
     train_path, val_path, classes_path : path
         Split manifests and ``classes.parquet``.
     clip_path : path
@@ -215,7 +215,8 @@ def write_diagnostics(
             continue
         index = read_index(indexes[name])
         seen = diagnosis.added(index, str(indexes[name]), name)
-        refused = None if method.retrieves_images else refused_per_image(index, diagnosis.folder)
+        unknown = method.retrieves_images or method.is_composed
+        refused = None if unknown else refused_per_image(index, diagnosis.folder)
         learning = {}
         if personalised := study.personalised.get(name):
             learning = asdict(
@@ -323,6 +324,10 @@ def _notes(study: Study, rows: Sequence[Row]) -> tuple[str, ...]:
         "Refused: number of samples that the safety checker refused and that were replaced, per image of"
         " the whole pool. Retrieval leaves out marked neighbours instead; its ledger counts them.",
     ]
+    if any(method.shares for method in study.drawn.values()):
+        notes.append(
+            "Of a mixture, the images of its first training set are examined, which have its shares."
+        )
     if any(row.candidate is not None for row in rows):
         notes += [
             "Validation loss: fine-tuning loss at the chosen learning rate, before training and at each"
