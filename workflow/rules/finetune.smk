@@ -1,5 +1,5 @@
-# Training split, or first training sets of other rows -> learned vectors per class and learning rate -> those of
-# the best learning rate.
+# Training split -> learned vectors per class and learning rate -> those of the best learning rate.
+# A row may learn from the first training sets of other rows, too, or from these alone.
 # There is one file of vectors per class, and one choice per candidate. With a frozen U-Net, classes are
 # independent and are cut into blocks. A job that trains the U-Net gets all classes.
 

@@ -1,4 +1,5 @@
-# Classes and method -> prompts, one row per image to make, with the image that it starts from if there is one.
+# Classes and method -> prompts, one row per image to make.
+# A row that starts from another row's images waits for the index of these.
 
 
 rule prompts:

@@ -1,8 +1,9 @@
 """The pool of a method: the index of all images in its shards, and the images of chosen rows.
 
 The index, ``shards/{method}/selected/index.parquet``, has one small row per image, so training sets are drawn
-without opening a shard. A row that mixes pools has one index of all; an image's path names its pool. Its metadata count the images that shards lack, and those of a set's manifest the
-images that the set lacks. The images of chosen rows are loaded with one read per shard.
+without opening a shard. A row that mixes pools has one index of all; an image's path names its pool. Its
+metadata count the images that shards lack, and those of a set's manifest the images that the set lacks. The
+images of chosen rows are loaded with one read per shard.
 """
 
 from __future__ import annotations

@@ -866,8 +866,8 @@ class Keep(Section):
     )
     row: str | None = key(
         None,
-        "With `by: classifier`, the row of `mechanism: real` whose classifier (run 0, of the same draw) gives "
-        "the scores. Default: the first with `split: train`.",
+        "With `by: classifier`, the row of `mechanism: real` whose classifier (run 0, of the same draw) "
+        "gives the scores. Default: the first with `split: train`.",
     )
 
     @model_validator(mode="after")

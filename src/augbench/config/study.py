@@ -194,12 +194,12 @@ class Study(Section):
         generating = [pool for pool in method.pool_rows if pool in self.generated]
         if not generating and method.images_per_class is not None:
             raise ValueError(
-                f"methods.{name}.images_per_class: methods.{method.pool_rows[0]}.images_per_class says how many "
-                "are retrieved"
+                f"methods.{name}.images_per_class: methods.{method.pool_rows[0]}.images_per_class says "
+                "how many are retrieved"
             )
         if generating and method.ranked:
             raise ValueError(
-                f"methods.{name}.ranked: goes with rows that retrieve; {generating[0]} generates its images"
+                f"methods.{name}.ranked: goes with a row that retrieves; {generating[0]} generates its images"
             )
         if len(generating) == len(method.pool_rows) and method.may_fall_short:
             raise ValueError(
@@ -297,7 +297,7 @@ class Study(Section):
 
     @property
     def first_real(self) -> str | None:
-        """The first row of the training images alone, whose classifier filters by default; None without any."""
+        """First row of the training images alone, whose classifier filters by default; None without any."""
         return next((name for name, row in self.real.items() if row.split == "train"), None)
 
     def filtering_row(self, name: str) -> str | None:
@@ -309,7 +309,7 @@ class Study(Section):
         return None if row is None else drawn_name(row, draw)
 
     def pools_of(self, name: str) -> tuple[str, ...]:
-        """Rows whose images row ``name`` adds or may add: its own, or those of the rows that it draws from."""
+        """Rows whose images row ``name`` adds or may add: itself, or the rows that it draws from."""
         if name in self.choosing:
             return tuple(
                 dict.fromkeys(pool for row in self.choosing[name].among for pool in self.pools_of(row))
@@ -317,7 +317,7 @@ class Study(Section):
         return self.methods[name].pool_rows or (name,)
 
     def pool_row(self, name: str) -> str:
-        """Name of the row whose images row ``name`` adds: ``name`` itself, or the first that it draws from."""
+        """Name of the row whose images ``name`` adds: ``name`` itself, or the first that it draws from."""
         return self.pools_of(name)[0]
 
     def parts_drawn(self, name: str, pool: str | None = None) -> int:

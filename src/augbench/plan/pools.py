@@ -151,7 +151,7 @@ class PoolPaths(InputPaths):
 
     @cached_property
     def scorers(self) -> list[tuple[str, str | None]]:
-        """Pools that filters read scores of: the row that made it, and the row whose classifier scores, if not CLIP."""
+        """Pools that filters read scores of, each with the row whose classifier scores; None for CLIP."""
         pairs = [
             (pool, self.study.filtering_row(name))
             for name in self.study.filters
@@ -464,7 +464,7 @@ class PoolPaths(InputPaths):
         return self.path("leakage", f"{method}.json")
 
     def diagnosed(self, method: str) -> str:
-        """Images of a row that are measured: its pool, or the first set of a mixture, which has its shares."""
+        """Path of a row's images to measure: its pool, or a mixture's first set, which has its shares."""
         return self.resample(method, "0") if self.study.methods[method].shares else self.pool(method)
 
     def repeats(self, method: str) -> str:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def choose(method: str, histories: Mapping[str, Sequence[str | Path]], out: str | Path) -> str:
-    """Write each row's validation accuracy, the mean over its runs, and the best row; of equal ones the first.
+    """Write each row's validation accuracy, the mean over its runs, and the best row; of equals the first.
 
     Parameters
     ----------

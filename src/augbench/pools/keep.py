@@ -22,7 +22,7 @@ def keep_best(
     excluded: Collection[str] = (),
     where: str = "pool",
 ) -> pa.Table:
-    """Part of an index with the best scores: of each pool and class, ``keep.share`` of its images, rounded up.
+    """Part of an index with the best scores: ``keep.share`` of each pool's images of a class, rounded up.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ LEAST_STEPS = 176
 
 
 def pass_images(study: Study, name: str, train: Mapping[str, int]) -> int | None:
-    """Images in one pass over the training set of row ``name``; None if all of the data set, or if it trains none.
+    """Images in one pass over the training set of row ``name``; None if it is all of the data, or none.
 
     Parameters
     ----------

@@ -445,15 +445,16 @@ def composition_notes(study: Study) -> Iterator[str]:
     for name, row in study.drawn.items():
         if row.shares:
             yield (
-                f"{study.label(name)}: a mixture. Of each class's added images, the share in brackets comes from"
-                f" {_pools(study, name)}."
+                f"{study.label(name)}: a mixture. Of each class's added images, the share in brackets comes"
+                f" from {_pools(study, name)}."
             )
         if row.keep is not None:
             scorer = study.filtering_row(name)
             by = "CLIP (zero-shot)" if scorer is None else f"the classifier of {study.label(scorer)}, run 0"
             yield (
-                f"{study.label(name)}: filtered. Of {_pools(study, name)}, those {100 * row.keep.share:.4g}% of each class's"
-                f" images are kept that {by} gives the highest probability of their class, before sets are drawn."
+                f"{study.label(name)}: filtered. Of {_pools(study, name)}, those {100 * row.keep.share:.4g}%"
+                f" of each class's images are kept that {by} gives the highest probability of their class,"
+                " before sets are drawn."
             )
 
 
@@ -473,8 +474,8 @@ def choice_notes(study: Study, choices: Sequence[str | Path]) -> Iterator[str]:
             found.append(f"{f'draw {draw}: ' if study.dataset.draws > 1 else ''}{chosen} ({accuracies})")
         yield (
             f"{study.label(name)}: the row with the best validation accuracy among"
-            f" {', '.join(map(study.label, row.among))}, mean over runs; its sets and classifiers are that row's."
-            f" Chosen: {'; '.join(found)}."
+            f" {', '.join(map(study.label, row.among))}, mean over runs; its sets and classifiers are that"
+            f" row's. Chosen: {'; '.join(found)}."
         )
 
 
