@@ -555,7 +555,10 @@ def test_text_rows_may_drop_copies_too(world: World, text: Path, tmp_path: Path)
     "row",
     [
         {"query": {"images": "train", "pool": "clusters", "clusters": 2}, "select": "facility_location"},
-        {"query": {"templates": "simple", "images": "train", "text_weight": 0.5}, "select": "mmr"},
+        pytest.param(
+            {"query": {"templates": "simple", "images": "train", "text_weight": 0.5}, "select": "mmr"},
+            marks=pytest.mark.full,
+        ),
     ],
 )
 def test_another_block_and_batch_size_gives_the_same_images(

@@ -70,10 +70,10 @@ class _Retrieval:
         Images that may be downloaded, or must not be used.
     prompts : dict
         The query's row in the prompt table, by class.
-    real : RealImages or None
-        The training images, if the method compares its images with them.
     shards, ledgers : dict
         Targets by class.
+    real : RealImages or None
+        The training images, if the method compares its images with them.
     """
 
     job: Job
@@ -84,9 +84,9 @@ class _Retrieval:
     owner: dict[str, str] | None
     lists: Lists
     prompts: dict[str, dict[str, Any]]
-    real: RealImages | None
     shards: dict[str, str]
     ledgers: dict[str, str | Path]
+    real: RealImages | None = None
 
     def asked(self, hunt: Hunt) -> Recipe:
         """Key of a class's ledger: all that decides which images are kept, except for what the web gives."""
