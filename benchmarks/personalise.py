@@ -66,6 +66,7 @@ PSEUDOWORDS, UNCACHED, CONDITIONING, UNET = (
     "ours, conditioning vectors",
     "ours, conditioning and U-Net",
 )
+ACCUMULATING = f"{UNET}, two micro-batches a step"
 COMPILED = {name: f"{name}, compiled" for name in (CONDITIONING, UNET)}
 
 
@@ -220,8 +221,12 @@ def make_trainer(
     micro_batch: int,
     folder: Path,
     compiled: bool = False,
+    accumulated: int = 1,
 ) -> Trainer:
-    """Make our trainer over cached random latents; the U-Net trains unless it is frozen."""
+    """Make our trainer over cached random latents; the U-Net trains unless it is frozen.
+
+    A step of a U-Net that trains is made of ``accumulated`` micro-batches.
+    """
     trains = next(unet.parameters()).requires_grad
     latent = parts.resolution // 2 ** (len(parts.vae.config.block_out_channels) - 1)
     moments = torch.randn(classes * per_class, 2, 2, parts.vae.config.latent_channels, latent, latent)
@@ -237,7 +242,7 @@ def make_trainer(
         clusters=1,
         train_unet=trains,
         candidates=("val_loss",),
-        batch_size=micro_batch if trains else 4,
+        batch_size=accumulated * micro_batch if trains else 4,
         max_epochs=1,
         patience=1,
         flip=0.5,
@@ -304,11 +309,12 @@ def conditioning_call(
     micro_batch: int,
     folder: Path,
     compiled: bool = False,
+    accumulated: int = 1,
 ) -> tuple[Callable[[], None], int]:
     """Our training of conditioning vectors, and of the U-Net unless it is frozen; with images per call."""
     rows = ConditioningRows(states.expand(classes, -1, -1))
-    trainer = make_trainer(parts, unet, rows, classes, 4, micro_batch, folder, compiled)
-    at_once = micro_batch if trainer.settings.train_unet else classes * 4
+    trainer = make_trainer(parts, unet, rows, classes, 4, micro_batch, folder, compiled, accumulated)
+    at_once = accumulated * micro_batch if trainer.settings.train_unet else classes * 4
     return ours(trainer, at_once), at_once
 
 

@@ -44,13 +44,15 @@ class Candidates:
             call = full.encoding_first(own, self.images, batch, call)
         return _ready(call, images, cached)
 
-    def conditioning(self, batch: int, trained: bool = False, compiled: bool = False) -> Ready:
+    def conditioning(
+        self, batch: int, trained: bool = False, compiled: bool = False, accumulated: int = 1
+    ) -> Ready:
         """Our conditioning vectors, with a frozen or a trained U-Net."""
         unet = full.new_unet(self.parts.unet) if trained else self.parts.unet
         if compiled and not trained:
             unet = deepcopy(unet)
         call, images = full.conditioning_call(
-            self.parts, unet, self.states, self.classes, batch, self.folder, compiled
+            self.parts, unet, self.states, self.classes, batch, self.folder, compiled, accumulated
         )
         return _ready(call, images, not compiled)
 
@@ -83,6 +85,13 @@ def variants(make: Candidates, size: str) -> list[Variant]:
         batched(full.CONDITIONING, make.conditioning, frozen, 3),
         batched(full.UNET_LOOP, make.text_to_image, trained, 3, **largest_first),
         batched(full.UNET, partial(make.conditioning, trained=True), trained, 3, **largest_first),
+        batched(
+            full.ACCUMULATING,
+            partial(make.conditioning, trained=True, accumulated=2),
+            trained // 2,
+            2,
+            **largest_first,
+        ),
         batched(full.UNCACHED, partial(make.pseudo_words, cached=False), frozen, 2),
     ]
     for batch in other_frozen:
