@@ -21,7 +21,7 @@ from augbench.data.source import ImageList
 from augbench.data.splits import Split, check_labels, read_split
 from augbench.errors import UserError
 from augbench.prompts.stage import prompt_for
-from augbench.resample import needed_images
+from augbench.resample import needed_by_class
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,11 @@ def learned_sizes(
     study: Study, method: PersonaliseMethod, training_images: Mapping[str, int]
 ) -> dict[str, int]:
     """Number of images that a row learns from, by class_id: those of the split, and of other rows' sets."""
+    rows = [study.augmented[upstream] for upstream in method.built_on]
+    sets = [needed_by_class(training_images, row.added_per_training_image, row.fill_to) for row in rows]
     own = int(method.learns_from_training_images)
-    added = [study.augmented[upstream].added_per_training_image for upstream in method.built_on]
     return {
-        class_id: own * size + sum(needed_images(share, size) for share in added)
+        class_id: own * size + sum(added[class_id] for added in sets)
         for class_id, size in training_images.items()
     }
 

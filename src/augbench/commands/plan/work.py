@@ -87,7 +87,7 @@ class Work:
         """Number of images that a fine-tuned method learns from."""
         row = self.study.personalised[method]
         own = self.sizes.train if row.learns_from_training_images else 0
-        return own + sum(map(self.added_images, row.built_on))
+        return own + sum(map(self.set_images, row.built_on))
 
     def latents(self, method: str) -> int:
         """Number of images and mirror images that are encoded for a fine-tuned method.
@@ -192,13 +192,19 @@ class Work:
         """Number of images in one pass over a training set of a method, repetitions included."""
         return self.study.methods[method].real_repeats * self.real_images(method) + self.added_images(method)
 
+    def set_images(self, method: str) -> int:
+        """Number of images in one set that is drawn for a row that adds images."""
+        row = self.study.augmented[method]
+        return sum(needed_by_class(self.class_sizes, row.added_per_training_image, row.fill_to).values())
+
     def added_images(self, method: str) -> int:
-        """Number of images that one training set of a method adds."""
+        """Number of images that classifiers of a method are trained on, besides the real ones."""
         row = self.study.augmented.get(method)
         if row is None:
             return 0
-        share = row.use.replace or row.added_per_training_image
-        return sum(needed_by_class(self.class_sizes, share, row.fill_to).values())
+        if row.use.replace:
+            return sum(needed_by_class(self.class_sizes, row.use.replace).values())
+        return self.set_images(method)
 
     def real_images(self, method: str) -> int:
         """Number of real images that a method's classifiers are trained on."""
