@@ -8,11 +8,12 @@ from __future__ import annotations
 import csv
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from augbench.files import write_text
 from augbench.texts import one_line
 
 if TYPE_CHECKING:
@@ -204,3 +205,29 @@ def render_terminal(layout: Layout, width: int = 100) -> str:
     ]
     lead = [textwrap.fill(layout.lead, width), ""] if layout.lead else []
     return "\n".join([*lead, layout.title, "", *body, "", *footer]) + "\n"
+
+
+def write_table(
+    outs: Mapping[str, str | Path],
+    layout: Layout,
+    rows: Sequence[DataclassInstance] = (),
+    caption: str = "",
+    label: str = "",
+    width: int = 100,
+) -> None:
+    """Write a table in the formats that ``outs`` maps to paths.
+
+    Parameters
+    ----------
+    outs : mapping of str to path
+        Any of ``csv`` (of ``rows``), ``md``, ``tex`` (with ``caption`` and ``label``) and ``txt`` (lines of
+        ``width`` characters).
+    """
+    formats: dict[str, Callable[[], str]] = {
+        "csv": lambda: render_csv(rows, layout.notes),
+        "md": lambda: render_markdown(layout),
+        "tex": lambda: render_latex(layout, caption, label),
+        "txt": lambda: render_terminal(layout, width),
+    }
+    for kind, path in outs.items():
+        write_text(path, formats[kind]())

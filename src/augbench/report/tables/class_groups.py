@@ -19,10 +19,9 @@ import pyarrow.parquet as pq
 
 from augbench.artifacts.parquet import whole
 from augbench.config.stages import Report
-from augbench.files import write_text
 from augbench.report.contrasts import baseline_of
 from augbench.report.inference.images import RESAMPLES, Hits
-from augbench.report.render import Layout, render_csv, render_latex, render_markdown, spread
+from augbench.report.render import Layout, spread, write_table
 from augbench.report.tables import statistics, table1
 from augbench.report.tables.class_sizes import THIRDS, thirds
 from augbench.report.tables.statistics import between, difference
@@ -219,10 +218,4 @@ def write_class_groups(
     title = f"Accuracy by class size, study {study}"
     layout = Layout(title, header, (False, *[True] * (len(header) - 1)), tuple(lines), notes)
     caption = f"Macro accuracy, and that of frequent and rare classes, study {study}."
-    texts = {
-        "csv": render_csv(rows, notes),
-        "md": render_markdown(layout),
-        "tex": render_latex(layout, caption, f"{study}-class-groups"),
-    }
-    for kind, path in outs.items():
-        write_text(path, texts[kind])
+    write_table(outs, layout, rows, caption, f"{study}-class-groups")

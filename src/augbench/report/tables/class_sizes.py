@@ -17,8 +17,7 @@ import numpy as np
 from augbench.artifacts.pool import read_index
 from augbench.config.study import Study
 from augbench.data.splits import read_split
-from augbench.files import write_text
-from augbench.report.render import Layout, render_csv, render_markdown
+from augbench.report.render import Layout, write_table
 
 THIRDS = ("head", "middle", "tail")
 
@@ -141,6 +140,4 @@ def write_class_sizes(study: str, rows: Sequence[Row], outs: Mapping[str, str | 
     numeric = (False, False, *[True] * (3 + len(labels)))
     cells = tuple(map(_cells, by_class.values()))
     layout = Layout(f"Sizes of the classes, study {study}", header, numeric, cells, NOTES)
-    texts = {"csv": render_csv(rows, NOTES), "md": render_markdown(layout)}
-    for kind, path in outs.items():
-        write_text(path, texts[kind])
+    write_table(outs, layout, rows)

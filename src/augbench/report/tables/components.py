@@ -14,9 +14,8 @@ from math import sqrt
 from pathlib import Path
 from statistics import fmean, variance
 
-from augbench.files import write_text
 from augbench.report.inference.variance import FEWEST, REST, components, of_rows_and_runs
-from augbench.report.render import NONE, Layout, render_csv, render_markdown
+from augbench.report.render import NONE, Layout, write_table
 from augbench.report.tables import table1
 from augbench.report.tables.statistics import accuracies_of
 from augbench.report.tables.table1 import RunRow, average_draws
@@ -151,7 +150,5 @@ def write_components(
     rows, notes = build_rows(table, runs, per_draw), _notes(table)
     title = f"Components of the spread, study {study}"
     layout = Layout(title, HEADER, NUMERIC, tuple(map(_cells, rows)), notes)
-    texts = {"csv": render_csv(rows, notes), "md": render_markdown(layout)}
-    for kind, path in outs.items():
-        write_text(path, texts[kind])
+    write_table(outs, layout, rows)
     return rows

@@ -14,12 +14,11 @@ from pathlib import Path
 from statistics import fmean
 
 from augbench.config.stages import Report
-from augbench.files import write_text
 from augbench.report.contrasts import Pair, pairs_of
 from augbench.report.inference.images import RESAMPLES, Hits, image_intervals, interval_of_both, paired_hits
 from augbench.report.inference.paired import ALPHA, Difference, compare, holm
 from augbench.report.inference.power import MOST_RUNS, detectable, runs_needed
-from augbench.report.render import NONE, Layout, read_csv, render_csv, render_latex, render_markdown
+from augbench.report.render import NONE, Layout, read_csv, write_table
 from augbench.report.tables import table1
 from augbench.report.tables.statistics import accuracies_of, between, difference, error_of, spread_note
 from augbench.report.tables.table1 import RunRow
@@ -310,13 +309,7 @@ def write_contrasts(
     notes = _notes(rows, report, spread_note(accuracies, error_of(accuracies, report)))
     title = f"Contrasts, study {study}"
     layout = Layout(title, _header(report.margin), NUMERIC, tuple(map(_cells, rows)), notes)
-    texts = {
-        "csv": render_csv(rows, notes),
-        "md": render_markdown(layout),
-        "tex": render_latex(
-            layout, f"Contrasts between rows of Table 1, study {study}.", f"{study}-contrasts"
-        ),
-    }
-    for kind, path in outs.items():
-        write_text(path, texts[kind])
+    write_table(
+        outs, layout, rows, f"Contrasts between rows of Table 1, study {study}.", f"{study}-contrasts"
+    )
     return rows

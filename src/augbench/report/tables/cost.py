@@ -16,11 +16,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from augbench.files import read_json, write_text
+from augbench.files import read_json
 from augbench.plan.jobs import JobFile, job_files, read_seconds
 from augbench.plan.paths import Plan
 from augbench.report.contrasts import baseline_of
-from augbench.report.render import NONE, Layout, read_csv, render_csv, render_markdown, signed
+from augbench.report.render import NONE, Layout, read_csv, signed, write_table
 from augbench.report.tables import table1
 
 # Stages with jobs that belong to one method.
@@ -412,7 +412,5 @@ def write_cost(plan: Plan, table: str | Path, outs: Mapping[str, str | Path]) ->
         tuple(_cells(row, per_hour) for row in rows),
         notes,
     )
-    texts = {"csv": render_csv(rows, notes), "md": render_markdown(layout)}
-    for kind, path in outs.items():
-        write_text(path, texts[kind])
+    write_table(outs, layout, rows)
     return rows

@@ -25,7 +25,7 @@ from augbench.data.source import ImageSource
 from augbench.data.sources import open_source
 from augbench.data.splits import check_labels, read_split
 from augbench.errors import UserError
-from augbench.files import read_json, write_text
+from augbench.files import read_json
 from augbench.measures.distances import (
     NEAREST,
     agreement_percent,
@@ -35,7 +35,7 @@ from augbench.measures.distances import (
     style_distance,
 )
 from augbench.measures.eyes import Eyes, Seen
-from augbench.report.render import NONE, Layout, read_csv, render_csv, render_markdown, render_terminal
+from augbench.report.render import NONE, Layout, read_csv, write_table
 from augbench.report.tables.learning import read_learning
 from augbench.resample import check_same_labels
 
@@ -344,9 +344,7 @@ def _write(study: Study, rows: Sequence[Row], outs: Mapping[str, str | Path]) ->
     layout = Layout(
         f"Diagnostics of added images, study {study.study}", HEADER, NUMERIC, tuple(map(_cells, rows)), notes
     )
-    texts = {"csv": render_csv(rows, notes), "md": render_markdown(layout), "txt": render_terminal(layout)}
-    for kind, path in outs.items():
-        write_text(path, texts[kind])
+    write_table(outs, layout, rows)
 
 
 def read_rows(path: str | Path) -> list[Row]:

@@ -16,13 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from augbench.config.data import CorruptedTest, FolderTest, FurtherTest
-from augbench.files import write_text
 from augbench.leakage.records import count_images, read_leaks
 from augbench.plan.paths import Plan
 from augbench.report.contrasts import baseline_of
 from augbench.report.inference.images import Hits, average_hits, read_hits
 from augbench.report.inference.paired import interval
-from augbench.report.render import NONE, Layout, read_csv, render_csv, render_markdown, render_terminal
+from augbench.report.render import NONE, Layout, read_csv, write_table
 from augbench.report.tables import statistics, table1
 from augbench.report.tables.statistics import accuracies_of, between, difference
 from augbench.report.tables.table1 import RunRow, average_draws
@@ -260,11 +259,5 @@ def write_further_tests(
     )
     notes = _notes(plan, rows, spread)
     layout = _layout(plan, rows, notes)
-    texts = {
-        "csv": render_csv(rows, notes),
-        "md": render_markdown(layout),
-        "txt": render_terminal(layout, WIDTH),
-    }
-    for kind, path in outs.items():
-        write_text(path, texts[kind])
+    write_table(outs, layout, rows, width=WIDTH)
     return rows

@@ -22,12 +22,12 @@ from augbench.config.study import Study
 from augbench.data.sources import open_source
 from augbench.data.splits import read_split
 from augbench.errors import UserError, some
-from augbench.files import atomic_path, read_json, write_text
+from augbench.files import atomic_path, read_json
 from augbench.leakage.effects import accuracy_without
 from augbench.leakage.inherited import START, count_inherited, read_inherited
 from augbench.leakage.records import Summary, count_images, read_leaks
 from augbench.report import render
-from augbench.report.render import NONE, Layout, render_csv, render_markdown, render_terminal
+from augbench.report.render import NONE, Layout, write_table
 
 if TYPE_CHECKING:
     from augbench.runtime.job import Job
@@ -252,13 +252,7 @@ def write_leakage_table(
         tuple(_cells(row, bool(inherited)) for row in rows),
         notes,
     )
-    texts = {
-        "csv": render_csv(rows, notes),
-        "md": render_markdown(layout),
-        "txt": render_terminal(layout, 110),
-    }
-    for kind, path in outs.items():
-        write_text(path, texts[kind])
+    write_table(outs, layout, rows, width=110)
     return rows
 
 

@@ -15,20 +15,10 @@ from pathlib import Path
 from statistics import fmean
 
 from augbench.config.stages import Report
-from augbench.files import write_text
 from augbench.report.contrasts import baseline_of
 from augbench.report.inference.images import RESAMPLES, Hits, image_intervals, interval_of_both, paired_hits
 from augbench.report.inference.paired import ALPHA, ErrorTerm, interval, pooled_error
-from augbench.report.render import (
-    NONE,
-    Layout,
-    read_csv,
-    render_csv,
-    render_latex,
-    render_markdown,
-    signed,
-    spread,
-)
+from augbench.report.render import NONE, Layout, read_csv, signed, spread, write_table
 from augbench.report.tables import table1
 from augbench.report.tables.table1 import RunRow, standard_error
 
@@ -279,11 +269,5 @@ def write_statistics(
     notes = _notes(rows, baseline_of(table), spread, draws)
     layout = Layout(f"Statistics of Table 1, study {study}", HEADER, NUMERIC, tuple(map(_cells, rows)), notes)
     caption = f"Spread over runs, and paired differences from the baseline, study {study}."
-    texts = {
-        "csv": render_csv(rows, notes),
-        "md": render_markdown(layout),
-        "tex": render_latex(layout, caption, f"{study}-statistics"),
-    }
-    for kind, path in outs.items():
-        write_text(path, texts[kind])
+    write_table(outs, layout, rows, caption, f"{study}-statistics")
     return rows

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from augbench.files import write_text
 from augbench.report.answer import read_answer
-from augbench.report.render import read_notes, render_latex, render_markdown, render_terminal
+from augbench.report.render import read_notes, write_table
 from augbench.report.tables.table1 import layout_of, read_rows
 
 
@@ -29,10 +28,4 @@ def write_table1_text(
     """
     layout = layout_of(study, read_rows(table), read_notes(table), read_answer(table, contrasts))
     caption = f"Top-1 accuracy by added training data, study {study}."
-    texts = {
-        "md": render_markdown(layout),
-        "tex": render_latex(layout, caption, study),
-        "txt": render_terminal(layout),
-    }
-    for kind, path in outs.items():
-        write_text(path, texts[kind])
+    write_table(outs, layout, caption=caption, label=study)
