@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+from contextlib import chdir
 from dataclasses import dataclass, field, fields, replace
 from html.parser import HTMLParser
 from io import BytesIO
@@ -41,7 +41,7 @@ from augbench.report.html.tables import training_table
 from augbench.report.html.words import headlines, what_it_does_not_show, what_it_shows
 from augbench.report.pictures import ImageRecord, read_encoded, write_encoded
 from augbench.report.render import Layout, read_markdown, render_csv, render_markdown
-from augbench.report.tables import components, contrasts, diagnostics, statistics, table1
+from augbench.report.tables import class_groups, components, contrasts, diagnostics, statistics, table1
 from augbench.report.tables.cost import write_cost
 from augbench.report.tables.paper_tables import write_paper_tables
 from augbench.report.tables.per_class import SCHEMA, read_per_class
@@ -115,6 +115,18 @@ def write_tables(squares: Squares) -> None:
     statistics.write_statistics(study.study, entries, runs, hits, 0, study.report, plan.statistics)
     contrasts.write_contrasts(study.study, entries, runs, hits, 0, study.report, plan.contrasts)
     components.write_components(study.study, entries, runs, plan.components)
+    class_labels = {class_id: label for label, class_id in enumerate(CLASSES)}
+    groups = class_groups.build_rows(
+        entries,
+        runs,
+        hits,
+        labels=np.arange(60) % len(CLASSES),
+        training_images=dict.fromkeys(CLASSES, 6),
+        class_labels=class_labels,
+        seed=0,
+        report=study.report,
+    )
+    class_groups.write_class_groups(study.study, entries, groups, plan.class_groups)
     write_table1_text(study.study, plan.table1["csv"], plan.contrasts["csv"], plan.table1_text)
     write_paper_tables(plan, plan.table1["csv"], plan.paper_table_files)
     write_cost(plan, plan.table1["csv"], plan.cost)
@@ -185,12 +197,11 @@ def collect_images(squares: Squares, study: Study | None = None) -> None:
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory: pytest.TempPathFactory) -> Squares:
     folder = tmp_path_factory.mktemp("squares")
-    made, old = make_squares(folder), Path.cwd()
-    os.chdir(folder)
-    write_tables(made)
-    collect_images(made)
-    write_report(made.plan, made.plan.report)
-    os.chdir(old)
+    made = make_squares(folder)
+    with chdir(folder):
+        write_tables(made)
+        collect_images(made)
+        write_report(made.plan, made.plan.report)
     return made
 
 
