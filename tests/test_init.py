@@ -88,12 +88,25 @@ def test_without_a_corpus_the_file_says_what_to_give(pets: Path) -> None:
     assert "retrieval" in study.methods and study.report.contrasts[-1].row == "retrieval"
 
 
+def test_with_enough_images_the_study_has_twice_the_real_data_and_may_have_draws(
+    pets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for first, name in enumerate(("cat", "dog")):
+        write_images(pets / "x" / name, numbered(81), 100 * first)
+    study = written("x")
+    assert study.methods["real_2x"].split == "train2x" and study.report.contrasts[0].row == "real_2x"
+    text = (pets / "x.yaml").read_text()
+    (pets / "x.yaml").write_text(text.replace("# draws: 5", "draws: 5"))
+    assert cli.main(["check", "--configfile", "x.yaml"]) == 0
+    assert "2 classes with 21 training, 17 validation and 21 test images" in capsys.readouterr().out
+
+
 def test_a_file_is_never_overwritten(pets: Path) -> None:
     (pets / "pets.yaml").write_text("mine")
     with pytest.raises(UserError, match=r"^pets\.yaml: there is such a file; allowed: another file, with"):
         init_study("pets")
     init_study("pets", to="studies/other.yaml")
-    assert (pets / "pets.yaml").read_text() == "mine" and load_study(["studies/other.yaml"]).study == "pets"
+    assert (pets / "pets.yaml").read_text() == "mine" and load_study(["studies/other.yaml"]).study == "other"
 
 
 def test_names_with_spaces_and_mixed_sizes_are_fine(pets: Path) -> None:
@@ -169,7 +182,9 @@ def test_imagenets_flat_validation_folder_is_found_with_kaggles_labels(pets: Pat
         "ILSVRC/Data/CLS-LOC/val",
         "LOC_val_solution.csv",
     )
-    assert "numbers, which mean nothing in a prompt" in (pets / "x.yaml").read_text()
+    text = " ".join((pets / "x.yaml").read_text().replace("#", " ").split())
+    assert "(n01440764, n01443537) are numbers, which mean nothing in a prompt" in text
+    assert "copy its header and their lines to x_classes.tsv" in text
 
 
 def test_imagenets_thousand_folders_get_its_class_table(pets: Path) -> None:
@@ -215,7 +230,7 @@ def test_parquet_files_are_read_with_their_columns_and_splits(pets: Path) -> Non
         None,
         "validation",
     )
-    assert "The split test has no labels" in (pets / "x.yaml").read_text()
+    assert "the split test has no labels" in (pets / "x.yaml").read_text()
     assert "2 classes (hot dog, pear) with 10 images each" in (pets / "x.yaml").read_text()
 
 
@@ -265,10 +280,10 @@ def test_a_corpus_that_is_too_small_may_fall_short(pets: Path) -> None:
         (counts(300, 5000, test=50), {"shots": 100}, True, [100, 100]),
         (counts(299, 5000, test=50), {"shots": 95}, True, [95, 95]),
         (counts(300, 300, validation=60, test=50), {"shots": 100, "validation_shots": 60}, True, [100, 100]),
-        # quarters: training, as much again, validation, test
+        # a quarter for training, and as much again
         (
             counts(80, 120),
-            {"train_fraction": 0.25, "validation_fraction": 0.25, "test_fraction": 0.25},
+            {"train_fraction": 0.25, "validation_fraction": 0.2, "test_fraction": 0.25},
             True,
             [20, 30],
         ),

@@ -142,7 +142,9 @@ def parser() -> argparse.ArgumentParser:
     init.add_argument(
         "--corpus", metavar="FOLDER", help="folder of images, or of embeddings, to retrieve from"
     )
-    init.add_argument("--to", metavar="FILE", help="file to write (default: the folder's name with .yaml)")
+    init.add_argument(
+        "--to", metavar="FILE", help="file to write, which names the study (default: FOLDER.yaml)"
+    )
 
     check = command("check", _check, "check config and data before anything runs")
     check.add_argument("--images", action="store_true", help="decode every image of data set and corpus, too")

@@ -51,7 +51,8 @@ def init_study(folder: str, corpus: str | None = None, to: str | None = None) ->
     corpus : str, optional
         Folder that retrieval searches. Default: the study has no retrieval.
     to : str, optional
-        File to write. Default: the study's name with ``.yaml``, in the working folder.
+        File to write, which gives the study its name. Default: the folder's name with ``.yaml``, in the
+        working folder.
 
     Raises
     ------
@@ -62,7 +63,7 @@ def init_study(folder: str, corpus: str | None = None, to: str | None = None) ->
         if has_control_characters(name):
             allowed = "allowed: a name in UTF-8 without control characters"
             raise UserError(ascii(name), "a folder that a config can't name", allowed)
-    name = study_name(folder)
+    name = study_name(folder if to is None else to.removesuffix(".yaml"))
     file = Path(f"{name}.yaml" if to is None else to)
     if os.path.lexists(file):
         raise UserError(str(file), "there is such a file", "allowed: another file, with --to FILE")
@@ -74,14 +75,13 @@ def init_study(folder: str, corpus: str | None = None, to: str | None = None) ->
     source, classes, images = _read(layout)
     proposal = propose_sizes(layout.keys, [_counts(one) for one in images])
     side, sizes_text = _sizes(source, images)
-    found = [_classes_text(classes, images), sizes_text, *reasons(_ordered(source.left_out))]
-    decide = [*layout.notes, *_names_to_decide(layout, classes)]
+    found = [_classes_text(classes, images), sizes_text, *reasons(_ordered(source.left_out)), *layout.notes]
     words = [info.class_id.lower() for info in classes]
     facts = Facts(
         name=name,
         file=str(file),
         found=found,
-        decide=decide,
+        naming=_naming(layout, classes, name),
         layout=layout.keys,
         proposal=proposal,
         side=side,
@@ -94,12 +94,12 @@ def init_study(folder: str, corpus: str | None = None, to: str | None = None) ->
     told = [f"{layout.keys['root']}: {text}" for text in found]
     if corpus_found is not None:
         told.append(f"{corpus}: {corpus_found.text}, which retrieval searches")
-    return [*told, *layout.notes, _proposed(proposal), *_next_steps(facts)]
+    return [*told, _proposed(proposal), *_next_steps(facts)]
 
 
-def study_name(folder: str) -> str:
-    """Name of a study from the folder's: ``My birds (2)`` gives ``my_birds_2``."""
-    plain = unicodedata.normalize("NFKD", os.path.basename(os.path.realpath(folder)))
+def study_name(path: str) -> str:
+    """Name of a study from that of a folder or file: ``My birds (2)`` gives ``my_birds_2``."""
+    plain = unicodedata.normalize("NFKD", os.path.basename(os.path.realpath(path)))
     words = re.findall(r"[a-z0-9]+", plain.encode("ascii", "ignore").decode().lower())
     return "_".join(words)[:LONGEST_STUDY].strip("_") or "study"
 
@@ -174,16 +174,15 @@ def _evenly(items: Sequence[str], most: int) -> list[str]:
     return [*items[::step][:most]]
 
 
-def _names_to_decide(layout: Layout, classes: Sequence[ClassInfo]) -> list[str]:
+def _naming(layout: Layout, classes: Sequence[ClassInfo], study: str) -> str | None:
+    """What there is to decide about the classes' names; None with a class table."""
     if "classes" in layout.keys:
-        return []
-    if note := naming_note([folder_of(info.class_id) for info in classes]):
-        return [note]
-    example = classes[0].name
-    return [
-        f'are these good names? Prompts and queries contain them ("a photo of a {example}"). If not, rename the'
-        " folders, or set dataset.classes to a class table (docs/own_data.md)."
-    ]
+        return None
+    note = naming_note([folder_of(info.class_id) for info in classes], f"{study}_classes.tsv")
+    return note or (
+        f'are these good names? Prompts and queries contain them ("a photo of a {classes[0].name}"). If not, rename'
+        " the folders, or set dataset.classes to a class table (docs/own_data.md)."
+    )
 
 
 def _proposed(proposal: Proposal) -> str:
@@ -195,6 +194,7 @@ def _proposed(proposal: Proposal) -> str:
 def _next_steps(facts: Facts) -> list[str]:
     file = shlex.quote(facts.file)
     return [
+        *([f"classes: {facts.naming}"] if facts.naming else []),
         f"{facts.file} is written. Read what it marks DECIDE, then:",
         f"  augbench check --configfile {file}",
         f"  augbench plan --configfile {file}",

@@ -34,7 +34,7 @@ class Layout:
     keys : dict
         Keys of the config's section ``dataset``, without those of the splits' sizes.
     notes : list of str
-        What a user should know about it, a sentence each.
+        What is not used, and why.
     """
 
     keys: dict[str, Any]
@@ -106,7 +106,7 @@ def _split_folders(root: Path, prefix: str) -> Layout | None:
         held = {"folder": _below(prefix, name)}
         if not _has_classes(place / name):
             if (labels := _label_file(root)) is None or name.lower() in TEST:
-                layout.notes.append(f"{name} has no class folders and no labels, so it is not used.")
+                layout.notes.append(f"{name} has no class folders and no labels, so it is not used")
                 continue
             held["labels"] = labels
         given.append(held)
@@ -114,7 +114,7 @@ def _split_folders(root: Path, prefix: str) -> Layout | None:
         layout.keys |= {f"{split}_{what}": value for what, value in held.items()}
     beside = [name for name in listing.folders if f"{prefix}/{name}".lstrip("/") not in layout.keys.values()]
     if beside:
-        layout.notes.append(f"Other folders beside {train} are not used: {some([*map(printable, beside)])}.")
+        layout.notes.append(f"other folders beside {train} are not used: {some([*map(printable, beside)])}")
     return layout
 
 
@@ -132,23 +132,33 @@ def _label_file(root: Path) -> str | None:
 
 def class_table(names: Sequence[str]) -> str | None:
     """Shipped class table that has exactly these class folders (``imagenet``), or None."""
-    if not _are_wnids(names):
-        return None
-    return "imagenet" if {info.class_id for info in load_class_table("imagenet")} == {*names} else None
+    return "imagenet" if _are_wnids(names) and _imagenet_ids() == {*names} else None
 
 
 def _are_wnids(names: Sequence[str]) -> bool:
     return bool(names) and all(re.fullmatch("n[0-9]{8}", name) for name in names)
 
 
-def naming_note(names: Sequence[str]) -> str | None:
-    """Return a note about class names that mean nothing in a prompt."""
-    if _are_wnids(names) or all(name.isdecimal() for name in names):
-        return (
-            f"The class folders ({some(names, most=3)}) are numbers, which mean nothing in a prompt: name the"
-            " classes in a class table (docs/own_data.md) and set dataset.classes."
+def _imagenet_ids() -> set[str]:
+    return {info.class_id for info in load_class_table("imagenet")}
+
+
+def naming_note(names: Sequence[str], file: str) -> str | None:
+    """Return a note about class folders whose names mean nothing in a prompt, or None.
+
+    ``file`` is the class table that the note proposes.
+    """
+    if not (_are_wnids(names) or all(name.isdecimal() for name in names)):
+        return None
+    note = (
+        f"the class folders ({some(names, most=3)}) are numbers, which mean nothing in a prompt. Name the classes"
+        f" in a class table (docs/own_data.md) and set dataset.classes to it."
+    )
+    if _are_wnids(names) and {*names} <= _imagenet_ids():
+        note += (
+            f" resources/classes/imagenet.tsv has these classes: copy its header and their lines to {file}."
         )
-    return None
+    return note
 
 
 # --- Parquet files --------------------------------------------------------------------------
@@ -240,7 +250,7 @@ def _add_splits(layout: Layout, root: Path, files: Sequence[str], label: str) ->
         if _is_labelled(root / split[1], label):
             given.append(split[0])
         else:
-            layout.notes.append(f"The split {split[0]} has no labels, so it is not used.")
+            layout.notes.append(f"the split {split[0]} has no labels, so it is not used")
     for key, name in zip(("test_split", "validation_split"), reversed(given), strict=False):
         layout.keys[key] = name
 

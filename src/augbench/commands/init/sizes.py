@@ -111,9 +111,10 @@ def _candidates(counts: Sequence[ClassCounts]) -> Iterator[tuple[dict[str, Any],
             yield {"train_fraction": min(train, wanted), "validation_fraction": validation}, False
     else:
         for train in (0.25, 0.2, 0.15):
-            share = min(train, wanted)
-            test = min(0.5, round(1 - 3 * share, 2))
-            yield {"train_fraction": share, "validation_fraction": share, "test_fraction": test}, True
+            share, validation = min(train, wanted), min(0.2, wanted)
+            test = min(0.5, round(0.95 - 2 * share - validation, 2))  # less than what is left, for rounding
+            shares = {"validation_fraction": validation, "test_fraction": test}
+            yield {"train_fraction": share, **shares}, True
         for train, validation, test in ((0.5, 0.2, 0.3), (0.33, 0.33, 0.33)):
             shares = {"validation_fraction": validation, "test_fraction": test}
             yield {"train_fraction": min(train, wanted), **shares}, False

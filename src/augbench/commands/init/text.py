@@ -44,8 +44,8 @@ class Facts:
         The file that it is written to.
     found : list of str
         What was found in the folder, a line each.
-    decide : list of str
-        What the user should decide about the data set, a text each.
+    naming : str or None
+        What there is to decide about the classes' names.
     layout : mapping
         Keys of the section ``dataset``, without the sizes of the splits.
     side : int
@@ -57,7 +57,7 @@ class Facts:
     name: str
     file: str
     found: Sequence[str]
-    decide: Sequence[str]
+    naming: str | None
     layout: Mapping[str, Any]
     proposal: Proposal
     side: int
@@ -134,8 +134,8 @@ def _dataset(facts: Facts) -> Iterator[str]:
     yield "dataset:"
     for text in facts.found:
         yield from _comment(f"Found: {text}.", "  ")
-    for text in facts.decide:
-        yield from _comment(f"DECIDE: {text}", "  ")
+    if facts.naming is not None:
+        yield from _comment(f"DECIDE: {facts.naming}", "  ")
     for key, value in facts.layout.items():
         yield f"  {key}: {value_text(value)}"
     yield from _comment(_sizes_text(facts), "  ")
@@ -177,9 +177,10 @@ def _corpus(facts: Facts) -> Iterator[str]:
     if facts.corpus is None:
         yield from _comment(
             "DECIDE: retrieval, the paper's best way, searches a corpus of images: any folder with many images"
-            " that may show your classes, such as pictures from the web; it needs no labels. Give a folder"
-            " here, and remove the # before corpus, before the row retrieval and before its contrasts. Published"
-            " embeddings do as well (docs/retrieval.md). No image of the data set may be in it."
+            " that may show your classes, such as pictures from the web. It needs no labels, and no image of the"
+            " data set may be in it. Published embeddings do as well (docs/retrieval.md). If you have one, let"
+            " `augbench init` write another file with --corpus FOLDER; or name the folder here, and remove the #"
+            " before corpus, before the row retrieval, and before its comparisons at the end."
         )
         yield "# corpus: {kind: image_folder, root: data/web_images}"
         return
