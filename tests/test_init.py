@@ -92,13 +92,13 @@ def test_with_enough_images_the_study_has_twice_the_real_data_and_may_have_draws
     pets: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for first, name in enumerate(("cat", "dog")):
-        write_images(pets / "x" / name, numbered(81), 100 * first)
+        write_images(pets / "x" / name, numbered(121), 200 * first)
     study = written("x")
     assert study.methods["real_2x"].split == "train2x" and study.report.contrasts[0].row == "real_2x"
     text = (pets / "x.yaml").read_text()
     (pets / "x.yaml").write_text(text.replace("# draws: 5", "draws: 5"))
     assert cli.main(["check", "--configfile", "x.yaml"]) == 0
-    assert "2 classes with 21 training, 17 validation and 21 test images" in capsys.readouterr().out
+    assert "2 classes with 31 training, 25 validation and 31 test images" in capsys.readouterr().out
 
 
 def test_a_file_is_never_overwritten(pets: Path) -> None:
@@ -282,10 +282,10 @@ def test_a_corpus_that_is_too_small_may_fall_short(pets: Path) -> None:
         (counts(300, 300, validation=60, test=50), {"shots": 100, "validation_shots": 60}, True, [100, 100]),
         # a quarter for training, and as much again
         (
-            counts(80, 120),
+            counts(120, 160),
             {"train_fraction": 0.25, "validation_fraction": 0.2, "test_fraction": 0.25},
             True,
-            [20, 30],
+            [30, 40],
         ),
         # too few for twice the real images
         (

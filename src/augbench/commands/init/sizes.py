@@ -15,7 +15,7 @@ from augbench.errors import UserError, some
 
 SHOTS = range(100, 49, -5)  # training images per class, if every class has enough
 WANTED = 75  # training images of the median class, if the classes differ too much for shots
-LEAST_FOR_TWICE = 20  # with fewer training images, all images are better used for training than for a bound
+LEAST_FOR_TWICE = 30  # with fewer training images, all images are better used for training than for a bound
 MOST_TEST_IMAGES = 25_000
 LEAST_TEST_CUT = 50  # test images per class that stay in any case
 
