@@ -1,4 +1,4 @@
-"""The command line: ``augbench check``, ``plan``, ``run``, ``browse``, ``clean`` and ``debug``.
+"""The command line: ``augbench init``, ``check``, ``plan``, ``run``, ``browse``, ``clean`` and ``debug``.
 
 A problem that the user can fix is one line on stderr.
 """
@@ -16,6 +16,20 @@ from pathlib import Path
 
 from augbench.config.study import DEMO, load_study
 from augbench.errors import UserError, naming_files
+
+INIT_EXAMPLE = """\
+example:
+  augbench init data/birds --corpus data/web_images
+writes birds.yaml, a study of the images data/birds/CLASS/*.jpg (or data/birds/train/CLASS/*.jpg,
+or Parquet files), with the images of data/web_images to retrieve from
+"""
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    from augbench.commands.init.command import init_study
+
+    print(*init_study(arguments.folder, arguments.corpus, arguments.to), sep="\n")
+    return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -116,9 +130,21 @@ def parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text)
         made.set_defaults(function=function)
+        if function is _init:
+            return made
         help_text = f"study and overlays (default: {DEMO})"
         made.add_argument("--configfile", nargs="+", action="extend", metavar="YAML", help=help_text)
         return made
+
+    init = command("init", _init, "write a commented study for a folder of images")
+    init.formatter_class, init.epilog = argparse.RawDescriptionHelpFormatter, INIT_EXAMPLE
+    init.add_argument("folder", metavar="FOLDER", help="folder with one folder of images per class")
+    init.add_argument(
+        "--corpus", metavar="FOLDER", help="folder of images, or of embeddings, to retrieve from"
+    )
+    init.add_argument(
+        "--to", metavar="FILE", help="file to write, which names the study (default: FOLDER.yaml)"
+    )
 
     check = command("check", _check, "check config and data before anything runs")
     check.add_argument("--images", action="store_true", help="decode every image of data set and corpus, too")

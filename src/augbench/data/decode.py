@@ -142,6 +142,15 @@ def _open(file: Path | BytesIO) -> ImageFile.ImageFile:
             raise ValueError(f"more than {MOST_PIXELS:,} pixels; only a JPEG may have so many") from None
 
 
+def stored_size(file: Path | BytesIO) -> tuple[int, int] | None:
+    """Width and height in a file's header, before any rotation; None if Pillow can't read it."""
+    try:
+        with _open(file) as image:
+            return image.size
+    except BROKEN:
+        return None
+
+
 def _bound(image: Image.Image, most_pixels: int) -> None:
     """Choose the scale at which a JPEG has at most ``most_pixels``, if there is one.
 

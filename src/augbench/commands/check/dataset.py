@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from augbench.config.corpus import MiniatureCorpus
-from augbench.config.data import FashionMnist
+from augbench.config.data import Dataset, FashionMnist
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study
 from augbench.data.image_folder import first_problems
@@ -52,8 +52,20 @@ def published_file_problems(study: Study) -> Iterator[UserError]:
                 )
 
 
-def sizes_of_splits(study: Study, counts: list[ClassCounts]) -> dict[str, SplitSizes]:
+def sizes_of_splits(study: Study, counts: Sequence[ClassCounts]) -> dict[str, SplitSizes]:
+    """Return the sizes of each class's splits in a study; raises as :func:`sizes_of_classes`."""
+    return sizes_of_classes(study.dataset, {method.split for method in study.real.values()}, counts)
+
+
+def sizes_of_classes(
+    dataset: Dataset, needed: Collection[str], counts: Sequence[ClassCounts]
+) -> dict[str, SplitSizes]:
     """Return the sizes of each class's splits.
+
+    Parameters
+    ----------
+    needed : collection of str
+        Splits that methods use, as :func:`augbench.data.splits.split_sizes` takes them.
 
     Raises
     ------
@@ -62,9 +74,8 @@ def sizes_of_splits(study: Study, counts: list[ClassCounts]) -> dict[str, SplitS
     UserError
         A class of a long tail would have no training image.
     """
-    needed = {method.split for method in study.real.values()}
     given = [any(getattr(count, part) is not None for count in counts) for part in ("validation", "test")]
-    shares = resolve_shares(study.dataset, given[0], given[1], needed)
+    shares = resolve_shares(dataset, given[0], given[1], needed)
     sizes, problems = {}, []
     for count in counts:
         try:
@@ -75,13 +86,13 @@ def sizes_of_splits(study: Study, counts: list[ClassCounts]) -> dict[str, SplitS
                 given_validation=count.validation,
                 given_test=count.test,
                 needed=needed,
-                draws=study.dataset.draws,
+                draws=dataset.draws,
             )
         except UserError as error:
             problems.append(error)
     if problems:
         raise ConfigError(first_problems(problems))
-    return long_tail(sizes, study.dataset.imbalance)
+    return long_tail(sizes, dataset.imbalance)
 
 
 def summary_of_sizes(sizes: dict[str, SplitSizes], test_cut: int | None, draws: int = 1) -> str:
