@@ -1,0 +1,1 @@
+"""Exporting training sets: read back with torchvision, tarfile and pyarrow."""
