@@ -18,11 +18,16 @@ from augbench.config.study import DEMO, load_study
 from augbench.errors import UserError, naming_files
 
 
+def _show_progress() -> None:
+    """Show the lines of :mod:`augbench.progress` on stderr."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("augbench").setLevel(logging.INFO)
+
+
 def _check(arguments: argparse.Namespace) -> int:
     from augbench.commands.check.study import check_study
 
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("augbench").setLevel(logging.INFO)  # progress of decoding
+    _show_progress()
     study = load_study(arguments.configfile or [DEMO])
     for line in check_study(study, verify_images=arguments.images, tokenise=True):
         print(line)
@@ -87,6 +92,7 @@ def _browse(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from augbench.commands.export.export import Wanted, export
 
+    _show_progress()
     configfiles = arguments.configfile or [DEMO]
     wanted = Wanted(
         configfiles=tuple(configfiles),

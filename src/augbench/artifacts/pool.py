@@ -240,9 +240,7 @@ def load_rows(
             del shards[path]
 
 
-def _read_rows(
-    path: Path, wanted: Sequence[int], columns: Sequence[str] | None
-) -> dict[int, dict[str, Any]]:
+def _read_rows(path: Path, wanted: Sequence[int], columns: Sequence[str] | None) -> dict[int, dict[str, Any]]:
     """Map each of the wanted rows that the shard has to its columns."""
     if columns is None:
         with whole(path):

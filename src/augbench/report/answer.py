@@ -74,6 +74,7 @@ def _sentence(table: Sequence[table1.Row], rows: Sequence[Row]) -> str:
 
 
 def adding(table: Sequence[table1.Row]) -> set[str]:
+    """Methods of the rows that add images."""
     return {entry.method for entry in table if entry.added_per_class > 0}
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from augbench.commands.export.contents import ADDED, REAL, Contents
 from augbench.commands.export.formats import DATA_FILES, IMAGES_PER_FILE
-from augbench.config.corpus import MiniatureCorpus
+from augbench.config.corpus import ImageCorpus, MiniatureCorpus, ParquetCorpus
 from augbench.config.data import Caltech256, FashionMnist
 from augbench.data.classes import SHIPPED_TABLES, folder_of
 from augbench.files import read_json
@@ -35,13 +35,13 @@ CITATION = """@article{burg2023image,
 }"""
 READING = {
     "imagefolder": "torchvision's `ImageFolder` and timm read `{first}` as it is; both number the classes by"
-    " the sorted names of their folders, timm with `--class-map classes.txt` as below. Hugging Face's"
-    " `datasets`: `load_dataset(\"imagefolder\", data_dir=\"DIR\")`.",
+    " the sorted names of their folders, timm with `--class-map DIR/classes.txt` as below. Hugging Face's"
+    ' `datasets`: `load_dataset("imagefolder", data_dir="DIR")`.',
     "webdataset": f"Each tar holds up to {IMAGES_PER_FILE:,} images by class: shuffle across tars. timm:"
-    " `--dataset wds/NAME --data-dir DIR --train-split train`. Hugging Face's `datasets`:"
-    " `load_dataset(\"webdataset\", data_dir=\"DIR\")`.",
+    " `--dataset wds/NAME --data-dir DIR --val-split val`. Hugging Face's `datasets`:"
+    ' `load_dataset("webdataset", data_dir="DIR")`.',
     "parquet": f"Each file holds up to {IMAGES_PER_FILE:,} images by class: shuffle across files. Hugging"
-    " Face's `datasets`: `load_dataset(\"parquet\", data_files={{\"train\": \"DIR/{first}-*.parquet\"}})`.",
+    ' Face\'s `datasets`: `load_dataset("parquet", data_files={{"train": "DIR/{first}-*.parquet"}})`.',
 }
 
 
@@ -60,7 +60,7 @@ def card(contents: Contents, image_format: str, command: str, reason: str = "") 
     plan = contents.plan
     title = f"{plan.study.study}: training set of {escape_markdown(plan.study.label(contents.row))}"
     sections = {
-        "Read it": [READING[image_format].format(first=next(iter(contents.splits)))],
+        "Read it": [*_reading(contents, image_format)],
         "Row": [*_row(contents, reason)],
         "Images": [*_images(contents)],
         "Recipe": [*_recipe(contents)],
@@ -73,6 +73,13 @@ def card(contents: Contents, image_format: str, command: str, reason: str = "") 
     }
     body = "\n".join(f"## {name}\n\n" + "\n\n".join(texts) + "\n" for name, texts in sections.items())
     return f"---\n{_head(contents, image_format)}---\n\n# {title}\n\n{body}"
+
+
+def _reading(contents: Contents, image_format: str) -> Iterator[str]:
+    yield READING[image_format].format(first=next(iter(contents.splits)))
+    added = contents.written is not None and contents.written.num_rows > 0
+    if image_format == "imagefolder" and added and contents.plan.study.augmentation.image_format == "webp":
+        yield 'Added images are WebP, which timm leaves out unless told: `--input-key ".png;.jpg;.webp"`.'
 
 
 def _yaml(value: Any) -> str:
@@ -181,9 +188,11 @@ def _models(contents: Contents) -> Iterator[str]:
         where = model.get("repository") or Path(model["folder"]).name
         revision = f", revision `{model['revision']}`" if "revision" in model else ""
         lines.append(f"- {name}: {where}{revision}, content `{model['id']}`")
-    if _has(contents, "retrieves_images"):
-        corpus = plan.study.corpus
-        name = next((Path(str(getattr(corpus, key))).name for key in ("root", "folder") if hasattr(corpus, key)), "")
+    corpus = plan.study.corpus
+    if corpus is not None and _has(contents, "retrieves_images"):
+        name = next(
+            (Path(str(getattr(corpus, key))).name for key in ("root", "folder") if hasattr(corpus, key)), ""
+        )
         lines.append(f"- corpus: {corpus.kind}{f', {name}' if name else ''}")
     version = provenance.get("version")
     revision = f" ({provenance['revision']})" if provenance.get("revision") else ""
@@ -218,8 +227,12 @@ def _leaks(contents: Contents) -> Iterator[str]:
         yield "The set has no added images."
         return
     searched = {*folded.guarded, *plan.guarded}
-    names = [name for name in dict.fromkeys([contents.row, contents.trained, *contents.pools]) if name in searched]
-    paths = [path for name in names for path in (plan.leaks(name), plan.repeats(name)) if Path(path).is_file()]
+    names = [
+        name for name in dict.fromkeys([contents.row, contents.trained, *contents.pools]) if name in searched
+    ]
+    paths = [
+        path for name in names for path in (plan.leaks(name), plan.repeats(name)) if Path(path).is_file()
+    ]
     if not paths:
         yield f"Not searched for (`leakage.action: {plan.study.leakage.action}`)."
         return
@@ -229,7 +242,8 @@ def _leaks(contents: Contents) -> Iterator[str]:
         for row in read_leaks(path).select(["sha256", "split"]).to_pylist():
             leaking.setdefault(row["split"], set()).add(row["sha256"])
     counts = {
-        split: sum(hashes[one] for one in leaking[split] if one in hashes) for split in ("test", "val", "train")
+        split: sum(hashes[one] for one in leaking[split] if one in hashes)
+        for split in ("test", "val", "train")
     }
     yield (
         f"Of the {contents.added.num_rows:,} added images, {counts['test']:,} near-duplicate a test image,"
@@ -240,7 +254,7 @@ def _leaks(contents: Contents) -> Iterator[str]:
 
 def _licences(contents: Contents) -> Iterator[str]:
     study = contents.plan.study
-    dataset, mini = study.dataset, isinstance(study.corpus, MiniatureCorpus)
+    dataset, corpus = study.dataset, study.corpus
     if isinstance(dataset, FashionMnist):
         yield "Real images: Fashion-MNIST, MIT, (c) 2017 Zalando SE."
     elif isinstance(dataset, Caltech256):
@@ -264,7 +278,9 @@ def _licences(contents: Contents) -> Iterator[str]:
     if _has(contents, "retrieves_images"):
         yield (
             "Retrieved images: crops of Fashion-MNIST (MIT) and drawn images, from the miniature corpus."
-            if mini
+            if isinstance(corpus, MiniatureCorpus)
+            else "Retrieved images: the terms of the corpus, a collection of images, hold."
+            if isinstance(corpus, ImageCorpus | ParquetCorpus)
             else "Retrieved images: works of other people; a corpus of links gives no licence for them. Keep"
             " the images inside your group and pass on their addresses (`--addresses`). A photograph of a"
             " person is personal data."

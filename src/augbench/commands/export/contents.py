@@ -62,7 +62,10 @@ DETAILS = pa.schema(
 )
 ADDRESSES = pa.schema(
     [
-        *(pa.field(name, DETAILS.field(name).type) for name in ("label", "class_id", "class_name", "row", "id")),
+        *(
+            pa.field(name, DETAILS.field(name).type)
+            for name in ("label", "class_id", "class_name", "row", "id")
+        ),
         ("corpus_id", pa.string()),
         ("url", pa.string()),
         ("sha256", pa.string()),  # of the file at the address, when the study fetched it
@@ -171,6 +174,11 @@ class Contents:
             found[ADDED] = Counter(self.added.column("class_id").to_pylist())
         return found
 
+    def size(self, split: str) -> int:
+        """Number of images of a split that go out as files."""
+        added = 0 if split != "train" or self.written is None else self.written.num_rows
+        return len(self.splits[split]) + added
+
     @property
     def lacks(self) -> dict[str, Lack]:
         """Images that the set lacks, by class."""
@@ -226,7 +234,9 @@ class Contents:
         for split in self.splits.values():
             some = split.sources[:: max(1, len(split) // SAMPLED)]
             copied = [
-                0 if path is not None and linking_to is not None and _same_disk(path, linking_to) else len(content)
+                0
+                if path is not None and linking_to is not None and _same_disk(path, linking_to)
+                else len(content)
                 for content, path in real_files(self._images, some)
             ]
             total += len(split) * sum(copied) / max(1, len(copied))
@@ -254,7 +264,9 @@ class Contents:
             if pool not in known:
                 known[pool] = _by_class(self.plan.manifest(pool))
             if path not in shards:
-                shards[path] = read_shard(Path(self.plan.root, path), ["class_id", "index", "source"]).to_pylist()
+                shards[path] = read_shard(
+                    Path(self.plan.root, path), ["class_id", "index", "source"]
+                ).to_pylist()
             image = shards[path][entry["row"]]
             kept = known[pool].get(image["class_id"], [])
             place = image["index"]
@@ -264,7 +276,10 @@ class Contents:
             found = kept[place]
             rows.append(
                 {
-                    **{name: found[name] for name in ("url", "sha256", "width", "height", "caption", "similarity")},
+                    **{
+                        name: found[name]
+                        for name in ("url", "sha256", "width", "height", "caption", "similarity")
+                    },
                     "corpus_id": found["id"],
                     "label": self.numbers[entry["class_id"]],
                     "class_id": entry["class_id"],
@@ -296,13 +311,12 @@ def _is_retrieved(plan: Plan, rows: pa.Table, wanted: bool = True) -> pa.Array:
     return pa.array([methods[pool].retrieves_images is wanted for pool in pools], pa.bool_())
 
 
-def needed_files(plan: Plan, row: str, run: int, splits: Sequence[str], best: bool = False) -> list[str]:
+def needed_files(plan: Plan, row: str, run: int, splits: Sequence[str]) -> list[str]:
     """Files of a finished study that its export reads, except shards and what these name."""
-    tables = [plan.table1["csv"], *([plan.contrasts["csv"], plan.statistics["csv"]] if best else [])]
     manifest = [] if row in plan.study.real else [plan.resample(row, str(run))]
     choice = [plan.selected(row)] if row in plan.study.choosing else []
     others = [plan.splits[name] for name in splits if name != "train"]
-    return [plan.classes, *plan.excluded, plan.split_of(row), *others, *choice, *manifest, *tables]
+    return [plan.classes, *plan.excluded, plan.split_of(row), *others, *choice, *manifest, plan.table1["csv"]]
 
 
 def open_contents(plan: Plan, row: str, run: int, splits: Sequence[str], addresses: bool) -> Contents:

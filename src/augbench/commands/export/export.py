@@ -25,6 +25,7 @@ from augbench.data.classes import folder_of
 from augbench.errors import UserError, some
 from augbench.files import explained_disk_errors
 from augbench.plan.paths import Plan
+from augbench.progress import track
 
 BEST = "best"
 SPLITS = ("train", "val", "test")
@@ -76,7 +77,7 @@ def export(study: Study, wanted: Wanted, target: Path) -> tuple[bool, str]:
     _check(folded, wanted, target)
     row, reason = wanted.row, ""
     if row == BEST:
-        _require(needed_files(folded, study.first_real or "", 0, (), best=True), wanted)
+        _require([files["csv"] for files in (folded.table1, folded.contrasts, folded.statistics)], wanted)
         best = best_of(folded)
         if best.row is None:
             return False, f"augbench: {best.reason}; nothing is written"
@@ -104,7 +105,9 @@ def _check(plan: Plan, wanted: Wanted, target: Path) -> None:
         raise UserError("--run", wanted.run, f"allowed: 0 to {len(plan.runs) - 1}")
     unknown = [name for name in wanted.splits if name not in SPLITS]
     if unknown or len({*wanted.splits}) < len(wanted.splits):
-        raise UserError("--splits", repr(",".join(wanted.splits)), f"allowed: any of {','.join(SPLITS)}, each once")
+        raise UserError(
+            "--splits", repr(",".join(wanted.splits)), f"allowed: any of {','.join(SPLITS)}, each once"
+        )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError("--to", f"{str(target)!r}, not empty", "allowed: a new or an empty folder")
 
@@ -174,7 +177,10 @@ def _check_disk(needed: int, folder: Path, target: Path) -> None:
 
 def _write(contents: Contents, wanted: Wanted, folder: Path) -> None:
     names = [folder_of(info.class_id) for info in contents.classes]
-    sets = {split: contents.pictures(split) for split in wanted.splits}
+    sets = {
+        split: track(contents.pictures(split), f"export {split}", "image", contents.size(split))
+        for split in wanted.splits
+    }
     FORMATS[wanted.format](folder, sets, contents.classes)
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     if contents.listed is not None and "train" in wanted.splits:
