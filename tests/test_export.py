@@ -27,8 +27,10 @@ from augbench.artifacts.pool import build_index, read_index
 from augbench.artifacts.shards import ShardRow, encode_image, write_shard
 from augbench.cli import main
 from augbench.commands.export import contents, export
+from augbench.config.data import ParquetImages
 from augbench.config.study import load_study
 from augbench.data.classes import ClassInfo, class_id_of, folder_of, write_class_table
+from augbench.data.parquet_source import ParquetSource
 from augbench.data.splits import Split, read_split, write_split
 from augbench.files import write_json, write_text
 from augbench.leakage.records import SCHEMA as LEAKS
@@ -190,8 +192,8 @@ def write_leaks(plan: Plan) -> None:
         return pa.Table.from_pylist(found, schema=LEAKS)
 
     for path, table in (
-        (plan.leaks("prompts"), rows("test", CLASSES[:1])),
-        (plan.repeats("prompts"), rows("train", CLASSES)),
+        (plan.leaks("halves"), rows("test", CLASSES[:1])),
+        (plan.repeats("halves"), rows("train", CLASSES)),
     ):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, path)
@@ -425,6 +427,25 @@ def test_a_further_draw_has_its_own_real_images(study: Plan, tmp_path: Path) -> 
     ]
 
 
+def test_bytes_in_parquet_files_are_kept_and_odd_ones_decoded(tmp_path: Path) -> None:
+    write_data(tmp_path / "data")
+    names = ["0.jpg", "1.png", "2.png", "3.jpg"]
+    stored = [(tmp_path / "data/ant" / name).read_bytes() for name in names]
+    rows = [
+        {"image": {"bytes": one, "path": name}, "label": 0} for one, name in zip(stored, names, strict=True)
+    ]
+    (tmp_path / "rows").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows/train.parquet")
+    section = ParquetImages(kind="parquet", root=str(tmp_path / "rows"), train_split="train")
+    source = ParquetSource(section)
+    wanted = [f"train.parquet:{row}" for row in (3, 0, 1, 2)]
+    files = [content for content, path in contents.real_files(source, wanted) if path is None]
+    assert files[1:3] == stored[:2]
+    turned, flat = (Image.open(BytesIO(files[place])) for place in (0, 3))
+    assert (turned.format, turned.size) == ("PNG", (8, 12))
+    assert (flat.format, flat.mode, flat.getpixel((0, 0))) == ("PNG", "RGB", (255, 255, 255))
+
+
 # --- best ------------------------------------------------------------------------------------------
 
 
@@ -477,6 +498,7 @@ def test_the_card_says_where_the_images_come_from(study: Plan, tmp_path: Path) -
         "--row halves --run 0 --to DIR --format parquet --splits train,test",
         "Stable Diffusion's licence",
         "the terms of the corpus, a collection of images, hold",
+        "`safety_flags` of an image",
         "@article{burg2023image",
     ):
         assert part in text, part

@@ -6,6 +6,7 @@ Everything is read from the study's results; facts on licences are those of ``do
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +66,7 @@ def card(contents: Contents, image_format: str, command: str, reason: str = "") 
         "Images": [*_images(contents)],
         "Recipe": [*_recipe(contents)],
         "Models and corpus": [*_models(contents)],
-        "Filters and yields": [*_yields(contents)] or ["No image was left out by a filter."],
+        "Filters and yields": [*_yields(contents)],
         "Near-duplicates of real images": [*_leaks(contents)],
         "Licences": [*_licences(contents)],
         "How to cite": [f"Cite the paper, augbench, and the data set.\n\n```bibtex\n{CITATION}\n```"],
@@ -168,7 +169,7 @@ def _section(section: BaseModel) -> dict[str, Any]:
 
 def _recipe(contents: Contents) -> Iterator[str]:
     study = contents.plan.study
-    names = dict.fromkeys([contents.row, contents.trained, *contents.pools])
+    names = dict.fromkeys([contents.row, contents.trained, *_sources(contents)])
     rows = {name: _section(study.methods[name]) for name in names}
     dataset = study.dataset.model_dump(mode="json", exclude_defaults=True)
     own = {key: value for key, value in dataset.items() if key not in ("root", "downloads", "further_tests")}
@@ -200,14 +201,27 @@ def _models(contents: Contents) -> Iterator[str]:
     yield "\n".join(lines)
 
 
+def _sources(contents: Contents) -> list[str]:
+    """Rows that made the set's images, and the rows whose images these started or learned from."""
+    study = contents.plan.study
+    return list(dict.fromkeys(name for pool in contents.pools for name in (pool, *study.all_built_on(pool))))
+
+
 def _has(contents: Contents, what: str) -> bool:
     methods = contents.plan.study.methods
-    return any(getattr(methods[pool], what) for pool in contents.pools)
+    return any(getattr(methods[name], what) for name in _sources(contents))
 
 
 def _yields(contents: Contents) -> Iterator[str]:
     plan = contents.plan
-    retrieved = [pool for pool in contents.pools if plan.study.methods[pool].retrieves_images]
+    if contents.pools == []:
+        yield "The set has no added images."
+    if _has(contents, "generates_images"):
+        yield (
+            "`safety_flags` of an image counts the samples that the safety checker rejected before it"
+            f" (`diffusion.safety_checker: {'none' if plan.study.diffusion.safety_checker is None else 'on'}`)."
+        )
+    retrieved = [pool for pool in _sources(contents) if plan.study.methods[pool].retrieves_images]
     fates = plan.retrieval_summary.get("fates")
     if retrieved and fates is not None and Path(fates).is_file():
         with Path(fates).open(encoding="utf-8", newline="") as stream:
@@ -220,25 +234,28 @@ def _yields(contents: Contents) -> Iterator[str]:
         yield f"The pool was filtered:\n\n```yaml\n{_yaml({'keep': _section(keep)})}```"
 
 
+def _searched(contents: Contents) -> list[str]:
+    """Rows whose searches cover the set: the row, the one that it chose, or else all that made its images."""
+    plan = contents.plan
+    if plan.study.leakage.action == "off":
+        return []
+    covering = ([contents.row], [contents.trained], contents.pools)
+    return next((names for names in covering if all(map(os.path.isfile, map(plan.leaks, names)))), [])
+
+
 def _leaks(contents: Contents) -> Iterator[str]:
     """Count the set's images that show a real image of the study; a pool's pairs hold for all its rows."""
-    plan, folded = contents.plan, contents.plan.folded
+    plan = contents.plan
     if contents.added is None:
         yield "The set has no added images."
         return
-    searched = {*folded.guarded, *plan.guarded}
-    names = [
-        name for name in dict.fromkeys([contents.row, contents.trained, *contents.pools]) if name in searched
-    ]
-    paths = [
-        path for name in names for path in (plan.leaks(name), plan.repeats(name)) if Path(path).is_file()
-    ]
-    if not paths:
+    if not (names := _searched(contents)):
         yield f"Not searched for (`leakage.action: {plan.study.leakage.action}`)."
         return
+    pairs = [path for name in names for path in (plan.leaks(name), plan.repeats(name))]
     hashes = Counter(contents.added.column("sha256").to_pylist())
     leaking: dict[str, set[str]] = {"train": set(), "val": set(), "test": set()}
-    for path in paths:
+    for path in filter(os.path.isfile, pairs):
         for row in read_leaks(path).select(["sha256", "split"]).to_pylist():
             leaking.setdefault(row["split"], set()).add(row["sha256"])
     counts = {
@@ -281,7 +298,7 @@ def _licences(contents: Contents) -> Iterator[str]:
             if isinstance(corpus, MiniatureCorpus)
             else "Retrieved images: the terms of the corpus, a collection of images, hold."
             if isinstance(corpus, ImageCorpus | ParquetCorpus)
-            else "Retrieved images: works of other people; a corpus of links gives no licence for them. Keep"
+            else "Retrieved images, and what generated images take from them: works of other people; a corpus of links gives no licence for them. Keep"
             " the images inside your group and pass on their addresses (`--addresses`). A photograph of a"
             " person is personal data."
         )
