@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -26,7 +28,7 @@ from torchvision.datasets import ImageFolder
 from augbench.artifacts.pool import build_index, read_index
 from augbench.artifacts.shards import ShardRow, encode_image, write_shard
 from augbench.cli import main
-from augbench.commands.export import contents, export
+from augbench.commands.export import best, contents, export
 from augbench.config.data import ParquetImages
 from augbench.config.study import load_study
 from augbench.data.classes import ClassInfo, class_id_of, folder_of, write_class_table
@@ -477,6 +479,13 @@ def test_without_a_row_that_is_shown_to_be_better_nothing_is_written(
     assert not [*tmp_path.iterdir()]
 
 
+def test_without_a_baseline_no_row_can_be_the_best(study: Plan) -> None:
+    table = [row for row in table1.read_rows(study.table1["csv"]) if row.method != "none"]
+    tested = contrasts.read_rows(study.contrasts["csv"])
+    found = best.choose(table, table, tested, study.statistics["csv"])
+    assert found.row is None and "no row of the training images alone" in found.reason
+
+
 # --- the card --------------------------------------------------------------------------------------
 
 
@@ -585,6 +594,26 @@ def test_what_a_killed_export_left_is_replaced_and_nothing_else_is(
     assert not left.exists() and not (tmp_path / "out" / export.MARK).exists()
     run(tmp_path / "again")
     assert files_of(tmp_path / "out") == files_of(tmp_path / "again")
+
+
+def test_two_exports_to_one_folder_do_not_disturb_each_other(
+    study: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = tmp_path / ".out.unfinished"
+    left.mkdir()
+    (left / "half").touch()
+    code = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{code}; sys.stdin.read()", str(left / export.MARK)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        assert run(tmp_path / "out") == 1
+        assert (left / "half").exists()
+        other.communicate()
+    assert "which another export is writing; wait for its end" in capsys.readouterr().err
+    assert run(tmp_path / "out") == 0
 
 
 def test_a_failure_in_the_middle_leaves_nothing(
