@@ -1,4 +1,4 @@
-"""The command line: ``augbench init``, ``check``, ``plan``, ``run``, ``browse``, ``clean`` and ``debug``.
+"""The command line: ``augbench init``, ``check``, ``plan``, ``run``, ``browse``, ``export``, ``clean``, ``debug``.
 
 A problem that the user can fix is one line on stderr.
 """
@@ -32,11 +32,16 @@ def _init(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _show_progress() -> None:
+    """Show the lines of :mod:`augbench.progress` on stderr."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("augbench").setLevel(logging.INFO)
+
+
 def _check(arguments: argparse.Namespace) -> int:
     from augbench.commands.check.study import check_study
 
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("augbench").setLevel(logging.INFO)  # progress of decoding
+    _show_progress()
     study = load_study(arguments.configfile or [DEMO])
     for line in check_study(study, verify_images=arguments.images, tokenise=True):
         print(line)
@@ -96,6 +101,24 @@ def _browse(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("ended")
     return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from augbench.commands.export.export import Wanted, export
+
+    _show_progress()
+    configfiles = arguments.configfile or [DEMO]
+    wanted = Wanted(
+        configfiles=tuple(configfiles),
+        row=arguments.row,
+        run=arguments.run,
+        format=arguments.format,
+        splits=tuple(arguments.splits.split(",")),
+        addresses=arguments.addresses,
+    )
+    written, line = export(load_study(configfiles), wanted, Path(arguments.to))
+    print(line)
+    return 0 if written else 2
 
 
 def _clean(arguments: argparse.Namespace) -> int:
@@ -175,6 +198,27 @@ def parser() -> argparse.ArgumentParser:
     browse = command("browse", _browse, "show all added images of a study in a browser on this machine")
     browse.add_argument(
         "--port", type=int, default=8700, help="port to serve on; 0 for any free one (default: 8700)"
+    )
+
+    export = command("export", _export, "write a training set of a finished study, with a data card")
+    export.add_argument(
+        "--row", required=True, help="row of the study, or best: the row that its statistics support"
+    )
+    export.add_argument("--run", type=int, default=0, metavar="N", help="number of the set (default: 0)")
+    export.add_argument("--to", required=True, metavar="DIR", help="folder to make")
+    export.add_argument(
+        "--format",
+        choices=("imagefolder", "webdataset", "parquet"),
+        default="imagefolder",
+        help="default: imagefolder",
+    )
+    export.add_argument(
+        "--splits", default="train", help="train, val, test, separated by commas (default: train)"
+    )
+    export.add_argument(
+        "--addresses",
+        action="store_true",
+        help="list addresses and hashes of retrieved images in place of the images",
     )
 
     clean = command("clean", _clean, "show what no study uses in the store; free it on request")

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from augbench.artifacts.parquet import REMAKE, read_table
+from augbench.artifacts.parquet import REMAKE, read_table, whole
 from augbench.artifacts.shards import read_lacking, read_shard
 from augbench.errors import UserError
 from augbench.files import atomic_path
@@ -195,10 +196,23 @@ def read_index(path: str | Path) -> pa.Table:
 
 
 def load_images(rows: pa.Table, study_folder: str | Path) -> Iterator[Image.Image]:
-    """Yield the images of ``rows``, in their order, as RGB; each shard is read and checked once.
+    """Yield the images of ``rows``, in their order, as RGB. Reads and raises as :func:`load_rows`."""
+    for row in load_rows(rows, study_folder, ("image", "sha256")):
+        yield Image.open(BytesIO(row["image"]["bytes"])).convert("RGB")
+
+
+def load_rows(
+    rows: pa.Table, study_folder: str | Path, columns: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield what the shards say of the images of ``rows``, in their order; each shard is read and checked once.
 
     A shard stays in memory until its last row is yielded, so rows in the order of the index need one shard
     in memory at a time.
+
+    Parameters
+    ----------
+    columns : sequence of str, optional
+        Columns of the shards, ``sha256`` among them. Default: all that a shard has.
 
     Raises
     ------
@@ -209,29 +223,28 @@ def load_images(rows: pa.Table, study_folder: str | Path) -> Iterator[Image.Imag
     pending: dict[str, list[int]] = {}
     for path, place in zip(paths, places, strict=True):
         pending.setdefault(path, []).append(place)
-    shards: dict[str, dict[int, tuple[bytes, str]]] = {}
+    shards: dict[str, dict[int, dict[str, Any]]] = {}
     for path, place, sha256 in zip(paths, places, hashes, strict=True):
         if path not in shards:
-            shards[path] = _read_rows(Path(study_folder) / path, pending[path])
-        encoded, found = shards[path].get(place, (b"", ""))
-        if found != sha256:
+            shards[path] = _read_rows(Path(study_folder) / path, pending[path], columns)
+        found = shards[path].get(place)
+        if found is None or found["sha256"] != sha256:
             raise UserError(
                 str(path),
                 f"row {place} is not the image of the index",
                 "delete the index of this method and run again",
             )
-        yield Image.open(BytesIO(encoded)).convert("RGB")
+        yield found
         pending[path].pop()
         if not pending[path]:
             del shards[path]
 
 
-def _read_rows(path: Path, wanted: Sequence[int]) -> dict[int, tuple[bytes, str]]:
-    """Map each of the wanted rows that the shard has to its encoded image and hash."""
-    table = read_shard(path, ["image", "sha256"])
+def _read_rows(path: Path, wanted: Sequence[int], columns: Sequence[str] | None) -> dict[int, dict[str, Any]]:
+    """Map each of the wanted rows that the shard has to its columns."""
+    if columns is None:
+        with whole(path):
+            columns = pq.read_schema(path).names
+    table = read_shard(path, columns)
     rows = sorted({row for row in wanted if row < table.num_rows})
-    images = table.column("image").take(rows).to_pylist()
-    return {
-        row: (image["bytes"], sha)
-        for row, image, sha in zip(rows, images, table.column("sha256").take(rows).to_pylist(), strict=True)
-    }
+    return dict(zip(rows, table.take(rows).to_pylist(), strict=True))

@@ -25,7 +25,7 @@ from augbench.data.classes import (
     readable_name,
 )
 from augbench.data.flat_folder import read_labels
-from augbench.data.source import ClassImages, ImageList, ImageSource
+from augbench.data.source import ClassImages, ImageList, ImageSource, StoredFile
 from augbench.data.walk import (
     BESIDE,
     EXTENSIONS,
@@ -307,6 +307,17 @@ class FolderSource(ImageSource):
         from augbench.data.decode import in_order, open_rgb
 
         return in_order(open_rgb, (self.root / source for source in sources))
+
+    def stored(self, sources: Sequence[str]) -> Iterator[StoredFile | None]:
+        """Read the files in order."""
+        return (_read_file(self.root / source) for source in sources)
+
+
+def _read_file(path: Path) -> StoredFile | None:
+    try:
+        return StoredFile(path.read_bytes(), path)
+    except OSError:
+        return None
 
 
 class ImageFolderSource(FolderSource):

@@ -26,7 +26,7 @@ from augbench.data.classes import (
     readable_name,
 )
 from augbench.data.image_folder import first_problems
-from augbench.data.source import ClassImages, ImageList, ImageSource
+from augbench.data.source import ClassImages, ImageList, ImageSource, StoredFile
 from augbench.data.walk import LeftOut, printable
 from augbench.errors import UserError, some
 
@@ -293,6 +293,11 @@ class ParquetSource(ImageSource):
             return decode(self.root / name, content=content).image
 
         return in_order(opened, zip(sources, self.rows.read(sources), strict=True))
+
+    def stored(self, sources: Sequence[str]) -> Iterator[StoredFile | None]:
+        """Read the images' bytes in order."""
+        contents = self.rows.read(sources)
+        return (None if isinstance(found, UserError) else StoredFile(found) for found in contents)
 
 
 def _rows(rows: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from augbench.data.classes import ClassInfo
@@ -38,6 +39,14 @@ class ClassImages:
     pool: ImageList
     validation: ImageList | None = None
     test: ImageList | None = None
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """An image's file as the data set stores it; ``path`` is None if it is a part of another file."""
+
+    content: bytes
+    path: Path | None = None
 
 
 class ImageSource(ABC):
@@ -80,3 +89,10 @@ class ImageSource(ABC):
         UserError
             An image is missing or corrupt; the error names its file.
         """
+
+    def stored(self, sources: Sequence[str]) -> Iterator[StoredFile | None] | None:
+        """Yield the files of the images at ``sources``, undecoded; None for one that can't be read.
+
+        None in place of the iterator: the data set does not store its images as files.
+        """
+        return None

@@ -42,10 +42,10 @@ def _sentence(table: Sequence[table1.Row], rows: Sequence[Row]) -> str:
     if not rows:
         return "The study has no two rows to compare"
     baseline, retrieval = baseline_of(table), retrieval_of(table)
-    helped = [row for row in _against(rows, baseline) if row.row in _adding(table)]
+    helped = [row for row in against(rows, baseline) if row.row in adding(table)]
     lead = [row for row in helped if row.row == retrieval]
     generated = {entry.method for entry in table if entry.family in GENERATED}
-    rivals = [row for row in _against(rows, retrieval) if row.row in generated]
+    rivals = [row for row in against(rows, retrieval) if row.row in generated]
     if max(row.n for row in rows) < 2:
         shown = (lead or rows)[0]
         return (
@@ -73,7 +73,8 @@ def _sentence(table: Sequence[table1.Row], rows: Sequence[Row]) -> str:
     return f"{_start(table)}, {'; '.join(parts)}"
 
 
-def _adding(table: Sequence[table1.Row]) -> set[str]:
+def adding(table: Sequence[table1.Row]) -> set[str]:
+    """Methods of the rows that add images."""
     return {entry.method for entry in table if entry.added_per_class > 0}
 
 
@@ -109,7 +110,7 @@ def _warning(table: Sequence[table1.Row]) -> str:
 # --- contrasts, seen from one of their rows -----------------------------------------------------------------
 
 
-def _against(rows: Sequence[Row], method: str | None) -> list[Row]:
+def against(rows: Sequence[Row], method: str | None) -> list[Row]:
     """The contrasts of ``method``, turned around where needed, so that all are against it."""
     turned = [_turned(row) if row.row == method else row for row in rows]
     return [row for row in turned if row.against == method]
