@@ -32,8 +32,8 @@ test: setup ## the tests
 test-full: setup ## the heavier checks
 	@$(PYTEST) -m full $(ARGS)
 
-test-all: setup ## both in one go: the study that they share runs once
-	@$(PYTEST) $(ARGS)
+test-all: setup ## both in one go, without the longest studies: what CI runs
+	@$(PYTEST) -m "not long" $(ARGS)
 
 lint: setup ## style, types and the workflow's own lint
 	ruff check

@@ -451,6 +451,7 @@ def write_garments(workspace: Workspace, files: Path) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.long
 def test_a_planted_leak_goes_through_both_edges_of_a_study_and_is_left_out_where_they_drop(
     workspace: Workspace, garment_files: Path
 ) -> None:

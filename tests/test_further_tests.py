@@ -507,6 +507,7 @@ def test_a_forest_plot_of_each_set_marks_the_ordinary_test(scored: Plan) -> None
 
 
 @pytest.mark.full
+@pytest.mark.long
 def test_a_finished_study_is_scored_on_further_tests_and_nothing_is_trained(workspace: Workspace) -> None:
     study = copy.deepcopy(SMALL_STUDY)
     study["dataset"]["draws"] = 2

@@ -251,6 +251,7 @@ def test_two_draws_that_drop_near_duplicates_plan_filters_choices_and_what_is_ma
 
 
 @pytest.mark.full
+@pytest.mark.long
 def test_a_study_with_a_mixture_filters_and_a_choice_runs_to_its_report(workspace: Workspace) -> None:
     rows = {name: SMALL_STUDY["methods"][name] for name in ("none", "simple_prompt", "retrieval")}
     rows["retrieval"] = {**rows["retrieval"], "images_per_class": 20}

@@ -554,6 +554,7 @@ def test_overlays_pass_the_check_of_their_counts(base: str) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.long
 def test_a_long_tail_of_shots_over_two_draws_runs_to_its_end(workspace: Workspace) -> None:
     small = SMALL_STUDY["methods"]
     methods = {
