@@ -14,6 +14,8 @@ from fake_cuda import fake_gpu
 from full_size import CUDA, classified
 from test_classifier import ALONE, TINY, Project, assert_same, labelled, run_tiny
 from test_fake_cuda import waits_inside
+from test_training_config import STEPS
+from test_training_config import STUDY as PLAIN
 
 from augbench.classifier import mixing
 from augbench.classifier import train as training
@@ -36,20 +38,7 @@ from augbench.plan.paths import Plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-STUDY: dict[str, Any] = {
-    "study": "s",
-    "dataset": {"kind": "fashion_mnist"},
-    "corpus": {"kind": "miniature"},
-    "diffusion": {"model": "sd", "resolution": 32},
-    "clip": {"model": "clip"},
-    "methods": {
-        "none": {"mechanism": "real"},
-        "retrieval": {"mechanism": "retrieve"},
-        "used": {"mechanism": "draw", "pool": "retrieval"},
-    },
-    "augmentation": {"images_per_class": 50},
-}
-STEPS = {"schedule": "steps", "steps": 300}
+STUDY = merge(PLAIN, {"methods": {"used": {"mechanism": "draw", "pool": "retrieval"}}})
 NEUTRAL: dict[str, Any] = {
     "replace": 0.0, "weight": 1.0, "mixup": 0.0, "cutmix": 0.0, "pairs": "within", "label_smoothing": 0.0,
     "real_at_end": 0.0, "head_only": False,

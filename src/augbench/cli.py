@@ -1,4 +1,4 @@
-"""The command line: ``augbench init``, ``check``, ``plan``, ``run``, ``browse``, ``export``, ``clean``, ``debug``.
+"""The command ``augbench``: ``init``, ``check``, ``plan``, ``run``, ``browse``, ``export``, ``clean``, ``debug``.
 
 A problem that the user can fix is one line on stderr.
 """

@@ -1,4 +1,4 @@
-"""Mix the images of a batch with partners, and weigh their losses (``use`` of a row, :mod:`augbench.config.use`).
+"""Mix the images of a batch with partners, and weigh their losses (:mod:`augbench.config.use`).
 
 Input: which images of a global batch are added ones, and a seed that derives from the run and the step. The
 CPU draws partners, shares and boxes for the whole batch, so they are the same on each device and for any

@@ -7,8 +7,9 @@ Initial weights, order of the images and crops derive from (seed, epoch) alone, 
 from (seed, step), so an interrupted run gives the same result as an uninterrupted one.
 
 Several processes, one per GPU, train as one process would. Each takes its part of every global batch, with
-the same crops, and reads partners from others' parts. Batch normalisation is over the global batch or stated parts of it, the mean of the gradients
-over the global batch. Only the order of sums differs, and so the floating-point rounding.
+the same crops, and reads partners from others' parts. Batch normalisation is over the global batch or stated
+parts of it, the mean of the gradients over the global batch. Only the order of sums differs, and so the
+floating-point rounding.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ style of an image depends only on (seed, its index, its attribute).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -183,9 +183,7 @@ class _Shown:
 
     def place(self, place: Placement) -> Placement:
         """Change where garments are."""
-        place = replace(
-            place, angle=place.angle.clone(), scale=place.scale.clone(), shift=place.shift.clone()
-        )
+        place = Placement(place.angle.clone(), place.scale.clone(), place.shift.clone())
         for name, rows in self.rows.items():
             if name in PLACES:
                 old = Placement(place.angle[rows], place.scale[rows], place.shift[rows])
