@@ -81,15 +81,15 @@ def test_a_study_without_a_network_killed_at_three_stages_gives_the_same_table_a
             assert {name: now.get(name) for name in before} == before
             kept[kind] = now
     assert len(kept["shards"]) >= 3 and len(kept["predictions"]) >= 3
-    workspace.run(prefix=alone)
+    tables = [f"results/small/tables/{name}" for name in ("table1.csv", "table1_runs.csv")]
+    workspace.run(*(argument for table in tables for argument in ("--target", table)), prefix=alone)
     for kind, before in kept.items():
         now = store_files(workspace, kind)
         assert {name: now.get(name) for name in before} == before, f"finished {kind} were made again"
-    for table in ("table1.csv", "table1_runs.csv"):
-        assert (workspace.results / "tables" / table).read_text() == (
-            current.results / "tables" / table
-        ).read_text()
-    assert workspace.plan() == {}
+    for table in tables:
+        assert (workspace.folder / table).read_text() == (current.folder / table).read_text()
+    left = workspace.plan()
+    assert not [rule for rule in left if rule.startswith(("generate", "classify", "finetune"))], left
     if not alone:
         pytest.skip(f"passed, but with a network: {not_allowed('--net')}")
 

@@ -107,6 +107,7 @@ def workspace(tmp_path: Path) -> Workspace:
     return made
 
 
+@pytest.mark.long
 def test_a_second_study_makes_no_image_and_learns_nothing_again(workspace: Workspace) -> None:
     finish(workspace, "small", start(workspace, "small"))
     before = made(workspace)
