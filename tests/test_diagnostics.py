@@ -28,6 +28,7 @@ from augbench.measures.distances import (
     Coverage,
     StyleDistance,
     agreement_percent,
+    nearest_sets,
     precision_and_coverage,
     repeated_percent,
     sample_per_class,
@@ -124,6 +125,27 @@ def test_the_mixture_takes_classes_in_equal_shares_whatever_their_numbers() -> N
     assert other.mixed == pytest.approx(4 + 4.5 - 2 * 2.5) and other.within_class == pytest.approx(
         (0 + 14) / 2
     )
+
+
+def test_the_nearest_set_is_the_one_whose_classes_look_most_alike() -> None:
+    labels = np.array([0, 0, 1, 1])
+    sets = {
+        "right, up": (torch.stack([RIGHT, RIGHT, UP, UP]), labels),
+        "right, left": (torch.stack([RIGHT, RIGHT, LEFT, LEFT]), labels),
+        "left, left": (torch.stack([LEFT, LEFT, LEFT, LEFT]), labels),
+        "another class": (torch.stack([UP, UP]), np.array([7, 7])),
+    }
+    # right and right: 0; up and left: 8 + 8 - 2; right and left: 8 + 8
+    assert nearest_sets(sets) == {
+        "right, up": ("right, left", pytest.approx((0 + 14) / 2)),
+        "right, left": ("right, up", pytest.approx((0 + 14) / 2)),
+        "left, left": ("right, left", pytest.approx((16 + 0) / 2)),
+    }
+    # one class in common is enough
+    assert nearest_sets({"a": sets["right, up"], "b": (sets["another class"][0], np.array([1, 1]))}) == {
+        "a": ("b", pytest.approx(0)),
+        "b": ("a", pytest.approx(0)),
+    }
 
 
 def test_classes_that_show_each_other_differ_within_a_class_only() -> None:
@@ -565,6 +587,7 @@ def test_another_style_shows_in_the_distance(rows: dict[str, Row]) -> None:
     assert web.style_mmd2 is not None and floor.style_mmd2 is not None
     assert web.style_mmd2 > 5 * abs(floor.style_mmd2)
     assert web.diversity is not None and floor.diversity is not None and web.diversity > floor.diversity
+    assert rows["m"].nearest_row == web.label and rows["real:val"].nearest_row is None
     assert rows["real:train"].style_mmd2 is None and rows["real:train"].style_mmd2_within_class is None
     assert (
         web.coverage_percent is not None
@@ -602,7 +625,7 @@ def test_every_format_has_every_row_and_the_footer(finished_study: Path, rows: d
         for line in (tables / "diagnostics.csv").read_text(encoding="utf-8").splitlines()
         if line.startswith("# ")
     ]
-    assert len(notes) == 12 and all(" ".join(note.split()) in plain for note in notes)
+    assert len(notes) == 13 and all(" ".join(note.split()) in plain for note in notes)
     assert "0.8000 to 0.4000 1 val_loss (epoch 1.5)" in plain
     markdown = (tables / "diagnostics.md").read_text(encoding="utf-8").splitlines()
     assert r"| Wrong \| labels | 100 of 120 |" in markdown[4] and len(markdown) == 2 + 5 + 1 + 12

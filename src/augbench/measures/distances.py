@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -32,6 +33,30 @@ def _kernel_sum(x: torch.Tensor, y: torch.Tensor, x_weights: torch.Tensor, y_wei
 
     limit = BatchLimit(max(1, KERNEL_VALUES // len(y)), "diagnostics")
     return math.fsum(limit.run(summed, range(len(x))))
+
+
+def _mean_kernel(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Mean of the kernel over all pairs of an image of ``x`` and one of ``y``."""
+    import torch
+
+    even = (
+        torch.full((len(part),), 1 / len(part), dtype=torch.float64, device=part.device) for part in (x, y)
+    )
+    return _kernel_sum(x, y, *even)
+
+
+@dataclass(frozen=True)
+class _OwnKernel:
+    """Mean of the kernel over pairs of images of one set: of different images, and of all pairs."""
+
+    unbiased: float
+    biased: float
+
+
+def _own_kernel(part: torch.Tensor) -> _OwnKernel:
+    count, mean = len(part), _mean_kernel(part, part)
+    itself = float(part.double().square().sum(1).add(1).pow(3).sum())
+    return _OwnKernel((mean * count**2 - itself) / (count * (count - 1)), mean)
 
 
 @dataclass(frozen=True)
@@ -103,19 +128,58 @@ def style_distance(
     for members, points, weight in zip(groups, pooled, weights, strict=True):
         mixed += _kernel_sum(points, points, weight, weight)
         for part in members:
-            count, ones = len(part), torch.ones(len(part), dtype=torch.float64, device=part.device)
-            total = _kernel_sum(part, part, ones, ones)
-            itself = float(part.double().square().sum(1).add(1).pow(3).sum())
-            unbiased = (total - itself) / (count * (count - 1))
-            within += share * unbiased
-            mixed += share**2 * (unbiased - total / count**2)
-    for one, other in zip(*groups, strict=True):
-        even = [
-            torch.full((len(part),), 1 / len(part), dtype=torch.float64, device=part.device)
-            for part in (one, other)
-        ]
-        within -= 2 * share * _kernel_sum(one, other, *even)
+            kernel = _own_kernel(part)
+            within += share * kernel.unbiased
+            mixed += share**2 * (kernel.unbiased - kernel.biased)
+    within -= 2 * share * math.fsum(itertools.starmap(_mean_kernel, zip(*groups, strict=True)))
     return StyleDistance(mixed, within)
+
+
+def nearest_sets(
+    sets: Mapping[str, tuple[torch.Tensor, np.ndarray]],
+) -> dict[str, tuple[str, float]]:
+    """Find, for each set of images, the other set that is nearest to it, and its distance.
+
+    The distance is that of :func:`style_distance` within a class, averaged over the classes of which both
+    sets have at least two images.
+
+    Parameters
+    ----------
+    sets : mapping of name to (Tensor, float (N, D); ndarray, int (N,))
+        Unit embeddings and labels.
+
+    Returns
+    -------
+    dict of name to (name, float)
+        Without sets that share no class with another one.
+    """
+    import torch
+
+    groups = {
+        name: {
+            int(label): part
+            for label in np.unique(labels)
+            if len(part := points[torch.from_numpy(labels == label)]) > 1
+        }
+        for name, (points, labels) in sets.items()
+    }
+    own = {
+        name: {label: _own_kernel(part).unbiased for label, part in parts.items()}
+        for name, parts in groups.items()
+    }
+    nearest: dict[str, tuple[str, float]] = {}
+    for one, other in itertools.combinations(groups, 2):
+        if shared := groups[one].keys() & groups[other].keys():
+            distance = fmean(
+                own[one][label]
+                + own[other][label]
+                - 2 * _mean_kernel(groups[one][label], groups[other][label])
+                for label in sorted(shared)
+            )
+            for name, found in ((one, other), (other, one)):
+                if name not in nearest or distance < nearest[name][1]:
+                    nearest[name] = (found, distance)
+    return nearest
 
 
 @dataclass(frozen=True)

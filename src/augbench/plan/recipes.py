@@ -399,7 +399,7 @@ def diagnostics_recipe(study: Study) -> Recipe:
     }
     report = study.report.model_dump(mode="json", include={"judge", "diagnosed_images_per_class"})
     return {
-        "version": 2,
+        "version": 3,
         "seed": study.seed,
         "dataset": dataset_recipe(study),
         "report": report,

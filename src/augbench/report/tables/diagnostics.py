@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from augbench.files import read_json
 from augbench.measures.distances import (
     NEAREST,
     agreement_percent,
+    nearest_sets,
     precision_and_coverage,
     repeated_percent,
     sample_per_class,
@@ -41,9 +42,11 @@ from augbench.resample import check_same_labels
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import torch
 
     from augbench.runtime.job import Job
 
+COMPARED = 20_000  # images of a row that are held in memory for the comparison with other rows
 REAL = {"train": "real training images", "val": "real validation images"}
 
 
@@ -53,7 +56,8 @@ class Row:
 
     For real images, ``method`` is ``real:train`` or ``real:val``. ``pool`` is the number of all images,
     ``images`` the number examined. :func:`style_distance`, :func:`augbench.measures.distances.diversity`,
-    :func:`precision_and_coverage` and :func:`repeated_percent` define their measures. The last five columns
+    :func:`precision_and_coverage` and :func:`repeated_percent` define their measures;
+    :func:`nearest_sets` the label of the row whose images are most like these. The last five columns
     are those of :class:`~augbench.report.tables.learning.Learning`.
     """
 
@@ -71,6 +75,8 @@ class Row:
     coverage_percent: float | None
     repeated_percent: float | None
     refused_per_image: float | None
+    nearest_row: str | None = None
+    nearest_row_mmd2: float | None = None
     val_loss_start: float | None = None
     val_loss_best: float | None = None
     lr_factor: float | None = None
@@ -132,6 +138,14 @@ class Diagnosis:
         chosen = self._chosen(index.column("label").to_numpy())
         rows = index.take(chosen)
         return self.eyes.look(load_images(rows, self.folder), rows.column("label").to_numpy(), what)
+
+    def compared(self, seen: Seen) -> tuple[torch.Tensor, np.ndarray]:
+        """Embeddings and labels of the images that are compared with those of other rows."""
+        import torch
+
+        ids, most = [info.class_id for info in self.classes], max(2, COMPARED // len(self.classes))
+        chosen = sample_per_class(seen.labels, ids, most, self.study.seed)
+        return seen.embeddings[torch.from_numpy(chosen)], seen.labels[chosen]
 
     def row(self, method: str, pool: int, seen: Seen, train: Seen | None, **others: Any) -> Row:
         """Measure one set of images; ``train`` holds the real training images to compare with, or None."""
@@ -210,11 +224,13 @@ def write_diagnostics(
         diagnosis.row("real:train", train_size, train, None, label=REAL["train"], **real),
         diagnosis.row("real:val", val_size, val, train, label=REAL["val"], **real),
     ]
+    compared: dict[str, tuple[torch.Tensor, np.ndarray]] = {}
     for name, method in study.methods.items():
         if name not in indexes:
             continue
         index = read_index(indexes[name])
         seen = diagnosis.added(index, str(indexes[name]), name)
+        compared[name] = diagnosis.compared(seen)
         unknown = method.retrieves_images or method.is_composed
         refused = None if unknown else refused_per_image(index, diagnosis.folder)
         learning = {}
@@ -234,6 +250,11 @@ def write_diagnostics(
                 **learning,
             )
         )
+    nearest = nearest_sets(compared)
+    for place, row in enumerate(rows):
+        if row.method in nearest:
+            name, distance = nearest[row.method]
+            rows[place] = replace(row, nearest_row=study.label(name), nearest_row_mmd2=distance)
     _write(study, rows, outs)
 
 
@@ -249,12 +270,13 @@ HEADER = (
     "Coverage (%)",
     "Repeated (%)",
     "Refused",
+    "Nearest row",
     "Validation loss",
     "lr x",
     "Candidate",
 )
 
-NUMERIC = (False, *[True] * 12, False)
+NUMERIC = (False, *[True] * 10, False, True, True, False)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -273,6 +295,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         number(row.coverage_percent, ".1f"),
         number(row.repeated_percent, ".1f"),
         number(row.refused_per_image, ".3g"),
+        NONE if row.nearest_row is None else f"{row.nearest_row} ({row.nearest_row_mmd2:.4f})",
         NONE
         if row.val_loss_start is None
         else f"{row.val_loss_start:.4f} to {number(row.val_loss_best, '.4f')}",
@@ -324,6 +347,11 @@ def _notes(study: Study, rows: Sequence[Row]) -> tuple[str, ...]:
         "Refused: number of samples that the safety checker refused and that were replaced, per image of"
         " the whole pool. Retrieval leaves out marked neighbours instead; its ledger counts them.",
     ]
+    if any(row.nearest_row is not None for row in rows):
+        notes.append(
+            "Nearest row: the row whose images are most like these, and their distance, measured as in the"
+            " column In class. Near 0: the two rows add the same kind of images."
+        )
     if any(method.shares for method in study.drawn.values()):
         notes.append(
             "Of a mixture, the images of its first training set are examined, which have its shares."
