@@ -23,7 +23,11 @@ from augbench.report.inference.paired import ALPHA, ErrorTerm, compare, holm
 from augbench.report.render import read_csv
 from augbench.report.tables.table1 import RunRow
 
-ROWS = ("none", "clip_prompts", "retrieval")  # other kernels take three times as long: no more rows than these
+ROWS = (
+    "none",
+    "clip_prompts",
+    "retrieval",
+)  # other kernels take three times as long: no more rows than these
 RUNS = 3
 # the plainest kernels of ATen, oneDNN and MKL, as an old processor would take
 OTHER_KERNELS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}

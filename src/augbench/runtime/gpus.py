@@ -329,12 +329,13 @@ def snakemake_arguments(execution: Execution, cores: int, given: Sequence[str]) 
     return limits
 
 
-def offer_gpus() -> None:
-    """Let the jobs of this run share out the GPUs of this machine; for a run without a scheduler."""
+def offer_gpus() -> int:
+    """Let the jobs of this run, which has no scheduler, share out the GPUs of this machine; return their number."""
     if gpus := visible_gpus():
         if VISIBLE not in os.environ:  # otherwise the user's numbers are in the user's order
             os.environ.setdefault(ORDER, "PCI_BUS_ID")
         os.environ[OFFERED] = " ".join(gpu.entry for gpu in gpus)
+    return len(gpus)
 
 
 def take_gpus(count: int) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from augbench.config.study import Study, parse_study
 from augbench.errors import UserError, naming_files
+from augbench.runtime import warm
 
 if TYPE_CHECKING:
     from augbench.artifacts.store import Store
@@ -64,10 +65,12 @@ def set_threads(threads: int) -> None:
     """Let every library of this process use ``threads`` threads; oversubscribed cores cost a multiple."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
         os.environ[name] = str(threads)
-    if "torch" in sys.modules:
-        import torch
-
+    if (torch := warm.in_memory("torch")) is not None:
         torch.set_num_threads(threads)
+    if threads > 1 and warm.is_fork():  # numpy's libraries have read the environment already
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(threads)
 
 
 def _send_output(log: Path | None) -> None:
@@ -82,7 +85,7 @@ def _send_output(log: Path | None) -> None:
     logging.captureWarnings(True)
 
 
-def _leave(finished: list[bool]) -> None:
+def leave(finished: list[bool]) -> None:
     """End the process at once if its work is done.
 
     Python would take 1.5 s to take torch and diffusers apart, object by object.
@@ -122,7 +125,7 @@ def running(snakemake: Any, unfolded: bool = False) -> Iterator[Job]:
     finished: list[bool] = []
     if not on_terminal:
         # before libraries register anything: called in reverse order, this is the last
-        atexit.register(_leave, finished)
+        atexit.register(leave, finished)
     set_threads(snakemake.threads)
     log = Path(snakemake.log[0])
     log.parent.mkdir(parents=True, exist_ok=True)

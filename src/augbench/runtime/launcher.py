@@ -189,14 +189,15 @@ def begin_run(study: Study, local: bool) -> None:
     Parameters
     ----------
     local : bool
-        Whether jobs run on this machine. They then share out its GPUs.
+        Whether jobs run on this machine. They then share out its GPUs, or start from a warm process.
     """
+    from augbench.runtime import warm
     from augbench.runtime.gpus import offer_gpus
 
     with ending_in_one_line():
         prepare(study)
-        if local and study.execution.device != "cpu":
-            offer_gpus()
+        if local and not (study.execution.device != "cpu" and offer_gpus()):
+            warm.start()
 
 
 def cache_folder() -> dict[str, str]:

@@ -17,9 +17,9 @@ from typing import Any
 from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.plan.uses_network import uses_network
+from augbench.runtime.warm import FETCHING, HUBS
 
 CLOSED = "AUGBENCH_OFFLINE"  # the rule, for processes that a job starts
-HUBS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
 CONNECTING = ("socket.connect", "socket.sendto", "socket.sendmsg")
 RESOLVING = ("socket.getaddrinfo", "socket.gethostbyname")
 
@@ -29,7 +29,7 @@ def restrict(rule: str, study: Study) -> None:
 
     Only ``fetch_*`` rules may use model hubs. Only rules of :func:`uses_network` may reach other machines.
     """
-    if not rule.startswith("fetch_"):
+    if not rule.startswith(FETCHING):
         os.environ.update(dict.fromkeys(HUBS, "1"))
     if not uses_network(rule, study):
         close(rule)
