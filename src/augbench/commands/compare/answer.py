@@ -17,18 +17,25 @@ from augbench.report.tables import contrasts
 from augbench.report.tables.contrasts import LESS, MORE, SAME, UNKNOWN, margin_name
 
 
-def answer_of(studies: Sequence[Finished], pairs: Sequence[Pair], rows: Sequence[Row]) -> str:
-    """Say of each contrast whether it holds in every study and whether it changes; the first few in full."""
+def answer_of(studies: Sequence[Finished], pairs: Sequence[Pair], rows: Sequence[Row]) -> list[str]:
+    """Say of each contrast whether it holds in every study and whether it changes; the first few in full.
+
+    Returns
+    -------
+    list of str
+        A sentence per contrast, those that reverse first; and one on rows whose training was cut.
+    """
     if not pairs:
-        return (
+        return [
             "The studies have no contrast in common: no two rows that one of them compares are also in"
-            " another (report.contrasts)."
-        )
+            " another (report.contrasts).",
+            *cut_warning(studies),
+        ]
     ordered = sorted(pairs, key=lambda pair: not _reverses(studies, pair))
     told = [_of_pair(studies, pair, rows) for pair in ordered[:NAMED]]
     if (more := len(ordered) - NAMED) > 0:
         told.append(f"{more} more {'contrast is' if more == 1 else 'contrasts are'} in table.md.")
-    return " ".join([*told, *cut_warning(studies)])
+    return [*told, *cut_warning(studies)]
 
 
 def cut_warning(studies: Sequence[Finished]) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from augbench import __version__
 from augbench.commands.compare import configs, differences, tables
@@ -19,11 +20,13 @@ from augbench.commands.compare.differences import (
 from augbench.commands.compare.studies import (
     RESULTS,
     Finished,
-    folder_of,
+    files_of,
+    folders_of,
     hits_of,
     needed_files,
     open_studies,
 )
+from augbench.errors import UserError
 from augbench.files import explained_disk_errors, read_json, sha256_file, write_json
 from augbench.report.tables.statistics import spread_note
 from augbench.runtime.provenance import now, surroundings
@@ -43,20 +46,41 @@ LONGEST = 150  # characters of a folder's name that lists all studies
 
 def default_folder(given: Sequence[str]) -> Path:
     """``results/compare/{a}-{b}``; with names too long for a folder, the first and the number of the others."""
-    names = [folder_of(name).name for name in given]
+    names = [folder.name for folder in folders_of(given)]
     joined = "-".join(names)
     short = f"{names[0][:LONGEST]}-and-{len(names) - 1}-more"
     return RESULTS / "compare" / (joined if len(joined) <= LONGEST else short)
 
 
-def files_of(folder: Path) -> dict[str, Path]:
+def made_in(folder: Path) -> dict[str, Path]:
     """Files of a comparison, by kind."""
     return {kind: folder / name for kind, name in FILES.items()}
 
 
 def inputs_of(given: Sequence[str]) -> list[Path]:
     """Files that a comparison of these studies reads, for the workflow; raises like :func:`compare`."""
-    return [path for name in given for path in needed_files(folder_of(name))]
+    return [path for folder in folders_of(given) for path in needed_files(folder)]
+
+
+def wanted_of(config: Mapping[str, Any]) -> tuple[list[str], Path]:
+    """Studies and folder that the config of ``workflow/compare.smk`` asks for.
+
+    Raises
+    ------
+    UserError
+        The section ``compare`` is missing, or one of its keys is wrong.
+    """
+    section = config.get("compare")
+    if not isinstance(section, Mapping):
+        raise UserError("compare", repr(section), "allowed: a section with the key studies")
+    if unknown := [name for name in section if name not in ("studies", "out")]:
+        raise UserError(f"compare.{unknown[0]}", "no such key", "allowed: studies, out")
+    studies, out = section.get("studies"), section.get("out")
+    if not isinstance(studies, list) or not all(isinstance(study, str) for study in studies):
+        raise UserError("compare.studies", repr(studies), "allowed: a list of studies")
+    if out is not None and not isinstance(out, str):
+        raise UserError("compare.out", repr(out), "allowed: a folder")
+    return studies, default_folder(studies) if out is None else Path(out)
 
 
 def compare(given: Sequence[str], out: Path | None = None) -> tuple[Path, str]:
@@ -94,7 +118,7 @@ def compare(given: Sequence[str], out: Path | None = None) -> tuple[Path, str]:
         answer=answer_of(studies, pairs, tests),
         made_by=f"Made by {command} (augbench {__version__}); provenance.json says from which files.",
     )
-    outs = files_of(folder)
+    outs = made_in(folder)
     with explained_disk_errors(folder):
         tables.write_tables(found, outs)
         _draw(outs, "" if factor is None else factor.key)
@@ -152,7 +176,7 @@ def _provenance(studies: Sequence[Finished], command: str) -> dict[str, object]:
                 "folder": str(study.folder),
                 "files": {
                     str(path): sha256_file(path)
-                    for path in needed_files(study.folder)
+                    for path in files_of(study.folder, study.study)
                     if path.suffix in (".csv", ".yaml")
                 },
                 "made_by": {

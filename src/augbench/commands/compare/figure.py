@@ -1,7 +1,8 @@
 """The figure of a comparison: every row's difference from its study's baseline, over the studies.
 
 Input: ``compare.csv``. Output: a PDF and a PNG, two columns wide; the same bytes for the same table. The
-horizontal axis has the studies in the order given, or the number that they vary, if it is one.
+horizontal axis has the studies in the order given, or the number that they vary, if it is one. Bars are 95%
+intervals over runs; markers of rows that were cut while still improving are filled.
 """
 
 from __future__ import annotations
@@ -16,15 +17,25 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from augbench.commands.compare.tables import Row
-from augbench.report.figures.style import COLOURS, WIDTH, legend_label, open_axes, save, styled, wrap
+from augbench.report.figures.style import (
+    COLOURS,
+    FONT_SIZE,
+    WIDTH,
+    legend_label,
+    open_axes,
+    save,
+    styled,
+    wrap,
+)
 from augbench.report.render import read_csv
 
 HEIGHT, LEGEND_LINE = 2.4, 0.14  # inches
 GREY = "0.35"  # colour of families without one of their own
 MARKERS = "osD^vPX<>*ph"  # rows can be told apart without colour
 LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
-DODGE = 0.5  # of the space between neighbours, over which their markers are spread
+DODGE = 0.06  # of the space between neighbours, by which two rows are apart; all rows take ten times that
 LOG_FROM = 8  # ratio of largest to smallest number from which the axis is logarithmic
+CUT_NOTE = "filled: training was cut while accuracy was still rising"
 LABEL = 44  # characters of a row's label in the legend
 
 
@@ -53,8 +64,10 @@ def draw(rows: Sequence[Row], key: str = "") -> Figure:
     families: dict[str, int] = {}
     for number, own in enumerate(by_row.values()):
         style = families[own[0].family] = families.get(own[0].family, -1) + 1
-        offset = (number + 0.5) / len(by_row) - 0.5
+        offset = (number - (len(by_row) - 1) / 2) * min(DODGE, 10 * DODGE / len(by_row))
         _draw_row(axes, own, [places(row.study, offset) for row in own], plain, number, style)
+    if any(row.cut for row in shown):
+        figure.supxlabel(CUT_NOTE, fontsize=FONT_SIZE)
     axes.set_ylabel("Top-1 (%)" if plain else "Difference from the study's baseline (points)")
     open_axes(axes)
     figure.legend(loc="outside right upper", frameon=False, handlelength=2.6)
@@ -62,7 +75,7 @@ def draw(rows: Sequence[Row], key: str = "") -> Figure:
 
 
 class _Places:
-    """Places of the studies on the axis; ``offset`` (-0.5 to 0.5) keeps the markers of several rows apart."""
+    """Places of the studies on the axis; ``offset``, in steps between them, keeps the markers of rows apart."""
 
     def __init__(self, values: Mapping[str, float], step: float, logarithmic: bool) -> None:
         self.values, self.step, self.logarithmic = values, step, logarithmic
@@ -70,8 +83,8 @@ class _Places:
     def __call__(self, study: str, offset: float) -> float:
         value = self.values[study]
         if self.logarithmic:
-            return float(value * self.step ** (DODGE * offset))
-        return value + DODGE * offset * self.step
+            return float(value * self.step**offset)
+        return value + offset * self.step
 
 
 def _places(axes: Axes, rows: Sequence[Row], names: Sequence[str], key: str) -> _Places:
@@ -104,6 +117,9 @@ def _draw_row(
         low, high = (row.low_percent, row.high_percent) if plain else (row.baseline_low, row.baseline_high)
         if low is not None and high is not None:
             axes.plot((place, place), (low, high), color=colour, linewidth=0.9, zorder=2)
+        if row.cut:
+            point = row.mean_percent if plain else row.baseline_points or 0.0
+            axes.plot(place, point, MARKERS[number % len(MARKERS)], color=colour, markersize=4, zorder=4)
     order = sorted(range(len(places)), key=places.__getitem__)
     axes.plot(
         [places[place] for place in order],

@@ -100,12 +100,7 @@ def open_studies(given: Sequence[str]) -> list[Finished]:
         There are fewer than two, one is given twice, is unknown or is not finished, a file is damaged, or a
         study has no row in common with the first one.
     """
-    folders = [folder_of(name) for name in given]
-    for place, folder in enumerate(folders):
-        if folder.resolve() in [other.resolve() for other in folders[:place]]:
-            raise UserError("STUDY", f"{folder} is given twice", "allowed: each study once")
-    if len(folders) < 2:
-        raise UserError("STUDY", ", ".join(given) or "none", "allowed: at least two studies to compare")
+    folders = folders_of(given)
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
@@ -119,6 +114,17 @@ def open_studies(given: Sequence[str]) -> list[Finished]:
                 "allowed: studies that share a row by its name or label",
             )
     return studies
+
+
+def folders_of(given: Sequence[str]) -> list[Path]:
+    """The studies' folders of results. Raises :class:`UserError` for less than two, and for one given twice."""
+    folders = [folder_of(name) for name in given]
+    for place, folder in enumerate(folders):
+        if folder.resolve() in [other.resolve() for other in folders[:place]]:
+            raise UserError("STUDY", f"{folder} is given twice", "allowed: each study once")
+    if len(folders) < 2:
+        raise UserError("STUDY", ", ".join(given) or "none", "allowed: at least two studies to compare")
+    return folders
 
 
 def folder_of(given: str) -> Path:
@@ -143,8 +149,10 @@ def folder_of(given: str) -> Path:
 
 
 def needed_files(folder: Path) -> list[Path]:
-    """Files of a finished study that a comparison reads. Raises :class:`UserError` without its config."""
-    return _files(folder, _study_of(folder))
+    """Files of a finished study that a comparison reads. Raises :class:`UserError` if one is missing."""
+    files = files_of(folder, _study_of(folder))
+    _require(files, folder)
+    return files
 
 
 def _study_of(folder: Path) -> Study:
@@ -164,7 +172,8 @@ def _within(folder: Path, plan: Plan, path: str) -> Path:
     return folder / os.path.relpath(path, plan.root)
 
 
-def _files(folder: Path, study: Study) -> list[Path]:
+def files_of(folder: Path, study: Study) -> list[Path]:
+    """Files that a comparison reads of a study, in the folder where its results are."""
     plan = Plan(study, ())
     tables = [plan.table1["csv"], plan.table1["runs"], plan.statistics["csv"], plan.contrasts["csv"]]
     splits = [
@@ -186,7 +195,7 @@ def _require(paths: Sequence[Path], folder: Path) -> None:
 
 def _open(name: str, folder: Path) -> Finished:
     study = _study_of(folder)
-    _require(_files(folder, study), folder)
+    _require(files_of(folder, study), folder)
     plan = Plan(study, ())
 
     def read(path: str, kind: type[T]) -> list[T]:

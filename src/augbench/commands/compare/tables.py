@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from augbench.commands.compare import differences
@@ -17,6 +18,8 @@ from augbench.report.render import NONE, Layout, escape_markdown, render_csv, re
 from augbench.report.tables.contrasts import LESS, MORE, SAME, UNKNOWN, margin_name, p_text
 from augbench.report.tables.statistics import between, difference
 from augbench.report.tables.table1 import CUT
+
+LINE = 100  # characters of a line of text on the terminal
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Comparison:
     tests: Sequence[differences.Row]
     pairs: Sequence[Pair]
     spreads: Sequence[str]
-    answer: str
+    answer: Sequence[str]
     made_by: str
 
     @property
@@ -265,11 +268,9 @@ def write_tables(found: Comparison, outs: Mapping[str, Path]) -> None:
 
 def render_page(found: Comparison) -> str:
     """All tables as one page of Markdown, with answer and warnings on top."""
-    parts = [
-        f"# {escape_markdown(' and '.join(found.names))} side by side\n",
-        f"{escape_markdown(found.answer)}\n",
-    ]
-    parts += [f"**Warning:** {escape_markdown(warning)}\n" for warning in found.warnings]
+    title = f"# {escape_markdown(', '.join(found.names))}, side by side\n"
+    lead = [*found.answer, *(f"Warning: {warning}" for warning in found.warnings)]
+    parts = [title, "".join(f"- {escape_markdown(sentence)}\n" for sentence in lead)]
     for table in layouts(found):
         body = render_markdown(table) if table.cells else f"{escape_markdown(table.notes[0])}\n"
         parts.append(f"## {table.title}\n\n{body}")
@@ -278,10 +279,9 @@ def render_page(found: Comparison) -> str:
 
 def render_text(found: Comparison) -> str:
     """Answer, warnings and tables for a terminal; the notes are in the Markdown page."""
-    parts = []
-    for table in layouts(found):
-        notes = () if table.cells else table.notes
-        plain = Layout(table.title, table.header, table.numeric, table.cells, notes)
-        parts.append(render_terminal(plain))
-    lead = [found.answer, *(f"Warning: {warning}" for warning in found.warnings)]
-    return "\n".join([*parts, *lead]) + "\n"
+    parts = [
+        render_terminal(replace(table, notes=())) if table.cells else f"{table.title}\n\n{table.notes[0]}\n"
+        for table in layouts(found)
+    ]
+    lead = [*found.answer, *(f"Warning: {warning}" for warning in found.warnings)]
+    return "\n".join([*parts, *(textwrap.fill(line, LINE, subsequent_indent="  ") for line in lead)]) + "\n"
