@@ -22,7 +22,6 @@ from conftest import PROJECT
 from PIL import Image
 from scipy import stats
 
-from augbench.classifier.score import SCHEMA
 from augbench.cli import main
 from augbench.commands.compare import configs, differences
 from augbench.commands.compare.answer import answer_of
@@ -155,15 +154,9 @@ def write_predictions(path: str, percent: float, test: str) -> None:
     right = round(IMAGES * percent / 100)
     labels = np.arange(IMAGES) % 2
     predicted = np.where(np.arange(IMAGES) < right, labels, 1 - labels)
-    columns = [
-        [f"{test}-{place:03d}" for place in range(IMAGES)],
-        labels,
-        predicted,
-        np.full(IMAGES, 0.5),
-    ]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    ids = [f"{test}-{place:03d}" for place in range(IMAGES)]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), path)
+    pq.write_table(pa.table({"image_id": ids, "label": labels, "predicted": predicted}), path)
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +167,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def tests_of(*given: str) -> dict[tuple[str, str | None], differences.Row]:
+def compared(*given: str) -> dict[tuple[str, str | None], differences.Row]:
     """The tests of two studies, by row and the row that it is compared with."""
     studies = open_studies(given)
     rows = build_rows(studies, hits_of(studies), pairs_of(studies), 0)
@@ -193,7 +186,7 @@ def answer(*given: str) -> str:
 def test_runs_of_the_same_seeds_and_images_are_paired() -> None:
     finish("a")
     finish("b", OTHER, {"classifier": {"arch": "resnet34"}})
-    found = tests_of("a", "b")
+    found = compared("a", "b")
     assert [*found] == [
         ("none", None),
         ("prompts", None),
@@ -216,7 +209,7 @@ def test_runs_of_the_same_seeds_and_images_are_paired() -> None:
 def test_the_change_of_a_difference_is_tested_as_a_difference_of_differences() -> None:
     finish("a")
     finish("b", OTHER)
-    change = tests_of("a", "b")["retrieval", "none"]
+    change = compared("a", "b")["retrieval", "none"]
     # retrieval - none: 6, 5.5, 6 in a and 2, 2, 2.5 in b
     assert (change.kind, change.name) == ("change", "Retrieval against No added images")
     assert (change.reference_value, change.value) == pytest.approx((35 / 6, 13 / 6))
@@ -238,13 +231,13 @@ def test_a_pooled_error_of_changes_is_that_of_all_rows_between_the_studies() -> 
     pooled = {"report": {"error": "pooled"}}
     finish("a", BASE, pooled)
     finish("b", OTHER, pooled)
-    found = tests_of("a", "b")
+    found = compared("a", "b")
     # between the studies: 5, 5.5, 5.5; 3, 4, 4.5; 1, 2, 2. Residuals of rows x runs: squares 0.27778, 4 degrees
     change = found["retrieval", "none"]
     assert (change.sd_points, change.df) == pytest.approx(((2 * 0.27778 / 4) ** 0.5, 4), abs=1e-4)
     assert found["none", None].df == 2, "what a run does to all rows does not cancel in an accuracy"
     finish("c", OTHER, pooled, train="other")
-    unpaired = tests_of("a", "c")["retrieval", "none"]
+    unpaired = compared("a", "c")["retrieval", "none"]
     # a: 70, 71, 72; 72, 73.5, 74; 76, 76.5, 78: squares 0.5; c: 75, 76.5, 77.5; 75, 77.5, 78.5; 77, 78.5, 80: 5 / 9
     squares = [2 * 0.5 / 4, 2 * (5 / 9) / 4]
     assert unpaired.sd_points == pytest.approx(sum(squares) ** 0.5)
@@ -255,7 +248,7 @@ def test_a_pooled_error_of_changes_is_that_of_all_rows_between_the_studies() -> 
     ("changes", "why"),
     [
         ({"train": "other"}, "the training images differ"),
-        ({"test": "other"}, "the test images differ"),
+        ({"test": "other"}, "the test images or classes differ"),
         ({"config": {"seed": 1}}, "the seeds differ"),
     ],
 )
@@ -264,7 +257,7 @@ def test_other_images_or_seeds_are_not_paired_and_tested_by_welch(changes: dict[
     finish("b", OTHER, **changes)
     first, other = open_studies(["a", "b"])
     assert unpaired_because(first, other) == why and unpaired_because(first, first) == ""
-    row = tests_of("a", "b")["prompts", None]
+    row = compared("a", "b")["prompts", None]
     welch = stats.ttest_ind(OTHER["prompts"], BASE["prompts"], equal_var=False)
     assert not row.paired and (row.p, row.df) == pytest.approx((welch.pvalue, welch.df))
     assert (row.low, row.high) == pytest.approx(tuple(welch.confidence_interval()))
@@ -274,7 +267,7 @@ def test_other_images_or_seeds_are_not_paired_and_tested_by_welch(changes: dict[
 def test_runs_that_only_one_study_has_are_left_out_of_pairs() -> None:
     finish("a")
     finish("b", {row: (*values, 90.0) for row, values in OTHER.items()}, {"augmentation": {"resamples": 4}})
-    row = tests_of("a", "b")["none", None]
+    row = compared("a", "b")["none", None]
     assert (row.paired, row.n, row.points) == (True, 3, pytest.approx(16 / 3))
 
 
@@ -285,10 +278,10 @@ def test_draws_are_paired_by_draw_where_their_training_images_are_the_same() -> 
     finish("a", own, draws)
     finish("b", more, draws)
     finish("c", more, draws, train="other")
-    row = tests_of("a", "b")["none", None]
+    row = compared("a", "b")["none", None]
     assert (row.paired, row.n, row.reference_value) == (True, 3, 71.5)
     assert (row.points, row.sd_points) == pytest.approx((16 / 3, 12**-0.5))
-    assert not tests_of("a", "c")["none", None].paired
+    assert not compared("a", "c")["none", None].paired
     finish("one")
     assert "several draws" in unpaired_because(*open_studies(["one", "a"]))
 
@@ -298,7 +291,7 @@ def test_a_single_run_has_a_difference_and_no_test() -> None:
     for study, train in (("a", "train"), ("b", "train"), ("c", "other")):
         finish(study, {row: values[:1] for row, values in BASE.items()}, once, train=train)
     for other in ("b", "c"):
-        row = tests_of("a", other)["none", None]
+        row = compared("a", other)["none", None]
         assert (row.n, row.points, row.low, row.p, row.verdict) == (1, 0, None, None, "can't tell")
         assert "a single run per row shows no spread" in answer("a", other)
 
@@ -334,7 +327,7 @@ def test_rows_are_the_same_by_name_or_else_by_label() -> None:
     finish("b", accuracies, {"methods": renamed})
     first, other = open_studies(["a", "b"])
     assert other.rows == {"none": "none", "retrieval": "retrieval", "prompts": "clip", "more": "more"}
-    assert tests_of("a", "b")["prompts", None].points == pytest.approx(23 / 6)
+    assert compared("a", "b")["prompts", None].points == pytest.approx(23 / 6)
     assert differing([first, other]) == {"methods.more": {"a": "-", "b": "a row"}}
 
 
@@ -342,7 +335,7 @@ def test_contrasts_that_a_study_names_are_tested_and_others_are_not() -> None:
     named = {"report": {"contrasts": [{"row": "retrieval", "against": "prompts"}]}}
     finish("a", config=named)
     finish("b", OTHER, named)
-    assert [pair for pair in tests_of("a", "b") if pair[1]] == [("retrieval", "prompts")]
+    assert [pair for pair in compared("a", "b") if pair[1]] == [("retrieval", "prompts")]
     finish(
         "c",
         OTHER,
@@ -355,7 +348,7 @@ def test_contrasts_that_a_study_names_are_tested_and_others_are_not() -> None:
             }
         },
     )
-    assert [pair for pair in tests_of("a", "c") if pair[1]] == [("retrieval", "prompts"), ("prompts", "none")]
+    assert [pair for pair in compared("a", "c") if pair[1]] == [("retrieval", "prompts"), ("prompts", "none")]
     said = answer("a", "c")
     assert "holds in both studies (a, c)" in said or "Retrieval is better than Prompts in a" in said
     assert "it is no contrast of a (report.contrasts)" in said
@@ -410,10 +403,11 @@ def test_a_difference_that_one_study_alone_shows_is_no_change() -> None:
 
 
 def test_studies_without_a_common_contrast_say_so() -> None:
-    finish("a", config={"report": {"contrasts": [{"row": "prompts", "against": "none"}]}})
-    rows = {"none": BASE["none"], "retrieval": BASE["retrieval"]}
-    finish("b", rows, {"methods": {"prompts": None}})
-    assert "holds" not in answer("a", "b") and "retrieval" not in answer("b", "a").split(";")[0]
+    finish("a")
+    more = {"prompts": None, "retrieval": None, "more": {"mechanism": "sample"}}
+    finish("b", {"none": BASE["none"], "more": BASE["prompts"]}, {"methods": more})
+    assert answer("a", "b").startswith("The studies have no contrast in common")
+    assert [*compared("a", "b")] == [("none", None)]
 
 
 # --- configs ----------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def unpaired_because(first: Finished, other: Finished) -> str:
         return "only one of them has several draws of the training images"
     if any(first.training_images(draw) != other.training_images(draw) for draw in range(min(draws))):
         return "the training images differ"
-    return "" if first.tested_like(other) else "the test images differ"
+    return "" if first.tested_like(other) else "the test images or classes differ"
 
 
 def pairs_of(studies: Sequence[Finished]) -> list[Pair]:
