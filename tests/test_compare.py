@@ -238,8 +238,8 @@ def test_a_pooled_error_of_changes_is_that_of_all_rows_between_the_studies() -> 
     assert found["none", None].df == 2, "what a run does to all rows does not cancel in an accuracy"
     finish("c", OTHER, pooled, train="other")
     unpaired = compared("a", "c")["retrieval", "none"]
-    # a: 70, 71, 72; 72, 73.5, 74; 76, 76.5, 78: squares 0.5; c: 75, 76.5, 77.5; 75, 77.5, 78.5; 77, 78.5, 80: 5 / 9
-    squares = [2 * 0.5 / 4, 2 * (5 / 9) / 4]
+    # a: 70, 71, 72; 72, 73.5, 74; 76, 76.5, 78: squares 1 / 3; c: 75, 76.5, 77.5; 75, 77.5, 78.5; 77, 78.5, 80: 4 / 9
+    squares = [2 * (1 / 3) / 4, 2 * (4 / 9) / 4]
     assert unpaired.sd_points == pytest.approx(sum(squares) ** 0.5)
     assert unpaired.df == pytest.approx(sum(squares) ** 2 / sum(value**2 / 4 for value in squares))
 
@@ -382,7 +382,7 @@ def test_a_conclusion_that_reverses_is_told_with_its_change() -> None:
     finish("b", with_lead(-3.0, -3.0, -3.5), ASKED)
     assert answer("a", "b") == (
         "The conclusion reverses: Retrieval is better than Prompts in a but is worse than Prompts in b; from a to"
-        " b the difference falls by 7.3 points [5.9 to 8.8] (+4.2 and -3.2 points)."
+        " b the difference falls by 7.3 points [6.6 to 8.1] (+4.2 and -3.2 points)."
     )
 
 

@@ -10,14 +10,13 @@
 #
 # The studies' results are inputs here; each study has a run of its own.
 
-import os
 import sys
 from pathlib import Path
 
 PROJECT = Path(workflow.basedir).parent
 sys.path.insert(0, str(PROJECT / "src"))
 
-from augbench.commands.compare.compare import made_in, inputs_of, wanted_of
+from augbench.commands.compare.compare import inputs_of, made_in, wanted_of
 from augbench.errors import ending_in_one_line
 
 with ending_in_one_line():
