@@ -33,7 +33,7 @@ from augbench.commands.compare.studies import folder_of, hits_of, open_studies
 from augbench.commands.compare.tables import Row
 from augbench.config.base import COMPLETE
 from augbench.config.draws import drawn_name
-from augbench.config.study import Study, merge, parse_study
+from augbench.config.study import merge, parse_study
 from augbench.data.classes import ClassInfo, write_class_table
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
