@@ -1,4 +1,4 @@
-"""The command ``augbench``: ``init``, ``check``, ``plan``, ``run``, ``browse``, ``export``, ``clean``, ``debug``.
+"""The command ``augbench`` and its subcommands.
 
 A problem that the user can fix is one line on stderr.
 """
@@ -22,6 +22,13 @@ example:
   augbench init data/birds --corpus data/web_images
 writes birds.yaml, a study of the images data/birds/CLASS/*.jpg (or data/birds/train/CLASS/*.jpg,
 or Parquet files), with the images of data/web_images to retrieve from
+"""
+
+COMPARE_EXAMPLES = """\
+examples:
+  augbench compare demo fast
+  augbench compare results/shots_5 results/shots_20 --out shots
+  augbench compare config/overlays/shift_none.yaml config/overlays/shift_strong.yaml
 """
 
 
@@ -121,6 +128,14 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0 if written else 2
 
 
+def _compare(arguments: argparse.Namespace) -> int:
+    from augbench.commands.compare.compare import compare
+
+    folder, text = compare(arguments.studies, arguments.out and Path(arguments.out))
+    print(f"{text}\nWritten to {folder}: table.md has the notes on these tables; figure.png shows the rows")
+    return 0
+
+
 def _clean(arguments: argparse.Namespace) -> int:
     from augbench.commands.clean import clean
 
@@ -153,7 +168,7 @@ def parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text)
         made.set_defaults(function=function)
-        if function is _init:
+        if function in (_init, _compare):
             return made
         help_text = f"study and overlays (default: {DEMO})"
         made.add_argument("--configfile", nargs="+", action="extend", metavar="YAML", help=help_text)
@@ -219,6 +234,19 @@ def parser() -> argparse.ArgumentParser:
         "--addresses",
         action="store_true",
         help="list addresses and hashes of retrieved images in place of the images",
+    )
+
+    compare = command("compare", _compare, "put finished studies side by side")
+    compare.formatter_class, compare.epilog = argparse.RawDescriptionHelpFormatter, COMPARE_EXAMPLES
+    compare.add_argument(
+        "studies",
+        nargs="+",
+        metavar="STUDY",
+        help="a finished study: its name, its folder, or a config or overlay that names it; every one is"
+        " compared with the first",
+    )
+    compare.add_argument(
+        "--out", metavar="DIR", help="folder for tables and figure (default: results/compare/STUDY-STUDY)"
     )
 
     clean = command("clean", _clean, "show what no study uses in the store; free it on request")

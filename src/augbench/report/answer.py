@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from augbench.config.methods import GENERATED
 from augbench.report.contrasts import baseline_of, retrieval_of
@@ -50,7 +51,7 @@ def _sentence(table: Sequence[table1.Row], rows: Sequence[Row]) -> str:
         shown = (lead or rows)[0]
         return (
             f"Can't tell: a single run per row shows no spread ({shown.row_label} against"
-            f" {shown.against_label}: {_points(shown)}); at least 2 runs are needed, and 5 are better"
+            f" {shown.against_label}: {points_with_interval(shown)}); at least 2 runs are needed, and 5 are better"
         )
     parts = []
     if lead:
@@ -99,7 +100,7 @@ def _warning(table: Sequence[table1.Row]) -> str:
     labels = [row.label for row in table if row.is_cut]
     if not labels:
         return ""
-    which = "all rows" if len(labels) == len(table) else _joined(labels)
+    which = "all rows" if len(labels) == len(table) else joined(labels)
     had = "it had" if len(labels) == 1 else "they had"
     return (
         f" The training of {which} was cut before {had} finished learning; longer training may change the"
@@ -146,19 +147,35 @@ def _turned(row: Row) -> Row:
 # --- phrases ------------------------------------------------------------------------------------------------
 
 
-def _joined(words: Sequence[str], last: str = "and") -> str:
+class Estimate(Protocol):
+    """A difference in points, with its intervals over runs, and over runs and test images."""
+
+    @property
+    def points(self) -> float: ...
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
+    @property
+    def both_low(self) -> float | None: ...
+    @property
+    def both_high(self) -> float | None: ...
+
+
+def joined(words: Sequence[str], last: str = "and") -> str:
+    """``a, b and c``."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
 def _are(rows: Sequence[Row]) -> str:
-    return f"{_joined([row.row_label for row in rows])} {'is' if len(rows) == 1 else 'are'}"
+    return f"{joined([row.row_label for row in rows])} {'is' if len(rows) == 1 else 'are'}"
 
 
 def _size(points: float) -> str:
     return f"{abs(points):.1f}" if abs(points) >= 0.05 else f"{abs(points):.2f}"
 
 
-def _by(row: Row) -> str:
+def size_with_interval(row: Estimate) -> str:
     """The size of a difference without its sign, as ``2.1 points [1.6 to 2.6]``."""
     around = ""
     if row.low is not None and row.high is not None:
@@ -167,7 +184,8 @@ def _by(row: Row) -> str:
     return f"{_size(row.points)} points{around}{' on these test images' if covers_none else ''}"
 
 
-def _points(row: Row) -> str:
+def points_with_interval(row: Estimate) -> str:
+    """A difference with its sign, as ``+2.1 points [+1.6 to +2.6]``."""
     around = "" if row.low is None or row.high is None else f" [{row.low:+.1f} to {row.high:+.1f}]"
     return f"{row.points:+.1f} points{around}"
 
@@ -188,7 +206,11 @@ def _because(rows: Sequence[Row]) -> str:
         return (
             f"the same {'difference' if len(rows) == 1 else 'differences'} in every run, so there is no test"
         )
-    shown = f"{_points(rows[0])} with {rows[0].n} runs" if len(rows) == 1 else f"with {rows[0].n} runs"
+    shown = (
+        f"{points_with_interval(rows[0])} with {rows[0].n} runs"
+        if len(rows) == 1
+        else f"with {rows[0].n} runs"
+    )
     return "; ".join(filter(None, [shown, _would(rows)]))
 
 
@@ -196,9 +218,9 @@ def _effect(name: str, row: Row) -> str:
     """What added images do, against none."""
     verdict = row.verdict
     if verdict in (MORE, LESS):
-        return f"{name} {'add' if verdict == MORE else 'cost'} {_by(row)}"
+        return f"{name} {'add' if verdict == MORE else 'cost'} {size_with_interval(row)}"
     if verdict == SAME:
-        return f"{name} change accuracy by less than {margin_name(row.margin)} ({_points(row)})"
+        return f"{name} change accuracy by less than {margin_name(row.margin)} ({points_with_interval(row)})"
     return f"it can't be told whether {name} help ({_because([row])})"
 
 
@@ -214,19 +236,19 @@ def _compared(rivals: Sequence[Row], reference: str, brief: bool = False) -> lis
     than, as_, it = ("", "", "it") if together else (f" than {reference}", f" as {reference}", reference)
     details = []
     if worse:
-        by = f", by {_by(worse[0])}" if len(rivals) == 1 else ""
+        by = f", by {size_with_interval(worse[0])}" if len(rivals) == 1 else ""
         details.append(f"{_are(worse)} worse{than}{by}")
     if same:
         details.append(f"{_are(same)} the same{as_} within {margin_name(same[0].margin)}")
     if unknown:
-        names = _joined([row.row_label for row in unknown])
+        names = joined([row.row_label for row in unknown])
         why = "" if brief else f" ({_because(unknown)})"
         details.append(f"{names} can't be told from {it}{why}")
     if together:
         which = "best" if all(row.kind == "family" for row in rivals) else "compared"
         shown = "shown to be " if unknown else ""
         return [f"none of the {which} generated rows is {shown}better than {reference}: {', '.join(details)}"]
-    return [*(f"{row.row_label} is better{than}, by {_by(row)}" for row in better), *details]
+    return [*(f"{row.row_label} is better{than}, by {size_with_interval(row)}" for row in better), *details]
 
 
 def _effects(rows: Sequence[Row]) -> list[str]:
@@ -235,7 +257,7 @@ def _effects(rows: Sequence[Row]) -> list[str]:
     parts = []
     for verdict, verb in ((MORE, "add"), (LESS, "cost")):
         found = groups[verdict]
-        parts += [f"images of {row.row_label} {verb} {_by(row)}" for row in found[:NAMED]]
+        parts += [f"images of {row.row_label} {verb} {size_with_interval(row)}" for row in found[:NAMED]]
         if len(found) > NAMED:
             more = len(found) - NAMED
             parts.append(f"those of {more} more {'row' if more == 1 else 'rows'} {verb} some")
@@ -249,14 +271,14 @@ def _effects(rows: Sequence[Row]) -> list[str]:
 def _counted(rows: Sequence[Row]) -> str:
     if len(rows) > NAMED:
         return f"the images of {len(rows)} rows"
-    return f"images of {_joined([row.row_label for row in rows])}"
+    return f"images of {joined([row.row_label for row in rows])}"
 
 
 def _plain(row: Row) -> str:
     """A contrast in words."""
     verdict = row.verdict
     if verdict in (MORE, LESS):
-        return f"{row.row_label}: {_by(row)} {'above' if verdict == MORE else 'below'} {row.against_label}"
+        return f"{row.row_label}: {size_with_interval(row)} {'above' if verdict == MORE else 'below'} {row.against_label}"
     if verdict == SAME:
         return f"{row.row_label} and {row.against_label} are the same within {margin_name(row.margin)}"
     return f"{row.row_label} and {row.against_label} can't be told apart ({_because([row])})"

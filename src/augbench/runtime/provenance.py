@@ -95,7 +95,8 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def _now() -> str:
+def now() -> str:
+    """The time in UTC, in seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -117,7 +118,7 @@ def record_surroundings(study_folder: Path, log: Path) -> None:
     record = {"stage": _stage(log, study_folder / "logs"), **surroundings()}
     path = study_folder / RECORDS / f"{canonical_hash(record)}.json"
     if not path.exists():
-        write_json(path, {**record, "first": _now()})
+        write_json(path, {**record, "first": now()})
 
 
 def _computed(study_folder: Path) -> list[dict[str, Any]]:
@@ -177,7 +178,7 @@ def write_provenance(
         out,
         {
             "study": study.study,
-            "written": _now(),
+            "written": now(),
             "config": {"file": str(config), "sha256": sha256_file(config)},
             **surroundings(),
             "computed": _computed(study_folder),

@@ -25,12 +25,12 @@ class ErrorTerm:
     ----------
     sd : float
         Standard deviation of one run's difference between two rows, in points.
-    df : int
-        Degrees of freedom of ``sd``.
+    df : float
+        Degrees of freedom of ``sd``; whole numbers where runs are paired.
     """
 
     sd: float
-    df: int
+    df: float
 
     def half_width(self, n: int) -> float:
         """Half the width of the 95% t interval of the mean over ``n`` runs."""

@@ -92,9 +92,14 @@ class Row:
     @property
     def verdict(self) -> str:
         """What the tests say: :data:`MORE`, :data:`LESS`, :data:`SAME` (within the margin), or unknown."""
-        if self.p_holm is not None and self.p_holm < ALPHA:
-            return MORE if self.points > 0 else LESS
-        return SAME if self.p_same_holm is not None and self.p_same_holm < ALPHA else UNKNOWN
+        return verdict_of(self.points, self.p_holm, self.p_same_holm)
+
+
+def verdict_of(points: float, p: float | None, p_same: float | None) -> str:
+    """What the corrected p values of a difference and of its smallness say (:attr:`Row.verdict`)."""
+    if p is not None and p < ALPHA:
+        return MORE if points > 0 else LESS
+    return SAME if p_same is not None and p_same < ALPHA else UNKNOWN
 
 
 def validation_of(runs: Sequence[RunRow]) -> dict[str, float]:
@@ -157,7 +162,7 @@ def build_rows(
                 n_test=n_test[pair.row],
                 points=compared.points,
                 sd_points=None if compared.error is None else compared.error.sd,
-                df=None if compared.error is None else compared.error.df,
+                df=None if compared.error is None else int(compared.error.df),
                 low=compared.low,
                 high=compared.high,
                 images_low=of_images[0],
@@ -265,7 +270,8 @@ def _known_sd(df: int) -> str:
     return f" With {df} degrees of freedom the true one is {low:.1f} to {high:.1f} times that (95%)."
 
 
-def _p(value: float | None) -> str:
+def p_text(value: float | None) -> str:
+    """A p value with three decimals; a dash if there is none."""
     return NONE if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -276,10 +282,10 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.name,
         str(row.n),
         difference(row.points, row.low, row.high),
-        _p(row.p_holm),
+        p_text(row.p_holm),
         between(row.images_low, row.images_high, "+.1f"),
         between(row.both_low, row.both_high, "+.1f"),
-        _p(row.p_same_holm),
+        p_text(row.p_same_holm),
         NONE if alone is None or corrected is None else f"{alone:.1f}, {corrected:.1f}",
         str(runs),
         row.verdict,

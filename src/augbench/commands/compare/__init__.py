@@ -1,0 +1,1 @@
+"""``augbench compare``: finished studies side by side, over what their configs vary."""
