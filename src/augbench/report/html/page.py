@@ -36,6 +36,7 @@ from augbench.report.html.words import (
     what_it_shows,
 )
 from augbench.report.pictures import read_encoded, short_name
+from augbench.report.protocol import differs
 from augbench.report.render import read_csv, read_markdown, spread
 from augbench.report.tables import contrasts, statistics, table1
 from augbench.report.tables.paper_tables import TABLES
@@ -67,7 +68,6 @@ CONTENTS = (
     ("cost", "Cost"),
     ("provenance", "Provenance"),
 )
-DIFFERS = "Differs from the protocol: "
 BROWSER_BYTES = 2_000  # the browser's filter, list and stage, without the classes
 
 
@@ -192,10 +192,11 @@ def write_report(plan: Plan, out: str | Path) -> None:
     tables = {
         name: table_of(name, read_markdown(path, TITLES[name])) for name, path in plan.report_tables.items()
     }
-    protocol = [
-        note.removeprefix(DIFFERS).removesuffix(".")
+    prefix = differs(study)
+    different = [
+        note.removeprefix(prefix).removesuffix(".")
         for note in tables["table1"].notes
-        if note.startswith(DIFFERS)
+        if note.startswith(prefix)
     ]
     changes = most_changed(read_per_class(plan.per_class), table, classes)
     panels = class_panels(plan, changes, read_encoded(plan.report_images), models_of(record["models"]))
@@ -218,7 +219,7 @@ def write_report(plan: Plan, out: str | Path) -> None:
         ],
         **_summary(table, rows, contrasts.read_rows(plan.contrasts["csv"])),
         "what_it_is": what_it_is(study, table, rows, len(changes)),
-        "shows_not": what_it_does_not_show(study, table, rows, len(protocol)),
+        "shows_not": what_it_does_not_show(study, table, rows, len(different)),
         "accuracy": [
             tables["table1"],
             training_table(read_csv(plan.table1["runs"], table1.RunRow), plan),
@@ -231,7 +232,8 @@ def write_report(plan: Plan, out: str | Path) -> None:
         "excluded": sorted(read_excluded(plan.excluded)),
         "added": added,
         "cost": [tables["cost"]],
-        "differences": protocol,
+        "differences": different,
+        "beside_the_paper": study.report.paper_study is not None,
         "made_by": made_by(record),
         "config": Path(plan.config).read_text(encoding="utf-8"),
         "provenance": Path(plan.provenance).read_text(encoding="utf-8"),

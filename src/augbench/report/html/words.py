@@ -166,7 +166,7 @@ def what_it_does_not_show(
             f" {data_name(study)} (style shift: {study.miniature.shift}). It shows that the program works. It"
             " is no evidence about ImageNet, LAION or Stable Diffusion."
         )
-    if differences:
+    if differences and study.report.paper_study is not None:
         sentences.append(
             f"This study differs from the paper's protocol in {differences} respects, listed under"
             " Provenance. Compare the order of the rows with the paper's, not the numbers."
