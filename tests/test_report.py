@@ -719,7 +719,10 @@ def test_only_ones_own_data_has_none_of_the_papers_tables() -> None:
         "k1": {"mechanism": "personalise", "learn": "conditioning"},
         "k5": {"mechanism": "personalise", "learn": "conditioning", "clusters": 5},
     }
-    data = {"dataset": {"kind": "image_folder", "root": "data"}, "corpus": {"kind": "image_folder", "root": "w"}}
+    data = {
+        "dataset": {"kind": "image_folder", "root": "data"},
+        "corpus": {"kind": "image_folder", "root": "w"},
+    }
     assert Plan(own(methods=rows, **data), ()).paper_tables == {}
     beside = study(methods=rows, report={"paper_study": "caltech256"}, **data)
     assert Plan(beside, ()).paper_tables == {"caltech256": ["none", "clip_prompts", "retrieval"]}

@@ -514,7 +514,9 @@ def _classifier(ours: Classifier, paper: Protocol) -> list[tuple[str, str, str]]
         (
             "Shorter side of images before random crops, pixels",
             _decoded(ours),
-            "that of the file" if paper.is_papers else _decoded(ours.model_copy(update={"decoded_size": None})),
+            "that of the file"
+            if paper.is_papers
+            else _decoded(ours.model_copy(update={"decoded_size": None})),
         ),
         ("Smallest area of the random crop", f"{ours.min_crop_area:g}", f"{theirs.min_crop_area:g}"),
         ("Batch size", str(ours.batch_size), str(paper.batch_size)),

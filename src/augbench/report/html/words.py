@@ -24,6 +24,8 @@ from augbench.report.tables.contrasts import SAME, UNKNOWN, margin_name
 from augbench.report.tables.further_tests import described
 from augbench.report.tables.statistics import difference
 
+LEADERS = ("Best that generates", "Best that retrieves")
+
 
 @dataclass(frozen=True)
 class Headline:
@@ -46,8 +48,8 @@ def headlines(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -> li
     by_method = {row.method: row for row in rows}
     groups = (
         ("Without added images", [entry for entry in table if entry.method == baseline_of(table)]),
-        ("Best that generates", [entry for entry in table if entry.family in GENERATED]),
-        ("Best that retrieves", [entry for entry in table if entry.family == "retrieval"]),
+        (LEADERS[0], [entry for entry in table if entry.family in GENERATED]),
+        (LEADERS[1], [entry for entry in table if entry.family == "retrieval"]),
         ("Twice the real images", [bound for bound in [upper_bound(table)] if bound is not None]),
     )
     found = []
