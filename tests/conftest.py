@@ -96,6 +96,7 @@ SMALL_STUDY: dict[str, Any] = {
         "lr": 0.05,
         "max_epochs": 2,
     },
+    "report": {"paper_study": "imagenet10"},
     "execution": {"classes_per_job": 5, "runs_per_job": 2, "batch_size": 20},
 }
 

@@ -28,6 +28,7 @@ PAGES = sorted(
         *(PROJECT / "resources").rglob("README.md"),
         PROJECT / "benchmarks/README.md",
         PROJECT / "profiles/README.md",
+        PROJECT / "config/README.md",
     ]
 )
 FOLDERS = "|".join(

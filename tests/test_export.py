@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from conftest import Workspace
 from PIL import Image
@@ -27,6 +28,10 @@ from torchvision.datasets import ImageFolder
 
 from augbench.artifacts.pool import build_index, read_index
 from augbench.artifacts.shards import ShardRow, encode_image, write_shard
+from augbench.classifier.compute import compute_of
+from augbench.classifier.images import LabelledImages
+from augbench.classifier.score import score_test, top1
+from augbench.classifier.train import train_run
 from augbench.cli import main
 from augbench.commands.export import best, contents, export
 from augbench.config.data import ParquetImages
@@ -283,7 +288,8 @@ def set_of(plan: Plan, row: str, number: int = 0) -> list[dict[str, Any]]:
 
 
 def metadata(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    rows: list[dict[str, Any]] = pq.read_table(folder / "metadata.parquet").to_pylist()
+    return rows
 
 
 def test_torchvision_reads_the_folders(study: Plan, tmp_path: Path) -> None:
@@ -662,3 +668,85 @@ def test_the_small_study_is_exported(finished: Workspace, tmp_path: Path) -> Non
         rows = metadata(tmp_path / row / "train")
         assert [one["sha256"] for one in rows if one["kind"] == "added"] == drawn
         assert len(ImageFolder(tmp_path / row / "train")) == real + len(drawn)
+
+
+@pytest.mark.full
+def test_timm_reads_folders_and_tars(study: Plan, tmp_path: Path) -> None:
+    """The readers that timm's ``train.py`` opens data with; the script itself is not in timm's package."""
+    from timm.data import create_dataset
+
+    for form in ("imagefolder", "webdataset"):
+        assert run(tmp_path / form, "--format", form, "--splits", "train,val") == 0
+    expected = metadata(tmp_path / "imagefolder/train")
+    names = str(tmp_path / "imagefolder/classes.txt")
+    folders = create_dataset("", root=str(tmp_path / "imagefolder"), split="train", class_map=names)
+    assert len(folders) == len(expected) == 24
+    assert Counter(label for _, label in folders) == Counter(row["label"] for row in expected)
+    assert len(create_dataset("", root=str(tmp_path / "imagefolder"), split="val", class_map=names)) == 3
+    tars = create_dataset("wds/", root=str(tmp_path / "webdataset"), split="train")
+    found = [(np.asarray(image), label) for image, label in tars]
+    assert [label for _, label in found] == [row["label"] for row in expected]
+    for (pixels, _), row in zip(found, expected, strict=True):
+        with Image.open(tmp_path / "imagefolder/train" / row["file_name"]) as opened:
+            assert np.array_equal(pixels, np.asarray(opened.convert("RGB")))
+
+
+@pytest.mark.full
+def test_hugging_faces_datasets_reads_folders_and_parquet(study: Plan, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    for form in ("imagefolder", "parquet"):
+        assert run(tmp_path / form, "--format", form, "--splits", "train,val") == 0
+    expected = metadata(tmp_path / "imagefolder/train")
+    cache = str(tmp_path / "cache")
+    folders = load_dataset("imagefolder", data_dir=str(tmp_path / "imagefolder"), cache_dir=cache)
+    files = {"train": str(tmp_path / "parquet/train-*.parquet")}
+    tables = load_dataset("parquet", data_files=files, cache_dir=cache)
+    assert {*folders} == {"train", "validation"} and tables["train"].features["label"].names[1] == "hot dog"
+    for found in (folders["train"], tables["train"]):
+        rows = {(row["label"], row["sha256"], row["prompt"]) for row in found.select_columns(READ)}
+        assert rows == {tuple(row[name] for name in READ) for row in expected}
+        assert len(found) == len(expected) and {one["image"].mode for one in found} <= {"RGB", "L"}
+
+
+READ = ["label", "sha256", "prompt"]
+
+
+@pytest.mark.full
+def test_a_classifier_on_the_export_has_the_studys_accuracy(
+    finished: Workspace, tmp_path: Path, one_thread: None
+) -> None:
+    """The same classifier, trained on the exported folders alone, is within the row's interval."""
+    row, study = "retrieval", load_study([finished.folder / "study.yaml"])
+    arguments = ("--row", row, "--to", str(tmp_path / "out"), "--splits", "train,val,test")
+    done = finished.augbench("export", "--configfile", "study.yaml", *arguments)
+    assert done.returncode == 0, done.stderr
+    with inside(finished.folder):
+        rows = statistics.read_rows(Plan(study, ()).statistics["csv"])
+    (known,) = [one for one in rows if one.method == row]
+
+    def images(split: str, kind: str) -> LabelledImages:
+        own = [one for one in metadata(tmp_path / "out" / split) if one["kind"] == kind]
+        files = [tmp_path / "out" / split / one["file_name"] for one in own]
+
+        def load(wanted: slice) -> Iterator[Image.Image]:
+            for file in files[wanted]:
+                with Image.open(file) as opened:
+                    yield opened.convert("RGB")
+
+        return LabelledImages([one["sha256"] for one in own], [one["label"] for one in own], load, split)
+
+    compute = compute_of(study.execution, torch.device("cpu"), tmp_path)
+    trained = train_run(
+        study.classifier,
+        classes=10,
+        real=images("train", "real"),
+        added=images("train", "added"),
+        validation=images("val", "real"),
+        run=0,
+        study_seed=study.seed_of(row),
+        compute=compute,
+    )
+    scored = score_test(trained.state, study.classifier, np.arange(10), images("test", "real"), compute)
+    assert known.low_percent is not None and known.high_percent is not None
+    assert known.low_percent <= 100 * top1(scored) <= known.high_percent

@@ -92,6 +92,7 @@ def study_of(root: Path, methods: dict[str, dict[str, Any]] = METHODS, **changes
         "methods": methods,
         "augmentation": {"images_per_class": 8, "resamples": 2},
         "classifier": {"arch": "resnet18", "resolution": 32},
+        "report": {"paper_study": "imagenet10"},
     }
     return parse_study({**config, **changes})
 

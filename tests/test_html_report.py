@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from contextlib import chdir
 from dataclasses import dataclass, field, fields, replace
@@ -39,7 +40,7 @@ from augbench.report.html.page import write_report
 from augbench.report.html.parts import MINUS, model_name, number_in, table_of
 from augbench.report.html.tables import training_table
 from augbench.report.html.words import headlines, what_it_does_not_show, what_it_shows
-from augbench.report.pictures import ImageRecord, read_encoded, write_encoded
+from augbench.report.pictures import REAL, ImageRecord, read_encoded, write_encoded
 from augbench.report.render import Layout, read_markdown, render_csv, render_markdown
 from augbench.report.tables import class_groups, components, contrasts, diagnostics, statistics, table1
 from augbench.report.tables.cost import write_cost
@@ -164,6 +165,7 @@ def write_tables(squares: Squares) -> None:
             plan.leakage_table["md"],
             render_markdown(Layout("", ("Images of", "Checked"), (False, True), checked, ())),
         )
+        write_text(plan.leakage_table["csv"], "method,checked\n")
         write_text(
             plan.retrieval_summary["fates"],
             "method,class_id,fate,candidates\n"
@@ -230,7 +232,9 @@ def test_the_page_loads_nothing(page: Page) -> None:
         for name in ("src", "href", "action", "srcset", "poster")
         if name in known
     ]
-    assert len(addresses) > 50 and all(address.startswith(("data:", "#")) for address in addresses)
+    files = {known["href"] for known in page.all("a") if not known["href"].startswith("#")}
+    assert len(addresses) > 50
+    assert all(address.startswith(("data:", "#")) or address in files for address in addresses)
     assert (
         "url(" not in page.html
         and "@import" not in page.html
@@ -240,6 +244,37 @@ def test_the_page_loads_nothing(page: Page) -> None:
         known["content"] for known in page.all("meta") if known.get("http-equiv") == "Content-Security-Policy"
     )
     assert policy.startswith("default-src 'none'") and "img-src data:;" in policy and "http" not in policy
+
+
+def test_every_table_and_figure_leads_to_its_file(squares: Squares, page: Page) -> None:
+    folder = squares.job.store.root.parent
+    files = {known["href"] for known in page.all("a") if not known["href"].startswith("#")}
+    assert all((folder / name).is_file() for name in files), "relative to the page"
+    tables = {f"tables/{name}.csv" for name in squares.plan.report_tables}
+    figures = {f"figures/{name}.png" for name in squares.plan.report_figures}
+    drawn_from = {f"figures/{name}.csv" for name in squares.plan.figures}
+    others = {"tables/table1_runs.csv", "tables/per_class.parquet", "config.yaml", "provenance.json"}
+    assert tables | figures | drawn_from | others <= files
+    # a table, then its file
+    assert re.search(
+        r'Table 1: accuracy.*?<a href="tables/table1.csv">.*?Training of the', page.html, re.DOTALL
+    )
+
+
+def test_two_rows_can_be_put_side_by_side(squares: Squares, page: Page) -> None:
+    options = [known["value"] for known in page.all("option")]
+    rows = [REAL, *squares.job.study.examined]
+    assert options == [
+        *rows,
+        *rows,
+        *(known["value"] for known in page.all("input") if known["type"] == "radio"),
+    ]
+    chosen = [known["value"] for known in page.all("option") if "selected" in known]
+    entries, rows_of = table1.read_rows(squares.plan.table1["csv"]), squares.plan.statistics["csv"]
+    best = {one.role: one.row.method for one in headlines(entries, statistics.read_rows(rows_of))}
+    assert chosen == [best["Best that generates"], best["Best that retrieves"]]
+    strips = {known["data-row"] for known in page.all("section") if "data-row" in known}
+    assert strips == set(rows)
 
 
 def test_headings_are_in_order_ids_are_unique_and_links_lead_somewhere(page: Page) -> None:

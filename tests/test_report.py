@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from augbench.config.methods import RetrieveMethod
 from augbench.config.study import Study, parse_study
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
+from augbench.plan.paths import Plan
 from augbench.report.figures.figure1 import axis_start, best_of_families, draw, write_figure1
 from augbench.report.protocol import CLASSIFIER, DIFFUSION, Facts, differences, paper_results
 from augbench.report.render import (
@@ -76,7 +78,7 @@ def study(**changes: Any) -> Study:
             "resolution": 32,
             "max_epochs": 60,
         },
-        "report": {"notes": ["The models are\nminiature."]},
+        "report": {"paper_study": "imagenet10", "notes": ["The models are\nminiature."]},
     }
     return parse_study({**config, **changes})
 
@@ -654,6 +656,76 @@ def test_the_diffusion_models_and_retrievals_defaults_are_the_papers() -> None:
         10,
         True,
     )
+
+
+# --- a study of one's own data --------------------------------------------------------------------
+
+
+def own(**changes: Any) -> Study:
+    """The study without ``report.paper_study``."""
+    return study(**{"report": {}, **changes})
+
+
+def test_a_study_of_ones_own_data_has_no_number_of_the_paper(results: list[Path], tmp_path: Path) -> None:
+    outs = {kind: tmp_path / f"t.{kind}" for kind in ("csv", "md", "tex", "txt")}
+    made = write_table1(own(), results, [], {"csv": outs["csv"]})
+    (tmp_path / "contrasts.csv").write_text(render_csv([]))
+    shown = {kind: path for kind, path in outs.items() if kind != "csv"}
+    write_table1_text("demo_1", outs["csv"], tmp_path / "contrasts.csv", shown)
+    for kind, path in outs.items():
+        text = path.read_text(encoding="utf-8").lower()
+        assert "differs from the defaults: sampling steps: 25 (default: 50)" in " ".join(text.split()), kind
+        assert not re.search(r"paper|burg|protocol", text), kind
+    assert read_rows(outs["csv"]) == list(made.rows)
+    assert layout(made).header[-1] == "Overlap"
+
+
+def test_ones_own_data_and_models_are_no_difference_and_settings_are() -> None:
+    # no line on data, models, corpus and amounts, which have no default
+    assert footer(own()).splitlines() == [
+        "Resolution of generated images, pixels: 32 (default: 512)",
+        "Sampling steps: 25 (default: 50)",
+        "Training sets per method: 3 (default: 5)",
+        "Classifier: ResNet with 1-1-1-1 blocks, 16 channels in its first stage (default: ResNet-50)",
+        "Classifier's input size, pixels: 32 (default: 224)",
+        "Maximum number of epochs: 60 (default: 270)",
+    ]
+
+
+def test_a_study_with_the_defaults_differs_in_nothing() -> None:
+    rows = {
+        "none": {"mechanism": "real"},
+        "clip_prompts": {"mechanism": "sample"},
+        "pseudoword": {"mechanism": "personalise", "learn": "pseudoword"},
+        "joint": {"mechanism": "personalise", "learn": "conditioning", "train_unet": True},
+        "retrieval": {"mechanism": "retrieve"},
+    }
+    for corpus in ({"kind": "miniature"}, {"kind": "image_folder", "root": "web"}):
+        plain = own(
+            diffusion={"model": "sd"},
+            methods=rows,
+            corpus=corpus,
+            augmentation={"images_per_class": 75},
+            classifier={},
+        )
+        assert footer(plain) == ""
+
+
+def test_only_ones_own_data_has_none_of_the_papers_tables() -> None:
+    rows = {
+        "none": {"mechanism": "real"},
+        "clip_prompts": {"mechanism": "sample"},
+        "retrieval": {"mechanism": "retrieve"},
+        "k1": {"mechanism": "personalise", "learn": "conditioning"},
+        "k5": {"mechanism": "personalise", "learn": "conditioning", "clusters": 5},
+    }
+    data = {
+        "dataset": {"kind": "image_folder", "root": "data"},
+        "corpus": {"kind": "image_folder", "root": "w"},
+    }
+    assert Plan(own(methods=rows, **data), ()).paper_tables == {}
+    beside = study(methods=rows, report={"paper_study": "caltech256"}, **data)
+    assert Plan(beside, ()).paper_tables == {"caltech256": ["none", "clip_prompts", "retrieval"]}
 
 
 # --- figure ---------------------------------------------------------------------------------------

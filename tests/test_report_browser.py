@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.full
-WIDTHS = {"desktop": (1280, 900), "phone": (375, 812)}
+WIDTHS = {"desktop": (1280, 800), "phone": (375, 812)}
 SCHEMES = ("light", "dark")
 # levels of the visible headings, without the dialog's
 LEVELS = (
@@ -128,6 +128,48 @@ def test_nothing_is_wider_than_the_screen(opened: Opened) -> None:
     )
     assert opened.page.evaluate(wide) == []
     assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_answer_is_on_the_first_screen(opened: Opened) -> None:
+    place = opened.page.locator("header .answer").bounding_box()
+    assert place is not None and opened.page.evaluate("scrollY") == 0
+    assert place["y"] >= 0 and place["y"] + place["height"] <= opened.page.evaluate("innerHeight")
+
+
+def test_two_rows_are_put_side_by_side_by_keyboard(opened: Opened) -> None:
+    page, strips = opened.page, opened.page.locator("#pair .strip")
+    boxes = [strip.bounding_box() for strip in strips.all()]
+    left, right = boxes
+    assert left is not None and right is not None
+    assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"], (
+        "side by side, on a phone, too"
+    )
+
+    def names() -> list[str]:
+        return page.locator("#pair h4").all_inner_texts()
+
+    before, classes = names(), page.locator("#pair .thumb img").first.get_attribute("alt")
+    tab_to(page, "#pair-second")
+    page.keyboard.press("Home")
+    assert names() == [before[0], "Real training images"]
+    page.keyboard.press("Tab")
+    page.keyboard.press("End")
+    assert page.locator("#pair .thumb img").first.get_attribute("alt") != classes, "another class"
+    tab_to(page, "#pair .thumb")
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog")
+    title = dialog.get_by_role("heading").inner_text()
+    assert title == page.locator("#pair .thumb img").first.get_attribute("alt")
+    page.keyboard.press("ArrowLeft")
+    last = page.locator("#pair .thumb img").last.get_attribute("alt")
+    assert dialog.get_by_role("heading").inner_text() == last, "the images of both rows, in a ring"
+
+
+def test_every_table_and_figure_leads_to_its_file(opened: Opened, report: Path) -> None:
+    links = opened.page.locator(".source a")
+    names = [link.get_attribute("href") or "" for link in links.all()]
+    assert {"tables/table1.csv", "tables/contrasts.csv", "figures/figure4.png"} <= set(names)
+    assert all((report.parent / name).is_file() for name in names)
 
 
 def test_headings_are_in_order_and_images_have_texts(opened: Opened) -> None:

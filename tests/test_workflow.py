@@ -198,7 +198,7 @@ def test_controls_plan_a_draw_and_classifiers_and_no_images(current: Workspace) 
 def test_another_contrast_or_margin_plans_the_reports_own_tables(
     current: Workspace, report: dict[str, Any]
 ) -> None:
-    current.write_study({**SMALL_STUDY, "report": report})
+    current.write_study({**SMALL_STUDY, "report": {**SMALL_STUDY["report"], **report}})
     assert current.plan() == {
         "statistics": 1,
         "table1_text": 1,
@@ -207,6 +207,16 @@ def test_another_contrast_or_margin_plans_the_reports_own_tables(
         "provenance": 1,
         "report_html": 1,
     }
+
+
+def test_without_the_paper_beside_it_a_study_makes_tables_figures_and_report_again_and_nothing_else(
+    current: Workspace,
+) -> None:
+    current.write_study({name: value for name, value in SMALL_STUDY.items() if name != "report"})
+    plan = current.plan()
+    assert {"table1_files", "table1_text", "resolved_config", "report_html"} <= set(plan)
+    made = ("prompts", "finetune", "candidates", "select", "generate", "retrieve", "resample", "classify")
+    assert not any(rule.startswith(made) for rule in plan) and "paper_tables" not in plan
 
 
 def test_the_answer_is_printed_last_and_stands_on_top_of_table_1(finished: Workspace) -> None:

@@ -17,12 +17,54 @@ from pathlib import Path
 from augbench.config.study import DEMO, load_study
 from augbench.errors import UserError, naming_files
 
-INIT_EXAMPLE = """\
+EXAMPLES = {
+    "init": """\
 example:
   augbench init data/birds --corpus data/web_images
 writes birds.yaml, a study of the images data/birds/CLASS/*.jpg (or data/birds/train/CLASS/*.jpg,
 or Parquet files), with the images of data/web_images to retrieve from
-"""
+""",
+    "check": """\
+examples:
+  augbench check --configfile birds.yaml
+  augbench check --configfile birds.yaml --images     # opens every image, too
+  augbench check --configfile config/imagenet10.yaml config/overlays/laion_100m.yaml
+""",
+    "plan": """\
+examples:
+  augbench plan --configfile birds.yaml               # before a run: what it costs
+  augbench plan --configfile birds.yaml               # during a run: what is left, runs now, or failed
+  augbench plan --configfile birds.yaml --gpu h200 --gpus 8
+  augbench plan --configfile birds.yaml --json | jq .unfinished_jobs
+""",
+    "run": """\
+examples:
+  augbench run --configfile birds.yaml                # also resumes what was interrupted
+  augbench run --configfile birds.yaml --target report
+  augbench run --configfile birds.yaml -- -n          # what would run; all of snakemake's arguments work
+""",
+    "browse": """\
+example:
+  augbench browse --configfile birds.yaml
+shows the images made so far at http://127.0.0.1:8700/, also during a run; from another machine, first
+  ssh -L 8700:127.0.0.1:8700 THIS_MACHINE
+""",
+    "export": """\
+examples:
+  augbench export --configfile birds.yaml --row best --to birds_more
+  augbench export --configfile birds.yaml --row retrieval --to out --format webdataset --splits train,val
+""",
+    "clean": """\
+examples:
+  augbench clean --configfile birds.yaml              # what no study uses, and its size
+  augbench clean --configfile birds.yaml --delete
+""",
+    "debug": """\
+examples:
+  augbench debug --configfile birds.yaml --target results/birds/tables/table1.csv
+  augbench debug --configfile birds.yaml --target statistics --run
+""",
+}
 
 COMPARE_EXAMPLES = """\
 examples:
@@ -159,14 +201,22 @@ def _positive(text: str) -> int:
 def parser() -> argparse.ArgumentParser:
     """Grammar of the command line."""
     top = argparse.ArgumentParser(
-        prog="augbench", description="Which added training data helps a classifier most?"
+        prog="augbench",
+        description="Which added training data helps a classifier most?",
+        epilog="augbench COMMAND --help has examples.",
     )
     commands = top.add_subparsers(dest="command", required=True)
 
     def command(
         name: str, function: Callable[[argparse.Namespace], int], text: str
     ) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text)
+        made = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=EXAMPLES[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         made.set_defaults(function=function)
         if function in (_init, _compare):
             return made
@@ -175,7 +225,6 @@ def parser() -> argparse.ArgumentParser:
         return made
 
     init = command("init", _init, "write a commented study for a folder of images")
-    init.formatter_class, init.epilog = argparse.RawDescriptionHelpFormatter, INIT_EXAMPLE
     init.add_argument("folder", metavar="FOLDER", help="folder with one folder of images per class")
     init.add_argument(
         "--corpus", metavar="FOLDER", help="folder of images, or of embeddings, to retrieve from"
@@ -187,7 +236,11 @@ def parser() -> argparse.ArgumentParser:
     check = command("check", _check, "check config and data before anything runs")
     check.add_argument("--images", action="store_true", help="decode every image of data set and corpus, too")
 
-    plan = command("plan", _plan, "estimate jobs, images, GPU-hours, disk and downloads; show what is done")
+    plan = command(
+        "plan",
+        _plan,
+        "estimate jobs, images, GPU-hours, disk and downloads; show what is done, runs now, or failed",
+    )
     plan.add_argument(
         "--gpu",
         "--device",

@@ -352,9 +352,10 @@ class Report(Section):
         max_length=2,
         new=True,
     )
-    paper_study: Literal["imagenet10", "imagenet_full", "caltech256"] = key(
-        "imagenet10",
-        "Study of the paper whose results are shown beside this study's.",
+    paper_study: Literal["imagenet10", "imagenet_full", "caltech256"] | None = key(
+        None,
+        "Study of the paper whose results and protocol stand beside this study's. Default: none, and tables "
+        "name what differs from the defaults here.",
         source="paper, Tables 1 ff.",
     )
     notes: tuple[str, ...] = key(

@@ -192,7 +192,8 @@ class Plan(FurtherPaths):
     def paper_tables(self) -> dict[str, list[str]]:
         """The paper's smaller tables for which the study has rows, with these rows.
 
-        A miniature counts as each of the paper's data sets.
+        A study that ``report.paper_study`` does not set beside the paper has none. A miniature counts as
+        each of the paper's data sets.
         """
         known = [name for name in BEST_ROWS if name in self.study.methods]
         rows = {
@@ -201,6 +202,8 @@ class Plan(FurtherPaths):
             ("caltech256", "caltech256"): known if len(known) > 1 else [],
         }
         own = self.study.report.paper_study
+        if own is None:
+            return {}
         return {
             name: methods
             for (paper_study, name), methods in rows.items()

@@ -496,7 +496,7 @@ def report_images_recipe(study: Study, methods: Iterable[str]) -> Recipe:
 
 def report_recipe() -> Recipe:
     """Recipe of the report's layout; config, tables, images and the data of figures enter through files."""
-    return {"version": 2, "figures": figure_recipe()}
+    return {"version": 3, "figures": figure_recipe()}
 
 
 def pretrain_recipe(study: Study, model: str) -> Recipe:

@@ -1,8 +1,9 @@
-"""The values of the paper's protocol, and a study's differences from them.
+"""The values of the paper's protocol, and a study's differences from them or from the defaults.
 
 Input: the config, and the sizes of the data according to the results. Output: one line per difference, for
-the footer of Table 1. No other module holds the protocol's values (paper, section 3 and appendix;
-``docs/paper.md`` names the paper).
+the footer of Table 1. A study that ``report.paper_study`` sets beside the paper is compared with the paper's
+protocol, any other with the defaults of the settings that shape results. No other module holds the
+protocol's values (paper, section 3 and appendix; ``docs/paper.md`` names the paper).
 """
 
 from __future__ import annotations
@@ -23,14 +24,18 @@ from augbench.config.study import Study
 from augbench.files import RESOURCES
 
 TARGETS = RESOURCES / "paper" / "targets.csv"
+MAIN_STUDY = "imagenet10"  # the paper's Table 1
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """The paper's settings in one of its studies; None where the paper does not state them."""
+    """Settings that a study is compared with; None where nothing is stated.
+
+    ``name`` is the data set of the paper's study, empty for the defaults here.
+    """
 
     name: str
-    classes: int
+    classes: int | None
     real_per_class: tuple[int, int] | None
     images_made: str
     images_retrieved: str
@@ -38,6 +43,11 @@ class Protocol:
     test_images: int | None
     batch_size: int
     lr: float
+
+    @property
+    def is_papers(self) -> bool:
+        """Whether these are the paper's settings."""
+        return bool(self.name)
 
 
 PROTOCOLS = {
@@ -75,14 +85,26 @@ PROTOCOLS = {
         lr=0.003,
     ),
 }
-RESAMPLES = 5
+RESAMPLES = 5  # also the default
 GPUS = 8  # each normalises its part of a batch (paper, section 3: DistributedDataParallel)
 # The defaults of these three are the paper's values, where no pair below names them; a test checks that.
 CLASSIFIER = Classifier()
 DIFFUSION = Diffusion(model="Stable Diffusion v1.4")
 FINETUNE = Finetune()
+DEFAULTS = Protocol(
+    name="",
+    classes=None,
+    real_per_class=None,
+    images_made="",
+    images_retrieved="",
+    validation_share=None,
+    test_images=None,
+    batch_size=CLASSIFIER.batch_size,
+    lr=CLASSIFIER.lr,
+)
 CANDIDATES: tuple[str | int, ...] = ("train_loss", "val_loss", 1, 2, 3)
 IMAGIC_CANDIDATES: tuple[str | int, ...] = tuple(range(1, 9))
+RETRIEVAL = RetrieveMethod(mechanism="retrieve")  # most of its defaults are the paper's
 CORPUS = "LAION-5B"
 CLIP = "clip-vit-large-patch14"  # Stable Diffusion 1.x's
 
@@ -116,18 +138,27 @@ class Facts:
 
 @dataclass(frozen=True)
 class Deviation:
-    """A difference between a study and the paper; ``paper`` is empty if ``what`` and ``ours`` are enough."""
+    """A difference between a study and what it is compared with, the paper or the defaults (``whose``).
+
+    ``theirs`` is empty if ``what`` and ``ours`` are enough.
+    """
 
     what: str
     ours: str
-    paper: str
+    theirs: str
+    whose: str = "paper"
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.ours}" + (f" (paper: {self.paper})" if self.paper else "")
+        return f"{self.what}: {self.ours}" + (f" ({self.whose}: {self.theirs})" if self.theirs else "")
 
 
-def paper_results(paper_study: str, path: str | Path = TARGETS) -> dict[str, PaperResult]:
-    """The paper's results in ``paper_study``, by method."""
+def differs(study: Study) -> str:
+    """First words of each line of the footer that names a difference."""
+    return f"Differs from the {'protocol' if study.report.paper_study is not None else 'defaults'}: "
+
+
+def paper_results(paper_study: str | None, path: str | Path = TARGETS) -> dict[str, PaperResult]:
+    """The paper's results in ``paper_study``, by method; empty for None."""
     with Path(path).open(encoding="utf-8", newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row["study"] == paper_study]
     return {
@@ -137,21 +168,33 @@ def paper_results(paper_study: str, path: str | Path = TARGETS) -> dict[str, Pap
 
 
 def differences(study: Study, facts: Facts) -> list[Deviation]:
-    """Every difference between ``study`` and the paper's protocol: data, added images, classifier."""
-    paper = PROTOCOLS[study.report.paper_study]
+    """Every difference between ``study`` and the paper's protocol: data, added images, classifier.
+
+    Without ``report.paper_study``: every setting that shapes the added images or the classifiers and has
+    another value than its default. Data and models have no default.
+    """
+    known = study.report.paper_study
+    if known is None:
+        pairs = [*_added_images(study, DEFAULTS), *_classifier(study.classifier, DEFAULTS)]
+        return [Deviation(*pair, "default") for pair in pairs if pair[1] != pair[2]]
+    paper = PROTOCOLS[known]
     pairs = [
         *_data(study, facts, paper),
         *_added_images(study, paper),
         *_classifier(study.classifier, paper),
     ]
     found = [Deviation(*pair) for pair in pairs if pair[1] != pair[2]]
-    if halves := [dtype for dtype in facts.dtypes if dtype != "float32"]:
+    if halves := half_precision(facts):
         mixed = f"{', '.join(halves)}, which the paper does not state; weights are float32"
         found.append(Deviation("Matrix products in training and scoring", mixed, ""))
-    missing = [name for name in paper_results(study.report.paper_study) if name not in study.methods]
-    if missing:
+    if missing := [name for name in paper_results(known) if name not in study.methods]:
         found.append(Deviation("Rows of the paper not run", ", ".join(missing), ""))
     return found
+
+
+def half_precision(facts: Facts) -> list[str]:
+    """Types below float32 that the classifiers' matrix products had."""
+    return [dtype for dtype in facts.dtypes if dtype != "float32"]
 
 
 def _data(study: Study, facts: Facts, paper: Protocol) -> list[tuple[str, str, str]]:
@@ -214,10 +257,11 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
                     paper.images_made,
                 )
             )
-        model = Path(diffusion.model).name
-        published = "stable-diffusion-v1-4" in diffusion.model.lower()
+        if paper.is_papers:
+            model = Path(diffusion.model).name
+            published = "stable-diffusion-v1-4" in diffusion.model.lower()
+            pairs.append(("Diffusion model", DIFFUSION.model if published else model, DIFFUSION.model))
         pairs += [
-            ("Diffusion model", DIFFUSION.model if published else model, DIFFUSION.model),
             ("Resolution of generated images, pixels", str(diffusion.resolution), str(DIFFUSION.resolution)),
             ("Sampler", diffusion.scheduler, DIFFUSION.scheduler),
             ("Sampling steps", str(diffusion.steps), str(DIFFUSION.steps)),
@@ -233,33 +277,35 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
         checkers = {"model": "the model's own", None: "none"}
         checker = diffusion.safety_checker
         pairs.append(("Safety checker", checkers.get(checker, str(checker)), checkers["model"]))
-    pairs += _fine_tuning(study)
+    pairs += _fine_tuning(study, paper)
     filled = {name: row for name, row in study.augmented.items() if row.fill_to is not None}
     as_many = "as many as real ones"
     pairs += _by_row({name: [("Images added by {}", _amount(row), as_many)] for name, row in filled.items()})
     pairs += _by_row({name: _retrieval(method, paper) for name, method in retrieved.items()})
     if not isinstance(study.corpus, ImageCorpus | ParquetCorpus):  # which have no tags
         what = "Images of {} that the corpus tags as unsafe"
+        theirs = not paper.is_papers and RETRIEVAL.drops_tagged
         tagged = {
-            name: [(what, _kept(method.drops_tagged), _kept(False))] for name, method in retrieved.items()
+            name: [(what, _kept(method.drops_tagged), _kept(theirs))] for name, method in retrieved.items()
         }
         pairs += _by_row(tagged)
-    if retrieved:
-        name = Path(study.clip.model).name
-        pairs.append(("CLIP model of the queries", CLIP if CLIP in name.lower() else name, CLIP))
-    if retrieved and study.miniature is not None:
+    if retrieved and paper.is_papers:
+        pairs += _sources(study)
+    pairs.append(("Training sets per method", str(augmentation.resamples), str(RESAMPLES)))
+    return pairs
+
+
+def _sources(study: Study) -> list[tuple[str, str, str]]:
+    """(what, ours, paper's) for the CLIP model and the corpus of retrieval."""
+    name = Path(study.clip.model).name
+    pairs = [("CLIP model of the queries", CLIP if CLIP in name.lower() else name, CLIP)]
+    if study.miniature is not None:
         size = study.miniature.images + study.miniature.distractors
-        pairs.append(
-            (
-                "Retrieval corpus",
-                f"miniature, {size:,} images, style shift {study.miniature.shift}",
-                CORPUS,
-            )
-        )
-    elif retrieved and study.corpus is not None:
+        ours = f"miniature, {size:,} images, style shift {study.miniature.shift}"
+        pairs.append(("Retrieval corpus", ours, CORPUS))
+    elif study.corpus is not None:
         place = next(str(value) for name, value in study.corpus if name in ("root", "folder", "url"))
         pairs.append(("Retrieval corpus", place, CORPUS))
-    pairs.append(("Training sets per method", str(augmentation.resamples), str(RESAMPLES)))
     return pairs
 
 
@@ -298,7 +344,7 @@ def _sampling(method: SampleMethod | PersonaliseMethod) -> list[tuple[str, str, 
     return pairs
 
 
-def _fine_tuning(study: Study) -> list[tuple[str, str, str]]:
+def _fine_tuning(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
     """(what, ours, paper's) for the fine-tuned methods.
 
     Settings that the paper does not state (batch sizes, patience, rates) are not compared.
@@ -320,15 +366,20 @@ def _fine_tuning(study: Study) -> list[tuple[str, str, str]]:
             counted[FINETUNE.lr_counts],
         )
     )
-    return [*pairs, *_by_row({name: _candidates(method) for name, method in methods.items()})]
+    return [*pairs, *_by_row({name: _candidates(method, paper) for name, method in methods.items()})]
 
 
-def _candidates(method: PersonaliseMethod) -> list[tuple[str, str, str]]:
+def _candidates(method: PersonaliseMethod, paper: Protocol) -> list[tuple[str, str, str]]:
     """(what, ours, paper's) for candidates and rates of a fine-tuned method, with ``{}`` for its name."""
-    theirs = IMAGIC_CANDIDATES if method.learn == "conditioning" and method.train_unet else CANDIDATES
+    imagic = paper.is_papers and method.learn == "conditioning" and method.train_unet
+    rates = {True: "searched", False: "not searched"}
     return [
-        ("Candidates of {}", _listed(method.candidates), _listed(theirs)),
-        ("Learning rate of {}", "searched" if len(method.lr_grid) > 1 else "not searched", "searched"),
+        (
+            "Candidates of {}",
+            _listed(method.candidates),
+            _listed(IMAGIC_CANDIDATES if imagic else CANDIDATES),
+        ),
+        ("Learning rate of {}", rates[len(method.lr_grid) > 1], rates[paper.is_papers]),
     ]
 
 
@@ -339,7 +390,7 @@ def _listed(candidates: Sequence[str | int]) -> str:
 
 def _retrieval(method: RetrieveMethod, paper: Protocol) -> list[tuple[str, str, str]]:
     """(what, ours, paper's) for a retrieval method, with ``{}`` in place of its name."""
-    theirs = RetrieveMethod(mechanism="retrieve")  # its defaults are the paper's
+    theirs = RETRIEVAL
 
     def threshold(value: float | None) -> str:
         return "off" if value is None else f"{value:g}"
@@ -368,7 +419,7 @@ def _retrieval(method: RetrieveMethod, paper: Protocol) -> list[tuple[str, str, 
         (
             "Aesthetics filter of {}",
             "none" if method.min_aesthetics is None else f"score of at least {method.min_aesthetics:g}",
-            "score of at least 5",
+            "score of at least 5" if paper.is_papers else "none",
         ),
         (
             "Maximum unsafe probability (from the corpus) in {}",
@@ -460,13 +511,19 @@ def _classifier(ours: Classifier, paper: Protocol) -> list[tuple[str, str, str]]
         ("Classifier", network(ours), network(theirs)),
         ("Classifier's input size, pixels", str(ours.resolution), str(theirs.resolution)),
         ("Centre crop in evaluation, share of the shorter side", centre(ours), centre(theirs)),
-        ("Shorter side of images before random crops, pixels", _decoded(ours), "that of the file"),
+        (
+            "Shorter side of images before random crops, pixels",
+            _decoded(ours),
+            "that of the file"
+            if paper.is_papers
+            else _decoded(ours.model_copy(update={"decoded_size": None})),
+        ),
         ("Smallest area of the random crop", f"{ours.min_crop_area:g}", f"{theirs.min_crop_area:g}"),
         ("Batch size", str(ours.batch_size), str(paper.batch_size)),
         (
             "Images that are normalised together in training",
             f"{ours.batch_size / ours.batch_norm_groups:g}",
-            f"{paper.batch_size / GPUS:g}",
+            f"{paper.batch_size / GPUS if paper.is_papers else ours.batch_size:g}",
         ),
         ("Learning rate", f"{ours.lr:g}", f"{paper.lr:g}"),
         ("Momentum", f"{ours.momentum:g}", f"{theirs.momentum:g}"),

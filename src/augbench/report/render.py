@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -64,13 +64,17 @@ class Layout:
     lead: str = ""
 
 
-def render_csv(rows: Sequence[DataclassInstance], notes: Sequence[str] = ()) -> str:
+def render_csv(
+    rows: Sequence[DataclassInstance], notes: Sequence[str] = (), without: Collection[str] = ()
+) -> str:
     """Write one line per row in full precision, None as an empty cell, then the notes as lines with ``#``.
 
+    Fields named in ``without`` are left out; they need a default to be read back.
     ``pandas.read_csv(path, comment="#")`` and :func:`read_csv` read it.
     """
-    lines = [[field.name for field in fields(rows[0])]] if rows else []
-    lines += [list(map(_csv_cell, asdict(row).values())) for row in rows]
+    names = [field.name for field in fields(rows[0]) if field.name not in without] if rows else []
+    lines = [names] if rows else []
+    lines += [[_csv_cell(asdict(row)[name]) for name in names] for row in rows]
     return "".join(f"{','.join(line)}\n" for line in lines) + "".join(
         f"# {one_line(note)}\n" for note in notes
     )

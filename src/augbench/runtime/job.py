@@ -7,13 +7,14 @@ this module before torch, because it sets the number of threads through the envi
 from __future__ import annotations
 
 import atexit
+import fcntl
 import gc
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from augbench.plan.paths import Plan
 
 logger = logging.getLogger("augbench")
+ENDED = "ended; torch "  # in the last line of a log whose job has succeeded
 ON_TERMINAL = "AUGBENCH_ON_TERMINAL"  # set by `augbench debug`: output and exceptions stay where they are
 # New objects between two runs of the garbage collector. At Python's own 700, it walks each library many times
 # while it is imported.
@@ -74,9 +76,14 @@ def set_threads(threads: int) -> None:
 
 
 def _send_output(log: Path | None) -> None:
-    """Send all output of this process and its libraries to ``log``; None leaves it on the terminal."""
+    """Send all output of this process and its libraries to ``log``; None leaves it on the terminal.
+
+    The log is locked while the process, or a child that writes to it, lives. ``augbench plan`` looks at that.
+    """
     if log is not None:
         with log.open("a") as stream:
+            with suppress(OSError):  # some file systems have no locks
+                fcntl.flock(stream, fcntl.LOCK_SH)
             for number in (1, 2):
                 os.dup2(stream.fileno(), number)
     handler = logging.StreamHandler(sys.stderr)
@@ -151,7 +158,7 @@ def running(snakemake: Any, unfolded: bool = False) -> Iterator[Job]:
             from augbench.runtime.provenance import record_surroundings
 
             record_surroundings(folder, log)
-        logger.info("ended; torch %s", "imported" if "torch" in sys.modules else "not imported")
+        logger.info("%s%s", ENDED, "imported" if "torch" in sys.modules else "not imported")
         finished.append(True)
     except Exception as error:
         if on_terminal:

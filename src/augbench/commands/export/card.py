@@ -40,7 +40,7 @@ READING = {
     ' `datasets`: `load_dataset("imagefolder", data_dir="DIR")`.',
     "webdataset": f"Each tar holds up to {IMAGES_PER_FILE:,} images by class: shuffle across tars. timm:"
     " `--dataset wds/NAME --data-dir DIR --val-split val`. Hugging Face's `datasets`:"
-    ' `load_dataset("webdataset", data_dir="DIR")`.',
+    ' `load_dataset("webdataset", data_dir="DIR")`, if all images have one format (PNG or JPEG).',
     "parquet": f"Each file holds up to {IMAGES_PER_FILE:,} images by class: shuffle across files. Hugging"
     ' Face\'s `datasets`: `load_dataset("parquet", data_files={{"train": "DIR/{first}-*.parquet"}})`.',
 }

@@ -1,7 +1,7 @@
 """The formats of an exported training set; the same images give the same bytes.
 
-- ``imagefolder``: ``train/{class}/*.png`` with ``train/metadata.jsonl``, as torchvision, timm and Hugging
-  Face's ``datasets`` read folders;
+- ``imagefolder``: ``train/{class}/*.png`` with ``train/metadata.parquet``, as torchvision, timm and Hugging
+  Face's ``datasets`` read folders; a Parquet file, since ``datasets`` wants the same types in every split;
 - ``webdataset``: ``train-000000.tar`` and so on, each image as ``{key}.png``, ``{key}.cls``, ``{key}.json``,
   with timm's ``_info.json``;
 - ``parquet``: ``train-000000.parquet`` and so on, with the features that ``datasets`` reads.
@@ -29,6 +29,7 @@ from augbench.files import write_json
 
 IMAGES_PER_FILE = 1000  # of a tar or Parquet file
 Sets = Mapping[str, Iterable[Picture]]
+METADATA = pa.schema([pa.field("file_name", pa.string()), *DETAILS])
 
 
 def write_folders(folder: Path, sets: Sets, classes: Sequence[ClassInfo]) -> None:
@@ -37,17 +38,20 @@ def write_folders(folder: Path, sets: Sets, classes: Sequence[ClassInfo]) -> Non
         for info in classes:
             (folder / split / folder_of(info.class_id)).mkdir(parents=True)
         numbers: Counter[tuple[str, str]] = Counter()
-        with (folder / split / "metadata.jsonl").open("w", encoding="utf-8") as stream:
-            for picture in pictures:
-                class_id, kind = picture.details["class_id"], picture.details["kind"]
-                number = numbers[class_id, kind]
-                numbers[class_id, kind] += 1
-                name = f"{folder_of(class_id)}/{kind}_{number:06d}.{image_kind(picture.content)}"
-                if picture.path is not None:
-                    link_file(picture.path.resolve(), folder / split / name)
-                else:
-                    (folder / split / name).write_bytes(picture.content)
-                stream.write(_json({"file_name": name, **picture.details}) + "\n")
+        with pq.ParquetWriter(folder / split / "metadata.parquet", METADATA) as writer:
+            for batch in in_batches(pictures, IMAGES_PER_FILE):
+                rows = []
+                for picture in batch:
+                    class_id, kind = picture.details["class_id"], picture.details["kind"]
+                    number = numbers[class_id, kind]
+                    numbers[class_id, kind] += 1
+                    name = f"{folder_of(class_id)}/{kind}_{number:06d}.{image_kind(picture.content)}"
+                    if picture.path is not None:
+                        link_file(picture.path.resolve(), folder / split / name)
+                    else:
+                        (folder / split / name).write_bytes(picture.content)
+                    rows.append({"file_name": name, **picture.details})
+                writer.write_table(pa.Table.from_pylist(rows, schema=METADATA))
 
 
 def write_tars(folder: Path, sets: Sets, classes: Sequence[ClassInfo]) -> None:

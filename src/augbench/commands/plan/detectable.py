@@ -72,9 +72,9 @@ def spread_of(study: Study) -> Spread:
     if study.miniature is not None:
         own = table["miniature"]
         return _of_runs(own["run_sd_points"], own["source"])
-    from augbench.report.protocol import paper_results
+    from augbench.report.protocol import MAIN_STUDY, paper_results
 
-    known, paper = study.report.paper_study, table["paper"]
+    known, paper = study.report.paper_study or MAIN_STUDY, table["paper"]
     errors = [result.stderr for result in paper_results(known).values() if result.stderr is not None]
     return _of_runs([error * sqrt(paper["runs"]) for error in errors], paper["source"].format(study=known))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from augbench.commands.plan.detectable import describe, detectable_of
 from augbench.commands.plan.estimate import Estimate
+from augbench.commands.plan.jobs import described, logged_jobs
 from augbench.commands.plan.memory import needs_of, shortages
 from augbench.commands.plan.steps import STAGES, Step, hours_left, total
 from augbench.commands.plan.throughput import MEASURED
@@ -90,6 +91,7 @@ def render(estimate: Estimate) -> str:
             if everything.jobs_done < everything.jobs
             else "Nothing is left to do."
         ),
+        *described(logged_jobs(study.study)),
         *_limits(estimate, everything),
         *_notes(estimate),
     ]
@@ -173,6 +175,7 @@ def as_json(estimate: Estimate) -> dict[str, Any]:
         },
         "gpu_memory": [{**asdict(need), "gib": need.gib} for need in needs_of(estimate.study)],
         "assumed": {name: asdict(figure) for name, figure in throughput.assumed.items()},
+        "unfinished_jobs": [asdict(job) for job in logged_jobs(estimate.study.study)],
         "detectable": None if found is None else asdict(found),
         "steps": [values(step) for step in steps],
         "stages": sums,

@@ -31,6 +31,12 @@ class ClassPanel:
     html: str
 
 
+def row_labels(plan: Plan) -> dict[str, str]:
+    """Labels of the rows whose images the browser shows, by name; first the real images."""
+    added = {method: plan.study.label(method) for method in plan.study.examined}
+    return {REAL: "Real training images", **added}
+
+
 def class_panels(
     plan: Plan,
     changes: Sequence[ClassChange],
@@ -39,10 +45,7 @@ def class_panels(
 ) -> list[ClassPanel]:
     """Render the classes that have thumbnails, in the order of ``changes``."""
     by_class: dict[str, dict[str, list[Thumb]]] = {}
-    labels = {
-        REAL: "Real training images",
-        **{method: plan.study.label(method) for method in plan.study.examined},
-    }
+    labels = row_labels(plan)
     families = {REAL: "real", **{method: plan.study.methods[method].group for method in plan.study.examined}}
     for picture, encoded in pictures:
         own = by_class.setdefault(picture.class_id, {})
@@ -54,7 +57,7 @@ def class_panels(
     for change in changes:
         if change.info.class_id in by_class:
             panels = [
-                Panel(labels[panel], families[panel], thumbs)
+                Panel(panel, labels[panel], families[panel], thumbs)
                 for panel, thumbs in by_class[change.info.class_id].items()
             ]
             choice = Choice(
@@ -88,8 +91,8 @@ def fitting(panels: Sequence[ClassPanel], room: float) -> list[ClassPanel]:
     """The first panels, as many as fit into ``room`` bytes together with their entries in the list."""
     fitting: list[ClassPanel] = []
     for panel in panels:
-        # label, markup, and the link from the table
-        entry = 400 + 2 * len(panel.choice.name.encode()) + 2 * len(panel.choice.id)
+        # label, markup, the link from the table, and the choice of a class for two rows side by side
+        entry = 440 + 3 * len(panel.choice.name.encode()) + 3 * len(panel.choice.id)
         room -= len(panel.html.encode()) + entry
         if room < 0:
             break

@@ -22,11 +22,18 @@ from augbench.plan.paths import Plan
 from augbench.report.answer import answer_of
 from augbench.report.contrasts import baseline_of
 from augbench.report.figures.style import COLOURS
-from augbench.report.html.browser import ClassPanel, class_panels, fitting
+from augbench.report.html.browser import ClassPanel, class_panels, fitting, row_labels
 from augbench.report.html.images import MEGABYTE, ClassChange, most_changed
 from augbench.report.html.parts import MINUS, data_uri, minus_signs, models_of, table_of, templates
-from augbench.report.html.tables import made_by, per_class_table, retrieval_table, training_table
+from augbench.report.html.tables import (
+    made_by,
+    per_class_table,
+    relative,
+    retrieval_table,
+    training_table,
+)
 from augbench.report.html.words import (
+    LEADERS,
     FigureWords,
     Headline,
     figure_words,
@@ -36,6 +43,7 @@ from augbench.report.html.words import (
     what_it_shows,
 )
 from augbench.report.pictures import read_encoded, short_name
+from augbench.report.protocol import differs
 from augbench.report.render import read_csv, read_markdown, spread
 from augbench.report.tables import contrasts, statistics, table1
 from augbench.report.tables.paper_tables import TABLES
@@ -67,8 +75,8 @@ CONTENTS = (
     ("cost", "Cost"),
     ("provenance", "Provenance"),
 )
-DIFFERS = "Differs from the protocol: "
-BROWSER_BYTES = 2_000  # the browser's filter, list and stage, without the classes
+BROWSER_BYTES = 3_000  # the browser's filter, lists and stage, without classes and rows
+ROW_BYTES = 100  # a row's entries in the lists of two rows side by side, without its label
 
 
 @dataclass(frozen=True)
@@ -110,12 +118,17 @@ class Glance:
 
 @dataclass(frozen=True)
 class FigureView:
-    """A figure in the page; sides in pixels."""
+    """A figure in the page; sides in pixels.
+
+    ``data`` is the file that it is drawn from, ``file`` its image, both relative to the page.
+    """
 
     words: FigureWords
     src: str
     width: int
     height: int
+    data: str
+    file: str
 
 
 def _interval(low: float | None, high: float | None, n: int) -> str:
@@ -174,7 +187,26 @@ def glance(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -> Glanc
 def _figure(plan: Plan, name: str, path: str, table: Sequence[table1.Row]) -> FigureView:
     encoded = Path(path).read_bytes()
     width, height = Image.open(BytesIO(encoded)).size
-    return FigureView(figure_words(plan, name, table), data_uri(encoded), width, height)
+    words, data = figure_words(plan, name, table), relative(plan, _data_of(plan, name))
+    return FigureView(words, data_uri(encoded), width, height, data, relative(plan, path))
+
+
+def _data_of(plan: Plan, figure: str) -> str:
+    """Path of the file with a figure's numbers."""
+    if figure.startswith("further_"):
+        return plan.further_table["csv"]
+    known = {"figure1": plan.table1, "forest": plan.statistics}
+    return known[figure]["csv"] if figure in known else plan.figure_data(figure)["table"]
+
+
+def _pair(shown: Sequence[Headline], rows: Sequence[str]) -> tuple[str, str]:
+    """The rows that stand side by side at first: the best that generates and the best that retrieves.
+
+    Without one of them, the real images or the first row that adds images takes its place.
+    """
+    best = [headline.row.method for headline in shown if headline.role in LEADERS]
+    found = [row for row in dict.fromkeys([*best, *rows]) if row in rows]
+    return found[0], found[min(1, len(found) - 1)]
 
 
 def write_report(plan: Plan, out: str | Path) -> None:
@@ -190,12 +222,16 @@ def write_report(plan: Plan, out: str | Path) -> None:
     classes = read_class_table(plan.classes)
     record = read_json(plan.provenance)
     tables = {
-        name: table_of(name, read_markdown(path, TITLES[name])) for name, path in plan.report_tables.items()
+        name: table_of(
+            name, read_markdown(path, TITLES[name]), relative(plan, str(Path(path).with_suffix(".csv")))
+        )
+        for name, path in plan.report_tables.items()
     }
-    protocol = [
-        note.removeprefix(DIFFERS).removesuffix(".")
+    prefix = differs(study)
+    different = [
+        note.removeprefix(prefix).removesuffix(".")
         for note in tables["table1"].notes
-        if note.startswith(DIFFERS)
+        if note.startswith(prefix)
     ]
     changes = most_changed(read_per_class(plan.per_class), table, classes)
     panels = class_panels(plan, changes, read_encoded(plan.report_images), models_of(record["models"]))
@@ -218,7 +254,7 @@ def write_report(plan: Plan, out: str | Path) -> None:
         ],
         **_summary(table, rows, contrasts.read_rows(plan.contrasts["csv"])),
         "what_it_is": what_it_is(study, table, rows, len(changes)),
-        "shows_not": what_it_does_not_show(study, table, rows, len(protocol)),
+        "shows_not": what_it_does_not_show(study, table, rows, len(different)),
         "accuracy": [
             tables["table1"],
             training_table(read_csv(plan.table1["runs"], table1.RunRow), plan),
@@ -231,7 +267,19 @@ def write_report(plan: Plan, out: str | Path) -> None:
         "excluded": sorted(read_excluded(plan.excluded)),
         "added": added,
         "cost": [tables["cost"]],
-        "differences": protocol,
+        "differences": different,
+        "beside_the_paper": study.report.paper_study is not None,
+        "files": {
+            name: relative(plan, path)
+            for name, path in {
+                "statistics": plan.statistics["csv"],
+                "contrasts": plan.contrasts["csv"],
+                "config": plan.config,
+                "provenance": plan.provenance,
+            }.items()
+        },
+        "rows": row_labels(plan),
+        "pair": _pair(headlines(table, rows), [*row_labels(plan)]),
         "made_by": made_by(record),
         "config": Path(plan.config).read_text(encoding="utf-8"),
         "provenance": Path(plan.provenance).read_text(encoding="utf-8"),
@@ -244,7 +292,8 @@ def write_report(plan: Plan, out: str | Path) -> None:
             study.report.page_megabytes,
             f"the page has {bare / MEGABYTE:.1f} MB even without images; allow more than that",
         )
-    write_text(out, _render(values, changes, fitting(panels, budget - bare - BROWSER_BYTES)))
+    lists = BROWSER_BYTES + sum(ROW_BYTES + 2 * len(label.encode()) for label in row_labels(plan).values())
+    write_text(out, _render(values, changes, fitting(panels, budget - bare - lists)))
 
 
 def _summary(

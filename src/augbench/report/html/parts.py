@@ -56,6 +56,7 @@ class SortableTable:
     """A table that readers can sort.
 
     ``name`` is unique in the page. Each row's first cell names the row. ``numeric`` columns sort as numbers.
+    ``source`` is the file with its numbers, relative to the page; empty if the page has no such file.
     """
 
     name: str
@@ -64,6 +65,7 @@ class SortableTable:
     numeric: tuple[bool, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+    source: str = ""
 
 
 def number_in(text: str) -> str:
@@ -77,7 +79,7 @@ def minus_signs(text: str) -> str:
     return re.sub(r"(?<![\w.)])-(?=\d)", MINUS, text)
 
 
-def table_of(name: str, layout: Layout) -> SortableTable:
+def table_of(name: str, layout: Layout, source: str = "") -> SortableTable:
     """Make a sortable table of a layout; a hyphen before a number becomes a minus sign."""
     rows = tuple(
         tuple(
@@ -93,6 +95,7 @@ def table_of(name: str, layout: Layout) -> SortableTable:
         numeric=layout.numeric,
         rows=rows,
         notes=layout.notes,
+        source=source,
     )
 
 
@@ -142,8 +145,9 @@ def models_of(fingerprints: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Panel:
-    """Images of one row under the row's name; ``family`` sets the colour."""
+    """Images of the row ``name`` under its label; ``family`` sets the colour."""
 
+    name: str
     label: str
     family: str
     thumbs: Sequence[Thumb]

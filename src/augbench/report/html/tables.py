@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+from urllib.parse import quote
 
 from augbench.plan.paths import Plan
 from augbench.report.html.images import ClassChange
@@ -18,6 +19,11 @@ from augbench.report.tables.table1 import RunRow
 from augbench.retrieval.shortfall import ALL
 
 FULL_TINT = 10.0  # points of change at which a cell reaches its full colour
+
+
+def relative(plan: Plan, path: str) -> str:
+    """Address of a file of the study, relative to the report."""
+    return quote(path.removeprefix(f"{plan.root}/"))
 
 
 def signed_points(points: float) -> str:
@@ -62,6 +68,7 @@ def per_class_table(changes: Sequence[ClassChange], plan: Plan) -> SortableTable
         numeric=(False, False, *[True] * (len(header) - 2)),
         rows=rows,
         notes=notes,
+        source=relative(plan, plan.per_class),
     )
 
 
@@ -94,7 +101,8 @@ def training_table(runs: Sequence[RunRow], plan: Plan) -> SortableTable:
     header = ("Method", "Steps", "Epochs", "Kept epoch", "Ended by", "Cut while rising")
     numeric = (False, True, True, True, False, True)
     title = "Training of the classifiers"
-    return table_of("training", Layout(title, header, numeric, tuple(cells), notes))
+    layout = Layout(title, header, numeric, tuple(cells), notes)
+    return table_of("training", layout, relative(plan, plan.table1["runs"]))
 
 
 def retrieval_table(path: str | Path, plan: Plan) -> SortableTable:
@@ -124,6 +132,7 @@ def retrieval_table(path: str | Path, plan: Plan) -> SortableTable:
             cells,
             notes,
         ),
+        relative(plan, str(path)),
     )
 
 

@@ -24,6 +24,8 @@ from augbench.report.tables.contrasts import SAME, UNKNOWN, margin_name
 from augbench.report.tables.further_tests import described
 from augbench.report.tables.statistics import difference
 
+LEADERS = ("Best that generates", "Best that retrieves")
+
 
 @dataclass(frozen=True)
 class Headline:
@@ -46,8 +48,8 @@ def headlines(table: Sequence[table1.Row], rows: Sequence[statistics.Row]) -> li
     by_method = {row.method: row for row in rows}
     groups = (
         ("Without added images", [entry for entry in table if entry.method == baseline_of(table)]),
-        ("Best that generates", [entry for entry in table if entry.family in GENERATED]),
-        ("Best that retrieves", [entry for entry in table if entry.family == "retrieval"]),
+        (LEADERS[0], [entry for entry in table if entry.family in GENERATED]),
+        (LEADERS[1], [entry for entry in table if entry.family == "retrieval"]),
         ("Twice the real images", [bound for bound in [upper_bound(table)] if bound is not None]),
     )
     found = []
@@ -166,7 +168,7 @@ def what_it_does_not_show(
             f" {data_name(study)} (style shift: {study.miniature.shift}). It shows that the program works. It"
             " is no evidence about ImageNet, LAION or Stable Diffusion."
         )
-    if differences:
+    if differences and study.report.paper_study is not None:
         sentences.append(
             f"This study differs from the paper's protocol in {differences} respects, listed under"
             " Provenance. Compare the order of the rows with the paper's, not the numbers."

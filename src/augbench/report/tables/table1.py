@@ -1,4 +1,6 @@
-"""Table 1: every method's accuracy and standard error, the paper's number, and differences in protocol.
+"""Table 1: every method's accuracy and standard error, and differences from the paper's protocol or defaults.
+
+A study that ``report.paper_study`` sets beside the paper has the paper's numbers, too.
 
 Input: the runs' ``result.json``, the manifests of added images, the config. Output: ``table1.csv`` (full
 precision; figures are drawn from it) with a footer, and ``table1_runs.csv`` (one row per run).
@@ -25,7 +27,7 @@ from augbench.errors import UserError, some
 from augbench.files import read_json, write_text
 from augbench.personalise.tasks import end_of_grid
 from augbench.report import render
-from augbench.report.protocol import Facts, differences, paper_results
+from augbench.report.protocol import Facts, differences, differs, half_precision, paper_results
 from augbench.report.render import NONE, Layout, render_csv, spread
 from augbench.resample import mean_overlap, overlap
 
@@ -73,8 +75,8 @@ class Row:
     real_per_class: float
     added_per_class: float
     overlap: float | None
-    paper_top1_percent: float | None
-    paper_stderr_percent: float | None
+    paper_top1_percent: float | None = None
+    paper_stderr_percent: float | None = None
     steps: float | None = None
     cut: int = 0
 
@@ -89,7 +91,6 @@ class Table1:
     """Table 1: its rows in the order of the config's methods, the runs behind them, and the footer."""
 
     study: str
-    paper_study: str
     rows: tuple[Row, ...]
     runs: tuple[RunRow, ...]
     notes: tuple[str, ...]
@@ -184,7 +185,7 @@ def build_table(
     facts = Facts(classes, real, max(run.n_val for run in runs), max(run.n_test for run in runs), dtypes)
     lacks = {name: _lacks(own) for name, own in sets.items()}
     notes = _notes(study, rows, facts, excluded, draws, lacks, lrs, choices)
-    return Table1(study.study, study.report.paper_study, tuple(rows), tuple(runs), notes)
+    return Table1(study.study, tuple(rows), tuple(runs), notes)
 
 
 def _read_runs(study: Study, results: Iterable[str | Path]) -> tuple[list[RunRow], int, list[str]]:
@@ -315,15 +316,20 @@ def _notes(
             "Overlap: mean share of images that two sets of a method have in common. At 100% the sets are"
             " identical, and the standard error measures the seed only."
         )
-    notes.append(
-        f"Paper: Burg et al., TMLR 2023 (arXiv 2304.10253), {study.report.paper_study}. Where data or models"
-        " differ, compare the order of the rows, not the numbers."
-    )
+    if study.report.paper_study is not None:
+        notes.append(
+            f"Paper: Burg et al., TMLR 2023 (arXiv 2304.10253), {study.report.paper_study}. Where data or models"
+            " differ, compare the order of the rows, not the numbers."
+        )
+    elif halves := half_precision(facts):
+        notes.append(
+            f"Matrix products in training and scoring are computed in {', '.join(halves)}; weights are float32."
+        )
     notes += _excluded_notes(study, excluded)
     notes += _lack_notes(study, lacks)
     notes += _ends_of_grids(study, lrs)
     notes += precision_notes(study, lrs)
-    notes += [f"Differs from the protocol: {difference}." for difference in differences(study, facts)]
+    notes += [f"{differs(study)}{difference}." for difference in differences(study, facts)]
     return (*notes, *(" ".join(note.split()) for note in study.report.notes))
 
 
@@ -420,7 +426,7 @@ def _training_notes(study: Study, rows: Sequence[Row]) -> Iterator[str]:
             )
         if words := method.use.words:
             yield (
-                f"{study.label(name)}: its classifiers use its images otherwise than the paper's, which are trained"
+                f"{study.label(name)}: its classifiers use its images otherwise than by default, which is to train"
                 f" on all of them alike: {words}."
             )
         if method.shuffles_labels:
@@ -487,6 +493,12 @@ HEADER = (
     "Method", "Family", "Real / class", "Added / class", "Steps", "Top-1 (%)", "n", "Overlap", "Paper (%)",
 )  # fmt: skip
 NUMERIC = (False, False, True, True, True, True, True, True, True)
+PAPERS_FIELDS = ("paper_top1_percent", "paper_stderr_percent")
+
+
+def _stands_beside_the_paper(rows: Sequence[Row]) -> bool:
+    """Whether the paper has a number for a row."""
+    return any(row.paper_top1_percent is not None for row in rows)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -512,8 +524,10 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def layout_of(study: str, rows: Sequence[Row], notes: tuple[str, ...], answer: str = "") -> Layout:
-    """Table 1 as displayed, with the study's answer above it."""
-    return Layout(f"Table 1, study {study}", HEADER, NUMERIC, tuple(map(_cells, rows)), notes, answer)
+    """Table 1 as displayed, with the study's answer above it; without the paper's column if it is empty."""
+    columns = len(HEADER) if _stands_beside_the_paper(rows) else len(HEADER) - 1
+    cells = tuple(_cells(row)[:columns] for row in rows)
+    return Layout(f"Table 1, study {study}", HEADER[:columns], NUMERIC[:columns], cells, notes, answer)
 
 
 def write_table1(
@@ -531,7 +545,8 @@ def write_table1(
     :mod:`augbench.report.tables.table1_text` writes it as text.
     """
     table = build_table(study, results, manifests, excluded, draws, lrs, choices)
-    texts = {"csv": render_csv(table.rows, table.notes), "runs": render_csv(table.runs)}
+    without = () if _stands_beside_the_paper(table.rows) else PAPERS_FIELDS
+    texts = {"csv": render_csv(table.rows, table.notes, without), "runs": render_csv(table.runs)}
     for kind, path in outs.items():
         write_text(path, texts[kind])
     return table

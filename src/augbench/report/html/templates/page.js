@@ -61,6 +61,29 @@
     });
   }
 
+  // two rows side by side: the strips of both, from the chosen class
+  const pair = document.getElementById("pair");
+  if (pair) {
+    const [first, second, group] = ["first", "second", "class"].map((id) => document.getElementById(`pair-${id}`));
+    const strip = (panel, choice) => {
+      const found = panel.querySelector(`.strip[data-row="${choice.value}"]`);
+      if (found) return found.cloneNode(true);
+      const missing = document.createElement("section"), title = document.createElement("h4");
+      const text = document.createElement("p");
+      missing.className = "strip";
+      title.textContent = choice.selectedOptions[0].textContent;
+      text.textContent = "No image of this class.";
+      missing.append(title, text);
+      return missing;
+    };
+    const compare = () => {
+      const panel = document.getElementById(`class-${group.value}`).content;
+      pair.replaceChildren(strip(panel, first), strip(panel, second));
+    };
+    for (const choice of [first, second, group]) choice.addEventListener("change", compare);
+    compare();
+  }
+
   // details of an image; a modal dialog closes on Escape and returns the focus by itself
   const dialog = document.getElementById("details");
   if (!dialog) return;
@@ -86,7 +109,8 @@
     }));
   };
   const step = (by) => {
-    const thumbs = [...document.querySelectorAll("main .thumb")];
+    const place = current.closest("#stage, #pair") ?? document;
+    const thumbs = [...place.querySelectorAll(".thumb")];
     fill(thumbs[(thumbs.indexOf(current) + by + thumbs.length) % thumbs.length]);
   };
   document.addEventListener("click", (event) => {
