@@ -43,7 +43,7 @@ from augbench.retrieval.images import open_origin
 from augbench.retrieval.manifest import freeze, read_manifest
 from augbench.retrieval.neighbours import Found, merge, metadata_table, take_turns
 from augbench.retrieval.queries import Asked, combine, image_queries
-from augbench.retrieval.search import search
+from augbench.retrieval.search import questions_of, search
 from augbench.retrieval.selection import FacilityLocation, facility_location, k_center, mmr
 from augbench.retrieval.shortfall import summarise
 from augbench.retrieval.stage import retrieve
@@ -364,7 +364,8 @@ class World:
         embedded = self.folder / "train.npy" if compared else None
         clip, neighbours = self.folder / "clip.json", out / "neighbours.parquet"
         asked = out / "prompts.parquet"
-        search(job, "web", asked, split, clip, self.folder / "embeddings", neighbours, embedded)
+        questions = questions_of(job, "web", asked, split, clip, embedded)
+        search(job, "web", clip, self.folder / "embeddings", questions, neighbours)
         for block in np.array_split(IDS, blocks):
             retrieve(
                 job,

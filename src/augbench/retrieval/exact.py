@@ -12,7 +12,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,20 +99,15 @@ def search(
         return found.hits()
 
 
-def search_part(
-    files: Sequence[EmbeddingFile], queries: np.ndarray, k: int, part: int, parts: int, **options: Any
-) -> list[EmbeddingFile]:
-    """Search one of ``parts`` parts of the files, ``part``, ``part + parts`` and so on, and return them.
+def fill(files: Sequence[EmbeddingFile], queries: np.ndarray, k: int, **options: Any) -> None:
+    """Search some of the files of a later :func:`search`, which takes their partial results from the store.
 
-    Their partial results are in the store then, where :func:`search` in all files takes them from. Other
-    arguments are as in :func:`search`.
+    Several jobs may each do this for other files. Arguments are as in :func:`search`.
     """
-    mine = list(files[part::parts])
-    if mine:
-        found = _Search(mine, queries, k, **options)
+    if files:
+        found = _Search(files, queries, k, **options)
         with found.claimed():
             found.fill()
-    return mine
 
 
 class _Search:
@@ -198,29 +193,29 @@ class _Search:
         there = [self.store.has(KIND, recipe, ".npz", Partial.is_whole) for recipe in self.recipes]
         best = _Best(len(self.queries), self.k)
         highest = np.full(len(self.queries), -np.inf, np.float32)
-        with nullcontext() if all(there) else self._comparing(there) as nearest_in:
-            for number, (file, recipe) in enumerate(zip(self.files, self.recipes, strict=True)):
-                if there[number]:
+        with closing(self._compare(there, best.floor)) as made:
+            for number, (recipe, kept) in enumerate(zip(self.recipes, there, strict=True)):
+                if kept:
                     self.store.tally.reused += 1
                 else:
-                    self.store.commit(KIND, recipe, ".npz", nearest_in(file, best.floor()).write)
+                    self.store.commit(KIND, recipe, ".npz", next(made).write)
                 self.store.note_use(KIND, recipe, ".npz")
                 found = Partial.read(self.store.path(KIND, recipe, ".npz"))
                 best.merge(number, found)
                 highest = np.maximum(highest, found.floor)
         return best, highest
 
-    @contextmanager
-    def _comparing(self, there: Sequence[bool]) -> Iterator[Callable[[EmbeddingFile, np.ndarray], Partial]]:
-        """Yield a function that compares a file with all queries, for those that are not ``there``, in order.
+    def _compare(
+        self, there: Sequence[bool], floor: Callable[[], np.ndarray]
+    ) -> Generator[Partial, None, None]:
+        """Yield the results of the files that are not ``there``, in order; nothing is loaded for none.
 
-        Its second argument is the floor (:class:`~augbench.retrieval.comparison.Partial`).
+        ``floor`` gives the floor of the next one (:class:`~augbench.retrieval.comparison.Partial`).
         """
         unfinished = [file for file, kept in zip(self.files, there, strict=True) if not kept]
         everything = sum(file.rows for file in self.files)
-        progress = Progress(
-            "exact search", everything, "vector", everything - sum(file.rows for file in unfinished)
-        )
+        done = everything - sum(file.rows for file in unfinished)
+        progress = Progress("exact search", everything, "vector", done)
         with needing_memory(STAGE, f"{len(self.queries)} queries"):
             comparison = Comparison(self.queries, self.k, self.device, self.product)
         made = _pieces(unfinished, self.rows_per_tile, self.share, self.seed, comparison.reading)
@@ -229,9 +224,8 @@ class _Search:
             comparison.workers() as compare,
             closing(_read_ahead(made)) as pieces,
         ):
-
-            def nearest_in(file: EmbeddingFile, floor: np.ndarray) -> Partial:
-                nearest = comparison.begin(floor)
+            for file in unfinished:
+                nearest = comparison.begin(floor())
                 for piece in pieces:
                     if piece is None:
                         break
@@ -245,9 +239,7 @@ class _Search:
                         len(nearest.left_out),
                         min(nearest.left_out),
                     )
-                return nearest.result()
-
-            yield nearest_in
+                yield nearest.result()
 
 
 class _Best:
@@ -430,18 +422,22 @@ class ExactBackend:
     rows_per_tile: int = ROWS_PER_TILE
     name: str = field(default="exact", init=False)
 
+    @property
+    def _options(self) -> dict[str, Any]:
+        names = ("rows_per_tile", "device", "share", "seed")
+        return {"partial": self.store, **{name: getattr(self, name) for name in names}}
+
+    def block(self, number: int, of: int) -> Sequence[EmbeddingFile]:
+        """Return the files of one of ``of`` blocks: file ``number``, ``number + of``, and so on."""
+        return self.files[number::of]
+
+    def fill(self, queries: np.ndarray, k: int, number: int, of: int) -> None:
+        """Search one block of the files; :meth:`search` then takes its results from the store."""
+        fill(self.block(number, of), queries, k, **self._options)
+
     def search(self, queries: np.ndarray, k: int, sizes: Sequence[int] | None = None) -> list[Found]:
         """Search as :class:`~augbench.retrieval.neighbours.Backend` says."""
-        hits = search(
-            self.files,
-            queries,
-            k,
-            partial=self.store,
-            rows_per_tile=self.rows_per_tile,
-            device=self.device,
-            share=self.share,
-            seed=self.seed,
-        )
+        hits = search(self.files, queries, k, **self._options)
         if sizes is None:
             return collect(hits, self.files)
         hits, query = merge_hits(hits, sizes)
