@@ -36,7 +36,7 @@ from augbench.plan.paths import Plan
 from augbench.prompts.stage import write_prompts
 from augbench.resample import Drawing, draw
 from augbench.retrieval import hunt
-from augbench.retrieval.embed import embed_folder
+from augbench.retrieval.embed import embed, list_folder
 from augbench.retrieval.embedding_files import open_embeddings
 from augbench.retrieval.exact import ExactBackend
 from augbench.retrieval.images import open_origin
@@ -413,7 +413,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, garment_files: Path) -> Worl
     write_json(folder / "clip.json", clip)
     write_json(folder / "diffusion.json", {"id": "none"})
     job = Job(world.study({}), Store(folder / ".store", folder), 1)
-    embed_folder(job, folder / "corpus", folder / "clip.json", folder / "embeddings")
+    embed(job, list_folder(folder / "corpus"), folder / "clip.json", folder / "embeddings")
     embed_splits(
         job, {"train": folder / "train.parquet"}, folder / "clip.json", {"train": folder / "train.npy"}
     )

@@ -447,6 +447,14 @@ class PoolPaths(InputPaths):
             levels.setdefault(self.study.guard_level(method) if dropping else 0, []).append(method)
         return [levels[level] for level in sorted(levels)]
 
+    def embedded_pools(self, level: int, block: str) -> str:
+        """Path of the number of shards that a job has embedded for the search of a level of guarded rows."""
+        return self.path("leakage/embedded", f"{level}_{block}.json")
+
+    def embedded_in_blocks(self, levels: Iterable[int]) -> list[str]:
+        """Files of all jobs that embed the added images of some levels; none if the search embeds them."""
+        return [self.embedded_pools(level, block) for level in levels for block in self.embed_blocks]
+
     @cached_property
     def inheriting(self) -> list[str]:
         """Guarded rows with images that were made from other rows' images, those of earlier levels first."""
