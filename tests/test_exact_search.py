@@ -479,9 +479,6 @@ def test_ties_between_blocks_come_in_order_of_file_and_row(tmp_path: Path) -> No
         assert same(merged, search(opened, QUERIES, k, partial=tmp_path / f"one_{k}"))
 
 
-
-
-
 def test_a_block_that_ends_early_leaves_its_finished_files_and_the_merge_searches_the_rest(
     tmp_path: Path, files: list[EmbeddingFile]
 ) -> None:
