@@ -194,6 +194,19 @@ def test_a_product_misses_nothing_where_similarities_are_closer_than_it_can_tell
     )
 
 
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
+def test_segments_that_hold_a_product_at_its_bound_are_found_whatever_the_signs(kind: str) -> None:
+    import torch
+
+    products = torch.randn(6, 5, 64, generator=torch.Generator().manual_seed(0)).to(getattr(torch, kind))
+    products[5] = -products[5].abs()
+    bound = products[:, 2].amax(dim=1)  # reached by segment 2, to the last bit
+    bound[4] = float("-inf")
+    found, reached = comparison._may_reach(products, bound), products.amax(dim=2) >= bound[:, None]
+    assert (found | ~reached).all() and reached[:, 2].all()
+    assert torch.equal(found[:4], reached[:4]), "a positive bound leaves out what is below"
+
+
 def test_blocks_of_queries_and_images_change_no_bit_of_the_result(
     tmp_path: Path, files: list[EmbeddingFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
