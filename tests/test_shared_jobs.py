@@ -30,6 +30,7 @@ def small(draws: int = 1, **execution: int) -> dict[str, Any]:
         "by_images": {**SMALL_STUDY["methods"]["retrieval"], "query": {"images": "train"}},
     }
     study["dataset"]["draws"] = draws
+    study["corpus"] |= {"images": 400, "distractors": 60}
     study["execution"] |= execution
     return study
 
@@ -131,7 +132,7 @@ def test_jobs_that_share_the_work_write_the_neighbours_of_one_job(workspace: Wor
 
     def made(**execution: int) -> Any:
         workspace.write_study(small(**execution))
-        workspace.run("--", *(["--force"] if execution else []), str(neighbours))
+        workspace.run("--", "--force", str(neighbours))
         return pq.read_table(workspace.folder / neighbours)
 
     alone = made()
