@@ -225,10 +225,8 @@ def search_block(
 
     What it finds is in the store, where :func:`search` finds it.
     """
-    backend, blocks = (
-        open_backend(job, job.study.retrieved[name], clip_path, corpus_folder),
-        job.study.execution.search_jobs,
-    )
+    blocks = job.study.execution.search_jobs
+    backend = open_backend(job, job.study.retrieved[name], clip_path, corpus_folder)
     assert isinstance(backend, ExactBackend)
     backend.fill(questions.vectors, questions.k, block, blocks)
     files = backend.block(block, blocks)
