@@ -118,7 +118,7 @@ def ours(images: Path, model: Path, folder: Path, device: str, threads: int) -> 
     from augbench.config.study import parse_study
     from augbench.files import write_json
     from augbench.models.folders import fingerprint
-    from augbench.retrieval.embed import embed_folder
+    from augbench.retrieval.embed import embed, list_folder
     from augbench.runtime.job import Job
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -133,7 +133,8 @@ def ours(images: Path, model: Path, folder: Path, device: str, threads: int) -> 
     }
     if not (identity := folder.parent / "clip.json").exists():
         write_json(identity, fingerprint(model))
-    embed_folder(Job(parse_study(study), Store(folder / "store"), threads), images, identity, folder / "out")
+    job = Job(parse_study(study), Store(folder / "store"), threads)
+    embed(job, list_folder(images), identity, folder / "out")
     return np.concatenate([np.load(path) for path in sorted((folder / "out" / "img_emb").glob("*.npy"))])
 
 

@@ -16,21 +16,23 @@ from transformers import CLIPImageProcessorPil
 
 from augbench.artifacts.store import Store
 from augbench.config.corpus import MiniatureCorpus
+from augbench.config.stages import Execution
 from augbench.config.study import parse_study
 from augbench.data import fashion_mnist
 from augbench.data.classes import load_class_table
 from augbench.errors import UserError
-from augbench.files import write_json
+from augbench.files import read_json, write_json
 from augbench.miniature.corpus import attributes, style
 from augbench.miniature.corpus import stage as corpus
 from augbench.miniature.corpus.captions import CAPTION_KINDS, caption_for, class_name_variants
 from augbench.miniature.corpus.distractors import KINDS, distractor
 from augbench.miniature.corpus.style import clean_images, web_style
 from augbench.miniature.pretrain import told
+from augbench.models import folders
 from augbench.models.folders import fingerprint, load_clip, load_image_tower
 from augbench.prompts.templates import load_scenes
 from augbench.retrieval import embed
-from augbench.retrieval.embed import embed_folder, embed_miniature
+from augbench.retrieval.embed import list_folder, list_miniature
 from augbench.runtime.job import Job
 from augbench.seeds import derive_seed
 
@@ -132,9 +134,8 @@ def test_embeddings_and_similarities_are_those_of_each_image_and_its_own_caption
     (part,) = corpus.part_paths(tmp_path)
     write_json(tmp_path / "clip.json", fingerprint(CLIP))
     study = parse_study({**LEAST_STUDY, "execution": {"device": "cpu"}})
-    embed_miniature(
-        Job(study, Store(tmp_path / ".store"), 1), [part], tmp_path / "clip.json", tmp_path / "embeddings"
-    )
+    job = Job(study, Store(tmp_path / ".store"), 1)
+    embed.embed(job, list_miniature([part]), tmp_path / "clip.json", tmp_path / "embeddings")
     vectors, metadata = (
         tmp_path / f"embeddings/{name}"
         for name in ("img_emb/img_emb_00000.npy", "metadata/metadata_00000.parquet")
@@ -170,7 +171,7 @@ def test_a_folder_of_images_is_embedded_with_their_paths_and_sizes(
     write_json(tmp_path / "clip.json", fingerprint(CLIP))
     study = parse_study({**LEAST_STUDY, "execution": {"device": "cpu"}})
     job = Job(study, Store(tmp_path / ".store"), 1)
-    embed_folder(job, tmp_path / "pictures", tmp_path / "clip.json", tmp_path / "out")
+    embed.embed(job, list_folder(tmp_path / "pictures"), tmp_path / "clip.json", tmp_path / "out")
     rows = [
         row
         for path in sorted((tmp_path / "out/metadata").glob("*.parquet"))
@@ -187,10 +188,16 @@ def test_a_folder_of_images_is_embedded_with_their_paths_and_sizes(
                 F.normalize(tower([image.convert("RGB")]), dim=-1)[0].numpy(), abs=1e-3
             )
     made = job.store.tally.made
-    embed_folder(job, tmp_path / "pictures", tmp_path / "clip.json", tmp_path / "again")
+    embed.embed(job, list_folder(tmp_path / "pictures"), tmp_path / "clip.json", tmp_path / "again")
     assert job.store.tally.made == made, "what is embedded is taken from the store"
+    monkeypatch.setattr(folders, "load_clip", None)  # nobody needs a model
+    two = study.model_copy(update={"execution": Execution(embed_jobs=2)})
+    listing, clip = list_folder(tmp_path / "pictures"), tmp_path / "clip.json"
+    for block, images in enumerate((2, 1)):
+        embed.embed_block(Job(two, job.store, 1), listing, clip, block, tmp_path / "block.json")
+        assert read_json(tmp_path / "block.json") == {"parts": 1, "images": images}
     with pytest.raises(UserError, match=r"corpus\.root: no image in"):
-        embed_folder(job, tmp_path / "out", tmp_path / "clip.json", tmp_path / "none")
+        embed.embed(job, list_folder(tmp_path / "out"), tmp_path / "clip.json", tmp_path / "none")
 
 
 # --- attributes -----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from augbench.retrieval.embedding_files import (
     Reading,
     open_embeddings,
 )
-from augbench.retrieval.exact import ExactBackend, Hits, search, takes_part
+from augbench.retrieval.exact import ExactBackend, Hits, fill, search, takes_part
 from augbench.retrieval.neighbours import METADATA
 
 D, SIZES = 24, (150, 97, 203)
@@ -191,6 +192,19 @@ def test_a_product_misses_nothing_where_similarities_are_closer_than_it_can_tell
     assert same(
         whole, search(opened, queries, 100, partial=tmp_path / "other", product=product, rows_per_tile=100)
     )
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
+def test_segments_that_hold_a_product_at_its_bound_are_found_whatever_the_signs(kind: str) -> None:
+    import torch
+
+    products = torch.randn(6, 5, 64, generator=torch.Generator().manual_seed(0)).to(getattr(torch, kind))
+    products[5] = -products[5].abs()
+    bound = products[:, 2].amax(dim=1)  # reached by segment 2, to the last bit
+    bound[4] = float("-inf")
+    found, reached = comparison._may_reach(products, bound), products.amax(dim=2) >= bound[:, None]
+    assert (found | ~reached).all() and reached[:, 2].all()
+    assert torch.equal(found[:4], reached[:4]), "a positive bound leaves out what is below"
 
 
 def test_blocks_of_queries_and_images_change_no_bit_of_the_result(
@@ -442,6 +456,68 @@ def test_when_a_file_is_gone_rows_that_it_had_outdone_are_found(
     assert places(search(files[1:], QUERIES, 30, partial=tmp_path / "partial")) == brute(
         PARTS[1:], QUERIES, 30
     )
+
+
+# --- several jobs ---------------------------------------------------------------------------------
+
+
+def fill_blocks(files: Sequence[EmbeddingFile], k: int, partial: Path, jobs: int, **options: Any) -> None:
+    """Search each block of the files by itself, the last block first."""
+    for block in reversed(range(jobs)):
+        fill(files[block::jobs], QUERIES, k, partial=partial, rows_per_tile=50, **options)
+
+
+@pytest.mark.parametrize("jobs", [2, 5])
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_jobs_that_share_the_files_find_the_bits_of_one_job_and_the_merge_reads_nothing(
+    tmp_path: Path, files: list[EmbeddingFile], jobs: int, share: float
+) -> None:
+    again, read = watched(files)
+    fill_blocks(again, 30, tmp_path / "blocks", jobs, share=share)
+    assert set(read) == {file.name for file in files}
+    read.clear()
+    store = Store(tmp_path / "blocks")
+    merged = search(again, QUERIES, 30, partial=store, share=share)
+    assert read == [] and (store.tally.made, store.tally.reused) == (0, 3)
+    assert same(merged, search(files, QUERIES, 30, partial=tmp_path / "one", share=share))
+
+
+def test_ties_between_blocks_come_in_order_of_file_and_row(tmp_path: Path) -> None:
+    distinct = clustered(5, D, 5)
+    parts = [np.tile(distinct, (copies, 1)) for copies in (9, 4, 30, 7)]
+    opened = open_embeddings(write_npy(tmp_path / "embeddings", parts))
+    for k in (20, 43):
+        fill_blocks(opened, k, tmp_path / "blocks", 2)
+        merged = search(opened, QUERIES, k, partial=tmp_path / "blocks")
+        assert same(merged, search(opened, QUERIES, k, partial=tmp_path / f"one_{k}"))
+
+
+def test_a_block_that_ends_early_leaves_its_finished_files_and_the_merge_searches_the_rest(
+    tmp_path: Path, files: list[EmbeddingFile]
+) -> None:
+    fill(files[1::2], QUERIES, 30, partial=tmp_path / "blocks")
+    failing, read = watched(files)
+    array = tmp_path / "embeddings/img_emb/img_emb_0002.npy"
+    whole = array.read_bytes()
+    times = array.stat().st_atime_ns, array.stat().st_mtime_ns
+    array.write_bytes(whole[: len(whole) // 2])  # block 0 ends in its second file
+    with pytest.raises(UserError, match=r"img_emb_0002\.npy: ends before its last row"):
+        fill(failing[0::2], QUERIES, 30, partial=tmp_path / "blocks", rows_per_tile=50)
+    array.write_bytes(whole)
+    os.utime(array, ns=times)
+    read.clear()
+    merged = search(failing, QUERIES, 30, partial=tmp_path / "blocks")
+    assert set(read) == {"img_emb_0002.npy"}
+    assert same(merged, search(files, QUERIES, 30, partial=tmp_path / "one"))
+
+
+def test_blocks_take_what_a_search_of_all_files_has_found_and_need_no_file(
+    tmp_path: Path, files: list[EmbeddingFile]
+) -> None:
+    whole = search(files, QUERIES, 30, partial=tmp_path / "partial")
+    again, read = watched(files)
+    fill_blocks(again, 30, tmp_path / "partial", 5)
+    assert read == [] and same(whole, search(again, QUERIES, 30, partial=tmp_path / "partial"))
 
 
 # --- share ----------------------------------------------------------------------------------------

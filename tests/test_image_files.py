@@ -33,7 +33,7 @@ from augbench.files import write_json
 from augbench.leakage.pictures import Picture
 from augbench.models.folders import fingerprint
 from augbench.retrieval import embed
-from augbench.retrieval.embed import embed_folder
+from augbench.retrieval.embed import list_folder
 from augbench.runtime.job import Job
 from augbench.runtime.launcher import cache_folder
 
@@ -527,7 +527,7 @@ def embedded(tmp_path: Path, corpus: Path) -> list[dict[str, Any]]:
     write_json(tmp_path / "clip.json", fingerprint(CLIP))
     study = {**LEAST_STUDY, "execution": {"device": "cpu"}}
     job = Job(parse_study(study), Store(tmp_path / ".store"), 1)
-    embed_folder(job, corpus, tmp_path / "clip.json", tmp_path / "out")
+    embed.embed(job, list_folder(corpus), tmp_path / "clip.json", tmp_path / "out")
     rows: list[dict[str, Any]] = pq.read_table(tmp_path / "out/left_out.parquet").to_pylist()
     return rows
 

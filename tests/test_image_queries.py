@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -21,14 +23,15 @@ from augbench.artifacts.pool import build_index
 from augbench.artifacts.shards import read_footer, read_shard
 from augbench.artifacts.store import Store
 from augbench.config.methods import Query
+from augbench.config.stages import Execution
 from augbench.config.study import Study, parse_study
 from augbench.data import fashion_mnist
 from augbench.data.classes import load_class_table
 from augbench.data.splits import Split, read_split, write_split
 from augbench.errors import UserError
-from augbench.files import write_json
+from augbench.files import read_json, write_json
 from augbench.leakage.records import read_leaks
-from augbench.leakage.stage import embed_splits, guard
+from augbench.leakage.stage import embed_pools_block, embed_splits, guard
 from augbench.miniature.corpus.style import clean_images
 from augbench.models import folders
 from augbench.plan import recipes
@@ -36,14 +39,14 @@ from augbench.plan.paths import Plan
 from augbench.prompts.stage import write_prompts
 from augbench.resample import Drawing, draw
 from augbench.retrieval import hunt
-from augbench.retrieval.embed import embed_folder
+from augbench.retrieval.embed import IDENTITY, embed, list_folder
 from augbench.retrieval.embedding_files import open_embeddings
 from augbench.retrieval.exact import ExactBackend
 from augbench.retrieval.images import open_origin
 from augbench.retrieval.manifest import freeze, read_manifest
 from augbench.retrieval.neighbours import Found, merge, metadata_table, take_turns
-from augbench.retrieval.queries import Asked, combine, image_queries
-from augbench.retrieval.search import search
+from augbench.retrieval.queries import Asked, Questions, combine, image_queries
+from augbench.retrieval.search import questions_of, search, search_block
 from augbench.retrieval.selection import FacilityLocation, facility_location, k_center, mmr
 from augbench.retrieval.shortfall import summarise
 from augbench.retrieval.stage import retrieve
@@ -364,7 +367,8 @@ class World:
         embedded = self.folder / "train.npy" if compared else None
         clip, neighbours = self.folder / "clip.json", out / "neighbours.parquet"
         asked = out / "prompts.parquet"
-        search(job, "web", asked, split, clip, self.folder / "embeddings", neighbours, embedded)
+        questions = questions_of(job, "web", asked, split, clip, embedded)
+        search(job, "web", clip, self.folder / "embeddings", questions, neighbours)
         for block in np.array_split(IDS, blocks):
             retrieve(
                 job,
@@ -412,7 +416,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, garment_files: Path) -> Worl
     write_json(folder / "clip.json", clip)
     write_json(folder / "diffusion.json", {"id": "none"})
     job = Job(world.study({}), Store(folder / ".store", folder), 1)
-    embed_folder(job, folder / "corpus", folder / "clip.json", folder / "embeddings")
+    embed(job, list_folder(folder / "corpus"), folder / "clip.json", folder / "embeddings")
     embed_splits(
         job, {"train": folder / "train.parquet"}, folder / "clip.json", {"train": folder / "train.npy"}
     )
@@ -569,6 +573,58 @@ def test_another_block_and_batch_size_gives_the_same_images(
     assert same_bytes(one, world.run(tmp_path / "other", blocks=3, **row))
 
 
+@pytest.fixture(scope="module")
+def in_files(world: World) -> Path:
+    """The corpus's embeddings in seven files."""
+    folder = world.folder / "in_files"
+    (folder / "img_emb").mkdir(parents=True)
+    (folder / "metadata").mkdir()
+    vectors = np.load(world.folder / "embeddings/img_emb/img_emb_00000.npy")
+    table = pq.read_table(world.folder / "embeddings/metadata/metadata_00000.parquet")
+    for number, rows in enumerate(np.array_split(np.arange(len(vectors)), 7)):
+        np.save(folder / f"img_emb/img_emb_{number:05d}.npy", vectors[rows])
+        pq.write_table(table.take(rows), folder / f"metadata/metadata_{number:05d}.parquet")
+    shutil.copy(world.folder / f"embeddings/{IDENTITY}", folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {},
+        {"corpus_share": 0.5},
+        {"query": {"images": "train", "pool": "each", "templates": "simple", "text_weight": 0.5}},
+    ],
+)
+def test_jobs_that_share_a_search_write_the_neighbours_of_one_job(
+    world: World, in_files: Path, tmp_path: Path, row: Mapping[str, Any]
+) -> None:
+    study = world.study({"images_per_class": KEPT_PER_CLASS} | row)
+    prompts, clip, train = tmp_path / "prompts.parquet", world.folder / "clip.json", world.folder
+    write_prompts(study, "web", CLASSES, {class_id: ["x"] * PER_CLASS for class_id in IDS}, prompts)
+    split, embedded = read_split(train / "train.parquet"), train / "train.npy"
+
+    def neighbours(jobs: int) -> pa.Table:
+        execution = study.execution.model_copy(update={"search_jobs": jobs})
+        out = tmp_path / str(jobs)
+        job = Job(study.model_copy(update={"execution": execution}), Store(out / ".store", out), 1)
+        questions = questions_of(job, "web", prompts, split, clip, embedded)
+        if jobs > 1:
+            questions.write(tmp_path / "queries.parquet")
+            questions = Questions.read(tmp_path / "queries.parquet")
+            for block in range(jobs):
+                listed = out / f"{block}.json"
+                search_block(job, "web", clip, in_files, questions, block, listed)
+                names = [f"img_emb_{number:05d}.npy" for number in range(7)][block::jobs]
+                assert read_json(listed)["files"] == names
+            made = job.store.tally.made
+        search(job, "web", clip, in_files, questions, out / "neighbours.parquet", "cpu" if jobs > 1 else None)
+        assert jobs == 1 or job.store.tally.made == made == 7
+        return pq.read_table(out / "neighbours.parquet")
+
+    assert neighbours(1).equals(neighbours(3))
+
+
 @pytest.mark.parametrize("select", ["mmr", "k_center", "facility_location"])
 def test_the_pool_has_the_order_of_the_selection_which_ranked_sets_and_manifests_keep(
     world: World, tmp_path: Path, select: str
@@ -603,7 +659,13 @@ def test_planted_test_images_that_an_image_query_finds_are_named_by_the_guard(
     embedded = {name: tmp_path / f"{name}.npy" for name in splits}
     clip, out = world.folder / "clip.json", tmp_path / "leaks.parquet"
     embed_splits(job, splits, clip, embedded)
+    two = Job(job.study.model_copy(update={"execution": Execution(embed_jobs=2)}), job.store, 1)
+    for block, shards in enumerate((2, 1)):
+        embed_pools_block(two, [each / "index.parquet"], clip, block, tmp_path / "block.json")
+        assert read_json(tmp_path / "block.json") == {"shards": shards}
+    made = job.store.tally.made
     guard(job, {"web": each / "index.parquet"}, splits, embedded, clip, job.study.leakage, {"web": out}, {})
+    assert job.store.tally.made == made, "the shards were embedded by the two jobs"
     sources = {(class_id, number): source for class_id, number, source, _ in pool(each)}
     planted = {(*key, source) for key, source in sources.items() if source.startswith("leak_")}
     test = read_split(splits["test"]).image_ids

@@ -960,7 +960,7 @@ def test_a_corpus_of_parquet_is_embedded_and_its_images_are_found_again(tmp_path
     study = corpus_study(tmp_path / "corpus")
     write_json(tmp_path / "clip.json", fingerprint(MINI / "clip"))
     job = Job(study, Store(tmp_path / "s", tmp_path / "store"), 1)
-    embed.embed_parquet(job, study.corpus, tmp_path / "clip.json", tmp_path / "out")
+    embed.embed(job, embed.list_parquet(study.corpus), tmp_path / "clip.json", tmp_path / "out")
     tables = [pq.read_table(path) for path in sorted((tmp_path / "out/metadata").iterdir())]
     rows = pa.concat_tables(tables).to_pylist()
     assert [(row["id"], row["url"], row["caption"], row["width"]) for row in rows] == [

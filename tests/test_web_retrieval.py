@@ -31,7 +31,7 @@ from augbench.files import read_json, write_json
 from augbench.models.folders import fingerprint
 from augbench.prompts.stage import read_prompts, write_prompts
 from augbench.retrieval.images import open_origin
-from augbench.retrieval.search import search
+from augbench.retrieval.search import questions_of, replay, search
 from augbench.retrieval.shortfall import summarise
 from augbench.retrieval.stage import retrieve
 from augbench.runtime.job import Job
@@ -85,15 +85,15 @@ class Study:
         )
 
     def search(self) -> None:
-        search(
-            self.job,
-            "retrieval",
-            self.path("prompts.parquet"),
-            self.train,
-            self.path("clip.json"),
-            None,
-            self.path("neighbours.parquet"),
+        prompts, clip, out = (
+            self.path(name) for name in ("prompts.parquet", "clip.json", "neighbours.parquet")
         )
+        method = self.job.study.retrieved["retrieval"]
+        if method.manifest is not None:
+            replay(method, prompts, clip, out)
+        else:
+            questions = questions_of(self.job, "retrieval", prompts, self.train, clip)
+            search(self.job, "retrieval", clip, None, questions, out)
 
     def retrieve(self) -> None:
         """Retrieve all classes in one job."""

@@ -72,6 +72,10 @@ def get_search_recipe(wildcards):
     return recipes.search_recipe(UNFOLDED.study, wildcards.method)
 
 
+def get_search_files(wildcards):
+    return UNFOLDED.search_files(wildcards.method)
+
+
 def get_compared_with(wildcards):
     return UNFOLDED.compared_with(wildcards.method)
 

@@ -28,10 +28,38 @@ if STUDY.miniature is not None:
 
 if PLAN.searched:
 
+    if PLAN.embed_blocks:
+
+        rule embed_corpus_block:
+            input:
+                parts=PLAN.corpus_parts,
+                clip=PLAN.clip,
+            output:
+                temp(PLAN.embedded_block()),
+            log:
+                PLAN.log("embed_corpus_block", block="{block}"),
+            benchmark:
+                PLAN.benchmark("embed_corpus_block", block="{block}")
+            wildcard_constraints:
+                block=any_of(PLAN.embed_blocks),
+            priority: 20
+            conda:
+                ENVIRONMENT
+            threads: NEEDS.gpu_threads
+            resources:
+                **NEEDS.gpu_job(3000, 16000, minutes=720),
+            params:
+                recipe=recipes.embed_recipe(STUDY),
+            message:
+                "CLIP embeddings of the corpus, block {wildcards.block}"
+            script:
+                "../scripts/embed_corpus_block.py"
+
     rule embed_corpus:
         input:
             parts=PLAN.corpus_parts,
             clip=PLAN.clip,
+            blocks=[PLAN.embedded_block(block) for block in PLAN.embed_blocks],
         output:
             directory(PLAN.embeddings_folder),
         log:

@@ -6,12 +6,40 @@
 
 for level, searched in enumerate(UNFOLDED.guard_levels):
 
+    for number, block in enumerate(UNFOLDED.embed_blocks):
+
+        rule:
+            name:
+                f"embed_pools_{level}_{block}"
+            input:
+                pools=[UNFOLDED.pool(method) for method in searched],
+                clip=PLAN.clip,
+                excluded=PLAN.excluded,
+            output:
+                temp(UNFOLDED.embedded_pools(level, block)),
+            log:
+                PLAN.log("embed_pools", block=f"{level}_{block}"),
+            benchmark:
+                PLAN.benchmark("embed_pools", block=f"{level}_{block}")
+            conda:
+                ENVIRONMENT
+            threads: NEEDS.gpu_threads
+            resources:
+                **NEEDS.gpu_job(4000, 16000, minutes=240),
+            params:
+                block=number,
+            message:
+                f"CLIP embeddings of added images, block {block}"
+            script:
+                "../scripts/embed_pools.py"
+
     rule:
         name:
             f"leakage_{level}" if level else "leakage"
         input:
             **({f"embedded_{name}": path for name, path in PLAN.embedded_splits.items()} if level else {}),
             pools=[UNFOLDED.pool(method) for method in searched],
+            embedded=UNFOLDED.embedded_in_blocks([level]),
             val=PLAN.splits["val"],
             test=PLAN.splits["test"],
             clip=PLAN.clip,
@@ -42,6 +70,7 @@ if PLAN.guarded:
     rule repeats:
         input:
             pools=[PLAN.pool(method) for method in PLAN.guarded],
+            embedded=UNFOLDED.embedded_in_blocks(range(len(UNFOLDED.guard_levels))),
             train=PLAN.splits["train"],
             clip=PLAN.clip,
             excluded=PLAN.excluded,

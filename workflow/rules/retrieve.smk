@@ -31,8 +31,68 @@ for draw in UNFOLDED.embedded_draws:
             "../scripts/embed_train.py"
 
 
+if UNFOLDED.searched_in_blocks:
+
+    # the queries once, so that all jobs compare with the same bits
+    rule search_queries:
+        input:
+            prompts=UNFOLDED.prompts(),
+            train=get_train,
+            embedded=get_compared_with,
+            clip=PLAN.clip,
+        output:
+            temp(UNFOLDED.queries()),
+        log:
+            UNFOLDED.log("search_queries", "{method}"),
+        benchmark:
+            UNFOLDED.benchmark("search_queries", "{method}")
+        wildcard_constraints:
+            method=any_of(UNFOLDED.searched_in_blocks),
+        priority: 20
+        conda:
+            ENVIRONMENT
+        threads: NEEDS.gpu_threads
+        resources:
+            **NEEDS.gpu_job(3000, 16000, minutes=60),
+        params:
+            recipe=get_search_recipe,
+        message:
+            "queries: {wildcards.method}"
+        script:
+            "../scripts/search_queries.py"
+
+    rule search_block:
+        input:
+            queries=UNFOLDED.queries(),
+            clip=PLAN.clip,
+            corpus=PLAN.searched,
+            fetched=list(PLAN.fetched_corpus),
+        output:
+            temp(UNFOLDED.searched_block()),
+        log:
+            UNFOLDED.log("search_block", "{method}", "{block}"),
+        benchmark:
+            UNFOLDED.benchmark("search_block", "{method}", "{block}")
+        wildcard_constraints:
+            method=any_of(UNFOLDED.searched_in_blocks),
+            block=any_of(UNFOLDED.search_blocks),
+        priority: 20
+        conda:
+            ENVIRONMENT
+        threads: NEEDS.gpu_threads
+        resources:
+            **NEEDS.search_job(),
+        params:
+            recipe=get_search_recipe,
+        message:
+            "search block {wildcards.block} of the corpus: {wildcards.method}"
+        script:
+            "../scripts/search_block.py"
+
+
 rule search:
     input:
+        unpack(get_search_files),
         prompts=UNFOLDED.prompts(),
         train=get_train,
         embedded=get_compared_with,
@@ -54,7 +114,7 @@ rule search:
         ENVIRONMENT
     threads: NEEDS.gpu_threads
     resources:
-        **NEEDS.gpu_job(6000, 32000, minutes=480),
+        **NEEDS.search_job(merges=bool(UNFOLDED.searched_in_blocks)),
     params:
         recipe=get_search_recipe,
     message:

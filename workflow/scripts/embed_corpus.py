@@ -3,13 +3,7 @@
 from augbench.runtime.job import running
 
 with running(snakemake) as job:
-    from augbench.config.corpus import ImageCorpus, MiniatureCorpus
-    from augbench.retrieval.embed import embed_folder, embed_miniature, embed_parquet
+    from augbench.retrieval.embed import embed, list_images
 
-    corpus, inputs, out = job.study.corpus, snakemake.input, snakemake.output[0]
-    if isinstance(corpus, MiniatureCorpus):
-        embed_miniature(job, inputs.parts, inputs.clip, out)
-    elif isinstance(corpus, ImageCorpus):
-        embed_folder(job, corpus.root, inputs.clip, out)
-    else:
-        embed_parquet(job, corpus, inputs.clip, out)
+    inputs = snakemake.input
+    embed(job, list_images(job.study.corpus, inputs.parts), inputs.clip, snakemake.output[0])

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from augbench.config.base import Fraction, Place, Section, key
+from augbench.config.base import Fraction, Place, Positive, Section, key
 
 Search = Literal["exact", "clip_retrieval_index"]
 _SEARCH = (
@@ -139,6 +139,13 @@ class EmbeddingCorpus(PublishedCorpus):
         (),
         "Web addresses of files that belong into `folder`; those that are missing there are fetched. Default: "
         "none.",
+    )
+
+    vectors: Positive | None = key(
+        None,
+        "Number of vectors, which `augbench plan` counts with while the files are not here.",
+        "images",
+        new=True,
     )
 
     @property

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from augbench.config.base import Fraction, Place, Positive, Section, WrittenPlace, key
 from augbench.data.classes import id_meant
@@ -388,6 +388,9 @@ class Report(Section):
     )
 
 
+JobCount = Annotated[int, Field(ge=1, le=1000)]
+
+
 class Execution(Section):
     """Sizes of jobs and batches, and the hardware to use.
 
@@ -402,6 +405,20 @@ class Execution(Section):
         "classes",
     )
     runs_per_job: Positive = key(5, "Classifiers per classify job.", "runs")
+    search_jobs: JobCount = key(
+        1,
+        "Jobs that share the exact search of each row: job i takes file i of the embeddings and every "
+        "search_jobs-th file after it. One more job merges what they found.",
+        "jobs",
+        new=True,
+    )
+    embed_jobs: JobCount = key(
+        1,
+        "Jobs that share the CLIP embedding of a corpus of your own, in the same way, and of the added images "
+        "that are compared with real ones.",
+        "jobs",
+        new=True,
+    )
     batch_size: Positive = key(
         32,
         "Images that are generated together. Where they do not fit into the GPU's memory, the batch is halved, "

@@ -175,15 +175,19 @@ class Study(Section):
                 f"corpus.clip: {self.corpus.clip!r} differs from clip.model, {self.clip.model!r}; "
                 "queries and images must go through the same model"
             )
-        exact = (
-            self.corpus.search == "exact"
-            if isinstance(self.corpus, OwnCorpus)
-            else isinstance(self.corpus, EmbeddingCorpus)
-        )
-        if method.corpus_share < 1 and not exact:
+        if method.corpus_share < 1 and not self.searches_exactly:
             raise ValueError(
                 f"methods.{name}.corpus_share: a server or an index searches all of its corpus; allowed: 1"
             )
+        if self.execution.search_jobs > 1 and not self.searches_exactly:
+            raise ValueError("execution.search_jobs: a server or an index is searched by one job; allowed: 1")
+
+    @property
+    def searches_exactly(self) -> bool:
+        """Whether retrieval compares its queries with every vector of files of embeddings."""
+        if isinstance(self.corpus, OwnCorpus):
+            return self.corpus.search == "exact"
+        return isinstance(self.corpus, EmbeddingCorpus)
 
     def _check_draw(self, name: str, method: DrawMethod) -> None:
         for pool in method.pool_rows:

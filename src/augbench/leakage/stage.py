@@ -112,26 +112,59 @@ def embed_pool(embedder: Embedder, index: pa.Table, folder: Path) -> np.ndarray:
 
     The embeddings of each shard are kept in the store, under its images' hashes.
     """
-    store = embedder.job.store
-    paths = np.array(index.column("path").to_pylist())
-    parts: dict[str, np.ndarray] = {
-        path: np.flatnonzero(paths == path) for path in dict.fromkeys(paths.tolist())
-    }
     embedded: np.ndarray | None = None
-    for members in track(parts.values(), "embed added images", "shard", len(parts)):
-        rows = index.take(members)
-        recipe = embedder.recipe(images=canonical_hash(rows.column("sha256").to_pylist()))
-
-        def write(out: Path, rows: pa.Table = rows) -> None:
-            with out.open("wb") as stream:
-                np.save(stream, embedder.embed(load_images(rows, folder)))
-
-        kept = store.keep("leakage", recipe, ".npy", write, _is_array)
-        vectors = np.load(kept)
+    shards = _rows_of_shards(index)
+    for members in track(shards, "embed added images", "shard", len(shards)):
+        vectors = np.load(_embed_shard(embedder, index.take(members), folder))
         if embedded is None:
             embedded = np.empty((index.num_rows, vectors.shape[1]), np.float16)
         embedded[members] = vectors
     return np.empty((0, 1), np.float16) if embedded is None else embedded
+
+
+def _rows_of_shards(index: pa.Table) -> list[np.ndarray]:
+    """Rows of an index by shard, in the order of the shards' first rows."""
+    paths = np.array(index.column("path").to_pylist())
+    return [np.flatnonzero(paths == path) for path in dict.fromkeys(paths.tolist())]
+
+
+def _embed_shard(embedder: Embedder, rows: pa.Table, folder: Path) -> Path:
+    """Embed the images in some rows of an index, unless the store has them; return the file there."""
+
+    def write(out: Path) -> None:
+        with out.open("wb") as stream:
+            np.save(stream, embedder.embed(load_images(rows, folder)))
+
+    recipe = embedder.recipe(images=canonical_hash(rows.column("sha256").to_pylist()))
+    return embedder.job.store.keep("leakage", recipe, ".npy", write, _is_array)
+
+
+def _read_pool(path: str | Path, excluded: Collection[str]) -> pa.Table:
+    """Read the index of a pool, without the classes that training and scoring leave out."""
+    index = read_index(path)
+    included = [class_id not in excluded for class_id in index.column("class_id").to_pylist()]
+    return index.filter(pa.array(included, pa.bool_()))
+
+
+def embed_pools_block(
+    job: Job,
+    indexes: Sequence[str | Path],
+    clip_path: str | Path,
+    block: int,
+    out: str | Path,
+    excluded: Collection[str] = (),
+) -> None:
+    """Embed one of the ``execution.embed_jobs`` blocks of the shards of pools: shard ``block``, every n-th after it.
+
+    Their embeddings are in the store, where :func:`guard` finds them; ``out`` says how many shards there are.
+    """
+    embedder = Embedder(job, read_json(clip_path))
+    pools = [_read_pool(path, excluded) for path in indexes]
+    shards = [(index, members) for index in pools for members in _rows_of_shards(index)]
+    mine = shards[block :: job.study.execution.embed_jobs]
+    for index, members in track(mine, "embed added images", "shard", len(mine)):
+        _embed_shard(embedder, index.take(members), job.folder)
+    write_json(out, {"shards": len(mine)})
 
 
 def guard(
@@ -175,9 +208,7 @@ def guard(
     embedder = Embedder(job, read_json(clip_path))
     real = [RealImages.open(job, name, path, embeddings[name], excluded) for name, path in splits.items()]
     for method, path in indexes.items():
-        index = read_index(path)
-        included = [class_id not in excluded for class_id in index.column("class_id").to_pylist()]
-        index = index.filter(pa.array(included, pa.bool_()))
+        index = _read_pool(path, excluded)
         leaks = _find_leaks(method, index, embedder, real, limits)
         with atomic_path(leaks_outs[method]) as temporary:
             pq.write_table(leaks, temporary)

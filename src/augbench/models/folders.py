@@ -6,7 +6,7 @@ the loaded model, in evaluation mode, on the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -350,6 +350,8 @@ class ImageTower:
         """Embed batches of pixels in main memory, of at most ``limit.size`` images each.
 
         On a GPU, the next batch is copied there while it embeds one, and results are read one batch behind.
+        On a CPU each of torch's threads embeds a batch of its own, because threads that share the operations
+        of one batch wait for each other after each of them. So their number changes no bit of the result.
 
         Yields
         ------
@@ -363,12 +365,36 @@ class ImageTower:
             found = run_filled(self.embed, limit.size, part) if self.compiled else self.embed(part)
             return torch.nn.functional.normalize(found, dim=-1)
 
+        def in_parts(pixels: torch.Tensor) -> Iterator[torch.Tensor]:
+            return limit.run(partial(embedded, pixels), range(len(pixels)))
+
+        if self.model.device.type == "cpu" and not self.compiled:
+            yield from self._on_cores(in_parts, batches)
+            return
+
         def results() -> Iterator[torch.Tensor]:
             with needing_memory(limit.key, f"the pixels of {limit.size} images"):
                 for pixels in self._uploads.ahead(batches):
-                    yield from limit.run(partial(embedded, pixels), range(len(pixels)))
+                    yield from in_parts(pixels)
 
         yield from behind(results())
+
+    @staticmethod
+    def _on_cores(
+        embedded: Callable[[torch.Tensor], Iterator[torch.Tensor]], batches: Iterable[torch.Tensor]
+    ) -> Iterator[torch.Tensor]:
+        """Yield the embeddings of each batch, in order; torch's threads embed one batch each."""
+        import torch
+
+        from augbench.data.decode import in_order
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for parts in in_order(lambda pixels: list(embedded(pixels)), batches, threads, ahead=2 * threads):
+                yield from parts
+        finally:
+            torch.set_num_threads(threads)
 
     def embed_images(
         self, images: Iterable[Image.Image], limit: BatchLimit, threads: int

@@ -16,7 +16,7 @@ from augbench.data.classes import SHIPPED_TABLES
 from augbench.data.fashion_mnist import FILES
 from augbench.data.flat_folder import label_files
 from augbench.models.folders import model_files
-from augbench.plan.jobs import Block, blocks, job_name
+from augbench.plan.jobs import Block, blocks, job_name, numbers
 
 CORPUS_ROWS_PER_PART = 5000
 
@@ -226,6 +226,15 @@ class InputPaths:
     def embeddings_folder(self) -> str:
         """Folder of embeddings and metadata of a corpus that the study embeds, in clip-retrieval's layout."""
         return self.path("corpus/embeddings")
+
+    @cached_property
+    def embed_blocks(self) -> list[str]:
+        """Names of the jobs that share the embedding of many images; none if one job embeds them all."""
+        return numbers(self.study.execution.embed_jobs)
+
+    def embedded_block(self, block: str = "{block}") -> str:
+        """Path of the number of images of a corpus that one of these jobs has embedded."""
+        return self.path("corpus/embedded", f"{block}.json")
 
     @cached_property
     def searched(self) -> list[str]:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from augbench.errors import UserError
 
-IN_BLOCKS = frozenset({"retrieve", "finetune", "candidates", "generate", "classify"})
+IN_BLOCKS = frozenset({"search_block", "retrieve", "finetune", "candidates", "generate", "classify"})
 JOB_NAME = re.compile(r"(?P<method>.+?)_(?P<block>\d{3,}|all)(?:_part(?P<part>\d+))?(?:_lr.+)?")
 REMEDY = "delete it: nothing else needs it"
 
@@ -53,6 +53,11 @@ def blocks(members: Sequence[str], size: int) -> list[Block]:
 
 
 Member = TypeVar("Member")
+
+
+def numbers(jobs: int) -> list[str]:
+    """Names of the jobs that share some work, their numbers as three digits; none if one job does it all."""
+    return [f"{number:03d}" for number in range(jobs)] if jobs > 1 else []
 
 
 def cut(members: Sequence[Member], size: int) -> list[tuple[str, tuple[Member, ...]]]:

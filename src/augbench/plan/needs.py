@@ -131,6 +131,10 @@ class Needs:
         """Resources of a job that uses one GPU, if the site has any; parameters as in :meth:`job`."""
         return self._gpus(min(1, self.site.gpus_per_job)) | self.job(miniature, full, minutes)
 
+    def search_job(self, merges: bool = False) -> Resources:
+        """Resources of a job that searches a corpus, or that ``merges`` what others have found."""
+        return (self.job if merges else self.gpu_job)(6000, 32000, minutes=480)
+
     def finetune_job(self, method: PersonaliseMethod, classes: int) -> Resources:
         """Resources of a job that fine-tunes ``classes`` classes.
 

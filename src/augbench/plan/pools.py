@@ -9,7 +9,7 @@ from pathlib import Path
 
 from augbench.config.draws import drawn_name
 from augbench.plan.inputs import InputPaths
-from augbench.plan.jobs import Block, FolderBlock, ShardBlock, blocks, cut
+from augbench.plan.jobs import Block, FolderBlock, ShardBlock, blocks, cut, numbers
 
 CLASSES_PER_FOLDER = 5
 # used in place of a candidate's name: the candidate that the study continues with
@@ -76,6 +76,32 @@ class PoolPaths(InputPaths):
     def neighbours(self, method: str = "{method}") -> str:
         """Path of the neighbours of every class's queries."""
         return self.path("retrieval", method, "neighbours.parquet")
+
+    @cached_property
+    def search_blocks(self) -> list[str]:
+        """Names of the jobs that share the search of a row; none if one job searches the whole corpus."""
+        return numbers(self.study.execution.search_jobs) if self.study.searches_exactly else []
+
+    @cached_property
+    def searched_in_blocks(self) -> list[str]:
+        """Rows whose search several jobs share."""
+        searching = (name for name, row in self.study.retrieved.items() if row.manifest is None)
+        return list(searching) if self.search_blocks else []
+
+    def queries(self, method: str = "{method}") -> str:
+        """Path of a row's queries, while several jobs share its search."""
+        return self.path("retrieval", method, "queries.parquet")
+
+    def searched_block(self, method: str = "{method}", block: str = "{block}") -> str:
+        """Path of the list of files that one of these jobs has searched."""
+        return self.path("retrieval", method, "searched", f"{block}.json")
+
+    def search_files(self, method: str) -> dict[str, list[str]]:
+        """Inputs of the job that merges a row's search, by kind; none if it searches by itself."""
+        if method not in self.searched_in_blocks:
+            return {}
+        blocks_of = [self.searched_block(method, block) for block in self.search_blocks]
+        return {"queries": [self.queries(method)], "searched": blocks_of}
 
     def manifest(self, method: str) -> str:
         """Path of the manifest of images that a retrieval method kept."""
@@ -420,6 +446,14 @@ class PoolPaths(InputPaths):
         for method in self.guarded:
             levels.setdefault(self.study.guard_level(method) if dropping else 0, []).append(method)
         return [levels[level] for level in sorted(levels)]
+
+    def embedded_pools(self, level: int, block: str) -> str:
+        """Path of the number of shards that a job has embedded for the search of a level of guarded rows."""
+        return self.path("leakage/embedded", f"{level}_{block}.json")
+
+    def embedded_in_blocks(self, levels: Iterable[int]) -> list[str]:
+        """Files of all jobs that embed the added images of some levels; none if the search embeds them."""
+        return [self.embedded_pools(level, block) for level in levels for block in self.embed_blocks]
 
     @cached_property
     def inheriting(self) -> list[str]:

@@ -190,7 +190,7 @@ def search_recipe(study: Study, name: str) -> Recipe:
         if method.query.clusters is not None:
             asked["query"]["seed"] = study.seed_of(name)
     corpus = (
-        study.corpus.model_dump(mode="json", exclude={"fetch"})
+        study.corpus.model_dump(mode="json", exclude={"fetch", "vectors"})
         if not isinstance(study.corpus, OwnCorpus)
         else {"search": study.corpus.search}
     )
@@ -370,7 +370,7 @@ def table_recipe(study: Study) -> Recipe:
         "dataset": {"further_tests"},
     }
     if isinstance(study.corpus, EmbeddingCorpus):
-        others["corpus"] = {"fetch"}
+        others["corpus"] = {"fetch", "vectors"}
     return {"version": 2, "study": study.model_dump(mode="json", exclude=others)}
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from augbench.batches import in_batches
-from augbench.config.corpus import ParquetCorpus
+from augbench.config.corpus import ImageCorpus, MiniatureCorpus, OwnCorpus, ParquetCorpus
 from augbench.data.decode import Decoded, in_order, try_decode
 from augbench.data.parquet_images import Encoded, ImageRows, is_text, list_corpus_rows, row_name
 from augbench.data.walk import LeftOut, list_corpus, log_left_out, printable
@@ -36,6 +36,10 @@ from augbench.retrieval.web.fates import UNDECODABLE
 from augbench.runtime.fit import BatchLimit
 
 if TYPE_CHECKING:
+    import torch
+    from transformers import CLIPModel, CLIPTokenizer
+
+    from augbench.models.folders import ImageTower
     from augbench.runtime.job import Job
 
 logger = logging.getLogger(__name__)
@@ -52,6 +56,7 @@ PARQUET_METADATA = FOLDER_METADATA.append(pa.field("caption", pa.string()))
 LEFT_OUT = pa.schema([("id", pa.string()), ("fate", pa.string())])
 METADATA = ("id", "url", "caption", "width", "height", "NSFW", "punsafe")
 IDENTITY = "augbench.json"
+KIND, SUFFIXES = "embeddings", (".npy", ".parquet")  # of a part's files in the store
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,33 @@ class _Content:
 
 @dataclass(frozen=True)
 class _Part:
-    """Part of a corpus: its recipe, its number of files, and a function that reads it."""
+    """Part of a corpus: a function that looks at its files for its recipe, its rows, and one that reads it."""
 
-    recipe: Recipe
+    identify: Callable[[], Recipe]
     rows: int
     read: Callable[[], _Content]
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """Names the part's images."""
+        return self.identify()
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What is below the folder of a user's own corpus: its images, and what is left out."""
+
+    root: Path
+    images: Sequence[str]
+    left_out: Sequence[LeftOut]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A corpus that is to be embedded, in parts."""
+
+    parts: Sequence[_Part]
+    own: _Own | None = None
 
 
 def _miniature_part(path: str | Path) -> _Part:
@@ -82,7 +109,7 @@ def _miniature_part(path: str | Path) -> _Part:
         images = (Image.open(BytesIO(data.as_py())).convert("RGB") for data in encoded)
         return _Content(images, table.column("caption").to_pylist(), lambda: table.select(METADATA))
 
-    return _Part({"part": sha256_file(path)}, pq.read_metadata(path).num_rows, read)
+    return _Part(lambda: {"part": sha256_file(path)}, pq.read_metadata(path).num_rows, read)
 
 
 def _content(
@@ -107,9 +134,12 @@ def _folder_part(root: Path, names: Sequence[str]) -> _Part:
         decoded = in_order(try_decode, (root / name for name in names))
         return _content(decoded, ({"id": name, "url": name} for name in names), FOLDER_METADATA)
 
-    stats = [(root / name).stat() for name in names]
-    files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
-    return _Part({"files": canonical_hash(files)}, len(names), read)
+    def identify() -> Recipe:
+        stats = [(root / name).stat() for name in names]
+        files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
+        return {"files": canonical_hash(files)}
+
+    return _Part(identify, len(names), read)
 
 
 def _parquet_part(images: ImageRows, corpus: ParquetCorpus, file: str, places: Sequence[int]) -> _Part:
@@ -132,10 +162,13 @@ def _parquet_part(images: ImageRows, corpus: ParquetCorpus, file: str, places: S
             in_order(decoded, zip(names, images.read(names), strict=True)), metadata, PARQUET_METADATA
         )
 
-    stat = (images.root / file).stat()
-    content = [file, stat.st_size, stat.st_mtime_ns, places[0], places[-1], corpus.image_column]
-    texts = [corpus.caption_column, corpus.url_column]
-    return _Part({"rows": canonical_hash([*content, *texts])}, len(names), read)
+    def identify() -> Recipe:
+        stat = (images.root / file).stat()
+        content = [file, stat.st_size, stat.st_mtime_ns, places[0], places[-1], corpus.image_column]
+        texts = [corpus.caption_column, corpus.url_column]
+        return {"rows": canonical_hash([*content, *texts])}
+
+    return _Part(identify, len(names), read)
 
 
 def _columns(
@@ -155,39 +188,31 @@ def _columns(
     return found
 
 
-def embed_miniature(job: Job, parts: Sequence[str | Path], clip_path: str | Path, out: str | Path) -> None:
-    """Embed every image of the miniature corpus.
-
-    ``similarity`` in the metadata is the cosine similarity of image and caption, as in LAION.
-    """
-    _embed(job, [_miniature_part(path) for path in parts], clip_path, Path(out))
+def list_miniature(parts: Sequence[str | Path]) -> Listing:
+    """List the miniature corpus, which is in the files ``parts``."""
+    return Listing([_miniature_part(path) for path in parts])
 
 
-def embed_folder(job: Job, root: str | Path, clip_path: str | Path, out: str | Path) -> None:
-    """Embed every image below ``root``; ids are paths relative to it.
-
-    ``left_out.parquet`` lists the files and folders that are not embedded (id, fate): those that
-    :mod:`augbench.data.walk` leaves out, and files that can't be decoded.
+def list_folder(root: str | Path) -> Listing:
+    """List every image below ``root``; ids are paths relative to it.
 
     Raises
     ------
     UserError
-        The folder is missing, or none of its files can be decoded.
+        The folder is missing, or has no images.
     """
     root, listing = Path(root), list_corpus(root)
     parts = [_folder_part(root, names) for names in in_batches(listing.images, ROWS_PER_FILE)]
-    _embed_own(job, root, parts, listing.images, listing.left_out, clip_path, Path(out))
+    return Listing(parts, _Own(root, listing.images, listing.left_out))
 
 
-def embed_parquet(job: Job, corpus: ParquetCorpus, clip_path: str | Path, out: str | Path) -> None:
-    """Embed the images in a corpus's Parquet files; ids are names of rows (``a/b.parquet:17``).
-
-    ``left_out.parquet`` lists the files and rows that are not embedded, as for a folder of images.
+def list_parquet(corpus: ParquetCorpus) -> Listing:
+    """List the images in a corpus's Parquet files; ids are names of rows (``a/b.parquet:17``).
 
     Raises
     ------
     UserError
-        The folder is missing, or none of its rows has an image that can be decoded.
+        The folder is missing, or none of its files has rows with images.
     """
     images, listed = list_corpus_rows(corpus)
     parts = [
@@ -195,77 +220,140 @@ def embed_parquet(job: Job, corpus: ParquetCorpus, clip_path: str | Path, out: s
         for file, count in listed.rows.items()
         for places in in_batches(range(count), ROWS_PER_FILE)
     ]
-    _embed_own(job, images.root, parts, listed.names(), listed.left_out, clip_path, Path(out))
+    return Listing(parts, _Own(images.root, listed.names(), listed.left_out))
 
 
-def _embed_own(
-    job: Job,
-    root: Path,
-    parts: Sequence[_Part],
-    names: Sequence[str],
-    left_out: Sequence[LeftOut],
-    clip_path: str | Path,
-    out: Path,
-) -> None:
-    """Embed images of the user's own, which are below ``root``, and list what is left out."""
-    _embed(job, parts, clip_path, out)
+def list_images(corpus: OwnCorpus, miniature: Sequence[str | Path]) -> Listing:
+    """List a corpus of any kind that a study embeds itself; ``miniature`` are the files of the miniature."""
+    if isinstance(corpus, MiniatureCorpus):
+        return list_miniature(miniature)
+    return list_folder(corpus.root) if isinstance(corpus, ImageCorpus) else list_parquet(corpus)
+
+
+def embed(job: Job, listing: Listing, clip_path: str | Path, out: str | Path) -> None:
+    """Embed a corpus; each part goes to the store, so that an interrupted job resumes with the next part.
+
+    ``similarity`` in the metadata of the miniature corpus is the cosine similarity of image and caption, as
+    in LAION. For a corpus of the user's own, ``left_out.parquet`` lists the files, folders and rows that are
+    not embedded (id, fate): those that :mod:`augbench.data.walk` leaves out, and images that can't be
+    decoded.
+
+    Raises
+    ------
+    UserError
+        None of the images can be decoded.
+    """
+    out = Path(out)
+    shutil.rmtree(out, ignore_errors=True)
+    embedding = _Embedding(job, read_json(clip_path), sum(part.rows for part in listing.parts))
+    recipes = [embedding.provide(part) for part in listing.parts]
+    for number, recipe in enumerate(recipes):
+        if not pq.read_metadata(job.store.path(KIND, recipe, ".parquet")).num_rows:
+            continue  # none of its files can be decoded
+        job.store.publish(KIND, recipe, out / "img_emb" / f"img_emb_{number:05d}.npy")
+        job.store.publish(KIND, recipe, out / "metadata" / f"metadata_{number:05d}.parquet")
+    write_json(out / IDENTITY, {"clip": embedding.clip["id"], "corpus": canonical_hash(recipes)})
+    if listing.own is not None:
+        _write_left_out(listing.own, out)
+
+
+def embed_block(job: Job, listing: Listing, clip_path: str | Path, block: int, out: str | Path) -> None:
+    """Embed one of the ``execution.embed_jobs`` blocks of a corpus: part ``block`` and every n-th after it.
+
+    Its embeddings are in the store, where :func:`embed` finds them; ``out`` says how many images it has.
+    """
+    parts = listing.parts[block :: job.study.execution.embed_jobs]
+    images = sum(part.rows for part in parts)
+    embedding = _Embedding(job, read_json(clip_path), images)
+    for part in parts:
+        recipe = embedding.provide(part)
+        for suffix in SUFFIXES:
+            job.store.note_use(KIND, recipe, suffix)
+    write_json(out, {"parts": len(parts), "images": images})
+
+
+def _write_left_out(own: _Own, out: Path) -> None:
+    """List what a user's own corpus has that is not among the embeddings in ``out``."""
     metadata = sorted((out / "metadata").glob("*.parquet"))
     embedded = {name for path in metadata for name in pq.read_table(path, columns=["id"])["id"].to_pylist()}
     if not embedded:
-        found = f"none of the {len(names)} images in {str(root)!r} can be decoded"
+        found = f"none of the {len(own.images)} images in {str(own.root)!r} can be decoded"
         raise UserError("corpus.root", found, "allowed: a folder of images; the log of this job names each")
-    broken = [LeftOut(name, UNDECODABLE) for name in names if name not in embedded]
-    rows = [{"id": printable(one.name), "fate": one.reason} for one in (*left_out, *broken)]
-    log_left_out("corpus", [*left_out, *broken])
+    broken = [LeftOut(name, UNDECODABLE) for name in own.images if name not in embedded]
+    rows = [{"id": printable(one.name), "fate": one.reason} for one in (*own.left_out, *broken)]
+    log_left_out("corpus", [*own.left_out, *broken])
     pq.write_table(pa.Table.from_pylist(rows, LEFT_OUT), out / "left_out.parquet")
 
 
-def _embed(job: Job, parts: Sequence[_Part], clip_path: str | Path, out: Path) -> None:
-    """Embed parts; each goes to the store, so that an interrupted job resumes with the next part."""
-    import torch
+class _Embedding:
+    """Embeds parts of a corpus; the model is loaded only if the store lacks one."""
 
-    from augbench.models.folders import embed_texts, load_clip, load_image_tower, pick_device
+    def __init__(self, job: Job, clip: Mapping[str, Any], images: int) -> None:
+        self.job, self.clip = job, clip
+        self.progress = Progress("embed corpus", images, "image")
 
-    clip = read_json(clip_path)
-    device = pick_device(job.study.execution.device)
-    model, tokenizer = load_clip(clip["folder"], device)
-    on_gpu = device.type == "cuda"
-    # the result is stored as float16, so computing in float16 changes at most its last digit
-    tower = load_image_tower(
-        clip["folder"], device, model, half=on_gpu, compiled=on_gpu and job.study.execution.compile
-    )
-    limit = BatchLimit(BATCH[device.type], "embedding the corpus")
-    progress = Progress("embed corpus", sum(part.rows for part in parts), "image")
+    @cached_property
+    def _device(self) -> torch.device:
+        from augbench.models.folders import pick_device
 
-    def embed_images(images: Iterable[Image.Image]) -> torch.Tensor:
-        vectors = [torch.empty((0, model.config.projection_dim))]
-        for embedded in tower.embed_images(images, limit, job.threads):
+        return pick_device(self.job.study.execution.device)
+
+    @cached_property
+    def _texts(self) -> tuple[CLIPModel, CLIPTokenizer]:
+        from augbench.models.folders import load_clip
+
+        return load_clip(self.clip["folder"], self._device)
+
+    @cached_property
+    def _tower(self) -> ImageTower:
+        from augbench.models.folders import load_image_tower
+
+        on_gpu = self._device.type == "cuda"
+        # the result is stored as float16, so computing in float16 changes at most its last digit
+        return load_image_tower(
+            self.clip["folder"],
+            self._device,
+            self._texts[0],
+            half=on_gpu,
+            compiled=on_gpu and self.job.study.execution.compile,
+        )
+
+    @cached_property
+    def _limit(self) -> BatchLimit:
+        return BatchLimit(BATCH[self._device.type], "embedding the corpus")
+
+    def provide(self, part: _Part) -> Recipe:
+        """Embed a part, unless the store has it; return its key."""
+        recipe = {"version": 2, "model": self.clip["id"], **part.recipe}
+        store = self.job.store
+        with store.claim(KIND, recipe):
+            if all(store.has(KIND, recipe, suffix) for suffix in SUFFIXES):
+                self.progress.update(part.rows, "from the store")
+                return recipe
+            content = part.read()
+            vectors = self._images(content.images)
+            kept = content.metadata()
+            if content.captions is not None:
+                kept = kept.append_column("similarity", self._similarity(vectors, content.captions))
+            store.commit(KIND, recipe, ".npy", partial(np.save, arr=vectors.half().numpy()))
+            store.commit(KIND, recipe, ".parquet", partial(pq.write_table, kept))
+        return recipe
+
+    def _images(self, images: Iterable[Image.Image]) -> torch.Tensor:
+        import torch
+
+        vectors = [torch.empty((0, self._texts[0].config.projection_dim))]
+        for embedded in self._tower.embed_images(images, self._limit, self.job.threads):
             vectors.append(embedded)
-            progress.update(len(embedded))
+            self.progress.update(len(embedded))
         return torch.cat(vectors)
 
-    shutil.rmtree(out, ignore_errors=True)
-    recipes = [{"version": 2, "model": clip["id"], **part.recipe} for part in parts]
-    for number, (part, recipe) in enumerate(zip(parts, recipes, strict=True)):
-        with job.store.claim("embeddings", recipe):
-            if all(job.store.has("embeddings", recipe, suffix) for suffix in (".npy", ".parquet")):
-                progress.update(part.rows, "from the store")
-            else:
-                content = part.read()
-                vectors = embed_images(content.images)
-                kept = content.metadata()
-                if content.captions is not None:
-                    texts = embed_texts(model, tokenizer, content.captions).cpu()
-                    similarity = (vectors * texts).sum(1).numpy()
-                    kept = kept.append_column("similarity", pa.array(similarity, pa.float32()))
-                half = vectors.half().numpy()
-                job.store.commit("embeddings", recipe, ".npy", partial(np.save, arr=half))
-                job.store.commit("embeddings", recipe, ".parquet", partial(pq.write_table, kept))
-        if not pq.read_metadata(job.store.path("embeddings", recipe, ".parquet")).num_rows:
-            continue  # none of its files can be decoded
-        job.store.publish("embeddings", recipe, out / "img_emb" / f"img_emb_{number:05d}.npy")
-        job.store.publish("embeddings", recipe, out / "metadata" / f"metadata_{number:05d}.parquet")
-    write_json(out / IDENTITY, {"clip": clip["id"], "corpus": canonical_hash(recipes)})
+    def _similarity(self, vectors: torch.Tensor, captions: Sequence[str]) -> pa.Array:
+        """Cosine similarity of each image and its caption."""
+        from augbench.models.folders import embed_texts
+
+        texts = embed_texts(*self._texts, captions).cpu()
+        return pa.array((vectors * texts).sum(1).numpy(), pa.float32())
 
 
 def build_index(embeddings: str | Path, index_folder: str | Path, threads: int) -> None:

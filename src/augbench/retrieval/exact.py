@@ -1,7 +1,8 @@
 """Exact search: the k nearest images of every query, without an index and without the corpus in memory.
 
-The result does not depend on the tile size, the number of threads, the order of the work or the device. The
-files are read once for all queries, tile by tile, while the previous tile is compared with all queries.
+The result does not depend on the tile size, the number of threads, the order of the work, the device, or the
+number of jobs that share the files. The files are read once for all queries, tile by tile, while the previous
+tile is compared with all queries.
 :mod:`augbench.retrieval.comparison` explains why this is exact at the speed of a matrix product.
 """
 
@@ -9,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,90 +94,152 @@ def search(
     UserError
         Queries and images have different dimensions, no vector can be compared, or a file is damaged.
     """
-    queries = np.ascontiguousarray(queries, np.float32)
-    if (
-        queries.ndim != 2
-        or not len(queries)
-        or not np.allclose(np.linalg.norm(queries, axis=1), 1, atol=UNIT_TOLERANCE)
-    ):
-        raise ValueError(f"queries of shape {queries.shape}: float32 (Q, D) of unit length needed")
-    if k < 1 or not 0 < share <= 1 or rows_per_tile < 1:
-        raise ValueError(
-            f"k {k}, share {share}, rows_per_tile {rows_per_tile}: "
-            "k >= 1, 0 < share <= 1 and rows_per_tile >= 1 needed"
-        )
-    for file in files:
-        if file.dimension != queries.shape[1]:
-            allowed = f"queries have {queries.shape[1]}: both must come from the same CLIP model"
-            raise UserError(str(file.source.path), f"{file.dimension} numbers per vector", allowed)
-        if file.rows > MOST_ROWS:
-            raise UserError(
-                str(file.source.path), f"{file.rows} rows", f"at most {MOST_ROWS} rows per file; split it"
-            )
-    store = partial if isinstance(partial, Store) else Store(Path(partial))
-    asked = {
-        "version": 1,
-        "queries": hashlib.sha256(repr(queries.shape).encode() + queries.tobytes()).hexdigest(),
-        "k": k,
-    }
-    if share < 1:
-        asked |= {"share": share, "seed": seed}
-    recipes = [{**asked, "file": file.identity()} for file in files]
-    with needing_memory(STAGE, f"{len(queries)} queries"):
-        comparison = Comparison(queries, k, device, product)
+    found = _Search(files, queries, k, partial, rows_per_tile, device, share, seed, product)
+    with found.claimed():
+        return found.hits()
 
-    with store.claim(KIND, {**asked, "files": [recipe["file"] for recipe in recipes]}):
+
+def fill(files: Sequence[EmbeddingFile], queries: np.ndarray, k: int, **options: Any) -> None:
+    """Search some of the files of a later :func:`search`, which takes their partial results from the store.
+
+    Several jobs may each do this for other files. Arguments are as in :func:`search`.
+    """
+    if files:
+        found = _Search(files, queries, k, **options)
+        with found.claimed():
+            found.fill()
+
+
+class _Search:
+    """A search: its files, the recipes of their partial results, and the store that keeps these."""
+
+    def __init__(
+        self,
+        files: Sequence[EmbeddingFile],
+        queries: np.ndarray,
+        k: int,
+        partial: str | Path | Store,
+        rows_per_tile: int = ROWS_PER_TILE,
+        device: str = "cpu",
+        share: float = 1.0,
+        seed: int = 0,
+        product: str | None = None,
+    ) -> None:
+        self.files, self.queries, self.k = files, np.ascontiguousarray(queries, np.float32), k
+        self.rows_per_tile, self.device, self.product = rows_per_tile, device, product
+        self.share, self.seed = share, seed
+        self._check()
+        self.store = partial if isinstance(partial, Store) else Store(Path(partial))
+        shape_and_numbers = repr(self.queries.shape).encode() + self.queries.tobytes()
+        self.asked = {"version": 1, "queries": hashlib.sha256(shape_and_numbers).hexdigest(), "k": k}
+        if share < 1:
+            self.asked |= {"share": share, "seed": seed}
+        self.recipes = [{**self.asked, "file": file.identity()} for file in files]
+
+    def _check(self) -> None:
+        """Check the arguments; raises as :func:`search`."""
+        queries, wide = self.queries, self.queries.ndim == 2 and len(self.queries)
+        if not wide or not np.allclose(np.linalg.norm(queries, axis=1), 1, atol=UNIT_TOLERANCE):
+            raise ValueError(f"queries of shape {queries.shape}: float32 (Q, D) of unit length needed")
+        if self.k < 1 or not 0 < self.share <= 1 or self.rows_per_tile < 1:
+            raise ValueError(
+                f"k {self.k}, share {self.share}, rows_per_tile {self.rows_per_tile}: "
+                "k >= 1, 0 < share <= 1 and rows_per_tile >= 1 needed"
+            )
+        for file in self.files:
+            path = str(file.source.path)
+            if file.dimension != queries.shape[1]:
+                allowed = f"queries have {queries.shape[1]}: both must come from the same CLIP model"
+                raise UserError(path, f"{file.dimension} numbers per vector", allowed)
+            if file.rows > MOST_ROWS:
+                raise UserError(path, f"{file.rows} rows", f"at most {MOST_ROWS} rows per file; split it")
+
+    def claimed(self) -> AbstractContextManager[None]:
+        """Claim the search, after waiting for others that search the same files."""
+        return self.store.claim(KIND, {**self.asked, "files": [recipe["file"] for recipe in self.recipes]})
+
+    def hits(self) -> Hits:
+        """Search the files without a partial result, and merge the results of all."""
         while True:
-            kept = [store.has(KIND, recipe, ".npz", Partial.is_whole) for recipe in recipes]
-            unfinished = [file for file, there in zip(files, kept, strict=True) if not there]
-            done = sum(file.rows for file, there in zip(files, kept, strict=True) if there)
-            progress = Progress("exact search", sum(file.rows for file in files), "vector", done)
-            best, highest = _Best(len(queries), k), np.full(len(queries), -np.inf, np.float32)
-            made = _pieces(unfinished, rows_per_tile, share, seed, comparison.reading)
-            with (
-                needing_memory(STAGE, f"{rows_per_tile} vectors and {len(queries)} queries"),
-                comparison.workers() as compare,
-                closing(_read_ahead(made)) as pieces,
-            ):
-                for number, (file, recipe, there) in enumerate(zip(files, recipes, kept, strict=True)):
-                    if not there:
-                        nearest = comparison.begin(best.floor())
-                        for piece in pieces:
-                            if piece is None:
-                                break
-                            compare(piece.vectors, piece.rows, nearest)
-                            progress.update(piece.read)
-                        compare.finish()
-                        if nearest.left_out:
-                            logger.warning(
-                                "%s: %d vectors are zero or not finite and are left out, the first in row %d",
-                                file.source.path,
-                                len(nearest.left_out),
-                                min(nearest.left_out),
-                            )
-                        store.commit(KIND, recipe, ".npz", nearest.result().write)
-                    else:
-                        store.tally.reused += 1
-                    store.note_use(KIND, recipe, ".npz")
-                    found = Partial.read(store.path(KIND, recipe, ".npz"))
-                    best.merge(number, found)
-                    highest = np.maximum(highest, found.floor)
+            best, highest = self.fill()
             if (highest <= best.floor()).all():
-                logger.info("exact search: %d files, %s", len(files), store.tally)
-                if not best.hits().row.size:
-                    raise UserError(
-                        str(files[0].source.path.parent),
-                        "no vector to compare with: all are zero, not finite or outside corpus_share",
-                        "embed the images again, or raise corpus_share",
-                    )
-                return best.hits()
-            paths = [store.path(KIND, recipe, ".npz") for recipe in recipes]
-            outdated = [path for path in paths if (Partial.read(path).floor > best.floor()).any()]
+                break
+            outdated = [path for path in self._kept() if (Partial.read(path).floor > best.floor()).any()]
             logger.info(
                 "exact search: files of an earlier search are gone; searching %d again", len(outdated)
             )
             for path in outdated:
                 path.unlink()
+        logger.info("exact search: %d files, %s", len(self.files), self.store.tally)
+        if not best.hits().row.size:
+            raise UserError(
+                str(self.files[0].source.path.parent),
+                "no vector to compare with: all are zero, not finite or outside corpus_share",
+                "embed the images again, or raise corpus_share",
+            )
+        return best.hits()
+
+    def _kept(self) -> list[Path]:
+        return [self.store.path(KIND, recipe, ".npz") for recipe in self.recipes]
+
+    def fill(self) -> tuple[_Best, np.ndarray]:
+        """Search the files without a partial result, in order.
+
+        Returns
+        -------
+        _Best, ndarray of float32 (Q,)
+            The nearest images of all files, and each query's highest floor among the partial results.
+        """
+        there = [self.store.has(KIND, recipe, ".npz", Partial.is_whole) for recipe in self.recipes]
+        best = _Best(len(self.queries), self.k)
+        highest = np.full(len(self.queries), -np.inf, np.float32)
+        with closing(self._compare(there, best.floor)) as made:
+            for number, (recipe, kept) in enumerate(zip(self.recipes, there, strict=True)):
+                if kept:
+                    self.store.tally.reused += 1
+                else:
+                    self.store.commit(KIND, recipe, ".npz", next(made).write)
+                self.store.note_use(KIND, recipe, ".npz")
+                found = Partial.read(self.store.path(KIND, recipe, ".npz"))
+                best.merge(number, found)
+                highest = np.maximum(highest, found.floor)
+        return best, highest
+
+    def _compare(
+        self, there: Sequence[bool], floor: Callable[[], np.ndarray]
+    ) -> Generator[Partial, None, None]:
+        """Yield the results of the files that are not ``there``, in order; nothing is loaded for none.
+
+        ``floor`` gives the floor of the next one (:class:`~augbench.retrieval.comparison.Partial`).
+        """
+        unfinished = [file for file, kept in zip(self.files, there, strict=True) if not kept]
+        everything = sum(file.rows for file in self.files)
+        done = everything - sum(file.rows for file in unfinished)
+        progress = Progress("exact search", everything, "vector", done)
+        with needing_memory(STAGE, f"{len(self.queries)} queries"):
+            comparison = Comparison(self.queries, self.k, self.device, self.product)
+        made = _pieces(unfinished, self.rows_per_tile, self.share, self.seed, comparison.reading)
+        with (
+            needing_memory(STAGE, f"{self.rows_per_tile} vectors and {len(self.queries)} queries"),
+            comparison.workers() as compare,
+            closing(_read_ahead(made)) as pieces,
+        ):
+            for file in unfinished:
+                nearest = comparison.begin(floor())
+                for piece in pieces:
+                    if piece is None:
+                        break
+                    compare(piece.vectors, piece.rows, nearest)
+                    progress.update(piece.read)
+                compare.finish()
+                if nearest.left_out:
+                    logger.warning(
+                        "%s: %d vectors are zero or not finite and are left out, the first in row %d",
+                        file.source.path,
+                        len(nearest.left_out),
+                        min(nearest.left_out),
+                    )
+                yield nearest.result()
 
 
 class _Best:
@@ -359,18 +422,22 @@ class ExactBackend:
     rows_per_tile: int = ROWS_PER_TILE
     name: str = field(default="exact", init=False)
 
+    @property
+    def _options(self) -> dict[str, Any]:
+        names = ("rows_per_tile", "device", "share", "seed")
+        return {"partial": self.store, **{name: getattr(self, name) for name in names}}
+
+    def block(self, number: int, of: int) -> Sequence[EmbeddingFile]:
+        """Return the files of one of ``of`` blocks: file ``number``, ``number + of``, and so on."""
+        return self.files[number::of]
+
+    def fill(self, queries: np.ndarray, k: int, number: int, of: int) -> None:
+        """Search one block of the files; :meth:`search` then takes its results from the store."""
+        fill(self.block(number, of), queries, k, **self._options)
+
     def search(self, queries: np.ndarray, k: int, sizes: Sequence[int] | None = None) -> list[Found]:
         """Search as :class:`~augbench.retrieval.neighbours.Backend` says."""
-        hits = search(
-            self.files,
-            queries,
-            k,
-            partial=self.store,
-            rows_per_tile=self.rows_per_tile,
-            device=self.device,
-            share=self.share,
-            seed=self.seed,
-        )
+        hits = search(self.files, queries, k, **self._options)
         if sizes is None:
             return collect(hits, self.files)
         hits, query = merge_hits(hits, sizes)

@@ -1,17 +1,24 @@
 """Query vectors: of a text, of training images in CLIP space, or of both.
 
 Input: a method's query, the prompts, the CLIP embeddings of the training images. Output: one or several
-named query vectors per class. The name says in every neighbour's row which query found it.
+named query vectors per class. The name says in every neighbour's row which query found it. If several jobs
+share a search, a file has the queries, so that all compare with the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from augbench.artifacts.parquet import REMAKE
 from augbench.config.methods import Query
+from augbench.errors import UserError
+from augbench.files import atomic_path
 from augbench.seeds import derive_seed
 
 
@@ -21,6 +28,68 @@ class Asked:
 
     name: str
     vector: np.ndarray
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Queries of a method by class id, and the number of images that each class may need, its k."""
+
+    asked: Mapping[str, Sequence[Asked]]
+    limits: Mapping[str, int]
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """Vectors of all queries, class by class, float32 ``(Q, D)``."""
+        return np.stack([query.vector for of_class in self.asked.values() for query in of_class])
+
+    @property
+    def k(self) -> int:
+        """Images that are searched for each query."""
+        return max(self.limits.values())
+
+    @property
+    def sizes(self) -> list[int] | None:
+        """Number of queries of each class; None if each has one."""
+        sizes = [len(of_class) for of_class in self.asked.values()]
+        return sizes if max(sizes) > 1 else None
+
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """Names of the queries by class id."""
+        return {class_id: [query.name for query in of_class] for class_id, of_class in self.asked.items()}
+
+    def write(self, path: str | Path) -> None:
+        """Write a table with one row per query, class by class; the vectors keep all their bits."""
+        queries = [(class_id, query) for class_id, of_class in self.asked.items() for query in of_class]
+        vectors = self.vectors
+        columns = {
+            "class_id": [class_id for class_id, _ in queries],
+            "query": [query.name for _, query in queries],
+            "k": [self.limits[class_id] for class_id, _ in queries],
+            "vector": pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1]),
+        }
+        with atomic_path(path) as temporary:
+            pq.write_table(pa.table(columns), temporary)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Questions:
+        """Read what :meth:`write` has written.
+
+        Raises
+        ------
+        UserError
+            The file is damaged.
+        """
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(str(path), f"damaged ({str(error).splitlines()[0]})", REMAKE) from None
+        vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+        names = table.drop_columns("vector").to_pylist()
+        asked: dict[str, list[Asked]] = {}
+        for row, vector in zip(names, vectors, strict=True):
+            asked.setdefault(row["class_id"], []).append(Asked(row["query"], vector))
+        return cls(asked, {row["class_id"]: row["k"] for row in names})
 
 
 def unit_mean(vectors: np.ndarray) -> np.ndarray:

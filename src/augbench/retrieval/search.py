@@ -1,7 +1,8 @@
 """Search: find the neighbours of each class's query with the backend that the config names.
 
 Input: a method's prompts, a CLIP model, a corpus. Output: ``retrieval/{method}/neighbours.parquet``. The
-queries of all classes are searched together, so that the exact search reads a corpus once.
+queries of all classes are searched together, so that the exact search reads a corpus once. Several jobs may
+share the corpus's files; their results meet in the store.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from augbench.config.methods import RetrieveMethod
 from augbench.config.study import Study
 from augbench.data.splits import Split
 from augbench.errors import UserError
-from augbench.files import read_json
+from augbench.files import read_json, write_json
 from augbench.personalise.tasks import check_clusters
 from augbench.prompts.stage import read_prompts
 from augbench.retrieval.embed import IDENTITY
+from augbench.retrieval.embedding_files import open_embeddings
+from augbench.retrieval.exact import ExactBackend
 from augbench.retrieval.hunt import prefix_sizes, sought_images, wanted_images
 from augbench.retrieval.index import IndexBackend, ServerBackend
 from augbench.retrieval.manifest import read_manifest
 from augbench.retrieval.neighbours import Backend, write_neighbours
-from augbench.retrieval.queries import Asked, class_queries
+from augbench.retrieval.queries import Asked, Questions, class_queries
 
 if TYPE_CHECKING:
     from augbench.runtime.job import Job
@@ -36,7 +39,11 @@ logger = logging.getLogger(__name__)
 
 
 def open_backend(
-    job: Job, method: RetrieveMethod, clip_path: str | Path, corpus_folder: str | Path | None
+    job: Job,
+    method: RetrieveMethod,
+    clip_path: str | Path,
+    corpus_folder: str | Path | None,
+    device: str | None = None,
 ) -> Backend:
     """Open the search backend of the study's corpus.
 
@@ -46,23 +53,23 @@ def open_backend(
         Fingerprint of the CLIP model that embeds the queries.
     corpus_folder : path, optional
         Embeddings or index of a corpus that the study embeds itself.
+    device : str, optional
+        Device that compares vectors. Default: the study's.
 
     Raises
     ------
     UserError
         The corpus is missing, or it was embedded with another CLIP model.
     """
-    from augbench.models.folders import pick_device
-    from augbench.retrieval.embedding_files import open_embeddings
-    from augbench.retrieval.exact import ExactBackend
-
     study, clip = job.study, read_json(clip_path)
     corpus = study.corpus
-    device = str(pick_device(study.execution.device))
     if isinstance(corpus, ServerCorpus):
         return ServerBackend(corpus.url, corpus.index)
     if isinstance(corpus, IndexCorpus):
         return IndexBackend(corpus.folder, clip["id"], clip["folder"])
+    if isinstance(corpus, OwnCorpus) and corpus.search == "clip_retrieval_index":
+        return IndexBackend(str(corpus_folder), clip["id"], clip["folder"])
+    device = device or _device(study)
     if isinstance(corpus, EmbeddingCorpus):
         files = open_embeddings(
             corpus.folder,
@@ -71,9 +78,7 @@ def open_backend(
             {str(name): column for name, column in corpus.columns.items()},
         )
         return ExactBackend(files, job.store, device, method.corpus_share, study.seed)
-    assert isinstance(corpus, OwnCorpus) and corpus_folder is not None
-    if corpus.search == "clip_retrieval_index":
-        return IndexBackend(corpus_folder, clip["id"], clip["folder"])
+    assert corpus_folder is not None
     if (made_with := read_json(Path(corpus_folder) / IDENTITY)["clip"]) != clip["id"]:
         raise UserError(
             str(corpus_folder),
@@ -81,6 +86,12 @@ def open_backend(
             f"a query by CLIP {clip['id']} needs embeddings of the same model",
         )
     return ExactBackend(open_embeddings(corpus_folder), job.store, device, method.corpus_share, study.seed)
+
+
+def _device(study: Study) -> str:
+    from augbench.models.folders import pick_device
+
+    return str(pick_device(study.execution.device))
 
 
 def embed_queries(queries: Mapping[str, str], clip_folder: str, study: Study) -> np.ndarray:
@@ -139,53 +150,92 @@ def ask(
     }
 
 
-def search(
+def questions_of(
     job: Job,
     name: str,
     prompts_path: str | Path,
     train: Split,
     clip_path: str | Path,
-    corpus_folder: str | Path | None,
-    out: str | Path,
     embedded_train: str | Path | None = None,
-) -> None:
-    """Write the neighbours of every class: its largest k (paper, section 3.2), or the images of a manifest.
+) -> Questions:
+    """Return a method's queries and the k of every class: the largest that it may need (paper, section 3.2).
 
     Parameters
     ----------
     train : Split
         The training split.
-    corpus_folder : path, optional
-        As in :func:`open_backend`.
     embedded_train : path, optional
         As in :func:`ask`.
     """
-    method = job.study.retrieved[name]
-    rows = {class_id: rows[0]["prompt"] for (class_id, _), rows in read_prompts(prompts_path).items()}
-    texts = {class_id: None if text is None else str(text) for class_id, text in rows.items()}
-    training_images = Counter(train.class_ids)
-    clip = read_json(clip_path)
-    if method.manifest is not None:
-        manifest = read_manifest(method.manifest)
-        queries = {class_id: str(text) for class_id, text in texts.items()}
-        write_neighbours(
-            out, manifest.found(list(queries)), queries, f"manifest {method.manifest}", clip["id"]
-        )
-        return
-    wanted = wanted_images(method, training_images)
+    method, texts = job.study.retrieved[name], _texts(prompts_path)
+    wanted = wanted_images(method, Counter(train.class_ids))
     limits = {
         class_id: prefix_sizes(method, sought_images(method, wanted[class_id]))[-1] for class_id in texts
     }
-    asked = ask(job.study, name, texts, clip["folder"], train, embedded_train)
-    backend = open_backend(job, method, clip_path, corpus_folder)
-    vectors = np.stack([query.vector for of_class in asked.values() for query in of_class])
-    sizes = [len(of_class) for of_class in asked.values()]
-    several = sizes if max(sizes) > 1 else None
-    found = dict(zip(asked, backend.search(vectors, max(limits.values()), several), strict=True))
+    clip_folder = read_json(clip_path)["folder"]
+    return Questions(ask(job.study, name, texts, clip_folder, train, embedded_train), limits)
+
+
+def _texts(prompts_path: str | Path) -> dict[str, str | None]:
+    """Text of each class's query; None if it asks with images only."""
+    rows = {class_id: rows[0]["prompt"] for (class_id, _), rows in read_prompts(prompts_path).items()}
+    return {class_id: None if text is None else str(text) for class_id, text in rows.items()}
+
+
+def search(
+    job: Job,
+    name: str,
+    clip_path: str | Path,
+    corpus_folder: str | Path | None,
+    questions: Questions,
+    out: str | Path,
+    device: str | None = None,
+) -> None:
+    """Write the neighbours of every class.
+
+    Parameters
+    ----------
+    corpus_folder : path, optional
+        As in :func:`open_backend`.
+    device : str, optional
+        Device that compares vectors. Default: the study's.
+    """
+    backend = open_backend(job, job.study.retrieved[name], clip_path, corpus_folder, device)
+    results = backend.search(questions.vectors, questions.k, questions.sizes)
+    found = dict(zip(questions.asked, results, strict=True))
     write_neighbours(
         out,
-        {class_id: result.first(limits[class_id]) for class_id, result in found.items()},
-        {class_id: [query.name for query in of_class] for class_id, of_class in asked.items()},
+        {class_id: result.first(questions.limits[class_id]) for class_id, result in found.items()},
+        questions.names,
         backend.name,
-        clip["id"],
+        read_json(clip_path)["id"],
     )
+
+
+def search_block(
+    job: Job,
+    name: str,
+    clip_path: str | Path,
+    corpus_folder: str | Path | None,
+    questions: Questions,
+    block: int,
+    out: str | Path,
+) -> None:
+    """Search one of the ``execution.search_jobs`` blocks of the corpus's files, and list these in ``out``.
+
+    What it finds is in the store, where :func:`search` finds it.
+    """
+    blocks = job.study.execution.search_jobs
+    backend = open_backend(job, job.study.retrieved[name], clip_path, corpus_folder)
+    assert isinstance(backend, ExactBackend)
+    backend.fill(questions.vectors, questions.k, block, blocks)
+    files = backend.block(block, blocks)
+    write_json(out, {"files": [file.name for file in files], "vectors": sum(file.rows for file in files)})
+
+
+def replay(method: RetrieveMethod, prompts_path: str | Path, clip_path: str | Path, out: str | Path) -> None:
+    """Write the images of a method's manifest as the neighbours of every class."""
+    assert method.manifest is not None
+    queries = {class_id: str(text) for class_id, text in _texts(prompts_path).items()}
+    found = read_manifest(method.manifest).found(list(queries))
+    write_neighbours(out, found, queries, f"manifest {method.manifest}", read_json(clip_path)["id"])

@@ -97,7 +97,8 @@ class Estimate(Work):
 
     def _job_seconds(self, stage: str, method: str) -> list[float]:
         """Read the seconds of a method's finished jobs of a stage. A job occupies its GPU all that time."""
-        folder = {"select": "classify_candidates"}.get(stage, stage)
+        searching = "search_block" if method in self.plan.searched_in_blocks else "search"
+        folder = {"select": "classify_candidates", "search": searching}.get(stage, stage)
         seconds = []
         for name in self._benchmarks.get(folder, []):
             try:
@@ -200,14 +201,16 @@ class Estimate(Work):
             others = [[path] for path in plan.searched if path != plan.embeddings_folder]
             chain = [[plan.embeddings_folder], *others]
             hours = images / self.rate("embed") / 3600
-            yield self._step("prepare", "corpus", chain, images=images, gpu_hours=hours)
+            blocks = [[plan.embedded_block(block)] for block in plan.embed_blocks]
+            step = self._step("prepare", "corpus", [*blocks, *chain], images=images, gpu_hours=hours)
+            yield self._done(step, [path for files in chain for path in files]) if blocks else step
 
     def _retrieve(self, method: str, row: RetrieveMethod) -> Iterator[Step]:
         plan, wanted = self.plan, wanted_images(row, self.class_sizes)
         sought = {class_id: sought_images(row, images) for class_id, images in wanted.items()}
         largest = {class_id: prefix_sizes(row, images)[-1] for class_id, images in sought.items()}
         neighbour_bytes = float(sum(largest.values()) * NEIGHBOUR_BYTES)
-        yield self._step("search", method, [[plan.neighbours(method)]], disk_bytes=neighbour_bytes)
+        yield self._search(method, neighbour_bytes)
         links = 0.0
         if self.study.corpus is not None and self.study.corpus.kind in WEB_CORPORA:
             filtered, share = self.assume("filtered_share"), self.assume("link_share")
@@ -231,6 +234,30 @@ class Estimate(Work):
             disk_bytes=images * self.image_bytes + kept,
             download_bytes=downloaded,
         )
+
+    def _search(self, method: str, neighbour_bytes: float) -> Step:
+        """A row's search by one job, or by several that one more merges."""
+        plan, own = self.plan, self.study.retrieved[method].manifest is None
+        hours = self.search_hours(method) if own else 0.0
+        neighbours, files = [plan.neighbours(method)], plan.search_files(method)
+        if not files:
+            return self._step("search", method, [neighbours], gpu_hours=hours, disk_bytes=neighbour_bytes)
+        blocks = [[path] for path in files["searched"]]
+        shared = self._step(
+            "search",
+            method,
+            blocks,
+            others=[files["queries"], neighbours],
+            gpu_hours=hours,
+            disk_bytes=neighbour_bytes,
+        )
+        return self._done(shared, neighbours)
+
+    def _done(self, step: Step, targets: Sequence[str]) -> Step:
+        """The step, whose other files are deleted once ``targets`` are made, as done if they all exist."""
+        if self._disk.count(targets) < len(targets):
+            return step
+        return replace(step, jobs_done=step.jobs, files_done=step.files)
 
     def _personalise(self, method: str, row: PersonaliseMethod) -> Iterator[Step]:
         plan, factors = self.plan, row.lr_grid
@@ -289,8 +316,8 @@ class Estimate(Work):
             gpu_hours=self.generate_hours(method, images),
             disk_bytes=kept * self.image_bytes,
         )
-        deleted = not self.study.execution.keep_candidates and self._disk.count([plan.selected(method)])
-        yield replace(made, jobs_done=made.jobs, files_done=made.files) if deleted else made
+        kept_apart = self.study.execution.keep_candidates
+        yield made if kept_apart else self._done(made, [plan.selected(method)])
 
         trained = [path for name in row.candidate_names for path in plan.run_files(method, "0", name)]
         pools = [
@@ -403,14 +430,16 @@ class Estimate(Work):
             guards[0] += plan.embedded_splits.values()
             inherited = [plan.inherited(method) for method in plan.inheriting]
             repeats = [plan.embedded_split("train"), *map(plan.repeats, folded.guarded)]
-            yield self._step(
+            blocks = [[path] for path in plan.embedded_in_blocks(range(len(guards)))]
+            step = self._step(
                 stage="report",
                 method="near-duplicates",
-                jobs=[*guards, repeats],
+                jobs=[*blocks, *guards, repeats],
                 others=[list(folded.leakage_table.values()), *([inherited] if inherited else [])],
                 images=images,
                 gpu_hours=images / self.rate("embed") / 3600,
             )
+            yield self._done(step, list(folded.leakage_table.values())) if blocks else step
         yield self._step(
             "report", "tables and figures", [*folded.report_jobs, [plan.config], [plan.provenance]]
         )

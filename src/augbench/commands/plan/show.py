@@ -13,6 +13,7 @@ from augbench.commands.plan.jobs import described, logged_jobs
 from augbench.commands.plan.memory import needs_of, shortages
 from augbench.commands.plan.steps import STAGES, Step, hours_left, total
 from augbench.commands.plan.throughput import MEASURED
+from augbench.plan.needs import Needs, Site
 
 
 def _hours(value: float | None) -> str:
@@ -139,12 +140,33 @@ def _notes(estimate: Estimate) -> Iterator[str]:
             f" ({_hours(estimate.encode_hours(latents))} GPU-hours, {_bytes(estimate.latents_bytes(latents))});"
             " `augbench clean` frees them when the study is finished."
         )
+    yield from _searches(estimate)
     if (found := detectable_of(estimate.study)) is not None:
         yield describe(found)
     if not estimate.knows_diffusion and any(step.gpu_hours is None for step in estimate.steps):
         yield (
             "?: there is no figure for this diffusion model; "
             "the rate of finished jobs is used as soon as there are some."
+        )
+
+
+def _searches(estimate: Estimate) -> Iterator[str]:
+    """Yield what a job of each row that searches published embeddings reads, takes and asks for."""
+    study, plan = estimate.study, estimate.plan
+    if not estimate.corpus_bytes:
+        return
+    asked = Needs(study, Site()).search_job()["mem_mb"](None, 1) * 1e6
+    for step in estimate.steps:
+        if step.stage != "search" or study.retrieved[step.method].manifest is not None:
+            continue
+        jobs = max(1, len(plan.search_blocks))
+        searches = step.jobs // (1 if jobs == 1 else jobs + 2)  # one in each draw of the training images
+        several = f"{jobs} jobs share" if jobs > 1 else "one job searches"
+        last = "it" if jobs == 1 else "one more job, which merges what they find,"
+        yield (
+            f"Search of {step.method}: {several} {_bytes(estimate.corpus_bytes)} of vectors, "
+            f"{_hours((step.gpu_hours or 0.0) / searches / jobs)} h and {_bytes(asked)} of memory each; {last} "
+            f"holds {_bytes(step.disk_bytes / searches)} of neighbours in memory."
         )
 
 

@@ -16,6 +16,7 @@ from augbench.commands.plan.memory import (
 )
 from augbench.commands.plan.sizes import sizes_of
 from augbench.commands.plan.throughput import Throughput, guided_share
+from augbench.config.corpus import EmbeddingCorpus
 from augbench.plan.paths import Plan
 from augbench.plan.recipes import method_sampling
 from augbench.resample import needed_by_class
@@ -29,6 +30,9 @@ RESNET_WORK = {"resnet18": 0.44, "resnet34": 0.89, "resnet50": 1.0, "resnet101":
 ENCODING_SHARE = 1117 / 1669
 LATENT_BYTES = 2 * 4 * 64 * 64 * 2  # mean and deviation of an image of DIFFUSION_SIDE, in float16
 FORWARD_SHARE = 1 / 3  # work of evaluating an image, relative to training on it
+VECTOR_NUMBERS, VECTOR_BYTES = 768, 2 * 768  # of a vector of CLIP ViT-L/14, in float16
+EMBEDDING_FLOP = 162e9  # per image at the table's rate `embed`
+VECTOR_FILES = ("img_emb/*.npy", "*.npz", "*.parquet")  # of the layouts of embeddings
 
 
 class Work:
@@ -77,6 +81,30 @@ class Work:
         if sampling["guidance_scale"] > 1:
             guided = guided_share(sampling.get("guidance_interval", (0.0, math.inf)))
         return float(steps * (1 + guided))
+
+    @cached_property
+    def corpus_bytes(self) -> float:
+        """Bytes of the published embeddings that a search reads; 0 if neither files nor config tell."""
+        corpus = self.study.corpus
+        if not isinstance(corpus, EmbeddingCorpus):
+            return 0.0
+        if corpus.vectors is not None:
+            return float(corpus.vectors * VECTOR_BYTES)
+        files = {path for pattern in VECTOR_FILES for path in Path(corpus.folder).glob(pattern)}
+        missing = sum(not Path(path).is_file() for path in corpus.fetched)
+        return sum(path.stat().st_size for path in files) + missing * self.assume("corpus_file_bytes")
+
+    def search_hours(self, method: str) -> float:
+        """GPU-hours of a row's search, of all its jobs together.
+
+        A job compares while it reads, so the slower of the two decides.
+        """
+        row, classes = self.study.retrieved[method], len(self.class_sizes)
+        queries = {"each": self.sizes.train, "clusters": classes * (row.query.clusters or 1)}
+        asked = queries.get(row.query.pool, classes) if row.asks_with_images else classes
+        products = 2 * asked * VECTOR_NUMBERS * self.corpus_bytes / VECTOR_BYTES
+        compared = products / (self.rate("embed") * EMBEDDING_FLOP)
+        return max(self.corpus_bytes / self.assume("read_bytes"), compared) / 3600
 
     def generate_hours(self, method: str, images: float) -> float | None:
         if not self.knows_diffusion:

@@ -26,6 +26,8 @@ from augbench.report.tables import table1
 # Stages with jobs that belong to one method.
 MAKING = (
     "prompts",
+    "search_queries",
+    "search_block",
     "search",
     "retrieve",
     "learned_images",
@@ -39,7 +41,12 @@ MAKING = (
     "generate",
 )
 TRAINING = ("index_pool", "resample", "classify")
-ON_GPU = frozenset({"search", "retrieve", "finetune", "candidates", "generate", "cluster", "embed_corpus"})
+ON_GPU = frozenset(
+    {
+        *("search_queries", "search_block", "search", "retrieve", "finetune", "candidates", "generate"),
+        *("cluster", "embed_corpus", "embed_corpus_block"),
+    }
+)
 ON_CLASSIFIER_GPUS = frozenset({"classify", "classify_candidates"})
 # Steps that methods share, with the methods that need them.
 ALL, GENERATION, RETRIEVAL, CLUSTERED = "all rows", "generation", "retrieval", "rows with clusters"
@@ -50,8 +57,12 @@ SHARED = {
     "diffusion model": (GENERATION, ("fetch_diffusion", "fetch_safety_checker", "fingerprint_diffusion")),
     "CLIP": (RETRIEVAL, ("fetch_clip", "fetch_aesthetics", "fingerprint_clip")),
     "training images in CLIP space": (COMPARED, ("embed_train",)),
-    "corpus": (RETRIEVAL, ("corpus", "embed_corpus", "index_corpus", "retrieval_summary")),
+    "corpus": (
+        RETRIEVAL,
+        ("corpus", "embed_corpus_block", "embed_corpus", "index_corpus", "retrieval_summary"),
+    ),
 }
+BLOCKS = {"embed_corpus_block"}  # shared steps of several jobs
 HOUR, MEGABYTE = 3600, 1e6
 
 
@@ -292,8 +303,10 @@ def _shared(plan: Plan, held: Mapping[str, int]) -> list[Row]:
         hours = Hours()
         for stage in stages:
             for name in plan.in_all_draws(stage):
-                if (path := Path(plan.path("benchmarks", f"{name}.tsv"))).exists():
-                    hours += hours_of(path, held.get(stage, 0))
+                path = Path(plan.path("benchmarks", f"{name}.tsv"))
+                for file in sorted(path.with_suffix("").glob("*.tsv")) if stage in BLOCKS else [path]:
+                    if file.exists():
+                        hours += hours_of(file, held.get(stage, 0))
         if hours.wall:
             disk = size_mb([plan.path("corpus")]) if label == "corpus" else 0.0
             rows.append(
