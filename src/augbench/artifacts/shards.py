@@ -225,7 +225,7 @@ def shards_among(paths: Iterable[str], study_folder: str | Path) -> list[str]:
 
     Lists of shards (:func:`write_shard_list`) count as the shards that they name.
     """
-    found = []
+    found: list[str] = []
     for path in paths:
         if "/shards/" in path and path.endswith(".json"):
             found += [str(Path(study_folder) / name) for name in read_json(path)["shards"]]

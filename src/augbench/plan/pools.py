@@ -94,6 +94,7 @@ class PoolPaths(InputPaths):
     def _span_blocks(self, method: str, spans: Sequence[range], own: int) -> Iterator[ShardBlock]:
         parts = [part for span in spans for part in span]
         size = self.study.execution.classes_per_job
+        cuts: list[tuple[str, tuple[Block, ...]]]
         if len(parts) == 1:
             cuts = [(block.name, (block,)) for block in self.class_blocks]
         else:
