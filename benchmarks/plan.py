@@ -10,7 +10,8 @@ processor time, peak memory, and numbers of jobs and declared files, for
 For the last case, the benchmark makes an empty file or folder for each declared target in a temporary
 folder (shards are sparse files and take no disk space). Then ``snakemake --touch`` gives them times in the
 order of the jobs and writes Snakemake's records of them. That takes longer than the measurement. Each call
-is a separate process; the repeats alternate.
+is a separate process; the repeats alternate. With ``--calls``, strace counts the system calls that name a
+file of the study, with all files there: each takes about half a millisecond on a network disk.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from augbench.config.study import read_yaml
+from augbench.plan.load import load_plan
 from benchmarks.machine import Neighbours, wait_until_idle
 from benchmarks.record import publish, surroundings
 
 Result = dict[str, Any]
 PROJECT = Path(__file__).resolve().parents[1]
 LINKED = ("Snakefile", "workflow", "src", "resources", "envs", "config", "profiles")
+CALL_SECONDS = 0.0005  # of a system call on a network disk
 SHARD_BYTES = 20_000_000  # as large as a real one, because Snakemake hashes small files
 
 
@@ -73,20 +77,37 @@ def declared_files(folder: Path, configfile: str) -> list[str]:
     return [line.partition("\t")[0] for line in text.splitlines() if line.startswith("results/")]
 
 
+def listed_shards(configfile: str) -> list[str]:
+    """Shards that lists stand for, which no job declares."""
+    plan = load_plan(read_yaml(PROJECT / configfile), PROJECT).unfolded
+    lists = [shards for _, block in plan.generate_jobs for shards in block.lists.values()]
+    return [shard for shards in lists for shard in shards]
+
+
 def make_everything(folder: Path, configfile: str, files: Sequence[str]) -> Result:
     """Make all targets, up to date; return the time and memory that this took."""
-    for name in files:
+    for name in (*listed_shards(configfile), *files):
         path = folder / name
         if not path.suffix:
             path.mkdir(parents=True)
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as stream:
-            stream.truncate(SHARD_BYTES if "/shards/" in name else 0)
+            stream.truncate(SHARD_BYTES if "/shards/" in name and path.suffix == ".parquet" else 0)
     _, took = snakemake(
         folder, "--touch", "--cores", str(os.cpu_count()), "--quiet", "all", "--configfile", configfile
     )
     return took
+
+
+def count_calls(folder: Path, *arguments: str) -> int:
+    """Run Snakemake; return its number of system calls that name a file of the study or of Snakemake's records."""
+    log = folder.parent / "calls.txt"
+    traced = ["strace", "-f", "-qq", "-e", "trace=%file", "-o", str(log)]
+    command = [*traced, sys.executable, "-m", "snakemake", *arguments]
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with log.open(errors="replace") as lines:
+        return sum("results/" in line or ".snakemake/" in line for line in lines)
 
 
 def measure(folder: Path, options: argparse.Namespace) -> Result:
@@ -101,6 +122,8 @@ def measure(folder: Path, options: argparse.Namespace) -> Result:
         "results": {"version": [], "nothing there": [], "everything there": []},
     }
     report["touch"] = make_everything(full, options.configfile, files)
+    if options.calls:
+        report["calls"] = count_calls(full, *plan)
     for repeat in range(options.repeats):
         calls = {
             "version": (empty, ("--version",)),
@@ -144,6 +167,12 @@ def markdown(report: Result) -> str:
         f"at most {others} cores used by other processes; "
         f"{len(report['results']['version'])} repeats; {report['date']}; `{report['command']}`"
     )
+    if "calls" in report:
+        lines.append(
+            f"\n{report['calls']:,} system calls name a file of the study, with everything there: "
+            f"{report['calls'] / report['files']:.1f} per declared file, "
+            f"{report['calls'] * CALL_SECONDS:.0f} s more at {CALL_SECONDS * 1000:g} ms a call"
+        )
     return "\n".join(lines)
 
 
@@ -156,6 +185,7 @@ def main(arguments: Sequence[str]) -> None:
         "--configfile", default="config/imagenet10.yaml", help="the study, relative to the project"
     )
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--calls", action="store_true", help="count system calls, with strace")
     parser.add_argument(
         "--wait",
         type=float,

@@ -104,8 +104,8 @@ def test_with_one_run_a_draw_makes_the_one_part_that_the_run_uses() -> None:
     rows["many"] = {"mechanism": "draw", "pool": "boomerang", "images_per_class": 60}
     many = Plan(study_of(augmentation=once, methods=rows), IDS).unfolded
     assert [block.parts for block in many.generate_blocks("boomerang_draw1")] == [
-        ("0",), ("1", "2"), ("3", "4"), ("5",),
-    ], "shards that only other rows need are made in jobs of a pool's size"  # fmt: skip
+        ("0",), ("1", "2", "3", "4", "5"),
+    ], "parts that only other rows need are made in jobs of their own"  # fmt: skip
     two = Plan(study_of(), IDS).unfolded
     assert two.parts("boomerang_draw1") == ["0", "1"]
 

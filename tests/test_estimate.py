@@ -19,7 +19,9 @@ from augbench.commands.plan.show import render
 from augbench.commands.plan.steps import Step, hours_left
 from augbench.commands.plan.throughput import read_throughput
 from augbench.config.study import load_study, parse_study
+from augbench.data.classes import load_class_table
 from augbench.errors import UserError
+from augbench.plan.paths import Plan
 
 # rates that are easy to divide by; the pool has 10 classes with 1000 images each, as in Fashion-MNIST
 RATES = {
@@ -387,9 +389,14 @@ def test_jobs_and_files_are_those_of_the_workflow(
     summary = subprocess.run(
         command, env=workspace.environment(), capture_output=True, text=True, check=True
     ).stdout
-    assert sum(found.files for found in ours) == sum(
-        line.startswith("results/") for line in summary.splitlines()
-    )
+    declared = {line.partition("\t")[0] for line in summary.splitlines() if line.startswith("results/")}
+    ids = tuple(info.class_id for info in load_class_table("fashion_mnist"))
+    plan = Plan(parse_study(study), ids)
+    jobs = [block for _, block in plan.generate_jobs]
+    lists = {path: shards for block in jobs for path, shards in block.lists.items()}
+    assert len(lists) == 2 * len(plan.study.generated) + 2 and {*lists} < declared
+    assert not declared & {shard for shards in lists.values() for shard in shards}, "lists stand for them"
+    assert sum(found.files for found in ours) == len(declared) - len(lists) + sum(map(len, lists.values()))
 
 
 def test_nothing_is_left_of_a_finished_study(current: Workspace) -> None:

@@ -153,6 +153,39 @@ def test_parts_cover_the_pool_and_a_larger_pool_only_adds_parts() -> None:
     assert sum(len(large.part_range(part, 8)) for part in range(5)) == 45
 
 
+def test_a_pool_has_a_target_for_the_parts_that_the_same_rows_draw_from() -> None:
+    draw = {"mechanism": "draw", "pool": "clip_prompts"}
+    rows = {name: {**draw, "images_per_class": images} for name, images in (("a", 10), ("b", 30), ("c", 600))}
+    ids, study = tuple("abcdefg"), copy.deepcopy(SMALL_STUDY)
+    study["methods"] |= rows
+    study["execution"]["classes_per_job"] = 20
+    plan = Plan(parse_study(study), ids)
+    assert plan.spans("simple_prompt") == [range(2)]
+    assert plan.spans("clip_prompts") == [range(1), range(1, 2), range(2, 3), range(3, 28), range(28, 53),
+                                          range(53, 60)], "a list has at most 25 parts"  # fmt: skip
+    lists = "results/small/shards/simple_prompt/lists/0-1"
+    assert plan.pool_targets("simple_prompt", 2) == [f"{lists}/000.json", f"{lists}/001.json"]
+    assert plan.pool_targets("clip_prompts", 1) == [plan.shard("clip_prompts", name, "0") for name in ids]
+    jobs = {block.name: block for block in plan.generate_blocks("clip_prompts")}
+    assert (jobs["000"].parts, len(jobs["000"].members)) == (("0", "1"), 7)
+    assert (len(jobs["000_part3"].parts), len(jobs["000_part3"].members)) == (25, 5), "fewer classes in a job"
+    targets = {path: shards for block in jobs.values() for path, shards in block.targets.items()}
+    assert len({shard for shards in targets.values() for shard in shards}) == 60 * len(ids)
+    for name, row in rows.items():
+        drawn = plan.pool_targets("clip_prompts", row["images_per_class"] // 10)
+        assert sorted(shard for path in drawn for shard in targets[path]) == sorted(plan.shards(name))
+
+
+def test_one_part_per_class_has_the_files_of_earlier_versions() -> None:
+    plan = plan_of(augmentation__images_per_part=None, execution__classes_per_job=2)
+    blocks = plan.generate_blocks("clip_prompts")
+    assert [block.members for block in blocks] == [block.members for block in plan.class_blocks]
+    assert [[*block.targets] for block in blocks] == [
+        [plan.shard("clip_prompts", class_id, "0") for class_id in block.members] for block in blocks
+    ]
+    assert not any(block.lists for block in blocks)
+
+
 def test_rows_without_added_images_are_trained_as_often_as_the_others() -> None:
     plan = plan_of(augmentation__resamples=5)
     runs = {name: [path for path in plan.results() if f"/{name}/" in path] for name in plan.methods}

@@ -8,19 +8,32 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import SMALL_STUDY
 from PIL import Image
 
+from augbench.artifacts.pool import build_index
 from augbench.artifacts.shards import (
     ShardRow,
+    content_of,
     encode_image,
     is_kept,
     is_whole,
     read_footer,
     read_shard,
+    shards_among,
     write_shard,
+    write_shard_list,
 )
+from augbench.artifacts.store import Store
+from augbench.config.study import parse_study
+from augbench.data.classes import load_class_table
 from augbench.errors import UserError
-from augbench.files import canonical_hash
+from augbench.files import canonical_hash, write_json
+from augbench.generate import stage
+from augbench.plan.paths import Plan
+from augbench.plan.recipes import generate_recipe
+from augbench.prompts.stage import read_prompts, write_prompts
+from augbench.runtime.job import Job
 
 
 def rows(count: int = 5) -> list[ShardRow]:
@@ -117,3 +130,56 @@ def test_a_shard_with_a_row_less_is_refused(shard: Path) -> None:
     pq.write_table(table.slice(0, 4).replace_schema_metadata(table.schema.metadata), shard)
     with pytest.raises(UserError, match="4 rows, but the footer says 5"):
         read_footer(shard)
+
+
+def test_a_list_stands_for_its_shards_and_is_the_same_for_the_same_images(tmp_path: Path) -> None:
+    study = tmp_path / "small"
+    shards = [f"{study}/shards/m/selected/dress/{part}.parquet" for part in (0, 1, 10)]
+    for path in shards:
+        write_shard(path, rows(), {"guidance_scale": 3.0})
+    listed, again = (f"{study}/shards/m/lists/{name}/000.json" for name in ("0-10", "again"))
+    write_shard_list(listed, shards, study)
+    write_shard(shards[0], rows(), {"guidance_scale": 3.0, "attempts_per_image": 9})
+    write_shard_list(again, shards, study)
+    assert Path(listed).read_bytes() == Path(again).read_bytes()
+    write_shard(shards[0], rows(4), {"guidance_scale": 3.0})
+    write_shard_list(again, shards, study)
+    assert Path(listed).read_bytes() != Path(again).read_bytes()
+    others = [f"{study}/shards/web/selected/dress/0.parquet", f"{study}/shards/web/selected/index.parquet"]
+    found = shards_among([f"{study}/splits/train.parquet", listed, *others], study)
+    assert sorted(found) == sorted([*shards, others[0]])
+    Path(shards[1]).write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"1\.parquet: not a whole Parquet file"):
+        write_shard_list(listed, shards, study)
+
+
+def test_parts_that_were_made_when_each_was_a_target_are_listed_and_none_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study, classes = parse_study(SMALL_STUDY), load_class_table("fashion_mnist")
+    images = {info.class_id: [str(number) for number in range(8)] for info in classes}
+    write_prompts(study, "simple_prompt", classes, images, "prompts.parquet")
+    write_json("model.json", {"id": "m"})
+    recipe, earlier = content_of(generate_recipe(study, "simple_prompt")), Store(Path("store"), Path("a"))
+    image = encode_image(Image.new("RGB", (8, 8)), "png", 95)
+    for (class_id, _), made in read_prompts("prompts.parquet").items():
+        said = canonical_hash(
+            [[row[name] for name in ("label", "index", "prompt", "source")] for row in made]
+        )
+        key = {**recipe, "model": "m", "class_id": class_id, "rows": said}
+        found = [ShardRow(image, row["label"], class_id, row["index"], row["prompt"], "m") for row in made]
+        earlier.commit("shards", key, ".parquet", lambda path: write_shard(path, found, key))  # noqa: B023
+    monkeypatch.setattr(stage, "_Maker", None)  # nothing may be made
+    job = Job(study, Store(Path("store"), Path("results/small")), 1)
+    targets = Plan(study, tuple(info.class_id for info in classes)).generated_targets("simple_prompt")
+    shards = [shard for listed in targets.values() for shard in listed]
+    stage.generate(
+        job, "simple_prompt", "prompts.parquet", "model.json", "train.parquet", {"selected": shards}
+    )
+    assert (job.store.tally.made, job.store.tally.reused) == (0, 20) and len(targets) == 2
+    for path, listed in targets.items():
+        write_shard_list(path, listed, job.folder)
+    for name, paths in (("listed", shards_among(targets, job.folder)), ("each", shards)):
+        build_index(paths, job.folder, f"{name}/index.parquet")
+    assert Path("listed/index.parquet").read_bytes() == Path("each/index.parquet").read_bytes()

@@ -314,6 +314,41 @@ def test_one_deleted_shard_is_taken_from_the_store(study: Workspace) -> None:
     study.leave_behind()
 
 
+@pytest.mark.full
+@pytest.mark.long
+def test_a_study_that_was_finished_before_there_were_lists_of_shards_makes_nothing_again(
+    workspace: Workspace,
+) -> None:
+    """In earlier versions every shard was a target, and the jobs that draw sets had the shards as inputs."""
+    methods = {name: SMALL_STUDY["methods"][name] for name in ("none", "simple_prompt", "pseudoword_clip")}
+    methods["larger"] = {"mechanism": "draw", "pool": "simple_prompt", "images_per_class": 40}
+    workspace.write_study({**SMALL_STUDY, "methods": methods})
+    workspace.run()
+    results = workspace.results
+    drawn = [
+        *results.glob("resamples/*/selected/*.parquet"),
+        *results.glob("shards/*/selected/index.parquet"),
+    ]
+    linked = sorted(results.glob("classifiers/*/selected/*/model.safetensors"))
+
+    def made() -> tuple[object, ...]:
+        inodes = [path.stat().st_ino for path in linked]
+        return shards(workspace, "simple_prompt"), inodes, [path.read_bytes() for path in drawn]
+
+    before = made()
+    for lists in results.glob("shards/*/lists"):
+        shutil.rmtree(lists)
+    planned = workspace.plan()
+    assert not {"prompts", "search", "fingerprint"} & {*planned} and not any(
+        "finetune" in job for job in planned
+    )
+    workspace.run()
+    logs = [path.read_text() for path in results.glob("logs/generate/*.log")]
+    assert len(logs) == 6 and all("done: 0 made, " in log and "torch not imported" in log for log in logs)
+    assert made() == before and len(linked) == 8
+    assert workspace.plan() == {}
+
+
 def test_one_shard_deleted_from_store_and_results_remakes_only_its_own_images(study: Workspace) -> None:
     before = shards(study, "simple_prompt")
     gone = study.results / "shards/simple_prompt/selected/bag/1.parquet"

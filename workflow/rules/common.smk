@@ -2,6 +2,7 @@
 # All other Python in the rules files is loops and conditions over the plan. Logic is in the package, typed
 # and tested.
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from augbench.config.draws import drawn_name
 from augbench.data.classes import CLASS_ID_PATTERN
 from augbench.plan import recipes
 from augbench.plan.needs import load_needs
-from augbench.runtime.launcher import begin_run, guard_job, lift_rate_limit
+from augbench.runtime.launcher import begin_run, guard_job, lift_rate_limit, plan_faster
 from augbench.plan.load import load_plan
+
+plan_faster(workflow)
 
 # Without --configfile, the study is the demo. The demo is never merged with a user's study.
 PLAN = load_plan(config, PROJECT, workflow.configfiles)
@@ -134,38 +137,61 @@ def of_candidate(folder):
     return directory(folder) if STUDY.execution.keep_candidates else temp(directory(folder))
 
 
+def classes_of_lists(block):
+    """Return the class table as a further input of a job that makes lists of shards."""
+    return {"classes": UNFOLDED.classes} if block.lists else {}
+
+
+def single_shards(block):
+    """Return the shards of a block that are targets beside the lists with them.
+
+    They are gone although their list is there, or asked for on the command line. Only the process that plans
+    looks for them: on a network disk each look takes half a millisecond.
+    """
+    if not workflow.is_main_process:
+        return []
+    there = {path for path in block.lists if os.path.exists(path)}
+    return [
+        shard
+        for path, shards in block.lists.items()
+        for shard in shards
+        if shard in sys.argv or (path in there and not os.path.exists(shard))
+    ]
+
+
 def shards_made(method):
-    """Return the shards of a method by job, including those that only other methods draw from."""
+    """Return the targets of the shards of a method by job, also of those that only other methods draw from."""
     if method in UNFOLDED.study.retrieved:
         return made_by("retrieve", method, "shards")
     return made_by("generate", method, blocks=UNFOLDED.generate_blocks(method))
 
 
 def get_promised_shards(wildcards):
-    """Return one shard of every job that makes shards: a missing one if there is any, so that the job runs.
+    """Return one target of every job that makes shards: a missing one if there is any, so that the job runs.
 
-    All shards would be 60,000 targets.
+    All of them would be thousands of inputs of one job.
     """
     made = [job for method in UNFOLDED.study.pooled for job in shards_made(method)]
-    return [next((path for path in job if not Path(path).exists()), job[0]) for job in made]
+    return [next((path for path in job if not os.path.exists(path)), job[0]) for job in made]
+
+
+def made_among(pool, parts):
+    """Return the targets of the first ``parts`` parts of a pool, as outputs of the jobs that make them."""
+    wanted = set(UNFOLDED.pool_targets(pool, parts))
+    return [path for job in shards_made(pool) for path in job if path in wanted]
 
 
 def shards_of(method):
-    """Return the shards from which a method's training sets are drawn."""
-    wanted = set(UNFOLDED.shards(method))
+    """Return the shards from which a method's training sets are drawn, or lists of them."""
+    study = UNFOLDED.study
     return [
-        path
-        for pool in UNFOLDED.study.pools_of(method)
-        for job in shards_made(pool)
-        for path in job
-        if path in wanted
+        path for pool in study.pools_of(method) for path in made_among(pool, study.parts_drawn(method, pool))
     ]
 
 
 def shards_to_score(pool, scorer):
-    """Return the shards of a pool that filters with this scorer read."""
-    wanted = set(UNFOLDED.scored_shards(pool, scorer))
-    return [path for job in shards_made(pool) for path in job if path in wanted]
+    """Return the shards of a pool that filters with this scorer read, or lists of them."""
+    return made_among(pool, UNFOLDED.parts_scored(pool, scorer))
 
 
 def filtered(method):

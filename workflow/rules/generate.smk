@@ -1,6 +1,7 @@
 # Prompts + selected candidate -> image shards per class.
 # There is one rule per method and block of classes. Its job loads the model once and makes the block's whole
-# pool. Files, inputs and params do not depend on the blocks. A stage with thousands of files has no
+# pool. Where a class has several shards, targets are lists of shards; a shard of these is a target only if it
+# is gone or asked for. Files, inputs and params do not depend on the blocks. A stage with thousands of files has no
 # wildcards: Snakemake looks up a file's rule by the path before the first wildcard, which would be shards/
 # for all of them.
 
@@ -15,8 +16,9 @@ for method, block in UNFOLDED.generate_jobs:
             diffusion=UNFOLDED.diffusion,
             train=UNFOLDED.train_of(method),
             started=UNFOLDED.started(method),
+            **classes_of_lists(block),
         output:
-            [UNFOLDED.shard(method, class_id, part) for class_id in block.members for part in block.parts],
+            [*block.targets, *single_shards(block)],
         log:
             UNFOLDED.log("generate", method, block.name),
         benchmark:

@@ -3,6 +3,7 @@
 from augbench.runtime.job import running
 
 with running(snakemake, unfolded=True) as job:
+    from augbench.artifacts.shards import write_shard_list
     from augbench.files import read_json
     from augbench.generate.stage import LearnedFiles, generate
     from augbench.plan.pools import SELECTED
@@ -15,6 +16,10 @@ with running(snakemake, unfolded=True) as job:
         images = next(iter(inputs.learned_images), None)
         files = LearnedFiles(plan.embeddings(method)[winner], plan.unets(method).get(winner), images)
         learned = {SELECTED: files}
+    targets = {path: (path,) for path in snakemake.output}
+    if classes := inputs.get("classes"):
+        made = job.plan_of(classes).generated_targets(method)
+        targets = {path: made[path] for path in snakemake.output if path in made}
     generate(
         job,
         method=method,
@@ -22,6 +27,9 @@ with running(snakemake, unfolded=True) as job:
         model_path=inputs.diffusion,
         train_path=inputs.train,
         started_path=next(iter(inputs.started), None),
-        targets={SELECTED: snakemake.output},
+        targets={SELECTED: [shard for shards in targets.values() for shard in shards]},
         learned=learned,
     )
+    for path, shards in targets.items():
+        if shards != (path,):
+            write_shard_list(path, shards, job.folder)

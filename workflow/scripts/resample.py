@@ -4,6 +4,7 @@ from augbench.runtime.job import running
 
 with running(snakemake, unfolded=True) as job:
     from augbench.artifacts.pool import build_index
+    from augbench.artifacts.shards import shards_among
     from augbench.pools.keep import filter_of
     from augbench.resample import Drawing, resample
     from augbench.retrieval.shortfall import read_excluded
@@ -13,7 +14,7 @@ with running(snakemake, unfolded=True) as job:
     index = inputs.get("index", output.get("index"))
     if index == output.get("index"):
         keep = filter_of(job.study.filters.get(method), inputs.scores, excluded, index)
-        build_index(job.plan.shards_among(inputs), job.plan.root, index, keep)
+        build_index(shards_among(inputs, job.folder), job.plan.root, index, keep)
     resample(
         index,
         train_path=inputs.train,

@@ -3,13 +3,14 @@
 from augbench.runtime.job import running
 
 with running(snakemake, unfolded=True) as job:
+    from augbench.artifacts.shards import shards_among
     from augbench.pools.scores import write_scores
     from augbench.retrieval.shortfall import read_excluded
 
     inputs = snakemake.input
     write_scores(
         job,
-        shards=job.plan.shards_among(inputs),
+        shards=shards_among(inputs, job.folder),
         classes_path=inputs.classes,
         excluded=read_excluded(inputs.excluded),
         out=snakemake.output[0],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -20,7 +21,7 @@ from PIL import Image
 
 from augbench.artifacts.parquet import REMAKE, whole
 from augbench.errors import UserError
-from augbench.files import atomic_path, canonical_hash
+from augbench.files import atomic_path, canonical_hash, read_json, write_json
 
 _HF_FEATURES = {"info": {"features": {"image": {"_type": "Image"}}}}
 SCHEMA = pa.schema(
@@ -203,6 +204,34 @@ def read_shard(path: str | Path, columns: Sequence[str] | None = None) -> pa.Tab
     if not intact:
         raise UserError(str(path), "its content does not match its checksum", REMAKE)
     return table.select(wanted)
+
+
+def write_shard_list(path: str | Path, shards: Iterable[str | Path], study_folder: str | Path) -> None:
+    """Write which shards there are and the checksum of each; the same images give the same file.
+
+    A list stands for its shards in the workflow, so that plans have fewer files.
+
+    Raises
+    ------
+    UserError
+        As :func:`read_footer`.
+    """
+    sums = {os.path.relpath(shard, study_folder): read_footer(shard)["checksum"] for shard in shards}
+    write_json(path, {"shards": sums})
+
+
+def shards_among(paths: Iterable[str], study_folder: str | Path) -> list[str]:
+    """Select the shards among a job's files, because thousands of inputs are not named one by one.
+
+    Lists of shards (:func:`write_shard_list`) count as the shards that they name.
+    """
+    found: list[str] = []
+    for path in paths:
+        if "/shards/" in path and path.endswith(".json"):
+            found += [str(Path(study_folder) / name) for name in read_json(path)["shards"]]
+        elif "/shards/" in path and Path(path).stem.isdigit():
+            found.append(path)
+    return found
 
 
 def is_whole(path: str | Path) -> bool:

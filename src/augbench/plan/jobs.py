@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -34,9 +34,21 @@ class Block:
 
 @dataclass(frozen=True)
 class ShardBlock(Block):
-    """Classes and parts whose shards one job generates."""
+    """Classes and parts whose shards one job generates.
+
+    Attributes
+    ----------
+    targets : mapping of str to tuple of str
+        Shards by the target that stands for them: a list of several shards, or the shard itself.
+    """
 
     parts: tuple[str, ...]
+    targets: Mapping[str, tuple[str, ...]]
+
+    @property
+    def lists(self) -> dict[str, tuple[str, ...]]:
+        """The targets that are lists of shards, with their shards."""
+        return {path: shards for path, shards in self.targets.items() if shards != (path,)}
 
 
 @dataclass(frozen=True)

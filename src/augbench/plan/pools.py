@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 from augbench.config.draws import drawn_name
@@ -12,6 +13,7 @@ from augbench.plan.inputs import InputPaths
 from augbench.plan.jobs import Block, FolderBlock, ShardBlock, blocks, cut, numbers
 
 CLASSES_PER_FOLDER = 5
+PARTS_PER_LIST = 25  # of a class, in one list of shards and one job
 # used in place of a candidate's name: the candidate that the study continues with
 SELECTED = "selected"
 RUN_FILES = ("result.json", "history.json", "predictions.parquet", "model.safetensors")
@@ -29,28 +31,90 @@ class PoolPaths(InputPaths):
         """Part numbers of the shards that a method's sets are drawn from; a retrieved pool has one part."""
         return [str(part) for part in range(self.study.parts_drawn(method))]
 
+    def spans(self, method: str) -> list[range]:
+        """Consecutive parts of a generated pool that the same rows draw from, in order.
+
+        Long ones are cut, so that a job does not become too long.
+        """
+        drawing = [name for name, row in self.study.drawn.items() if method in row.pool_rows]
+        ends = sorted({self.study.parts_drawn(name, method) for name in (method, *drawing)})
+        return [
+            range(first, min(first + PARTS_PER_LIST, end))
+            for start, end in pairwise([0, *ends])
+            for first in range(start, end, PARTS_PER_LIST)
+        ]
+
+    def span_targets(self, method: str, span: range, folders: Iterable[Block]) -> dict[str, tuple[str, ...]]:
+        """Shards of some parts of a pool by the target that stands for them.
+
+        The time that planning takes grows with the number of targets. A single part's shards are targets
+        themselves. Several parts have one target per group of classes: the list of their shards.
+        """
+        if len(span) == 1:
+            paths = [self.shard(method, name, str(span[0])) for folder in folders for name in folder.members]
+            return {path: (path,) for path in paths}
+        lists = self.path("shards", method, "lists", f"{span[0]}-{span[-1]}")
+        return {
+            f"{lists}/{folder.name}.json": tuple(
+                self.shard(method, class_id, str(part)) for class_id in folder.members for part in span
+            )
+            for folder in folders
+        }
+
+    def generated_targets(self, method: str) -> dict[str, tuple[str, ...]]:
+        """All shards that a method generates, by the target that stands for them."""
+        return {
+            path: shards
+            for span in self.spans(method)
+            for path, shards in self.span_targets(method, span, self.folders).items()
+        }
+
+    def pool_targets(self, pool: str, parts: int) -> list[str]:
+        """Targets that stand for the shards of the first ``parts`` parts of a pool."""
+        if pool in self.study.retrieved:
+            return [self.shard(pool, class_id, "0") for class_id in self.made_ids]
+        spans = [span for span in self.spans(pool) if span.start < parts]
+        return [path for span in spans for path in self.span_targets(pool, span, self.folders)]
+
     def generate_blocks(self, method: str) -> list[ShardBlock]:
         """Shards of each generate job of a method.
 
-        A job makes the method's own pool for a block of classes, or as many of the further shards that only
-        rows drawing from the pool need.
+        A job makes the method's own pool for a block of classes, or further parts that only rows drawing
+        from the pool need, of fewer classes if these are more parts.
         """
-        own, made = len(self.parts(method)), self.study.parts_made(method)
-        step = self.study.augmentation.parts
-        further = [range(start, min(start + step, made)) for start in range(own, made, step)]
-        groups = [tuple(map(str, parts)) for parts in (range(own), *further)]
-        return [
-            ShardBlock(
-                block.name if group[0] == "0" else f"{block.name}_part{group[0]}", block.members, group
+        return [block for name, block in self.generate_jobs if name == method]
+
+    def _generate_blocks(self, method: str) -> Iterator[ShardBlock]:
+        own, spans = len(self.parts(method)), self.spans(method)
+        yield from self._span_blocks(method, [span for span in spans if span.start < own], own)
+        for span in spans:
+            if span.start >= own:
+                yield from self._span_blocks(method, [span], own)
+
+    def _span_blocks(self, method: str, spans: Sequence[range], own: int) -> Iterator[ShardBlock]:
+        parts = [part for span in spans for part in span]
+        size = self.study.execution.classes_per_job
+        cuts: list[tuple[str, tuple[Block, ...]]]
+        if len(parts) == 1:
+            cuts = [(block.name, (block,)) for block in self.class_blocks]
+        else:
+            cuts = [(block.name, block.folders) for block in self._folder_blocks(size * own // len(parts))]
+        for name, folders in cuts:
+            yield ShardBlock(
+                name=f"{name}_part{parts[0]}" if parts[0] else name,
+                members=tuple(class_id for folder in folders for class_id in folder.members),
+                parts=tuple(map(str, parts)),
+                targets={
+                    path: shards
+                    for span in spans
+                    for path, shards in self.span_targets(method, span, folders).items()
+                },
             )
-            for group in groups
-            for block in self.class_blocks
-        ]
 
     @cached_property
     def generate_jobs(self) -> list[tuple[str, ShardBlock]]:
         """Method and shards of every generate job."""
-        return [(method, block) for method in self.study.generated for block in self.generate_blocks(method)]
+        return [(method, block) for method in self.study.generated for block in self._generate_blocks(method)]
 
     @cached_property
     def retrieve_jobs(self) -> list[tuple[str, Block]]:
@@ -187,11 +251,18 @@ class PoolPaths(InputPaths):
 
     def scored_shards(self, pool: str, scorer: str | None) -> list[str]:
         """Shards of a pool that rows with this filter draw from."""
+        return [
+            self.shard(pool, class_id, str(part))
+            for class_id in self.made_ids
+            for part in range(self.parts_scored(pool, scorer))
+        ]
+
+    def parts_scored(self, pool: str, scorer: str | None) -> int:
+        """Number of parts of a pool that rows with this filter draw from."""
         filtered = [name for name in self.study.filters if self.study.filtering_row(name) == scorer]
-        most = max(
+        return max(
             self.study.parts_drawn(name, pool) for name in filtered if pool in self.study.pools_of(name)
         )
-        return [self.shard(pool, class_id, str(part)) for class_id in self.made_ids for part in range(most)]
 
     @staticmethod
     def score_stage(scorer: str | None) -> str:
@@ -214,11 +285,6 @@ class PoolPaths(InputPaths):
     def excluded_from_filter(self, method: str) -> list[str]:
         """File with the classes that are left out, which a row's filter leaves as they are."""
         return self.excluded if method in self.study.filters else []
-
-    @staticmethod
-    def shards_among(paths: Iterable[str]) -> list[str]:
-        """Select the shards among a job's files, because thousands of inputs are not named one by one."""
-        return [path for path in paths if "/shards/" in path and Path(path).stem.isdigit()]
 
     def pool(self, method: str = "{method}", candidate: str = SELECTED) -> str:
         """Path of the index of a method's pool: one row per image."""
