@@ -1,6 +1,6 @@
 """GPU memory that each stage needs, from ``resources/gpu_memory.yaml``: estimates, not measured on a GPU.
 
-The table has figures for Stable Diffusion 1.x, ResNet-50, ConvNeXt-T and ViT-B/16. Other networks get none.
+The table has figures for Stable Diffusion 1.x, ResNet-50. Other networks get none.
 """
 
 from __future__ import annotations
@@ -18,11 +18,7 @@ from augbench.files import RESOURCES, read_json
 
 TABLE = RESOURCES / "gpu_memory.yaml"
 DIFFUSION_SIDE, CLASSIFIER_SIDE, CLASSIFIER_WIDTH = 512, 224, 64  # of the networks in the tables
-CLASSIFIERS = {  # networks with figures, and their stage in the table
-    "resnet50": "classify",
-    "timm:convnext_tiny": "classify_convnext_tiny",
-    "timm:vit_base_patch16_224": "classify_vit_base",
-}
+CLASSIFIERS = {"resnet50": "classify"}  # networks with figures, and their stage in the table
 SD1_WIDTHS = [320, 640, 1280, 1280]
 
 
