@@ -309,6 +309,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, spoil: str) -> N
         build(config, 2, 0, Start("id", str(path)))
 
 
+@pytest.mark.full
 def test_dropout_and_stochastic_depth_are_off() -> None:
     config = Classifier(arch="timm:swin_tiny_patch4_window7_224", resolution=224)
     with torch.device("meta"):
@@ -341,7 +342,7 @@ CLASSES = (ClassInfo("a", ("bag",)), ClassInfo("b", ("ankle boot", "boot")))
 CLIP_START = Start("clip", CLIP, CLASSES)
 
 
-@pytest.mark.parametrize("side", [32, 48])
+@pytest.mark.parametrize("side", [32, pytest.param(48, marks=pytest.mark.full)])
 def test_clip_begins_as_its_zero_shot_classifier(side: int) -> None:
     network = build(Classifier(arch="clip", resolution=side), 2, 0, CLIP_START).eval()
     clip, tokenizer = load_clip(CLIP, CPU)
@@ -451,6 +452,7 @@ def make_block(root: Path, section: dict[str, Any]) -> tuple[Study, Store, list[
     return study, store, folders
 
 
+@pytest.mark.full
 def test_a_block_of_probes_reports_the_accuracy_before_training(tmp_path: Path) -> None:
     section = {"arch": "clip", "train": "probe", "lr": 0.1, **SHORT, "steps": 12}
     _, store, folders = make_block(tmp_path, section)
@@ -468,6 +470,7 @@ def test_a_block_of_probes_reports_the_accuracy_before_training(tmp_path: Path) 
     assert len([*(store.root / "features").glob("*.npy")]) == 3  # train, val, test
 
 
+@pytest.mark.full
 def test_other_first_weights_are_another_recipe(tmp_path: Path) -> None:
     network = timm.create_model("test_vit", img_size=32)
     section = {
@@ -559,6 +562,7 @@ def stop_and_resume(config: Classifier, checkpoint: Path, monkeypatch: pytest.Mo
     return run_tiny(config, checkpoint=checkpoint)
 
 
+@pytest.mark.full
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TRANSFORMER.model_copy(
         update={"layer_decay": 0.75, "keep": "best", "steps": 16, "validate_every": 4}
