@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,7 +28,13 @@ from full_size import classified, embedded, fine_tuned, maker, published_sizes, 
 from augbench.personalise.train import Trainer
 from benchmarks.record import publish, surroundings, surroundings_line
 
-STAGES = ("generate", "finetune_vectors", "finetune_unet", "classify", "embed", "search")
+# by stage
+CLASSIFIERS = {
+    "classify": "resnet50",
+    "classify_convnext_tiny": "timm:convnext_tiny",
+    "classify_vit_base": "timm:vit_base_patch16_224",
+}
+STAGES = ("generate", "finetune_vectors", "finetune_unet", *CLASSIFIERS, "embed", "search")
 # method, precision, images in a micro-batch
 FINE_TUNING = {
     "finetune_vectors": [
@@ -104,7 +111,10 @@ def peaks_of(stage: str, gpu: FakeGpu, folder: Path) -> Iterator[Peak]:
         yield from fine_tuning(gpu, folder, stage)
     else:
         cases: dict[str, tuple[str, tuple[int, ...], Callable[[int], Any]]] = {
-            "classify": ("bfloat16", (64, 128, 256), lambda batch: classified(batch, folder)),
+            **{
+                name: ("bfloat16", (64, 128, 256), partial(classified, folder=folder, arch=arch))
+                for name, arch in CLASSIFIERS.items()
+            },
             "embed": ("float16", (64, 256), embedded),
             "search": ("float16", (1000, 4000, 16000), lambda queries: searched(queries, 182)),
         }

@@ -163,8 +163,9 @@ def classified(
     folder: Path,
     dtype: Literal["bfloat16", "float16"] = "bfloat16",
     use: Use = CONCATENATED,
+    arch: str = "resnet50",
 ) -> RunResult:
-    """Result of training a ResNet-50 for two steps with images in the GPU's memory."""
+    """Result of training a network for two steps with images in the GPU's memory."""
 
     def images(count: int, what: str) -> LabelledImages:
         picture = Image.new("RGB", (256, 256))
@@ -173,7 +174,8 @@ def classified(
 
     return train_run(
         Classifier(
-            arch="resnet50",
+            arch=arch,
+            optimiser="sgd" if arch == "resnet50" else "adamw",
             resolution=224,
             batch_size=batch_size,
             schedule="steps",

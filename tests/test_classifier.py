@@ -32,6 +32,7 @@ from augbench.classifier.crops import MEAN, STD, Crops, cut, cut_centre, draw_cr
 from augbench.classifier.images import ImagePool, LabelledImages, gather, stream
 from augbench.classifier.model import SteppedConv2d, WidthResNet, build
 from augbench.classifier.packed import Packed
+from augbench.classifier.predict import predict
 from augbench.classifier.schedule import PlateauSchedule
 from augbench.classifier.score import score_test, top1
 from augbench.classifier.sizes import training_side
@@ -39,7 +40,7 @@ from augbench.classifier.spool import Spool
 from augbench.classifier.stage import train_block
 from augbench.classifier.state import Point, RunResult, State
 from augbench.classifier.step import Gradients
-from augbench.classifier.train import predict, train_run
+from augbench.classifier.train import train_run
 from augbench.config.classifier import Classifier
 from augbench.config.stages import Execution
 from augbench.config.study import Study, parse_study

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 
 from augbench.artifacts.store import Store
+from augbench.classifier import predict as predicting
 from augbench.classifier import train as training
 from augbench.classifier.compute import Compute, ProcessGroup, Storage, count_processes
 from augbench.classifier.images import LabelledImages
@@ -87,11 +88,11 @@ def run_tiny(
 @contextmanager
 def double_precision() -> Iterator[None]:
     """Train in float64, where rounding differences stay small."""
-    crop, centre = training.cut, training.cut_centre
+    crop, centre = training.cut, predicting.cut_centre
     torch.set_default_dtype(torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "cut", lambda *given: crop(*given).double())
-        patch.setattr(training, "cut_centre", lambda *given: centre(*given).double())
+        patch.setattr(predicting, "cut_centre", lambda *given: centre(*given).double())
         yield
     torch.set_default_dtype(torch.float32)
 

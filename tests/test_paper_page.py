@@ -33,6 +33,7 @@ NO_CHOICE = {
     *("diffusion.safety_checker_revision", "finetune.inception_weights", "finetune.inception_mirrors"),
     # what the paper has not: controls, replays, small images, the other schedule
     *("methods.<name>.repeat", "methods.<name>.labels", "methods.<name>.manifest", "classifier.layers"),
+    *("classifier.pretrained_revision", "classifier.pretrained_on"),
     *("classifier.base_width", "classifier.stem", "classifier.steps", "classifier.decay"),
     *("methods.<name>.prompt.captions", "methods.<name>.query.captions"),
     *("classifier.lower_at", "classifier.validate_every", "methods.<name>.fill_to"),

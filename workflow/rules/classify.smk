@@ -14,6 +14,7 @@ for block in UNFOLDED.run_blocks:
             test=UNFOLDED.splits["test"],
             classes=UNFOLDED.classes,
             excluded=UNFOLDED.excluded,
+            first_weights=UNFOLDED.first_weights,
         output:
             UNFOLDED.block_run_files(block),
         log:

@@ -38,6 +38,7 @@ for name in PLAN.further_tests:
             split=PLAN.further_split(name),
             classes=PLAN.classes,
             excluded=PLAN.excluded,
+            first_weights=PLAN.first_weights,
         output:
             PLAN.further_predictions(name),
         log:

@@ -93,6 +93,30 @@ rule fingerprint_diffusion:
         "../scripts/fingerprint.py"
 
 
+if PLAN.classifier_weights:
+
+    rule fingerprint_classifier:
+        input:
+            PLAN.classifier_weights,
+        output:
+            PLAN.classifier,
+        log:
+            PLAN.log("fingerprint_classifier"),
+        benchmark:
+            PLAN.benchmark("fingerprint_classifier")
+        localrule: True
+        conda:
+            ENVIRONMENT
+        resources:
+            **NEEDS.fetch,
+        params:
+            recipe=recipes.weights_recipe(STUDY),
+        message:
+            "hash the classifier's first weights"
+        script:
+            "../scripts/fingerprint.py"
+
+
 rule fingerprint_clip:
     input:
         PLAN.clip_files,

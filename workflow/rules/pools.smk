@@ -11,6 +11,7 @@ for pool, scorer in UNFOLDED.scorers:
             shards_to_score(pool, scorer),
             clip=[UNFOLDED.clip] if scorer is None else [],
             weights=UNFOLDED.run_files(scorer, "0")[-1:] if scorer is not None else [],
+            first_weights=UNFOLDED.first_weights if scorer is not None else [],
             classes=UNFOLDED.classes,
             excluded=UNFOLDED.excluded,
         output:

@@ -77,6 +77,7 @@ for method in UNFOLDED.study.personalised:
             classes=UNFOLDED.classes,
             manifests=[UNFOLDED.resample(method, "0", name) for name in UNFOLDED.embeddings(method)],
             excluded=UNFOLDED.excluded,
+            first_weights=UNFOLDED.first_weights,
         output:
             [path for name in UNFOLDED.embeddings(method) for path in UNFOLDED.run_files(method, "0", name)],
         log:

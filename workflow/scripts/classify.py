@@ -21,5 +21,6 @@ with running(snakemake, unfolded=True) as job:
         classes_path=inputs.classes,
         added_paths=[manifests[folder.name] for folder in folders] if manifests else [],
         folders=folders,
+        first_weights=next(iter(inputs.first_weights), None),
         excluded=read_excluded(inputs.excluded),
     )

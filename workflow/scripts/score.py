@@ -16,4 +16,5 @@ with running(snakemake, unfolded=True) as job:
         out=snakemake.output[0],
         clip_path=next(iter(inputs.clip), None),
         classifier=next(((snakemake.params.scorer, path) for path in inputs.weights), None),
+        first_weights=next(iter(inputs.first_weights), None),
     )

@@ -15,5 +15,6 @@ with running(snakemake, unfolded=True) as job:
         classes_path=inputs.classes,
         models=dict(zip(runs, inputs.models, strict=True)),
         outs=dict(zip(runs, snakemake.output, strict=True)),
+        first_weights=next(iter(inputs.first_weights), None),
         excluded=read_excluded(inputs.excluded),
     )

@@ -17,6 +17,7 @@ from torch import nn
 from torch.distributed.nn.functional import all_reduce
 
 from augbench.classifier.compute import ProcessGroup
+from augbench.errors import UserError
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
@@ -111,8 +112,25 @@ def normalise_over(model: nn.Module, groups: int, group: ProcessGroup, device: t
 def _replace(model: nn.Module, make: Callable[..., nn.Module]) -> None:
     for name, child in model.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            replaced = make(child.num_features, child.eps, child.momentum)
-            replaced.load_state_dict(child.state_dict())
-            setattr(model, name, replaced)
+            setattr(model, name, _replaced(child, make))
+        elif isinstance(child, nn.modules.batchnorm._BatchNorm):
+            raise UserError(
+                "classifier.arch",
+                f"a network with {type(child).__name__}, whose statistics can't be those of the parts of a batch",
+                "allowed: batch_norm_groups equal to the number of processes, or a network without it",
+            )
         else:
             _replace(child, make)
+
+
+def _replaced(child: nn.BatchNorm2d, make: Callable[..., nn.Module]) -> nn.Module:
+    """Return the module that ``make`` makes in place of ``child``, with its weights.
+
+    timm's BatchNormAct2d also has an activation, which stays.
+    """
+    replaced = make(child.num_features, child.eps, child.momentum)
+    if isinstance(getattr(child, "act", None), nn.Module):
+        replaced.drop, replaced.act = child.drop, child.act
+        replaced.register_forward_hook(lambda module, _, output: module.act(module.drop(output)))
+    replaced.load_state_dict(child.state_dict())
+    return replaced

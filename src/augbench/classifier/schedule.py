@@ -227,9 +227,12 @@ class StepSchedule:
         return min((self.steps // every + 1) * every, config.total_steps)
 
     def lr_of(self, step: int, config: Classifier) -> float:
-        """Learning rate of a step, lowered at stated steps or along half a cosine from ``lr`` to 0."""
+        """Learning rate of a step: rising to ``lr``, then lowered at stated steps or along half a cosine to 0."""
+        warm = config.warmup_steps
+        if step < warm:
+            return config.lr * (step + 1) / warm
         if config.decay == "cosine":
-            return config.lr * 0.5 * (1 + math.cos(math.pi * step / config.total_steps))
+            return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / (config.total_steps - warm)))
         return config.lr * LR_FACTOR ** sum(step >= at for at in config.lower_at_steps)
 
     @property

@@ -6,18 +6,21 @@ Only this module and the leakage guard read test images (guarded test split).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import nn
 
 from augbench.classifier.compute import Compute
+from augbench.classifier.features import logits_on
 from augbench.classifier.images import LabelledImages
-from augbench.classifier.model import build
+from augbench.classifier.networks import build
 from augbench.classifier.sizes import evaluation_resize
-from augbench.classifier.train import predict
+from augbench.classifier.start import Start
 from augbench.config.classifier import Classifier
 from augbench.files import atomic_path
 
@@ -37,6 +40,7 @@ def score_test(
     kept: np.ndarray,
     test: LabelledImages,
     compute: Compute,
+    start: Start | None = None,
 ) -> pa.Table:
     """Classify the test images.
 
@@ -49,6 +53,8 @@ def score_test(
         Weights of the network that ``config`` describes.
     kept : ndarray, int (C,)
         The study's labels of the C classes, which the network and ``test`` number from 0 to C - 1.
+    start : Start, optional
+        What the network began with, if its weights were not random.
 
     Returns
     -------
@@ -56,7 +62,7 @@ def score_test(
         Columns :data:`SCHEMA`, rows in the order of ``test``, with the study's labels; ``probability`` is
         that of the true label, among the classes that are not masked.
     """
-    logits = logits_of(state, config, len(kept), test, compute)
+    logits = logits_of(state, config, len(kept), test, compute, start)
     labels = torch.from_numpy(test.labels)
     absent = torch.ones(len(kept), dtype=torch.bool)
     absent[labels] = False
@@ -74,12 +80,20 @@ def logits_of(
     classes: int,
     images: LabelledImages,
     compute: Compute,
+    start: Start | None = None,
 ) -> torch.Tensor:
-    """Logits of ``images`` by a network with the weights ``state``, float32 (N, classes) on the CPU."""
-    model = build(config, classes, 0)
+    """Logits of ``images`` by a network with the weights ``state``, float32 (N, classes) on the CPU.
+
+    The images of a probe, whose state is that of its one layer, come as
+    :class:`~augbench.classifier.features.LabelledFeatures`.
+    """
+    if config.train == "probe":
+        model: nn.Module = nn.Linear(state["weight"].shape[1], classes)
+    else:
+        model = build(config, classes, 0, None if start is None else replace(start, classes=()))
     model.load_state_dict(state)
-    model = model.to(compute.device, memory_format=torch.channels_last)
-    return predict(model, images.pool(evaluation_resize(config), compute), config, compute.device)
+    model = model.to(compute.device).to(memory_format=torch.channels_last)
+    return logits_on(model, images.pool(evaluation_resize(config), compute), config, compute.device)
 
 
 def write_predictions(predictions: pa.Table, path: str | Path) -> None:

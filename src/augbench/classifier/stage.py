@@ -12,8 +12,9 @@ scores and publishes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,14 @@ from augbench.artifacts.parquet import REMAKE
 from augbench.artifacts.pool import lacks_of, load_images, read_index
 from augbench.artifacts.store import Recipe, Store
 from augbench.classifier.compute import Compute, ProcessGroup, compute_of, count_processes
+from augbench.classifier.features import Frozen, of_rows, of_split
 from augbench.classifier.history import History, read_history
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.launch import in_processes
+from augbench.classifier.networks import build, head_of
 from augbench.classifier.replacing import replace_real
 from augbench.classifier.score import has_rows, score_test, top1, write_predictions
+from augbench.classifier.start import Start, names_of, read_start
 from augbench.classifier.stored import commit_run, is_trained
 from augbench.classifier.train import train_run
 from augbench.config.study import Study
@@ -62,6 +66,8 @@ class Sources:
         Folder of each run, mapped to its manifest of added images; None for a baseline.
     excluded : collection of str
         Classes that are left out.
+    first_weights : path, optional
+        Fingerprint of the model that classifiers begin with. Default: random weights.
     """
 
     method: str
@@ -70,6 +76,7 @@ class Sources:
     classes: str | Path
     manifests: Mapping[Path, str | Path | None]
     excluded: Collection[str]
+    first_weights: str | Path | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,8 @@ class SharedInputs:
         The study's labels of the classes in use; the classifier numbers them from 0 to C - 1.
     real, validation, test : LabelledImages
         Splits; ``test`` is None for candidates, which are compared on the validation split.
+    start : Start, optional
+        What the classifiers begin with; None: random weights.
     """
 
     method: str
@@ -91,6 +100,7 @@ class SharedInputs:
     real: LabelledImages
     validation: LabelledImages
     test: LabelledImages | None
+    start: Start | None = None
 
     @property
     def classes(self) -> int:
@@ -149,6 +159,7 @@ def train_block(
     added_paths: Sequence[str | Path],
     folders: Sequence[str | Path],
     excluded: Collection[str] = (),
+    first_weights: str | Path | None = None,
 ) -> None:
     """Train and score the classifiers of some runs of a method; those in the store are only linked.
 
@@ -167,6 +178,8 @@ def train_block(
     excluded : collection of str
         Classes that are left out of training and scoring. The classifier renumbers the others; predictions
         have the study's labels.
+    first_weights : path, optional
+        Fingerprint of the model that classifiers begin with. Default: random weights.
 
     Raises
     ------
@@ -174,7 +187,9 @@ def train_block(
         A manifest or shard is damaged, sources disagree about the classes, or a process was killed.
     """
     device = pick_device(study.execution.device)
-    processes = count_processes(study.execution, device, study.classifier.batch_norm_groups)
+    processes = 1
+    if study.classifier.train != "probe":  # whose one layer is trained on features in seconds
+        processes = count_processes(study.execution, device, study.classifier.batch_norm_groups)
     compute = _compute(study, store, device)
     added: Sequence[str | Path | None] = added_paths or [None] * len(folders)
     manifests = dict(zip(map(Path, folders), added, strict=True))
@@ -185,6 +200,7 @@ def train_block(
         classes=classes_path,
         manifests=manifests,
         excluded=excluded,
+        first_weights=first_weights,
     )
     runs = open_runs(study, store, sources, test_path)
 
@@ -243,17 +259,23 @@ def open_runs(
     number = np.full(len(info), -1)
     number[kept] = np.arange(len(kept))
 
+    start = read_start(sources.first_weights, [info[label] for label in kept])
+    frozen = frozen_network(study, start, store)
+
     def labelled(path: str | Path) -> LabelledImages:
         split = read_split(path)
         check_labels(split, info, str(path))
         rows = np.flatnonzero(number[split.labels] >= 0)
         ids, where = ([column[row] for row in rows] for column in (split.image_ids, split.sources))
-        return LabelledImages(
+        split_images = LabelledImages(
             ids, number[split.labels[rows]], lambda wanted: images.load(where[wanted]), Path(path).stem
         )
+        return split_images if frozen is None else of_split(frozen, split_images, data_set_recipe(study))
 
     test = None if test_path is None else labelled(test_path)
-    block = SharedInputs(sources.method, kept, labelled(sources.train), labelled(sources.validation), test)
+    block = SharedInputs(
+        sources.method, kept, labelled(sources.train), labelled(sources.validation), test, start
+    )
     labels = {row.class_id: label for label, row in enumerate(info)}
     use, runs = study.methods[sources.method].use, []
     for folder, manifest in sources.manifests.items():
@@ -277,9 +299,19 @@ def open_runs(
                 )
                 rows = rows.take(used)
             added = _added(rows, number, store.study, f"{sources.method}, set {folder.name}")
+            if frozen is not None:
+                added = of_rows(frozen, added, rows, store.study)
             lacking = sum(lack.images for lack in lacks_of(rows).values())
         runs.append(TrainingRun(block, folder, added, lacking, stays))
     return runs
+
+
+def frozen_network(study: Study, start: Start | None, store: Store) -> Frozen | None:
+    """The frozen network whose features a probe is trained on; None if images are trained on."""
+    if study.classifier.train != "probe":
+        return None
+    assert start is not None
+    return Frozen(study.classifier, start, store)
 
 
 def _added(rows: pa.Table, number: np.ndarray, study_folder: Path, what: str) -> LabelledImages:
@@ -301,6 +333,7 @@ def run_recipe(study: Study, run: TrainingRun) -> dict[str, Any]:
         "added": None if added is None else added.key,
         "validation": block.validation.key,
         "run": run.number,
+        **names_of(block.start, study.classifier.arch),
         **data_set_recipe(study),
     }
 
@@ -326,6 +359,7 @@ def train_missing(study: Study, store: Store, run: TrainingRun, compute: Compute
         repeats=study.methods[block.method].real_repeats,
         use=study.methods[block.method].use,
         stays=run.stays,
+        start=block.start,
     )
     if run.added is not None:
         run.added.forget()
@@ -366,23 +400,61 @@ def publish_run(study: Study, store: Store, run: TrainingRun, compute: Compute) 
     if use := row.use.model_dump(mode="json"):
         report["use"] = use
     if block.test is not None:
-        test, predictions = block.test, folder / "predictions.parquet"
-        scoring = {
-            "classifier": recipe["classifier"],
-            "classes": block.classes,
-            "model": written["model_sha256"],
-            "test": test.key,
-            **data_set_recipe(study),
-        }
-
-        def score(path: Path) -> None:
-            state = load_file(folder / "model.safetensors")
-            write_predictions(score_test(state, study.classifier, block.kept, test, compute), path)
-
-        store.provide("predictions", scoring, predictions, score, lambda path: has_rows(path, len(test)))
+        predictions = folder / "predictions.parquet"
+        state = partial(load_file, folder / "model.safetensors")
+        scoring, write = _scoring(study, run, compute, written["model_sha256"], state)
+        whole = partial(has_rows, rows=len(block.test))
+        store.provide("predictions", scoring, predictions, write, whole)
         report["test_top1"] = top1(pq.read_table(predictions))
+        if study.classifier.arch == "clip":
+            scoring, write = _scoring(study, run, compute, "zero-shot", partial(_untrained, study, block))
+            kept = store.keep("predictions", scoring, ".parquet", write, whole)
+            report["zero_shot_top1"] = top1(pq.read_table(kept))
     write_json(folder / "result.json", report)
     logger.info("%s: %s", run.what, _summary(report, history))
+
+
+def _untrained(study: Study, block: SharedInputs) -> Mapping[str, torch.Tensor]:
+    """Weights of what is trained, before training."""
+    network = build(study.classifier, block.classes, 0, block.start)
+    state: Mapping[str, torch.Tensor] = (
+        head_of(network) if study.classifier.train == "probe" else network
+    ).state_dict()
+    return state
+
+
+def _scoring(
+    study: Study,
+    run: TrainingRun,
+    compute: Compute,
+    model: str,
+    state: Callable[[], Mapping[str, torch.Tensor]],
+) -> tuple[Recipe, Callable[[Path], None]]:
+    """Return the recipe of predictions on the test split, and a function that writes them.
+
+    Parameters
+    ----------
+    model : str
+        Name of the weights in the recipe: their hash.
+    state : callable
+        Returns the weights.
+    """
+    block, test = run.block, run.block.test
+    assert test is not None
+    recipe = {
+        "classifier": classifier_recipe(study, block.method)["classifier"],
+        "classes": block.classes,
+        "model": model,
+        "test": test.key,
+        **names_of(block.start, study.classifier.arch),
+        **data_set_recipe(study),
+    }
+
+    def write(path: Path) -> None:
+        table = score_test(state(), study.classifier, block.kept, test, compute, block.start)
+        write_predictions(table, path)
+
+    return recipe, write
 
 
 def _summary(report: Mapping[str, Any], history: History) -> str:

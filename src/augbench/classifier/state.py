@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from augbench.classifier.compute import ProcessGroup
-from augbench.classifier.model import WidthResNet
+from augbench.classifier.optimiser import new_optimiser
 from augbench.classifier.schedule import (
     Passes,
     PlateauSchedule,
@@ -86,8 +87,8 @@ class RunResult:
 class State:
     """Everything that changes during a run: the content of a checkpoint, for any number of processes."""
 
-    model: WidthResNet
-    optimizer: torch.optim.SGD
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
     schedule: PlateauSchedule | StepSchedule
     scaler: torch.amp.GradScaler
     best: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -95,16 +96,9 @@ class State:
     seconds: list[float] = field(default_factory=list)
 
     @classmethod
-    def new(cls, model: WidthResNet, config: Classifier, scaler: torch.amp.GradScaler) -> State:
+    def new(cls, model: nn.Module, config: Classifier, scaler: torch.amp.GradScaler) -> State:
         """Return the state before the first step of ``model``, which is on its device."""
-        optimizer = torch.optim.SGD(
-            model.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            foreach=True,
-        )
-        return cls(model, optimizer, first_state(config), scaler)
+        return cls(model, new_optimiser(model, config), first_state(config), scaler)
 
     def step(self) -> None:
         """Let the optimiser take a step, unless float16 gradients overflowed."""
@@ -190,7 +184,7 @@ def _validation(values: Mapping[str, Any]) -> Epoch:
     return Point(**values) if "step" in values else Epoch(**values)
 
 
-def _cpu_copy(model: WidthResNet) -> dict[str, torch.Tensor]:
+def _cpu_copy(model: nn.Module) -> dict[str, torch.Tensor]:
     return {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()

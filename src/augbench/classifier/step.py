@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from augbench.classifier.compute import Compute
 from augbench.classifier.mixing import Targets
-from augbench.classifier.model import WidthResNet
+from augbench.classifier.networks import head_of
 from augbench.classifier.normalisation import GroupedBatchNorm2d
 from augbench.config.classifier import Classifier
 from augbench.errors import UserError
@@ -40,11 +40,11 @@ def _at_least_single(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def layout(images: torch.Tensor) -> torch.Tensor:
-    """Convert to channels last.
+    """Convert images to channels last; features (N, D) stay as they are.
 
     This is 1.5 times as fast as channels first, on CUDA and, for small networks, on the CPU (measured).
     """
-    return images.contiguous(memory_format=torch.channels_last)
+    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
 
 class Gradients:
@@ -63,16 +63,23 @@ class Gradients:
         Whether only the last layer trains (:meth:`train_head_only`).
     """
 
-    def __init__(self, model: WidthResNet, config: Classifier, compute: Compute) -> None:
+    def __init__(self, model: nn.Module, config: Classifier, compute: Compute) -> None:
         self.model, self.config, self.compute = model, config, compute
         self.network: nn.Module = model
         half = resolve(config.dtype, compute.device) is torch.float16
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=half)
         self.grouped = [module for module in model.modules() if isinstance(module, GroupedBatchNorm2d)]
-        self.parts = self.grouped[0].groups if self.grouped else 1
-        self.at_once = self.parts
+        self.parts = self.at_once = self._parts()
         self.before = [buffer.clone() for buffer in model.buffers()]
         self.head_only = False
+
+    def _parts(self) -> int:
+        """Number of parts in which this process's share of a batch can be cut, to the same result."""
+        if self.grouped:
+            return self.grouped[0].groups
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
+            return 1
+        return max(1, self.config.batch_norm_groups // self.compute.group.size)
 
     def __call__(self, images: torch.Tensor, targets: Targets, total: float) -> torch.Tensor:
         """Set the gradients of the mean loss over a global batch.
@@ -188,8 +195,8 @@ class Gradients:
         if self.head_only:
             return
         self.head_only = True
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name.startswith("fc."))
+        self.model.requires_grad_(False)
+        head_of(self.model).requires_grad_()
         if self.compute.group.size > 1:
             self.network = self.model  # the wrapper waits for the gradients of all layers
             self.over_processes(images)
@@ -201,7 +208,8 @@ def _copy(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> N
     pairs = [*zip(targets, sources, strict=True)]
     for real in (True, False):
         of_type = [pair for pair in pairs if pair[0].is_floating_point() is real]
-        torch._foreach_copy_([target for target, _ in of_type], [source for _, source in of_type])
+        if of_type:
+            torch._foreach_copy_([target for target, _ in of_type], [source for _, source in of_type])
 
 
 @contextmanager

@@ -23,33 +23,32 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from augbench.classifier.compute import Compute, ProcessGroup
-from augbench.classifier.crops import Crops, at_origin, cut, cut_centre, draw_crops, in_parts, send
+from augbench.classifier.crops import Crops, at_origin, cut, draw_crops, in_parts, send
+from augbench.classifier.features import FeaturePool, logits_on
 from augbench.classifier.images import ImagePool, LabelledImages, stream
 from augbench.classifier.mixing import Share, draw_mix
-from augbench.classifier.model import WidthResNet, build
+from augbench.classifier.networks import build, head_of
 from augbench.classifier.normalisation import normalise_over
+from augbench.classifier.optimiser import set_rate
+from augbench.classifier.predict import in_equal_batches
 from augbench.classifier.schedule import Pass, Passes, smallest_batch, steps_per_epoch, undersized_parts
 from augbench.classifier.sizes import evaluation_resize, training_side
+from augbench.classifier.start import Start
 from augbench.classifier.state import RunResult, State
-from augbench.classifier.step import Gradients, autocast, layout, memory_in_one_line
+from augbench.classifier.step import Gradients, memory_in_one_line
 from augbench.config.classifier import Classifier
 from augbench.config.use import CONCATENATED, Use
 from augbench.errors import UserError
 from augbench.progress import clock
-from augbench.runtime.fit import BatchLimit
 from augbench.seeds import classifier_seed, derive_seed
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 5.0  # not every epoch: in a tiny study, one takes less time than writing a checkpoint
 PROGRESS_SECONDS = 10.0
-
-
-def _batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Split ``order`` into batches of nearly equal size, at most ``batch_size``, so that none is tiny."""
-    return np.array_split(order, -(-len(order) // batch_size))
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class _Training:
         state.model.train()
         while step < end:
             place = self.passes.at(step)
-            if place.real_only and self.use.head_only:
+            if self.config.train == "head" or (place.real_only and self.use.head_only):
                 self.gradients.train_head_only(self.images_of_a_share(self.real_rows))
             steps = min(end - step, place.left)
             rates = [state.schedule.lr_of(step + ahead, self.config) for ahead in range(steps)]
@@ -153,14 +152,12 @@ class _Training:
         rng = np.random.default_rng(derive_seed(self.seed, "epoch", place.number))
         rows = self.real_rows if place.real_only else self.rows
         order = rows[rng.permutation(len(rows))]
-        crops = draw_crops(rng, np.concatenate([pool.sizes for pool in self.pools]), config.min_crop_area)
-        batches = _batches(order, config.batch_size)[place.batch : place.batch + len(rates)]
+        batches = in_equal_batches(order, config.batch_size)[place.batch : place.batch + len(rates)]
         shares = [self._share(batch, number) for number, batch in enumerate(batches, step)]
         read = [batch[share.read] for batch, share in zip(batches, shares, strict=True)]
         total = torch.zeros((), device=device)
-        for lr, batch, share, images in zip(rates, batches, shares, self._cut(crops, read), strict=True):
-            for parameters in state.optimizer.param_groups:
-                parameters["lr"] = lr
+        for lr, batch, share, images in zip(rates, batches, shares, self._inputs(rng, read), strict=True):
+            set_rate(state.optimizer, lr)
             mixed, targets = share.mixed(images, self.labels[batch])
             total += self.gradients(mixed, targets, share.total)
             state.step()
@@ -172,6 +169,11 @@ class _Training:
         mix = draw_mix(self.use, added, self.config.resolution, derive_seed(self.seed, "mix", step))
         places = self.compute.group.share(np.arange(len(batch)), self.config.batch_norm_groups)
         return Share.of(places, added, mix, self.use)
+
+    def _inputs(self, rng: np.random.Generator, batches: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
+        """Yield what the network sees of each batch: random crops that ``rng`` draws."""
+        sizes = np.concatenate([pool.sizes for pool in self.pools])
+        return self._cut(draw_crops(rng, sizes, self.config.min_crop_area), batches)
 
     def _cut(self, crops: Crops, batches: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
         """Yield the crops of each batch, float32 (N, 3, resolution, resolution).
@@ -195,43 +197,28 @@ class _Training:
             yield torch.cat([next(pieces) for _ in order])[back]
 
 
-@torch.inference_mode()
-def predict(
-    model: WidthResNet, pool: ImagePool, config: Classifier, device: torch.device, rows: slice | None = None
-) -> torch.Tensor:
-    """Compute logits, float32 (N, classes) on the CPU, of all images or those in ``rows``.
+class _ProbeTraining(_Training):
+    """The steps of a probe, whose pools are :class:`~augbench.classifier.features.FeaturePool`."""
 
-    Images are cropped as in evaluation.
-    """
-    model.eval()
-    # On CUDA about 16 million pixels: they keep a device busy and need less than 16 GB with a ResNet-50.
-    size = max(1, min(1024, 2**24 // config.resolution**2)) if device.type == "cuda" else 250
-    resize = evaluation_resize(config)
-    logits: list[torch.Tensor] = []
-    limit = BatchLimit(size, "classifying images")
-    batches = _batches(np.arange(len(pool))[rows or slice(None)], size)
-    for images, sizes in stream([pool], batches, device):
+    @cached_property
+    def _features(self) -> torch.Tensor:
+        """Features of all images in the pools, float32 (N, D)."""
+        return torch.cat([pool.features for pool in self.pools])  # type: ignore[attr-defined]
 
-        def scored(
-            part: Sequence[int], images: torch.Tensor = images, sizes: np.ndarray = sizes
-        ) -> torch.Tensor:
-            chosen = slice(part[0], part[-1] + 1)
-            crops = layout(cut_centre(images[chosen], sizes[chosen], resize, config.resolution))
-            with autocast(config, device):
-                return model(crops).float()
-
-        logits += limit.run(scored, range(len(images)))
-    return torch.cat(logits).cpu()
+    def _inputs(self, rng: np.random.Generator, batches: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
+        """Yield the features of each batch."""
+        for batch in batches:
+            yield self._features.index_select(0, *send([batch], self.compute.device))
 
 
 def _accuracy(
-    model: WidthResNet, pool: ImagePool, truth: torch.Tensor, config: Classifier, compute: Compute
+    model: nn.Module, pool: ImagePool | FeaturePool, truth: torch.Tensor, config: Classifier, compute: Compute
 ) -> float:
     """Share of images whose label is predicted; each process scores its part of them."""
     rows = compute.group.rows(len(pool))
     hits = torch.zeros((), dtype=torch.int64)
     if rows.stop > rows.start:
-        hits = (predict(model, pool, config, compute.device, rows).argmax(dim=1) == truth[rows]).sum()
+        hits = (logits_on(model, pool, config, compute.device, rows).argmax(dim=1) == truth[rows]).sum()
     return int(compute.group.sum(hits.to(compute.device))) / len(pool)
 
 
@@ -249,6 +236,7 @@ def train_run(
     repeats: int = 1,
     use: Use = CONCATENATED,
     stays: np.ndarray | None = None,
+    start: Start | None = None,
 ) -> RunResult:
     """Train one classifier on ``real`` and ``added`` images (paper, section 3).
 
@@ -272,6 +260,8 @@ def train_run(
         How the row uses its images.
     stays : ndarray, int, optional
         The images of ``real`` that are trained on (``use.replace``). Default: all.
+    start : Start, optional
+        What the network begins with. Default: random weights.
 
     Returns
     -------
@@ -285,7 +275,9 @@ def train_run(
         There are fewer than two training images, no validation images, more processes than images in a
         batch, or parts of a batch with fewer than two images.
     """
-    device, group = compute.device, compute.group
+    group = compute.group
+    if config.train == "probe":  # its features have been computed in config.dtype; one layer costs nothing
+        config = config.model_copy(update={"dtype": "float32"})
     seed = classifier_seed(study_seed, run)
     sets = [real] * repeats + ([] if added is None else [added])
     chosen = np.arange(len(real)) if stays is None else stays
@@ -301,28 +293,25 @@ def train_run(
     labels = np.concatenate([images.labels for images in sets])
     truth = torch.from_numpy(validation.labels)
 
-    model = build(config, classes, derive_seed(seed, "weights"))
-    normalise_over(model, config.batch_norm_groups, group, device)
-    model = model.to(device, memory_format=torch.channels_last)
-    if compute.compiled:
-        model.compile(options={"deterministic": config.deterministic})
+    model = _new_model(config, classes, derive_seed(seed, "weights"), start, compute)
     gradients = Gradients(model, config, compute)
     state = State.new(model, config, gradients.scaler)
     if checkpoint is not None:
         state.load(checkpoint, config, group)
-    training = _Training(gradients, pools, labels, seed, config, compute, use, real_rows, added_rows)
+    kind = _ProbeTraining if config.train == "probe" else _Training
+    training = kind(gradients, pools, labels, seed, config, compute, use, real_rows, added_rows)
     passes = training.passes
     per_epoch = passes.per_epoch
     if resumed := state.schedule.steps_done(per_epoch):
         logger.info("%s: resuming after step %d", what, resumed)
 
-    saved = logged = start = time.monotonic()
+    saved = logged = begun_at = time.monotonic()
     exact = config.deterministic
     with (
         memory_in_one_line(config, compute),
         torch.backends.cudnn.flags(enabled=True, benchmark=not exact, deterministic=exact),
     ):
-        if group.size > 1:
+        if group.size > 1 and config.train == "all":
             gradients.over_processes(training.images_of_a_share(training.rows))
         while not state.schedule.finished(config):
             begun = time.monotonic()
@@ -339,8 +328,22 @@ def train_run(
             if now - logged >= PROGRESS_SECONDS:
                 logged = now
                 done = state.schedule.steps_done(per_epoch)
-                _log(what, state, config, per_epoch, (now - start) / (done - resumed))
+                _log(what, state, config, per_epoch, (now - begun_at) / (done - resumed))
     return state.result(config, passes)
+
+
+def _new_model(
+    config: Classifier, classes: int, seed: int, start: Start | None, compute: Compute
+) -> nn.Module:
+    """Return what is trained, on the device: the network, or for a probe its last layer."""
+    model = build(config, classes, seed, start)
+    if config.train == "probe":
+        return head_of(model).to(compute.device)
+    normalise_over(model, config.batch_norm_groups, compute.group, compute.device)
+    model = model.to(compute.device).to(memory_format=torch.channels_last)
+    if compute.compiled:
+        model.compile(options={"deterministic": config.deterministic})
+    return model
 
 
 def _check_sizes(what: str, images: int, held_out: int, config: Classifier, group: ProcessGroup) -> None:

@@ -2,22 +2,67 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from augbench.config.base import Fraction, Positive, Section, key
+from augbench.config.base import Fraction, Place, Positive, Section, key
+from augbench.config.hub import COMMIT, HUB_ID
 
 PLATEAU_KEYS = frozenset({"plateau_patience", "stop_patience", "max_epochs"})
-STEPS_KEYS = frozenset({"steps", "decay", "lower_at", "validate_every", "keep"})
+STEPS_KEYS = frozenset({"steps", "decay", "lower_at", "validate_every", "keep", "warmup_steps"})
+RESNET_KEYS = frozenset({"layers", "base_width", "stem"})
+ORIGIN_KEYS = frozenset({"pretrained", "pretrained_revision", "pretrained_on"})  # weights enter through files
 LOWER_AT = (0.5, 0.75)
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+TIMM = "timm:"
+IMAGENET_TAG = re.compile(r"(?<![a-z0-9])in(?:1k|12k|21k|22k)(?![a-z0-9])")  # in timm's names of weights
+
+
+def _known_arch(arch: str) -> str:
+    if arch in (*RESNETS, "clip") or re.fullmatch(TIMM + r"[a-z0-9][\w.]*", arch):
+        return arch
+    raise ValueError(
+        f"allowed: {', '.join(RESNETS)}; timm:NAME, a network of timm such as timm:convnext_tiny; clip"
+    )
+
+
+Arch = Annotated[str, AfterValidator(_known_arch)]
 
 
 class Classifier(Section):
-    """The classifier that measures an augmentation's benefit: torchvision's ResNet and its training."""
+    """The classifier that measures an augmentation's benefit, by default torchvision's ResNet, and its training."""
 
-    arch: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = key(
-        "resnet50", "torchvision's architecture: type and number of blocks.", source="paper, section 3"
+    arch: Arch = key(
+        "resnet50",
+        "Network: resnet18, resnet34, resnet50, resnet101 or resnet152 are torchvision's; timm:NAME is timm's "
+        "network of that name, such as timm:vit_base_patch16_224; clip is the image tower of the study's CLIP, "
+        "whose last layer begins with the embeddings of the class names.",
+        source="paper, section 3",
+    )
+    pretrained: Place | None = key(
+        None,
+        "Weights that a timm network begins with, except for its last layer: a file (.safetensors, .pth, .bin), "
+        "a folder with one, or an id on the Hub (owner/name), from which they are fetched once. Mirrors and "
+        "folder of downloads are those of the section clip. Default: random weights.",
+        new=True,
+    )
+    pretrained_revision: str | None = key(
+        None, "Commit of the weights on the Hub: 40 hexadecimal digits; required with an id.", new=True
+    )
+    pretrained_on: str | None = key(
+        None,
+        "Labels that the pretrained weights have seen, in words, for check and the footers. Default: what the "
+        "tag in their name says (in1k, in12k, in21k, in22k), else unknown.",
+        new=True,
+    )
+    train: Literal["all", "head", "probe"] = key(
+        "all",
+        "What is trained: all weights; head, the last layer on top of the frozen network; probe, the last layer "
+        "on features that the frozen network computes once per image, without random crops. head and probe need "
+        "pretrained, or clip.",
+        new=True,
     )
     layers: tuple[Positive, Positive, Positive, Positive] | None = key(
         None,
@@ -79,8 +124,37 @@ class Classifier(Section):
         new=True,
     )
     lr: float = key(0.1, "Initial learning rate.", source="paper, section 3", gt=0)
+    optimiser: Literal["sgd", "adamw"] = key(
+        "sgd",
+        "Optimiser. adamw has betas of 0.9 and 0.999, and does not decay biases, norms and what timm excludes.",
+        source="paper, section 3 (sgd); Loshchilov and Hutter, 2019",
+        new=True,
+    )
     momentum: Fraction = key(0.9, "SGD momentum.", source="torchvision's reference")
-    weight_decay: float = key(1e-4, "SGD weight decay.", source="torchvision's reference", ge=0)
+    weight_decay: float = key(
+        1e-4,
+        "Weight decay: of all weights by sgd, decoupled by adamw.",
+        source="torchvision's reference",
+        ge=0,
+    )
+    layer_decay: float = key(
+        1.0,
+        "Factor of the learning rate from each layer to the one before it; the last layer has lr. For timm's "
+        "networks and clip.",
+        source="Bao et al., 2022 (BEiT)",
+        new=True,
+        gt=0,
+        le=1,
+    )
+    warmup_steps: int = key(
+        0,
+        "First steps, in which the learning rate rises linearly to lr under `schedule: steps`. A cosine begins "
+        "after them.",
+        "steps",
+        "Goyal et al., 2017",
+        new=True,
+        ge=0,
+    )
     plateau_patience: Positive = key(
         10,
         "lr is divided by 10 after this many epochs without a better validation accuracy.",
@@ -145,6 +219,41 @@ class Classifier(Section):
     )
 
     @model_validator(mode="after")
+    def _keys_of_the_network(self) -> Classifier:
+        """Refuse values that the network or its origin would not use."""
+        for name in () if self.arch in RESNETS else sorted(RESNET_KEYS):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: goes with torchvision's networks ({', '.join(RESNETS)}) only")
+        if self.pretrained is not None and not self.arch.startswith(TIMM):
+            raise ValueError("pretrained: goes with arch: timm:NAME; clip has the weights of clip.model")
+        if self.pretrained is None:
+            for name in sorted(ORIGIN_KEYS):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}: goes with classifier.pretrained, which is not set")
+        if self.pretrained_revision is not None and not re.fullmatch(COMMIT, self.pretrained_revision):
+            raise ValueError(
+                "pretrained_revision: allowed: a commit, 40 hexadecimal digits; a branch or tag may move"
+            )
+        if self.pretrained_revision is not None and not re.fullmatch(HUB_ID, self.pretrained or ""):
+            raise ValueError("pretrained_revision: goes with an id on the Hub (owner/name) only")
+        if self.train != "all" and not self.begins_trained:
+            raise ValueError(
+                f"train: {self.train} goes with classifier.pretrained or arch: clip; the weights of {self.arch}"
+                " would stay random"
+            )
+        if self.layer_decay != 1 and (self.arch in RESNETS or self.train != "all"):
+            raise ValueError("layer_decay: goes with train: all of arch: timm:NAME or clip")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_of_the_optimiser(self) -> Classifier:
+        if self.optimiser == "adamw" and self.momentum != type(self).model_fields["momentum"].default:
+            raise ValueError("momentum: goes with optimiser: sgd; adamw has betas of 0.9 and 0.999")
+        if self.steps is not None and self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps: allowed: fewer than steps ({self.steps})")
+        return self
+
+    @model_validator(mode="after")
     def _crop_fits(self) -> Classifier:
         if self.evaluation_resize is not None and self.evaluation_resize < self.resolution:
             raise ValueError(
@@ -190,6 +299,33 @@ class Classifier(Section):
         if self.validate_every is not None and self.validate_every > (self.steps or 0):
             raise ValueError(f"validate_every: allowed: at most steps ({self.steps})")
         return self
+
+    @property
+    def begins_trained(self) -> bool:
+        """Whether the network begins with weights that are not random."""
+        return self.pretrained is not None or self.arch == "clip"
+
+    @property
+    def timm_name(self) -> str | None:
+        """timm's name of the network, with the tag of its weights if it has one; None for another network."""
+        return self.arch.removeprefix(TIMM) if self.arch.startswith(TIMM) else None
+
+    @property
+    def labels_seen(self) -> str | None:
+        """Labels that the first weights have seen, in words; None if they are random."""
+        if not self.begins_trained:
+            return None
+        if self.arch == "clip":
+            return "image-text pairs"
+        if self.pretrained_on is not None:
+            return self.pretrained_on
+        tags = dict.fromkeys(IMAGENET_TAG.findall(f"{self.arch} {self.pretrained}"))
+        return f"ImageNet's ({', '.join(tags)})" if tags else "unknown (classifier.pretrained_on)"
+
+    @property
+    def has_seen_imagenet(self) -> bool:
+        """Whether the first weights have seen ImageNet's labels, as far as their names or the config say."""
+        return self.arch != "clip" and "imagenet" in (self.labels_seen or "").lower()
 
     @property
     def total_steps(self) -> int:

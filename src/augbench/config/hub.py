@@ -19,7 +19,7 @@ MARKER = "fetched.json"
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 COMMIT = r"[0-9a-f]{40}"
 TABLES = RESOURCES / "models"
-Layout = Literal["diffusion", "clip", "safety_checker"]
+Layout = Literal["diffusion", "clip", "safety_checker", "classifier"]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from augbench.config.classifier import Classifier
 from augbench.config.corpus import Corpus, EmbeddingCorpus, MiniatureCorpus, OwnCorpus, PublishedCorpus
 from augbench.config.data import Dataset, FashionMnist
 from augbench.config.draws import depends_on_training_images, drawn_name, fold, unfold_rows
+from augbench.config.hub import HubModel, hub_model
 from augbench.config.methods import (
     AddingMethod,
     ChooseMethod,
@@ -216,6 +217,12 @@ class Study(Section):
             self._check_filter(f"methods.{name}.keep", method.keep)
 
     def _check_use(self, name: str, use: Use) -> None:
+        if self.classifier.train == "probe" and (use.mixes or use.head_only):
+            wrong = next(part for part in ("mixup", "cutmix", "head_only") if getattr(use, part))
+            raise ValueError(
+                f"methods.{name}.use.{wrong}: goes with classifier.train: all or head; a probe sees features of"
+                " unmixed images and has one layer"
+            )
         if not use.real_at_end:
             return
         where = f"methods.{name}.use.real_at_end"
@@ -298,6 +305,19 @@ class Study(Section):
         row = self.methods[name]
         before = max(map(self.guard_level, row.built_on), default=-1)
         return max(0, before + row.generates_images)
+
+    @property
+    def classifier_hub(self) -> HubModel | None:
+        """The classifier's first weights on the Hub, or None if they are random, local, or CLIP's."""
+        ours = self.classifier
+        return hub_model(
+            ours.pretrained or "", ours.pretrained_revision, self.clip.mirrors, self.clip.downloads
+        )
+
+    @property
+    def classifier_weights(self) -> str | None:
+        """File or folder of the classifier's own first weights, which is there once they are fetched."""
+        return self.classifier_hub.folder if self.classifier_hub else self.classifier.pretrained
 
     @property
     def first_real(self) -> str | None:

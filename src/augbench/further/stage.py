@@ -17,8 +17,11 @@ from safetensors.torch import load_file
 
 from augbench.artifacts.store import Store
 from augbench.classifier.compute import compute_of
+from augbench.classifier.features import of_split
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.score import has_rows, score_test, top1, write_predictions
+from augbench.classifier.stage import frozen_network
+from augbench.classifier.start import names_of, read_start
 from augbench.config.study import Study
 from augbench.data.classes import ClassInfo, read_class_table
 from augbench.data.splits import check_labels, read_split
@@ -41,6 +44,7 @@ def score_further(
     models: Mapping[tuple[str, str], str | Path],
     outs: Mapping[tuple[str, str], str | Path],
     excluded: Collection[str] = (),
+    first_weights: str | Path | None = None,
 ) -> None:
     """Score classifiers on a further test set; predictions that are in the store are only linked.
 
@@ -54,6 +58,8 @@ def score_further(
         By row and run: the checkpoint, and the target for its predictions.
     excluded : collection of str
         Classes that training and scoring leave out.
+    first_weights : path, optional
+        Fingerprint of the model that classifiers begin with. Default: random weights.
 
     Raises
     ------
@@ -62,6 +68,9 @@ def score_further(
         image can't be decoded.
     """
     images, kept = _labelled(study, test, split_path, read_class_table(classes_path), excluded)
+    start = read_start(first_weights)
+    if (frozen := frozen_network(study, start, store)) is not None:
+        images = of_split(frozen, images, {"further": further_images_recipe(study, test)})
     device = pick_device(study.execution.device)
     compute = compute_of(study.execution, device, store.study / ".work")
     for (method, run), model in track(models.items(), f"score on {test}", "classifier", len(models)):
@@ -71,10 +80,11 @@ def score_further(
             "model": sha256_file(model),
             "test": images.key,
             "further": further_images_recipe(study, test),
+            **names_of(start, study.classifier.arch),
         }
 
         def score(path: Path, model: str | Path = model) -> None:
-            predictions = score_test(load_file(model), study.classifier, kept, images, compute)
+            predictions = score_test(load_file(model), study.classifier, kept, images, compute, start)
             write_predictions(predictions, path)
 
         out = outs[method, run]

@@ -47,7 +47,7 @@ def model_files(folder: str | Path) -> list[Path]:
 def fingerprint(folder: str | Path, safety_checker: str | None = "model") -> dict[str, Any]:
     """Hash a model's files, and return the hashes with one ``id`` over them all.
 
-    The fingerprint of a fetched model also names its repository and revision.
+    ``folder`` may also be a single file of weights. The fingerprint of a fetched model also names its repository and revision.
 
     Parameters
     ----------
@@ -61,6 +61,9 @@ def fingerprint(folder: str | Path, safety_checker: str | None = "model") -> dic
         The folder has no model, or a fetched model that has changed since.
     """
     folder = Path(folder)
+    if folder.is_file():
+        files = {folder.name: sha256_file(folder)}
+        return {"id": canonical_hash(files)[:16], "folder": str(folder), "files": files}
     files = {path.relative_to(folder).as_posix(): sha256_file(path) for path in model_files(folder)}
     if not any(name.endswith((".safetensors", ".bin")) for name in files):
         raise UserError(

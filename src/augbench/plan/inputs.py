@@ -178,6 +178,7 @@ class InputPaths:
             "diffusion": study.diffusion.hub,
             "safety_checker": study.diffusion.safety_checker_hub,
             "clip": study.clip.hub,
+            "classifier": study.classifier_hub,
         }
         return {layout: model for layout, model in models.items() if model is not None}
 
@@ -197,6 +198,32 @@ class InputPaths:
     def clip_files(self) -> list[str]:
         """Files of the CLIP model."""
         return self._model_files(self.study.clip.folder, self.study.clip.hub)
+
+    @cached_property
+    def classifier_weights(self) -> list[str]:
+        """Files of the classifier's own first weights, if it has any."""
+        place = self.study.classifier_weights
+        if place is None:
+            return []
+        return [place] if Path(place).is_file() else self._model_files(place, self.study.classifier_hub)
+
+    @property
+    def classifier(self) -> str:
+        """Path of the fingerprint of the classifier's own first weights."""
+        return self.path("models/classifier.json")
+
+    @property
+    def first_weights(self) -> list[str]:
+        """Fingerprint of the model that classifiers begin with: none for random weights."""
+        if self.study.classifier.arch == "clip":
+            return [self.clip]
+        return [self.classifier] if self.study.classifier.pretrained is not None else []
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Fingerprints of the models that make or find images, and of what classifiers begin with."""
+        making = [self.diffusion, self.clip] if self.study.pooled else []
+        return [*dict.fromkeys([*making, *self.first_weights])]
 
     @cached_property
     def judge_files(self) -> list[str]:

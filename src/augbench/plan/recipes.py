@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from augbench.config.classifier import PLATEAU_KEYS, STEPS_KEYS
+from augbench.classifier.sizes import evaluation_resize
+from augbench.config.classifier import ORIGIN_KEYS, PLATEAU_KEYS, RESNET_KEYS, RESNETS, STEPS_KEYS, Classifier
 from augbench.config.corpus import EmbeddingCorpus, ImageCorpus, OwnCorpus, ParquetCorpus
 from augbench.config.hub import HubModel
 from augbench.config.methods import Prompting, RetrieveMethod
@@ -131,6 +132,11 @@ def model_recipe(model: Diffusion | Clip) -> Recipe:
     if isinstance(model, Diffusion) and model.safety_checker != "model":
         recipe["safety_checker"] = model.safety_checker_folder
     return recipe
+
+
+def weights_recipe(study: Study) -> Recipe:
+    """Recipe of the classifier's first weights: their place; the content enters through files."""
+    return {"version": 1, "folder": study.classifier_weights}
 
 
 def fetch_recipe(model: HubModel) -> Recipe:
@@ -329,12 +335,13 @@ def resample_recipe(study: Study, name: str) -> Recipe:
 
 
 def classifier_recipe(study: Study, name: str) -> Recipe:
-    """Recipe of a classifier's training; the images enter through files.
+    """Recipe of a classifier's training; the images and the first weights enter through files.
 
-    It has the keys of the chosen schedule alone.
+    It has the keys of the chosen network and schedule alone.
     """
     method, config = study.methods[name], study.classifier
     unused = {"schedule"} | STEPS_KEYS if config.schedule == "plateau" else PLATEAU_KEYS
+    unused |= ORIGIN_KEYS | (set() if config.arch in RESNETS else RESNET_KEYS)
     recipe: Recipe = {
         "version": 1,
         "seed": study.seed_of(name),
@@ -350,6 +357,12 @@ def classifier_recipe(study: Study, name: str) -> Recipe:
     if use := method.use.model_dump(mode="json"):
         recipe["use"] = use
     return recipe
+
+
+def features_recipe(config: Classifier) -> Recipe:
+    """Recipe of the features of a frozen network, without its weights and the images."""
+    seen = config.model_dump(mode="json", include={"arch", "resolution", "dtype"})
+    return {"version": 1, **seen, "evaluation_resize": evaluation_resize(config)}
 
 
 DECISIONS = {"contrasts", "error", "margin"}  # settings of the tests of differences

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from augbench.artifacts.parquet import read_table
 from augbench.artifacts.pool import index_of, load_images
+from augbench.classifier.start import names_of, read_start
 from augbench.data.classes import ClassInfo, read_class_table
 from augbench.files import canonical_hash, read_json, sha256_file
 from augbench.plan.recipes import classifier_recipe, score_recipe
@@ -58,6 +59,7 @@ def write_scores(
     out: str | Path,
     clip_path: str | Path | None = None,
     classifier: tuple[str, str | Path] | None = None,
+    first_weights: str | Path | None = None,
 ) -> None:
     """Score the images in ``shards`` by CLIP or by a classifier, whichever is given; through the store.
 
@@ -73,6 +75,8 @@ def write_scores(
         ``models/clip.json``.
     classifier : tuple of str and path, optional
         Name of the row that the classifier belongs to, and its ``model.safetensors``.
+    first_weights : path, optional
+        Fingerprint of the model that the classifier began with. Default: random weights.
 
     Raises
     ------
@@ -99,6 +103,7 @@ def write_scores(
             "classifier": classifier_recipe(job.study, row)["classifier"],
             "weights": sha256_file(model),
             "classes": len(used),
+            **names_of(read_start(first_weights), job.study.classifier.arch),
         }
     else:
         assert clip_path is not None
@@ -106,7 +111,7 @@ def write_scores(
 
     def write(path: Path) -> None:
         logits = (
-            _classifier_logits(job, index, labels, len(used), classifier[1])
+            _classifier_logits(job, index, labels, len(used), classifier[1], first_weights)
             if classifier is not None
             else _clip_logits(job, index, used, read_json(clip_path or ""))
         )
@@ -140,17 +145,24 @@ def _clip_logits(
 
 
 def _classifier_logits(
-    job: Job, index: pa.Table, labels: np.ndarray, classes: int, model: str | Path
+    job: Job,
+    index: pa.Table,
+    labels: np.ndarray,
+    classes: int,
+    model: str | Path,
+    first_weights: str | Path | None,
 ) -> np.ndarray:
     """Logits of a classifier of the study, float ``(N, C)``."""
     from safetensors.torch import load_file
 
     from augbench.classifier.compute import compute_of
+    from augbench.classifier.features import of_rows
     from augbench.classifier.images import LabelledImages
     from augbench.classifier.score import logits_of
+    from augbench.classifier.stage import frozen_network
     from augbench.models.folders import pick_device
 
-    study = job.study
+    study, start = job.study, read_start(first_weights)
     compute = compute_of(study.execution, pick_device(study.execution.device), job.folder / ".work")
     images = LabelledImages(
         index.column("sha256").to_pylist(),
@@ -158,8 +170,11 @@ def _classifier_logits(
         lambda wanted: load_images(index.slice(wanted.start, wanted.stop - wanted.start), job.folder),
         "images to score",
     )
-    logits: np.ndarray = logits_of(load_file(model), study.classifier, classes, images, compute).numpy()
-    return logits
+    if (frozen := frozen_network(study, start, job.store)) is not None:
+        images = of_rows(frozen, images, index, job.folder)
+    logits = logits_of(load_file(model), study.classifier, classes, images, compute, start)
+    found: np.ndarray = logits.numpy()
+    return found
 
 
 def read_scores(path: str | Path) -> dict[tuple[str, int, str], float]:

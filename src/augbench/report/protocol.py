@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from augbench.classifier.sizes import evaluation_resize, training_side
-from augbench.config.classifier import Classifier
+from augbench.config.classifier import RESNETS, Classifier
 from augbench.config.corpus import ImageCorpus, ParquetCorpus
 from augbench.config.data import Caltech256, FashionMnist, ImageFolder, ParquetImages
 from augbench.config.methods import AddingMethod, PersonaliseMethod, RetrieveMethod, SampleMethod
@@ -102,6 +102,11 @@ DEFAULTS = Protocol(
     batch_size=CLASSIFIER.batch_size,
     lr=CLASSIFIER.lr,
 )
+TRAINED = {
+    "all": "all weights",
+    "head": "the last layer alone",
+    "probe": "the last layer alone, on features of the centre crop (a linear probe)",
+}
 CANDIDATES: tuple[str | int, ...] = ("train_loss", "val_loss", 1, 2, 3)
 IMAGIC_CANDIDATES: tuple[str | int, ...] = tuple(range(1, 9))
 RETRIEVAL = RetrieveMethod(mechanism="retrieve")  # most of its defaults are the paper's
@@ -497,6 +502,8 @@ def _classifier(ours: Classifier, paper: Protocol) -> list[tuple[str, str, str]]
             else ""
         )
         stem = ", 3x3 stem" if config.stem == "small" else ""
+        if config.arch not in RESNETS:
+            return _other_network(config)
         return f"{config.arch.replace('resnet', 'ResNet-') if not layers else 'ResNet'}{layers}{width}{stem}"
 
     def centre(config: Classifier) -> str:
@@ -509,6 +516,8 @@ def _classifier(ours: Classifier, paper: Protocol) -> list[tuple[str, str, str]]
     theirs = CLASSIFIER
     return [
         ("Classifier", network(ours), network(theirs)),
+        ("First weights of the classifier", _first_weights(ours), "random"),
+        ("What is trained", TRAINED[ours.train], TRAINED["all"]),
         ("Classifier's input size, pixels", str(ours.resolution), str(theirs.resolution)),
         ("Centre crop in evaluation, share of the shorter side", centre(ours), centre(theirs)),
         (
@@ -526,10 +535,28 @@ def _classifier(ours: Classifier, paper: Protocol) -> list[tuple[str, str, str]]
             f"{paper.batch_size / GPUS if paper.is_papers else ours.batch_size:g}",
         ),
         ("Learning rate", f"{ours.lr:g}", f"{paper.lr:g}"),
+        ("Optimiser", _optimiser(ours), _optimiser(theirs)),
         ("Momentum", f"{ours.momentum:g}", f"{theirs.momentum:g}"),
         ("Weight decay", f"{ours.weight_decay:g}", f"{theirs.weight_decay:g}"),
         *_schedule(ours, theirs),
     ]
+
+
+def _other_network(config: Classifier) -> str:
+    return "CLIP's image tower" if config.arch == "clip" else f"timm's {config.timm_name}"
+
+
+def _first_weights(config: Classifier) -> str:
+    """What the classifier begins with and which labels that has seen, in words."""
+    if not config.begins_trained:
+        return "random"
+    place = "CLIP's, the last layer from the class names" if config.arch == "clip" else str(config.pretrained)
+    return f"{place}; labels seen: {config.labels_seen}"
+
+
+def _optimiser(config: Classifier) -> str:
+    rates = "" if config.layer_decay == 1 else f", lr x {config.layer_decay:g} from layer to layer"
+    return f"{'SGD' if config.optimiser == 'sgd' else 'AdamW'}{rates}"
 
 
 def _decoded(config: Classifier) -> str:
@@ -541,7 +568,8 @@ def _decoded(config: Classifier) -> str:
 def _schedule(ours: Classifier, theirs: Classifier) -> list[tuple[str, str, str]]:
     """(what, ours, paper's) for the schedule of training."""
     if ours.schedule == "steps":
-        lowered = (
+        warm = f"lr rises over {ours.warmup_steps} steps, " if ours.warmup_steps else ""
+        lowered = warm + (
             "lr along a cosine to 0"
             if ours.decay == "cosine"
             else f"lr / 10 at {' and '.join(map(str, ours.lower_at_steps))}"

@@ -53,6 +53,17 @@ def _model_folder(key: str, folder: Path, layout: str, first_file: str) -> dict[
     return _json(folder / first_file)
 
 
+def pointer_problem(path: Path) -> UserError | None:
+    """Problem of a file of weights: empty, or only the pointer that git leaves without git-lfs."""
+    with path.open("rb") as stream:
+        start = stream.read(24)
+    if not start:
+        return UserError(str(path), "an empty file", "the weights are needed; download the model again")
+    if start.startswith(b"version https://git-lfs"):
+        return UserError(str(path), "a git-lfs pointer", "the weights themselves are needed: git lfs pull")
+    return None
+
+
 def _weights(folder: Path) -> Iterator[UserError]:
     """Yield problems of the weights: missing, empty, or only the pointers that git leaves without git-lfs."""
     files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
@@ -60,13 +71,7 @@ def _weights(folder: Path) -> Iterator[UserError]:
         yield UserError(
             str(folder), "no weights", "allowed: a .safetensors or .bin file; download the model again"
         )
-    for path in files:
-        with path.open("rb") as stream:
-            start = stream.read(24)
-        if not start:
-            yield UserError(str(path), "an empty file", "the weights are needed; download the model again")
-        elif start.startswith(b"version https://git-lfs"):
-            yield UserError(str(path), "a git-lfs pointer", "the weights themselves are needed: git lfs pull")
+    yield from filter(None, map(pointer_problem, files))
 
 
 def model_problems(study: Study) -> Iterator[UserError]:
@@ -108,6 +113,7 @@ def models_to_fetch(study: Study) -> Iterator[str]:
         "diffusion.model": study.diffusion.hub,
         "diffusion.safety_checker": study.diffusion.safety_checker_hub,
         "clip.model": study.clip.hub,
+        "classifier.pretrained": study.classifier_hub,
     }
     for key, hub in models.items():
         if hub is not None and not _is_here(hub):

@@ -30,6 +30,7 @@ from augbench.commands.check.methods import (
     pseudoword_problems,
 )
 from augbench.commands.check.models import model_problems, models_to_fetch
+from augbench.commands.check.networks import first_weights_notes, network_problems
 from augbench.commands.check.prompts import indistinct_prompts
 from augbench.commands.check.training import batch_problems, training_warnings
 from augbench.config.problems import ConfigError
@@ -127,6 +128,8 @@ def check_study(
     if models:
         problems += model_problems(study)
         notes += models_to_fetch(study)
+        problems += network_problems(study)
+    notes += first_weights_notes(study)
     problems += _outputs(study)
     try:
         notes += gpu_warnings(study)

@@ -156,6 +156,7 @@ class Estimate(Work):
             "diffusion": self.assume("diffusion_bytes"),
             "clip": self.assume("clip_bytes"),
             "safety_checker": 1.2e9,
+            "classifier": self.classifier_bytes,
         }
         for layout, hub in self.plan.hub_models.items():
             known = [file.size for file in known_models().get(hub.repository, ("", {}))[1].values()]
@@ -180,7 +181,7 @@ class Estimate(Work):
 
     def _prepare(self) -> Iterator[Step]:
         plan = self.plan
-        models = [[plan.diffusion], [plan.clip]]
+        models = [[plan.diffusion], [plan.clip], *([[plan.classifier]] if plan.classifier_weights else [])]
         prompts = [[plan.prompts(method)] for method in plan.study.pooled]
         jobs = [[plan.classes], list(plan.splits.values()), *models, *prompts]
         if plan.cluster_counts:
@@ -406,7 +407,7 @@ class Estimate(Work):
         plan = self.plan.folded
         for test in plan.further_tests:
             images, classifiers = self.further_images(test), len(plan.all_runs)
-            seen = classifiers * images
+            hours = self.score_hours(classifiers * images)
             guard = [[plan.further_embeddings(test), *plan.further_leaks(test).values()]] * bool(plan.guarded)
             embedded = images if guard else 0  # added images are embedded once, for the ordinary test
             yield self._step(
@@ -415,7 +416,7 @@ class Estimate(Work):
                 jobs=[plan.further_predictions(test), *guard],
                 others=[[plan.further_split(test)]] if plan.has_own_images(test) else [],
                 images=images,
-                gpu_hours=self.score_hours(seen) + embedded / self.rate("embed") / 3600,
+                gpu_hours=None if hours is None else hours + embedded / self.rate("embed") / 3600,
             )
 
     def _report(self) -> Iterator[Step]:

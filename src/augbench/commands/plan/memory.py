@@ -1,6 +1,6 @@
 """GPU memory that each stage needs, from ``resources/gpu_memory.yaml``: estimates, not measured on a GPU.
 
-The table has figures for Stable Diffusion 1.x and ResNet-50. Other networks get none.
+The table has figures for Stable Diffusion 1.x, ResNet-50. Other networks get none.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from augbench.files import RESOURCES, read_json
 
 TABLE = RESOURCES / "gpu_memory.yaml"
 DIFFUSION_SIDE, CLASSIFIER_SIDE, CLASSIFIER_WIDTH = 512, 224, 64  # of the networks in the tables
+CLASSIFIERS = {"resnet50": "classify"}  # networks with figures, and their stage in the table
 SD1_WIDTHS = [320, 640, 1280, 1280]
 
 
@@ -87,11 +88,17 @@ def needs_of(study: Study) -> Iterator[Need]:
             yield _need("finetune_vectors", micro_batch, area, study.finetune.dtype)
         if True in trained:
             yield _need("finetune_unet", micro_batch, area, study.finetune.dtype)
-    if classifier.arch == "resnet50":
+    stage = CLASSIFIERS.get(without_tag(classifier.arch))
+    if stage is not None and classifier.train == "all":
         area = (classifier.resolution / CLASSIFIER_SIDE) ** 2 * classifier.base_width / CLASSIFIER_WIDTH
         processes = study.execution.processes or 1
-        need = _need("classify", -(-classifier.batch_size // processes), area, classifier.dtype)
+        need = _need(stage, -(-classifier.batch_size // processes), area, classifier.dtype)
         yield replace(need, parts=max(1, classifier.batch_norm_groups // processes))
+
+
+def without_tag(arch: str) -> str:
+    """Name of a network without the tag of its weights."""
+    return arch.partition(".")[0]
 
 
 def _need(stage: str, batch: int, area: float, dtype: str) -> Need:
@@ -130,7 +137,7 @@ def shortages(study: Study, name: str, gib: float) -> Iterator[str]:
                 f"{at_once} of its {need.parts} parts (classifier.batch_norm_groups) will run at once, "
                 "to the same result"
             )
-        elif most and need.stage == "classify":
+        elif most and need.stage in CLASSIFIERS.values():
             helps += ", which changes results, or train on several GPUs (execution.processes)"
         yield (
             f"{need.stage}: about {need.gib:.1f} GiB with {need.key}: {need.batch}, but {name} has"

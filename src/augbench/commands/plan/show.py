@@ -143,6 +143,11 @@ def _notes(estimate: Estimate) -> Iterator[str]:
     yield from _searches(estimate)
     if (found := detectable_of(estimate.study)) is not None:
         yield describe(found)
+    if estimate.classifier_work is None:
+        yield (
+            f"?: there is no figure for {classifier.arch}; the rate of finished jobs is used as soon as there are"
+            " some."
+        )
     if not estimate.knows_diffusion and any(step.gpu_hours is None for step in estimate.steps):
         yield (
             "?: there is no figure for this diffusion model; "

@@ -13,6 +13,7 @@ from augbench.commands.plan.memory import (
     CLASSIFIER_WIDTH,
     DIFFUSION_SIDE,
     is_stable_diffusion_1,
+    without_tag,
 )
 from augbench.commands.plan.sizes import sizes_of
 from augbench.commands.plan.throughput import Throughput, guided_share
@@ -24,8 +25,23 @@ from augbench.retrieval.hunt import wanted_images
 
 # U-Net calls per image at the table's rate: PNDM, 50 steps, guidance
 REFERENCE_CALLS = 51 * 2
-# multiplications, relative to ResNet-50
-RESNET_WORK = {"resnet18": 0.44, "resnet34": 0.89, "resnet50": 1.0, "resnet101": 1.9, "resnet152": 2.8}
+# multiplications and weights at 224 pixels, relative to ResNet-50: 4.1e9 and 25.6 million
+# (torchvision's and timm's model tables)
+NETWORKS = {
+    "resnet18": (0.44, 0.46),
+    "resnet34": (0.89, 0.85),
+    "resnet50": (1.0, 1.0),
+    "resnet101": (1.9, 1.74),
+    "resnet152": (2.8, 2.35),
+    "timm:convnext_tiny": (1.09, 1.12),
+    "timm:convnext_small": (2.1, 1.96),
+    "timm:convnext_base": (3.75, 3.46),
+    "timm:swin_tiny_patch4_window7_224": (1.1, 1.1),
+    "timm:vit_tiny_patch16_224": (0.31, 0.22),
+    "timm:vit_small_patch16_224": (1.12, 0.86),
+    "timm:vit_base_patch16_224": (4.3, 3.38),
+    "timm:vit_large_patch16_224": (15.0, 11.9),
+}
 # work of encoding an image, relative to training on it with a frozen U-Net (benchmarks/personalise.py)
 ENCODING_SHARE = 1117 / 1669
 LATENT_BYTES = 2 * 4 * 64 * 64 * 2  # mean and deviation of an image of DIFFUSION_SIDE, in float16
@@ -150,8 +166,11 @@ class Work:
         epochs = min(classifier.max_epochs, self.assume("classifier_epochs"))
         return round(epochs * steps_per_epoch(round(images), classifier.batch_size))
 
-    def classify_hours(self, images: float, classifiers: int) -> float:
-        """GPU-hours of training classifiers with ``images`` images in a pass, and of their validations."""
+    def classify_hours(self, images: float, classifiers: int) -> float | None:
+        """GPU-hours of training classifiers with ``images`` images in a pass, and of their validations.
+
+        None for a network without figures.
+        """
         classifier = self.study.classifier
         if classifier.schedule == "steps":
             steps = classifier.total_steps
@@ -160,18 +179,33 @@ class Work:
         else:
             passes = min(classifier.max_epochs, self.assume("classifier_epochs"))
             validations = round(passes)
-        seen = passes * images + validations * FORWARD_SHARE * self.sizes.validation
-        return classifiers * seen * self.classifier_work / self.rate("classify") / 3600
+        if (work := self.classifier_work) is None:
+            return None
+        if classifier.train == "probe":  # features are computed once for all runs
+            seen = FORWARD_SHARE * (images + self.sizes.validation)
+        else:
+            share = FORWARD_SHARE if classifier.train == "head" else 1.0
+            seen = classifiers * (
+                passes * share * images + validations * FORWARD_SHARE * self.sizes.validation
+            )
+        return seen * work / self.rate("classify") / 3600
 
     @property
-    def classifier_work(self) -> float:
-        """Work of training on an image, relative to the table's ResNet-50."""
+    def _network(self) -> tuple[float, float] | None:
+        """Multiplications and weights, relative to ResNet-50 at 224 pixels; None if there are no figures."""
+        return NETWORKS.get(without_tag(self.study.classifier.arch))
+
+    @property
+    def classifier_work(self) -> float | None:
+        """Work of training on an image, relative to the table's ResNet-50; None if there are no figures."""
         classifier = self.study.classifier
         side, width = classifier.resolution / CLASSIFIER_SIDE, classifier.base_width / CLASSIFIER_WIDTH
-        return RESNET_WORK[classifier.arch] * side**2 * width**2
+        return None if self._network is None else self._network[0] * side**2 * width**2
 
-    def score_hours(self, images: float) -> float:
-        """GPU-hours of classifying images with trained classifiers."""
+    def score_hours(self, images: float) -> float | None:
+        """GPU-hours of classifying images with trained classifiers; None for a network without figures."""
+        if self.classifier_work is None:
+            return None
         return FORWARD_SHARE * images * self.classifier_work / self.rate("classify") / 3600
 
     def further_images(self, test: str) -> int:
@@ -185,12 +219,10 @@ class Work:
 
     @property
     def classifier_bytes(self) -> float:
-        classifier = self.study.classifier
-        return (
-            self.assume("resnet50_bytes")
-            * RESNET_WORK[classifier.arch]
-            * (classifier.base_width / CLASSIFIER_WIDTH) ** 2
-        )
+        """Size of a classifier's weights; ResNet-50's for a network without figures."""
+        width = self.study.classifier.base_width / CLASSIFIER_WIDTH
+        share = 1.0 if self._network is None else self._network[1]
+        return self.assume("resnet50_bytes") * share * width**2
 
     @cached_property
     def class_sizes(self) -> Mapping[str, int]:

@@ -56,6 +56,7 @@ SHARED = {
     "clusters": (CLUSTERED, ("cluster", "fetch_inception")),
     "diffusion model": (GENERATION, ("fetch_diffusion", "fetch_safety_checker", "fingerprint_diffusion")),
     "CLIP": (RETRIEVAL, ("fetch_clip", "fetch_aesthetics", "fingerprint_clip")),
+    "first weights of classifiers": (ALL, ("fetch_classifier", "fingerprint_classifier")),
     "training images in CLIP space": (COMPARED, ("embed_train",)),
     "corpus": (
         RETRIEVAL,

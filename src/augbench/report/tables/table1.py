@@ -31,6 +31,15 @@ from augbench.report.protocol import Facts, differences, differs, half_precision
 from augbench.report.render import NONE, Layout, render_csv, spread
 from augbench.resample import mean_overlap, overlap
 
+OTHER_QUESTION = (
+    "The table says what added images do for a network that has learned from other images, not for one that"
+    " begins at random."
+)
+SEEN = (
+    f"{OTHER_QUESTION} Where the study's classes are among these labels, the network has learned them from far"
+    " more images than the study's, and accuracies do not compare with those of a network without them."
+)
+
 
 @dataclass(frozen=True)
 class RunRow:
@@ -152,6 +161,7 @@ def build_table(
     UserError
         A method of the config has no results, or a run appears twice or was not scored on the test split.
     """
+    results = list(results)
     runs, classes, dtypes = _read_runs(study, results)
     sets = _read_sets(study, manifests)
     paper = paper_results(study.report.paper_study)
@@ -184,7 +194,8 @@ def build_table(
     real = max((row.real_per_class for row in rows if row.split == "train"), default=None)
     facts = Facts(classes, real, max(run.n_val for run in runs), max(run.n_test for run in runs), dtypes)
     lacks = {name: _lacks(own) for name, own in sets.items()}
-    notes = _notes(study, rows, facts, excluded, draws, lacks, lrs, choices)
+    first = [*first_weights_notes(study, results)]
+    notes = _notes(study, rows, facts, excluded, draws, lacks, lrs, choices, first)
     return Table1(study.study, tuple(rows), tuple(runs), notes)
 
 
@@ -294,6 +305,7 @@ def _notes(
     lacks: Mapping[str, Mapping[str, Lack]],
     lrs: Sequence[str | Path],
     choices: Sequence[str | Path],
+    first_weights: Sequence[str],
 ) -> tuple[str, ...]:
     """The footer: notes on columns, classes left out, differences from the protocol, the config's notes."""
     notes = [
@@ -303,6 +315,7 @@ def _notes(
         " sqrt(n)). Each classifier has its own seed. Where images are added, it also has its own set drawn"
         " from the method's pool. Rows without added images vary in the seed only."
     ]
+    notes += first_weights
     notes += _training_notes(study, rows)
     notes += composition_notes(study)
     notes += choice_notes(study, choices)
@@ -394,6 +407,24 @@ def _draws_note(study: Study, draws: Sequence[str | Path]) -> str:
         " training images on average. Rows whose images depend on the training images make them in each draw;"
         " the others draw from one pool. In the other tables a run is one draw."
     )
+
+
+def first_weights_notes(study: Study, results: Iterable[str | Path]) -> Iterator[str]:
+    """Yield notes on classifiers that do not begin with random weights: labels seen, zero-shot accuracy."""
+    classifier = study.classifier
+    if classifier.begins_trained:
+        yield (
+            f"Classifiers begin with weights trained before. Labels that these have seen: {classifier.labels_seen}."
+            f" {SEEN if classifier.has_seen_imagenet else OTHER_QUESTION}"
+        )
+    found = [read_json(path).get("zero_shot_top1") for path in results]
+    scored = sorted({100 * value for value in found if value is not None})
+    if scored:
+        values = f"{scored[0]:.2f}%" if len(scored) == 1 else f"{scored[0]:.2f} to {scored[-1]:.2f}%"
+        yield (
+            f"Zero-shot: before any training, CLIP with the class names as its last layer has a top-1 accuracy of"
+            f" {values} on the test split, the same in every row and run."
+        )
 
 
 def _training_notes(study: Study, rows: Sequence[Row]) -> Iterator[str]:

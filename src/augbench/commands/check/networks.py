@@ -1,0 +1,96 @@
+"""Checks of the classifier's network, if it is not torchvision's ResNet: timm's names, first weights, sizes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from augbench.commands.check.models import HUB_HINT, pointer_problem
+from augbench.config.hub import HUB_ID
+from augbench.config.study import Study
+from augbench.errors import UserError
+from augbench.files import read_json
+
+
+def network_problems(study: Study) -> Iterator[UserError]:
+    """Yield the problems of the network and its first weights; torch is imported for timm's networks only."""
+    try:
+        if study.classifier.timm_name is not None:
+            _timm(study)
+        elif study.classifier.arch == "clip":
+            _clip(study)
+        if study.classifier.pretrained is not None:
+            yield from _weights(study)
+    except UserError as error:
+        yield error
+
+
+def _timm(study: Study) -> None:
+    """Build the network without memory for its weights, and let it see an image of the study's size."""
+    import torch
+
+    from augbench.classifier.networks import head_of, new_timm
+
+    config = study.classifier
+    with torch.device("meta"):
+        network = new_timm(config, 2)
+        head_of(network)
+        try:
+            network.eval()(torch.zeros(1, 3, config.resolution, config.resolution))
+        except NotImplementedError:  # by a tensor that needs its values
+            return
+        except (RuntimeError, AssertionError, ValueError) as error:
+            takes = "x".join(map(str, network.pretrained_cfg["input_size"][1:]))
+            raise UserError(
+                "classifier.resolution",
+                config.resolution,
+                f"allowed: a size that {config.arch} takes, such as {takes} ({' '.join(str(error).split())})",
+            ) from None
+
+
+def _clip(study: Study) -> None:
+    """Check that CLIP's patches tile an image."""
+    path, side = Path(study.clip.folder) / "config.json", study.classifier.resolution
+    if not path.is_file():  # fetched later, or reported with the models
+        return
+    patch = (read_json(path).get("vision_config") or {}).get("patch_size", 32)  # transformers' default
+    if side % patch:
+        raise UserError(
+            "classifier.resolution",
+            side,
+            f"allowed: a multiple of {patch}, the side of a patch of clip.model",
+        )
+
+
+def _weights(study: Study) -> Iterator[UserError]:
+    """Yield the problems of local weights; those of the Hub may still be missing."""
+    from augbench.classifier.networks import weights_file
+
+    hub, place = study.classifier_hub, str(study.classifier_weights)
+    if hub is not None and not Path(hub.marker).is_file():
+        return
+    if not Path(place).exists():
+        hint = f"{HUB_HINT} (classifier.pretrained_revision)" if re.fullmatch(HUB_ID, place) else ""
+        yield UserError(
+            "classifier.pretrained", f"{place!r}, which does not exist", f"allowed: a file or a folder{hint}"
+        )
+        return
+    if (problem := pointer_problem(weights_file(place))) is not None:
+        yield problem
+
+
+def first_weights_notes(study: Study) -> Iterator[str]:
+    """Yield what the first weights of classifiers have seen, and that this changes the question."""
+    config = study.classifier
+    if not config.begins_trained:
+        return
+    yield (
+        f"note: classifiers begin with weights trained before; labels that these have seen: {config.labels_seen}."
+        " The study then says what added images do for such a network"
+    )
+    if config.has_seen_imagenet and getattr(study.dataset, "classes", None) == "imagenet":
+        yield (
+            "warning: classifier.pretrained: the weights have seen the labels of the study's own classes (ImageNet)"
+            " on far more images; accuracies answer another question than those of the paper"
+        )

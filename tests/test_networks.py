@@ -1,0 +1,601 @@
+"""Classifiers other than torchvision's ResNet: timm's networks, CLIP's image tower, probes; AdamW and its rates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import PROJECT
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import CLIPModel
+
+from augbench.artifacts.pool import build_index, read_index
+from augbench.artifacts.shards import ShardRow, encode_image, write_shard
+from augbench.artifacts.store import Store
+from augbench.classifier import train as training
+from augbench.classifier.compute import Compute, ProcessGroup, Storage
+from augbench.classifier.crops import MEAN, STD
+from augbench.classifier.features import Frozen, of_rows, of_split
+from augbench.classifier.images import LabelledImages
+from augbench.classifier.launch import in_processes
+from augbench.classifier.networks import Features, build, head_of, name_of_head
+from augbench.classifier.normalisation import normalise_over
+from augbench.classifier.optimiser import new_optimiser, set_rate
+from augbench.classifier.schedule import StepSchedule
+from augbench.classifier.score import logits_of
+from augbench.classifier.stage import train_block
+from augbench.classifier.start import Start
+from augbench.classifier.state import RunResult
+from augbench.classifier.train import train_run
+from augbench.commands.check.networks import first_weights_notes, network_problems
+from augbench.config.classifier import Classifier
+from augbench.config.study import Study, parse_study
+from augbench.data.classes import ClassInfo, write_class_table
+from augbench.data.splits import Split, write_split
+from augbench.errors import UserError
+from augbench.files import canonical_hash, read_json, write_json
+from augbench.measures.clip import class_embeddings
+from augbench.measures.eyes import ZERO_SHOT
+from augbench.models.folders import fingerprint, load_clip
+from augbench.plan.inputs import InputPaths
+from augbench.plan.recipes import classifier_recipe
+
+CPU = torch.device("cpu")
+ALONE = Compute(CPU)
+CLIP = "resources/mini/clip"
+SIDES = {"resolution": 32, "evaluation_resize": 32, "min_crop_area": 0.5}
+SHORT = {**SIDES, "batch_size": 20, "schedule": "steps", "steps": 24, "validate_every": 6, "keep": "last"}
+TRANSFORMER = Classifier(
+    arch="timm:test_vit",
+    optimiser="adamw",
+    lr=1e-3,
+    weight_decay=0.05,
+    decay="cosine",
+    warmup_steps=4,
+    **SHORT,
+)
+CONVOLUTIONS = Classifier(arch="timm:test_convnext", optimiser="adamw", lr=2e-3, decay="cosine", **SHORT)
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:::timm")]
+
+
+def photo(label: int, i: int) -> Image.Image:
+    """A noisy image whose brightness tells its class."""
+    rng = np.random.default_rng([label, i])
+    return Image.fromarray((rng.normal(80 + 90 * label, 30, (32, 32, 3)).clip(0, 255)).astype(np.uint8))
+
+
+def labelled(first: int, count: int) -> LabelledImages:
+    labels = np.arange(count) % 2
+
+    def load(rows: slice) -> Iterator[Image.Image]:
+        return (photo(int(labels[i]), first + i) for i in range(count)[rows])
+
+    return LabelledImages([f"{first + i}" for i in range(count)], labels, load, "images")
+
+
+def run_tiny(config: Classifier, compute: Compute = ALONE, checkpoint: Path | None = None) -> RunResult:
+    return train_run(config, 2, labelled(0, 60), None, labelled(2000, 40), 0, 5, compute, checkpoint)
+
+
+def assert_learned(result: RunResult, least: float) -> None:
+    losses = [point.train_loss for point in result.history]
+    assert losses[-1] < 0.75 * losses[0]
+    assert result.val_top1 >= least
+
+
+def pixels(count: int = 3, side: int = 32) -> torch.Tensor:
+    """Images with values from 0 to 1."""
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def normalised(images: torch.Tensor, mean: Any, std: Any) -> torch.Tensor:
+    return (images - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+
+
+def saved(network: nn.Module, path: Path) -> Start:
+    """Save weights, for a network that begins with them."""
+    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, path)
+    return Start(fingerprint(path)["id"], str(path))
+
+
+# --- config ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"arch": "resnet51"}, "classifier.arch: 'resnet51'; allowed: resnet18, .*timm:NAME"),
+        ({"arch": "timm:a/b"}, "classifier.arch: 'timm:a/b'; allowed: "),
+        ({"arch": "clip", "base_width": 32}, "base_width: 32; goes with torchvision's networks"),
+        ({"arch": "clip", "pretrained": "x"}, "pretrained: 'x'; goes with arch: timm:NAME"),
+        ({"pretrained_on": "ImageNet"}, "pretrained_on: 'ImageNet'; goes with classifier.pretrained"),
+        (
+            {"arch": "timm:test_vit", "pretrained": "timm/test_vit.r160_in1k", "pretrained_revision": "main"},
+            "pretrained_revision: 'main'; allowed: a commit",
+        ),
+        (
+            {"arch": "timm:test_vit", "pretrained": "a.safetensors", "pretrained_revision": "0" * 40},
+            "pretrained_revision: '0+'; goes with an id on the Hub",
+        ),
+        ({"train": "probe"}, "train: 'probe'; probe goes with classifier.pretrained or arch: clip"),
+        ({"layer_decay": 0.7}, "layer_decay: 0.7; goes with train: all of arch: timm:NAME or clip"),
+        ({"optimiser": "adamw", "momentum": 0.8}, "momentum: 0.8; goes with optimiser: sgd"),
+        ({"schedule": "steps", "steps": 5, "warmup_steps": 5}, "warmup_steps: 5; allowed: fewer than steps"),
+        ({"warmup_steps": 5}, "warmup_steps: 5; goes with schedule: steps"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_refused(section: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        study_of(section)
+    assert re.search(said, str(caught.value)), str(caught.value)
+
+
+def test_a_probe_can_not_mix_images() -> None:
+    with pytest.raises(UserError, match=r"methods\.none\.use\.mixup: 0\.2; goes with classifier\.train: all"):
+        study_of({"arch": "clip", "train": "probe"}, use={"mixup": 0.2})
+
+
+def study_of(section: dict[str, Any], use: dict[str, Any] | None = None, **changes: Any) -> Study:
+    return parse_study(
+        {
+            "study": "s",
+            "dataset": {"kind": "image_folder", "root": "data"},
+            "diffusion": {"model": "none"},
+            "clip": {"model": CLIP},
+            "methods": {"none": {"mechanism": "real", **({"use": use} if use else {})}},
+            "augmentation": {"images_per_class": 20, "resamples": 2},
+            "classifier": section,
+            "execution": {"device": "cpu"},
+            **changes,
+        }
+    )
+
+
+def test_the_recipe_has_what_shapes_the_training_and_not_where_the_weights_are() -> None:
+    section = {
+        "arch": "timm:test_vit",
+        "pretrained": "weights.safetensors",
+        "pretrained_on": "nothing",
+        "optimiser": "adamw",
+    }
+    recipe = classifier_recipe(study_of(section), "none")["classifier"]
+    assert recipe["arch"] == "timm:test_vit" and recipe["optimiser"] == "adamw"
+    absent = {"pretrained", "pretrained_on", "layers", "base_width", "stem", "layer_decay", "warmup_steps"}
+    assert not absent & set(recipe)
+    assert set(classifier_recipe(study_of({}), "none")["classifier"]) >= {"layers", "base_width", "stem"}
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("demo", "ffefb88e6ba22bb5"),
+        ("mini", "c0e2ba4f22d10afe"),
+        ("imagenet10", "6f9eff0d5c2b8ff2"),
+        ("imagenet_full", "e0bf4f005b327ae2"),
+        ("caltech256", "5dc35a2774d5cde5"),
+    ],
+)
+def test_the_shipped_studies_keep_the_recipes_of_their_classifiers(name: str, key: str) -> None:
+    from augbench.config.study import load_study
+
+    study = load_study([PROJECT / f"config/{name}.yaml"])
+    assert canonical_hash([classifier_recipe(study, row) for row in study.methods])[:16] == key
+
+
+@pytest.mark.parametrize(
+    ("section", "seen"),
+    [
+        ({"arch": "timm:test_vit"}, None),
+        ({"arch": "clip"}, "image-text pairs"),
+        (
+            {"arch": "timm:vit_base_patch16_224.augreg2_in21k_ft_in1k", "pretrained": "w.bin"},
+            "ImageNet's (in21k, in1k)",
+        ),
+        ({"arch": "timm:test_vit", "pretrained": "w.bin"}, "unknown (classifier.pretrained_on)"),
+        ({"arch": "timm:test_vit", "pretrained": "w.bin", "pretrained_on": "half of it"}, "half of it"),
+        ({"arch": "timm:test_vit", "pretrained": "domain1k.bin"}, "unknown (classifier.pretrained_on)"),
+    ],
+)
+def test_labels_that_weights_have_seen_are_said_or_read_from_their_tag(
+    section: Any, seen: str | None
+) -> None:
+    config = Classifier(**section)
+    assert config.labels_seen == seen
+    assert config.has_seen_imagenet == (seen is not None and "ImageNet" in seen)
+    assert len([*first_weights_notes(study_of(section))]) == (seen is not None)
+
+
+def test_a_warm_up_rises_to_the_rate_and_a_cosine_follows() -> None:
+    config = Classifier(lr=0.8, schedule="steps", steps=12, decay="cosine", warmup_steps=4)
+    rates = [StepSchedule().lr_of(step, config) for step in range(12)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8])
+    assert rates[8] == pytest.approx(0.4) and rates[-1] == pytest.approx(0.4 * (1 + np.cos(np.pi * 7 / 8)))
+
+
+# --- optimiser ------------------------------------------------------------------------------------
+
+
+def test_each_layer_trains_at_the_rate_of_the_next_one_times_the_factor() -> None:
+    config = TRANSFORMER.model_copy(update={"layer_decay": 0.5})
+    network = build(config, 2, 0)
+    optimiser = new_optimiser(network, config)
+    set_rate(optimiser, 0.8)
+    rates = {id(value): group["lr"] for group in optimiser.param_groups for value in group["params"]}
+    weights = dict(network.named_parameters())
+    depth = len(network.blocks)
+    assert len(rates) == len(weights)
+    assert rates[id(weights["head.weight"])] == 0.8
+    for block in range(depth):  # the last norm belongs to the last block
+        expected = 0.8 * 0.5 ** (depth - block)
+        assert rates[id(weights[f"blocks.{block}.mlp.fc1.weight"])] == pytest.approx(expected), block
+    decays = {
+        id(value): group["weight_decay"] for group in optimiser.param_groups for value in group["params"]
+    }
+    assert decays[id(weights["head.weight"])] == 0.05
+    assert decays[id(weights["head.bias"])] == decays[id(weights["pos_embed"])] == 0
+
+
+def test_sgd_keeps_one_group_that_decays_all_weights() -> None:
+    config = CONVOLUTIONS.model_copy(update={"optimiser": "sgd", "weight_decay": 0.01})
+    (group,) = new_optimiser(build(config, 2, 0), config).param_groups
+    assert group["weight_decay"] == 0.01 and group["momentum"] == 0.9 and "lr_scale" not in group
+
+
+# --- networks -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [TRANSFORMER, CONVOLUTIONS], ids=lambda config: config.arch)
+def test_a_network_of_timm_learns(config: Classifier) -> None:
+    assert_learned(run_tiny(config), least=0.9)
+
+
+def test_a_network_of_timm_is_timms_own_with_its_own_colours() -> None:
+    ours = build(TRANSFORMER, 3, seed=7).eval()
+    torch.manual_seed(7)
+    theirs = timm.create_model("test_vit", num_classes=3, img_size=32).eval()
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    settings = theirs.pretrained_cfg
+    assert settings["mean"] == (0.5, 0.5, 0.5)
+    with torch.no_grad():
+        expected = theirs(normalised(pixels(), settings["mean"], settings["std"]))
+        assert torch.allclose(ours(normalised(pixels(), MEAN, STD)), expected, atol=1e-5)
+
+
+def test_first_weights_are_those_of_the_file_except_for_the_last_layer(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    theirs = timm.create_model("test_convnext", num_classes=2)
+    start = saved(theirs, tmp_path / "weights.safetensors")
+    config = Classifier(arch="timm:test_convnext", pretrained=start.place, **SIDES)
+    ours, scratch = build(config, 2, 5, start), build(config.model_copy(update={"pretrained": None}), 2, 5)
+    for name, value in ours.state_dict().items():
+        other = scratch if name.startswith("head.fc.") else theirs
+        assert torch.equal(value, other.state_dict()[name]), name
+    assert name_of_head(ours) == "head.fc"
+
+
+def test_positions_are_interpolated_to_another_size(tmp_path: Path) -> None:
+    start = saved(timm.create_model("test_vit", num_classes=5, img_size=32), tmp_path / "weights.safetensors")
+    config = Classifier(arch="timm:test_vit", pretrained=start.place, resolution=64)
+    network = build(config, 2, 0, start)
+    kept = load_file(start.place)
+    assert network.pos_embed.shape[1] > kept["pos_embed"].shape[1]
+    assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 2)
+    assert torch.equal(network.blocks[0].mlp.fc1.weight, kept["blocks.0.mlp.fc1.weight"])
+
+
+@pytest.mark.parametrize("spoil", ["other network", "text", "empty folder"])
+def test_weights_of_another_network_are_refused(tmp_path: Path, spoil: str) -> None:
+    path = tmp_path / "weights.safetensors"
+    if spoil == "other network":
+        saved(timm.create_model("test_resnet"), path)
+    elif spoil == "text":
+        path.write_text("no weights")
+    else:
+        path.mkdir()
+    config = Classifier(arch="timm:test_vit", pretrained=str(path), **SIDES)
+    with pytest.raises(
+        UserError, match=r"^classifier\.pretrained: .*weights.safetensors.*; allowed: weights"
+    ):
+        build(config, 2, 0, Start("id", str(path)))
+
+
+@pytest.mark.full
+def test_dropout_and_stochastic_depth_are_off() -> None:
+    config = Classifier(arch="timm:swin_tiny_patch4_window7_224", resolution=224)
+    with torch.device("meta"):
+        network = build(config, 2, 0)
+    assert {module.p for module in network.modules() if isinstance(module, nn.Dropout)} == {0.0}
+    assert {module.drop_prob for module in network.modules() if type(module).__name__ == "DropPath"} <= {0.0}
+
+
+def test_batch_normalisation_in_parts_keeps_timms_activations() -> None:
+    config = Classifier(arch="timm:test_efficientnet", **SIDES)
+    whole, parts = build(config, 2, 0), build(config, 2, 0)
+    normalise_over(parts, 2, ProcessGroup(), CPU)
+    assert whole.state_dict().keys() == parts.state_dict().keys()
+    images = normalised(pixels(8), MEAN, STD)
+    expected = torch.cat([whole(images[:4]), build(config, 2, 0)(images[4:])])
+    assert torch.allclose(parts(images), expected, atol=1e-5)
+
+
+def test_a_network_without_batch_normalisation_can_be_cut_into_parts() -> None:
+    config = TRANSFORMER.model_copy(update={"batch_norm_groups": 4})
+    assert training.Gradients(build(config, 2, 0), config, ALONE).parts == 4
+    plain = Classifier(arch="timm:test_resnet", **SIDES)
+    assert training.Gradients(build(plain, 2, 0), plain, ALONE).parts == 1
+
+
+# --- CLIP and probes ------------------------------------------------------------------------------
+
+
+CLASSES = (ClassInfo("a", ("bag",)), ClassInfo("b", ("ankle boot", "boot")))
+CLIP_START = Start("clip", CLIP, CLASSES)
+
+
+@pytest.mark.parametrize("side", [32, pytest.param(48, marks=pytest.mark.full)])
+def test_clip_begins_as_its_zero_shot_classifier(side: int) -> None:
+    network = build(Classifier(arch="clip", resolution=side), 2, 0, CLIP_START).eval()
+    clip, tokenizer = load_clip(CLIP, CPU)
+    settings = read_json(f"{CLIP}/preprocessor_config.json")
+    with torch.no_grad():
+        inputs = normalised(pixels(side=side), settings["image_mean"], settings["image_std"])
+        texts = class_embeddings(clip, tokenizer, list(CLASSES), ZERO_SHOT)
+        seen = CLIPModel.get_image_features(clip, inputs, interpolate_pos_encoding=True).pooler_output
+        expected = clip.logit_scale.exp() * nn.functional.normalize(seen, dim=-1) @ texts.T
+        assert torch.allclose(network(normalised(pixels(side=side), MEAN, STD)), expected, atol=1e-3)
+
+
+def probe_of(config: Classifier, store: Path, start: Start) -> tuple[Frozen, list[LabelledImages]]:
+    frozen = Frozen(config, start, Store(store))
+    return frozen, [of_split(frozen, images, {}) for images in (labelled(0, 60), labelled(2000, 40))]
+
+
+def test_a_probe_learns_on_features_that_are_computed_once(tmp_path: Path) -> None:
+    config = Classifier(arch="clip", train="probe", optimiser="adamw", lr=0.05, **SHORT)
+    frozen, (real, validation) = probe_of(config, tmp_path, CLIP_START)
+    result = train_run(config, 2, real, None, validation, 0, 5, ALONE, start=CLIP_START)
+    assert_learned(result, least=0.9)
+    assert {name: value.shape[0] for name, value in result.state.items()} == {"weight": 2, "bias": 2}
+    assert frozen.store.tally.made == 2
+    again, (real, validation) = probe_of(config, tmp_path, replace(CLIP_START, classes=()))
+    found = logits_of(result.state, config, 2, validation, ALONE, CLIP_START)
+    assert again.store.tally.made == 0 and again.store.tally.reused == 1
+    whole = build(config.model_copy(update={"train": "all"}), 2, 0, CLIP_START)
+    head_of(whole).load_state_dict(result.state)
+    expected = logits_of(
+        whole.state_dict(),
+        config.model_copy(update={"train": "all"}),
+        2,
+        labelled(2000, 40),
+        ALONE,
+        CLIP_START,
+    )
+    assert torch.allclose(found, expected, atol=0.02)  # features are float16
+
+
+def test_features_are_the_input_of_the_last_layer() -> None:
+    network = build(CONVOLUTIONS, 3, 0).eval()
+    with torch.no_grad():
+        found = Features(network)(pixels())
+        assert torch.equal(head_of(network)(found), network(pixels()))
+
+
+def test_features_of_added_images_are_kept_by_shard(tmp_path: Path) -> None:
+    shards = [tmp_path / f"s/shards/m/{class_id}/0.parquet" for class_id in "ab"]
+    for label, path in enumerate(shards):
+        rows = [
+            ShardRow(encode_image(photo(label, i), "png", 95), label, "ab"[label], i, "p", "model")
+            for i in range(5)
+        ]
+        write_shard(path, rows, {})
+    build_index(shards, tmp_path / "s", tmp_path / "s/index.parquet")
+    index = read_index(tmp_path / "s/index.parquet")
+    config = Classifier(arch="clip", train="probe", **SIDES)
+    frozen = Frozen(config, CLIP_START, Store(tmp_path / "store", tmp_path / "s"))
+    found = []
+    for chosen in ([7, 0, 3], [3, 9]):  # of two sets of a pool
+        rows = index.take(chosen)
+        images = LabelledImages(
+            rows.column("sha256").to_pylist(), rows.column("label").to_numpy(), lambda _: [], "x"
+        )
+        found.append(of_rows(frozen, images, rows, tmp_path / "s").pool(None, ALONE).features)
+    assert frozen.store.tally.made == 2
+    assert torch.equal(found[0][2], found[1][0])
+    network = Features(build(config.model_copy(update={"train": "all"}), 2, 0, CLIP_START)).eval()
+    seen = torch.from_numpy(np.array(photo(1, 2))).permute(2, 0, 1)[None] / 255  # image 2 of class b is row 7
+    with torch.no_grad():
+        assert torch.allclose(found[0][0], network(normalised(seen, MEAN, STD))[0], atol=1e-3)
+
+
+def test_only_the_last_layer_of_a_frozen_network_trains(tmp_path: Path) -> None:
+    start = saved(timm.create_model("test_vit", img_size=32), tmp_path / "weights.safetensors")
+    config = TRANSFORMER.model_copy(update={"pretrained": start.place, "train": "head", "steps": 6})
+    result = train_run(config, 2, labelled(0, 60), None, labelled(2000, 40), 0, 5, ALONE, start=start)
+    before, kept = build(config, 2, 0, start).state_dict(), load_file(start.place)
+    changed = {name for name, value in result.state.items() if not torch.equal(value, before[name])}
+    assert changed == {"head.weight", "head.bias"} and set(kept) == set(before)
+
+
+# --- a block of runs ------------------------------------------------------------------------------
+
+
+def make_block(root: Path, section: dict[str, Any]) -> tuple[Study, Store, list[Path]]:
+    """Make an image folder of two classes with splits, and train two runs of a baseline."""
+    for name, first in (("train", 0), ("val", 100), ("test", 200)):
+        rows = [(f"{'ab'[label]}/{first + i}.png", label) for label in (0, 1) for i in range(20)]
+        for source, label in rows:
+            path = root / "data" / source
+            path.parent.mkdir(parents=True, exist_ok=True)
+            photo(label, int(path.stem)).save(path)
+        ids = [source for source, _ in rows]
+        labels = np.array([label for _, label in rows], dtype=np.int32)
+        write_split(Split(ids, [source[0] for source in ids], labels, ids), root / f"{name}.parquet")
+    write_class_table(list(CLASSES), root / "classes.parquet")
+    dataset = {"kind": "image_folder", "root": str(root / "data")}
+    study, store = study_of(section, dataset=dataset), Store(root / "results/.store")
+    place = CLIP if study.classifier.arch == "clip" else str(study.classifier_weights)
+    write_json(root / "first.json", fingerprint(place))
+    folders = [root / f"results/classifiers/none/{run}" for run in (0, 1)]
+    paths = [root / f"{name}.parquet" for name in ("train", "val", "test")]
+    table, first = root / "classes.parquet", root / "first.json"
+    train_block(study, store, "none", *paths, table, [], folders, first_weights=first)
+    return study, store, folders
+
+
+@pytest.mark.full
+def test_a_block_of_probes_reports_the_accuracy_before_training(tmp_path: Path) -> None:
+    section = {"arch": "clip", "train": "probe", "lr": 0.1, **SHORT, "steps": 12}
+    _, store, folders = make_block(tmp_path, section)
+    results = [read_json(folder / "result.json") for folder in folders]
+    network = build(Classifier(arch="clip", **SIDES), 2, 0, CLIP_START)
+    test = LabelledImages(
+        [""] * 40,
+        np.repeat([0, 1], 20),
+        lambda _: (photo(label, 200 + i) for label in (0, 1) for i in range(20)),
+        "t",
+    )
+    logits = logits_of(network.state_dict(), Classifier(arch="clip", **SIDES), 2, test, ALONE, CLIP_START)
+    expected = float((logits.argmax(1).numpy() == test.labels).mean())
+    assert [result["zero_shot_top1"] for result in results] == [expected, expected]
+    assert len([*(store.root / "features").glob("*.npy")]) == 3  # train, val, test
+
+
+@pytest.mark.full
+def test_other_first_weights_are_another_recipe(tmp_path: Path) -> None:
+    network = timm.create_model("test_vit", img_size=32)
+    section = {
+        "arch": "timm:test_vit",
+        "pretrained": str(tmp_path / "w.safetensors"),
+        "train": "probe",
+        **SHORT,
+    }
+    for _ in range(2):
+        saved(network, tmp_path / "w.safetensors")
+        _, store, folders = make_block(tmp_path, {**section, "steps": 6})
+        assert "zero_shot_top1" not in read_json(folders[0] / "result.json")
+        network.blocks[0].mlp.fc1.weight.data.add_(0.1)
+    assert len([*(store.root / "classifiers").glob("*.safetensors")]) == 4
+
+
+# --- plan and check -------------------------------------------------------------------------------
+
+
+def test_first_weights_have_their_files_and_fingerprint_in_the_plan() -> None:
+    revision = "0123456789abcdef" * 2 + "01234567"
+    hub = study_of(
+        {"arch": "timm:test_vit", "pretrained": "timm/test_vit.r160_in1k", "pretrained_revision": revision}
+    )
+    plan = InputPaths(hub, ("a",))
+    assert plan.hub_models["classifier"].revision == revision
+    assert plan.classifier_weights == [
+        f"results/downloads/models/timm--test_vit.r160_in1k/{revision}/fetched.json"
+    ]
+    assert plan.first_weights == ["results/s/models/classifier.json"]
+    assert InputPaths(study_of({"arch": "clip"}), ("a",)).first_weights == ["results/s/models/clip.json"]
+    assert InputPaths(study_of({}), ("a",)).first_weights == []
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        (
+            {"arch": "timm:convnext_tinny"},
+            "classifier.arch: timm:convnext_tinny, which timm .* such as convnext_tiny",
+        ),
+        ({"arch": "timm:test_vit.nothing"}, "classifier.arch: timm:test_vit.nothing; allowed: a known tag"),
+        (
+            {"arch": "timm:test_vit", "resolution": 30},
+            "classifier.resolution: 30; allowed: a size that timm:test_vit",
+        ),
+        ({"arch": "clip", "resolution": 30}, "classifier.resolution: 30; allowed: a multiple of 4"),
+        (
+            {"arch": "timm:test_vit", "pretrained": "gone.bin"},
+            "classifier.pretrained: 'gone.bin', which does not",
+        ),
+        (
+            {"arch": "timm:test_vit", "pretrained": "timm/gone"},
+            "classifier.pretrained: 'timm/gone', .*revision",
+        ),
+    ],
+)
+def test_networks_that_can_not_serve_are_found_before_a_run(section: dict[str, Any], said: str) -> None:
+    (problem,) = network_problems(study_of(section))
+    assert re.search(said, str(problem)) and "\n" not in str(problem), str(problem)
+
+
+@pytest.mark.parametrize("arch", ["timm:test_vit", "timm:test_convnext", "clip", "resnet50"])
+def test_networks_that_can_serve_have_no_problem(arch: str) -> None:
+    assert [*network_problems(study_of({"arch": arch, "resolution": 64}))] == []
+
+
+# --- interruptions and processes ------------------------------------------------------------------
+
+
+class Stop(Exception):
+    """Stops training."""
+
+
+def stop_and_resume(config: Classifier, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> RunResult:
+    """Stop before the third validation, after the one before it was saved; resume."""
+    accuracy, calls = training._accuracy, []
+
+    def counted(*given: Any) -> float:
+        calls.append(1)
+        if len(calls) > 2:
+            raise Stop
+        return accuracy(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(training, "_accuracy", counted)
+        run_tiny(config, checkpoint=checkpoint)
+    return run_tiny(config, checkpoint=checkpoint)
+
+
+@pytest.mark.full
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TRANSFORMER.model_copy(
+        update={"layer_decay": 0.75, "keep": "best", "steps": 16, "validate_every": 4}
+    )
+    expected, found = run_tiny(config), stop_and_resume(config, tmp_path / "run.pt", monkeypatch)
+    assert found.history == expected.history
+    assert all(torch.equal(found.state[name], value) for name, value in expected.state.items())
+
+
+ROUNDING = TRANSFORMER.model_copy(
+    update={"optimiser": "sgd", "lr": 0.02, "layer_decay": 0.75, "steps": 6, "validate_every": 3}
+)
+
+
+def in_a_group(group: ProcessGroup, folder: Path) -> list[RunResult]:
+    compute = Compute(CPU, group, Storage("memory", folder))
+    return [run_tiny(ROUNDING, compute), head_run(folder, compute)]
+
+
+def head_run(folder: Path, compute: Compute) -> RunResult:
+    """Train the last layer on a frozen network."""
+    path = folder / "weights.safetensors"
+    start = Start("id", str(path))
+    config = ROUNDING.model_copy(update={"pretrained": str(path), "train": "head", "layer_decay": 1.0})
+    return train_run(config, 2, labelled(0, 60), None, labelled(2000, 40), 0, 5, compute, start=start)
+
+
+@pytest.mark.full
+def test_two_processes_train_a_network_without_batch_normalisation_as_one_does(tmp_path: Path) -> None:
+    saved(timm.create_model("test_vit", img_size=32), tmp_path / "weights.safetensors")
+    expected = [run_tiny(ROUNDING), head_run(tmp_path, ALONE)]
+    for ours, theirs in zip(in_processes(2, CPU, in_a_group, tmp_path), expected, strict=True):
+        for one, other in zip(ours.history, theirs.history, strict=True):
+            assert one.train_loss == pytest.approx(other.train_loss, rel=1e-4)
+        for name, value in theirs.state.items():
+            assert torch.allclose(ours.state[name], value, rtol=0, atol=1e-4), name
