@@ -54,6 +54,12 @@ examples:
   augbench export --configfile birds.yaml --row best --to birds_more
   augbench export --configfile birds.yaml --row retrieval --to out --format webdataset --splits train,val
 """,
+    "compare": """\
+examples:
+  augbench compare demo fast
+  augbench compare results/shots_5 results/shots_20 --out shots
+  augbench compare config/overlays/shift_none.yaml config/overlays/shift_strong.yaml
+""",
     "clean": """\
 examples:
   augbench clean --configfile birds.yaml              # what no study uses, and its size
@@ -65,13 +71,6 @@ examples:
   augbench debug --configfile birds.yaml --target statistics --run
 """,
 }
-
-COMPARE_EXAMPLES = """\
-examples:
-  augbench compare demo fast
-  augbench compare results/shots_5 results/shots_20 --out shots
-  augbench compare config/overlays/shift_none.yaml config/overlays/shift_strong.yaml
-"""
 
 
 def _init(arguments: argparse.Namespace) -> int:
@@ -290,7 +289,6 @@ def parser() -> argparse.ArgumentParser:
     )
 
     compare = command("compare", _compare, "put finished studies side by side")
-    compare.formatter_class, compare.epilog = argparse.RawDescriptionHelpFormatter, COMPARE_EXAMPLES
     compare.add_argument(
         "studies",
         nargs="+",
