@@ -320,19 +320,6 @@ def test_a_step_of_the_classifier_waits_only_for_the_scalers_overflow(
     assert 8 < gpu.peak / 2**30 < 13
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("arch", "low", "high"), [("timm:convnext_tiny", 2, 20), ("timm:vit_base_patch16_224", 2, 20)]
-)
-def test_a_step_of_timms_networks_does_not_wait(
-    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arch: str, low: float, high: float
-) -> None:
-    parts = waits_inside(gpu, monkeypatch, train._Training, "_part")
-    assert classified(128, tmp_path, arch=arch).steps == 2
-    assert sum(part.total() for part in parts) == 0, parts
-    assert low < gpu.peak / 2**30 < high
-
-
 # --- CLIP and search ---
 
 
