@@ -101,7 +101,7 @@ def make_everything(folder: Path, configfile: str, files: Sequence[str]) -> Resu
 
 
 def count_calls(folder: Path, *arguments: str) -> int:
-    """Run Snakemake; return its number of system calls that name a file of the study or of Snakemake's records."""
+    """Run Snakemake; return its number of system calls that name a file of the study or a record of it."""
     log = folder.parent / "calls.txt"
     traced = ["strace", "-f", "-qq", "-e", "trace=%file", "-o", str(log)]
     command = [*traced, sys.executable, "-m", "snakemake", *arguments]

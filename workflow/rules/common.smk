@@ -160,7 +160,7 @@ def single_shards(block):
 
 
 def shards_made(method):
-    """Return the targets of the shards of a method by job, also of those that only other methods draw from."""
+    """Return the targets of a method's shards by job, also of those that only other methods draw from."""
     if method in UNFOLDED.study.retrieved:
         return made_by("retrieve", method, "shards")
     return made_by("generate", method, blocks=UNFOLDED.generate_blocks(method))

@@ -12,11 +12,11 @@ for method, block in UNFOLDED.generate_jobs:
             f"generate_{method}_{block.name}"
         input:
             **get_selected(method),
+            **classes_of_lists(block),
             prompts=UNFOLDED.prompts(method),
             diffusion=UNFOLDED.diffusion,
             train=UNFOLDED.train_of(method),
             started=UNFOLDED.started(method),
-            **classes_of_lists(block),
         output:
             [*block.targets, *single_shards(block)],
         log:
