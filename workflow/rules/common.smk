@@ -2,6 +2,7 @@
 # All other Python in the rules files is loops and conditions over the plan. Logic is in the package, typed
 # and tested.
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -13,10 +14,12 @@ from augbench.config.draws import drawn_name
 from augbench.data.classes import CLASS_ID_PATTERN
 from augbench.plan import recipes
 from augbench.plan.needs import load_needs
-from augbench.runtime.launcher import begin_run, guard_job, lift_rate_limit, plan_faster
+from augbench.runtime.launcher import begin_run, guard_job, lift_rate_limit
 from augbench.plan.load import load_plan
+from augbench.runtime.job import COLLECT_AFTER
 
-plan_faster(workflow)
+# the many objects of a plan all live to the end, so the garbage collector would walk them in vain
+gc.set_threshold(COLLECT_AFTER)
 
 # Without --configfile, the study is the demo. The demo is never merged with a user's study.
 PLAN = load_plan(config, PROJECT, workflow.configfiles)

@@ -16,7 +16,6 @@ the same, and jobs of a replaced run end when they begin.
 from __future__ import annotations
 
 import fcntl
-import gc
 import logging
 import os
 import subprocess
@@ -164,34 +163,6 @@ def lift_rate_limit(scheduler: Any) -> None:
     limit = scheduler.job_rate_limiter
     if limit is not None and (limit.max_jobs, limit.timespan) == (100, 1):
         scheduler.job_rate_limiter = None
-
-
-def plan_faster(workflow: Any) -> None:
-    """Spare Snakemake work that shows nowhere, a fifth of the time of a large plan.
-
-    With ``-n --quiet rules``, Snakemake 9.27 describes every job with all its files, and then prints none of
-    it. Its many objects all live to the end, so the garbage collector walks them in vain.
-
-    Parameters
-    ----------
-    workflow : snakemake.workflow.Workflow
-    """
-    from snakemake.jobs import Job
-    from snakemake.settings.enums import Quietness
-
-    from augbench.runtime.job import COLLECT_AFTER
-
-    gc.set_threshold(COLLECT_AFTER)
-    if Quietness.RULES not in (workflow.output_settings.quiet or ()):
-        return
-    jobs: Any = Job
-    describe = jobs.log_info
-
-    def describe_if_seen(job: Any, *arguments: Any, **options: Any) -> None:
-        if not job.dag.workflow.dryrun:
-            describe(job, *arguments, **options)
-
-    jobs.log_info = describe_if_seen
 
 
 def prepare(study: Study) -> None:
