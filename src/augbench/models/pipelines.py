@@ -7,31 +7,49 @@ module is imported only by jobs that sample another model.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from augbench.config.models import Diffusion
 from augbench.errors import UserError
+from augbench.models.folders import load_processor, safety_components
+from augbench.runtime.precision import resolve
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DiffusionPipeline
 
 logger = logging.getLogger(__name__)
 ROOM = 0.85  # share of a GPU's free memory that weights may fill; sampling needs the rest
 
 
-def load_pipeline(folder: str | Path, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
+@dataclass(frozen=True)
+class Checker:
+    """A safety checker and its image processor; both None if images are not checked."""
+
+    safety_checker: Any
+    feature_extractor: Any
+
+
+def load_pipeline(
+    folder: str | Path, device: torch.device, dtype: torch.dtype, from_images: bool = False
+) -> Any:
     """Load a text-to-image pipeline, whose class the folder's ``model_index.json`` names.
 
     If the weights would fill a GPU's memory, they stay in main memory, and diffusers moves each network to
     the GPU while it is used (model CPU offload).
 
+    Parameters
+    ----------
+    from_images : bool
+        Return the pipeline's image-to-image twin, with the same networks.
+
     Raises
     ------
     UserError
-        There is no such folder, or it holds no text-to-image pipeline.
+        There is no such folder, or it holds no such pipeline.
     """
-    from diffusers import AutoPipelineForText2Image
+    from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image
 
     if not (Path(folder) / "model_index.json").is_file():
         raise UserError(
@@ -43,6 +61,8 @@ def load_pipeline(folder: str | Path, device: torch.device, dtype: torch.dtype) 
         pipeline: Any = AutoPipelineForText2Image.from_pretrained(
             str(folder), dtype=dtype, local_files_only=True
         )
+        if from_images:
+            pipeline = AutoPipelineForImage2Image.from_pipe(pipeline)
     except ValueError as error:
         raise UserError(
             str(folder), " ".join(str(error).split()), "a text-to-image pipeline of diffusers is needed"
@@ -53,7 +73,7 @@ def load_pipeline(folder: str | Path, device: torch.device, dtype: torch.dtype) 
     return place(pipeline, device)
 
 
-def place(pipeline: Any, device: torch.device) -> DiffusionPipeline:
+def place(pipeline: Any, device: torch.device) -> Any:
     """Put a pipeline's networks on the device, or have diffusers move each one there when it is used."""
     import torch
 
@@ -82,3 +102,38 @@ def weight_bytes(pipeline: Any) -> int:
         for network in networks
         for values in (*network.parameters(), *network.buffers())
     )
+
+
+def own_side(pipeline: Any) -> int:
+    """Side in pixels of the images that a pipeline makes if it isn't told a size.
+
+    Raises
+    ------
+    UserError
+        The pipeline does not say.
+    """
+    network = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
+    latent = getattr(pipeline, "default_sample_size", None) or getattr(
+        getattr(network, "config", None), "sample_size", None
+    )
+    factor = getattr(pipeline, "vae_scale_factor", None)
+    if not isinstance(latent, int) or not isinstance(factor, int):
+        raise UserError(
+            "resolution", f"null, and a {type(pipeline).__name__} does not say its own", "give it"
+        )
+    return latent * factor
+
+
+def load_checker(model: Diffusion, device: torch.device) -> Checker:
+    """Load a model's safety checker alone: its own, that of a folder, or none, as the config says."""
+    dtype = resolve(model.dtype, device)
+    if model.safety_checker_folder == "model":
+        from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+
+        checker = StableDiffusionSafetyChecker.from_pretrained(
+            model.folder, subfolder="safety_checker", dtype=dtype, local_files_only=True
+        )
+        return Checker(checker.to(device), load_processor(Path(model.folder) / "feature_extractor"))
+    parts = safety_components(model.safety_checker_folder, dtype)
+    checker = parts["safety_checker"]
+    return Checker(None if checker is None else checker.to(device), parts["feature_extractor"])
