@@ -133,7 +133,9 @@ def _sdxl(scheduler: Any) -> StableDiffusionXLPipeline:
 
 def sdxl() -> StableDiffusionXLPipeline:
     return _sdxl(
-        EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
+        EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+        )
     )
 
 

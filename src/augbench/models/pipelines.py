@@ -49,7 +49,7 @@ def load_pipeline(
     UserError
         There is no such folder, or it holds no such pipeline.
     """
-    from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image
+    from diffusers import DiffusionPipeline
 
     if not (Path(folder) / "model_index.json").is_file():
         raise UserError(
@@ -58,10 +58,10 @@ def load_pipeline(
             "put the model back, or fetch it again by deleting the study's folder models/",
         )
     try:
-        pipeline: Any = AutoPipelineForText2Image.from_pretrained(
-            str(folder), dtype=dtype, local_files_only=True
-        )
+        pipeline: Any = DiffusionPipeline.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
         if from_images:
+            from diffusers import AutoPipelineForImage2Image  # loads all pipelines' code, in many seconds
+
             pipeline = AutoPipelineForImage2Image.from_pipe(pipeline)
     except ValueError as error:
         raise UserError(
