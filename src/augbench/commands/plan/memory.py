@@ -20,7 +20,9 @@ from augbench.files import RESOURCES, read_json
 
 TABLE = RESOURCES / "gpu_memory.yaml"
 DIFFUSION_SIDE, CLASSIFIER_SIDE, CLASSIFIER_WIDTH = 512, 224, 64  # of the networks in the tables
-DECODER_GIB = 3.0  # of one image of 1024 pixels in half precision, inferred; other models decode one at a time
+DECODER_GIB = (
+    3.0  # of one image of 1024 pixels in half precision, inferred; other models decode one at a time
+)
 SD1_WIDTHS = [320, 640, 1280, 1280]
 
 
