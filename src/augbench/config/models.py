@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, model_validator
@@ -132,25 +133,6 @@ class Diffusion(_Model):
     )
     _pipeline_class: str = PrivateAttr(STABLE_DIFFUSION)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults_of_the_model(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or not isinstance(model := given.get("model"), str):
-            return given
-        named = given.get("pipeline")
-        known = pipelines().get(class_of(model, named if isinstance(named, str) else None))
-        if known is None:
-            return given
-        defaults = {
-            "resolution": None,
-            "scheduler": None,
-            "steps": known.steps,
-            "guidance_scale": known.guidance_scale,
-            "dtype": "bfloat16",
-            **known_model(model).get("defaults", {}),
-        }
-        return {**defaults, **given}
-
     @model_validator(mode="after")
     def _fits_the_model(self) -> Diffusion:
         if self.pipeline is not None and self.pipeline not in (STABLE_DIFFUSION, *pipelines()):
@@ -214,6 +196,29 @@ class Diffusion(_Model):
     def safety_checker_folder(self) -> str | None:
         """Folder of the safety checker, ``model`` if it is the model's own, or None if it is off."""
         return self.safety_checker_hub.folder if self.safety_checker_hub else self.safety_checker
+
+
+def with_own_defaults(section: Any) -> Any:
+    """A ``diffusion`` section as it is written, with the defaults of its model if that isn't Stable Diffusion.
+
+    They are added before the section is checked. A validator that did so would turn JSON into Python, for
+    which pydantic's strict mode has other rules.
+    """
+    if not isinstance(section, Mapping) or not isinstance(model := section.get("model"), str):
+        return section
+    named = section.get("pipeline")
+    own = pipelines().get(class_of(model, named if isinstance(named, str) else None))
+    if own is None:
+        return section
+    defaults = {
+        "resolution": None,
+        "scheduler": None,
+        "steps": own.steps,
+        "guidance_scale": own.guidance_scale,
+        "dtype": "bfloat16",
+        **known_model(model).get("defaults", {}),
+    }
+    return {**defaults, **section}
 
 
 class Clip(_Model):

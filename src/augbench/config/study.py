@@ -34,7 +34,7 @@ from augbench.config.methods import (
     RetrieveMethod,
     SampleMethod,
 )
-from augbench.config.models import Clip, Diffusion
+from augbench.config.models import Clip, Diffusion, with_own_defaults
 from augbench.config.pretrain import Pretrain
 from augbench.config.problems import ConfigError, describe, shown
 from augbench.config.stages import Augmentation, Execution, Finetune, Leakage, Report, Retrieval
@@ -488,7 +488,9 @@ def parse_study(data: Mapping[str, Any]) -> Study:
     if unusable := list(_unusable(data, "config")):
         raise ConfigError(unusable)
     try:
-        return Study.model_validate_json(json.dumps(_without_removed(data), default=str), strict=True)
+        return Study.model_validate_json(
+            json.dumps(_with_own_defaults(_without_removed(data)), default=str), strict=True
+        )
     except ValidationError as error:
         raise ConfigError(list(describe(error, Study))) from None
 
@@ -510,6 +512,16 @@ def _unusable(value: Any, where: str) -> Iterator[UserError]:
         yield UserError(where, shown(value), f"allowed: at most {LARGEST}")
     for name, part in inner:
         yield from _unusable(part, f"{where}.{name}".removeprefix("config."))
+
+
+def _with_own_defaults(data: dict[str, Any]) -> dict[str, Any]:
+    """Give the sections of diffusion models the defaults of their models."""
+    found, others = dict(data), data.get("generators")
+    if "diffusion" in data:
+        found["diffusion"] = with_own_defaults(data["diffusion"])
+    if isinstance(others, Mapping):
+        found["generators"] = {name: with_own_defaults(section) for name, section in others.items()}
+    return found
 
 
 def _without_removed(data: Mapping[str, Any]) -> dict[str, Any]:
