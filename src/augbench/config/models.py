@@ -164,7 +164,8 @@ class Diffusion(_Model):
     @property
     def other(self) -> Pipeline | None:
         """What the model's pipeline can do, if it is another one than Stable Diffusion 1.x's and 2.x's."""
-        return pipelines().get(self._pipeline_class)
+        kind = self._pipeline_class
+        return None if kind == STABLE_DIFFUSION else pipelines().get(kind)
 
     @property
     def side(self) -> int:
@@ -207,9 +208,10 @@ def with_own_defaults(section: Any) -> Any:
     if not isinstance(section, Mapping) or not isinstance(model := section.get("model"), str):
         return section
     named = section.get("pipeline")
-    own = pipelines().get(class_of(model, named if isinstance(named, str) else None))
-    if own is None:
+    kind = class_of(model, named if isinstance(named, str) else None)
+    if kind == STABLE_DIFFUSION:
         return section
+    own = pipelines()[kind]
     defaults = {
         "resolution": None,
         "scheduler": None,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import yaml
 
-from augbench.config.hub import known_model
+from augbench.config.hub import HUB_ID, known_model
 from augbench.files import RESOURCES
 
 TABLE = RESOURCES / "pipelines.yaml"
@@ -66,5 +67,8 @@ def class_of(model: str, given: str | None) -> str:
     model's folder names. Any model without one counts as Stable Diffusion; the stages that read it say so if
     it is none.
     """
-    found = given or known_model(model).get("pipeline") or class_in(os.path.expanduser(model))
-    return found if found in pipelines() else STABLE_DIFFUSION
+    known = known_model(model).get("pipeline") if re.fullmatch(HUB_ID, model) else None
+    found = given or known or class_in(os.path.expanduser(model))
+    if found is None or found == STABLE_DIFFUSION or found not in pipelines():
+        return STABLE_DIFFUSION
+    return found
