@@ -16,7 +16,7 @@ from augbench.models.pipelines import Checker, load_pipeline
 from augbench.runtime.fit import BatchLimit
 
 GIB = 2**30
-SAMPLING = {"steps": 2, "guidance_scale": 5.0, "resolution": 1024, "dtype": "bfloat16"}
+SAMPLING = {"steps": 1, "guidance_scale": 5.0, "resolution": 1024, "dtype": "bfloat16"}
 MODELS = {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
     "pixart": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",

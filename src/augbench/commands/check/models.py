@@ -167,7 +167,8 @@ def _index(key: str, model: Diffusion) -> dict[str, Any]:
         raise UserError(
             f"{key}.model", f"{str(folder)!r} is a {found}, not a {model.pipeline_class}", allowed
         )
-    if model.safety_checker == "model" and None in index.get("safety_checker", [None]):
+    absent = [] if model.other is None else [None]
+    if model.safety_checker == "model" and None in index.get("safety_checker", absent):
         raise UserError(f"{key}.safety_checker", f"{str(folder)!r} has none of its own", NO_SAFETY_CHECKER)
     return index
 
