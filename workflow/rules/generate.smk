@@ -42,7 +42,7 @@ for method, block in UNFOLDED.generate_jobs:
 # make every image again.
 rule kernels:
     input:
-        diffusion=[UNFOLDED.diffusion, *map(UNFOLDED.generator, STUDY.generators)],
+        diffusion=[UNFOLDED.diffusion, *map(UNFOLDED.generator, STUDY.used_generators)],
     log:
         UNFOLDED.log("kernels"),
     benchmark:

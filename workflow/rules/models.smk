@@ -93,7 +93,7 @@ rule fingerprint_diffusion:
         "../scripts/fingerprint.py"
 
 
-for generator, model in STUDY.generators.items():
+for generator, model in STUDY.used_generators.items():
 
     rule:
         name:

@@ -29,9 +29,6 @@ def check_generators(study: Study) -> None:
         if model.other is not None:
             _check_row(f"methods.{name}", row, model)
         _check_sampling(f"methods.{name}", row, model)
-    used = {row.generator_name for row in study.generated.values()}
-    if unused := [name for name in study.generators if name not in used]:
-        raise ValueError(f"generators.{unused[0]}: no row of methods has generator: {unused[0]}")
 
 
 def _check_row(where: str, row: SampleMethod | PersonaliseMethod, model: Diffusion) -> None:

@@ -383,6 +383,12 @@ class Study(Section):
         generator = self.methods[name].generator_name
         return self.diffusion if generator is None else self.generators[generator]
 
+    @property
+    def used_generators(self) -> dict[str, Diffusion]:
+        """Models in ``generators`` that a row names; others are neither fetched nor checked."""
+        used = {row.generator_name for row in self.generated.values()}
+        return {name: model for name, model in self.generators.items() if name in used}
+
     # Rows by mechanism, in the order of the config.
 
     def _rows(self, kind: type[Row]) -> dict[str, Row]:

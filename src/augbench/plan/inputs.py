@@ -138,7 +138,7 @@ class InputPaths:
     @property
     def model_fingerprints(self) -> list[str]:
         """Paths of the fingerprints of all models: the diffusion models' and CLIP's."""
-        return [self.diffusion, *map(self.generator, self.study.generators), self.clip]
+        return [self.diffusion, *map(self.generator, self.study.used_generators), self.clip]
 
     @property
     def clip(self) -> str:
@@ -203,7 +203,7 @@ class InputPaths:
             "safety_checker": (study.diffusion.safety_checker_hub, "safety_checker", None),
             "clip": (study.clip.hub, "clip", None),
         }
-        for name, model in study.generators.items():
+        for name, model in study.used_generators.items():
             models[f"generator_{name}"] = (model.hub, "diffusion", model.pipeline_class)
             models[f"safety_checker_of_{name}"] = (model.safety_checker_hub, "safety_checker", None)
         found: dict[str, ToFetch] = {}

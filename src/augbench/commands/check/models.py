@@ -121,7 +121,7 @@ def models_to_fetch(study: Study) -> Iterator[str]:
 
 def diffusion_models(study: Study) -> dict[str, Diffusion]:
     """All diffusion models of a study, by the key of their section."""
-    others = {f"generators.{name}": model for name, model in study.generators.items()}
+    others = {f"generators.{name}": model for name, model in study.used_generators.items()}
     return {"diffusion": study.diffusion, **others}
 
 

@@ -288,7 +288,7 @@ def _downloaded(plan: Plan, pools: Iterable[str]) -> float | None:
 def _of_generators(plan: Plan) -> list[str]:
     """Rules that fetch and hash the models in ``generators``."""
     rules = ("fetch_generator", "fetch_safety_checker_of", "fingerprint_generator")
-    return [f"{rule}_{name}" for name in plan.study.generators for rule in rules]
+    return [f"{rule}_{name}" for name in plan.study.used_generators for rule in rules]
 
 
 def _shared(plan: Plan, held: Mapping[str, int]) -> list[Row]:
