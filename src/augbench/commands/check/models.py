@@ -158,7 +158,8 @@ def _index(key: str, model: Diffusion) -> dict[str, Any]:
         The folder holds another pipeline than the config says, or lacks the safety checker that it asks for.
     """
     folder = Path(model.folder)
-    index = _model_folder(f"{key}.model", folder, "diffusers'", "model_index.json")
+    layout = "diffusers' Stable Diffusion" if model.other is None else "diffusers'"
+    index = _model_folder(f"{key}.model", folder, layout, "model_index.json")
     found = index.get("_class_name")
     if found not in (STABLE_DIFFUSION, *pipelines()):
         raise UserError(f"{key}.model", f"{str(folder)!r} is a {found}", PIPELINES_HERE)
