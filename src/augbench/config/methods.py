@@ -209,6 +209,11 @@ class _Method(Section):
         return False
 
     @property
+    def generator_name(self) -> str | None:
+        """Name of the model in ``generators`` that makes the images; None for ``diffusion``."""
+        return None
+
+    @property
     def start_pool(self) -> str | None:
         """The row whose images sampling starts from; None if there is none."""
         return None
@@ -365,11 +370,13 @@ class _Sampled(_Added):
 
     guidance_scale: float | None = key(
         None,
-        "Classifier-free guidance scale of this method; 1 switches guidance off. Default: "
-        "diffusion.guidance_scale.",
-        ge=1,
+        "Classifier-free guidance scale of this method; 1 and less switches guidance off. Default: that of "
+        "the row's model.",
+        ge=0,
     )
-    steps: Positive | None = key(None, "Sampling steps of this method. Default: diffusion.steps.", "steps")
+    steps: Positive | None = key(
+        None, "Sampling steps of this method. Default: those of the row's model.", "steps"
+    )
     scheduler: Scheduler | None = key(
         None, "Sampler of this method. Default: diffusion.scheduler, or ddim if sampling starts from images."
     )
@@ -379,12 +386,21 @@ class _Sampled(_Added):
         "diffusion.guidance_interval.",
         source=INTERVAL_SOURCE,
     )
+    negative_prompt: str | None = key(
+        None,
+        "Text that guidance leads away from, the same for all images. Needs a guidance scale above 1, and a "
+        "pipeline that takes one. Default: the empty text, or the pipeline's own.",
+        new=True,
+    )
 
 
 class SampleMethod(_Sampled):
     """Images from the unchanged diffusion model, sampled from noise and prompts, or from images."""
 
     mechanism: Literal["sample"]
+    generator: str | None = key(
+        None, "Model that makes the images: a name in `generators`. Default: `diffusion`.", new=True
+    )
     prompt: Prompting = key(Prompting(), "Prompts of the images.")
     start: Literal["noise", "training_images"] | PoolOf = key(
         "noise",
@@ -414,6 +430,11 @@ class SampleMethod(_Sampled):
     def prompting(self) -> Prompting:
         """The row's prompt."""
         return self.prompt
+
+    @property
+    def generator_name(self) -> str | None:
+        """Name of the model in ``generators`` that makes the images; None for ``diffusion``."""
+        return self.generator
 
     @property
     def from_images(self) -> bool:

@@ -22,6 +22,7 @@ from augbench.config.classifier import Classifier
 from augbench.config.corpus import Corpus, EmbeddingCorpus, MiniatureCorpus, OwnCorpus, PublishedCorpus
 from augbench.config.data import Dataset, FashionMnist
 from augbench.config.draws import depends_on_training_images, drawn_name, fold, unfold_rows
+from augbench.config.generators import check_generators
 from augbench.config.hub import HubModel, hub_model
 from augbench.config.methods import (
     AddingMethod,
@@ -34,7 +35,7 @@ from augbench.config.methods import (
     RetrieveMethod,
     SampleMethod,
 )
-from augbench.config.models import Clip, Diffusion
+from augbench.config.models import Clip, Diffusion, with_own_defaults
 from augbench.config.pretrain import Pretrain
 from augbench.config.problems import ConfigError, describe, shown
 from augbench.config.stages import Augmentation, Execution, Finetune, Leakage, Report, Retrieval
@@ -59,6 +60,12 @@ class Study(Section):
     seed: int = key(0, "Seed of the study, from which every random choice derives.", ge=0)
     dataset: Dataset = key(..., "The target data set.")
     diffusion: Diffusion = key(..., "The diffusion model and its sampling.")
+    generators: dict[str, Diffusion] = key(
+        {},
+        "Further diffusion models by name (a-z, 0-9 and _), for rows of mechanism `sample` that name one as "
+        "their `generator`.",
+        new=True,
+    )
     clip: Clip = key(..., "The CLIP model.")
     corpus: Corpus | None = key(
         None,
@@ -124,6 +131,7 @@ class Study(Section):
             self._check_draw(name, drawn)
         self._check_edges()
         self._settle_families()
+        check_generators(self)
         for name, learned in self.personalised.items():
             epochs = [value for value in learned.candidates if isinstance(value, int)]
             if max(epochs, default=0) > self.finetune.max_epochs:
@@ -394,6 +402,17 @@ class Study(Section):
         """Name of a row in tables and figures, on one line."""
         return " ".join((self.methods[name].label or "").split()) or name
 
+    def generator_of(self, name: str) -> Diffusion:
+        """The diffusion model that makes a row's images, with the study's settings of its sampling."""
+        generator = self.methods[name].generator_name
+        return self.diffusion if generator is None else self.generators[generator]
+
+    @property
+    def used_generators(self) -> dict[str, Diffusion]:
+        """Models in ``generators`` that a row names; others are neither fetched nor checked."""
+        used = {row.generator_name for row in self.generated.values()}
+        return {name: model for name, model in self.generators.items() if name in used}
+
     # Rows by mechanism, in the order of the config.
 
     def _rows(self, kind: type[Row]) -> dict[str, Row]:
@@ -499,7 +518,9 @@ def parse_study(data: Mapping[str, Any]) -> Study:
     if unusable := list(_unusable(data, "config")):
         raise ConfigError(unusable)
     try:
-        return Study.model_validate_json(json.dumps(_without_removed(data), default=str), strict=True)
+        return Study.model_validate_json(
+            json.dumps(_with_own_defaults(_without_removed(data)), default=str), strict=True
+        )
     except ValidationError as error:
         raise ConfigError(list(describe(error, Study))) from None
 
@@ -521,6 +542,16 @@ def _unusable(value: Any, where: str) -> Iterator[UserError]:
         yield UserError(where, shown(value), f"allowed: at most {LARGEST}")
     for name, part in inner:
         yield from _unusable(part, f"{where}.{name}".removeprefix("config."))
+
+
+def _with_own_defaults(data: dict[str, Any]) -> dict[str, Any]:
+    """Give the sections of diffusion models the defaults of their models."""
+    found, others = dict(data), data.get("generators")
+    if "diffusion" in data:
+        found["diffusion"] = with_own_defaults(data["diffusion"])
+    if isinstance(others, Mapping):
+        found["generators"] = {name: with_own_defaults(section) for name, section in others.items()}
+    return found
 
 
 def _without_removed(data: Mapping[str, Any]) -> dict[str, Any]:

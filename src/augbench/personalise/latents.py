@@ -73,7 +73,7 @@ class Encoding:
         return encode_moments(
             vae,
             images=self.source.load(images.sources),
-            resolution=self.study.diffusion.resolution,
+            resolution=self.study.diffusion.side,
             mirror=mirror,
             limit=limit,
             dtype=torch.float32 if self.dtype == torch.float32 else torch.float16,

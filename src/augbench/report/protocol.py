@@ -90,6 +90,7 @@ GPUS = 8  # each normalises its part of a batch (paper, section 3: DistributedDa
 # The defaults of these three are the paper's values, where no pair below names them; a test checks that.
 CLASSIFIER = Classifier()
 DIFFUSION = Diffusion(model="Stable Diffusion v1.4")
+PNDM, OWN = str(DIFFUSION.scheduler), "the model's own"
 FINETUNE = Finetune()
 DEFAULTS = Protocol(
     name="",
@@ -267,8 +268,12 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
             published = "stable-diffusion-v1-4" in diffusion.model.lower()
             pairs.append(("Diffusion model", DIFFUSION.model if published else model, DIFFUSION.model))
         pairs += [
-            ("Resolution of generated images, pixels", str(diffusion.resolution), str(DIFFUSION.resolution)),
-            ("Sampler", diffusion.scheduler, DIFFUSION.scheduler),
+            (
+                "Resolution of generated images, pixels",
+                str(diffusion.resolution or OWN),
+                str(DIFFUSION.resolution),
+            ),
+            ("Sampler", diffusion.scheduler or OWN, PNDM),
             ("Sampling steps", str(diffusion.steps), str(DIFFUSION.steps)),
             ("Guidance scale", f"{diffusion.guidance_scale:g}", f"{DIFFUSION.guidance_scale:g}"),
             (
@@ -277,6 +282,11 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
                 _interval(DIFFUSION.guidance_interval),
             ),
         ]
+        models = {name: Path(study.generator_of(name).model).name for name in sampled}
+        named = {name: models[name] for name, method in sampled.items() if method.generator_name}
+        pairs += _by_row(
+            {name: [("Diffusion model of {}", model, DIFFUSION.model)] for name, model in named.items()}
+        )
         pairs += _by_row({name: _sampling(method) for name, method in sampled.items()})
     if sampled or retrieved:
         checkers = {"model": "the model's own", None: "none"}
@@ -331,7 +341,7 @@ def _sampling(method: SampleMethod | PersonaliseMethod) -> list[tuple[str, str, 
     pairs: list[tuple[str, str, str]] = []
     if method.group != "unconditional":
         if method.scheduler is not None:
-            pairs.append(("Sampler of {}", method.scheduler, DIFFUSION.scheduler))
+            pairs.append(("Sampler of {}", method.scheduler, PNDM))
         if method.steps is not None:
             pairs.append(("Sampling steps of {}", str(method.steps), str(DIFFUSION.steps)))
         if method.guidance_scale is not None:
