@@ -1,6 +1,6 @@
 """GPU memory that each stage needs, from ``resources/gpu_memory.yaml``: estimates, not measured on a GPU.
 
-The table has figures for Stable Diffusion 1.x, ResNet-50. Other networks get none.
+The table has figures for Stable Diffusion 1.x, ResNet-50 and ConvNeXt-T. Other networks get none.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from augbench.files import RESOURCES, read_json
 
 TABLE = RESOURCES / "gpu_memory.yaml"
 DIFFUSION_SIDE, CLASSIFIER_SIDE, CLASSIFIER_WIDTH = 512, 224, 64  # of the networks in the tables
-CLASSIFIERS = {"resnet50": "classify"}  # networks with figures, and their stage in the table
-DECODER_GIB = (
-    3.0  # of one image of 1024 pixels in half precision, inferred; other models decode one at a time
-)
+# networks with figures, and their stage in the table
+CLASSIFIERS = {"resnet50": "classify", "timm:convnext_tiny": "classify_convnext_tiny"}
+# GiB of decoding an image of 1024 pixels in half precision, inferred; other models decode one at a time
+DECODER_GIB = 3.0
 SD1_WIDTHS = [320, 640, 1280, 1280]
 
 
