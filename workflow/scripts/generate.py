@@ -13,8 +13,7 @@ with running(snakemake, unfolded=True) as job:
         winner = read_json(selected)["selected"]
         plan = job.plan
         images = next(iter(inputs.learned_images), None)
-        files = LearnedFiles(plan.embeddings(method)[winner], plan.unets(method).get(winner), images)
-        learned = {SELECTED: files}
+        learned = {SELECTED: LearnedFiles.of(plan, method, winner, images)}
     generate(
         job,
         method=method,

@@ -16,10 +16,11 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from augbench.artifacts.adapters import adapter_id, adapter_of
 from augbench.artifacts.origins import counts_by_row
 from augbench.artifacts.shards import (
     Lacking,
@@ -32,6 +33,7 @@ from augbench.artifacts.shards import (
 )
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json
+from augbench.generate.adapters import MergedAdapter
 from augbench.generate.sampler import Batches, Pending, Sampler, Samples
 from augbench.models.folders import fingerprint, load_pipeline, load_unet, pick_device
 from augbench.plan.recipes import Recipe, data_set_recipe, generate_recipe, image_recipe, method_sampling
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from PIL import Image
 
+    from augbench.plan.paths import Plan
     from augbench.runtime.job import Job
 
 logger = logging.getLogger(__name__)
@@ -56,22 +59,34 @@ class LearnedFiles:
 
     Attributes
     ----------
-    embeddings : str
-        ``embeddings.safetensors``: one tensor per placeholder.
+    embeddings : str, optional
+        ``embeddings.safetensors``: one tensor per placeholder; None if no vectors were learned.
     unet : str, optional
         Folder of the trained U-Net; None if the U-Net was frozen.
     images : str, optional
         Manifest of the images that were learned from; None if these are the training images.
+    adapters : str, optional
+        Folder of adapters (:mod:`augbench.artifacts.adapters`); None if none were learned.
     """
 
-    embeddings: str
+    embeddings: str | None = None
     unet: str | None = None
     images: str | None = None
+    adapters: str | None = None
+
+    @classmethod
+    def of(cls, plan: Plan, method: str, candidate: str, images: str | None) -> LearnedFiles:
+        """Files of a row's candidate in a study."""
+        kinds = (plan.embeddings(method), plan.unets(method), plan.adapters(method))
+        embeddings, unet, adapters = (files.get(candidate) for files in kinds)
+        return cls(embeddings, unet, images, adapters)
 
     def read(self, class_ids: Sequence[str], clusters: int) -> dict[str, np.ndarray]:
-        """Read the classes' vectors, by placeholder."""
+        """Read the classes' vectors, by placeholder; none if none were learned."""
         from safetensors import safe_open
 
+        if self.embeddings is None:
+            return {}
         with safe_open(self.embeddings, "np") as file:
             return {
                 name: file.get_tensor(name)
@@ -94,6 +109,10 @@ class LearnedFiles:
     def unet_id(self) -> str | None:
         """Content hash of the trained U-Net; None if it was frozen."""
         return None if self.unet is None else str(fingerprint(self.unet)["id"])
+
+    def adapter(self, class_id: str) -> Path | None:
+        """File of the adapter that images of a class are made with, if there is one."""
+        return None if self.adapters is None else adapter_of(self.adapters, class_id)
 
 
 @dataclass(frozen=True)
@@ -202,7 +221,7 @@ def _shards(
     learned: LearnedFiles | None,
 ) -> list[_Shard]:
     recipe, row = content_of(generate_recipe(job.study, method)), job.study.methods[method]
-    unet = learned.unet_id() if learned is not None else None
+    unet, hashed = (learned.unet_id() if learned is not None else None), cache(adapter_id)
     taught = learned.learned_from() if learned is not None else {}
     shards = []
     for target in targets:
@@ -221,6 +240,8 @@ def _shards(
         if learned is not None:
             vectors = learned.read([class_id], job.study.personalised[method].clusters)
             key["learned"] = canonical_hash({name: _bytes_hash(vector) for name, vector in vectors.items()})
+            if (adapter := learned.adapter(class_id)) is not None:
+                key["model"], key["learned"] = f"{model}+{hashed(adapter)}", hashed(adapter)
         shards.append(_Shard(target, key, rows, taught.get(class_id)))
     return shards
 
@@ -249,13 +270,23 @@ class _Maker:
         self.train_path = train_path
         self.batches = Batches(job.study.execution.batch_size, self.pipeline.unet.device)
         self.compiled = job.study.execution.compile
+        self.merged = MergedAdapter(self.pipeline.unet)
         if self.compiled:
             compile_pipeline(self.pipeline)
 
     def make(self, shards: Sequence[_Shard], learned: LearnedFiles | None) -> None:
         """Make and commit the shards; each is encoded and written while the next one is sampled."""
-        if not shards:
-            return
+        alike: dict[Path | None, list[_Shard]] = {}
+        for shard in shards:
+            adapter = None if learned is None else learned.adapter(shard.key["class_id"])
+            alike.setdefault(adapter, []).append(shard)
+        for adapter, group in alike.items():
+            # the images of one adapter are finished before the next is put into the network
+            self.merged.put(adapter)
+            self._make(group, learned)
+
+    def _make(self, shards: Sequence[_Shard], learned: LearnedFiles | None) -> None:
+        """Make and commit shards with the network as it is."""
         sampler = self.ready(learned, sorted({shard.key["class_id"] for shard in shards}))
         with ThreadPoolExecutor(1, "write") as writer:
             writing: Future[None] | None = None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from augbench.artifacts.adapters import check_targets, linear_layers
 from augbench.config.hub import HUB_ID, HubModel
 from augbench.config.models import Clip
 from augbench.config.study import Study
@@ -157,6 +158,8 @@ def _diffusion(study: Study) -> tuple[dict[str, Any], list[UserError]]:
             "a whole pipeline folder is needed; download the model again",
         )
     problems = [problem for part in ("unet", "vae") for problem in _weights(folder / part)]
+    if not problems:
+        problems += _lora_targets(study, folder / "unet")
     unet, vae, text = (_json(folder / part / "config.json") for part in ("unet", "vae", "text_encoder"))
     width = text.get("hidden_size", TEXT_WIDTH)
     crossed = unet.get("cross_attention_dim", CROSS_ATTENTION_WIDTH)
@@ -178,6 +181,14 @@ def _diffusion(study: Study) -> tuple[dict[str, Any], list[UserError]]:
                 )
             )
     return text, problems
+
+
+def _lora_targets(study: Study, folder: Path) -> Iterator[UserError]:
+    """Yield the layers of adapters that the network in ``folder`` does not have."""
+    learning = {name: row.lora for name, row in study.personalised.items() if row.lora is not None}
+    layers = linear_layers(folder) if learning else []
+    for name, lora in learning.items() if layers else ():
+        yield from check_targets(f"methods.{name}.targets", lora.targets, layers)
 
 
 def _safety_checker(study: Study) -> Iterator[UserError]:
