@@ -48,12 +48,17 @@ SHAPE = Lora(rank=4, alpha=4.0, targets=ATTENTION_PROJECTIONS, scope="class")
 
 def study_of(inputs: Inputs, finetune: Mapping[str, Any] | None = None, **others: Any) -> Study:
     return inputs.study(
-        {"max_epochs": 2, "patience": 2, "batch_size": 2, **(finetune or {})}, **ROWS, **others
+        {"max_epochs": 2, "patience": 2, "batch_size": 4, **(finetune or {})}, **ROWS, **others
     )
 
 
 def learn(
-    inputs: Inputs, study: Study, method: str, folder: Path, class_ids: Sequence[str] = NAMES[:2]
+    inputs: Inputs,
+    study: Study,
+    method: str,
+    folder: Path,
+    class_ids: Sequence[str] = NAMES[:2],
+    model: Path | None = None,
 ) -> tuple[Job, list[str], dict[str, str]]:
     """Run the stage; returns the job, the classes' files and the folders of what they share."""
     job, place, row = Job(study, Store(folder / ".store"), 1), folder / method, row_of(study, method)
@@ -66,7 +71,7 @@ def learn(
         inputs.path("train.parquet"),
         inputs.path("val.parquet"),
         inputs.path("classes.parquet"),
-        inputs.path("diffusion.json"),
+        model or inputs.path("diffusion.json"),
         None,
         vectors,
         shared,
@@ -74,24 +79,21 @@ def learn(
     return job, vectors, shared
 
 
-def adapters_of(
-    inputs: Inputs, study: Study, method: str, folder: Path, class_ids: Sequence[str] = NAMES[:2]
-) -> dict[str, Path]:
-    """Folders of adapters of the chosen learning rate, by candidate."""
-    row = row_of(study, method)
-    _, vectors, shared = learn(inputs, study, method, folder, class_ids)
-    made = {name: folder / method / name / "adapters" for name in row.candidate_names}
-    choose_lr(
-        row,
-        {1.0: vectors},
-        {1.0: shared},
-        folder / "lr.json",
-        folder / "history.parquet",
-        {},
-        {},
-        {name: str(path) for name, path in made.items()},
-    )
-    return made
+def learned_adapters(
+    inputs: Inputs,
+    study: Study,
+    method: str,
+    folder: Path,
+    class_ids: Sequence[str] = NAMES[:2],
+    model: Path | None = None,
+) -> tuple[Path, list[str]]:
+    """Folder of the adapters of epoch 1 at the chosen learning rate, and the classes' files."""
+    _, vectors, shared = learn(inputs, study, method, folder, class_ids, model)
+    row, made = row_of(study, method), folder / method
+    adapters = {name: str(made / name / "adapters") for name in row.candidate_names}
+    records = folder / "lr.json", folder / "history.parquet"
+    choose_lr(row, {1.0: vectors}, {1.0: shared}, *records, {}, {}, adapters)
+    return Path(adapters["epoch1"]), vectors
 
 
 def moved(path: Path, seed: int = 0) -> Path:
@@ -136,7 +138,7 @@ def test_before_the_first_step_the_network_is_the_model_bit_for_bit() -> None:
     assert all(torch.equal(first[name], adapter.state_dict()[name]) for name in first)
 
 
-@pytest.mark.parametrize("method", ["by_class", "of_study"])
+@pytest.mark.parametrize("method", ["by_class", pytest.param("of_study", marks=pytest.mark.full)])
 def test_only_adapters_change_and_the_validation_loss_falls(
     inputs: Inputs, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +152,7 @@ def test_only_adapters_change_and_the_validation_loss_falls(
 
     monkeypatch.setattr(parts, "load_part", load)
     study = study_of(inputs, {"max_epochs": 3, "patience": 3, "validation_draws": 2})
-    learned = inputs.fine_tune(study, method, tmp_path, NAMES[:2])
+    learned = inputs.fine_tune(study, method, tmp_path, NAMES[: 1 if method == "by_class" else 2])
     for module, before in live.values():
         own = [values for name, values in module.state_dict().items() if ".lora_" not in name]
         assert len(own) == len(before) and all(map(torch.equal, own, before))
@@ -185,6 +187,7 @@ def test_adapters_train_in_float32_beside_half_precision(inputs: Inputs, dtype: 
     assert all(values.dtype == np.float32 for values in load_file(path / FILE).values())
 
 
+@pytest.mark.full
 def test_the_micro_batch_changes_nothing_but_rounding(inputs: Inputs, tmp_path: Path) -> None:
     finetune = {"max_epochs": 1, "batch_size": 4}
     results = []
@@ -199,7 +202,7 @@ def test_the_micro_batch_changes_nothing_but_rounding(inputs: Inputs, tmp_path: 
 # --- files, resuming -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["by_class", "of_study"])
+@pytest.mark.parametrize("method", ["of_study", pytest.param("by_class", marks=pytest.mark.full)])
 def test_killed_within_an_epoch_and_resumed_equals_uninterrupted(
     inputs: Inputs, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,11 +270,11 @@ def diffusers_images(pipeline: Any, prompts: Sequence[str] = PROMPTS[:2]) -> np.
     return pixels(made.images)
 
 
-@pytest.mark.parametrize("method", ["by_class", "of_study"])
+@pytest.mark.parametrize("method", ["by_class", pytest.param("of_study", marks=pytest.mark.full)])
 def test_images_are_those_of_plain_diffusers_with_the_adapter(
     inputs: Inputs, method: str, tmp_path: Path
 ) -> None:
-    folder = adapters_of(inputs, study_of(inputs, {"max_epochs": 1}), method, tmp_path)["epoch1"]
+    folder, _ = learned_adapters(inputs, study_of(inputs, {"max_epochs": 1}), method, tmp_path)
     path = adapter_of(folder, "one")
     assert path == (folder / "one" / FILE if method == "by_class" else folder / FILE)
     pipeline = loaded()

@@ -48,6 +48,7 @@ from augbench.personalise.data import encode_moments
 from augbench.personalise.embedding import ConditioningRows, PseudowordRows, token_ids
 from augbench.personalise.groups import ClassGroup, Learned, Settings
 from augbench.personalise.latents import Encoding, latents_of
+from augbench.personalise.objectives import diffusion_target
 from augbench.personalise.stage import (
     UNET_FILES,
     choose_lr,
@@ -64,7 +65,7 @@ from augbench.personalise.tasks import (
     learning_rates,
     read_clusters,
 )
-from augbench.personalise.train import Trainer, diffusion_target
+from augbench.personalise.train import Trainer
 from augbench.plan import recipes
 from augbench.runtime.fit import BatchLimit
 from augbench.runtime.job import Job

@@ -107,7 +107,7 @@ for method, row in UNFOLDED.study.personalised.items():
                 train=UNFOLDED.learned_split(method),
                 val=UNFOLDED.splits["val"],
                 classes=UNFOLDED.classes,
-                diffusion=UNFOLDED.diffusion,
+                diffusion=UNFOLDED.sampled_model(method),
                 templates=UNFOLDED.template_files(method),
                 excluded=UNFOLDED.excluded_from_learning(method),
             output:

@@ -12,7 +12,7 @@ for method, block in UNFOLDED.generate_jobs:
         input:
             **get_selected(method),
             prompts=UNFOLDED.prompts(method),
-            diffusion=UNFOLDED.diffusion,
+            diffusion=UNFOLDED.sampled_model(method),
             train=UNFOLDED.train_of(method),
             started=UNFOLDED.started(method),
         output:
@@ -27,7 +27,7 @@ for method, block in UNFOLDED.generate_jobs:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu_job(3000, 16000, minutes=240),
+            **NEEDS.generate_job(method),
         params:
             method=method,
             recipe=recipes.generate_recipe(UNFOLDED.study, method),
@@ -42,7 +42,7 @@ for method, block in UNFOLDED.generate_jobs:
 # make every image again.
 rule kernels:
     input:
-        diffusion=UNFOLDED.diffusion,
+        diffusion=[UNFOLDED.diffusion, *map(UNFOLDED.generator, STUDY.generators)],
     log:
         UNFOLDED.log("kernels"),
     benchmark:

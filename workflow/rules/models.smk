@@ -3,13 +3,13 @@
 # Only the fetch rules use the network here (offline jobs). Studies share the files: update() keeps Snakemake
 # from deleting, before a job, what a run of another study may be reading.
 
-for model, source in PLAN.hub_models.items():
+for model, wanted in PLAN.hub_models.items():
 
     rule:
         name:
             f"fetch_{model}"
         output:
-            update(source.marker),
+            update(wanted.hub.marker),
         log:
             PLAN.log(f"fetch_{model}"),
         benchmark:
@@ -22,9 +22,9 @@ for model, source in PLAN.hub_models.items():
             **NEEDS.fetch,
         params:
             model=model,
-            recipe=recipes.fetch_recipe(source),
+            recipe=recipes.fetch_recipe(wanted.hub),
         message:
-            f"fetch {source.repository}"
+            f"fetch {wanted.hub.repository}"
         script:
             "../scripts/fetch_model.py"
 
@@ -91,6 +91,32 @@ rule fingerprint_diffusion:
         "hash the diffusion model"
     script:
         "../scripts/fingerprint.py"
+
+
+for generator, model in STUDY.generators.items():
+
+    rule:
+        name:
+            f"fingerprint_generator_{generator}"
+        input:
+            PLAN.files_of(model),
+        output:
+            PLAN.generator(generator),
+        log:
+            PLAN.log(f"fingerprint_generator_{generator}"),
+        benchmark:
+            PLAN.benchmark(f"fingerprint_generator_{generator}")
+        localrule: True
+        conda:
+            ENVIRONMENT
+        resources:
+            **NEEDS.fetch,
+        params:
+            recipe=recipes.model_recipe(model),
+        message:
+            f"hash the diffusion model {generator}"
+        script:
+            "../scripts/fingerprint.py"
 
 
 rule fingerprint_clip:

@@ -471,7 +471,7 @@ rule provenance:
     input:
         PLAN.table1.values(),
         config=PLAN.config,
-        models=[PLAN.diffusion, PLAN.clip] if STUDY.pooled else [],
+        models=PLAN.model_fingerprints if STUDY.pooled else [],
     output:
         PLAN.provenance,
     log:

@@ -8,7 +8,7 @@ for method, row in UNFOLDED.study.personalised.items():
                 f"candidates_{method}_{block.name}"
             input:
                 prompts=UNFOLDED.prompts(method),
-                diffusion=UNFOLDED.diffusion,
+                diffusion=UNFOLDED.sampled_model(method),
                 train=UNFOLDED.train_of(method),
                 classes=UNFOLDED.classes,
                 embeddings=list(UNFOLDED.embeddings(method).values()),
@@ -30,7 +30,7 @@ for method, row in UNFOLDED.study.personalised.items():
                 ENVIRONMENT
             threads: NEEDS.gpu_threads
             resources:
-                **NEEDS.gpu_job(3000, 16000, minutes=480),
+                **NEEDS.generate_job(method, minutes=480),
             params:
                 method=method,
                 recipe=recipes.generate_recipe(UNFOLDED.study, method),

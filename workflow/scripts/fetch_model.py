@@ -6,7 +6,6 @@ with running(snakemake) as job:
     from augbench.artifacts.claims import fetching
     from augbench.models.fetch import fetch
 
-    layout = snakemake.params.model
-    model = job.plan.hub_models[layout]
-    with fetching(model.folder):
-        fetch(model, layout)
+    wanted = job.plan.hub_models[snakemake.params.model]
+    with fetching(wanted.hub.folder):
+        fetch(wanted.hub, wanted.layout, wanted.pipeline)

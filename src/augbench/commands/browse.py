@@ -73,7 +73,7 @@ class Gallery:
     @cached_property
     def models(self) -> dict[str, str]:
         """Names of the study's models by hash."""
-        paths = map(Path, (self.plan.diffusion, self.plan.clip))
+        paths = map(Path, self.plan.model_fingerprints)
         return models_of({path.stem: read_json(path) for path in paths if path.is_file()})
 
     def parts(self, method: str, class_id: str) -> list[tuple[str, int]]:

@@ -6,10 +6,10 @@ Nothing here uses the network; :mod:`augbench.models.fetch` does.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -80,16 +80,29 @@ class HubModel:
 
 
 @cache
+def _tables() -> dict[str, dict[str, Any]]:
+    tables = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(TABLES.glob("*.yaml"))]
+    return {table["repository"]: table for table in tables}
+
+
+def known_model(model: str) -> Mapping[str, Any]:
+    """What ``resources/models`` says of a model on the Hub; empty if it isn't there."""
+    return _tables().get(model, {})
+
+
+@cache
 def known_models() -> dict[str, tuple[str, dict[str, Expected]]]:
     """Revision and known files of the models in ``resources/models``, by id."""
-    known = {}
-    for path in sorted(TABLES.glob("*.yaml")):
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
-        files = {
-            name: Expected("our table", file["size"], file["sha256"]) for name, file in table["files"].items()
-        }
-        known[table["repository"]] = (table["revision"], files)
-    return known
+    return {
+        model: (
+            table["revision"],
+            {
+                name: Expected("our table", file["size"], file["sha256"])
+                for name, file in table["files"].items()
+            },
+        )
+        for model, table in _tables().items()
+    }
 
 
 def hub_model(model: str, revision: str | None, mirrors: Sequence[str], downloads: str) -> HubModel | None:

@@ -210,6 +210,11 @@ class _Method(Section):
         return False
 
     @property
+    def generator_name(self) -> str | None:
+        """Name of the model in ``generators`` that makes the images; None for ``diffusion``."""
+        return None
+
+    @property
     def start_pool(self) -> str | None:
         """The row whose images sampling starts from; None if there is none."""
         return None
@@ -366,11 +371,13 @@ class _Sampled(_Added):
 
     guidance_scale: float | None = key(
         None,
-        "Classifier-free guidance scale of this method; 1 switches guidance off. Default: "
-        "diffusion.guidance_scale.",
-        ge=1,
+        "Classifier-free guidance scale of this method; 1 and less switches guidance off. Default: that of "
+        "the row's model.",
+        ge=0,
     )
-    steps: Positive | None = key(None, "Sampling steps of this method. Default: diffusion.steps.", "steps")
+    steps: Positive | None = key(
+        None, "Sampling steps of this method. Default: those of the row's model.", "steps"
+    )
     scheduler: Scheduler | None = key(
         None, "Sampler of this method. Default: diffusion.scheduler, or ddim if sampling starts from images."
     )
@@ -380,6 +387,20 @@ class _Sampled(_Added):
         "diffusion.guidance_interval.",
         source=INTERVAL_SOURCE,
     )
+    negative_prompt: str | None = key(
+        None,
+        "Text that guidance leads away from, the same for all images. Needs a guidance scale above 1, and a "
+        "pipeline that takes one. Default: the empty text, or the pipeline's own.",
+        new=True,
+    )
+    generator: str | None = key(
+        None, "Model that makes the images: a name in `generators`. Default: `diffusion`.", new=True
+    )
+
+    @property
+    def generator_name(self) -> str | None:
+        """Name of the model in ``generators`` that makes the images; None for ``diffusion``."""
+        return self.generator
 
 
 class SampleMethod(_Sampled):

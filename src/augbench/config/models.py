@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from augbench.config.base import Place, Positive, Section, key
-from augbench.config.hub import COMMIT, HUB_ID, HubModel, hub_model
+from augbench.config.hub import COMMIT, HUB_ID, HubModel, hub_model, known_model
+from augbench.config.pipelines import STABLE_DIFFUSION, Pipeline, class_of, pipelines
 
 Scheduler = Literal["pndm", "ddim", "dpmsolver++"]
 
@@ -22,6 +23,10 @@ def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
 GuidanceInterval = Annotated[
     tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]], AfterValidator(_ascending)
 ]
+NO_SAFETY_CHECKER = (
+    "allowed: a folder or Hub id of a safety checker (CompVis/stable-diffusion-safety-checker), "
+    "or null to go without"
+)
 INTERVAL_SOURCE = "Kynkäänniemi et al., 2024"
 
 
@@ -57,14 +62,29 @@ class _Model(Section):
         return self.hub.folder if self.hub else self.model
 
 
+STORED_SIDE = 512  # pixels of retrieved images where the model's own size is not known
+ONLY_SD = "goes with Stable Diffusion 1.x and 2.x"
+
+
 class Diffusion(_Model):
-    """The diffusion model and the settings of its sampling."""
+    """A diffusion model and the settings of its sampling.
+
+    Defaults are those of Stable Diffusion. Another model takes its pipeline's own, or those of its model card
+    where `resources/models` has them (1 step of SDXL-Turbo); `null` is the model's own sampler and size.
+    """
 
     model: Place = key(
         ...,
-        "Folder of a Stable Diffusion 1.x or 2.x model in diffusers' layout, or its id on the Hub "
-        "(owner/name), from which it is fetched once.",
+        "Folder of a Stable Diffusion 1.x or 2.x model in diffusers' layout, or of any text-to-image pipeline"
+        " in resources/pipelines.yaml, or its id on the Hub (owner/name), from which it is fetched once.",
         source="paper, section 3.2",
+    )
+    pipeline: str | None = key(
+        None,
+        "Class of the model's pipeline (StableDiffusionXLPipeline), needed for a model on the Hub that is not "
+        "in resources/models. Default: the class that resources/models or the model's folder names; else "
+        "Stable Diffusion's.",
+        new=True,
     )
     safety_checker: Place | None = key(
         "model",
@@ -75,25 +95,25 @@ class Diffusion(_Model):
     safety_checker_revision: str | None = key(
         None, "Commit of the safety checker on the Hub, with the same default as `revision`."
     )
-    resolution: int = key(
+    resolution: int | None = key(
         512,
-        description="Side of the generated images.",
+        description="Side of the generated images. null: the model's own.",
         unit="pixels",
         source="paper, section 3.2",
         ge=8,
         multiple_of=8,
     )
-    scheduler: Scheduler = key(
+    scheduler: Scheduler | None = key(
         "pndm",
-        "Sampler; pndm is Stable Diffusion's own default.",
+        "Sampler; pndm is Stable Diffusion's own default. Other models have their own: null.",
         source="Stable Diffusion v1.4's model card",
     )
     steps: Positive = key(50, "Sampling steps per image.", "steps", "Stable Diffusion v1.4's default")
     guidance_scale: float = key(
         7.5,
-        "Classifier-free guidance scale; 1 switches guidance off. A method may set its own.",
+        "Classifier-free guidance scale; 1 and less switches guidance off. A method may set its own.",
         source="Stable Diffusion v1.4's default",
-        ge=1,
+        ge=0,
     )
     guidance_interval: GuidanceInterval | None = key(
         None,
@@ -105,10 +125,69 @@ class Diffusion(_Model):
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = key(
         "float16",
-        "Floating-point type that sampling computes in. auto: bfloat16 on GPUs that have it (compute "
-        "capability 8.0 or more), float16 on others, float32 on the CPU. Where the VAE overflows in float16, "
-        "the images concerned are decoded again in float32, and the log says so.",
+        "Floating-point type that sampling computes in; bfloat16 by default for models other than Stable "
+        "Diffusion. auto: bfloat16 on GPUs that have it (compute capability 8.0 or more), float16 on others, "
+        "float32 on the CPU. Where Stable Diffusion's VAE overflows in float16, the images concerned are "
+        "decoded again in float32, and the log says so.",
     )
+    _pipeline_class: str = PrivateAttr(STABLE_DIFFUSION)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_model(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(model := given.get("model"), str):
+            return given
+        named = given.get("pipeline")
+        known = pipelines().get(class_of(model, named if isinstance(named, str) else None))
+        if known is None:
+            return given
+        defaults = {
+            "resolution": None,
+            "scheduler": None,
+            "steps": known.steps,
+            "guidance_scale": known.guidance_scale,
+            "dtype": "bfloat16",
+            **known_model(model).get("defaults", {}),
+        }
+        return {**defaults, **given}
+
+    @model_validator(mode="after")
+    def _fits_the_model(self) -> Diffusion:
+        if self.pipeline is not None and self.pipeline not in (STABLE_DIFFUSION, *pipelines()):
+            raise ValueError(f"pipeline: allowed: {', '.join((STABLE_DIFFUSION, *pipelines()))}")
+        self._pipeline_class = kind = class_of(self.model, self.pipeline)
+        if (own := self.other) is None:
+            for name, allowed in (
+                ("resolution", "a whole number"),
+                ("scheduler", "'pndm', 'ddim', 'dpmsolver++'"),
+            ):
+                if getattr(self, name) is None:
+                    raise ValueError(
+                        f"{name}: allowed: {allowed}; null {ONLY_SD.replace('goes', 'does not go')}"
+                    )
+            return self
+        if self.scheduler is not None:
+            raise ValueError(f"scheduler: {ONLY_SD}; allowed with a {kind}: null, its own")
+        if self.guidance_interval is not None:
+            raise ValueError(f"guidance_interval: {ONLY_SD}; allowed with a {kind}: null")
+        if self.safety_checker == "model" and not own.safety_checker:
+            raise ValueError(f"safety_checker: a {kind} has none of its own; {NO_SAFETY_CHECKER}")
+        return self
+
+    @property
+    def pipeline_class(self) -> str:
+        """Class of the model's pipeline."""
+        return self._pipeline_class
+
+    @property
+    def other(self) -> Pipeline | None:
+        """What the model's pipeline can do, if it is another one than Stable Diffusion 1.x's and 2.x's."""
+        return pipelines().get(self._pipeline_class)
+
+    @property
+    def side(self) -> int:
+        """Side in pixels at which retrieved images are stored: ``resolution``, or a common one for null."""
+        return STORED_SIDE if self.resolution is None else self.resolution
 
     @model_validator(mode="after")
     def _pinned_checker(self) -> Diffusion:

@@ -22,6 +22,7 @@ from augbench.config.classifier import Classifier
 from augbench.config.corpus import Corpus, EmbeddingCorpus, MiniatureCorpus, OwnCorpus, PublishedCorpus
 from augbench.config.data import Dataset, FashionMnist
 from augbench.config.draws import depends_on_training_images, drawn_name, fold, unfold_rows
+from augbench.config.generators import check_generators
 from augbench.config.methods import (
     AddingMethod,
     ChooseMethod,
@@ -58,6 +59,12 @@ class Study(Section):
     seed: int = key(0, "Seed of the study, from which every random choice derives.", ge=0)
     dataset: Dataset = key(..., "The target data set.")
     diffusion: Diffusion = key(..., "The diffusion model and its sampling.")
+    generators: dict[str, Diffusion] = key(
+        {},
+        "Further diffusion models by name (a-z, 0-9 and _), for rows of mechanism `sample` or "
+        "`personalise` that name one as their `generator`.",
+        new=True,
+    )
     clip: Clip = key(..., "The CLIP model.")
     corpus: Corpus | None = key(
         None,
@@ -123,6 +130,7 @@ class Study(Section):
             self._check_draw(name, drawn)
         self._check_edges()
         self._settle_families()
+        check_generators(self)
         for name, learned in self.personalised.items():
             epochs = [value for value in learned.candidates if isinstance(value, int)]
             if max(epochs, default=0) > self.finetune.max_epochs:
@@ -369,6 +377,11 @@ class Study(Section):
     def label(self, name: str) -> str:
         """Name of a row in tables and figures, on one line."""
         return " ".join((self.methods[name].label or "").split()) or name
+
+    def generator_of(self, name: str) -> Diffusion:
+        """The diffusion model that makes a row's images, with the study's settings of its sampling."""
+        generator = self.methods[name].generator_name
+        return self.diffusion if generator is None else self.generators[generator]
 
     # Rows by mechanism, in the order of the config.
 

@@ -10,22 +10,21 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from augbench.config.stages import ATTEMPTS_PER_IMAGE
 from augbench.data.decode import square
 from augbench.errors import UserError
+from augbench.generate.attempts import Attempts
 from augbench.models.folders import check_safety, to_device
 from augbench.progress import Progress
 from augbench.runtime.compiling import copies_to_fill, kernels_of, run_filled
 from augbench.runtime.fit import BatchLimit
-from augbench.seeds import derive_seed
 
 if TYPE_CHECKING:
     import torch
@@ -35,27 +34,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 BATCH_SIZE = "execution.batch_size"
 DECODED_TOGETHER = 8  # fills a GPU; the decoder needs two to three times the U-Net's memory per image
-Try = tuple[int, int]  # number of the attempt, from 0, and position of the image
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One finished image, its seed, and the number of samples that the safety checker flagged before it."""
-
-    image: Image.Image
-    seed: int
-    safety_flags: int
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Result of sampling: finished images by position, in ascending order, and the others.
-
-    ``flagged`` has the number of samples of each image that was given up, all of them flagged.
-    """
-
-    made: dict[int, Sample]
-    flagged: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -94,27 +72,6 @@ class Batches:
         self.overflowed: set[str] = set()  # parts of the VAE
 
 
-@dataclass
-class Pending:
-    """Images whose sampling has started.
-
-    Attributes
-    ----------
-    batches : list
-        For each batch in progress: its attempts, their seeds, and a future of the images and the safety
-        checker's flags.
-    """
-
-    prompts: Sequence[str]
-    scopes: Sequence[tuple[str | int, ...]]
-    study_seed: int
-    progress: Progress | None
-    starts: Sequence[Image.Image] | None
-    batches: list[tuple[Sequence[Try], list[int], Future[tuple[list[Image.Image], list[bool]]]]] = field(
-        default_factory=list
-    )
-
-
 def _once(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Wrap ``function`` so that it is called once for each distinct object."""
     known: list[tuple[Any, Any]] = []
@@ -148,7 +105,7 @@ def text_once(unet: UNet2DConditionModel) -> Iterator[None]:
         yield
 
 
-class Sampler:
+class Sampler(Attempts):
     """Batched sampling with one random generator per image (seeded images).
 
     Parameters
@@ -174,6 +131,8 @@ class Sampler:
     attempts_per_image : int
         Mean number of samples per image, over the images that are sampled together, after which those
         that the safety checker still flags are given up.
+    negative_prompt : str
+        Text that guidance leads away from.
     """
 
     def __init__(
@@ -188,8 +147,9 @@ class Sampler:
         guidance_interval: tuple[float, float] | None = None,
         compiled: bool = False,
         attempts_per_image: int = ATTEMPTS_PER_IMAGE,
+        negative_prompt: str = "",
     ) -> None:
-        self.attempts_per_image = attempts_per_image
+        self.attempts_per_image, self.negative_prompt = attempts_per_image, negative_prompt
         self.pipeline, self.steps, self.guidance_scale = pipeline, steps, guidance_scale
         self.resolution, self.noise = resolution, noise
         self.guidance_interval, self.compiled = guidance_interval, compiled
@@ -197,6 +157,10 @@ class Sampler:
         self.batches = batch_size if isinstance(batch_size, Batches) else Batches(batch_size, device)
         self._states = {prompt: states.to(device, dtype) for prompt, states in (conditioning or {}).items()}
         self._finisher = ThreadPoolExecutor(1, "finish")
+
+    @property
+    def _together(self) -> BatchLimit:
+        return self.batches.sampled
 
     def _text_states(self, prompts: Sequence[str]) -> torch.Tensor:
         """Text states ``(N, 77, D)``; each distinct prompt is encoded once."""
@@ -287,7 +251,7 @@ class Sampler:
         latents : Tensor
             ``(N, 4, h, w)``.
         prompted, unprompted : Tensor
-            Text states ``(N, 77, D)`` of the prompts and of the empty prompt; the latter may be None if
+            Text states ``(N, 77, D)`` of the prompts and of the negative prompt; the latter may be None if
             no step is guided.
         """
         import torch
@@ -310,6 +274,11 @@ class Sampler:
     ) -> torch.Tensor:
         """Sample one batch of images ``(N, 3, H, W)`` from -1 to 1; the device may still be computing them."""
         return self.decode(self.latents(prompts, seeds, starts))
+
+    def _batch(
+        self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Image.Image] | None
+    ) -> torch.Tensor:
+        return self.latents(prompts, seeds, starts)
 
     def latents(
         self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Image.Image] | None
@@ -337,7 +306,9 @@ class Sampler:
 
         with torch.inference_mode():
             prompted = self._text_states(prompts)
-            unprompted = self._text_states([""] * len(prompts)) if self.guidance_scale > 1 else None
+            unprompted = (
+                self._text_states([self.negative_prompt] * len(prompts)) if self.guidance_scale > 1 else None
+            )
             steps = self.schedule()
             with nullcontext() if self.compiled else text_once(self.pipeline.unet):
                 return self._denoise(
@@ -470,100 +441,12 @@ class Sampler:
             progress.update(len(flags) - sum(flags), note=f"{sum(flags)} flagged" if any(flags) else "")
         return images, flags
 
-    def _attempt(self, pending: Pending, tries: Sequence[Try]) -> None:
-        """Start sampling images, each with the seed of its attempt, batch by batch."""
+    def _handed_over(
+        self, latents: torch.Tensor, progress: Progress | None
+    ) -> Future[tuple[list[Image.Image], list[bool]]]:
+        """Decode a batch and hand it to the thread that finishes pictures."""
         import torch
 
-        def sampled(batch: Sequence[Try]) -> tuple[Sequence[Try], list[int], torch.Tensor]:
-            seeds = [derive_seed(pending.study_seed, "image", *pending.scopes[i], n) for n, i in batch]
-            starts = None if pending.starts is None else [pending.starts[i] for _, i in batch]
-            return batch, seeds, self.latents([pending.prompts[i] for _, i in batch], seeds, starts)
-
-        for batch, seeds, latents in self.batches.sampled.run(sampled, tries):
-            pixels = self.decode(latents)
-            made = torch.cuda.current_stream().record_event() if pixels.device.type == "cuda" else None
-            finished = self._finisher.submit(self._finish, pixels, latents, made, pending.progress)
-            pending.batches.append((batch, seeds, finished))
-
-    def begin(
-        self,
-        prompts: Sequence[str],
-        scopes: Sequence[tuple[str | int, ...]],
-        study_seed: int,
-        progress: Progress | None = None,
-        starts: Sequence[Image.Image] | None = None,
-    ) -> Pending:
-        """Start sampling one image per prompt; :meth:`end` returns the images.
-
-        This does not wait for the safety checker.
-
-        Parameters
-        ----------
-        scopes : sequence of tuple
-            Scope that each image's seeds derive from: (class_id, i).
-        starts : sequence of Image, optional
-            Image that the sampling of each one starts from; only with ``noise``.
-        """
-        pending = Pending(prompts, scopes, study_seed, progress, starts)
-        self._attempt(pending, [(0, i) for i in range(len(prompts))])
-        return pending
-
-    def end(self, pending: Pending) -> Samples:
-        """Return the images; flagged ones are replaced by samples with their next seeds (paper, section 3.2).
-
-        An image has no limit of its own. In each round, every image that is still flagged is sampled once
-        more, in order, until all images together have had ``attempts_per_image`` samples each on average.
-        The result is that of single rounds, although a batch with room for it runs several of them ahead.
-        """
-        left, attempts = self.attempts_per_image * len(pending.prompts), range(1)
-        made: dict[int, Sample] = {}
-        flagged: Counter[int] = Counter()
-        refused = list(range(len(pending.prompts)))
-        while True:
-            found: dict[Try, tuple[Image.Image, int, bool]] = {}
-            for batch, seeds, finished in pending.batches:
-                images, flags = finished.result()
-                found |= dict(zip(batch, zip(images, seeds, flags, strict=True), strict=True))
-            pending.batches.clear()
-            for attempt in attempts:
-                for i in refused[:left]:
-                    image, seed, flag = found[attempt, i]
-                    left -= 1
-                    if flag:
-                        flagged[i] += 1
-                    else:
-                        made[i] = Sample(image, seed, flagged.pop(i, 0))
-                refused = [i for i in refused if i not in made]
-            if not refused or not left:
-                return Samples(dict(sorted(made.items())), dict(flagged))
-            together = self.batches.sampled.size
-            ahead = max(1, min(attempts.stop, together // len(refused)))
-            attempts = range(attempts.stop, attempts.stop + ahead)
-            tries = [(attempt, i) for attempt in attempts for i in refused]
-            self._attempt(pending, tries[: max(left, together)])
-
-    def sample(
-        self,
-        prompts: Sequence[str],
-        scopes: Sequence[tuple[str | int, ...]],
-        study_seed: int,
-        progress: Progress | None = None,
-        starts: Sequence[Image.Image] | None = None,
-    ) -> list[Sample]:
-        """Sample one image per prompt: :meth:`begin`, then :meth:`end`.
-
-        Raises
-        ------
-        UserError
-            The safety checker flagged all samples of some images.
-        """
-        samples = self.end(self.begin(prompts, scopes, study_seed, progress, starts))
-        if samples.flagged:
-            first, times = next(iter(samples.flagged.items()))
-            raise UserError(
-                "safety checker",
-                f"all samples of {len(samples.flagged)} of {len(prompts)} images flagged, {times} of the"
-                f" prompt {prompts[first]!r}",
-                "change the prompts",
-            )
-        return [*samples.made.values()]
+        pixels = self.decode(latents)
+        made = torch.cuda.current_stream().record_event() if pixels.device.type == "cuda" else None
+        return self._finisher.submit(self._finish, pixels, latents, made, progress)

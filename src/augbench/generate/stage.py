@@ -34,7 +34,8 @@ from augbench.artifacts.shards import (
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json
 from augbench.generate.adapters import MergedAdapter
-from augbench.generate.sampler import Batches, Pending, Sampler, Samples
+from augbench.generate.attempts import Attempts, Pending, Samples
+from augbench.generate.sampler import Batches, Sampler
 from augbench.models.folders import fingerprint, load_pipeline, load_unet, pick_device
 from augbench.plan.recipes import Recipe, data_set_recipe, generate_recipe, image_recipe, method_sampling
 from augbench.progress import Progress
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from PIL import Image
 
+    from augbench.generate.pipelines import PipelineSampler
     from augbench.plan.paths import Plan
     from augbench.runtime.job import Job
 
@@ -193,7 +195,8 @@ def generate(
 def compile_kernels(job: Job, methods: Sequence[str]) -> None:
     """Compile the networks of these methods into the cache that a study's jobs share.
 
-    Methods with the same sampling settings are compiled once.
+    Methods with the same model and sampling settings are compiled once. Models other than Stable Diffusion 1.x
+    and 2.x are not compiled.
 
     Raises
     ------
@@ -204,7 +207,11 @@ def compile_kernels(job: Job, methods: Sequence[str]) -> None:
 
     if not job.study.execution.compile:
         raise UserError("execution.compile", "false, so no job uses compiled kernels", "set it to true first")
-    alike = {canonical_hash(method_sampling(job.study, method)): method for method in methods}
+    compiled = [method for method in methods if job.study.generator_of(method).other is None]
+    alike = {
+        canonical_hash([method_sampling(job.study, method), job.study.generator_of(method).folder]): method
+        for method in compiled
+    }
     progress = Progress("kernels", len(alike), "kind")
     for method in alike.values():
         _Maker(job, method, "").ready()
@@ -263,14 +270,21 @@ class _Maker:
     ) -> None:
         self.job, self.method, self.progress = job, method, progress
         self.started_path = started_path
-        self.row = job.study.methods[method]
+        self.row, self.train_path = job.study.methods[method], train_path
         self.sampling = method_sampling(job.study, method)
-        diffusion = job.study.diffusion.model_copy(update={"scheduler": self.sampling["scheduler"]})
-        self.pipeline = load_pipeline(diffusion, pick_device(job.study.execution.device))
-        self.train_path = train_path
-        self.batches = Batches(job.study.execution.batch_size, self.pipeline.unet.device)
-        self.compiled = job.study.execution.compile
-        self.merged = MergedAdapter(self.pipeline.unet)
+        model, execution = job.study.generator_of(method), job.study.execution
+        device = pick_device(execution.device)
+        self.other: PipelineSampler | None = None  # of a model that is not Stable Diffusion 1.x or 2.x
+        if model.other is not None:
+            from augbench.generate.pipelines import pipeline_sampler
+
+            attempts = job.study.augmentation.attempts_per_image
+            self.other = pipeline_sampler(model, self.sampling, device, execution.batch_size, attempts)
+            return
+        diffusion = model.model_copy(update={"scheduler": self.sampling["scheduler"]})
+        self.pipeline = load_pipeline(diffusion, device)
+        self.batches = Batches(execution.batch_size, self.pipeline.unet.device)
+        self.compiled = execution.compile
         if self.compiled:
             compile_pipeline(self.pipeline)
 
@@ -281,13 +295,19 @@ class _Maker:
             adapter = None if learned is None else learned.adapter(shard.key["class_id"])
             alike.setdefault(adapter, []).append(shard)
         for adapter, group in alike.items():
-            # the images of one adapter are finished before the next is put into the network
-            self.merged.put(adapter)
+            if adapter is not None:
+                # the images of one adapter are finished before the next is put into the network
+                self._adapted.put(adapter)
             self._make(group, learned)
+
+    @cached_property
+    def _adapted(self) -> MergedAdapter:
+        """The network that denoises, with its adapter."""
+        return MergedAdapter(self.pipeline.unet if self.other is None else self.other.network)
 
     def _make(self, shards: Sequence[_Shard], learned: LearnedFiles | None) -> None:
         """Make and commit shards with the network as it is."""
-        sampler = self.ready(learned, sorted({shard.key["class_id"] for shard in shards}))
+        sampler = self.other or self.ready(learned, sorted({shard.key["class_id"] for shard in shards}))
         with ThreadPoolExecutor(1, "write") as writer:
             writing: Future[None] | None = None
             for shard, samples in self._sampled(sampler, shards):
@@ -299,7 +319,7 @@ class _Maker:
         if learned is not None and self.row.learns_words:
             self.pipeline.unload_textual_inversion()
 
-    def _sampled(self, sampler: Sampler, shards: Sequence[_Shard]) -> Iterator[tuple[_Shard, Samples]]:
+    def _sampled(self, sampler: Attempts, shards: Sequence[_Shard]) -> Iterator[tuple[_Shard, Samples]]:
         """Yield each shard's images after the sampling of the next shard has started.
 
         The device therefore does not wait for the safety checker.
@@ -313,7 +333,7 @@ class _Maker:
         for last, pending in begun:
             yield last, sampler.end(pending)
 
-    def _begin(self, sampler: Sampler, shard: _Shard) -> Pending:
+    def _begin(self, sampler: Attempts, shard: _Shard) -> Pending:
         scopes = [(row["class_id"], row["index"]) for row in shard.rows]
         starts = None
         if self.row.start_pool is not None:
@@ -398,6 +418,7 @@ class _Maker:
             guidance_interval=sampling.get("guidance_interval"),
             compiled=self.compiled,
             attempts_per_image=self.job.study.augmentation.attempts_per_image,
+            negative_prompt=sampling.get("negative_prompt", ""),
         )
 
     @cached_property

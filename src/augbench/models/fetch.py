@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from augbench.config.hub import MARKER, Expected, HubModel, Layout, known_models
+from augbench.config.pipelines import PIPELINES_HERE, STABLE_DIFFUSION, pipelines
 from augbench.errors import UserError
 from augbench.files import read_json, sha256_file, write_json
 from augbench.models.sources import Source, partial_file, reason_of, sources_of
@@ -28,7 +29,7 @@ INCEPTION_URL = "https://download.pytorch.org/models/inception_v3_google-0cc3c7b
 INCEPTION_SHA256 = "0cc3c7bd"  # the first digits, which torchvision publishes in the file's name
 WEIGHTS = re.compile(r"(model|pytorch_model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
 SETTINGS = {".json", ".txt", ".model"}
-COMPONENTS_WITH_WEIGHTS = {"unet", "vae", "text_encoder", "safety_checker", "image_encoder"}
+WITHOUT_WEIGHTS = ("tokenizer", "scheduler", "feature_extractor", "image_processor", "processor")
 
 
 def _known_files(model: HubModel) -> dict[str, Expected]:
@@ -53,20 +54,18 @@ def needed_files(layout: Layout, names: Iterable[str], index: Mapping[str, Any] 
     Raises
     ------
     UserError
-        The model is not a Stable Diffusion pipeline, or a component has no weights.
+        The model is not a text-to-image pipeline that is known here, or a component has no weights.
     """
     present = set(names)
     if layout != "diffusion":
         return _of_folder("", present, needs_weights=True)
     assert index is not None
-    if index.get("_class_name") != "StableDiffusionPipeline":
-        raise UserError(
-            "diffusion.model", f"a {index.get('_class_name')}", "allowed: a StableDiffusionPipeline"
-        )
+    if (kind := index.get("_class_name")) not in (STABLE_DIFFUSION, *pipelines()):
+        raise UserError("diffusion.model", f"a {kind}", PIPELINES_HERE)
     components = [name for name, kind in index.items() if isinstance(kind, list) and None not in kind]
     found = {"model_index.json"}
     for name in components:
-        found.update(_of_folder(f"{name}/", present, needs_weights=name in COMPONENTS_WITH_WEIGHTS))
+        found.update(_of_folder(f"{name}/", present, needs_weights=not name.startswith(WITHOUT_WEIGHTS)))
     return sorted(found)
 
 
@@ -91,7 +90,7 @@ def _of_folder(folder: str, present: set[str], needs_weights: bool) -> list[str]
     return [folder + name for name in sorted({*settings, *chosen, *kept})]
 
 
-def fetch(model: HubModel, layout: Layout) -> None:
+def fetch(model: HubModel, layout: Layout, pipeline: str | None = None) -> None:
     """Fetch a model into its folder; correct files that are already there are kept.
 
     Each file is checked against our table's SHA-256 if it has one, else against what the Hub lists for the
@@ -100,7 +99,8 @@ def fetch(model: HubModel, layout: Layout) -> None:
     Raises
     ------
     UserError
-        No source has the model at this revision, the model has another layout, no source has an intact copy
+        No source has the model at this revision, the model has another layout or is another ``pipeline``
+        than the config says (default: Stable Diffusion), no source has an intact copy
         of a file, or the disk has too little space.
     """
     folder, sources = Path(model.folder), sources_of(model)
@@ -115,10 +115,17 @@ def fetch(model: HubModel, layout: Layout) -> None:
             raise UserError(
                 model.repository,
                 "no model_index.json",
-                "allowed: a model in diffusers' Stable Diffusion layout",
+                "allowed: a model in diffusers' layout",
             )
         origins["model_index.json"] = _bring(model, "model_index.json", expected["model_index.json"], sources)
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        found, wanted = index.get("_class_name"), pipeline or STABLE_DIFFUSION
+        if found in (STABLE_DIFFUSION, *pipelines()) and found != wanted:
+            raise UserError(
+                model.repository,
+                f"a {found}, not a {wanted}",
+                f"set `pipeline: {found}` beside the model, for its defaults",
+            )
     names = sorted({*needed_files(layout, expected, index), *_known_files(model)})
     sizes = {name: expected[name].size or 0 for name in names}
     _check_space(folder, sum(size for name, size in sizes.items() if not (folder / name).is_file()))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from augbench.config.hub import MARKER
-from augbench.config.models import Diffusion
+from augbench.config.models import NO_SAFETY_CHECKER, Diffusion
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file
 from augbench.runtime.compiling import compile_network, run_filled
@@ -26,12 +26,10 @@ if TYPE_CHECKING:
     from PIL import Image
     from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+    from augbench.models.pipelines import Checker
+
 MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".txt", ".model"}
 SAFETY_FOLDERS = ("safety_checker/", "feature_extractor/")
-NO_SAFETY_CHECKER = (
-    "allowed: a folder or Hub id of a safety checker (CompVis/stable-diffusion-safety-checker), "
-    "or null to go without"
-)
 TEXTS_AT_ONCE = 64
 
 
@@ -132,8 +130,9 @@ def load_pipeline(diffusion: Diffusion, device: torch.device) -> StableDiffusion
     from augbench.models.tokenizer import CleaningTokenizer
 
     _require(diffusion.folder)
+    assert diffusion.scheduler is not None
     dtype = resolve(diffusion.dtype, device)
-    checker = _safety_components(diffusion.safety_checker_folder, dtype)
+    checker = safety_components(diffusion.safety_checker_folder, dtype)
     tokenizer = CleaningTokenizer.from_pretrained(
         diffusion.folder, subfolder="tokenizer", local_files_only=True
     )
@@ -170,7 +169,7 @@ def load_unet(pipeline: StableDiffusionPipeline, folder: str | Path) -> None:
     pipeline.unet.load_state_dict(unet.state_dict())
 
 
-def _safety_components(folder: str | None, dtype: torch.dtype) -> dict[str, Any]:
+def safety_components(folder: str | None, dtype: torch.dtype) -> dict[str, Any]:
     """Return the pipeline's arguments for its safety checker.
 
     ``model``: none, so the pipeline keeps its own. None: a pipeline without one. A folder: the checker in it.
@@ -409,7 +408,9 @@ def load_image_tower(
 
 
 def check_safety(
-    pipeline: StableDiffusionPipeline, images: Sequence[Image.Image], limit: BatchLimit | None = None
+    pipeline: StableDiffusionPipeline | Checker,
+    images: Sequence[Image.Image],
+    limit: BatchLimit | None = None,
 ) -> list[bool]:
     """Whether the pipeline's safety checker flags each of the images; without a checker, none is.
 

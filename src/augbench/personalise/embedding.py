@@ -22,8 +22,11 @@ class Rows(Protocol):
 
     values: nn.Parameter  # float32 (rows, ...)
 
-    def states(self, rows: Sequence[int], draws: Sequence[int]) -> torch.Tensor:
-        """Text states ``(N, tokens, width)`` of samples; the random numbers ``draws`` choose the prompts."""
+    def states(self, rows: Sequence[int], draws: Sequence[int]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Text states ``(N, tokens, width)`` of samples; the random numbers ``draws`` choose the prompts.
+
+        Models that ask with more than one tensor get several.
+        """
 
 
 def token_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> torch.Tensor:
@@ -150,7 +153,7 @@ class PromptRows:
     Parameters
     ----------
     encode : callable
-        Function from a prompt to its text states ``(1, tokens, width)``. Prompts are encoded one by one, so
+        Function from a prompt to its text states: tensors ``(1, ...)``. Prompts are encoded one by one, so
         that the states do not depend, in any bit, on the other images of a batch.
     prompt : callable
         Function from a row and a random number to a prompt.
@@ -162,7 +165,7 @@ class PromptRows:
 
     def __init__(
         self,
-        encode: Callable[[str], torch.Tensor],
+        encode: Callable[[str], tuple[torch.Tensor, ...]],
         prompt: Callable[[int, int], str],
         rows: int,
         device: torch.device,
@@ -174,7 +177,8 @@ class PromptRows:
         """The rows of one class alone."""
         return PromptRows(self.encode, lambda _, draw: self.prompt(row, draw), 1, self.values.device)
 
-    def states(self, rows: Sequence[int], draws: Sequence[int]) -> torch.Tensor:
+    def states(self, rows: Sequence[int], draws: Sequence[int]) -> tuple[torch.Tensor, ...]:
         """Text states of the rows' prompts."""
         prompts = [self.prompt(row, draw) for row, draw in zip(rows, draws, strict=True)]
-        return torch.cat([self.encode(prompt) for prompt in prompts])
+        encoded = zip(*(self.encode(prompt) for prompt in prompts), strict=True)
+        return tuple(torch.cat(values) for values in encoded)

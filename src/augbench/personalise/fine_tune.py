@@ -1,4 +1,4 @@
-"""Set up a fine-tuning from the config and run it, with only the needed parts of Stable Diffusion in memory.
+"""Set up a fine-tuning from the config and run it, with only the needed parts of the model in memory.
 
 Input: classes with their images, the study's ``finetune`` section, a method, and one factor on its learning
 rates. Output: what every class has learned. The safety checker is never loaded. The VAE is loaded only if the
@@ -33,6 +33,7 @@ from augbench.personalise.embedding import (
     token_ids,
     word_embedding,
 )
+from augbench.personalise.families import family_of, load_encoder, side_of
 from augbench.personalise.groups import Learned, Settings
 from augbench.personalise.latents import Encoding, latents_of
 from augbench.personalise.tasks import ClassTask, learning_rates, start_prompt, start_word
@@ -45,7 +46,7 @@ from augbench.runtime.fit import BatchLimit
 from augbench.runtime.precision import resolve
 
 T = TypeVar("T")
-PROMPTS_KEPT = 2000  # encoded prompts in memory: 0.5 GB in float32 for Stable Diffusion 1.x
+PROMPTS_KEPT = 1000  # encoded prompts in memory: 0.24 GB in float32 for Stable Diffusion 1.x
 
 
 def batch_limit(study: Study) -> BatchLimit:
@@ -100,6 +101,19 @@ def new_rows(
     The text encoder is kept only if a pseudo-word is learned, or adapters, for which no value is learned.
     """
     folder, clusters = study.diffusion.folder, method.clusters
+
+    def class_prompt(row: int, draw: int) -> str:
+        return prompt_for(tasks[row].info, draw, method.prompting, study.seed)
+
+    if (family := family_of(study.diffusion)) is not None:
+        pipeline = load_encoder(study.diffusion, family, resolve(study.finetune.dtype, device), device)
+
+        @lru_cache(PROMPTS_KEPT)
+        @torch.no_grad()
+        def states(prompt: str) -> tuple[torch.Tensor, ...]:
+            return family.encode(pipeline, prompt, device)
+
+        return PromptRows(states, class_prompt, len(tasks), device)
     tokenizer = CleaningTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
     if method.learn == "conditioning":
         encoder = load_part(CLIPTextModel, folder, "text_encoder", torch.float32, device)
@@ -110,19 +124,16 @@ def new_rows(
             return encoder(token_ids(tokenizer, part).to(device)).last_hidden_state
 
         parts = micro_batches(prompts, limit.size)
-        states = torch.cat([values for part in parts for values in limit.run(encoded, part)])
-        return ConditioningRows(states.repeat_interleave(clusters, 0))
+        starts = torch.cat([values for part in parts for values in limit.run(encoded, part)])
+        return ConditioningRows(starts.repeat_interleave(clusters, 0))
     dtype = resolve(study.finetune.dtype, device)
     encoder = load_part(CLIPTextModel, folder, "text_encoder", dtype, device)
     if not method.learns_vectors:
 
         @lru_cache(PROMPTS_KEPT)
         @torch.no_grad()
-        def states_of(prompt: str) -> torch.Tensor:
-            return encoder(token_ids(tokenizer, [prompt]).to(device)).last_hidden_state
-
-        def class_prompt(row: int, draw: int) -> str:
-            return prompt_for(tasks[row].info, draw, method.prompting, study.seed)
+        def states_of(prompt: str) -> tuple[torch.Tensor, ...]:
+            return (encoder(token_ids(tokenizer, [prompt]).to(device)).last_hidden_state,)
 
         return PromptRows(states_of, class_prompt, len(tasks), device)
     words = [word for task in tasks for word in placeholders(task.info.class_id, clusters)]
@@ -195,15 +206,21 @@ def fine_tune(
     )
     rows = new_rows(study, method, tasks, device)
     precision = torch.float32 if method.train_unet else dtype
-    unet = load_part(UNet2DConditionModel, study.diffusion.folder, "unet", precision, device)
-    scheduler = DDPMScheduler.from_config(
-        DDPMScheduler.load_config(study.diffusion.folder, subfolder="scheduler", local_files_only=True)
+    model = study.diffusion
+    family = family_of(model)
+    network = UNet2DConditionModel if family is None else family.network
+    part = "unet" if family is None else family.part
+    unet = load_part(network, model.folder, part, precision, device)
+    schedule = DDPMScheduler if family is None else family.scheduler
+    scheduler = schedule.from_config(
+        schedule.load_config(model.folder, subfolder="scheduler", local_files_only=True)
     )
-    common = {"unet": unet, "scheduler": scheduler, "settings": settings}
+    predict = None if family is None else family.predict(unet, side_of(model))
+    common = {"unet": unet, "scheduler": scheduler, "settings": settings, "predict": predict}
     if method.lora is None or method.shares_weights:
         adapter = None
         if method.lora is not None:
-            adapter = Adapter(unet, method.lora)
+            adapter = Adapter(unet, method.lora, part)
             adapter.start(study.seed)
         trainer = Trainer(
             tasks=tasks,
@@ -217,7 +234,7 @@ def fine_tune(
         )
         return _trained(trainer)
     assert isinstance(rows, PromptRows)
-    adapter, learned = Adapter(unet, method.lora), {}
+    adapter, learned = Adapter(unet, method.lora, part), {}
     for number, task in enumerate(tasks):
         class_id = task.info.class_id
         adapter.start(study.seed, class_id)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KIND = "finetune"
-# parts of a diffusion model that fine-tuning reads
+# parts of Stable Diffusion 1.x and 2.x that fine-tuning reads
 MODEL_PARTS = ("scheduler/", "text_encoder/", "tokenizer/", "unet/", "vae/")
 UNET_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 ADAPTER_FILES = (adapters.FILE,)
@@ -95,11 +95,11 @@ def group_recipes(
 
     If classes share what trains (the U-Net, one adapter), they are one group. Otherwise each is its own.
     """
-    method = job.study.personalised[name]
+    method, known = job.study.personalised[name], job.study.generator_of(name).other is None
     base = {
         **finetune_recipe(job.study, name, factor),
         **data_set_recipe(job.study),
-        "model": _model_hash(diffusion_path, MODEL_PARTS),
+        "model": _model_hash(diffusion_path, MODEL_PARTS if known else ("",)),
     }
     each = {task.info.class_id: _task_recipe(task, method, job.study.seed_of(name)) for task in tasks}
     together = canonical_hash(list(each.values()))
@@ -282,7 +282,8 @@ def _learn(
     if begun is not None and missing <= set(begun["classes"]):
         missing = set(begun["classes"])
     wanted = [task for task in tasks if task.info.class_id in missing]
-    study = job.study.model_copy(update={"seed": job.study.seed_of(name)})
+    of_row = {"seed": job.study.seed_of(name), "diffusion": job.study.generator_of(name)}
+    study = job.study.model_copy(update=of_row)
     source = WithAddedImages(open_source(job.study.dataset, job.study.seed, job.study.corpus), job.folder)
     learned = fine_tune(
         study,

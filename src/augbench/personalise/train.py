@@ -24,16 +24,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 
 from augbench.data.decode import in_order
-from augbench.errors import UserError
 from augbench.files import atomic_path
 from augbench.models.folders import to_device
 from augbench.personalise.adam import RowAdam
 from augbench.personalise.data import Draw, draw_training, draw_validation, epoch_order
 from augbench.personalise.embedding import Rows
+from augbench.personalise.families import Predict
 from augbench.personalise.groups import ClassGroup, Learned, Settings
+from augbench.personalise.objectives import objective_of
 from augbench.personalise.tasks import ClassTask, ImageSet
 from augbench.personalise.weights import Adapter, Weights, WholeUNet
 from augbench.progress import Progress
@@ -110,28 +111,6 @@ def micro_batches(samples: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield samples[start:end]
 
 
-def diffusion_target(
-    scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-) -> torch.Tensor:
-    """Target of the U-Net's prediction: the noise, or the velocity if the model was trained with it.
-
-    Stable Diffusion 2.x was trained with the velocity.
-
-    Raises
-    ------
-    UserError
-        The model predicts something else.
-    """
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return noise
-    if kind == "v_prediction":
-        return scheduler.get_velocity(latents, noise, timesteps)
-    raise UserError(
-        "diffusion.model", f"its scheduler's prediction_type is {kind!r}", "allowed: epsilon, v_prediction"
-    )
-
-
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
@@ -147,7 +126,7 @@ class Trainer:
         Row ``number x clusters + cluster`` belongs to that cluster of class ``number``.
     unet : UNet2DConditionModel
         On its device; float32 if all of it trains.
-    scheduler : DDPMScheduler
+    scheduler : DDPMScheduler or FlowMatchEulerDiscreteScheduler
         The model's noise schedule.
     moments, validation_moments : sequence of Tensor
         For each class, as :func:`~augbench.personalise.data.encode_moments` yields them.
@@ -157,6 +136,9 @@ class Trainer:
         Prefix of the progress lines.
     adapter : Adapter, optional
         Adapter of the U-Net that trains, which all classes share.
+    predict : callable, optional
+        Function from noisy latents, timesteps and text states to the prediction of ``unet``, which may be a
+        transformer. Default: Stable Diffusion's.
     """
 
     def __init__(
@@ -164,16 +146,18 @@ class Trainer:
         tasks: Sequence[ClassTask],
         rows: Rows,
         unet: UNet2DConditionModel,
-        scheduler: DDPMScheduler,
+        scheduler: DDPMScheduler | FlowMatchEulerDiscreteScheduler,
         moments: Sequence[torch.Tensor],
         validation_moments: Sequence[torch.Tensor],
         settings: Settings,
         folder: Path,
         what: str = "fine-tune",
         adapter: Adapter | None = None,
+        predict: Predict | None = None,
     ) -> None:
         self.tasks, self.rows, self.unet = tasks, rows, unet
-        self.scheduler, self.settings = scheduler, settings
+        self.objective, self.settings = objective_of(scheduler), settings
+        self.predict: Predict = predict or (lambda *inputs: unet(*inputs).sample)
         self.moments, self.validation_moments = moments, validation_moments
         self.folder, self.what = folder, what
         # what all classes train together
@@ -246,15 +230,11 @@ class Trainer:
             return (everything[start : start + size] for start in range(0, samples, size))
         return micro_batches(everything, size)
 
-    def _predicted(self, noisy: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def _predicted(self, noisy: torch.Tensor, timesteps: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
         """Prediction of the U-Net, ``(N, 4, h, w)``; a compiled one gets whole micro-batches."""
-
-        def predicted(*inputs: torch.Tensor) -> torch.Tensor:
-            return self.unet(*inputs).sample
-
         if self.settings.compiled:
-            return run_filled(predicted, self.limit.size, noisy, timesteps, states)
-        return predicted(noisy, timesteps, states)
+            return run_filled(self.predict, self.limit.size, noisy, timesteps, *states)
+        return self.predict(noisy, timesteps, *states)
 
     # --- samples ---
 
@@ -276,7 +256,7 @@ class Trainer:
             epoch=epoch,
             shape=self._shape,
             flip=self.settings.flip,
-            timesteps=self.scheduler.config.num_train_timesteps,
+            timesteps=self.objective.timesteps,
         )
         return _Sample(number, image, self._row(number, task.train, image), draw, weight)
 
@@ -289,7 +269,7 @@ class Trainer:
             image_id=task.validation.image_ids[image],
             number=repeat,
             shape=self._shape,
-            timesteps=self.scheduler.config.num_train_timesteps,
+            timesteps=self.objective.timesteps,
         )
         return _Sample(number, image, self._row(number, task.validation, image), draw)
 
@@ -325,11 +305,11 @@ class Trainer:
         values = to_device(batch.values, self.device)
         latents, noise = values[:, :-2].unflatten(1, (2, *batch.shape)).unbind(1)  # (N, 4, h, w) each
         timesteps, weights = values[:, -2].long(), values[:, -1]  # (N,) each
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)  # (N, 4, h, w)
-        states = self.rows.states(batch.rows, batch.prompts)
-        with self._precision():  # states: (N, 77, D)
-            predicted = self._predicted(noisy.to(self.unet.dtype), timesteps, states.to(self.unet.dtype))
-        target = diffusion_target(self.scheduler, latents, noise, timesteps)  # (N, 4, h, w)
+        noisy, times, target = self.objective.pose(latents, noise, timesteps)  # (N, 4, h, w), (N,), as noisy
+        given = self.rows.states(batch.rows, batch.prompts)  # (N, 77, D), or several tensors
+        states = [values.to(self.unet.dtype) for values in (given if isinstance(given, tuple) else (given,))]
+        with self._precision():
+            predicted = self._predicted(noisy.to(self.unet.dtype), times, *states)
         return (predicted.float() - target).square().mean((1, 2, 3)), weights
 
     def _precision(self) -> AbstractContextManager[Any]:

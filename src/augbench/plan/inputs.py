@@ -11,6 +11,7 @@ from augbench.config.corpus import EmbeddingCorpus, MiniatureCorpus, OwnCorpus
 from augbench.config.data import Caltech256, FashionMnist, ImageFolder
 from augbench.config.draws import drawn_name
 from augbench.config.hub import HubModel, Layout
+from augbench.config.models import Diffusion
 from augbench.config.study import Study
 from augbench.data.classes import SHIPPED_TABLES
 from augbench.data.fashion_mnist import FILES
@@ -19,6 +20,15 @@ from augbench.models.folders import model_files
 from augbench.plan.jobs import Block, blocks, job_name
 
 CORPUS_ROWS_PER_PART = 5000
+
+
+@dataclass(frozen=True)
+class ToFetch:
+    """A model to fetch from the Hub, the layout of its folder, and the class of pipeline that it should be."""
+
+    hub: HubModel
+    layout: Layout
+    pipeline: str | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,20 @@ class InputPaths:
         """Path of the diffusion model's fingerprint, a content hash of its files."""
         return self.path("models/diffusion.json")
 
+    def generator(self, name: str) -> str:
+        """Path of the fingerprint of a model in ``generators``."""
+        return self.path("models/generators", f"{name}.json")
+
+    def sampled_model(self, method: str) -> str:
+        """Path of the fingerprint of the diffusion model that makes a row's images."""
+        generator = self.study.methods[method].generator_name
+        return self.diffusion if generator is None else self.generator(generator)
+
+    @property
+    def model_fingerprints(self) -> list[str]:
+        """Paths of the fingerprints of all models: the diffusion models' and CLIP's."""
+        return [self.diffusion, *map(self.generator, self.study.generators), self.clip]
+
     @property
     def clip(self) -> str:
         """Path of the CLIP model's fingerprint."""
@@ -171,20 +195,30 @@ class InputPaths:
         return self.splits[drawn_name("train", self.draw_of(method))]
 
     @cached_property
-    def hub_models(self) -> dict[Layout, HubModel]:
-        """Models to fetch, by the layout of their folder."""
+    def hub_models(self) -> dict[str, ToFetch]:
+        """Models to fetch, each once, by the name of their rule without ``fetch_``."""
         study = self.study
-        models: dict[Layout, HubModel | None] = {
-            "diffusion": study.diffusion.hub,
-            "safety_checker": study.diffusion.safety_checker_hub,
-            "clip": study.clip.hub,
+        models: dict[str, tuple[HubModel | None, Layout, str | None]] = {
+            "diffusion": (study.diffusion.hub, "diffusion", study.diffusion.pipeline_class),
+            "safety_checker": (study.diffusion.safety_checker_hub, "safety_checker", None),
+            "clip": (study.clip.hub, "clip", None),
         }
-        return {layout: model for layout, model in models.items() if model is not None}
+        for name, model in study.generators.items():
+            models[f"generator_{name}"] = (model.hub, "diffusion", model.pipeline_class)
+            models[f"safety_checker_of_{name}"] = (model.safety_checker_hub, "safety_checker", None)
+        found: dict[str, ToFetch] = {}
+        for rule, (hub, layout, pipeline) in models.items():
+            if hub is not None and hub.folder not in {other.hub.folder for other in found.values()}:
+                found[rule] = ToFetch(hub, layout, pipeline)
+        return found
 
     @cached_property
     def diffusion_files(self) -> list[str]:
         """Files of the diffusion model, including its safety checker."""
-        diffusion = self.study.diffusion
+        return self.files_of(self.study.diffusion)
+
+    def files_of(self, diffusion: Diffusion) -> list[str]:
+        """Files of a diffusion model, including its safety checker."""
         checker = diffusion.safety_checker_folder
         apart = (
             []

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from augbench.config.hub import known_model
 from augbench.config.methods import PersonaliseMethod
 from augbench.config.study import Study
 from augbench.errors import UserError, ending_in_one_line
@@ -114,7 +115,7 @@ class Needs:
         minutes : int
             Run time at the first attempt. It doubles in the same way, up to the site's longest job.
         """
-        small = self.study.diffusion.resolution < SMALL_RESOLUTION
+        small = self.study.diffusion.side < SMALL_RESOLUTION
         return {
             "mem_mb": _growing(miniature if small else full, self.site.largest_job),
             "runtime": _growing(minutes, self.site.longest_job),
@@ -138,6 +139,15 @@ class Needs:
     def gpu_job(self, miniature: int, full: int, minutes: int) -> Resources:
         """Resources of a job that uses one GPU, if the site has any; parameters as in :meth:`job`."""
         return self._gpus(min(1, self.site.gpus_per_job)) | self.job(miniature, full, minutes)
+
+    def generate_job(self, method: str, minutes: int = 240) -> Resources:
+        """Resources of a job that generates a row's images; a model's weights pass through main memory."""
+        model = self.study.generator_of(method)
+        if model.other is None:
+            return self.gpu_job(3000, 16000, minutes=minutes)
+        megabytes = 3000 if model.side < SMALL_RESOLUTION else 16000
+        megabytes += round(known_model(model.model).get("gigabytes", 0.0) * 1000)
+        return self.gpu_job(megabytes, megabytes, minutes=minutes)
 
     def finetune_job(self, method: PersonaliseMethod, classes: int) -> Resources:
         """Resources of a job that fine-tunes ``classes`` classes.

@@ -139,27 +139,30 @@ def fetch_recipe(model: HubModel) -> Recipe:
     return {"version": 1, "repository": model.repository, "revision": model.revision}
 
 
-def sampling_recipe(study: Study) -> Recipe:
-    """Recipe of sampling; the model itself and its safety checker enter through the fingerprint."""
+def sampling_recipe(model: Diffusion) -> Recipe:
+    """Recipe of sampling a model; itself and its safety checker enter through the fingerprint."""
     where = {"model", "revision", "mirrors", "downloads", "safety_checker", "safety_checker_revision"}
-    recipe = study.diffusion.model_dump(mode="json", exclude=where)
+    recipe = model.model_dump(mode="json", exclude=where | {"pipeline"})
     if recipe["guidance_interval"] is None:
         del recipe["guidance_interval"]
     return recipe
 
 
 def method_sampling(study: Study, name: str) -> Recipe:
-    """Recipe of one method's sampling: the study's settings, overridden by the method's own."""
-    method = study.generated[name]
+    """Recipe of one method's sampling: its model's settings, overridden by the method's own."""
+    method, model = study.generated[name], study.generator_of(name)
     own = method.model_dump(
-        mode="json", include={"guidance_scale", "steps", "scheduler", "guidance_interval"}, exclude_none=True
+        mode="json",
+        include={"guidance_scale", "steps", "scheduler", "guidance_interval", "negative_prompt"},
+        exclude_none=True,
     )
-    sampling = {**sampling_recipe(study), **own}
+    sampling = {**sampling_recipe(model), **own}
     if sampling["guidance_scale"] <= 1:
         sampling.pop("guidance_interval", None)
     if method.from_images:
         sampling["noise"] = study.sampled[name].noise_share
-        sampling["scheduler"] = method.scheduler or "ddim"
+        if model.other is None:
+            sampling["scheduler"] = method.scheduler or "ddim"
     return sampling
 
 
@@ -217,7 +220,7 @@ def retrieve_recipe(study: Study, name: str) -> Recipe:
         "limits": study.retrieval.download.model_dump(
             mode="json", include={"max_bytes", "max_pixels", "max_redirects", "respect_opt_out"}
         ),
-        "resolution": study.diffusion.resolution,
+        "resolution": study.diffusion.side,
         "image": image_recipe(study),
     }
 
@@ -275,13 +278,13 @@ def finetune_recipe(study: Study, name: str, factor: float) -> Recipe:
         "learned": {**learned, "prompting": method.prompting.model_dump()},
         "factor": factor,
         "finetune": training,
-        "resolution": study.diffusion.resolution,
+        "resolution": study.generator_of(name).resolution,
     }
 
 
 def latents_recipe(study: Study) -> Recipe:
     """Recipe of the latents of a class's images, without these images, the VAE and its precision."""
-    return {"version": 1, "resolution": study.diffusion.resolution, **data_set_recipe(study)}
+    return {"version": 1, "resolution": study.diffusion.side, **data_set_recipe(study)}
 
 
 def choose_lr_recipe(study: Study, name: str) -> Recipe:
@@ -511,6 +514,6 @@ def measure_recipe(study: Study) -> Recipe:
     """Recipe of the measurement of the pre-trained models."""
     return {
         "version": 1,
-        "sampling": sampling_recipe(study),
+        "sampling": sampling_recipe(study.diffusion),
         "images_per_class": study.pretrain.measured_images_per_class,
     }

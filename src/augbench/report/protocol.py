@@ -80,6 +80,7 @@ GPUS = 8  # each normalises its part of a batch (paper, section 3: DistributedDa
 # The defaults of these three are the paper's values, where no pair below names them; a test checks that.
 CLASSIFIER = Classifier()
 DIFFUSION = Diffusion(model="Stable Diffusion v1.4")
+PNDM, OWN = str(DIFFUSION.scheduler), "the model's own"
 FINETUNE = Finetune()
 CANDIDATES: tuple[str | int, ...] = ("train_loss", "val_loss", 1, 2, 3)
 IMAGIC_CANDIDATES: tuple[str | int, ...] = tuple(range(1, 9))
@@ -218,8 +219,12 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
         published = "stable-diffusion-v1-4" in diffusion.model.lower()
         pairs += [
             ("Diffusion model", DIFFUSION.model if published else model, DIFFUSION.model),
-            ("Resolution of generated images, pixels", str(diffusion.resolution), str(DIFFUSION.resolution)),
-            ("Sampler", diffusion.scheduler, DIFFUSION.scheduler),
+            (
+                "Resolution of generated images, pixels",
+                str(diffusion.resolution or OWN),
+                str(DIFFUSION.resolution),
+            ),
+            ("Sampler", diffusion.scheduler or OWN, PNDM),
             ("Sampling steps", str(diffusion.steps), str(DIFFUSION.steps)),
             ("Guidance scale", f"{diffusion.guidance_scale:g}", f"{DIFFUSION.guidance_scale:g}"),
             (
@@ -280,7 +285,7 @@ def _sampling(method: SampleMethod | PersonaliseMethod) -> list[tuple[str, str, 
     pairs: list[tuple[str, str, str]] = []
     if method.group != "unconditional":
         if method.scheduler is not None:
-            pairs.append(("Sampler of {}", method.scheduler, DIFFUSION.scheduler))
+            pairs.append(("Sampler of {}", method.scheduler, PNDM))
         if method.steps is not None:
             pairs.append(("Sampling steps of {}", str(method.steps), str(DIFFUSION.steps)))
         if method.guidance_scale is not None:

@@ -165,12 +165,18 @@ class _Retrieval:
         """Fetch the images of classes, and return the filters that they passed."""
         from augbench.models.folders import check_safety, load_pipeline, pick_device
 
-        pipeline = load_pipeline(self.job.study.diffusion, pick_device(self.job.study.execution.device))
+        model, device = self.job.study.diffusion, pick_device(self.job.study.execution.device)
+        checker: Any
+        if model.other is None:
+            checker = load_pipeline(model, device)
+        else:
+            from augbench.models.pipelines import load_checker
 
+            checker = load_checker(model, device)
         limit = BatchLimit(IMAGES_AT_ONCE, "safety checker")
 
         def flags(images: Sequence[Image.Image]) -> Sequence[bool]:
-            return check_safety(pipeline, images, limit) if self.method.drop_unsafe else [False] * len(images)
+            return check_safety(checker, images, limit) if self.method.drop_unsafe else [False] * len(images)
 
         filters, embed = self._filters([neighbour for hunt in hunts for neighbour in hunt.neighbours])
         for hunt in hunts:
@@ -263,7 +269,7 @@ class _Retrieval:
                 index,
                 self.prompts[hunt.class_id],
                 model=self.clip["id"],
-                side=study.diffusion.resolution,
+                side=study.diffusion.side,
                 encoding=image_recipe(study),
             )
             for index, row in enumerate(kept_rows(ledger))

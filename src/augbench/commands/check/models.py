@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from augbench.artifacts.adapters import check_targets, linear_layers
-from augbench.config.hub import HUB_ID, HubModel
-from augbench.config.models import Clip
+from augbench.config.hub import HUB_ID, HubModel, known_model
+from augbench.config.models import NO_SAFETY_CHECKER, Clip, Diffusion
+from augbench.config.pipelines import PIPELINES_HERE, STABLE_DIFFUSION, pipelines
 from augbench.config.study import Study
 from augbench.errors import UserError
-from augbench.models.folders import NO_SAFETY_CHECKER
+from augbench.models.fetch import WITHOUT_WEIGHTS
 
 # defaults of transformers and diffusers for keys that a config.json omits
 TEXT_WIDTH, CROSS_ATTENTION_WIDTH = 512, 1280
@@ -25,6 +26,7 @@ PIPELINE_FILES = (
     "tokenizer/tokenizer_config.json",
 )
 HUB_HINT = ", or a model's id on the Hub with its revision"
+GATED = "; it is gated: accept its licence on its page and log in with `hf auth login` first"
 SAFETY_FILES = ("safety_checker/config.json", "feature_extractor/preprocessor_config.json")
 
 
@@ -71,19 +73,22 @@ def _weights(folder: Path) -> Iterator[UserError]:
 
 
 def model_problems(study: Study) -> Iterator[UserError]:
-    """Yield the problems of CLIP's folder, the diffusion model's, and its safety checker's."""
+    """Yield the problems of the folders of CLIP, of all diffusion models, and of their safety checkers."""
     text: dict[str, Any] = {}
-    try:
-        if _is_here(study.diffusion.hub):
-            text, problems = _diffusion(study)
-            yield from problems
-    except UserError as error:
-        yield error
-    try:
-        if _is_here(study.diffusion.safety_checker_hub):
-            yield from _safety_checker(study)
-    except UserError as error:
-        yield error
+    for key, model in diffusion_models(study).items():
+        try:
+            if _is_here(model.hub):
+                found, problems = _diffusion(key, model) if model.other is None else ({}, _other(key, model))
+                text = found if model is study.diffusion else text
+                yield from problems
+        except UserError as error:
+            yield error
+        try:
+            if _is_here(model.safety_checker_hub):
+                yield from _safety_checker(key, model)
+        except UserError as error:
+            yield error
+    yield from _lora_targets(study)
     try:
         if _is_here(study.clip.hub):
             yield from _clip(study, text)
@@ -105,14 +110,19 @@ def _is_here(hub: HubModel | None) -> bool:
 
 def models_to_fetch(study: Study) -> Iterator[str]:
     """Yield a line for each model that the study will fetch."""
-    models = {
-        "diffusion.model": study.diffusion.hub,
-        "diffusion.safety_checker": study.diffusion.safety_checker_hub,
-        "clip.model": study.clip.hub,
-    }
-    for key, hub in models.items():
+    models: dict[str, HubModel | None] = {}
+    for key, model in diffusion_models(study).items():
+        models[f"{key}.model"], models[f"{key}.safety_checker"] = model.hub, model.safety_checker_hub
+    for key, hub in {**models, "clip.model": study.clip.hub}.items():
         if hub is not None and not _is_here(hub):
-            yield f"{key}: {hub.repository} at {hub.revision} is fetched to {hub.folder}"
+            gated = known_model(hub.repository).get("gated", False)
+            yield f"{key}: {hub.repository} at {hub.revision} is fetched to {hub.folder}{GATED if gated else ''}"
+
+
+def diffusion_models(study: Study) -> dict[str, Diffusion]:
+    """All diffusion models of a study, by the key of their section."""
+    others = {f"generators.{name}": model for name, model in study.generators.items()}
+    return {"diffusion": study.diffusion, **others}
 
 
 def _clip(study: Study, text: dict[str, Any]) -> Iterator[UserError]:
@@ -139,17 +149,49 @@ def _clip(study: Study, text: dict[str, Any]) -> Iterator[UserError]:
         )
 
 
-def _diffusion(study: Study) -> tuple[dict[str, Any], list[UserError]]:
-    """Return the config of the text encoder, and the problems of the rest of the diffusion model."""
-    key, folder = "diffusion.model", Path(study.diffusion.folder)
-    index = _model_folder(key, folder, "diffusers' Stable Diffusion", "model_index.json")
-    if index.get("_class_name") != "StableDiffusionPipeline":
+def _index(key: str, model: Diffusion) -> dict[str, Any]:
+    """Return a pipeline's ``model_index.json``.
+
+    Raises
+    ------
+    UserError
+        The folder holds another pipeline than the config says, or lacks the safety checker that it asks for.
+    """
+    folder = Path(model.folder)
+    index = _model_folder(f"{key}.model", folder, "diffusers'", "model_index.json")
+    found = index.get("_class_name")
+    if found not in (STABLE_DIFFUSION, *pipelines()):
+        raise UserError(f"{key}.model", f"{str(folder)!r} is a {found}", PIPELINES_HERE)
+    if found != model.pipeline_class:
+        allowed = f"set {key}.pipeline: {found}, for its defaults"
         raise UserError(
-            key, f"{str(folder)!r} is a {index.get('_class_name')}", "allowed: a StableDiffusionPipeline"
+            f"{key}.model", f"{str(folder)!r} is a {found}, not a {model.pipeline_class}", allowed
         )
-    own_checker = study.diffusion.safety_checker == "model"
-    if own_checker and None in index.get("safety_checker", []):
-        raise UserError("diffusion.safety_checker", f"{str(folder)!r} has none of its own", NO_SAFETY_CHECKER)
+    if model.safety_checker == "model" and None in index.get("safety_checker", [None]):
+        raise UserError(f"{key}.safety_checker", f"{str(folder)!r} has none of its own", NO_SAFETY_CHECKER)
+    return index
+
+
+def _other(key: str, model: Diffusion) -> Iterator[UserError]:
+    """Yield the problems of a model that isn't Stable Diffusion 1.x or 2.x."""
+    folder, index = Path(model.folder), _index(key, model)
+    parts = [name for name, kind in index.items() if isinstance(kind, list) and None not in kind]
+    for name in parts:
+        if not (folder / name).is_dir():
+            yield UserError(
+                f"{key}.model",
+                f"{str(folder)!r} has no folder {name}",
+                "a whole pipeline folder is needed; download the model again",
+            )
+        elif not name.startswith(WITHOUT_WEIGHTS):
+            yield from _weights(folder / name)
+
+
+def _diffusion(section: str, model: Diffusion) -> tuple[dict[str, Any], list[UserError]]:
+    """Return the config of the text encoder, and the problems of the rest of Stable Diffusion 1.x or 2.x."""
+    key, folder = f"{section}.model", Path(model.folder)
+    _index(section, model)
+    own_checker = model.safety_checker == "model"
     needed = (*PIPELINE_FILES, *(SAFETY_FILES if own_checker else ()))
     if missing := [name for name in needed if not (folder / name).is_file()]:
         raise UserError(
@@ -158,8 +200,6 @@ def _diffusion(study: Study) -> tuple[dict[str, Any], list[UserError]]:
             "a whole pipeline folder is needed; download the model again",
         )
     problems = [problem for part in ("unet", "vae") for problem in _weights(folder / part)]
-    if not problems:
-        problems += _lora_targets(study, folder / "unet")
     unet, vae, text = (_json(folder / part / "config.json") for part in ("unet", "vae", "text_encoder"))
     width = text.get("hidden_size", TEXT_WIDTH)
     crossed = unet.get("cross_attention_dim", CROSS_ATTENTION_WIDTH)
@@ -174,29 +214,30 @@ def _diffusion(study: Study) -> tuple[dict[str, Any], list[UserError]]:
     latent, channels = unet.get("sample_size"), vae.get("block_out_channels")
     if isinstance(latent, int) and isinstance(channels, list):
         side = latent * 2 ** (len(channels) - 1)
-        if study.diffusion.resolution != side:
+        if model.resolution != side:
             problems.append(
-                UserError(
-                    "diffusion.resolution", study.diffusion.resolution, f"allowed: {side}, the model's own"
-                )
+                UserError(f"{section}.resolution", model.resolution, f"allowed: {side}, the model's own")
             )
     return text, problems
 
 
-def _lora_targets(study: Study, folder: Path) -> Iterator[UserError]:
-    """Yield the layers of adapters that the network in ``folder`` does not have."""
-    learning = {name: row.lora for name, row in study.personalised.items() if row.lora is not None}
-    layers = linear_layers(folder) if learning else []
-    for name, lora in learning.items() if layers else ():
-        yield from check_targets(f"methods.{name}.targets", lora.targets, layers)
+def _lora_targets(study: Study) -> Iterator[UserError]:
+    """Yield the layers of adapters that the network of a row's model does not have."""
+    for name, row in study.personalised.items():
+        model = study.generator_of(name)
+        if row.lora is None or not _is_here(model.hub):
+            continue
+        networks = [Path(model.folder) / part for part in ("unet", "transformer")]
+        if layers := [layer for network in networks for layer in linear_layers(network)]:
+            yield from check_targets(f"methods.{name}.targets", row.lora.targets, layers)
 
 
-def _safety_checker(study: Study) -> Iterator[UserError]:
+def _safety_checker(section: str, model: Diffusion) -> Iterator[UserError]:
     """Yield the problems of a safety checker that is not the model's own."""
-    checker = study.diffusion.safety_checker_folder
+    checker = model.safety_checker_folder
     if checker in (None, "model"):
         return
-    key, folder = "diffusion.safety_checker", Path(str(checker))
+    key, folder = f"{section}.safety_checker", Path(str(checker))
     _model_folder(key, folder, "transformers' safety checker", "config.json")
     if not (folder / "preprocessor_config.json").is_file():
         raise UserError(

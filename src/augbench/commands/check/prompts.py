@@ -5,6 +5,7 @@ CLIP's tokenizer lowers letters and cuts a prompt after 77 tokens, so different 
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Mapping
 from functools import cache
@@ -42,7 +43,9 @@ def indistinct_prompts(study: Study, classes: tuple[ClassInfo, ...]) -> list[str
     for row, method in study.pooled.items():
         if (prompting := method.prompting) is None:
             continue
-        folder = study.clip.folder if method.retrieves_images else f"{study.diffusion.folder}/tokenizer"
+        folder = study.clip.folder if method.retrieves_images else _tokenizer_folder(study, row)
+        if folder is None:
+            continue
         kept = any(all(Path(folder, name).is_file() for name in names) for names in TOKENIZER_FILES)
         learned = study.personalised.get(row)
         if not kept or (learned is not None and learned.learn == "conditioning"):
@@ -90,6 +93,20 @@ def _tokenizer(folder: str) -> CleaningTokenizer:
         raise UserError(
             folder, f"not readable as a tokenizer ({reason})", "download the model again"
         ) from None
+
+
+def _tokenizer_folder(study: Study, row: str) -> str | None:
+    """Folder of the CLIP tokenizer that reads a row's prompts; None if its model reads them with another, too."""
+    model = study.generator_of(row)
+    if model.other is not None:
+        try:
+            index = json.loads(Path(model.folder, "model_index.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        kinds = [kind for part, kind in index.items() if part.startswith("tokenizer")]
+        if not kinds or any("CLIPTokenizer" not in kind for kind in kinds):
+            return None
+    return f"{model.folder}/tokenizer"
 
 
 @cache

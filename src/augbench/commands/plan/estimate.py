@@ -18,7 +18,7 @@ from typing import Any
 from augbench.commands.plan.steps import STAGES, Step, total
 from augbench.commands.plan.throughput import Throughput, read_throughput
 from augbench.commands.plan.work import FORWARD_SHARE, Work
-from augbench.config.hub import known_models
+from augbench.config.hub import known_model, known_models
 from augbench.config.methods import PersonaliseMethod, RetrieveMethod
 from augbench.config.study import Study
 from augbench.data.sources import open_source
@@ -156,9 +156,11 @@ class Estimate(Work):
             "clip": self.assume("clip_bytes"),
             "safety_checker": 1.2e9,
         }
-        for layout, hub in self.plan.hub_models.items():
+        for wanted in self.plan.hub_models.values():
+            hub, layout = wanted.hub, wanted.layout
             known = [file.size for file in known_models().get(hub.repository, ("", {}))[1].values()]
-            size = float(sum(file or 0 for file in known)) if known and None not in known else sizes[layout]
+            assumed = known_model(hub.repository).get("gigabytes", sizes[layout] / 1e9) * 1e9
+            size = float(sum(file or 0 for file in known)) if known and None not in known else assumed
             yield self._fetched(hub.repository, [hub.marker], size)
         if self.plan.feature_files:
             yield self._fetched("Inception-v3", self.plan.feature_files, 1.09e8)
@@ -179,7 +181,7 @@ class Estimate(Work):
 
     def _prepare(self) -> Iterator[Step]:
         plan = self.plan
-        models = [[plan.diffusion], [plan.clip]]
+        models = [[path] for path in plan.model_fingerprints]
         prompts = [[plan.prompts(method)] for method in plan.study.pooled]
         jobs = [[plan.classes], list(plan.splits.values()), *models, *prompts]
         if plan.cluster_counts:

@@ -78,7 +78,7 @@ def needs_of(study: Study) -> Iterator[Need]:
     """Yield the needs of the study's stages for which there are figures."""
     classifier, batch = study.classifier, study.execution.batch_size
     if is_stable_diffusion_1(study):
-        area = (study.diffusion.resolution / DIFFUSION_SIDE) ** 2
+        area = (study.diffusion.side / DIFFUSION_SIDE) ** 2
         if study.generated:
             yield _need("generate", batch, area, study.diffusion.dtype)
         micro_batch = study.finetune.micro_batch or batch

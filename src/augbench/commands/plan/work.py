@@ -60,7 +60,7 @@ class Work:
     @cached_property
     def area(self) -> float:
         """Pixels of a generated image, relative to the table's."""
-        return (self.study.diffusion.resolution / DIFFUSION_SIDE) ** 2
+        return (self.study.diffusion.side / DIFFUSION_SIDE) ** 2
 
     @cached_property
     def image_bytes(self) -> float:

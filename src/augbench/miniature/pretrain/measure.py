@@ -54,7 +54,7 @@ def generate_images(
 ) -> torch.Tensor:
     """Generate an image per prompt ``(class_id, index, text)``: ``uint8 (N, 3, H, W)``."""
     pipeline = load_pipeline(diffusion, torch.device("cpu"))
-    sampler = Sampler(pipeline, diffusion.steps, diffusion.guidance_scale, diffusion.resolution, batch_size)
+    sampler = Sampler(pipeline, diffusion.steps, diffusion.guidance_scale, diffusion.side, batch_size)
     progress = Progress("images to measure", len(prompts), "image")
     scopes = [(class_id, index) for class_id, index, _ in prompts]
     samples = sampler.sample([text for _, _, text in prompts], scopes, seed, progress)

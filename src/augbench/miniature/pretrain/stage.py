@@ -256,7 +256,7 @@ def measure_models(
             "reference": judges,
             "safety_checker": measure.safety_rates(diffusion, unsafe, safe[:2000]),
             "generated_images": len(labels),
-            "sampling": recipes.sampling_recipe(study),
+            "sampling": recipes.sampling_recipe(study.diffusion),
             **told,
         },
     )

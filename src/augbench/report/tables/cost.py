@@ -285,11 +285,19 @@ def _downloaded(plan: Plan, pools: Iterable[str]) -> float | None:
     return size_mb(folders) if folders else None
 
 
+def _of_generators(plan: Plan) -> list[str]:
+    """Rules that fetch and hash the models in ``generators``."""
+    rules = ("fetch_generator", "fetch_safety_checker_of", "fingerprint_generator")
+    return [f"{rule}_{name}" for name in plan.study.generators for rule in rules]
+
+
 def _shared(plan: Plan, held: Mapping[str, int]) -> list[Row]:
     """One row per shared step that has benchmark files."""
     rows = []
     for label, (needed_by, stages) in SHARED.items():
         hours = Hours()
+        if needed_by == GENERATION:
+            stages = (*stages, *_of_generators(plan))
         for stage in stages:
             for name in plan.in_all_draws(stage):
                 if (path := Path(plan.path("benchmarks", f"{name}.tsv"))).exists():

@@ -1,0 +1,69 @@
+"""Checks of the models that rows name, and of what a row asks of its model's pipeline."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from augbench.config.base import LONGEST_NAME, SLUG
+from augbench.config.methods import PersonaliseMethod, SampleMethod
+from augbench.config.models import ONLY_SD, Diffusion
+from augbench.config.pipelines import ADAPTED, STABLE_DIFFUSION
+
+if TYPE_CHECKING:
+    from augbench.config.study import Study
+
+
+def check_generators(study: Study) -> None:
+    """Raise :class:`ValueError`, which names row, key and pipeline, if a row asks what its model can't do."""
+    for name in study.generators:
+        if not re.fullmatch(SLUG, name) or len(name) > LONGEST_NAME:
+            raise ValueError(
+                f"generators.{name}: a name may contain a-z, 0-9 and _ only, at most {LONGEST_NAME} characters"
+            )
+    for name, row in study.generated.items():
+        generator = row.generator_name
+        if generator is not None and generator not in study.generators:
+            allowed = ", ".join(study.generators) or "there is none"
+            raise ValueError(f"methods.{name}.generator: allowed: a name in generators: {allowed}")
+        model = study.generator_of(name)
+        if model.other is not None:
+            _check_row(f"methods.{name}", row, model)
+        _check_sampling(f"methods.{name}", row, model)
+    used = {row.generator_name for row in study.generated.values()}
+    if unused := [name for name in study.generators if name not in used]:
+        raise ValueError(f"generators.{unused[0]}: no row of methods has generator: {unused[0]}")
+
+
+def _check_row(where: str, row: SampleMethod | PersonaliseMethod, model: Diffusion) -> None:
+    """Check a row whose model isn't Stable Diffusion 1.x or 2.x."""
+    kind, own = model.pipeline_class, model.other
+    assert own is not None
+    for key in ("scheduler", "guidance_interval"):
+        if getattr(row, key) is not None:
+            raise ValueError(f"{where}.{key}: {ONLY_SD}; allowed with a {kind}: null")
+    if isinstance(row, PersonaliseMethod) and row.learn in ("conditioning", "pseudoword"):
+        raise ValueError(f"{where}.learn: {row.learn} {ONLY_SD}, and {model.model} is a {kind}")
+    if isinstance(row, PersonaliseMethod) and kind not in ADAPTED:
+        allowed = ", ".join((STABLE_DIFFUSION, *ADAPTED))
+        raise ValueError(f"{where}.learn: lora is allowed with {allowed}, and {model.model} is a {kind}")
+    if row.from_images and not own.starts:
+        raise ValueError(f"{where}.start: allowed with a {kind}, which can't start from images: noise")
+    if row.negative_prompt is not None and not own.negative_prompt:
+        raise ValueError(f"{where}.negative_prompt: allowed with a {kind}, which takes none: null")
+
+
+def _check_sampling(where: str, row: SampleMethod | PersonaliseMethod, model: Diffusion) -> None:
+    """Check a row's guidance and steps, which it may have from its model's section."""
+    guidance = model.guidance_scale if row.guidance_scale is None else row.guidance_scale
+    if row.negative_prompt is not None and guidance <= 1:
+        raise ValueError(
+            f"{where}.negative_prompt: has no effect with guidance_scale {guidance:g}; allowed: null, or a "
+            "guidance_scale above 1"
+        )
+    steps = row.steps or model.steps
+    if isinstance(row, SampleMethod) and row.from_images and int(steps * row.noise_share) < 1:
+        raise ValueError(
+            f"{where}.start: {row.noise_share:g} of {steps} steps is less than one step; allowed: noise and "
+            f"steps whose product is at least 1"
+        )

@@ -1,0 +1,72 @@
+"""Text-to-image pipelines of diffusers: what a config may ask of each, without importing diffusers."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from augbench.config.hub import known_model
+from augbench.files import RESOURCES
+
+TABLE = RESOURCES / "pipelines.yaml"
+# other pipelines that adapters can be learned for (augbench.personalise.families)
+ADAPTED = ("StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
+STABLE_DIFFUSION = "StableDiffusionPipeline"  # 1.x and 2.x, which have a sampler of their own
+
+
+PIPELINES_HERE = "allowed: a StableDiffusionPipeline, or one of resources/pipelines.yaml"
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Defaults and abilities of a class of pipelines.
+
+    Attributes
+    ----------
+    steps, guidance_scale
+        Defaults of its call.
+    negative_prompt : bool
+        Whether it takes a negative prompt.
+    starts : bool
+        Whether it can start from images.
+    safety_checker : bool
+        Whether its models may have a safety checker of their own.
+    """
+
+    steps: int
+    guidance_scale: float
+    negative_prompt: bool
+    starts: bool
+    safety_checker: bool
+
+
+@cache
+def pipelines() -> dict[str, Pipeline]:
+    """Pipelines other than Stable Diffusion 1.x's and 2.x's, by the name of their class."""
+    table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    return {name: Pipeline(**row) for name, row in table.items()}
+
+
+def class_in(folder: str | Path) -> str | None:
+    """Class of pipeline that a model's folder names; None if it has no readable ``model_index.json``."""
+    try:
+        index = json.loads(Path(folder, "model_index.json").read_text(encoding="utf-8"))
+        return str(index["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError):  # `augbench check` says what is wrong
+        return None
+
+
+def class_of(model: str, given: str | None) -> str:
+    """Class of a model's pipeline, as far as the config can tell.
+
+    It is the class that the config gives, that ``resources/models`` has for a model on the Hub, or that the
+    model's folder names. Any model without one counts as Stable Diffusion; the stages that read it say so if
+    it is none.
+    """
+    found = given or known_model(model).get("pipeline") or class_in(os.path.expanduser(model))
+    return found if found in pipelines() else STABLE_DIFFUSION
