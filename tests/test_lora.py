@@ -25,6 +25,7 @@ from augbench.artifacts.adapters import (
     write_adapter,
 )
 from augbench.artifacts.store import Store
+from augbench.commands.check.models import model_problems
 from augbench.config.methods import ATTENTION_PROJECTIONS, Lora
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study
@@ -38,6 +39,8 @@ from augbench.personalise.stage import choose_lr, finetune_classes, read_metadat
 from augbench.personalise.tasks import learning_rates
 from augbench.personalise.train import Trainer
 from augbench.personalise.weights import Adapter
+from augbench.plan.needs import learned_bytes
+from augbench.plan.paths import Plan
 from augbench.runtime.job import Job
 
 __all__ = ["inputs"]  # a fixture
@@ -383,6 +386,31 @@ def test_a_target_that_matches_no_layer_is_named_with_those_that_there_are() -> 
         Adapter(unet, Lora(4, 4.0, ("q_proj",), "class"))
     linear = [name for name, module in unet.named_modules() if isinstance(module, torch.nn.Linear)]
     assert linear_layers(Path(parts_folder()) / "unet") == sorted(linear)
+
+
+def test_check_names_the_row_whose_target_the_model_lacks(inputs: Inputs) -> None:
+    study = inputs.study(row={"learn": "lora", "targets": ["to_q", "q_proj"]}, **ROWS)
+    (problem,) = [problem for problem in model_problems(study) if "targets" in str(problem)]
+    assert str(problem).startswith(
+        "methods.row.targets: 'q_proj'; no linear layer of the model has this name"
+    )
+    assert "to_out.0, to_q" in str(problem)
+
+
+def test_a_row_has_adapters_in_place_of_vectors_and_one_job_if_all_classes_share_one(inputs: Inputs) -> None:
+    plan = Plan(inputs.study(**ROWS), NAMES)
+    assert (
+        plan.embeddings("by_class") == plan.unets("by_class") == plan.trained_adapters("by_class", 1.0) == {}
+    )
+    folder = "results/digits/finetune/of_study"
+    assert plan.adapters("of_study") == {name: f"{folder}/{name}/adapters" for name in ("val_loss", "epoch1")}
+    assert plan.trained_adapters("of_study", 1.0)["epoch1"] == f"{folder}/lr1/adapter/epoch1"
+    assert len(plan.finetune_blocks("of_study")) == 1
+    assert plan.learned_files("of_study") == list(plan.adapters("of_study").values())
+    # of rank 4, on Stable Diffusion 1.x: 797,184 values for each class; of rank 2, once for all
+    rows = plan.study.personalised
+    assert learned_bytes(rows["by_class"], 10) == 10 * 797_184 * 4
+    assert learned_bytes(rows["of_study"], 10) == 797_184 * 2
 
 
 def test_a_file_of_an_adapter_says_its_rank_and_alpha(tmp_path: Path) -> None:

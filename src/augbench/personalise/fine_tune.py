@@ -248,13 +248,14 @@ def fine_tune(
             adapter=adapter,
             **common,
         )
-        learned[class_id] = with_adapters(_trained(trainer)[class_id], folder / class_id)
+        results = _trained(trainer, warm=number > 0)
+        learned[class_id] = with_adapters(results[class_id], folder / class_id)
     return learned
 
 
-def _trained(trainer: Trainer) -> dict[str, Learned]:
-    """Result of a training; a network to compile is compiled first."""
-    if trainer.settings.compiled:
+def _trained(trainer: Trainer, warm: bool = False) -> dict[str, Learned]:
+    """Result of a training; a network to compile is compiled first, unless an earlier training has done it."""
+    if trainer.settings.compiled and not warm:
         with first_alone(cache_folder(), trainer.compiled_for()):
             trainer.warm_up()
     return trainer.run()

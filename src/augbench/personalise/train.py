@@ -188,7 +188,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         size = self._compiled_batch() if settings.compiled else settings.micro_batch
         self.limit = BatchLimit(size, MICRO_BATCH)
-        if settings.compiled:
+        if settings.compiled and unet._compiled_call_impl is None:  # an earlier class's training did it
             compile_network(unet)
         self.snapshots = {name: torch.zeros(rows.values.shape) for name in settings.candidates}
         self.histories: list[list[dict[str, Any]]] = [[] for _ in tasks]

@@ -22,7 +22,7 @@ from augbench.plan.uses_network import uses_network
 SMALL_RESOLUTION = 128
 # float32, of Stable Diffusion 1.x at 512 pixels: a learned vector, and the latent and noise of an image
 VECTOR_BYTES = {"conditioning": 77 * 768 * 4, "pseudoword": 768 * 4}
-ADAPTER_BYTES = 199_296 * 4  # adapters of rank 1 on the attention projections
+ADAPTER_BYTES = 199_296 * 4  # of rank 1, on the attention projections of Stable Diffusion 1.x
 SAMPLE_BYTES = 2 * 4 * 64 * 64 * 4
 NOT_GIVEN = ("", "None")
 WEB_JOBS = ("nodes", "login")

@@ -252,7 +252,7 @@ class Estimate(Work):
         seen = epochs * len(factors) * (images + evaluated)
         hours: float | None = None
         unets, latents = 0.0, self.latents(method)
-        if self.knows_diffusion:
+        if self.knows_diffusion and row.generator is None:
             rate = self.rate("finetune_unet" if row.train_unet else "finetune_vectors")
             hours = seen * self.area / rate / 3600 + self.encode_hours(latents)
             if row.train_unet:

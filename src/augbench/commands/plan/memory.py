@@ -82,7 +82,7 @@ def needs_of(study: Study) -> Iterator[Need]:
         if study.generated:
             yield _need("generate", batch, area, study.diffusion.dtype)
         micro_batch = study.finetune.micro_batch or batch
-        trained = {row.train_unet for row in study.personalised.values()}
+        trained = {row.train_unet for row in study.personalised.values() if row.generator is None}
         if False in trained:
             yield _need("finetune_vectors", micro_batch, area, study.finetune.dtype)
         if True in trained:
