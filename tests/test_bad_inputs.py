@@ -616,8 +616,8 @@ BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
         ["diffusion.model: 'pets' has no model_index.json; allowed:"],
     ),
     "another pipeline": (
-        edited("sd/model_index.json", _class_name="FluxPipeline"),
-        ["diffusion.model: 'sd' is a FluxPipeline; allowed: a StableDiffusionPipeline"],
+        edited("sd/model_index.json", _class_name="StableVideoDiffusionPipeline"),
+        ["diffusion.model: 'sd' is a StableVideoDiffusionPipeline; allowed: a StableDiffusionPipeline"],
     ),
     "half a pipeline": (
         folder_missing("sd/safety_checker"),

@@ -379,9 +379,9 @@ def test_another_pipeline_is_refused_before_its_weights_are_fetched(
         json.dumps({**read_json(other / "model_index.json"), "_class_name": "FluxPipeline"})
     )
     hub.repositories["owner/flux"] = other
-    assert (
-        fetch_fails(repository="owner/flux")
-        == "diffusion.model: a FluxPipeline; allowed: a StableDiffusionPipeline"
+    assert fetch_fails(repository="owner/flux") == (
+        "owner/flux: a FluxPipeline, not a StableDiffusionPipeline; "
+        "set `pipeline: FluxPipeline` beside the model, for its defaults"
     )
     assert hub.downloads() == ["model_index.json"]
 

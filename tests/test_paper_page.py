@@ -36,6 +36,8 @@ NO_CHOICE = {
     *("classifier.base_width", "classifier.stem", "classifier.steps", "classifier.decay"),
     *("methods.<name>.prompt.captions", "methods.<name>.query.captions"),
     *("classifier.lower_at", "classifier.validate_every", "methods.<name>.fill_to"),
+    # other models than Stable Diffusion
+    *("methods.<name>.generator", "diffusion.pipeline"),
     # a section; memory
     *("methods.<name>.prompt", "methods.<name>.use", "finetune.micro_batch"),
 }

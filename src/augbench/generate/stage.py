@@ -1,4 +1,4 @@
-"""Generate shards of images from prompts, with diffusers' Stable Diffusion models and schedulers.
+"""Generate shards of images from prompts, with diffusers' models and schedulers.
 
 Input: ``prompts/{method}.parquet``, the model, results of fine-tuning, the training images or the pool of
 another row that sampling may start from. Output: the shards of a block. Image i of class c depends only on (recipe, c, i) (seeded

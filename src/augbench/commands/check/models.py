@@ -113,8 +113,10 @@ def models_to_fetch(study: Study) -> Iterator[str]:
     models: dict[str, HubModel | None] = {}
     for key, model in diffusion_models(study).items():
         models[f"{key}.model"], models[f"{key}.safety_checker"] = model.hub, model.safety_checker_hub
+    named: set[str] = set()
     for key, hub in {**models, "clip.model": study.clip.hub}.items():
-        if hub is not None and not _is_here(hub):
+        if hub is not None and not _is_here(hub) and hub.folder not in named:
+            named.add(hub.folder)
             gated = known_model(hub.repository).get("gated", False)
             yield f"{key}: {hub.repository} at {hub.revision} is fetched to {hub.folder}{GATED if gated else ''}"
 

@@ -25,6 +25,7 @@ from augbench.leakage.records import read_leaks
 from augbench.report.render import escape_markdown
 from augbench.report.tables import table1
 
+IMAGENET = [name for table in ("imagenet", "imagenet100") for name in (table, str(SHIPPED_TABLES[table]))]
 HF_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 CITATION = """@article{burg2023image,
   title   = {Image retrieval outperforms diffusion models on data augmentation},
@@ -279,7 +280,7 @@ def _licences(contents: Contents) -> Iterator[str]:
             "Real images: Caltech256. Its photographs belong to many owners, and no licence from them is known:"
             " do not redistribute them."
         )
-    elif dataset.classes in ("imagenet", str(SHIPPED_TABLES["imagenet"])):
+    elif dataset.classes in IMAGENET:
         yield (
             "Real images: ImageNet, for non-commercial research and education only. Do not redistribute them,"
             " in this form or another. Class names: WordNet 3.0, (c) 2006 Princeton University."

@@ -328,7 +328,7 @@ class Estimate(Work):
             jobs,
             images=images,
             gpu_hours=self.generate_hours(method, images),
-            disk_bytes=images * self.image_bytes,
+            disk_bytes=images * self.made_bytes(method),
         )
 
     def _score_pools(self) -> Iterator[Step]:

@@ -13,11 +13,16 @@ from pathlib import Path
 from statistics import linear_regression
 from typing import Any
 
+from augbench.config.hub import known_model
+from augbench.config.models import Diffusion
 from augbench.config.study import Study, read_yaml
 from augbench.files import RESOURCES, read_json
 
 TABLE = RESOURCES / "gpu_memory.yaml"
 DIFFUSION_SIDE, CLASSIFIER_SIDE, CLASSIFIER_WIDTH = 512, 224, 64  # of the networks in the tables
+DECODER_GIB = (
+    3.0  # of one image of 1024 pixels in half precision, inferred; other models decode one at a time
+)
 SD1_WIDTHS = [320, 640, 1280, 1280]
 
 
@@ -37,6 +42,8 @@ class Need:
         GiB that do not depend on the batch, GiB of each image in it, and the least GiB; margin included.
     parts : int
         Equal parts of a batch that can run one after another, to the same result.
+    offloaded : float, optional
+        ``fixed`` if the weights of one network at a time are on the GPU; None if all must be there.
     """
 
     stage: str
@@ -46,6 +53,7 @@ class Need:
     per_image: float
     floor: float
     parts: int = 1
+    offloaded: float | None = None
 
     @property
     def gib(self) -> float:
@@ -63,11 +71,13 @@ class Need:
         return at_once if at_once * self.batch <= most else 0
 
 
-def is_stable_diffusion_1(study: Study) -> bool:
-    """Whether the study's U-Net has the size of Stable Diffusion 1.x, as in the tables of figures."""
-    config = Path(study.diffusion.folder) / "unet/config.json"
+def is_stable_diffusion_1(model: Diffusion) -> bool:
+    """Whether a model's U-Net has the size of Stable Diffusion 1.x, as in the tables of figures."""
+    if model.other is not None:
+        return False
+    config = Path(model.folder) / "unet/config.json"
     if not config.is_file():
-        return study.diffusion.hub is not None
+        return model.hub is not None
     try:
         return bool(read_json(config)["block_out_channels"] == SD1_WIDTHS)
     except (ValueError, KeyError, TypeError):  # `augbench check` names a damaged model
@@ -77,10 +87,16 @@ def is_stable_diffusion_1(study: Study) -> bool:
 def needs_of(study: Study) -> Iterator[Need]:
     """Yield the needs of the study's stages for which there are figures."""
     classifier, batch = study.classifier, study.execution.batch_size
-    if is_stable_diffusion_1(study):
+    used = {row.generator_name: study.generator_of(name) for name, row in study.generated.items()}
+    for name, model in used.items():
+        if model.other is not None:
+            yield from _need_of_other(f"generate {name or model.pipeline_class}", batch, model)
+        elif is_stable_diffusion_1(model):
+            area = (model.side / DIFFUSION_SIDE) ** 2
+            stage = "generate" if name is None else f"generate {name}"
+            yield replace(_need("generate", batch, area, model.dtype), stage=stage)
+    if is_stable_diffusion_1(study.diffusion):
         area = (study.diffusion.side / DIFFUSION_SIDE) ** 2
-        if study.generated:
-            yield _need("generate", batch, area, study.diffusion.dtype)
         micro_batch = study.finetune.micro_batch or batch
         trained = {row.train_unet for row in study.personalised.values() if row.generator is None}
         if False in trained:
@@ -92,6 +108,25 @@ def needs_of(study: Study) -> Iterator[Need]:
         processes = study.execution.processes or 1
         need = _need("classify", -(-classifier.batch_size // processes), area, classifier.dtype)
         yield replace(need, parts=max(1, classifier.batch_norm_groups // processes))
+
+
+def _need_of_other(stage: str, batch: int, model: Diffusion) -> Iterator[Need]:
+    """Yield the need of sampling another model than Stable Diffusion, if ``resources/models`` has figures."""
+    cost, margin = known_model(model.model).get("cost"), _table()["margin"]
+    if cost is None:
+        return
+    scale = (2.0 if model.dtype == "float32" else 1.0) * (1 + margin["share"])
+    side = model.resolution or cost["side"]
+    area, decoder = (side / cost["side"]) ** 2, (side / 1024) ** 2 * DECODER_GIB
+    yield Need(
+        stage,
+        "execution.batch_size",
+        batch,
+        fixed=margin["gib"] + scale * (cost["weights_gib"] + decoder),
+        per_image=scale * area * cost["gib_per_image"],
+        floor=0.0,
+        offloaded=margin["gib"] + scale * (cost["largest_gib"] + decoder),
+    )
 
 
 def _need(stage: str, batch: int, area: float, dtype: str) -> Need:
@@ -122,6 +157,18 @@ def shortages(study: Study, name: str, gib: float) -> Iterator[str]:
     """Yield a line for each stage that does not fit into a GPU with ``gib`` GiB, with what does."""
     for need in needs_of(study):
         if need.gib <= gib:
+            continue
+        if need.offloaded is not None and need.offloaded + need.per_image <= gib:
+            yield (
+                f"{need.stage}: about {need.gib:.1f} GiB with {need.key}: {need.batch}, but {name} has {gib:.1f};"
+                " networks will be on the GPU one at a time, or batches halved, which is slower"
+            )
+            continue
+        if need.offloaded is not None and need.offloaded + need.per_image <= gib:
+            yield (
+                f"{need.stage}: about {need.gib:.1f} GiB with {need.key}: {need.batch}, but {name} has {gib:.1f};"
+                " networks will be on the GPU one at a time, or batches halved, which is slower"
+            )
             continue
         most, at_once = need.largest_batch(gib), need.parts_at_once(gib)
         helps = f"set {need.key} to at most {most}" if most else "a GPU with more memory is needed"

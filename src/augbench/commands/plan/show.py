@@ -139,9 +139,9 @@ def _notes(estimate: Estimate) -> Iterator[str]:
         )
     if (found := detectable_of(estimate.study)) is not None:
         yield describe(found)
-    if not estimate.knows_diffusion and any(step.gpu_hours is None for step in estimate.steps):
+    if any(step.gpu_hours is None for step in estimate.steps):
         yield (
-            "?: there is no figure for this diffusion model; "
+            "?: there is no figure for this row's diffusion model; "
             "the rate of finished jobs is used as soon as there are some."
         )
 

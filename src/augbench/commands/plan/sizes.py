@@ -14,7 +14,7 @@ from augbench.data.splits import Shares, long_tail, resolve_shares, split_sizes
 from augbench.plan.paths import Plan
 
 # training images of all classes together; test images of each class, None if the data set gives none
-PUBLISHED = {"imagenet": (1_281_167, 50), "caltech256": (29_780, None)}
+PUBLISHED = {"imagenet": (1_281_167, 50), "imagenet100": (126_689, 50), "caltech256": (29_780, None)}
 ASSUMED_IMAGES = 100  # per class, if nothing is known
 
 

@@ -16,6 +16,7 @@ from augbench.commands.plan.memory import (
 )
 from augbench.commands.plan.sizes import sizes_of
 from augbench.commands.plan.throughput import Throughput, guided_share
+from augbench.config.hub import known_model
 from augbench.plan.paths import Plan
 from augbench.plan.recipes import method_sampling
 from augbench.resample import needed_by_class
@@ -23,6 +24,7 @@ from augbench.retrieval.hunt import wanted_images
 
 # U-Net calls per image at the table's rate: PNDM, 50 steps, guidance
 REFERENCE_CALLS = 51 * 2
+REFERENCE_TFLOP = 84.5  # of these, with decoding and safety checker, as in resources/throughput.yaml
 # multiplications, relative to ResNet-50
 RESNET_WORK = {"resnet18": 0.44, "resnet34": 0.89, "resnet50": 1.0, "resnet101": 1.9, "resnet152": 2.8}
 # work of encoding an image, relative to training on it with a frozen U-Net (benchmarks/personalise.py)
@@ -55,7 +57,7 @@ class Work:
     @cached_property
     def knows_diffusion(self) -> bool:
         """Whether the table's figures fit the study's model: a U-Net of the size of Stable Diffusion 1.x."""
-        return is_stable_diffusion_1(self.study)
+        return is_stable_diffusion_1(self.study.diffusion)
 
     @cached_property
     def area(self) -> float:
@@ -79,9 +81,32 @@ class Work:
         return float(steps * (1 + guided))
 
     def generate_hours(self, method: str, images: float) -> float | None:
-        if not self.knows_diffusion:
+        model = self.study.generator_of(method)
+        if model.other is not None:
+            return self._hours_of_other(method, images)
+        if not is_stable_diffusion_1(model):
             return None
-        return images * self.unet_calls(method) / REFERENCE_CALLS * self.area / self.rate("generate") / 3600
+        area = (model.side / DIFFUSION_SIDE) ** 2
+        return images * self.unet_calls(method) / REFERENCE_CALLS * area / self.rate("generate") / 3600
+
+    def _hours_of_other(self, method: str, images: float) -> float | None:
+        """GPU-hours with another model than Stable Diffusion, by its operations; None if they aren't known."""
+        model = self.study.generator_of(method)
+        cost, sampling = known_model(model.model).get("cost"), method_sampling(self.study, method)
+        if cost is None or model.other is None:
+            return None
+        steps = sampling["steps"] * sampling.get("noise", 1.0)
+        guided = sampling["guidance_scale"] > 1 and model.other.negative_prompt
+        operations = steps * (1 + guided) * cost["tflop_per_call"] + cost["tflop_of_decoding"]
+        area = ((model.resolution or cost["side"]) / cost["side"]) ** 2
+        return images * operations * area / (REFERENCE_TFLOP * self.rate("generate")) / 3600
+
+    def made_bytes(self, method: str) -> float:
+        """Bytes of an image that a row generates."""
+        model = self.study.generator_of(method)
+        side = model.resolution or known_model(model.model).get("cost", {}).get("side", model.side)
+        per_image = self.assume(f"{self.study.augmentation.image_format}_bytes")
+        return per_image * float(side / DIFFUSION_SIDE) ** 2
 
     def learned_images(self, method: str) -> int:
         """Number of images that a fine-tuned method learns from."""

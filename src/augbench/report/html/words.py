@@ -66,7 +66,8 @@ def data_name(study: Study) -> str:
     if isinstance(dataset, Caltech256):
         return "Caltech256"
     assert isinstance(dataset, ImageFolder | ParquetImages)
-    return "ImageNet" if dataset.classes == "imagenet" else f"the images in {Path(dataset.root).name}"
+    names = {"imagenet": "ImageNet", "imagenet100": "ImageNet-100"}
+    return names.get(str(dataset.classes), f"the images in {Path(dataset.root).name}")
 
 
 def what_it_is(
