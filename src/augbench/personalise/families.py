@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from diffusers import (
@@ -24,13 +24,7 @@ from augbench.config.models import Diffusion
 from augbench.files import read_json
 
 States = tuple[torch.Tensor, ...]
-
-
-class Predict(Protocol):
-    """Function from noisy latents, timesteps and text states to the network's prediction."""
-
-    def __call__(self, noisy: torch.Tensor, timesteps: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
-        """Prediction of the network, in the latents' shape."""
+Predict = Callable[..., torch.Tensor]  # of noisy latents, timesteps and text states: a network's prediction
 
 
 @dataclass(frozen=True)

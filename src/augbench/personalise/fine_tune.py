@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -107,11 +107,12 @@ def new_rows(
 
     if (family := family_of(study.diffusion)) is not None:
         pipeline = load_encoder(study.diffusion, family, resolve(study.finetune.dtype, device), device)
+        encode = family.encode
 
         @lru_cache(PROMPTS_KEPT)
         @torch.no_grad()
         def states(prompt: str) -> tuple[torch.Tensor, ...]:
-            return family.encode(pipeline, prompt, device)
+            return encode(pipeline, prompt, device)
 
         return PromptRows(states, class_prompt, len(tasks), device)
     tokenizer = CleaningTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
@@ -216,7 +217,7 @@ def fine_tune(
         schedule.load_config(model.folder, subfolder="scheduler", local_files_only=True)
     )
     predict = None if family is None else family.predict(unet, side_of(model))
-    common = {"unet": unet, "scheduler": scheduler, "settings": settings, "predict": predict}
+    common: dict[str, Any] = {"unet": unet, "scheduler": scheduler, "settings": settings, "predict": predict}
     if method.lora is None or method.shares_weights:
         adapter = None
         if method.lora is not None:
