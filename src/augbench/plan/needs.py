@@ -142,7 +142,7 @@ class Needs:
 
     def generate_job(self, method: str, minutes: int = 240) -> Resources:
         """Resources of a job that generates a row's images; a model's weights pass through main memory."""
-        model = self.study.generator_of(method)
+        model = self.study.generator_of(self.study.row_and_draw(method)[0])
         if model.other is None:
             return self.gpu_job(3000, 16000, minutes=minutes)
         megabytes = 3000 if model.side < SMALL_RESOLUTION else 16000
