@@ -41,6 +41,7 @@ from augbench.personalise.train import Trainer
 from augbench.personalise.weights import Adapter
 from augbench.plan.needs import learned_bytes
 from augbench.plan.paths import Plan
+from augbench.plan.recipes import finetune_recipe
 from augbench.runtime.job import Job
 
 __all__ = ["inputs"]  # a fixture
@@ -244,17 +245,13 @@ def with_file(folders: Mapping[str, str]) -> list[Path]:
     return [Path(folder) / FILE for folder in folders.values()]
 
 
-def test_what_is_learned_from_names_rank_targets_and_prompts(inputs: Inputs, tmp_path: Path) -> None:
-    _, vectors, _ = learn(inputs, study_of(inputs, {"max_epochs": 1}), "by_class", tmp_path, NAMES[:1])
-    recipe = read_metadata(vectors[0])["recipe"]
-    shape = {"rank": 4, "alpha": 4.0, "targets": list(ATTENTION_PROJECTIONS), "scope": "class"}
-    assert recipe["learned"]["lora"] == shape
-    changed = study_of(inputs, {"max_epochs": 1}, other={**LORA, "rank": 8})
-    job, *_ = learn(inputs, changed, "other", tmp_path, NAMES[:1])
-    assert job.store.tally.made == 1
-    renamed = study_of(inputs, {"max_epochs": 1}, other={**LORA, "label": "Another"})
-    job, *_ = learn(inputs, renamed, "other", tmp_path, NAMES[:1])
-    assert job.store.tally.made == 0
+def test_the_recipe_names_rank_alpha_targets_and_scope_and_not_the_row(inputs: Inputs) -> None:
+    study = study_of(inputs, other={**LORA, "rank": 8}, renamed={**LORA, "label": "Another"})
+    recipes = {name: finetune_recipe(study, name, 1.0) for name in ("by_class", "other", "renamed")}
+    shape = {"rank": 4, "alpha": 4.0, "targets": ATTENTION_PROJECTIONS, "scope": "class"}
+    assert recipes["by_class"]["learned"]["lora"] == shape
+    assert recipes["renamed"] == recipes["by_class"] != recipes["other"]
+    assert "lora" not in finetune_recipe(study, "pseudoword", 1.0)["learned"]
 
 
 # --- images ----------------------------------------------------------------------------------------

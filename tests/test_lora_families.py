@@ -58,7 +58,10 @@ def study_of(inputs: Inputs, model: str, **row: Any) -> Study:
     )
 
 
-@pytest.mark.parametrize(("name", "part"), [("sdxl", "unet"), ("sd3", "transformer")])
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [pytest.param("sdxl", "unet", marks=pytest.mark.full), ("sd3", "transformer")],
+)
 def test_adapters_of_another_model_are_learned_and_plain_diffusers_makes_the_same_images(
     inputs: Inputs, models: Path, tmp_path: Path, name: str, part: str
 ) -> None:
