@@ -1,4 +1,4 @@
-# Training split -> learned vectors or adapters per class and learning rate -> those of the best learning rate.
+# Training split -> learned vectors or adapters per learning rate -> those of the best learning rate.
 # A row may learn from the first training sets of other rows, too, or from these alone.
 # There is one file of vectors per class, and one choice per candidate. With a frozen U-Net, classes are
 # independent and are cut into blocks. A job that trains the U-Net gets all classes.

@@ -52,7 +52,8 @@ def read_adapter(path: str | Path) -> tuple[dict[str, np.ndarray], float]:
         settings = {
             name.rpartition(".")[2]: value for name, value in json.loads(file.metadata()[SETTINGS]).items()
         }
-        return {name: file.get_tensor(name) for name in file.keys()}, settings["lora_alpha"] / settings["r"]  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return tensors, settings["lora_alpha"] / settings["r"]
 
 
 def adapter_of(folder: str | Path, class_id: str) -> Path:

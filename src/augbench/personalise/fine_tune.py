@@ -255,7 +255,7 @@ def fine_tune(
 
 
 def _trained(trainer: Trainer, warm: bool = False) -> dict[str, Learned]:
-    """Result of a training; a network to compile is compiled first, unless an earlier training has done it."""
+    """Result of a training; a network to compile is compiled first, unless ``warm`` says that it is."""
     if trainer.settings.compiled and not warm:
         with first_alone(cache_folder(), trainer.compiled_for()):
             trainer.warm_up()

@@ -59,9 +59,9 @@ class FlowMatching:
     """Objective of rectified flows: Stable Diffusion 3 (Esser et al., 2024).
 
     With share s of noise, the network gets (1 - s) x latents + s x noise and predicts noise - latents. Shares
-    have a logit-normal distribution of mean 0 and deviation 1, over the scheduler's own (shifted) grid, and all
-    errors weigh the same: `weighting_scheme: logit_normal` of diffusers' examples. Samples draw a quantile of
-    that distribution.
+    have a logit-normal distribution of mean 0 and deviation 1, over the scheduler's own (shifted) grid, and
+    all errors weigh the same: ``weighting_scheme: logit_normal`` of diffusers' examples. Samples draw a
+    quantile of that distribution.
     """
 
     def __init__(self, scheduler: FlowMatchEulerDiscreteScheduler) -> None:

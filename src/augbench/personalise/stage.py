@@ -117,9 +117,10 @@ def write_vectors(
 ) -> None:
     """Write what a class learned: one tensor ``(clusters, ...)`` per candidate, or its adapters' tensors.
 
-    With an adapter that all classes share, the tensors are empty. The file's metadata hold the losses, the epochs of the candidates, the best epoch, the recipe, the
-    floating-point type of the computation and, if given, ``learned_from``: the number of images that the class
-    learned from, by the row that made them (``train``: training images).
+    With an adapter that all classes share, the tensors are empty. The file's metadata hold the losses, the
+    epochs of the candidates, the best epoch, the recipe, the floating-point type of the computation and, if
+    given, ``learned_from``: the number of images that the class learned from, by the row that made them
+    (``train``: training images).
     """
     metadata = {
         "history": learned.history,
@@ -369,8 +370,8 @@ def choose_lr(
     vectors : mapping
         By factor: files of all classes in the order of the class table.
     shared_folders : mapping
-        Folders of the U-Net or adapter that all classes share, by factor, then by candidate; the inner mappings
-        are empty without one.
+        Folders of the U-Net or adapter that all classes share, by factor, then by candidate; the inner
+        mappings are empty without one.
     lr_path : path
         Target for the chosen factor, the end of the grid that it is (:func:`end_of_grid`), the floating-point
         types that its classes were computed in and, for each factor, the validation loss that it was chosen

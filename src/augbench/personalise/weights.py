@@ -1,7 +1,7 @@
 """Weights of the denoiser that train: all of a U-Net, or low-rank adapters of some of its layers.
 
-An adapter adds alpha / rank x B A to the weights of a linear layer (Hu et al., 2021). A starts at random and B
-at zero, so that training starts from the unchanged model. peft puts them into the network.
+An adapter adds alpha / rank x B A to the weights of a linear layer (Hu et al., 2021). A starts at random and
+B at zero, so that training starts from the unchanged model. peft puts them into the network.
 """
 
 from __future__ import annotations
