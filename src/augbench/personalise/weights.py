@@ -27,7 +27,7 @@ UNET_WEIGHTS = "diffusion_pytorch_model.safetensors"  # name that diffusers expe
 class Weights(Protocol):
     """Weights that train, in a network that is frozen otherwise."""
 
-    name: str  # of folders and of the optimiser's learning rate
+    name: str  # of the folders of candidates
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that train, float32."""
