@@ -151,7 +151,7 @@ def fine_tuned(study: Study, folder: Path, images: int = 4) -> Learned:
     ]
     source: Any = SimpleNamespace(load=lambda places: (Image.new("RGB", (600, 500)) for _ in places))
     with (
-        mock.patch.object(Trainer, "_keep_unets", lambda _: None),
+        mock.patch.object(Trainer, "_keep_weights", lambda _: None),
         mock.patch.object(Trainer, "_save", lambda *_: None),
     ):
         task = ClassTask(ClassInfo("bag", ("shoulder bag",)), *sets)

@@ -48,6 +48,7 @@ from augbench.personalise.data import encode_moments
 from augbench.personalise.embedding import ConditioningRows, PseudowordRows, token_ids
 from augbench.personalise.groups import ClassGroup, Learned, Settings
 from augbench.personalise.latents import Encoding, latents_of
+from augbench.personalise.objectives import diffusion_target
 from augbench.personalise.stage import (
     UNET_FILES,
     choose_lr,
@@ -64,7 +65,7 @@ from augbench.personalise.tasks import (
     learning_rates,
     read_clusters,
 )
-from augbench.personalise.train import Trainer, diffusion_target
+from augbench.personalise.train import Trainer
 from augbench.plan import recipes
 from augbench.runtime.fit import BatchLimit
 from augbench.runtime.job import Job
@@ -597,7 +598,7 @@ def test_float16s_gradients_are_closer_to_float32s_than_bfloat16s(inputs: Inputs
 def test_training_in_float16_survives_an_overflow(inputs: Inputs, method: str, tmp_path: Path) -> None:
     trainer = inputs.trainer(inputs.study({"dtype": "float16"}), method, tmp_path, NAMES[:2])
     steps = trainer.epoch_steps(trainer.groups, 1)
-    learned = [trainer.rows.values, *(trainer.unet.parameters() if trainer.unet_optimizer else ())]
+    learned = [trainer.rows.values, *(trainer.unet.parameters() if trainer.weights_optimizer else ())]
     before = [values.detach().clone() for values in learned]
     hooks = [values.register_hook(lambda grad: torch.full_like(grad, math.inf)) for values in learned]
     trainer.step(next(steps))
@@ -731,7 +732,7 @@ def test_bfloat16_keeps_what_trains_in_float32(inputs: Inputs, method: str, tmp_
             full[class_id].history[1]["val_loss"], rel=0.05
         )
     for folder in (tmp_path / "half").glob("unet_epoch*"):
-        assert all(values.dtype == np.float32 for values in load_file(folder / train.UNET_WEIGHTS).values())
+        assert all(values.dtype == np.float32 for values in load_file(folder / UNET_FILES[1]).values())
 
 
 # --- where vectors start --------------------------------------------------------------------------
@@ -1157,7 +1158,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
             np.array_equal(values, load_file(theirs)[name]) for name, values in load_file(ours).items()
         )
     for name, folder in unets.items():
-        mine, whole = (Path(place) / train.UNET_WEIGHTS for place in (folder, expected_unets[name]))
+        mine, whole = (Path(place) / UNET_FILES[1] for place in (folder, expected_unets[name]))
         assert mine.read_bytes() == whole.read_bytes()
     assert not list((tmp_path / "cut/.work").rglob("*.*"))
 
@@ -1195,7 +1196,7 @@ def test_killed_within_an_epoch_and_resumed_equals_uninterrupted(
         mine, other = load_file(ours), load_file(theirs)
         assert all(np.array_equal(mine[name], other[name]) for name in other)
     for name, folder in unets.items():
-        weights = [Path(place) / train.UNET_WEIGHTS for place in (folder, expected_unets[name])]
+        weights = [Path(place) / UNET_FILES[1] for place in (folder, expected_unets[name])]
         assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
@@ -1329,8 +1330,8 @@ def test_the_learning_rate_with_the_lowest_validation_loss_is_chosen(inputs: Inp
         assert rows.val_loss.mean() == pytest.approx(entry["val_loss"])
     vectors = load_file(files["val_loss"])
     assert list(vectors) == sorted(["<zero>", "<one>"]) and vectors["<one>"].shape[0] == 77
-    linked = files["unet_val_loss"] / train.UNET_WEIGHTS
-    assert linked.samefile(tmp_path / "row/lr1/unet/val_loss" / train.UNET_WEIGHTS)
+    linked = files["unet_val_loss"] / UNET_FILES[1]
+    assert linked.samefile(tmp_path / "row/lr1/unet/val_loss" / UNET_FILES[1])
 
 
 def test_learned_words_work_in_plain_diffusers(inputs: Inputs, tmp_path: Path) -> None:

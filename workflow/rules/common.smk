@@ -110,6 +110,7 @@ def get_selected(method):
         "selected": UNFOLDED.selected(method),
         "embeddings": list(UNFOLDED.embeddings(method).values()),
         "unets": list(UNFOLDED.unets(method).values()),
+        "adapters": list(UNFOLDED.adapters(method).values()),
         "learned_images": UNFOLDED.learned_images(method),
     }
 
@@ -130,9 +131,9 @@ def captioned(files, category, captions):
     }
 
 
-def unet_folders(folders):
-    """Name the outputs of a job that writes one U-Net per candidate."""
-    return {f"unet_{name}": directory(path) for name, path in folders.items()}
+def folders_by_candidate(kind, folders):
+    """Name the outputs of a job that writes one folder per candidate, such as its U-Net."""
+    return {f"{kind}_{name}": directory(path) for name, path in folders.items()}
 
 
 def of_candidate(folder):

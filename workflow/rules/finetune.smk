@@ -1,4 +1,4 @@
-# Training split -> learned vectors per class and learning rate -> those of the best learning rate.
+# Training split -> learned vectors or adapters per learning rate -> those of the best learning rate.
 # A row may learn from the first training sets of other rows, too, or from these alone.
 # There is one file of vectors per class, and one choice per candidate. With a frozen U-Net, classes are
 # independent and are cut into blocks. A job that trains the U-Net gets all classes.
@@ -107,11 +107,12 @@ for method, row in UNFOLDED.study.personalised.items():
                 train=UNFOLDED.learned_split(method),
                 val=UNFOLDED.splits["val"],
                 classes=UNFOLDED.classes,
-                diffusion=UNFOLDED.diffusion,
+                diffusion=UNFOLDED.sampled_model(method),
                 templates=UNFOLDED.template_files(method),
                 excluded=UNFOLDED.excluded_from_learning(method),
             output:
-                **unet_folders(UNFOLDED.trained_unets(method, factor)),
+                **folders_by_candidate("unet", UNFOLDED.trained_unets(method, factor)),
+                **folders_by_candidate("adapter", UNFOLDED.trained_adapters(method, factor)),
                 vectors=[
                     directory(UNFOLDED.vectors_folder(method, factor, folder)) for folder in block.folders
                 ],
@@ -144,9 +145,11 @@ for method, row in UNFOLDED.study.personalised.items():
                 for f in row.lr_grid
             ],
             unets=[path for f in row.lr_grid for path in UNFOLDED.trained_unets(method, f).values()],
+            adapters=[path for f in row.lr_grid for path in UNFOLDED.trained_adapters(method, f).values()],
             classes=UNFOLDED.classes,
         output:
-            **unet_folders(UNFOLDED.unets(method)),
+            **folders_by_candidate("unet", UNFOLDED.unets(method)),
+            **folders_by_candidate("adapters", UNFOLDED.adapters(method)),
             lr=UNFOLDED.lr(method),
             history=UNFOLDED.finetune_history(method),
             embeddings=list(UNFOLDED.embeddings(method).values()),

@@ -1,6 +1,6 @@
 # Candidates -> part 0 of each -> one classifier each -> the best candidate on the validation split.
 
-for method in UNFOLDED.study.personalised:
+for method, row in UNFOLDED.study.personalised.items():
     for block in UNFOLDED.candidate_blocks:
 
         rule:
@@ -8,16 +8,17 @@ for method in UNFOLDED.study.personalised:
                 f"candidates_{method}_{block.name}"
             input:
                 prompts=UNFOLDED.prompts(method),
-                diffusion=UNFOLDED.diffusion,
+                diffusion=UNFOLDED.sampled_model(method),
                 train=UNFOLDED.train_of(method),
                 classes=UNFOLDED.classes,
                 embeddings=list(UNFOLDED.embeddings(method).values()),
                 unets=list(UNFOLDED.unets(method).values()),
+                adapters=list(UNFOLDED.adapters(method).values()),
                 learned_images=UNFOLDED.learned_images(method),
             output:
                 [
                     of_candidate(UNFOLDED.candidate_folder(method, name, folder))
-                    for name in UNFOLDED.embeddings(method)
+                    for name in row.candidate_names
                     for folder in block.folders
                 ],
             log:
@@ -29,7 +30,7 @@ for method in UNFOLDED.study.personalised:
                 ENVIRONMENT
             threads: NEEDS.gpu_threads
             resources:
-                **NEEDS.gpu_job(3000, 16000, minutes=480),
+                **NEEDS.generate_job(method, minutes=480),
             params:
                 method=method,
                 recipe=recipes.generate_recipe(UNFOLDED.study, method),
@@ -47,8 +48,8 @@ for method in UNFOLDED.study.personalised:
             classes=UNFOLDED.classes,
             excluded=UNFOLDED.excluded,
         output:
-            indexes=[UNFOLDED.pool(method, name) for name in UNFOLDED.embeddings(method)],
-            manifests=[UNFOLDED.resample(method, "0", name) for name in UNFOLDED.embeddings(method)],
+            indexes=[UNFOLDED.pool(method, name) for name in row.candidate_names],
+            manifests=[UNFOLDED.resample(method, "0", name) for name in row.candidate_names],
         log:
             UNFOLDED.log("pool_candidates", method),
         benchmark:
@@ -75,11 +76,11 @@ for method in UNFOLDED.study.personalised:
             train=UNFOLDED.train_of(method),
             val=UNFOLDED.splits["val"],
             classes=UNFOLDED.classes,
-            manifests=[UNFOLDED.resample(method, "0", name) for name in UNFOLDED.embeddings(method)],
+            manifests=[UNFOLDED.resample(method, "0", name) for name in row.candidate_names],
             excluded=UNFOLDED.excluded,
             first_weights=UNFOLDED.first_weights,
         output:
-            [path for name in UNFOLDED.embeddings(method) for path in UNFOLDED.run_files(method, "0", name)],
+            [path for name in row.candidate_names for path in UNFOLDED.run_files(method, "0", name)],
         log:
             UNFOLDED.log("classify_candidates", method),
         benchmark:
@@ -103,7 +104,7 @@ for method in UNFOLDED.study.personalised:
             f"select_{method}"
         input:
             made_by("candidates", method, blocks=UNFOLDED.candidate_blocks),
-            results=[UNFOLDED.run_files(method, "0", name)[0] for name in UNFOLDED.embeddings(method)],
+            results=[UNFOLDED.run_files(method, "0", name)[0] for name in row.candidate_names],
             classes=UNFOLDED.classes,
         output:
             UNFOLDED.selected(method),

@@ -8,13 +8,17 @@ with running(snakemake, unfolded=True) as job:
     method, plan = snakemake.params.method, job.plan_of(snakemake.input.classes)
     row = plan.study.personalised[method]
     vectors = {factor: plan.vectors(method, factor, plan.folders) for factor in row.lr_grid}
-    unets = {factor: plan.trained_unets(method, factor) for factor in row.lr_grid}
+    shared = {
+        factor: plan.trained_unets(method, factor) | plan.trained_adapters(method, factor)
+        for factor in row.lr_grid
+    }
     choose_lr(
         row,
         vectors=vectors,
-        unet_folders=unets,
+        shared_folders=shared,
         lr_path=snakemake.output.lr,
         history_path=snakemake.output.history,
         embeddings=plan.embeddings(method),
         unets=plan.unets(method),
+        adapter_folders=plan.adapters(method),
     )

@@ -18,6 +18,6 @@ with running(snakemake, unfolded=True) as job:
         diffusion_path=inputs.diffusion,
         clusters_path=next(iter(inputs.clusters), None),
         vectors=plan.vectors(method, factor, plan.folders_among(snakemake.output.vectors)),
-        unets=plan.trained_unets(method, factor),
+        shared=plan.trained_unets(method, factor) | plan.trained_adapters(method, factor),
         excluded=read_excluded(inputs.excluded),
     )

@@ -9,10 +9,7 @@ with running(snakemake, unfolded=True) as job:
     plan = job.plan_of(inputs.classes)
     targets = plan.candidate_shards(method, plan.folders_among(snakemake.output))
     images = next(iter(inputs.learned_images), None)
-    learned = {
-        name: LearnedFiles(plan.embeddings(method)[name], plan.unets(method).get(name), images)
-        for name in targets
-    }
+    learned = {name: LearnedFiles.of(plan, method, name, images) for name in targets}
     generate(
         job,
         method=method,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from augbench.config.base import LONGEST_NAME, SLUG
 from augbench.config.methods import PersonaliseMethod, SampleMethod
 from augbench.config.models import ONLY_SD, Diffusion
+from augbench.config.pipelines import ADAPTED, STABLE_DIFFUSION
 
 if TYPE_CHECKING:
     from augbench.config.study import Study
@@ -40,6 +41,9 @@ def _check_row(where: str, row: SampleMethod | PersonaliseMethod, model: Diffusi
             raise ValueError(f"{where}.{key}: {ONLY_SD}; allowed with a {kind}: null")
     if isinstance(row, PersonaliseMethod) and row.learn in ("conditioning", "pseudoword"):
         raise ValueError(f"{where}.learn: {row.learn} {ONLY_SD}, and {model.model} is a {kind}")
+    if isinstance(row, PersonaliseMethod) and kind not in ADAPTED:
+        allowed = ", ".join((STABLE_DIFFUSION, *ADAPTED))
+        raise ValueError(f"{where}.learn: lora is allowed with {allowed}, and {model.model} is a {kind}")
     if row.from_images and not own.starts:
         raise ValueError(f"{where}.start: allowed with a {kind}, which can't start from images: noise")
     if row.negative_prompt is not None and not own.negative_prompt:

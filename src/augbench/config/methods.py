@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -392,15 +393,20 @@ class _Sampled(_Added):
         "pipeline that takes one. Default: the empty text, or the pipeline's own.",
         new=True,
     )
+    generator: str | None = key(
+        None, "Model that makes the images: a name in `generators`. Default: `diffusion`.", new=True
+    )
+
+    @property
+    def generator_name(self) -> str | None:
+        """Name of the model in ``generators`` that makes the images; None for ``diffusion``."""
+        return self.generator
 
 
 class SampleMethod(_Sampled):
     """Images from the unchanged diffusion model, sampled from noise and prompts, or from images."""
 
     mechanism: Literal["sample"]
-    generator: str | None = key(
-        None, "Model that makes the images: a name in `generators`. Default: `diffusion`.", new=True
-    )
     prompt: Prompting = key(Prompting(), "Prompts of the images.")
     start: Literal["noise", "training_images"] | PoolOf = key(
         "noise",
@@ -430,11 +436,6 @@ class SampleMethod(_Sampled):
     def prompting(self) -> Prompting:
         """The row's prompt."""
         return self.prompt
-
-    @property
-    def generator_name(self) -> str | None:
-        """Name of the model in ``generators`` that makes the images; None for ``diffusion``."""
-        return self.generator
 
     @property
     def from_images(self) -> bool:
@@ -476,6 +477,23 @@ class SampleMethod(_Sampled):
 
 Candidate = Literal["train_loss", "val_loss"] | Positive
 Learned = Literal["train"] | PoolOf
+ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")  # of diffusers' U-Nets and transformers
+LORA_KEYS = ("rank", "alpha", "targets", "scope")
+Target = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters of a row, all defaults filled in.
+
+    Each linear layer of ``targets`` with weights W gets W + alpha / rank x B A, where A has ``rank`` rows.
+    ``scope`` says whether each class has an adapter (``class``) or all share one (``study``).
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    scope: Literal["class", "study"]
 
 
 class PersonaliseMethod(_Sampled):
@@ -485,11 +503,38 @@ class PersonaliseMethod(_Sampled):
     """
 
     mechanism: Literal["personalise"]
-    learn: Literal["conditioning", "pseudoword"] = key(
+    learn: Literal["conditioning", "pseudoword", "lora"] = key(
         ...,
-        "Learned per class: conditioning (all text states), or pseudoword (the token embedding of a new "
-        "word).",
-        source="paper, section 3.1",
+        "What is learned: conditioning (all text states of a class), pseudoword (the token embedding of a new "
+        "word for it), or lora (low-rank adapters of the denoiser, which is asked with class names).",
+        source="paper, section 3.1; lora: Hu et al., 2021",
+    )
+    rank: Positive | None = key(
+        None,
+        "Rank of the adapters. Allowed only with `learn: lora`. Default: 4.",
+        source="Hu et al., 2021; default of diffusers' DreamBooth-LoRA examples",
+        new=True,
+    )
+    alpha: float | None = key(
+        None,
+        "Adapters are scaled by alpha / rank. Allowed only with `learn: lora`. Default: the rank.",
+        source="Hu et al., 2021; default of diffusers' DreamBooth-LoRA examples",
+        gt=0,
+        new=True,
+    )
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)] | None = key(
+        None,
+        "Linear layers of the denoiser that get an adapter, by the end of their names. Allowed only with "
+        "`learn: lora`. Default: to_q, to_k, to_v, to_out.0, the attention projections.",
+        source="default of diffusers' DreamBooth-LoRA examples",
+        new=True,
+    )
+    scope: Literal["class", "study"] | None = key(
+        None,
+        "What an adapter is for: class (each class has one, learned from its images), or study (all classes "
+        "share one). Allowed only with `learn: lora`. Default: class.",
+        source="Kim et al., 2024 (DataDream: cls and dset)",
+        new=True,
     )
     clusters: Positive = key(
         1,
@@ -513,14 +558,15 @@ class PersonaliseMethod(_Sampled):
     prompt: Prompting | None = key(
         None,
         "For conditioning, the prompt that it starts from (default: `templates: simple`). For pseudo-words, "
-        "the templates that contain the word (default: `templates: textual_inversion`).",
+        "the templates that contain the word (default: `templates: textual_inversion`). For lora, the prompts "
+        "that it learns with and that images are made of (default: `templates: simple`).",
         source="paper, section 3.1",
     )
     lr: float | None = key(
         None,
-        "Learning rate of the conditioning or pseudo-word at lr_batch_size. Default: 0.001 for "
-        "conditioning, 0.005 for pseudo-words.",
-        source="Kawar et al., 2023; Gal et al., 2023",
+        "Learning rate of the conditioning, pseudo-word or adapter at lr_batch_size. Default: 0.001 for "
+        "conditioning, 0.005 for pseudo-words, 0.0001 for lora.",
+        source="Kawar et al., 2023; Gal et al., 2023; diffusers' DreamBooth-LoRA examples",
         gt=0,
     )
     unet_lr: float = key(
@@ -533,7 +579,7 @@ class PersonaliseMethod(_Sampled):
     lr_batch_size: Positive | None = key(
         None,
         "Batch size that lr was chosen for; lr is multiplied by the square root of finetune.batch_size / "
-        "lr_batch_size. Default: 1 for conditioning, 4 for pseudo-words.",
+        "lr_batch_size. Default: 1 for conditioning and lora, 4 for pseudo-words.",
         "images",
         "paper, section 3.2",
     )
@@ -573,9 +619,25 @@ class PersonaliseMethod(_Sampled):
 
     @model_validator(mode="after")
     def _no_repeats(self) -> PersonaliseMethod:
-        for name in ("lr_grid", "candidates"):
-            if len(set(getattr(self, name))) < len(getattr(self, name)):
+        for name in ("lr_grid", "candidates", "targets"):
+            entries = getattr(self, name) or ()
+            if len(set(entries)) < len(entries):
                 raise ValueError(f"{name}: an entry occurs twice")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_have_their_keys(self) -> PersonaliseMethod:
+        if self.learn != "lora":
+            for name in LORA_KEYS:
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}: allowed only with learn: lora")
+            return self
+        if self.clusters > 1:
+            raise ValueError("clusters: allowed with learn: lora: 1, since no vectors are learned")
+        if self.train_unet:
+            raise ValueError("train_unet: allowed with learn: lora: false, since the adapters train")
+        if "unet_lr" in self.model_fields_set:
+            raise ValueError("unet_lr: allowed without learn: lora; the adapters' learning rate is lr")
         return self
 
     @model_validator(mode="after")
@@ -619,14 +681,35 @@ class PersonaliseMethod(_Sampled):
     @property
     def prompting(self) -> Prompting:
         """The row's prompt, or the default for what it learns."""
-        return self.prompt or Prompting(
-            templates="simple" if self.learn == "conditioning" else "textual_inversion"
-        )
+        return self.prompt or Prompting(templates="textual_inversion" if self.learns_words else "simple")
 
     @property
     def learns_words(self) -> bool:
         """Whether the row learns pseudo-words, which its prompts contain."""
         return self.learn == "pseudoword"
+
+    @property
+    def learns_vectors(self) -> bool:
+        """Whether each class learns vectors, which stand in prompts or for them."""
+        return self.learn != "lora"
+
+    @property
+    def lora(self) -> Lora | None:
+        """The row's adapters; None if it learns none."""
+        if self.learn != "lora":
+            return None
+        rank = self.rank or 4
+        return Lora(
+            rank=rank,
+            alpha=float(rank if self.alpha is None else self.alpha),
+            targets=self.targets or ATTENTION_PROJECTIONS,
+            scope=self.scope or "class",
+        )
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether all classes train the same weights: the U-Net, or one adapter."""
+        return self.train_unet or (self.lora is not None and self.lora.scope == "study")
 
     @property
     def candidate_names(self) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from augbench.config.hub import HUB_ID, known_model
 from augbench.files import RESOURCES
 
 TABLE = RESOURCES / "pipelines.yaml"
+# other pipelines that adapters can be learned for (augbench.personalise.families)
+ADAPTED = ("StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
 STABLE_DIFFUSION = "StableDiffusionPipeline"  # 1.x and 2.x, which have a sampler of their own
 
 

@@ -50,8 +50,8 @@ class Finetune(Section):
     )
     excluded_classes: Literal["learn", "leave_out"] = key(
         "learn",
-        "Classes that `retrieval.exclude: auto` leaves out, where the U-Net trains: learn trains the shared "
-        "U-Net on their images, too. leave_out does not; fine-tuning then waits for retrieval, and trains "
+        "Classes that `retrieval.exclude: auto` leaves out, where the U-Net or one adapter of all classes "
+        "trains: learn trains it on their images, too. leave_out does not; fine-tuning then waits for retrieval, and trains "
         "again when another class is left out, for example because links have died.",
         source="the paper says only 'excluded from model training' (section 3)",
         new=True,

@@ -62,8 +62,8 @@ class Study(Section):
     diffusion: Diffusion = key(..., "The diffusion model and its sampling.")
     generators: dict[str, Diffusion] = key(
         {},
-        "Further diffusion models by name (a-z, 0-9 and _), for rows of mechanism `sample` that name one as "
-        "their `generator`.",
+        "Further diffusion models by name (a-z, 0-9 and _), for rows of mechanism `sample` or "
+        "`personalise` that name one as their `generator`.",
         new=True,
     )
     clip: Clip = key(..., "The CLIP model.")

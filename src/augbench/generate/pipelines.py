@@ -62,6 +62,12 @@ class PipelineSampler(Attempts):
         self._finisher = ThreadPoolExecutor(1, "finish")
 
     @property
+    def network(self) -> torch.nn.Module:
+        """The network that denoises."""
+        network: torch.nn.Module = getattr(self.pipeline, "transformer", None) or self.pipeline.unet
+        return network
+
+    @property
     def _together(self) -> BatchLimit:
         return self.limit
 

@@ -16,10 +16,11 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from augbench.artifacts.adapters import adapter_id, adapter_of
 from augbench.artifacts.origins import counts_by_row
 from augbench.artifacts.shards import (
     Lacking,
@@ -32,6 +33,7 @@ from augbench.artifacts.shards import (
 )
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json
+from augbench.generate.adapters import MergedAdapter
 from augbench.generate.attempts import Attempts, Pending, Samples
 from augbench.generate.sampler import Batches, Sampler
 from augbench.models.folders import fingerprint, load_pipeline, load_unet, pick_device
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from PIL import Image
 
+    from augbench.generate.pipelines import PipelineSampler
+    from augbench.plan.paths import Plan
     from augbench.runtime.job import Job
 
 logger = logging.getLogger(__name__)
@@ -57,22 +61,34 @@ class LearnedFiles:
 
     Attributes
     ----------
-    embeddings : str
-        ``embeddings.safetensors``: one tensor per placeholder.
+    embeddings : str, optional
+        ``embeddings.safetensors``: one tensor per placeholder; None if no vectors were learned.
     unet : str, optional
         Folder of the trained U-Net; None if the U-Net was frozen.
     images : str, optional
         Manifest of the images that were learned from; None if these are the training images.
+    adapters : str, optional
+        Folder of adapters (:mod:`augbench.artifacts.adapters`); None if none were learned.
     """
 
-    embeddings: str
+    embeddings: str | None = None
     unet: str | None = None
     images: str | None = None
+    adapters: str | None = None
+
+    @classmethod
+    def of(cls, plan: Plan, method: str, candidate: str, images: str | None) -> LearnedFiles:
+        """Files of a row's candidate in a study."""
+        kinds = (plan.embeddings(method), plan.unets(method), plan.adapters(method))
+        embeddings, unet, adapters = (files.get(candidate) for files in kinds)
+        return cls(embeddings, unet, images, adapters)
 
     def read(self, class_ids: Sequence[str], clusters: int) -> dict[str, np.ndarray]:
-        """Read the classes' vectors, by placeholder."""
+        """Read the classes' vectors, by placeholder; none if none were learned."""
         from safetensors import safe_open
 
+        if self.embeddings is None:
+            return {}
         with safe_open(self.embeddings, "np") as file:
             return {
                 name: file.get_tensor(name)
@@ -95,6 +111,10 @@ class LearnedFiles:
     def unet_id(self) -> str | None:
         """Content hash of the trained U-Net; None if it was frozen."""
         return None if self.unet is None else str(fingerprint(self.unet)["id"])
+
+    def adapter(self, class_id: str) -> Path | None:
+        """File of the adapter that images of a class are made with, if there is one."""
+        return None if self.adapters is None else adapter_of(self.adapters, class_id)
 
 
 @dataclass(frozen=True)
@@ -208,7 +228,7 @@ def _shards(
     learned: LearnedFiles | None,
 ) -> list[_Shard]:
     recipe, row = content_of(generate_recipe(job.study, method)), job.study.methods[method]
-    unet = learned.unet_id() if learned is not None else None
+    unet, hashed = (learned.unet_id() if learned is not None else None), cache(adapter_id)
     taught = learned.learned_from() if learned is not None else {}
     shards = []
     for target in targets:
@@ -227,6 +247,8 @@ def _shards(
         if learned is not None:
             vectors = learned.read([class_id], job.study.personalised[method].clusters)
             key["learned"] = canonical_hash({name: _bytes_hash(vector) for name, vector in vectors.items()})
+            if (adapter := learned.adapter(class_id)) is not None:
+                key["model"], key["learned"] = f"{model}+{hashed(adapter)}", hashed(adapter)
         shards.append(_Shard(target, key, rows, taught.get(class_id)))
     return shards
 
@@ -252,7 +274,7 @@ class _Maker:
         self.sampling = method_sampling(job.study, method)
         model, execution = job.study.generator_of(method), job.study.execution
         device = pick_device(execution.device)
-        self.other: Attempts | None = None  # of a model that is not Stable Diffusion 1.x or 2.x
+        self.other: PipelineSampler | None = None  # of a model that is not Stable Diffusion 1.x or 2.x
         if model.other is not None:
             from augbench.generate.pipelines import pipeline_sampler
 
@@ -268,8 +290,23 @@ class _Maker:
 
     def make(self, shards: Sequence[_Shard], learned: LearnedFiles | None) -> None:
         """Make and commit the shards; each is encoded and written while the next one is sampled."""
-        if not shards:
-            return
+        alike: dict[Path | None, list[_Shard]] = {}
+        for shard in shards:
+            adapter = None if learned is None else learned.adapter(shard.key["class_id"])
+            alike.setdefault(adapter, []).append(shard)
+        for adapter, group in alike.items():
+            if adapter is not None:
+                # the images of one adapter are finished before the next is put into the network
+                self._adapted.put(adapter)
+            self._make(group, learned)
+
+    @cached_property
+    def _adapted(self) -> MergedAdapter:
+        """The network that denoises, with its adapter."""
+        return MergedAdapter(self.pipeline.unet if self.other is None else self.other.network)
+
+    def _make(self, shards: Sequence[_Shard], learned: LearnedFiles | None) -> None:
+        """Make and commit shards with the network as it is."""
         sampler = self.other or self.ready(learned, sorted({shard.key["class_id"] for shard in shards}))
         with ThreadPoolExecutor(1, "write") as writer:
             writing: Future[None] | None = None

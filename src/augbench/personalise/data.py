@@ -73,7 +73,7 @@ def encode_moments(
     Tensor
         ``(images, 1 or 2, 2, channels, height, width)``. Dimension 1: the image and, with ``mirror``, its
         mirror image. Dimension 2: mean and standard deviation of the VAE's posterior, both times
-        ``scaling_factor``.
+        ``scaling_factor``, after ``shift_factor`` was subtracted from the mean if the VAE has one.
     """
     squares = in_order(lambda image: np.asarray(square(image, resolution)), images)
     encode = partial(_encode, vae, mirror=mirror, dtype=dtype)
@@ -94,7 +94,10 @@ def _encode(
 def _moments(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
     """Moments ``float32 (N, 2, channels, height, width)``; images that overflow float16 are encoded again."""
     posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
-    moments = torch.stack([posterior.mean, posterior.std], 1).float() * vae.config.scaling_factor
+    moments = torch.stack([posterior.mean, posterior.std], 1).float()
+    if shift := getattr(vae.config, "shift_factor", None):
+        moments[:, 0] -= shift
+    moments *= vae.config.scaling_factor
     if vae.dtype == torch.float16 and (lost := ~moments.isfinite().flatten(1).all(1)).any():
         moments[lost] = _moments(vae.float(), pixels[lost])
         vae.half()

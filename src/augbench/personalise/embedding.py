@@ -22,8 +22,11 @@ class Rows(Protocol):
 
     values: nn.Parameter  # float32 (rows, ...)
 
-    def states(self, rows: Sequence[int], draws: Sequence[int]) -> torch.Tensor:
-        """Text states ``(N, tokens, width)`` of samples; the random numbers ``draws`` choose the prompts."""
+    def states(self, rows: Sequence[int], draws: Sequence[int]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Text states ``(N, tokens, width)`` of samples; the random numbers ``draws`` choose the prompts.
+
+        Models that ask with more than one tensor get several.
+        """
 
 
 def token_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> torch.Tensor:
@@ -142,3 +145,40 @@ class PseudowordRows:
         ids = to_device(torch.stack([self._ids[prompt] for prompt in distinct]), self.values.device)
         states = self.text_encoder(ids).last_hidden_state
         return states[to_device(torch.tensor([distinct[prompt] for prompt in prompts]), states.device)]
+
+
+class PromptRows:
+    """Text states of prompts with class names, from the frozen text encoder; no vectors are learned.
+
+    Parameters
+    ----------
+    encode : callable
+        Function from a prompt to its text states: tensors ``(1, ...)``. Prompts are encoded one by one, so
+        that the states do not depend, in any bit, on the other images of a batch.
+    prompt : callable
+        Function from a row and a random number to a prompt.
+    rows : int
+        Number of rows, one per class.
+    device : device
+        Of the states.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[str], tuple[torch.Tensor, ...]],
+        prompt: Callable[[int, int], str],
+        rows: int,
+        device: torch.device,
+    ) -> None:
+        self.encode, self.prompt = encode, prompt
+        self.values = nn.Parameter(torch.zeros((rows, 0), device=device))
+
+    def of(self, row: int) -> PromptRows:
+        """The rows of one class alone."""
+        return PromptRows(self.encode, lambda _, draw: self.prompt(row, draw), 1, self.values.device)
+
+    def states(self, rows: Sequence[int], draws: Sequence[int]) -> tuple[torch.Tensor, ...]:
+        """Text states of the rows' prompts."""
+        prompts = [self.prompt(row, draw) for row, draw in zip(rows, draws, strict=True)]
+        encoded = zip(*(self.encode(prompt) for prompt in prompts), strict=True)
+        return tuple(torch.cat(values) for values in encoded)

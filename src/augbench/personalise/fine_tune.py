@@ -1,32 +1,44 @@
-"""Set up a fine-tuning from the config and run it, with only the needed parts of Stable Diffusion in memory.
+"""Set up a fine-tuning from the config and run it, with only the needed parts of the model in memory.
 
 Input: classes with their images, the study's ``finetune`` section, a method, and one factor on its learning
 rates. Output: what every class has learned. The safety checker is never loaded. The VAE is loaded only if the
-store lacks latents, and dropped then. The text encoder is kept only if a pseudo-word is learned.
+store lacks latents, and dropped then. The text encoder is kept only if there are prompts to encode: with
+pseudo-words, or for adapters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel
 
+from augbench.artifacts.adapters import FILE, read_adapter
 from augbench.artifacts.store import Store
 from augbench.config.methods import PersonaliseMethod
 from augbench.config.study import Study
 from augbench.data.source import ImageSource
 from augbench.models.folders import pick_device
 from augbench.models.tokenizer import CleaningTokenizer
-from augbench.personalise.embedding import ConditioningRows, PseudowordRows, Rows, token_ids, word_embedding
+from augbench.personalise.embedding import (
+    ConditioningRows,
+    PromptRows,
+    PseudowordRows,
+    Rows,
+    token_ids,
+    word_embedding,
+)
+from augbench.personalise.families import family_of, load_encoder, side_of
 from augbench.personalise.groups import Learned, Settings
 from augbench.personalise.latents import Encoding, latents_of
 from augbench.personalise.tasks import ClassTask, learning_rates, start_prompt, start_word
-from augbench.personalise.train import MICRO_BATCH, Trainer, micro_batches
+from augbench.personalise.train import MICRO_BATCH, Trainer, micro_batches, weights_folder
+from augbench.personalise.weights import Adapter
 from augbench.prompts.placeholders import placeholders
 from augbench.prompts.stage import prompt_for
 from augbench.runtime.compiling import cache_folder, first_alone
@@ -34,6 +46,7 @@ from augbench.runtime.fit import BatchLimit
 from augbench.runtime.precision import resolve
 
 T = TypeVar("T")
+PROMPTS_KEPT = 1000  # encoded prompts in memory: 0.24 GB in float32 for Stable Diffusion 1.x
 
 
 def batch_limit(study: Study) -> BatchLimit:
@@ -51,11 +64,11 @@ def settings_of(
     """Settings of the fine-tuning of ``classes`` classes at one factor on the learning rates, in ``dtype``."""
     finetune = study.finetune
     lr, unet_lr = learning_rates(study, method, factor, classes)
-    mixed_precision = method.train_unet and dtype != torch.float32
+    trains_weights = method.train_unet or method.lora is not None
     return Settings(
         seed=study.seed,
         lr=lr,
-        unet_lr=unet_lr,
+        unet_lr=unet_lr if method.lora is None else lr,
         clusters=method.clusters,
         train_unet=method.train_unet,
         candidates=method.candidate_names,
@@ -67,7 +80,7 @@ def settings_of(
         weight_decay=finetune.weight_decay,
         micro_batch=batch_limit(study).size,
         compiled=study.execution.compile,
-        autocast=dtype if mixed_precision else None,
+        autocast=dtype if trains_weights and dtype != torch.float32 else None,
     )
 
 
@@ -85,9 +98,23 @@ def new_rows(
 ) -> Rows:
     """Learned values at their start; all clusters of a class start with equal values.
 
-    The text encoder is kept only if a pseudo-word is learned.
+    The text encoder is kept only if a pseudo-word is learned, or adapters, for which no value is learned.
     """
     folder, clusters = study.diffusion.folder, method.clusters
+
+    def class_prompt(row: int, draw: int) -> str:
+        return prompt_for(tasks[row].info, draw, method.prompting, study.seed)
+
+    if (family := family_of(study.diffusion)) is not None:
+        pipeline = load_encoder(study.diffusion, family, resolve(study.finetune.dtype, device), device)
+        encode = family.encode
+
+        @lru_cache(PROMPTS_KEPT)
+        @torch.no_grad()
+        def states(prompt: str) -> tuple[torch.Tensor, ...]:
+            return encode(pipeline, prompt, device)
+
+        return PromptRows(states, class_prompt, len(tasks), device)
     tokenizer = CleaningTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
     if method.learn == "conditioning":
         encoder = load_part(CLIPTextModel, folder, "text_encoder", torch.float32, device)
@@ -98,10 +125,18 @@ def new_rows(
             return encoder(token_ids(tokenizer, part).to(device)).last_hidden_state
 
         parts = micro_batches(prompts, limit.size)
-        states = torch.cat([values for part in parts for values in limit.run(encoded, part)])
-        return ConditioningRows(states.repeat_interleave(clusters, 0))
+        starts = torch.cat([values for part in parts for values in limit.run(encoded, part)])
+        return ConditioningRows(starts.repeat_interleave(clusters, 0))
     dtype = resolve(study.finetune.dtype, device)
     encoder = load_part(CLIPTextModel, folder, "text_encoder", dtype, device)
+    if not method.learns_vectors:
+
+        @lru_cache(PROMPTS_KEPT)
+        @torch.no_grad()
+        def states_of(prompt: str) -> tuple[torch.Tensor, ...]:
+            return (encoder(token_ids(tokenizer, [prompt]).to(device)).last_hidden_state,)
+
+        return PromptRows(states_of, class_prompt, len(tasks), device)
     words = [word for task in tasks for word in placeholders(task.info.class_id, clusters)]
     starts = torch.stack([word_embedding(encoder, tokenizer, start_word(task)) for task in tasks])
 
@@ -154,7 +189,7 @@ def fine_tune(
         Hash of the VAE's files.
     folder : Path
         Working folder of this training. It holds the checkpoint and, at the end, a folder
-        ``unet_epoch{epoch}`` for each candidate of a trained U-Net.
+        ``unet_epoch{epoch}`` or ``adapter_epoch{epoch}`` for each candidate of what all classes share.
     what : str
         Prefix of the progress lines.
 
@@ -171,23 +206,66 @@ def fine_tune(
         encoding, partial(load_vae, encoding), batch_limit(study), store, tasks
     )
     rows = new_rows(study, method, tasks, device)
-    weights = torch.float32 if method.train_unet else dtype
-    unet = load_part(UNet2DConditionModel, study.diffusion.folder, "unet", weights, device)
-    scheduler = DDPMScheduler.from_config(
-        DDPMScheduler.load_config(study.diffusion.folder, subfolder="scheduler", local_files_only=True)
+    precision = torch.float32 if method.train_unet else dtype
+    model = study.diffusion
+    family = family_of(model)
+    network = UNet2DConditionModel if family is None else family.network
+    part = "unet" if family is None else family.part
+    unet = load_part(network, model.folder, part, precision, device)
+    schedule = DDPMScheduler if family is None else family.scheduler
+    scheduler = schedule.from_config(
+        schedule.load_config(model.folder, subfolder="scheduler", local_files_only=True)
     )
-    trainer = Trainer(
-        tasks=tasks,
-        rows=rows,
-        unet=unet,
-        scheduler=scheduler,
-        moments=moments,
-        validation_moments=validation_moments,
-        settings=settings,
-        folder=folder,
-        what=what,
-    )
-    if settings.compiled:
+    predict = None if family is None else family.predict(unet, side_of(model))
+    common: dict[str, Any] = {"unet": unet, "scheduler": scheduler, "settings": settings, "predict": predict}
+    if method.lora is None or method.shares_weights:
+        adapter = None
+        if method.lora is not None:
+            adapter = Adapter(unet, method.lora, part)
+            adapter.start(study.seed)
+        trainer = Trainer(
+            tasks=tasks,
+            rows=rows,
+            moments=moments,
+            validation_moments=validation_moments,
+            folder=folder,
+            what=what,
+            adapter=adapter,
+            **common,
+        )
+        return _trained(trainer)
+    assert isinstance(rows, PromptRows)
+    adapter, learned = Adapter(unet, method.lora, part), {}
+    for number, task in enumerate(tasks):
+        class_id = task.info.class_id
+        adapter.start(study.seed, class_id)
+        trainer = Trainer(
+            tasks=[task],
+            rows=rows.of(number),
+            moments=moments[number : number + 1],
+            validation_moments=validation_moments[number : number + 1],
+            folder=folder / class_id,
+            what=f"{what}, {class_id}",
+            adapter=adapter,
+            **common,
+        )
+        results = _trained(trainer, warm=number > 0)
+        learned[class_id] = with_adapters(results[class_id], folder / class_id)
+    return learned
+
+
+def _trained(trainer: Trainer, warm: bool = False) -> dict[str, Learned]:
+    """Result of a training; a network to compile is compiled first, unless ``warm`` says that it is."""
+    if trainer.settings.compiled and not warm:
         with first_alone(cache_folder(), trainer.compiled_for()):
             trainer.warm_up()
     return trainer.run()
+
+
+def with_adapters(learned: Learned, folder: Path) -> Learned:
+    """Result of a class with the adapters that its training kept in ``folder``, as its vectors."""
+    vectors: dict[str, torch.Tensor] = {}
+    for candidate, epoch in learned.epochs.items():
+        tensors, _ = read_adapter(weights_folder(folder, Adapter.name, epoch) / FILE)
+        vectors |= {f"{candidate}.{name}": torch.from_numpy(values) for name, values in tensors.items()}
+    return replace(learned, vectors=vectors)

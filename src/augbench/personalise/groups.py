@@ -18,7 +18,7 @@ class Settings:
     Attributes
     ----------
     lr, unet_lr : float
-        Learning rates of the vectors and of the U-Net, all factors included.
+        Learning rates of the vectors and of the U-Net's weights or adapters, all factors included.
     clusters : int
         Vectors per class.
     candidates : tuple of str
@@ -26,7 +26,7 @@ class Settings:
     micro_batch : int
         Largest number of samples that go through the U-Net together.
     autocast : dtype, optional
-        Precision of a trained U-Net's operations; its weights stay float32.
+        Precision of the operations with weights that train; these stay float32.
     compiled : bool
         Whether the U-Net is compiled, for micro-batches of one size.
     """
@@ -97,7 +97,8 @@ class Learned:
     Attributes
     ----------
     vectors : dict of Tensor
-        Learned vectors by candidate, float32 ``(clusters, ...)``, on the CPU.
+        Learned vectors by candidate, float32 ``(clusters, ...)``, on the CPU. Of a class with an adapter of
+        its own, the adapter's tensors by ``{candidate}.{name}``.
     epochs : dict of int
         Epoch of each candidate.
     best_epoch : int

@@ -22,6 +22,7 @@ from augbench.config.study import Study
 from augbench.data.source import ImageSource
 from augbench.files import canonical_hash
 from augbench.personalise.data import encode_moments
+from augbench.personalise.families import side_of
 from augbench.personalise.tasks import ClassTask, ImageSet
 from augbench.plan.recipes import Recipe, latents_recipe
 from augbench.progress import Progress
@@ -60,6 +61,7 @@ class Encoding:
         """Recipe of the latents of some images of one class."""
         return {
             **latents_recipe(self.study),
+            "resolution": side_of(self.study.diffusion),
             "vae": self.vae,
             "dtype": str(self.dtype).removeprefix("torch."),
             "images": canonical_hash(list(images.image_ids)),
@@ -73,7 +75,7 @@ class Encoding:
         return encode_moments(
             vae,
             images=self.source.load(images.sources),
-            resolution=self.study.diffusion.side,
+            resolution=side_of(self.study.diffusion),
             mirror=mirror,
             limit=limit,
             dtype=torch.float32 if self.dtype == torch.float32 else torch.float16,

@@ -1,8 +1,9 @@
 """Fine-tuning jobs: learn classes, choose the learning rate, gather the results (paper, section 3.2).
 
-Input: splits, the class table, the diffusion model, clusters. Output: one file of vectors per class with
-the losses of every epoch, and the U-Nets of candidates. Then, per method, the results of the best
-learning rate: ``embeddings.safetensors``, with placeholders as keys, and U-Nets. What the store holds is
+Input: splits, the class table, the diffusion model, clusters. Output: one file of vectors or adapters per
+class with the losses of every epoch, and the U-Nets or adapters that all classes share, of candidates. Then,
+per method, the results of the best learning rate: ``embeddings.safetensors``, with placeholders as keys, and
+U-Nets or adapters. What the store holds is
 not learned again. torch is imported only if there is something to learn.
 """
 
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from augbench.artifacts import adapters
 from augbench.artifacts.origins import counts_by_row
 from augbench.artifacts.store import link_file
 from augbench.config.methods import PersonaliseMethod
@@ -33,6 +35,7 @@ from augbench.personalise.learned import WithAddedImages
 from augbench.personalise.tasks import ClassTask, class_tasks, end_of_grid, start_prompt, start_word
 from augbench.plan.recipes import Recipe, data_set_recipe, finetune_recipe
 from augbench.prompts.placeholders import placeholders
+from augbench.prompts.stage import class_name
 from augbench.prompts.templates import fill, load_templates
 
 if TYPE_CHECKING:
@@ -42,9 +45,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KIND = "finetune"
-# parts of a diffusion model that fine-tuning reads
+# parts of Stable Diffusion 1.x and 2.x that fine-tuning reads
 MODEL_PARTS = ("scheduler/", "text_encoder/", "tokenizer/", "unet/", "vae/")
 UNET_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+ADAPTER_FILES = (adapters.FILE,)
 HISTORY = pa.schema(
     [
         ("factor", pa.float64()),
@@ -64,11 +68,13 @@ def _task_recipe(task: ClassTask, method: PersonaliseMethod, seed: int) -> Recip
     if method.learn == "conditioning":
         texts = {"start": start_prompt(task, method, seed)}
     else:
+        name = "{}" if method.learns_words else class_name(task.info, method.prompting.class_name)
         filled = [
-            fill(template, "{}", task.info, "{scene}")
+            fill(template, name, task.info, "{scene}")
             for template in load_templates(method.prompting.templates)
         ]
-        texts = {"start": start_word(task), "prompts": canonical_hash(filled)}
+        start = {"start": start_word(task)} if method.learns_words else {}
+        texts = {**start, "prompts": canonical_hash(filled)}
     images = {
         name: canonical_hash([part.image_ids, part.clusters])
         for name, part in (("train", task.train), ("validation", task.validation))
@@ -87,18 +93,18 @@ def group_recipes(
 ) -> dict[str, Recipe]:
     """Recipe of each class's group, by class_id.
 
-    If the U-Net trains, all classes share it and are one group. Otherwise each class is a group of its own.
+    If classes share what trains (the U-Net, one adapter), they are one group. Otherwise each is its own.
     """
-    method = job.study.personalised[name]
+    method, known = job.study.personalised[name], job.study.generator_of(name).other is None
     base = {
         **finetune_recipe(job.study, name, factor),
         **data_set_recipe(job.study),
-        "model": _model_hash(diffusion_path, MODEL_PARTS),
+        "model": _model_hash(diffusion_path, MODEL_PARTS if known else ("",)),
     }
     each = {task.info.class_id: _task_recipe(task, method, job.study.seed_of(name)) for task in tasks}
     together = canonical_hash(list(each.values()))
     return {
-        class_id: {**base, "group": together if method.train_unet else canonical_hash([own])}
+        class_id: {**base, "group": together if method.shares_weights else canonical_hash([own])}
         for class_id, own in each.items()
     }
 
@@ -109,11 +115,12 @@ def group_recipes(
 def write_vectors(
     learned: Learned, recipe: Recipe, path: Path, learned_from: Mapping[str, int] | None = None
 ) -> None:
-    """Write what a class learned: one tensor ``(clusters, ...)`` per candidate.
+    """Write what a class learned: one tensor ``(clusters, ...)`` per candidate, or its adapters' tensors.
 
-    The file's metadata hold the losses, the epochs of the candidates, the best epoch, the recipe, the
-    floating-point type of the computation and, if given, ``learned_from``: the number of images that the class
-    learned from, by the row that made them (``train``: training images).
+    With an adapter that all classes share, the tensors are empty. The file's metadata hold the losses, the
+    epochs of the candidates, the best epoch, the recipe, the floating-point type of the computation and, if
+    given, ``learned_from``: the number of images that the class learned from, by the row that made them
+    (``train``: training images).
     """
     metadata = {
         "history": learned.history,
@@ -144,8 +151,13 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def _unet_recipe(group: Recipe, epoch: int) -> Recipe:
-    return {**group, "unet_epoch": epoch}
+def _shared_recipe(row: PersonaliseMethod, group: Recipe, epoch: int) -> Recipe:
+    """Recipe of what all classes of a group share at the end of an epoch."""
+    return {**group, "adapter_epoch" if row.lora is not None else "unet_epoch": epoch}
+
+
+def _shared_files(row: PersonaliseMethod) -> tuple[str, ...]:
+    return ADAPTER_FILES if row.lora is not None else UNET_FILES
 
 
 def finetune_classes(
@@ -158,7 +170,7 @@ def finetune_classes(
     diffusion_path: str | Path,
     clusters_path: str | Path | None,
     vectors: Sequence[str],
-    unets: Mapping[str, str],
+    shared: Mapping[str, str],
     excluded: Collection[str] = (),
 ) -> None:
     """Fine-tune the classes whose files are ``vectors``, at one factor on the learning rates.
@@ -173,11 +185,11 @@ def finetune_classes(
         Table that :func:`augbench.personalise.cluster.cluster_images` writes; None if each class is one
         cluster.
     vectors : sequence of str
-        Targets ``.../{class_id}.safetensors``; of all classes if the U-Net trains.
-    unets : mapping
-        Target folders by candidate; empty if the U-Net is frozen.
+        Targets ``.../{class_id}.safetensors``; of all classes if they share what trains.
+    shared : mapping
+        Target folders of the U-Net or adapter that all classes share, by candidate; empty without one.
     excluded : collection of str
-        Classes that do not train the U-Net and keep the vectors that they start from; none if it is frozen.
+        Classes that do not train what classes share, and keep the vectors that they start from.
 
     Raises
     ------
@@ -189,22 +201,22 @@ def finetune_classes(
     tasks = class_tasks(train_path, val_path, classes_path, clusters_path, list(targets))
     learning = [task for task in tasks if task.info.class_id not in excluded]
     groups = group_recipes(job, method, factor, learning, diffusion_path)
-    shared = next(iter(groups.values()))
+    common = next(iter(groups.values()))
     recipes: dict[str, Recipe] = {
         class_id: {**group, "class_id": class_id} for class_id, group in groups.items()
     }
     for task in tasks:
         if task not in learning:
-            start = _task_recipe(task, row, job.study.seed_of(method))["start"]
-            recipes[task.info.class_id] = {**shared, "class_id": task.info.class_id, "unlearned": start}
-            groups[task.info.class_id] = shared
+            start = _task_recipe(task, row, job.study.seed_of(method)).get("start")
+            recipes[task.info.class_id] = {**common, "class_id": task.info.class_id, "unlearned": start}
+            groups[task.info.class_id] = common
 
     def is_known(class_id: str) -> bool:
         if not job.store.has(KIND, recipes[class_id], ".safetensors", _is_whole):
             return False
         epochs = read_metadata(job.store.path(KIND, recipes[class_id], ".safetensors"))["epochs"]
-        suffixes = [Path(name).suffix for name in UNET_FILES]
-        kept = [_unet_recipe(groups[class_id], epochs[candidate]) for candidate in unets]
+        suffixes = [Path(name).suffix for name in _shared_files(row)]
+        kept = [_shared_recipe(row, groups[class_id], epochs[candidate]) for candidate in shared]
         return all(
             job.store.has(KIND, recipe, suffix, _is_whole if suffix == ".safetensors" else None)
             for recipe in kept
@@ -214,9 +226,8 @@ def finetune_classes(
     def all_known(_: str) -> bool:
         return all(is_known(class_id) for class_id in targets)
 
-    together = (
-        row.train_unet
-    )  # classes that share a U-Net are learned by one job, so one claim stands for all
+    # classes that share what trains are learned by one job, so one claim stands for all
+    together = row.shares_weights
     unknown = [class_id for class_id in targets if not is_known(class_id)]
     if unknown and together:
         unknown = list(targets)
@@ -241,11 +252,10 @@ def finetune_classes(
     for class_id, target in targets.items():
         job.store.publish(KIND, recipes[class_id], target)
     epochs = read_metadata(vectors[0])["epochs"]
-    for candidate, folder in unets.items():
-        for name in UNET_FILES:
-            job.store.publish(
-                KIND, _unet_recipe(groups[next(iter(targets))], epochs[candidate]), Path(folder) / name
-            )
+    for candidate, folder in shared.items():
+        recipe = _shared_recipe(row, groups[next(iter(targets))], epochs[candidate])
+        for name in _shared_files(row):
+            job.store.publish(KIND, recipe, Path(folder) / name)
 
 
 def _learn(
@@ -264,7 +274,7 @@ def _learn(
     An interrupted training resumes, with the classes that it was started with.
     """
     from augbench.personalise.fine_tune import fine_tune, unlearned
-    from augbench.personalise.train import read_checkpoint
+    from augbench.personalise.train import read_checkpoint, weights_folder
 
     row = job.study.personalised[name]
     folder = job.folder / ".work" / KIND / canonical_hash(list(recipes.values()))
@@ -273,7 +283,8 @@ def _learn(
     if begun is not None and missing <= set(begun["classes"]):
         missing = set(begun["classes"])
     wanted = [task for task in tasks if task.info.class_id in missing]
-    study = job.study.model_copy(update={"seed": job.study.seed_of(name)})
+    of_row = {"seed": job.study.seed_of(name), "diffusion": job.study.generator_of(name)}
+    study = job.study.model_copy(update=of_row)
     source = WithAddedImages(open_source(job.study.dataset, job.study.seed, job.study.corpus), job.folder)
     learned = fine_tune(
         study,
@@ -289,10 +300,10 @@ def _learn(
     if idle := [task for task in tasks if task.info.class_id in excluded]:
         learned |= unlearned(study, row, idle, next(iter(learned.values())))
     epochs = {epoch for result in learned.values() for epoch in result.epochs.values()}
-    for epoch in sorted(epochs) if row.train_unet else ():
-        recipe = _unet_recipe(groups[wanted[0].info.class_id], epoch)
-        for file in UNET_FILES:
-            made = folder / f"unet_epoch{epoch}" / file
+    for epoch in sorted(epochs) if row.shares_weights else ():
+        recipe = _shared_recipe(row, groups[wanted[0].info.class_id], epoch)
+        for file in _shared_files(row):
+            made = weights_folder(folder, "unet" if row.train_unet else "adapter", epoch) / file
 
             def copy(path: Path, made: Path = made) -> None:
                 shutil.copyfile(made, path)
@@ -326,14 +337,31 @@ def _loss(paths: Sequence[str], candidates: Sequence[str]) -> float:
     return float(np.mean([_candidate_losses(path, names) for path in learned], axis=0).min())
 
 
+def _gather_adapters(
+    method: PersonaliseMethod, candidate: str, vectors: Sequence[str], shared: str | None, folder: Path
+) -> None:
+    """Put a candidate's adapter, which all classes share, or its adapter of each class into ``folder``."""
+    assert method.lora is not None
+    if shared is not None:
+        link_file(Path(shared) / adapters.FILE, folder / adapters.FILE)
+        return
+    for path in vectors:
+        with safe_open(path, "np") as file:
+            prefix = f"{candidate}."
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+        adapters.write_adapter(tensors, method.lora, folder / Path(path).stem / adapters.FILE)
+
+
 def choose_lr(
     method: PersonaliseMethod,
     vectors: Mapping[float, Sequence[str]],
-    unet_folders: Mapping[float, Mapping[str, str]],
+    shared_folders: Mapping[float, Mapping[str, str]],
     lr_path: str | Path,
     history_path: str | Path,
     embeddings: Mapping[str, str],
     unets: Mapping[str, str],
+    adapter_folders: Mapping[str, str] | None = None,
 ) -> None:
     """Choose the factor on the learning rates with the lowest validation loss, and gather its results.
 
@@ -341,8 +369,9 @@ def choose_lr(
     ----------
     vectors : mapping
         By factor: files of all classes in the order of the class table.
-    unet_folders : mapping
-        By factor, then by candidate; the inner mappings are empty if the U-Net is frozen.
+    shared_folders : mapping
+        Folders of the U-Net or adapter that all classes share, by factor, then by candidate; the inner
+        mappings are empty without one.
     lr_path : path
         Target for the chosen factor, the end of the grid that it is (:func:`end_of_grid`), the floating-point
         types that its classes were computed in and, for each factor, the validation loss that it was chosen
@@ -354,6 +383,8 @@ def choose_lr(
         ``(1, width)`` for a pseudo-word, as diffusers' ``load_textual_inversion`` takes it.
     unets : mapping
         By candidate: target folder that diffusers loads.
+    adapter_folders : mapping, optional
+        By candidate: target folder of adapters (:mod:`augbench.artifacts.adapters`).
 
     Raises
     ------
@@ -387,7 +418,11 @@ def choose_lr(
             save_file(tensors, temporary, {"format": "pt"})
     for candidate, folder in unets.items():
         for file_name in UNET_FILES:
-            link_file(Path(unet_folders[chosen][candidate]) / file_name, Path(folder) / file_name)
+            link_file(Path(shared_folders[chosen][candidate]) / file_name, Path(folder) / file_name)
+    for candidate, folder in (adapter_folders or {}).items():
+        _gather_adapters(
+            method, candidate, vectors[chosen], shared_folders[chosen].get(candidate), Path(folder)
+        )
     factors = [
         {"factor": factor, "val_loss": loss if math.isfinite(loss) else None}
         for factor, loss in losses.items()

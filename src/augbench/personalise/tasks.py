@@ -23,6 +23,9 @@ from augbench.errors import UserError
 from augbench.prompts.stage import prompt_for
 from augbench.resample import needed_by_class
 
+# learning rate of what is learned, and the batch size that it was chosen for
+DEFAULT_RATES = {"conditioning": (1e-3, 1), "pseudoword": (5e-3, 4), "lora": (1e-4, 1)}
+
 
 @dataclass(frozen=True)
 class ImageSet(ImageList):
@@ -112,21 +115,23 @@ def own_images(batch: int, vectors: int) -> float:
 def learning_rates(
     study: Study, method: PersonaliseMethod, factor: float, classes: int
 ) -> tuple[float, float]:
-    """Learning rates of the vectors and of the U-Net (paper, section 3.2).
+    """Learning rates of the vectors or adapters, and of the U-Net (paper, section 3.2).
 
     They are multiplied by the square root of the ratio of batch sizes and by ``factor``. For the vectors,
     ``finetune.lr_counts`` says which images of a batch count. Defaults come from the methods' publications:
-    0.005 at batch size 4 for pseudo-words, 0.001 at batch size 1 for conditioning.
+    0.005 at batch size 4 for pseudo-words, 0.001 at batch size 1 for conditioning, and for adapters
+    diffusers' DreamBooth-LoRA examples: 0.0001 at batch size 1. An adapter learns from the whole batch.
 
     Parameters
     ----------
     classes : int
         Number of classes that learn, whose images share batches if the U-Net trains.
     """
-    default, default_batch = (5e-3, 4) if method.learn == "pseudoword" else (1e-3, 1)
+    default, default_batch = DEFAULT_RATES[method.learn]
     batch = study.finetune.batch_size
     sharing = method.clusters * (classes if method.train_unet else 1)
-    count = batch if study.finetune.lr_counts == "batch" else own_images(batch, sharing)
+    of_batch = study.finetune.lr_counts == "batch" or not method.learns_vectors
+    count = batch if of_batch else own_images(batch, sharing)
     lr = (method.lr or default) * math.sqrt(count / (method.lr_batch_size or default_batch))
     return lr * factor, method.unet_lr * math.sqrt(batch) * factor
 

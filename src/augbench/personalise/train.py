@@ -1,8 +1,8 @@
-"""Fine-tune conditionings or pseudo-words, with any number of clusters and a frozen or trained U-Net.
+"""Fine-tune conditionings or pseudo-words, with any number of clusters, the U-Net, or adapters of it.
 
 Input: classes with their images, a diffusion model, settings. Output: per class, the learned vectors of
-every candidate and the losses of every epoch; also the U-Net of every epoch that is a candidate. Classes
-that do not share a trained U-Net are groups of their own, each with its own epochs, steps and early
+every candidate and the losses of every epoch; also the U-Net or adapter of every epoch that is a candidate.
+Classes that do not share trained weights are groups of their own, each with its own epochs, steps and early
 stopping. They learn in one process and end where each would end if it learned alone. Training can resume
 after any step, because all random numbers derive from (seed, class, image, epoch).
 """
@@ -24,18 +24,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
-from safetensors.torch import save_file
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 
 from augbench.data.decode import in_order
-from augbench.errors import UserError
 from augbench.files import atomic_path
 from augbench.models.folders import to_device
 from augbench.personalise.adam import RowAdam
 from augbench.personalise.data import Draw, draw_training, draw_validation, epoch_order
 from augbench.personalise.embedding import Rows
+from augbench.personalise.families import Predict
 from augbench.personalise.groups import ClassGroup, Learned, Settings
+from augbench.personalise.objectives import objective_of
 from augbench.personalise.tasks import ClassTask, ImageSet
+from augbench.personalise.weights import Adapter, Weights, WholeUNet
 from augbench.progress import Progress
 from augbench.runtime.compiling import compile_network, kernels_of, run_filled
 from augbench.runtime.fit import BatchLimit
@@ -46,7 +47,6 @@ CHECKPOINT_SECONDS = 5.0
 # largest share of the time that goes into checkpoints within an epoch: a U-Net's has 10 GB
 CHECKPOINT_SHARE = 0.02
 MICRO_BATCH = "finetune.micro_batch"  # the key that sets it
-UNET_WEIGHTS = "diffusion_pytorch_model.safetensors"  # name that diffusers expects
 T = TypeVar("T")
 
 
@@ -111,28 +111,6 @@ def micro_batches(samples: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield samples[start:end]
 
 
-def diffusion_target(
-    scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-) -> torch.Tensor:
-    """Target of the U-Net's prediction: the noise, or the velocity if the model was trained with it.
-
-    Stable Diffusion 2.x was trained with the velocity.
-
-    Raises
-    ------
-    UserError
-        The model predicts something else.
-    """
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return noise
-    if kind == "v_prediction":
-        return scheduler.get_velocity(latents, noise, timesteps)
-    raise UserError(
-        "diffusion.model", f"its scheduler's prediction_type is {kind!r}", "allowed: epsilon, v_prediction"
-    )
-
-
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
@@ -147,15 +125,20 @@ class Trainer:
     rows : Rows
         Row ``number x clusters + cluster`` belongs to that cluster of class ``number``.
     unet : UNet2DConditionModel
-        On its device; float32 if it trains.
-    scheduler : DDPMScheduler
+        On its device; float32 if all of it trains.
+    scheduler : DDPMScheduler or FlowMatchEulerDiscreteScheduler
         The model's noise schedule.
     moments, validation_moments : sequence of Tensor
         For each class, as :func:`~augbench.personalise.data.encode_moments` yields them.
     folder : Path
-        Folder for the checkpoint and the U-Nets of candidates.
+        Folder for the checkpoint and the trained weights of candidates.
     what : str
         Prefix of the progress lines.
+    adapter : Adapter, optional
+        Adapter of the U-Net that trains, which all classes share.
+    predict : callable, optional
+        Function from noisy latents, timesteps and text states to the prediction of ``unet``, which may be a
+        transformer. Default: Stable Diffusion's.
     """
 
     def __init__(
@@ -163,40 +146,49 @@ class Trainer:
         tasks: Sequence[ClassTask],
         rows: Rows,
         unet: UNet2DConditionModel,
-        scheduler: DDPMScheduler,
+        scheduler: DDPMScheduler | FlowMatchEulerDiscreteScheduler,
         moments: Sequence[torch.Tensor],
         validation_moments: Sequence[torch.Tensor],
         settings: Settings,
         folder: Path,
         what: str = "fine-tune",
+        adapter: Adapter | None = None,
+        predict: Predict | None = None,
     ) -> None:
         self.tasks, self.rows, self.unet = tasks, rows, unet
-        self.scheduler, self.settings = scheduler, settings
+        self.objective, self.settings = objective_of(scheduler), settings
+        self.predict: Predict = predict or (lambda *inputs: unet(*inputs).sample)
         self.moments, self.validation_moments = moments, validation_moments
         self.folder, self.what = folder, what
+        # what all classes train together
+        self.weights: Weights | None = WholeUNet(unet) if settings.train_unet else adapter
         self.device = rows.values.device
-        self.optimizer = RowAdam(rows.values, settings.lr, settings.weight_decay)
+        learns_vectors = rows.values.numel() > 0
+        self.optimizer = RowAdam(rows.values, settings.lr, settings.weight_decay) if learns_vectors else None
         if self.device.type == "cuda":
             # the layout that tensor cores work in; with another one, every convolution converts
             unet.to(memory_format=torch.channels_last)
-        unet.requires_grad_(settings.train_unet)
-        self.unet_optimizer = None
-        if settings.train_unet:
+        unet.requires_grad_(False)
+        self.weights_optimizer = None
+        if self.weights is not None:
+            trained = [parameter.requires_grad_() for parameter in self.weights.parameters()]
             # fused: reads and writes all values once, not once per operation
             fused = True if self.device.type == "cuda" else None
-            self.unet_optimizer = torch.optim.AdamW(
-                unet.parameters(), lr=settings.unet_lr, weight_decay=settings.weight_decay, fused=fused
+            self.weights_optimizer = torch.optim.AdamW(
+                trained, lr=settings.unet_lr, weight_decay=settings.weight_decay, fused=fused
             )
         numbers = tuple(range(len(tasks)))
         self.groups = (
-            [ClassGroup(numbers)] if settings.train_unet else [ClassGroup((number,)) for number in numbers]
+            [ClassGroup(numbers)]
+            if self.weights is not None
+            else [ClassGroup((number,)) for number in numbers]
         )
         # float16 has few exponents: small gradients vanish unless they are scaled
         self.dtype = settings.autocast or unet.dtype
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         size = self._compiled_batch() if settings.compiled else settings.micro_batch
         self.limit = BatchLimit(size, MICRO_BATCH)
-        if settings.compiled:
+        if settings.compiled and unet._compiled_call_impl is None:  # an earlier class's training did it
             compile_network(unet)
         self.snapshots = {name: torch.zeros(rows.values.shape) for name in settings.candidates}
         self.histories: list[list[dict[str, Any]]] = [[] for _ in tasks]
@@ -214,7 +206,9 @@ class Trainer:
 
     def compiled_for(self) -> dict[str, Any]:
         """Properties that determine the kernels that :meth:`warm_up` compiles."""
-        trained = [self.settings.train_unet, str(self.settings.autocast)]
+        trained: list[Any] = [self.settings.train_unet, str(self.settings.autocast)]
+        if isinstance(self.weights, Adapter):
+            trained.append([list(values.shape) for values in self.weights.parameters()])
         return kernels_of(self.unet, latents=[self.limit.size, *self._shape], trained=trained)
 
     def warm_up(self) -> None:
@@ -236,15 +230,11 @@ class Trainer:
             return (everything[start : start + size] for start in range(0, samples, size))
         return micro_batches(everything, size)
 
-    def _predicted(self, noisy: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def _predicted(self, noisy: torch.Tensor, timesteps: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
         """Prediction of the U-Net, ``(N, 4, h, w)``; a compiled one gets whole micro-batches."""
-
-        def predicted(*inputs: torch.Tensor) -> torch.Tensor:
-            return self.unet(*inputs).sample
-
         if self.settings.compiled:
-            return run_filled(predicted, self.limit.size, noisy, timesteps, states)
-        return predicted(noisy, timesteps, states)
+            return run_filled(self.predict, self.limit.size, noisy, timesteps, *states)
+        return self.predict(noisy, timesteps, *states)
 
     # --- samples ---
 
@@ -266,7 +256,7 @@ class Trainer:
             epoch=epoch,
             shape=self._shape,
             flip=self.settings.flip,
-            timesteps=self.scheduler.config.num_train_timesteps,
+            timesteps=self.objective.timesteps,
         )
         return _Sample(number, image, self._row(number, task.train, image), draw, weight)
 
@@ -279,7 +269,7 @@ class Trainer:
             image_id=task.validation.image_ids[image],
             number=repeat,
             shape=self._shape,
-            timesteps=self.scheduler.config.num_train_timesteps,
+            timesteps=self.objective.timesteps,
         )
         return _Sample(number, image, self._row(number, task.validation, image), draw)
 
@@ -315,11 +305,11 @@ class Trainer:
         values = to_device(batch.values, self.device)
         latents, noise = values[:, :-2].unflatten(1, (2, *batch.shape)).unbind(1)  # (N, 4, h, w) each
         timesteps, weights = values[:, -2].long(), values[:, -1]  # (N,) each
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)  # (N, 4, h, w)
-        states = self.rows.states(batch.rows, batch.prompts)
-        with self._precision():  # states: (N, 77, D)
-            predicted = self._predicted(noisy.to(self.unet.dtype), timesteps, states.to(self.unet.dtype))
-        target = diffusion_target(self.scheduler, latents, noise, timesteps)  # (N, 4, h, w)
+        noisy, times, target = self.objective.pose(latents, noise, timesteps)  # (N, 4, h, w), (N,), as noisy
+        given = self.rows.states(batch.rows, batch.prompts)  # (N, 77, D), or several tensors
+        states = [values.to(self.unet.dtype) for values in (given if isinstance(given, tuple) else (given,))]
+        with self._precision():
+            predicted = self._predicted(noisy.to(self.unet.dtype), times, *states)
         return (predicted.float() - target).square().mean((1, 2, 3)), weights
 
     def _precision(self) -> AbstractContextManager[Any]:
@@ -385,10 +375,11 @@ class Trainer:
 
     def _update(self, batch: Batch) -> None:
         """Take a step of both optimisers; with a scaler, what overflowed is not updated."""
-        # RowAdam has what the scaler needs of an optimiser
-        self.scaler.step(self.optimizer, sorted(set(batch.rows)))  # type: ignore[arg-type]
-        if self.unet_optimizer is not None:
-            self.scaler.step(self.unet_optimizer)
+        if self.optimizer is not None:
+            # RowAdam has what the scaler needs of an optimiser
+            self.scaler.step(self.optimizer, sorted(set(batch.rows)))  # type: ignore[arg-type]
+        if self.weights_optimizer is not None:
+            self.scaler.step(self.weights_optimizer)
         self.scaler.update()
         self._clear_gradients()
 
@@ -490,7 +481,7 @@ class Trainer:
                 int(validation[1].sum()),
                 f"{len(classes)} classes, training loss {means[0]:.4f}, validation loss {means[1]:.4f}",
             )
-            self._keep_unets()
+            self._keep_weights()
             if (
                 any(not group.stopped for group in self.groups)
                 and time.monotonic() - self._saved >= CHECKPOINT_SECONDS
@@ -512,9 +503,10 @@ class Trainer:
 
     # --- files ---
 
-    def unet_folder(self, epoch: int) -> Path:
-        """Folder of the U-Net of a candidate's epoch."""
-        return self.folder / f"unet_epoch{epoch}"
+    def weights_folder(self, epoch: int) -> Path:
+        """Folder of the weights of a candidate's epoch."""
+        assert self.weights is not None
+        return weights_folder(self.folder, self.weights.name, epoch)
 
     def _candidate_epochs(self) -> set[int]:
         return {
@@ -524,24 +516,23 @@ class Trainer:
             if name in group.epochs
         }
 
-    def _keep_unets(self) -> None:
-        """Write the U-Net if this epoch is a candidate."""
-        if self.settings.train_unet and self.epoch in self._candidate_epochs():
-            folder = self.unet_folder(self.epoch)
+    def _keep_weights(self) -> None:
+        """Write the weights that train if this epoch is a candidate."""
+        if self.weights is not None and self.epoch in self._candidate_epochs():
+            folder = self.weights_folder(self.epoch)
             folder.mkdir(parents=True, exist_ok=True)
-            self.unet.save_config(folder)
-            state = {name: tensor.cpu().contiguous() for name, tensor in self.unet.state_dict().items()}
-            with atomic_path(folder / UNET_WEIGHTS) as temporary:
-                save_file(state, temporary, {"format": "pt"})
+            self.weights.save(folder)
 
-    def _drop_unets(self) -> None:
-        """Remove the U-Nets of epochs that are no longer candidates."""
-        kept = {self.unet_folder(epoch) for epoch in self._candidate_epochs()}
-        for folder in set(self.folder.glob("unet_epoch*")) - kept:
+    def _drop_weights(self) -> None:
+        """Remove the weights of epochs that are no longer candidates."""
+        if self.weights is None:
+            return
+        kept = {self.weights_folder(epoch) for epoch in self._candidate_epochs()}
+        for folder in set(self.folder.glob(f"{self.weights.name}_epoch*")) - kept:
             shutil.rmtree(folder)
 
     def _save(self, begun: _Begun | None = None) -> None:
-        """Write the checkpoint, then remove the U-Nets that only an earlier checkpoint needs.
+        """Write the checkpoint, then remove the weights that only an earlier checkpoint needs.
 
         Within an epoch, ``begun`` says what of it is done.
         """
@@ -550,7 +541,7 @@ class Trainer:
             "classes": [task.info.class_id for task in self.tasks],
             "epoch": self.epoch - (begun is not None),
             "values": self.rows.values.detach(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
             "snapshots": self.snapshots,
             "histories": self.histories,
             "groups": [vars(group) for group in self.groups],
@@ -558,11 +549,15 @@ class Trainer:
         }
         if begun is not None:
             state["begun"] = {**vars(begun), "losses": [torch.cat(begun.losses)]}
-        if self.unet_optimizer is not None:
-            state |= {"unet": self.unet.state_dict(), "unet_optimizer": self.unet_optimizer.state_dict()}
+        if self.weights is not None and self.weights_optimizer is not None:
+            trained = {
+                "unet": self.weights.state_dict(),
+                "unet_optimizer": self.weights_optimizer.state_dict(),
+            }
+            state |= trained
         with atomic_path(checkpoint_path(self.folder)) as temporary:
             torch.save(state, temporary)
-        self._drop_unets()
+        self._drop_weights()
         self._saved = time.monotonic()
         self._saving = self._saved - start
 
@@ -572,10 +567,11 @@ class Trainer:
             return
         with torch.no_grad():
             self.rows.values.copy_(state["values"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.unet_optimizer is not None:
-            self.unet.load_state_dict(state["unet"])
-            self.unet_optimizer.load_state_dict(state["unet_optimizer"])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        if self.weights is not None and self.weights_optimizer is not None:
+            self.weights.load_state_dict(state["unet"])
+            self.weights_optimizer.load_state_dict(state["unet_optimizer"])
         self.snapshots = {name: values.clone() for name, values in state["snapshots"].items()}
         self.histories, self.epoch = state["histories"], state["epoch"]
         self.groups = [ClassGroup(**group) for group in state["groups"]]
@@ -586,6 +582,11 @@ class Trainer:
             losses = [values.to(self.device) for values in begun["losses"]]
             self._begun = _Begun(begun["steps"], begun["numbers"], losses)
         logger.info("%s: resuming after epoch %d, step %d", self.what, self.epoch, self._begun.steps)
+
+
+def weights_folder(folder: Path, name: str, epoch: int) -> Path:
+    """Folder of the weights ``name`` (``unet``, ``adapter``) of an epoch, in a working folder."""
+    return folder / f"{name}_epoch{epoch}"
 
 
 def checkpoint_path(folder: Path) -> Path:

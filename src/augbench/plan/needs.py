@@ -22,6 +22,7 @@ from augbench.plan.uses_network import uses_network
 SMALL_RESOLUTION = 128
 # float32, of Stable Diffusion 1.x at 512 pixels: a learned vector, and the latent and noise of an image
 VECTOR_BYTES = {"conditioning": 77 * 768 * 4, "pseudoword": 768 * 4}
+ADAPTER_BYTES = 199_296 * 4  # of rank 1, on the attention projections of Stable Diffusion 1.x
 SAMPLE_BYTES = 2 * 4 * 64 * 64 * 4
 NOT_GIVEN = ("", "None")
 WEB_JOBS = ("nodes", "login")
@@ -60,6 +61,13 @@ class Site:
     longest_job: int = 1440
     largest_job: int = 256_000
     web_jobs: str = "nodes"
+
+
+def learned_bytes(method: PersonaliseMethod, classes: int) -> int:
+    """Size of what ``classes`` classes learn for one candidate, without a trained U-Net."""
+    if method.lora is not None:
+        return ADAPTER_BYTES * method.lora.rank * (classes if method.lora.scope == "class" else 1)
+    return classes * method.clusters * VECTOR_BYTES[method.learn]
 
 
 def read_site(default_resources: Mapping[str, object]) -> Site:
@@ -136,14 +144,14 @@ class Needs:
         """Resources of a job that searches a corpus, or that ``merges`` what others have found."""
         return (self.job if merges else self.gpu_job)(6000, 32000, minutes=480)
 
-    def generate_job(self, method: str) -> Resources:
+    def generate_job(self, method: str, minutes: int = 240) -> Resources:
         """Resources of a job that generates a row's images; a model's weights pass through main memory."""
-        model = self.study.generator_of(method)
+        model = self.study.generator_of(self.study.row_and_draw(method)[0])
         if model.other is None:
-            return self.gpu_job(3000, 16000, minutes=240)
+            return self.gpu_job(3000, 16000, minutes=minutes)
         megabytes = 3000 if model.side < SMALL_RESOLUTION else 16000
         megabytes += round(known_model(model.model).get("gigabytes", 0.0) * 1000)
-        return self.gpu_job(megabytes, megabytes, minutes=240)
+        return self.gpu_job(megabytes, megabytes, minutes=minutes)
 
     def finetune_job(self, method: PersonaliseMethod, classes: int) -> Resources:
         """Resources of a job that fine-tunes ``classes`` classes.
@@ -151,8 +159,9 @@ class Needs:
         Latents stay on the disk. The vectors are there as values, gradients, moments, start and checkpoint,
         and twice for each candidate; a step's samples are there six times, because they are prepared ahead.
         """
-        vectors = classes * method.clusters * VECTOR_BYTES[method.learn] * (6 + 2 * len(method.candidates))
-        samples = 6 * self.study.finetune.batch_size * (1 if method.train_unet else classes) * SAMPLE_BYTES
+        vectors = learned_bytes(method, classes) * (6 + 2 * len(method.candidates))
+        together = 1 if method.train_unet or method.lora is not None else classes
+        samples = 6 * self.study.finetune.batch_size * together * SAMPLE_BYTES
         return self.gpu_job(3000, 16000 + round((vectors + samples) / 1e6), minutes=720)
 
     def classifier_job(self, miniature: int, full: int, minutes: int) -> Resources:

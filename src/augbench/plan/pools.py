@@ -184,10 +184,12 @@ class PoolPaths(InputPaths):
         return [self.path("retrieval/excluded.json")] if wanted else []
 
     def excluded_from_learning(self, method: str) -> list[str]:
-        """File with the classes that do not train a row's shared U-Net, if the config leaves any out."""
+        """File with the classes that do not train what a row's classes share, if the config leaves any out."""
         finetune, row = self.study.finetune, self.study.personalised[method]
         without = finetune.excluded_classes == "leave_out" or not row.learns_from_training_images
-        return self.excluded if row.train_unet and without and self.study.retrieval.exclude == "auto" else []
+        return (
+            self.excluded if row.shares_weights and without and self.study.retrieval.exclude == "auto" else []
+        )
 
     @cached_property
     def retrieval_summary(self) -> dict[str, str]:
@@ -393,8 +395,8 @@ class PoolPaths(InputPaths):
         return self._folder_blocks(self.study.execution.classes_per_job)
 
     def finetune_blocks(self, method: str) -> list[FolderBlock]:
-        """Blocks of classes, one for each fine-tuning job; a single block if the U-Net trains."""
-        if self.study.personalised[method].train_unet:
+        """Blocks of classes, one for each fine-tuning job; a single block if classes share what trains."""
+        if self.study.personalised[method].shares_weights:
             return [FolderBlock("all", tuple(self.folders))]
         return self._folder_blocks(
             self.study.execution.finetune_classes_per_job or self.study.execution.classes_per_job
@@ -433,12 +435,26 @@ class PoolPaths(InputPaths):
             else {}
         )
 
+    def trained_adapters(self, method: str, factor: float | str) -> dict[str, str]:
+        """Folder of the adapter that all classes share, by candidate; empty without one."""
+        row = self.study.personalised[method]
+        return (
+            {name: f"{self.lr_folder(method, factor)}/adapter/{name}" for name in row.candidate_names}
+            if row.lora is not None and row.shares_weights
+            else {}
+        )
+
     def embeddings(self, method: str) -> dict[str, str]:
-        """Files with the vectors that all classes learned, by candidate."""
-        return {
-            name: self.path("finetune", method, name, "embeddings.safetensors")
-            for name in self.study.personalised[method].candidate_names
-        }
+        """Files with the vectors that all classes learned, by candidate; empty if classes learn none."""
+        row = self.study.personalised[method]
+        return (
+            {
+                name: self.path("finetune", method, name, "embeddings.safetensors")
+                for name in row.candidate_names
+            }
+            if row.learns_vectors
+            else {}
+        )
 
     def unets(self, method: str) -> dict[str, str]:
         """U-Nets of the candidates at the chosen learning rate; empty if the U-Net stays frozen."""
@@ -448,6 +464,23 @@ class PoolPaths(InputPaths):
             if row.train_unet
             else {}
         )
+
+    def adapters(self, method: str) -> dict[str, str]:
+        """Folders of the candidates' adapters at the chosen learning rate; empty if the row learns none.
+
+        A folder has the adapter that all classes share, or one folder per class.
+        """
+        row = self.study.personalised[method]
+        return (
+            {}
+            if row.lora is None
+            else {name: self.path("finetune", method, name, "adapters") for name in row.candidate_names}
+        )
+
+    def learned_files(self, method: str) -> list[str]:
+        """Files and folders of all that the candidates learned, at the chosen learning rate."""
+        kinds = (self.embeddings(method), self.unets(method), self.adapters(method))
+        return [path for files in kinds for path in files.values()]
 
     def finetune_history(self, method: str) -> str:
         """Path of the losses of every class, epoch and learning rate."""

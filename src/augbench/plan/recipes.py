@@ -7,6 +7,7 @@ meaning of the code changes. No recipe contains settings of execution (blocks, b
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from augbench.classifier.sizes import evaluation_resize
@@ -272,8 +273,10 @@ def finetune_recipe(study: Study, name: str, factor: float) -> Recipe:
     shaping = {"learn", "clusters", "train_unet", "lr", "unet_lr", "lr_batch_size", "candidates"}
     learned = method.model_dump(mode="json", include=shaping)
     others = {"features", "inception_weights", "inception_mirrors", "micro_batch"}
-    if not method.train_unet:
+    if not method.shares_weights:
         others.add("excluded_classes")
+    if method.lora is not None:
+        learned["lora"] = asdict(method.lora)
     training = study.finetune.model_dump(mode="json", exclude=others)
     return {
         "version": 1,
@@ -281,7 +284,7 @@ def finetune_recipe(study: Study, name: str, factor: float) -> Recipe:
         "learned": {**learned, "prompting": method.prompting.model_dump()},
         "factor": factor,
         "finetune": training,
-        "resolution": study.diffusion.side,
+        "resolution": study.generator_of(name).resolution,
     }
 
 

@@ -261,7 +261,7 @@ def _class_rows(
     for part in range(study.parts_made(name)):
         for index in study.augmentation.part_range(part, len(images)):
             source = images[index % len(images)] if method.from_training_images else None
-            if personalised is not None:
+            if personalised is not None and personalised.learns_vectors:
                 prompt = _personalised_prompt(personalised, info, index, study.seed_of(name))
             else:
                 prompt = prompt_for(info, index, prompting, study.seed_of(name), source=source)

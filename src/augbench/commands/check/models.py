@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from augbench.artifacts.adapters import check_targets, linear_layers
 from augbench.config.hub import HUB_ID, HubModel, known_model
 from augbench.config.models import NO_SAFETY_CHECKER, Clip, Diffusion
 from augbench.config.pipelines import PIPELINES_HERE, STABLE_DIFFUSION, pipelines
@@ -92,6 +93,7 @@ def model_problems(study: Study) -> Iterator[UserError]:
                 yield from _safety_checker(key, model)
         except UserError as error:
             yield error
+    yield from _lora_targets(study)
     try:
         if _is_here(study.clip.hub):
             yield from _clip(study, text)
@@ -230,6 +232,17 @@ def _diffusion(section: str, model: Diffusion) -> tuple[dict[str, Any], list[Use
                 UserError(f"{section}.resolution", model.resolution, f"allowed: {side}, the model's own")
             )
     return text, problems
+
+
+def _lora_targets(study: Study) -> Iterator[UserError]:
+    """Yield the layers of adapters that the network of a row's model does not have."""
+    for name, row in study.personalised.items():
+        model = study.generator_of(name)
+        if row.lora is None or not _is_here(model.hub):
+            continue
+        networks = [Path(model.folder) / part for part in ("unet", "transformer")]
+        if layers := [layer for network in networks for layer in linear_layers(network)]:
+            yield from check_targets(f"methods.{name}.targets", row.lora.targets, layers)
 
 
 def _safety_checker(section: str, model: Diffusion) -> Iterator[UserError]:

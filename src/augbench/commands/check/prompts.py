@@ -47,7 +47,8 @@ def indistinct_prompts(study: Study, classes: tuple[ClassInfo, ...]) -> list[str
         if folder is None:
             continue
         kept = any(all(Path(folder, name).is_file() for name in names) for names in TOKENIZER_FILES)
-        if not kept or (row in study.personalised and not method.learns_words):
+        learned = study.personalised.get(row)
+        if not kept or (learned is not None and learned.learn == "conditioning"):
             continue
         folders.add(folder)
         if prompting.captions is not None:

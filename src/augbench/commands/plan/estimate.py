@@ -24,7 +24,7 @@ from augbench.config.study import Study
 from augbench.data.sources import open_source
 from augbench.errors import UserError
 from augbench.plan.jobs import job_file, read_seconds
-from augbench.plan.needs import VECTOR_BYTES
+from augbench.plan.needs import learned_bytes
 from augbench.plan.paths import Plan
 from augbench.retrieval.hunt import prefix_sizes, sought_images, wanted_images
 from augbench.runtime.gpus import visible_gpus
@@ -269,29 +269,24 @@ class Estimate(Work):
             [
                 *(plan.vectors_folder(method, factor, folder) for folder in block.folders),
                 *plan.trained_unets(method, factor).values(),
+                *plan.trained_adapters(method, factor).values(),
             ]
             for factor in factors
             for block in plan.finetune_blocks(method)
         ]
-        choice = [
-            plan.lr(method),
-            plan.finetune_history(method),
-            *plan.embeddings(method).values(),
-            *plan.unets(method).values(),
-        ]
+        choice = [plan.lr(method), plan.finetune_history(method), *plan.learned_files(method)]
         epochs = min(row.last_epoch(self.study.finetune.max_epochs), self.assume("finetune_epochs"))
         evaluated = FORWARD_SHARE * self.sizes.validation * self.study.finetune.validation_draws
         images = self.learned_images(method)
         seen = epochs * len(factors) * (images + evaluated)
         hours: float | None = None
         unets, latents = 0.0, self.latents(method)
-        if self.knows_diffusion:
+        if self.knows_diffusion and row.generator is None:
             rate = self.rate("finetune_unet" if row.train_unet else "finetune_vectors")
             hours = seen * self.area / rate / 3600 + self.encode_hours(latents)
             if row.train_unet:
                 unets = self.assume("unet_bytes") * len(factors) * len(row.candidates)
-        vectors_per_candidate = self.sizes.classes * row.clusters * VECTOR_BYTES[row.learn]
-        vectors = vectors_per_candidate * len(row.candidates) * (len(factors) + 1)
+        vectors = learned_bytes(row, self.sizes.classes) * len(row.candidates) * (len(factors) + 1)
         yield self._step(
             stage="finetune",
             method=method,

@@ -99,7 +99,7 @@ def needs_of(study: Study) -> Iterator[Need]:
     if is_stable_diffusion_1(study.diffusion):
         area = (study.diffusion.side / DIFFUSION_SIDE) ** 2
         micro_batch = study.finetune.micro_batch or batch
-        trained = {row.train_unet for row in study.personalised.values()}
+        trained = {row.train_unet for row in study.personalised.values() if row.generator is None}
         if False in trained:
             yield _need("finetune_vectors", micro_batch, area, study.finetune.dtype)
         if True in trained:

@@ -165,8 +165,9 @@ class Work:
         share those of validation images.
         """
         rows, draw = self.study.personalised, self.plan.draw_of(method)
-        if not self.knows_diffusion:
+        if not self.knows_diffusion or rows[method].generator is not None:
             return 0
+        rows = {name: row for name, row in rows.items() if row.generator is None}
         alike = [
             name
             for name, row in rows.items()

@@ -236,7 +236,9 @@ def write_diagnostics(
         learning = {}
         if personalised := study.personalised.get(name):
             learning = asdict(
-                read_learning(histories[name], lrs[name], selected[name], together=personalised.train_unet)
+                read_learning(
+                    histories[name], lrs[name], selected[name], together=personalised.shares_weights
+                )
             )
         rows.append(
             diagnosis.row(

@@ -19,7 +19,7 @@ class Learning:
     """Summary of a personalised method's fine-tuning; losses and epochs are means over classes.
 
     Both losses are those at the chosen learning rate: ``val_loss_start`` before training, ``val_loss_best``
-    at each class's best epoch (one epoch for all classes if the U-Net trains).
+    at each class's best epoch (one epoch for all classes if they share what trains).
     """
 
     val_loss_start: float
@@ -42,7 +42,7 @@ def read_learning(history: str | Path, lr: str | Path, selected: str | Path, tog
     selected : path
         ``selected/{method}.json``: ``selected`` is the chosen candidate.
     together : bool
-        Whether the classes train a shared U-Net. They then share their best epoch: that of the mean loss over
+        Whether the classes train a shared U-Net or adapter. They then share their best epoch: that of the mean loss over
         classes.
 
     Raises

@@ -356,10 +356,12 @@ def _excluded_notes(study: Study, excluded: Collection[str]) -> Iterator[str]:
         else "because retrieval found too few images"
     )
     yield f"Left out of the whole study {because}: {len(excluded)} classes ({', '.join(sorted(excluded))})."
-    sharing = [study.label(name) for name, row in study.personalised.items() if row.train_unet]
+    shared = {name: row for name, row in study.personalised.items() if row.shares_weights}
+    sharing = [study.label(name) for name in shared]
+    what = "U-Net" if all(row.train_unet for row in shared.values()) else "U-Net or adapter"
     if sharing and not study.retrieval.listed and study.finetune.excluded_classes == "learn":
         yield (
-            f"The U-Net that all classes share ({', '.join(sharing)}) was trained on these classes, too"
+            f"The {what} that all classes share ({', '.join(sharing)}) was trained on these classes, too"
             " (finetune.excluded_classes)."
         )
 
