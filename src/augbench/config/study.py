@@ -19,6 +19,7 @@ from pydantic import ValidationError, model_validator
 
 from augbench.config.base import LONGEST_NAME, SLUG, Section, key
 from augbench.config.classifier import Classifier
+from augbench.config.clips import same_clip
 from augbench.config.corpus import Corpus, EmbeddingCorpus, MiniatureCorpus, OwnCorpus, PublishedCorpus
 from augbench.config.data import Dataset, FashionMnist
 from augbench.config.draws import depends_on_training_images, drawn_name, fold, unfold_rows
@@ -170,7 +171,7 @@ class Study(Section):
     def _check_retrieval(self, name: str, method: RetrieveMethod) -> None:
         if self.corpus is None:
             raise ValueError(f"methods.{name}: retrieval needs a corpus section")
-        if isinstance(self.corpus, PublishedCorpus) and self.corpus.clip != self.clip.model:
+        if isinstance(self.corpus, PublishedCorpus) and not same_clip(self.corpus.clip, self.clip.model):
             raise ValueError(
                 f"corpus.clip: {self.corpus.clip!r} differs from clip.model, {self.clip.model!r}; "
                 "queries and images must go through the same model"

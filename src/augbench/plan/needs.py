@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from augbench.config.clips import architecture_config
 from augbench.config.methods import PersonaliseMethod
 from augbench.config.study import Study
 from augbench.errors import UserError, ending_in_one_line
+from augbench.models.clip_size import parameters
 from augbench.plan.uses_network import uses_network
 
 # pixels; models that make smaller images are the miniature's and need MB instead of GB
@@ -22,6 +24,7 @@ SMALL_RESOLUTION = 128
 # float32, of Stable Diffusion 1.x at 512 pixels: a learned vector, and the latent and noise of an image
 VECTOR_BYTES = {"conditioning": 77 * 768 * 4, "pseudoword": 768 * 4}
 SAMPLE_BYTES = 2 * 4 * 64 * 64 * 4
+VIT_L_14_PARAMETERS = 428e6
 NOT_GIVEN = ("", "None")
 WEB_JOBS = ("nodes", "login")
 # of a rule: plain values, or functions of wildcards and attempt
@@ -130,6 +133,17 @@ class Needs:
     def gpu_job(self, miniature: int, full: int, minutes: int) -> Resources:
         """Resources of a job that uses one GPU, if the site has any; parameters as in :meth:`job`."""
         return self._gpus(min(1, self.site.gpus_per_job)) | self.job(miniature, full, minutes)
+
+    def clip_job(self, miniature: int, full: int, minutes: int) -> Resources:
+        """Resources of a GPU job that loads CLIP; parameters as in :meth:`gpu_job`.
+
+        An open_clip model larger than ViT-L/14 needs more main memory: its weights are there twice while they
+        load. Models whose size its name does not tell are taken for no larger.
+        """
+        named = self.study.clip.named
+        known = None if named.architecture is None else parameters(architecture_config(named.architecture))
+        more = max(0, round(2 * 4 * ((known or 0) - VIT_L_14_PARAMETERS) / 1e6))
+        return self.gpu_job(miniature + more, full + more, minutes)
 
     def finetune_job(self, method: PersonaliseMethod, classes: int) -> Resources:
         """Resources of a job that fine-tunes ``classes`` classes.

@@ -245,7 +245,7 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
         }
         pairs += _by_row(tagged)
     if retrieved:
-        name = Path(study.clip.model).name
+        name = study.clip.named.title
         pairs.append(("CLIP model of the queries", CLIP if CLIP in name.lower() else name, CLIP))
     if retrieved and study.miniature is not None:
         size = study.miniature.images + study.miniature.distractors

@@ -224,21 +224,20 @@ def _embed(job: Job, parts: Sequence[_Part], clip_path: str | Path, out: Path) -
     """Embed parts; each goes to the store, so that an interrupted job resumes with the next part."""
     import torch
 
-    from augbench.models.folders import embed_texts, load_clip, load_image_tower, pick_device
+    from augbench.models.clip import clip_width, load_clip
+    from augbench.models.folders import pick_device
 
     clip = read_json(clip_path)
     device = pick_device(job.study.execution.device)
-    model, tokenizer = load_clip(clip["folder"], device)
+    network = load_clip(clip, device)
     on_gpu = device.type == "cuda"
     # the result is stored as float16, so computing in float16 changes at most its last digit
-    tower = load_image_tower(
-        clip["folder"], device, model, half=on_gpu, compiled=on_gpu and job.study.execution.compile
-    )
+    tower = network.image_tower(half=on_gpu, compiled=on_gpu and job.study.execution.compile)
     limit = BatchLimit(BATCH[device.type], "embedding the corpus")
     progress = Progress("embed corpus", sum(part.rows for part in parts), "image")
 
     def embed_images(images: Iterable[Image.Image]) -> torch.Tensor:
-        vectors = [torch.empty((0, model.config.projection_dim))]
+        vectors = [torch.empty((0, clip_width(clip)))]
         for embedded in tower.embed_images(images, limit, job.threads):
             vectors.append(embedded)
             progress.update(len(embedded))
@@ -255,7 +254,7 @@ def _embed(job: Job, parts: Sequence[_Part], clip_path: str | Path, out: Path) -
                 vectors = embed_images(content.images)
                 kept = content.metadata()
                 if content.captions is not None:
-                    texts = embed_texts(model, tokenizer, content.captions).cpu()
+                    texts = network.embed_texts(content.captions).cpu()
                     similarity = (vectors * texts).sum(1).numpy()
                     kept = kept.append_column("similarity", pa.array(similarity, pa.float32()))
                 half = vectors.half().numpy()

@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def open_backend(
     if isinstance(corpus, ServerCorpus):
         return ServerBackend(corpus.url, corpus.index)
     if isinstance(corpus, IndexCorpus):
-        return IndexBackend(corpus.folder, clip["id"], clip["folder"])
+        return IndexBackend(corpus.folder, clip)
     if isinstance(corpus, EmbeddingCorpus):
         files = open_embeddings(
             corpus.folder,
@@ -73,7 +73,7 @@ def open_backend(
         return ExactBackend(files, job.store, device, method.corpus_share, study.seed)
     assert isinstance(corpus, OwnCorpus) and corpus_folder is not None
     if corpus.search == "clip_retrieval_index":
-        return IndexBackend(corpus_folder, clip["id"], clip["folder"])
+        return IndexBackend(corpus_folder, clip)
     if (made_with := read_json(Path(corpus_folder) / IDENTITY)["clip"]) != clip["id"]:
         raise UserError(
             str(corpus_folder),
@@ -83,19 +83,21 @@ def open_backend(
     return ExactBackend(open_embeddings(corpus_folder), job.store, device, method.corpus_share, study.seed)
 
 
-def embed_queries(queries: Mapping[str, str], clip_folder: str, study: Study) -> np.ndarray:
+def embed_queries(queries: Mapping[str, str], clip: Mapping[str, Any], study: Study) -> np.ndarray:
     """Embed the queries with CLIP's text tower; float32 ``(Q, D)`` of unit length."""
-    from augbench.models.folders import embed_texts, load_clip, pick_device
+    from augbench.models.clip import load_clip
+    from augbench.models.folders import pick_device
 
-    model, tokenizer = load_clip(clip_folder, pick_device(study.execution.device))
-    return embed_texts(model, tokenizer, list(queries.values())).float().cpu().numpy()
+    network = load_clip(clip, pick_device(study.execution.device))
+    vectors: np.ndarray = network.embed_texts(list(queries.values())).float().cpu().numpy()
+    return vectors
 
 
 def ask(
     study: Study,
     name: str,
     texts: Mapping[str, str | None],
-    clip_folder: str,
+    clip: Mapping[str, Any],
     train: Split,
     embedded_train: str | Path | None,
 ) -> dict[str, list[Asked]]:
@@ -115,7 +117,7 @@ def ask(
     """
     query = study.retrieved[name].query
     written = {class_id: text for class_id, text in texts.items() if text is not None}
-    vectors = embed_queries(written, clip_folder, study) if written else ()
+    vectors = embed_queries(written, clip, study) if written else ()
     asked = {
         class_id: Asked(text, vector)
         for (class_id, text), vector in zip(written.items(), vectors, strict=True)
@@ -176,7 +178,7 @@ def search(
     limits = {
         class_id: prefix_sizes(method, sought_images(method, wanted[class_id]))[-1] for class_id in texts
     }
-    asked = ask(job.study, name, texts, clip["folder"], train, embedded_train)
+    asked = ask(job.study, name, texts, clip, train, embedded_train)
     backend = open_backend(job, method, clip_path, corpus_folder)
     vectors = np.stack([query.vector for of_class in asked.values() for query in of_class])
     sizes = [len(of_class) for of_class in asked.values()]

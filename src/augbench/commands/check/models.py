@@ -13,6 +13,7 @@ from augbench.config.models import Clip
 from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.models.folders import NO_SAFETY_CHECKER
+from augbench.models.open_clip_files import describe, networks_config
 
 # defaults of transformers and diffusers for keys that a config.json omits
 TEXT_WIDTH, CROSS_ATTENTION_WIDTH = 512, 1280
@@ -61,12 +62,17 @@ def _weights(folder: Path) -> Iterator[UserError]:
             str(folder), "no weights", "allowed: a .safetensors or .bin file; download the model again"
         )
     for path in files:
-        with path.open("rb") as stream:
-            start = stream.read(24)
-        if not start:
-            yield UserError(str(path), "an empty file", "the weights are needed; download the model again")
-        elif start.startswith(b"version https://git-lfs"):
-            yield UserError(str(path), "a git-lfs pointer", "the weights themselves are needed: git lfs pull")
+        yield from _usable(path)
+
+
+def _usable(path: Path) -> Iterator[UserError]:
+    """Yield the problem of a file of weights: it is empty, or only a pointer."""
+    with path.open("rb") as stream:
+        start = stream.read(24)
+    if not start:
+        yield UserError(str(path), "an empty file", "the weights are needed; download the model again")
+    elif start.startswith(b"version https://git-lfs"):
+        yield UserError(str(path), "a git-lfs pointer", "the weights themselves are needed: git lfs pull")
 
 
 def model_problems(study: Study) -> Iterator[UserError]:
@@ -92,6 +98,9 @@ def model_problems(study: Study) -> Iterator[UserError]:
 
 def projection_width(clip: Clip) -> int | None:
     """Length of a CLIP model's vectors; None if the model isn't here or its config doesn't say."""
+    if clip.named.library == "open_clip":
+        config = networks_config(clip.named, clip.folder)
+        return None if config is None else int(config["embed_dim"])
     path = Path(clip.folder) / "config.json"
     width = _json(path).get("projection_dim") if path.is_file() else None
     return width if isinstance(width, int) else None
@@ -117,6 +126,10 @@ def models_to_fetch(study: Study) -> Iterator[str]:
 def _clip(study: Study, text: dict[str, Any]) -> Iterator[UserError]:
     """Yield the problems of CLIP. ``text``: config of the diffusion model's text encoder, or empty."""
     folder = Path(study.clip.folder)
+    if study.clip.named.library == "open_clip":
+        description = describe(study.clip.named, folder)
+        yield from _usable(folder / description["weights"])
+        return
     config = _model_folder("clip.model", folder, "transformers' CLIP", "config.json")
     if config.get("model_type") != "clip":
         yield UserError(
