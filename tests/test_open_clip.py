@@ -389,6 +389,7 @@ def job_with(folder: Path, clip: Path) -> Job:
     return Job(study, Store(folder / ".store", folder), 1)
 
 
+@pytest.mark.full
 def test_stages_embed_search_and_look_with_a_model_of_open_clip(tmp_path: Path, siglip: Path) -> None:
     job = job_with(tmp_path, siglip)
     clip, images = read_json(tmp_path / "clip.json"), [noise(seed) for seed in range(6)]
