@@ -175,7 +175,8 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
     import torch
 
     from augbench.data.decode import open_rgb
-    from augbench.models.folders import load_clip, load_image_tower, load_processor
+    from augbench.models.folders import load_processor
+    from augbench.models.transformers_clip import TransformersClip
 
     torch.set_num_threads(options.threads)
     device, images, model_folder = torch.device(options.device), folder / "images", MINIATURE
@@ -184,9 +185,9 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         make_model(model_folder, options.device)
     paths = make_pictures(images, options.images, options.size)
     batch = BATCH[options.device]
-    plain, processor = load_clip(model_folder, device)[0], load_processor(model_folder)
+    plain, processor = TransformersClip(model_folder, device).model, load_processor(model_folder)
     flops = flops_per_image(plain, plain.config.vision_config.image_size)
-    tower = load_image_tower(model_folder, device, half=options.device == "cuda")
+    tower = TransformersClip(model_folder, device).image_tower(half=options.device == "cuda")
     pixels = tower.prepare([open_rgb(path) for path in paths[:batch]])
     small = folder / "one_batch"
     small.mkdir()

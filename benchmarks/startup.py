@@ -57,8 +57,9 @@ pipeline("a bag", num_inference_steps=1, height=side, width=side)
 """,
     "embed: to the first image": """
 from PIL import Image
-from augbench.models.folders import load_image_tower, pick_device
-load_image_tower(job.study.clip.folder, pick_device(device))([Image.new("RGB", (300, 200), "red")])
+from augbench.models.clip import load_clip
+from augbench.models.folders import pick_device
+load_clip({"folder": job.study.clip.folder}, pick_device(device)).image_tower()([Image.new("RGB", (300, 200), "red")])
 """,
     "fine-tune: to the loaded U-Net": """
 from augbench.models.folders import pick_device

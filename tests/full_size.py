@@ -32,7 +32,7 @@ from augbench.config.study import Study, parse_study
 from augbench.config.use import CONCATENATED, Use
 from augbench.data.classes import ClassInfo
 from augbench.generate.stage import _Maker
-from augbench.models.folders import load_image_tower
+from augbench.models.clip import load_clip
 from augbench.personalise.fine_tune import fine_tune
 from augbench.personalise.groups import Learned
 from augbench.personalise.tasks import ClassTask, ImageSet
@@ -196,7 +196,7 @@ def classified(
 
 def embedded(images: int) -> torch.Tensor:
     """Embeddings of some images by CLIP's image tower in float16."""
-    tower = load_image_tower(CLIP, CUDA, half=True)
+    tower = load_clip({"folder": CLIP}, CUDA).image_tower(half=True)
     return tower.embed(torch.zeros(images, 3, 224, 224, dtype=torch.uint8))
 
 

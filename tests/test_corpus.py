@@ -28,8 +28,8 @@ from augbench.miniature.corpus.captions import CAPTION_KINDS, caption_for, class
 from augbench.miniature.corpus.distractors import KINDS, distractor
 from augbench.miniature.corpus.style import clean_images, web_style
 from augbench.miniature.pretrain import told
-from augbench.models import folders
-from augbench.models.folders import fingerprint, load_clip, load_image_tower
+from augbench.models.folders import fingerprint
+from augbench.models.transformers_clip import TransformersClip
 from augbench.prompts.templates import load_scenes
 from augbench.retrieval import embed
 from augbench.retrieval.embed import list_folder, list_miniature
@@ -144,7 +144,8 @@ def test_embeddings_and_similarities_are_those_of_each_image_and_its_own_caption
     images, table = corpus.load_images(tmp_path)
     captions = table.column("caption").to_pylist()
     assert len(set(captions)) < len(captions)  # some repeat
-    model, tokenizer = load_clip(CLIP, torch.device("cpu"))
+    network = TransformersClip(CLIP, torch.device("cpu"))
+    model, tokenizer = network.model, network.tokenizer
     processor = CLIPImageProcessorPil.from_pretrained(CLIP, local_files_only=True)
     rows = (0, 1, 77, 150, 179)
     with torch.inference_mode():
@@ -181,7 +182,7 @@ def test_a_folder_of_images_is_embedded_with_their_paths_and_sizes(
         (name, 40, 50) for name in sorted(colours)
     ]
     vectors = np.concatenate([np.load(path) for path in sorted((tmp_path / "out/img_emb").glob("*.npy"))])
-    tower = load_image_tower(CLIP, torch.device("cpu"))
+    tower = TransformersClip(CLIP, torch.device("cpu")).image_tower()
     for row, name in enumerate(sorted(colours)):
         with Image.open(tmp_path / "pictures" / name) as image:
             assert vectors[row] == pytest.approx(
@@ -190,7 +191,7 @@ def test_a_folder_of_images_is_embedded_with_their_paths_and_sizes(
     made = job.store.tally.made
     embed.embed(job, list_folder(tmp_path / "pictures"), tmp_path / "clip.json", tmp_path / "again")
     assert job.store.tally.made == made, "what is embedded is taken from the store"
-    monkeypatch.setattr(folders, "load_clip", None)  # nobody needs a model
+    monkeypatch.setattr("augbench.models.clip.load_clip", None)  # nobody needs a model
     two = study.model_copy(update={"execution": Execution(embed_jobs=2)})
     listing, clip = list_folder(tmp_path / "pictures"), tmp_path / "clip.json"
     for block, images in enumerate((2, 1)):

@@ -49,7 +49,7 @@ PER_CLASS = 12
 
 @pytest.fixture(scope="module")
 def eyes() -> Eyes:
-    return Eyes(CLIP, JUDGE, CLASSES, torch.device("cpu"))
+    return Eyes({"folder": CLIP}, JUDGE, CLASSES, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +330,7 @@ def test_agreement_is_a_share_in_percent() -> None:
 
 def test_the_class_order_of_the_study_counts(garments: tuple[np.ndarray, np.ndarray]) -> None:
     images, labels = garments
-    reverse = Eyes(CLIP, JUDGE, CLASSES[::-1], torch.device("cpu")).look(
+    reverse = Eyes({"folder": CLIP}, JUDGE, CLASSES[::-1], torch.device("cpu")).look(
         pictures(clean_images(images[:300])), 9 - labels[:300], "reverse"
     )
     assert reverse.judge is not None
@@ -343,7 +343,7 @@ def test_the_class_order_of_the_study_counts(garments: tuple[np.ndarray, np.ndar
 def test_a_judge_of_other_classes_is_refused() -> None:
     others = [replace(info, class_id=f"n{label}") for label, info in enumerate(CLASSES)]
     with pytest.raises(UserError, match=r"report.judge: .* does not know class 'n0', 'n1', 'n2' and 7 more"):
-        Eyes(CLIP, JUDGE, others, torch.device("cpu"))
+        Eyes({"folder": CLIP}, JUDGE, others, torch.device("cpu"))
 
 
 # --- which images ---------------------------------------------------------------------------------

@@ -38,7 +38,8 @@ from torch import nn
 from augbench.classifier import train
 from augbench.generate.sampler import Sampler
 from augbench.generate.stage import LearnedFiles
-from augbench.models.folders import ImageTower, embed_texts, load_clip
+from augbench.models.clip import load_clip
+from augbench.models.towers import ImageTower
 from augbench.personalise.train import Trainer
 from augbench.prompts.placeholders import placeholders
 from benchmarks import networks
@@ -103,10 +104,10 @@ def test_each_wait_is_counted_with_its_line(gpu: FakeGpu) -> None:
 
 
 def test_a_wait_names_the_projects_line_and_the_librarys(full_size: FakeGpu) -> None:
-    model, tokenizer = load_clip(CLIP, CUDA)
+    network = load_clip({"folder": CLIP}, CUDA)
     full_size.blocking.clear()
-    embed_texts(model, tokenizer, ["a bag"])
-    assert all(line.startswith("models/folders.py:") for line in full_size.blocking)
+    network.embed_texts(["a bag"])
+    assert all(line.startswith("models/") for line in full_size.blocking)
     assert any("(transformers/" in line for line in full_size.blocking)
 
 
@@ -327,6 +328,27 @@ def test_the_image_tower_does_not_wait(full_size: FakeGpu, monkeypatch: pytest.M
     batches = waits_inside(full_size, monkeypatch, ImageTower, "embed")
     made = embedded(256)
     assert made.shape == (256, 768) and is_fake(made)
+    assert batches == [Counter()]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("architecture", "width"), [("ViT-L-14-quickgelu", 768), ("ViT-SO400M-14-SigLIP", 1152)]
+)
+def test_the_image_tower_of_open_clip_does_not_wait(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, architecture: str, width: int
+) -> None:
+    """A tower of open_clip's own, and one of timm's, at full size in float16."""
+    import open_clip
+
+    from augbench.models.open_clip_model import OpenClip, SimpleTokenizer
+
+    with torch.device("meta"):
+        model = open_clip.create_model(architecture, device="meta").eval()
+    tower = OpenClip(model.to(CUDA), SimpleTokenizer()).image_tower(half=True)
+    batches = waits_inside(gpu, monkeypatch, ImageTower, "embed")
+    made = tower.embed(torch.zeros(64, 3, 224, 224, dtype=torch.uint8))
+    assert made.shape == (64, width) and is_fake(made)
     assert batches == [Counter()]
 
 

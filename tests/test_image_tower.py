@@ -14,8 +14,8 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPVisionConfig
 
-from augbench.models import folders
-from augbench.models.folders import ImageTower, load_clip, load_image_tower
+from augbench.models import towers
+from augbench.models.transformers_clip import TransformersClip, TransformersTower
 from augbench.runtime.fit import BatchLimit
 from augbench.runtime.overlap import Upload, Uploads
 
@@ -36,7 +36,7 @@ def images() -> list[Image.Image]:
 def plain(images: list[Image.Image]) -> torch.Tensor:
     """Embeddings by transformers alone."""
     model, processor = (
-        load_clip(CLIP, CPU)[0],
+        TransformersClip(CLIP, CPU).model,
         CLIPImageProcessorPil.from_pretrained(CLIP, local_files_only=True),
     )
     with torch.inference_mode():
@@ -50,13 +50,13 @@ def plain(images: list[Image.Image]) -> torch.Tensor:
 def test_embeddings_are_those_of_transformers_but_for_rounding(
     images: list[Image.Image], plain: torch.Tensor
 ) -> None:
-    tower = load_image_tower(CLIP, CPU)
+    tower = TransformersClip(CLIP, CPU).image_tower()
     assert torch.allclose(tower(images), plain, rtol=1e-5, atol=1e-5)
     assert torch.allclose(torch.cat([tower(images[:7]), tower(images[7:])]), plain, rtol=1e-5, atol=1e-5)
 
 
 def test_what_the_network_sees_has_the_bits_that_the_image_processor_gives(images: list[Image.Image]) -> None:
-    tower = load_image_tower(CLIP, CPU)
+    tower = TransformersClip(CLIP, CPU).image_tower()
     seen: list[torch.Tensor] = []
     tower.model.vision_model.embeddings.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     tower(images)
@@ -77,7 +77,7 @@ def test_pixels_are_those_of_the_image_processor_whatever_it_does(
 ) -> None:
     """The usual CLIP, a crop that is not square, a changed aspect ratio, and a crop larger than the image."""
     processor = CLIPImageProcessorPil.from_pretrained(CLIP, local_files_only=True, **changed)
-    tower = ImageTower(load_clip(CLIP, CPU)[0], processor)
+    tower = TransformersTower(TransformersClip(CLIP, CPU).model, processor)
     ours, theirs = (
         tower.prepare(images),
         processor(images, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values,
@@ -88,7 +88,7 @@ def test_pixels_are_those_of_the_image_processor_whatever_it_does(
 def test_products_in_float16_change_unit_vectors_by_less_than_one_float16_step_of_1(
     images: list[Image.Image], plain: torch.Tensor
 ) -> None:
-    halved = load_image_tower(CLIP, CPU, half=True)(images)
+    halved = TransformersClip(CLIP, CPU).image_tower(half=True)(images)
     assert halved.dtype == torch.float32
     assert 0 < (F.normalize(halved, dim=-1) - F.normalize(plain, dim=-1)).abs().max() < 2**-10
 
@@ -97,7 +97,7 @@ def test_batches_that_are_copied_ahead_have_the_bits_of_batches_one_by_one(
     images: list[Image.Image], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also those that do not fit into memory, which are halved."""
-    tower = load_image_tower(CLIP, CPU)
+    tower = TransformersClip(CLIP, CPU).image_tower()
     batches = [tower.prepare(images[first : first + 8]) for first in range(0, len(images), 8)]
     expected = [F.normalize(tower.embed(batch), dim=-1) for batch in batches]
     limit = BatchLimit(8, "embedding")
@@ -119,8 +119,8 @@ def test_batches_that_are_copied_ahead_have_the_bits_of_batches_one_by_one(
 def test_a_compiled_tower_sees_whole_batches_and_runs_small_ones_uncompiled(
     images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folders, "compile_network", lambda network: None)
-    tower, sizes = load_image_tower(CLIP, CPU, compiled=True), []
+    monkeypatch.setattr(towers, "compile_network", lambda network: None)
+    tower, sizes = TransformersClip(CLIP, CPU).image_tower(compiled=True), []
     tower.model.vision_model.register_forward_pre_hook(
         lambda _, arguments, named: sizes.append(len(named["pixel_values"])), with_kwargs=True
     )
@@ -170,9 +170,9 @@ def test_on_a_gpu_a_batch_is_copied_while_the_one_before_is_used(monkeypatch: py
 
 
 def test_a_tower_over_the_same_model_again_changes_nothing(images: list[Image.Image]) -> None:
-    model, _ = load_clip(CLIP, CPU)
-    first = load_image_tower(CLIP, CPU, model)(images)
-    assert torch.equal(load_image_tower(CLIP, CPU, model)(images), first)
+    network = TransformersClip(CLIP, CPU)
+    first = network.image_tower()(images)
+    assert torch.equal(network.image_tower()(images), first)
 
 
 def test_the_last_layer_of_vit_l_14_is_computed_for_the_class_token_alone() -> None:
@@ -194,6 +194,6 @@ def test_the_last_layer_of_vit_l_14_is_computed_for_the_class_token_alone() -> N
         return counter.get_total_flops()
 
     whole = flops()
-    ImageTower(model, CLIPImageProcessorPil())
+    TransformersTower(model, CLIPImageProcessorPil())
     skipped = 2 * 2 * 256 * 1024**2 * (1 + 8)  # images, multiply and add, patches, output projection and MLP
     assert whole - flops() == skipped > 0.025 * whole

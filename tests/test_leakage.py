@@ -33,7 +33,7 @@ from augbench.leakage.search import find_near_duplicates, nearest
 from augbench.leakage.stage import embed_splits, guard
 from augbench.measures.eyes import Eyes
 from augbench.miniature.corpus.style import clean_images
-from augbench.models.folders import load_image_tower
+from augbench.models.clip import load_clip
 from augbench.pools.scores import read_scores, write_scores
 from augbench.report.tables.leakage import draw_pairs, read_rows, write_leakage_table
 from augbench.resample import Drawing, draw
@@ -247,7 +247,7 @@ def test_limits_decide(garments: list[Image.Image]) -> None:
 
 @pytest.fixture(scope="module")
 def embed() -> Callable[[Sequence[Image.Image]], np.ndarray]:
-    tower = load_image_tower(CLIP, torch.device("cpu"))
+    tower = load_clip({"folder": CLIP}, torch.device("cpu")).image_tower()
     return lambda images: torch.nn.functional.normalize(
         torch.cat([tower(images[i : i + 32]) for i in range(0, len(images), 32)]), dim=1
     ).numpy()
@@ -512,7 +512,9 @@ def test_clips_scores_are_probabilities_that_agree_with_its_zero_shot_labels(
     values = [scores[row["class_id"], row["index"], row["sha256"]] for row in index.to_pylist()]
     assert len(scores) == index.num_rows and all(0 <= value <= 1 for value in values)
     labels = index.column("label").to_numpy()
-    seen = Eyes(CLIP, None, CLASSES, torch.device("cpu")).look(load_images(index, small), labels, "clean")
+    seen = Eyes({"folder": CLIP}, None, CLASSES, torch.device("cpu")).look(
+        load_images(index, small), labels, "clean"
+    )
     for value, predicted, label in zip(values, seen.clip, labels, strict=True):
         assert value < 0.5 if predicted != label else value > 0.1
     first = CLASSES[0].class_id

@@ -16,7 +16,6 @@ from conftest import PROJECT
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPModel
 
 from augbench.artifacts.pool import build_index, read_index
 from augbench.artifacts.shards import ShardRow, encode_image, write_shard
@@ -45,7 +44,8 @@ from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, write_json
 from augbench.measures.clip import class_embeddings
 from augbench.measures.eyes import ZERO_SHOT
-from augbench.models.folders import fingerprint, load_clip
+from augbench.models.folders import fingerprint
+from augbench.models.transformers_clip import TransformersClip
 from augbench.plan.inputs import InputPaths
 from augbench.plan.recipes import classifier_recipe
 
@@ -345,13 +345,13 @@ CLIP_START = Start("clip", CLIP, CLASSES)
 @pytest.mark.parametrize("side", [32, pytest.param(48, marks=pytest.mark.full)])
 def test_clip_begins_as_its_zero_shot_classifier(side: int) -> None:
     network = build(Classifier(arch="clip", resolution=side), 2, 0, CLIP_START).eval()
-    clip, tokenizer = load_clip(CLIP, CPU)
+    clip = TransformersClip(CLIP, CPU)
     settings = read_json(f"{CLIP}/preprocessor_config.json")
     with torch.no_grad():
         inputs = normalised(pixels(side=side), settings["image_mean"], settings["image_std"])
-        texts = class_embeddings(clip, tokenizer, list(CLASSES), ZERO_SHOT)
-        seen = CLIPModel.get_image_features(clip, inputs, interpolate_pos_encoding=True).pooler_output
-        expected = clip.logit_scale.exp() * nn.functional.normalize(seen, dim=-1) @ texts.T
+        texts = class_embeddings(clip.embed_texts, list(CLASSES), ZERO_SHOT)
+        seen = clip.model.get_image_features(inputs, interpolate_pos_encoding=True).pooler_output
+        expected = clip.scale * nn.functional.normalize(seen, dim=-1) @ texts.T
         assert torch.allclose(network(normalised(pixels(side=side), MEAN, STD)), expected, atol=1e-3)
 
 

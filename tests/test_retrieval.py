@@ -438,7 +438,7 @@ class Corpus:
 
     embeddings: Path
     index: Path
-    clip: str
+    clip: dict[str, str]
     vectors: np.ndarray
     queries: np.ndarray
 
@@ -453,17 +453,17 @@ class Corpus:
 def corpus(finished: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     import torch
 
-    from augbench.models.folders import embed_texts, load_clip
+    from augbench.models.clip import load_clip
 
     embeddings, index = finished.results / "corpus/embeddings", tmp_path_factory.mktemp("index") / "index"
     build_index(embeddings, index, 1)
     vectors = np.concatenate(
         [np.load(path) for path in sorted((embeddings / "img_emb").glob("*.npy"))]
     ).astype(np.float32)
-    model, tokenizer = load_clip("resources/mini/clip", torch.device("cpu"))
+    clip = {"id": read_json(embeddings / IDENTITY)["clip"], "folder": "resources/mini/clip"}
     texts = ["A photo of ankleboot,bootee.", "A photo of trouser,pants.", "a sneaker", "pullover"]
-    queries = embed_texts(model, tokenizer, texts).numpy()
-    return Corpus(embeddings, index, read_json(embeddings / IDENTITY)["clip"], vectors, queries)
+    queries = load_clip(clip, torch.device("cpu")).embed_texts(texts).numpy()
+    return Corpus(embeddings, index, clip, vectors, queries)
 
 
 def check_neighbours(found: list[Found], corpus: Corpus, k: int, vectors: bool) -> None:
@@ -489,7 +489,7 @@ def test_exact_search_and_the_index_give_the_same_neighbours(corpus: Corpus, tmp
     exact = ExactBackend(open_embeddings(corpus.embeddings), Store(tmp_path / "store")).search(
         corpus.queries, 200
     )
-    index = IndexBackend(corpus.index, corpus.clip, "resources/mini/clip").search(corpus.queries, 200)
+    index = IndexBackend(corpus.index, corpus.clip).search(corpus.queries, 200)
     check_neighbours(exact, corpus, 200, vectors=True)
     check_neighbours(index, corpus, 200, vectors=True)
     for one, other in zip(exact, index, strict=True):
@@ -500,9 +500,9 @@ def test_embeddings_of_another_clip_are_refused(corpus: Corpus) -> None:
     with pytest.raises(
         UserError, match=r"embeddings of CLIP \w+; a query by CLIP other needs embeddings of the same model"
     ):
-        IndexBackend(corpus.index, "other", "resources/mini/clip")
+        IndexBackend(corpus.index, {**corpus.clip, "id": "other"})
     with pytest.raises(UserError, match=r"corpus\.folder: no image\.index in"):
-        IndexBackend(corpus.embeddings, corpus.clip, "resources/mini/clip")
+        IndexBackend(corpus.embeddings, corpus.clip)
 
 
 def free_port() -> int:
@@ -567,7 +567,7 @@ def test_a_hidden_file_in_an_indexs_metadata_is_named(tmp_path: Path) -> None:
     (tmp_path / "image.index").write_bytes(b"")
     (tmp_path / "metadata/._metadata_0.parquet").write_bytes(b"macOS")
     with pytest.raises(UserError, match=r"\._metadata_0\.parquet: a hidden file, no metadata; delete it"):
-        IndexBackend(tmp_path, "clip", "folder")
+        IndexBackend(tmp_path, {"id": "clip", "folder": "folder"})
 
 
 def test_a_server_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

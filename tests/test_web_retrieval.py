@@ -186,7 +186,7 @@ def queries_of(study: Study) -> np.ndarray:
         class_id: str(rows[0]["prompt"])
         for (class_id, _), rows in read_prompts(study.path("prompts.parquet")).items()
     }
-    return embed_queries(prompts, CLIP, study.job.study)
+    return embed_queries(prompts, {"folder": CLIP}, study.job.study)
 
 
 @pytest.mark.full

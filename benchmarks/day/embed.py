@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import CLIPImageProcessor, CLIPModel
 
-from augbench.models.folders import ImageTower
+from augbench.models.transformers_clip import TransformersTower
 from augbench.runtime.fit import BatchLimit
 from benchmarks.day.session import Ready, Session, Variant
 from benchmarks.embed import flops_per_image
@@ -30,7 +30,7 @@ def ours(session: Session, model: CLIPModel, batch: int, compiled: bool = False)
     """Our tower, from uint8 pixels in main memory to embeddings there, with copies beside the computation."""
     side = model.config.vision_config.image_size
     processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    tower = ImageTower(model, processor, half=session.device == "cuda", compiled=compiled)
+    tower = TransformersTower(model, processor, half=session.device == "cuda", compiled=compiled)
     pixels = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8)
     calls, limit = max(1, AT_ONCE[session.size] // batch), BatchLimit(batch, "embedding")
 

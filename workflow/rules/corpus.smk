@@ -71,7 +71,7 @@ if PLAN.searched:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu_job(3000, 16000, minutes=720),
+            **NEEDS.clip_job(3000, 16000, minutes=720),
         params:
             recipe=recipes.embed_recipe(STUDY),
         message:

@@ -26,7 +26,7 @@ for draw in range(STUDY.dataset.draws if PLAN.cluster_counts else 0):
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu_job(4000, 16000, minutes=240),
+            **NEEDS.clip_job(4000, 16000, minutes=240),
         params:
             recipe=recipes.cluster_recipe(UNFOLDED.study),
         message:
@@ -88,7 +88,7 @@ for method, row in UNFOLDED.study.personalised.items():
                 ENVIRONMENT
             threads: NEEDS.gpu_threads
             resources:
-                **NEEDS.gpu_job(4000, 16000, minutes=240),
+                **NEEDS.clip_job(4000, 16000, minutes=240),
             params:
                 counts=[row.clusters],
                 recipe=recipes.cluster_recipe(UNFOLDED.study),

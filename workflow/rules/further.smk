@@ -79,7 +79,7 @@ for name in PLAN.further_tests:
                 ENVIRONMENT
             threads: NEEDS.gpu_threads
             resources:
-                **NEEDS.gpu_job(4000, 32000, minutes=480),
+                **NEEDS.clip_job(4000, 32000, minutes=480),
             params:
                 test=name,
                 recipe=recipes.further_leakage_recipe(STUDY, name),

@@ -56,7 +56,7 @@ for level, searched in enumerate(UNFOLDED.guard_levels):
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu_job(4000, 32000, minutes=480),
+            **NEEDS.clip_job(4000, 32000, minutes=480),
         params:
             recipe=recipes.leakage_recipe(STUDY),
         message:
@@ -85,7 +85,7 @@ if PLAN.guarded:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu_job(4000, 32000, minutes=480),
+            **NEEDS.clip_job(4000, 32000, minutes=480),
         params:
             recipe=recipes.leakage_recipe(STUDY),
         message:

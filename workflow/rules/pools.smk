@@ -24,7 +24,7 @@ for pool, scorer in UNFOLDED.scorers:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu_job(4000, 32000, minutes=240),
+            **NEEDS.clip_job(4000, 32000, minutes=240),
         params:
             scorer=scorer,
             recipe=recipes.score_recipe(),

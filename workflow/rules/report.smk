@@ -217,7 +217,7 @@ if STUDY.pooled:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu_job(4000, 32000, minutes=240),
+            **NEEDS.clip_job(4000, 32000, minutes=240),
         params:
             recipe=recipes.diagnostics_recipe(STUDY),
         message:

@@ -22,7 +22,7 @@ for draw in UNFOLDED.embedded_draws:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu_job(3000, 16000, minutes=240),
+            **NEEDS.clip_job(3000, 16000, minutes=240),
         params:
             recipe=recipes.data_set_recipe(UNFOLDED.study),
         message:
@@ -151,7 +151,7 @@ for method, block in UNFOLDED.retrieve_jobs:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu_job(4000, 16000, minutes=480),
+            **NEEDS.clip_job(4000, 16000, minutes=480),
         params:
             method=method,
             recipe=recipes.retrieve_recipe(UNFOLDED.study, method),

@@ -190,7 +190,7 @@ class ClipClassifier(nn.Module):
     Parameters
     ----------
     clip : CLIPModel
-        From :func:`augbench.models.folders.load_clip`.
+        In transformers' layout.
     classes : int
         Outputs.
     """
@@ -229,15 +229,16 @@ class ClipClassifier(nn.Module):
 def _clip(config: Classifier, classes: int, start: Start | None) -> nn.Module:
     from augbench.measures.clip import class_embeddings
     from augbench.measures.eyes import ZERO_SHOT
-    from augbench.models.folders import load_clip, load_processor
+    from augbench.models.folders import load_processor
+    from augbench.models.transformers_clip import TransformersClip
 
     assert start is not None
-    clip, tokenizer = load_clip(start.place, torch.device("cpu"))
-    network = ClipClassifier(clip, classes)
+    clip = TransformersClip(start.place, torch.device("cpu"))
+    network = ClipClassifier(clip.model, classes)
     if start.classes:
         with torch.no_grad():
-            texts = class_embeddings(clip, tokenizer, list(start.classes), ZERO_SHOT)
-            network.head.weight.copy_(clip.logit_scale.exp() * texts)
+            texts = class_embeddings(clip.embed_texts, list(start.classes), ZERO_SHOT)
+            network.head.weight.copy_(clip.scale * texts)
             network.head.bias.zero_()
     colours = load_processor(start.place)
     _recolour(network, colours.image_mean, colours.image_std)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from augbench.config.base import Fraction, Place, Positive, Section, key
+from augbench.config.clips import clip_name
 
 Search = Literal["exact", "clip_retrieval_index"]
 _SEARCH = (
@@ -103,6 +104,12 @@ class PublishedCorpus(Section):
         "CLIP model that made the embeddings. It must equal clip.model, because queries must go through the "
         "same model.",
     )
+
+    @field_validator("clip")
+    @classmethod
+    def _names_a_model(cls, clip: str) -> str:
+        clip_name(clip)
+        return clip
 
 
 MetadataColumn = Literal["id", "url", "caption", "width", "height", "nsfw", "punsafe", "aesthetic", "hash"]

@@ -56,17 +56,20 @@ class HubModel:
         Addresses that speak the Hub's protocol, or folders; tried before the Hub.
     downloads : str
         Folder that keeps all fetched models.
+    weights : tuple of str
+        Names that the file of an open_clip model's weights may have, best first; empty for other models.
     """
 
     repository: str
     revision: str
     mirrors: tuple[str, ...]
     downloads: str
+    weights: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
         """Path of the model below any folder of fetched models."""
-        return f"{self.repository.replace('/', '--')}/{self.revision}"
+        return f"{self.repository.replace('/', '--')}/{self.revision}{'-open_clip' if self.weights else ''}"
 
     @property
     def folder(self) -> str:
@@ -105,7 +108,13 @@ def known_models() -> dict[str, tuple[str, dict[str, Expected]]]:
     }
 
 
-def hub_model(model: str, revision: str | None, mirrors: Sequence[str], downloads: str) -> HubModel | None:
+def hub_model(
+    model: str,
+    revision: str | None,
+    mirrors: Sequence[str],
+    downloads: str,
+    weights: tuple[str, ...] = (),
+) -> HubModel | None:
     """The Hub model that ``model`` names, or None if it names a folder.
 
     ``owner/name`` is an id if ``resources/models`` pins it or a revision is given. Existing folders do not
@@ -114,6 +123,6 @@ def hub_model(model: str, revision: str | None, mirrors: Sequence[str], download
     """
     if not re.fullmatch(HUB_ID, model):
         return None
-    if revision is None and model in known_models():
+    if revision is None and not weights and model in known_models():
         revision = known_models()[model][0]
-    return None if revision is None else HubModel(model, revision, tuple(mirrors), downloads)
+    return None if revision is None else HubModel(model, revision, tuple(mirrors), downloads, weights)

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
 from augbench.config.base import Place, Positive, Section, key
+from augbench.config.clips import ClipName, clip_name, is_hub_id
 from augbench.config.hub import COMMIT, HUB_ID, HubModel, hub_model, known_model
 from augbench.config.pipelines import STABLE_DIFFUSION, Pipeline, class_of, pipelines
 
@@ -48,9 +49,13 @@ class _Model(Section):
     def _pinned(self) -> _Model:
         if self.revision is not None and not re.fullmatch(COMMIT, self.revision):
             raise ValueError("revision: allowed: a commit, 40 hexadecimal digits; a branch or tag may move")
-        if self.revision is not None and not re.fullmatch(HUB_ID, self.model):
+        if self.revision is not None and not self._may_be_on_hub:
             raise ValueError("revision: goes with a model's id on the Hub (owner/name) only")
         return self
+
+    @property
+    def _may_be_on_hub(self) -> bool:
+        return re.fullmatch(HUB_ID, self.model) is not None
 
     @property
     def hub(self) -> HubModel | None:
@@ -229,6 +234,45 @@ class Clip(_Model):
     model: Place = key(
         ...,
         "Folder of a CLIP model in transformers' layout, or its id on the Hub (owner/name), from which it "
-        "is fetched once. With Stable Diffusion 1.x, use the CLIP whose text tower is its text encoder.",
+        "is fetched once. With Stable Diffusion 1.x, use the CLIP whose text tower is its text encoder. Or a "
+        "model of open_clip, as clip-retrieval spells it: `open_clip:ARCHITECTURE/TAG` with `revision`, "
+        "`open_clip:ARCHITECTURE/FILE`, or `open_clip:FOLDER` with open_clip_config.json in it.",
         source="paper, section 3.2",
     )
+
+    @field_validator("model")
+    @classmethod
+    def _names_a_model(cls, model: str) -> str:
+        clip_name(model)
+        return model
+
+    @model_validator(mode="after")
+    def _pinned_weights(self) -> Clip:
+        if self.named.tag is not None and self.revision is None:
+            raise ValueError(
+                f"revision: required, because {self.named.place} is fetched from the Hub; allowed: a commit of "
+                "it, 40 hexadecimal digits"
+            )
+        return self
+
+    @property
+    def named(self) -> ClipName:
+        """What ``model`` names: a library's model, by folder or id, architecture and weights."""
+        return clip_name(self.model)
+
+    @property
+    def _may_be_on_hub(self) -> bool:
+        return is_hub_id(self.named)
+
+    @property
+    def hub(self) -> HubModel | None:
+        """The model on the Hub, or None if ``model`` is a folder."""
+        if not self._may_be_on_hub:
+            return None
+        named = self.named
+        return hub_model(named.place, self.revision, self.mirrors, self.downloads, named.weights)
+
+    @property
+    def folder(self) -> str:
+        """Folder of the model, which is there once the model is fetched."""
+        return self.hub.folder if self.hub else self.named.place

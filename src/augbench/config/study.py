@@ -19,6 +19,7 @@ from pydantic import ValidationError, model_validator
 
 from augbench.config.base import LONGEST_NAME, SLUG, Section, key
 from augbench.config.classifier import Classifier
+from augbench.config.clips import same_clip
 from augbench.config.corpus import Corpus, EmbeddingCorpus, MiniatureCorpus, OwnCorpus, PublishedCorpus
 from augbench.config.data import Dataset, FashionMnist
 from augbench.config.draws import depends_on_training_images, drawn_name, fold, unfold_rows
@@ -142,6 +143,11 @@ class Study(Section):
         for name, method in self.methods.items():
             self._check_use(name, method.use)
         self._check_contrasts()
+        if self.classifier.arch == "clip" and self.clip.named.library == "open_clip":
+            raise ValueError(
+                f"classifier.arch: 'clip' with clip.model: {self.clip.model!r}; allowed: a CLIP in transformers'"
+                " layout, or timm:NAME with `pretrained`"
+            )
         groups, processes = self.classifier.batch_norm_groups, self.execution.processes
         if processes is not None and groups > 1 and groups % processes:
             allowed = ", ".join(str(count) for count in range(1, groups + 1) if groups % count == 0)
@@ -179,7 +185,7 @@ class Study(Section):
     def _check_retrieval(self, name: str, method: RetrieveMethod) -> None:
         if self.corpus is None:
             raise ValueError(f"methods.{name}: retrieval needs a corpus section")
-        if isinstance(self.corpus, PublishedCorpus) and self.corpus.clip != self.clip.model:
+        if isinstance(self.corpus, PublishedCorpus) and not same_clip(self.corpus.clip, self.clip.model):
             raise ValueError(
                 f"corpus.clip: {self.corpus.clip!r} differs from clip.model, {self.clip.model!r}; "
                 "queries and images must go through the same model"

@@ -33,7 +33,7 @@ from augbench.progress import track
 from augbench.runtime.fit import BatchLimit
 
 if TYPE_CHECKING:
-    from augbench.models.folders import ImageTower
+    from augbench.models.towers import ImageTower
     from augbench.runtime.job import Job
 
 logger = logging.getLogger(__name__)
@@ -49,9 +49,10 @@ class Embedder:
 
     @cached_property
     def tower(self) -> ImageTower:
-        from augbench.models.folders import load_image_tower, pick_device
+        from augbench.models.clip import load_clip
+        from augbench.models.folders import pick_device
 
-        return load_image_tower(self.clip["folder"], pick_device(self.job.study.execution.device))
+        return load_clip(self.clip, pick_device(self.job.study.execution.device)).image_tower()
 
     def embed(self, images: Iterable[Image.Image]) -> np.ndarray:
         """Compute embeddings of unit length, float16 ``(N, D)``."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -49,8 +49,8 @@ class Eyes:
 
     Parameters
     ----------
-    clip_folder : path
-        CLIP in transformers' layout.
+    clip : mapping
+        Content of ``models/clip.json``.
     judge_folder : path or None
         A judge written by :func:`augbench.measures.judge.save_judge`.
     classes : sequence of ClassInfo
@@ -64,24 +64,24 @@ class Eyes:
 
     def __init__(
         self,
-        clip_folder: str | Path,
+        clip: Mapping[str, Any],
         judge_folder: str | Path | None,
         classes: Sequence[ClassInfo],
         device: torch.device,
     ) -> None:
         from augbench.measures.clip import class_embeddings
         from augbench.measures.judge import load_judge
-        from augbench.models.folders import load_clip, load_image_tower
+        from augbench.models.clip import load_clip
 
         self.judge: Judge | None = (
             None
             if judge_folder is None
             else load_judge(judge_folder, [info.class_id for info in classes], device)
         )
-        model, tokenizer = load_clip(clip_folder, device)
-        self.embed = load_image_tower(clip_folder, device, model)
+        network = load_clip(clip, device)
+        self.embed = network.image_tower()
         self.limit = BatchLimit(BATCH, "diagnostics")
-        self.texts = class_embeddings(model, tokenizer, list(classes), ZERO_SHOT)
+        self.texts = class_embeddings(network.embed_texts, list(classes), ZERO_SHOT)
 
     def look(self, images: Iterable[Image.Image], labels: np.ndarray, what: str) -> Seen:
         """Embed and label ``images`` of the classes ``labels``, int (N,); ``what`` names them in the log."""

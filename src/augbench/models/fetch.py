@@ -35,10 +35,15 @@ WITHOUT_WEIGHTS = ("tokenizer", "scheduler", "feature_extractor", "image_process
 def _known_files(model: HubModel) -> dict[str, Expected]:
     """Expected files of the model from our table of known models; empty if it lacks this revision."""
     revision, files = known_models().get(model.repository, ("", {}))
-    return files if revision == model.revision else {}
+    return files if revision == model.revision and not model.weights else {}
 
 
-def needed_files(layout: Layout, names: Iterable[str], index: Mapping[str, Any] | None = None) -> list[str]:
+def needed_files(
+    layout: Layout,
+    names: Iterable[str],
+    index: Mapping[str, Any] | None = None,
+    weights: Sequence[str] = (),
+) -> list[str]:
     """List the files that loading needs: settings, vocabulary, and one format of weights for each component.
 
     Safetensors are preferred to pickled weights. Half-precision and other variants, and weights of other
@@ -50,6 +55,8 @@ def needed_files(layout: Layout, names: Iterable[str], index: Mapping[str, Any] 
         All files of the model.
     index : mapping, optional
         ``model_index.json`` of a pipeline, which names its components.
+    weights : sequence of str
+        Names that the weights of an open_clip model may have, best first.
 
     Raises
     ------
@@ -57,6 +64,8 @@ def needed_files(layout: Layout, names: Iterable[str], index: Mapping[str, Any] 
         The model is not a text-to-image pipeline that is known here, or a component has no weights.
     """
     present = set(names)
+    if weights:
+        return _of_open_clip(present, weights)
     if layout != "diffusion":
         return _of_folder("", present, needs_weights=True)
     assert index is not None
@@ -83,11 +92,22 @@ def _of_folder(folder: str, present: set[str], needs_weights: bool) -> list[str]
             "no weights in PyTorch's formats",
             "allowed: a model with .safetensors or .bin files",
         )
-    settings = [
+    kept = {re.sub(r"-\d{5}-of-\d{5}", "", name) + ".index.json" for name in chosen} & set(names)
+    return [folder + name for name in sorted({*_settings(names), *chosen, *kept})]
+
+
+def _of_open_clip(present: set[str], weights: Sequence[str]) -> list[str]:
+    """Files of an open_clip model: its weights, and the settings and tokenizer beside them."""
+    chosen = next((name for name in weights if name in present), None)
+    if chosen is None:
+        raise UserError("clip.model", f"no {' or '.join(weights)} there", "allowed: a model of open_clip")
+    return sorted({chosen, *_settings(name for name in present if "/" not in name)})
+
+
+def _settings(names: Iterable[str]) -> list[str]:
+    return [
         name for name in names if Path(name).suffix in SETTINGS and ".index" not in name and name != MARKER
     ]
-    kept = {re.sub(r"-\d{5}-of-\d{5}", "", name) + ".index.json" for name in chosen} & set(names)
-    return [folder + name for name in sorted({*settings, *chosen, *kept})]
 
 
 def fetch(model: HubModel, layout: Layout, pipeline: str | None = None) -> None:
@@ -126,7 +146,7 @@ def fetch(model: HubModel, layout: Layout, pipeline: str | None = None) -> None:
                 f"a {found}, not a {wanted}",
                 f"set `pipeline: {found}` beside the model, for its defaults",
             )
-    names = sorted({*needed_files(layout, expected, index), *_known_files(model)})
+    names = sorted({*needed_files(layout, expected, index, model.weights), *_known_files(model)})
     sizes = {name: expected[name].size or 0 for name in names}
     _check_space(folder, sum(size for name, size in sizes.items() if not (folder / name).is_file()))
     progress = Progress(f"fetch {model.repository}", -(-sum(sizes.values()) // 10**6), "MB")

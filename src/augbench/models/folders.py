@@ -6,8 +6,7 @@ the loaded model, in evaluation mode, on the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,22 +14,19 @@ from augbench.config.hub import MARKER
 from augbench.config.models import NO_SAFETY_CHECKER, Diffusion
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file
-from augbench.runtime.compiling import compile_network, run_filled
-from augbench.runtime.fit import BatchLimit, needing_memory
-from augbench.runtime.overlap import Uploads, behind
+from augbench.runtime.fit import BatchLimit
 from augbench.runtime.precision import resolve
 
 if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
     from PIL import Image
-    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+    from transformers import CLIPImageProcessorPil
 
     from augbench.models.pipelines import Checker
 
 MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".txt", ".model"}
 SAFETY_FOLDERS = ("safety_checker/", "feature_extractor/")
-TEXTS_AT_ONCE = 64
 
 
 def model_files(folder: str | Path) -> list[Path]:
@@ -67,21 +63,38 @@ def fingerprint(folder: str | Path, safety_checker: str | None = "model") -> dic
         raise UserError(
             str(folder), "no weights there", "a folder in diffusers' or transformers' layout is needed"
         )
-    fetched = read_json(folder / MARKER) if (folder / MARKER).is_file() else {"files": {}}
-    for name, file in fetched["files"].items():
-        if files.get(name) != file["sha256"]:
-            raise UserError(
-                str(folder / name),
-                f"SHA-256 {files.get(name)}, fetched with {file['sha256']}",
-                f"delete {folder / MARKER} and run again",
-            )
+    origin = pinned(folder, files)
     if safety_checker != "model":
         files = {name: digest for name, digest in files.items() if not name.startswith(SAFETY_FOLDERS)}
         if safety_checker is not None:
             apart = fingerprint(safety_checker)["files"]
             files |= {f"safety_checker/{name}": digest for name, digest in apart.items()}
-    pinned = {key: fetched[key] for key in ("repository", "revision") if key in fetched}
-    return {"id": canonical_hash(files)[:16], "folder": str(folder), "files": files, **pinned}
+    return {"id": canonical_hash(files)[:16], "folder": str(folder), "files": files, **origin}
+
+
+def pinned(folder: str | Path, files: Mapping[str, str]) -> dict[str, str]:
+    """Return repository and revision of a fetched model; nothing for any other folder.
+
+    Parameters
+    ----------
+    files : mapping
+        SHA-256 of the model's files, by name.
+
+    Raises
+    ------
+    UserError
+        A file differs from what was fetched.
+    """
+    marker = Path(folder) / MARKER
+    fetched = read_json(marker) if marker.is_file() else {"files": {}}
+    for name, file in fetched["files"].items():
+        if files.get(name) != file["sha256"]:
+            raise UserError(
+                str(Path(folder) / name),
+                f"SHA-256 {files.get(name)}, fetched with {file['sha256']}",
+                f"delete {marker} and run again",
+            )
+    return {key: fetched[key] for key in ("repository", "revision") if key in fetched}
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -108,7 +121,8 @@ def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
-def _require(folder: str | Path) -> None:
+def require_folder(folder: str | Path) -> None:
+    """Raise :class:`UserError` if a model's folder is missing."""
     if not Path(folder).is_dir():
         raise UserError(
             str(folder),
@@ -132,7 +146,7 @@ def load_pipeline(diffusion: Diffusion, device: torch.device) -> StableDiffusion
 
     from augbench.models.tokenizer import CleaningTokenizer
 
-    _require(diffusion.folder)
+    require_folder(diffusion.folder)
     assert diffusion.scheduler is not None
     dtype = resolve(diffusion.dtype, device)
     checker = safety_components(diffusion.safety_checker_folder, dtype)
@@ -167,7 +181,7 @@ def load_unet(pipeline: StableDiffusionPipeline, folder: str | Path) -> None:
     """Load the weights in ``folder`` into the pipeline's U-Net; a compiled network stays compiled."""
     from diffusers import UNet2DConditionModel
 
-    _require(folder)
+    require_folder(folder)
     unet = UNet2DConditionModel.from_pretrained(folder, dtype=pipeline.unet.dtype, local_files_only=True)
     pipeline.unet.load_state_dict(unet.state_dict())
 
@@ -183,7 +197,7 @@ def safety_components(folder: str | None, dtype: torch.dtype) -> dict[str, Any]:
         return {}
     if folder is None:
         return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    _require(folder)
+    require_folder(folder)
     return {
         "safety_checker": StableDiffusionSafetyChecker.from_pretrained(
             folder, dtype=dtype, local_files_only=True
@@ -191,18 +205,6 @@ def safety_components(folder: str | None, dtype: torch.dtype) -> dict[str, Any]:
         "feature_extractor": load_processor(folder),
         "requires_safety_checker": True,
     }
-
-
-def load_clip(folder: str | Path, device: torch.device) -> tuple[CLIPModel, CLIPTokenizer]:
-    """Load CLIP and its tokenizer, in single precision; raise :class:`UserError` if the folder is missing."""
-    import torch
-    from transformers import CLIPModel
-
-    from augbench.models.tokenizer import CleaningTokenizer
-
-    _require(folder)
-    model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    return model.eval().to(device), CleaningTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def load_processor(folder: str | Path) -> CLIPImageProcessorPil:
@@ -213,227 +215,6 @@ def load_processor(folder: str | Path) -> CLIPImageProcessorPil:
     from transformers import CLIPImageProcessorPil
 
     return CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
-
-
-def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> torch.Tensor:
-    """Compute unit text embeddings ``float32 (N, D)``, on the model's device.
-
-    Texts repeat, so each distinct text is encoded once. Padding costs time, so texts of similar length
-    share a batch. The text tower is causal, so padding does not change the embeddings.
-    """
-    import torch
-
-    def embedded(batch: Sequence[str]) -> torch.Tensor:
-        tokens = tokenizer(
-            list(batch),
-            padding="longest",
-            truncation=True,
-            max_length=tokenizer.model_max_length,
-            return_tensors="pt",
-        )
-        features = model.get_text_features(**tokens.to(model.device)).pooler_output
-        return torch.nn.functional.normalize(features, dim=-1)
-
-    distinct = sorted(set(texts), key=lambda text: (len(text), text))
-    with torch.inference_mode():
-        parts = list(BatchLimit(TEXTS_AT_ONCE, "CLIP", "text").run(embedded, distinct))
-    row_of = {text: row for row, text in enumerate(distinct)}
-    return torch.cat(parts)[[row_of[text] for text in texts]]
-
-
-def _cut(image: Image.Image, shorter: int, crop: tuple[int, int], resample: Any) -> Image.Image:
-    """Resize and crop an image as transformers' image processor does, bit for bit.
-
-    The processor converts to arrays and back, and blocks other threads meanwhile; this does not.
-    """
-    width, height = image.size
-    short, long = sorted((width, height))
-    longer = int(shorter * long / short)
-    size = (shorter, longer) if width <= height else (longer, shorter)
-    resized = (image if image.mode == "RGB" else image.convert("RGB")).resize(size, resample)
-    left, top = ((side - cut) // 2 for side, cut in zip(size, reversed(crop), strict=True))
-    return resized.crop((left, top, left + crop[1], top + crop[0]))
-
-
-class ImageTower:
-    """Compute CLIP's image embeddings, with its own image processor; call it with images.
-
-    The last layer is computed for the class token alone, the only one that CLIP reads. This saves a
-    thirtieth of the work for ViT-L/14 and a fifth for a small network, and leaves the result unchanged.
-
-    Parameters
-    ----------
-    model : CLIPModel
-        From :func:`load_clip`. It is modified: after its last layer, only the hidden state of the class
-        token is valid.
-    processor : CLIPImageProcessorPil
-        From the same folder.
-    half : bool
-        Multiply matrices in float16, as CLIP's authors do; norms, sums and the result are float32.
-    compiled : bool
-        Compile the network, for the batches of :meth:`embed_all`.
-    """
-
-    def __init__(
-        self,
-        model: CLIPModel,
-        processor: CLIPImageProcessorPil,
-        half: bool = False,
-        compiled: bool = False,
-    ) -> None:
-        self.model, self.processor, self.half, self.compiled = model, processor, half, compiled
-        self._uploads = Uploads(model.device)
-        last = model.vision_model.encoder.layers[-1]
-        # Keep only the first token. Later additions broadcast the result to all tokens, but only the first
-        # is read.
-        for module in (last.self_attn.out_proj, last.layer_norm2):
-            module.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :1],))
-        if compiled:
-            compile_network(model.vision_model)
-
-    def prepare(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Resize and crop images to pixels, uint8 ``(N, 3, H, W)``, on the CPU.
-
-        Other threads may do this ahead of :meth:`embed`.
-        """
-        import numpy as np
-        import torch
-
-        from augbench.data.decode import middle
-
-        images = [middle(image) for image in images]
-        if self._sides is None:
-            cut = self.processor(images, do_rescale=False, do_normalize=False, return_tensors="np")
-            return torch.from_numpy(cut.pixel_values)
-        pixels = np.stack([np.asarray(_cut(image, *self._sides)) for image in images])
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-
-    @cached_property
-    def _sides(self) -> tuple[int, tuple[int, int], Any] | None:
-        """Shorter side, crop ``(height, width)`` and resampling; None for an unusual processor."""
-        processor = self.processor
-        shorter = processor.size.get("shortest_edge", 0)
-        crop = (processor.crop_size["height"], processor.crop_size["width"])
-        usual = (
-            processor.do_convert_rgb
-            and processor.do_resize
-            and processor.do_center_crop
-            and shorter >= max(crop)
-        )
-        return (shorter, crop, processor.resample) if usual else None
-
-    @cached_property
-    def _normalisation(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of each colour, ``(1, 3, 1, 1)``, on the device."""
-        import torch
-
-        mean, std = (
-            to_device(torch.tensor(values).view(1, -1, 1, 1), self.model.device)
-            for values in (self.processor.image_mean, self.processor.image_std)
-        )
-        return mean, std
-
-    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Embed pixels from :meth:`prepare`: float32 ``(N, D)``, not normalised, on the model's device."""
-        import torch
-
-        device, processor = self.model.device, self.processor
-        values = to_device(pixels, device)
-        # same order and precision as the processor, so the same bits, but for a whole batch at once
-        if processor.do_rescale:
-            values = (values.double() * processor.rescale_factor).float()
-        if processor.do_normalize:
-            mean, std = self._normalisation
-            values = (values - mean) / std
-        with torch.inference_mode(), torch.autocast(device.type, torch.float16, enabled=self.half):
-            return self.model.get_image_features(pixel_values=values.float()).pooler_output.float()
-
-    def embed_all(self, batches: Iterable[torch.Tensor], limit: BatchLimit) -> Iterator[torch.Tensor]:
-        """Embed batches of pixels in main memory, of at most ``limit.size`` images each.
-
-        On a GPU, the next batch is copied there while it embeds one, and results are read one batch behind.
-        On a CPU each of torch's threads embeds a batch of its own, because threads that share the operations
-        of one batch wait for each other after each of them. So their number changes no bit of the result.
-
-        Yields
-        ------
-        Tensor, float32 (n, D)
-            Unit embeddings in main memory, in order.
-        """
-        import torch
-
-        def embedded(pixels: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-            part = pixels[rows[0] : rows[-1] + 1]
-            found = run_filled(self.embed, limit.size, part) if self.compiled else self.embed(part)
-            return torch.nn.functional.normalize(found, dim=-1)
-
-        def in_parts(pixels: torch.Tensor) -> Iterator[torch.Tensor]:
-            return limit.run(partial(embedded, pixels), range(len(pixels)))
-
-        if self.model.device.type == "cpu" and not self.compiled:
-            yield from self._on_cores(in_parts, batches)
-            return
-
-        def results() -> Iterator[torch.Tensor]:
-            with needing_memory(limit.key, f"the pixels of {limit.size} images"):
-                for pixels in self._uploads.ahead(batches):
-                    yield from in_parts(pixels)
-
-        yield from behind(results())
-
-    @staticmethod
-    def _on_cores(
-        embedded: Callable[[torch.Tensor], Iterator[torch.Tensor]], batches: Iterable[torch.Tensor]
-    ) -> Iterator[torch.Tensor]:
-        """Yield the embeddings of each batch, in order; torch's threads embed one batch each."""
-        import torch
-
-        from augbench.data.decode import in_order
-
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            for parts in in_order(lambda pixels: list(embedded(pixels)), batches, threads, ahead=2 * threads):
-                yield from parts
-        finally:
-            torch.set_num_threads(threads)
-
-    def embed_images(
-        self, images: Iterable[Image.Image], limit: BatchLimit, threads: int
-    ) -> Iterator[torch.Tensor]:
-        """Embed images of any size, which ``threads`` threads prepare; yields as :meth:`embed_all`."""
-        from augbench.batches import in_batches
-        from augbench.data.decode import in_order
-
-        return self.embed_all(in_order(self.prepare, in_batches(images, limit.size), threads), limit)
-
-    def __call__(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Embed images of any size: float32 ``(N, D)``, not normalised."""
-        return self.embed(self.prepare(images))
-
-
-def load_image_tower(
-    folder: str | Path,
-    device: torch.device,
-    model: CLIPModel | None = None,
-    half: bool = False,
-    compiled: bool = False,
-) -> ImageTower:
-    """Load CLIP's image tower from a folder; raise :class:`UserError` if the folder is missing.
-
-    Parameters
-    ----------
-    model : CLIPModel, optional
-        The model of the same folder, if :func:`load_clip` has loaded it already.
-    half, compiled : bool
-        As :class:`ImageTower`.
-    """
-    return ImageTower(
-        load_clip(folder, device)[0] if model is None else model,
-        load_processor(folder),
-        half,
-        compiled,
-    )
 
 
 def check_safety(

@@ -84,11 +84,12 @@ def inception_features(weights: str | Path, device: torch.device) -> Features:
 
 def load_features(study: Study, clip_path: str | Path) -> Features:
     """Load the network that ``finetune.features`` names."""
-    from augbench.models.folders import load_image_tower, pick_device
+    from augbench.models.clip import load_clip
+    from augbench.models.folders import pick_device
 
     device = pick_device(study.execution.device)
     if study.finetune.features == "clip":
-        return load_image_tower(read_json(clip_path)["folder"], device)
+        return load_clip(read_json(clip_path), device).image_tower()
     return inception_features(study.finetune.inception_weights, device)
 
 

@@ -17,6 +17,7 @@ from augbench.data.classes import SHIPPED_TABLES
 from augbench.data.fashion_mnist import FILES
 from augbench.data.flat_folder import label_files
 from augbench.models.folders import model_files
+from augbench.models.open_clip_files import files_of
 from augbench.plan.jobs import Block, blocks, job_name, numbers
 
 CORPUS_ROWS_PER_PART = 5000
@@ -231,7 +232,10 @@ class InputPaths:
     @cached_property
     def clip_files(self) -> list[str]:
         """Files of the CLIP model."""
-        return self._model_files(self.study.clip.folder, self.study.clip.hub)
+        clip = self.study.clip
+        if clip.hub is None and clip.named.library == "open_clip":
+            return files_of(clip.named, clip.folder)
+        return self._model_files(clip.folder, clip.hub)
 
     @cached_property
     def classifier_weights(self) -> list[str]:

@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from augbench.config.clips import architecture_config
 from augbench.config.hub import known_model
 from augbench.config.methods import PersonaliseMethod
 from augbench.config.study import Study
 from augbench.errors import UserError, ending_in_one_line
+from augbench.models.clip_size import parameters
 from augbench.plan.uses_network import uses_network
 
 # pixels; models that make smaller images are the miniature's and need MB instead of GB
@@ -24,6 +26,7 @@ SMALL_RESOLUTION = 128
 VECTOR_BYTES = {"conditioning": 77 * 768 * 4, "pseudoword": 768 * 4}
 ADAPTER_BYTES = 199_296 * 4  # of rank 1, on the attention projections of Stable Diffusion 1.x
 SAMPLE_BYTES = 2 * 4 * 64 * 64 * 4
+VIT_L_14_PARAMETERS = 428e6
 NOT_GIVEN = ("", "None")
 WEB_JOBS = ("nodes", "login")
 # of a rule: plain values, or functions of wildcards and attempt
@@ -140,9 +143,20 @@ class Needs:
         """Resources of a job that uses one GPU, if the site has any; parameters as in :meth:`job`."""
         return self._gpus(min(1, self.site.gpus_per_job)) | self.job(miniature, full, minutes)
 
+    def clip_job(self, miniature: int, full: int, minutes: int) -> Resources:
+        """Resources of a GPU job that loads CLIP; parameters as in :meth:`gpu_job`.
+
+        An open_clip model larger than ViT-L/14 needs more main memory: its weights are there twice while they
+        load. Models whose size its name does not tell are taken for no larger.
+        """
+        named = self.study.clip.named
+        known = None if named.architecture is None else parameters(architecture_config(named.architecture))
+        more = max(0, round(2 * 4 * ((known or 0) - VIT_L_14_PARAMETERS) / 1e6))
+        return self.gpu_job(miniature + more, full + more, minutes)
+
     def search_job(self, merges: bool = False) -> Resources:
         """Resources of a job that searches a corpus, or that ``merges`` what others have found."""
-        return (self.job if merges else self.gpu_job)(6000, 32000, minutes=480)
+        return (self.job if merges else self.clip_job)(6000, 32000, minutes=480)
 
     def generate_job(self, method: str, minutes: int = 240) -> Resources:
         """Resources of a job that generates a row's images; a model's weights pass through main memory."""

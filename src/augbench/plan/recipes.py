@@ -130,6 +130,8 @@ def image_recipe(study: Study) -> Recipe:
 def model_recipe(model: Diffusion | Clip) -> Recipe:
     """Recipe of a model: its folder, and a separate safety checker's; their content enters through files."""
     recipe: Recipe = {"version": 1, "folder": model.folder}
+    if isinstance(model, Clip) and model.named.library == "open_clip":
+        recipe["open_clip"] = [model.named.architecture, model.named.tag, *model.named.weights]
     if isinstance(model, Diffusion) and model.safety_checker != "model":
         recipe["safety_checker"] = model.safety_checker_folder
     return recipe
@@ -142,7 +144,8 @@ def weights_recipe(study: Study) -> Recipe:
 
 def fetch_recipe(model: HubModel) -> Recipe:
     """Recipe of a fetched model; the place it comes from does not matter, because every file is checked."""
-    return {"version": 1, "repository": model.repository, "revision": model.revision}
+    recipe: Recipe = {"version": 1, "repository": model.repository, "revision": model.revision}
+    return {**recipe, "weights": list(model.weights)} if model.weights else recipe
 
 
 def sampling_recipe(model: Diffusion) -> Recipe:

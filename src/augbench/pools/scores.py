@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -123,9 +123,9 @@ def write_scores(
 
 
 def _clip_logits(
-    job: Job, index: pa.Table, classes: Sequence[ClassInfo], clip: Mapping[str, str]
+    job: Job, index: pa.Table, classes: Sequence[ClassInfo], clip: Mapping[str, Any]
 ) -> np.ndarray:
-    """Cosines of images and classes times CLIP's learned scale, float ``(N, C)``.
+    """Cosines of images and classes times CLIP's learned scale, plus its bias, float ``(N, C)``.
 
     The image embeddings are the leakage guard's, kept in the store per shard.
     """
@@ -134,13 +134,13 @@ def _clip_logits(
     from augbench.leakage.stage import Embedder, embed_pool
     from augbench.measures.clip import class_embeddings
     from augbench.measures.eyes import ZERO_SHOT
-    from augbench.models.folders import load_clip
+    from augbench.models.clip import load_clip
 
     embedded = torch.from_numpy(embed_pool(Embedder(job, clip), index, job.folder)).float()
-    model, tokenizer = load_clip(clip["folder"], torch.device("cpu"))
+    network = load_clip(clip, torch.device("cpu"))
     with torch.inference_mode():
-        texts = class_embeddings(model, tokenizer, list(classes), ZERO_SHOT)
-        scaled: np.ndarray = (model.logit_scale.exp() * embedded @ texts.T).numpy()
+        texts = class_embeddings(network.embed_texts, list(classes), ZERO_SHOT)
+        scaled: np.ndarray = (network.scale * embedded @ texts.T + network.bias).numpy()
     return scaled
 
 

@@ -312,7 +312,7 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
 
 def _sources(study: Study) -> list[tuple[str, str, str]]:
     """(what, ours, paper's) for the CLIP model and the corpus of retrieval."""
-    name = Path(study.clip.model).name
+    name = study.clip.named.title
     pairs = [("CLIP model of the queries", CLIP if CLIP in name.lower() else name, CLIP)]
     if study.miniature is not None:
         size = study.miniature.images + study.miniature.distractors

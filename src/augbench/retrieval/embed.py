@@ -37,9 +37,8 @@ from augbench.runtime.fit import BatchLimit
 
 if TYPE_CHECKING:
     import torch
-    from transformers import CLIPModel, CLIPTokenizer
 
-    from augbench.models.folders import ImageTower
+    from augbench.models.towers import Clip, ImageTower
     from augbench.runtime.job import Job
 
 logger = logging.getLogger(__name__)
@@ -299,24 +298,16 @@ class _Embedding:
         return pick_device(self.job.study.execution.device)
 
     @cached_property
-    def _texts(self) -> tuple[CLIPModel, CLIPTokenizer]:
-        from augbench.models.folders import load_clip
+    def _network(self) -> Clip:
+        from augbench.models.clip import load_clip
 
-        return load_clip(self.clip["folder"], self._device)
+        return load_clip(self.clip, self._device)
 
     @cached_property
     def _tower(self) -> ImageTower:
-        from augbench.models.folders import load_image_tower
-
         on_gpu = self._device.type == "cuda"
         # the result is stored as float16, so computing in float16 changes at most its last digit
-        return load_image_tower(
-            self.clip["folder"],
-            self._device,
-            self._texts[0],
-            half=on_gpu,
-            compiled=on_gpu and self.job.study.execution.compile,
-        )
+        return self._network.image_tower(half=on_gpu, compiled=on_gpu and self.job.study.execution.compile)
 
     @cached_property
     def _limit(self) -> BatchLimit:
@@ -342,7 +333,9 @@ class _Embedding:
     def _images(self, images: Iterable[Image.Image]) -> torch.Tensor:
         import torch
 
-        vectors = [torch.empty((0, self._texts[0].config.projection_dim))]
+        from augbench.models.clip import clip_width
+
+        vectors = [torch.empty((0, clip_width(self.clip)))]
         for embedded in self._tower.embed_images(images, self._limit, self.job.threads):
             vectors.append(embedded)
             self.progress.update(len(embedded))
@@ -350,9 +343,7 @@ class _Embedding:
 
     def _similarity(self, vectors: torch.Tensor, captions: Sequence[str]) -> pa.Array:
         """Cosine similarity of each image and its caption."""
-        from augbench.models.folders import embed_texts
-
-        texts = embed_texts(*self._texts, captions).cpu()
+        texts = self._network.embed_texts(captions).cpu()
         return pa.array((vectors * texts).sum(1).numpy(), pa.float32())
 
 

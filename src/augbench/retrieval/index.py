@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from augbench.errors import UserError
 from augbench.files import read_json
+from augbench.models.clip import clip_width
 from augbench.progress import Progress
 from augbench.retrieval.embed import IDENTITY
 from augbench.retrieval.neighbours import METADATA, Found, merged, metadata_table
@@ -51,10 +52,8 @@ class IndexBackend:
     folder : path
         Folder in the layout of ``clip-retrieval index``. If this package made it, ``augbench.json`` in it
         names the CLIP model of the embeddings.
-    clip : str
-        Content hash of the CLIP model that embeds the queries.
-    clip_folder : str
-        Folder of that model, in transformers' layout. The service loads it, although queries come as vectors.
+    clip : mapping
+        Content of ``models/clip.json``: the CLIP model that embeds the queries.
 
     Raises
     ------
@@ -64,7 +63,7 @@ class IndexBackend:
 
     name = "clip_retrieval_index"
 
-    def __init__(self, folder: str | Path, clip: str, clip_folder: str) -> None:
+    def __init__(self, folder: str | Path, clip: Mapping[str, Any]) -> None:
         folder = Path(folder)
         if not (folder / "image.index").is_file():
             raise UserError(
@@ -72,39 +71,49 @@ class IndexBackend:
                 f"no image.index in {str(folder)!r}",
                 "allowed: a folder made by `clip-retrieval index`",
             )
-        if (folder / IDENTITY).is_file() and (made_with := read_json(folder / IDENTITY)["clip"]) != clip:
+        if (folder / IDENTITY).is_file() and (made_with := read_json(folder / IDENTITY)["clip"]) != clip[
+            "id"
+        ]:
             raise UserError(
                 str(folder),
                 f"embeddings of CLIP {made_with}",
-                f"a query by CLIP {clip} needs embeddings of the same model",
+                f"a query by CLIP {clip['id']} needs embeddings of the same model",
             )
         if hidden := sorted((folder / "metadata").glob(".*.parquet")):  # clip-retrieval would read them
             raise UserError(str(hidden[0]), "a hidden file, no metadata", "delete it")
-        from clip_retrieval.clip_back import ClipOptions, KnnService, load_clip_index
+        from clip_retrieval.clip_back import ClipResource, KnnService, load_index, load_metadata_provider
 
         parts = sorted((folder / "metadata").glob("*.parquet"))
         present = set(pq.read_schema(parts[0]).names) if parts else set(THEIR_NAMES)
-        options = ClipOptions(
-            indice_folder=str(folder),
-            clip_model=f"hf_clip:{clip_folder}",
+        shown = [name for name in THEIR_NAMES if name in present]
+        # clip-retrieval's own loader would also load a CLIP model, but queries come as vectors
+        index = load_index(str(folder / "image.index"), enable_faiss_memory_mapping=True)
+        provider, _ = load_metadata_provider(
+            str(folder),
             enable_hdf5=False,
-            enable_faiss_memory_mapping=True,
-            columns_to_return=[name for name in THEIR_NAMES if name in present],
             reorder_metadata_by_ivf_index=False,
-            enable_mclip_option=False,
-            use_jit=False,
+            image_index=index,
+            columns_to_return=shown,
             use_arrow=False,
-            provide_safety_model=False,
-            provide_violence_detector=False,
-            provide_aesthetic_embeddings=False,
         )
-        self.index = load_clip_index(options)
+        without = ("model", "preprocess", "tokenizer", "model_txt_mclip", "safety_model", "violence_detector")
+        self.index = ClipResource(
+            device="cpu",
+            metadata_provider=provider,
+            image_index=index,
+            text_index=None,
+            ivf_old_to_new_mapping=None,
+            columns_to_return=shown,
+            metadata_is_ordered_by_ivf=False,
+            aesthetic_embeddings=None,
+            **dict.fromkeys(without),
+        )
         self.service = KnnService(clip_resources={"corpus": self.index})
-        if self.index.image_index.ntotal and self.index.image_index.d != (width := _width(clip_folder)):
+        if self.index.image_index.ntotal and self.index.image_index.d != (width := clip_width(clip)):
             raise UserError(
                 str(folder),
                 f"vectors of {self.index.image_index.d} numbers",
-                f"the CLIP model in {clip_folder!r} gives {width}: another model made the index",
+                f"the CLIP model in {clip['folder']!r} gives {width}: another model made the index",
             )
 
     def search(self, queries: np.ndarray, k: int, sizes: Sequence[int] | None = None) -> list[Found]:
@@ -129,10 +138,6 @@ class IndexBackend:
             return np.empty((0, self.index.image_index.d), dtype=np.float16)
         vectors = np.stack([self.index.image_index.reconstruct(int(i)) for i in ids]).astype(np.float32)
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
-
-
-def _width(clip_folder: str) -> int:
-    return int(read_json(Path(clip_folder) / "config.json").get("projection_dim", 512))
 
 
 class ServerBackend:

@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -66,9 +66,9 @@ def open_backend(
     if isinstance(corpus, ServerCorpus):
         return ServerBackend(corpus.url, corpus.index)
     if isinstance(corpus, IndexCorpus):
-        return IndexBackend(corpus.folder, clip["id"], clip["folder"])
+        return IndexBackend(corpus.folder, clip)
     if isinstance(corpus, OwnCorpus) and corpus.search == "clip_retrieval_index":
-        return IndexBackend(str(corpus_folder), clip["id"], clip["folder"])
+        return IndexBackend(str(corpus_folder), clip)
     device = device or _device(study)
     if isinstance(corpus, EmbeddingCorpus):
         files = open_embeddings(
@@ -94,19 +94,21 @@ def _device(study: Study) -> str:
     return str(pick_device(study.execution.device))
 
 
-def embed_queries(queries: Mapping[str, str], clip_folder: str, study: Study) -> np.ndarray:
+def embed_queries(queries: Mapping[str, str], clip: Mapping[str, Any], study: Study) -> np.ndarray:
     """Embed the queries with CLIP's text tower; float32 ``(Q, D)`` of unit length."""
-    from augbench.models.folders import embed_texts, load_clip, pick_device
+    from augbench.models.clip import load_clip
+    from augbench.models.folders import pick_device
 
-    model, tokenizer = load_clip(clip_folder, pick_device(study.execution.device))
-    return embed_texts(model, tokenizer, list(queries.values())).float().cpu().numpy()
+    network = load_clip(clip, pick_device(study.execution.device))
+    vectors: np.ndarray = network.embed_texts(list(queries.values())).float().cpu().numpy()
+    return vectors
 
 
 def ask(
     study: Study,
     name: str,
     texts: Mapping[str, str | None],
-    clip_folder: str,
+    clip: Mapping[str, Any],
     train: Split,
     embedded_train: str | Path | None,
 ) -> dict[str, list[Asked]]:
@@ -126,7 +128,7 @@ def ask(
     """
     query = study.retrieved[name].query
     written = {class_id: text for class_id, text in texts.items() if text is not None}
-    vectors = embed_queries(written, clip_folder, study) if written else ()
+    vectors = embed_queries(written, clip, study) if written else ()
     asked = {
         class_id: Asked(text, vector)
         for (class_id, text), vector in zip(written.items(), vectors, strict=True)
@@ -172,8 +174,8 @@ def questions_of(
     limits = {
         class_id: prefix_sizes(method, sought_images(method, wanted[class_id]))[-1] for class_id in texts
     }
-    clip_folder = read_json(clip_path)["folder"]
-    return Questions(ask(job.study, name, texts, clip_folder, train, embedded_train), limits)
+    clip = read_json(clip_path)
+    return Questions(ask(job.study, name, texts, clip, train, embedded_train), limits)
 
 
 def _texts(prompts_path: str | Path) -> dict[str, str | None]:

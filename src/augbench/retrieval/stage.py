@@ -25,6 +25,7 @@ from augbench.config.methods import RetrieveMethod
 from augbench.data.splits import read_split
 from augbench.files import atomic_path, canonical_hash, read_json
 from augbench.leakage.stage import RealImages
+from augbench.models.vit_l_14 import is_vit_l_14
 from augbench.plan.recipes import Recipe, data_set_recipe, image_recipe, retrieve_recipe
 from augbench.prompts.stage import read_prompts
 from augbench.retrieval.filters import KEPT, Filters, check_scores, owners
@@ -240,16 +241,18 @@ class _Retrieval:
             return Filters(method.model_copy(update=off), lists=self.lists), None
         unscored = any(neighbour.aesthetic is None for neighbour in neighbours)
         weights = config.aesthetics_weights
-        if method.min_aesthetics is not None and unscored and weights is not None:
+        scorable = self.job.study.clip.named.library == "transformers" or is_vit_l_14(self.job.study.clip)
+        if method.min_aesthetics is not None and unscored and weights is not None and scorable:
             from augbench.retrieval.aesthetics import WEIGHTS_SHA256, load_predictor
 
             score = load_predictor(weights, config.aesthetics_sha256 or WEIGHTS_SHA256).score
         embed = None
         compared = method.duplicate_threshold is not None or method.copies is not None or method.selects
         if any(neighbour.embedding is None for neighbour in neighbours) and (compared or score is not None):
-            from augbench.models.folders import load_image_tower, pick_device
+            from augbench.models.clip import load_clip
+            from augbench.models.folders import pick_device
 
-            tower = load_image_tower(self.clip["folder"], pick_device(self.job.study.execution.device))
+            tower = load_clip(self.clip, pick_device(self.job.study.execution.device)).image_tower()
             limit = BatchLimit(IMAGES_AT_ONCE, "embedding retrieved images")
 
             def embed(images: Sequence[Image.Image]) -> np.ndarray:

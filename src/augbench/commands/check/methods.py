@@ -14,6 +14,7 @@ from augbench.config.study import Study
 from augbench.data.classes import ClassInfo
 from augbench.errors import UserError, some
 from augbench.measures.judge import check_judge
+from augbench.models.vit_l_14 import is_vit_l_14
 from augbench.prompts.stage import check_prompts, images_without_caption
 from augbench.resample import needed_by_class, needed_images, share_counts
 from augbench.retrieval.lists import list_problems
@@ -193,6 +194,48 @@ def corpus_problems(study: Study) -> Iterator[UserError]:
                 "retrieval.aesthetics_weights",
                 "null",
                 f"methods.{name}.min_aesthetics needs the predictor's weights: {corpus.kind} has no scores",
+            )
+
+
+def threshold_notes(study: Study) -> Iterator[str]:
+    """Yield a warning for each default that was chosen for CLIP ViT-L/14, if the study has another CLIP.
+
+    Cosines of another model are spread otherwise, so the same threshold finds more or fewer duplicates.
+    """
+    if is_vit_l_14(study.clip):
+        return
+    keys = {
+        f"methods.{name}.duplicate_threshold": method.duplicate_threshold
+        for name, method in study.retrieved.items()
+        if method.duplicate_threshold is not None and "duplicate_threshold" not in method.model_fields_set
+    }
+    other_library = study.clip.named.library == "open_clip"  # such as SigLIP, whose cosines spread otherwise
+    if (
+        other_library
+        and study.leakage.action != "off"
+        and "clip_threshold" not in study.leakage.model_fields_set
+    ):
+        keys["leakage.clip_threshold"] = study.leakage.clip_threshold
+    for key, value in keys.items():
+        yield (
+            f"warning: {key}: the default, {value:g}, was chosen for CLIP ViT-L/14, and clip.model is"
+            f" {study.clip.model}; set a value for it"
+        )
+
+
+def aesthetics_problems(study: Study) -> Iterator[UserError]:
+    """Yield rows whose images the aesthetics predictor would score, although it reads another CLIP's embeddings.
+
+    Only a corpus without scores of its own is scored here; of corpora on the web, only their files can tell.
+    """
+    if is_vit_l_14(study.clip):
+        return
+    for name, method in study.retrieved.items():
+        if method.min_aesthetics is not None and isinstance(study.corpus, OwnCorpus):
+            yield UserError(
+                f"methods.{name}.min_aesthetics",
+                f"{method.min_aesthetics:g} with {study.clip.model}",
+                "allowed: null, because the predictor reads embeddings of OpenAI's CLIP ViT-L/14 only",
             )
 
 

@@ -15,6 +15,7 @@ from augbench.config.pipelines import PIPELINES_HERE, STABLE_DIFFUSION, pipeline
 from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.models.fetch import WITHOUT_WEIGHTS
+from augbench.models.open_clip_files import describe, networks_config
 
 # defaults of transformers and diffusers for keys that a config.json omits
 TEXT_WIDTH, CROSS_ATTENTION_WIDTH = 512, 1280
@@ -103,6 +104,9 @@ def model_problems(study: Study) -> Iterator[UserError]:
 
 def projection_width(clip: Clip) -> int | None:
     """Length of a CLIP model's vectors; None if the model isn't here or its config doesn't say."""
+    if clip.named.library == "open_clip":
+        config = networks_config(clip.named, clip.folder)
+        return None if config is None else int(config["embed_dim"])
     path = Path(clip.folder) / "config.json"
     width = _json(path).get("projection_dim") if path.is_file() else None
     return width if isinstance(width, int) else None
@@ -139,6 +143,11 @@ def diffusion_models(study: Study) -> dict[str, Diffusion]:
 def _clip(study: Study, text: dict[str, Any]) -> Iterator[UserError]:
     """Yield the problems of CLIP. ``text``: config of the diffusion model's text encoder, or empty."""
     folder = Path(study.clip.folder)
+    if study.clip.named.library == "open_clip":
+        description = describe(study.clip.named, folder)
+        if (problem := pointer_problem(folder / description["weights"])) is not None:
+            yield problem
+        return
     config = _model_folder("clip.model", folder, "transformers' CLIP", "config.json")
     if config.get("model_type") != "clip":
         yield UserError(

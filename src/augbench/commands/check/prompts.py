@@ -12,10 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from augbench.config.models import Clip
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study
 from augbench.data.classes import ClassInfo
 from augbench.errors import UserError, some
+from augbench.models.open_clip_files import describe
 from augbench.prompts.captions import load_captions
 from augbench.prompts.placeholders import placeholder
 from augbench.prompts.stage import class_name
@@ -46,15 +48,15 @@ def indistinct_prompts(study: Study, classes: tuple[ClassInfo, ...]) -> list[str
         folder = study.clip.folder if method.retrieves_images else _tokenizer_folder(study, row)
         if folder is None:
             continue
-        kept = any(all(Path(folder, name).is_file() for name in names) for names in TOKENIZER_FILES)
+        clip = study.clip if method.retrieves_images and study.clip.named.library == "open_clip" else None
         learned = study.personalised.get(row)
-        if not kept or (learned is not None and learned.learn == "conditioning"):
+        if not _has_tokenizer(folder, clip) or (learned is not None and learned.learn == "conditioning"):
             continue
         folders.add(folder)
         if prompting.captions is not None:
             key = f"methods.{row}.{method.prompt_key}.captions"
             try:
-                for what in _caption_faults(folder, prompting.captions):
+                for what in _caption_faults(folder, prompting.captions, clip):
                     found.setdefault(what, []).append(key)
             except UserError as error:
                 problems.append(error)
@@ -64,7 +66,7 @@ def indistinct_prompts(study: Study, classes: tuple[ClassInfo, ...]) -> list[str
         templates = load_templates(prompting.templates)[: 1 if method.retrieves_images else None]
         try:
             # pseudo-words differ, so two tell whether a template's is lost
-            same = _same_tokens(folder, templates, classes if how else classes[:2], how)
+            same = _same_tokens(folder, templates, classes if how else classes[:2], how, clip)
         except UserError as error:
             problems.append(error)
             continue
@@ -83,16 +85,51 @@ def indistinct_prompts(study: Study, classes: tuple[ClassInfo, ...]) -> list[str
     return notes + [f"warning: {', '.join(keys)}: {what}" for what, keys in found.items()]
 
 
+def _has_tokenizer(folder: str, clip: Clip | None) -> bool:
+    """Whether the tokenizer is here: transformers' in ``folder``, or that of ``clip``, a model of open_clip."""
+    if clip is not None:
+        try:
+            describe(clip.named, folder)
+        except UserError:  # the check of the models names it
+            return False
+        return True
+    return any(all(Path(folder, name).is_file() for name in names) for names in TOKENIZER_FILES)
+
+
+def _open_clip_tokens(
+    folder: str, clip: Clip, prompts: list[str], whole: bool = False
+) -> tuple[list[list[int]], int]:
+    """Tokens of prompts as a model of open_clip reads them, and the most that it reads.
+
+    They are padded and cut; with ``whole``, neither, but for prompts of more than four times as many tokens.
+    """
+    from augbench.models.open_clip_model import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(describe(clip.named, folder), folder)
+        most = int(tokenizer.context_length or 0)
+        found = tokenizer(["", *prompts], 4 * most if whole else most).tolist()
+    except Exception as error:  # of transformers or of the file's parser
+        raise _unreadable(folder, error) from None
+    padding = found[0][-1]
+    if whole:
+        used = [max((at + 1 for at, token in enumerate(row) if token != padding), default=1) for row in found]
+        found = [row[:length] for row, length in zip(found, used, strict=True)]
+    return found[1:], most
+
+
+def _unreadable(folder: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(folder, f"not readable as a tokenizer ({reason})", "download the model again")
+
+
 def _tokenizer(folder: str) -> CleaningTokenizer:
     from augbench.models.tokenizer import CleaningTokenizer
 
     try:
         return CleaningTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # of transformers or of the file's parser
-        reason = " ".join(str(error).split())
-        raise UserError(
-            folder, f"not readable as a tokenizer ({reason})", "download the model again"
-        ) from None
+        raise _unreadable(folder, error) from None
 
 
 def _tokenizer_folder(study: Study, row: str) -> str | None:
@@ -110,12 +147,15 @@ def _tokenizer_folder(study: Study, row: str) -> str | None:
 
 
 @cache
-def _caption_faults(folder: str, path: str) -> tuple[str, ...]:
+def _caption_faults(folder: str, path: str, clip: Clip | None) -> tuple[str, ...]:
     """What is wrong with a file's captions as tokens: some are too long, or the same for several classes."""
-    tokenizer, captions = _tokenizer(folder), load_captions(path)
-    most = tokenizer.model_max_length
-    rows = [(class_id, one.text) for class_id, own in captions.items() for one in own]
-    tokens = tokenizer([text for _, text in rows]).input_ids
+    rows = [(class_id, one.text) for class_id, own in load_captions(path).items() for one in own]
+    texts = [text for _, text in rows]
+    if clip is not None:
+        tokens, most = _open_clip_tokens(folder, clip, texts, whole=True)
+    else:
+        tokenizer = _tokenizer(folder)
+        tokens, most = tokenizer(texts).input_ids, tokenizer.model_max_length
     faults = []
     if long := [text for (_, text), ids in zip(rows, tokens, strict=True) if len(ids) > most]:
         first = textwrap.shorten(long[0], 80, placeholder="...")
@@ -130,7 +170,11 @@ def _caption_faults(folder: str, path: str) -> tuple[str, ...]:
 
 @cache
 def _same_tokens(
-    folder: str, templates: tuple[str, ...], classes: tuple[ClassInfo, ...], how: str | None
+    folder: str,
+    templates: tuple[str, ...],
+    classes: tuple[ClassInfo, ...],
+    how: str | None,
+    clip: Clip | None,
 ) -> Mapping[tuple[str, ...], str]:
     """Class ids that share their tokens in a template, with the first such template.
 
@@ -138,10 +182,12 @@ def _same_tokens(
     ----------
     how : str or None
         Form of the class's name, as in the config; None: a pseudo-word stands for it.
+    clip : Clip or None
+        The model of open_clip that reads the prompts; None: transformers' tokenizer in ``folder`` does.
     """
     names = [placeholder(info.class_id) if how is None else class_name(info, how) for info in classes]
-    tokenizer = _tokenizer(folder)
-    if how is None:
+    tokenizer = _tokenizer(folder) if clip is None else None
+    if tokenizer is not None and how is None:
         tokenizer.add_tokens(names)
     scene = max(load_scenes(), key=len)
     same: dict[tuple[str, ...], str] = {}
@@ -149,9 +195,14 @@ def _same_tokens(
         if not placeholders_of(template) - {"scene"}:  # it is meant for all classes
             continue
         prompts = [fill(template, name, info, scene) for name, info in zip(names, classes, strict=True)]
-        encoded = tokenizer(prompts, truncation=True, max_length=tokenizer.model_max_length)
+        if tokenizer is None:
+            assert clip is not None
+            encoded, _ = _open_clip_tokens(folder, clip, prompts)
+        else:
+            most = tokenizer.model_max_length
+            encoded = tokenizer(prompts, truncation=True, max_length=most).input_ids
         sharing: dict[tuple[int, ...], list[str]] = {}
-        for info, tokens in zip(classes, encoded.input_ids, strict=True):
+        for info, tokens in zip(classes, encoded, strict=True):
             sharing.setdefault(tuple(tokens), []).append(info.class_id)
         for class_ids in sharing.values():
             if len(class_ids) > 1:

@@ -22,12 +22,14 @@ from augbench.commands.check.files import FilesSource, check_files
 from augbench.commands.check.gpus import gpu_warnings
 from augbench.commands.check.methods import (
     added_image_problems,
+    aesthetics_problems,
     baseline_notes,
     corpus_problems,
     glyph_notes,
     judge_problems,
     prompt_problems,
     pseudoword_problems,
+    threshold_notes,
 )
 from augbench.commands.check.models import model_problems, models_to_fetch
 from augbench.commands.check.networks import first_weights_notes, network_problems
@@ -119,6 +121,8 @@ def check_study(
         notes += baseline_notes(study)
         notes += glyph_notes(study, classes)
     problems += corpus_problems(study)
+    problems += aesthetics_problems(study)
+    notes += threshold_notes(study)
     own = source if isinstance(source, FilesSource) else None
     files = check_files(study, own, images, verify_images, every_class)
     problems += files.problems

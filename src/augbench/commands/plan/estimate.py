@@ -29,7 +29,7 @@ from augbench.plan.paths import Plan
 from augbench.retrieval.hunt import prefix_sizes, sought_images, wanted_images
 from augbench.runtime.gpus import visible_gpus
 
-NEIGHBOUR_BYTES = 768 * 2 + 300
+VECTOR, METADATA_BYTES = 768, 300  # of a neighbour: numbers in float16 by ViT-L/14, and its metadata
 WEB_CORPORA = ("embeddings", "clip_retrieval_index", "clip_retrieval_server")
 
 
@@ -154,7 +154,7 @@ class Estimate(Work):
     def _fetch(self) -> Iterator[Step]:
         sizes = {
             "diffusion": self.assume("diffusion_bytes"),
-            "clip": self.assume("clip_bytes"),
+            "clip": self.clip_bytes,
             "safety_checker": 1.2e9,
             "classifier": self.classifier_bytes,
         }
@@ -197,14 +197,14 @@ class Estimate(Work):
         if plan.embedded_draws:
             images = round(self.sizes.train) * len(plan.embedded_draws)
             embedded = [[plan.embedded_train(draw)] for draw in plan.embedded_draws]
-            hours = images / self.rate("embed") / 3600
+            hours = self.embed_hours(images)
             yield self._step("prepare", "training images", embedded, images=images, gpu_hours=hours)
         if plan.searched:
             corpus = self.study.miniature
             images = corpus.images + corpus.distractors if corpus else 0
             others = [[path] for path in plan.searched if path != plan.embeddings_folder]
             chain = [[plan.embeddings_folder], *others]
-            hours = images / self.rate("embed") / 3600
+            hours = self.embed_hours(images)
             blocks = [[plan.embedded_block(block)] for block in plan.embed_blocks]
             step = self._step("prepare", "corpus", [*blocks, *chain], images=images, gpu_hours=hours)
             yield self._done(step, [path for files in chain for path in files]) if blocks else step
@@ -213,7 +213,8 @@ class Estimate(Work):
         plan, wanted = self.plan, wanted_images(row, self.class_sizes)
         sought = {class_id: sought_images(row, images) for class_id, images in wanted.items()}
         largest = {class_id: prefix_sizes(row, images)[-1] for class_id, images in sought.items()}
-        neighbour_bytes = float(sum(largest.values()) * NEIGHBOUR_BYTES)
+        numbers = VECTOR if self.clip_config is None else self.clip_config["embed_dim"]
+        neighbour_bytes = float(sum(largest.values()) * (2 * numbers + METADATA_BYTES))
         yield self._search(method, neighbour_bytes)
         links = 0.0
         if self.study.corpus is not None and self.study.corpus.kind in WEB_CORPORA:
@@ -374,7 +375,7 @@ class Estimate(Work):
                 method=pool,
                 jobs=[[self.plan.scores(pool, scorer)]],
                 images=images,
-                gpu_hours=images / self.rate("embed") / 3600,
+                gpu_hours=self.embed_hours(images),
             )
 
     def _classify(self, method: str) -> Step:
@@ -414,7 +415,9 @@ class Estimate(Work):
                 jobs=[plan.further_predictions(test), *guard],
                 others=[[plan.further_split(test)]] if plan.has_own_images(test) else [],
                 images=images,
-                gpu_hours=None if hours is None else hours + embedded / self.rate("embed") / 3600,
+                gpu_hours=None
+                if hours is None or (embedding := self.embed_hours(embedded)) is None
+                else hours + embedding,
             )
 
     def _report(self) -> Iterator[Step]:
@@ -436,7 +439,7 @@ class Estimate(Work):
                 jobs=[*blocks, *guards, repeats],
                 others=[list(folded.leakage_table.values()), *([inherited] if inherited else [])],
                 images=images,
-                gpu_hours=images / self.rate("embed") / 3600,
+                gpu_hours=self.embed_hours(images),
             )
             yield self._done(step, list(folded.leakage_table.values())) if blocks else step
         yield self._step(

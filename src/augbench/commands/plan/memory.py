@@ -104,11 +104,11 @@ def needs_of(study: Study) -> Iterator[Need]:
             yield _need("finetune_vectors", micro_batch, area, study.finetune.dtype)
         if True in trained:
             yield _need("finetune_unet", micro_batch, area, study.finetune.dtype)
-    stage = CLASSIFIERS.get(without_tag(classifier.arch))
-    if stage is not None and classifier.train == "all":
+    table = CLASSIFIERS.get(without_tag(classifier.arch))
+    if table is not None and classifier.train == "all":
         area = (classifier.resolution / CLASSIFIER_SIDE) ** 2 * classifier.base_width / CLASSIFIER_WIDTH
         processes = study.execution.processes or 1
-        need = _need(stage, -(-classifier.batch_size // processes), area, classifier.dtype)
+        need = _need(table, -(-classifier.batch_size // processes), area, classifier.dtype)
         yield replace(need, parts=max(1, classifier.batch_norm_groups // processes))
 
 

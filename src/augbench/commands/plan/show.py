@@ -153,6 +153,8 @@ def _notes(estimate: Estimate) -> Iterator[str]:
             "?: there is no figure for this row's diffusion model; "
             "the rate of finished jobs is used as soon as there are some."
         )
+    if estimate.embed_hours(1) is None:
+        yield "?: the size of CLIP's image tower is not known, so there is no figure for jobs that embed images."
 
 
 def _searches(estimate: Estimate) -> Iterator[str]:

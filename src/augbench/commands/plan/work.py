@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from augbench.classifier.schedule import steps_per_epoch
 from augbench.commands.plan.memory import (
@@ -19,6 +20,8 @@ from augbench.commands.plan.sizes import sizes_of
 from augbench.commands.plan.throughput import Throughput, guided_share
 from augbench.config.corpus import EmbeddingCorpus
 from augbench.config.hub import known_model
+from augbench.models.clip_size import image_operations, parameters
+from augbench.models.open_clip_files import networks_config
 from augbench.plan.paths import Plan
 from augbench.plan.recipes import method_sampling
 from augbench.resample import needed_by_class
@@ -46,6 +49,7 @@ NETWORKS = {
 }
 # work of encoding an image, relative to training on it with a frozen U-Net (benchmarks/personalise.py)
 ENCODING_SHARE = 1117 / 1669
+CLIP_OPERATIONS = 1.62e11  # of the table's CLIP ViT-L/14, for an image of 224 pixels
 LATENT_BYTES = 2 * 4 * 64 * 64 * 2  # mean and deviation of an image of DIFFUSION_SIDE, in float16
 FORWARD_SHARE = 1 / 3  # work of evaluating an image, relative to training on it
 VECTOR_NUMBERS, VECTOR_BYTES = 768, 2 * 768  # of a vector of CLIP ViT-L/14, in float16
@@ -78,6 +82,27 @@ class Work:
     def knows_diffusion(self) -> bool:
         """Whether the table's figures fit the study's model: a U-Net of the size of Stable Diffusion 1.x."""
         return is_stable_diffusion_1(self.study.diffusion)
+
+    @cached_property
+    def clip_config(self) -> dict[str, Any] | None:
+        """Config of the networks of a CLIP of open_clip; None for any other, for which the table's figures count."""
+        clip = self.study.clip
+        return networks_config(clip.named, clip.folder) if clip.named.library == "open_clip" else None
+
+    def embed_hours(self, images: float) -> float | None:
+        """GPU-hours of embedding images with CLIP; None if the size of its image tower is not known."""
+        work = 1.0
+        if self.clip_config is not None:
+            if (operations := image_operations(self.clip_config)) is None:
+                return None
+            work = operations / CLIP_OPERATIONS
+        return images * work / self.rate("embed") / 3600
+
+    @cached_property
+    def clip_bytes(self) -> float:
+        """Size of CLIP's weights in float32."""
+        known = None if self.clip_config is None else parameters(self.clip_config)
+        return self.assume("clip_bytes") if known is None else 4 * known
 
     @cached_property
     def area(self) -> float:

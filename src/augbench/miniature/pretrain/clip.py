@@ -26,7 +26,7 @@ from transformers import (
 from augbench.config.pretrain import PretrainClip
 from augbench.miniature.corpus.looks import grey_of
 from augbench.miniature.pretrain.loop import EpochSampler, Schedule, step_generator, train
-from augbench.models.folders import embed_texts
+from augbench.models.transformers_clip import embed_texts
 from augbench.seeds import derive_seed
 
 IMAGE_SIDE, PATCH_SIDE = 32, 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from augbench.miniature.pretrain.clip import embed_images
 from augbench.miniature.pretrain.reference import judge
 from augbench.miniature.pretrain.told import prompts_stating, told
 from augbench.models.folders import check_safety, load_pipeline
+from augbench.models.transformers_clip import embed_texts
 from augbench.progress import Progress
 
 REAL_IMAGES = 4  # per class and attribute
@@ -41,10 +43,10 @@ def zero_shot(
 
     A class is represented by the mean of its templates' text embeddings.
     """
-    embedded = embed_images(clip, images)
+    embedded, embed = embed_images(clip, images), partial(embed_texts, clip, tokenizer)
     accuracy = {}
     for name, family in PROMPT_FAMILIES.items():
-        predicted = (embedded @ class_embeddings(clip, tokenizer, classes, family).T).argmax(1).numpy()
+        predicted = (embedded @ class_embeddings(embed, classes, family).T).argmax(1).numpy()
         accuracy[name] = float((predicted == labels).mean())
     return accuracy
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from augbench.data.classes import ClassInfo
 from augbench.miniature.corpus.attributes import ATTRIBUTES, held_out_class, scenes_of, templates_stating
 from augbench.miniature.pretrain.clip import embed_images
-from augbench.models.folders import embed_texts
+from augbench.models.transformers_clip import embed_texts
 
 
 def prompts_stating(info: ClassInfo, attribute: str) -> tuple[str, ...]:

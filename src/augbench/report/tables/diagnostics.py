@@ -212,9 +212,7 @@ def write_diagnostics(
 
     study = job.study
     classes = read_class_table(classes_path)
-    eyes = Eyes(
-        read_json(clip_path)["folder"], study.report.judge, classes, pick_device(study.execution.device)
-    )
+    eyes = Eyes(read_json(clip_path), study.report.judge, classes, pick_device(study.execution.device))
     diagnosis = Diagnosis(study, job.folder, classes, eyes)
     source = open_source(study.dataset, study.seed, study.corpus)
     train_size, train = diagnosis.real(train_path, source, REAL["train"])
