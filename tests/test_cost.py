@@ -11,7 +11,7 @@ import pytest
 from augbench.config.study import parse_study
 from augbench.errors import UserError
 from augbench.files import write_json, write_text
-from augbench.plan.jobs import job_files
+from augbench.plan.jobs import job_files, read_seconds
 from augbench.plan.paths import Plan
 from augbench.report.render import render_csv
 from augbench.report.tables import cost, table1
@@ -206,6 +206,14 @@ def test_names_of_benchmark_files_are_told_apart(plan: Plan) -> None:
         "a",
         12,
     )
+
+
+def test_processor_time_is_that_in_the_jobs_log_if_there_is_any(plan: Plan) -> None:
+    path = write_benchmark(plan, "generate/boomerang_000", 10.0, 0.4)
+    assert read_seconds(path) == (10.0, 0.4)
+    log = Path(plan.path("logs", "generate/boomerang_000.log"))
+    write_text(log, "an attempt that failed\nended; torch imported; 7.25 s of processor time\n")
+    assert read_seconds(path) == (10.0, 7.25)
 
 
 def test_a_damaged_benchmark_file_is_named(plan: Plan) -> None:

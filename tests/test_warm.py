@@ -116,6 +116,25 @@ def test_a_job_ends_with_the_process_that_snakemake_has_started(start: Start, ho
     assert waiting.wait() == -how and wait_until(lambda: not alive(job))
 
 
+def test_ctrl_c_reaches_the_job_which_cleans_up_before_it_ends(start: Start) -> None:
+    text = """
+import augbench.runtime, os, time
+print(os.getpid(), flush=True)
+try:
+    time.sleep(60)
+finally:
+    time.sleep(0.3)
+    print("cleaned up")
+"""
+    waiting = start(text)
+    assert waiting.stdout is not None
+    job = int(waiting.stdout.readline())
+    for process in (waiting.pid, job):  # a terminal sends it to all processes of the group
+        os.kill(process, signal.SIGINT)
+    out, err = waiting.communicate()
+    assert out == "cleaned up\n" and "KeyboardInterrupt" in err and waiting.returncode == 1
+
+
 def test_a_killed_job_fails_with_one_line(start: Start) -> None:
     waiting = start("import augbench.runtime, os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     assert waiting.communicate()[1] == "augbench: the job's process was killed\n" and waiting.returncode == 1

@@ -122,7 +122,9 @@ def job_files(folder: str | Path, stages: Sequence[str]) -> Iterator[JobFile]:
 def read_seconds(path: str | Path) -> tuple[float, float]:
     """Read the wall and CPU seconds of a job, summed over its repeats.
 
-    CPU seconds are 0 for jobs that ended before Snakemake measured them.
+    CPU seconds are those in the job's log, if it has any: what Snakemake measures is a process that waits, if
+    the job was a fork (:mod:`augbench.runtime.warm`). Without them, they are 0 for jobs that ended before
+    Snakemake measured them.
 
     Raises
     ------
@@ -138,6 +140,18 @@ def read_seconds(path: str | Path) -> tuple[float, float]:
             rows = list(csv.DictReader(stream, delimiter="\t"))
         if not rows:
             raise ValueError("no measurement")
-        return sum(float(row["s"]) for row in rows), sum(number(row.get("cpu_time")) for row in rows)
+        told = _told_by_log(Path(path))
+        cpu = sum(number(row.get("cpu_time")) for row in rows) if told is None else told
+        return sum(float(row["s"]) for row in rows), cpu
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise UserError(str(path), f"not a benchmark file ({error})", REMEDY) from None
+
+
+def _told_by_log(benchmark: Path) -> float | None:
+    """CPU seconds that the log of a benchmark file's job ends with; None if it has none."""
+    before, found_folder, name = str(benchmark.with_suffix(".log")).rpartition("benchmarks/")
+    log = Path(f"{before}logs/{name}")
+    if not found_folder or not log.is_file():
+        return None
+    found = re.findall(r"([\d.]+) s of processor time$", log.read_text(errors="replace"), re.MULTILINE)
+    return float(found[-1]) if found else None

@@ -11,6 +11,7 @@ import fcntl
 import gc
 import logging
 import os
+import resource
 import sys
 import traceback
 from collections.abc import Iterator
@@ -73,6 +74,12 @@ def set_threads(threads: int) -> None:
         from threadpoolctl import threadpool_limits
 
         threadpool_limits(threads)
+
+
+def _processor_seconds() -> float:
+    """Processor time of this process and of those that it has waited for."""
+    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def _send_output(log: Path | None) -> None:
@@ -158,7 +165,8 @@ def running(snakemake: Any, unfolded: bool = False) -> Iterator[Job]:
             from augbench.runtime.provenance import record_surroundings
 
             record_surroundings(folder, log)
-        logger.info("%s%s", ENDED, "imported" if "torch" in sys.modules else "not imported")
+        imported = "imported" if "torch" in sys.modules else "not imported"
+        logger.info("%s%s; %.2f s of processor time", ENDED, imported, _processor_seconds())
         finished.append(True)
     except Exception as error:
         if on_terminal:

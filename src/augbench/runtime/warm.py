@@ -7,11 +7,11 @@ runs it. Snakemake's own process waits, and ends with the fork's status. If anyt
 no such process any more), the script simply goes on where it is.
 
 The process knows no list of libraries: a job that has ended well tells it what it has imported, and it imports
-the same for the next forks. So a run that makes only tables never imports torch.
-Nothing computes in it, so a fork begins as a new process would, with two exceptions: Snakemake's benchmark
-files see the waiting process, so only their seconds hold, and code that is edited during a run may be the
-earlier one for the run's later jobs. ``AUGBENCH_WARM=off`` switches it off. It is not used where jobs have a
-GPU, because a process that has touched CUDA can't be forked, or run on a cluster.
+the same for the next forks. So a run that makes only tables never imports torch. Nothing computes in it, so a
+fork begins as a new process would, with two exceptions: Snakemake's benchmark files see the waiting process,
+so of their figures only seconds hold (a job's log has its processor time), and code that is edited during a
+run may be the earlier one for the run's later jobs. ``AUGBENCH_WARM=off`` switches it off. It is not used for
+jobs on a cluster or with a GPU, because a process that has touched CUDA can't be forked.
 
 It ends with the process that has started it, and a fork ends if its waiting process is killed.
 """
@@ -33,17 +33,20 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import traceback
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 ADDRESS = "AUGBENCH_WARM"  # name of the process's socket, or "off"
 OFF = "off"
 SCRIPTS = "/.snakemake/scripts/"  # where Snakemake puts the scripts that it runs
 BEGUN = b"begun\n"
+# seconds: a script that is not taken over by then goes on where it is
+PATIENCE = 120.0
 SERVER = "from augbench.runtime.warm import serve; serve()"
 # Whether a job has imported torch is in its log, and decides what its provenance records.
 NOTICED = "torch"
@@ -69,7 +72,7 @@ def start() -> None:
         ours, theirs = socket.socketpair()
         single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(listener.fileno()), str(theirs.fileno())],
+            [sys.executable, "-P", "-c", SERVER, str(listener.fileno()), str(theirs.fileno())],
             pass_fds=(listener.fileno(), theirs.fileno()),
             env={**os.environ, **single, **dict.fromkeys(HUBS, "1")},
             stdin=subprocess.DEVNULL,
@@ -94,6 +97,7 @@ def hand_over() -> None:
     if name == OFF or SCRIPTS not in script or _name(script).startswith(FETCHING):
         return
     with socket.socket(socket.AF_UNIX) as connection, connection.makefile("rb") as answers:
+        connection.settimeout(PATIENCE)
         try:
             connection.connect(f"\0{name}")
             if _owner(connection) != os.getuid():
@@ -103,13 +107,26 @@ def hand_over() -> None:
                 return
         except OSError:
             return
-        try:
-            status = int(answers.readline())
-        except (OSError, ValueError):
-            print("augbench: the job's process was killed", file=sys.stderr)
-            status = 1
+        connection.settimeout(None)
+        status = _wait(answers)
     sys.stderr.flush()
     os._exit(status)
+
+
+def _wait(answers: IO[bytes]) -> int:
+    """Wait for the fork's end and return its status.
+
+    Ctrl-C reaches the fork, too, which then has the time to clean up; a second one ends it.
+    """
+    for _ in range(2):
+        try:
+            return int(answers.readline())
+        except (OSError, ValueError):
+            print("augbench: the job's process was killed", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            continue
+    return 130
 
 
 def _description(script: str) -> dict[str, Any]:
@@ -139,21 +156,22 @@ def _send(connection: socket.socket, message: Any, files: Sequence[int] = ()) ->
     connection.sendall(content)
 
 
-def _receive(connection: socket.socket) -> tuple[Any, list[int]]:
-    """Receive a message and the files that came with it.
+def _receive(connection: socket.socket, files: list[int]) -> Any:
+    """Receive a message; append the files that came with it.
 
     Raises
     ------
     OSError, ValueError
         It is not complete.
     """
-    head, files, _, _ = socket.recv_fds(connection, struct.calcsize("Q"), 3)
+    head, received, _, _ = socket.recv_fds(connection, struct.calcsize("Q"), 3)
+    files += received
     (left,) = struct.unpack("Q", head) if len(head) == struct.calcsize("Q") else (0,)
     parts = []
     while left and (part := connection.recv(min(left, 1 << 20))):
         parts.append(part)
         left -= len(part)
-    return json.loads(b"".join(parts)), files
+    return json.loads(b"".join(parts))
 
 
 # --- in the warm process ------------------------------------------------------------------------------------
@@ -171,10 +189,12 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while starter not in select.select([listener, starter], [], [])[0]:
         connection, _ = listener.accept()
+        files: list[int] = []
         with connection, contextlib.suppress(OSError, ValueError):
+            connection.settimeout(PATIENCE)
             if _owner(connection) != os.getuid():
                 continue
-            message, files = _receive(connection)
+            message = _receive(connection, files)
             if "imported" in message:
                 _import_all(message["imported"])
                 continue
@@ -187,8 +207,8 @@ def serve() -> None:
                         traceback.print_exc()
                     finally:
                         os._exit(1)  # the loop goes on in the warm process alone
-            for number in files:
-                os.close(number)
+        for number in files:
+            os.close(number)
     os._exit(0)  # taking the libraries apart would take a second
 
 
@@ -199,7 +219,7 @@ def _name(script: str) -> str:
 
 def _import_all(names: Sequence[str]) -> None:
     for name in names:
-        with contextlib.suppress(Exception):  # the job that needs it says what is wrong
+        with contextlib.suppress(Exception, SystemExit):  # the job that needs it says what is wrong
             importlib.import_module(name)
 
 
@@ -223,6 +243,7 @@ def _become(
     fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(connection, 10, signal.SIGTERM)  # F_SETSIG of Linux
     fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
+    connection.settimeout(None)
     connection.sendall(BEGUN)
     os.chdir(message["folder"])
     os.umask(message["umask"])
@@ -264,8 +285,9 @@ def _run(script: str) -> int:
         print(status, file=sys.stderr)
     if job := sys.modules.get("augbench.runtime.job"):
         atexit.unregister(job.leave)  # this process ends at once anyway, after it has told its status
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    return status if isinstance(status, int) else int(status is not None)
+    return int(status) if isinstance(status, int) else int(status is not None)
 
 
 class _Hidden(importlib.abc.MetaPathFinder, importlib.abc.Loader):
