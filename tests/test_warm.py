@@ -119,8 +119,8 @@ def test_a_job_ends_with_the_process_that_snakemake_has_started(start: Start, ho
 def test_ctrl_c_reaches_the_job_which_cleans_up_before_it_ends(start: Start) -> None:
     text = """
 import augbench.runtime, os, time
-print(os.getpid(), flush=True)
 try:
+    print(os.getpid(), flush=True)
     time.sleep(60)
 finally:
     time.sleep(0.3)
