@@ -628,7 +628,7 @@ def test_every_format_has_every_row_and_the_footer(finished_study: Path, rows: d
     assert len(notes) == 13 and all(" ".join(note.split()) in plain for note in notes)
     assert "0.8000 to 0.4000 1 val_loss (epoch 1.5)" in plain
     markdown = (tables / "diagnostics.md").read_text(encoding="utf-8").splitlines()
-    assert r"| Wrong \| labels | 100 of 120 |" in markdown[4] and len(markdown) == 2 + 5 + 1 + 12
+    assert r"| Wrong \| labels | 100 of 120 |" in markdown[4] and len(markdown) == 2 + 5 + 1 + 13
 
 
 def test_without_a_judge_its_column_is_empty(finished_study: Path, tmp_path: Path) -> None:

@@ -496,7 +496,7 @@ def test_first_weights_have_their_files_and_fingerprint_in_the_plan() -> None:
         {"arch": "timm:test_vit", "pretrained": "timm/test_vit.r160_in1k", "pretrained_revision": revision}
     )
     plan = InputPaths(hub, ("a",))
-    assert plan.hub_models["classifier"].revision == revision
+    assert plan.hub_models["classifier"].hub.revision == revision
     assert plan.classifier_weights == [
         f"results/downloads/models/timm--test_vit.r160_in1k/{revision}/fetched.json"
     ]

@@ -38,7 +38,7 @@ from augbench.personalise.cluster import load_features
 from augbench.plan import recipes
 from augbench.plan.needs import Needs, Site
 from augbench.plan.paths import Plan
-from augbench.retrieval.embed import build_index, embed_folder
+from augbench.retrieval.embed import build_index, embed, list_folder
 from augbench.retrieval.embedding_files import open_embeddings
 from augbench.retrieval.exact import ExactBackend
 from augbench.retrieval.index import IndexBackend
@@ -394,7 +394,7 @@ def test_stages_embed_search_and_look_with_a_model_of_open_clip(tmp_path: Path, 
     job = job_with(tmp_path, siglip)
     clip, images = read_json(tmp_path / "clip.json"), [noise(seed) for seed in range(6)]
     write_images(tmp_path / "corpus", [f"{number}.png" for number in range(6)])
-    embed_folder(job, tmp_path / "corpus", tmp_path / "clip.json", tmp_path / "embeddings")
+    embed(job, list_folder(tmp_path / "corpus"), tmp_path / "clip.json", tmp_path / "embeddings")
     vectors = np.load(tmp_path / "embeddings/img_emb/img_emb_00000.npy")
     assert vectors.shape == (6, 64)
     assert np.allclose(Embedder(job, clip).embed(images), vectors, atol=1e-3)
@@ -439,7 +439,7 @@ def test_a_corpus_that_clip_retrieval_has_embedded_has_the_same_neighbours(
         use_jit=False,
     )
     job = job_with(tmp_path, converted)
-    embed_folder(job, tmp_path / "corpus", tmp_path / "clip.json", tmp_path / "ours")
+    embed(job, list_folder(tmp_path / "corpus"), tmp_path / "clip.json", tmp_path / "ours")
     queries = embed_queries({"a": "a bag", "b": "a dress"}, read_json(tmp_path / "clip.json"), job.study)
     found = []
     for folder in (tmp_path / "ours", tmp_path / "theirs"):

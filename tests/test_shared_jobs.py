@@ -24,10 +24,11 @@ SHARED = {"search_jobs": 3, "embed_jobs": 2}
 def small(draws: int = 1, **execution: int) -> dict[str, Any]:
     """A study with a row that asks with a text and one that asks with training images."""
     study = copy.deepcopy(SMALL_STUDY)
+    retrieval = study["methods"]["retrieval"]
     study["methods"] = {
         "none": {"mechanism": "real"},
-        "retrieval": SMALL_STUDY["methods"]["retrieval"],
-        "by_images": {**SMALL_STUDY["methods"]["retrieval"], "query": {"images": "train"}},
+        "retrieval": retrieval,
+        "by_images": {**retrieval, "query": {"images": "train"}},
     }
     study["dataset"]["draws"] = draws
     study["corpus"] |= {"images": 400, "distractors": 60}

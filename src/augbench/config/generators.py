@@ -59,7 +59,8 @@ def _check_sampling(where: str, row: SampleMethod | PersonaliseMethod, model: Di
             "guidance_scale above 1"
         )
     steps = row.steps or model.steps
-    if isinstance(row, SampleMethod) and row.from_images and int(steps * row.noise_share) < 1:
+    starts = model.other is not None and isinstance(row, SampleMethod) and row.from_images
+    if starts and int(steps * row.noise_share) < 1:
         raise ValueError(
             f"{where}.start: {row.noise_share:g} of {steps} steps is less than one step; allowed: noise and "
             f"steps whose product is at least 1"

@@ -147,7 +147,7 @@ def _tokenizer_folder(study: Study, row: str) -> str | None:
 
 
 @cache
-def _caption_faults(folder: str, path: str, clip: Clip | None) -> tuple[str, ...]:
+def _caption_faults(folder: str, path: str, clip: Clip | None = None) -> tuple[str, ...]:
     """What is wrong with a file's captions as tokens: some are too long, or the same for several classes."""
     rows = [(class_id, one.text) for class_id, own in load_captions(path).items() for one in own]
     texts = [text for _, text in rows]
@@ -174,7 +174,7 @@ def _same_tokens(
     templates: tuple[str, ...],
     classes: tuple[ClassInfo, ...],
     how: str | None,
-    clip: Clip | None,
+    clip: Clip | None = None,
 ) -> Mapping[tuple[str, ...], str]:
     """Class ids that share their tokens in a template, with the first such template.
 
