@@ -30,7 +30,8 @@ def test_the_notes_of_a_release_are_its_section_of_the_changelog() -> None:
 
 
 @pytest.mark.parametrize(
-    ("heading", "found"), [("0.2.0", True), ("0.2.0 (2026-11-30)", True), ("0.2.0-rc1", False), ("0.2.01", False)]
+    ("heading", "found"),
+    [("0.2.0", True), ("0.2.0 (2026-11-30)", True), ("0.2.0-rc1", False), ("0.2.01", False)],
 )
 def test_the_section_of_another_version_that_begins_alike_is_not_taken(heading: str, found: bool) -> None:
     notes_of = runpy.run_path(str(PROJECT / ".ci/release_notes.py"))["notes_of"]
