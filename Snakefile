@@ -40,7 +40,7 @@ localrules:
     pretrain,
 
 
-# All results of a study. Shards are among them, so that a deleted shard is noticed.
+# All results of a study. Shards are among them, so that a deleted shard is noticed, here and below.
 rule all:
     default_target: True
     input:
@@ -68,16 +68,19 @@ rule all:
 
 rule table1:
     input:
+        get_promised_shards,
         PLAN.table1.values(),
 
 
 rule figure1:
     input:
+        get_promised_shards,
         PLAN.figure1.values(),
 
 
 rule report:
     input:
+        get_promised_shards,
         PLAN.report,
 
 

@@ -25,7 +25,7 @@ def notes_of(tag: str, changelog: str, version: str) -> str:
     if tag != f"v{version}":
         raise SystemExit(f"tag {tag}: pyproject.toml has version {version}; allowed: v{version}")
     found = re.search(
-        rf"^## {re.escape(version)}\b[^\n]*\n(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL
+        rf"^## {re.escape(version)}(?=[ \t(]|$)[^\n]*\n(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL
     )
     if found is None or not found[1].strip():
         raise SystemExit(f"CHANGELOG.md: no section '## {version}'; rename 'Unreleased'")

@@ -168,6 +168,23 @@ def test_gpu_hours_follow_from_what_the_classifiers_trained_on(
     assert rows["ft_cluster_conditioning_k5"].make_gpu_hours == pytest.approx(1.3 * sampling + 0.2 * training)
 
 
+def test_jobs_that_merge_what_others_computed_hold_no_gpu(plan: Plan) -> None:
+    timing = Path(plan.run_files("none", "0")[0]).with_name("timing.json")
+    write_json(timing, {"gpus": 1})
+    write_benchmark(plan, "search_queries/retrieval", 36, 36)
+    write_benchmark(plan, "search_block/retrieval_000", 360, 360)
+    write_benchmark(plan, "embed_corpus_block/000", 720, 720)
+
+    def gpu_hours(**jobs: int) -> tuple[float, float]:
+        rows = rows_of(make_plan(execution=jobs))
+        return rows["retrieval"].make_gpu_hours, rows["corpus"].make_gpu_hours
+
+    alone, shared = gpu_hours(), gpu_hours(search_jobs=2, embed_jobs=2)
+    merging = [BENCHMARKS[name][0] / 3600 for name in ("search/retrieval", "embed_corpus")]
+    assert shared == pytest.approx([hours - own for hours, own in zip(alone, merging, strict=True)])
+    assert shared[1] == pytest.approx(0.2) and merging[0] > 0
+
+
 def test_a_file_with_two_names_counts_once_and_downloads_stand_apart(plan: Plan) -> None:
     folder = Path(plan.path("shards/clip_prompts"))
     (folder / "val_loss").mkdir(parents=True)

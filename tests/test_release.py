@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,20 @@ def test_the_notes_of_a_release_are_its_section_of_the_changelog() -> None:
     assert (done.returncode, done.stdout) == (0, body + "\n") and body
 
 
+@pytest.mark.parametrize(
+    ("heading", "found"),
+    [("0.2.0", True), ("0.2.0 (2026-11-30)", True), ("0.2.0-rc1", False), ("0.2.01", False)],
+)
+def test_the_section_of_another_version_that_begins_alike_is_not_taken(heading: str, found: bool) -> None:
+    notes_of = runpy.run_path(str(PROJECT / ".ci/release_notes.py"))["notes_of"]
+    changelog = f"# Changes\n\n## {heading}\n\n- new\n\n## 0.1.0\n\n- old\n"
+    if found:
+        assert notes_of("v0.2.0", changelog, "0.2.0") == "- new\n"
+    else:
+        with pytest.raises(SystemExit, match="no section '## 0\\.2\\.0'"):
+            notes_of("v0.2.0", changelog, "0.2.0")
+
+
 @pytest.mark.parametrize("tag", ["v9.9.9", __version__])
 def test_a_tag_of_another_version_makes_no_release(tag: str) -> None:
     done = notes(tag)
@@ -38,8 +53,19 @@ def test_a_tag_of_another_version_makes_no_release(tag: str) -> None:
 def test_the_release_runs_what_every_change_must_pass_on_tags_alone() -> None:
     workflow = yaml.safe_load((PROJECT / ".github/workflows/release.yml").read_text(encoding="utf-8"))
     assert workflow[True] == {"push": {"tags": ["v*"]}}  # YAML 1.1 reads the key `on` as true
-    steps = [step.get("run", "") for step in workflow["jobs"]["release"]["steps"]]
-    assert ".ci/run" in steps and steps[-1].startswith("gh release create")
+    tests, release = (workflow["jobs"][name] for name in ("tests", "release"))
+    assert ".ci/run" in [step.get("run") for step in tests["steps"]] and release["needs"] == "tests"
+    assert release["steps"][-1]["run"].startswith("gh release create")
+
+
+def test_no_code_of_the_repository_runs_with_the_right_to_write() -> None:
+    workflow = yaml.safe_load((PROJECT / ".github/workflows/release.yml").read_text(encoding="utf-8"))
+    tests, release = (workflow["jobs"][name] for name in ("tests", "release"))
+    assert workflow["permissions"] == {"contents": "read"} and "permissions" not in tests
+    checkouts = [step for step in tests["steps"] if step.get("uses", "").startswith("actions/checkout")]
+    assert [step["with"]["persist-credentials"] for step in checkouts] == [False]
+    assert release["permissions"] == {"contents": "write"}
+    assert not any("checkout" in step.get("uses", "") for step in release["steps"])
 
 
 def test_the_catalog_finds_what_it_asks_for() -> None:

@@ -148,9 +148,20 @@ def test_a_list_stands_for_its_shards_and_is_the_same_for_the_same_images(tmp_pa
     others = [f"{study}/shards/web/selected/dress/0.parquet", f"{study}/shards/web/selected/index.parquet"]
     found = shards_among([f"{study}/splits/train.parquet", listed, *others], study)
     assert sorted(found) == sorted([*shards, others[0]])
+    assert shards_among([shards[2], listed, shards[0]], study) == [shards[2], *shards[:2]], "each once"
     Path(shards[1]).write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"1\.parquet: not a whole Parquet file"):
         write_shard_list(listed, shards, study)
+
+
+def test_a_study_may_be_called_shards(tmp_path: Path) -> None:
+    study = tmp_path / "shards"
+    shard, listed = f"{study}/shards/m/selected/dress/0.parquet", f"{study}/shards/m/lists/0-1/000.json"
+    write_shard(shard, rows(), {})
+    write_shard_list(listed, [shard], study)
+    write_json(f"{study}/classifiers/lists/0/result.json", {})
+    inputs = [f"{study}/classes/0.parquet", f"{study}/classifiers/lists/0/result.json", listed]
+    assert shards_among(inputs, study) == [shard]
 
 
 def test_parts_that_were_made_when_each_was_a_target_are_listed_and_none_is_made_again(

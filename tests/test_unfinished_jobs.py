@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from augbench.cli import EXAMPLES, parser
 from augbench.commands.plan.jobs import MOST, described, logged_jobs
+from augbench.runtime.job import _send_output
 from augbench.runtime.launcher import LOCKS
 
 BEFORE, BEGAN, AFTER = 1000, 2000, 3000  # seconds since 1970
@@ -67,6 +71,51 @@ def test_jobs_are_told_apart_by_the_end_of_their_logs_and_by_who_holds_them() ->
 def test_a_failed_job_that_runs_again_runs() -> None:
     with held(write("classify/b_000", ERROR)):
         assert [job.state for job in logged_jobs("s")] == ["running"]
+
+
+def test_lines_after_the_word_of_success_do_not_undo_it() -> None:
+    ended = "2026-11-30 10:00:01 INFO ended; torch imported; 12.3 s of processor time"
+    write("generate/a_000", INFO, ended, "a library says goodbye", "and again")
+    assert logged_jobs("s") == []
+
+
+@pytest.mark.parametrize("code", [errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_locks_a_job_is_running_or_stopped(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def flock(file: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    write("classify/b_000", INFO)
+    write("generate/a_000", ERROR)
+    found = logged_jobs("s")
+    assert {job.name: job.state for job in found} == {
+        "classify/b_000": "unknown",
+        "generate/a_000": "failed",
+    }
+    assert list(described(found))[3] == (
+        "1 job running or stopped, which the locks of this file system do not tell:"
+    )
+
+
+def test_locks_are_asked_for_as_a_network_file_system_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS needs a readable file for a shared lock and a writable one for an exclusive one."""
+    modes, flock = {}, fcntl.flock
+
+    def noted(file: Any, operation: int) -> None:
+        number = file if isinstance(file, int) else file.fileno()
+        access = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
+        modes[operation & ~fcntl.LOCK_NB] = access
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", noted)
+    monkeypatch.setattr(os, "dup2", lambda old, new: None)
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    monkeypatch.setattr(logging, "captureWarnings", lambda _: None)
+    path = write("classify/b_000", INFO)
+    _send_output(path)
+    os.utime(path, (AFTER, AFTER))
+    assert [job.state for job in logged_jobs("s")] == ["stopped"]
+    assert modes == {fcntl.LOCK_SH: os.O_RDWR, fcntl.LOCK_EX: os.O_RDWR}
 
 
 def test_a_study_that_never_ran_has_no_jobs() -> None:

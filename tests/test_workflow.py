@@ -315,6 +315,24 @@ def test_one_deleted_shard_is_taken_from_the_store(study: Workspace) -> None:
 
 
 @pytest.mark.full
+def test_a_listed_shard_that_is_gone_is_made_for_one_file_too(workspace: Workspace) -> None:
+    methods = {name: SMALL_STUDY["methods"][name] for name in ("none", "simple_prompt")}
+    workspace.write_study({**SMALL_STUDY, "methods": methods})
+    index = "results/small/shards/simple_prompt/selected/index.parquet"
+    workspace.run("--target", index)
+    gone = workspace.results / "shards/simple_prompt/selected/bag/1.parquet"
+    before = (workspace.folder / index).read_bytes()
+    assert workspace.plan(index) == {}
+    gone.unlink()
+    (workspace.folder / index).unlink()
+    needed = {"generate_simple_prompt_001": 1, "resample_simple_prompt": 1}
+    for target in (index, "table1", "figure1", "report"):
+        assert needed.items() <= workspace.plan(target).items()
+    workspace.run("--target", index)
+    assert gone.is_file() and (workspace.folder / index).read_bytes() == before
+
+
+@pytest.mark.full
 @pytest.mark.long
 def test_a_study_that_was_finished_before_there_were_lists_of_shards_makes_nothing_again(
     workspace: Workspace,

@@ -179,10 +179,29 @@ def get_promised_shards(wildcards):
     return [next((path for path in job if not os.path.exists(path)), job[0]) for job in made]
 
 
+def asked_for_files():
+    """Return whether this run asks for files of the study, and not for all results or a rule's."""
+    return any(argument.startswith(f"{PLAN.root}/") for argument in sys.argv)
+
+
 def made_among(pool, parts):
-    """Return the targets of the first ``parts`` parts of a pool, as outputs of the jobs that make them."""
+    """Return the targets of the first ``parts`` parts of a pool, as outputs of the jobs that make them.
+
+    If the run asks for files, listed shards that are gone are among them, so that they are made again. Other
+    runs ask for these by :func:`get_promised_shards`: Snakemake remembers a job's inputs, so the run after
+    next would draw the training sets again.
+    """
     wanted = set(UNFOLDED.pool_targets(pool, parts))
-    return [path for job in shards_made(pool) for path in job if path in wanted]
+    listed = set()
+    if asked_for_files():
+        lists = [block.lists for block in UNFOLDED.generate_blocks(pool)]
+        listed = {shard for made in lists for path in wanted & {*made} for shard in made[path]}
+    return [
+        path
+        for job in shards_made(pool)
+        for path in job
+        if path in wanted or (path in listed and not os.path.exists(path))
+    ]
 
 
 def shards_of(method):

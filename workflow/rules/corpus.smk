@@ -47,7 +47,7 @@ if PLAN.searched:
                 ENVIRONMENT
             threads: NEEDS.gpu_threads
             resources:
-                **NEEDS.gpu_job(3000, 16000, minutes=720),
+                **NEEDS.embed_job(),
             params:
                 recipe=recipes.embed_recipe(STUDY),
             message:
@@ -71,7 +71,7 @@ if PLAN.searched:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.clip_job(3000, 16000, minutes=720),
+            **NEEDS.embed_job(merges=bool(PLAN.embed_blocks)),
         params:
             recipe=recipes.embed_recipe(STUDY),
         message:

@@ -25,7 +25,7 @@ for level, searched in enumerate(UNFOLDED.guard_levels):
                 ENVIRONMENT
             threads: NEEDS.gpu_threads
             resources:
-                **NEEDS.gpu_job(4000, 16000, minutes=240),
+                **NEEDS.clip_job(4000, 16000, minutes=240),
             params:
                 block=number,
             message:

@@ -53,7 +53,7 @@ if UNFOLDED.searched_in_blocks:
             ENVIRONMENT
         threads: NEEDS.gpu_threads
         resources:
-            **NEEDS.gpu_job(3000, 16000, minutes=60),
+            **NEEDS.clip_job(3000, 16000, minutes=60),
         params:
             recipe=get_search_recipe,
         message:

@@ -223,15 +223,18 @@ def write_shard_list(path: str | Path, shards: Iterable[str | Path], study_folde
 def shards_among(paths: Iterable[str], study_folder: str | Path) -> list[str]:
     """Select the shards among a job's files, because thousands of inputs are not named one by one.
 
-    Lists of shards (:func:`write_shard_list`) count as the shards that they name.
+    Lists of shards (:func:`write_shard_list`) count as the shards that they name. A shard that is also in a
+    list counts once.
     """
     found: list[str] = []
     for path in paths:
-        if "/shards/" in path and path.endswith(".json"):
+        if not path.startswith(f"{study_folder}/shards/"):
+            continue
+        if path.endswith(".json"):
             found += [str(Path(study_folder) / name) for name in read_json(path)["shards"]]
-        elif "/shards/" in path and Path(path).stem.isdigit():
+        elif Path(path).stem.isdigit():
             found.append(path)
-    return found
+    return list(dict.fromkeys(found))
 
 
 def is_whole(path: str | Path) -> bool:

@@ -154,6 +154,10 @@ class Needs:
         more = max(0, round(2 * 4 * ((known or 0) - VIT_L_14_PARAMETERS) / 1e6))
         return self.gpu_job(miniature + more, full + more, minutes)
 
+    def embed_job(self, merges: bool = False) -> Resources:
+        """Resources of a job that embeds a corpus, or that ``merges`` what others have embedded."""
+        return (self.job if merges else self.clip_job)(3000, 16000, minutes=720)
+
     def search_job(self, merges: bool = False) -> Resources:
         """Resources of a job that searches a corpus, or that ``merges`` what others have found."""
         return (self.job if merges else self.clip_job)(6000, 32000, minutes=480)

@@ -284,9 +284,10 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
         ]
         models = {name: Path(study.generator_of(name).model).name for name in sampled}
         named = {name: models[name] for name, method in sampled.items() if method.generator_name}
-        pairs += _by_row(
-            {name: [("Diffusion model of {}", model, DIFFUSION.model)] for name, model in named.items()}
-        )
+        if paper.is_papers:
+            pairs += _by_row(
+                {name: [("Diffusion model of {}", model, DIFFUSION.model)] for name, model in named.items()}
+            )
         pairs += _by_row({name: _sampling(method) for name, method in sampled.items()})
     if sampled or retrieved:
         checkers = {"model": "the model's own", None: "none"}

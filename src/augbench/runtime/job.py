@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from augbench.plan.paths import Plan
 
 logger = logging.getLogger("augbench")
-ENDED = "ended; torch "  # in the last line of a log whose job has succeeded
+ENDED = "ended; torch "  # at the end of a log whose job has succeeded
 ON_TERMINAL = "AUGBENCH_ON_TERMINAL"  # set by `augbench debug`: output and exceptions stay where they are
 # New objects between two runs of the garbage collector. At Python's own 700, it walks each library many times
 # while it is imported.
@@ -88,7 +88,7 @@ def _send_output(log: Path | None) -> None:
     The log is locked while the process, or a child that writes to it, lives. ``augbench plan`` looks at that.
     """
     if log is not None:
-        with log.open("a") as stream:
+        with log.open("a+") as stream:  # NFS gives this lock only for files that can be read
             with suppress(OSError):  # some file systems have no locks
                 fcntl.flock(stream, fcntl.LOCK_SH)
             for number in (1, 2):

@@ -345,7 +345,9 @@ class Estimate(Work):
         plan = self.plan
         blocks = plan.generate_blocks(method)
         jobs = [
-            [plan.shard(method, class_id, part) for class_id in block.members for part in block.parts]
+            list(
+                dict.fromkeys(path for listed, shards in block.targets.items() for path in (listed, *shards))
+            )
             for block in blocks
         ]
         parts = [str(part) for part in range(self.study.parts_made(method))]

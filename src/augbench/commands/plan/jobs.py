@@ -1,8 +1,8 @@
 """Jobs that run now, and jobs of the last run that failed or were stopped, by their logs.
 
 Input: ``results/{study}/logs``. A job holds a lock on its log while it lives (:mod:`augbench.runtime.job`),
-and a job that succeeds says so on the log's last line. Jobs on a cluster take part where the shared file
-system has locks.
+and a job that succeeds says so at the log's end; a library may add lines while the process ends. Where the
+file system has no locks, a job without such an end is running or stopped.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from augbench.runtime.job import ENDED
 from augbench.runtime.launcher import LOCKS
 
-RUNNING, FAILED, STOPPED = "running", "failed", "stopped"
+RUNNING, FAILED, STOPPED, UNKNOWN = "running", "failed", "stopped", "unknown"
 ERROR_LINE = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ERROR ", re.MULTILINE)
 TAIL = 65_536  # bytes of a log that are read
+LAST = 10  # lines of a log among which a job says that it has succeeded
 MOST = 10  # jobs of each state that are listed
 LONGEST = 200  # characters of a log's last line
 
@@ -33,7 +35,8 @@ class LoggedJob:
     name : str
         Its stage and its name there, as in ``logs/``.
     state : str
-        ``running``, ``failed``, or ``stopped``: it ended without a word, by a kill or for lack of memory.
+        ``running``, ``failed``, ``stopped`` (it ended without a word, by a kill or for lack of memory), or
+        ``unknown``: running or stopped.
     log : str
         Path of its log.
     line : str
@@ -58,27 +61,40 @@ def logged_jobs(study: str) -> list[LoggedJob]:
 
 def _read(path: Path, logs: Path) -> LoggedJob | None:
     """The job of a log; None if it succeeded."""
-    with path.open("rb") as stream:
-        lives = not _can_lock(stream.fileno())
+    with _opened(path) as stream:
+        lives = _is_locked(stream.fileno())
         stream.seek(max(0, path.stat().st_size - TAIL))
         text = stream.read().decode("utf-8", errors="replace")
     lines = [line.rstrip() for line in re.split(r"[\r\n]+", text) if line.strip()]
-    if lines and ENDED in lines[-1]:
+    if any(ENDED in line for line in lines[-LAST:]):
         return None
-    state = RUNNING if lives else FAILED if ERROR_LINE.search(text) else STOPPED
+    if lives:
+        state = RUNNING
+    elif ERROR_LINE.search(text):
+        state = FAILED
+    else:
+        state = UNKNOWN if lives is None else STOPPED
     name = path.relative_to(logs).with_suffix("").as_posix()
     return LoggedJob(name, state, str(path), lines[-1] if lines else "")
 
 
-def _can_lock(file: int) -> bool:
-    """Whether no living process holds the lock of an open file, as far as its file system knows."""
+def _opened(path: Path) -> BinaryIO:
+    """Open a log for reading, and for writing if that is allowed: NFS locks no other files exclusively."""
+    try:
+        return path.open("r+b")
+    except OSError:  # another user's file, or a disk that is only read
+        return path.open("rb")
+
+
+def _is_locked(file: int) -> bool | None:
+    """Whether a living process holds the lock of an open file; None if its file system does not say."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
-    except OSError:
         return True
-    return True
+    except OSError:
+        return None
+    return False
 
 
 def described(jobs: Sequence[LoggedJob]) -> Iterator[str]:
@@ -87,6 +103,7 @@ def described(jobs: Sequence[LoggedJob]) -> Iterator[str]:
         RUNNING: "running now",
         FAILED: "failed in the last run; the same command tries again",
         STOPPED: "stopped before their end, by a kill or for lack of memory; the same command resumes them",
+        UNKNOWN: "running or stopped, which the locks of this file system do not tell",
     }
     for state, heading in headings.items():
         own = [job for job in jobs if job.state == state]

@@ -156,6 +156,12 @@ def gpus_used(plan: Plan) -> tuple[int, int]:
     return 0, 0
 
 
+def _merging(plan: Plan) -> set[str]:
+    """Stages whose jobs merge what other jobs have computed, without a GPU."""
+    merging = {"search": plan.searched_in_blocks, "embed_corpus": plan.embed_blocks}
+    return {stage for stage, shared in merging.items() if shared}
+
+
 def size_mb(folders: Iterable[str | Path]) -> float:
     """Size of all files below ``folders`` in 10^6 bytes; a file with several names there counts once."""
     sizes: dict[tuple[int, int], int] = {}
@@ -178,7 +184,10 @@ def build_rows(plan: Plan, table: str | Path) -> list[Row]:
     entries = {row.method: row for row in table1.read_rows(table)}
     baseline = baseline_of([*entries.values()])
     gpus, classifier_gpus = gpus_used(plan)
-    held = {**dict.fromkeys(ON_GPU, gpus), **dict.fromkeys(ON_CLASSIFIER_GPUS, classifier_gpus)}
+    held = {
+        **dict.fromkeys(ON_GPU - _merging(plan), gpus),
+        **dict.fromkeys(ON_CLASSIFIER_GPUS, classifier_gpus),
+    }
     jobs = job_files(plan.path("benchmarks"), (*MAKING, *TRAINING))
     times = {job: hours_of(job.path, held.get(job.stage, 0)) for job in jobs}
     shared = _shared(plan, held)
