@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,19 @@ if TYPE_CHECKING:
 
 def check_generators(study: Study) -> None:
     """Raise :class:`ValueError`, which names row, key and pipeline, if a row asks what its model can't do."""
-    for name in study.generators:
+    for name, generator in study.generators.items():
         if not re.fullmatch(SLUG, name) or len(name) > LONGEST_NAME:
             raise ValueError(
                 f"generators.{name}: a name may contain a-z, 0-9 and _ only, at most {LONGEST_NAME} characters"
             )
+        folder = os.path.expanduser(generator.model)
+        if generator.pipeline is None and generator.hub is None and not os.path.isdir(folder):
+            raise ValueError(
+                f"generators.{name}.model: folder not found; set generators.{name}.pipeline, for the defaults of "
+                "its class, or put the model there"
+            )
     for name, row in study.generated.items():
-        generator = row.generator_name
-        if generator is not None and generator not in study.generators:
+        if (named := row.generator_name) is not None and named not in study.generators:
             allowed = ", ".join(study.generators) or "there is none"
             raise ValueError(f"methods.{name}.generator: allowed: a name in generators: {allowed}")
         model = study.generator_of(name)

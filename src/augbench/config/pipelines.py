@@ -67,7 +67,7 @@ def class_of(model: str, given: str | None) -> str:
 
     It is the class that the config gives, that ``resources/models`` has for a model on the Hub, or that the
     model's folder names. Any model without one counts as Stable Diffusion; the stages that read it say so if
-    it is none.
+    it is none. (The folder of a model in ``generators`` must be there or its class given.)
     """
     known = known_model(model).get("pipeline") if re.fullmatch(HUB_ID, model) else None
     found = given or known or class_in(os.path.expanduser(model))

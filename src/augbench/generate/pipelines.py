@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # The first rounds sizes to those of a list, which tiny models lack; the second needs packages that may be
 # missing, and then does nothing.
 SWITCHED_OFF = ("use_resolution_binning", "clean_caption")
+ROUNDING = 0.01  # by which half precision may leave the range of pixels
 
 
 class PipelineSampler(Attempts):
@@ -102,13 +103,24 @@ class PipelineSampler(Attempts):
         """Sample one batch of images ``(N, 3, H, W)`` from 0 to 1, on the CPU."""
         import torch
 
-        with torch.inference_mode():
-            pixels = self.pipeline(**self._arguments(prompts, seeds, starts)).images.float().cpu()
+        try:
+            with torch.inference_mode():
+                pixels = self.pipeline(**self._arguments(prompts, seeds, starts)).images.float().cpu()
+        except torch.OutOfMemoryError:
+            self.pipeline.maybe_free_model_hooks()  # with CPU offload, the last network is still on the GPU
+            raise
         if not pixels.isfinite().all():
             raise UserError(
                 "dtype",
                 f"{self.sampling['dtype']}: {type(self.pipeline).__name__} gives values that are not finite",
                 "bfloat16 and float32 do not overflow; if it is one of them already, the model is damaged",
+            )
+        least, most = pixels.aminmax()
+        if least < -ROUNDING or most > 1 + ROUNDING:
+            raise UserError(
+                type(self.pipeline).__name__,
+                f"pixels from {float(least):.3g} to {float(most):.3g}",
+                "allowed: 0 to 1; use another pipeline",
             )
         return pixels
 

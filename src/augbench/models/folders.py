@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from augbench.models.pipelines import Checker
 
-MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".txt", ".model"}
+MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".txt", ".model", ".jinja"}
 SAFETY_FOLDERS = ("safety_checker/", "feature_extractor/")
 
 

@@ -68,6 +68,8 @@ def load_pipeline(
             str(folder), " ".join(str(error).split()), "a text-to-image pipeline of diffusers is needed"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
+    if getattr(pipeline, "watermark", None) is not None:
+        pipeline.watermark = None  # SDXL adds one if a package is installed; images must not depend on that
     if getattr(pipeline, "vae", None) is not None and hasattr(pipeline.vae, "enable_slicing"):
         pipeline.vae.enable_slicing()  # the decoder needs more memory per image than the denoiser
     return place(pipeline, device)
