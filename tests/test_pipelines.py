@@ -187,6 +187,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         {},
         "methods.row.start: 'training_images'; 0.2 of 4 steps is less than one step",
     ),
+    "start of FLUX without a size": (
+        "FluxPipeline",
+        {"start": "training_images"},
+        {},
+        "methods.row.start: 'training_images'; allowed with a FluxPipeline, whose files do not say the size of "
+        "its images: noise, or a resolution of the model",
+    ),
     "negative prompt of FLUX": (
         "FluxPipeline",
         {"negative_prompt": "a drawing"},

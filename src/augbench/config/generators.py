@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from augbench.config.base import LONGEST_NAME, SLUG
 from augbench.config.methods import PersonaliseMethod, SampleMethod
 from augbench.config.models import ONLY_SD, Diffusion
-from augbench.config.pipelines import ADAPTED, STABLE_DIFFUSION
+from augbench.config.pipelines import ADAPTED, SIZELESS, STABLE_DIFFUSION
 
 if TYPE_CHECKING:
     from augbench.config.study import Study
@@ -52,6 +52,11 @@ def _check_row(where: str, row: SampleMethod | PersonaliseMethod, model: Diffusi
         raise ValueError(f"{where}.learn: lora is allowed with {allowed}, and {model.model} is a {kind}")
     if row.from_images and not own.starts:
         raise ValueError(f"{where}.start: allowed with a {kind}, which can't start from images: noise")
+    if row.from_images and model.resolution is None and kind in SIZELESS:
+        raise ValueError(
+            f"{where}.start: allowed with a {kind}, whose files do not say the size of its images: noise, or a "
+            "resolution of the model"
+        )
     if row.negative_prompt is not None and not own.negative_prompt:
         raise ValueError(f"{where}.negative_prompt: allowed with a {kind}, which takes none: null")
 

@@ -17,9 +17,8 @@ from augbench.files import RESOURCES
 TABLE = RESOURCES / "pipelines.yaml"
 # other pipelines that adapters can be learned for (augbench.personalise.families)
 ADAPTED = ("StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
+SIZELESS = ("FluxPipeline",)  # of those that can start from images: networks' configs have no sample_size
 STABLE_DIFFUSION = "StableDiffusionPipeline"  # 1.x and 2.x, which have a sampler of their own
-
-
 PIPELINES_HERE = "allowed: a StableDiffusionPipeline, or one of resources/pipelines.yaml"
 
 

@@ -15,8 +15,8 @@ from augbench.config.models import Diffusion
 from augbench.data.decode import square
 from augbench.errors import UserError
 from augbench.generate.attempts import Attempts
-from augbench.models.folders import check_safety
-from augbench.models.pipelines import Checker, load_checker, load_pipeline, own_side
+from augbench.models.folders import check_safety, own_side
+from augbench.models.pipelines import Checker, load_checker, load_pipeline
 from augbench.progress import Progress
 from augbench.runtime.fit import BatchLimit
 from augbench.runtime.precision import resolve
@@ -39,7 +39,8 @@ class PipelineSampler(Attempts):
     pipeline : DiffusionPipeline
         On its device; an image-to-image pipeline if sampling starts from images.
     sampling : mapping
-        Recipe of the row's sampling (:func:`augbench.plan.recipes.method_sampling`).
+        Recipe of the row's sampling (:func:`augbench.plan.recipes.method_sampling`), with a resolution if
+        sampling starts from images.
     checker : Checker
         Safety checker.
     limit : BatchLimit
@@ -90,7 +91,6 @@ class PipelineSampler(Attempts):
         if "negative_prompt" in sampling:
             arguments["negative_prompt"] = [sampling["negative_prompt"]] * len(prompts)
         if starts is not None:
-            side = side or own_side(self.pipeline)
             arguments["image"] = [square(image, side) for image in starts]
             arguments["strength"] = sampling["noise"]
         if side is not None and "height" in self._takes:
@@ -155,5 +155,7 @@ def pipeline_sampler(
     )
     if getattr(pipeline, "safety_checker", None) is not None:
         pipeline.safety_checker = None  # it would replace images by black ones; ours samples again
+    if "noise" in sampling and sampling["resolution"] is None:
+        sampling = {**sampling, "resolution": own_side(model.folder)}
     limit = BatchLimit(batch_size, "execution.batch_size")
     return PipelineSampler(pipeline, sampling, load_checker(model, device), limit, attempts_per_image)

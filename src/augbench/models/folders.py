@@ -116,6 +116,24 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def own_side(folder: str | Path) -> int:
+    """Side in pixels of the images that a diffusion model was trained for, by its networks' configs.
+
+    Raises
+    ------
+    UserError
+        They do not say.
+    """
+    part = "unet" if Path(folder, "unet").is_dir() else "transformer"
+    try:
+        latent = int(read_json(Path(folder, part, "config.json"))["sample_size"])
+        return latent * 2 ** (len(read_json(Path(folder, "vae/config.json"))["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            str(folder), "its configs do not say the size of its images", "set the model's resolution"
+        ) from None
+
+
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy values from main memory to ``device``; the copy to a GPU is asynchronous."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

@@ -106,26 +106,6 @@ def weight_bytes(pipeline: Any) -> int:
     )
 
 
-def own_side(pipeline: Any) -> int:
-    """Side in pixels of the images that a pipeline makes if it isn't told a size.
-
-    Raises
-    ------
-    UserError
-        The pipeline does not say.
-    """
-    network = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
-    latent = getattr(pipeline, "default_sample_size", None) or getattr(
-        getattr(network, "config", None), "sample_size", None
-    )
-    factor = getattr(pipeline, "vae_scale_factor", None)
-    if not isinstance(latent, int) or not isinstance(factor, int):
-        raise UserError(
-            "resolution", f"null, and a {type(pipeline).__name__} does not say its own", "give it"
-        )
-    return latent * factor
-
-
 def load_checker(model: Diffusion, device: torch.device) -> Checker:
     """Load a model's safety checker alone: its own, that of a folder, or none, as the config says."""
     dtype = resolve(model.dtype, device)
