@@ -228,7 +228,7 @@ def images_labelled(labels: list[int]) -> LabelledImages:
 def test_absent_classes_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits by hand: the best of all four classes is 1, which the set lacks."""
     logits = torch.tensor([[1.0, 9.0, 0.0, 2.0], [3.0, 9.0, 0.0, 2.0], [0.0, 9.0, 8.0, 2.0]])
-    monkeypatch.setattr(scoring, "predict", lambda *_: logits)
+    monkeypatch.setattr(scoring, "logits_on", lambda *_: logits)
     study = garments()
     state = build(study.classifier, 4, 0).state_dict()
     kept = np.array([0, 2, 5, 7])

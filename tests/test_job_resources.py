@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Workspace
+from conftest import LEAST_STUDY, Workspace
 
 from augbench.config.corpus import ServerCorpus
-from augbench.config.study import Study, load_study
+from augbench.config.study import Study, load_study, parse_study
 from augbench.errors import UserError
 from augbench.plan.needs import Needs, Site, load_needs, read_site
 
@@ -99,6 +99,14 @@ def test_fine_tuning_asks_for_memory_by_its_classes_and_not_by_their_images() ->
     asked = [needs.finetune_job(row, classes)["mem_mb"](None, 1) for classes in (1, 250)]
     # of a class: 15 vectors of 0.24 MB, 16 times each, and 4 samples of 0.13 MB, 6 times each
     assert asked == [16060, 16000 + round(250 * (15 * 77 * 768 * 4 * 16 + 24 * 131072) / 1e6)]
+
+
+def test_fine_tuning_another_model_asks_for_its_weights() -> None:
+    generators = {"xl": {"model": "stabilityai/stable-diffusion-xl-base-1.0", "safety_checker": None}}
+    methods = {"lora": {"mechanism": "personalise", "learn": "lora", "generator": "xl"}}
+    study = parse_study({**LEAST_STUDY, "generators": generators, "methods": methods})
+    asked = Needs(study, Site(largest_job=10**6)).finetune_job(study.personalised["lora"], 1)["mem_mb"]
+    assert 16000 + 13900 < asked(None, 1) < 16000 + 13900 + 1000
 
 
 def test_each_attempt_asks_for_twice_the_time_up_to_the_longest_job() -> None:

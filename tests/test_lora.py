@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.loaders import PeftAdapterMixin
 from safetensors.numpy import load_file
 from test_generate import PROMPTS, SCOPES, loaded, pixels, seeds_of
 from test_personalise import NAMES, Inputs, Interrupted, inputs, row_of
@@ -19,6 +20,7 @@ from augbench.artifacts.adapters import (
     FILE,
     adapter_id,
     adapter_of,
+    adapter_problems,
     check_targets,
     linear_layers,
     read_adapter,
@@ -27,9 +29,11 @@ from augbench.artifacts.adapters import (
 from augbench.artifacts.store import Store
 from augbench.commands.check.models import model_problems
 from augbench.config.methods import ATTENTION_PROJECTIONS, Lora
+from augbench.config.models import Diffusion
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study
 from augbench.errors import UserError
+from augbench.files import write_json
 from augbench.generate.adapters import MergedAdapter
 from augbench.generate.sampler import Sampler
 from augbench.generate.stage import LearnedFiles
@@ -392,6 +396,63 @@ def test_check_names_the_row_whose_target_the_model_lacks(inputs: Inputs) -> Non
         "methods.row.targets: 'q_proj'; no linear layer of the model has this name"
     )
     assert "to_out.0, to_q" in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "vae", "said"),
+    [
+        ({"_class_name": "EulerDiscreteScheduler", "beta_start": 0.001}, {"latents_mean": None}, None),
+        ({"_class_name": "EDMEulerScheduler", "sigma_min": 0.002}, {}, "has a EDMEulerScheduler"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, {}, "has a FlowMatchEulerDiscreteScheduler"),
+        ({"_class_name": "DDIMScheduler", "beta_start": 0.001}, {"latents_mean": [0.5]}, "latents_mean"),
+    ],
+)
+def test_adapters_are_not_learned_with_another_noise_or_scaled_latents(
+    scheduler: dict[str, Any], vae: dict[str, Any], said: str | None, tmp_path: Path
+) -> None:
+    write_json(tmp_path / "scheduler/scheduler_config.json", scheduler)
+    write_json(tmp_path / "vae/config.json", vae)
+    problems = list(adapter_problems("methods.row", SHAPE, Diffusion(model=str(tmp_path))))
+    assert [str(problem).startswith("methods.row.learn: 'lora', but ") for problem in problems] == (
+        [] if said is None else [True]
+    )
+    assert said is None or said in str(problems[0])
+
+
+def test_a_wrong_target_ends_the_stage_before_latents_are_made(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "latents_of", lambda *_: pytest.fail("no latents are needed"))
+    study = inputs.study(row={"learn": "lora", "targets": ["q_proj"]})
+    with pytest.raises(UserError, match=r"^methods\.row\.targets: 'q_proj'"):
+        learn(inputs, study, "row", tmp_path)
+
+
+def test_a_batch_that_was_halved_for_a_class_stays_halved_for_the_next(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, run = [], Trainer.run
+
+    def halved(trainer: Trainer) -> Any:
+        sizes.append(trainer.limit.size)
+        trainer.limit.size //= 2
+        return run(trainer)
+
+    monkeypatch.setattr(Trainer, "run", halved)
+    study = study_of(inputs, {"max_epochs": 1, "micro_batch": 4})
+    inputs.fine_tune(study, "by_class", tmp_path, NAMES[:2])
+    assert sizes == [4, 2]
+
+
+def test_only_the_linear_layers_of_a_name_get_an_adapter() -> None:
+    class Network(PeftAdapterMixin, torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj = torch.nn.Linear(2, 2)
+            self.inner = torch.nn.ModuleDict({"proj": torch.nn.Conv2d(2, 2, 1)})
+
+    adapter = Adapter(Network(), Lora(1, 1.0, ("proj",), "class"))
+    assert sorted(adapter.state_dict()) == ["proj.lora_A.weight", "proj.lora_B.weight"]
 
 
 def test_a_row_has_adapters_in_place_of_vectors_and_one_job_if_all_classes_share_one(inputs: Inputs) -> None:

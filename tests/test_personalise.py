@@ -154,7 +154,7 @@ class Inputs:
     ) -> dict[str, Learned]:
         return parts.fine_tune(
             study,
-            row_of(study, method),
+            method,
             1.0,
             self.tasks(study, method, class_ids),
             self.source(study),

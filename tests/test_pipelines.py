@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,15 @@ from augbench.config.study import Study, load_study, parse_study
 from augbench.data.classes import load_class_table
 from augbench.errors import UserError
 from augbench.files import write_json
-from augbench.generate.pipelines import pipeline_sampler
+from augbench.generate.pipelines import PipelineSampler, pipeline_sampler
 from augbench.generate.stage import generate
 from augbench.models.fetch import needed_files
 from augbench.models.folders import fingerprint
+from augbench.models.pipelines import Checker, load_pipeline
 from augbench.plan.paths import Plan
 from augbench.plan.recipes import generate_recipe, method_sampling
 from augbench.prompts.stage import write_prompts
+from augbench.runtime.fit import BatchLimit
 from augbench.runtime.job import Job
 
 FAMILIES = {
@@ -184,6 +187,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         {},
         "methods.row.start: 'training_images'; 0.2 of 4 steps is less than one step",
     ),
+    "start of FLUX without a size": (
+        "FluxPipeline",
+        {"start": "training_images"},
+        {},
+        "methods.row.start: 'training_images'; allowed with a FluxPipeline, whose files do not say the size of "
+        "its images: noise, or a resolution of the model",
+    ),
     "negative prompt of FLUX": (
         "FluxPipeline",
         {"negative_prompt": "a drawing"},
@@ -209,6 +219,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "generators.other.pipeline: 'XL'; allowed: StableDiffusionPipeline, StableDiffusionXLPipeline",
     ),
 }
+
+
+def test_a_generator_whose_folder_is_missing_needs_its_class(tmp_path: Path) -> None:
+    missing = str(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"^generators.other.model: .*folder not found; set generators.other"):
+        config_of(missing)
+    found = config_of(missing, pipeline="PixArtSigmaPipeline").generators["other"]
+    assert found.pipeline_class == "PixArtSigmaPipeline"
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -260,6 +278,7 @@ def test_the_files_of_any_pipeline_are_fetched_one_format_of_weights_for_each_ne
         "scheduler/scheduler_config.json",
         "text_encoder_2/config.json",
         "text_encoder_2/model.safetensors",
+        "tokenizer_2/chat_template.jinja",
         "tokenizer_2/spiece.model",
         "tokenizer_2/tokenizer.json",
         "transformer/config.json",
@@ -298,16 +317,71 @@ def test_check_names_missing_parts_and_another_pipeline_than_the_config_says(mod
 def test_a_row_samples_its_generator_and_an_image_does_not_depend_on_its_batch(
     name: str, models: Path, tmp_path: Path
 ) -> None:
-    model, own = tiny(models, name), FAMILIES[name]
-    together = made(study_of(model, **own), tmp_path / "together")
-    alone = made(study_of(model, batch_size=1, **own), tmp_path / "alone")
+    model, own, row = tiny(models, name), FAMILIES[name], {"prompt": {"templates": "clip"}}  # of many lengths
+    together = made(study_of(model, row, **own), tmp_path / "together")
+    alone = made(study_of(model, row, batch_size=1, **own), tmp_path / "alone")
     assert together.shape == (2 * PER_CLASS, 32, 32, 3)
     assert np.abs(together - alone).max() <= TOLERANCE
-    assert np.abs(together[0] - together[1]).mean() > 1  # the same prompt, another seed
+    assert np.abs(together[0] - together[1]).mean() > 1  # another seed
     shard = tmp_path / f"alone/shards/row/selected/{CLASSES[0].class_id}/0.parquet"
-    rows = pq.read_table(shard, columns=["model", "seed"])
+    rows = pq.read_table(shard, columns=["model", "seed", "prompt"])
+    assert len({len(prompt) for prompt in rows["prompt"].to_pylist()}) > 1
     assert set(rows["model"].to_pylist()) == {fingerprint(model, None)["id"]}
     assert len(set(rows["seed"].to_pylist())) == PER_CLASS
+
+
+class StubPipeline:
+    """A pipeline that gives ``pixels``, or raises them."""
+
+    def __init__(self, pixels: Any) -> None:
+        self.pixels, self.freed = pixels, 0
+
+    def __call__(self, **_: Any) -> Any:
+        if isinstance(self.pixels, Exception):
+            raise self.pixels
+        return SimpleNamespace(images=self.pixels)
+
+    def maybe_free_model_hooks(self) -> None:
+        self.freed += 1
+
+
+def stub_sampler(pixels: Any) -> PipelineSampler:
+    sampling = {"steps": 1, "guidance_scale": 0.0, "resolution": None, "dtype": "float32"}
+    limit = BatchLimit(1, "execution.batch_size")
+    return PipelineSampler(StubPipeline(pixels), sampling, Checker(None, None), limit, 1)
+
+
+def test_pixels_outside_the_range_are_an_error_that_names_the_pipeline() -> None:
+    import torch
+
+    inside = torch.tensor([[0.0, 1.001]])  # half precision may round
+    assert stub_sampler(inside)._batch(["a"], [0], None) is not None
+    with pytest.raises(UserError, match=r"^StubPipeline: pixels from -1 to 0\.5; allowed: 0 to 1"):
+        stub_sampler(torch.tensor([[-1.0, 0.5]]))._batch(["a"], [0], None)
+
+
+def test_after_a_batch_that_did_not_fit_offloaded_networks_leave_the_gpu() -> None:
+    import torch
+
+    sampler = stub_sampler(torch.OutOfMemoryError("full"))
+    with pytest.raises(torch.OutOfMemoryError):
+        sampler._batch(["a"], [0], None)
+    assert sampler.pipeline.freed == 1
+
+
+def test_images_have_no_watermark_whatever_is_installed(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from diffusers.pipelines.stable_diffusion_xl import pipeline_stable_diffusion_xl
+
+    monkeypatch.setattr(pipeline_stable_diffusion_xl, "is_invisible_watermark_available", lambda: True)
+    monkeypatch.setattr(
+        pipeline_stable_diffusion_xl, "StableDiffusionXLWatermarker", lambda: "a watermark", raising=False
+    )
+    folder = tiny(models, "sdxl")
+    assert pipeline_stable_diffusion_xl.StableDiffusionXLPipeline.from_pretrained(folder).watermark
+    assert load_pipeline(folder, torch.device("cpu"), torch.float32).watermark is None
 
 
 @pytest.mark.full

@@ -534,6 +534,25 @@ def test_a_checker_that_is_off_or_another_one_is_named() -> None:
     assert line("mine/checker") == ["Safety checker: mine/checker (paper: the model's own)"]
 
 
+def test_the_settings_of_other_generators_are_named_by_row() -> None:
+    generators = {"turbo": {"model": "stabilityai/sdxl-turbo", "safety_checker": None}}
+    row = {"mechanism": "sample", "generator": "turbo"}
+    led = {**row, "guidance_scale": 3.0, "negative_prompt": "a drawing"}
+    lines = footer(study(generators=generators, methods={"fast": row, "led": led})).splitlines()
+    for line in (
+        "Diffusion model of fast, led: sdxl-turbo (paper: Stable Diffusion v1.4)",
+        "Safety checker of fast, led: none (paper: the model's own)",
+        "Sampler of fast, led: the model's own (paper: pndm)",
+        "Sampling steps of fast, led: 1 (paper: 50)",
+        "Guidance scale of fast: 0 (paper: 7.5)",
+        "Guidance scale of led: 3 (paper: 7.5)",
+        "Negative prompt of led: 'a drawing' (paper: none)",
+    ):
+        assert line in lines
+    said = ("Safety checker:", "Sampler:", "Sampling steps:", "Resolution of generated", "Diffusion model:")
+    assert not any(line.startswith(said) for line in lines), "no row has the study's own model"
+
+
 def test_what_is_as_in_the_paper_is_not_named() -> None:
     text = footer(study())
     assert "Guidance" not in text and "Batch size" not in text and "before stopping" not in text

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from augbench.config.methods import Lora
 from augbench.errors import UserError
-from augbench.files import atomic_path, canonical_hash
+from augbench.files import atomic_path, canonical_hash, read_json
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from augbench.config.models import Diffusion
+
 FILE = "pytorch_lora_weights.safetensors"  # name that diffusers expects
+FLOW = "FlowMatchEulerDiscreteScheduler"
 SETTINGS = "lora_adapter_metadata"  # key of the metadata that diffusers reads rank and alpha from
 
 
@@ -67,6 +70,35 @@ def adapter_id(path: str | Path) -> str:
     tensors, scale = read_adapter(path)
     hashes = {name: hashlib.sha256(values.tobytes()).hexdigest() for name, values in tensors.items()}
     return canonical_hash([hashes, scale])
+
+
+def adapter_problems(row: str, lora: Lora, model: Diffusion) -> Iterator[UserError]:
+    """Yield why a row can't learn adapters of a model, as far as the model's files tell.
+
+    Its targets may not be there. Training adds noise by betas (or along a straight line, for Stable Diffusion
+    3) and scales latents by one factor, so other schedules (EDM) and latents with means of their own are
+    refused.
+    """
+    folder = Path(model.folder)
+    networks = [folder / part for part in ("unet", "transformer")]
+    if layers := [layer for network in networks for layer in linear_layers(network)]:
+        yield from check_targets(f"{row}.targets", lora.targets, layers)
+    scheduler = _settings(folder / "scheduler/scheduler_config.json")
+    kind, flow = scheduler.get("_class_name"), model.pipeline_class == "StableDiffusion3Pipeline"
+    if scheduler and not (kind == FLOW if flow else "beta_start" in scheduler and kind != FLOW):
+        allowed = f"allowed: a model with {f'a {FLOW}' if flow else 'a schedule of betas, such as DDPM'}"
+        yield UserError(f"{row}.learn", f"'lora', but {str(folder)!r} has a {kind}", allowed)
+    if _settings(folder / "vae/config.json").get("latents_mean") is not None:
+        found = f"'lora', but the VAE of {str(folder)!r} has latents_mean"
+        yield UserError(f"{row}.learn", found, "allowed: a model without")
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """A file of settings; empty if it can't be read, of which others tell."""
+    try:
+        return dict(read_json(path))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def check_targets(key: str, targets: Iterable[str], layers: Iterable[str]) -> list[UserError]:

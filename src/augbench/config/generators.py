@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
 from augbench.config.base import LONGEST_NAME, SLUG
 from augbench.config.methods import PersonaliseMethod, SampleMethod
 from augbench.config.models import ONLY_SD, Diffusion
-from augbench.config.pipelines import ADAPTED, STABLE_DIFFUSION
+from augbench.config.pipelines import ADAPTED, SIZELESS, STABLE_DIFFUSION
 
 if TYPE_CHECKING:
     from augbench.config.study import Study
@@ -16,14 +17,19 @@ if TYPE_CHECKING:
 
 def check_generators(study: Study) -> None:
     """Raise :class:`ValueError`, which names row, key and pipeline, if a row asks what its model can't do."""
-    for name in study.generators:
+    for name, generator in study.generators.items():
         if not re.fullmatch(SLUG, name) or len(name) > LONGEST_NAME:
             raise ValueError(
                 f"generators.{name}: a name may contain a-z, 0-9 and _ only, at most {LONGEST_NAME} characters"
             )
+        folder = os.path.expanduser(generator.model)
+        if generator.pipeline is None and generator.hub is None and not os.path.isdir(folder):
+            raise ValueError(
+                f"generators.{name}.model: folder not found; set generators.{name}.pipeline, for the defaults of "
+                "its class, or put the model there"
+            )
     for name, row in study.generated.items():
-        generator = row.generator_name
-        if generator is not None and generator not in study.generators:
+        if (named := row.generator_name) is not None and named not in study.generators:
             allowed = ", ".join(study.generators) or "there is none"
             raise ValueError(f"methods.{name}.generator: allowed: a name in generators: {allowed}")
         model = study.generator_of(name)
@@ -46,6 +52,11 @@ def _check_row(where: str, row: SampleMethod | PersonaliseMethod, model: Diffusi
         raise ValueError(f"{where}.learn: lora is allowed with {allowed}, and {model.model} is a {kind}")
     if row.from_images and not own.starts:
         raise ValueError(f"{where}.start: allowed with a {kind}, which can't start from images: noise")
+    if row.from_images and model.resolution is None and kind in SIZELESS:
+        raise ValueError(
+            f"{where}.start: allowed with a {kind}, whose files do not say the size of its images: noise, or a "
+            "resolution of the model"
+        )
     if row.negative_prompt is not None and not own.negative_prompt:
         raise ValueError(f"{where}.negative_prompt: allowed with a {kind}, which takes none: null")
 

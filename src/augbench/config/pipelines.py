@@ -17,9 +17,8 @@ from augbench.files import RESOURCES
 TABLE = RESOURCES / "pipelines.yaml"
 # other pipelines that adapters can be learned for (augbench.personalise.families)
 ADAPTED = ("StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
+SIZELESS = ("FluxPipeline",)  # of those that can start from images: networks' configs have no sample_size
 STABLE_DIFFUSION = "StableDiffusionPipeline"  # 1.x and 2.x, which have a sampler of their own
-
-
 PIPELINES_HERE = "allowed: a StableDiffusionPipeline, or one of resources/pipelines.yaml"
 
 
@@ -67,7 +66,7 @@ def class_of(model: str, given: str | None) -> str:
 
     It is the class that the config gives, that ``resources/models`` has for a model on the Hub, or that the
     model's folder names. Any model without one counts as Stable Diffusion; the stages that read it say so if
-    it is none.
+    it is none. (The folder of a model in ``generators`` must be there or its class given.)
     """
     known = known_model(model).get("pipeline") if re.fullmatch(HUB_ID, model) else None
     found = given or known or class_in(os.path.expanduser(model))

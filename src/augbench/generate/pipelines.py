@@ -15,8 +15,8 @@ from augbench.config.models import Diffusion
 from augbench.data.decode import square
 from augbench.errors import UserError
 from augbench.generate.attempts import Attempts
-from augbench.models.folders import check_safety
-from augbench.models.pipelines import Checker, load_checker, load_pipeline, own_side
+from augbench.models.folders import check_safety, own_side
+from augbench.models.pipelines import Checker, load_checker, load_pipeline
 from augbench.progress import Progress
 from augbench.runtime.fit import BatchLimit
 from augbench.runtime.precision import resolve
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # The first rounds sizes to those of a list, which tiny models lack; the second needs packages that may be
 # missing, and then does nothing.
 SWITCHED_OFF = ("use_resolution_binning", "clean_caption")
+ROUNDING = 0.01  # by which half precision may leave the range of pixels
 
 
 class PipelineSampler(Attempts):
@@ -38,7 +39,8 @@ class PipelineSampler(Attempts):
     pipeline : DiffusionPipeline
         On its device; an image-to-image pipeline if sampling starts from images.
     sampling : mapping
-        Recipe of the row's sampling (:func:`augbench.plan.recipes.method_sampling`).
+        Recipe of the row's sampling (:func:`augbench.plan.recipes.method_sampling`), with a resolution if
+        sampling starts from images.
     checker : Checker
         Safety checker.
     limit : BatchLimit
@@ -89,7 +91,6 @@ class PipelineSampler(Attempts):
         if "negative_prompt" in sampling:
             arguments["negative_prompt"] = [sampling["negative_prompt"]] * len(prompts)
         if starts is not None:
-            side = side or own_side(self.pipeline)
             arguments["image"] = [square(image, side) for image in starts]
             arguments["strength"] = sampling["noise"]
         if side is not None and "height" in self._takes:
@@ -102,13 +103,24 @@ class PipelineSampler(Attempts):
         """Sample one batch of images ``(N, 3, H, W)`` from 0 to 1, on the CPU."""
         import torch
 
-        with torch.inference_mode():
-            pixels = self.pipeline(**self._arguments(prompts, seeds, starts)).images.float().cpu()
+        try:
+            with torch.inference_mode():
+                pixels = self.pipeline(**self._arguments(prompts, seeds, starts)).images.float().cpu()
+        except torch.OutOfMemoryError:
+            self.pipeline.maybe_free_model_hooks()  # with CPU offload, the last network is still on the GPU
+            raise
         if not pixels.isfinite().all():
             raise UserError(
                 "dtype",
                 f"{self.sampling['dtype']}: {type(self.pipeline).__name__} gives values that are not finite",
                 "bfloat16 and float32 do not overflow; if it is one of them already, the model is damaged",
+            )
+        least, most = pixels.aminmax()
+        if least < -ROUNDING or most > 1 + ROUNDING:
+            raise UserError(
+                type(self.pipeline).__name__,
+                f"pixels from {float(least):.3g} to {float(most):.3g}",
+                "allowed: 0 to 1; use another pipeline",
             )
         return pixels
 
@@ -143,5 +155,7 @@ def pipeline_sampler(
     )
     if getattr(pipeline, "safety_checker", None) is not None:
         pipeline.safety_checker = None  # it would replace images by black ones; ours samples again
+    if "noise" in sampling and sampling["resolution"] is None:
+        sampling = {**sampling, "resolution": own_side(model.folder)}
     limit = BatchLimit(batch_size, "execution.batch_size")
     return PipelineSampler(pipeline, sampling, load_checker(model, device), limit, attempts_per_image)

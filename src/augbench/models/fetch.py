@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 INCEPTION_URL = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
 INCEPTION_SHA256 = "0cc3c7bd"  # the first digits, which torchvision publishes in the file's name
 WEIGHTS = re.compile(r"(model|pytorch_model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
-SETTINGS = {".json", ".txt", ".model"}
+SETTINGS = {".json", ".txt", ".model", ".jinja"}
 WITHOUT_WEIGHTS = ("tokenizer", "scheduler", "feature_extractor", "image_processor", "processor")
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from augbench.models.pipelines import Checker
 
-MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".txt", ".model"}
+MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".txt", ".model", ".jinja"}
 SAFETY_FOLDERS = ("safety_checker/", "feature_extractor/")
 
 
@@ -114,6 +114,24 @@ def pick_device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("execution.device", "'cuda', but no GPU is available here", "allowed here: auto, cpu")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def own_side(folder: str | Path) -> int:
+    """Side in pixels of the images that a diffusion model was trained for, by its networks' configs.
+
+    Raises
+    ------
+    UserError
+        They do not say.
+    """
+    part = "unet" if Path(folder, "unet").is_dir() else "transformer"
+    try:
+        latent = int(read_json(Path(folder, part, "config.json"))["sample_size"])
+        return latent * 2 ** (len(read_json(Path(folder, "vae/config.json"))["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            str(folder), "its configs do not say the size of its images", "set the model's resolution"
+        ) from None
 
 
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:

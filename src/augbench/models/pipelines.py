@@ -68,6 +68,8 @@ def load_pipeline(
             str(folder), " ".join(str(error).split()), "a text-to-image pipeline of diffusers is needed"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
+    if getattr(pipeline, "watermark", None) is not None:
+        pipeline.watermark = None  # SDXL adds one if a package is installed; images must not depend on that
     if getattr(pipeline, "vae", None) is not None and hasattr(pipeline.vae, "enable_slicing"):
         pipeline.vae.enable_slicing()  # the decoder needs more memory per image than the denoiser
     return place(pipeline, device)
@@ -102,26 +104,6 @@ def weight_bytes(pipeline: Any) -> int:
         for network in networks
         for values in (*network.parameters(), *network.buffers())
     )
-
-
-def own_side(pipeline: Any) -> int:
-    """Side in pixels of the images that a pipeline makes if it isn't told a size.
-
-    Raises
-    ------
-    UserError
-        The pipeline does not say.
-    """
-    network = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
-    latent = getattr(pipeline, "default_sample_size", None) or getattr(
-        getattr(network, "config", None), "sample_size", None
-    )
-    factor = getattr(pipeline, "vae_scale_factor", None)
-    if not isinstance(latent, int) or not isinstance(factor, int):
-        raise UserError(
-            "resolution", f"null, and a {type(pipeline).__name__} does not say its own", "give it"
-        )
-    return latent * factor
 
 
 def load_checker(model: Diffusion, device: torch.device) -> Checker:

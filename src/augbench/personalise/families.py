@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from diffusers import (
 )
 
 from augbench.config.models import Diffusion
-from augbench.files import read_json
+from augbench.models.folders import own_side
 
 States = tuple[torch.Tensor, ...]
 Predict = Callable[..., torch.Tensor]  # of noisy latents, timesteps and text states: a network's prediction
@@ -113,12 +112,4 @@ def load_encoder(model: Diffusion, family: Family, dtype: torch.dtype, device: t
 
 def side_of(model: Diffusion) -> int:
     """Side in pixels of the images that a model learns from: ``resolution``, or the model's own."""
-    if model.resolution is not None:
-        return model.resolution
-    folder = Path(model.folder)
-    family = family_of(model)
-    sample = read_json(folder / (family.part if family is not None else "unet") / "config.json")[
-        "sample_size"
-    ]
-    blocks = read_json(folder / "vae/config.json")["block_out_channels"]
-    return int(sample) * 2 ** (len(blocks) - 1)
+    return model.resolution or own_side(model.folder)

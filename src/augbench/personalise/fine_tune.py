@@ -168,7 +168,7 @@ def load_vae(encoding: Encoding) -> AutoencoderKL:
 
 def fine_tune(
     study: Study,
-    method: PersonaliseMethod,
+    name: str,
     factor: float,
     tasks: Sequence[ClassTask],
     source: ImageSource,
@@ -177,7 +177,7 @@ def fine_tune(
     folder: Path,
     what: str,
 ) -> dict[str, Learned]:
-    """Fine-tune ``method`` for the classes of ``tasks``.
+    """Fine-tune the method ``name`` for the classes of ``tasks``.
 
     Parameters
     ----------
@@ -198,7 +198,7 @@ def fine_tune(
     dict of Learned
         Results by class_id.
     """
-    device = pick_device(study.execution.device)
+    method, device = study.personalised[name], pick_device(study.execution.device)
     dtype = resolve(study.finetune.dtype, device)
     settings = settings_of(study, method, factor, len(tasks), dtype)
     encoding = Encoding(study, vae, source, device, what)
@@ -221,7 +221,7 @@ def fine_tune(
     if method.lora is None or method.shares_weights:
         adapter = None
         if method.lora is not None:
-            adapter = Adapter(unet, method.lora, part)
+            adapter = Adapter(unet, method.lora, part, f"methods.{name}.targets")
             adapter.start(study.seed)
         trainer = Trainer(
             tasks=tasks,
@@ -235,7 +235,7 @@ def fine_tune(
         )
         return _trained(trainer)
     assert isinstance(rows, PromptRows)
-    adapter, learned = Adapter(unet, method.lora, part), {}
+    adapter, learned = Adapter(unet, method.lora, part, f"methods.{name}.targets"), {}
     for number, task in enumerate(tasks):
         class_id = task.info.class_id
         adapter.start(study.seed, class_id)
@@ -249,7 +249,10 @@ def fine_tune(
             adapter=adapter,
             **common,
         )
+        size = trainer.limit.size
         results = _trained(trainer, warm=number > 0)
+        if trainer.limit.size < size:  # memory did not suffice, and won't for the next class
+            common["settings"] = replace(common["settings"], micro_batch=trainer.limit.size)
         learned[class_id] = with_adapters(results[class_id], folder / class_id)
     return learned
 

@@ -285,10 +285,13 @@ def _learn(
     wanted = [task for task in tasks if task.info.class_id in missing]
     of_row = {"seed": job.study.seed_of(name), "diffusion": job.study.generator_of(name)}
     study = job.study.model_copy(update=of_row)
+    if row.lora is not None:
+        for problem in adapters.adapter_problems(f"methods.{name}", row.lora, study.diffusion):
+            raise problem
     source = WithAddedImages(open_source(job.study.dataset, job.study.seed, job.study.corpus), job.folder)
     learned = fine_tune(
         study,
-        method=row,
+        name=name,
         factor=factor,
         tasks=wanted,
         source=source,

@@ -6,6 +6,7 @@ B at zero, so that training starts from the unchanged model. peft puts them into
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -81,6 +82,8 @@ class Adapter:
         Rank, alpha and the layers.
     part : str
         Name of the network in diffusers' pipeline: ``unet`` or ``transformer``.
+    key : str
+        The config key of the layers, for messages.
 
     Raises
     ------
@@ -90,9 +93,9 @@ class Adapter:
 
     name = "adapter"
 
-    def __init__(self, network: nn.Module, lora: Lora, part: str = "unet") -> None:
+    def __init__(self, network: nn.Module, lora: Lora, part: str = "unet", key: str = "targets") -> None:
         layers = {name for name, module in network.named_modules() if isinstance(module, nn.Linear)}
-        for problem in check_targets("targets", lora.targets, layers):
+        for problem in check_targets(key, lora.targets, layers):
             raise problem
         self.lora, self.part = lora, part
         chosen = sorted(
@@ -103,7 +106,7 @@ class Adapter:
             LoraConfig(
                 r=lora.rank,
                 lora_alpha=lora.alpha,  # type: ignore[arg-type]
-                target_modules=chosen,
+                target_modules="|".join(map(re.escape, chosen)),  # a list would match ends of names
                 init_lora_weights="gaussian",
             )
         )

@@ -15,6 +15,7 @@ from typing import Any
 from augbench.config.clips import architecture_config
 from augbench.config.hub import known_model
 from augbench.config.methods import PersonaliseMethod
+from augbench.config.models import Diffusion
 from augbench.config.study import Study
 from augbench.errors import UserError, ending_in_one_line
 from augbench.models.clip_size import parameters
@@ -165,11 +166,7 @@ class Needs:
     def generate_job(self, method: str, minutes: int = 240) -> Resources:
         """Resources of a job that generates a row's images; a model's weights pass through main memory."""
         model = self.study.generator_of(self.study.row_and_draw(method)[0])
-        if model.other is None:
-            return self.gpu_job(3000, 16000, minutes=minutes)
-        megabytes = 3000 if model.side < SMALL_RESOLUTION else 16000
-        megabytes += round(known_model(model.model).get("gigabytes", 0.0) * 1000)
-        return self.gpu_job(megabytes, megabytes, minutes=minutes)
+        return self.gpu_job(*_of_model(model), minutes=minutes)
 
     def finetune_job(self, method: PersonaliseMethod, classes: int) -> Resources:
         """Resources of a job that fine-tunes ``classes`` classes.
@@ -180,7 +177,11 @@ class Needs:
         vectors = learned_bytes(method, classes) * (6 + 2 * len(method.candidates))
         together = 1 if method.train_unet or method.lora is not None else classes
         samples = 6 * self.study.finetune.batch_size * together * SAMPLE_BYTES
-        return self.gpu_job(3000, 16000 + round((vectors + samples) / 1e6), minutes=720)
+        generator = method.generator_name
+        model = self.study.diffusion if generator is None else self.study.generators[generator]
+        small, full = _of_model(model)
+        more = round((vectors + samples) / 1e6)
+        return self.gpu_job(small if model.other is None else small + more, full + more, minutes=720)
 
     def classifier_job(self, miniature: int, full: int, minutes: int) -> Resources:
         """Resources of a job that trains classifiers on all GPUs it may use; parameters as in :meth:`job`."""
@@ -216,6 +217,18 @@ class Needs:
         asked: Resources = {"gpu": count, "nodes": 1, "tasks_per_gpu": 0}
         named = {"gpu_model": self.site.gpu_type, "slurm_partition": self.site.gpu_partition}
         return asked | {name: value for name, value in named.items() if value is not None}
+
+
+def _of_model(model: Diffusion) -> tuple[int, int]:
+    """Main memory in MB of a job with a diffusion model, in a miniature and in a full-size study.
+
+    The weights of models other than Stable Diffusion 1.x and 2.x pass through it in either.
+    """
+    if model.other is None:
+        return 3000, 16000
+    megabytes = 3000 if model.side < SMALL_RESOLUTION else 16000
+    megabytes += round(known_model(model.model).get("gigabytes", 0.0) * 1000)
+    return megabytes, megabytes
 
 
 def load_needs(study: Study, default_resources: Mapping[str, Any] | None) -> Needs:

@@ -17,11 +17,12 @@ from augbench.classifier.sizes import evaluation_resize, training_side
 from augbench.config.classifier import RESNETS, Classifier
 from augbench.config.corpus import ImageCorpus, ParquetCorpus
 from augbench.config.data import Caltech256, FashionMnist, ImageFolder, ParquetImages
-from augbench.config.methods import AddingMethod, PersonaliseMethod, RetrieveMethod, SampleMethod
+from augbench.config.methods import AddingMethod, PersonaliseMethod, RetrieveMethod
 from augbench.config.models import Diffusion
 from augbench.config.stages import Finetune
 from augbench.config.study import Study
 from augbench.files import RESOURCES
+from augbench.plan.recipes import method_sampling
 
 TARGETS = RESOURCES / "paper" / "targets.csv"
 MAIN_STUDY = "imagenet10"  # the paper's Table 1
@@ -253,16 +254,12 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
     retrieved = {name: method for name, method in study.retrieved.items() if method.group != "scaling"}
     augmentation, diffusion = study.augmentation, study.diffusion
     pairs: list[tuple[str, str, str]] = []
-    if sampled:
-        if paper.images_made:
-            per_class, multiple = augmentation.images_per_class, augmentation.images_per_training_image
-            pairs.append(
-                (
-                    "Images generated",
-                    f"{per_class} per class" if per_class else f"{multiple} per training image",
-                    paper.images_made,
-                )
-            )
+    if sampled and paper.images_made:
+        per_class, multiple = augmentation.images_per_class, augmentation.images_per_training_image
+        made = f"{per_class} per class" if per_class else f"{multiple} per training image"
+        pairs.append(("Images generated", made, paper.images_made))
+    own = {name: method for name, method in sampled.items() if method.generator_name is None}
+    if own:
         if paper.is_papers:
             model = Path(diffusion.model).name
             published = "stable-diffusion-v1-4" in diffusion.model.lower()
@@ -282,17 +279,10 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
                 _interval(DIFFUSION.guidance_interval),
             ),
         ]
-        models = {name: Path(study.generator_of(name).model).name for name in sampled}
-        named = {name: models[name] for name, method in sampled.items() if method.generator_name}
-        if paper.is_papers:
-            pairs += _by_row(
-                {name: [("Diffusion model of {}", model, DIFFUSION.model)] for name, model in named.items()}
-            )
-        pairs += _by_row({name: _sampling(method) for name, method in sampled.items()})
-    if sampled or retrieved:
-        checkers = {"model": "the model's own", None: "none"}
-        checker = diffusion.safety_checker
-        pairs.append(("Safety checker", checkers.get(checker, str(checker)), checkers["model"]))
+    pairs += _by_row({name: _generator(study.generator_of(name), paper) for name in sampled if name not in own})
+    pairs += _by_row({name: _sampling(study, name) for name in sampled})
+    if own or retrieved:
+        pairs.append(("Safety checker", checker_of(diffusion), checker_of(DIFFUSION)))
     pairs += _fine_tuning(study, paper)
     filled = {name: row for name, row in study.augmented.items() if row.fill_to is not None}
     as_many = "as many as real ones"
@@ -334,29 +324,53 @@ def _by_row(found: Mapping[str, Sequence[tuple[str, str, str]]]) -> list[tuple[s
     return [(what.format(", ".join(names)), ours, theirs) for (what, ours, theirs), names in rows.items()]
 
 
-def _sampling(method: SampleMethod | PersonaliseMethod) -> list[tuple[str, str, str]]:
-    """(what, ours, paper's) for a method's own sampling settings, with ``{}`` in place of its name.
+def checker_of(model: Diffusion) -> str:
+    """A model's safety checker, in words."""
+    checker = model.safety_checker
+    return {"model": "the model's own", None: "none"}.get(checker, str(checker))
 
-    Boomerang (group ``unconditional``) always has its own settings, so only its guidance is compared.
+
+def _generator(model: Diffusion, paper: Protocol) -> list[tuple[str, str, str]]:
+    """(what, ours, paper's) for a model in ``generators``, with ``{}`` in place of its rows."""
+    side, theirs = str(model.resolution or OWN), str(DIFFUSION.resolution)
+    named = [("Diffusion model of {}", Path(model.model).name, DIFFUSION.model)] if paper.is_papers else []
+    return [
+        *named,
+        ("Resolution of the images of {}, pixels", side, theirs),
+        ("Safety checker of {}", checker_of(model), checker_of(DIFFUSION)),
+    ]
+
+
+def _sampling(study: Study, name: str) -> list[tuple[str, str, str]]:
+    """(what, ours, paper's) for a row's sampling settings, with ``{}`` in place of its name.
+
+    They are the row's own, and those of its model if that is one of ``generators``. Boomerang (group
+    ``unconditional``) always has its own settings, so only its guidance is compared.
     """
+    method, sampling = study.generated[name], method_sampling(study, name)
+
+    def is_said(key: str) -> bool:
+        return method.generator_name is not None or getattr(method, key) is not None
+
     pairs: list[tuple[str, str, str]] = []
     if method.group != "unconditional":
-        if method.scheduler is not None:
-            pairs.append(("Sampler of {}", method.scheduler, PNDM))
-        if method.steps is not None:
-            pairs.append(("Sampling steps of {}", str(method.steps), str(DIFFUSION.steps)))
-        if method.guidance_scale is not None:
-            pairs.append(
-                ("Guidance scale of {}", f"{method.guidance_scale:g}", f"{DIFFUSION.guidance_scale:g}")
-            )
-    if method.guidance_interval is not None:
+        if is_said("scheduler"):
+            pairs.append(("Sampler of {}", sampling["scheduler"] or OWN, PNDM))
+        if is_said("steps"):
+            pairs.append(("Sampling steps of {}", str(sampling["steps"]), str(DIFFUSION.steps)))
+        if is_said("guidance_scale"):
+            scale = f"{sampling['guidance_scale']:g}"
+            pairs.append(("Guidance scale of {}", scale, f"{DIFFUSION.guidance_scale:g}"))
+    if is_said("guidance_interval"):
         pairs.append(
             (
                 "Noise levels with guidance in {}",
-                _interval(method.guidance_interval),
+                _interval(sampling.get("guidance_interval")),
                 _interval(DIFFUSION.guidance_interval),
             )
         )
+    if method.negative_prompt is not None:
+        pairs.append(("Negative prompt of {}", repr(method.negative_prompt), "none"))
     return pairs
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from augbench.artifacts.adapters import check_targets, linear_layers
+from augbench.artifacts.adapters import adapter_problems
 from augbench.config.hub import HUB_ID, HubModel, known_model
 from augbench.config.models import NO_SAFETY_CHECKER, Clip, Diffusion
 from augbench.config.pipelines import PIPELINES_HERE, STABLE_DIFFUSION, pipelines
 from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.models.fetch import WITHOUT_WEIGHTS
+from augbench.models.folders import own_side
 from augbench.models.open_clip_files import describe, networks_config
 
 # defaults of transformers and diffusers for keys that a config.json omits
@@ -94,7 +96,10 @@ def model_problems(study: Study) -> Iterator[UserError]:
                 yield from _safety_checker(key, model)
         except UserError as error:
             yield error
-    yield from _lora_targets(study)
+    for name, row in study.personalised.items():
+        model = study.generator_of(name)
+        if row.lora is not None and _is_here(model.hub):
+            yield from adapter_problems(f"methods.{name}", row.lora, model)
     try:
         if _is_here(study.clip.hub):
             yield from _clip(study, text)
@@ -222,7 +227,7 @@ def _diffusion(section: str, model: Diffusion) -> tuple[dict[str, Any], list[Use
             "a whole pipeline folder is needed; download the model again",
         )
     problems = [problem for part in ("unet", "vae") for problem in _weights(folder / part)]
-    unet, vae, text = (_json(folder / part / "config.json") for part in ("unet", "vae", "text_encoder"))
+    unet, _, text = (_json(folder / part / "config.json") for part in ("unet", "vae", "text_encoder"))
     width = text.get("hidden_size", TEXT_WIDTH)
     crossed = unet.get("cross_attention_dim", CROSS_ATTENTION_WIDTH)
     if isinstance(crossed, int) and crossed != width:
@@ -233,25 +238,12 @@ def _diffusion(section: str, model: Diffusion) -> tuple[dict[str, Any], list[Use
                 f"allowed: {width}, the text encoder's width",
             )
         )
-    latent, channels = unet.get("sample_size"), vae.get("block_out_channels")
-    if isinstance(latent, int) and isinstance(channels, list):
-        side = latent * 2 ** (len(channels) - 1)
-        if model.resolution != side:
+    with suppress(UserError):  # the configs may not say
+        if model.resolution != (side := own_side(folder)):
             problems.append(
                 UserError(f"{section}.resolution", model.resolution, f"allowed: {side}, the model's own")
             )
     return text, problems
-
-
-def _lora_targets(study: Study) -> Iterator[UserError]:
-    """Yield the layers of adapters that the network of a row's model does not have."""
-    for name, row in study.personalised.items():
-        model = study.generator_of(name)
-        if row.lora is None or not _is_here(model.hub):
-            continue
-        networks = [Path(model.folder) / part for part in ("unet", "transformer")]
-        if layers := [layer for network in networks for layer in linear_layers(network)]:
-            yield from check_targets(f"methods.{name}.targets", row.lora.targets, layers)
 
 
 def _safety_checker(section: str, model: Diffusion) -> Iterator[UserError]:

@@ -22,6 +22,7 @@ from augbench.config.data import Caltech256, FashionMnist
 from augbench.data.classes import SHIPPED_TABLES, folder_of
 from augbench.files import read_json
 from augbench.leakage.records import read_leaks
+from augbench.report.protocol import checker_of
 from augbench.report.render import escape_markdown
 from augbench.report.tables import table1
 
@@ -218,9 +219,12 @@ def _yields(contents: Contents) -> Iterator[str]:
     if contents.pools == []:
         yield "The set has no added images."
     if _has(contents, "generates_images"):
+        made = [pool for pool in _sources(contents) if plan.study.methods[pool].generates_images]
+        models = {pool: plan.study.generator_of(pool) for pool in made}
+        checkers = "; ".join(f"`{pool}`: {Path(checker_of(model)).name}" for pool, model in models.items())
         yield (
             "`safety_flags` of an image counts the samples that the safety checker rejected before it"
-            f" (`diffusion.safety_checker: {'none' if plan.study.diffusion.safety_checker is None else 'on'}`)."
+            f" (checkers: {checkers})."
         )
     retrieved = [pool for pool in _sources(contents) if plan.study.methods[pool].retrieves_images]
     fates = plan.retrieval_summary.get("fates")
