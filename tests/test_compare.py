@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ from scipy import stats
 
 from augbench.cli import main
 from augbench.commands.compare import configs, differences
-from augbench.commands.compare.answer import answer_of
-from augbench.commands.compare.compare import compare, inputs_of, wanted_of
+from augbench.commands.compare.answer import _margins, answer_of
+from augbench.commands.compare.compare import _draw_warnings, _pairing, compare, inputs_of, wanted_of
 from augbench.commands.compare.configs import differing, factor_of, warnings_of
 from augbench.commands.compare.differences import build_rows, pairs_of, unpaired_because
 from augbench.commands.compare.figure import draw
@@ -43,6 +44,7 @@ from augbench.report.figures.style import styled
 from augbench.report.inference import images
 from augbench.report.inference.images import average_hits, read_hits
 from augbench.report.inference.paired import ErrorTerm, holm
+from augbench.report.inference.power import runs_needed
 from augbench.report.inference.unpaired import compare_unpaired
 from augbench.report.render import read_csv, read_notes, render_csv
 from augbench.report.tables import table1
@@ -206,6 +208,7 @@ def test_runs_of_the_same_seeds_and_images_are_paired() -> None:
     assert none.both_low is not None and none.low is not None and none.both_low < none.low
 
 
+@pytest.mark.full
 def test_the_change_of_a_difference_is_tested_as_a_difference_of_differences() -> None:
     finish("a")
     finish("b", OTHER)
@@ -217,6 +220,7 @@ def test_the_change_of_a_difference_is_tested_as_a_difference_of_differences() -
     assert change.p == pytest.approx(stats.ttest_1samp([-4, -3.5, -3.5], 0).pvalue)
 
 
+@pytest.mark.full
 def test_p_values_of_rows_and_contrasts_of_all_studies_are_corrected_together() -> None:
     for study in ("a", "b", "c"):
         finish(study, BASE if study == "a" else OTHER)
@@ -227,6 +231,7 @@ def test_p_values_of_rows_and_contrasts_of_all_studies_are_corrected_together() 
     assert [row.study for row in rows] == ["b"] * 6 + ["c"] * 6 and {row.reference for row in rows} == {"a"}
 
 
+@pytest.mark.full
 def test_a_pooled_error_of_changes_is_that_of_all_rows_between_the_studies() -> None:
     pooled = {"report": {"error": "pooled"}}
     finish("a", BASE, pooled)
@@ -248,8 +253,8 @@ def test_a_pooled_error_of_changes_is_that_of_all_rows_between_the_studies() -> 
     ("changes", "why"),
     [
         ({"train": "other"}, "the training images differ"),
-        ({"test": "other"}, "the test images or classes differ"),
-        ({"config": {"seed": 1}}, "the seeds differ"),
+        pytest.param({"test": "other"}, "the test images or classes differ", marks=pytest.mark.full),
+        pytest.param({"config": {"seed": 1}}, "the seeds differ", marks=pytest.mark.full),
     ],
 )
 def test_other_images_or_seeds_are_not_paired_and_tested_by_welch(changes: dict[str, Any], why: str) -> None:
@@ -262,8 +267,12 @@ def test_other_images_or_seeds_are_not_paired_and_tested_by_welch(changes: dict[
     assert not row.paired and (row.p, row.df) == pytest.approx((welch.pvalue, welch.df))
     assert (row.low, row.high) == pytest.approx(tuple(welch.confidence_interval()))
     assert (row.both_low, row.images_low is None) == (None, "test" in changes)
+    (note,) = _pairing([first, other])
+    said = [*_draw_warnings([first, other]), *note.split("(Welch's t test). ")[1:]]
+    assert len(said) == 2 * ("train" in changes) and all("dataset.draws does" in text for text in said)
 
 
+@pytest.mark.full
 def test_runs_that_only_one_study_has_are_left_out_of_pairs() -> None:
     finish("a")
     finish("b", {row: (*values, 90.0) for row, values in OTHER.items()}, {"augmentation": {"resamples": 4}})
@@ -271,6 +280,7 @@ def test_runs_that_only_one_study_has_are_left_out_of_pairs() -> None:
     assert (row.paired, row.n, row.points) == (True, 3, pytest.approx(16 / 3))
 
 
+@pytest.mark.full
 def test_draws_are_paired_by_draw_where_their_training_images_are_the_same() -> None:
     draws = {"dataset": {"draws": 3}, "augmentation": {"resamples": 2}}
     own = {row: [value for run in runs for value in (run, run + 1)] for row, runs in BASE.items()}
@@ -286,6 +296,7 @@ def test_draws_are_paired_by_draw_where_their_training_images_are_the_same() -> 
     assert "several draws" in unpaired_because(*open_studies(["one", "a"]))
 
 
+@pytest.mark.full
 def test_a_single_run_has_a_difference_and_no_test() -> None:
     once = {"augmentation": {"resamples": 1}}
     for study, train in (("a", "train"), ("b", "train"), ("c", "other")):
@@ -306,11 +317,26 @@ def test_welch_takes_given_errors_and_names_equal_values() -> None:
     assert found.p_same == pytest.approx(stats.t.sf(-2 / 5**0.5, 25 / 0.85))
     same = compare_unpaired(reference, reference, 1.0)
     assert (same.points, same.low, same.p) == (0, 0, None)
+    # of two runs each: variance 4 + 9; degrees of freedom 10, and 20 of three runs, so 10 of two
+    assert found.per_run == ErrorTerm(pytest.approx(13**0.5), pytest.approx(13**2 / (16 / 10 + 81 / 10)))
+
+
+def test_runs_needed_do_not_depend_on_how_unequal_the_numbers_of_runs_are() -> None:
+    # variances 2 of two runs and 2.5 of five: 4.5 of a run's difference; Welch's degrees of freedom with
+    # n runs each are (n - 1) 4.5^2 / (2^2 + 2.5^2)
+    found = compare_unpaired({0: 3.0, 1: 5.0}, dict(enumerate((0.0, 1.0, 2.0, 3.0, 4.0))), 1.0)
+    share = 4.5**2 / (4 + 6.25)
+    assert found.per_run == ErrorTerm(pytest.approx(4.5**0.5), pytest.approx(share))
+    needed = differences._runs_for(1.0, found, 1)
+    assert needed == runs_needed(1.0, 4.5**0.5, 0.05, share)
+    # the normal approximation for two samples: 4.5 (1.96 + 0.84)^2 = 35.3, and a little more for t
+    assert needed is not None and 36 <= needed <= 38
 
 
 # --- rows and contrasts -----------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_rows_are_the_same_by_name_or_else_by_label() -> None:
     renamed = {
         "prompts": None,
@@ -331,6 +357,7 @@ def test_rows_are_the_same_by_name_or_else_by_label() -> None:
     assert differing([first, other]) == {"methods.more": {"a": "-", "b": "a row"}}
 
 
+@pytest.mark.full
 def test_contrasts_that_a_study_names_are_tested_and_others_are_not() -> None:
     named = {"report": {"contrasts": [{"row": "retrieval", "against": "prompts"}]}}
     finish("a", config=named)
@@ -366,6 +393,7 @@ def with_lead(*points: float) -> dict[str, tuple[float, ...]]:
     return {"none": BASE["none"], "prompts": prompts, "retrieval": lead}
 
 
+@pytest.mark.full
 def test_a_conclusion_that_every_study_draws_holds() -> None:
     for study, lead in (("a", (4.0, 4.5, 4.0)), ("b", (5.0, 5.5, 5.0)), ("c", (4.0, 4.0, 4.5))):
         finish(study, with_lead(*lead), ASKED)
@@ -386,6 +414,7 @@ def test_a_conclusion_that_reverses_is_told_with_its_change() -> None:
     )
 
 
+@pytest.mark.full
 def test_a_difference_that_one_study_alone_shows_is_no_change() -> None:
     finish("a", with_lead(4.0, 4.5, 4.0), ASKED)
     finish("b", with_lead(-1.0, 4.0, 3.0), ASKED, cut=("retrieval",))
@@ -400,6 +429,12 @@ def test_a_difference_that_one_study_alone_shows_is_no_change() -> None:
     )
     finish("c", with_lead(-1.0, 4.0, 2.0), ASKED)
     assert answer("b", "c").startswith("Whether Retrieval or Prompts is better can't be told in b (+2.0")
+
+
+def test_margins_that_differ_are_named_with_their_studies() -> None:
+    rows = [(name, SimpleNamespace(margin=margin)) for name, margin in (("a", 1.0), ("b", 2.0))]
+    assert _margins(rows) == ("1 point in a and 2 points in b", True)
+    assert _margins(rows[:1]) == ("1 point", False)
 
 
 def test_studies_without_a_common_contrast_say_so() -> None:
@@ -437,17 +472,45 @@ def test_only_keys_that_change_results_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("retrieval.download.max_bytes", True),
+        ("retrieval.download.respect_opt_out", True),
+        ("retrieval.download.concurrency", False),
+        ("diffusion.mirrors", False),
+        ("finetune.inception_mirrors", False),
+        ("finetune.micro_batch", False),
+        ("finetune.batch_size", True),
+        ("corpus.fetch", False),
+        ("corpus.vectors", False),
+        ("execution.batch_size", False),
+        ("dataset.further_tests.v2.root", False),
+        ("dataset.shots", True),
+    ],
+)
+def test_keys_matter_if_recipes_have_them(path: str, expected: bool) -> None:
+    assert configs.matters(path) == expected
+
+
+@pytest.mark.parametrize(
     ("other", "key"),
     [
         ({"dataset": {"shots": 20}}, "dataset.shots"),
-        (
+        pytest.param(
             {"dataset": {"shots": 20}, "augmentation": {"resamples": 2}, "methods": {"prompts": None}},
             "dataset.shots",
+            marks=pytest.mark.full,
         ),
-        ({"dataset": {"shots": 20}, "classifier": {"arch": "resnet34"}}, None),
-        ({"classifier": {"arch": "resnet34"}}, None),
-        ({"seed": 3}, None),
-        ({"classifier": {"stem": "small"}, "execution": {"runs_per_job": 2}}, None),
+        pytest.param(
+            {"dataset": {"shots": 20}, "classifier": {"arch": "resnet34"}}, None, marks=pytest.mark.full
+        ),
+        pytest.param({"classifier": {"arch": "resnet34"}}, None, marks=pytest.mark.full),
+        pytest.param({"seed": 3}, None, marks=pytest.mark.full),
+        pytest.param(
+            {"classifier": {"stem": "small"}, "execution": {"runs_per_job": 2}},
+            None,
+            marks=pytest.mark.full,
+        ),
     ],
 )
 def test_one_number_that_differs_is_the_factor(other: dict[str, Any], key: str | None) -> None:
@@ -463,6 +526,7 @@ def test_one_number_that_differs_is_the_factor(other: dict[str, Any], key: str |
         assert factor.values == {"a": 5, "b": 20}
 
 
+@pytest.mark.full
 def test_studies_that_answer_different_questions_are_named() -> None:
     finish("a")
     finish("b", config={"dataset": {"classes": "mine.yaml"}, "report": {"margin": 2.0}}, test="other")
@@ -605,6 +669,7 @@ def test_studies_that_cannot_be_compared_are_one_line(
     assert capsys.readouterr().err.startswith(f"augbench: {problem}")
 
 
+@pytest.mark.full
 def test_tables_that_do_not_fit_the_predictions_are_an_error() -> None:
     finish("a")
     finish("b")

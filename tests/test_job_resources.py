@@ -192,6 +192,9 @@ def test_several_gpus_are_for_classifiers_only_and_on_one_node() -> None:
         "gpu_model": "h100",
     }
     assert (needs.gpu_threads, needs.classifier_threads) == (12, 48)
+    classifier = IMAGENET.classifier.model_copy(update={"train": "probe"})
+    probe = Needs(IMAGENET.model_copy(update={"classifier": classifier}), needs.site)
+    assert probe.classifier_job(1, 1, minutes=1)["gpu"] == 1 and probe.classifier_threads == 12
 
 
 def test_a_site_without_gpus_is_asked_for_cpus() -> None:

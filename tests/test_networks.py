@@ -26,7 +26,7 @@ from augbench.classifier.crops import MEAN, STD
 from augbench.classifier.features import Frozen, of_rows, of_split
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.launch import in_processes
-from augbench.classifier.networks import Features, build, head_of, name_of_head
+from augbench.classifier.networks import Features, build, build_head, head_of, name_of_head, without_dropout
 from augbench.classifier.normalisation import normalise_over
 from augbench.classifier.optimiser import new_optimiser, set_rate
 from augbench.classifier.schedule import StepSchedule
@@ -116,6 +116,7 @@ def saved(network: nn.Module, path: Path) -> Start:
     [
         ({"arch": "resnet51"}, "classifier.arch: 'resnet51'; allowed: resnet18, .*timm:NAME"),
         ({"arch": "timm:a/b"}, "classifier.arch: 'timm:a/b'; allowed: "),
+        ({"arch": "timm:test_vit.r160_in1k"}, "classifier.arch: .*its tag names weights, .*: timm:test_vit$"),
         ({"arch": "clip", "base_width": 32}, "base_width: 32; goes with torchvision's networks"),
         ({"arch": "clip", "pretrained": "x"}, "pretrained: 'x'; goes with arch: timm:NAME"),
         ({"pretrained_on": "ImageNet"}, "pretrained_on: 'ImageNet'; goes with classifier.pretrained"),
@@ -254,7 +255,11 @@ def test_sgd_keeps_one_group_that_decays_all_weights() -> None:
 # --- networks -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [TRANSFORMER, CONVOLUTIONS], ids=lambda config: config.arch)
+@pytest.mark.parametrize(
+    "config",
+    [TRANSFORMER, pytest.param(CONVOLUTIONS, marks=pytest.mark.full)],
+    ids=lambda config: config.arch,
+)
 def test_a_network_of_timm_learns(config: Classifier) -> None:
     assert_learned(run_tiny(config), least=0.9)
 
@@ -318,6 +323,26 @@ def test_dropout_and_stochastic_depth_are_off() -> None:
     assert {module.drop_prob for module in network.modules() if type(module).__name__ == "DropPath"} <= {0.0}
 
 
+def test_dropout_that_is_a_number_or_for_maps_is_off_too() -> None:
+    with torch.device("meta"):
+        assert timm.create_model("ghostnet_100").drop_rate == 0.2  # of F.dropout before the last layer
+        assert build(Classifier(arch="timm:ghostnet_100"), 2, 0).drop_rate == 0.0
+    other = nn.Sequential(nn.Dropout2d(0.3), nn.AlphaDropout(0.3))
+    without_dropout(other)
+    assert [module.p for module in other] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_attention_is_not_fused_on_a_gpu_if_results_are_to_be_the_same(deterministic: bool) -> None:
+    def fused(config: Classifier, device: str) -> bool:
+        with training._attention(config, torch.device(device)):
+            return torch.backends.cuda.flash_sdp_enabled()
+
+    config = TRANSFORMER.model_copy(update={"deterministic": deterministic})
+    assert (fused(config, "cuda"), fused(config, "cpu")) == (not deterministic, True)
+    assert fused(Classifier(deterministic=deterministic), "cuda")
+
+
 def test_batch_normalisation_in_parts_keeps_timms_activations() -> None:
     config = Classifier(arch="timm:test_efficientnet", **SIDES)
     whole, parts = build(config, 2, 0), build(config, 2, 0)
@@ -355,11 +380,33 @@ def test_clip_begins_as_its_zero_shot_classifier(side: int) -> None:
         assert torch.allclose(network(normalised(pixels(side=side), MEAN, STD)), expected, atol=1e-3)
 
 
+def test_positions_of_clip_are_interpolated_once() -> None:
+    config = Classifier(arch="clip", resolution=48)
+    network = build(config, 2, 0, CLIP_START)
+    positions = network.vision_model.embeddings.position_embedding
+    assert positions.weight.shape[0] == (48 // 4) ** 2 + 1 and positions.weight.requires_grad
+    again = build(config, 2, 0, replace(CLIP_START, classes=()))
+    again.load_state_dict(network.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["clip", "timm"])
+def test_the_last_layer_alone_is_that_of_the_network(kind: str, tmp_path: Path) -> None:
+    if kind == "clip":
+        config, start = Classifier(arch="clip", train="probe", **SIDES), CLIP_START
+    else:
+        start = saved(timm.create_model("test_vit", img_size=32), tmp_path / "weights.safetensors")
+        config = Classifier(arch="timm:test_vit", train="probe", pretrained=start.place, **SIDES)
+    expected = head_of(build(config, 2, 3, start)).state_dict()
+    found = build_head(config, 2, 3, start).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items()) and len(found) == 2
+
+
 def probe_of(config: Classifier, store: Path, start: Start) -> tuple[Frozen, list[LabelledImages]]:
     frozen = Frozen(config, start, Store(store))
     return frozen, [of_split(frozen, images, {}) for images in (labelled(0, 60), labelled(2000, 40))]
 
 
+@pytest.mark.full
 def test_a_probe_learns_on_features_that_are_computed_once(tmp_path: Path) -> None:
     config = Classifier(arch="clip", train="probe", optimiser="adamw", lr=0.05, **SHORT)
     frozen, (real, validation) = probe_of(config, tmp_path, CLIP_START)
@@ -390,6 +437,7 @@ def test_features_are_the_input_of_the_last_layer() -> None:
         assert torch.equal(head_of(network)(found), network(pixels()))
 
 
+@pytest.mark.full
 def test_features_of_added_images_are_kept_by_shard(tmp_path: Path) -> None:
     shards = [tmp_path / f"s/shards/m/{class_id}/0.parquet" for class_id in "ab"]
     for label, path in enumerate(shards):
@@ -512,7 +560,10 @@ def test_first_weights_have_their_files_and_fingerprint_in_the_plan() -> None:
             {"arch": "timm:convnext_tinny"},
             "classifier.arch: timm:convnext_tinny, which timm .* such as convnext_tiny",
         ),
-        ({"arch": "timm:test_vit.nothing"}, "classifier.arch: timm:test_vit.nothing; allowed: a known tag"),
+        (
+            {"arch": "timm:test_vit.nothing", "pretrained": "w.bin"},
+            "classifier.arch: timm:test_vit.nothing; allowed: a known tag",
+        ),
         (
             {"arch": "timm:test_vit", "resolution": 30},
             "classifier.resolution: 30; allowed: a size that timm:test_vit",
@@ -531,6 +582,31 @@ def test_first_weights_have_their_files_and_fingerprint_in_the_plan() -> None:
 def test_networks_that_can_not_serve_are_found_before_a_run(section: dict[str, Any], said: str) -> None:
     (problem,) = network_problems(study_of(section))
     assert re.search(said, str(problem)) and "\n" not in str(problem), str(problem)
+
+
+def test_first_weights_that_do_not_fit_are_found_before_a_run(tmp_path: Path) -> None:
+    section = {"arch": "timm:test_vit", "pretrained": str(tmp_path / "w"), "resolution": 32}
+    folder = tmp_path / "w"
+    folder.mkdir()
+    saved(timm.create_model("test_vit", img_size=32), folder / "a.safetensors")
+    assert [*network_problems(study_of(section))] == []
+    (folder / "config.json").write_text('{"mean": [0.5, 0.5]}')
+    (problem,) = network_problems(study_of(section))
+    assert re.search(r"config\.json: mean: \[0\.5, 0\.5\]; allowed: mean and std", str(problem))
+    (folder / "config.json").unlink()
+    saved(timm.create_model("test_resnet"), folder / "b.safetensors")
+    (problem,) = network_problems(study_of(section))
+    assert "has several files of weights (a.safetensors, b.safetensors)" in str(problem)
+    (folder / "a.safetensors").unlink()
+    (problem,) = network_problems(study_of(section))
+    assert "lacks" in str(problem) and "weights of the network" in str(problem)
+
+
+@pytest.mark.parametrize(("class_ids", "warned"), [(["n01440764"], True), (["bag"], False)])
+def test_weights_that_have_seen_the_studys_classes_are_told(class_ids: list[str], warned: bool) -> None:
+    section = {"arch": "timm:test_vit.r160_in1k", "pretrained": "w.bin"}
+    notes = [*first_weights_notes(study_of(section), class_ids)]
+    assert [note.startswith("warning: ") for note in notes] == [False, True][: 1 + warned]
 
 
 @pytest.mark.parametrize("arch", ["timm:test_vit", "timm:test_convnext", "clip", "resnet50"])

@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from augbench.classifier import model as resnet
 from augbench.classifier.crops import MEAN, STD
 from augbench.classifier.start import Start
 from augbench.config.classifier import RESNETS, TIMM, Classifier
-from augbench.errors import UserError
+from augbench.errors import UserError, some
 from augbench.files import read_json
 
+COLOURS = "allowed: mean and std as lists of three numbers, as timm writes them"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # names of weights in a folder, as the Hub has them
 ALLOWED = (
-    "allowed: weights of this network (.safetensors, .pth or .bin), or a folder with config.json and these"
+    "allowed: weights of this network (.safetensors, .pth or .bin), or a folder with model.safetensors,"
+    " pytorch_model.bin or a single other .safetensors file"
 )
 
 
@@ -70,8 +74,8 @@ def _timm(config: Classifier, classes: int, start: Start | None) -> nn.Module:
     network = new_timm(config, classes)
     settings = dict(network.pretrained_cfg)
     if start is not None:
-        settings |= _settings_beside(start.place)
-        _load_timm(network, start.place)
+        settings |= settings_beside(start.place)
+        network.load_state_dict(first_state(network, start.place), strict=False)
     _recolour(network, settings["mean"], settings["std"])
     return network
 
@@ -85,7 +89,6 @@ def new_timm(config: Classifier, classes: int) -> Any:
         timm has no such network, or it can't take images of this size.
     """
     import timm
-    from timm.layers.drop import DropPath
 
     name, side = config.timm_name, config.resolution
     assert name is not None
@@ -108,12 +111,18 @@ def new_timm(config: Classifier, classes: int) -> Any:
         raise UserError(
             "classifier.resolution", side, f"allowed: a size that {TIMM}{name} takes ({_one_line(error)})"
         ) from None
-    for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(module, DropPath):
-            module.drop_prob = 0.0
+    without_dropout(network)
     return network
+
+
+def without_dropout(network: nn.Module) -> None:
+    """Turn off dropout, stochastic depth and DropBlock, whether modules or numbers that a module keeps."""
+    for module in network.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+        for name in ("drop_rate", "drop_prob"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def _like(name: str, known: Sequence[str]) -> str:
@@ -133,28 +142,50 @@ def weights_file(place: str | Path) -> Path:
     Raises
     ------
     UserError
-        There is none.
+        There is none, or a folder has several and none of the usual name.
     """
     place = Path(place)
-    found = [place, *(place / name for name in WEIGHTS), *sorted(place.glob("*.safetensors"))]
-    file = next((path for path in found if path.is_file()), None)
-    if file is None:
-        raise UserError("classifier.pretrained", f"{str(place)!r} has no weights", ALLOWED)
-    return file
+    named = [path for path in (place, *(place / name for name in WEIGHTS)) if path.is_file()]
+    found = named[:1] or sorted(place.glob("*.safetensors"))
+    if len(found) != 1:
+        has = f"several files of weights ({some([path.name for path in found])})" if found else "no weights"
+        raise UserError("classifier.pretrained", f"{str(place)!r} has {has}", ALLOWED)
+    return found[0]
 
 
-def _settings_beside(place: str | Path) -> dict[str, Any]:
-    """Mean and deviation of colours that a folder's config.json states; none without one."""
+def settings_beside(place: str | Path) -> dict[str, Any]:
+    """Mean and deviation of colours that a folder's config.json states; none without one.
+
+    Raises
+    ------
+    UserError
+        The file can't be read, or they are not three numbers.
+    """
     config = Path(place) / "config.json"
     if not config.is_file():
         return {}
-    stated = read_json(config)
-    stated = stated.get("pretrained_cfg", stated)
-    return {name: stated[name] for name in ("mean", "std") if stated.get(name)}
+    try:
+        stated = read_json(config)
+        stated = stated.get("pretrained_cfg", stated)
+        found = {
+            name: [float(value) for value in stated[name]] for name in ("mean", "std") if stated.get(name)
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(str(config), f"can't be read ({_one_line(error)})", COLOURS) from None
+    for name, values in found.items():
+        if len(values) != 3 or (name == "std" and min(values) <= 0):
+            raise UserError(str(config), f"{name}: {values}", COLOURS)
+    return found
 
 
-def _load_timm(network: Any, place: str | Path) -> None:
-    """Load all weights except the last layer's; timm converts their names, and positions to another size."""
+def first_state(network: Any, place: str | Path) -> dict[str, torch.Tensor]:
+    """Read all weights except the last layer's; timm converts their names, and positions to another size.
+
+    Raises
+    ------
+    UserError
+        The file can't be read, or lacks weights of the network.
+    """
     from timm.models import load_state_dict
 
     file = weights_file(place)
@@ -178,14 +209,15 @@ def _load_timm(network: Any, place: str | Path) -> None:
             f"{str(file)!r} lacks {len(wrong)} of {len(expected)} weights of the network, such as {wrong[0]}",
             ALLOWED,
         )
-    network.load_state_dict({name: state[name] for name in expected}, strict=False)
+    return {name: state[name] for name in expected}
 
 
 class ClipClassifier(nn.Module):
     """CLIP's image tower with a last layer on its unit embeddings.
 
-    Input: float ``(N, 3, H, W)``. Output: logits ``(N, classes)``. Positions are interpolated if images have
-    another size than CLIP's.
+    Input: float ``(N, 3, H, W)``. Output: logits ``(N, classes)``. Positions are interpolated once, at the
+    start, if images have another size than CLIP's: the gradient of the interpolation differs by rounding from
+    run to run on a GPU.
 
     Parameters
     ----------
@@ -193,12 +225,15 @@ class ClipClassifier(nn.Module):
         In transformers' layout.
     classes : int
         Outputs.
+    side : int
+        Height and width of the images.
     """
 
-    def __init__(self, clip: Any, classes: int) -> None:
+    def __init__(self, clip: Any, classes: int, side: int) -> None:
         super().__init__()
         self.vision_model, self.visual_projection = clip.vision_model, clip.visual_projection
         self.head = nn.Linear(clip.visual_projection.out_features, classes)
+        _fit_positions(self.vision_model.embeddings, side)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Classify images."""
@@ -226,20 +261,52 @@ class ClipClassifier(nn.Module):
         return {"vision_model.embeddings.position_embedding.weight"}
 
 
-def _clip(config: Classifier, classes: int, start: Start | None) -> nn.Module:
+def _fit_positions(embeddings: Any, side: int) -> None:
+    """Interpolate the embeddings of positions for images of this side, as transformers does."""
+    patches = (side // embeddings.patch_size) ** 2
+    if patches + 1 == embeddings.num_positions:
+        return
+    with torch.no_grad():
+        weight = embeddings.interpolate_pos_encoding(
+            torch.empty(1, patches + 1, embeddings.embed_dim), side, side
+        )[0]
+    embeddings.position_embedding = nn.Embedding.from_pretrained(weight, freeze=False)
+    embeddings.position_ids = torch.arange(patches + 1)[None]
+    embeddings.num_patches, embeddings.num_positions = patches, patches + 1
+    embeddings.image_size = side
+
+
+@lru_cache(maxsize=2)
+def _zero_shot(start: Start) -> torch.Tensor:
+    """CLIP's zero-shot weights of the class names, float32 ``(C, D)``: unit embeddings times CLIP's scale."""
     from augbench.measures.clip import class_embeddings
     from augbench.measures.eyes import ZERO_SHOT
+    from augbench.models.transformers_clip import TransformersClip
+
+    clip = TransformersClip(start.place, torch.device("cpu"))
+    with torch.no_grad():
+        return clip.scale * class_embeddings(clip.embed_texts, list(start.classes), ZERO_SHOT)
+
+
+def _clip_head(start: Start) -> nn.Linear:
+    """The last layer that is CLIP's zero-shot classifier."""
+    weights = _zero_shot(start)
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, weights.shape[1], weights.shape[0])
+    with torch.no_grad():
+        head.weight.copy_(weights)
+        head.bias.zero_()
+    return head
+
+
+def _clip(config: Classifier, classes: int, start: Start | None) -> nn.Module:
     from augbench.models.folders import load_processor
     from augbench.models.transformers_clip import TransformersClip
 
     assert start is not None
     clip = TransformersClip(start.place, torch.device("cpu"))
-    network = ClipClassifier(clip.model, classes)
+    network = ClipClassifier(clip.model, classes, config.resolution)
     if start.classes:
-        with torch.no_grad():
-            texts = class_embeddings(clip.embed_texts, list(start.classes), ZERO_SHOT)
-            network.head.weight.copy_(clip.scale * texts)
-            network.head.bias.zero_()
+        network.head = _clip_head(start)
     colours = load_processor(start.place)
     _recolour(network, colours.image_mean, colours.image_std)
     return network.train()
@@ -272,6 +339,14 @@ def build(config: Classifier, classes: int, seed: int, start: Start | None = Non
 
 
 # --- the last layer ---
+
+
+def build_head(config: Classifier, classes: int, seed: int, start: Start | None = None) -> nn.Linear:
+    """Build the last layer alone, with the weights that :func:`build` gives it."""
+    if config.arch == "clip" and start is not None and start.classes:
+        return _clip_head(start)
+    # first weights are not those of the last layer, so they need not be read
+    return head_of(build(config, classes, seed, start if config.arch == "clip" else None))
 
 
 def head_of(network: nn.Module) -> nn.Linear:

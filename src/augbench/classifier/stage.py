@@ -33,7 +33,7 @@ from augbench.classifier.features import Frozen, of_rows, of_split
 from augbench.classifier.history import History, read_history
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.launch import in_processes
-from augbench.classifier.networks import build, head_of
+from augbench.classifier.networks import build, build_head
 from augbench.classifier.replacing import replace_real
 from augbench.classifier.score import has_rows, score_test, top1, write_predictions
 from augbench.classifier.start import Start, names_of, read_start
@@ -416,10 +416,8 @@ def publish_run(study: Study, store: Store, run: TrainingRun, compute: Compute) 
 
 def _untrained(study: Study, block: SharedInputs) -> Mapping[str, torch.Tensor]:
     """Weights of what is trained, before training."""
-    network = build(study.classifier, block.classes, 0, block.start)
-    state: Mapping[str, torch.Tensor] = (
-        head_of(network) if study.classifier.train == "probe" else network
-    ).state_dict()
+    new = build_head if study.classifier.train == "probe" else build
+    state: Mapping[str, torch.Tensor] = new(study.classifier, block.classes, 0, block.start).state_dict()
     return state
 
 

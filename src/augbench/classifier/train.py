@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,13 +25,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from augbench.classifier.compute import Compute, ProcessGroup
 from augbench.classifier.crops import Crops, at_origin, cut, draw_crops, in_parts, send
 from augbench.classifier.features import FeaturePool, logits_on
 from augbench.classifier.images import ImagePool, LabelledImages, stream
 from augbench.classifier.mixing import Share, draw_mix
-from augbench.classifier.networks import build, head_of
+from augbench.classifier.networks import build, build_head
 from augbench.classifier.normalisation import normalise_over
 from augbench.classifier.optimiser import set_rate
 from augbench.classifier.predict import in_equal_batches
@@ -39,7 +41,7 @@ from augbench.classifier.sizes import evaluation_resize, training_side
 from augbench.classifier.start import Start
 from augbench.classifier.state import RunResult, State
 from augbench.classifier.step import Gradients, memory_in_one_line
-from augbench.config.classifier import Classifier
+from augbench.config.classifier import RESNETS, Classifier
 from augbench.config.use import CONCATENATED, Use
 from augbench.errors import UserError
 from augbench.progress import clock
@@ -310,6 +312,7 @@ def train_run(
     with (
         memory_in_one_line(config, compute),
         torch.backends.cudnn.flags(enabled=True, benchmark=not exact, deterministic=exact),
+        _attention(config, compute.device),
     ):
         if group.size > 1 and config.train == "all":
             gradients.over_processes(training.images_of_a_share(training.rows))
@@ -332,13 +335,21 @@ def train_run(
     return state.result(config, passes)
 
 
+def _attention(config: Classifier, device: torch.device) -> AbstractContextManager[None]:
+    """Context without fused attention where it matters: its gradients are not deterministic on a GPU."""
+    if not config.deterministic or device.type != "cuda" or config.arch in RESNETS:
+        return nullcontext()
+    plain: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return plain
+
+
 def _new_model(
     config: Classifier, classes: int, seed: int, start: Start | None, compute: Compute
 ) -> nn.Module:
     """Return what is trained, on the device: the network, or for a probe its last layer."""
-    model = build(config, classes, seed, start)
     if config.train == "probe":
-        return head_of(model).to(compute.device)
+        return build_head(config, classes, seed, start).to(compute.device)
+    model = build(config, classes, seed, start)
     normalise_over(model, config.batch_norm_groups, compute.group, compute.device)
     model = model.to(compute.device).to(memory_format=torch.channels_last)
     if compute.compiled:

@@ -44,7 +44,7 @@ class Classifier(Section):
     pretrained: Place | None = key(
         None,
         "Weights that a timm network begins with, except for its last layer: a file (.safetensors, .pth, .bin), "
-        "a folder with one, or an id on the Hub (owner/name), from which they are fetched once. Mirrors and "
+        "a folder with model.safetensors, pytorch_model.bin or a single other .safetensors file, or an id on the Hub (owner/name), from which they are fetched once. Mirrors and "
         "folder of downloads are those of the section clip. Default: random weights.",
         new=True,
     )
@@ -213,8 +213,9 @@ class Classifier(Section):
     )
     deterministic: bool = key(
         True,
-        "Use only cuDNN's deterministic kernels: a run then gives the same weights each time, interrupted or "
-        "not. false takes the fastest kernels; runs then differ by rounding.",
+        "Use only cuDNN's deterministic kernels, and attention without fused kernels on a GPU: a run then gives "
+        "the same weights each time, interrupted or not, unless a timm network has other operations that are not "
+        "deterministic on a GPU. false takes the fastest kernels; runs then differ by rounding.",
         new=True,
     )
 
@@ -226,6 +227,11 @@ class Classifier(Section):
                 raise ValueError(f"{name}: goes with torchvision's networks ({', '.join(RESNETS)}) only")
         if self.pretrained is not None and not self.arch.startswith(TIMM):
             raise ValueError("pretrained: goes with arch: timm:NAME; clip has the weights of clip.model")
+        if self.pretrained is None and self.timm_name is not None and "." in self.timm_name:
+            raise ValueError(
+                "arch: its tag names weights, but classifier.pretrained is not set; set it, or leave out the tag"
+                f" to train from random weights: {self.arch.partition('.')[0]}"
+            )
         if self.pretrained is None:
             for name in sorted(ORIGIN_KEYS):
                 if getattr(self, name) is not None:

@@ -184,8 +184,8 @@ class Needs:
         return self.gpu_job(small if model.other is None else small + more, full + more, minutes=720)
 
     def classifier_job(self, miniature: int, full: int, minutes: int) -> Resources:
-        """Resources of a job that trains classifiers on all GPUs it may use; parameters as in :meth:`job`."""
-        return self._gpus(self.site.gpus_per_job) | self.job(miniature, full, minutes)
+        """Resources of a job that trains classifiers; parameters as in :meth:`job`."""
+        return self._gpus(self._classifier_gpus) | self.job(miniature, full, minutes)
 
     @property
     def gpu_threads(self) -> int:
@@ -195,7 +195,13 @@ class Needs:
     @property
     def classifier_threads(self) -> int:
         """CPUs of a job that trains classifiers."""
-        return max(1, self.site.gpus_per_job) * self.site.threads_per_gpu
+        return max(1, self._classifier_gpus) * self.site.threads_per_gpu
+
+    @property
+    def _classifier_gpus(self) -> int:
+        """GPUs of a job that trains classifiers: all it may use; one for a probe, a single layer."""
+        most = self.site.gpus_per_job
+        return min(1, most) if self.study.classifier.train == "probe" else most
 
     @property
     def download_is_local(self) -> bool:

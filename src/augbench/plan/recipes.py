@@ -212,6 +212,9 @@ def search_recipe(study: Study, name: str) -> Recipe:
     return {"version": 1, "seed": study.seed, "asked": asked, "corpus": corpus, **needed}
 
 
+DOWNLOAD_LIMITS = {"max_bytes", "max_pixels", "max_redirects", "respect_opt_out"}  # of what is fetched
+
+
 def retrieve_recipe(study: Study, name: str) -> Recipe:
     """Recipe of the fetching and filtering of a retrieval method's neighbours."""
     method = study.retrieved[name]
@@ -226,9 +229,7 @@ def retrieve_recipe(study: Study, name: str) -> Recipe:
             },
         ),
         **_copies_recipe(study, method),
-        "limits": study.retrieval.download.model_dump(
-            mode="json", include={"max_bytes", "max_pixels", "max_redirects", "respect_opt_out"}
-        ),
+        "limits": study.retrieval.download.model_dump(mode="json", include=DOWNLOAD_LIMITS),
         "resolution": study.diffusion.side,
         "image": image_recipe(study),
     }
@@ -374,6 +375,14 @@ def features_recipe(config: Classifier) -> Recipe:
     return {"version": 1, **seen, "evaluation_resize": evaluation_resize(config)}
 
 
+# keys that say how a study is computed and stored, not what it finds
+COMPUTING: dict[str, Any] = {
+    "execution": True,
+    "pretrain": True,
+    "finetune": {"micro_batch"},
+    "dataset": {"further_tests"},
+}
+EMBEDDED = {"fetch", "vectors"}  # the same keys of a corpus of published embeddings
 DECISIONS = {"contrasts", "error", "margin"}  # settings of the tests of differences
 
 
@@ -384,15 +393,9 @@ def _decisions(study: Study) -> Recipe:
 
 def table_recipe(study: Study) -> Recipe:
     """Recipe of Table 1; it contains the config, because the footer lists departures from the protocol."""
-    others: Any = {
-        "execution": True,
-        "pretrain": True,
-        "report": DECISIONS,
-        "finetune": {"micro_batch"},
-        "dataset": {"further_tests"},
-    }
+    others: Any = {**COMPUTING, "report": DECISIONS}
     if isinstance(study.corpus, EmbeddingCorpus):
-        others["corpus"] = {"fetch", "vectors"}
+        others["corpus"] = EMBEDDED
     return {"version": 2, "study": study.model_dump(mode="json", exclude=others)}
 
 

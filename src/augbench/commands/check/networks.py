@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from augbench.commands.check.models import HUB_HINT, pointer_problem
 from augbench.config.hub import HUB_ID
 from augbench.config.study import Study
+from augbench.data.classes import SHIPPED_TABLES, load_class_table
 from augbench.errors import UserError
 from augbench.files import read_json
+
+IMAGENET_TABLES = ("imagenet", "imagenet100")  # shipped tables of ImageNet's classes
 
 
 def network_problems(study: Study) -> Iterator[UserError]:
     """Yield the problems of the network and its first weights; torch is imported for timm's networks only."""
     try:
         if study.classifier.timm_name is not None:
-            _timm(study)
+            network = _timm(study)
+            if study.classifier.pretrained is not None:
+                yield from _weights(study, network)
         elif study.classifier.arch == "clip":
             _clip(study)
-        if study.classifier.pretrained is not None:
-            yield from _weights(study)
     except UserError as error:
         yield error
 
 
-def _timm(study: Study) -> None:
-    """Build the network without memory for its weights, and let it see an image of the study's size."""
+def _timm(study: Study) -> Any:
+    """Return the network without memory for its weights, after it has seen an image of the study's size."""
     import torch
 
     from augbench.classifier.networks import head_of, new_timm
@@ -39,7 +44,7 @@ def _timm(study: Study) -> None:
         try:
             network.eval()(torch.zeros(1, 3, config.resolution, config.resolution))
         except NotImplementedError:  # by a tensor that needs its values
-            return
+            pass
         except (RuntimeError, AssertionError, ValueError) as error:
             takes = "x".join(map(str, network.pretrained_cfg["input_size"][1:]))
             raise UserError(
@@ -47,6 +52,7 @@ def _timm(study: Study) -> None:
                 config.resolution,
                 f"allowed: a size that {config.arch} takes, such as {takes} ({' '.join(str(error).split())})",
             ) from None
+    return network
 
 
 def _clip(study: Study) -> None:
@@ -63,9 +69,9 @@ def _clip(study: Study) -> None:
         )
 
 
-def _weights(study: Study) -> Iterator[UserError]:
-    """Yield the problems of local weights; those of the Hub may still be missing."""
-    from augbench.classifier.networks import weights_file
+def _weights(study: Study, network: Any) -> Iterator[UserError]:
+    """Yield the problems of weights for a timm network that are here; those of the Hub may still be missing."""
+    from augbench.classifier.networks import first_state, settings_beside, weights_file
 
     hub, place = study.classifier_hub, str(study.classifier_weights)
     if hub is not None and not Path(hub.marker).is_file():
@@ -78,10 +84,25 @@ def _weights(study: Study) -> Iterator[UserError]:
         return
     if (problem := pointer_problem(weights_file(place))) is not None:
         yield problem
+        return
+    settings_beside(place)
+    first_state(network.to_empty(device="cpu"), place)
 
 
-def first_weights_notes(study: Study) -> Iterator[str]:
-    """Yield what the first weights of classifiers have seen, and that this changes the question."""
+@cache
+def _imagenets() -> frozenset[str]:
+    """WordNet ids of ImageNet's classes."""
+    return frozenset(info.class_id for info in load_class_table(SHIPPED_TABLES["imagenet"]))
+
+
+def first_weights_notes(study: Study, class_ids: Collection[str] = ()) -> Iterator[str]:
+    """Yield what the first weights of classifiers have seen, and that this changes the question.
+
+    Parameters
+    ----------
+    class_ids : collection of str
+        The study's classes, as far as its data set can be read.
+    """
     config = study.classifier
     if not config.begins_trained:
         return
@@ -89,7 +110,8 @@ def first_weights_notes(study: Study) -> Iterator[str]:
         f"note: classifiers begin with weights trained before; labels that these have seen: {config.labels_seen}."
         " The study then says what added images do for such a network"
     )
-    if config.has_seen_imagenet and getattr(study.dataset, "classes", None) == "imagenet":
+    named = getattr(study.dataset, "classes", None) in IMAGENET_TABLES
+    if config.has_seen_imagenet and (named or not _imagenets().isdisjoint(class_ids)):
         yield (
             "warning: classifier.pretrained: the weights have seen the labels of the study's own classes (ImageNet)"
             " on far more images; accuracies answer another question than those of the paper"

@@ -133,7 +133,7 @@ def check_study(
         problems += model_problems(study)
         notes += models_to_fetch(study)
         problems += network_problems(study)
-    notes += first_weights_notes(study)
+    notes += first_weights_notes(study, [info.class_id for info in every_class])
     problems += _outputs(study)
     try:
         notes += gpu_warnings(study)

@@ -80,16 +80,20 @@ def _holds(studies: Sequence[Finished], pair: Pair) -> str:
     row, against = labels[pair.row], labels[pair.against]
     verdicts = _verdicts(studies, pair)
     names = {verdict: [name for name, _ in found] for verdict, found in verdicts.items()}
-    margin = margin_name(next(one.margin for found in verdicts.values() for _, one in found))
+    within, several = _margins(verdicts[SAME])
     words = {
         MORE: f"is better than {against}",
         LESS: f"is worse than {against}",
-        SAME: f"is the same as {against} within {margin}",
+        SAME: f"is the same as {against} within {within}",
     }
     present = [study.name for study in studies if {pair.row, pair.against} <= study.rows.keys()]
     untested = [name for name in present if not any(name in found for found in names.values())]
     tested = len(present) - len(untested)
-    parts = [f"{words[verdict]} in {joined(names[verdict])}" for verdict in words if names[verdict]]
+    parts = [
+        words[verdict] if verdict == SAME and several else f"{words[verdict]} in {joined(names[verdict])}"
+        for verdict in words
+        if names[verdict]
+    ]
     unknown = [f"in {name} ({points_with_interval(one)})" for name, one in verdicts[UNKNOWN]]
     if names[MORE] and names[LESS]:
         text = f"The conclusion reverses: {row} {joined(parts, 'but')}"
@@ -116,6 +120,14 @@ def _holds(studies: Sequence[Finished], pair: Pair) -> str:
     if lacking:
         text += f"; {joined(lacking)} {'lacks' if len(lacking) == 1 else 'lack'} one of the rows"
     return text
+
+
+def _margins(same: Sequence[tuple[str, contrasts.Row]]) -> tuple[str, bool]:
+    """The margin of tests as text, and whether it names studies because their margins differ."""
+    margins = {name: margin_name(one.margin) for name, one in same}
+    if len({*margins.values()}) > 1:
+        return joined([f"{margin} in {name}" for name, margin in margins.items()]), True
+    return next(iter(margins.values()), ""), False
 
 
 def _changes(row: Row) -> str:

@@ -13,6 +13,7 @@ from augbench.commands.compare.answer import answer_of
 from augbench.commands.compare.differences import (
     build_rows,
     errors_of,
+    of_one_draw,
     pairs_of,
     run_differences,
     unpaired_because,
@@ -26,7 +27,7 @@ from augbench.commands.compare.studies import (
     needed_files,
     open_studies,
 )
-from augbench.errors import UserError
+from augbench.errors import UserError, some
 from augbench.files import explained_disk_errors, read_json, sha256_file, write_json
 from augbench.report.tables.statistics import spread_note
 from augbench.runtime.provenance import now, surroundings
@@ -109,7 +110,7 @@ def compare(given: Sequence[str], out: Path | None = None) -> tuple[Path, str]:
     found = tables.Comparison(
         studies=studies,
         keys=configs.key_rows(differing),
-        warnings=configs.warnings_of(studies, differing),
+        warnings=[*configs.warnings_of(studies, differing), *_draw_warnings(studies)],
         pairing=_pairing(studies),
         rows=tables.build_rows(studies, factor),
         tests=tests,
@@ -132,6 +133,20 @@ def _draw(outs: dict[str, Path], key: str) -> None:
     write_figure(outs["compare"], {kind: outs[kind] for kind in ("pdf", "png")}, key)
 
 
+ONE_DRAW = "The tests do not cover other draws of the training images; dataset.draws does"
+
+
+def _draw_warnings(studies: Sequence[Finished]) -> list[str]:
+    """A sentence on studies that have another, single draw of the training images than the first."""
+    first = studies[0]
+    others = [other.name for other in studies[1:] if of_one_draw(first, other)]
+    if not others:
+        return []
+    return [
+        f"{some([first.name, *others])} have one draw of the training images each, and not the same. {ONE_DRAW}."
+    ]
+
+
 def _pairing(studies: Sequence[Finished]) -> list[str]:
     """A note per study: whether its runs are paired with the first study's."""
     first, notes = studies[0], []
@@ -139,6 +154,7 @@ def _pairing(studies: Sequence[Finished]) -> list[str]:
         why = unpaired_because(first, other)
         notes.append(
             f"{other.name} and {first.name} are not paired, because {why}: runs are independent (Welch's t test)."
+            + (f" {ONE_DRAW}." if of_one_draw(first, other) else "")
             if why
             else f"{other.name} and {first.name} are paired by run: run r has the same training images, seeds and"
             " test images in both."

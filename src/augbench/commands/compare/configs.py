@@ -9,12 +9,19 @@ from typing import Any
 
 from augbench.commands.compare.studies import Finished, each
 from augbench.errors import some
+from augbench.plan.recipes import COMPUTING, DOWNLOAD_LIMITS, EMBEDDED
 from augbench.report.contrasts import baseline_of
 from augbench.report.render import NONE
 
 # sections and keys that say how a study is computed, stored or shown, not what it finds
-NO_MATTER = ("study", "execution", "pretrain", "report", "retrieval.download", "dataset.further_tests")
-NO_MATTER_ENDS = (".downloads", "_mirrors", "_weights", ".label", ".family")
+NO_MATTER = (
+    *("study", "report", "retrieval.download"),
+    *(section for section, keys in COMPUTING.items() if keys is True),
+    *(f"{section}.{name}" for section, keys in COMPUTING.items() if keys is not True for name in keys),
+    *(f"corpus.{name}" for name in EMBEDDED),
+)
+MATTER = {f"retrieval.download.{name}" for name in DOWNLOAD_LIMITS}
+NO_MATTER_ENDS = (".downloads", "mirrors", "_weights", ".label", ".family")
 # keys of the data set that vary the training images, and that the test images tell better
 OF_TRAINING = {"train_fraction", "shots", "imbalance", "validation_fraction", "validation_shots", "draws"}
 OF_TEST = {"test_fraction", "test_images_per_class", "held_out_like"}
@@ -50,7 +57,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def matters(path: str) -> bool:
     """Whether a key may change what a study finds."""
     ours = any(path == name or path.startswith(f"{name}.") for name in NO_MATTER)
-    return not ours and not path.endswith(NO_MATTER_ENDS)
+    return path in MATTER or (not ours and not path.endswith(NO_MATTER_ENDS))
 
 
 def differing(studies: Sequence[Finished]) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from augbench.report.answer import against
 from augbench.report.inference.images import Hits, image_intervals, interval_of_both, paired_hits
 from augbench.report.inference.paired import ALPHA, Difference, ErrorTerm, compare, holm, pooled_error
 from augbench.report.inference.power import runs_needed
-from augbench.report.inference.unpaired import compare_unpaired
+from augbench.report.inference.unpaired import Unpaired, compare_unpaired
 from augbench.report.tables import contrasts
 from augbench.report.tables.contrasts import verdict_of
 
@@ -52,7 +52,7 @@ class Row:
     points : float
         ``value`` minus ``reference_value``.
     sd_points, df : float
-        Spread of one run's difference that intervals and tests use, and its degrees of freedom.
+        Spread of one run's difference, and the degrees of freedom of intervals and tests.
     low, high : float
         95% t interval over runs.
     images_low, images_high : float
@@ -111,6 +111,13 @@ def unpaired_because(first: Finished, other: Finished) -> str:
     if any(first.training_images(draw) != other.training_images(draw) for draw in range(min(draws))):
         return "the training images differ"
     return "" if first.tested_like(other) else "the test images or classes differ"
+
+
+def of_one_draw(first: Finished, other: Finished) -> bool:
+    """Whether both studies have a single draw of the training images, and not the same one."""
+    if any(study.study.dataset.draws > 1 for study in (first, other)):
+        return False
+    return first.training_images(0) != other.training_images(0)
 
 
 def pairs_of(studies: Sequence[Finished]) -> list[Pair]:
@@ -217,7 +224,7 @@ def build_rows(
                 value=fmean(test.own.values.values()),
                 reference_value=fmean(test.reference.values.values()),
                 points=found.points,
-                sd_points=None if found.error is None else found.error.sd,
+                sd_points=None if (spread := _spread(found)) is None else spread.sd,
                 df=None if found.error is None else float(found.error.df),
                 low=found.low,
                 high=found.high,
@@ -239,10 +246,14 @@ def build_rows(
 
 def _runs_for(margin: float, found: Difference, tests: int) -> int | None:
     """Runs of each study that detect the margin after the correction; None if too many, or for single runs."""
-    if found.error is None or found.n < 2:
+    if (spread := _spread(found)) is None or found.n < 2:
         return None
-    per_run = max(1, int(found.error.df / (found.n - 1)))
-    return runs_needed(margin, found.error.sd, ALPHA / tests, per_run)
+    return runs_needed(margin, spread.sd, ALPHA / tests, max(1.0, spread.df / (found.n - 1)))
+
+
+def _spread(found: Difference) -> ErrorTerm | None:
+    """The spread of one run's difference, with its degrees of freedom for ``n`` runs of each study."""
+    return found.per_run if isinstance(found, Unpaired) else found.error
 
 
 def _tests(

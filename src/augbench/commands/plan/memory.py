@@ -171,12 +171,6 @@ def shortages(study: Study, name: str, gib: float) -> Iterator[str]:
                 " networks will be on the GPU one at a time, or batches halved, which is slower"
             )
             continue
-        if need.offloaded is not None and need.offloaded + need.per_image <= gib:
-            yield (
-                f"{need.stage}: about {need.gib:.1f} GiB with {need.key}: {need.batch}, but {name} has {gib:.1f};"
-                " networks will be on the GPU one at a time, or batches halved, which is slower"
-            )
-            continue
         most, at_once = need.largest_batch(gib), need.parts_at_once(gib)
         helps = f"set {need.key} to at most {most}" if most else "a GPU with more memory is needed"
         if at_once:

@@ -29,6 +29,7 @@ def _bytes(value: float) -> str:
     return f"{value / 1e3:.0f} kB" if value else "-"
 
 
+OF_DIFFUSION = ("finetune", "candidates", "generate")  # stages whose hours a diffusion model decides
 HEADER = ("stage", "method", "jobs", "done", "images", "steps", "GPU-hours", "left", "disk", "download")
 
 
@@ -148,7 +149,7 @@ def _notes(estimate: Estimate) -> Iterator[str]:
             f"?: there is no figure for {classifier.arch}; the rate of finished jobs is used as soon as there are"
             " some."
         )
-    if any(step.gpu_hours is None for step in estimate.steps):
+    if any(step.gpu_hours is None and step.stage in OF_DIFFUSION for step in estimate.steps):
         yield (
             "?: there is no figure for this row's diffusion model; "
             "the rate of finished jobs is used as soon as there are some."

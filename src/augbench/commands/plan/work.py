@@ -52,7 +52,7 @@ ENCODING_SHARE = 1117 / 1669
 CLIP_OPERATIONS = 1.62e11  # of the table's CLIP ViT-L/14, for an image of 224 pixels
 LATENT_BYTES = 2 * 4 * 64 * 64 * 2  # mean and deviation of an image of DIFFUSION_SIDE, in float16
 FORWARD_SHARE = 1 / 3  # work of evaluating an image, relative to training on it
-VECTOR_NUMBERS, VECTOR_BYTES = 768, 2 * 768  # of a vector of CLIP ViT-L/14, in float16
+VECTOR_NUMBERS, NUMBER_BYTES = 768, 2  # of a vector of CLIP ViT-L/14, in float16
 EMBEDDING_FLOP = 162e9  # per image at the table's rate `embed`
 VECTOR_FILES = ("img_emb/*.npy", "*.npz", "*.parquet")  # of the layouts of embeddings
 
@@ -126,13 +126,18 @@ class Work:
         return float(steps * (1 + guided))
 
     @cached_property
+    def vector_numbers(self) -> int:
+        """Length of CLIP's vectors, which are those of the corpus; that of ViT-L/14 for any but open_clip's."""
+        return VECTOR_NUMBERS if self.clip_config is None else int(self.clip_config["embed_dim"])
+
+    @cached_property
     def corpus_bytes(self) -> float:
         """Bytes of the published embeddings that a search reads; 0 if neither files nor config tell."""
         corpus = self.study.corpus
         if not isinstance(corpus, EmbeddingCorpus):
             return 0.0
         if corpus.vectors is not None:
-            return float(corpus.vectors * VECTOR_BYTES)
+            return float(corpus.vectors * self.vector_numbers * NUMBER_BYTES)
         files = {path for pattern in VECTOR_FILES for path in Path(corpus.folder).glob(pattern)}
         missing = sum(not Path(path).is_file() for path in corpus.fetched)
         return sum(path.stat().st_size for path in files) + missing * self.assume("corpus_file_bytes")
@@ -145,7 +150,7 @@ class Work:
         row, classes = self.study.retrieved[method], len(self.class_sizes)
         queries = {"each": self.sizes.train, "clusters": classes * (row.query.clusters or 1)}
         asked = queries.get(row.query.pool, classes) if row.asks_with_images else classes
-        products = 2 * asked * VECTOR_NUMBERS * self.corpus_bytes / VECTOR_BYTES
+        products = 2 * asked * self.corpus_bytes / NUMBER_BYTES
         compared = products / (self.rate("embed") * EMBEDDING_FLOP)
         return max(self.corpus_bytes / self.assume("read_bytes"), compared) / 3600
 

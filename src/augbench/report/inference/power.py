@@ -15,11 +15,11 @@ MOST_RUNS = 10_000  # no more runs than this are looked at
 LARGEST_EFFECT = 1e4  # standard deviations
 
 
-def power(effect: float, n: int, alpha: float, per_run: int = 1) -> float:
+def power(effect: float, n: int, alpha: float, per_run: float = 1) -> float:
     """Probability that ``n`` paired runs detect a mean difference of ``effect`` standard deviations.
 
     ``per_run`` degrees of freedom per run beyond the first: 1 for the spread of the difference itself, the
-    number of rows minus 1 for that of all rows.
+    number of rows minus 1 for that of all rows; between 1 and 2 for Welch's test of two sets of runs.
     """
     from scipy.stats import nct, t
 
@@ -49,7 +49,7 @@ def detectable(sd: float, n: int, alpha: float, per_run: int = 1) -> float | Non
     return float(effect) * sd
 
 
-def runs_needed(points: float, sd: float, alpha: float, per_run: int = 1) -> int | None:
+def runs_needed(points: float, sd: float, alpha: float, per_run: float = 1) -> int | None:
     """Fewest paired runs that detect a difference of ``points`` with 80% power.
 
     Two, the fewest that have a spread, if the differences do not vary; None if 10,000 runs are too few.

@@ -7,11 +7,26 @@ Welch and Satterthwaite (Welch, Biometrika 34, 1947).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
 
 from augbench.report.inference.paired import EQUAL, Difference, ErrorTerm
+
+
+@dataclass(frozen=True)
+class Unpaired(Difference):
+    """A difference between the means of two sets of runs.
+
+    Attributes
+    ----------
+    per_run : ErrorTerm or None
+        As ``error``, for as many runs on both sides: the spread of one run's difference, and the degrees of
+        freedom of Welch and Satterthwaite for ``n`` runs on each side. It tells how many runs are needed.
+    """
+
+    per_run: ErrorTerm | None = None
 
 
 def compare_unpaired(
@@ -19,7 +34,7 @@ def compare_unpaired(
     reference: Mapping[int, float],
     margin: float,
     errors: tuple[ErrorTerm | None, ErrorTerm | None] = (None, None),
-) -> Difference:
+) -> Unpaired:
     """Compare the mean of some runs with that of others.
 
     Parameters
@@ -33,7 +48,7 @@ def compare_unpaired(
 
     Returns
     -------
-    Difference
+    Unpaired
         ``n`` is the smaller number of runs, and ``error`` is on its scale: that of the mean is ``sd`` / sqrt(n).
         No error, interval or test if a side has a single run and no given error.
     """
@@ -42,19 +57,20 @@ def compare_unpaired(
     sides = [_error(values, error) for values, error in zip((own, reference), errors, strict=True)]
     n, mean = min(len(own), len(reference)), fmean(own.values()) - fmean(reference.values())
     if None in sides:
-        return Difference(n, mean, None, None, None, None, None)
-    parts = [
-        (side.sd**2 / len(values), side.df)
-        for side, values in zip(sides, (own, reference), strict=True)
-        if side is not None
+        return Unpaired(n, mean, None, None, None, None, None)
+    known = [
+        (side, len(values)) for side, values in zip(sides, (own, reference), strict=True) if side is not None
     ]
-    variance = sum(part for part, _ in parts)
+    variance, df = _welch([(side.sd**2 / runs, side.df) for side, runs in known])
     if variance < EQUAL**2:
-        return Difference(n, mean, ErrorTerm(0.0, n - 1), mean, mean, None, None)
-    df = variance**2 / sum(part**2 / freedom for part, freedom in parts)
+        none = ErrorTerm(0.0, n - 1)
+        return Unpaired(n, mean, none, mean, mean, None, None, none)
+    square, freedom = _welch(
+        [(side.sd**2, side.df * max(1, n - 1) / max(1, runs - 1)) for side, runs in known]
+    )
     error = ErrorTerm(sqrt(variance * n), df)
     scale, reach = sqrt(variance), error.half_width(n)
-    return Difference(
+    return Unpaired(
         n,
         mean,
         error,
@@ -62,7 +78,15 @@ def compare_unpaired(
         mean + reach,
         float(2 * t.sf(abs(mean) / scale, df)),
         float(t.sf((margin - abs(mean)) / scale, df)),
+        ErrorTerm(sqrt(square), freedom),
     )
+
+
+def _welch(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The sum of variances with their degrees of freedom, and its own; 0 degrees if nothing varies."""
+    variance = sum(part for part, _ in parts)
+    below = sum(part**2 / freedom for part, freedom in parts if part)
+    return variance, variance**2 / below if below else 0.0
 
 
 def _error(values: Mapping[int, float], error: ErrorTerm | None) -> ErrorTerm | None:
