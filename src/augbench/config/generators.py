@@ -70,8 +70,9 @@ def _check_sampling(where: str, row: SampleMethod | PersonaliseMethod, model: Di
             "guidance_scale above 1"
         )
     steps = row.steps or model.steps
-    starts = model.other is not None and isinstance(row, SampleMethod) and row.from_images
-    if starts and int(steps * row.noise_share) < 1:
+    if model.other is None or not isinstance(row, SampleMethod) or not row.from_images:
+        return  # without a step, Stable Diffusion gives the image that it starts from
+    if int(steps * row.noise_share) < 1:
         raise ValueError(
             f"{where}.start: {row.noise_share:g} of {steps} steps is less than one step; allowed: noise and "
             f"steps whose product is at least 1"

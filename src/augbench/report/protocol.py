@@ -279,7 +279,9 @@ def _added_images(study: Study, paper: Protocol) -> list[tuple[str, str, str]]:
                 _interval(DIFFUSION.guidance_interval),
             ),
         ]
-    pairs += _by_row({name: _generator(study.generator_of(name), paper) for name in sampled if name not in own})
+    pairs += _by_row(
+        {name: _generator(study.generator_of(name), paper) for name in sampled if name not in own}
+    )
     pairs += _by_row({name: _sampling(study, name) for name in sampled})
     if own or retrieved:
         pairs.append(("Safety checker", checker_of(diffusion), checker_of(DIFFUSION)))
