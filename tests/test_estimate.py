@@ -311,7 +311,7 @@ def test_a_model_that_no_figure_is_known_for_gives_no_hours(table: Path) -> None
         and step(estimate, "finetune", "learned").gpu_hours is None
     )
     assert step(estimate, "classify", "none").gpu_hours
-    assert "there is no figure for this diffusion model" in render(estimate)
+    assert "there is no figure for this row's diffusion model" in render(estimate)
 
 
 # --- during a run ---------------------------------------------------------------------------------
