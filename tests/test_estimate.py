@@ -311,7 +311,10 @@ def test_a_model_that_no_figure_is_known_for_gives_no_hours(table: Path) -> None
         and step(estimate, "finetune", "learned").gpu_hours is None
     )
     assert step(estimate, "classify", "none").gpu_hours
-    assert "there is no figure for this row's diffusion model" in render(estimate)
+    said = "there is no figure for this row's diffusion model"
+    assert said in render(estimate)
+    other = render(estimate_of(table, classifier={"arch": "timm:test_vit"}))
+    assert "there is no figure for timm:test_vit" in other and said not in other
 
 
 # --- during a run ---------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from conftest import PROJECT, SMALL_STUDY, Workspace
 
 from augbench.commands.plan.estimate import estimate_study
 from augbench.commands.plan.show import render
+from augbench.commands.plan.work import Work
 from augbench.config.study import load_study, parse_study
 from augbench.errors import UserError
 from augbench.plan import recipes
@@ -104,6 +105,10 @@ def test_the_plan_of_5_85_billion_vectors_follows_from_its_arithmetic(
     assert found.gpu_hours == pytest.approx((5.85e9 * 768 * 2 / 1e9 + 8 * 15) / 3600)
     (line,) = [line for line in render(estimate).splitlines() if line.startswith("Search of retrieval:")]
     assert "8 jobs share 8.99 TB of vectors, 0.32 h and 32 GB of memory each" in line
+    narrow = Work(estimate.plan, estimate.throughput)
+    narrow.__dict__["clip_config"] = {"embed_dim": 512}  # as of ViT-B/32
+    assert narrow.corpus_bytes == 5.85e9 * 512 * 2
+    assert narrow.search_hours("retrieval") == pytest.approx(estimate.search_hours("retrieval") * 512 / 768)
 
 
 def test_a_search_whose_neighbours_exist_is_done_although_its_other_files_are_deleted(
