@@ -29,7 +29,7 @@ from augbench.files import write_json
 from augbench.generate.pipelines import PipelineSampler, pipeline_sampler
 from augbench.generate.stage import generate
 from augbench.models.fetch import needed_files
-from augbench.models.folders import fingerprint
+from augbench.models.folders import fingerprint, own_side
 from augbench.models.pipelines import Checker, load_pipeline
 from augbench.plan.paths import Plan
 from augbench.plan.recipes import generate_recipe, method_sampling
@@ -349,6 +349,13 @@ def stub_sampler(pixels: Any) -> PipelineSampler:
     sampling = {"steps": 1, "guidance_scale": 0.0, "resolution": None, "dtype": "float32"}
     limit = BatchLimit(1, "execution.batch_size")
     return PipelineSampler(StubPipeline(pixels), sampling, Checker(None, None), limit, 1)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_a_models_own_side_is_that_of_its_latents_times_its_decoders_factor(name: str, models: Path) -> None:
+    assert own_side(tiny(models, name)) == 32
+    with pytest.raises(UserError, match="do not say the size of its images; set the model's resolution"):
+        own_side(tiny(models, "flux"))
 
 
 def test_pixels_outside_the_range_are_an_error_that_names_the_pipeline() -> None:
