@@ -437,7 +437,7 @@ def test_an_image_that_the_checker_flags_is_sampled_again(models: Path, tmp_path
     with torch.inference_mode():
         vector = checker.visual_projection(checker.vision_model(pixels)[1])
     checker.concept_embeds.data.copy_(vector.expand_as(checker.concept_embeds))
-    checker.concept_embeds_weights.data.fill_(0.99999)
+    checker.concept_embeds_weights.data.fill_(0.9985)  # the checker rounds to 0.001
     again = sampler.sample(["a cat"] * 3, scopes, 0)
     assert again[0].safety_flags >= 1 and again[0].seed != first[0].seed
 
