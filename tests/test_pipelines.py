@@ -29,7 +29,7 @@ from augbench.files import write_json
 from augbench.generate.pipelines import PipelineSampler, pipeline_sampler
 from augbench.generate.stage import generate
 from augbench.models.fetch import needed_files
-from augbench.models.folders import fingerprint
+from augbench.models.folders import fingerprint, own_side
 from augbench.models.pipelines import Checker, load_pipeline
 from augbench.plan.paths import Plan
 from augbench.plan.recipes import generate_recipe, method_sampling
@@ -351,6 +351,13 @@ def stub_sampler(pixels: Any) -> PipelineSampler:
     return PipelineSampler(StubPipeline(pixels), sampling, Checker(None, None), limit, 1)
 
 
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_a_models_own_side_is_that_of_its_latents_times_its_decoders_factor(name: str, models: Path) -> None:
+    assert own_side(tiny(models, name)) == 32
+    with pytest.raises(UserError, match="do not say the size of its images; set the model's resolution"):
+        own_side(tiny(models, "flux"))
+
+
 def test_pixels_outside_the_range_are_an_error_that_names_the_pipeline() -> None:
     import torch
 
@@ -430,7 +437,7 @@ def test_an_image_that_the_checker_flags_is_sampled_again(models: Path, tmp_path
     with torch.inference_mode():
         vector = checker.visual_projection(checker.vision_model(pixels)[1])
     checker.concept_embeds.data.copy_(vector.expand_as(checker.concept_embeds))
-    checker.concept_embeds_weights.data.fill_(0.99999)
+    checker.concept_embeds_weights.data.fill_(0.9985)  # the checker rounds to 0.001
     again = sampler.sample(["a cat"] * 3, scopes, 0)
     assert again[0].safety_flags >= 1 and again[0].seed != first[0].seed
 
