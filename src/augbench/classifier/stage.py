@@ -402,12 +402,14 @@ def publish_run(study: Study, store: Store, run: TrainingRun, compute: Compute) 
     if block.test is not None:
         predictions = folder / "predictions.parquet"
         state = partial(load_file, folder / "model.safetensors")
-        scoring, write = _scoring(study, run, compute, written["model_sha256"], state)
+        scoring, write = _scoring(study, run, compute, recipe["classifier"], written["model_sha256"], state)
         whole = partial(has_rows, rows=len(block.test))
         store.provide("predictions", scoring, predictions, write, whole)
         report["test_top1"] = top1(pq.read_table(predictions))
         if study.classifier.arch == "clip":
-            scoring, write = _scoring(study, run, compute, "zero-shot", partial(_untrained, study, block))
+            untrained = partial(_untrained, study, block)
+            network = recipe["classifier"]["classifier"]  # not the seed, so that all rows share these scores
+            scoring, write = _scoring(study, run, compute, network, "zero-shot", untrained)
             kept = store.keep("predictions", scoring, ".parquet", write, whole)
             report["zero_shot_top1"] = top1(pq.read_table(kept))
     write_json(folder / "result.json", report)
@@ -425,6 +427,7 @@ def _scoring(
     study: Study,
     run: TrainingRun,
     compute: Compute,
+    classifier: Recipe,
     model: str,
     state: Callable[[], Mapping[str, torch.Tensor]],
 ) -> tuple[Recipe, Callable[[Path], None]]:
@@ -432,6 +435,8 @@ def _scoring(
 
     Parameters
     ----------
+    classifier : dict
+        The recipe's description of the classifier.
     model : str
         Name of the weights in the recipe: their hash.
     state : callable
@@ -440,7 +445,7 @@ def _scoring(
     block, test = run.block, run.block.test
     assert test is not None
     recipe = {
-        "classifier": classifier_recipe(study, block.method)["classifier"],
+        "classifier": classifier,
         "classes": block.classes,
         "model": model,
         "test": test.key,
