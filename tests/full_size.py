@@ -155,7 +155,7 @@ def fine_tuned(study: Study, folder: Path, images: int = 4) -> Learned:
         mock.patch.object(Trainer, "_save", lambda *_: None),
     ):
         task = ClassTask(ClassInfo("bag", ("shoulder bag",)), *sets)
-        return fine_tune(study, row, 1.0, [task], source, Store(folder), "vae", folder, name)["bag"]
+        return fine_tune(study, name, 1.0, [task], source, Store(folder), "vae", folder, name)["bag"]
 
 
 def classified(
