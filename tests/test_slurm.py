@@ -341,6 +341,7 @@ def test_the_profile_as_shipped_needs_no_partition_no_account_and_no_type_of_gpu
     slurm_node.wait_until(lambda: unmade.jobs()[0].state == "CANCELLED", "Ctrl-C cancels the jobs", PATIENCE)
 
 
+@pytest.mark.long
 def test_a_job_whose_node_fails_goes_back_to_the_queue(unmade: Unmade) -> None:
     run = unmade.start()
     kept = unmade.working()
@@ -354,6 +355,7 @@ def test_a_job_whose_node_fails_goes_back_to_the_queue(unmade: Unmade) -> None:
     assert stored(unmade.workspace, "simple_prompt").items() >= kept.items()
 
 
+@pytest.mark.long
 def test_a_job_that_is_preempted_goes_back_to_the_queue(unmade: Unmade) -> None:
     run = unmade.start()
     kept = unmade.working()
