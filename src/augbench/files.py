@@ -122,3 +122,14 @@ def sha256_file(path: str | Path, update: Callable[[int], None] | None = None) -
 def canonical_hash(value: Any) -> str:
     """SHA-256 of a JSON value (dict, list, str, number, None), independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def is_array(path: Path) -> bool:
+    """Whether a file holds a whole array in numpy's format."""
+    import numpy as np
+
+    try:
+        np.load(path, mmap_mode="r")
+    except (ValueError, OSError, EOFError):
+        return False
+    return True

@@ -28,7 +28,7 @@ from augbench.classifier.predict import predict
 from augbench.classifier.sizes import evaluation_resize
 from augbench.classifier.start import Start
 from augbench.config.classifier import Classifier
-from augbench.files import canonical_hash
+from augbench.files import canonical_hash, is_array
 from augbench.models.folders import to_device
 from augbench.plan.recipes import features_recipe
 from augbench.progress import track
@@ -113,16 +113,8 @@ class Frozen:
             with out.open("wb") as stream:
                 np.save(stream, found.half().numpy())
 
-        found: np.ndarray = np.load(self.store.keep(KIND, recipe, ".npy", write, _is_array))
+        found: np.ndarray = np.load(self.store.keep(KIND, recipe, ".npy", write, is_array))
         return found
-
-
-def _is_array(path: Path) -> bool:
-    try:
-        np.load(path, mmap_mode="r")
-    except (ValueError, OSError, EOFError):
-        return False
-    return True
 
 
 class LabelledFeatures(LabelledImages):

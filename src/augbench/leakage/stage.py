@@ -24,7 +24,7 @@ from augbench.artifacts.pool import load_images, read_index
 from augbench.config.stages import Leakage
 from augbench.data.splits import Split, read_split
 from augbench.errors import UserError
-from augbench.files import atomic_path, canonical_hash, read_json, sha256_file, write_json
+from augbench.files import atomic_path, canonical_hash, is_array, read_json, sha256_file, write_json
 from augbench.further.images import images_of
 from augbench.leakage.records import SCHEMA, count_images, summarise
 from augbench.leakage.search import Load, find_near_duplicates
@@ -97,15 +97,7 @@ def embed_splits(
         further = name in study.dataset.further_tests
         origin = further_images_recipe(study, name) if further else dataset
         recipe = embedder.recipe(split=sha256_file(path), dataset=origin)
-        job.store.provide("leakage", recipe, outs[name], write, _is_array)
-
-
-def _is_array(path: Path) -> bool:
-    try:
-        np.load(path, mmap_mode="r")
-    except (ValueError, OSError, EOFError):
-        return False
-    return True
+        job.store.provide("leakage", recipe, outs[name], write, is_array)
 
 
 def embed_pool(embedder: Embedder, index: pa.Table, folder: Path) -> np.ndarray:
@@ -137,7 +129,7 @@ def _embed_shard(embedder: Embedder, rows: pa.Table, folder: Path) -> Path:
             np.save(stream, embedder.embed(load_images(rows, folder)))
 
     recipe = embedder.recipe(images=canonical_hash(rows.column("sha256").to_pylist()))
-    return embedder.job.store.keep("leakage", recipe, ".npy", write, _is_array)
+    return embedder.job.store.keep("leakage", recipe, ".npy", write, is_array)
 
 
 def _read_pool(path: str | Path, excluded: Collection[str]) -> pa.Table:

@@ -41,7 +41,8 @@ def model_files(folder: str | Path) -> list[Path]:
 def fingerprint(folder: str | Path, safety_checker: str | None = "model") -> dict[str, Any]:
     """Hash a model's files, and return the hashes with one ``id`` over them all.
 
-    ``folder`` may also be a single file of weights. The fingerprint of a fetched model also names its repository and revision.
+    ``folder`` may also be a single file of weights. The fingerprint of a fetched model also names its
+    repository and revision.
 
     Parameters
     ----------

@@ -50,7 +50,8 @@ PATIENCE = 120.0
 SERVER = "from augbench.runtime.warm import serve; serve()"
 # Whether a job has imported torch is in its log, and decides what its provenance records.
 NOTICED = "torch"
-# Libraries of the Hub read these when they are imported. Only scripts that fetch may use it, and they are not forks.
+# Libraries of the Hub read these when they are imported. Only scripts that fetch may use the Hub, and those are
+# not forks.
 HUBS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
 FETCHING = "fetch_"
 _kept: list[Any] = []  # kept open
