@@ -28,24 +28,24 @@ def test_every_shipped_study_is_valid(path: Path) -> None:
     "path", sorted((PROJECT / "config/overlays").glob("shift_*.yaml")), ids=lambda path: path.stem
 )
 def test_shifts_differ_in_nothing_but_the_corpus(path: Path) -> None:
-    study, mild = (
-        load_study([PROJECT / "config/demo.yaml", overlay])
-        for overlay in (path, path.with_name("shift_mild.yaml"))
-    )
+    mild = load_study([PROJECT / "config/miniature.yaml"])
+    study = load_study([PROJECT / "config/miniature.yaml", path])
     assert study.study == path.stem == f"shift_{study.miniature.shift}"
-    assert study.model_copy(update={"study": mild.study, "corpus": mild.corpus}) == mild
+    theirs = {"study": mild.study, "corpus": mild.corpus, "report": mild.report, "methods": mild.methods}
+    assert study.model_copy(update=theirs) == mild
     assert study.miniature.model_copy(update={"shift": "mild"}) == mild.miniature
+    assert study.methods == {name: mild.methods[name] for name in study.methods}
 
 
 def test_the_scaling_overlay_plans_figure5b() -> None:
-    demo, overlay = PROJECT / "config/demo.yaml", PROJECT / "config/overlays/scaling.yaml"
-    assert "figure5b" not in Plan(load_study([demo]), ()).figures
-    plan = Plan(load_study([demo, overlay]), ())
+    miniature, overlay = PROJECT / "config/miniature.yaml", PROJECT / "config/overlays/scaling.yaml"
+    assert "figure5b" not in Plan(load_study([miniature]), ()).figures
+    plan = Plan(load_study([miniature, overlay]), ())
     assert "figure5b" in plan.figures and len(plan.scaling) == 6
 
 
 def test_rows_of_the_corpus_size_overlay_differ_in_nothing_but_the_share() -> None:
-    study = load_study([PROJECT / "config/demo.yaml", PROJECT / "config/overlays/corpus_size.yaml"])
+    study = load_study([PROJECT / "config/miniature.yaml", PROJECT / "config/overlays/corpus_size.yaml"])
     rows = [row for row in study.methods.values() if isinstance(row, RetrieveMethod)]
     assert [row.corpus_share for row in rows] == [1, 0.3, 0.1, 0.03, 0.01]
     assert all(
@@ -155,10 +155,10 @@ def test_the_fast_mode_takes_little_more_than_a_third_of_the_work_and_is_never_t
 
 
 def test_exact_and_fast_rows_stand_side_by_side_in_the_miniature() -> None:
-    study = load_study([PROJECT / "config/demo.yaml", PROJECT / "config/overlays/fast_demo.yaml"])
+    study = load_study([PROJECT / "config/miniature.yaml", PROJECT / "config/overlays/fast_study.yaml"])
     rows = {name: method_sampling(study, name) for name in study.methods if name.startswith("clip_prompts")}
     exact = rows.pop("clip_prompts")
-    assert exact == method_sampling(load_study([PROJECT / "config/demo.yaml"]), "clip_prompts")
+    assert exact == method_sampling(load_study([PROJECT / "config/miniature.yaml"]), "clip_prompts")
     both = {"scheduler": "dpmsolver++", "steps": 8, "guidance_interval": [0.28, 5.42]}
     assert rows == {
         "clip_prompts_few_steps": exact | {"scheduler": "dpmsolver++", "steps": 8},

@@ -58,7 +58,7 @@ examples:
 examples:
   augbench compare demo fast
   augbench compare results/shots_5 results/shots_20 --out shots
-  augbench compare config/overlays/shift_none.yaml config/overlays/shift_strong.yaml
+  augbench compare miniature shift_none shift_strong --out shifts
 """,
     "clean": """\
 examples:
