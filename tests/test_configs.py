@@ -10,7 +10,7 @@ from augbench.commands.check.training import LEAST_STEPS
 from augbench.commands.plan.estimate import Estimate
 from augbench.commands.plan.throughput import read_throughput
 from augbench.config.methods import PersonaliseMethod, RetrieveMethod
-from augbench.config.study import load_study
+from augbench.config.study import ConfigError, load_study
 from augbench.plan.paths import Plan
 from augbench.plan.recipes import method_sampling
 from augbench.report.protocol import CANDIDATES, IMAGIC_CANDIDATES, Facts, differences, paper_results
@@ -31,7 +31,8 @@ def test_shifts_differ_in_nothing_but_the_corpus(path: Path) -> None:
     mild = load_study([PROJECT / "config/miniature.yaml"])
     study = load_study([PROJECT / "config/miniature.yaml", path])
     assert study.study == path.stem == f"shift_{study.miniature.shift}"
-    theirs = {"study": mild.study, "corpus": mild.corpus, "report": mild.report, "methods": mild.methods}
+    same = ("study", "corpus", "report", "methods", "rows")
+    theirs = {name: getattr(mild, name) for name in same}
     assert study.model_copy(update=theirs) == mild
     assert study.miniature.model_copy(update={"shift": "mild"}) == mild.miniature
     assert study.methods == {name: mild.methods[name] for name in study.methods}
@@ -114,6 +115,18 @@ def test_an_overlay_changes_and_removes(tmp_path: Path) -> None:
     assert "retrieval" not in study.methods
     named = [(contrast.row, contrast.against) for contrast in study.report.contrasts]
     assert named == [("real_20pct", "none"), ("real_repeated", "none")], "those of a removed row go with it"
+
+
+def test_an_overlay_names_the_rows_that_it_keeps(tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("rows: [none, real_20pct, mixed]\nmethods: {mixed: {mechanism: real, use: {mixup: 1.0}}}\n")
+    study = load_study([PROJECT / "config/demo.yaml", overlay])
+    assert list(study.methods) == ["none", "real_20pct", "mixed"]
+    named = [(contrast.row, contrast.against) for contrast in study.report.contrasts]
+    assert named == [("real_20pct", "none")]
+    overlay.write_text("rows: [none, retreival]\n")
+    with pytest.raises(ConfigError, match=r"rows: .*; 'retreival' is no row; allowed: names of `methods`"):
+        load_study([PROJECT / "config/demo.yaml", overlay])
 
 
 def test_the_fast_mode_takes_little_more_than_a_third_of_the_work_and_is_never_the_default() -> None:

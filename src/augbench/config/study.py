@@ -73,6 +73,13 @@ class Study(Section):
         "The pre-training corpus that retrieval searches; required by `retrieve` methods, and by "
         "pre-training (miniature).",
     )
+    rows: list[str] | None = key(
+        None,
+        "Names of the rows that an overlay keeps of `methods`, its own among them; the others go, and the"
+        " contrasts that name them. null: all.",
+        min_length=1,
+        new=True,
+    )
     methods: dict[str, Method] = key(
         ...,
         "Rows of the comparison by name (a-z, 0-9 and _); `null` in an overlay removes a row, and the"
@@ -104,6 +111,9 @@ class Study(Section):
             raise ValueError(
                 f"corpus.downloads: {folders[1]!r} differs from dataset.downloads; give the same folder"
             )
+        for name in self.rows or ():
+            if name not in self.methods:
+                raise ValueError(f"rows: {name!r} is no row; allowed: names of `methods`")
         for name, method in self.methods.items():
             if not re.fullmatch(SLUG, name):
                 raise ValueError(f"methods.{name}: a name may contain a-z, 0-9 and _ only")
@@ -561,11 +571,13 @@ def _with_own_defaults(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_removed(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out rows that an overlay removes with null, and what the report's keys say of them."""
-    rows, report = data.get("methods"), data.get("report")
+    """Leave out rows that an overlay removes with null or ``rows``, and what the report's keys say of them."""
+    rows, kept, report = data.get("methods"), data.get("rows"), data.get("report")
     if not isinstance(rows, Mapping):
         return dict(data)
     removed = {name for name, row in rows.items() if row is None}
+    if isinstance(kept, list):
+        removed |= {name for name in rows if name not in kept}
     left = {**data, "methods": {name: row for name, row in rows.items() if name not in removed}}
     if isinstance(report, Mapping) and isinstance(named := report.get("contrasts"), list):
         stays = [

@@ -21,6 +21,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from augbench.files import write_json
 from augbench.miniature.pretrain.clip import embed_images, image_processor
+from augbench.miniature.pretrain.tokenizer import build_tokenizer
 from augbench.miniature.pretrain.unet import NOISE_SCHEDULE
 
 VISION_WEIGHTS = "vision.safetensors"
@@ -91,6 +92,9 @@ def assemble(
     pipeline.to(dtype=torch.float16).save_pretrained(folder / "stable-diffusion")
     clip_folder = folder / "clip"
     tokenizer.save_pretrained(clip_folder)
+    for vocabulary in (clip_folder, folder / "stable-diffusion/tokenizer"):
+        build_tokenizer(vocabulary)  # the files that Stable Diffusion and CLIP have; transformers 5 writes another
+        (vocabulary / "tokenizer.json").unlink()
     image_processor().save_pretrained(clip_folder)
     clip.config.save_pretrained(clip_folder)
     state = {name: value.half().contiguous() for name, value in clip.state_dict().items()}
