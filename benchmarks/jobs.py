@@ -112,7 +112,8 @@ def markdown(report: Result, options: argparse.Namespace) -> str:
         f"| merging | {median([one['merge'] for one in rounds])} |",
         f"| share of the time of one job | {median([one['share'] for one in rounds])} |",
         "",
-        f"{options.vectors:,} vectors, {options.queries:,} queries, k = {options.k}; {options.threads} thread "
+        f"{options.vectors:,} vectors, {options.queries:,} queries, k = {options.k}; {options.threads} "
+        "thread "
         f"per job; at most {others} cores used by other processes; {surroundings_line(report)}",
     ]
     return "\n".join(lines)

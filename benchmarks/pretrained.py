@@ -1,8 +1,8 @@
 """Measure what weights trained on one half of the classes bring for the other half.
 
 Input: scikit-learn's handwritten digits (1,797 images of 8 x 8 pixels). A network learns 0 to 4; another one
-begins with its weights (``classifier.pretrained``) or at random, learns 5 to 9 from a few images per class, and
-is tested on the other images of 5 to 9. Output: a Markdown table with the mean accuracies, and the mean
+begins with its weights (``classifier.pretrained``) or at random, learns 5 to 9 from a few images per class,
+and is tested on the other images of 5 to 9. Output: a Markdown table with the mean accuracies, and the mean
 difference with its 95% interval (Student's t, paired by seed); JSON with ``--json``.
 """
 

@@ -110,7 +110,8 @@ def test_retrieval_helps_and_is_compared_with_the_best_generated_rows() -> None:
     assert answer_of(table(*ALL), rows) == (
         START
         + "50 retrieved ones add 2.1 points [1.6 to 2.6]; none of the best generated rows is shown to be"
-        " better than Retrieval: Boomerang is worse, Imagic is the same within 1 point, CLIP prompts can't be told from it"
+        " better than Retrieval: Boomerang is worse, Imagic is the same within 1 point, CLIP prompts can't "
+        "be told from it"
         " (-0.3 points [-0.8 to +0.2] with 5 runs; 18 runs would show a difference of 1 point)."
     )
 
@@ -196,7 +197,8 @@ def test_of_several_unknown_rows_the_one_that_needs_most_runs_counts() -> None:
     ]
     rows[1] = replace(rows[1], runs_for_margin=40)
     assert answer_of(table(*ALL), rows).endswith(
-        "; Boomerang and CLIP prompts can't be told from Retrieval (with 5 runs; 40 runs would show a difference of"
+        "; Boomerang and CLIP prompts can't be told from Retrieval (with 5 runs; 40 runs would show a "
+        "difference of"
         " 1 point)."
     )
 

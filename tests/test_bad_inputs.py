@@ -497,7 +497,8 @@ BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
     "class folders with composed and decomposed accents": (
         same_to_the_eye,
         [
-            "dataset.train_folder: the folders 'cafe\\u0301' and 'caf\\xe9', whose names look the same; allowed: one"
+            "dataset.train_folder: the folders 'cafe\\u0301' and 'caf\\xe9', whose names look the same; "
+            "allowed: one"
         ],
     ),
     "table with a class_id that is no file name": (

@@ -1,4 +1,6 @@
-"""Rows that are built on other rows' images: config, draws, starts, lessons, and near-duplicates through edges."""
+"""Rows that are built on other rows' images: config, draws, starts, lessons, and near-duplicates through
+edges.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,8 @@ def test_a_row_names_the_rows_that_it_is_built_on() -> None:
         ),
         (
             {"a": {**EDITED, "start": "image"}},
-            r"methods\.a\.start: 'image'; allowed: 'noise', 'training_images', or a mapping with the key pool$",
+            r"methods\.a\.start: 'image'; allowed: 'noise', 'training_images', or a mapping with the key "
+            r"pool$",
         ),
         ({"a": {**EDITED, "start": {"pool": 3}}}, r"methods\.a\.start\.pool: 3; allowed: text"),
         (
@@ -105,7 +108,8 @@ def test_a_row_names_the_rows_that_it_is_built_on() -> None:
         ),
         (
             {"a": {**WORDS, "learn_from": []}},
-            r"methods\.a\.learn_from: \[\]; allowed: 'train', or a mapping with the key pool, or a list of these",
+            r"methods\.a\.learn_from: \[\]; allowed: 'train', or a mapping with the key pool, or a list of "
+            r"these",
         ),
         ({"a": {"mechanism": "sample", "noise": 0.5}}, r"methods\.a\.noise: 0\.5; allowed only with start"),
     ],

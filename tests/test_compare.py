@@ -237,13 +237,15 @@ def test_a_pooled_error_of_changes_is_that_of_all_rows_between_the_studies() -> 
     finish("a", BASE, pooled)
     finish("b", OTHER, pooled)
     found = compared("a", "b")
-    # between the studies: 5, 5.5, 5.5; 3, 4, 4.5; 1, 2, 2. Residuals of rows x runs: squares 0.27778, 4 degrees
+    # between the studies: 5, 5.5, 5.5; 3, 4, 4.5; 1, 2, 2. Residuals of rows x runs: squares 0.27778, 4
+    # degrees
     change = found["retrieval", "none"]
     assert (change.sd_points, change.df) == pytest.approx(((2 * 0.27778 / 4) ** 0.5, 4), abs=1e-4)
     assert found["none", None].df == 2, "what a run does to all rows does not cancel in an accuracy"
     finish("c", OTHER, pooled, train="other")
     unpaired = compared("a", "c")["retrieval", "none"]
-    # a: 70, 71, 72; 72, 73.5, 74; 76, 76.5, 78: squares 1 / 3; c: 75, 76.5, 77.5; 75, 77.5, 78.5; 77, 78.5, 80: 4 / 9
+    # a: 70, 71, 72; 72, 73.5, 74; 76, 76.5, 78: squares 1 / 3; c: 75, 76.5, 77.5; 75, 77.5, 78.5; 77, 78.5,
+    # 80: 4 / 9
     squares = [2 * (1 / 3) / 4, 2 * (4 / 9) / 4]
     assert unpaired.sd_points == pytest.approx(sum(squares) ** 0.5)
     assert unpaired.df == pytest.approx(sum(squares) ** 2 / sum(value**2 / 4 for value in squares))
@@ -409,7 +411,8 @@ def test_a_conclusion_that_reverses_is_told_with_its_change() -> None:
     finish("a", with_lead(4.0, 4.5, 4.0), ASKED)
     finish("b", with_lead(-3.0, -3.0, -3.5), ASKED)
     assert answer("a", "b") == (
-        "The conclusion reverses: Retrieval is better than Prompts in a but is worse than Prompts in b; from a to"
+        "The conclusion reverses: Retrieval is better than Prompts in a but is worse than Prompts in b; from "
+        "a to"
         " b the difference falls by 7.3 points [6.6 to 8.1] (+4.2 and -3.2 points)."
     )
 
@@ -420,12 +423,13 @@ def test_a_difference_that_one_study_alone_shows_is_no_change() -> None:
     finish("b", with_lead(-1.0, 4.0, 3.0), ASKED, cut=("retrieval",))
     said = answer("a", "b")
     assert (
-        "Retrieval is better than Prompts in a, and can't be told from Prompts in b (+2.0 points [-4.6 to +8.6])"
-        in said
+        "Retrieval is better than Prompts in a, and can't be told from Prompts in b (+2.0 points [-4.6 to "
+        "+8.6])" in said
     )
     assert "whether the difference changes from a to b can't be told" in said
     assert said.endswith(
-        "The training of Retrieval of b was cut before it had finished; longer training may change the answer."
+        "The training of Retrieval of b was cut before it had finished; longer training may change the "
+        "answer."
     )
     finish("c", with_lead(-1.0, 4.0, 2.0), ASKED)
     assert answer("b", "c").startswith("Whether Retrieval or Prompts is better can't be told in b (+2.0")

@@ -119,7 +119,9 @@ def test_an_overlay_changes_and_removes(tmp_path: Path) -> None:
 
 def test_an_overlay_names_the_rows_that_it_keeps(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
-    overlay.write_text("rows: [none, real_20pct, mixed]\nmethods: {mixed: {mechanism: real, use: {mixup: 1.0}}}\n")
+    overlay.write_text(
+        "rows: [none, real_20pct, mixed]\nmethods: {mixed: {mechanism: real, use: {mixup: 1.0}}}\n"
+    )
     study = load_study([PROJECT / "config/demo.yaml", overlay])
     assert list(study.methods) == ["none", "real_20pct", "mixed"]
     named = [(contrast.row, contrast.against) for contrast in study.report.contrasts]

@@ -431,7 +431,8 @@ def test_more_processes_than_images_in_a_batch_are_refused() -> None:
 def test_parts_of_a_batch_with_one_image_are_refused() -> None:
     with pytest.raises(
         UserError,
-        match=r"^classifier\.batch_norm_groups: 20, and classifier has batches of 33 images; allowed: at most 16",
+        match=r"^classifier\.batch_norm_groups: 20, and classifier has batches of 33 images; allowed: at "
+        r"most 16",
     ):
         run_tiny(Compute(CPU), batch_norm_groups=20)
 

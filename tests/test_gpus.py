@@ -203,8 +203,10 @@ def test_machine_code_runs_on_later_minor_versions_and_ptx_on_all_later_gpus(
         (
             replace(CUDA13, cards=(H200, V100)),
             "580.65.06",
-            "'auto', but Tesla V100-SXM2-32GB has compute capability 7.0 and torch 2.15.0 has kernels for sm_75,"
-            " sm_80, sm_86, sm_90, sm_100, sm_120; allowed: `make setup CUDA=12` (envs/cuda12.lock), another GPU"
+            "'auto', but Tesla V100-SXM2-32GB has compute capability 7.0 and torch 2.15.0 has kernels for "
+            "sm_75,"
+            " sm_80, sm_86, sm_90, sm_100, sm_120; allowed: `make setup CUDA=12` (envs/cuda12.lock), another "
+            "GPU"
             " (CUDA_VISIBLE_DEVICES), or `execution.device: cpu`",
         ),
         (
@@ -217,13 +219,15 @@ def test_machine_code_runs_on_later_minor_versions_and_ptx_on_all_later_gpus(
         (
             CUDA13,
             "535.129.03",
-            "'auto', but the GPU's driver is 535.129.03 and torch 2.15.0 is for CUDA 13.2; allowed: driver 580 or"
+            "'auto', but the GPU's driver is 535.129.03 and torch 2.15.0 is for CUDA 13.2; allowed: driver "
+            "580 or"
             " newer, `make setup CUDA=12` (envs/cuda12.lock), or `execution.device: cpu`",
         ),
         (
             CUDA13,
             "470.82.01",
-            "'auto', but the GPU's driver is 470.82.01 and torch 2.15.0 is for CUDA 13.2; allowed: driver 580 or"
+            "'auto', but the GPU's driver is 470.82.01 and torch 2.15.0 is for CUDA 13.2; allowed: driver "
+            "580 or"
             " newer or `execution.device: cpu`",
         ),
         (
@@ -235,7 +239,8 @@ def test_machine_code_runs_on_later_minor_versions_and_ptx_on_all_later_gpus(
         (
             TorchView("2.15.0+cpu", None),
             None,
-            "'auto', but torch 2.15.0+cpu was built without CUDA; allowed: `make setup`, or `execution.device:"
+            "'auto', but torch 2.15.0+cpu was built without CUDA; allowed: `make setup`, or "
+            "`execution.device:"
             " cpu`",
         ),
     ],
@@ -428,7 +433,8 @@ def test_a_disk_without_locks_is_named(tmp_path: Path) -> None:
     out, err = process.communicate()
     assert out == "GPU-a\n"
     assert err == (
-        f"{tmp_path}/augbench-gpus-{os.getuid()}: this file system does not support locks (No locks available);"
+        f"{tmp_path}/augbench-gpus-{os.getuid()}: this file system does not support locks (No locks "
+        "available);"
         " all jobs use the same GPU; set TMPDIR\n"
     )
 
@@ -481,7 +487,8 @@ def test_a_model_that_does_not_fit_into_the_gpu_is_one_line_of_the_log(tmp_path:
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": SRC})
     last = (tmp_path / "results/s/logs/job.log").read_text().splitlines()[-1]
     assert done.returncode == 1 and last.endswith(
-        " ERROR execution.device: this job's model does not fit into the GPU's memory; a GPU with more memory, "
+        " ERROR execution.device: this job's model does not fit into the GPU's memory; a GPU with more "
+        "memory, "
         "or one that no other program uses, is needed"
     )
 

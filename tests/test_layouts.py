@@ -525,7 +525,8 @@ def test_tars_are_refused_with_the_commands_that_unpack_them(trees: Path, tmp_pa
     (done / KAGGLE).write_text((trees / "kaggle" / KAGGLE).read_text())
     labelled = {"test_labels": KAGGLE}
     for beginning in (
-        f"dataset.train_folder: {str(done / 'train')!r}, no such folder, but there is ILSVRC2012_img_train.tar; ",
+        f"dataset.train_folder: {str(done / 'train')!r}, no such folder, but there is "
+        "ILSVRC2012_img_train.tar; ",
         f"dataset.train_folder: {str(done / 'train')!r} has 4 tars that are not unpacked: n01440764.tar, ",
         f"dataset.test_folder: {str(done / 'val')!r}, no such folder, but there is ILSVRC2012_img_val.tar; ",
     ):
@@ -740,15 +741,18 @@ CAT = encoded(77)
         ),
         (
             rewritten([(0, "a", CAT), (-1, "b", CAT), (-1, "c", CAT)]),
-            "dataset.train_split: 2 of 3 rows of train-1.parquet have no label (null or -1): rows 1, 2; allowed: a ",
+            "dataset.train_split: 2 of 3 rows of train-1.parquet have no label (null or -1): rows 1, 2; "
+            "allowed: a ",
         ),
         (
             rewritten([(0, "a", CAT), (7, "b", CAT)]),
-            "dataset.train_split: 1 of 2 rows of train-1.parquet have labels of no class: 7 in row 1; allowed: 0, 1",
+            "dataset.train_split: 1 of 2 rows of train-1.parquet have labels of no class: 7 in row 1; "
+            "allowed: 0, 1",
         ),
         (
             rewritten([(0, "a", CAT), (1, "b", None), (0, None, None)]),
-            "dataset.train_split: 2 of 3 rows of train-1.parquet have no image: rows 1, 2; remove these rows, or ",
+            "dataset.train_split: 2 of 3 rows of train-1.parquet have no image: rows 1, 2; remove these "
+            "rows, or ",
         ),
         (
             rewritten([(0, "a", CAT), (1, "b", CAT[:200])]),
@@ -757,11 +761,13 @@ CAT = encoded(77)
         (rewritten([(0, "a", b"")]), "train-1.parquet:0: not readable as an image ("),
         (
             rewritten([(0, "a", CAT)], ["cat", "owl"]),
-            "dataset.classes: the labels' names in train-1.parquet do not fit the first file: 1 of 2 differ: label 1",
+            "dataset.classes: the labels' names in train-1.parquet do not fit the first file: 1 of 2 differ: "
+            "label 1",
         ),
         (
             rewritten([(0, "a", CAT)], ["cat", "dog", "owl"]),
-            "dataset.classes: the labels' names in train-1.parquet do not fit the first file: there are 3, and ",
+            "dataset.classes: the labels' names in train-1.parquet do not fit the first file: there are 3, "
+            "and ",
         ),
     ],
 )
@@ -801,11 +807,13 @@ def test_names_that_are_not_the_tables_are_one_line(trees: Path, tmp_path: Path)
     )
     line = parquet_problem(tmp_path, classes=str(trees / "table.tsv"))
     assert line.startswith(
-        "dataset.classes: the labels' names in train.parquet do not fit the class table: 2 of 4 differ: label 0 is "
+        "dataset.classes: the labels' names in train.parquet do not fit the class table: 2 of 4 differ: "
+        "label 0 is "
         "'goldfish' and the table's 'tench, Tinca tinca'"
     )
     assert parquet_problem(tmp_path, classes="imagenet").startswith(
-        "dataset.classes: the labels' names in train.parquet do not fit the class table: there are 4, and the table"
+        "dataset.classes: the labels' names in train.parquet do not fit the class table: there are 4, and "
+        "the table"
     )
 
 

@@ -379,7 +379,8 @@ def test_a_target_that_matches_no_layer_is_named_with_those_that_there_are() -> 
     assert check_targets("methods.row.targets", ["to_q", "to_out.0"], layers) == []
     (problem,) = check_targets("methods.row.targets", ["to_q", "q_proj"], layers)
     assert str(problem) == (
-        "methods.row.targets: 'q_proj'; no linear layer of the model has this name; allowed: net.2, to_out.0, to_q"
+        "methods.row.targets: 'q_proj'; no linear layer of the model has this name; allowed: net.2, "
+        "to_out.0, to_q"
     )
     assert check_targets("t", ["o_q"], layers), "only whole names match"
     unet = UNet2DConditionModel.from_pretrained(parts_folder(), subfolder="unet")

@@ -1,4 +1,6 @@
-"""Classifiers other than torchvision's ResNet: timm's networks, CLIP's image tower, probes; AdamW and its rates."""
+"""Classifiers other than torchvision's ResNet: timm's networks, CLIP's image tower, probes; AdamW and its
+rates.
+"""
 
 from __future__ import annotations
 

@@ -191,7 +191,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "FluxPipeline",
         {"start": "training_images"},
         {},
-        "methods.row.start: 'training_images'; allowed with a FluxPipeline, whose files do not say the size of "
+        "methods.row.start: 'training_images'; allowed with a FluxPipeline, whose files do not say the size "
+        "of "
         "its images: noise, or a resolution of the model",
     ),
     "negative prompt of FLUX": (

@@ -547,7 +547,8 @@ def test_a_template_that_names_the_class_after_token_77_is_an_error(
     with pytest.raises(UserError) as raised:
         told_apart(tmp_path, ["cat", "dog"], LONG, **row)
     assert re.fullmatch(
-        r"methods\.row\.(prompt|query)\.templates: 'a very .*' gives all classes the same tokens; allowed: names"
+        r"methods\.row\.(prompt|query)\.templates: 'a very .*' gives all classes the same tokens; allowed: "
+        r"names"
         r" that differ by more than case, before token 77",
         str(raised.value),
     )

@@ -331,10 +331,12 @@ def test_the_footer_counts_classes_whose_sets_lack_images_and_says_why(
         pq.write_table(with_lacks(pq.read_table(path), lacks), path)
     notes = build_table(study(), results, manifests).notes
     assert [note for note in notes if "fewer images than wanted" in note] == [
-        "retrieval: training sets have fewer images than wanted of 2 classes, because the safety checker flagged"
+        "retrieval: training sets have fewer images than wanted of 2 classes, because the safety checker "
+        "flagged"
         " 60 samples of the missing images, after which they were given up (augmentation.attempts_per_image)."
         " These classes stay in the study. Fewest images of a set: a 1 of 3, b 0 of 2.",
-        "simple_prompt: training sets have fewer images than wanted of 1 classes, because retrieval found too few."
+        "simple_prompt: training sets have fewer images than wanted of 1 classes, because retrieval found "
+        "too few."
         " These classes stay in the study. Fewest images of a set: c 4 of 9.",
     ]
 
@@ -354,7 +356,8 @@ def test_the_footer_says_why_classes_are_left_out_and_whether_they_were_learned(
 
     assert left_out() == [
         "Left out of the whole study because retrieval found too few images: 2 classes (a, b).",
-        "The U-Net that all classes share (joint) was trained on these classes, too (finetune.excluded_classes).",
+        "The U-Net that all classes share (joint) was trained on these classes, too "
+        "(finetune.excluded_classes).",
     ]
     assert len(left_out(finetune={"excluded_classes": "leave_out"})) == 1
     assert left_out(retrieval={"exclude": ["a", "b"]}) == [
@@ -479,7 +482,8 @@ def test_the_footer_names_the_type_of_matrix_products_that_a_gpu_took() -> None:
     assert lines(["float32"]) == lines([])
     (line,) = set(lines(["bfloat16", "float16", "float32"])) - set(lines([]))
     assert line == (
-        "Matrix products in training and scoring: bfloat16, float16, which the paper does not state; weights are"
+        "Matrix products in training and scoring: bfloat16, float16, which the paper does not state; weights "
+        "are"
         " float32"
     )
 
@@ -589,7 +593,8 @@ def test_the_type_that_fine_tuning_computed_in_is_reported_unless_it_is_float32(
     notes = "; ".join(precision_notes(study(methods=rows, finetune={"dtype": "auto"}), paths))
     ending = "what trains is kept in float32"
     assert notes == (
-        f"Fine-tuning computed in bfloat16, {ending}: Both.; Fine-tuning computed in float16, {ending}: Both, Half.; "
+        f"Fine-tuning computed in bfloat16, {ending}: Both.; Fine-tuning computed in float16, {ending}: "
+        "Both, Half.; "
         f"Fine-tuning computed in the GPU's fast type (auto), {ending}: Unsearched."
     )
     write_json(paths[0], {"dtypes": ["float32"]})

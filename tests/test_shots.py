@@ -289,12 +289,14 @@ def test_the_check_counts_what_fills_classes_up() -> None:
     assert pass_images(filling(8), "filled", REAL) == 22 + 0 + 1 + 3
     assert list(added_image_problems(filling(15), REAL)) == []
     assert [str(problem) for problem in added_image_problems(filling(40), REAL)] == [
-        "augmentation.images_per_class: 20; allowed: at least 35; class 'c' has 5 training images and is filled"
+        "augmentation.images_per_class: 20; allowed: at least 35; class 'c' has 5 training images and is "
+        "filled"
         " to 40"
     ]
     balanced = [str(problem) for problem in added_image_problems(filling(), {"a": 5, "b": 5})]
     assert balanced[0] == (
-        "methods.clip_prompts.fill_to: largest; allowed: more; every class has at least 5 training images, so no"
+        "methods.clip_prompts.fill_to: largest; allowed: more; every class has at least 5 training images, "
+        "so no"
         " image would be added"
     )
     short = parse_study(
@@ -304,7 +306,8 @@ def test_the_check_counts_what_fills_classes_up() -> None:
         }
     )
     assert [str(problem) for problem in added_image_problems(short, {"a": 10, "b": 7, "c": 3})] == [
-        "methods.filled.pool: 'retrieval'; allowed: as many as its pool; retrieval keeps 3 of class 'c', and 7"
+        "methods.filled.pool: 'retrieval'; allowed: as many as its pool; retrieval keeps 3 of class 'c', and "
+        "7"
         " are added"
     ]
 

@@ -162,7 +162,8 @@ def test_controls_have_recipes_of_their_own() -> None:
         ({"retrieval": {"exclude": ["a", 5]}}, "retrieval.exclude.1: 5; allowed: text"),
         (
             {"methods": {"x": {"mechanism": "personalise", "learn": "pseudoword", "candidates": ["best"]}}},
-            "methods.x.candidates.0: 'best'; allowed: 'train_loss', 'val_loss', or a whole number of at least 1",
+            "methods.x.candidates.0: 'best'; allowed: 'train_loss', 'val_loss', or a whole number of at "
+            "least 1",
         ),
     ],
 )
@@ -209,7 +210,8 @@ def test_rows_whose_batches_are_too_small_for_their_parts_are_named_before_the_r
     assert [str(problem) for problem in batch_problems(config, few)] == [
         "classifier.batch_norm_groups: 100, and row none has batches of 151 images; allowed: at most 75, so "
         "that each part has two",
-        "classifier.batch_norm_groups: 100, and row retrieval has batches of 151 images; allowed: at most 75, "
+        "classifier.batch_norm_groups: 100, and row retrieval has batches of 151 images; allowed: at most "
+        "75, "
         "so that each part has two",
     ]
 

@@ -126,8 +126,10 @@ def test_what_is_set_is_told_in_words() -> None:
     assert CONCATENATED.words == ""
     use = Use(replace=0.5, weight=0.3, mixup=0.2, cutmix=1.0, pairs="across", label_smoothing=0.1)
     assert use.words == (
-        "added images replace 50% of the real images of each class, both drawn anew for each run; the loss of an"
-        " added image has the weight 0.3 (weighted mean over a batch); MixUp (alpha 0.2) or CutMix (alpha 1) with"
+        "added images replace 50% of the real images of each class, both drawn anew for each run; the loss "
+        "of an"
+        " added image has the weight 0.3 (weighted mean over a batch); MixUp (alpha 0.2) or CutMix (alpha 1) "
+        "with"
         " partners of the other kind, real or added; label smoothing 0.1"
     )
     end = Use(real_at_end=0.25, head_only=True)

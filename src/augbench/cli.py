@@ -243,7 +243,8 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--gpu",
         "--device",
-        help="GPU in the table of figures, such as h200 or v100 (default: the one measured, else the one here)",
+        help="GPU in the table of figures, such as h200 or v100 (default: the one measured, else the one "
+        "here)",
     )
     plan.add_argument(
         "--gpus", type=_positive, metavar="N", help="GPUs that compute at once (default: those here, or 1)"

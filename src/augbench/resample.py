@@ -2,7 +2,8 @@
 
 Input: the index of a method's pool and the training split's class sizes. Output: one manifest per set. A set
 has as many added images of a class as the class has real training images, unless the method's row says
-otherwise (another multiple, or as many as fill the class up to a number). Images are drawn without replacement within a set and independently between sets.
+otherwise (another multiple, or as many as fill the class up to a number). Images are drawn without
+replacement within a set and independently between sets.
 
 The seed of a draw derives from the study's seed, the set's number and the class, not from the method. Pools
 of one size therefore give the same indices for every method (common random numbers), and methods differ by
@@ -77,8 +78,8 @@ def needed_by_class(
     added : float
         Images per real training image (:func:`needed_images`).
     fill_to : int or "largest", optional
-        Fill each class up to this many real and added images, or to the real ones of the largest class, instead.
-        A class with as many or more real ones gets none.
+        Fill each class up to this many real and added images, or to the real ones of the largest class,
+        instead. A class with as many or more real ones gets none.
     """
     if fill_to is None:
         return {class_id: needed_images(added, size) for class_id, size in training_images.items()}

@@ -21,8 +21,8 @@ from snakemake_interface_logger_plugins.settings import LogHandlerSettingsBase
 
 from augbench.progress import clock
 
-# Approximate seconds of a step on one CPU core in the miniature study, by its kind; other kinds count 2. They are
-# used until a step of that kind has finished in this run.
+# Approximate seconds of a step on one CPU core in the miniature study, by its kind; other kinds count 2. They
+# are used until a step of that kind has finished in this run.
 WEIGHTS = {
     "pretrain": 2000.0,
     "finetune": 20.0,
@@ -76,7 +76,8 @@ class _Run:
     def left(self, elapsed: float) -> float:
         """Seconds to the end, if as many steps run side by side as in the ``elapsed`` seconds so far.
 
-        Steps of a kind take as long as the finished ones; of a kind that has none, as long as its weight says.
+        Steps of a kind take as long as the finished ones; of a kind that has none, as long as its weight
+        says.
         """
         spent = sum(self.seconds.values())
         scale = spent / sum(weight_of(kind) * count for kind, count in self.done.items())

@@ -1,8 +1,8 @@
 # Training split -> learned vectors or adapters per learning rate -> those of the best learning rate.
 # A row may learn from the first training sets of other rows, too, or from these alone.
-# There is one file of vectors or adapters per class, and one choice per candidate. Classes are independent and
-# are cut into blocks, unless they share what trains (the U-Net, or an adapter with scope: study): then one job
-# gets all of them.
+# There is one file of vectors or adapters per class, and one choice per candidate. Classes are independent
+# and are cut into blocks, unless they share what trains (the U-Net, or an adapter with scope: study): then
+# one job gets all of them.
 
 for draw in range(STUDY.dataset.draws if PLAN.cluster_counts else 0):
 

@@ -1,9 +1,9 @@
 # Prompts + selected candidate -> image shards per class.
 # There is one rule per method and block of classes. Its job loads the model once and makes the block's whole
 # pool. Where a class has several shards, targets are lists of shards; a shard of these is a target only if it
-# is gone or asked for. Files, inputs and params do not depend on the blocks. A stage with thousands of files has no
-# wildcards: Snakemake looks up a file's rule by the path before the first wildcard, which would be shards/
-# for all of them.
+# is gone or asked for. Files, inputs and params do not depend on the blocks. A stage with thousands of files
+# has no wildcards: Snakemake looks up a file's rule by the path before the first wildcard, which would be
+# shards/ for all of them.
 
 for method, block in UNFOLDED.generate_jobs:
 

@@ -1,6 +1,6 @@
-# Pools -> scores, by which filters keep the best images. Rows -> the best on the validation split, taken again.
-# A choice sees the histories of classifiers alone, which know no test accuracy. The row that chooses gets the
-# chosen row's sets and classifiers under its own name.
+# Pools -> scores, by which filters keep the best images. Rows -> the best on the validation split, taken
+# again. A choice sees the histories of classifiers alone, which know no test accuracy. The row that chooses
+# gets the chosen row's sets and classifiers under its own name.
 
 for pool, scorer in UNFOLDED.scorers:
 

@@ -1,6 +1,7 @@
 # Query prompts -> neighbours in the corpus -> filtered image shards and a ledger per class.
-# Rows that ask with training images, or compare with them, also need their CLIP embeddings. A summary lists what retrieval gave, and the excluded classes. If the corpus is on the web, the retrieve
-# jobs download the images.
+# Rows that ask with training images, or compare with them, also need their CLIP embeddings. A summary lists
+# what retrieval gave, and the excluded classes. If the corpus is on the web, the retrieve jobs download the
+# images.
 
 
 for draw in UNFOLDED.embedded_draws:

@@ -1,4 +1,6 @@
-"""Search the corpus for the neighbours of a retrieval method's queries, or merge what blocks of it have given."""
+"""Search the corpus for the neighbours of a retrieval method's queries, or merge what blocks of it have
+given.
+"""
 
 from augbench.runtime.job import running
 

@@ -158,7 +158,8 @@ def index_of(shard_paths: Sequence[str | Path], study_folder: str | Path, where:
     if lacks and not index.num_rows:
         raise UserError(
             str(where),
-            f"no image: the safety checker flagged all {sum(lack.flagged for lack in lacks.values())} samples",
+            f"no image: the safety checker flagged all {sum(lack.flagged for lack in lacks.values())} "
+            "samples",
             "change the row's prompts, or diffusion.safety_checker",
         )
     return with_lacks(index, lacks)
@@ -204,7 +205,7 @@ def load_images(rows: pa.Table, study_folder: str | Path) -> Iterator[Image.Imag
 def load_rows(
     rows: pa.Table, study_folder: str | Path, columns: Sequence[str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield what the shards say of the images of ``rows``, in their order; each shard is read and checked once.
+    """Yield what shards say of the images of ``rows``, in their order; each shard is read once.
 
     A shard stays in memory until its last row is yielded, so rows in the order of the index need one shard
     in memory at a time.

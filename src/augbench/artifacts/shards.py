@@ -123,9 +123,9 @@ def write_shard(
 ) -> None:
     """Write rows to ``path``, atomically.
 
-    The footer holds ``recipe``, the number of rows, a checksum over the images, the images that the shard lacks,
-    if there are any, and ``learned_from``: the number of images that its class learned from, by the row that
-    made them, if these were not the training images alone.
+    The footer holds ``recipe``, the number of rows, a checksum over the images, the images that the shard
+    lacks, if there are any, and ``learned_from``: the number of images that its class learned from, by the
+    row that made them, if these were not the training images alone.
     """
     table_rows = []
     schema = SCHEMA.append(ORIGIN) if any(row.origin is not None for row in rows) else SCHEMA

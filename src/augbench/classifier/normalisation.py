@@ -116,7 +116,8 @@ def _replace(model: nn.Module, make: Callable[..., nn.Module]) -> None:
         elif isinstance(child, nn.modules.batchnorm._BatchNorm):
             raise UserError(
                 "classifier.arch",
-                f"a network with {type(child).__name__}, whose statistics can't be those of the parts of a batch",
+                f"a network with {type(child).__name__}, whose statistics can't be those of the parts of a "
+                "batch",
                 "allowed: batch_norm_groups equal to the number of processes, or a network without it",
             )
         else:

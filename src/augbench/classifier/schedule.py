@@ -227,7 +227,7 @@ class StepSchedule:
         return min((self.steps // every + 1) * every, config.total_steps)
 
     def lr_of(self, step: int, config: Classifier) -> float:
-        """Learning rate of a step: rising to ``lr``, then lowered at stated steps or along half a cosine to 0."""
+        """Learning rate of a step: rising to ``lr``, then lowered at stated steps or along a half cosine."""
         warm = config.warmup_steps
         if step < warm:
             return config.lr * (step + 1) / warm

@@ -1,7 +1,7 @@
 """What a classifier begins with if its weights are not random: a model's fingerprint, and the class names.
 
-Input: the fingerprint that a job has as ``first_weights``, and the class table. Output: a :class:`Start`, from
-which :mod:`augbench.classifier.networks` builds the network, and the part of a recipe that names it.
+Input: the fingerprint that a job has as ``first_weights``, and the class table. Output: a :class:`Start`,
+from which :mod:`augbench.classifier.networks` builds the network, and the part of a recipe that names it.
 """
 
 from __future__ import annotations

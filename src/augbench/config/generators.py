@@ -20,12 +20,14 @@ def check_generators(study: Study) -> None:
     for name, generator in study.generators.items():
         if not re.fullmatch(SLUG, name) or len(name) > LONGEST_NAME:
             raise ValueError(
-                f"generators.{name}: a name may contain a-z, 0-9 and _ only, at most {LONGEST_NAME} characters"
+                f"generators.{name}: a name may contain a-z, 0-9 and _ only, at most {LONGEST_NAME} "
+                "characters"
             )
         folder = os.path.expanduser(generator.model)
         if generator.pipeline is None and generator.hub is None and not os.path.isdir(folder):
             raise ValueError(
-                f"generators.{name}.model: folder not found; set generators.{name}.pipeline, for the defaults of "
+                f"generators.{name}.model: folder not found; set generators.{name}.pipeline, for the "
+                "defaults of "
                 "its class, or put the model there"
             )
     for name, row in study.generated.items():
@@ -54,7 +56,8 @@ def _check_row(where: str, row: SampleMethod | PersonaliseMethod, model: Diffusi
         raise ValueError(f"{where}.start: allowed with a {kind}, which can't start from images: noise")
     if row.from_images and model.resolution is None and kind in SIZELESS:
         raise ValueError(
-            f"{where}.start: allowed with a {kind}, whose files do not say the size of its images: noise, or a "
+            f"{where}.start: allowed with a {kind}, whose files do not say the size of its images: noise, or "
+            "a "
             "resolution of the model"
         )
     if row.negative_prompt is not None and not own.negative_prompt:

@@ -154,7 +154,8 @@ class _Method(Section):
     family: Family | None = key(
         None,
         "Group of the row in Figure 1, which omits the groups scaling and control. Default: derived from the "
-        "mechanism; control for `labels: shuffled`, and for rows of real images with `repeat` above 1 or `use`.",
+        "mechanism; control for `labels: shuffled`, and for rows of real images with `repeat` above 1 or "
+        "`use`.",
         source="paper, Table 1",
     )
     use: Use = key(
@@ -337,7 +338,8 @@ class _Added(_Method):
     fill_to: FillTo | None = key(
         None,
         "Fill every class up to this many training images, or to those of the largest class (largest), in "
-        "place of added_per_training_image: a class with n real images gets the missing ones, one with enough "
+        "place of added_per_training_image: a class with n real images gets the missing ones, one with "
+        "enough "
         "gets none. Needs augmentation.images_per_class where images are generated.",
         "images, real and added",
         new=True,
@@ -505,7 +507,8 @@ class PersonaliseMethod(_Sampled):
     mechanism: Literal["personalise"]
     learn: Literal["conditioning", "pseudoword", "lora"] = key(
         ...,
-        "What is learned: conditioning (all text states of a class), pseudoword (the token embedding of a new "
+        "What is learned: conditioning (all text states of a class), pseudoword (the token embedding of a "
+        "new "
         "word for it), or lora (low-rank adapters of the denoiser, which is asked with class names).",
         source="paper, section 3.1; lora: Hu et al., 2021",
     )
@@ -558,7 +561,8 @@ class PersonaliseMethod(_Sampled):
     prompt: Prompting | None = key(
         None,
         "For conditioning, the prompt that it starts from (default: `templates: simple`). For pseudo-words, "
-        "the templates that contain the word (default: `templates: textual_inversion`). For lora, the prompts "
+        "the templates that contain the word (default: `templates: textual_inversion`). For lora, the "
+        "prompts "
         "that it learns with and that images are made of (default: `templates: simple`).",
         source="paper, section 3.1",
     )

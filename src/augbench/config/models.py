@@ -87,7 +87,8 @@ class Diffusion(_Model):
     )
     pipeline: str | None = key(
         None,
-        "Class of the model's pipeline (StableDiffusionXLPipeline), needed for a model on the Hub that is not "
+        "Class of the model's pipeline (StableDiffusionXLPipeline), needed for a model on the Hub that is "
+        "not "
         "in resources/models. Default: the class that resources/models or the model's folder names; else "
         "Stable Diffusion's.",
         new=True,
@@ -205,7 +206,7 @@ class Diffusion(_Model):
 
 
 def with_own_defaults(section: Any) -> Any:
-    """A ``diffusion`` section as it is written, with the defaults of its model if that isn't Stable Diffusion.
+    """A ``diffusion`` section as written, with the defaults of its model unless Stable Diffusion.
 
     They are added before the section is checked. A validator that did so would turn JSON into Python, for
     which pydantic's strict mode has other rules.
@@ -250,7 +251,8 @@ class Clip(_Model):
     def _pinned_weights(self) -> Clip:
         if self.named.tag is not None and self.revision is None:
             raise ValueError(
-                f"revision: required, because {self.named.place} is fetched from the Hub; allowed: a commit of "
+                f"revision: required, because {self.named.place} is fetched from the Hub; allowed: a commit "
+                "of "
                 "it, 40 hexadecimal digits"
             )
         return self

@@ -155,7 +155,8 @@ class Study(Section):
         self._check_contrasts()
         if self.classifier.arch == "clip" and self.clip.named.library == "open_clip":
             raise ValueError(
-                f"classifier.arch: 'clip' with clip.model: {self.clip.model!r}; allowed: a CLIP in transformers'"
+                f"classifier.arch: 'clip' with clip.model: {self.clip.model!r}; allowed: a CLIP in "
+                "transformers'"
                 " layout, or timm:NAME with `pretrained`"
             )
         groups, processes = self.classifier.batch_norm_groups, self.execution.processes
@@ -167,7 +168,8 @@ class Study(Section):
         for place, name in enumerate(self.report.class_changes or ()):
             if name not in self.augmented:
                 raise ValueError(
-                    f"report.class_changes.{place}: allowed: a row that adds images: {', '.join(self.augmented)}"
+                    f"report.class_changes.{place}: allowed: a row that adds images: "
+                    f"{', '.join(self.augmented)}"
                 )
         return self
 
@@ -244,7 +246,8 @@ class Study(Section):
         if self.classifier.train == "probe" and (use.mixes or use.head_only):
             wrong = next(part for part in ("mixup", "cutmix", "head_only") if getattr(use, part))
             raise ValueError(
-                f"methods.{name}.use.{wrong}: goes with classifier.train: all or head; a probe sees features of"
+                f"methods.{name}.use.{wrong}: goes with classifier.train: all or head; a probe sees features "
+                "of"
                 " unmixed images and has one layer"
             )
         if not use.real_at_end:
@@ -252,7 +255,8 @@ class Study(Section):
         where = f"methods.{name}.use.real_at_end"
         if self.classifier.schedule == "plateau":
             raise ValueError(
-                f"{where}: goes with classifier.schedule: steps; plateau does not know which steps are the last"
+                f"{where}: goes with classifier.schedule: steps; plateau does not know which steps are the "
+                "last"
             )
         total = self.classifier.total_steps
         if not 0 < use.end_steps(total) < total:

@@ -27,7 +27,8 @@ class Use(Section):
     )
     weight: float = key(
         1.0,
-        "Weight of an added image's loss. The loss of a batch is the weighted mean: the sum of weight x loss, "
+        "Weight of an added image's loss. The loss of a batch is the weighted mean: the sum of weight x "
+        "loss, "
         "divided by the sum of the weights of the batch.",
         "times that of a real image",
         new=True,
@@ -35,7 +36,8 @@ class Use(Section):
     )
     mixup: float = key(
         0.0,
-        "MixUp: alpha of the Beta distribution, from which each step draws the share of an image; the rest is "
+        "MixUp: alpha of the Beta distribution, from which each step draws the share of an image; the rest "
+        "is "
         "its partner's. With cutmix as well, each step takes one of the two at random. 0 switches it off.",
         "alpha",
         "Zhang et al., 2018",
@@ -117,7 +119,8 @@ class Use(Section):
         parts = []
         if self.replace:
             parts.append(
-                f"added images replace {self.replace:.0%} of the real images of each class, both drawn anew for"
+                f"added images replace {self.replace:.0%} of the real images of each class, both drawn anew "
+                "for"
                 " each run"
             )
         if self.weight != 1:

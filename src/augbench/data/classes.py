@@ -151,9 +151,9 @@ def check_unique(classes: Sequence[ClassInfo], where: str) -> None:
 def load_class_table(table: str | Path) -> list[ClassInfo]:
     """Read a class table, given as the name of a shipped one or the path of a YAML or TSV file.
 
-    Shipped tables are ``fashion_mnist``, ``imagenet`` and ``imagenet100``. A YAML file is a list of classes. A TSV file
-    has a header with some of :data:`COLUMNS`, one class per line, and ``|`` between the entries of lemmas
-    and hypernyms; lines before the header that begin with ``#`` are comments. Every start of Snakemake
+    Shipped tables are ``fashion_mnist``, ``imagenet`` and ``imagenet100``. A YAML file is a list of classes.
+    A TSV file has a header with some of :data:`COLUMNS`, one class per line, and ``|`` between the entries of
+    lemmas and hypernyms; lines before the header that begin with ``#`` are comments. Every start of Snakemake
     reads the table: 1000 classes take 20 ms as TSV and a second as YAML.
 
     Raises

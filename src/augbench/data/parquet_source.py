@@ -151,7 +151,8 @@ class ParquetSource(ImageSource):
                 names = some([printable(file) for file in listing.images], most=3)
                 raise UserError(
                     f"dataset.{key}",
-                    f"{splits[key]!r}, which is in the name of no Parquet file in {str(self.root)!r}: {names}",
+                    f"{splits[key]!r}, which is in the name of no Parquet file in {str(self.root)!r}: "
+                    f"{names}",
                     "allowed: a word of a file's or folder's name",
                 )
         self.left_out = [*listing.left_out, *others]

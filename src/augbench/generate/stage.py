@@ -1,11 +1,11 @@
 """Generate shards of images from prompts, with diffusers' models and schedulers.
 
 Input: ``prompts/{method}.parquet``, the model, results of fine-tuning, the training images or the pool of
-another row that sampling may start from. Output: the shards of a block. Image i of class c depends only on (recipe, c, i) (seeded
-images). It has its own random generator, seeded from the study's seed, c and i, not from the method, so
-that methods differ by what they do and not by their noise. A batch never crosses a shard. The shards that
-a job makes therefore do not depend, in any bit, on the shards that already exist, unless a batch did not fit
-into the GPU's memory.
+another row that sampling may start from. Output: the shards of a block. Image i of class c depends only on
+(recipe, c, i) (seeded images). It has its own random generator, seeded from the study's seed, c and i, not
+from the method, so that methods differ by what they do and not by their noise. A batch never crosses a shard.
+The shards that a job makes therefore do not depend, in any bit, on the shards that already exist, unless a
+batch did not fit into the GPU's memory.
 """
 
 from __future__ import annotations
@@ -195,8 +195,8 @@ def generate(
 def compile_kernels(job: Job, methods: Sequence[str]) -> None:
     """Compile the networks of these methods into the cache that a study's jobs share.
 
-    Methods with the same model and sampling settings are compiled once. Models other than Stable Diffusion 1.x
-    and 2.x are not compiled.
+    Methods with the same model and sampling settings are compiled once. Models other than Stable Diffusion
+    1.x and 2.x are not compiled.
 
     Raises
     ------

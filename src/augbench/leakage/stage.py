@@ -147,7 +147,7 @@ def embed_pools_block(
     out: str | Path,
     excluded: Collection[str] = (),
 ) -> None:
-    """Embed one of the ``execution.embed_jobs`` blocks of the shards of pools: shard ``block``, every n-th after it.
+    """Embed shard ``block`` and every n-th after it, where n is ``execution.embed_jobs``.
 
     Their embeddings are in the store, where :func:`guard` finds them; ``out`` says how many shards there are.
     """

@@ -144,7 +144,7 @@ def used_files(description: dict[str, Any], folder: str | Path) -> list[Path]:
 
 
 def fingerprint_open_clip(name: ClipName, folder: str | Path) -> dict[str, Any]:
-    """Return the fingerprint of an open_clip model: hashes of its files, and its description as ``open_clip``.
+    """Return an open_clip model's fingerprint: hashes of its files, and its description.
 
     Raises
     ------

@@ -1,9 +1,9 @@
 """Cluster each class's images, for one learned conditioning per cluster.
 
 The method is k-means on Inception-v3 pool features (paper, section 3.1). Input: the images that
-are learned from, which are the training split unless a row says otherwise, the validation split, and the network that computes the features. Output: for each number of clusters, a
-table with the cluster of every image. Features are computed once for all tables. Validation images go to
-the nearest centroid.
+are learned from, which are the training split unless a row says otherwise, the validation split, and the
+network that computes the features. Output: for each number of clusters, a table with the cluster of every
+image. Features are computed once for all tables. Validation images go to the nearest centroid.
 """
 
 from __future__ import annotations

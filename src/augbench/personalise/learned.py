@@ -1,8 +1,9 @@
 """Images that a row learns from, if they are not the training images alone: their manifest and their pixels.
 
 Input: the training split and the first training sets of the rows that are learned from. Output: a manifest in
-the form of a split. Its added images have their class and the hash of their bytes as their id, so that what is
-learned does not depend on the row that made them, and a source that names their shard. Validation images are always real.
+the form of a split. Its added images have their class and the hash of their bytes as their id, so that what
+is learned does not depend on the row that made them, and a source that names their shard. Validation images
+are always real.
 """
 
 from __future__ import annotations

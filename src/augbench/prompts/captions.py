@@ -126,8 +126,8 @@ def caption_of(
     """Caption of image ``index`` of a class; None if there is none for it.
 
     The first of these that exist are chosen from: captions with this ``index``; captions of the training
-    image that sampling starts from; captions that are for no image in particular. An image that starts from noise
-    takes captions of training images as those of its class.
+    image that sampling starts from; captions that are for no image in particular. An image that starts from
+    noise takes captions of training images as those of its class.
 
     Parameters
     ----------

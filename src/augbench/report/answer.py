@@ -51,7 +51,8 @@ def _sentence(table: Sequence[table1.Row], rows: Sequence[Row]) -> str:
         shown = (lead or rows)[0]
         return (
             f"Can't tell: a single run per row shows no spread ({shown.row_label} against"
-            f" {shown.against_label}: {points_with_interval(shown)}); at least 2 runs are needed, and 5 are better"
+            f" {shown.against_label}: {points_with_interval(shown)}); at least 2 runs are needed, and 5 are "
+            "better"
         )
     parts = []
     if lead:

@@ -399,7 +399,7 @@ class _Overlapped:
 
 
 def _may_reach(segments: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
-    """Whether the greatest of some products ``(Q, S, n)`` may reach its query's bound ``(Q,)``; bool ``(Q, S)``.
+    """Whether the greatest of products ``(Q, S, n)`` may reach the bound ``(Q,)``: bool ``(Q, S)``.
 
     A CPU takes a multiple of the time for the maximum of 16-bit floats that it takes for integers. Positive
     floats sort like their bits, above all negative ones. If a bound is not positive, all may reach it.

@@ -111,7 +111,7 @@ class Found:
 
 
 def take_turns(keys: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Merge the neighbours of several queries of a class; return the query and the rank of each, int ``(N,)``.
+    """Merge the neighbours of a class's queries; return the query and rank of each, int ``(N,)``.
 
     Queries take turns: the first neighbour of each in the order of the queries, then the second of each, and
     so on. An image that several queries found counts once, where it comes first: by the query that ranks it

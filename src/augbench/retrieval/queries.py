@@ -126,7 +126,8 @@ def image_queries(query: Query, images: Sequence[str], embeddings: np.ndarray, s
     found, _ = cluster_class(vectors, vectors[:0], query.clusters, seed)
     return [
         Asked(
-            f"mean of {np.count_nonzero(found == cluster)} training images, cluster {number} of {query.clusters}",
+            f"mean of {np.count_nonzero(found == cluster)} training images, cluster {number} of "
+            f"{query.clusters}",
             unit_mean(embeddings[found == cluster]),
         )
         for number, cluster in enumerate(dict.fromkeys(found.tolist()), 1)
@@ -134,7 +135,7 @@ def image_queries(query: Query, images: Sequence[str], embeddings: np.ndarray, s
 
 
 def combine(text: Asked, images: Asked, weight: float) -> Asked:
-    """Return the query w x text + (1 - w) x images, scaled to unit length; at 1 and 0 one of the two as it is.
+    """Return w x text + (1 - w) x images at unit length; at 1 and 0 one of the two as it is.
 
     A linear combination of queries is what Burg et al. (2023) hope for in their discussion.
     """

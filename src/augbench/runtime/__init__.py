@@ -1,4 +1,4 @@
-"""Surroundings of a process. A job's script of a run with a warm process goes on there, before it imports more."""
+"""Surroundings of a process: where there is a warm process, a job's script goes on there."""
 
 from augbench.runtime.warm import hand_over
 

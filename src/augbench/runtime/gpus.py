@@ -224,7 +224,8 @@ def problem(wanted: str, view: TorchView, driver: str | None) -> UserError | Non
             lock = f"{CUDA12_LOCK}, " if has_kernels(CUDA12_ARCHITECTURES, card.capability) else ""
             return UserError(
                 where,
-                f"{wanted!r}, but {card.name} has compute capability {'.'.join(map(str, card.capability))} and"
+                f"{wanted!r}, but {card.name} has compute capability {'.'.join(map(str, card.capability))} "
+                "and"
                 f" {torch} has kernels for {', '.join(view.architectures)}",
                 f"allowed: {lock}another GPU ({VISIBLE}), {cpu}",
             )
@@ -330,7 +331,7 @@ def snakemake_arguments(execution: Execution, cores: int, given: Sequence[str]) 
 
 
 def offer_gpus() -> int:
-    """Let the jobs of this run, which has no scheduler, share out the GPUs of this machine; return their number."""
+    """Let the jobs of a run without a scheduler share this machine's GPUs; return their number."""
     if gpus := visible_gpus():
         if VISIBLE not in os.environ:  # otherwise the user's numbers are in the user's order
             os.environ.setdefault(ORDER, "PCI_BUS_ID")

@@ -25,8 +25,8 @@ def resolve(wanted: str, device: torch.device) -> torch.dtype:
     Parameters
     ----------
     wanted : str
-        ``float32``, ``bfloat16``, ``float16``, or ``auto``: float32 on the CPU; on a GPU, bfloat16 where it is
-        in the hardware, otherwise float16.
+        ``float32``, ``bfloat16``, ``float16``, or ``auto``: float32 on the CPU; on a GPU, bfloat16 where it
+        is in the hardware, otherwise float16.
     """
     import torch
 

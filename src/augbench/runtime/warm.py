@@ -3,15 +3,15 @@
 Most jobs of a small study compute for a second and import torch, diffusers and transformers for several. When
 a run begins (``launcher.begin_run``), it starts this process. A job's script that Snakemake has started hands
 itself over: the process forks, and the fork takes the script's arguments, environment, folder and files, and
-runs it. Snakemake's own process waits, and ends with the fork's status. If anything is unlike (another Python,
-no such process any more), the script simply goes on where it is.
+runs it. Snakemake's own process waits, and ends with the fork's status. If anything is unlike (another
+Python, no such process any more), the script simply goes on where it is.
 
-The process knows no list of libraries: a job that has ended well tells it what it has imported, and it imports
-the same for the next forks. So a run that makes only tables never imports torch. Nothing computes in it, so a
-fork begins as a new process would, with two exceptions: Snakemake's benchmark files see the waiting process,
-so of their figures only seconds hold (a job's log has its processor time), and code that is edited during a
-run may be the earlier one for the run's later jobs. ``AUGBENCH_WARM=off`` switches it off. It is not used for
-jobs on a cluster or with a GPU, because a process that has touched CUDA can't be forked.
+The process knows no list of libraries: a job that has ended well tells it what it has imported, and it
+imports the same for the next forks. So a run that makes only tables never imports torch. Nothing computes in
+it, so a fork begins as a new process would, with two exceptions: Snakemake's benchmark files see the waiting
+process, so of their figures only seconds hold (a job's log has its processor time), and code that is edited
+during a run may be the earlier one for the run's later jobs. ``AUGBENCH_WARM=off`` switches it off. It is not
+used for jobs on a cluster or with a GPU, because a process that has touched CUDA can't be forked.
 
 It ends with the process that has started it, and a fork ends if its waiting process is killed.
 """
@@ -50,8 +50,8 @@ PATIENCE = 120.0
 SERVER = "from augbench.runtime.warm import serve; serve()"
 # Whether a job has imported torch is in its log, and decides what its provenance records.
 NOTICED = "torch"
-# Libraries of the Hub read these when they are imported. Only scripts that fetch may use the Hub, and those are
-# not forks.
+# Libraries of the Hub read these when they are imported. Only scripts that fetch may use the Hub, and those
+# are not forks.
 HUBS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
 FETCHING = "fetch_"
 _kept: list[Any] = []  # kept open

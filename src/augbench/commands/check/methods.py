@@ -224,7 +224,7 @@ def threshold_notes(study: Study) -> Iterator[str]:
 
 
 def aesthetics_problems(study: Study) -> Iterator[UserError]:
-    """Yield rows whose images the aesthetics predictor would score, although it reads another CLIP's embeddings.
+    """Yield rows that the aesthetics predictor would score on another CLIP's embeddings.
 
     Only a corpus without scores of its own is scored here; of corpora on the web, only their files can tell.
     """
@@ -258,7 +258,8 @@ def glyph_notes(study: Study, classes: list[ClassInfo]) -> Iterator[str]:
     if missing := missing_glyphs(texts):
         shown = some(list(missing))
         yield (
-            f"note: figures: no font here has {shown}: boxes stand for them; install one, such as Noto Sans CJK"
+            f"note: figures: no font here has {shown}: boxes stand for them; install one, such as Noto Sans "
+            "CJK"
         )
 
 

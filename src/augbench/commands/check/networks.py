@@ -107,12 +107,14 @@ def first_weights_notes(study: Study, class_ids: Collection[str] = ()) -> Iterat
     if not config.begins_trained:
         return
     yield (
-        f"note: classifiers begin with weights trained before; labels that these have seen: {config.labels_seen}."
+        "note: classifiers begin with weights trained before; labels that these have seen: "
+        f"{config.labels_seen}."
         " The study then says what added images do for such a network"
     )
     named = getattr(study.dataset, "classes", None) in IMAGENET_TABLES
     if config.has_seen_imagenet and (named or not _imagenets().isdisjoint(class_ids)):
         yield (
-            "warning: classifier.pretrained: the weights have seen the labels of the study's own classes (ImageNet)"
+            "warning: classifier.pretrained: the weights have seen the labels of the study's own classes "
+            "(ImageNet)"
             " on far more images; accuracies answer another question than those of the paper"
         )

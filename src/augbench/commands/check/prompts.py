@@ -133,7 +133,7 @@ def _tokenizer(folder: str) -> CleaningTokenizer:
 
 
 def _tokenizer_folder(study: Study, row: str) -> str | None:
-    """Folder of the CLIP tokenizer that reads a row's prompts; None if its model reads them with another, too."""
+    """Folder of the CLIP tokenizer that reads a row's prompts; None if its model has another, too."""
     model = study.generator_of(row)
     if model.other is not None:
         try:

@@ -147,7 +147,8 @@ def check_study(
 def _outputs(study: Study) -> Iterator[UserError]:
     """Yield the first problem of the folders that a run writes to: the study's results, then the store.
 
-    Space is needed where the results are; a job that finds the store's own disk full says so and loses nothing.
+    Space is needed where the results are; a job that finds the store's own disk full says so and loses
+    nothing.
     """
     results = Path("results") / study.study
     try:

@@ -42,14 +42,16 @@ def cut_warning(studies: Sequence[Finished]) -> list[str]:
     """A sentence on rows whose training was cut while they still improved, if there are any."""
     cut = {study.name: [row.label for row in study.table if row.is_cut] for study in studies}
     named = [
-        f"{'all rows' if len(cut[study.name]) == len(study.table) else joined(cut[study.name])} of {study.name}"
+        f"{'all rows' if len(cut[study.name]) == len(study.table) else joined(cut[study.name])} of "
+        f"{study.name}"
         for study in studies
         if cut[study.name]
     ]
     if not named:
         return []
     return [
-        f"The training of {joined(named)} was cut before it had finished; longer training may change the answer."
+        f"The training of {joined(named)} was cut before it had finished; longer training may change the "
+        "answer."
     ]
 
 

@@ -143,7 +143,8 @@ def _draw_warnings(studies: Sequence[Finished]) -> list[str]:
     if not others:
         return []
     return [
-        f"{some([first.name, *others])} have one draw of the training images each, and not the same. {ONE_DRAW}."
+        f"{some([first.name, *others])} have one draw of the training images each, and not the same. "
+        f"{ONE_DRAW}."
     ]
 
 
@@ -153,8 +154,8 @@ def _pairing(studies: Sequence[Finished]) -> list[str]:
     for other in studies[1:]:
         why = unpaired_because(first, other)
         notes.append(
-            f"{other.name} and {first.name} are not paired, because {why}: runs are independent (Welch's t test)."
-            + (f" {ONE_DRAW}." if of_one_draw(first, other) else "")
+            f"{other.name} and {first.name} are not paired, because {why}: runs are independent (Welch's t "
+            "test)." + (f" {ONE_DRAW}." if of_one_draw(first, other) else "")
             if why
             else f"{other.name} and {first.name} are paired by run: run r has the same training images, seeds and"
             " test images in both."

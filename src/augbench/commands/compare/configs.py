@@ -61,7 +61,7 @@ def matters(path: str) -> bool:
 
 
 def differing(studies: Sequence[Finished]) -> dict[str, dict[str, Any]]:
-    """Values of every key that differs and matters, by key and study; :data:`ABSENT` where there is no such key.
+    """Values of every key that differs and matters, by key and study; :data:`ABSENT` without the key.
 
     A row that some studies lack is one key, ``methods.{row}``.
     """
@@ -126,7 +126,8 @@ def _between(first: Finished, other: Finished) -> Iterator[str]:
     if first.class_ids != other.class_ids:
         only = [len({*one.class_ids} - {*two.class_ids}) for one, two in ((other, first), (first, other))]
         yield (
-            f"The classes differ: {other.name} has {only[0]} that {first.name} lacks, and lacks {only[1]} of it."
+            f"The classes differ: {other.name} has {only[0]} that {first.name} lacks, and lacks {only[1]} of "
+            "it."
             if any(only)
             else f"The classes of {other.name} are in another order than those of {first.name}."
         )
@@ -139,7 +140,8 @@ def _between(first: Finished, other: Finished) -> Iterator[str]:
     if baselines[0] != baselines[1]:
         rows = [NONE if row is None else row for row in baselines]
         yield (
-            f"The baseline is row {rows[0]} in {first.name} and row {rows[1]} in {other.name}: differences to it"
+            f"The baseline is row {rows[0]} in {first.name} and row {rows[1]} in {other.name}: differences "
+            "to it"
             " are not comparable."
         )
 

@@ -1,9 +1,10 @@
 """Tests between studies: does the accuracy of a row change, and does a difference between two rows change?
 
-Every study is compared with the first one. Where run r of both has the same training images, the same seed and
-the same test images, differences are taken run by run, as within a study
+Every study is compared with the first one. Where run r of both has the same training images, the same seed
+and the same test images, differences are taken run by run, as within a study
 (:mod:`augbench.report.inference.paired`); elsewhere runs are independent
-(:mod:`augbench.report.inference.unpaired`). All p values of a comparison are corrected together by Holm's method.
+(:mod:`augbench.report.inference.unpaired`). All p values of a comparison are corrected together by Holm's
+method.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Row:
     paired : bool
         Whether differences are taken run by run.
     n, n_reference : int
-        Runs of the study and of the reference that are used; with several draws of the training images, draws.
+        Runs of the study and of the reference that are used; with several draws of the training images,
+        draws.
     value, reference_value : float
         Means over these runs: accuracy in percent, or the difference between the two rows in points.
     points : float
@@ -62,7 +64,8 @@ class Row:
     p, p_holm, p_same, p_same_holm : float
         As in :class:`augbench.report.tables.contrasts.Row`, corrected for all tests of the comparison.
     runs_for_margin : int
-        Runs of each study that detect ``margin`` with 80% power at 0.05 divided by ``tests``; None if too many.
+        Runs of each study that detect ``margin`` with 80% power at 0.05 divided by ``tests``; None if too
+        many.
     tests : int
         Number of tests that are corrected together.
     """
@@ -285,8 +288,8 @@ def errors_of(first: Finished, other: Finished, paired: bool) -> tuple[ErrorTerm
     """Errors of a change: of the paired difference, or of either study; empty if each change has its own.
 
     With ``report.error: pooled`` it is one for all rows (:func:`pooled_error`). What a run does to all rows
-    of a study alike is not in it. That cancels in the change of a difference, but not in that of an accuracy, so
-    accuracies always have their own.
+    of a study alike is not in it. That cancels in the change of a difference, but not in that of an accuracy,
+    so accuracies always have their own.
     """
     if first.study.report.error != "pooled":
         return ()

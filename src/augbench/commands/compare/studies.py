@@ -1,8 +1,8 @@
 """Finished studies to compare: where they are, and what is read of them.
 
 Input: a study's folder of results, its name, or a config or overlay that names it. Of the folder are read
-``config.yaml``, tables, ``classes.parquet``, the training splits, and every classifier's predictions. Rows are
-named as in the first study.
+``config.yaml``, tables, ``classes.parquet``, the training splits, and every classifier's predictions. Rows
+are named as in the first study.
 """
 
 from __future__ import annotations

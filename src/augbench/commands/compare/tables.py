@@ -1,4 +1,4 @@
-"""Tables of a comparison: rows x studies, tests between studies, and keys that differ; as CSV, Markdown, text."""
+"""Tables of a comparison (rows x studies, tests, keys that differ) as CSV, Markdown and text."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ LINE = 100  # characters of a line of text on the terminal
 class Row:
     """A row of a study: its accuracy in percent and its difference from the study's baseline in points.
 
-    Intervals are the 95% intervals of the study's ``statistics.csv``. ``factor`` is the number that the studies
-    vary, if they vary one alone. ``cut`` says whether most runs were cut while still improving.
+    Intervals are the 95% intervals of the study's ``statistics.csv``. ``factor`` is the number that the
+    studies vary, if they vary one alone. ``cut`` says whether most runs were cut while still improving.
     """
 
     row: str
@@ -118,7 +118,8 @@ class Comparison:
 def _keys(found: Comparison) -> Layout:
     cells = tuple((key.key, *(key.values[name] for name in found.names)) for key in found.keys)
     notes = (
-        "Keys that only say how a study is computed, stored or shown are left out. A row that a study lacks has"
+        "Keys that only say how a study is computed, stored or shown are left out. A row that a study lacks "
+        "has"
         f" {NONE}."
         if cells
         else "The configs do not differ in anything that changes results.",
@@ -154,8 +155,10 @@ def _rows(found: Comparison) -> Layout:
     runs = {name: sorted({row.n for row in found.rows if row.study == name}) for name in found.names}
     listed = ", ".join(f"{' or '.join(map(str, n))} in {name}" for name, n in runs.items())
     notes = [
-        "Brackets: 95% t intervals over runs (draws of the training images, if there are several). Number of runs:"
-        f" {listed}. Differences are paired by run within a study. They are those of each study's statistics.md.",
+        "Brackets: 95% t intervals over runs (draws of the training images, if there are several). Number of "
+        "runs:"
+        f" {listed}. Differences are paired by run within a study. They are those of each study's "
+        "statistics.md.",
     ]
     if any(row.cut for row in found.rows):
         notes.append(f"{CUT}: most runs were cut while their validation accuracy was still rising.")
@@ -219,9 +222,12 @@ def _changes(found: Comparison) -> Layout:
         "Verdict",
     )
     notes = (
-        "Contrasts: those of the studies (report.contrasts, or their default ones) whose rows both studies have."
-        " In the first, in the other: the difference between the two rows within the study, and the verdict of"
-        f" the study's own contrasts.md; {NONE} if it is no contrast of it. Difference: that of the other minus"
+        "Contrasts: those of the studies (report.contrasts, or their default ones) whose rows both studies "
+        "have."
+        " In the first, in the other: the difference between the two rows within the study, and the verdict "
+        "of"
+        f" the study's own contrasts.md; {NONE} if it is no contrast of it. Difference: that of the other "
+        "minus"
         " that of the first. A contrast that is shown in one study alone does not show that the studies"
         " differ; the verdict of this table does.",
         *found.spreads,
@@ -236,7 +242,8 @@ def _notes(found: Comparison) -> tuple[str, ...]:
     margin = margin_name(found.tests[0].margin)
     return (
         f"Every study is compared with the first, {found.names[0]}. Difference: the other minus the first, in"
-        " percentage points, with the 95% t interval over runs, for this difference alone. p: two-sided t test,"
+        " percentage points, with the 95% t interval over runs, for this difference alone. p: two-sided t "
+        "test,"
         f" corrected by Holm's method for all {tests} tests of this page together, rows and contrasts.",
         *found.pairing,
         f"Other test images: 95% interval from {RESAMPLES:,} bootstrap samples of the test images, with the"

@@ -281,7 +281,8 @@ def _licences(contents: Contents) -> Iterator[str]:
         yield "Real images: Fashion-MNIST, MIT, (c) 2017 Zalando SE."
     elif isinstance(dataset, Caltech256):
         yield (
-            "Real images: Caltech256. Its photographs belong to many owners, and no licence from them is known:"
+            "Real images: Caltech256. Its photographs belong to many owners, and no licence from them is "
+            "known:"
             " do not redistribute them."
         )
     elif dataset.classes in IMAGENET:

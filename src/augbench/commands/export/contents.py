@@ -1,8 +1,8 @@
 """The images of a training set, with what is known about each.
 
 Input: a finished study's splits, manifest of added images, and shards. Output: images class by class, the
-real ones before the added ones, as the row's classifier was trained on them: without the classes that are left
-out, and with ``use.replace``.
+real ones before the added ones, as the row's classifier was trained on them: without the classes that are
+left out, and with ``use.replace``.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def reads_alike(content: bytes) -> bool:
 
 
 def real_files(images: ImageSource, sources: Sequence[str]) -> Iterator[tuple[bytes, Path | None]]:
-    """Yield the files of real images: as stored if :func:`reads_alike`, else what the classifier reads as PNG."""
+    """Yield the files of real images: as stored if :func:`reads_alike`, else as PNG of what is read."""
     stored = images.stored(sources)
     if stored is None:
         for image in images.load(sources):

@@ -151,7 +151,8 @@ def naming_note(names: Sequence[str], file: str) -> str | None:
     if not (_are_wnids(names) or all(name.isdecimal() for name in names)):
         return None
     note = (
-        f"the class folders ({some(names, most=3)}) are numbers, which mean nothing in a prompt. Name the classes"
+        f"the class folders ({some(names, most=3)}) are numbers, which mean nothing in a prompt. Name the "
+        "classes"
         f" in a class table (docs/own_data.md) and set dataset.classes to it."
     )
     if _are_wnids(names) and {*names} <= _imagenet_ids():

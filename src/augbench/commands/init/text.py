@@ -157,8 +157,10 @@ def _sizes_text(facts: Facts) -> str:
     sampled = "validation_folder" not in facts.layout and "validation_split" not in facts.layout
     given = "test_folder" in facts.layout or "test_split" in facts.layout
     text = (
-        f"DECIDE: how many images train, validate and test? Proposed for each class: {span(train)} for training"
-        f" ({sum(train):,} in all), {span(validation)} for validation{' (sampled)' if sampled and given else ''}"
+        f"DECIDE: how many images train, validate and test? Proposed for each class: {span(train)} for "
+        "training"
+        f" ({sum(train):,} in all), {span(validation)} for "
+        f"validation{' (sampled)' if sampled and given else ''}"
         f" and {span(test)} for test{'' if given else ' (sampled)'}. One of the {sum(test):,} test images is"
         f" {100 / sum(test):.2g} points of accuracy."
     )
@@ -176,16 +178,21 @@ def _sizes_text(facts: Facts) -> str:
 def _corpus(facts: Facts) -> Iterator[str]:
     if facts.corpus is None:
         yield from _comment(
-            "DECIDE: retrieval, the paper's best way, searches a corpus of images: any folder with many images"
-            " that may show your classes, such as pictures from the web. It needs no labels, and no image of the"
-            " data set may be in it. Published embeddings do as well (docs/retrieval.md). If you have one, let"
-            " `augbench init` write another file with --corpus FOLDER; or name the folder here, and remove the #"
+            "DECIDE: retrieval, the paper's best way, searches a corpus of images: any folder with many "
+            "images"
+            " that may show your classes, such as pictures from the web. It needs no labels, and no image of "
+            "the"
+            " data set may be in it. Published embeddings do as well (docs/retrieval.md). If you have one, "
+            "let"
+            " `augbench init` write another file with --corpus FOLDER; or name the folder here, and remove "
+            "the #"
             " before corpus, before the row retrieval, and before its comparisons at the end."
         )
         yield "# corpus: {kind: image_folder, root: data/web_images}"
         return
     yield from _comment(
-        f"What retrieval searches: {facts.corpus.text}. No image of the data set may be in it; near-duplicates"
+        f"What retrieval searches: {facts.corpus.text}. No image of the data set may be in it; "
+        "near-duplicates"
         " are reported. Licences of retrieved images are yours to check (docs/licences.md)."
     )
     if facts.corpus.is_embedded:

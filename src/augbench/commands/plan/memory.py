@@ -65,7 +65,7 @@ class Need:
         return max(0, math.floor((gib - self.fixed) / self.per_image)) if self.floor <= gib else 0
 
     def parts_at_once(self, gib: float) -> int:
-        """Parts of a batch that run at once in ``gib`` GiB: their number is halved until it fits; 0 if none does."""
+        """Parts of a batch that run at once in ``gib`` GiB, halved until they fit; 0 if none does."""
         most, at_once = self.largest_batch(gib) * self.parts, self.parts
         while at_once > 1 and at_once * self.batch > most:
             at_once = (at_once + 1) // 2
@@ -167,7 +167,8 @@ def shortages(study: Study, name: str, gib: float) -> Iterator[str]:
             continue
         if need.offloaded is not None and need.offloaded + need.per_image <= gib:
             yield (
-                f"{need.stage}: about {need.gib:.1f} GiB with {need.key}: {need.batch}, but {name} has {gib:.1f};"
+                f"{need.stage}: about {need.gib:.1f} GiB with {need.key}: {need.batch}, but {name} has "
+                f"{gib:.1f};"
                 " networks will be on the GPU one at a time, or batches halved, which is slower"
             )
             continue

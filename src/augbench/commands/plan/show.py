@@ -138,7 +138,8 @@ def _notes(estimate: Estimate) -> Iterator[str]:
     if latents := sum(map(estimate.latents, estimate.plan.study.personalised)):
         yield (
             f"Latents: {latents:,} images and mirror images are encoded once, in the first fine-tuning row"
-            f" ({_hours(estimate.encode_hours(latents))} GPU-hours, {_bytes(estimate.latents_bytes(latents))});"
+            f" ({_hours(estimate.encode_hours(latents))} GPU-hours, "
+            f"{_bytes(estimate.latents_bytes(latents))});"
             " `augbench clean` frees them when the study is finished."
         )
     yield from _searches(estimate)
@@ -146,7 +147,8 @@ def _notes(estimate: Estimate) -> Iterator[str]:
         yield describe(found)
     if estimate.classifier_work is None:
         yield (
-            f"?: there is no figure for {classifier.arch}; the rate of finished jobs is used as soon as there are"
+            f"?: there is no figure for {classifier.arch}; the rate of finished jobs is used as soon as "
+            "there are"
             " some."
         )
     if any(step.gpu_hours is None and step.stage in OF_DIFFUSION for step in estimate.steps):
@@ -173,7 +175,8 @@ def _searches(estimate: Estimate) -> Iterator[str]:
         last = "it" if jobs == 1 else "one more job, which merges what they find,"
         yield (
             f"Search of {step.method}: {several} {_bytes(estimate.corpus_bytes)} of vectors, "
-            f"{_hours((step.gpu_hours or 0.0) / searches / jobs)} h and {_bytes(asked)} of memory each; {last} "
+            f"{_hours((step.gpu_hours or 0.0) / searches / jobs)} h and {_bytes(asked)} of memory each; "
+            f"{last} "
             f"holds {_bytes(step.disk_bytes / searches)} of neighbours in memory."
         )
 

@@ -109,5 +109,5 @@ def _sizes_of_all(plan: Plan) -> Sizes:
 
 
 def _validation(pool: int, shares: Shares) -> int:
-    """Validation images that a data set is assumed to give a class: a tenth of the others, or those asked for."""
+    """Validation images assumed for a class: a tenth of the others, or those asked for."""
     return max(round(pool * 0.1) or 1, shares.validation_shots or 0)

@@ -85,7 +85,7 @@ class Work:
 
     @cached_property
     def clip_config(self) -> dict[str, Any] | None:
-        """Config of the networks of a CLIP of open_clip; None for any other, for which the table's figures count."""
+        """Config of an open_clip CLIP's networks; None for others, for which the table's figures count."""
         clip = self.study.clip
         return networks_config(clip.named, clip.folder) if clip.named.library == "open_clip" else None
 

@@ -23,7 +23,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601; PIL converts to grey with the same
 
 @dataclass
 class Placement:
-    """Where a batch of garments is: angle in radians ``(N,)``, scale ``(N,)``, shift ``(N, 2)`` in half sides."""
+    """Where garments are: angle in radians ``(N,)``, scale ``(N,)``, shift ``(N, 2)`` in half sides."""
 
     angle: torch.Tensor
     scale: torch.Tensor

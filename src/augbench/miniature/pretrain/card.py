@@ -49,15 +49,18 @@ def _attributes(measured: dict[str, Any] | None) -> list[str]:
         return []
     real, generated = measured["real"], measured["generated"]
     return [
-        "Many images of the corpus show what prompts can name: a look, a scene or a colour. CLIP tells which of",
-        f"the {len(real['of'])} it is, given the class (chance: {_percent(1 / len(real['of']))}). Each is held out"
+        "Many images of the corpus show what prompts can name: a look, a scene or a colour. CLIP tells which "
+        "of",
+        f"the {len(real['of'])} it is, given the class (chance: {_percent(1 / len(real['of']))}). Each is "
+        "held out"
         " for one class, whose",
         "garments never show it in the corpus.",
         "",
         "| images | told | told, held out |",
         "|---|---:|---:|",
         f"| real test garments that show it | {_percent(real['told'])} | {_percent(real['held_out'])} |",
-        f"| generated, the prompt names it | {_percent(generated['told'])} | {_percent(generated['held_out'])} |",
+        f"| generated, the prompt names it | {_percent(generated['told'])} | "
+        f"{_percent(generated['held_out'])} |",
         "",
         "| attribute | real | generated |",
         "|---|---:|---:|",
@@ -95,8 +98,10 @@ def render_card(record: dict[str, Any], quality: dict[str, Any], sizes: dict[str
         "A small CLIP and a small Stable Diffusion (VAE, U-Net, CLIP text tower, safety checker),",
         "pre-trained from scratch on the miniature web corpus: 50,000 Fashion-MNIST training images in web",
         "style at shift `mild`, of which 60% show a look, a scene or a colour that captions state, and 5,000",
-        "distractors. `StableDiffusionPipeline.from_pretrained` and `CLIPModel.from_pretrained` load them. The",
-        "weights are in half precision, in safetensors files. The vocabulary is OpenAI's. CLIP's text tower is",
+        "distractors. `StableDiffusionPipeline.from_pretrained` and `CLIPModel.from_pretrained` load them. "
+        "The",
+        "weights are in half precision, in safetensors files. The vocabulary is OpenAI's. CLIP's text tower "
+        "is",
         "stored once, in the pipeline.",
         "",
         "![Real test images in odd rows, generated images in even rows, two rows per class](generated.png)",

@@ -310,7 +310,8 @@ def _figure5b(path: str) -> FigureWords:
     return FigureWords(
         "Figure 5B: accuracy against the number of added images",
         "Bars are standard errors. Triangles show the accuracy if the classes that ran out of images were"
-        " always right, or always wrong, as the paper estimates it. The line shows what classifiers reach that"
+        " always right, or always wrong, as the paper estimates it. The line shows what classifiers reach "
+        "that"
         " were trained with the images available; the paper does not say whether its own were.",
         f"Top-1 accuracy by number of added images, in percent of the real ones. {'. '.join(lines)}.{base}",
     )

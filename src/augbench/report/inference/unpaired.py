@@ -1,7 +1,7 @@
 """Differences between runs that are not paired: Welch's t test, its interval, and the test of equality.
 
-Runs of two studies with other training images have nothing in common that pairs run r of one with run r of the
-other. The variance of the difference of two means is then the sum of both, with the degrees of freedom of
+Runs of two studies with other training images have nothing in common that pairs run r of one with run r of
+the other. The variance of the difference of two means is then the sum of both, with the degrees of freedom of
 Welch and Satterthwaite (Welch, Biometrika 34, 1947).
 """
 
@@ -49,8 +49,8 @@ def compare_unpaired(
     Returns
     -------
     Unpaired
-        ``n`` is the smaller number of runs, and ``error`` is on its scale: that of the mean is ``sd`` / sqrt(n).
-        No error, interval or test if a side has a single run and no given error.
+        ``n`` is the smaller number of runs, and ``error`` is on its scale: that of the mean is ``sd`` /
+        sqrt(n). No error, interval or test if a side has a single run and no given error.
     """
     from scipy.stats import t
 

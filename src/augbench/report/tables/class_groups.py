@@ -65,8 +65,8 @@ def read_labels(path: str | Path) -> np.ndarray:
 def weights_of(labels: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
     """Weight of every test image, float (N,), by which the mean over images is that over ``chosen`` classes.
 
-    An image of a chosen class has N / (C x n), of n images of the class, C chosen classes with test images and
-    N images of them; others have 0.
+    An image of a chosen class has N / (C x n), of n images of the class, C chosen classes with test images
+    and N images of them; others have 0.
     """
     counts = np.bincount(labels, minlength=max(chosen, default=0) + 1)
     tested = [label for label in chosen if counts[label]]
@@ -142,15 +142,19 @@ def _notes(rows: Sequence[Row], baseline: str | None, draws: int) -> tuple[str, 
     """Notes on the measures, their errors and intervals."""
     sizes = {row.measure: row.classes for row in rows}
     notes = [
-        f"Macro: mean of the accuracies of {sizes[MACRO]} classes (macro-averaged recall). It equals top-1 where"
+        f"Macro: mean of the accuracies of {sizes[MACRO]} classes (macro-averaged recall). It equals top-1 "
+        "where"
         " all classes have as many test images.",
     ]
     if len(sizes) > 1:
         counts = ", ".join(f"{third} {sizes[third]}" for third in THIRDS)
         notes.append(
-            f"Head, middle, tail: mean accuracy of the classes with the most, medium and fewest training images:"
-            f" thirds of the classes ({counts}), of which the first have one class more if need be. Classes of one"
-            " size are in label order, so a size may be in two thirds. class_sizes.md names each class's third."
+            "Head, middle, tail: mean accuracy of the classes with the most, medium and fewest training "
+            "images:"
+            f" thirds of the classes ({counts}), of which the first have one class more if need be. Classes "
+            "of one"
+            " size are in label order, so a size may be in two thirds. class_sizes.md names each class's "
+            "third."
         )
     else:
         notes.append(
@@ -163,7 +167,8 @@ def _notes(rows: Sequence[Row], baseline: str | None, draws: int) -> tuple[str, 
     if baseline is not None:
         label = next(row.label for row in rows if row.method == baseline)
         notes.append(
-            f"Against baseline: accuracy minus that of '{label}', in percentage points, paired by run, with the"
+            f"Against baseline: accuracy minus that of '{label}', in percentage points, paired by run, with "
+            "the"
             " 95% t interval over runs in brackets. class_groups.csv has the intervals over test images, from"
             f" {RESAMPLES:,} bootstrap samples, and over both. These differences are not corrected for their"
             " number; the tests are those of contrasts.md."

@@ -5,8 +5,8 @@ Input: Snakemake's benchmark file of every job, the classifiers' ``timing.json``
 that methods share.
 
 A row's cost is what the row would have taken alone: a row that draws from another row's pool, or starts or
-learns from its images, includes the cost of these images once, so rows do not add up. Reports and the leakage guard serve all methods alike and are left
-out.
+learns from its images, includes the cost of these images once, so rows do not add up. Reports and the leakage
+guard serve all methods alike and are left out.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ class Row:
     points_per_hour_with_shared : float or None
         The same, with all shared steps that the row needs charged to this row.
     upstream : str
-        Labels of the rows whose images this row starts or learns from, directly or through others; making these
-        images is part of the row's times, disk and downloads. Empty if there are none.
+        Labels of the rows whose images this row starts or learns from, directly or through others; making
+        these images is part of the row's times, disk and downloads. Empty if there are none.
     """
 
     method: str
@@ -391,7 +391,8 @@ def _notes(plan: Plan) -> tuple[str, ...]:
         )
     if any(_upstream(plan, method) for method in plan.study.methods):
         notes.append(
-            "'including X' in a row's name: images of the row started or learned from the images of X, and its"
+            "'including X' in a row's name: images of the row started or learned from the images of X, and "
+            "its"
             " times of images, disk and downloads include those of X, once."
         )
     if plan.study.filters:

@@ -42,9 +42,9 @@ class Row:
 
     ``checked``, ``train``, ``val`` and ``test`` count added images. ``test_images`` counts distinct test
     images that have a near-duplicate. ``without`` is the accuracy on the other ``test_left`` test images.
-    ``baseline`` and ``baseline_without`` are the same accuracies for real training images alone. ``inherited``
-    counts added images that were made from an image that shows a validation or test image; None for rows that
-    are not built on other rows' images.
+    ``baseline`` and ``baseline_without`` are the same accuracies for real training images alone.
+    ``inherited`` counts added images that were made from an image that shows a validation or test image; None
+    for rows that are not built on other rows' images.
     """
 
     method: str
@@ -167,7 +167,8 @@ HEADER = (
 )
 NUMERIC = (False, *[True] * 10)
 INHERITED = (
-    "Inherited: number of added images that started from an image that shows a validation or test image, or whose"
+    "Inherited: number of added images that started from an image that shows a validation or test image, or "
+    "whose"
     " class learned from one, directly or through other rows. They need not look like the real image.",
     "Without and Baseline without leave out the real images of inherited near-duplicates, too.",
 )
@@ -204,7 +205,8 @@ def _inherited_notes(rows: Sequence[Row], inherited: Mapping[str, str | Path]) -
         if row.inherited:
             pairs = read_inherited(inherited[row.method]).to_pylist()
             named = [
-                f"image {pair['index']} of {pair['class_id']} ({'started' if pair['edge'] == START else 'learned'}"
+                f"image {pair['index']} of {pair['class_id']} "
+                f"({'started' if pair['edge'] == START else 'learned'}"
                 f" from {pair['split']} image {pair['image_id']})"
                 for pair in pairs
             ]

@@ -42,8 +42,8 @@ def read_learning(history: str | Path, lr: str | Path, selected: str | Path, tog
     selected : path
         ``selected/{method}.json``: ``selected`` is the chosen candidate.
     together : bool
-        Whether the classes train a shared U-Net or adapter. They then share their best epoch: that of the mean loss over
-        classes.
+        Whether the classes train a shared U-Net or adapter. They then share their best epoch: that of the
+        mean loss over classes.
 
     Raises
     ------

@@ -185,7 +185,8 @@ def _notes(rows: Sequence[Row], baseline: str | None, spread: str, draws: int) -
         " images, another pool or another fine-tuning: the study has only one of each."
         if draws == 1
         else f"A run is one of {draws} draws of the training images. The spread over runs covers these"
-        " images, what is learned and made from them, the draw from a pool, the classifier's initial weights and the"
+        " images, what is learned and made from them, the draw from a pool, the classifier's initial weights "
+        "and the"
         " order of images. It does not cover other test images. Nor does it cover another pool of the rows"
         " that make one pool for all draws.",
         "Test error: standard error of one accuracy due to the number of test images (binomial). All"

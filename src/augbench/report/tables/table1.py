@@ -36,7 +36,8 @@ OTHER_QUESTION = (
     " begins at random."
 )
 SEEN = (
-    f"{OTHER_QUESTION} Where the study's classes are among these labels, the network has learned them from far"
+    f"{OTHER_QUESTION} Where the study's classes are among these labels, the network has learned them from "
+    "far"
     " more images than the study's, and accuracies do not compare with those of a network without them."
 )
 
@@ -331,12 +332,14 @@ def _notes(
         )
     if study.report.paper_study is not None:
         notes.append(
-            f"Paper: Burg et al., TMLR 2023 (arXiv 2304.10253), {study.report.paper_study}. Where data or models"
+            f"Paper: Burg et al., TMLR 2023 (arXiv 2304.10253), {study.report.paper_study}. Where data or "
+            "models"
             " differ, compare the order of the rows, not the numbers."
         )
     elif halves := half_precision(facts):
         notes.append(
-            f"Matrix products in training and scoring are computed in {', '.join(halves)}; weights are float32."
+            f"Matrix products in training and scoring are computed in {', '.join(halves)}; weights are "
+            "float32."
         )
     notes += _excluded_notes(study, excluded)
     notes += _lack_notes(study, lacks)
@@ -416,7 +419,8 @@ def first_weights_notes(study: Study, results: Iterable[str | Path]) -> Iterator
     classifier = study.classifier
     if classifier.begins_trained:
         yield (
-            f"Classifiers begin with weights trained before. Labels that these have seen: {classifier.labels_seen}."
+            "Classifiers begin with weights trained before. Labels that these have seen: "
+            f"{classifier.labels_seen}."
             f" {SEEN if classifier.has_seen_imagenet else OTHER_QUESTION}"
         )
     found = [read_json(path).get("zero_shot_top1") for path in results]
@@ -424,7 +428,8 @@ def first_weights_notes(study: Study, results: Iterable[str | Path]) -> Iterator
     if scored:
         values = f"{scored[0]:.2f}%" if len(scored) == 1 else f"{scored[0]:.2f} to {scored[-1]:.2f}%"
         yield (
-            f"Zero-shot: before any training, CLIP with the class names as its last layer has a top-1 accuracy of"
+            "Zero-shot: before any training, CLIP with the class names as its last layer has a top-1 "
+            "accuracy of"
             f" {values} on the test split, the same in every row and run."
         )
 
@@ -459,7 +464,8 @@ def _training_notes(study: Study, rows: Sequence[Row]) -> Iterator[str]:
             )
         if words := method.use.words:
             yield (
-                f"{study.label(name)}: its classifiers use its images otherwise than by default, which is to train"
+                f"{study.label(name)}: its classifiers use its images otherwise than by default, which is to "
+                "train"
                 f" on all of them alike: {words}."
             )
         if method.shuffles_labels:
