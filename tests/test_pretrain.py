@@ -57,6 +57,12 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert rates.index(max(rates)) < 6
 
 
+def test_a_restarted_learning_rate_is_two_schedules_one_after_the_other() -> None:
+    first, second, both = Schedule(40, 1.0), Schedule(60, 1.0), Schedule(100, 1.0, restart_at=40)
+    parts = [*(first.lr_at(step) for step in range(40)), *(second.lr_at(step) for step in range(60))]
+    assert [both.lr_at(step) for step in range(100)] == parts
+
+
 class Stopped(Exception):
     pass
 

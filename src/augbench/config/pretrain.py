@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import model_validator
+
 from augbench.config.base import Fraction, Positive, Section, key
 
 
@@ -45,6 +47,14 @@ class PretrainUnet(Section):
     channels: tuple[Positive, Positive] = key((64, 128), "Channels per resolution.", "channels")
     layers_per_block: Positive = key(1, "ResNet blocks per resolution.")
     steps: Positive = key(8000, "Training steps.", "steps")
+    restart_at: int = key(
+        0,
+        "Step at which the schedule of the learning rate begins anew over the steps that are left; 0: never.",
+        "steps",
+        source="Loshchilov and Hutter, 2017",
+        ge=0,
+        new=True,
+    )
     batch_size: Positive = key(64, "Latents per step.", "images")
     lr: float = key(1e-3, "Peak learning rate; linear warm-up, then cosine.", gt=0)
     caption_dropout: Fraction = key(
@@ -53,6 +63,12 @@ class PretrainUnet(Section):
         source="Ho and Salimans, 2022",
     )
     ema_decay: float = key(0.999, "Decay of the weights' moving average, which is what is kept.", gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _restarts_before_its_end(self) -> PretrainUnet:
+        if self.restart_at >= self.steps:
+            raise ValueError(f"restart_at: {self.restart_at}; allowed: less than steps ({self.steps})")
+        return self
 
 
 class PretrainReference(Section):

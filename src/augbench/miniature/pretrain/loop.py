@@ -22,18 +22,26 @@ from augbench.seeds import derive_seed
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning-rate schedule: linear warm-up (``warmup``: share of steps), then a cosine to zero."""
+    """Learning-rate schedule: linear warm-up (``warmup``: share of steps), then a cosine to zero.
+
+    With ``restart_at``, a first schedule ends there and a second one takes the steps that are left
+    (Loshchilov and Hutter, 2017).
+    """
 
     steps: int
     lr: float
+    restart_at: int = 0
     warmup: float = 0.05
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of ``step`` (0-based)."""
-        warm = max(1, round(self.warmup * self.steps))
-        if step < warm:
-            return self.lr * (step + 1) / warm
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
+        first, steps = 0, self.restart_at or self.steps
+        if self.restart_at and step >= self.restart_at:
+            first, steps = self.restart_at, self.steps - self.restart_at
+        done, warm = step - first, max(1, round(self.warmup * steps))
+        if done < warm:
+            return self.lr * (done + 1) / warm
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (done - warm) / max(1, steps - warm)))
 
 
 class EpochSampler:

@@ -91,7 +91,7 @@ def train_unet(
         loss = F.mse_loss(model(noisy, timesteps, text.clone()).sample, noise)
         return loss, {"loss": loss.item()}
 
-    schedule = Schedule(config.steps, config.lr)
+    schedule = Schedule(config.steps, config.lr, config.restart_at)
     history = train(
         "U-Net",
         module=model,
