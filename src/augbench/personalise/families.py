@@ -1,7 +1,7 @@
-"""Models other than Stable Diffusion 1.x and 2.x that adapters learn: their network, prompts and scheduler.
+"""Models other than Stable Diffusion 1.x and 2.x that rows learn of: their network, prompts and scheduler.
 
 The formulas are those of diffusers' public training examples (``train_dreambooth_lora_sdxl.py``,
-``train_dreambooth_lora_sd3.py``).
+``textual_inversion_sdxl.py``, ``train_dreambooth_lora_sd3.py``).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from diffusers import (
 )
 
 from augbench.config.models import Diffusion
+from augbench.config.pipelines import learned_entries, tokenizer_of
 from augbench.models.folders import own_side
 
 States = tuple[torch.Tensor, ...]
@@ -103,11 +104,20 @@ def family_of(model: Diffusion) -> Family | None:
 
 
 def load_encoder(model: Diffusion, family: Family, dtype: torch.dtype, device: torch.device) -> Any:
-    """Load a pipeline with its text encoders alone."""
+    """Load a pipeline with its text encoders alone, frozen."""
     pipeline = DiffusionPipeline.from_pretrained(
         model.folder, dtype=dtype, local_files_only=True, vae=None, **{family.part: None}
     )
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False)
     return pipeline.to(device)
+
+
+def word_encoders(model: Diffusion, pipeline: Any) -> list[tuple[Any, Any]]:
+    """The text encoders of a pipeline that learn words, each with its tokenizer."""
+    parts = learned_entries(model.pipeline_class, "pseudoword")
+    return [(getattr(pipeline, part), getattr(pipeline, tokenizer_of(part))) for part in parts]
 
 
 def side_of(model: Diffusion) -> int:
