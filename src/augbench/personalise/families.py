@@ -60,7 +60,8 @@ def _predict_xl(unet: Any, side: int) -> Predict:
 
     def predict(noisy: torch.Tensor, timesteps: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
         text, pooled = states
-        sizes = torch.tensor([[side, side, 0, 0, side, side]], device=noisy.device, dtype=noisy.dtype)
+        sizes = noisy.new_full((1, 6), side)  # filled on the device: a copy of a list would wait for it
+        sizes[:, 2:4] = 0
         added = {"text_embeds": pooled, "time_ids": sizes.expand(len(noisy), -1)}
         predicted: torch.Tensor = unet(noisy, timesteps, text, added_cond_kwargs=added, return_dict=False)[0]
         return predicted
