@@ -143,10 +143,9 @@ class PseudowordRows(_OneEntry):
         prompt: Callable[[int, int], str],
     ) -> None:
         self.text_encoder, self.tokenizer, self.prompt = text_encoder, tokenizer, prompt
-        device = text_encoder.get_input_embeddings().weight.device
-        self.values = nn.Parameter(values.detach().float().to(device).clone())
+        self.values = nn.Parameter(values.detach().float().to(text_encoder.device).clone())
         learn_words(text_encoder, tokenizer, words, self.values)
-        self._ids = _Ids(tokenizer, device)
+        self._ids = _Ids(tokenizer, self.values.device)
 
     def states(self, rows: Sequence[int], draws: Sequence[int]) -> torch.Tensor:
         """Text states of the rows' prompts; each distinct prompt is encoded once."""
