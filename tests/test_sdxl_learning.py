@@ -27,8 +27,10 @@ from augbench.config.study import Study, parse_study
 from augbench.data.classes import read_class_table
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
+from augbench.generate.pipelines import PipelineSampler
 from augbench.generate.stage import LearnedFiles, generate
 from augbench.models.folders import fingerprint
+from augbench.models.pipelines import Checker
 from augbench.models.words import learn_words
 from augbench.personalise import fine_tune as parts
 from augbench.personalise import train
@@ -40,6 +42,7 @@ from augbench.personalise.train import Trainer
 from augbench.plan.needs import learned_bytes
 from augbench.plan.paths import Plan
 from augbench.prompts.stage import write_prompts
+from augbench.runtime.fit import BatchLimit
 from augbench.runtime.job import Job
 from augbench.seeds import derive_seed
 
@@ -343,6 +346,24 @@ def test_what_is_learned_gives_the_images_of_plain_diffusers_in_any_batch(
     own = read_json(tmp_path / "xl.json")["id"]
     unet = learned.unet_id()
     assert {row["model"] for row in rows} == {own if unet is None else f"{own}+{unet}"}
+
+
+def test_the_words_of_one_group_of_classes_replace_those_of_the_group_before(models: Path) -> None:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny(models, "sdxl"), vae=None)
+    sampler = PipelineSampler(pipeline, {}, Checker(None, None), BatchLimit(1, "batch"), 1)
+    first, second = torch.randn((2, 1, WIDTH), generator=torch.Generator().manual_seed(0))
+
+    def encoded(**words: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        entries = {f"<{name}>": values for name, values in words.items()}
+        sampler.set_words({"text_encoder": entries, "text_encoder_2": entries})
+        states, _, pooled, _ = pipeline.encode_prompt("a <zero> here", do_classifier_free_guidance=False)
+        return states, pooled
+
+    before = encoded(zero=first)
+    for values, others in zip(before, encoded(one=first, zero=second), strict=True):
+        assert (values - others).abs().max() > 0.001
+    torch.testing.assert_close(encoded(zero=first), before, rtol=0, atol=0)
+    assert "<one>" not in pipeline.tokenizer.get_vocab() and "<zero>" in pipeline.tokenizer_2.get_vocab()
 
 
 def files_of(vectors: Sequence[str]) -> list[Any]:
