@@ -205,3 +205,24 @@ def published_size(name: str) -> Iterator[None]:
 
     with mock.patch.object(DiffusionPipeline, "from_pretrained", load):
         yield
+
+
+@contextmanager
+def published_parts(name: str) -> Iterator[None]:
+    """Context as ``published_size``, in which a pipeline's U-Net and VAE are loaded by themselves, too."""
+
+    def load(*_: Any, dtype: torch.dtype, **left_out: Any) -> Any:
+        pipeline = without_weights(name, dtype)
+        for part in [part for part, value in left_out.items() if value is None]:
+            setattr(pipeline, part, None)
+        return pipeline
+
+    def loader(part: str) -> Any:
+        return lambda *_, dtype, **__: getattr(without_weights(name, dtype), part)
+
+    with (
+        mock.patch.object(DiffusionPipeline, "from_pretrained", load),
+        mock.patch.object(UNet2DConditionModel, "from_pretrained", loader("unet")),
+        mock.patch.object(AutoencoderKL, "from_pretrained", loader("vae")),
+    ):
+        yield

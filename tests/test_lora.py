@@ -467,9 +467,9 @@ def test_a_row_has_adapters_in_place_of_vectors_and_one_job_if_all_classes_share
     assert len(plan.finetune_blocks("of_study")) == 1
     assert plan.learned_files("of_study") == list(plan.adapters("of_study").values())
     # of rank 4, on Stable Diffusion 1.x: 797,184 values for each class; of rank 2, once for all
-    rows = plan.study.personalised
-    assert learned_bytes(rows["by_class"], 10) == 10 * 797_184 * 4
-    assert learned_bytes(rows["of_study"], 10) == 797_184 * 2
+    rows, model = plan.study.personalised, plan.study.diffusion
+    assert learned_bytes(rows["by_class"], 10, model) == 10 * 797_184 * 4
+    assert learned_bytes(rows["of_study"], 10, model) == 797_184 * 2
 
 
 def test_a_file_of_an_adapter_says_its_rank_and_alpha(tmp_path: Path) -> None:

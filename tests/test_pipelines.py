@@ -238,17 +238,6 @@ def test_what_a_pipeline_cannot_do_is_one_line_with_row_key_and_pipeline(name: s
     assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
 
 
-def test_only_stable_diffusion_learns_words_and_conditionings(tmp_path: Path) -> None:
-    diffusion = {"model": described(tmp_path / "xl"), "safety_checker": None}
-    methods = {"taught": {"mechanism": "personalise", "learn": "pseudoword"}}
-    with pytest.raises(UserError) as caught:
-        parse_study({**LEAST_STUDY, "diffusion": diffusion, "methods": methods})
-    assert str(caught.value).startswith(
-        "methods.taught.learn: 'pseudoword'; pseudoword goes with Stable Diffusion 1.x and 2.x, and "
-    )
-    assert str(caught.value).endswith("is a StableDiffusionXLPipeline")
-
-
 def test_rows_with_a_generator_depend_on_its_fingerprint_and_models_are_fetched_once() -> None:
     study = load_study([PROJECT / "config/generators.yaml"])
     plan = Plan(study, ())

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from augbench.config.methods import Lora
+from augbench.config.methods import Lora, PersonaliseMethod
+from augbench.config.pipelines import learned_entries
 from augbench.errors import UserError
 from augbench.files import atomic_path, canonical_hash, read_json
 
@@ -72,25 +73,43 @@ def adapter_id(path: str | Path) -> str:
     return canonical_hash([hashes, scale])
 
 
-def adapter_problems(row: str, lora: Lora, model: Diffusion) -> Iterator[UserError]:
-    """Yield why a row can't learn adapters of a model, as far as the model's files tell.
+def learning_problems(row: str, method: PersonaliseMethod, model: Diffusion) -> Iterator[UserError]:
+    """Yield why a row can't learn what it is to learn of a model, as far as the model's files tell."""
+    if method.lora is not None:
+        yield from adapter_problems(row, method.lora, model)
+    elif model.other is not None:
+        parts = _settings(Path(model.folder) / "model_index.json")
+        wanted = learned_entries(model.pipeline_class, "pseudoword") if method.learns_words else ()
+        for part in wanted:
+            if parts and None in parts.get(part, [None]):
+                found = f"'pseudoword', but {model.folder!r} has no {part}"
+                yield UserError(f"{row}.learn", found, f"allowed: a model with {' and '.join(wanted)}")
+        yield from _training_problems(f"{row}.learn", method.learn, model)
 
-    Its targets may not be there. Training adds noise by betas (or along a straight line, for Stable Diffusion
-    3) and scales latents by one factor, so other schedules (EDM) and latents with means of their own are
-    refused.
-    """
-    folder = Path(model.folder)
-    networks = [folder / part for part in ("unet", "transformer")]
+
+def adapter_problems(row: str, lora: Lora, model: Diffusion) -> Iterator[UserError]:
+    """Yield why a row can't learn adapters of a model; its targets may not be there."""
+    networks = [Path(model.folder) / part for part in ("unet", "transformer")]
     if layers := [layer for network in networks for layer in linear_layers(network)]:
         yield from check_targets(f"{row}.targets", lora.targets, layers)
+    yield from _training_problems(f"{row}.learn", "lora", model)
+
+
+def _training_problems(key: str, learn: str, model: Diffusion) -> Iterator[UserError]:
+    """Yield why a model can't be trained with.
+
+    Training adds noise by betas (or along a straight line, for Stable Diffusion 3) and scales latents by one
+    factor, so other schedules (EDM) and latents with means of their own are refused.
+    """
+    folder = Path(model.folder)
     scheduler = _settings(folder / "scheduler/scheduler_config.json")
     kind, flow = scheduler.get("_class_name"), model.pipeline_class == "StableDiffusion3Pipeline"
     if scheduler and not (kind == FLOW if flow else "beta_start" in scheduler and kind != FLOW):
         allowed = f"allowed: a model with {f'a {FLOW}' if flow else 'a schedule of betas, such as DDPM'}"
-        yield UserError(f"{row}.learn", f"'lora', but {str(folder)!r} has a {kind}", allowed)
+        yield UserError(key, f"{learn!r}, but {str(folder)!r} has a {kind}", allowed)
     if _settings(folder / "vae/config.json").get("latents_mean") is not None:
-        found = f"'lora', but the VAE of {str(folder)!r} has latents_mean"
-        yield UserError(f"{row}.learn", found, "allowed: a model without")
+        found = f"{learn!r}, but the VAE of {str(folder)!r} has latents_mean"
+        yield UserError(key, found, "allowed: a model without")
 
 
 def _settings(path: Path) -> dict[str, Any]:

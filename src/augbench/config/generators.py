@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from augbench.config.base import LONGEST_NAME, SLUG
 from augbench.config.methods import PersonaliseMethod, SampleMethod
 from augbench.config.models import ONLY_SD, Diffusion
-from augbench.config.pipelines import ADAPTED, SIZELESS, STABLE_DIFFUSION
+from augbench.config.pipelines import LEARNED, SIZELESS, STABLE_DIFFUSION
 
 if TYPE_CHECKING:
     from augbench.config.study import Study
@@ -47,11 +47,13 @@ def _check_row(where: str, row: SampleMethod | PersonaliseMethod, model: Diffusi
     for key in ("scheduler", "guidance_interval"):
         if getattr(row, key) is not None:
             raise ValueError(f"{where}.{key}: {ONLY_SD}; allowed with a {kind}: null")
-    if isinstance(row, PersonaliseMethod) and row.learn in ("conditioning", "pseudoword"):
-        raise ValueError(f"{where}.learn: {row.learn} {ONLY_SD}, and {model.model} is a {kind}")
-    if isinstance(row, PersonaliseMethod) and kind not in ADAPTED:
-        allowed = ", ".join((STABLE_DIFFUSION, *ADAPTED))
-        raise ValueError(f"{where}.learn: lora is allowed with {allowed}, and {model.model} is a {kind}")
+    if isinstance(row, PersonaliseMethod) and row.learn not in LEARNED.get(kind, {}):
+        allowed = ", ".join(
+            (STABLE_DIFFUSION, *(other for other, what in LEARNED.items() if row.learn in what))
+        )
+        raise ValueError(
+            f"{where}.learn: {row.learn} is allowed with {allowed}, and {model.model} is a {kind}"
+        )
     if row.from_images and not own.starts:
         raise ValueError(f"{where}.start: allowed with a {kind}, which can't start from images: noise")
     if row.from_images and model.resolution is None and kind in SIZELESS:

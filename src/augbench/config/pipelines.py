@@ -15,8 +15,17 @@ from augbench.config.hub import HUB_ID, known_model
 from augbench.files import RESOURCES
 
 TABLE = RESOURCES / "pipelines.yaml"
-# other pipelines that adapters can be learned for (augbench.personalise.families)
-ADAPTED = ("StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
+STABLE_DIFFUSION_XL = "StableDiffusionXLPipeline"
+# what rows can learn of other pipelines (augbench.personalise.families). A vector has an entry in files for each
+# part of the pipeline that gets it, or for each argument of the pipeline's call.
+LEARNED: dict[str, dict[str, tuple[str, ...]]] = {
+    STABLE_DIFFUSION_XL: {
+        "conditioning": ("prompt_embeds", "pooled_prompt_embeds"),
+        "pseudoword": ("text_encoder", "text_encoder_2"),
+        "lora": (),
+    },
+    "StableDiffusion3Pipeline": {"lora": ()},
+}
 SIZELESS = ("FluxPipeline",)  # of those that can start from images: networks' configs have no sample_size
 STABLE_DIFFUSION = "StableDiffusionPipeline"  # 1.x and 2.x, which have a sampler of their own
 PIPELINES_HERE = "allowed: a StableDiffusionPipeline, or one of resources/pipelines.yaml"
@@ -50,6 +59,16 @@ def pipelines() -> dict[str, Pipeline]:
     """Pipelines other than Stable Diffusion 1.x's and 2.x's, by the name of their class."""
     table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     return {name: Pipeline(**row) for name, row in table.items()}
+
+
+def learned_entries(kind: str, learn: str) -> tuple[str, ...]:
+    """Names of a learned vector's entries in files; empty if it is one entry without a name, or none."""
+    return LEARNED.get(kind, {}).get(learn, ())
+
+
+def tokenizer_of(part: str) -> str:
+    """Name of a text encoder's tokenizer in a pipeline: ``tokenizer_2`` of ``text_encoder_2``."""
+    return part.replace("text_encoder", "tokenizer")
 
 
 def class_in(folder: str | Path) -> str | None:

@@ -6,12 +6,14 @@ Stable Diffusion 1.x and 2.x have a faster loop (:mod:`augbench.generate.sampler
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from augbench.config.models import Diffusion
+from augbench.config.pipelines import tokenizer_of
 from augbench.data.decode import square
 from augbench.errors import UserError
 from augbench.generate.attempts import Attempts
@@ -62,6 +64,32 @@ class PipelineSampler(Attempts):
         self._checked = BatchLimit(limit.size, "safety checker")
         self._takes = inspect.signature(type(pipeline).__call__).parameters
         self._finisher = ThreadPoolExecutor(1, "finish")
+        self._conditioning: dict[str, dict[str, torch.Tensor]] = {}
+        self._own: dict[str, tuple[Any, Any]] = {}  # tokenizer and table of a text encoder without new words
+
+    def set_conditioning(self, entries: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Replace what is given to the pipeline in place of prompts, by argument of its call and by prompt."""
+        place = {"device": self.pipeline._execution_device, "dtype": self.network.dtype}
+        self._conditioning = {
+            argument: {prompt: values.to(**place) for prompt, values in learned.items()}
+            for argument, learned in entries.items()
+        }
+
+    def set_words(self, entries: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Replace the new words of text encoders, by part of the pipeline: embeddings ``(1, width)`` by word."""
+        from torch import cat, nn
+
+        from augbench.models.words import learn_words
+
+        for part, words in entries.items():
+            encoder, name = getattr(self.pipeline, part), tokenizer_of(part)
+            own = getattr(self.pipeline, name), encoder.get_input_embeddings()
+            tokenizer, table = self._own.setdefault(part, own)
+            encoder.set_input_embeddings(table)
+            values = cat(list(words.values())).to(encoder.device, encoder.dtype)
+            tokenizer = copy.deepcopy(tokenizer)
+            learn_words(encoder, tokenizer, list(words), nn.Parameter(values, requires_grad=False))
+            setattr(self.pipeline, name, tokenizer)
 
     @property
     def network(self) -> torch.nn.Module:
@@ -81,7 +109,7 @@ class PipelineSampler(Attempts):
 
         sampling, side = self.sampling, self.sampling["resolution"]
         arguments: dict[str, Any] = {
-            "prompt": list(prompts),
+            **self._asked(prompts),
             "num_inference_steps": sampling["steps"],
             "guidance_scale": sampling["guidance_scale"],
             "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
@@ -96,6 +124,17 @@ class PipelineSampler(Attempts):
         if side is not None and "height" in self._takes:
             arguments |= {"height": side, "width": side}
         return arguments
+
+    def _asked(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Arguments that say what images are of: the prompts, or what was learned in place of each."""
+        import torch
+
+        if not self._conditioning:
+            return {"prompt": list(prompts)}
+        return {
+            argument: torch.stack([learned[prompt] for prompt in prompts])
+            for argument, learned in self._conditioning.items()
+        }
 
     def _batch(
         self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Image.Image] | None

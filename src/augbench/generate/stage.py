@@ -31,6 +31,7 @@ from augbench.artifacts.shards import (
     is_kept,
     write_shard,
 )
+from augbench.config.pipelines import learned_entries
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json
 from augbench.generate.adapters import MergedAdapter
@@ -46,6 +47,7 @@ from augbench.runtime.compiling import cache_folder, compile_pipeline, first_alo
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+    import torch
     from PIL import Image
 
     from augbench.generate.pipelines import PipelineSampler
@@ -69,31 +71,39 @@ class LearnedFiles:
         Manifest of the images that were learned from; None if these are the training images.
     adapters : str, optional
         Folder of adapters (:mod:`augbench.artifacts.adapters`); None if none were learned.
+    entries : tuple of str
+        Names of the entries of each vector (:data:`augbench.config.pipelines.LEARNED`); empty if it is one
+        tensor without a name.
     """
 
     embeddings: str | None = None
     unet: str | None = None
     images: str | None = None
     adapters: str | None = None
+    entries: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, plan: Plan, method: str, candidate: str, images: str | None) -> LearnedFiles:
         """Files of a row's candidate in a study."""
         kinds = (plan.embeddings(method), plan.unets(method), plan.adapters(method))
         embeddings, unet, adapters = (files.get(candidate) for files in kinds)
-        return cls(embeddings, unet, images, adapters)
+        kind = plan.study.generator_of(method).pipeline_class
+        entries = learned_entries(kind, plan.study.personalised[method].learn)
+        return cls(embeddings, unet, images, adapters, entries)
 
     def read(self, class_ids: Sequence[str], clusters: int) -> dict[str, np.ndarray]:
-        """Read the classes' vectors, by placeholder; none if none were learned."""
+        """Read the classes' vectors, by placeholder or by ``{placeholder}.{entry}``; none if none were learned."""
         from safetensors import safe_open
 
         if self.embeddings is None:
             return {}
+        endings = [f".{entry}" for entry in self.entries] or [""]
         with safe_open(self.embeddings, "np") as file:
             return {
-                name: file.get_tensor(name)
+                f"{name}{ending}": file.get_tensor(f"{name}{ending}")
                 for class_id in class_ids
                 for name in placeholders(class_id, clusters)
+                for ending in endings
             }
 
     def learned_from(self) -> dict[str, dict[str, int]]:
@@ -307,7 +317,10 @@ class _Maker:
 
     def _make(self, shards: Sequence[_Shard], learned: LearnedFiles | None) -> None:
         """Make and commit shards with the network as it is."""
-        sampler = self.other or self.ready(learned, sorted({shard.key["class_id"] for shard in shards}))
+        class_ids = sorted({shard.key["class_id"] for shard in shards})
+        if self.other is not None:
+            self._teach(self.other, learned, class_ids)
+        sampler = self.other or self.ready(learned, class_ids)
         with ThreadPoolExecutor(1, "write") as writer:
             writing: Future[None] | None = None
             for shard, samples in self._sampled(sampler, shards):
@@ -316,7 +329,7 @@ class _Maker:
                 writing = writer.submit(self._commit, shard, samples)
             if writing is not None:
                 writing.result()
-        if learned is not None and self.row.learns_words:
+        if learned is not None and self.row.learns_words and self.other is None:
             self.pipeline.unload_textual_inversion()
 
     def _sampled(self, sampler: Attempts, shards: Sequence[_Shard]) -> Iterator[tuple[_Shard, Samples]]:
@@ -391,15 +404,35 @@ class _Maker:
                 sampler.warm_up()
         return sampler
 
-    def _sampler(self, learned: LearnedFiles | None, class_ids: Sequence[str]) -> Sampler:
+    def _vectors(self, learned: LearnedFiles, class_ids: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Learned vectors of some classes, by their names in files."""
         import torch
 
+        clusters = self.job.study.personalised[self.method].clusters
+        read = learned.read(class_ids, clusters)
+        return {name: torch.from_numpy(vector) for name, vector in read.items()}
+
+    def _teach(
+        self, sampler: PipelineSampler, learned: LearnedFiles | None, class_ids: Sequence[str]
+    ) -> None:
+        """Give the sampler of another model what was learned of some classes; adapters are in its network."""
+        if learned is None or learned.embeddings is None:
+            return
+        if learned.unet is not None:
+            load_unet(sampler.pipeline, learned.unet)
+        entries: dict[str, dict[str, torch.Tensor]] = {entry: {} for entry in learned.entries}
+        for name, vector in self._vectors(learned, class_ids).items():
+            placeholder, _, entry = name.rpartition(".")
+            entries[entry][placeholder] = vector
+        if self.row.learns_words:
+            sampler.set_words(entries)
+        else:
+            sampler.set_conditioning(entries)
+
+    def _sampler(self, learned: LearnedFiles | None, class_ids: Sequence[str]) -> Sampler:
         conditioning = {}
         if learned is not None:
-            clusters = self.job.study.personalised[self.method].clusters
-            vectors = {
-                name: torch.from_numpy(vector) for name, vector in learned.read(class_ids, clusters).items()
-            }
+            vectors = self._vectors(learned, class_ids)
             if learned.unet is not None:
                 load_unet(self.pipeline, learned.unet)
             if self.row.learns_words:

@@ -196,7 +196,7 @@ def load_pipeline(diffusion: Diffusion, device: torch.device) -> StableDiffusion
     return pipeline.to(device)
 
 
-def load_unet(pipeline: StableDiffusionPipeline, folder: str | Path) -> None:
+def load_unet(pipeline: Any, folder: str | Path) -> None:
     """Load the weights in ``folder`` into the pipeline's U-Net; a compiled network stays compiled."""
     from diffusers import UNet2DConditionModel
 

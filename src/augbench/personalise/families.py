@@ -1,7 +1,7 @@
-"""Models other than Stable Diffusion 1.x and 2.x that adapters learn: their network, prompts and scheduler.
+"""Models other than Stable Diffusion 1.x and 2.x that rows learn of: their network, prompts and scheduler.
 
 The formulas are those of diffusers' public training examples (``train_dreambooth_lora_sdxl.py``,
-``train_dreambooth_lora_sd3.py``).
+``textual_inversion_sdxl.py``, ``train_dreambooth_lora_sd3.py``).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from diffusers import (
 )
 
 from augbench.config.models import Diffusion
+from augbench.config.pipelines import learned_entries, tokenizer_of
 from augbench.models.folders import own_side
 
 States = tuple[torch.Tensor, ...]
@@ -59,7 +60,8 @@ def _predict_xl(unet: Any, side: int) -> Predict:
 
     def predict(noisy: torch.Tensor, timesteps: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
         text, pooled = states
-        sizes = torch.tensor([[side, side, 0, 0, side, side]], device=noisy.device, dtype=noisy.dtype)
+        sizes = noisy.new_full((1, 6), side)  # filled on the device: a copy of a list would wait for it
+        sizes[:, 2:4] = 0
         added = {"text_embeds": pooled, "time_ids": sizes.expand(len(noisy), -1)}
         predicted: torch.Tensor = unet(noisy, timesteps, text, added_cond_kwargs=added, return_dict=False)[0]
         return predicted
@@ -103,11 +105,20 @@ def family_of(model: Diffusion) -> Family | None:
 
 
 def load_encoder(model: Diffusion, family: Family, dtype: torch.dtype, device: torch.device) -> Any:
-    """Load a pipeline with its text encoders alone."""
+    """Load a pipeline with its text encoders alone, frozen."""
     pipeline = DiffusionPipeline.from_pretrained(
         model.folder, dtype=dtype, local_files_only=True, vae=None, **{family.part: None}
     )
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False)
     return pipeline.to(device)
+
+
+def word_encoders(model: Diffusion, pipeline: Any) -> list[tuple[Any, Any]]:
+    """The text encoders of a pipeline that learn words, each with its tokenizer."""
+    parts = learned_entries(model.pipeline_class, "pseudoword")
+    return [(getattr(pipeline, part), getattr(pipeline, tokenizer_of(part))) for part in parts]
 
 
 def side_of(model: Diffusion) -> int:

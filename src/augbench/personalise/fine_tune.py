@@ -8,7 +8,7 @@ pseudo-words, or for adapters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -27,13 +27,15 @@ from augbench.models.folders import pick_device
 from augbench.models.tokenizer import CleaningTokenizer
 from augbench.personalise.embedding import (
     ConditioningRows,
+    ConditioningRowsXL,
     PromptRows,
     PseudowordRows,
+    PseudowordRowsXL,
     Rows,
     token_ids,
     word_embedding,
 )
-from augbench.personalise.families import family_of, load_encoder, side_of
+from augbench.personalise.families import family_of, load_encoder, side_of, word_encoders
 from augbench.personalise.groups import Learned, Settings
 from augbench.personalise.latents import Encoding, latents_of
 from augbench.personalise.tasks import ClassTask, learning_rates, start_prompt, start_word
@@ -93,6 +95,18 @@ def load_part(kind: type[T], folder: str, part: str, dtype: torch.dtype, device:
     return module.eval().requires_grad_(False).to(device)
 
 
+def prompt_of(
+    study: Study, method: PersonaliseMethod, tasks: Sequence[ClassTask], words: Sequence[str] = ()
+) -> Callable[[int, int], str]:
+    """Function from a row of vectors and a random number to a prompt of its class; with its word, if any."""
+
+    def prompt(row: int, draw: int) -> str:
+        info, word = tasks[row // method.clusters].info, words[row] if words else None
+        return prompt_for(info, draw, method.prompting, study.seed, word)
+
+    return prompt
+
+
 def new_rows(
     study: Study, method: PersonaliseMethod, tasks: Sequence[ClassTask], device: torch.device
 ) -> Rows:
@@ -101,23 +115,32 @@ def new_rows(
     The text encoder is kept only if a pseudo-word is learned, or adapters, for which no value is learned.
     """
     folder, clusters = study.diffusion.folder, method.clusters
-
-    def class_prompt(row: int, draw: int) -> str:
-        return prompt_for(tasks[row].info, draw, method.prompting, study.seed)
-
+    dtype = torch.float32 if method.learn == "conditioning" else resolve(study.finetune.dtype, device)
+    words = [word for task in tasks for word in placeholders(task.info.class_id, clusters)]
     if (family := family_of(study.diffusion)) is not None:
-        pipeline = load_encoder(study.diffusion, family, resolve(study.finetune.dtype, device), device)
-        encode = family.encode
+        pipeline = load_encoder(study.diffusion, family, dtype, device)
+        if method.learns_words:
+            encoders = word_encoders(study.diffusion, pipeline)
+            firsts = [
+                torch.stack([word_embedding(*encoder, start_word(task)) for task in tasks])
+                for encoder in encoders
+            ]
+            values = [starts.repeat_interleave(clusters, 0) for starts in firsts]
+            return PseudowordRowsXL(encoders, words, values, prompt_of(study, method, tasks, words))
 
         @lru_cache(PROMPTS_KEPT)
         @torch.no_grad()
         def states(prompt: str) -> tuple[torch.Tensor, ...]:
-            return encode(pipeline, prompt, device)
+            return family.encode(pipeline, prompt, device)
 
-        return PromptRows(states, class_prompt, len(tasks), device)
+        if not method.learns_vectors:
+            return PromptRows(states, prompt_of(study, method, tasks), len(tasks), device)
+        each = [states(start_prompt(task, method, study.seed)) for task in tasks]
+        text, pooled = (torch.cat(parts).repeat_interleave(clusters, 0) for parts in zip(*each, strict=True))
+        return ConditioningRowsXL(text, pooled)
     tokenizer = CleaningTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
+    encoder = load_part(CLIPTextModel, folder, "text_encoder", dtype, device)
     if method.learn == "conditioning":
-        encoder = load_part(CLIPTextModel, folder, "text_encoder", torch.float32, device)
         prompts, limit = [start_prompt(task, method, study.seed) for task in tasks], batch_limit(study)
 
         @torch.no_grad()
@@ -127,8 +150,6 @@ def new_rows(
         parts = micro_batches(prompts, limit.size)
         starts = torch.cat([values for part in parts for values in limit.run(encoded, part)])
         return ConditioningRows(starts.repeat_interleave(clusters, 0))
-    dtype = resolve(study.finetune.dtype, device)
-    encoder = load_part(CLIPTextModel, folder, "text_encoder", dtype, device)
     if not method.learns_vectors:
 
         @lru_cache(PROMPTS_KEPT)
@@ -136,13 +157,9 @@ def new_rows(
         def states_of(prompt: str) -> tuple[torch.Tensor, ...]:
             return (encoder(token_ids(tokenizer, [prompt]).to(device)).last_hidden_state,)
 
-        return PromptRows(states_of, class_prompt, len(tasks), device)
-    words = [word for task in tasks for word in placeholders(task.info.class_id, clusters)]
+        return PromptRows(states_of, prompt_of(study, method, tasks), len(tasks), device)
     starts = torch.stack([word_embedding(encoder, tokenizer, start_word(task)) for task in tasks])
-
-    def prompt(row: int, draw: int) -> str:
-        return prompt_for(tasks[row // clusters].info, draw, method.prompting, study.seed, words[row])
-
+    prompt = prompt_of(study, method, tasks, words)
     return PseudowordRows(encoder, tokenizer, words, starts.repeat_interleave(clusters, 0), prompt)
 
 
@@ -150,13 +167,16 @@ def unlearned(
     study: Study, method: PersonaliseMethod, tasks: Sequence[ClassTask], like: Learned
 ) -> dict[str, Learned]:
     """Vectors of classes that do not learn, as they start, for the candidates of ``like``; by class_id."""
-    values = new_rows(study, method, tasks, pick_device(study.execution.device)).values.detach().cpu()
-    return {
-        task.info.class_id: Learned(
-            {name: own.clone() for name in like.vectors}, like.epochs, like.best_epoch, (), like.dtype
-        )
-        for task, own in zip(tasks, values.split(method.clusters), strict=True)
-    }
+    rows = new_rows(study, method, tasks, pick_device(study.execution.device))
+    learned = {}
+    for task, own in zip(tasks, rows.values.detach().cpu().split(method.clusters), strict=True):
+        entries = rows.entries(own)
+        vectors = {
+            name: next(values.clone() for ending, values in entries.items() if name.endswith(ending))
+            for name in like.vectors
+        }
+        learned[task.info.class_id] = Learned(vectors, like.epochs, like.best_epoch, (), like.dtype)
+    return learned
 
 
 def load_vae(encoding: Encoding) -> AutoencoderKL:

@@ -97,8 +97,9 @@ class Learned:
     Attributes
     ----------
     vectors : dict of Tensor
-        Learned vectors by candidate, float32 ``(clusters, ...)``, on the CPU. Of a class with an adapter of
-        its own, the adapter's tensors by ``{candidate}.{name}``.
+        Learned vectors by candidate, float32 ``(clusters, ...)``, on the CPU. Of Stable Diffusion XL, their
+        entries by ``{candidate}.{entry}``; of a class with an adapter of its own, the adapter's tensors by
+        ``{candidate}.{name}``.
     epochs : dict of int
         Epoch of each candidate.
     best_epoch : int

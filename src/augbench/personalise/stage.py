@@ -117,6 +117,8 @@ def write_vectors(
 ) -> None:
     """Write what a class learned: one tensor ``(clusters, ...)`` per candidate, or its adapters' tensors.
 
+    A candidate of Stable Diffusion XL has two tensors, ``{candidate}.{entry}``
+    (:data:`augbench.config.pipelines.LEARNED`).
     With an adapter that all classes share, the tensors are empty. The file's metadata hold the losses, the
     epochs of the candidates, the best epoch, the recipe, the floating-point type of the computation and, if
     given, ``learned_from``: the number of images that the class learned from, by the row that made them
@@ -285,9 +287,8 @@ def _learn(
     wanted = [task for task in tasks if task.info.class_id in missing]
     of_row = {"seed": job.study.seed_of(name), "diffusion": job.study.generator_of(name)}
     study = job.study.model_copy(update=of_row)
-    if row.lora is not None:
-        for problem in adapters.adapter_problems(f"methods.{name}", row.lora, study.diffusion):
-            raise problem
+    for problem in adapters.learning_problems(f"methods.{name}", row, study.diffusion):
+        raise problem
     source = WithAddedImages(open_source(job.study.dataset, job.study.seed, job.study.corpus), job.folder)
     learned = fine_tune(
         study,
@@ -340,6 +341,13 @@ def _loss(paths: Sequence[str], candidates: Sequence[str]) -> float:
     return float(np.mean([_candidate_losses(path, names) for path in learned], axis=0).min())
 
 
+def _of_candidate(path: str | Path, candidate: str) -> dict[str, np.ndarray]:
+    """A candidate's tensors in a class's file, by what follows the candidate in their names: ``.{name}``, or nothing."""
+    with safe_open(path, "np") as file:
+        names = [name for name in file.keys() if f"{name}.".startswith(f"{candidate}.")]  # noqa: SIM118
+        return {name.removeprefix(candidate): file.get_tensor(name) for name in names}
+
+
 def _gather_adapters(
     method: PersonaliseMethod, candidate: str, vectors: Sequence[str], shared: str | None, folder: Path
 ) -> None:
@@ -349,10 +357,9 @@ def _gather_adapters(
         link_file(Path(shared) / adapters.FILE, folder / adapters.FILE)
         return
     for path in vectors:
-        with safe_open(path, "np") as file:
-            prefix = f"{candidate}."
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
-            tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+        tensors = {
+            ending.removeprefix("."): values for ending, values in _of_candidate(path, candidate).items()
+        }
         adapters.write_adapter(tensors, method.lora, folder / Path(path).stem / adapters.FILE)
 
 
@@ -383,7 +390,8 @@ def choose_lr(
         Target for all losses.
     embeddings : mapping
         By candidate: target file with one tensor per placeholder, ``(tokens, width)`` for conditioning and
-        ``(1, width)`` for a pseudo-word, as diffusers' ``load_textual_inversion`` takes it.
+        ``(1, width)`` for a pseudo-word, as diffusers' ``load_textual_inversion`` takes it; of Stable
+        Diffusion XL two tensors, ``{placeholder}.{entry}``, of which a pooled text state is ``(width,)``.
     unets : mapping
         By candidate: target folder that diffusers loads.
     adapter_folders : mapping, optional
@@ -413,10 +421,11 @@ def choose_lr(
     for candidate, target in embeddings.items():
         tensors = {}
         for path in vectors[chosen]:
-            with safe_open(path, "np") as file:
-                values = file.get_tensor(candidate)
-            for name, value in zip(placeholders(Path(path).stem, method.clusters), values, strict=True):
-                tensors[name] = np.ascontiguousarray(np.atleast_2d(value))
+            names = placeholders(Path(path).stem, method.clusters)
+            for ending, values in _of_candidate(path, candidate).items():
+                for name, value in zip(names, values, strict=True):
+                    whole = np.atleast_2d(value) if method.learns_words else value
+                    tensors[f"{name}{ending}"] = np.ascontiguousarray(whole)
         with atomic_path(target) as temporary:
             save_file(tensors, temporary, {"format": "pt"})
     for candidate, folder in unets.items():

@@ -496,7 +496,11 @@ class Trainer:
 
     def _learned(self, group: ClassGroup, number: int) -> Learned:
         rows = slice(number * self.settings.clusters, (number + 1) * self.settings.clusters)
-        vectors = {name: values[rows].clone() for name, values in self.snapshots.items()}
+        vectors = {
+            f"{name}{ending}": entry.clone()
+            for name, values in self.snapshots.items()
+            for ending, entry in self.rows.entries(values[rows]).items()
+        }
         epochs = {name: group.epochs[name] for name in self.settings.candidates}
         dtype = str(self.dtype).removeprefix("torch.")
         return Learned(vectors, epochs, group.best_epoch, tuple(self.histories[number]), dtype)

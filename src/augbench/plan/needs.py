@@ -25,6 +25,7 @@ from augbench.plan.uses_network import uses_network
 SMALL_RESOLUTION = 128
 # float32, of Stable Diffusion 1.x at 512 pixels: a learned vector, and the latent and noise of an image
 VECTOR_BYTES = {"conditioning": 77 * 768 * 4, "pseudoword": 768 * 4}
+XL_VECTOR_BYTES = {"conditioning": (77 * 2048 + 1280) * 4, "pseudoword": 2048 * 4}  # of both text encoders
 ADAPTER_BYTES = 199_296 * 4  # of rank 1, on the attention projections of Stable Diffusion 1.x
 SAMPLE_BYTES = 2 * 4 * 64 * 64 * 4
 VIT_L_14_PARAMETERS = 428e6
@@ -67,11 +68,12 @@ class Site:
     web_jobs: str = "nodes"
 
 
-def learned_bytes(method: PersonaliseMethod, classes: int) -> int:
-    """Size of what ``classes`` classes learn for one candidate, without a trained U-Net."""
+def learned_bytes(method: PersonaliseMethod, classes: int, model: Diffusion) -> int:
+    """Size of what ``classes`` classes learn of a model for one candidate, without a trained U-Net."""
     if method.lora is not None:
         return ADAPTER_BYTES * method.lora.rank * (classes if method.lora.scope == "class" else 1)
-    return classes * method.clusters * VECTOR_BYTES[method.learn]
+    each = VECTOR_BYTES if model.other is None else XL_VECTOR_BYTES
+    return classes * method.clusters * each[method.learn]
 
 
 def read_site(default_resources: Mapping[str, object]) -> Site:
@@ -174,11 +176,11 @@ class Needs:
         Latents stay on the disk. The vectors are there as values, gradients, moments, start and checkpoint,
         and twice for each candidate; a step's samples are there six times, because they are prepared ahead.
         """
-        vectors = learned_bytes(method, classes) * (6 + 2 * len(method.candidates))
-        together = 1 if method.train_unet or method.lora is not None else classes
-        samples = 6 * self.study.finetune.batch_size * together * SAMPLE_BYTES
         generator = method.generator_name
         model = self.study.diffusion if generator is None else self.study.generators[generator]
+        vectors = learned_bytes(method, classes, model) * (6 + 2 * len(method.candidates))
+        together = 1 if method.train_unet or method.lora is not None else classes
+        samples = 6 * self.study.finetune.batch_size * together * SAMPLE_BYTES
         small, full = _of_model(model)
         more = round((vectors + samples) / 1e6)
         return self.gpu_job(small if model.other is None else small + more, full + more, minutes=720)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from augbench.artifacts.adapters import adapter_problems
+from augbench.artifacts.adapters import learning_problems
 from augbench.config.hub import HUB_ID, HubModel, known_model
 from augbench.config.models import NO_SAFETY_CHECKER, Clip, Diffusion
 from augbench.config.pipelines import PIPELINES_HERE, STABLE_DIFFUSION, pipelines
@@ -98,8 +98,8 @@ def model_problems(study: Study) -> Iterator[UserError]:
             yield error
     for name, row in study.personalised.items():
         model = study.generator_of(name)
-        if row.lora is not None and _is_here(model.hub):
-            yield from adapter_problems(f"methods.{name}", row.lora, model)
+        if _is_here(model.hub):
+            yield from learning_problems(f"methods.{name}", row, model)
     try:
         if _is_here(study.clip.hub):
             yield from _clip(study, text)

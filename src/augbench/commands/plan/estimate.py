@@ -285,9 +285,10 @@ class Estimate(Work):
         if self.knows_diffusion and row.generator is None:
             rate = self.rate("finetune_unet" if row.train_unet else "finetune_vectors")
             hours = seen * self.area / rate / 3600 + self.encode_hours(latents)
-            if row.train_unet:
-                unets = self.assume("unet_bytes") * len(factors) * len(row.candidates)
-        vectors = learned_bytes(row, self.sizes.classes) * len(row.candidates) * (len(factors) + 1)
+        if row.train_unet:
+            unets = self.unet_bytes(method) * len(factors) * len(row.candidates)
+        model = self.study.generator_of(method)
+        vectors = learned_bytes(row, self.sizes.classes, model) * len(row.candidates) * (len(factors) + 1)
         yield self._step(
             stage="finetune",
             method=method,

@@ -175,6 +175,14 @@ class Work:
         area = ((model.resolution or cost["side"]) / cost["side"]) ** 2
         return images * operations * area / (REFERENCE_TFLOP * self.rate("generate")) / 3600
 
+    def unet_bytes(self, method: str) -> float:
+        """Bytes of a U-Net that a row trains, in float32; 0 if its size is not known."""
+        model = self.study.generator_of(method)
+        if model.other is None:
+            return self.assume("unet_bytes") if is_stable_diffusion_1(model) else 0.0
+        half = known_model(model.model).get("cost", {}).get("largest_gib", 0.0)  # it is the largest network
+        return float(2 * half * 2**30)
+
     def made_bytes(self, method: str) -> float:
         """Bytes of an image that a row generates."""
         model = self.study.generator_of(method)
