@@ -305,7 +305,7 @@ def _debug_arguments(command: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class _Command:
-    """A subcommand: its function, its own arguments, a line of help; and whether it takes a study's config."""
+    """A subcommand: its function, its own arguments, a line of help, and whether it takes a config."""
 
     function: Callable[[argparse.Namespace], int]
     add_arguments: Callable[[argparse.ArgumentParser], None]

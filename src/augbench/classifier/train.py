@@ -288,7 +288,7 @@ class _Upkeep:
             self._log(state, (now - self.begun) / (done - self.resumed))
 
     def _log(self, state: State, seconds_per_step: float) -> None:
-        """Log a progress line; under ``plateau``, its time left is the worst case: training may stop early."""
+        """Log progress; under ``plateau``, the time left is the worst case: training may stop early."""
         config, per_epoch = self.config, self.per_epoch
         schedule, last = state.schedule, state.history[-1]
         done, kept = schedule.steps_done(per_epoch), schedule.kept_step(per_epoch)
