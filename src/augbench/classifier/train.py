@@ -213,21 +213,15 @@ class _ProbeTraining(_Training):
             yield self._features.index_select(0, *send([batch], self.compute.device))
 
 
-@dataclass(frozen=True)
-class _HeldOut:
-    """The validation images, and their true labels, int64 (N,)."""
-
-    pool: ImagePool | FeaturePool
-    truth: torch.Tensor
-
-    def accuracy(self, model: nn.Module, config: Classifier, compute: Compute) -> float:
-        """Share of images whose label is predicted; each process scores its part of them."""
-        rows = compute.group.rows(len(self.pool))
-        hits = torch.zeros((), dtype=torch.int64)
-        if rows.stop > rows.start:
-            predicted = logits_on(model, self.pool, config, compute.device, rows).argmax(dim=1)
-            hits = (predicted == self.truth[rows]).sum()
-        return int(compute.group.sum(hits.to(compute.device))) / len(self.pool)
+def _accuracy(
+    model: nn.Module, pool: ImagePool | FeaturePool, truth: torch.Tensor, config: Classifier, compute: Compute
+) -> float:
+    """Share of images whose label is predicted; each process scores its part of them."""
+    rows = compute.group.rows(len(pool))
+    hits = torch.zeros((), dtype=torch.int64)
+    if rows.stop > rows.start:
+        hits = (logits_on(model, pool, config, compute.device, rows).argmax(dim=1) == truth[rows]).sum()
+    return int(compute.group.sum(hits.to(compute.device))) / len(pool)
 
 
 @dataclass(frozen=True)
@@ -369,9 +363,7 @@ def train_run(
         name = f"{what}, real images alone"
         _check_sizes(name, len(images.real), len(validation), config, compute.group)
     # first, so that each run's pools find the same
-    held_out = _HeldOut(
-        validation.pool(evaluation_resize(config), compute), torch.from_numpy(validation.labels)
-    )
+    held_out = validation.pool(evaluation_resize(config), compute)
     pools = [each.pool(training_side(config), compute) for each in images.sets]
 
     model = _new_model(config, classes, derive_seed(seed, "weights"), start, compute)
@@ -381,12 +373,19 @@ def train_run(
         state.load(checkpoint, config, compute.group)
     kind = _ProbeTraining if config.train == "probe" else _Training
     training = kind(gradients, pools, images.labels, seed, config, compute, use, images.real, images.added)
-    _fit(training, state, held_out, what, checkpoint)
+    _fit(training, state, held_out, torch.from_numpy(validation.labels), what, checkpoint)
     return state.result(config, training.passes)
 
 
-def _fit(training: _Training, state: State, held_out: _HeldOut, what: str, checkpoint: Path | None) -> None:
-    """Train and validate until the schedule ends; process 0 saves checkpoints."""
+def _fit(
+    training: _Training,
+    state: State,
+    held_out: ImagePool | FeaturePool,
+    truth: torch.Tensor,
+    what: str,
+    checkpoint: Path | None,
+) -> None:
+    """Train until the schedule ends, and validate with images of the labels ``truth``; process 0 saves."""
     config, compute, group = training.config, training.compute, training.compute.group
     per_epoch = training.passes.per_epoch
     if resumed := state.schedule.steps_done(per_epoch):
@@ -405,7 +404,7 @@ def _fit(training: _Training, state: State, held_out: _HeldOut, what: str, check
             loss = training.to_next_validation(state)
             if config.batch_norm_groups > 1:
                 group.copy_first(state.model.buffers())
-            top1 = held_out.accuracy(state.model, config, compute)
+            top1 = _accuracy(state.model, held_out, truth, config, compute)
             state.validated(loss, top1, config, training.passes)
             state.seconds.append(time.monotonic() - begun)
             upkeep.after_validation(state)
