@@ -35,7 +35,7 @@ def run_job(options: argparse.Namespace) -> None:
 
     from augbench.artifacts.store import Store
     from augbench.retrieval.embedding_files import open_embeddings
-    from augbench.retrieval.exact import ExactBackend, search
+    from augbench.retrieval.exact import ExactBackend, ExactSearch
 
     queries = np.load(options.folder / "queries.npy")[: options.queries]
     store = Store(options.folder / options.store)
@@ -45,7 +45,7 @@ def run_job(options: argparse.Namespace) -> None:
     if options.block is not None:
         ExactBackend(files, store).fill(queries, options.k, options.block, options.jobs)
     else:
-        hits = search(files, queries, options.k, partial=store)
+        hits = ExactSearch(files, queries, options.k, partial=store).hits()
         np.savez(
             options.folder / f"{options.store}.npz", file=hits.file, row=hits.row, similarity=hits.similarity
         )

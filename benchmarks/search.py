@@ -143,14 +143,14 @@ def run_ours(options: argparse.Namespace) -> Result:
     import torch
 
     from augbench.retrieval.embedding_files import open_embeddings
-    from augbench.retrieval.exact import collect, search
+    from augbench.retrieval.exact import ExactSearch, collect
 
     queries = _queries(options)
     torch.zeros(1, device=options.device)
     start = time.perf_counter()
     files = open_embeddings(options.folder)
     with tempfile.TemporaryDirectory(dir=options.folder) as partial:
-        hits = search(files, queries, options.k, partial=partial, device=options.device)
+        hits = ExactSearch(files, queries, options.k, partial=partial, device=options.device).hits()
     seconds, memory = time.perf_counter() - start, peak_memory()
     start = time.perf_counter()
     collect(hits, files)

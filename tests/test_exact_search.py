@@ -27,7 +27,7 @@ from augbench.retrieval.embedding_files import (
     Reading,
     open_embeddings,
 )
-from augbench.retrieval.exact import ExactBackend, Hits, fill, search, takes_part
+from augbench.retrieval.exact import ExactBackend, ExactSearch, Hits, takes_part
 from augbench.retrieval.neighbours import METADATA
 
 D, SIZES = 24, (150, 97, 203)
@@ -49,6 +49,10 @@ def clustered(rows: int, dimension: int, seed: int) -> np.ndarray:
 QUERIES = clustered(19, D, 1).astype(np.float64)
 QUERIES = unit(QUERIES).astype(np.float32)
 PARTS = np.split(clustered(sum(SIZES), D, 2), np.cumsum(SIZES)[:-1])
+
+
+def search(files: Sequence[EmbeddingFile], queries: np.ndarray, k: int, **options: Any) -> Hits:
+    return ExactSearch(files, queries, k, **options).hits()
 
 
 def urls(part: int) -> list[str]:
@@ -378,8 +382,8 @@ def watched(opened: Sequence[EmbeddingFile]) -> tuple[list[EmbeddingFile], list[
 KILLED = """
 import os, signal, sys
 import numpy as np
-from augbench.retrieval import exact
 from augbench.retrieval.embedding_files import PlainVectors, open_embeddings
+from augbench.retrieval.exact import ExactSearch
 
 inner = PlainVectors.tiles
 def tiles(self, *given):
@@ -388,7 +392,8 @@ def tiles(self, *given):
             os.kill(os.getpid(), signal.SIGKILL)
         yield start, tile
 PlainVectors.tiles = tiles
-exact.search(open_embeddings(sys.argv[1]), np.load(sys.argv[2]), 30, partial=sys.argv[3], rows_per_tile=50)
+queries = np.load(sys.argv[2])
+ExactSearch(open_embeddings(sys.argv[1]), queries, 30, partial=sys.argv[3], rows_per_tile=50).hits()
 """
 
 
@@ -464,7 +469,7 @@ def test_when_a_file_is_gone_rows_that_it_had_outdone_are_found(
 def fill_blocks(files: Sequence[EmbeddingFile], k: int, partial: Path, jobs: int, **options: Any) -> None:
     """Search each block of the files by itself, the last block first."""
     for block in reversed(range(jobs)):
-        fill(files[block::jobs], QUERIES, k, partial=partial, rows_per_tile=50, **options)
+        ExactSearch(files[block::jobs], QUERIES, k, partial=partial, rows_per_tile=50, **options).fill()
 
 
 @pytest.mark.parametrize("jobs", [2, 5])
@@ -495,14 +500,14 @@ def test_ties_between_blocks_come_in_order_of_file_and_row(tmp_path: Path) -> No
 def test_a_block_that_ends_early_leaves_its_finished_files_and_the_merge_searches_the_rest(
     tmp_path: Path, files: list[EmbeddingFile]
 ) -> None:
-    fill(files[1::2], QUERIES, 30, partial=tmp_path / "blocks")
+    ExactSearch(files[1::2], QUERIES, 30, partial=tmp_path / "blocks").fill()
     failing, read = watched(files)
     array = tmp_path / "embeddings/img_emb/img_emb_0002.npy"
     whole = array.read_bytes()
     times = array.stat().st_atime_ns, array.stat().st_mtime_ns
     array.write_bytes(whole[: len(whole) // 2])  # block 0 ends in its second file
     with pytest.raises(UserError, match=r"img_emb_0002\.npy: ends before its last row"):
-        fill(failing[0::2], QUERIES, 30, partial=tmp_path / "blocks", rows_per_tile=50)
+        ExactSearch(failing[0::2], QUERIES, 30, partial=tmp_path / "blocks", rows_per_tile=50).fill()
     array.write_bytes(whole)
     os.utime(array, ns=times)
     read.clear()
@@ -940,7 +945,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from augbench.retrieval.embedding_files import open_embeddings
-from augbench.retrieval.exact import search
+from augbench.retrieval.exact import ExactSearch
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -948,9 +953,9 @@ def peak():
     return int(line.split()[1])
 
 queries = np.load(sys.argv[3])
-search(open_embeddings(sys.argv[1]), queries, 10, partial=sys.argv[4], rows_per_tile=4096)
+ExactSearch(open_embeddings(sys.argv[1]), queries, 10, partial=sys.argv[4], rows_per_tile=4096).hits()
 before = peak()
-search(open_embeddings(sys.argv[2]), queries, 10, partial=sys.argv[4], rows_per_tile=4096)
+ExactSearch(open_embeddings(sys.argv[2]), queries, 10, partial=sys.argv[4], rows_per_tile=4096).hits()
 print(peak() - before)
 """
 

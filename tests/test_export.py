@@ -69,9 +69,8 @@ CONFIG: dict[str, Any] = {
     "augmentation": {"images_per_class": 4, "resamples": 2},
     "classifier": {"arch": "resnet18", "resolution": 32},
 }
-# files of a class of the data set: what a plain reader sees, and what it does not
+# files of a class that a plain reader sees as they are; 2.png is transparent, 3.jpg rotated by its EXIF
 PLAIN = {"0.jpg", "1.png"}
-ODD = {"2.png", "3.jpg"}  # transparent, and rotated by its EXIF block
 
 
 def colour(class_id: str, place: int) -> Image.Image:

@@ -25,7 +25,7 @@ from augbench.config.data import ImageFolder
 from augbench.config.study import merge, parse_study
 from augbench.data import decode as decoding
 from augbench.data import walk as walking
-from augbench.data.decode import Decoded, decode, find_damage, middle, open_rgb, square, try_decode
+from augbench.data.decode import Decoded, decode, middle, open_rgb, square, try_decode
 from augbench.data.image_folder import ImageFolderSource
 from augbench.data.walk import path_problem, walk
 from augbench.errors import UserError, naming_files
@@ -219,9 +219,9 @@ def test_colours_of_less_than_16_bits_in_16_are_refused(tmp_path: Path) -> None:
 def test_a_truncated_file_of_any_format_is_found(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     noise(0, 64).save(path)
-    assert find_damage(path) is None
+    assert isinstance(try_decode(path, most_pixels=0), Decoded)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert str(find_damage(path)).startswith(f"{path}: not readable as an image (")
+    assert str(try_decode(path, most_pixels=0)).startswith(f"{path}: not readable as an image (")
 
 
 def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(
@@ -238,7 +238,7 @@ def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(
     assert found.image.size == (80, 160) and (found.width, found.height) == (320, 640)
     close = np.abs(np.asarray(found.image, float) - np.asarray(whole.reduce(4), float))
     assert close.mean() < 3
-    assert find_damage(tmp_path / "large.jpg") is None
+    assert isinstance(try_decode(tmp_path / "large.jpg", most_pixels=0), Decoded)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "progressive.jpg"])

@@ -311,7 +311,7 @@ def test_a_broken_tiff_gives_its_line_and_nothing_else(tmp_path: Path) -> None:
     Image.effect_noise((64, 64), 90).save(tmp_path / "a.tif", compression="tiff_lzw")
     content = (tmp_path / "a.tif").read_bytes()
     (tmp_path / "a.tif").write_bytes(content[: len(content) * 6 // 10])
-    code = "import sys; from augbench.data.decode import find_damage; print(find_damage(sys.argv[1]))"
+    code = "import sys; from augbench.data.decode import try_decode; print(try_decode(sys.argv[1], 0))"
     command = [sys.executable, "-c", code, str(tmp_path / "a.tif")]
     done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)})
     assert done.stdout.startswith(f"{tmp_path}/a.tif: not readable as an image (") and not done.stderr

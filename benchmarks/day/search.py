@@ -13,7 +13,7 @@ import torch
 
 from augbench.retrieval.comparison import BLOCK_ROWS, ROWS_PER_TILE, fastest_product
 from augbench.retrieval.embedding_files import open_embeddings
-from augbench.retrieval.exact import Hits, search
+from augbench.retrieval.exact import ExactSearch, Hits
 from benchmarks.day.lines import last
 from benchmarks.day.session import Ready, Session, Variant
 from benchmarks.machine import device_copy_rate, product_seconds, read_seconds
@@ -43,13 +43,13 @@ class Candidates:
     def find(self, queries: int) -> Hits:
         """Search with the first queries and no earlier partial results."""
         with tempfile.TemporaryDirectory(dir=self.folder) as partial_results:
-            return search(
+            return ExactSearch(
                 open_embeddings(self.folder),
                 self.queries[:queries],
                 K,
                 partial=partial_results,
                 device=self.session.device,
-            )
+            ).hits()
 
     def ours(self, queries: int) -> Ready:
         """Our search, from files to hits; the items are pairs of query and vector."""

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from augbench.config.study import DEMO, load_study
@@ -80,6 +81,23 @@ def _init(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _init_arguments(command: argparse.ArgumentParser) -> None:
+    """Arguments of ``augbench init``."""
+    command.add_argument("folder", metavar="FOLDER", help="folder with one folder of images per class")
+    command.add_argument(
+        "--corpus", metavar="FOLDER", help="folder of images, or of embeddings, to retrieve from"
+    )
+    command.add_argument(
+        "--to", metavar="FILE", help="file to write, which names the study (default: FOLDER.yaml)"
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number, at least 1")
+    return int(text)
+
+
 def _show_progress() -> None:
     """Show the lines of :mod:`augbench.progress` on stderr."""
     logging.basicConfig(format="%(message)s")
@@ -97,6 +115,13 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_arguments(command: argparse.ArgumentParser) -> None:
+    """Arguments of ``augbench check``."""
+    command.add_argument(
+        "--images", action="store_true", help="decode every image of data set and corpus, too"
+    )
+
+
 def _plan(arguments: argparse.Namespace) -> int:
     from augbench.commands.plan.estimate import estimate_study
     from augbench.commands.plan.show import as_json, render
@@ -107,6 +132,25 @@ def _plan(arguments: argparse.Namespace) -> int:
     text = json.dumps(as_json(estimate), indent=2) + "\n" if arguments.json else render(estimate)
     print(text, end="")
     return 0
+
+
+def _plan_arguments(command: argparse.ArgumentParser) -> None:
+    """Arguments of ``augbench plan``."""
+    command.add_argument(
+        "--gpu",
+        "--device",
+        help="GPU in the table of figures, such as h200 or v100 (default: the one measured, else the one "
+        "here)",
+    )
+    command.add_argument(
+        "--gpus", type=_positive, metavar="N", help="GPUs that compute at once (default: those here, or 1)"
+    )
+    command.add_argument(
+        "--throughput",
+        metavar="YAML",
+        help="measured figures (default: results/throughput.yaml if it exists)",
+    )
+    command.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -137,6 +181,15 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _run_arguments(command: argparse.ArgumentParser) -> None:
+    """Arguments of ``augbench run``."""
+    command.add_argument("--cores", type=int, help="cores to use (default: all)")
+    command.add_argument(
+        "--target", dest="targets", action="append", default=[], help="file or named target; repeatable"
+    )
+    command.add_argument("snakemake", nargs="*", help="after --: arguments for snakemake, for example -- -n")
+
+
 def _browse(arguments: argparse.Namespace) -> int:
     from augbench.commands.browse import open_server
     from augbench.plan.paths import Plan
@@ -149,6 +202,13 @@ def _browse(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("ended")
     return 0
+
+
+def _browse_arguments(command: argparse.ArgumentParser) -> None:
+    """Arguments of ``augbench browse``."""
+    command.add_argument(
+        "--port", type=int, default=8700, help="port to serve on; 0 for any free one (default: 8700)"
+    )
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -169,12 +229,49 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0 if written else 2
 
 
+def _export_arguments(command: argparse.ArgumentParser) -> None:
+    """Arguments of ``augbench export``."""
+    command.add_argument(
+        "--row", required=True, help="row of the study, or best: the row that its statistics support"
+    )
+    command.add_argument("--run", type=int, default=0, metavar="N", help="number of the set (default: 0)")
+    command.add_argument("--to", required=True, metavar="DIR", help="folder to make")
+    command.add_argument(
+        "--format",
+        choices=("imagefolder", "webdataset", "parquet"),
+        default="imagefolder",
+        help="default: imagefolder",
+    )
+    command.add_argument(
+        "--splits", default="train", help="train, val, test, separated by commas (default: train)"
+    )
+    command.add_argument(
+        "--addresses",
+        action="store_true",
+        help="list addresses and hashes of retrieved images in place of the images",
+    )
+
+
 def _compare(arguments: argparse.Namespace) -> int:
     from augbench.commands.compare.compare import compare
 
     folder, text = compare(arguments.studies, arguments.out and Path(arguments.out))
     print(f"{text}\nWritten to {folder}: table.md has the notes on these tables; figure.png shows the rows")
     return 0
+
+
+def _compare_arguments(command: argparse.ArgumentParser) -> None:
+    """Arguments of ``augbench compare``."""
+    command.add_argument(
+        "studies",
+        nargs="+",
+        metavar="STUDY",
+        help="a finished study: its name, its folder, or a config or overlay that names it; every one is"
+        " compared with the first",
+    )
+    command.add_argument(
+        "--out", metavar="DIR", help="folder for tables and figure (default: results/compare/STUDY-STUDY)"
+    )
 
 
 def _clean(arguments: argparse.Namespace) -> int:
@@ -184,6 +281,11 @@ def _clean(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _clean_arguments(command: argparse.ArgumentParser) -> None:
+    """Arguments of ``augbench clean``."""
+    command.add_argument("--delete", action="store_true", help="delete the unused files")
+
+
 def _debug(arguments: argparse.Namespace) -> int:
     from augbench.commands.debug import debug
 
@@ -191,10 +293,49 @@ def _debug(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number, at least 1")
-    return int(text)
+def _debug_arguments(command: argparse.ArgumentParser) -> None:
+    """Arguments of ``augbench debug``."""
+    command.add_argument("--target", required=True, help="a file of the study, or a rule without wildcards")
+    command.add_argument(
+        "--run",
+        action="store_true",
+        help="don't stop at the script's first line, only at breakpoint() and errors",
+    )
+
+
+@dataclass(frozen=True)
+class _Command:
+    """A subcommand: its function, its own arguments, a line of help, and whether it takes a config."""
+
+    function: Callable[[argparse.Namespace], int]
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    text: str
+    takes_config: bool = True
+
+
+COMMANDS = {
+    "init": _Command(
+        _init, _init_arguments, "write a commented study for a folder of images", takes_config=False
+    ),
+    "check": _Command(_check, _check_arguments, "check config and data before anything runs"),
+    "plan": _Command(
+        _plan,
+        _plan_arguments,
+        "estimate jobs, images, GPU-hours, disk and downloads; show what is done, runs now, or failed",
+    ),
+    "run": _Command(_run, _run_arguments, "run a study, or resume it after an interruption"),
+    "browse": _Command(
+        _browse, _browse_arguments, "show all added images of a study in a browser on this machine"
+    ),
+    "export": _Command(
+        _export, _export_arguments, "write a training set of a finished study, with a data card"
+    ),
+    "compare": _Command(
+        _compare, _compare_arguments, "put finished studies side by side", takes_config=False
+    ),
+    "clean": _Command(_clean, _clean_arguments, "show what no study uses in the store; free it on request"),
+    "debug": _Command(_debug, _debug_arguments, "run the script of one job here, under Python's debugger"),
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -205,112 +346,19 @@ def parser() -> argparse.ArgumentParser:
         epilog="augbench COMMAND --help has examples.",
     )
     commands = top.add_subparsers(dest="command", required=True)
-
-    def command(
-        name: str, function: Callable[[argparse.Namespace], int], text: str
-    ) -> argparse.ArgumentParser:
+    for name, command in COMMANDS.items():
         made = commands.add_parser(
             name,
-            help=text,
-            description=text,
+            help=command.text,
+            description=command.text,
             epilog=EXAMPLES[name],
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        made.set_defaults(function=function)
-        if function in (_init, _compare):
-            return made
-        help_text = f"study and overlays (default: {DEMO})"
-        made.add_argument("--configfile", nargs="+", action="extend", metavar="YAML", help=help_text)
-        return made
-
-    init = command("init", _init, "write a commented study for a folder of images")
-    init.add_argument("folder", metavar="FOLDER", help="folder with one folder of images per class")
-    init.add_argument(
-        "--corpus", metavar="FOLDER", help="folder of images, or of embeddings, to retrieve from"
-    )
-    init.add_argument(
-        "--to", metavar="FILE", help="file to write, which names the study (default: FOLDER.yaml)"
-    )
-
-    check = command("check", _check, "check config and data before anything runs")
-    check.add_argument("--images", action="store_true", help="decode every image of data set and corpus, too")
-
-    plan = command(
-        "plan",
-        _plan,
-        "estimate jobs, images, GPU-hours, disk and downloads; show what is done, runs now, or failed",
-    )
-    plan.add_argument(
-        "--gpu",
-        "--device",
-        help="GPU in the table of figures, such as h200 or v100 (default: the one measured, else the one "
-        "here)",
-    )
-    plan.add_argument(
-        "--gpus", type=_positive, metavar="N", help="GPUs that compute at once (default: those here, or 1)"
-    )
-    plan.add_argument(
-        "--throughput",
-        metavar="YAML",
-        help="measured figures (default: results/throughput.yaml if it exists)",
-    )
-    plan.add_argument("--json", action="store_true", help="as JSON")
-
-    run = command("run", _run, "run a study, or resume it after an interruption")
-    run.add_argument("--cores", type=int, help="cores to use (default: all)")
-    run.add_argument(
-        "--target", dest="targets", action="append", default=[], help="file or named target; repeatable"
-    )
-    run.add_argument("snakemake", nargs="*", help="after --: arguments for snakemake, for example -- -n")
-
-    browse = command("browse", _browse, "show all added images of a study in a browser on this machine")
-    browse.add_argument(
-        "--port", type=int, default=8700, help="port to serve on; 0 for any free one (default: 8700)"
-    )
-
-    export = command("export", _export, "write a training set of a finished study, with a data card")
-    export.add_argument(
-        "--row", required=True, help="row of the study, or best: the row that its statistics support"
-    )
-    export.add_argument("--run", type=int, default=0, metavar="N", help="number of the set (default: 0)")
-    export.add_argument("--to", required=True, metavar="DIR", help="folder to make")
-    export.add_argument(
-        "--format",
-        choices=("imagefolder", "webdataset", "parquet"),
-        default="imagefolder",
-        help="default: imagefolder",
-    )
-    export.add_argument(
-        "--splits", default="train", help="train, val, test, separated by commas (default: train)"
-    )
-    export.add_argument(
-        "--addresses",
-        action="store_true",
-        help="list addresses and hashes of retrieved images in place of the images",
-    )
-
-    compare = command("compare", _compare, "put finished studies side by side")
-    compare.add_argument(
-        "studies",
-        nargs="+",
-        metavar="STUDY",
-        help="a finished study: its name, its folder, or a config or overlay that names it; every one is"
-        " compared with the first",
-    )
-    compare.add_argument(
-        "--out", metavar="DIR", help="folder for tables and figure (default: results/compare/STUDY-STUDY)"
-    )
-
-    clean = command("clean", _clean, "show what no study uses in the store; free it on request")
-    clean.add_argument("--delete", action="store_true", help="delete the unused files")
-
-    debug = command("debug", _debug, "run the script of one job here, under Python's debugger")
-    debug.add_argument("--target", required=True, help="a file of the study, or a rule without wildcards")
-    debug.add_argument(
-        "--run",
-        action="store_true",
-        help="don't stop at the script's first line, only at breakpoint() and errors",
-    )
+        made.set_defaults(function=command.function)
+        if command.takes_config:
+            what = f"study and overlays (default: {DEMO})"
+            made.add_argument("--configfile", nargs="+", action="extend", metavar="YAML", help=what)
+        command.add_arguments(made)
     return top
 
 

@@ -224,6 +224,83 @@ def _accuracy(
     return int(compute.group.sum(hits.to(compute.device))) / len(pool)
 
 
+@dataclass(frozen=True)
+class _TrainingSet:
+    """The sets of a run, real images once per repetition, then added ones, and which of all are trained on.
+
+    Attributes
+    ----------
+    real, added : ndarray, int
+        Places of the real and of the added images that are trained on, in ``sets`` put together.
+    """
+
+    sets: Sequence[LabelledImages]
+    real: np.ndarray
+    added: np.ndarray
+
+    @classmethod
+    def of(
+        cls, real: LabelledImages, added: LabelledImages | None, repeats: int, stays: np.ndarray | None
+    ) -> _TrainingSet:
+        """Put the sets together; arguments as in :func:`train_run`."""
+        sets = [real] * repeats + ([] if added is None else [added])
+        chosen = np.arange(len(real)) if stays is None else stays
+        return cls(
+            sets,
+            np.concatenate([chosen + repeat * len(real) for repeat in range(repeats)]),
+            np.arange(repeats * len(real), sum(map(len, sets))),
+        )
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels of all images, also of those that are not trained on."""
+        return np.concatenate([images.labels for images in self.sets])
+
+
+class _Upkeep:
+    """Saves checkpoints, unless ``checkpoint`` is None, and logs progress, each after its seconds.
+
+    ``resumed`` is the number of steps that were done before this process.
+    """
+
+    def __init__(
+        self, what: str, config: Classifier, per_epoch: int, checkpoint: Path | None, resumed: int
+    ) -> None:
+        self.what, self.config, self.per_epoch = what, config, per_epoch
+        self.checkpoint, self.resumed = checkpoint, resumed
+        self.begun = self.saved = self.logged = time.monotonic()
+
+    def after_validation(self, state: State) -> None:
+        """Save and log if it is time."""
+        now = time.monotonic()
+        if self.checkpoint is not None and now - self.saved >= CHECKPOINT_SECONDS:
+            state.save(self.checkpoint)
+            self.saved = now
+        if now - self.logged >= PROGRESS_SECONDS:
+            self.logged = now
+            done = state.schedule.steps_done(self.per_epoch)
+            self._log(state, (now - self.begun) / (done - self.resumed))
+
+    def _log(self, state: State, seconds_per_step: float) -> None:
+        """Log progress; under ``plateau``, the time left is the worst case: training may stop early."""
+        config, per_epoch = self.config, self.per_epoch
+        schedule, last = state.schedule, state.history[-1]
+        done, kept = schedule.steps_done(per_epoch), schedule.kept_step(per_epoch)
+        if config.schedule == "steps":
+            total, left = config.total_steps, "ETA"
+            progress = f"step {done}/{total}"
+            best = f"kept {schedule.kept_top1:.3f} of step {kept}"
+        else:
+            total, left = config.max_epochs * per_epoch, "ETA at most"
+            progress = f"epoch {done // per_epoch}/{config.max_epochs}"
+            best = f"best {schedule.kept_top1:.3f} at {kept // per_epoch}"
+        logger.info(
+            "%s: %s, loss %.3f, val top-1 %.3f (%s), lr %.2g, %.3g s/step, %s %s",
+            self.what, progress, last.train_loss, last.val_top1, best, last.lr, seconds_per_step, left,
+            clock(seconds_per_step * (total - done)),
+        )  # fmt: skip
+
+
 def train_run(
     config: Classifier,
     classes: int,
@@ -277,37 +354,43 @@ def train_run(
         There are fewer than two training images, no validation images, more processes than images in a
         batch, or parts of a batch with fewer than two images.
     """
-    group = compute.group
     if config.train == "probe":  # its features have been computed in config.dtype; one layer costs nothing
         config = config.model_copy(update={"dtype": "float32"})
     seed = classifier_seed(study_seed, run)
-    sets = [real] * repeats + ([] if added is None else [added])
-    chosen = np.arange(len(real)) if stays is None else stays
-    real_rows = np.concatenate([chosen + time * len(real) for time in range(repeats)])
-    added_rows = np.arange(repeats * len(real), sum(map(len, sets)))
-    _check_sizes(what, len(real_rows) + len(added_rows), len(validation), config, group)
+    images = _TrainingSet.of(real, added, repeats, stays)
+    _check_sizes(what, len(images.real) + len(images.added), len(validation), config, compute.group)
     if use.real_at_end:
-        _check_sizes(f"{what}, real images alone", len(real_rows), len(validation), config, group)
-    held_out = validation.pool(
-        evaluation_resize(config), compute
-    )  # first, so that each run's pools find the same
-    pools = [images.pool(training_side(config), compute) for images in sets]
-    labels = np.concatenate([images.labels for images in sets])
-    truth = torch.from_numpy(validation.labels)
+        name = f"{what}, real images alone"
+        _check_sizes(name, len(images.real), len(validation), config, compute.group)
+    # first, so that each run's pools find the same
+    held_out = validation.pool(evaluation_resize(config), compute)
+    pools = [each.pool(training_side(config), compute) for each in images.sets]
 
     model = _new_model(config, classes, derive_seed(seed, "weights"), start, compute)
     gradients = Gradients(model, config, compute)
     state = State.new(model, config, gradients.scaler)
     if checkpoint is not None:
-        state.load(checkpoint, config, group)
+        state.load(checkpoint, config, compute.group)
     kind = _ProbeTraining if config.train == "probe" else _Training
-    training = kind(gradients, pools, labels, seed, config, compute, use, real_rows, added_rows)
-    passes = training.passes
-    per_epoch = passes.per_epoch
+    training = kind(gradients, pools, images.labels, seed, config, compute, use, images.real, images.added)
+    _fit(training, state, held_out, torch.from_numpy(validation.labels), what, checkpoint)
+    return state.result(config, training.passes)
+
+
+def _fit(
+    training: _Training,
+    state: State,
+    held_out: ImagePool | FeaturePool,
+    truth: torch.Tensor,
+    what: str,
+    checkpoint: Path | None,
+) -> None:
+    """Train until the schedule ends, and validate with images of the labels ``truth``; process 0 saves."""
+    config, compute, group = training.config, training.compute, training.compute.group
+    per_epoch = training.passes.per_epoch
     if resumed := state.schedule.steps_done(per_epoch):
         logger.info("%s: resuming after step %d", what, resumed)
-
-    saved = logged = begun_at = time.monotonic()
+    upkeep = _Upkeep(what, config, per_epoch, checkpoint if group.rank == 0 else None, resumed)
     exact = config.deterministic
     with (
         memory_in_one_line(config, compute),
@@ -315,24 +398,16 @@ def train_run(
         _attention(config, compute.device),
     ):
         if group.size > 1 and config.train == "all":
-            gradients.over_processes(training.images_of_a_share(training.rows))
+            training.gradients.over_processes(training.images_of_a_share(training.rows))
         while not state.schedule.finished(config):
             begun = time.monotonic()
             loss = training.to_next_validation(state)
             if config.batch_norm_groups > 1:
-                group.copy_first(model.buffers())
-            top1 = _accuracy(model, held_out, truth, config, compute)
-            state.validated(loss, top1, config, passes)
-            now = time.monotonic()
-            state.seconds.append(now - begun)
-            if checkpoint is not None and group.rank == 0 and now - saved >= CHECKPOINT_SECONDS:
-                state.save(checkpoint)
-                saved = now
-            if now - logged >= PROGRESS_SECONDS:
-                logged = now
-                done = state.schedule.steps_done(per_epoch)
-                _log(what, state, config, per_epoch, (now - begun_at) / (done - resumed))
-    return state.result(config, passes)
+                group.copy_first(state.model.buffers())
+            top1 = _accuracy(state.model, held_out, truth, config, compute)
+            state.validated(loss, top1, config, training.passes)
+            state.seconds.append(time.monotonic() - begun)
+            upkeep.after_validation(state)
 
 
 def _attention(config: Classifier, device: torch.device) -> AbstractContextManager[None]:
@@ -371,22 +446,3 @@ def _check_sizes(what: str, images: int, held_out: int, config: Classifier, grou
             f"{group.size}, and {what} has a batch of {smallest}",
             "at most one process per image of a batch",
         )
-
-
-def _log(what: str, state: State, config: Classifier, per_epoch: int, seconds_per_step: float) -> None:
-    """Log a progress line; under ``plateau``, its time left is the worst case: training may stop early."""
-    schedule, last = state.schedule, state.history[-1]
-    done, kept = schedule.steps_done(per_epoch), schedule.kept_step(per_epoch)
-    if config.schedule == "steps":
-        total, left = config.total_steps, "ETA"
-        progress = f"step {done}/{total}"
-        best = f"kept {schedule.kept_top1:.3f} of step {kept}"
-    else:
-        total, left = config.max_epochs * per_epoch, "ETA at most"
-        progress = f"epoch {done // per_epoch}/{config.max_epochs}"
-        best = f"best {schedule.kept_top1:.3f} at {kept // per_epoch}"
-    logger.info(
-        "%s: %s, loss %.3f, val top-1 %.3f (%s), lr %.2g, %.3g s/step, %s %s",
-        what, progress, last.train_loss, last.val_top1, best, last.lr, seconds_per_step, left,
-        clock(seconds_per_step * (total - done)),
-    )  # fmt: skip

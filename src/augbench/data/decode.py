@@ -250,12 +250,6 @@ def try_decode(
         return error
 
 
-def find_damage(path: str | Path) -> UserError | None:
-    """Return why a file can't be decoded, or None; JPEGs are read whole, but decoded at the least scale."""
-    found = try_decode(path, most_pixels=0)
-    return found if isinstance(found, UserError) else None
-
-
 def in_order(
     function: Callable[[T], R], items: Iterable[T], threads: int | None = None, ahead: int | None = None
 ) -> Iterator[R]:

@@ -28,7 +28,7 @@ from augbench.files import atomic_path, canonical_hash, is_array, read_json, sha
 from augbench.further.images import images_of
 from augbench.leakage.records import SCHEMA, count_images, summarise
 from augbench.leakage.search import Load, find_near_duplicates
-from augbench.plan.recipes import further_images_recipe
+from augbench.plan.recipes import further_images_recipe, images_origin
 from augbench.progress import track
 from augbench.runtime.fit import BatchLimit
 
@@ -80,11 +80,6 @@ def embed_splits(
     """
     study = job.study
     embedder = Embedder(job, read_json(clip_path))
-    dataset = {
-        name: value
-        for name, value in study.dataset.model_dump(mode="json").items()
-        if name in ("kind", "root", "image_column")
-    }
     for name, path in splits.items():
         split = read_split(path)
 
@@ -95,7 +90,7 @@ def embed_splits(
                 np.save(stream, embedder.embed(images))
 
         further = name in study.dataset.further_tests
-        origin = further_images_recipe(study, name) if further else dataset
+        origin = further_images_recipe(study, name) if further else images_origin(study)
         recipe = embedder.recipe(split=sha256_file(path), dataset=origin)
         job.store.provide("leakage", recipe, outs[name], write, is_array)
 

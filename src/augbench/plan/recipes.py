@@ -21,14 +21,19 @@ from augbench.config.study import Study
 Recipe = dict[str, Any]
 
 
+def images_origin(study: Study) -> Recipe:
+    """Where the data set's images come from: its kind, its folder, and the column of Parquet files."""
+    return study.dataset.model_dump(mode="json", include={"kind", "root", "image_column"})
+
+
 def data_set_recipe(study: Study) -> Recipe:
     """Which data set images belong to, for keys that name images by their ids.
 
     A published data set's ids are unique. Those of a folder are paths in it, so the folder belongs to the
     key, and the column of Parquet files, which may have several with images.
     """
-    dataset = study.dataset.model_dump(mode="json", include={"kind", "root", "image_column"})
-    return {"dataset": dataset} if "root" in dataset else {}
+    origin = images_origin(study)
+    return {"dataset": origin} if "root" in origin else {}
 
 
 def dataset_recipe(study: Study) -> Recipe:

@@ -54,19 +54,8 @@ class Hits:
     similarity: np.ndarray
 
 
-def search(
-    files: Sequence[EmbeddingFile],
-    queries: np.ndarray,
-    k: int,
-    *,
-    partial: str | Path | Store,
-    rows_per_tile: int = ROWS_PER_TILE,
-    device: str = "cpu",
-    share: float = 1.0,
-    seed: int = 0,
-    product: str | None = None,
-) -> Hits:
-    """Find the k nearest images of every query, exactly.
+class ExactSearch:
+    """A search for the k nearest images of every query in all files, exactly.
 
     Parameters
     ----------
@@ -92,32 +81,15 @@ def search(
     Raises
     ------
     UserError
-        Queries and images have different dimensions, no vector can be compared, or a file is damaged.
+        Queries and images have different dimensions, or a file has too many rows.
     """
-    found = _Search(files, queries, k, partial, rows_per_tile, device, share, seed, product)
-    with found.claimed():
-        return found.hits()
-
-
-def fill(files: Sequence[EmbeddingFile], queries: np.ndarray, k: int, **options: Any) -> None:
-    """Search some of the files of a later :func:`search`, which takes their partial results from the store.
-
-    Several jobs may each do this for other files. Arguments are as in :func:`search`.
-    """
-    if files:
-        found = _Search(files, queries, k, **options)
-        with found.claimed():
-            found.fill()
-
-
-class _Search:
-    """A search: its files, the recipes of their partial results, and the store that keeps these."""
 
     def __init__(
         self,
         files: Sequence[EmbeddingFile],
         queries: np.ndarray,
         k: int,
+        *,
         partial: str | Path | Store,
         rows_per_tile: int = ROWS_PER_TILE,
         device: str = "cpu",
@@ -137,7 +109,7 @@ class _Search:
         self.recipes = [{**self.asked, "file": file.identity()} for file in files]
 
     def _check(self) -> None:
-        """Check the arguments; raises as :func:`search`."""
+        """Check the arguments."""
         queries, wide = self.queries, self.queries.ndim == 2 and len(self.queries)
         if not wide or not np.allclose(np.linalg.norm(queries, axis=1), 1, atol=UNIT_TOLERANCE):
             raise ValueError(f"queries of shape {queries.shape}: float32 (Q, D) of unit length needed")
@@ -154,14 +126,41 @@ class _Search:
             if file.rows > MOST_ROWS:
                 raise UserError(path, f"{file.rows} rows", f"at most {MOST_ROWS} rows per file; split it")
 
-    def claimed(self) -> AbstractContextManager[None]:
+    def hits(self) -> Hits:
+        """Search the files without a partial result, and merge the results of all.
+
+        Raises
+        ------
+        UserError
+            No vector can be compared, or a file is damaged.
+        """
+        with self._claimed():
+            best = self._best()
+        if not best.hits().row.size:
+            raise UserError(
+                str(self.files[0].source.path.parent),
+                "no vector to compare with: all are zero, not finite or outside corpus_share",
+                "embed the images again, or raise corpus_share",
+            )
+        return best.hits()
+
+    def fill(self) -> None:
+        """Search the files of a part of a larger search, which takes their results from the store.
+
+        Several jobs may each do this for other files.
+        """
+        if self.files:
+            with self._claimed():
+                self._fill()
+
+    def _claimed(self) -> AbstractContextManager[None]:
         """Claim the search, after waiting for others that search the same files."""
         return self.store.claim(KIND, {**self.asked, "files": [recipe["file"] for recipe in self.recipes]})
 
-    def hits(self) -> Hits:
-        """Search the files without a partial result, and merge the results of all."""
+    def _best(self) -> _Best:
+        """The nearest images of all files; an earlier result that lacks some of them is made again."""
         while True:
-            best, highest = self.fill()
+            best, highest = self._fill()
             if (highest <= best.floor()).all():
                 break
             outdated = [path for path in self._kept() if (Partial.read(path).floor > best.floor()).any()]
@@ -171,18 +170,12 @@ class _Search:
             for path in outdated:
                 path.unlink()
         logger.info("exact search: %d files, %s", len(self.files), self.store.tally)
-        if not best.hits().row.size:
-            raise UserError(
-                str(self.files[0].source.path.parent),
-                "no vector to compare with: all are zero, not finite or outside corpus_share",
-                "embed the images again, or raise corpus_share",
-            )
-        return best.hits()
+        return best
 
     def _kept(self) -> list[Path]:
         return [self.store.path(KIND, recipe, ".npz") for recipe in self.recipes]
 
-    def fill(self) -> tuple[_Best, np.ndarray]:
+    def _fill(self) -> tuple[_Best, np.ndarray]:
         """Search the files without a partial result, in order.
 
         Returns
@@ -412,7 +405,7 @@ def _with_unique_ids(metadata: pa.Table) -> pa.Table:
 
 @dataclass(frozen=True)
 class ExactBackend:
-    """Search backend for a corpus of embedding files; parameters as in :func:`search`."""
+    """Search backend for a corpus of embedding files; parameters as in :class:`ExactSearch`."""
 
     files: Sequence[EmbeddingFile]
     store: Store
@@ -422,27 +415,35 @@ class ExactBackend:
     rows_per_tile: int = ROWS_PER_TILE
     name: str = field(default="exact", init=False)
 
-    @property
-    def _options(self) -> dict[str, Any]:
-        names = ("rows_per_tile", "device", "share", "seed")
-        return {"partial": self.store, **{name: getattr(self, name) for name in names}}
-
     def block(self, number: int, of: int) -> Sequence[EmbeddingFile]:
         """Return the files of one of ``of`` blocks: file ``number``, ``number + of``, and so on."""
         return self.files[number::of]
 
     def fill(self, queries: np.ndarray, k: int, number: int, of: int) -> None:
         """Search one block of the files; :meth:`search` then takes its results from the store."""
-        fill(self.block(number, of), queries, k, **self._options)
+        self._exact(self.block(number, of), queries, k).fill()
 
     def search(self, queries: np.ndarray, k: int, sizes: Sequence[int] | None = None) -> list[Found]:
         """Search as :class:`~augbench.retrieval.neighbours.Backend` says."""
-        hits = search(self.files, queries, k, **self._options)
+        hits = self._exact(self.files, queries, k).hits()
         if sizes is None:
             return collect(hits, self.files)
         hits, query = merge_hits(hits, sizes)
         found = collect(hits, self.files)
         return [replace(result, query=numbers) for result, numbers in zip(found, query, strict=True)]
+
+    def _exact(self, files: Sequence[EmbeddingFile], queries: np.ndarray, k: int) -> ExactSearch:
+        """The search in some of the files."""
+        return ExactSearch(
+            files,
+            queries,
+            k,
+            partial=self.store,
+            rows_per_tile=self.rows_per_tile,
+            device=self.device,
+            share=self.share,
+            seed=self.seed,
+        )
 
     def identity(self) -> dict[str, Any]:
         """Everything except queries and k that determines the result, as plain values."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from augbench.artifacts.store import open_store
@@ -39,13 +41,30 @@ from augbench.config.problems import ConfigError
 from augbench.config.study import Study
 from augbench.data.classes import ClassInfo
 from augbench.data.fashion_target import TEST_PER_CLASS, FashionMnistSource
-from augbench.data.source import ClassImages
+from augbench.data.source import ClassImages, ImageSource
 from augbench.data.sources import open_source
+from augbench.data.splits import SplitSizes
 from augbench.errors import UserError
 from augbench.personalise.tasks import check_clusters, learned_sizes
 from augbench.plan.load import excluded_problems
 
 LEAST_FREE_BYTES = 10**9
+
+
+@dataclass
+class _Findings:
+    """Problems, and lines of the summary."""
+
+    problems: list[UserError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Add the problems that the block raises."""
+        try:
+            yield
+        except UserError as error:
+            self.problems += error.problems if isinstance(error, ConfigError) else [error]
 
 
 def check_study(
@@ -67,81 +86,93 @@ def check_study(
     ConfigError
         All problems, a line each.
     """
-    problems: list[UserError] = []
-    notes: list[str] = []
+    found = _Findings()
     source = open_source(study.dataset, study.seed, study.corpus)
-    problems += published_file_problems(study)
+    found.problems += published_file_problems(study)
     images: list[ClassImages] = []
-    every_class: list[ClassInfo] = []
-    train: dict[str, int] = {}
-    try:
-        if isinstance(source, FashionMnistSource):  # the counts are known before the files are fetched
-            counts = [
-                ClassCounts(info.class_id, source.pool_size(), None, TEST_PER_CLASS)
-                for info in source.classes()
-            ]
-        else:
-            images = source.scan()
-            counts = [
-                ClassCounts(
-                    found.class_id,
-                    len(found.pool),
-                    *(None if part is None else len(part) for part in (found.validation, found.test)),
-                )
-                for found in images
-            ]
+    sizes: dict[str, SplitSizes] = {}
+    with found.gathering():
+        images, counts = _count(source)
         sizes = sizes_of_splits(study, counts)
-    except UserError as error:
-        problems += error.problems if isinstance(error, ConfigError) else [error]
-    else:
-        train = {class_id: size.train for class_id, size in sizes.items()}
-        problems += excluded_problems(study, list(sizes))
-        train = {class_id: size for class_id, size in train.items() if class_id not in study.retrieval.listed}
-        notes.append(summary_of_sizes(sizes, study.dataset.test_images_per_class, study.dataset.draws))
-        every_class = source.classes()
-        classes = [info for info in every_class if info.class_id not in study.retrieval.listed]
-        unfilled = list(prompt_problems(study, classes, train))
-        problems += unfilled
-        if tokenise and not unfilled:
-            try:
-                notes += indistinct_prompts(study, tuple(classes))
-            except ConfigError as error:
-                problems += error.problems
-        for name, method in study.personalised.items():
-            learned = learned_sizes(study, method, train)
-            problems += check_clusters(f"methods.{name}.clusters", method.clusters, learned)
-        for name, retrieved in study.retrieved.items():
-            if retrieved.query.clusters is not None:
-                key = f"methods.{name}.query.clusters"
-                problems += check_clusters(key, retrieved.query.clusters, train)
-        problems += judge_problems(study, list(sizes))
-        problems += pseudoword_problems(study, list(train))
-        problems += batch_problems(study, train)
-        notes += training_warnings(study, train)
-        notes += baseline_notes(study)
-        notes += glyph_notes(study, classes)
-    problems += corpus_problems(study)
-    problems += aesthetics_problems(study)
-    notes += threshold_notes(study)
+    every_class = source.classes() if sizes else []
+    train = _check_classes(study, every_class, sizes, tokenise, found) if sizes else {}
+    found.problems += corpus_problems(study)
+    found.problems += aesthetics_problems(study)
+    found.notes += threshold_notes(study)
     own = source if isinstance(source, FilesSource) else None
     files = check_files(study, own, images, verify_images, every_class)
-    problems += files.problems
-    notes += files.notes
+    found.problems += files.problems
+    found.notes += files.notes
     if train:
-        problems += added_image_problems(study, train, files.corpus)
+        found.problems += added_image_problems(study, train, files.corpus)
     if models:
-        problems += model_problems(study)
-        notes += models_to_fetch(study)
-        problems += network_problems(study)
-    notes += first_weights_notes(study, [info.class_id for info in every_class])
-    problems += _outputs(study)
-    try:
-        notes += gpu_warnings(study)
-    except UserError as error:
-        problems.append(error)
-    if problems:
-        raise ConfigError(problems)
-    return notes
+        found.problems += model_problems(study)
+        found.notes += models_to_fetch(study)
+        found.problems += network_problems(study)
+    found.notes += first_weights_notes(study, [info.class_id for info in every_class])
+    found.problems += _outputs(study)
+    with found.gathering():
+        found.notes += gpu_warnings(study)
+    if found.problems:
+        raise ConfigError(found.problems)
+    return found.notes
+
+
+def _count(source: ImageSource) -> tuple[list[ClassImages], list[ClassCounts]]:
+    """List the images of the data set, and count those of each class.
+
+    Those of Fashion-MNIST are not listed: the counts are known before the files are fetched.
+    """
+    if isinstance(source, FashionMnistSource):
+        pool = source.pool_size()
+        return [], [ClassCounts(info.class_id, pool, None, TEST_PER_CLASS) for info in source.classes()]
+    images = source.scan()
+    return images, [
+        ClassCounts(
+            found.class_id,
+            len(found.pool),
+            *(None if part is None else len(part) for part in (found.validation, found.test)),
+        )
+        for found in images
+    ]
+
+
+def _check_classes(
+    study: Study,
+    every_class: Sequence[ClassInfo],
+    sizes: dict[str, SplitSizes],
+    tokenise: bool,
+    found: _Findings,
+) -> dict[str, int]:
+    """Check the study against its classes; return the training images of those that it does not exclude."""
+    listed = study.retrieval.listed
+    classes = [info for info in every_class if info.class_id not in listed]
+    train = {class_id: size.train for class_id, size in sizes.items() if class_id not in listed}
+    found.problems += excluded_problems(study, list(sizes))
+    found.notes.append(summary_of_sizes(sizes, study.dataset.test_images_per_class, study.dataset.draws))
+    unfilled = list(prompt_problems(study, classes, train))
+    found.problems += unfilled
+    if tokenise and not unfilled:
+        with found.gathering():
+            found.notes += indistinct_prompts(study, tuple(classes))
+    found.problems += _cluster_problems(study, train)
+    found.problems += judge_problems(study, list(sizes))
+    found.problems += pseudoword_problems(study, list(train))
+    found.problems += batch_problems(study, train)
+    found.notes += training_warnings(study, train)
+    found.notes += baseline_notes(study)
+    found.notes += glyph_notes(study, classes)
+    return train
+
+
+def _cluster_problems(study: Study, train: dict[str, int]) -> Iterator[UserError]:
+    """Yield rows that ask for more clusters than a class has images to learn from, or to search with."""
+    for name, method in study.personalised.items():
+        learned = learned_sizes(study, method, train)
+        yield from check_clusters(f"methods.{name}.clusters", method.clusters, learned)
+    for name, retrieved in study.retrieved.items():
+        if retrieved.query.clusters is not None:
+            yield from check_clusters(f"methods.{name}.query.clusters", retrieved.query.clusters, train)
 
 
 def _outputs(study: Study) -> Iterator[UserError]:

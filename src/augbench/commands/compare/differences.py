@@ -9,7 +9,7 @@ method.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -332,12 +332,3 @@ def _test(
             else paired_hits(own.mean_images(), reference.mean_images())
         )
     return _Test(*names, other, paired, own, reference, found, error, by_image)
-
-
-def by_study(rows: Sequence[Row], kind: str) -> dict[str, list[Row]]:
-    """The tests of one kind, by study."""
-    found: Mapping[str, list[Row]] = {row.study: [] for row in rows}
-    for row in rows:
-        if row.kind == kind:
-            found[row.study].append(row)
-    return {**found}

@@ -7,16 +7,19 @@ resumes, and a changed config starts from scratch.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from augbench.config.models import Diffusion
 from augbench.config.pretrain import PretrainReference
+from augbench.config.study import Study
 from augbench.data import fashion_mnist
-from augbench.data.classes import load_class_table
+from augbench.data.classes import ClassInfo, load_class_table
 from augbench.files import canonical_hash, read_json, write_json
 from augbench.measures.judge import save_judge
 from augbench.miniature.corpus import stage as corpus_stage
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from augbench.runtime.job import Job
 
 History = list[dict[str, float]]
+DRAWN = 20  # images per class in the picture of real and generated ones
 
 
 def work_folder(job: Job, model: str, *made_from: Any) -> Path:
@@ -195,6 +199,43 @@ def assemble_models(corpus: str, clip_folder: str, vae_folder: str, unet_folder:
     write_json(Path(target) / "training_record.json", {"histories": histories, "safety_threshold": threshold})
 
 
+@dataclass(frozen=True)
+class _Labelled:
+    """Images, uint8 (N, 3, 32, 32), and the number of each one's class, int (N,)."""
+
+    images: torch.Tensor
+    labels: np.ndarray
+
+    def first(self, label: int) -> torch.Tensor:
+        """The first images of a class, :data:`DRAWN` at most."""
+        return self.images[np.flatnonzero(self.labels == label)[:DRAWN]]
+
+
+def _generate(study: Study, diffusion: Diffusion, classes: Sequence[ClassInfo]) -> _Labelled:
+    """Generate ``pretrain.measured_images_per_class`` images of each class with CLIP's prompt templates."""
+    family, per_class = measure.PROMPT_FAMILIES["clip"], study.pretrain.measured_images_per_class
+    prompts = [
+        (info.class_id, index, prompt_for(info, index, family, study.seed))
+        for info in classes
+        for index in range(per_class)
+    ]
+    images = measure.generate_images(diffusion, prompts, study.seed, study.execution.batch_size)
+    return _Labelled(images, np.repeat(np.arange(len(classes)), per_class))
+
+
+def _judge(
+    config: PretrainReference, references: str, sets: Mapping[str, _Labelled], classes: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Measure sets of images with both reference classifiers."""
+    found = {}
+    for name in ("clean", "robust"):
+        judge = reference.new_reference(config, classes)
+        judge.load_state_dict(torch.load(Path(references) / f"{name}.pt", weights_only=True))
+        judge.eval()
+        found[name] = {which: measure.judged(judge, own.images, own.labels) for which, own in sets.items()}
+    return found
+
+
 def measure_models(
     job: Job, corpus: str, downloads: str, models: str, references: str, quality: str, picture: str
 ) -> None:
@@ -204,62 +245,42 @@ def measure_models(
     from augbench.models.tokenizer import CleaningTokenizer
 
     study, classes = job.study, load_class_table("fashion_mnist")
+    assert study.miniature is not None
     diffusion = study.diffusion.model_copy(update={"model": f"{models}/stable-diffusion"})
     model = CLIPModel.from_pretrained(f"{models}/clip", dtype=torch.float32).eval()
     vocabulary = CleaningTokenizer.from_pretrained(f"{models}/clip")
-    test_images, test_labels = fashion_mnist.load(downloads, "test")
-    test = clean_images(test_images)
-    corpus_images, table = corpus_stage.load_images(corpus)
-    truth, nsfw = np.array(table.column("true_label").to_pylist()), np.array(table.column("NSFW").to_pylist())
-    garments = np.flatnonzero(truth >= 0)[: 20 * study.pretrain.measured_images_per_class]
-    real = torch.from_numpy(corpus_images[garments])
-    family = measure.PROMPT_FAMILIES["clip"]
-    batch = study.execution.batch_size
-    per_class = study.pretrain.measured_images_per_class
-    labels = np.repeat(np.arange(len(classes)), per_class)
-    prompts = [
-        (info.class_id, index, prompt_for(info, index, family, study.seed))
-        for info in classes
-        for index in range(per_class)
-    ]
-    generated = measure.generate_images(diffusion, prompts, study.seed, batch)
-    judges = {}
-    for name in ("clean", "robust"):
-        judge = reference.new_reference(study.pretrain.reference, len(classes))
-        judge.load_state_dict(torch.load(Path(references) / f"{name}.pt", weights_only=True))
-        judge.eval()
-        figures = {
-            "target_test": measure.judged(judge, test, test_labels),
-            "corpus": measure.judged(judge, real, truth[garments]),
-            "generated": measure.judged(judge, generated, labels),
-        }
-        judges[name] = figures
-    unsafe, safe = assemble.calibration_images(corpus_images, nsfw, first_half=False)
-    assert study.miniature is not None
-    told = {}
+    garments, labels = fashion_mnist.load(downloads, "test")
+    images, table = corpus_stage.load_images(corpus)
+    truth, nsfw = (np.array(table.column(name).to_pylist()) for name in ("true_label", "NSFW"))
+    in_corpus = np.flatnonzero(truth >= 0)[: 20 * study.pretrain.measured_images_per_class]
+    unsafe, safe = assemble.calibration_images(images, nsfw, first_half=False)
+
+    test = _Labelled(clean_images(garments), labels)
+    generated = _generate(study, diffusion, classes)
+    sets = {
+        "target_test": test,
+        "corpus": _Labelled(torch.from_numpy(images[in_corpus]), truth[in_corpus]),
+        "generated": generated,
+    }
+    measured = {
+        "zero_shot_top1": measure.zero_shot(model, vocabulary, classes, test.images, labels),
+        "reference": _judge(study.pretrain.reference, references, sets, len(classes)),
+        "safety_checker": measure.safety_rates(diffusion, unsafe, safe[:2000]),
+        "generated_images": len(generated.labels),
+        "sampling": recipes.sampling_recipe(study.diffusion),
+    }
     if study.miniature.attributes:
-        asked = measure.generate_images(diffusion, measure.attribute_prompts(classes), study.seed, batch)
-        told["attributes"] = measure.told_attributes(
+        prompts = measure.attribute_prompts(classes)
+        measured["attributes"] = measure.told_attributes(
             clip=model,
             tokenizer=vocabulary,
             classes=classes,
-            garments=test_images,
-            labels=test_labels,
-            generated=asked,
+            garments=garments,
+            labels=labels,
+            generated=measure.generate_images(diffusion, prompts, study.seed, study.execution.batch_size),
             level=study.miniature.shift,
             seed=study.seed,
         )
-    write_json(
-        quality,
-        {
-            "zero_shot_top1": measure.zero_shot(model, vocabulary, classes, test, test_labels),
-            "reference": judges,
-            "safety_checker": measure.safety_rates(diffusion, unsafe, safe[:2000]),
-            "generated_images": len(labels),
-            "sampling": recipes.sampling_recipe(study.diffusion),
-            **told,
-        },
-    )
-    shown = [test[np.flatnonzero(test_labels == label)[:20]] for label in range(len(classes))]
-    made = [generated[labels == label][:20] for label in range(len(classes))]
-    measure.picture([row for pair in zip(shown, made, strict=True) for row in pair], Path(picture))
+    write_json(quality, measured)
+    rows = [own.first(label) for label in range(len(classes)) for own in (test, generated)]
+    measure.picture(rows, Path(picture))

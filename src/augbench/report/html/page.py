@@ -7,7 +7,7 @@ takes the classes that changed most, as many as fit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -24,7 +24,15 @@ from augbench.report.contrasts import baseline_of
 from augbench.report.figures.style import COLOURS
 from augbench.report.html.browser import ClassPanel, class_panels, fitting, row_labels
 from augbench.report.html.images import MEGABYTE, ClassChange, most_changed
-from augbench.report.html.parts import MINUS, data_uri, minus_signs, models_of, table_of, templates
+from augbench.report.html.parts import (
+    MINUS,
+    SortableTable,
+    data_uri,
+    minus_signs,
+    models_of,
+    table_of,
+    templates,
+)
 from augbench.report.html.tables import (
     made_by,
     per_class_table,
@@ -217,96 +225,109 @@ def write_report(plan: Plan, out: str | Path) -> None:
     UserError
         A table, a figure or a record is damaged; or the page is too large even without images.
     """
-    study = plan.study
     table, rows = table1.read_rows(plan.table1["csv"]), statistics.read_rows(plan.statistics["csv"])
-    classes = read_class_table(plan.classes)
-    record = read_json(plan.provenance)
+    changes = most_changed(read_per_class(plan.per_class), table, read_class_table(plan.classes))
+    record, labels = read_json(plan.provenance), row_labels(plan)
     tables = {
         name: table_of(
             name, read_markdown(path, TITLES[name]), relative(plan, str(Path(path).with_suffix(".csv")))
         )
         for name, path in plan.report_tables.items()
     }
-    prefix = differs(study)
-    different = [
-        note.removeprefix(prefix).removesuffix(".")
-        for note in tables["table1"].notes
-        if note.startswith(prefix)
-    ]
-    changes = most_changed(read_per_class(plan.per_class), table, classes)
     panels = class_panels(plan, changes, read_encoded(plan.report_images), models_of(record["models"]))
-    yields = [retrieval_table(plan.retrieval_summary["fates"], plan)] if plan.study.retrieved else []
-    added = (
-        [tables[name] for name in ("diagnostics",) if name in tables]
-        + yields
-        + [tables[name] for name in ("leakage",) if name in tables]
-    )
-    figures = {name: _figure(plan, name, path, table) for name, path in plan.report_figures.items()}
-    groups = ["class_groups"] if plan.class_groups else []
-    accuracy = ("table1", "contrasts", "statistics", *groups, "components", *plan.paper_tables)
-    values: dict[str, Any] = {
-        "study": study.study,
+    values = {
+        "study": plan.study.study,
         "hues": {**COLOURS, "scaling": COLOURS["retrieval"]},
-        "contents": [
-            name
-            for name in CONTENTS
-            if {"added": bool(added), "further": bool(plan.further_tests)}.get(name[0], True)
-        ],
-        **_summary(table, rows, contrasts.read_rows(plan.contrasts["csv"])),
-        "what_it_is": what_it_is(study, table, rows, len(changes)),
-        "shows_not": what_it_does_not_show(study, table, rows, len(different)),
-        "accuracy": [
-            tables["table1"],
-            training_table(read_csv(plan.table1["runs"], table1.RunRow), plan),
-            *(tables[name] for name in accuracy[1:]),
-        ],
-        "further": [tables[name] for name in ("further_tests",) if name in tables],
-        "further_figures": [view for name, view in figures.items() if name.startswith("further_")],
-        "figures": [view for name, view in figures.items() if not name.startswith("further_")],
+        **_summary(plan, table, rows, tables["table1"].notes, len(changes)),
+        **_tables(plan, tables),
+        **_figures(plan, table),
         "per_class": per_class_table(changes, plan),
         "excluded": sorted(read_excluded(plan.excluded)),
-        "added": added,
-        "cost": [tables["cost"]],
-        "differences": different,
-        "beside_the_paper": study.report.paper_study is not None,
-        "files": {
-            name: relative(plan, path)
-            for name, path in {
-                "statistics": plan.statistics["csv"],
-                "contrasts": plan.contrasts["csv"],
-                "config": plan.config,
-                "provenance": plan.provenance,
-            }.items()
-        },
-        "rows": row_labels(plan),
-        "pair": _pair(headlines(table, rows), [*row_labels(plan)]),
-        "made_by": made_by(record),
-        "config": Path(plan.config).read_text(encoding="utf-8"),
-        "provenance": Path(plan.provenance).read_text(encoding="utf-8"),
+        "rows": labels,
+        "pair": _pair(headlines(table, rows), [*labels]),
+        **_records(plan, record),
     }
-    budget = study.report.page_megabytes * MEGABYTE
+    budget = plan.study.report.page_megabytes * MEGABYTE
     bare = len(_render(values, changes, []).encode())
     if bare > budget:
         raise UserError(
             "report.page_megabytes",
-            study.report.page_megabytes,
+            plan.study.report.page_megabytes,
             f"the page has {bare / MEGABYTE:.1f} MB even without images; allow more than that",
         )
-    lists = BROWSER_BYTES + sum(ROW_BYTES + 2 * len(label.encode()) for label in row_labels(plan).values())
+    lists = BROWSER_BYTES + sum(ROW_BYTES + 2 * len(label.encode()) for label in labels.values())
     write_text(out, _render(values, changes, fitting(panels, budget - bare - lists)))
 
 
 def _summary(
+    plan: Plan,
     table: Sequence[table1.Row],
     rows: Sequence[statistics.Row],
-    tested: Sequence[contrasts.Row],
+    notes: Sequence[str],
+    classes: int,
 ) -> dict[str, Any]:
-    """The study's answer, and the numbers that it rests on."""
+    """The study's answer, the numbers that it rests on, and what they do not show.
+
+    Departures from the protocol are among the ``notes`` of Table 1. ``classes`` is the number of classes.
+    """
+    study, tested, prefix = plan.study, contrasts.read_rows(plan.contrasts["csv"]), differs(plan.study)
+    different = [note.removeprefix(prefix).removesuffix(".") for note in notes if note.startswith(prefix)]
     return {
         "answer": minus_signs(answer_of(table, tested)),
         "headlines": [_shown(headline) for headline in headlines(table, rows)],
         "shows": what_it_shows(table, rows, tested),
         "glance": glance(table, rows),
+        "what_it_is": what_it_is(study, table, rows, classes),
+        "shows_not": what_it_does_not_show(study, table, rows, len(different)),
+        "differences": different,
+        "beside_the_paper": study.report.paper_study is not None,
+    }
+
+
+def _tables(plan: Plan, tables: Mapping[str, SortableTable]) -> dict[str, Any]:
+    """The tables of each section, and the sections that the page has."""
+    groups = ["class_groups"] if plan.class_groups else []
+    found = {
+        "accuracy": [
+            tables["table1"],
+            training_table(read_csv(plan.table1["runs"], table1.RunRow), plan),
+            *(tables[name] for name in ("contrasts", "statistics", *groups, "components")),
+            *(tables[name] for name in plan.paper_tables),
+        ],
+        "further": [tables[name] for name in ("further_tests",) if name in tables],
+        "added": [
+            *(tables[name] for name in ("diagnostics",) if name in tables),
+            *([retrieval_table(plan.retrieval_summary["fates"], plan)] if plan.study.retrieved else []),
+            *(tables[name] for name in ("leakage",) if name in tables),
+        ],
+        "cost": [tables["cost"]],
+    }
+    optional = {"added": bool(found["added"]), "further": bool(plan.further_tests)}
+    return {**found, "contents": [section for section in CONTENTS if optional.get(section[0], True)]}
+
+
+def _figures(plan: Plan, table: Sequence[table1.Row]) -> dict[str, list[FigureView]]:
+    """The figures, apart from those of further tests."""
+    views: dict[str, list[FigureView]] = {"figures": [], "further_figures": []}
+    for name, path in plan.report_figures.items():
+        where = "further_figures" if name.startswith("further_") else "figures"
+        views[where].append(_figure(plan, name, path, table))
+    return views
+
+
+def _records(plan: Plan, record: dict[str, Any]) -> dict[str, Any]:
+    """The files that the page names and shows: config, provenance, and those with the numbers."""
+    files = {
+        "statistics": plan.statistics["csv"],
+        "contrasts": plan.contrasts["csv"],
+        "config": plan.config,
+        "provenance": plan.provenance,
+    }
+    return {
+        "files": {name: relative(plan, path) for name, path in files.items()},
+        "made_by": made_by(record),
+        "config": Path(plan.config).read_text(encoding="utf-8"),
+        "provenance": Path(plan.provenance).read_text(encoding="utf-8"),
     }
 
 
