@@ -181,4 +181,5 @@ def _corpus(study: Study, decode: bool, report: FileReport) -> Place | None:
         found = f"none of the {len(broken)} images in {corpus.root!r} can be decoded ({first.found})"
         raise UserError("corpus.root", found, "allowed: a folder of images")
     report.corpus = CorpusSize(len(names) - len(broken), left_out)
+    report.notes.append(f"corpus: {report.corpus.images:,} images in {corpus.root}")
     return Place("corpus.root", "images", Path(corpus.root), names, links, checked.digests)
