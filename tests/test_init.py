@@ -401,3 +401,10 @@ def test_damaged_images_are_counted(pets: Path) -> None:
         image.write_bytes(b"")
     with pytest.raises(UserError, match="none of 24 images can be read"):
         init_study("pets", to="other.yaml")
+
+
+def test_a_check_without_a_config_says_that_it_is_the_demo(
+    pets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["check"]) == 1, "there is no demo in this folder"
+    assert capsys.readouterr().out == "no --configfile: this is the demo, config/demo.yaml\n"

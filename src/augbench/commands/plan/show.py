@@ -87,8 +87,7 @@ def render(estimate: Estimate) -> str:
         rule,
         line(last),
         "",
-        f"files: {everything.files_done:,} of {everything.files:,} exist. "
-        + _left(estimate, everything),
+        f"files: {everything.files_done:,} of {everything.files:,} exist. " + _left(estimate, everything),
         *described(logged_jobs(study.study)),
         *_limits(estimate, everything),
         *_notes(estimate),
