@@ -519,7 +519,12 @@ BAD: dict[str, tuple[Callable[[Workplace], Any], list[str]]] = {
     ),
     "train_folder not given": (
         lambda work: work.check(dataset={"train_folder": None, "test_folder": None, "classes": None}),
-        ["pets/test: 0 images", "pets/train: 0 images", "are train_folder and test_folder set?"],
+        [
+            "pets/test: 0 images",
+            "pets/train: 0 images",
+            "are train_folder and test_folder set?",
+            "dataset.root to 'pets/train'",
+        ],
     ),
     "Caltech256's parent folder": (
         caltech_parent,

@@ -362,6 +362,20 @@ def test_finished_jobs_give_the_rate_of_their_own_method_only(table: Path) -> No
     )
 
 
+def test_on_a_cpu_hours_of_its_own_jobs_are_not_added_to_a_gpus(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds_of("results/reckoned/benchmarks/generate/learned_000.tsv", 3_600_000)
+    monkeypatch.setattr("augbench.commands.plan.estimate.visible_gpus", lambda: [])
+    study = parse_study(STUDY)
+    here, there = (estimate_study(study, device, table) for device in (None, "round"))
+    assert (here.on_cpu, there.on_cpu) == (True, False)
+    text = render(here)
+    assert "and 4,000 hours of the rows with *, as measured." in text
+    assert "h or more. These are a GPU's figures: none is used here, and a CPU takes far longer." in text
+    assert "a CPU takes" not in render(there) and "as measured" not in render(there)
+
+
 def test_candidates_that_were_deleted_after_the_choice_are_done(table: Path) -> None:
     execution = {**STUDY["execution"], "keep_candidates": False}
     estimate = estimate_of(table, execution=execution)

@@ -310,8 +310,8 @@ def problems(**changes: Any) -> list[str]:
     return str(caught.value).splitlines()
 
 
-def test_good_files_give_no_line(pets: Path) -> None:
-    assert len(check()) == 1
+def test_good_files_give_one_line_each_for_data_set_and_corpus(pets: Path) -> None:
+    assert check()[1:] == ["corpus: 12 images in corpus"]
 
 
 def test_what_is_left_out_is_named(pets: Path) -> None:
@@ -320,6 +320,7 @@ def test_what_is_left_out_is_named(pets: Path) -> None:
     (pets / "corpus/x/gone.png").symlink_to("nowhere")
     assert check(decode_images=False)[1:] == [
         "dataset: 1 left out, no suffix of an image: cat/new.avif",
+        "corpus: 12 images in corpus",
         "corpus: 1 left out, a link to nothing: x/gone.png",
         "corpus: 1 left out, hidden, or left by another program: x/._000.png",
     ]
@@ -365,12 +366,15 @@ def test_a_file_in_order_is_read_once(pets: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_check_works_where_nothing_can_be_remembered(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_images, "KNOWN", Path("pets/cat/000.png/known.sqlite"))
-    assert len(check()) == 1
+    assert len(check()) == 2
 
 
 def test_a_bad_file_of_the_corpus_is_a_line_and_no_problem(pets: Path) -> None:
     (pets / "corpus/x/page.jpg").write_text("<html>404</html>")
-    assert check()[1:] == ["corpus: 1 left out, undecodable: x/page.jpg"]
+    assert check()[1:] == [
+        "corpus: 12 images in corpus",
+        "corpus: 1 left out, undecodable: x/page.jpg",
+    ]
 
 
 def empty(corpus: Path) -> None:
@@ -472,12 +476,12 @@ def test_a_folder_beside_training_and_test_images_may_be_the_corpus(pets: Path) 
     (pets / "pets").mkdir()
     (pets / "train").rename(pets / "pets/train")
     write_images(pets / "pets/unlabelled", numbered(12), 2000)
-    assert len(check(dataset={"train_folder": "train"}, corpus={"root": "pets/unlabelled"})) == 1
+    assert len(check(dataset={"train_folder": "train"}, corpus={"root": "pets/unlabelled"})) == 2
 
 
 def test_a_corpus_of_copies_is_a_warning(pets: Path) -> None:
     shutil.copytree(pets / "pets/cat", pets / "corpus/renamed")
-    (warning,) = check()[1:]
+    (warning,) = (line for line in check() if line.startswith("warning: "))
     assert warning.startswith(
         "warning: corpus.root: 'corpus': 12 of 24 images are copies of training images: "
     )
@@ -508,7 +512,7 @@ def test_a_test_folder_that_copies_training_images_is_a_problem(
 
 
 def test_a_test_folder_with_few_copies_is_none(pets: Path) -> None:
-    assert len(check(**with_test_folder(pets, 2, rename=True))) == 1
+    assert len(check(**with_test_folder(pets, 2, rename=True))) == 2
 
 
 def test_class_folders_of_two_splits_may_not_be_one_folder(pets: Path) -> None:

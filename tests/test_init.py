@@ -16,6 +16,7 @@ from conftest import noise, numbered, write_images
 
 from augbench import cli
 from augbench.commands.check.dataset import ClassCounts
+from augbench.commands.init import command
 from augbench.commands.init.command import init_study, study_name
 from augbench.commands.init.sizes import propose_sizes
 from augbench.commands.init.text import value_text
@@ -40,8 +41,8 @@ def counts(*pools: int, validation: int | None = None, test: int | None = None) 
 def on_the_miniature() -> Study:
     """Run the command that ``pets.yaml`` shows, and read the study that it writes."""
     lines = Path("pets.yaml").read_text().splitlines()
-    (command,) = (line.removeprefix("#   ") for line in lines if line.startswith("#   sed"))
-    subprocess.run(command, shell=True, check=True)
+    (swap,) = (line.removeprefix("#   ") for line in lines if line.startswith("#   sed"))
+    subprocess.run(swap, shell=True, check=True)
     return load_study(["pets_mini.yaml"])
 
 
@@ -77,8 +78,32 @@ def test_the_command_in_the_file_writes_a_study_on_the_miniature(
     assert cli.main(["check", "--configfile", "pets_mini.yaml"]) == 0, capsys.readouterr().err
 
 
-def test_without_a_corpus_the_file_says_what_to_give(pets: Path) -> None:
-    study = written()
+@pytest.mark.parametrize("here", [False, True])
+def test_the_way_without_a_gpu_comes_first_if_there_is_none(
+    pets: Path, monkeypatch: pytest.MonkeyPatch, here: bool
+) -> None:
+    monkeypatch.setattr(command, "gpu_is_here", lambda: here)
+    said = init_study("pets", "corpus")
+    place = {name: said.index(f"  augbench run --configfile {name}.yaml") for name in ("pets", "pets_mini")}
+    assert (place["pets"] < place["pets_mini"]) == here
+    edited = next(number for number, line in enumerate(said) if "First edit it" in line)
+    assert edited < min(place.values()) and "  sed " in said[place["pets_mini"] - 1]
+    assert not any("--corpus" in line for line in said)
+
+
+def test_few_lines_of_the_file_are_decisions(pets: Path) -> None:
+    init_study("pets", "corpus")
+    lines = (pets / "pets.yaml").read_text().splitlines()
+    decisions = [place for place, line in enumerate(lines) if "DECIDE:" in line]
+    assert len(decisions) == 4 and sum(len(lines[place].split()) for place in decisions) < 80
+
+
+def test_without_a_corpus_output_and_file_say_what_to_give(pets: Path) -> None:
+    said = "\n".join(init_study("pets"))
+    assert (
+        "no --corpus: the rows of retrieval are comments; to have them, delete pets.yaml and run init" in said
+    )
+    study = load_study(["pets.yaml"])
     assert study.corpus is None and "retrieval" not in study.methods
     text = (pets / "pets.yaml").read_text()
     for line in ("# corpus: {kind: image_folder", "# retrieval: ", "# - {row: retrieval, against: none}"):
@@ -376,3 +401,10 @@ def test_damaged_images_are_counted(pets: Path) -> None:
         image.write_bytes(b"")
     with pytest.raises(UserError, match="none of 24 images can be read"):
         init_study("pets", to="other.yaml")
+
+
+def test_a_check_without_a_config_says_that_it_is_the_demo(
+    pets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["check"]) == 1, "there is no demo in this folder"
+    assert capsys.readouterr().out == "no --configfile: this is the demo, config/demo.yaml\n"

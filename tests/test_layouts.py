@@ -1042,8 +1042,9 @@ def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_check_counts_and_names_what_a_corpus_of_parquet_lacks(both: Path) -> None:
     lines = corpus_lines({})
-    assert lines[1].startswith("corpus: 1 left out, not readable as Parquet (")
-    assert lines[2] == "corpus: 2 left out, undecodable: b/b.parquet:0, b/b.parquet:1"
+    assert lines[1] == "corpus: 4 images in corpus"
+    assert lines[2].startswith("corpus: 1 left out, not readable as Parquet (")
+    assert lines[3] == "corpus: 2 left out, undecodable: b/b.parquet:0, b/b.parquet:1"
     (line,) = corpus_lines({"methods": {"retrieval": {"images_per_class": 5}}})
     assert line.startswith(
         "methods.retrieval.images_per_class: 5; allowed: at most 4, the images of the corpus"

@@ -23,44 +23,58 @@ def send(handler: LogHandler, event: Any, level: int = logging.INFO, text: str =
 @pytest.fixture
 def handler(capsys: pytest.CaptureFixture[str]) -> LogHandler:
     made = LogHandler(None, None)  # type: ignore[arg-type]
-    send(made, LogEvent.RUN_INFO, stats={"generate_000": 2, "resample": 1, "total": 3})
-    assert capsys.readouterr().err == "3 steps to do\n"
+    send(made, LogEvent.RUN_INFO, stats={"generate_000": 4, "resample": 1, "all": 1, "total": 6})
+    assert capsys.readouterr().err == "5 steps to do\n", "the target's rule is no step"
     return made
 
 
 def test_a_finished_step_is_one_line_with_count_and_estimate(
     handler: LogHandler, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    send(
-        handler,
-        LogEvent.JOB_INFO,
-        jobid=7,
-        rule_name="generate_000",
-        rule_msg="generate images of clip_prompts",
-        log=[],
-    )
-    send(handler, LogEvent.JOB_FINISHED, job_id=7)
+    for number in range(3):
+        send(
+            handler,
+            LogEvent.JOB_INFO,
+            jobid=number,
+            rule_name="generate_000",
+            rule_msg="generate images of clip_prompts",
+            log=[],
+        )
+        send(handler, LogEvent.JOB_FINISHED, job_id=number)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("[1/3] 0:00 generate images of clip_prompts (0 s), about ") and lines[
-        0
-    ].endswith(" left")
+    assert lines[:2] == [f"[{number}/5] 0:00 generate images of clip_prompts (0 s)" for number in (1, 2)]
+    assert lines[2].startswith("[3/5] 0:00 generate images of clip_prompts (0 s), about ")
+    assert lines[2].endswith(" left") and len(lines) == 3
+    send(handler, LogEvent.JOB_INFO, jobid=9, rule_name="all", rule_msg=None, log=[])
+    send(handler, LogEvent.JOB_FINISHED, job_id=9)
+    assert capsys.readouterr().err == ""
 
 
 def test_estimates_weigh_steps_by_their_kind_until_one_of_it_has_finished() -> None:
     assert weight_of("generate_017") > 10 * weight_of("resample")
+    assert weight_of("candidates_003") == weight_of("generate_017")
     run = _Run(Counter(generate=10, classify=10, resample=1))
     run.finish("resample_none", 4.0)
-    assert run.left(2.0) == pytest.approx(2.0 * (10 * 40 + 10 * 40) / 2), "by the weights: 40, 40 and 2"
     run.finish("generate_017", 10.0)
+    assert run.left(7.0) is None, "two steps tell too little"
     run.finish("generate_018", 20.0)
-    assert run.left(17.0) == pytest.approx((8 * 15 + 10 * 40 * 34 / 82) / 2), "two steps run side by side"
+    assert run.left(17.0) == pytest.approx((8 * 15 + 10 * 40 * 30 / 80) / 2), "two steps run side by side"
+
+
+def test_light_steps_alone_give_no_estimate_of_heavy_ones() -> None:
+    run = _Run(Counter(prompts=4, generate=2, report=1))
+    for _ in range(4):
+        run.finish("prompts", 15.0)
+    assert run.left(60.0) is None, "8 of 90 of the weights"
+    run.finish("generate_000", 20.0)
+    assert run.left(80.0) == pytest.approx(20 + 2 * 20 / 40)
 
 
 def test_steps_that_take_no_time_divide_by_nothing() -> None:
-    run = _Run(Counter(resample=2))
-    run.finish("resample_none", 0.0)
-    assert run.left(0.0) == 0
+    run = _Run(Counter(resample=4))
+    for _ in range(3):
+        run.finish("resample_none", 0.0)
+    assert run.left(0.0) is None
 
 
 def test_a_failed_step_shows_the_end_of_its_log(

@@ -132,7 +132,7 @@ def test_each_job_is_told_with_its_log_and_the_logs_last_line() -> None:
         "  results/s/logs/generate/a_001.log",
         "    ValueError: no luck",
     ]
-    assert lines[3].startswith("12 jobs stopped before their end")
+    assert lines[3].startswith("12 jobs stopped before their end, by Ctrl-C (KeyboardInterrupt), a kill, or")
     assert lines[4:6] == ["  results/s/logs/retrieve/r_000.log", f"    {INFO}"]
     assert lines[-1] == "  and 2 more in results/s/logs/retrieve"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -133,6 +134,35 @@ finally:
         os.kill(process, signal.SIGINT)
     out, err = waiting.communicate()
     assert out == "cleaned up\n" and "KeyboardInterrupt" in err and waiting.returncode == 1
+
+
+def test_ctrl_c_before_the_job_has_begun_ends_without_a_traceback(
+    tmp_path: Path,
+) -> None:
+    name = f"augbench-test-{os.getpid()}"
+    script = tmp_path / ".snakemake/scripts/tmp0.job.py"
+    script.parent.mkdir(parents=True)
+    script.write_text("import augbench.runtime\nprint('ran')")
+    with socket.socket(socket.AF_UNIX) as listener:  # takes the script, and never answers
+        listener.bind(f"\0{name}")
+        listener.listen(1)
+        waiting = subprocess.Popen(
+            [sys.executable, str(script)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, warm.ADDRESS: name},
+        )
+        connection, _ = listener.accept()
+        with connection:
+            files: list[int] = []
+            assert warm._receive(connection, files)["script"] == str(script)
+            time.sleep(0.1)
+            waiting.send_signal(signal.SIGINT)
+            assert waiting.wait() == 130
+    for number in files:
+        os.close(number)
+    assert waiting.communicate() == ("", "")
 
 
 def test_a_killed_job_fails_with_one_line(start: Start) -> None:

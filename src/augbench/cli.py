@@ -108,6 +108,8 @@ def _check(arguments: argparse.Namespace) -> int:
     from augbench.commands.check.study import check_study
 
     _show_progress()
+    if not arguments.configfile:
+        print(f"no --configfile: this is the demo, {DEMO}")
     study = load_study(arguments.configfile or [DEMO])
     for line in check_study(study, verify_images=arguments.images, tokenise=True):
         print(line)

@@ -27,6 +27,8 @@ WEIGHTS = {
     "pretrain": 2000.0,
     "finetune": 20.0,
     "generate": 40.0,
+    "candidates": 40.0,
+    "search": 10.0,
     "classify": 40.0,
     "retrieve": 15.0,
     "embed": 90.0,
@@ -34,6 +36,10 @@ WEIGHTS = {
     "corpus": 45.0,
     "measure": 200.0,
 }
+HEAVY = 10.0  # weight from which a kind tells how much longer than the weights other heavy kinds take
+FEWEST = 3  # finished steps before an estimate
+SEEN = 0.25  # share of all steps' weights whose kinds have finished before an estimate
+TARGET = "all"  # rule of no job, which only names what is to be made
 LOG_TAIL = 4
 UNSAID = (
     "its log names no error: it was killed or ran out of memory; "
@@ -73,17 +79,25 @@ class _Run:
         self.done[kind] += 1
         self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
 
-    def left(self, elapsed: float) -> float:
+    def left(self, elapsed: float) -> float | None:
         """Seconds to the end, if as many steps run side by side as in the ``elapsed`` seconds so far.
 
         Steps of a kind take as long as the finished ones; of a kind that has none, as long as its weight
-        says.
+        says, times what the finished heavy kinds took relative to theirs (a light one tells how fast Python
+        starts). None while too little has finished to tell.
         """
         spent = sum(self.seconds.values())
-        scale = spent / sum(weight_of(kind) * count for kind, count in self.done.items())
+        weights = {kind: weight_of(kind) * (self.todo[kind] + self.done[kind]) for kind in self.todo}
+        seen = sum(weights[kind] for kind in self.done)
+        if not spent or self.done.total() < FEWEST or seen < SEEN * sum(weights.values()):
+            return None
+        told = [kind for kind in self.done if weight_of(kind) >= HEAVY] or [*self.done]
+        scale = sum(self.seconds[kind] for kind in told) / sum(
+            weight_of(kind) * self.done[kind] for kind in told
+        )
         means = {kind: seconds / self.done[kind] for kind, seconds in self.seconds.items()}
         work = sum(count * means.get(kind, scale * weight_of(kind)) for kind, count in self.todo.items())
-        return elapsed * work / spent if spent else 0.0
+        return elapsed * work / spent
 
 
 def kind_of(rule: str) -> str:
@@ -109,6 +123,8 @@ class LogHandler(LogHandlerBase):
             self._plan(getattr(record, "stats", {}))
         elif event == LogEvent.JOB_INFO:
             rule = str(getattr(record, "rule_name", ""))
+            if rule == TARGET:
+                return
             message = str(getattr(record, "rule_msg", None) or rule)
             step = _Step(rule, message, list(getattr(record, "log", []) or []), time.monotonic())
             self.run.steps[int(record.jobid)] = step  # type: ignore[attr-defined]
@@ -125,7 +141,7 @@ class LogHandler(LogHandlerBase):
     def _plan(self, stats: dict[str, int]) -> None:
         self.run = _Run()
         for rule, number in stats.items():
-            if rule != "total":
+            if rule not in ("total", TARGET):
                 self.run.todo[kind_of(rule)] += number
         total = self.run.todo.total()
         self._say(f"{total} steps to do" if total else "nothing to be done")
@@ -138,7 +154,8 @@ class LogHandler(LogHandlerBase):
         run.finish(step.rule, now - step.started)
         elapsed, done = now - run.began, run.done.total()
         total = done + run.todo.total()
-        eta = f", about {clock(run.left(elapsed))} left" if done < total else ""
+        left = run.left(elapsed) if done < total else None
+        eta = "" if left is None else f", about {clock(left)} left"
         count = f"[{done:>{len(str(total))}}/{total}]"
         self._say(f"{count} {clock(elapsed)} {step.message} ({now - step.started:.0f} s){eta}")
 

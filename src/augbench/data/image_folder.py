@@ -254,7 +254,12 @@ class FolderSource(ImageSource):
                 problems.append(listing)
                 continue
             if not listing.images:
-                hint = "; it holds folders: are train_folder and test_folder set?" if listing.folders else ""
+                hint = ""
+                if listing.folders:
+                    hint = (
+                        "; it holds folders: are train_folder and test_folder set? If they are the classes, set"
+                        f" dataset.root to {str(base / name)!r}"
+                    )
                 allowed = f"a class needs images ({' '.join(sorted(EXTENSIONS))}){hint}"
                 found = "; ".join(["0 images", *reasons(listing.left_out)])
                 problems.append(UserError(str(base / name), found, allowed))

@@ -108,6 +108,8 @@ def hand_over() -> None:
                 return
         except OSError:
             return
+        except KeyboardInterrupt:  # nothing has begun: a fork ends when this connection closes
+            os._exit(130)
         connection.settimeout(None)
         status = _wait(answers)
     sys.stderr.flush()
@@ -245,7 +247,10 @@ def _become(
     fcntl.fcntl(connection, 10, signal.SIGTERM)  # F_SETSIG of Linux
     fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
     connection.settimeout(None)
-    connection.sendall(BEGUN)
+    try:
+        connection.sendall(BEGUN)
+    except OSError:  # the waiting process has been interrupted
+        os._exit(1)
     os.chdir(message["folder"])
     os.umask(message["umask"])
     os.environ.clear()

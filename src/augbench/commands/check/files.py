@@ -174,6 +174,8 @@ def _corpus(study: Study, decode: bool, report: FileReport) -> Place | None:
     checked = decode_all(images, names, "corpus: images checked") if decode else Checked()
     broken = [LeftOut(name, UNDECODABLE) for name in checked.damaged]
     left_out = reasons([*lost, *broken])
+    if len(broken) < len(names):
+        report.notes.append(f"corpus: {len(names) - len(broken):,} images in {corpus.root}")
     report.notes += [f"corpus: {line}" for line in left_out]
     report.notes += [f"warning: corpus: {line}" for line in checked.guesses()]
     if len(broken) == len(names):

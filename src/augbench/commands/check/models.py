@@ -136,7 +136,8 @@ def models_to_fetch(study: Study) -> Iterator[str]:
         if hub is not None and not _is_here(hub) and hub.folder not in named:
             named.add(hub.folder)
             gated = known_model(hub.repository).get("gated", False)
-            yield f"{key}: {hub.repository} at {hub.revision} is fetched to {hub.folder}{GATED if gated else ''}"
+            where = f"will be fetched to {hub.folder} by the first run"
+            yield f"{key}: {hub.repository} at {hub.revision} {where}{GATED if gated else ''}"
 
 
 def diffusion_models(study: Study) -> dict[str, Diffusion]:

@@ -23,7 +23,7 @@ from augbench.commands.init.layout import (
     naming_note,
 )
 from augbench.commands.init.sizes import Proposal, dataset_of, propose_sizes
-from augbench.commands.init.text import FULL_CLIP, Facts, span, study_text, swap_command
+from augbench.commands.init.text import FULL_CLIP, Facts, mini_file, span, study_text, swap_command
 from augbench.config.study import parse_study
 from augbench.data.classes import ClassInfo, folder_of
 from augbench.data.decode import in_order, stored_size
@@ -34,6 +34,7 @@ from augbench.data.sources import open_source
 from augbench.data.walk import LeftOut, reasons
 from augbench.errors import UserError, some
 from augbench.files import write_text
+from augbench.runtime.gpus import gpu_is_here
 from augbench.texts import has_control_characters
 from augbench.yaml_files import UniqueKeyLoader
 
@@ -94,6 +95,11 @@ def init_study(folder: str, corpus: str | None = None, to: str | None = None) ->
     told = [f"{layout.keys['root']}: {text}" for text in found]
     if corpus_found is not None:
         told.append(f"{corpus}: {corpus_found.text}, which retrieval searches")
+    else:
+        told.append(
+            "no --corpus: the rows of retrieval are comments; to have them, delete"
+            f" {file} and run init again with --corpus FOLDER"
+        )
     return [*told, _proposed(proposal), *_next_steps(facts)]
 
 
@@ -180,8 +186,8 @@ def _naming(layout: Layout, classes: Sequence[ClassInfo], study: str) -> str | N
         return None
     note = naming_note([folder_of(info.class_id) for info in classes], f"{study}_classes.tsv")
     return note or (
-        f'are these good names? Prompts and queries contain them ("a photo of a {classes[0].name}"). If not, rename'
-        " the folders, or set dataset.classes to a class table (docs/own_data.md)."
+        f'good names for prompts ("a photo of a {classes[0].name}")? If not, rename the folders, or set'
+        " dataset.classes (docs/own_data.md)."
     )
 
 
@@ -192,13 +198,17 @@ def _proposed(proposal: Proposal) -> str:
 
 
 def _next_steps(facts: Facts) -> list[str]:
-    file = shlex.quote(facts.file)
+    """Say what to do next; the study for a CPU comes first if there is no GPU here."""
+    file, small = shlex.quote(facts.file), shlex.quote(mini_file(facts.file))
+    full = [f"  augbench {command} --configfile {file}" for command in ("check", "plan", "run")]
+    mini = [f"  {swap_command(facts.file)}", f"  augbench run --configfile {small}"]
+    text = "on a CPU, with the miniature's models (accuracies say nothing)"
+    if gpu_is_here():
+        steps = ["Then:", *full, f"or, to see all of it run {text}:", *mini]
+    else:
+        steps = [f"There is no GPU here. To see all of it run {text}:", *mini, "Where there is a GPU:", *full]
     return [
         *([f"classes: {facts.naming}"] if facts.naming else []),
-        f"{facts.file} is written. Read what it marks DECIDE, then:",
-        f"  augbench check --configfile {file}",
-        f"  augbench plan --configfile {file}",
-        f"  augbench run --configfile {file}",
-        "or, to see it all on a CPU first, with the miniature's models in a second study:",
-        f"  {swap_command(facts.file)}",
+        f"{facts.file} is written. First edit it, where it says DECIDE.",
+        *steps,
     ]

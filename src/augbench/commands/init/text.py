@@ -99,10 +99,14 @@ def _mini(line: str) -> str:
     return f"{line[: len(line) - len(body)]}# {body}  # mini"
 
 
+def mini_file(file: str) -> str:
+    """File of the miniature's study, beside ``file``."""
+    return f"{file.removesuffix('.yaml')}_mini.yaml"
+
+
 def swap_command(file: str) -> str:
     """Command that writes the miniature's study beside ``file``."""
-    mini = f"{file.removesuffix('.yaml')}_mini.yaml"
-    return f"sed '/# full$/s/^/# /; /# mini$/s/# //' {shlex.quote(file)} > {shlex.quote(mini)}"
+    return f"sed '/# full$/s/^/# /; /# mini$/s/# //' {shlex.quote(file)} > {shlex.quote(mini_file(file))}"
 
 
 def study_text(facts: Facts) -> str:
@@ -115,15 +119,13 @@ def study_text(facts: Facts) -> str:
 
 def _head(facts: Facts) -> Iterator[str]:
     yield from _comment(
-        "Which added images help a classifier of these classes? `augbench init` has proposed this study from"
-        " what is in the folder. What you should decide is marked DECIDE. Every key is explained in"
-        " docs/configuration.md; what is not set here has the paper's value, if it gives one."
+        "`augbench init` has proposed this study. Decide what is marked DECIDE. docs/configuration.md explains"
+        " every key; what is not set here has the paper's value, if it gives one."
     )
-    yield "#"
     yield from _comment(
-        "The lines marked `full` need a GPU. To see all of it on a CPU first, write the study with those"
-        " marked `mini` in their place. The miniature's models know garments and little else, so its"
-        " accuracies say nothing:"
+        "Lines marked `full` need a GPU. After you have edited this file, the next line writes a study for a"
+        " CPU, with those marked `mini`, whose models know garments and little else: its accuracies say"
+        " nothing."
     )
     yield f"#   {swap_command(facts.file)}"
     yield _full(f"study: {facts.name}")
@@ -138,66 +140,46 @@ def _dataset(facts: Facts) -> Iterator[str]:
         yield from _comment(f"DECIDE: {facts.naming}", "  ")
     for key, value in facts.layout.items():
         yield f"  {key}: {value_text(value)}"
-    yield from _comment(_sizes_text(facts), "  ")
+    for text in _sizes_texts(facts):
+        yield from _comment(text, "  ")
     for key, value in facts.proposal.keys.items():
         yield f"  {key}: {value_text(value)}"
     if not facts.proposal.twice:
         return  # further draws need images that are in no split
-    yield from _comment(
-        "DECIDE: results hold for these training images. Remove the # to repeat the study with 5 draws of"
-        " them, at up to 5 times the cost (docs/statistics.md).",
-        "  ",
-    )
-    yield "  # draws: 5"
+    yield "  # draws: 5  # results hold for these training images; 5 draws cost up to 5 times (docs/statistics.md)"
 
 
-def _sizes_text(facts: Facts) -> str:
+def _sizes_texts(facts: Facts) -> Iterator[str]:
     proposal = facts.proposal
     train, validation, test = (proposal.images(split) for split in ("train", "validation", "test"))
-    sampled = "validation_folder" not in facts.layout and "validation_split" not in facts.layout
-    given = "test_folder" in facts.layout or "test_split" in facts.layout
-    text = (
-        f"DECIDE: how many images train, validate and test? Proposed for each class: {span(train)} for "
-        "training"
-        f" ({sum(train):,} in all), {span(validation)} for "
-        f"validation{' (sampled)' if sampled and given else ''}"
-        f" and {span(test)} for test{'' if given else ' (sampled)'}. One of the {sum(test):,} test images is"
-        f" {100 / sum(test):.2g} points of accuracy."
+    yield (
+        f"DECIDE: images per class: {span(train)} train, {span(validation)} validate, {span(test)} test; one test"
+        f" image is {100 / sum(test):.2g} points of accuracy."
     )
     if "shots" in proposal.keys:
-        text += " shots takes the same number from every class; train_fraction keeps their proportions."
-    if "shots" in proposal.keys and not given:
-        text += " Half of each class is kept for the test."
+        yield "shots takes as many from every class; train_fraction keeps their proportions."
     if "test_images_per_class" in proposal.keys:
-        text += " test_images_per_class cuts the test images; remove it to score on all of them."
+        yield "test_images_per_class cuts the test images; remove it to score on all of them."
     if median(train) < 50:
-        text += " The paper's ImageNet classes have 74 to 130 training images: fewer make runs differ more."
-    return text
+        yield "The paper has 74 to 130 training images per class; with fewer, runs differ more."
 
 
 def _corpus(facts: Facts) -> Iterator[str]:
     if facts.corpus is None:
         yield from _comment(
-            "DECIDE: retrieval, the paper's best way, searches a corpus of images: any folder with many "
-            "images"
-            " that may show your classes, such as pictures from the web. It needs no labels, and no image of "
-            "the"
-            " data set may be in it. Published embeddings do as well (docs/retrieval.md). If you have one, "
-            "let"
-            " `augbench init` write another file with --corpus FOLDER; or name the folder here, and remove "
-            "the #"
-            " before corpus, before the row retrieval, and before its comparisons at the end."
+            "Retrieval, the paper's best way, needs a corpus: any folder with many images that may show your"
+            " classes, without labels and without images of the data set, or published embeddings"
+            " (docs/retrieval.md). `augbench init` with --corpus FOLDER writes a file that has it."
         )
         yield "# corpus: {kind: image_folder, root: data/web_images}"
         return
     yield from _comment(
-        f"What retrieval searches: {facts.corpus.text}. No image of the data set may be in it; "
-        "near-duplicates"
-        " are reported. Licences of retrieved images are yours to check (docs/licences.md)."
+        f"Retrieval searches {facts.corpus.text}. No image of the data set may be among them. Check the licences"
+        " of retrieved images (docs/licences.md)."
     )
     if facts.corpus.is_embedded:
         yield from _comment(
-            "DECIDE: clip must be the model that made the embeddings, and that of the section clip below."
+            "DECIDE: which CLIP made the embeddings? Name it here and in the section clip below."
         )
     line = f"corpus: {_flow(facts.corpus.keys)}"
     yield _full(line) if facts.corpus.is_embedded else line
@@ -205,8 +187,8 @@ def _corpus(facts: Facts) -> Iterator[str]:
 
 def _models(facts: Facts) -> Iterator[str]:
     yield from _comment(
-        "The models are fetched once. DECIDE: any Stable Diffusion 1.x or 2.x model, by its id on the Hub or"
-        " its folder; read its licence (docs/licences.md)."
+        "Any Stable Diffusion 1.x or 2.x model, by its id on the Hub or its folder. Models are fetched once;"
+        " read their licences (docs/licences.md)."
     )
     yield _full("diffusion: {model: CompVis/stable-diffusion-v1-4, dtype: auto}")
     mini = "resolution: 32, steps: 20, guidance_scale: 3.0, dtype: float32"
@@ -219,8 +201,7 @@ def _models(facts: Facts) -> Iterator[str]:
 
 def _methods(facts: Facts) -> Iterator[str]:
     yield from _comment(
-        "DECIDE: one row of the table each. docs/methods.md has the paper's eleven methods and more; remove"
-        " what you don't want to know, for each row is trained and paid for."
+        "DECIDE: the table's rows; each costs its training. Remove what you don't need (more: docs/methods.md)."
     )
     yield "methods:"
     yield "  none: {mechanism: real, label: no added images}"
@@ -228,18 +209,17 @@ def _methods(facts: Facts) -> Iterator[str]:
     if facts.proposal.twice:
         yield f"  {twice}"
     else:
-        yield from _comment("The classes have too few images for a row with twice the real ones:", "  ")
-        yield f"  # {twice}"
-    yield from _comment("Each training image, changed a little by the diffusion model:", "  ")
+        yield f"  # {twice}  # too few images"
+    yield from _comment("each training image, changed a little by the diffusion model:", "  ")
     yield (
         "  boomerang: {mechanism: sample, label: Boomerang, start: training_images, noise: 0.2, steps: 100,"
         " guidance_scale: 1.0, prompt: {templates: empty}}"
     )
-    yield from _comment('Images from prompts such as "a photo of a {class name}" (80 templates):', "  ")
+    yield from _comment('from 80 prompts such as "a photo of a {class name}":', "  ")
     yield (
         "  clip_prompts: {mechanism: sample, label: CLIP prompts, prompt: {templates: clip, class_name: lemmas}}"
     )
-    yield from _comment("A new word is learned for each class from its training images:", "  ")
+    yield from _comment("with a new word for each class, learned from its training images:", "  ")
     learned = "mechanism: personalise, label: Textual inversion, learn: pseudoword"
     if facts.learns_words:
         yield _full(f"  textual_inversion: {{{learned}}}")
@@ -247,7 +227,7 @@ def _methods(facts: Facts) -> Iterator[str]:
     else:
         yield from _comment("Left out, because names that differ by case alone would be one word.", "  ")
         yield f"  # textual_inversion: {{{learned}}}"
-    yield from _comment("Images of the corpus that are nearest to the class name in CLIP space:", "  ")
+    yield from _comment("the corpus's images that are nearest to the class name in CLIP space:", "  ")
     yield from _retrieval(facts)
 
 
@@ -260,8 +240,8 @@ def _retrieval(facts: Facts) -> Iterator[str]:
     short = facts.corpus.images is not None and facts.corpus.images < wanted
     if short:
         yield from _comment(
-            f"DECIDE: the corpus has fewer than the {wanted} images that the largest class asks for. With"
-            " may_fall_short, classes use what there is; give a larger corpus if you can.",
+            f"The largest class asks for {wanted} images, more than the corpus has; with may_fall_short, classes"
+            " use what there is.",
             "  ",
         )
     yield _full(f"  retrieval: {{{row}{', may_fall_short: true' if short else ''}}}")
@@ -273,9 +253,8 @@ def _augmentation(facts: Facts) -> Iterator[str]:
     train = facts.proposal.images("train")
     made = TIMES * sum(train)
     yield from _comment(
-        f"DECIDE: images made per training image: {TIMES} are {made:,} images for each row that generates. A"
-        f" training set adds as many as there are real ones ({sum(train):,}), drawn anew for each of the 5"
-        " resamples: one classifier each, which measure the spread. `augbench plan` says what it costs."
+        f"Each row that generates makes {made:,} images. Each of its 5 training sets (resamples; one classifier"
+        f" each) adds {sum(train):,} of them, as many as there are real ones. `augbench plan` has the costs."
     )
     yield _full(f"augmentation: {{images_per_training_image: {TIMES}, resamples: 5, image_format: jpeg}}")
     yield _mini(MINI[0])
@@ -288,10 +267,9 @@ def _classifier(facts: Facts) -> Iterator[str]:
     steps = max(LEAST_STEPS, EPOCHS * per_epoch)
     size = next((text for least, text in RESOLUTIONS if facts.side >= least), SMALL_IMAGES)
     yield from _comment(
-        f"Every row is trained for the same number of steps; {steps:,} are {steps / per_epoch:,.0f} epochs of"
-        " the real images alone. `augbench check` and Table 1 warn if accuracy was still rising at the end"
-        " (docs/training.md). DECIDE: resnet50 is the paper's network and takes about twice as long. The"
-        f" resolution is for images whose shorter side is about {facts.side} pixels."
+        f"All rows train for {steps:,} steps, {steps / per_epoch:,.0f} epochs of the real images alone. resnet50, the"
+        " paper's network, takes about twice as long. The resolution suits a shorter side of about"
+        f" {facts.side} pixels."
     )
     schedule = f"batch_size: {batch}, schedule: steps, steps: {steps}, keep: last"
     yield _full(f"classifier: {{arch: resnet18, {size}, {schedule}}}")
@@ -300,8 +278,7 @@ def _classifier(facts: Facts) -> Iterator[str]:
 
 def _report(facts: Facts) -> Iterator[str]:
     yield from _comment(
-        "DECIDE: the comparisons that are tested. P values are corrected for all of them, so few are better"
-        " than many (docs/statistics.md)."
+        "DECIDE: the comparisons to test, few: P values are corrected for all of them (docs/statistics.md)."
     )
     yield "report:"
     yield "  error: pooled  # one spread for all rows: few runs decide more"

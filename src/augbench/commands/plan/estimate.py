@@ -53,12 +53,12 @@ class _Disk:
 class Estimate(Work):
     """The steps of a study; parameters as in :class:`~augbench.commands.plan.work.Work`.
 
-    ``gpus`` is the number of GPUs that compute at the same time.
+    ``gpus`` is the number of GPUs that compute at the same time; ``on_cpu``: a run here would use none.
     """
 
-    def __init__(self, plan: Plan, throughput: Throughput, gpus: int = 1) -> None:
+    def __init__(self, plan: Plan, throughput: Throughput, gpus: int = 1, on_cpu: bool = False) -> None:
         super().__init__(plan, throughput)
-        self.gpus, self._disk = gpus, _Disk()
+        self.gpus, self.on_cpu, self._disk = gpus, on_cpu, _Disk()
 
     def _step(
         self,
@@ -477,4 +477,5 @@ def estimate_study(
     class_ids = tuple(
         info.class_id for info in open_source(study.dataset, study.seed, study.corpus).classes()
     )
-    return Estimate(Plan(study, class_ids).unfolded, figures, gpus or len(here) or 1)
+    on_cpu = not device and (not here or study.execution.device == "cpu")
+    return Estimate(Plan(study, class_ids).unfolded, figures, gpus or len(here) or 1, on_cpu)

@@ -35,7 +35,7 @@ class LoggedJob:
     name : str
         Its stage and its name there, as in ``logs/``.
     state : str
-        ``running``, ``failed``, ``stopped`` (it ended without a word, by a kill or for lack of memory), or
+        ``running``, ``failed``, ``stopped`` (it ended without a word, by Ctrl-C, a kill, or for lack of memory), or
         ``unknown``: running or stopped.
     log : str
         Path of its log.
@@ -102,7 +102,10 @@ def described(jobs: Sequence[LoggedJob]) -> Iterator[str]:
     headings = {
         RUNNING: "running now",
         FAILED: "failed in the last run; the same command tries again",
-        STOPPED: "stopped before their end, by a kill or for lack of memory; the same command resumes them",
+        STOPPED: (
+            "stopped before their end, by Ctrl-C (KeyboardInterrupt), a kill, or for lack of memory;"
+            " the same command resumes them"
+        ),
         UNKNOWN: "running or stopped, which the locks of this file system do not tell",
     }
     for state, heading in headings.items():

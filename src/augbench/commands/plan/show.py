@@ -87,17 +87,28 @@ def render(estimate: Estimate) -> str:
         rule,
         line(last),
         "",
-        f"files: {everything.files_done:,} of {everything.files:,} exist. "
-        + (
-            f"GPU-hours left: {_hours(hours_left(steps))} of {_hours(everything.gpu_hours)}."
-            if everything.jobs_done < everything.jobs
-            else "Nothing is left to do."
-        ),
+        f"files: {everything.files_done:,} of {everything.files:,} exist. " + _left(estimate, everything),
         *described(logged_jobs(study.study)),
         *_limits(estimate, everything),
         *_notes(estimate),
     ]
     return "\n".join(text) + "\n"
+
+
+def _on_gpu(estimate: Estimate) -> list[Step]:
+    """The steps whose hours are a GPU's: where none is used, a CPU may have measured the finished jobs."""
+    return [step for step in estimate.steps if not (estimate.on_cpu and step.measured)]
+
+
+def _left(estimate: Estimate, everything: Step) -> str:
+    """Say what is left to do; hours that a CPU may have measured are not added to those of a GPU."""
+    if everything.jobs_done == everything.jobs:
+        return "Nothing is left to do."
+    known = _on_gpu(estimate)
+    text = f"GPU-hours left: {_hours(hours_left(known))} of {_hours(total(known).gpu_hours)}"
+    if measured := [step for step in estimate.steps if step not in known]:
+        text += f", and {_hours(hours_left(measured))} hours of the rows with *, as measured"
+    return f"{text}."
 
 
 def _each(estimate: Estimate) -> str:
@@ -109,11 +120,14 @@ def _each(estimate: Estimate) -> str:
 
 def _limits(estimate: Estimate, everything: Step) -> Iterator[str]:
     """Yield the least run time on the GPUs, the memory of each stage, and what fits neither GPU nor disk."""
-    gpu, left = estimate.throughput, hours_left(estimate.steps)
+    gpu, left = estimate.throughput, hours_left(_on_gpu(estimate))
     if left:
         hours, several = left / estimate.gpus, "" if estimate.gpus == 1 else "s"
         days = f" ({hours / 24:,.1f} days)" if hours > 24 else ""
-        yield f"Run time on {estimate.gpus} GPU{several}: {_hours(hours)} h{days} or more."
+        slower = ""
+        if estimate.on_cpu:
+            slower = " These are a GPU's figures: none is used here, and a CPU takes far longer."
+        yield f"Run time on {estimate.gpus} GPU{several}: {_hours(hours)} h{days} or more.{slower}"
     if gpu.memory is not None and (needs := list(needs_of(estimate.study))):
         stages = (f"{need.stage} {need.gib:.1f} GiB ({need.key}: {need.batch})" for need in needs)
         yield f"Memory of each GPU ({gpu.memory:.1f} GiB), estimated: {', '.join(stages)}."
