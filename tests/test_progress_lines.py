@@ -104,6 +104,16 @@ def test_a_step_that_was_killed_says_so_for_its_log_cannot(
     )
 
 
+def test_a_step_that_ctrl_c_stopped_is_one_line(
+    handler: LogHandler, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    log = tmp_path / "job.log"
+    log.write_text("starting\nTraceback (most recent call last):\nKeyboardInterrupt\n")
+    send(handler, LogEvent.JOB_INFO, jobid=1, rule_name="splits", rule_msg="splits", log=[str(log)])
+    send(handler, LogEvent.JOB_ERROR, jobid=1)
+    assert capsys.readouterr().err == "stopped by Ctrl-C: splits\n"
+
+
 def test_other_errors_are_shown_whole(handler: LogHandler, capsys: pytest.CaptureFixture[str]) -> None:
     send(handler, None, logging.ERROR, "MissingInputException in rule splits:\nMissing input files")
     assert "Missing input files" in capsys.readouterr().err

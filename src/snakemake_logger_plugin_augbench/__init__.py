@@ -41,6 +41,7 @@ FEWEST = 3  # finished steps before an estimate
 SEEN = 0.25  # share of all steps' weights whose kinds have finished before an estimate
 TARGET = "all"  # rule of no job, which only names what is to be made
 LOG_TAIL = 4
+CTRL_C = "KeyboardInterrupt"  # last line of Python's traceback
 UNSAID = (
     "its log names no error: it was killed or ran out of memory; "
     "its finished parts are kept, so run the same command again"
@@ -164,15 +165,21 @@ class LogHandler(LogHandlerBase):
         if step is None:
             return
         self.run.failed = True
+        logs = {
+            log: Path(log).read_text(encoding="utf-8", errors="replace").splitlines()
+            for log in step.log
+            if Path(log).is_file()
+        }
+        if any(lines[-1:] == [CTRL_C] for lines in logs.values()):
+            self._say(f"stopped by Ctrl-C: {step.message}")
+            return
         self._say(f"FAILED: {step.message}")
-        for log in step.log:
-            if Path(log).is_file():
-                lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines()
-                for line in lines[-LOG_TAIL:]:
-                    self._say(f"    {line}")
-                if not any("ERROR " in line for line in lines):
-                    self._say(f"    {UNSAID}")
-                self._say(f"    the whole log: {log}")
+        for log, lines in logs.items():
+            for line in lines[-LOG_TAIL:]:
+                self._say(f"    {line}")
+            if not any("ERROR " in line for line in lines):
+                self._say(f"    {UNSAID}")
+            self._say(f"    the whole log: {log}")
 
     def _say(self, line: str) -> None:
         try:
