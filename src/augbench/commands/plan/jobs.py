@@ -35,8 +35,8 @@ class LoggedJob:
     name : str
         Its stage and its name there, as in ``logs/``.
     state : str
-        ``running``, ``failed``, ``stopped`` (it ended without a word, by Ctrl-C, a kill, or for lack of memory), or
-        ``unknown``: running or stopped.
+        ``running``, ``failed``, ``stopped`` (it ended without a word, by Ctrl-C, a kill, or for lack of
+        memory), or ``unknown``: running or stopped.
     log : str
         Path of its log.
     line : str
