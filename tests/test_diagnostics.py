@@ -284,7 +284,7 @@ def test_scikit_learns_neighbours_give_the_same_figures(seen: dict[str, Seen]) -
         coverage.append((nearest <= radii).mean())
     expected = Coverage(pytest.approx(100 * np.mean(precision)), pytest.approx(100 * np.mean(coverage)))
     assert covered(added.embeddings, added.labels, real.embeddings, real.labels) == expected
-    assert 0.5 < np.mean(coverage) < 1 and 0.5 < np.mean(precision) < 1
+    assert 0.2 < np.mean(coverage) < 1 and 0.2 < np.mean(precision) < 1
 
 
 def test_another_style_covers_less(seen: dict[str, Seen]) -> None:

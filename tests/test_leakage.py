@@ -45,7 +45,7 @@ CLIP = PROJECT / "resources/mini/clip"
 CLASSES = load_class_table("fashion_mnist")
 LIMITS = Leakage()
 # to the miniature's CLIP, all garments are similar
-SEARCH = LIMITS.model_copy(update={"clip_threshold": 0.97, "neighbours": 3})
+SEARCH = LIMITS.model_copy(update={"clip_threshold": 0.8, "neighbours": 3})
 Change = Callable[[Image.Image], Image.Image]
 
 

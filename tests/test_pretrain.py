@@ -259,7 +259,7 @@ def test_the_card_says_which_attributes_are_told(tmp_path: Path) -> None:
     from augbench.miniature.pretrain.card import render_card
 
     record, quality = read_json(MINI / "training_record.json"), read_json(MINI / "quality.json")
-    plain = render_card(record, quality, {})
+    plain = render_card(record, {name: value for name, value in quality.items() if name != "attributes"}, {})
     real = {"told": 0.875, "held_out": 0.75, "of": {"dark": 1.0, "drawing": 0.5}}
     generated = {"told": 0.625, "held_out": 0.5, "of": {"dark": 0.25, "drawing": 0.125}}
     card = render_card(record, {**quality, "attributes": {"real": real, "generated": generated}}, {})

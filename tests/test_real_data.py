@@ -279,7 +279,7 @@ def test_the_home_folder_may_hold_the_test_images(pets: Path, monkeypatch: pytes
     monkeypatch.setenv("HOME", str(pets / "home"))
     for name in ("cat", "dog"):
         write_images(pets / "home/test" / name, numbered(3), 500 + 100 * (name == "dog"))
-    (line,) = check(dataset={"test_folder": "~/test"})
+    line, _ = check(dataset={"test_folder": "~/test"})
     assert line.endswith("and 3 test images each")
 
 

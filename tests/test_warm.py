@@ -152,6 +152,8 @@ def test_ctrl_c_before_the_job_has_begun_ends_without_a_traceback(
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, warm.ADDRESS: name},
+            # a test run in the background ignores SIGINT, and so would its children
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         connection, _ = listener.accept()
         with connection:
