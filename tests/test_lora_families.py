@@ -43,12 +43,7 @@ def study_of(inputs: Inputs, model: str, **row: Any) -> Study:
         {
             **SMALL_STUDY,
             "study": "digits",
-            "dataset": {
-                "kind": "image_folder",
-                "root": str(inputs.root),
-                "train_fraction": 0.4,
-                "validation_fraction": 0.2,
-            },
+            "dataset": inputs.dataset,
             "generators": {"other": {"model": model, **own}},
             "methods": {"row": {**lora, "generator": "other", **row}},
             "augmentation": {"images_per_class": 2},

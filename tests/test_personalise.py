@@ -98,6 +98,12 @@ class Inputs:
     folder: Path
     root: Path
 
+    @property
+    def dataset(self) -> dict[str, Any]:
+        """The section of a study on these digits."""
+        fractions = {"train_fraction": 0.4, "validation_fraction": 0.2}
+        return {"kind": "image_folder", "root": str(self.root), **fractions}
+
     def study(
         self,
         finetune: Mapping[str, Any] | None = None,
@@ -112,12 +118,7 @@ class Inputs:
         return parse_study(
             {
                 "study": "digits",
-                "dataset": {
-                    "kind": "image_folder",
-                    "root": str(self.root),
-                    "train_fraction": 0.4,
-                    "validation_fraction": 0.2,
-                },
+                "dataset": self.dataset,
                 "diffusion": {"model": str(MINI / "stable-diffusion"), "resolution": 32, "dtype": "float32"},
                 "clip": {"model": str(MINI / "clip")},
                 "methods": rows,

@@ -91,13 +91,18 @@ def test_a_failed_step_shows_the_end_of_its_log(
     assert len(lines) < 10
 
 
+def end_badly(handler: LogHandler, folder: Path, said: str) -> None:
+    """Let a step with this log start and fail."""
+    log = folder / "job.log"
+    log.write_text(said)
+    send(handler, LogEvent.JOB_INFO, jobid=1, rule_name="splits", rule_msg="splits", log=[str(log)])
+    send(handler, LogEvent.JOB_ERROR, jobid=1)
+
+
 def test_a_step_that_was_killed_says_so_for_its_log_cannot(
     handler: LogHandler, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    log = tmp_path / "job.log"
-    log.write_text("starting\n")
-    send(handler, LogEvent.JOB_INFO, jobid=1, rule_name="splits", rule_msg="splits", log=[str(log)])
-    send(handler, LogEvent.JOB_ERROR, jobid=1)
+    end_badly(handler, tmp_path, "starting\n")
     assert (
         "its log names no error: it was killed or ran out of memory"
         in capsys.readouterr().err.splitlines()[-2]
@@ -107,10 +112,7 @@ def test_a_step_that_was_killed_says_so_for_its_log_cannot(
 def test_a_step_that_ctrl_c_stopped_is_one_line(
     handler: LogHandler, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    log = tmp_path / "job.log"
-    log.write_text("starting\nTraceback (most recent call last):\nKeyboardInterrupt\n")
-    send(handler, LogEvent.JOB_INFO, jobid=1, rule_name="splits", rule_msg="splits", log=[str(log)])
-    send(handler, LogEvent.JOB_ERROR, jobid=1)
+    end_badly(handler, tmp_path, "starting\nTraceback (most recent call last):\nKeyboardInterrupt\n")
     assert capsys.readouterr().err == "stopped by Ctrl-C: splits\n"
 
 

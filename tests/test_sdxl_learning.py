@@ -71,12 +71,7 @@ def study_of(inputs: Inputs, models: Path, batch_size: int = 4, max_epochs: int 
         {
             **SMALL_STUDY,
             "study": "digits",
-            "dataset": {
-                "kind": "image_folder",
-                "root": str(inputs.root),
-                "train_fraction": 0.4,
-                "validation_fraction": 0.2,
-            },
+            "dataset": inputs.dataset,
             "generators": {"xl": {"model": tiny(models, "sdxl"), **sampled}},
             "methods": {name: {**common, **row} for name, row in ROWS.items()},
             "augmentation": {"images_per_class": 4},

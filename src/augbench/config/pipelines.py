@@ -16,8 +16,8 @@ from augbench.files import RESOURCES
 
 TABLE = RESOURCES / "pipelines.yaml"
 STABLE_DIFFUSION_XL = "StableDiffusionXLPipeline"
-# what rows can learn of other pipelines (augbench.personalise.families). A vector has an entry in files for each
-# part of the pipeline that gets it, or for each argument of the pipeline's call.
+# What rows can learn of other pipelines (augbench.personalise.families). A vector has an entry in files for
+# each part of the pipeline that gets it, or for each argument of the pipeline's call.
 LEARNED: dict[str, dict[str, tuple[str, ...]]] = {
     STABLE_DIFFUSION_XL: {
         "conditioning": ("prompt_embeds", "pooled_prompt_embeds"),

@@ -93,9 +93,7 @@ def assemble(
     clip_folder = folder / "clip"
     tokenizer.save_pretrained(clip_folder)
     for vocabulary in (clip_folder, folder / "stable-diffusion/tokenizer"):
-        build_tokenizer(
-            vocabulary
-        )  # the files that Stable Diffusion and CLIP have; transformers 5 writes another
+        build_tokenizer(vocabulary)  # files as Stable Diffusion's and CLIP's; transformers 5 writes another
         (vocabulary / "tokenizer.json").unlink()
     image_processor().save_pretrained(clip_folder)
     clip.config.save_pretrained(clip_folder)
