@@ -53,9 +53,10 @@ lock: setup ## the locks and the files for conda (UPGRADE=1: newest versions)
 audit: setup ## known vulnerabilities of the locked packages; status 2 if they could not be looked up
 	@python envs/audit.py
 
-docs: setup ## docs/configuration.md from the schema, and the picture in docs/architecture.md from the rules
+docs: setup ## docs/configuration.md from the schema, the picture in docs/architecture.md, tables of docs/measured
 	@python -m augbench.config.manual > docs/configuration.md
 	@python docs/make_workflow.py
+	@python docs/make_tables.py
 
 clean:      ## remove the demo's results (downloads and .venv stay)
 	rm -rf results/demo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 import subprocess
@@ -298,6 +299,15 @@ def current(finished: Workspace) -> Workspace:
     """The finished study with everything up to date, whichever tests ran before."""
     finished.catch_up()
     return finished
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """Restore our logger's level, which a command run in this process sets."""
+    logger = logging.getLogger("augbench")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture

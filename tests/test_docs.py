@@ -190,10 +190,14 @@ def test_the_version_is_the_same_wherever_it_is_said() -> None:
     assert project["version"] == citation["version"] == __version__
 
 
-def test_the_picture_of_the_workflow_is_that_of_the_rules() -> None:
-    command = [sys.executable, str(PROJECT / "docs/make_workflow.py"), "--check"]
+@pytest.mark.parametrize("script", ["make_workflow.py", "make_tables.py"])
+def test_what_is_made_from_rules_and_measured_files_is_up_to_date(script: str) -> None:
+    command = [sys.executable, str(PROJECT / "docs" / script), "--check"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_picture_of_the_workflow_shows_what_needs_what() -> None:
     assert "data --> " in (PROJECT / "docs/architecture.md").read_text(encoding="utf-8")
 
 

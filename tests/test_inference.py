@@ -22,6 +22,7 @@ from augbench.report.inference.images import (
     paired_hits,
     read_hits,
 )
+from augbench.report.inference.order import follow
 from augbench.report.inference.paired import ErrorTerm, compare, holm, interval, pooled_error
 from augbench.report.inference.power import detectable, power, runs_needed
 from augbench.report.inference.variance import components
@@ -155,6 +156,38 @@ def test_with_a_pooled_error_power_has_the_degrees_of_freedom_of_all_rows() -> N
     t = (rng.normal(0, 1, 20_000) + 2.0 * np.sqrt(3)) / sd
     assert np.mean(t > stats.t.isf(0.005, 26)) == pytest.approx(power(2.0, 3, 0.01, 13), abs=0.01)
     assert runs_needed(1.0, 0.9, 0.01, 13) < runs_needed(1.0, 0.9, 0.01)
+
+
+# --- order of rows --------------------------------------------------------------------------------
+
+PAPER = {"a": 60.0, "b": 61.0, "c": 63.0, "d": 59.0}
+
+
+@pytest.mark.parametrize(
+    ("slopes", "verdict"),
+    [
+        ((0.4, 0.5, 0.6), "the paper's order appears"),
+        ((-0.4, -0.5, -0.6), "the paper's order is reversed"),
+        ((-0.9, 0.5, 0.7), "whether the paper's order appears can't be told"),
+        ((0.5,), "whether the paper's order appears can't be told"),
+    ],
+)
+def test_the_slope_is_the_mean_over_runs(slopes: tuple[float, ...], verdict: str) -> None:
+    ours = {row: {run: 10 * run + slope * x for run, slope in enumerate(slopes)} for row, x in PAPER.items()}
+    found = follow({**ours, "not in the paper": {0: 1.0}}, {**PAPER, "not here": 1.0})
+    assert found is not None and (found.rows, found.n, found.verdict) == (4, len(slopes), verdict)
+    assert found.slope == pytest.approx(np.mean(slopes)) and found.tau == np.sign(np.mean(slopes))
+    low, high = interval(slopes)
+    assert (found.low, found.high) == ((None, None) if low is None else pytest.approx((low, high)))
+
+
+def test_too_few_rows_and_equal_ones_have_no_order() -> None:
+    two = {"a": {0: 1.0}, "b": {0: 2.0}}
+    three = {**two, "c": {0: 1.0}}
+    assert follow({}, PAPER) is None and follow(two, PAPER) is None and follow(three, PAPER) is not None
+    assert follow(three, dict.fromkeys(PAPER, 60.0)) is None
+    assert follow(dict.fromkeys(PAPER, {0: 1.0}), PAPER) is None
+    assert follow({**three, "c": {1: 1.0}}, PAPER) is None  # no run that all rows have
 
 
 # --- power ----------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from augbench.errors import UserError, some
 from augbench.files import read_json, write_text
 from augbench.personalise.tasks import end_of_grid
 from augbench.report import render
+from augbench.report.inference.order import follow
 from augbench.report.protocol import Facts, differences, differs, half_precision, paper_results
 from augbench.report.render import NONE, Layout, render_csv, spread
 from augbench.resample import mean_overlap, overlap
@@ -196,7 +197,8 @@ def build_table(
     facts = Facts(classes, real, max(run.n_val for run in runs), max(run.n_test for run in runs), dtypes)
     lacks = {name: _lacks(own) for name, own in sets.items()}
     first = [*first_weights_notes(study, results)]
-    notes = _notes(study, rows, facts, excluded, draws, lacks, lrs, choices, first)
+    order = _order_of_the_paper(rows, units)
+    notes = _notes(study, rows, facts, excluded, draws, lacks, lrs, choices, first, order)
     return Table1(study.study, tuple(rows), tuple(runs), notes)
 
 
@@ -307,6 +309,7 @@ def _notes(
     lrs: Sequence[str | Path],
     choices: Sequence[str | Path],
     first_weights: Sequence[str],
+    order_of_the_paper: str,
 ) -> tuple[str, ...]:
     """The footer: notes on columns, classes left out, differences from the protocol, the config's notes."""
     notes = [
@@ -332,9 +335,8 @@ def _notes(
         )
     if study.report.paper_study is not None:
         notes.append(
-            f"Paper: Burg et al., TMLR 2023 (arXiv 2304.10253), {study.report.paper_study}. Where data or "
-            "models"
-            " differ, compare the order of the rows, not the numbers."
+            f"Paper: Burg et al., TMLR 2023 (arXiv 2304.10253), {study.report.paper_study}. Where data or models"
+            f" differ, compare the order of the rows, not the numbers.{order_of_the_paper}"
         )
     elif halves := half_precision(facts):
         notes.append(
@@ -347,6 +349,28 @@ def _notes(
     notes += precision_notes(study, lrs)
     notes += [f"{differs(study)}{difference}." for difference in differences(study, facts)]
     return (*notes, *(" ".join(note.split()) for note in study.report.notes))
+
+
+def _order_of_the_paper(rows: Iterable[Row], units: Iterable[RunRow]) -> str:
+    """A sentence on whether the rows with added images are in the paper's order; empty without one to compare."""
+    theirs = {
+        row.method: row.paper_top1_percent
+        for row in rows
+        if row.added_per_class and row.paper_top1_percent is not None
+    }
+    ours: dict[str, dict[int, float]] = {}
+    for unit in units:
+        if unit.method in theirs:
+            ours.setdefault(unit.method, {})[unit.run] = unit.test_top1_percent
+    found = follow(ours, theirs)
+    if found is None:
+        return ""
+    reach = "" if found.low is None else f" [{found.low:+.2f} to {found.high:+.2f}]"
+    return (
+        f" Over the {found.rows} rows with added images, a difference of one point in the paper comes with"
+        f" {found.slope:+.2f}{reach} points here: {found.verdict} (least squares over rows in each run, mean and"
+        f" 95% t interval over {found.n} runs). Kendall's rank correlation of the means: {found.tau:+.2f}."
+    )
 
 
 def _excluded_notes(study: Study, excluded: Collection[str]) -> Iterator[str]:
