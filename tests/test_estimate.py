@@ -15,7 +15,7 @@ from conftest import PROJECT, SMALL_STUDY, Workspace
 
 from augbench.commands.plan.estimate import Estimate, estimate_study
 from augbench.commands.plan.memory import needs_of, shortages
-from augbench.commands.plan.show import render
+from augbench.commands.plan.show import as_json, render
 from augbench.commands.plan.steps import Step, hours_left
 from augbench.commands.plan.throughput import read_throughput
 from augbench.config.study import load_study, parse_study
@@ -374,6 +374,11 @@ def test_on_a_cpu_hours_of_its_own_jobs_are_not_added_to_a_gpus(
     assert "and 4,000 hours of the rows with *, as measured." in text
     assert "h or more. These are a GPU's figures: none is used here, and a CPU takes far longer." in text
     assert "a CPU takes" not in render(there) and "as measured" not in render(there)
+    assert "and are in no sum" in text and "and are in no sum" not in render(there)
+    total, stage = (as_json(here)[name] for name in ("total", "stages"))
+    others = sum(one.gpu_hours or 0.0 for one in here.steps if not one.measured)
+    assert total["gpu_hours"] == pytest.approx(others) and others < 4000
+    assert stage["generate"]["gpu_hours"] < 4000 < as_json(there)["stages"]["generate"]["gpu_hours"]
 
 
 def test_candidates_that_were_deleted_after_the_choice_are_done(table: Path) -> None:

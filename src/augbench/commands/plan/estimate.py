@@ -86,6 +86,12 @@ class Estimate(Work):
             step = replace(step, gpu_hours=len(jobs) * fmean(seconds) / 3600, measured=True)
         return step
 
+    def on_gpu(self, steps: Iterable[Step]) -> list[Step]:
+        """``steps`` without the hours that a CPU measured, for sums of GPU-hours."""
+        if not self.on_cpu:
+            return list(steps)
+        return [replace(step, gpu_hours=0.0, measured=False) if step.measured else step for step in steps]
+
     @cached_property
     def _benchmarks(self) -> dict[str, list[str]]:
         """Snakemake's benchmark files by folder; each finished job has one."""

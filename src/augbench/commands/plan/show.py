@@ -56,13 +56,13 @@ def render(estimate: Estimate) -> str:
 
     rows = [cells(step, step.gpu_hours_left) for step in steps]
     stages = [[step for step in steps if step.stage == stage] for stage in STAGES]
-    sums = [
-        cells(replace(total(group, group[0].stage, f"all {len(group)}"), images=0), hours_left(group))
-        for group in stages
-        if len(group) > 1
-    ]
-    everything = total(steps)
-    last = cells(replace(everything, images=0), hours_left(steps))
+
+    def summed(group: Sequence[Step], *names: str) -> tuple[str, ...]:
+        of_gpu = estimate.on_gpu(group)
+        return cells(replace(total(of_gpu, *names), images=0), hours_left(of_gpu))
+
+    sums = [summed(group, group[0].stage, f"all {len(group)}") for group in stages if len(group) > 1]
+    everything, last = total(steps), summed(steps)
     widths = [max(len(row[place]) for row in (HEADER, *rows, *sums, last)) for place in range(len(HEADER))]
 
     def line(row: Sequence[str]) -> str:
@@ -73,11 +73,12 @@ def render(estimate: Estimate) -> str:
 
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     kind = "measured" if throughput.is_measured else "estimates, not measured"
+    here = ", which ran without a GPU and are in no sum" if estimate.on_cpu else ""
     text = [
         f"{study.study}: {sizes.classes:,} classes, {_each(estimate)} training images each; "
         f"{sizes.validation:,} validation and {sizes.test:,} test images ({sizes.source})",
         f"GPU-hours: figures of {throughput.name} ({kind}; {throughput.chosen})"
-        + ("; * from this study's finished jobs" if everything.measured else ""),
+        + (f"; * from this study's finished jobs{here}" if everything.measured else ""),
         "",
         line(HEADER),
         rule,
@@ -95,18 +96,13 @@ def render(estimate: Estimate) -> str:
     return "\n".join(text) + "\n"
 
 
-def _on_gpu(estimate: Estimate) -> list[Step]:
-    """The steps whose hours are a GPU's: where none is used, a CPU may have measured the finished jobs."""
-    return [step for step in estimate.steps if not (estimate.on_cpu and step.measured)]
-
-
 def _left(estimate: Estimate, everything: Step) -> str:
     """Say what is left to do; hours that a CPU may have measured are not added to those of a GPU."""
     if everything.jobs_done == everything.jobs:
         return "Nothing is left to do."
-    known = _on_gpu(estimate)
+    known = estimate.on_gpu(estimate.steps)
     text = f"GPU-hours left: {_hours(hours_left(known))} of {_hours(total(known).gpu_hours)}"
-    if measured := [step for step in estimate.steps if step not in known]:
+    if estimate.on_cpu and (measured := [step for step in estimate.steps if step.measured]):
         text += f", and {_hours(hours_left(measured))} hours of the rows with *, as measured"
     return f"{text}."
 
@@ -120,7 +116,7 @@ def _each(estimate: Estimate) -> str:
 
 def _limits(estimate: Estimate, everything: Step) -> Iterator[str]:
     """Yield the least run time on the GPUs, the memory of each stage, and what fits neither GPU nor disk."""
-    gpu, left = estimate.throughput, hours_left(_on_gpu(estimate))
+    gpu, left = estimate.throughput, hours_left(estimate.on_gpu(estimate.steps))
     if left:
         hours, several = left / estimate.gpus, "" if estimate.gpus == 1 else "s"
         days = f" ({hours / 24:,.1f} days)" if hours > 24 else ""
@@ -203,11 +199,11 @@ def as_json(estimate: Estimate) -> dict[str, Any]:
         return {**asdict(step), "gpu_hours_left": step.gpu_hours_left}
 
     stages = {stage: [step for step in steps if step.stage == stage] for stage in STAGES}
-    sums = {
-        stage: {**asdict(total(group, stage)), "gpu_hours_left": hours_left(group)}
-        for stage, group in stages.items()
-        if group
-    }
+
+    def summed(stage: str, group: Sequence[Step]) -> dict[str, Any]:
+        of_gpu = estimate.on_gpu(group)
+        return {**asdict(total(of_gpu, stage)), "gpu_hours_left": hours_left(of_gpu)}
+
     throughput, found = estimate.throughput, detectable_of(estimate.study)
     return {
         "study": estimate.study.study,
@@ -218,6 +214,7 @@ def as_json(estimate: Estimate) -> dict[str, Any]:
             "chosen": throughput.chosen,
             "memory_gib": throughput.memory,
             "number": estimate.gpus,
+            "on_cpu": estimate.on_cpu,
             "figures": {name: asdict(figure) for name, figure in throughput.rates.items()},
         },
         "gpu_memory": [{**asdict(need), "gib": need.gib} for need in needs_of(estimate.study)],
@@ -225,6 +222,6 @@ def as_json(estimate: Estimate) -> dict[str, Any]:
         "unfinished_jobs": [asdict(job) for job in logged_jobs(estimate.study.study)],
         "detectable": None if found is None else asdict(found),
         "steps": [values(step) for step in steps],
-        "stages": sums,
-        "total": {**asdict(total(steps)), "gpu_hours_left": hours_left(steps)},
+        "stages": {stage: summed(stage, group) for stage, group in stages.items() if group},
+        "total": summed("total", steps),
     }
