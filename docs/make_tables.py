@@ -6,6 +6,7 @@ a comment, and the table stands between it and the next comment:
     <!-- table accuracy ROW@STUDY ... against ROW[@STUDY] ... -->   accuracies, and differences paired by draw
     <!-- table contrasts STUDY ... -->                              the contrasts that the config named
     <!-- table images ROW@STUDY ... -->                             diagnostics of the added images
+    <!-- table further STUDY -->                                    accuracies on test sets of other distributions
     <!-- end of table -->
 
 `*@STUDY` stands for all rows of a study. Differences between rows of one study have the spread of all its
@@ -23,7 +24,7 @@ from pathlib import Path
 from augbench.files import PROJECT
 from augbench.report.inference.paired import compare, interval, pooled_error
 from augbench.report.render import NONE, read_csv
-from augbench.report.tables import contrasts, diagnostics, table1
+from augbench.report.tables import contrasts, diagnostics, further_tests, table1
 from augbench.report.tables.contrasts import p_text
 from augbench.report.tables.statistics import accuracies_of, between, difference
 from augbench.report.tables.table1 import RunRow
@@ -123,10 +124,25 @@ def images(words: Sequence[str]) -> Table:
     return header, cells
 
 
+def further(words: Sequence[str]) -> Table:
+    """Accuracies on a study's further test sets, and how much more added images bring there."""
+    (study,) = words
+    rows = further_tests.read_rows(MEASURED / study / "further_tests.csv")
+    baseline = next(row.label for row in rows if row.baseline_points is None)
+    header = ["Test images", "Row", "Top-1 (%)", f"against {baseline}", "more than on the ordinary test images"]
+    cells = []
+    for row in rows:
+        ahead = difference(row.baseline_points, row.baseline_low, row.baseline_high)
+        more = difference(row.more_points, row.more_low, row.more_high)
+        cells.append((row.test, row.label, f"{row.mean_percent:.1f}", ahead, more))
+    return header, cells
+
+
 KINDS: dict[str, Callable[[Sequence[str]], Table]] = {
     "accuracy": accuracy,
     "contrasts": tests,
     "images": images,
+    "further": further,
 }
 
 
