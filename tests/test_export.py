@@ -632,7 +632,7 @@ def test_what_a_killed_export_left_is_replaced_and_nothing_else_is(
 
 
 class Stopping:
-    """Count the pictures of an export, and interrupt it when ``most`` are read; ``held``: most at one time."""
+    """Count the pictures of an export, and interrupt it after ``most``; ``held``: most at one time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
         self.read, self.most, self.held = 0, most, 0

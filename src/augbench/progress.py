@@ -65,7 +65,7 @@ class Progress:
 def track(
     items: Iterable[T], what: str, unit: str = "item", total: int | None = None, done: int = 0
 ) -> Iterator[T]:
-    """Yield ``items`` and log their progress (:class:`Progress`); ``total`` includes those already ``done``."""
+    """Yield ``items`` and log their progress (:class:`Progress`); ``total`` includes the first ``done``."""
     if total is None:
         assert isinstance(items, Sized)
         total = len(items)

@@ -63,7 +63,7 @@ def settings_of(
     classes: int,
     dtype: torch.dtype = torch.float32,
 ) -> Settings:
-    """Settings of the fine-tuning of ``classes`` classes at one factor on the learning rates, in ``dtype``."""
+    """Settings to fine-tune ``classes`` classes at one factor on the learning rates, in ``dtype``."""
     finetune = study.finetune
     lr, unet_lr = learning_rates(study, method, factor, classes)
     trains_weights = method.train_unet or method.lora is not None

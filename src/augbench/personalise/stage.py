@@ -342,7 +342,7 @@ def _loss(paths: Sequence[str], candidates: Sequence[str]) -> float:
 
 
 def _of_candidate(path: str | Path, candidate: str) -> dict[str, np.ndarray]:
-    """A candidate's tensors in a class's file, by what follows the candidate in their names: ``.{name}``, or nothing."""
+    """A candidate's tensors in a class's file, by the rest of their names: ``.{name}`` or nothing."""
     with safe_open(path, "np") as file:
         names = [name for name in file.keys() if f"{name}.".startswith(f"{candidate}.")]  # noqa: SIM118
         return {name.removeprefix(candidate): file.get_tensor(name) for name in names}

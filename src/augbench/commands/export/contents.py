@@ -238,7 +238,7 @@ class Contents:
         return open_source(study.dataset, study.seed, study.corpus)
 
     def bytes_needed(self, linking_to: Path | None) -> int:
-        """Estimate the size of all images; ``linking_to``: folder on whose disk files are linked, not copied."""
+        """Estimate the bytes of all images; files on the disk of the folder ``linking_to`` are linked."""
         total = 0.0
         for split in self.splits.values():
             some = split.sources[:: max(1, len(split) // SAMPLED)]
