@@ -1,7 +1,7 @@
 """Write tables of measured studies into pages, from the studies' own files in docs/measured (`make docs`).
 
-docs/measured/{study} has CSV files that the study wrote to results/{study}/tables. A page asks for a table with
-a comment, and the table stands between it and the next comment:
+docs/measured/{study} has CSV files that the study wrote to results/{study}/tables. A page asks for a table
+with a comment, and the table stands between it and the next comment:
 
     <!-- table accuracy ROW@STUDY ... against ROW[@STUDY] ... -->   accuracies, and differences paired by draw
     <!-- table contrasts STUDY ... -->                              the contrasts that the config named
@@ -85,7 +85,14 @@ def accuracy(words: Sequence[str]) -> Table:
 
 def tests(words: Sequence[str]) -> Table:
     """The named contrasts of studies, with Holm's correction within each."""
-    header = ["Contrast", "Difference [95%]", "p", "Other draws and images", "p of less than 1 point", "Verdict"]
+    header = [
+        "Contrast",
+        "Difference [95%]",
+        "p",
+        "Other draws and images",
+        "p of less than 1 point",
+        "Verdict",
+    ]
     cells = []
     for study in words:
         for row in contrasts.read_rows(MEASURED / study / "contrasts.csv"):

@@ -18,9 +18,10 @@ from augbench.commands.plan.memory import needs_of, shortages
 from augbench.commands.plan.show import as_json, render
 from augbench.commands.plan.steps import Step, hours_left
 from augbench.commands.plan.throughput import read_throughput
-from augbench.config.study import load_study, parse_study
+from augbench.config.study import load_study, parse_study, read_yaml
 from augbench.data.classes import load_class_table
 from augbench.errors import UserError
+from augbench.plan.load import load_plan
 from augbench.plan.paths import Plan
 
 # rates that are easy to divide by; the pool has 10 classes with 1000 images each, as in Fashion-MNIST
@@ -235,8 +236,22 @@ def test_files_of_the_corpus_that_are_to_be_fetched_are_counted(table: Path) -> 
     assert (found.jobs, found.jobs_done, found.download_bytes) == (2, 1, 1000 + 32_100_000_000)
 
 
-def test_the_papers_main_study_agrees_with_the_arithmetic_of_its_parts() -> None:
-    estimate = estimate_study(load_study([PROJECT / "config/imagenet10.yaml"]))
+@pytest.fixture(scope="module")
+def imagenet10() -> Estimate:
+    """The paper's main study, without its data."""
+    return estimate_study(load_study([PROJECT / "config/imagenet10.yaml"]))
+
+
+def test_the_papers_main_study_declares_at_most_30000_files(imagenet10: Estimate) -> None:
+    """Snakemake's time grows with the files that jobs declare; it declares lists in place of their shards."""
+    plan = load_plan(read_yaml(PROJECT / "config/imagenet10.yaml"), PROJECT).unfolded
+    lists = [shards for _, block in plan.generate_jobs for shards in block.lists.values()]
+    declared = sum(one.files for one in imagenet10.steps) - sum(map(len, lists))
+    assert 20_000 < declared <= 30_000  # snakemake --summary names 22,682
+
+
+def test_the_papers_main_study_agrees_with_the_arithmetic_of_its_parts(imagenet10: Estimate) -> None:
+    estimate = imagenet10
     # a tenth of 1,281,167 images, rounded up in each class; 390 images of each of 1000 classes,
     # each with 102 calls of 0.803 TFLOP, and 2.5 TFLOP to decode
     assert (estimate.sizes.classes, estimate.sizes.train, estimate.sizes.test) == (1000, 129_000, 50_000)

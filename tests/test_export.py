@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,8 @@ from augbench.classifier.images import LabelledImages
 from augbench.classifier.score import score_test, top1
 from augbench.classifier.train import train_run
 from augbench.cli import main
-from augbench.commands.export import best, contents, export
+from augbench.commands.export import best, contents, export, formats
+from augbench.commands.export.contents import Contents, Picture
 from augbench.config.data import ParquetImages
 from augbench.config.study import load_study
 from augbench.data.classes import ClassInfo, class_id_of, folder_of, write_class_table
@@ -491,6 +493,34 @@ def test_without_a_baseline_no_row_can_be_the_best(study: Plan) -> None:
     assert found.row is None and "no row of the training images alone" in found.reason
 
 
+def test_rows_without_a_contrast_are_named_and_never_said_to_be_tested(study: Plan) -> None:
+    """As in the demo, whose contrasts are named: retrieval alone is compared with the baseline."""
+    table = table1.read_rows(study.table1["csv"])
+    rows = [row for row in table if row.method in ("prompts", "retrieval", "halves")]
+    tested = contrasts.read_rows(study.contrasts["csv"])
+
+    def chosen(names: set[str]) -> best.Best:
+        kept = [row for row in tested if {row.row, row.against} & names]
+        return best.choose(table, rows, kept, study.statistics["csv"])
+
+    others = (
+        "; without a contrast against No added images: halves, prompts (name one, as report.contrasts:"
+        " [{row: halves, against: none}], or export a row by its name: --row halves)"
+    )
+    found = chosen({"retrieval"})
+    assert found.row == "retrieval" and found.reason.endswith(f"corrected for 6 contrasts){others}")
+    assert chosen({"halves"}).reason == (  # its p is 0.09
+        "no row is shown to be better than No added images after the correction; of the rows that were"
+        " compared with it, halves (halves) leads with 76.00%, +6.00 points [-2.00 to +14.00]; without a"
+        " contrast against No added images: retrieval, prompts (name one, as report.contrasts: [{row:"
+        " retrieval, against: none}], or export a row by its name: --row retrieval)"
+    )
+    none = chosen({"placebo"})
+    assert none.row is None and none.reason.startswith(
+        "no row can be shown to be better; without a contrast against No added images: halves, retrieval,"
+    )
+
+
 # --- the card --------------------------------------------------------------------------------------
 
 
@@ -599,6 +629,104 @@ def test_what_a_killed_export_left_is_replaced_and_nothing_else_is(
     assert not left.exists() and not (tmp_path / "out" / export.MARK).exists()
     run(tmp_path / "again")
     assert files_of(tmp_path / "out") == files_of(tmp_path / "again")
+
+
+class Stopping:
+    """Count the pictures of an export, and interrupt it after ``most``; ``held``: most at one time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+        self.read, self.most, self.held = 0, most, 0
+        self.alive = weakref.WeakSet[Picture]()
+        picture = Contents._picture
+
+        def read(*arguments: Any, **details: Any) -> Picture:
+            if self.read == self.most:
+                raise KeyboardInterrupt
+            self.read += 1
+            made = picture(*arguments, **details)
+            self.alive.add(made)
+            self.held = max(self.held, len(self.alive))
+            return made
+
+        monkeypatch.setattr(Contents, "_picture", read)
+        monkeypatch.setattr(Picture, "__hash__", lambda picture: id(picture))
+        monkeypatch.setattr(formats, "IMAGES_PER_FILE", 5)
+        monkeypatch.setattr(formats, "ROWS_TOGETHER", 2)
+
+
+@pytest.mark.parametrize("form", ["imagefolder", "webdataset", "parquet"])
+def test_a_stopped_export_is_continued_to_the_same_bytes(
+    form: str, study: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """24 images of train and 6 of test, 5 per file: 17 are read, 15 of them are in finished files."""
+    data, arguments = files_of(Path("data")), ("--format", form, "--splits", "train,test")
+    counted = Stopping(monkeypatch, most=24 + 6)
+    assert run(tmp_path / "whole", *arguments) == 0
+    assert counted.held <= 2  # not the images of a file together
+    counted.read, counted.most = 0, 17
+    assert run(tmp_path / "out", *arguments) == 130
+    assert not (tmp_path / "out").exists()
+    (tmp_path / ".out.unfinished/.train-000003.tar.abc.tmp.tar").write_bytes(b"half")  # as a kill leaves it
+    counted.most = 1000
+    assert run(tmp_path / "out", *arguments) == 0
+    assert counted.read == 17 + (24 - 15) + 6
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+    assert files_of(Path("data")) == data
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_a_stopped_export_of_another_row_is_not_continued(
+    study: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Stopping(monkeypatch, most=17)
+    assert run(tmp_path / "out") == 130
+    counted.read, counted.most = 0, 1000
+    assert run(tmp_path / "out", row="prompts") == 0
+    assert counted.read == 24
+    run(tmp_path / "whole", row="prompts")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_an_image_of_another_size_than_recorded_is_written_again(
+    study: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Stopping(monkeypatch, most=17)
+    assert run(tmp_path / "out") == 130
+    torn = tmp_path / ".out.unfinished/train/ant/added_000001"  # the sixth image, of the second record
+    (torn,) = torn.parent.glob(f"{torn.name}.*")
+    torn.write_bytes(torn.read_bytes()[:-1])
+    counted.read, counted.most = 0, 1000
+    assert run(tmp_path / "out") == 0
+    assert counted.read == 24 - 5
+    run(tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_a_split_that_is_not_in_the_order_of_classes_is_refused(
+    study: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(study.splits["test"])
+    before, table = path.read_bytes(), pq.read_table(path)
+    pq.write_table(table.take([7, *range(7)]), path)
+    try:
+        assert run(tmp_path / "out", "--splits", "test") == 1
+    finally:
+        path.write_bytes(before)
+    line = f"{path}: images of class 'ant' after those of class 'zebra'; delete it and run again"
+    assert capsys.readouterr().err.startswith(f"augbench: {line}")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_link_to_a_missing_folder_is_refused_at_once(
+    study: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "gone")
+    assert run(tmp_path / "out") == 1
+    line = f"--to: '{tmp_path}/out', a link to '{tmp_path}/gone', which is missing; make it, or remove"
+    assert capsys.readouterr().err.startswith(f"augbench: {line}")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "gone").mkdir()
+    assert run(tmp_path / "out") == 0 and (tmp_path / "gone/classes.txt").is_file()
 
 
 def test_two_exports_to_one_folder_do_not_disturb_each_other(

@@ -424,7 +424,7 @@ def test_a_flagged_image_is_replaced_by_the_next_seed_and_counted(pipeline: Any)
 
 
 class Scripted(Sampler):
-    """A sampler whose images are not computed; those of the given attempts at the given images are flagged."""
+    """A sampler that computes no images; those of the given attempts at the given images are flagged."""
 
     def __init__(self, pipeline: Any, flagged: set[tuple[int, int]], batch_size: int, attempts: int) -> None:
         super().__init__(pipeline, 1, 1.0, 32, batch_size, attempts_per_image=attempts)

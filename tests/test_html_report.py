@@ -31,9 +31,9 @@ from augbench.data.classes import ClassInfo, write_class_table
 from augbench.errors import UserError
 from augbench.files import write_json, write_text
 from augbench.plan.paths import Plan
-from augbench.report.figures import figure3, figure4, figure5a, figure5b, learning_curves
 from augbench.report.figures.figure1 import write_figure1
 from augbench.report.figures.forest import write_forest
+from augbench.report.figures.write import write_figure
 from augbench.report.html.browser import class_panels
 from augbench.report.html.images import ClassChange, collect, most_changed
 from augbench.report.html.page import write_report
@@ -134,15 +134,8 @@ def write_tables(squares: Squares) -> None:
     write_figure1(plan.table1["csv"], plan.figure1)
     if plan.forest:
         write_forest(plan.table1["csv"], plan.statistics["csv"], plan.forest)
-    for name, module in {
-        "figure3": figure3,
-        "figure4": figure4,
-        "figure5a": figure5a,
-        "figure5b": figure5b,
-        "learning_curves": learning_curves,
-    }.items():
-        if name in plan.figures:
-            module.write_figure(**squares.collect(name), outs=plan.figures[name])
+    for name, outs in plan.figures.items():
+        write_figure(name, **squares.collect(name), outs=outs)
     if plan.study.pooled:
         unknown = {column.name: None for column in fields(diagnostics.Row)}
         rows = [

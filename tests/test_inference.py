@@ -186,7 +186,7 @@ def test_too_few_rows_and_equal_ones_have_no_order() -> None:
     three = {**two, "c": {0: 1.0}}
     assert follow({}, PAPER) is None and follow(two, PAPER) is None and follow(three, PAPER) is not None
     assert follow(three, dict.fromkeys(PAPER, 60.0)) is None
-    assert follow(dict.fromkeys(PAPER, {0: 1.0}), PAPER) is None
+    assert follow({key: {0: 1.0} for key in PAPER}, PAPER) is None
     assert follow({**three, "c": {1: 1.0}}, PAPER) is None  # no run that all rows have
 
 

@@ -246,7 +246,7 @@ def test_all_layouts_give_the_same_classes_and_the_same_images_in_the_same_order
 
 
 def first_shards(study: Any, folder: Path) -> list[dict[str, Any]]:
-    """Sample the first images from the training images, as the workflow's jobs do; return the shards' rows."""
+    """Sample the first images from training images, as the workflow's jobs do; return the shards' rows."""
     from augbench.generate.stage import generate
 
     folder.mkdir()

@@ -451,7 +451,7 @@ def test_a_corpus_that_clip_retrieval_has_embedded_has_the_same_neighbours(
 @pytest.mark.full
 @pytest.mark.long
 def test_every_stage_that_uses_clip_runs_with_a_model_of_open_clip(workspace: Workspace) -> None:
-    """Corpus, queries by text and by images, filters, leakage, clusters and diagnostics, with random weights."""
+    """Corpus, queries by text and images, filters, leakage, clusters and diagnostics, with random weights."""
     write_siglip(workspace.folder / "siglip")
     ids = [info.class_id for info in load_class_table("fashion_mnist")]
     study = workspace.study

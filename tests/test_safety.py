@@ -237,7 +237,7 @@ def made(workspace: Workspace, study: str) -> dict[str, list[tuple[int, str]]]:
 
 @pytest.mark.full
 def test_a_study_whose_checker_flags_most_images_of_a_class_ends_and_says_so(workspace: Workspace) -> None:
-    """80% of one class flagged, and fewer attempts than that takes: the study ends without stopping anywhere."""
+    """80% of one class flagged, and fewer attempts than that takes: the study ends without a stop."""
     config = copy.deepcopy(SMALL_STUDY)
     config["methods"] = {name: config["methods"][name] for name in ("none", "simple_prompt")}
     config["augmentation"]["attempts_per_image"] = 2

@@ -1,4 +1,4 @@
-"""Conditionings and pseudo-words of Stable Diffusion XL: what learns, files, images; tiny, with random weights."""
+"""Conditionings and pseudo-words of SDXL: what learns, files, images; tiny, with random weights."""
 
 from __future__ import annotations
 

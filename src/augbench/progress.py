@@ -62,12 +62,14 @@ class Progress:
         )  # fmt: skip
 
 
-def track(items: Iterable[T], what: str, unit: str = "item", total: int | None = None) -> Iterator[T]:
-    """Yield ``items`` and log their progress (:class:`Progress`)."""
+def track(
+    items: Iterable[T], what: str, unit: str = "item", total: int | None = None, done: int = 0
+) -> Iterator[T]:
+    """Yield ``items`` and log their progress (:class:`Progress`); ``total`` includes the first ``done``."""
     if total is None:
         assert isinstance(items, Sized)
         total = len(items)
-    progress = Progress(what, total, unit)
+    progress = Progress(what, total, unit, done)
     for item in items:
         yield item
         progress.update()

@@ -43,8 +43,8 @@ TARGET = "all"  # rule of no job, which only names what is to be made
 LOG_TAIL = 4
 CTRL_C = "KeyboardInterrupt"  # last line of Python's traceback
 UNSAID = (
-    "its log names no error: it was killed or ran out of memory; "
-    "its finished parts are kept, so run the same command again"
+    "its log names no error: it was killed or ran out of memory; its finished parts are kept, so run the"
+    " same command again"
 )
 STEP_FAILED = ("RuleException", "Exiting because a job execution failed")  # the FAILED line says more
 

@@ -1,4 +1,4 @@
-"""Embed the training images with CLIP, for queries by images and for what retrieved images are compared with."""
+"""Embed the training images with CLIP, for queries by images and for comparison with retrieved images."""
 
 from augbench.runtime.job import running
 

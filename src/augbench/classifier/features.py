@@ -58,7 +58,7 @@ def logits_on(
     device: torch.device,
     rows: slice | None = None,
 ) -> torch.Tensor:
-    """Logits, float32 (N, classes) on the CPU, of all images or those in ``rows``, from pixels or features."""
+    """Logits, float32 (N, classes) on the CPU, of all images or of ``rows``, from pixels or features."""
     if isinstance(pool, FeaturePool):
         with torch.inference_mode():
             return pool.logits(model, rows)

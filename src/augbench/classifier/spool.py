@@ -67,9 +67,8 @@ class Spool:
         if (free := shutil.disk_usage(self._place).free) < needed:
             raise UserError(
                 "execution.scratch",
-                f"decoded images need about {needed / 1e9:,.3g} GB in {self._place!r}, and {free / 1e9:,.3g} "
-                "GB"
-                " are free",
+                f"decoded images need about {needed / 1e9:,.3g} GB in {self._place!r}, and {free / 1e9:,.3g}"
+                " GB are free",
                 "name a folder with more space, or a smaller classifier.decoded_size",
             )
 

@@ -112,9 +112,8 @@ class Gradients:
             _copy(self.before, buffers)
             self.at_once = (self.at_once + 1) // 2
             logger.warning(
-                "classifier.batch_size: %d images do not fit into the GPU's memory; going on with %d of %d "
-                "parts"
-                " of a batch at once, to the same result", len(images), self.at_once, self.parts,
+                "classifier.batch_size: %d images do not fit into the GPU's memory; going on with %d of %d"
+                " parts of a batch at once, to the same result", len(images), self.at_once, self.parts,
             )  # fmt: skip
             give_back()
         return loss

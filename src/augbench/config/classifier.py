@@ -36,20 +36,17 @@ class Classifier(Section):
 
     arch: Arch = key(
         "resnet50",
-        "Network: resnet18, resnet34, resnet50, resnet101 or resnet152 are torchvision's; timm:NAME is "
-        "timm's "
-        "network of that name, such as timm:vit_base_patch16_224; clip is the image tower of the study's "
-        "CLIP, "
-        "whose last layer begins with the embeddings of the class names.",
+        "Network: resnet18, resnet34, resnet50, resnet101 or resnet152 are torchvision's; timm:NAME is"
+        " timm's network of that name, such as timm:vit_base_patch16_224; clip is the image tower of the"
+        " study's CLIP, whose last layer begins with the embeddings of the class names.",
         source="paper, section 3",
     )
     pretrained: Place | None = key(
         None,
-        "Weights that a timm network begins with, except for its last layer: a file (.safetensors, .pth, "
-        ".bin), "
-        "a folder with model.safetensors, pytorch_model.bin or a single other .safetensors file, or an id on "
-        "the Hub (owner/name), from which they are fetched once. Mirrors and "
-        "folder of downloads are those of the section clip. Default: random weights.",
+        "Weights that a timm network begins with, except for its last layer: a file (.safetensors, .pth,"
+        " .bin), a folder with model.safetensors, pytorch_model.bin or a single other .safetensors file, or"
+        " an id on the Hub (owner/name), from which they are fetched once. Mirrors and folder of downloads"
+        " are those of the section clip. Default: random weights.",
         new=True,
     )
     pretrained_revision: str | None = key(
@@ -57,18 +54,15 @@ class Classifier(Section):
     )
     pretrained_on: str | None = key(
         None,
-        "Labels that the pretrained weights have seen, in words, for check and the footers. Default: what "
-        "the "
-        "tag in their name says (in1k, in12k, in21k, in22k), else unknown.",
+        "Labels that the pretrained weights have seen, in words, for check and the footers. Default: what"
+        " the tag in their name says (in1k, in12k, in21k, in22k), else unknown.",
         new=True,
     )
     train: Literal["all", "head", "probe"] = key(
         "all",
-        "What is trained: all weights; head, the last layer on top of the frozen network; probe, the last "
-        "layer "
-        "on features that the frozen network computes once per image, without random crops. head and probe "
-        "need "
-        "pretrained, or clip.",
+        "What is trained: all weights; head, the last layer on top of the frozen network; probe, the last"
+        " layer on features that the frozen network computes once per image, without random crops. head and"
+        " probe need pretrained, or clip.",
         new=True,
     )
     layers: tuple[Positive, Positive, Positive, Positive] | None = key(
@@ -103,10 +97,9 @@ class Classifier(Section):
     )
     decoded_size: Literal["file"] | Positive | None = key(
         None,
-        "Shorter side that larger training images are scaled down to before crops are cut from them: a "
-        "number "
-        "of at least resolution, or file to cut from the image as it is. Default: evaluation_resize, which "
-        "needs the least memory.",
+        "Shorter side that larger training images are scaled down to before crops are cut from them: a"
+        " number of at least resolution, or file to cut from the image as it is. Default: evaluation_resize,"
+        " which needs the least memory.",
         "pixels",
         "file: torchvision's reference",
         new=True,
@@ -124,10 +117,9 @@ class Classifier(Section):
     )
     batch_norm_groups: Positive = key(
         1,
-        "Parts of a batch that batch normalisation treats separately, as the GPUs of plain distributed "
-        "training "
-        "do, for any number of processes that divides it. Running statistics are those of the first part. 1: "
-        "the whole batch.",
+        "Parts of a batch that batch normalisation treats separately, as the GPUs of plain distributed"
+        " training do, for any number of processes that divides it. Running statistics are those of the"
+        " first part. 1: the whole batch.",
         "parts",
         "paper, section 3 (8 GPUs; DDP without synchronised statistics is torch's default)",
         new=True,
@@ -158,9 +150,8 @@ class Classifier(Section):
     )
     warmup_steps: int = key(
         0,
-        "First steps, in which the learning rate rises linearly to lr under `schedule: steps`. A cosine "
-        "begins "
-        "after them.",
+        "First steps, in which the learning rate rises linearly to lr under `schedule: steps`. A cosine"
+        " begins after them.",
         "steps",
         "Goyal et al., 2017",
         new=True,
@@ -218,18 +209,16 @@ class Classifier(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
         "auto",
-        "Floating-point type of matrix products; weights are float32. auto: float32 on the CPU; on a GPU, "
-        "bfloat16 from compute capability 8 on, float16 below (V100, T4, RTX 20). float16 trains with a "
-        "scaled "
-        "loss; a step whose gradients overflow is left out.",
+        "Floating-point type of matrix products; weights are float32. auto: float32 on the CPU; on a GPU,"
+        " bfloat16 from compute capability 8 on, float16 below (V100, T4, RTX 20). float16 trains with a"
+        " scaled loss; a step whose gradients overflow is left out.",
     )
     deterministic: bool = key(
         True,
-        "Use only cuDNN's deterministic kernels, and attention without fused kernels on a GPU: a run then "
-        "gives "
-        "the same weights each time, interrupted or not, unless a timm network has other operations that are "
-        "not "
-        "deterministic on a GPU. false takes the fastest kernels; runs then differ by rounding.",
+        "Use only cuDNN's deterministic kernels, and attention without fused kernels on a GPU: a run then"
+        " gives the same weights each time, interrupted or not, unless a timm network has other operations"
+        " that are not deterministic on a GPU. false takes the fastest kernels; runs then differ by"
+        " rounding.",
         new=True,
     )
 
@@ -243,9 +232,8 @@ class Classifier(Section):
             raise ValueError("pretrained: goes with arch: timm:NAME; clip has the weights of clip.model")
         if self.pretrained is None and self.timm_name is not None and "." in self.timm_name:
             raise ValueError(
-                "arch: its tag names weights, but classifier.pretrained is not set; set it, or leave out the "
-                "tag"
-                f" to train from random weights: {self.arch.partition('.')[0]}"
+                "arch: its tag names weights, but classifier.pretrained is not set; set it, or leave out the"
+                f" tag to train from random weights: {self.arch.partition('.')[0]}"
             )
         if self.pretrained is None:
             for name in sorted(ORIGIN_KEYS):
@@ -259,9 +247,8 @@ class Classifier(Section):
             raise ValueError("pretrained_revision: goes with an id on the Hub (owner/name) only")
         if self.train != "all" and not self.begins_trained:
             raise ValueError(
-                f"train: {self.train} goes with classifier.pretrained or arch: clip; the weights of "
-                f"{self.arch}"
-                " would stay random"
+                f"train: {self.train} goes with classifier.pretrained or arch: clip; the weights of"
+                f" {self.arch} would stay random"
             )
         if self.layer_decay != 1 and (self.arch in RESNETS or self.train != "all"):
             raise ValueError("layer_decay: goes with train: all of arch: timm:NAME or clip")
@@ -291,9 +278,8 @@ class Classifier(Section):
     def _groups_fit(self) -> Classifier:
         if self.batch_norm_groups > 1 and self.batch_size < 2 * self.batch_norm_groups:
             raise ValueError(
-                f"batch_norm_groups: allowed: at most {max(1, self.batch_size // 2)}, so that a part of a "
-                "batch "
-                f"of {self.batch_size} has two images"
+                f"batch_norm_groups: allowed: at most {max(1, self.batch_size // 2)}, so that a part of a"
+                f" batch of {self.batch_size} has two images"
             )
         return self
 

@@ -55,9 +55,8 @@ class MiniatureCorpus(Section):
 
     attributes: Fraction = key(
         0.0,
-        "Share of garment images that show an attribute which prompts can name: a look (dark, drawing, toy), "
-        "a "
-        "scene or a colour. Above 0, captions state no attribute that is not shown.",
+        "Share of garment images that show an attribute which prompts can name: a look (dark, drawing, toy),"
+        " a scene or a colour. Above 0, captions state no attribute that is not shown.",
         new=True,
     )
     stated_attributes: Fraction = key(0.85, "Share of the shown attributes that captions state.", new=True)
@@ -145,9 +144,8 @@ class EmbeddingCorpus(PublishedCorpus):
     )
     fetch: tuple[Annotated[str, Field(pattern="^https?://")], ...] = key(
         (),
-        "Web addresses of files that belong into `folder`; those that are missing there are fetched. "
-        "Default: "
-        "none.",
+        "Web addresses of files that belong into `folder`; those that are missing there are fetched."
+        " Default: none.",
     )
 
     vectors: Positive | None = key(

@@ -82,18 +82,16 @@ class _Splits(Section):
     )
     shots: Positive | None = key(
         None,
-        "Images per class in the training split, in place of train_fraction. train2x has twice as many. "
-        "Fewer "
-        "shots are the first of more shots.",
+        "Images per class in the training split, in place of train_fraction. train2x has twice as many."
+        " Fewer shots are the first of more shots.",
         "images",
         new=True,
     )
     imbalance: float | None = key(
         None,
-        "Long tail of the training split: the first class of the class table has this many times the images "
-        "of "
-        "the last one, and the sizes between fall exponentially. The first class has as many as the smallest "
-        "class has without imbalance. Validation and test stay as they are. Default: no long tail.",
+        "Long tail of the training split: the first class of the class table has this many times the images"
+        " of the last one, and the sizes between fall exponentially. The first class has as many as the"
+        " smallest class has without imbalance. Validation and test stay as they are. Default: no long tail.",
         "largest / smallest class",
         "Cui et al., 2019; Cao et al., 2019",
         gt=1,
@@ -311,9 +309,8 @@ class ParquetImages(_Splits):
     )
     test_split: str | None = key(
         None,
-        "Split with the test images (imagenet-1k: validation, because its split test has no labels). "
-        "Default: "
-        "sampled from the training images.",
+        "Split with the test images (imagenet-1k: validation, because its split test has no labels)."
+        " Default: sampled from the training images.",
     )
     image_column: str = key("image", "Column of the images' files.")
     label_column: str = key(

@@ -26,9 +26,8 @@ def check_generators(study: Study) -> None:
         folder = os.path.expanduser(generator.model)
         if generator.pipeline is None and generator.hub is None and not os.path.isdir(folder):
             raise ValueError(
-                f"generators.{name}.model: folder not found; set generators.{name}.pipeline, for the "
-                "defaults of "
-                "its class, or put the model there"
+                f"generators.{name}.model: folder not found; set generators.{name}.pipeline, for the"
+                " defaults of its class, or put the model there"
             )
     for name, row in study.generated.items():
         if (named := row.generator_name) is not None and named not in study.generators:
@@ -58,9 +57,8 @@ def _check_row(where: str, row: SampleMethod | PersonaliseMethod, model: Diffusi
         raise ValueError(f"{where}.start: allowed with a {kind}, which can't start from images: noise")
     if row.from_images and model.resolution is None and kind in SIZELESS:
         raise ValueError(
-            f"{where}.start: allowed with a {kind}, whose files do not say the size of its images: noise, or "
-            "a "
-            "resolution of the model"
+            f"{where}.start: allowed with a {kind}, whose files do not say the size of its images: noise, or"
+            " a resolution of the model"
         )
     if row.negative_prompt is not None and not own.negative_prompt:
         raise ValueError(f"{where}.negative_prompt: allowed with a {kind}, which takes none: null")

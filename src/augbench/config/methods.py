@@ -286,8 +286,8 @@ class RealMethod(_Method):
     )
     repeat: Positive = key(
         1,
-        "How often each real image appears in one pass over the training set, with another crop each time. 2 "
-        "makes a control: under `schedule: plateau` as many steps per epoch as a row that doubles the"
+        "How often each real image appears in one pass over the training set, with another crop each time. 2"
+        " makes a control: under `schedule: plateau` as many steps per epoch as a row that doubles the"
         " training set, and no new image; under `schedule: steps` a row that differs from its twin by chance"
         " alone. Not with `split: full`.",
         "times",
@@ -337,10 +337,9 @@ class _Added(_Method):
     )
     fill_to: FillTo | None = key(
         None,
-        "Fill every class up to this many training images, or to those of the largest class (largest), in "
-        "place of added_per_training_image: a class with n real images gets the missing ones, one with "
-        "enough "
-        "gets none. Needs augmentation.images_per_class where images are generated.",
+        "Fill every class up to this many training images, or to those of the largest class (largest), in"
+        " place of added_per_training_image: a class with n real images gets the missing ones, one with"
+        " enough gets none. Needs augmentation.images_per_class where images are generated.",
         "images, real and added",
         new=True,
     )
@@ -429,7 +428,7 @@ class SampleMethod(_Sampled):
 
     @property
     def group(self) -> Family:
-        """Group of the row in figures; by default ``unconditional`` or ``hybrid`` if it starts from images."""
+        """Group of the row in figures; by default ``unconditional``, ``hybrid`` if it starts from images."""
         if self.start_pool is not None:
             return self.family or "hybrid"
         return self.family or ("unconditional" if self.from_training_images else self.default_family)
@@ -507,9 +506,8 @@ class PersonaliseMethod(_Sampled):
     mechanism: Literal["personalise"]
     learn: Literal["conditioning", "pseudoword", "lora"] = key(
         ...,
-        "What is learned: conditioning (all text states of a class), pseudoword (the token embedding of a "
-        "new "
-        "word for it), or lora (low-rank adapters of the denoiser, which is asked with class names).",
+        "What is learned: conditioning (all text states of a class), pseudoword (the token embedding of a"
+        " new word for it), or lora (low-rank adapters of the denoiser, which is asked with class names).",
         source="paper, section 3.1; lora: Hu et al., 2021",
     )
     rank: Positive | None = key(
@@ -560,10 +558,9 @@ class PersonaliseMethod(_Sampled):
     )
     prompt: Prompting | None = key(
         None,
-        "For conditioning, the prompt that it starts from (default: `templates: simple`). For pseudo-words, "
-        "the templates that contain the word (default: `templates: textual_inversion`). For lora, the "
-        "prompts "
-        "that it learns with and that images are made of (default: `templates: simple`).",
+        "For conditioning, the prompt that it starts from (default: `templates: simple`). For pseudo-words,"
+        " the templates that contain the word (default: `templates: textual_inversion`). For lora, the"
+        " prompts that it learns with and that images are made of (default: `templates: simple`).",
         source="paper, section 3.1",
     )
     lr: float | None = key(

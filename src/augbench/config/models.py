@@ -87,10 +87,9 @@ class Diffusion(_Model):
     )
     pipeline: str | None = key(
         None,
-        "Class of the model's pipeline (StableDiffusionXLPipeline), needed for a model on the Hub that is "
-        "not "
-        "in resources/models. Default: the class that resources/models or the model's folder names; else "
-        "Stable Diffusion's.",
+        "Class of the model's pipeline (StableDiffusionXLPipeline), needed for a model on the Hub that is"
+        " not in resources/models. Default: the class that resources/models or the model's folder names;"
+        " else Stable Diffusion's.",
         new=True,
     )
     safety_checker: Place | None = key(
@@ -251,9 +250,8 @@ class Clip(_Model):
     def _pinned_weights(self) -> Clip:
         if self.named.tag is not None and self.revision is None:
             raise ValueError(
-                f"revision: required, because {self.named.place} is fetched from the Hub; allowed: a commit "
-                "of "
-                "it, 40 hexadecimal digits"
+                f"revision: required, because {self.named.place} is fetched from the Hub; allowed: a commit"
+                " of it, 40 hexadecimal digits"
             )
         return self
 

@@ -93,7 +93,7 @@ def _text_or_section(annotation: Any) -> type[Section] | None:
 
 
 def _of_mixed(annotation: Any, section: type[Section], step: str | int) -> tuple[Any, bool]:
-    """The option of a mixed type that a step of a location leads into, and whether it only names the option."""
+    """The option of a mixed type that a location's step leads into, and whether it only names the option."""
     lists = [option for option in get_args(_required(annotation)) if get_origin(_required(option)) is tuple]
     if isinstance(step, int):
         return lists[0] if lists else annotation, False

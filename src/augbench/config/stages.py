@@ -41,20 +41,18 @@ class Finetune(Section):
     weight_decay: float = key(0.0, "Decoupled weight decay of all parameters that train.", ge=0)
     lr_counts: Literal["batch", "own"] = key(
         "batch",
-        "Images per step whose square root scales the learning rate of conditionings and pseudo-words: batch "
-        "(batch_size, the literal reading of the paper), or own (those of a batch that the vector learns "
-        "from, "
-        "about one if the U-Net trains with many classes; the gradient's variance then stays constant, which "
-        "is the paper's reason for scaling).",
+        "Images per step whose square root scales the learning rate of conditionings and pseudo-words: batch"
+        " (batch_size, the literal reading of the paper), or own (those of a batch that the vector learns"
+        " from, about one if the U-Net trains with many classes; the gradient's variance then stays"
+        " constant, which is the paper's reason for scaling).",
         source="paper, section 3.2",
         new=True,
     )
     excluded_classes: Literal["learn", "leave_out"] = key(
         "learn",
-        "Classes that `retrieval.exclude: auto` leaves out, where the U-Net or one adapter of all classes "
-        "trains: learn trains it on their images, too. leave_out does not; fine-tuning then waits for "
-        "retrieval, and trains "
-        "again when another class is left out, for example because links have died.",
+        "Classes that `retrieval.exclude: auto` leaves out, where the U-Net or one adapter of all classes"
+        " trains: learn trains it on their images, too. leave_out does not; fine-tuning then waits for"
+        " retrieval, and trains again when another class is left out, for example because links have died.",
         source="the paper says only 'excluded from model training' (section 3)",
         new=True,
     )
@@ -66,10 +64,9 @@ class Finetune(Section):
     )
     micro_batch: Positive | None = key(
         None,
-        "Images that go through the networks together; gradients are summed over a step's micro-batches, so "
-        "it changes nothing but rounding. It halves by itself where a GPU's memory does not suffice. "
-        "Default: "
-        "execution.batch_size.",
+        "Images that go through the networks together; gradients are summed over a step's micro-batches, so"
+        " it changes nothing but rounding. It halves by itself where a GPU's memory does not suffice."
+        " Default: execution.batch_size.",
         "images",
         new=True,
     )
@@ -138,16 +135,14 @@ class Retrieval(Section):
     download: Download = key(Download(), "Downloads from the web.")
     safe_list: Place | None = key(
         None,
-        "Text or Parquet file, or folder of them, with the addresses, hashes or ids of the images that may "
-        "be "
-        "downloaded; others are left out. Needed for LAION lists from before Re-LAION-5B. Default: none.",
+        "Text or Parquet file, or folder of them, with the addresses, hashes or ids of the images that may"
+        " be downloaded; others are left out. Needed for LAION lists from before Re-LAION-5B. Default: none.",
         new=True,
     )
     download_without_safe_list: bool = key(
         False,
-        "Download images of a LAION list from before Re-LAION-5B without a safe list, although it is known "
-        "to "
-        "link to unlawful images.",
+        "Download images of a LAION list from before Re-LAION-5B without a safe list, although it is known"
+        " to link to unlawful images.",
         new=True,
     )
     takedown: Place | None = key(
@@ -256,10 +251,9 @@ class Augmentation(Section):
     quality: int = key(95, "Quality of jpeg and webp images.", ge=1, le=100)
     attempts_per_image: Positive = key(
         ATTEMPTS_PER_IMAGE,
-        "Samples that a shard file may take per image, on average over its images, because the safety "
-        "checker "
-        "flags some. Images that are flagged then, too, are missing; their class stays in the study, and the "
-        "footer of Table 1 counts them. Another value remakes only shards that it changes.",
+        "Samples that a shard file may take per image, on average over its images, because the safety"
+        " checker flags some. Images that are flagged then, too, are missing; their class stays in the"
+        " study, and the footer of Table 1 counts them. Another value remakes only shards that it changes.",
         "samples",
         "our choice; the paper replaces flagged images without naming a limit (section 3.2)",
         new=True,
@@ -420,17 +414,15 @@ class Execution(Section):
     )
     embed_jobs: JobCount = key(
         1,
-        "Jobs that share the CLIP embedding of a corpus of your own, in the same way, and of the added "
-        "images "
-        "that are compared with real ones.",
+        "Jobs that share the CLIP embedding of a corpus of your own, in the same way, and of the added"
+        " images that are compared with real ones.",
         "jobs",
         new=True,
     )
     batch_size: Positive = key(
         32,
-        "Images that are generated together. Where they do not fit into the GPU's memory, the batch is "
-        "halved, "
-        "and the log says so.",
+        "Images that are generated together. Where they do not fit into the GPU's memory, the batch is"
+        " halved, and the log says so.",
         "images",
     )
     device: Literal["auto", "cpu", "cuda"] = key(
@@ -446,12 +438,11 @@ class Execution(Section):
     )
     compile: bool = key(
         False,
-        "Compile the classifier, the U-Net of fine-tuning, the U-Net and decoder that generate images and, "
-        "on "
-        "a GPU, the network that embeds the corpus with torch.compile, which needs a C compiler. It takes "
-        "minutes in the first job and seconds in later ones, which share a cache below the study's results "
-        "(or in $TORCHINDUCTOR_CACHE_DIR). Choose a batch_size that divides the images of a shard, because "
-        "only whole batches run compiled.",
+        "Compile the classifier, the U-Net of fine-tuning, the U-Net and decoder that generate images and,"
+        " on a GPU, the network that embeds the corpus with torch.compile, which needs a C compiler. It"
+        " takes minutes in the first job and seconds in later ones, which share a cache below the study's"
+        " results (or in $TORCHINDUCTOR_CACHE_DIR). Choose a batch_size that divides the images of a shard,"
+        " because only whole batches run compiled.",
     )
     image_pool: Literal["auto", "device", "memory", "disk"] = key(
         "auto",

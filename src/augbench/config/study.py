@@ -155,9 +155,8 @@ class Study(Section):
         self._check_contrasts()
         if self.classifier.arch == "clip" and self.clip.named.library == "open_clip":
             raise ValueError(
-                f"classifier.arch: 'clip' with clip.model: {self.clip.model!r}; allowed: a CLIP in "
-                "transformers'"
-                " layout, or timm:NAME with `pretrained`"
+                f"classifier.arch: 'clip' with clip.model: {self.clip.model!r}; allowed: a CLIP in"
+                " transformers' layout, or timm:NAME with `pretrained`"
             )
         groups, processes = self.classifier.batch_norm_groups, self.execution.processes
         if processes is not None and groups > 1 and groups % processes:
@@ -246,9 +245,8 @@ class Study(Section):
         if self.classifier.train == "probe" and (use.mixes or use.head_only):
             wrong = next(part for part in ("mixup", "cutmix", "head_only") if getattr(use, part))
             raise ValueError(
-                f"methods.{name}.use.{wrong}: goes with classifier.train: all or head; a probe sees features "
-                "of"
-                " unmixed images and has one layer"
+                f"methods.{name}.use.{wrong}: goes with classifier.train: all or head; a probe sees features"
+                " of unmixed images and has one layer"
             )
         if not use.real_at_end:
             return
@@ -575,7 +573,7 @@ def _with_own_defaults(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_removed(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out rows that an overlay removes with null or ``rows``, and what the report's keys say of them."""
+    """Leave out rows that an overlay removes with null or ``rows``, and what report keys say of them."""
     rows, kept, report = data.get("methods"), data.get("rows"), data.get("report")
     if not isinstance(rows, Mapping):
         return dict(data)

@@ -16,7 +16,7 @@ REAL_KEYS = ("mixup", "cutmix", "label_smoothing")  # those that need no added i
 
 
 class Use(Section):
-    """How the classifiers of a row are trained on its images. The default concatenates real and added ones."""
+    """How a row's classifiers are trained on its images. The default concatenates real and added ones."""
 
     replace: Fraction = key(
         0.0,
@@ -27,18 +27,17 @@ class Use(Section):
     )
     weight: float = key(
         1.0,
-        "Weight of an added image's loss. The loss of a batch is the weighted mean: the sum of weight x "
-        "loss, "
-        "divided by the sum of the weights of the batch.",
+        "Weight of an added image's loss. The loss of a batch is the weighted mean: the sum of weight x"
+        " loss, divided by the sum of the weights of the batch.",
         "times that of a real image",
         new=True,
         gt=0,
     )
     mixup: float = key(
         0.0,
-        "MixUp: alpha of the Beta distribution, from which each step draws the share of an image; the rest "
-        "is "
-        "its partner's. With cutmix as well, each step takes one of the two at random. 0 switches it off.",
+        "MixUp: alpha of the Beta distribution, from which each step draws the share of an image; the rest"
+        " is its partner's. With cutmix as well, each step takes one of the two at random. 0 switches it"
+        " off.",
         "alpha",
         "Zhang et al., 2018",
         new=True,
@@ -119,9 +118,8 @@ class Use(Section):
         parts = []
         if self.replace:
             parts.append(
-                f"added images replace {self.replace:.0%} of the real images of each class, both drawn anew "
-                "for"
-                " each run"
+                f"added images replace {self.replace:.0%} of the real images of each class, both drawn anew"
+                " for each run"
             )
         if self.weight != 1:
             parts.append(

@@ -257,8 +257,8 @@ class FolderSource(ImageSource):
                 hint = ""
                 if listing.folders:
                     hint = (
-                        "; it holds folders: are train_folder and test_folder set? If they are the classes, set"
-                        f" dataset.root to {str(base / name)!r}"
+                        "; it holds folders: are train_folder and test_folder set? If they are the classes,"
+                        f" set dataset.root to {str(base / name)!r}"
                     )
                 allowed = f"a class needs images ({' '.join(sorted(EXTENSIONS))}){hint}"
                 found = "; ".join(["0 images", *reasons(listing.left_out)])

@@ -306,7 +306,7 @@ def _rows(rows: Sequence[int]) -> str:
 
 
 def _file_name(path: str | None, folder: str) -> str | None:
-    """Return a file's name without the class that imagenet-1k appends (``n01440764_10026_n01440764.JPEG``)."""
+    """Return a file name without the class that imagenet-1k appends (``n01440764_10026_n01440764.JPEG``)."""
     if not path:
         return None
     name = PurePosixPath(path)

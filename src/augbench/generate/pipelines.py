@@ -68,7 +68,7 @@ class PipelineSampler(Attempts):
         self._own: dict[str, tuple[Any, Any]] = {}  # tokenizer and table of a text encoder without new words
 
     def set_conditioning(self, entries: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Replace what is given to the pipeline in place of prompts, by argument of its call and by prompt."""
+        """Replace what the pipeline is given in place of prompts, by argument of its call and by prompt."""
         place = {"device": self.pipeline._execution_device, "dtype": self.network.dtype}
         self._conditioning = {
             argument: {prompt: values.to(**place) for prompt, values in learned.items()}
@@ -76,7 +76,7 @@ class PipelineSampler(Attempts):
         }
 
     def set_words(self, entries: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Replace the new words of text encoders, by part of the pipeline: embeddings ``(1, width)`` by word."""
+        """Replace text encoders' new words, by part of the pipeline: embeddings ``(1, width)`` by word."""
         from torch import cat, nn
 
         from augbench.models.words import learn_words

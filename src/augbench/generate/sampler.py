@@ -272,7 +272,7 @@ class Sampler(Attempts):
     def pixels(
         self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Image.Image] | None
     ) -> torch.Tensor:
-        """Sample one batch of images ``(N, 3, H, W)`` from -1 to 1; the device may still be computing them."""
+        """Sample a batch of images ``(N, 3, H, W)`` from -1 to 1; the device may still be computing them."""
         return self.decode(self.latents(prompts, seeds, starts))
 
     def _batch(

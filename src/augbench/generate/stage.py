@@ -92,7 +92,7 @@ class LearnedFiles:
         return cls(embeddings, unet, images, adapters, entries)
 
     def read(self, class_ids: Sequence[str], clusters: int) -> dict[str, np.ndarray]:
-        """Read the classes' vectors, by placeholder or by ``{placeholder}.{entry}``; none if none were learned."""
+        """Read classes' vectors, by placeholder or ``{placeholder}.{entry}``; none if none are learned."""
         from safetensors import safe_open
 
         if self.embeddings is None:

@@ -83,9 +83,8 @@ def place(pipeline: Any, device: torch.device) -> Any:
         needed, free = weight_bytes(pipeline), torch.cuda.mem_get_info()[0]
         if needed > ROOM * free:
             logger.warning(
-                "%s: %.1f GiB of weights for %.1f GiB of free GPU memory: each network is on the GPU only "
-                "while"
-                " it is used, which is slower; the images stay the same",
+                "%s: %.1f GiB of weights for %.1f GiB of free GPU memory: each network is on the GPU only"
+                " while it is used, which is slower; the images stay the same",
                 type(pipeline).__name__,
                 needed / 2**30,
                 free / 2**30,

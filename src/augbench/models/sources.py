@@ -158,8 +158,8 @@ def reason_of(error: OSError) -> str:
 
     kinds = {
         LocalEntryNotFoundError: "no answer",
-        GatedRepoError: "access must be granted there first: accept the licence on the model's page, then log in "
-        "with `hf auth login` or set HF_TOKEN",
+        GatedRepoError: "access must be granted there first: accept the licence on the model's page, then log"
+        " in with `hf auth login` or set HF_TOKEN",
         RepositoryNotFoundError: "no such model there",
         RevisionNotFoundError: "no such revision there",
         EntryNotFoundError: "no such file there",

@@ -1,4 +1,4 @@
-"""Whether a study's CLIP is OpenAI's ViT-L/14, for which thresholds and the aesthetics predictor were made."""
+"""Whether a CLIP is OpenAI's ViT-L/14, for which thresholds and the aesthetics predictor were made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIZE = {"hidden_size": 1024, "num_hidden_layers": 24, "patch_size": 14}
 
 
 def is_vit_l_14(clip: Clip) -> bool:
-    """Whether a CLIP is OpenAI's ViT-L/14, by its name or, of a folder, by its config; True if neither tells."""
+    """Whether a CLIP is OpenAI's ViT-L/14, by its name or a folder's config; True if neither tells."""
     named = clip.named
     if named.library == "transformers":
         path = Path(clip.folder) / "config.json"

@@ -49,9 +49,9 @@ def learn_words(
 ) -> None:
     """Give a text encoder and its tokenizer new words, whose embeddings are the rows of ``values``.
 
-    The table of embeddings is wrapped. The pooled output is taken at the end of a text: configs of before 2023,
-    such as SDXL's, have an ``eos_token_id`` for which transformers takes it at the token of the highest number,
-    which a new word has.
+    The table of embeddings is wrapped. The pooled output is taken at the end of a text: configs of before
+    2023, such as SDXL's, have an ``eos_token_id`` for which transformers takes it at the token of the highest
+    number, which a new word has.
 
     Raises
     ------

@@ -21,6 +21,7 @@ from transformers import CLIPTextModel
 from augbench.artifacts.adapters import FILE, read_adapter
 from augbench.artifacts.store import Store
 from augbench.config.methods import PersonaliseMethod
+from augbench.config.models import Diffusion
 from augbench.config.study import Study
 from augbench.data.source import ImageSource
 from augbench.models.folders import pick_device
@@ -63,7 +64,7 @@ def settings_of(
     classes: int,
     dtype: torch.dtype = torch.float32,
 ) -> Settings:
-    """Settings of the fine-tuning of ``classes`` classes at one factor on the learning rates, in ``dtype``."""
+    """Settings to fine-tune ``classes`` classes at one factor on the learning rates, in ``dtype``."""
     finetune = study.finetune
     lr, unet_lr = learning_rates(study, method, factor, classes)
     trains_weights = method.train_unet or method.lora is not None
@@ -186,6 +187,20 @@ def load_vae(encoding: Encoding) -> AutoencoderKL:
     return vae.to(memory_format=torch.channels_last) if device.type == "cuda" else vae
 
 
+def _denoiser(model: Diffusion, dtype: torch.dtype, device: torch.device) -> tuple[str, dict[str, Any]]:
+    """The part of a model that denoises: its name, and the arguments of :class:`Trainer` that it gives."""
+    family = family_of(model)
+    network = UNet2DConditionModel if family is None else family.network
+    part = "unet" if family is None else family.part
+    unet = load_part(network, model.folder, part, dtype, device)
+    schedule = DDPMScheduler if family is None else family.scheduler
+    scheduler = schedule.from_config(
+        schedule.load_config(model.folder, subfolder="scheduler", local_files_only=True)
+    )
+    predict = None if family is None else family.predict(unet, side_of(model))
+    return part, {"unet": unet, "scheduler": scheduler, "predict": predict}
+
+
 def fine_tune(
     study: Study,
     name: str,
@@ -227,21 +242,12 @@ def fine_tune(
     )
     rows = new_rows(study, method, tasks, device)
     precision = torch.float32 if method.train_unet else dtype
-    model = study.diffusion
-    family = family_of(model)
-    network = UNet2DConditionModel if family is None else family.network
-    part = "unet" if family is None else family.part
-    unet = load_part(network, model.folder, part, precision, device)
-    schedule = DDPMScheduler if family is None else family.scheduler
-    scheduler = schedule.from_config(
-        schedule.load_config(model.folder, subfolder="scheduler", local_files_only=True)
-    )
-    predict = None if family is None else family.predict(unet, side_of(model))
-    common: dict[str, Any] = {"unet": unet, "scheduler": scheduler, "settings": settings, "predict": predict}
-    if method.lora is None or method.shares_weights:
-        adapter = None
-        if method.lora is not None:
-            adapter = Adapter(unet, method.lora, part, f"methods.{name}.targets")
+    part, networks = _denoiser(study.diffusion, precision, device)
+    common = {**networks, "settings": settings}
+    where = f"methods.{name}.targets"
+    adapter = None if method.lora is None else Adapter(networks["unet"], method.lora, part, where)
+    if adapter is None or method.shares_weights:
+        if adapter is not None:
             adapter.start(study.seed)
         trainer = Trainer(
             tasks=tasks,
@@ -255,7 +261,7 @@ def fine_tune(
         )
         return _trained(trainer)
     assert isinstance(rows, PromptRows)
-    adapter, learned = Adapter(unet, method.lora, part, f"methods.{name}.targets"), {}
+    learned = {}
     for number, task in enumerate(tasks):
         class_id = task.info.class_id
         adapter.start(study.seed, class_id)

@@ -342,7 +342,7 @@ def _loss(paths: Sequence[str], candidates: Sequence[str]) -> float:
 
 
 def _of_candidate(path: str | Path, candidate: str) -> dict[str, np.ndarray]:
-    """A candidate's tensors in a class's file, by what follows the candidate in their names: ``.{name}``, or nothing."""
+    """A candidate's tensors in a class's file, by the rest of their names: ``.{name}`` or nothing."""
     with safe_open(path, "np") as file:
         names = [name for name in file.keys() if f"{name}.".startswith(f"{candidate}.")]  # noqa: SIM118
         return {name.removeprefix(candidate): file.get_tensor(name) for name in names}
@@ -361,6 +361,31 @@ def _gather_adapters(
             ending.removeprefix("."): values for ending, values in _of_candidate(path, candidate).items()
         }
         adapters.write_adapter(tensors, method.lora, folder / Path(path).stem / adapters.FILE)
+
+
+def _write_history(vectors: Mapping[float, Sequence[str]], target: str | Path) -> None:
+    """Write all losses (:data:`HISTORY`); ``vectors`` has the classes' files by factor."""
+    rows = [
+        {"factor": factor, "class_id": Path(path).stem, **entry}
+        for factor, paths in vectors.items()
+        for path in paths
+        for entry in read_metadata(path)["history"]
+    ]
+    with atomic_path(target) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, HISTORY), temporary)
+
+
+def _gather_vectors(method: PersonaliseMethod, candidate: str, paths: Sequence[str], target: str) -> None:
+    """Write a candidate's vectors of all classes into one file, by placeholder."""
+    tensors = {}
+    for path in paths:
+        names = placeholders(Path(path).stem, method.clusters)
+        for ending, values in _of_candidate(path, candidate).items():
+            for name, value in zip(names, values, strict=True):
+                whole = np.atleast_2d(value) if method.learns_words else value
+                tensors[f"{name}{ending}"] = np.ascontiguousarray(whole)
+    with atomic_path(target) as temporary:
+        save_file(tensors, temporary, {"format": "pt"})
 
 
 def choose_lr(
@@ -410,24 +435,9 @@ def choose_lr(
             f"no finite validation loss with any of {list(losses)}",
             "use lower factors, or lower lr and unet_lr",
         )
-    with atomic_path(history_path) as temporary:
-        rows = [
-            {"factor": factor, "class_id": Path(path).stem, **entry}
-            for factor, paths in vectors.items()
-            for path in paths
-            for entry in read_metadata(path)["history"]
-        ]
-        pq.write_table(pa.Table.from_pylist(rows, HISTORY), temporary)
+    _write_history(vectors, history_path)
     for candidate, target in embeddings.items():
-        tensors = {}
-        for path in vectors[chosen]:
-            names = placeholders(Path(path).stem, method.clusters)
-            for ending, values in _of_candidate(path, candidate).items():
-                for name, value in zip(names, values, strict=True):
-                    whole = np.atleast_2d(value) if method.learns_words else value
-                    tensors[f"{name}{ending}"] = np.ascontiguousarray(whole)
-        with atomic_path(target) as temporary:
-            save_file(tensors, temporary, {"format": "pt"})
+        _gather_vectors(method, candidate, vectors[chosen], target)
     for candidate, folder in unets.items():
         for file_name in UNET_FILES:
             link_file(Path(shared_folders[chosen][candidate]) / file_name, Path(folder) / file_name)

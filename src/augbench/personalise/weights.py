@@ -117,7 +117,7 @@ class Adapter:
                 self._parameters[name.replace(".default.", ".")] = parameter
 
     def start(self, seed: int, *scope: str) -> None:
-        """Give A random values, normal with deviation 1 / rank, which derive from (seed, scope), and B zero."""
+        """Give A random values, normal with deviation 1 / rank, derived from (seed, scope), and B zero."""
         for name, parameter in self._parameters.items():
             generator = torch.Generator().manual_seed(derive_seed(seed, "adapter", *scope, name))
             values = torch.zeros(parameter.shape)

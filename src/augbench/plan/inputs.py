@@ -25,7 +25,7 @@ CORPUS_ROWS_PER_PART = 5000
 
 @dataclass(frozen=True)
 class ToFetch:
-    """A model to fetch from the Hub, the layout of its folder, and the class of pipeline that it should be."""
+    """A model to fetch from the Hub, the layout of its folder, and the pipeline class that it should be."""
 
     hub: HubModel
     layout: Layout

@@ -184,7 +184,7 @@ class PoolPaths(InputPaths):
         return [self.path("retrieval/excluded.json")] if wanted else []
 
     def excluded_from_learning(self, method: str) -> list[str]:
-        """File with the classes that do not train what a row's classes share, if the config leaves any out."""
+        """File with classes that do not train what a row's classes share, if the config leaves any out."""
         finetune, row = self.study.finetune, self.study.personalised[method]
         without = finetune.excluded_classes == "leave_out" or not row.learns_from_training_images
         return (

@@ -51,8 +51,8 @@ def _sentence(table: Sequence[table1.Row], rows: Sequence[Row]) -> str:
         shown = (lead or rows)[0]
         return (
             f"Can't tell: a single run per row shows no spread ({shown.row_label} against"
-            f" {shown.against_label}: {points_with_interval(shown)}); at least 2 runs are needed, and 5 are "
-            "better"
+            f" {shown.against_label}: {points_with_interval(shown)}); at least 2 runs are needed, and 5 are"
+            " better"
         )
     parts = []
     if lead:
@@ -279,7 +279,8 @@ def _plain(row: Row) -> str:
     """A contrast in words."""
     verdict = row.verdict
     if verdict in (MORE, LESS):
-        return f"{row.row_label}: {size_with_interval(row)} {'above' if verdict == MORE else 'below'} {row.against_label}"
+        direction = "above" if verdict == MORE else "below"
+        return f"{row.row_label}: {size_with_interval(row)} {direction} {row.against_label}"
     if verdict == SAME:
         return f"{row.row_label} and {row.against_label} are the same within {margin_name(row.margin)}"
     return f"{row.row_label} and {row.against_label} can't be told apart ({_because([row])})"

@@ -72,7 +72,7 @@ class _Content:
 
 @dataclass(frozen=True)
 class _Part:
-    """Part of a corpus: a function that looks at its files for its recipe, its rows, and one that reads it."""
+    """Part of a corpus: a function that makes its recipe of its files, its rows, and one that reads it."""
 
     identify: Callable[[], Recipe]
     rows: int

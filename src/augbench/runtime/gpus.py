@@ -224,9 +224,8 @@ def problem(wanted: str, view: TorchView, driver: str | None) -> UserError | Non
             lock = f"{CUDA12_LOCK}, " if has_kernels(CUDA12_ARCHITECTURES, card.capability) else ""
             return UserError(
                 where,
-                f"{wanted!r}, but {card.name} has compute capability {'.'.join(map(str, card.capability))} "
-                "and"
-                f" {torch} has kernels for {', '.join(view.architectures)}",
+                f"{wanted!r}, but {card.name} has compute capability {'.'.join(map(str, card.capability))}"
+                f" and {torch} has kernels for {', '.join(view.architectures)}",
                 f"allowed: {lock}another GPU ({VISIBLE}), {cpu}",
             )
     if view.cards:

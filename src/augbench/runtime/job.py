@@ -112,7 +112,7 @@ def leave(finished: list[bool]) -> None:
 
 
 def _full_gpu(error: Exception) -> UserError | None:
-    """Return one line for a lack of the GPU's memory that no smaller batch mends, as for a model's weights."""
+    """Return a line for a lack of the GPU's memory that no smaller batch mends, as for a model's weights."""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(error, torch.OutOfMemoryError):
         return None

@@ -56,8 +56,8 @@ def close(rule: str) -> None:
             return
         if not _is_here(host, names, event in RESOLVING):
             allowed = (
-                "only fetch rules may (docs/faults.md): "
-                "give models and data as files, or let a fetch rule download them"
+                "only fetch rules may (docs/faults.md): give models and data as files, or let a fetch rule"
+                " download them"
             )
             raise UserError(f"rule {rule}", f"tries to reach {wanted} over the network", allowed)
 

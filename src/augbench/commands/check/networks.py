@@ -1,4 +1,4 @@
-"""Checks of the classifier's network, if it is not torchvision's ResNet: timm's names, first weights, sizes."""
+"""Checks of a classifier's network other than torchvision's ResNet: timm's names, first weights, sizes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _clip(study: Study) -> None:
 
 
 def _weights(study: Study, network: Any) -> Iterator[UserError]:
-    """Yield the problems of weights for a timm network that are here; those of the Hub may still be missing."""
+    """Yield the problems of a timm network's weights that are here; those of the Hub may still be missing."""
     from augbench.classifier.networks import first_state, settings_beside, weights_file
 
     hub, place = study.classifier_hub, str(study.classifier_weights)
@@ -107,14 +107,12 @@ def first_weights_notes(study: Study, class_ids: Collection[str] = ()) -> Iterat
     if not config.begins_trained:
         return
     yield (
-        "note: classifiers begin with weights trained before; labels that these have seen: "
-        f"{config.labels_seen}."
-        " The study then says what added images do for such a network"
+        "note: classifiers begin with weights trained before; labels that these have seen:"
+        f" {config.labels_seen}. The study then says what added images do for such a network"
     )
     named = getattr(study.dataset, "classes", None) in IMAGENET_TABLES
     if config.has_seen_imagenet and (named or not _imagenets().isdisjoint(class_ids)):
         yield (
-            "warning: classifier.pretrained: the weights have seen the labels of the study's own classes "
-            "(ImageNet)"
-            " on far more images; accuracies answer another question than those of the paper"
+            "warning: classifier.pretrained: the weights have seen the labels of the study's own classes"
+            " (ImageNet) on far more images; accuracies answer another question than those of the paper"
         )

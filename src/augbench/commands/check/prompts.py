@@ -86,7 +86,7 @@ def indistinct_prompts(study: Study, classes: tuple[ClassInfo, ...]) -> list[str
 
 
 def _has_tokenizer(folder: str, clip: Clip | None) -> bool:
-    """Whether the tokenizer is here: transformers' in ``folder``, or that of ``clip``, a model of open_clip."""
+    """Whether a tokenizer is here: transformers' in ``folder``, or that of ``clip``, a model of open_clip."""
     if clip is not None:
         try:
             describe(clip.named, folder)

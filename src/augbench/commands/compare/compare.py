@@ -46,7 +46,7 @@ LONGEST = 150  # characters of a folder's name that lists all studies
 
 
 def default_folder(given: Sequence[str]) -> Path:
-    """``results/compare/{a}-{b}``; with names too long for a folder, the first and the number of the others."""
+    """``results/compare/{a}-{b}``; if too long for a folder, the first name and the number of the others."""
     names = [folder.name for folder in folders_of(given)]
     joined = "-".join(names)
     short = f"{names[0][:LONGEST]}-and-{len(names) - 1}-more"
@@ -157,8 +157,8 @@ def _pairing(studies: Sequence[Finished]) -> list[str]:
             f"{other.name} and {first.name} are not paired, because {why}: runs are independent (Welch's t "
             "test)." + (f" {ONE_DRAW}." if of_one_draw(first, other) else "")
             if why
-            else f"{other.name} and {first.name} are paired by run: run r has the same training images, seeds and"
-            " test images in both."
+            else f"{other.name} and {first.name} are paired by run: run r has the same training images,"
+            " seeds and test images in both."
         )
     return notes
 

@@ -1,4 +1,4 @@
-"""What differs in the configs of studies, the factor that they vary, and whether they ask the same question."""
+"""Differences between the configs of studies, the factor that varies, and whether they ask one question."""
 
 from __future__ import annotations
 
@@ -140,9 +140,8 @@ def _between(first: Finished, other: Finished) -> Iterator[str]:
     if baselines[0] != baselines[1]:
         rows = [NONE if row is None else row for row in baselines]
         yield (
-            f"The baseline is row {rows[0]} in {first.name} and row {rows[1]} in {other.name}: differences "
-            "to it"
-            " are not comparable."
+            f"The baseline is row {rows[0]} in {first.name} and row {rows[1]} in {other.name}: differences"
+            " to it are not comparable."
         )
 
 

@@ -248,7 +248,7 @@ def build_rows(
 
 
 def _runs_for(margin: float, found: Difference, tests: int) -> int | None:
-    """Runs of each study that detect the margin after the correction; None if too many, or for single runs."""
+    """Runs of each study that detect the margin after the correction; None if too many, or of single runs."""
     if (spread := _spread(found)) is None or found.n < 2:
         return None
     return runs_needed(margin, spread.sd, ALPHA / tests, max(1.0, spread.df / (found.n - 1)))

@@ -75,7 +75,7 @@ def draw(rows: Sequence[Row], key: str = "") -> Figure:
 
 
 class _Places:
-    """Places of the studies on the axis; ``offset``, in steps between them, keeps the markers of rows apart."""
+    """Places of the studies on the axis; ``offset``, in steps between them, keeps markers of rows apart."""
 
     def __init__(self, values: Mapping[str, float], step: float, logarithmic: bool) -> None:
         self.values, self.step, self.logarithmic = values, step, logarithmic

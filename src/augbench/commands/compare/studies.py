@@ -117,7 +117,7 @@ def open_studies(given: Sequence[str]) -> list[Finished]:
 
 
 def folders_of(given: Sequence[str]) -> list[Path]:
-    """The studies' folders of results. Raises :class:`UserError` for less than two, and for one given twice."""
+    """The studies' folders of results. Raises :class:`UserError` for fewer than two, and one given twice."""
     folders = [folder_of(name) for name in given]
     for place, folder in enumerate(folders):
         if folder.resolve() in [other.resolve() for other in folders[:place]]:

@@ -118,9 +118,8 @@ class Comparison:
 def _keys(found: Comparison) -> Layout:
     cells = tuple((key.key, *(key.values[name] for name in found.names)) for key in found.keys)
     notes = (
-        "Keys that only say how a study is computed, stored or shown are left out. A row that a study lacks "
-        "has"
-        f" {NONE}."
+        "Keys that only say how a study is computed, stored or shown are left out. A row that a study lacks"
+        f" has {NONE}."
         if cells
         else "The configs do not differ in anything that changes results.",
     )
@@ -155,10 +154,9 @@ def _rows(found: Comparison) -> Layout:
     runs = {name: sorted({row.n for row in found.rows if row.study == name}) for name in found.names}
     listed = ", ".join(f"{' or '.join(map(str, n))} in {name}" for name, n in runs.items())
     notes = [
-        "Brackets: 95% t intervals over runs (draws of the training images, if there are several). Number of "
-        "runs:"
-        f" {listed}. Differences are paired by run within a study. They are those of each study's "
-        "statistics.md.",
+        "Brackets: 95% t intervals over runs (draws of the training images, if there are several). Number of"
+        f" runs: {listed}. Differences are paired by run within a study. They are those of each study's"
+        " statistics.md.",
     ]
     if any(row.cut for row in found.rows):
         notes.append(f"{CUT}: most runs were cut while their validation accuracy was still rising.")
@@ -222,14 +220,11 @@ def _changes(found: Comparison) -> Layout:
         "Verdict",
     )
     notes = (
-        "Contrasts: those of the studies (report.contrasts, or their default ones) whose rows both studies "
-        "have."
-        " In the first, in the other: the difference between the two rows within the study, and the verdict "
-        "of"
-        f" the study's own contrasts.md; {NONE} if it is no contrast of it. Difference: that of the other "
-        "minus"
-        " that of the first. A contrast that is shown in one study alone does not show that the studies"
-        " differ; the verdict of this table does.",
+        "Contrasts: those of the studies (report.contrasts, or their default ones) whose rows both studies"
+        " have. In the first, in the other: the difference between the two rows within the study, and the"
+        f" verdict of the study's own contrasts.md; {NONE} if it is no contrast of it. Difference: that of"
+        " the other minus that of the first. A contrast that is shown in one study alone does not show that"
+        " the studies differ; the verdict of this table does.",
         *found.spreads,
     )
     numeric = (False, False, True, True, *(True,) * 6, False)
@@ -241,10 +236,9 @@ def _notes(found: Comparison) -> tuple[str, ...]:
     tests = found.tests[0].tests
     margin = margin_name(found.tests[0].margin)
     return (
-        f"Every study is compared with the first, {found.names[0]}. Difference: the other minus the first, in"
-        " percentage points, with the 95% t interval over runs, for this difference alone. p: two-sided t "
-        "test,"
-        f" corrected by Holm's method for all {tests} tests of this page together, rows and contrasts.",
+        f"Every study is compared with the first, {found.names[0]}. Difference: the other minus the first,"
+        " in percentage points, with the 95% t interval over runs, for this difference alone. p: two-sided t"
+        f" test, corrected by Holm's method for all {tests} tests of this page together, rows and contrasts.",
         *found.pairing,
         f"Other test images: 95% interval from {RESAMPLES:,} bootstrap samples of the test images, with the"
         " trained classifiers as they are; only where both studies have the same ones. Runs and images: 95%"
@@ -255,7 +249,7 @@ def _notes(found: Comparison) -> tuple[str, ...]:
 
 
 def layouts(found: Comparison) -> list[Layout]:
-    """The tables, in the order in which they are shown; those without a line are left out, except the first."""
+    """The tables in the order in which they are shown, without those that have no line, except the first."""
     tables = [_keys(found), _rows(found), _accuracies(found), _changes(found)]
     return [table for place, table in enumerate(tables) if table.cells or place == 0]
 

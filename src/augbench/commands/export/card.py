@@ -281,9 +281,8 @@ def _licences(contents: Contents) -> Iterator[str]:
         yield "Real images: Fashion-MNIST, MIT, (c) 2017 Zalando SE."
     elif isinstance(dataset, Caltech256):
         yield (
-            "Real images: Caltech256. Its photographs belong to many owners, and no licence from them is "
-            "known:"
-            " do not redistribute them."
+            "Real images: Caltech256. Its photographs belong to many owners, and no licence from them is"
+            " known: do not redistribute them."
         )
     elif dataset.classes in IMAGENET:
         yield (
@@ -304,8 +303,8 @@ def _licences(contents: Contents) -> Iterator[str]:
             if isinstance(corpus, MiniatureCorpus)
             else "Retrieved images: the terms of the corpus, a collection of images, hold."
             if isinstance(corpus, ImageCorpus | ParquetCorpus)
-            else "Retrieved images, and what generated images take from them: works of other people; a corpus of links gives no licence for them. Keep"
-            " the images inside your group and pass on their addresses (`--addresses`). A photograph of a"
-            " person is personal data."
+            else "Retrieved images, and what generated images take from them: works of other people; a"
+            " corpus of links gives no licence for them. Keep the images inside your group and pass on their"
+            " addresses (`--addresses`). A photograph of a person is personal data."
         )
     yield "The other files of this folder: MIT. This is not legal advice."

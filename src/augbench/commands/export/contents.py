@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -189,23 +190,31 @@ class Contents:
         """Rows that made the set's images."""
         return [] if self.added is None else sorted({*pools_of(self.added)})
 
-    def pictures(self, split: str) -> Iterator[Picture]:
-        """Yield the images of a split: by class, real before added, in the order of split and manifest."""
-        real, images = self.splits[split], self._images
-        files = real_files(images, real.sources)
-        rows = [*zip(real.class_ids, real.image_ids, real.sources, strict=True)]
-        first = 0
-        for info in self.classes:
-            while first < len(rows) and rows[first][0] == info.class_id:
-                (_, image_id, source), (content, path) = rows[first], next(files)
-                yield self._picture(content, path, info, kind=REAL, id=image_id, source=source)
-                first += 1
-            if split == "train" and self.written is not None:
-                yield from self._added(info)
+    def pictures(self, split: str, first: int = 0) -> Iterator[Picture]:
+        """Yield the images of a split: by class, real before added, in the order of split and manifest.
 
-    def _added(self, info: ClassInfo) -> Iterator[Picture]:
-        assert self.written is not None
-        rows = self.written.filter(pc.equal(self.written.column("class_id"), info.class_id))
+        ``first`` images are left out at the beginning; their files are not read.
+        """
+        real, counts = self.splits[split], Counter(self.splits[split].class_ids)
+        added = self.written if split == "train" else None
+        added_counts = Counter[str]() if added is None else Counter(added.column("class_id").to_pylist())
+        left, skipped = first, dict[tuple[str, str], int]()
+        for info in self.classes:
+            for kind, of_class in ((REAL, counts), (ADDED, added_counts)):
+                skipped[info.class_id, kind] = min(left, of_class[info.class_id])
+                left -= skipped[info.class_id, kind]
+        begin = sum(number for (_, kind), number in skipped.items() if kind == REAL)
+        sources = real.sources[begin:]
+        rows = zip(real.image_ids[begin:], sources, real_files(self._images, sources), strict=True)
+        for info in self.classes:
+            number = counts[info.class_id] - skipped[info.class_id, REAL]
+            for image_id, source, (content, path) in islice(rows, number):
+                yield self._picture(content, path, info, kind=REAL, id=image_id, source=source)
+            if added is not None:
+                yield from self._added(added, info, skipped[info.class_id, ADDED])
+
+    def _added(self, added: pa.Table, info: ClassInfo, first: int) -> Iterator[Picture]:
+        rows = added.filter(pc.equal(added.column("class_id"), info.class_id)).slice(first)
         made = pools_of(rows) if rows.num_rows else []
         for pool, found in zip(made, load_rows(rows, self.plan.root), strict=True):
             names = ("source", "prompt", "seed", "similarity", "safety_flags", "model", "origin")
@@ -229,7 +238,7 @@ class Contents:
         return open_source(study.dataset, study.seed, study.corpus)
 
     def bytes_needed(self, linking_to: Path | None) -> int:
-        """Estimate the size of all images; ``linking_to``: folder on whose disk files are linked, not copied."""
+        """Estimate the bytes of all images; files on the disk of the folder ``linking_to`` are linked."""
         total = 0.0
         for split in self.splits.values():
             some = split.sources[:: max(1, len(split) // SAMPLED)]
@@ -325,7 +334,7 @@ def open_contents(plan: Plan, row: str, run: int, splits: Sequence[str], address
     Raises
     ------
     UserError
-        A file is damaged, or files disagree about the classes.
+        A file is damaged, files disagree about the classes, or a split is not in their order.
     """
     study = plan.study
     info = read_class_table(plan.classes)
@@ -336,6 +345,9 @@ def open_contents(plan: Plan, row: str, run: int, splits: Sequence[str], address
     def split(path: str) -> Split:
         found = read_split(path)
         check_labels(found, info, path)
+        if (later := np.flatnonzero(np.diff(found.labels) < 0)).size:
+            before, after = (found.class_ids[row] for row in (later[0], later[0] + 1))
+            raise UserError(path, f"images of class {after!r} after those of class {before!r}", REMAKE)
         return found.without(excluded)
 
     real, added = split(plan.split_of(trained)), None

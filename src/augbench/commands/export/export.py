@@ -1,7 +1,8 @@
 """Write a training set into a folder: images in one of the formats, a data card, and the classes' names.
 
 Everything is written into a hidden folder beside the target, which is renamed at the end, so the target is
-complete or missing. An export that was killed leaves the hidden folder, and the next one replaces it.
+complete or missing. An export that was stopped leaves the hidden folder. The next one of the same images
+takes the finished files in it and writes the others; one of other images replaces it.
 """
 
 from __future__ import annotations
@@ -11,25 +12,30 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import PIL
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from augbench import __version__
 from augbench.artifacts.claims import Claims
 from augbench.commands.export.best import best_of
 from augbench.commands.export.card import card
-from augbench.commands.export.contents import ADDED, REAL, Contents, needed_files, open_contents
-from augbench.commands.export.formats import FORMATS
+from augbench.commands.export.contents import ADDED, REAL, Contents, Picture, needed_files, open_contents
+from augbench.commands.export.formats import FORMATS, RECORDS, Pictures, has_finished
 from augbench.config.study import Study
 from augbench.data.classes import folder_of
 from augbench.errors import UserError, some
-from augbench.files import explained_disk_errors
+from augbench.files import canonical_hash, explained_disk_errors, sha256_file, write_text
 from augbench.plan.paths import Plan
 from augbench.progress import track
 
 BEST = "best"
 SPLITS = ("train", "val", "test")
 MARK = ".augbench-export"  # a file in unfinished folders, which says that they may be replaced
+KEY = "key"  # a file of RECORDS, which says what the folder is an export of
 LISTED = "addresses.parquet"
 SPARE = 1.1  # of the estimated size, for metadata and rounding
 
@@ -86,9 +92,9 @@ def export(study: Study, wanted: Wanted, target: Path) -> tuple[bool, str]:
     _require(needed_files(plan, row, wanted.run, wanted.splits), wanted)
     contents = open_contents(plan, row, wanted.run, wanted.splits, wanted.addresses)
     _require(_files_of(contents), wanted)
-    with _new_folder(target) as folder:
+    with _new_folder(target, _key(contents, wanted)) as folder:
         linking = folder if wanted.format == "imagefolder" else None
-        _check_disk(contents.bytes_needed(linking), folder, target)
+        _check_disk(contents.bytes_needed(linking) - _bytes_of(folder), folder, target)
         _write(contents, wanted, folder)
         text = card(contents, wanted.format, wanted.command, reason)
         (folder / "README.md").write_text(text, encoding="utf-8")
@@ -107,6 +113,11 @@ def _check(plan: Plan, wanted: Wanted, target: Path) -> None:
     if unknown or len({*wanted.splits}) < len(wanted.splits):
         raise UserError(
             "--splits", repr(",".join(wanted.splits)), f"allowed: any of {','.join(SPLITS)}, each once"
+        )
+    if target.is_symlink() and not target.exists():
+        where = str(target.readlink())
+        raise UserError(
+            "--to", f"{str(target)!r}, a link to {where!r}, which is missing", "make it, or remove the link"
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError("--to", f"{str(target)!r}, not empty", "allowed: a new or an empty folder")
@@ -131,9 +142,26 @@ def _files_of(contents: Contents) -> list[str]:
     return [*(plan.path(path) for path in sorted(shards)), *(plan.manifest(pool) for pool in sorted(pools))]
 
 
+def _key(contents: Contents, wanted: Wanted) -> str:
+    """Hash of what shapes an export's images and their files: command, config, manifests, libraries."""
+    plan, row = contents.plan, contents.row
+    shaping = {*needed_files(plan, row, wanted.run, wanted.splits)} - {plan.table1["csv"]}
+    return canonical_hash(
+        {
+            "wanted": [row, wanted.run, wanted.format, wanted.splits, wanted.addresses],
+            "study": plan.study.model_dump(mode="json"),
+            "files": {path: sha256_file(path) for path in sorted(shaping)},
+            "versions": [__version__, pa.__version__, PIL.__version__],
+        }
+    )
+
+
 @contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """Yield a folder beside ``target``, which takes its name if the block succeeds and vanishes if it fails.
+def _new_folder(target: Path, key: str) -> Iterator[Path]:
+    """Yield a folder beside ``target``, which takes its name if the block succeeds.
+
+    If the block fails, the folder stays if files in it are finished, and vanishes otherwise. A folder that an
+    export with the same ``key`` left is continued.
 
     Raises
     ------
@@ -151,18 +179,38 @@ def _new_folder(target: Path) -> Iterator[Path]:
         if not Claims(mark).take(0, wait=False):
             raise UserError("--to", f"{str(target)!r}, which another export is writing", "wait for its end")
         mark.touch()
-        for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path != mark:
-                path.unlink()
+        _clear(folder, key)
         try:
             yield folder
+            shutil.rmtree(folder / RECORDS)
             mark.unlink()
             folder.replace(target)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            if not has_finished(folder):
+                shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+def _clear(folder: Path, key: str) -> None:
+    """Remove what a killed export left half; everything, if it was of another ``key``."""
+    known = folder / RECORDS / KEY
+    if known.is_file() and known.read_text(encoding="utf-8") == key:
+        for place in (folder, folder / RECORDS):
+            for path in place.glob(".*.tmp*"):
+                path.unlink()
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != MARK:
+            path.unlink()
+    write_text(known, key)
+
+
+def _bytes_of(folder: Path) -> int:
+    """Size of a folder's files, without links to others."""
+    found = (path.stat() for path in folder.rglob("*") if path.is_file())
+    return sum(one.st_size for one in found if one.st_nlink == 1)
 
 
 def _check_disk(needed: int, folder: Path, target: Path) -> None:
@@ -177,10 +225,12 @@ def _check_disk(needed: int, folder: Path, target: Path) -> None:
 
 def _write(contents: Contents, wanted: Wanted, folder: Path) -> None:
     names = [folder_of(info.class_id) for info in contents.classes]
-    sets = {
-        split: track(contents.pictures(split), f"export {split}", "image", contents.size(split))
-        for split in wanted.splits
-    }
+
+    def begin(split: str, first: int) -> Iterator[Picture]:
+        images = contents.pictures(split, first)
+        return track(images, f"export {split}", "image", contents.size(split), done=first)
+
+    sets = {split: Pictures(contents.size(split), partial(begin, split)) for split in wanted.splits}
     FORMATS[wanted.format](folder, sets, contents.classes)
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     if contents.listed is not None and "train" in wanted.splits:

@@ -151,9 +151,8 @@ def naming_note(names: Sequence[str], file: str) -> str | None:
     if not (_are_wnids(names) or all(name.isdecimal() for name in names)):
         return None
     note = (
-        f"the class folders ({some(names, most=3)}) are numbers, which mean nothing in a prompt. Name the "
-        "classes"
-        f" in a class table (docs/own_data.md) and set dataset.classes to it."
+        f"the class folders ({some(names, most=3)}) are numbers, which mean nothing in a prompt. Name the"
+        " classes in a class table (docs/own_data.md) and set dataset.classes to it."
     )
     if _are_wnids(names) and {*names} <= _imagenet_ids():
         note += (
@@ -272,7 +271,7 @@ def _is_labelled(file: Path, column: str) -> bool:
 
 @dataclass(frozen=True)
 class CorpusFound:
-    """Keys of the config's section ``corpus``, its description, and its number of images, if it is counted."""
+    """Keys of the config's section ``corpus``, its description, and its number of images, if counted."""
 
     keys: dict[str, Any]
     text: str

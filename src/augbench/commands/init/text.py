@@ -27,8 +27,8 @@ RESOLUTIONS = ((192, "resolution: 224"), (96, "resolution: 128"), (48, "resoluti
 SMALL_IMAGES = "resolution: 32, evaluation_resize: 32, stem: small, min_crop_area: 0.5"
 MINI = (
     "augmentation: {images_per_training_image: 1, resamples: 2}",
-    "classifier: {arch: resnet18, layers: [1, 1, 1, 1], base_width: 16, resolution: 32, evaluation_resize: 32,"
-    " min_crop_area: 0.5, batch_size: 32, schedule: steps, steps: 200, keep: last}",
+    "classifier: {arch: resnet18, layers: [1, 1, 1, 1], base_width: 16, resolution: 32, evaluation_resize:"
+    " 32, min_crop_area: 0.5, batch_size: 32, schedule: steps, steps: 200, keep: last}",
 )
 
 
@@ -119,8 +119,8 @@ def study_text(facts: Facts) -> str:
 
 def _head(facts: Facts) -> Iterator[str]:
     yield from _comment(
-        "`augbench init` has proposed this study. Decide what is marked DECIDE. docs/configuration.md explains"
-        " every key; what is not set here has the paper's value, if it gives one."
+        "`augbench init` has proposed this study. Decide what is marked DECIDE. docs/configuration.md"
+        " explains every key; what is not set here has the paper's value, if it gives one."
     )
     yield from _comment(
         "Lines marked `full` need a GPU. After you have edited this file, the next line writes a study for a"
@@ -146,15 +146,18 @@ def _dataset(facts: Facts) -> Iterator[str]:
         yield f"  {key}: {value_text(value)}"
     if not facts.proposal.twice:
         return  # further draws need images that are in no split
-    yield "  # draws: 5  # results hold for these training images; 5 draws cost up to 5 times (docs/statistics.md)"
+    yield (
+        "  # draws: 5  # results hold for these training images; 5 draws cost up to 5 times"
+        " (docs/statistics.md)"
+    )
 
 
 def _sizes_texts(facts: Facts) -> Iterator[str]:
     proposal = facts.proposal
     train, validation, test = (proposal.images(split) for split in ("train", "validation", "test"))
     yield (
-        f"DECIDE: images per class: {span(train)} train, {span(validation)} validate, {span(test)} test; one test"
-        f" image is {100 / sum(test):.2g} points of accuracy."
+        f"DECIDE: images per class: {span(train)} train, {span(validation)} validate, {span(test)} test; one"
+        f" test image is {100 / sum(test):.2g} points of accuracy."
     )
     if "shots" in proposal.keys:
         yield "shots takes as many from every class; train_fraction keeps their proportions."
@@ -174,8 +177,8 @@ def _corpus(facts: Facts) -> Iterator[str]:
         yield "# corpus: {kind: image_folder, root: data/web_images}"
         return
     yield from _comment(
-        f"Retrieval searches {facts.corpus.text}. No image of the data set may be among them. Check the licences"
-        " of retrieved images (docs/licences.md)."
+        f"Retrieval searches {facts.corpus.text}. No image of the data set may be among them. Check the"
+        " licences of retrieved images (docs/licences.md)."
     )
     if facts.corpus.is_embedded:
         yield from _comment(
@@ -201,7 +204,8 @@ def _models(facts: Facts) -> Iterator[str]:
 
 def _methods(facts: Facts) -> Iterator[str]:
     yield from _comment(
-        "DECIDE: the table's rows; each costs its training. Remove what you don't need (more: docs/methods.md)."
+        "DECIDE: the table's rows; each costs its training. Remove what you don't need (more:"
+        " docs/methods.md)."
     )
     yield "methods:"
     yield "  none: {mechanism: real, label: no added images}"
@@ -217,7 +221,8 @@ def _methods(facts: Facts) -> Iterator[str]:
     )
     yield from _comment('from 80 prompts such as "a photo of a {class name}":', "  ")
     yield (
-        "  clip_prompts: {mechanism: sample, label: CLIP prompts, prompt: {templates: clip, class_name: lemmas}}"
+        "  clip_prompts: {mechanism: sample, label: CLIP prompts,"
+        " prompt: {templates: clip, class_name: lemmas}}"
     )
     yield from _comment("with a new word for each class, learned from its training images:", "  ")
     learned = "mechanism: personalise, label: Textual inversion, learn: pseudoword"
@@ -240,8 +245,8 @@ def _retrieval(facts: Facts) -> Iterator[str]:
     short = facts.corpus.images is not None and facts.corpus.images < wanted
     if short:
         yield from _comment(
-            f"The largest class asks for {wanted} images, more than the corpus has; with may_fall_short, classes"
-            " use what there is.",
+            f"The largest class asks for {wanted} images, more than the corpus has; with may_fall_short,"
+            " classes use what there is.",
             "  ",
         )
     yield _full(f"  retrieval: {{{row}{', may_fall_short: true' if short else ''}}}")
@@ -253,8 +258,9 @@ def _augmentation(facts: Facts) -> Iterator[str]:
     train = facts.proposal.images("train")
     made = TIMES * sum(train)
     yield from _comment(
-        f"Each row that generates makes {made:,} images. Each of its 5 training sets (resamples; one classifier"
-        f" each) adds {sum(train):,} of them, as many as there are real ones. `augbench plan` has the costs."
+        f"Each row that generates makes {made:,} images. Each of its 5 training sets (resamples; one"
+        f" classifier each) adds {sum(train):,} of them, as many as there are real ones. `augbench plan` has"
+        " the costs."
     )
     yield _full(f"augmentation: {{images_per_training_image: {TIMES}, resamples: 5, image_format: jpeg}}")
     yield _mini(MINI[0])
@@ -267,9 +273,9 @@ def _classifier(facts: Facts) -> Iterator[str]:
     steps = max(LEAST_STEPS, EPOCHS * per_epoch)
     size = next((text for least, text in RESOLUTIONS if facts.side >= least), SMALL_IMAGES)
     yield from _comment(
-        f"All rows train for {steps:,} steps, {steps / per_epoch:,.0f} epochs of the real images alone. resnet50, the"
-        " paper's network, takes about twice as long. The resolution suits a shorter side of about"
-        f" {facts.side} pixels."
+        f"All rows train for {steps:,} steps, {steps / per_epoch:,.0f} epochs of the real images alone."
+        " resnet50, the paper's network, takes about twice as long. The resolution suits a shorter side of"
+        f" about {facts.side} pixels."
     )
     schedule = f"batch_size: {batch}, schedule: steps, steps: {steps}, keep: last"
     yield _full(f"classifier: {{arch: resnet18, {size}, {schedule}}}")

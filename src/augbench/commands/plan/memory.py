@@ -167,9 +167,8 @@ def shortages(study: Study, name: str, gib: float) -> Iterator[str]:
             continue
         if need.offloaded is not None and need.offloaded + need.per_image <= gib:
             yield (
-                f"{need.stage}: about {need.gib:.1f} GiB with {need.key}: {need.batch}, but {name} has "
-                f"{gib:.1f};"
-                " networks will be on the GPU one at a time, or batches halved, which is slower"
+                f"{need.stage}: about {need.gib:.1f} GiB with {need.key}: {need.batch}, but {name} has"
+                f" {gib:.1f}; networks will be on the GPU one at a time, or batches halved, which is slower"
             )
             continue
         most, at_once = need.largest_batch(gib), need.parts_at_once(gib)

@@ -148,26 +148,28 @@ def _notes(estimate: Estimate) -> Iterator[str]:
     if latents := sum(map(estimate.latents, estimate.plan.study.personalised)):
         yield (
             f"Latents: {latents:,} images and mirror images are encoded once, in the first fine-tuning row"
-            f" ({_hours(estimate.encode_hours(latents))} GPU-hours, "
-            f"{_bytes(estimate.latents_bytes(latents))});"
-            " `augbench clean` frees them when the study is finished."
+            f" ({_hours(estimate.encode_hours(latents))} GPU-hours,"
+            f" {_bytes(estimate.latents_bytes(latents))}); `augbench clean` frees them when the study is"
+            " finished."
         )
     yield from _searches(estimate)
     if (found := detectable_of(estimate.study)) is not None:
         yield describe(found)
     if estimate.classifier_work is None:
         yield (
-            f"?: there is no figure for {classifier.arch}; the rate of finished jobs is used as soon as "
-            "there are"
-            " some."
+            f"?: there is no figure for {classifier.arch}; the rate of finished jobs is used as soon as"
+            " there are some."
         )
     if any(step.gpu_hours is None and step.stage in OF_DIFFUSION for step in estimate.steps):
         yield (
-            "?: there is no figure for this row's diffusion model; "
-            "the rate of finished jobs is used as soon as there are some."
+            "?: there is no figure for this row's diffusion model; the rate of finished jobs is used as soon"
+            " as there are some."
         )
     if estimate.embed_hours(1) is None:
-        yield "?: the size of CLIP's image tower is not known, so there is no figure for jobs that embed images."
+        yield (
+            "?: the size of CLIP's image tower is not known, so there is no figure for jobs that embed"
+            " images."
+        )
 
 
 def _searches(estimate: Estimate) -> Iterator[str]:
@@ -184,10 +186,9 @@ def _searches(estimate: Estimate) -> Iterator[str]:
         several = f"{jobs} jobs share" if jobs > 1 else "one job searches"
         last = "it" if jobs == 1 else "one more job, which merges what they find,"
         yield (
-            f"Search of {step.method}: {several} {_bytes(estimate.corpus_bytes)} of vectors, "
-            f"{_hours((step.gpu_hours or 0.0) / searches / jobs)} h and {_bytes(asked)} of memory each; "
-            f"{last} "
-            f"holds {_bytes(step.disk_bytes / searches)} of neighbours in memory."
+            f"Search of {step.method}: {several} {_bytes(estimate.corpus_bytes)} of vectors,"
+            f" {_hours((step.gpu_hours or 0.0) / searches / jobs)} h and {_bytes(asked)} of memory each;"
+            f" {last} holds {_bytes(step.disk_bytes / searches)} of neighbours in memory."
         )
 
 

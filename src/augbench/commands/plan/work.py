@@ -127,7 +127,7 @@ class Work:
 
     @cached_property
     def vector_numbers(self) -> int:
-        """Length of CLIP's vectors, which are those of the corpus; that of ViT-L/14 for any but open_clip's."""
+        """Length of CLIP's vectors, as of the corpus's; that of ViT-L/14 for any but open_clip's."""
         return VECTOR_NUMBERS if self.clip_config is None else int(self.clip_config["embed_dim"])
 
     @cached_property
@@ -164,7 +164,7 @@ class Work:
         return images * self.unet_calls(method) / REFERENCE_CALLS * area / self.rate("generate") / 3600
 
     def _hours_of_other(self, method: str, images: float) -> float | None:
-        """GPU-hours with another model than Stable Diffusion, by its operations; None if they aren't known."""
+        """GPU-hours with another model than Stable Diffusion, by its operations; None if not known."""
         model = self.study.generator_of(method)
         cost, sampling = known_model(model.model).get("cost"), method_sampling(self.study, method)
         if cost is None or model.other is None:

@@ -86,17 +86,15 @@ SCENES = tuple(
         (
             "night",
             "in the dark",
-            "catacomb grotto burial mausoleum theater discotheque pub bar stage auditorium jail shaft "
-            "basement "
-            "attic cockpit orchestra vault stable garage subway",
+            "catacomb grotto burial mausoleum theater discotheque pub bar stage auditorium jail shaft"
+            " basement attic cockpit orchestra vault stable garage subway",
         ),
         (
             "water",
             "at the water",
-            "water underwater ocean lake river pond fishpond lagoon aquarium beach coast pool harbor pier "
-            "wave "
-            "waterfall canal raft boat boathouse boardwalk islet swimming watering creek dam fountain spring "
-            "jacuzzi aqueduct lighthouse",
+            "water underwater ocean lake river pond fishpond lagoon aquarium beach coast pool harbor pier"
+            " wave waterfall canal raft boat boathouse boardwalk islet swimming watering creek dam fountain"
+            " spring jacuzzi aqueduct lighthouse",
         ),
         (
             "desert",
@@ -107,11 +105,9 @@ SCENES = tuple(
         (
             "nature",
             "in the garden",
-            "forest garden park field farm orchard vineyard pasture lawn yard marsh swamp rainforest "
-            "hayfield "
-            "corn wheat tree playground picnic campsite baseball soccer football golf greenhouse paddy "
-            "corral "
-            "path topiary racecourse hill",
+            "forest garden park field farm orchard vineyard pasture lawn yard marsh swamp rainforest"
+            " hayfield corn wheat tree playground picnic campsite baseball soccer football golf greenhouse"
+            " paddy corral path topiary racecourse hill",
         ),
         ("sky", "under the sky", "sky runway airfield mountain wind windmill tower heliport bridge viaduct"),
         (

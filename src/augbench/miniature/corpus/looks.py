@@ -365,7 +365,7 @@ def _pixelated(image: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 def _jpeg(image: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Keep three coefficients of each block's discrete cosine transform, roughly quantised, and false colour."""
+    """Keep three coefficients of each block's cosine transform, roughly quantised, and false colour."""
     index = torch.arange(8).float()
     basis = torch.cos(math.pi * (index[None, :] + 0.5) * index[:, None] / 8) / 2
     basis[0] = basis[0] / math.sqrt(2)

@@ -74,7 +74,7 @@ def shown_attribute(index: int, label: int, classes: int, config: MiniatureCorpu
 def garment_row(
     index: int, source: int, label: int, classes: list[ClassInfo], config: MiniatureCorpus, seed: int
 ) -> CorpusRow:
-    """Draw attribute and caption of garment ``index``; a share ``config.wrong_captions`` names another class."""
+    """Draw attribute and caption of a garment; a share ``config.wrong_captions`` names another class."""
     rng = np.random.default_rng(derive_seed(seed, "caption", index))
     named, wrong = label, rng.random() < config.wrong_captions
     if wrong:

@@ -7,7 +7,6 @@ size of each one's change (``figure3.csv``), their thumbnails, and a PDF and a P
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -23,20 +22,19 @@ from augbench.data.classes import read_class_table
 from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import write_text
-from augbench.report.figures.style import WIDTH, open_canvas, place_image, save, shorten, styled
+from augbench.report.figures.style import WIDTH, open_canvas, place_image, shorten
 from augbench.report.pictures import (
     REAL,
     ImageRecord,
     Shown,
     added_pictures,
     choose,
-    read_pictures,
     real_pictures,
     rows_of,
     spread_classes,
     write_pictures,
 )
-from augbench.report.render import read_csv, render_csv
+from augbench.report.render import render_csv
 
 if TYPE_CHECKING:
     from augbench.runtime.job import Job
@@ -164,9 +162,3 @@ def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Fig
         linespacing=1.15,
     )
     return figure
-
-
-def write_figure(table: str | Path, images: str | Path, outs: Mapping[str, str | Path]) -> None:
-    """Draw Figure 3 from its data and write it to ``outs``: paths by format (``pdf``, ``png``)."""
-    with styled():
-        save(draw(read_csv(table, Row), read_pictures(images)), outs)

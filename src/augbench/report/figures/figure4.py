@@ -23,20 +23,19 @@ from augbench.data.classes import read_class_table
 from augbench.data.splits import read_split
 from augbench.files import write_text
 from augbench.plan.paths import PAPER_FIGURE_4
-from augbench.report.figures.style import WIDTH, open_canvas, place_image, save, shorten, styled
+from augbench.report.figures.style import WIDTH, open_canvas, place_image, shorten
 from augbench.report.pictures import (
     REAL,
     ImageRecord,
     Shown,
     added_pictures,
     choose,
-    read_pictures,
     real_pictures,
     rows_of,
     spread_classes,
     write_pictures,
 )
-from augbench.report.render import read_csv, render_csv
+from augbench.report.render import render_csv
 
 if TYPE_CHECKING:
     from augbench.runtime.job import Job
@@ -183,9 +182,3 @@ def draw(rows: list[Row], pictures: list[tuple[ImageRecord, np.ndarray]]) -> Fig
         0, 0.03 / height, f"{SAME_NOISE}\n{NOTE}" if same_noise(rows) else NOTE, va="bottom", linespacing=1.15
     )
     return figure
-
-
-def write_figure(table: str | Path, images: str | Path, outs: Mapping[str, str | Path]) -> None:
-    """Draw Figure 4 from its data and write it to ``outs``: paths by format (``pdf``, ``png``)."""
-    with styled():
-        save(draw(read_csv(table, Row), read_pictures(images)), outs)

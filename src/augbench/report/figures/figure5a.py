@@ -33,9 +33,7 @@ from augbench.report.figures.style import (
     open_axes,
     open_canvas,
     place_image,
-    save,
     shorten,
-    styled,
 )
 from augbench.report.pictures import (
     REAL,
@@ -43,13 +41,12 @@ from augbench.report.pictures import (
     Shown,
     added_pictures,
     choose,
-    read_pictures,
     real_pictures,
     rows_of,
     short_name,
     write_pictures,
 )
-from augbench.report.render import read_csv, render_csv, signed
+from augbench.report.render import render_csv, signed
 from augbench.report.tables import table1
 from augbench.report.tables.per_class import ClassAccuracies, read_per_class
 
@@ -325,9 +322,3 @@ def _draw_changes(axes: Axes, methods: Mapping[str, Sequence[Row]]) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.12 * (high - low))
     open_axes(axes)
-
-
-def write_figure(table: str | Path, images: str | Path, outs: Mapping[str, str | Path]) -> None:
-    """Draw Figure 5A from its data and write it to ``outs``: paths by format (``pdf``, ``png``)."""
-    with styled():
-        save(draw(read_csv(table, Row), read_pictures(images)), outs)

@@ -27,8 +27,8 @@ from augbench.data.splits import read_split
 from augbench.errors import UserError
 from augbench.files import write_text
 from augbench.report.contrasts import baseline_of
-from augbench.report.figures.style import COLOURS, MARKERS, WIDTH, legend_label, open_axes, save, styled
-from augbench.report.render import read_csv, render_csv
+from augbench.report.figures.style import COLOURS, MARKERS, WIDTH, legend_label, open_axes
+from augbench.report.render import render_csv
 from augbench.report.tables import table1
 from augbench.report.tables.per_class import ClassAccuracies, read_per_class
 from augbench.resample import needed_by_class
@@ -296,9 +296,3 @@ def _count(rows: Sequence[Row], tick: float) -> str:
     if images < 10_000:
         return f"{images:,.0f}"
     return f"{images / 1000:,.0f}k" if images < 1_000_000 else f"{images / 1_000_000:.1f}M"
-
-
-def write_figure(table: str | Path, outs: Mapping[str, str | Path]) -> None:
-    """Draw Figure 5B from its table and write it to ``outs``: paths by format (``pdf``, ``png``)."""
-    with styled():
-        save(draw(read_csv(table, Row)), outs)

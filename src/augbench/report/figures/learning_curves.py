@@ -7,7 +7,7 @@ the learning rate, and the mean of the first row for comparison.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,8 +21,8 @@ from augbench.classifier.history import history_of, read_result
 from augbench.config.study import Study
 from augbench.errors import UserError
 from augbench.files import write_text
-from augbench.report.figures.style import COLOURS, FONT_SIZE, WIDTH, open_axes, save, shorten, styled
-from augbench.report.render import read_csv, render_csv
+from augbench.report.figures.style import COLOURS, FONT_SIZE, WIDTH, open_axes, shorten
+from augbench.report.render import render_csv
 from augbench.report.tables.table1 import CUT
 
 COLUMNS, PANEL_HEIGHT = 4, 1.25  # panels side by side; inches
@@ -176,9 +176,3 @@ def _panel(axes: Axes, runs: Sequence[Sequence[Row]], reference: Curve) -> None:
     axes.plot(*zip(*mean_curve(runs), strict=True), color=colour, linewidth=1.1, zorder=3)
     axes.set_title(shorten(runs[0][0].label, TITLE) + (f" {CUT}" if is_cut(runs) else ""), pad=2)
     open_axes(axes)
-
-
-def write_figure(table: str | Path, outs: Mapping[str, str | Path]) -> None:
-    """Draw the figure from ``learning_curves.csv`` and write it to ``outs``: paths by format."""
-    with styled():
-        save(draw(read_csv(table, Row)), outs)

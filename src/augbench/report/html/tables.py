@@ -120,9 +120,8 @@ def retrieval_table(path: str | Path, plan: Plan) -> SortableTable:
     )
     notes = (
         "Candidates: the nearest neighbours of each class's query that were examined, all classes together."
-        " 'not needed': suitable candidates beyond the number wanted. 'not selected': suitable candidates "
-        "that"
-        " a row's `select` did not choose. retrieval/*/ledgers lists every candidate.",
+        " 'not needed': suitable candidates beyond the number wanted. 'not selected': suitable candidates"
+        " that a row's `select` did not choose. retrieval/*/ledgers lists every candidate.",
     )
     return table_of(
         "retrieval",

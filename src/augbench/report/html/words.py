@@ -130,8 +130,8 @@ def _verdict(row: contrasts.Row) -> str:
         )
     if row.low > 0 or row.high < 0:
         return (
-            "As the only comparison, this would be more than chance."
-            f" After correction for {_comparisons(row.contrasts)} it is not."
+            "As the only comparison, this would be more than chance. After correction for"
+            f" {_comparisons(row.contrasts)} it is not."
         )
     return f"The interval includes 0: with {row.n} runs, this may be chance."
 
@@ -160,8 +160,8 @@ def what_it_does_not_show(
         " cover other real images, another pool of added images, or another fine-tuning: the study has only"
         " one of each."
         if study.dataset.draws == 1
-        else "The intervals cover other real images, what is made and learned from them, and other seeds of the"
-        " classifier. They do not cover another pool of the rows that make one pool for all draws."
+        else "The intervals cover other real images, what is made and learned from them, and other seeds of"
+        " the classifier. They do not cover another pool of the rows that make one pool for all draws."
     )
     if study.miniature is not None:
         sentences.append(
@@ -290,8 +290,8 @@ def _figure5a(path: str) -> FigureWords:
         "Figure 5A: which classes gain and which lose",
         "Change of each class's accuracy compared with the baseline, sorted. Below: images of the classes"
         " with the largest losses and gains.",
-        f"Sorted changes of accuracy per class. {'. '.join(parts)}."
-        " Below, real and added images of the classes with the largest losses and gains.",
+        f"Sorted changes of accuracy per class. {'. '.join(parts)}. Below, real and added images of the"
+        " classes with the largest losses and gains.",
     )
 
 
@@ -310,9 +310,8 @@ def _figure5b(path: str) -> FigureWords:
     return FigureWords(
         "Figure 5B: accuracy against the number of added images",
         "Bars are standard errors. Triangles show the accuracy if the classes that ran out of images were"
-        " always right, or always wrong, as the paper estimates it. The line shows what classifiers reach "
-        "that"
-        " were trained with the images available; the paper does not say whether its own were.",
+        " always right, or always wrong, as the paper estimates it. The line shows what classifiers reach"
+        " that were trained with the images available; the paper does not say whether its own were.",
         f"Top-1 accuracy by number of added images, in percent of the real ones. {'. '.join(lines)}.{base}",
     )
 

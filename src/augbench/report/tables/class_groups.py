@@ -142,19 +142,16 @@ def _notes(rows: Sequence[Row], baseline: str | None, draws: int) -> tuple[str, 
     """Notes on the measures, their errors and intervals."""
     sizes = {row.measure: row.classes for row in rows}
     notes = [
-        f"Macro: mean of the accuracies of {sizes[MACRO]} classes (macro-averaged recall). It equals top-1 "
-        "where"
-        " all classes have as many test images.",
+        f"Macro: mean of the accuracies of {sizes[MACRO]} classes (macro-averaged recall). It equals top-1"
+        " where all classes have as many test images.",
     ]
     if len(sizes) > 1:
         counts = ", ".join(f"{third} {sizes[third]}" for third in THIRDS)
         notes.append(
-            "Head, middle, tail: mean accuracy of the classes with the most, medium and fewest training "
-            "images:"
-            f" thirds of the classes ({counts}), of which the first have one class more if need be. Classes "
-            "of one"
-            " size are in label order, so a size may be in two thirds. class_sizes.md names each class's "
-            "third."
+            "Head, middle, tail: mean accuracy of the classes with the most, medium and fewest training"
+            f" images: thirds of the classes ({counts}), of which the first have one class more if need be."
+            " Classes of one size are in label order, so a size may be in two thirds. class_sizes.md names"
+            " each class's third."
         )
     else:
         notes.append(
@@ -167,11 +164,10 @@ def _notes(rows: Sequence[Row], baseline: str | None, draws: int) -> tuple[str, 
     if baseline is not None:
         label = next(row.label for row in rows if row.method == baseline)
         notes.append(
-            f"Against baseline: accuracy minus that of '{label}', in percentage points, paired by run, with "
-            "the"
-            " 95% t interval over runs in brackets. class_groups.csv has the intervals over test images, from"
-            f" {RESAMPLES:,} bootstrap samples, and over both. These differences are not corrected for their"
-            " number; the tests are those of contrasts.md."
+            f"Against baseline: accuracy minus that of '{label}', in percentage points, paired by run, with"
+            " the 95% t interval over runs in brackets. class_groups.csv has the intervals over test images,"
+            f" from {RESAMPLES:,} bootstrap samples, and over both. These differences are not corrected for"
+            " their number; the tests are those of contrasts.md."
         )
     return tuple(notes)
 

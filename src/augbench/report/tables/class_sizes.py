@@ -110,13 +110,11 @@ def build_rows(
 
 
 NOTES = (
-    "Train: images of the training split. Columns of methods: real images that its classifiers are trained "
-    "on +"
-    " added images, mean over training sets.",
-    "Third: classes sorted by training images, in three parts; classes of one size are in label order, and "
-    "the"
-    " first parts have one class more if need be. It is empty where all classes have as many training "
-    "images.",
+    "Train: images of the training split. Columns of methods: real images that its classifiers are trained"
+    " on + added images, mean over training sets.",
+    "Third: classes sorted by training images, in three parts; classes of one size are in label order, and"
+    " the first parts have one class more if need be. It is empty where all classes have as many training"
+    " images.",
 )
 
 

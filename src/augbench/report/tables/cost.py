@@ -391,9 +391,8 @@ def _notes(plan: Plan) -> tuple[str, ...]:
         )
     if any(_upstream(plan, method) for method in plan.study.methods):
         notes.append(
-            "'including X' in a row's name: images of the row started or learned from the images of X, and "
-            "its"
-            " times of images, disk and downloads include those of X, once."
+            "'including X' in a row's name: images of the row started or learned from the images of X, and"
+            " its times of images, disk and downloads include those of X, once."
         )
     if plan.study.filters:
         notes.append(

@@ -167,9 +167,8 @@ HEADER = (
 )
 NUMERIC = (False, *[True] * 10)
 INHERITED = (
-    "Inherited: number of added images that started from an image that shows a validation or test image, or "
-    "whose"
-    " class learned from one, directly or through other rows. They need not look like the real image.",
+    "Inherited: number of added images that started from an image that shows a validation or test image, or"
+    " whose class learned from one, directly or through other rows. They need not look like the real image.",
     "Without and Baseline without leave out the real images of inherited near-duplicates, too.",
 )
 NOTES = (
@@ -205,9 +204,9 @@ def _inherited_notes(rows: Sequence[Row], inherited: Mapping[str, str | Path]) -
         if row.inherited:
             pairs = read_inherited(inherited[row.method]).to_pylist()
             named = [
-                f"image {pair['index']} of {pair['class_id']} "
-                f"({'started' if pair['edge'] == START else 'learned'}"
-                f" from {pair['split']} image {pair['image_id']})"
+                f"image {pair['index']} of {pair['class_id']}"
+                f" ({'started' if pair['edge'] == START else 'learned'} from {pair['split']} image"
+                f" {pair['image_id']})"
                 for pair in pairs
             ]
             yield f"{row.label}: inherited by {some(named, 3)}; all are in {inherited[row.method]}."

@@ -185,10 +185,9 @@ def _notes(rows: Sequence[Row], baseline: str | None, spread: str, draws: int) -
         " images, another pool or another fine-tuning: the study has only one of each."
         if draws == 1
         else f"A run is one of {draws} draws of the training images. The spread over runs covers these"
-        " images, what is learned and made from them, the draw from a pool, the classifier's initial weights "
-        "and the"
-        " order of images. It does not cover other test images. Nor does it cover another pool of the rows"
-        " that make one pool for all draws.",
+        " images, what is learned and made from them, the draw from a pool, the classifier's initial weights"
+        " and the order of images. It does not cover other test images. Nor does it cover another pool of"
+        " the rows that make one pool for all draws.",
         "Test error: standard error of one accuracy due to the number of test images (binomial). All"
         " methods are tested on the same images, so it largely cancels in differences between methods.",
         "Overlap: mean share of images that two sets of a method have in common. Near 100%, the spread"
@@ -196,12 +195,11 @@ def _notes(rows: Sequence[Row], baseline: str | None, spread: str, draws: int) -
     ]
     if baseline is not None:
         notes.append(
-            f"Against baseline: accuracy minus that of '{labels[baseline]}', in percentage points, with"
-            " the 95% t interval over runs in brackets. Differences are paired by run, because run r of every"
-            f" method has the same seeds. {spread}"
-            " Other test images: 95% interval of the same difference from"
-            f" {RESAMPLES:,} bootstrap samples of the test images, with the trained classifiers as they are."
-            " Runs and images: 95% interval over other runs and other test images together."
+            f"Against baseline: accuracy minus that of '{labels[baseline]}', in percentage points, with the"
+            " 95% t interval over runs in brackets. Differences are paired by run, because run r of every"
+            f" method has the same seeds. {spread} Other test images: 95% interval of the same difference"
+            f" from {RESAMPLES:,} bootstrap samples of the test images, with the trained classifiers as they"
+            " are. Runs and images: 95% interval over other runs and other test images together."
         )
     notes.append("Which differences are more than chance: contrasts.md.")
     return tuple(notes)

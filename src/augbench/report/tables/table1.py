@@ -37,9 +37,8 @@ OTHER_QUESTION = (
     " begins at random."
 )
 SEEN = (
-    f"{OTHER_QUESTION} Where the study's classes are among these labels, the network has learned them from "
-    "far"
-    " more images than the study's, and accuracies do not compare with those of a network without them."
+    f"{OTHER_QUESTION} Where the study's classes are among these labels, the network has learned them from"
+    " far more images than the study's, and accuracies do not compare with those of a network without them."
 )
 
 
@@ -315,9 +314,9 @@ def _notes(
     notes = [
         _draws_note(study, draws)
         if draws
-        else "±: standard error of the mean over n classifiers (sample standard deviation, ddof = 1, divided by"
-        " sqrt(n)). Each classifier has its own seed. Where images are added, it also has its own set drawn"
-        " from the method's pool. Rows without added images vary in the seed only."
+        else "±: standard error of the mean over n classifiers (sample standard deviation, ddof = 1, divided"
+        " by sqrt(n)). Each classifier has its own seed. Where images are added, it also has its own set"
+        " drawn from the method's pool. Rows without added images vary in the seed only."
     ]
     notes += first_weights
     notes += _training_notes(study, rows)
@@ -335,8 +334,8 @@ def _notes(
         )
     if study.report.paper_study is not None:
         notes.append(
-            f"Paper: Burg et al., TMLR 2023 (arXiv 2304.10253), {study.report.paper_study}. Where data or models"
-            f" differ, compare the order of the rows, not the numbers.{order_of_the_paper}"
+            f"Paper: Burg et al., TMLR 2023 (arXiv 2304.10253), {study.report.paper_study}. Where data or"
+            f" models differ, compare the order of the rows, not the numbers.{order_of_the_paper}"
         )
     elif halves := half_precision(facts):
         notes.append(
@@ -352,7 +351,7 @@ def _notes(
 
 
 def _order_of_the_paper(rows: Iterable[Row], units: Iterable[RunRow]) -> str:
-    """A sentence on whether the rows with added images are in the paper's order; empty without one to compare."""
+    """Sentence on whether rows with added images are in the paper's order; empty without one to compare."""
     theirs = {
         row.method: row.paper_top1_percent
         for row in rows
@@ -368,8 +367,9 @@ def _order_of_the_paper(rows: Iterable[Row], units: Iterable[RunRow]) -> str:
     reach = "" if found.low is None else f" [{found.low:+.2f} to {found.high:+.2f}]"
     return (
         f" Over the {found.rows} rows with added images, a difference of one point in the paper comes with"
-        f" {found.slope:+.2f}{reach} points here: {found.verdict} (least squares over rows in each run, mean and"
-        f" 95% t interval over {found.n} runs). Kendall's rank correlation of the means: {found.tau:+.2f}."
+        f" {found.slope:+.2f}{reach} points here: {found.verdict} (least squares over rows in each run, mean"
+        f" and 95% t interval over {found.n} runs). Kendall's rank correlation of the means:"
+        f" {found.tau:+.2f}."
     )
 
 
@@ -443,18 +443,16 @@ def first_weights_notes(study: Study, results: Iterable[str | Path]) -> Iterator
     classifier = study.classifier
     if classifier.begins_trained:
         yield (
-            "Classifiers begin with weights trained before. Labels that these have seen: "
-            f"{classifier.labels_seen}."
-            f" {SEEN if classifier.has_seen_imagenet else OTHER_QUESTION}"
+            "Classifiers begin with weights trained before. Labels that these have seen:"
+            f" {classifier.labels_seen}. {SEEN if classifier.has_seen_imagenet else OTHER_QUESTION}"
         )
     found = [read_json(path).get("zero_shot_top1") for path in results]
     scored = sorted({100 * value for value in found if value is not None})
     if scored:
         values = f"{scored[0]:.2f}%" if len(scored) == 1 else f"{scored[0]:.2f} to {scored[-1]:.2f}%"
         yield (
-            "Zero-shot: before any training, CLIP with the class names as its last layer has a top-1 "
-            "accuracy of"
-            f" {values} on the test split, the same in every row and run."
+            "Zero-shot: before any training, CLIP with the class names as its last layer has a top-1"
+            f" accuracy of {values} on the test split, the same in every row and run."
         )
 
 
@@ -488,9 +486,8 @@ def _training_notes(study: Study, rows: Sequence[Row]) -> Iterator[str]:
             )
         if words := method.use.words:
             yield (
-                f"{study.label(name)}: its classifiers use its images otherwise than by default, which is to "
-                "train"
-                f" on all of them alike: {words}."
+                f"{study.label(name)}: its classifiers use its images otherwise than by default, which is to"
+                f" train on all of them alike: {words}."
             )
         if method.shuffles_labels:
             yield (
