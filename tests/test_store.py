@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,45 @@ def test_an_artifact_that_is_not_whole_is_made_again(tmp_path: Path) -> None:
         valid=lambda path: path.read_text() == "whole",
     )
     assert made and target.read_text() == "whole"
+
+
+def test_a_look_deletes_nothing_so_that_it_cannot_delete_what_another_process_has_just_made(
+    tmp_path: Path,
+) -> None:
+    store, recipe = Store(tmp_path / "store"), {"n": 1}
+    kept = store.commit("texts", recipe, ".txt", lambda path: path.write_text("half") and None)
+
+    def valid(path: Path) -> bool:
+        whole = path.read_text() == "whole"
+        store.commit("texts", recipe, ".txt", lambda path: path.write_text("whole") and None)
+        return whole
+
+    assert not store.has("texts", recipe, ".txt", valid) and kept.read_text() == "whole"
+
+
+def test_what_is_freed_while_it_is_looked_at_is_not_there(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    store.commit("texts", {}, ".txt", lambda path: path.write_text("x") and None)
+
+    def valid(path: Path) -> bool:
+        path.unlink()
+        return bool(path.read_text())
+
+    assert not store.has("texts", {}, ".txt", valid)
+
+
+def test_the_use_of_an_artifact_is_known_before_it_is_in_the_store(tmp_path: Path) -> None:
+    store, other = (Store(tmp_path / "store", tmp_path / name) for name in ("mine", "other"))
+    seen = []
+
+    def replace(source: Path, target: str | Path) -> Path:
+        seen.append(len(other.uses.live(lambda use: use.target == "x.txt")))
+        return Path(os.replace(source, target) or target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        store.provide("texts", {}, tmp_path / "mine/x.txt", lambda path: path.write_text("x") and None)
+    assert seen == [1]
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -208,9 +248,20 @@ def test_small_groups_let_several_processes_share_the_work(tmp_path: Path) -> No
 # --- stores of version 0.1 ---
 
 
+def earlier_store(study: Path) -> Store:
+    """The own store of a study of version 0.1, which had neither records of use nor claims."""
+    return Store(study / ".store", study)
+
+
+def as_in_version_0_1(*stores: Store) -> None:
+    for store in stores:
+        shutil.rmtree(store.root / "uses")
+        (store.root / ".claims").unlink()
+
+
 def test_an_earlier_store_of_a_study_is_adopted_and_its_shards_lose_the_rows_name(tmp_path: Path) -> None:
     study = tmp_path / "results/s"
-    earlier, store = Store(study / ".store", study), Store(tmp_path / "results/.store", study)
+    earlier, store = earlier_store(study), Store(tmp_path / "results/.store", study)
     rows = [ShardRow(b"\x89PNG", 0, "bag", 0, "a bag", "model")]
     recipe = {"version": 1, "method": "clip_prompts", "class_id": "bag"}
     target = study / "shards/clip_prompts/selected/bag/0.parquet"
@@ -218,6 +269,8 @@ def test_an_earlier_store_of_a_study_is_adopted_and_its_shards_lose_the_rows_nam
     earlier.provide(
         "classifiers", {"run": 0}, study / "history.json", lambda path: path.write_text("{}") and None
     )
+    as_in_version_0_1(earlier)
+    (earlier.root / "classifiers/.x.tmp").touch()  # of a killed process
     content, inode = target.read_bytes(), target.stat().st_ino
     for number in (2, 0):
         assert adopt(store) == number
@@ -233,12 +286,23 @@ def test_an_earlier_store_of_a_study_is_adopted_and_its_shards_lose_the_rows_nam
 def test_stores_of_all_studies_beside_it_are_adopted_into_the_default_store_only(tmp_path: Path) -> None:
     results = tmp_path / "results"
     for name in ("a", "b"):
-        earlier = Store(results / name / ".store", results / name)
+        earlier = earlier_store(results / name)
         recipe = {"by": name}
         earlier.provide("texts", recipe, results / name / "x.txt", lambda path: path.write_text("x") and None)
+        as_in_version_0_1(earlier)
     assert adopt(Store(tmp_path / "elsewhere", results / "a")) == 1
     store = Store(results / ".store", results / "c")
     assert adopt(store) == 1 and store.has("texts", {"by": "b"}, ".txt") and unused(store) == 0
+
+
+def test_a_store_that_a_study_names_is_not_adopted(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    mine = Store(results / "a/.store", results / "a")
+    mine.enter()
+    assert adopt(Store(results / ".store", results / "b")) == 0 and (mine.root / ".claims").exists()
+    mine.provide("texts", {}, results / "a/x.txt", lambda path: path.write_text("x") and None)
+    assert adopt(Store(results / ".store", results / "b")) == 0
+    assert mine.has("texts", {}, ".txt") and unused(mine) == 0
 
 
 def test_a_damaged_shard_is_not_adopted(tmp_path: Path) -> None:
@@ -253,8 +317,9 @@ def test_artifacts_from_before_keys_named_the_data_set_are_taken_over_by_their_o
     tmp_path: Path,
 ) -> None:
     mine, other = (tmp_path / "results" / name for name in ("mine", "other"))
-    earlier = Store(mine / ".store", mine)
+    earlier = earlier_store(mine)
     earlier.provide("classifiers", {"run": 0}, mine / "x.json", lambda path: path.write_text("{}") and None)
+    as_in_version_0_1(earlier)
     store = Store(tmp_path / "results/.store", mine)
     adopt(store)
     recipe = {"run": 0, "dataset": {"kind": "image_folder", "root": "data"}}

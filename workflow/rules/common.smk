@@ -111,7 +111,6 @@ def get_selected(method):
         "embeddings": list(UNFOLDED.embeddings(method).values()),
         "unets": list(UNFOLDED.unets(method).values()),
         "adapters": list(UNFOLDED.adapters(method).values()),
-        "learned_images": UNFOLDED.learned_images(method),
     }
 
 

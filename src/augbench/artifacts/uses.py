@@ -12,6 +12,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from augbench.files import explained_disk_errors
 FOLDER = "uses"
 WHOLE_STUDY = "."  # target of an artifact that a study needs but does not publish
 UNFINISHED = ".unfinished"  # target of one that only an unfinished study needs; no such file exists
+NOTHING = ""  # file of a target that needs none any more
+FINISHED = "tables/table1.csv"  # a study without it may still ask for what it once used
 
 
 class Use(NamedTuple):
@@ -71,9 +74,26 @@ class Uses:
         """Live uses by file of the store, relative to its root; a target uses the newest file that it got."""
         found: dict[str, set[Use]] = {}
         for kept, use, _ in self._newest():
-            if is_live(use):
+            if kept != NOTHING and is_live(use):
                 found.setdefault(kept, set()).add(use)
         return found
+
+    def needed(self, own: bool = True) -> dict[str, set[Use]]:
+        """Live uses and those of unfinished studies, whose targets are gone while their jobs are made again.
+
+        Parameters
+        ----------
+        own : bool
+            If false, uses of this study count only while they are live.
+        """
+        is_unfinished, mine = cache(_is_unfinished), self.of().study
+        return self.live(
+            lambda use: use.is_live or ((own or use.study != mine) and is_unfinished(use.study))
+        )
+
+    def release(self, uses: Iterable[Use]) -> None:
+        """Record that targets of an unfinished study need no file any more. Raises as :meth:`note`."""
+        self.note((NOTHING, use) for use in uses)
 
     def compact(self) -> None:
         """Rewrite the records as one file with the newest of each use; no other process may write any."""
@@ -103,3 +123,7 @@ class Uses:
                     continue  # the last line of a process that was killed
                 study = os.path.normpath(os.path.join(root, record["study"]))
                 yield record["kept"], Use(study, record["target"]), record["time"]
+
+
+def _is_unfinished(study: str) -> bool:
+    return Path(study).is_dir() and not Path(study, FINISHED).exists()
