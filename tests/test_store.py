@@ -6,15 +6,24 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+from conftest import SMALL_STUDY
+from safetensors.numpy import save_file
 
 from augbench.artifacts.adopt import adopt
 from augbench.artifacts.shards import ShardRow, content_of, is_kept, read_shard, write_shard
 from augbench.artifacts.store import Store
+from augbench.config.study import parse_study
 from augbench.errors import UserError
 from augbench.files import atomic_path
+from augbench.personalise import stage
+from augbench.runtime.job import Job
 
 
 def test_an_artifact_is_made_once_and_linked_again(tmp_path: Path) -> None:
@@ -164,6 +173,31 @@ def test_uses_stay_true_when_results_are_moved(tmp_path: Path) -> None:
     assert unused(Store(tmp_path / "moved/.store")) == 0
 
 
+def test_a_study_that_takes_a_file_does_not_make_it_newer_than_what_others_made_from_it(tmp_path: Path) -> None:
+    stores = {name: Store(tmp_path / "store", tmp_path / name) for name in ("a", "b")}
+    index, own = tmp_path / "a/index.txt", tmp_path / "a/own.txt"
+    for name, store in stores.items():
+        before = tmp_path / name / "prompts.txt"
+        before.parent.mkdir()
+        before.touch()
+        target = tmp_path / name / "x.txt"
+        store.provide("texts", {}, target, lambda path: path.write_text("x") and None)
+        os.utime(target)  # Snakemake touches a job's outputs
+        if name == "a":
+            store.provide("texts", {"own": 1}, own, lambda path: path.write_text("x") and None)
+            index.touch()
+    os.utime(own, (4e9, 4e9))
+    assert target.stat().st_mtime > index.stat().st_mtime, "one file with one time stamp"
+    for _ in range(2):  # compacting the records keeps their times
+        stores["a"].uses.restore_times()
+        made = (tmp_path / "a/prompts.txt").stat().st_mtime
+        assert made <= target.stat().st_mtime <= index.stat().st_mtime
+        stores["b"].uses.restore_times()
+        assert (tmp_path / "b/prompts.txt").stat().st_mtime <= target.stat().st_mtime
+        stores["a"].uses.compact()
+    assert own.stat().st_mtime == 4e9, "of this study alone"
+
+
 def test_what_a_study_needs_without_a_target_is_used_while_its_folder_exists(tmp_path: Path) -> None:
     study = tmp_path / "study"
     study.mkdir()
@@ -243,6 +277,41 @@ def test_small_groups_let_several_processes_share_the_work(tmp_path: Path) -> No
     assert next(groups) == [1]
     made.update((1, 3))  # another process makes the third meanwhile
     assert list(groups) == [[4]] and store.tally.reused == 2
+
+
+# --- learned vectors ---
+
+
+def test_what_vanishes_from_the_store_between_look_and_link_is_learned_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, store, target = parse_study(SMALL_STUDY), Store(tmp_path / "store"), tmp_path / "bag.safetensors"
+    has, learned = Store.has, []
+
+    def learn(job: Job, recipes: Mapping[str, Any], **_: object) -> None:
+        learned.append([*recipes])
+        vectors = {"1": np.zeros((1, 1), np.float32)}
+        job.store.commit("finetune", recipes["bag"], ".safetensors", lambda path: save_file(vectors, path))
+
+    def has_and_loses(self: Store, *asked: Any) -> bool:
+        there = has(self, *asked)
+        monkeypatch.setattr(Store, "has", has)
+        self.path(*asked[:3]).unlink()
+        return there
+
+    bag = SimpleNamespace(info=SimpleNamespace(class_id="bag"))
+    monkeypatch.setattr(stage, "class_tasks", lambda *_: [bag])
+    monkeypatch.setattr(stage, "group_recipes", lambda *_: {"bag": {"group": 1}})
+    monkeypatch.setattr(stage, "_model_hash", lambda *_: "")
+    monkeypatch.setattr(stage, "_learn", learn)
+    for change in (None, has_and_loses):
+        if change is not None:
+            monkeypatch.setattr(Store, "has", change)
+        stage.finetune_classes(
+            Job(study, store, 1), "pseudoword_clip", 1.0, "", "", "", "", None, [str(target)], {}
+        )
+        assert target.exists()
+    assert learned == [["bag"], ["bag"]]
 
 
 # --- stores of version 0.1 ---

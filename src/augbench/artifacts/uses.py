@@ -12,6 +12,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -57,17 +58,21 @@ class Uses:
         UserError
             The store is not writable, or its disk is full.
         """
-        now, root = time.time(), os.path.abspath(self.root)
+        now = time.time()
+        self._write((kept, use, now) for kept, use in uses)
+
+    def _write(self, records: Iterable[tuple[str, Use, float]]) -> None:
+        root = os.path.abspath(self.root)
         with explained_disk_errors(self.root):
             if self._file is None:
                 name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
                 self._file = self.root / FOLDER / name
                 self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a", encoding="utf-8") as stream:
-                for kept, use in uses:
+                for kept, use, when in records:
                     # relative to the store, so that records stay true when results are moved
                     study = os.path.relpath(use.study, root)
-                    record = {"kept": kept, "time": now, "study": study, "target": use.target}
+                    record = {"kept": kept, "time": when, "study": study, "target": use.target}
                     stream.write(json.dumps(record) + "\n")
 
     def live(self, is_live: Callable[[Use], bool] = lambda use: use.is_live) -> dict[str, set[Use]]:
@@ -95,12 +100,34 @@ class Uses:
         """Record that targets of an unfinished study need no file any more. Raises as :meth:`note`."""
         self.note((NOTHING, use) for use in uses)
 
+    def restore_times(self) -> None:
+        """Give the study's targets that other studies use, too, the times at which this study got them.
+
+        A target is a hard link, and Snakemake touches a job's outputs. A study that takes a file from the store
+        therefore makes it newer than what other studies have made from it, and they would make that again.
+        Files of other owners stay as they are.
+        """
+        studies: dict[str, set[str]] = {}
+        for kept, use, _ in self._records():
+            studies.setdefault(kept, set()).add(use.study)
+        mine, got = self.of().study, dict[str, float]()
+        targets: dict[str, list[Path]] = {}
+        for kept, use, when in self._newest():
+            if use.study == mine and kept != NOTHING and len(studies[kept]) > 1:
+                got[kept] = max(when, got.get(kept, 0.0))
+                targets.setdefault(kept, []).append(Path(use.study, use.target))
+        for kept, paths in targets.items():
+            for path in paths:
+                with suppress(OSError):  # gone, or of another owner
+                    if path.is_file() and path.stat().st_mtime != got[kept]:
+                        os.utime(path, (got[kept], got[kept]))
+
     def compact(self) -> None:
         """Rewrite the records as one file with the newest of each use; no other process may write any."""
         earlier = sorted((self.root / FOLDER).glob("*.jsonl"))
         records = sorted(self._newest(), key=lambda record: record[2])
         self._file = None
-        self.note((kept, use) for kept, use, _ in records if Path(use.study).exists())
+        self._write(record for record in records if Path(record[1].study).exists())
         for path in earlier:
             path.unlink(missing_ok=True)
 

@@ -183,6 +183,17 @@ def prepare(study: Study) -> None:
     adopt(store)
 
 
+def restore_times(study: Study) -> None:
+    """Undo what other studies did to the time stamps of files that they share with this one.
+
+    The Snakefile calls this before Snakemake plans.
+    """
+    from augbench.artifacts.store import open_store
+
+    with ending_in_one_line():
+        open_store(study).uses.restore_times()
+
+
 def begin_run(study: Study, local: bool) -> None:
     """Prepare a run of Snakemake; the Snakefile calls this in ``onstart:``.
 
