@@ -139,7 +139,9 @@ def test_nothing_is_deleted_where_no_locks_tell_whether_a_run_uses_the_store(
 
     monkeypatch.setattr(claims, "_without_locks", set())
     monkeypatch.setattr(fcntl, "lockf", refuse)
-    with pytest.raises(UserError, match=r"results/\.store: its file system has no locks.*; nothing is deleted"):
+    with pytest.raises(
+        UserError, match=r"results/\.store: its file system has no locks.*; nothing is deleted"
+    ):
         clean(study, delete=True)
     assert texts() == 1 and "1.0" in clean(study)
 

@@ -173,7 +173,9 @@ def test_uses_stay_true_when_results_are_moved(tmp_path: Path) -> None:
     assert unused(Store(tmp_path / "moved/.store")) == 0
 
 
-def test_a_study_that_takes_a_file_does_not_make_it_newer_than_what_others_made_from_it(tmp_path: Path) -> None:
+def test_a_study_that_takes_a_file_does_not_make_it_newer_than_what_others_made_from_it(
+    tmp_path: Path,
+) -> None:
     stores = {name: Store(tmp_path / "store", tmp_path / name) for name in ("a", "b")}
     index, own = tmp_path / "a/index.txt", tmp_path / "a/own.txt"
     for name, store in stores.items():
@@ -196,6 +198,21 @@ def test_a_study_that_takes_a_file_does_not_make_it_newer_than_what_others_made_
         assert (tmp_path / "b/prompts.txt").stat().st_mtime <= target.stat().st_mtime
         stores["a"].uses.compact()
     assert own.stat().st_mtime == 4e9, "of this study alone"
+
+
+def test_a_link_to_a_target_is_a_use_and_has_a_time_of_its_own(tmp_path: Path) -> None:
+    stores = {name: Store(tmp_path / "store", tmp_path / name) for name in ("a", "b")}
+    for name, store in stores.items():
+        store.provide("texts", {}, tmp_path / name / "x.txt", lambda path: path.write_text("x") and None)
+    target, link, history = (tmp_path / "a" / name for name in ("x.txt", "chosen.txt", "history.txt"))
+    history.touch()  # an input of the job that links
+    os.link(target, link)
+    stores["a"].uses.note_links({link: target, tmp_path / "a/index.txt": history})
+    stores["a"].uses.restore_times()
+    assert link.stat().st_mtime >= history.stat().st_mtime
+    target.unlink()
+    (tmp_path / "b/x.txt").unlink()
+    assert unused(stores["b"]) == 0
 
 
 def test_what_a_study_needs_without_a_target_is_used_while_its_folder_exists(tmp_path: Path) -> None:

@@ -119,14 +119,16 @@ def test_a_second_study_makes_no_image_and_learns_nothing_again(workspace: Works
         assert "0 made" in log.read_text() and "torch not imported" in log.read_text()
 
 
-def test_a_study_that_takes_shards_does_not_make_another_one_draw_its_sets_again(workspace: Workspace) -> None:
+def test_a_study_that_takes_shards_does_not_make_another_one_draw_its_sets_again(
+    workspace: Workspace,
+) -> None:
     """Both have the same file, so both would see its time stamp, and large files are compared by that alone."""
     targets = {}
     for name, row in (("small", "simple_prompt"), ("second", "prompts")):
         path = workspace.folder / f"{name}.yaml"
         study = yaml.safe_load(path.read_text())
         study["methods"] = {kept: study["methods"][kept] for kept in ("none", row)}
-        study["augmentation"] |= {"images_per_class": 4, "images_per_part": 4}  # a shard is a target itself
+        study["augmentation"] |= {"images_per_class": 9, "images_per_part": 9}  # a shard is a target itself
         path.write_text(yaml.safe_dump(study, sort_keys=False))
         targets[name] = f"results/{name}/resamples/{row}/selected/0.parquet"
 

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -38,6 +38,9 @@ class Use(NamedTuple):
         return Path(self.study, self.target).exists()
 
 
+Record = tuple[str, Use, float]  # file of the store, its use, and when that began
+
+
 class Uses:
     """The records of the store in ``root``, as the study in the folder ``study`` sees and writes them."""
 
@@ -61,7 +64,7 @@ class Uses:
         now = time.time()
         self._write((kept, use, now) for kept, use in uses)
 
-    def _write(self, records: Iterable[tuple[str, Use, float]]) -> None:
+    def _write(self, records: Iterable[Record]) -> None:
         root = os.path.abspath(self.root)
         with explained_disk_errors(self.root):
             if self._file is None:
@@ -78,7 +81,7 @@ class Uses:
     def live(self, is_live: Callable[[Use], bool] = lambda use: use.is_live) -> dict[str, set[Use]]:
         """Live uses by file of the store, relative to its root; a target uses the newest file that it got."""
         found: dict[str, set[Use]] = {}
-        for kept, use, _ in self._newest():
+        for kept, use, _ in _newest(self._records()):
             if kept != NOTHING and is_live(use):
                 found.setdefault(kept, set()).add(use)
         return found
@@ -92,13 +95,21 @@ class Uses:
             If false, uses of this study count only while they are live.
         """
         is_unfinished, mine = cache(_is_unfinished), self.of().study
-        return self.live(
-            lambda use: use.is_live or ((own or use.study != mine) and is_unfinished(use.study))
-        )
+        return self.live(lambda use: use.is_live or ((own or use.study != mine) and is_unfinished(use.study)))
 
     def release(self, uses: Iterable[Use]) -> None:
         """Record that targets of an unfinished study need no file any more. Raises as :meth:`note`."""
         self.note((NOTHING, use) for use in uses)
+
+    def note_links(self, links: Mapping[str | Path, str | Path]) -> None:
+        """Record that the study has linked targets of its own to others, the keys. Raises as :meth:`note`."""
+        mine = self.of().study
+        files = {use.target: kept for kept, use, _ in _newest(self._records()) if use.study == mine}
+        pairs = [
+            (files.get(self.of(source).target, NOTHING), self.of(link)) for link, source in links.items()
+        ]
+        if found := [pair for pair in pairs if pair[0] != NOTHING]:
+            self.note(found)
 
     def restore_times(self) -> None:
         """Give the study's targets that other studies use, too, the times at which this study got them.
@@ -107,40 +118,30 @@ class Uses:
         therefore makes it newer than what other studies have made from it, and they would make that again.
         Files of other owners stay as they are.
         """
-        studies: dict[str, set[str]] = {}
-        for kept, use, _ in self._records():
-            studies.setdefault(kept, set()).add(use.study)
-        mine, got = self.of().study, dict[str, float]()
+        records, mine = list(self._records()), self.of().study
+        shared = {kept for kept, use, _ in records if use.study != mine and kept != NOTHING}
         targets: dict[str, list[Path]] = {}
-        for kept, use, when in self._newest():
-            if use.study == mine and kept != NOTHING and len(studies[kept]) > 1:
+        got: dict[str, float] = {}
+        for kept, use, when in _newest(records):
+            if use.study == mine and kept in shared:
                 got[kept] = max(when, got.get(kept, 0.0))
                 targets.setdefault(kept, []).append(Path(use.study, use.target))
         for kept, paths in targets.items():
             for path in paths:
                 with suppress(OSError):  # gone, or of another owner
-                    if path.is_file() and path.stat().st_mtime != got[kept]:
+                    if path.is_file():
                         os.utime(path, (got[kept], got[kept]))
 
     def compact(self) -> None:
         """Rewrite the records as one file with the newest of each use; no other process may write any."""
         earlier = sorted((self.root / FOLDER).glob("*.jsonl"))
-        records = sorted(self._newest(), key=lambda record: record[2])
+        records = sorted(_newest(self._records()), key=lambda record: record[2])
         self._file = None
         self._write(record for record in records if Path(record[1].study).exists())
         for path in earlier:
             path.unlink(missing_ok=True)
 
-    def _newest(self) -> list[tuple[str, Use, float]]:
-        """File, use and time of the newest record of every use."""
-        newest: dict[tuple[Use, str], tuple[float, str]] = {}
-        for kept, use, when in self._records():
-            key = (use, kept if use.target in (WHOLE_STUDY, UNFINISHED) else "")
-            if key not in newest or newest[key][0] <= when:
-                newest[key] = (when, kept)
-        return [(kept, use, when) for (use, _), (when, kept) in newest.items()]
-
-    def _records(self) -> Iterator[tuple[str, Use, float]]:
+    def _records(self) -> Iterator[Record]:
         root = os.path.abspath(self.root)
         for path in sorted((self.root / FOLDER).glob("*.jsonl")):
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -150,6 +151,16 @@ class Uses:
                     continue  # the last line of a process that was killed
                 study = os.path.normpath(os.path.join(root, record["study"]))
                 yield record["kept"], Use(study, record["target"]), record["time"]
+
+
+def _newest(records: Iterable[Record]) -> list[Record]:
+    """The newest record of every use."""
+    newest: dict[tuple[Use, str], tuple[float, str]] = {}
+    for kept, use, when in records:
+        key = (use, kept if use.target in (WHOLE_STUDY, UNFINISHED) else "")
+        if key not in newest or newest[key][0] <= when:
+            newest[key] = (when, kept)
+    return [(kept, use, when) for (use, _), (when, kept) in newest.items()]
 
 
 def _is_unfinished(study: str) -> bool:
