@@ -119,6 +119,7 @@ def test_a_second_study_makes_no_image_and_learns_nothing_again(workspace: Works
         assert "0 made" in log.read_text() and "torch not imported" in log.read_text()
 
 
+@pytest.mark.long
 def test_a_study_that_takes_shards_does_not_make_another_one_draw_its_sets_again(
     workspace: Workspace,
 ) -> None:
