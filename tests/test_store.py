@@ -331,6 +331,41 @@ def test_what_vanishes_from_the_store_between_look_and_link_is_learned_again(
     assert learned == [["bag"], ["bag"]]
 
 
+def test_classes_that_share_weights_are_linked_together_and_learned_again_if_a_shared_file_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, learned = Job(parse_study(SMALL_STUDY), Store(tmp_path / "store"), 1), []
+    row = job.study.personalised["imagic_k2"]
+
+    def learn(job: Job, recipes: Mapping[str, Any], groups: Mapping[str, Any], **_: object) -> None:
+        learned.append([*recipes])
+        vectors, epochs = {"1": np.zeros((1, 1), np.float32)}, {"epochs": '{"1": 1, "2": 2}'}
+        for recipe in recipes.values():
+            job.store.commit(
+                "finetune", recipe, ".safetensors", lambda path: save_file(vectors, path, epochs)
+            )
+        for epoch in (1, 2):
+            shared = stage._shared_recipe(row, groups["bag"], epoch)
+            job.store.commit("finetune", shared, ".json", lambda path: path.write_text("{}") and None)
+            job.store.commit("finetune", shared, ".safetensors", lambda path: save_file(vectors, path))
+
+    classes = [SimpleNamespace(info=SimpleNamespace(class_id=name)) for name in ("bag", "coat")]
+    monkeypatch.setattr(stage, "class_tasks", lambda *_: classes)
+    monkeypatch.setattr(stage, "group_recipes", lambda *_: {"bag": {"group": 1}, "coat": {"group": 1}})
+    monkeypatch.setattr(stage, "_model_hash", lambda *_: "")
+    monkeypatch.setattr(stage, "_learn", learn)
+    vectors = [str(tmp_path / f"{name}.safetensors") for name in ("bag", "coat")]
+    shared = {name: str(tmp_path / "unet" / name) for name in ("1", "2")}
+    for times in (1, 1, 2):
+        stage.finetune_classes(job, "imagic_k2", 1.0, "", "", "", "", None, vectors, shared)
+        assert len(learned) == times and all(Path(path).exists() for path in vectors)
+        assert len([*(tmp_path / "unet").rglob("*.*")]) == 4, "config and weights of two candidates"
+        shutil.rmtree(tmp_path / "unet")
+        if times == 1 and job.store.tally.reused:
+            job.store.path("finetune", {"group": 1, "unet_epoch": 2}, ".json").unlink()
+    assert job.store.tally.reused == 2
+
+
 # --- stores of version 0.1 ---
 
 
