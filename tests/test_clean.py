@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from augbench.artifacts import claims
 from augbench.artifacts.store import Store, open_store
 from augbench.commands.clean import clean
 from augbench.config.study import Study, parse_study
@@ -108,6 +111,39 @@ def test_nothing_is_deleted_while_a_run_uses_the_store(study: Study) -> None:
     run.communicate()
     clean(study, delete=True)
     assert texts() == 0
+
+
+def test_what_a_run_is_writing_is_not_listed_and_what_vanishes_does_no_harm(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(open_store(study), 1, 2)
+    (temporary := Path("results/.store/texts/.x.txt.0.tmp")).touch()
+    found = [line.split()[:4:3] for line in clean(study).splitlines()[1:2]]
+    assert found == [["texts", "0"]]
+    gone, artifacts = Path("results/.store/texts/gone.txt"), Store.artifacts
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "artifacts", lambda *asked, **how: [*artifacts(*asked, **how), gone])
+        assert clean(study).splitlines()[1].split()[:2] == ["texts", "2"]
+    clean(study, delete=True)
+    assert not temporary.exists() and texts() == 2, "of a killed process"
+
+
+def test_nothing_is_deleted_where_no_locks_tell_whether_a_run_uses_the_store(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(open_store(study), 1)
+    (open_store(study).study / "1.txt").unlink()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(claims, "_without_locks", set())
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with pytest.raises(
+        UserError, match=r"results/\.store: its file system has no locks.*; nothing is deleted"
+    ):
+        clean(study, delete=True)
+    assert texts() == 1 and "1.0" in clean(study)
 
 
 def test_an_empty_store_is_one_line(study: Study) -> None:

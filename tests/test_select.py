@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -90,5 +91,24 @@ def test_dropping_the_losers_spares_what_another_study_uses(tmp_path: Path) -> N
     winner = tmp_path / "mine/winner/bag/0.parquet"
     stores["mine"].provide("shards", {}, winner, lambda path: write_shard(path, rows, {}))
     assert drop_from_store(stores["mine"], [winner], [paths["mine"]]) == 0
-    paths["other"].unlink()
+    paths["other"].unlink()  # Snakemake deletes a job's outputs before it runs
+    assert drop_from_store(stores["mine"], [winner], [paths["mine"]]) == 0
+    (tmp_path / "other/tables").mkdir()
+    (tmp_path / "other/tables/table1.csv").touch()
     assert drop_from_store(stores["mine"], [winner], [paths["mine"]]) == 1
+
+
+def test_of_two_unfinished_studies_the_last_that_selects_drops_the_losers(tmp_path: Path) -> None:
+    rows = [ShardRow(encode_image(Image.new("RGB", (4, 4)), "png", 95), 0, "bag", 0, "a bag", "model")]
+    dropped = []
+    for name in ("a", "b"):
+        for part, recipe in (("winner", {}), ("loser", {"learned": 1})):
+            write = partial(write_shard, rows=rows, recipe=recipe)
+            target = tmp_path / name / part / "bag/0.parquet"
+            Store(tmp_path / ".store", tmp_path / name).provide("shards", recipe, target, write)
+    for name in ("a", "b"):
+        store, folder = Store(tmp_path / ".store", tmp_path / name), tmp_path / name
+        losers = [folder / "loser/bag/0.parquet"]
+        dropped.append(drop_from_store(store, [folder / "winner/bag/0.parquet"], losers))
+        losers[0].unlink()
+    assert dropped == [0, 1]

@@ -18,6 +18,7 @@ from augbench.artifacts.shards import (
     encode_image,
     is_kept,
     is_whole,
+    key_of,
     read_footer,
     read_shard,
     shards_among,
@@ -30,6 +31,7 @@ from augbench.data.classes import load_class_table
 from augbench.errors import UserError
 from augbench.files import canonical_hash, write_json
 from augbench.generate import stage
+from augbench.generate.attempts import Sample, Samples
 from augbench.plan.paths import Plan
 from augbench.plan.recipes import generate_recipe
 from augbench.prompts.stage import read_prompts, write_prompts
@@ -162,6 +164,26 @@ def test_a_study_may_be_called_shards(tmp_path: Path) -> None:
     write_json(f"{study}/classifiers/lists/0/result.json", {})
     inputs = [f"{study}/classes/0.parquet", f"{study}/classifiers/lists/0/result.json", listed]
     assert shards_among(inputs, study) == [shard]
+
+
+def test_a_shard_is_published_as_soon_as_it_is_made_and_one_that_lacks_images_beside_the_full_one(
+    tmp_path: Path,
+) -> None:
+    job, key = Job(parse_study(SMALL_STUDY), Store(tmp_path / "store"), 1), {"class_id": "bag", "model": "m"}
+    maker = object.__new__(stage._Maker)
+    maker.job, maker.method = job, "simple_prompt"
+    row = {"label": 0, "class_id": "bag", "prompt": "a bag", "source": None}
+    sample = Sample(Image.new("RGB", (8, 8)), 1, 0)
+    kept = {}
+    for name, flagged in (("lacks", {1: 40}), ("full", {})):
+        rows = [{**row, "index": index} for index in range(1 + len(flagged))]
+        target = tmp_path / f"{name}.parquet"
+        maker._commit(stage._Shard(str(target), key, rows), Samples({0: sample}, flagged))
+        kept[name] = job.store.path("shards", key_of(target), ".parquet")
+        assert target.samefile(kept[name])
+    assert kept["full"] == job.store.path("shards", key, ".parquet") != kept["lacks"]
+    accepted = {name: [n for n in (1, 20, 30) if is_kept(path, n)] for name, path in kept.items()}
+    assert accepted == {"lacks": [20], "full": [1, 20, 30]}, "the study's number is 20"
 
 
 def test_parts_that_were_made_when_each_was_a_target_are_listed_and_none_is_made_again(

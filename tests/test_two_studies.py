@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from conftest import SMALL_STUDY, Workspace, make_workspace
 
 from augbench.files import read_json
@@ -116,6 +117,30 @@ def test_a_second_study_makes_no_image_and_learns_nothing_again(workspace: Works
     check_both(workspace, "second")
     for log in (workspace.folder / "results/second/logs/generate").glob("*.log"):
         assert "0 made" in log.read_text() and "torch not imported" in log.read_text()
+
+
+@pytest.mark.long
+def test_a_study_that_takes_shards_does_not_make_another_one_draw_its_sets_again(
+    workspace: Workspace,
+) -> None:
+    """Both have the same file, so both would see its time stamp, and large files are compared by that alone."""
+    targets = {}
+    for name, row in (("small", "simple_prompt"), ("second", "prompts")):
+        path = workspace.folder / f"{name}.yaml"
+        study = yaml.safe_load(path.read_text())
+        study["methods"] = {kept: study["methods"][kept] for kept in ("none", row)}
+        study["augmentation"] |= {"images_per_class": 9, "images_per_part": 9}  # a shard is a target itself
+        path.write_text(yaml.safe_dump(study, sort_keys=False))
+        targets[name] = f"results/{name}/resamples/{row}/selected/0.parquet"
+
+    def plan(name: str) -> dict[str, int]:
+        return workspace.plan("--max-checksum-file-size", "1", targets[name], configfiles=[f"{name}.yaml"])
+
+    for name, target in targets.items():
+        done = workspace.augbench("run", "--target", target, "--configfile", f"{name}.yaml", "--cores", "1")
+        assert done.returncode == 0, done.stderr[-4000:]
+    assert plan("small") == {}
+    assert plan("second") == {} == plan("small")
 
 
 def test_two_studies_at_once_and_killed_make_each_image_once(workspace: Workspace) -> None:

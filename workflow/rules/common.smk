@@ -14,7 +14,7 @@ from augbench.config.draws import drawn_name
 from augbench.data.classes import CLASS_ID_PATTERN
 from augbench.plan import recipes
 from augbench.plan.needs import load_needs
-from augbench.runtime.launcher import begin_run, guard_job, lift_rate_limit
+from augbench.runtime.launcher import begin_run, guard_job, lift_rate_limit, restore_times
 from augbench.plan.load import load_plan
 from augbench.runtime.job import COLLECT_AFTER
 
@@ -27,6 +27,8 @@ STUDY = PLAN.study
 # the same with the rows of all draws of the training images; tables and figures fold them together
 UNFOLDED = PLAN.unfolded
 guard_job(STUDY.study)
+if workflow.is_main_process:
+    restore_times(STUDY)
 ENVIRONMENT = str(PROJECT / "envs/conda.yaml")
 
 # Resources that jobs request from any scheduler. A cluster is described in its profile (slurm/config.yaml).
@@ -111,7 +113,6 @@ def get_selected(method):
         "embeddings": list(UNFOLDED.embeddings(method).values()),
         "unets": list(UNFOLDED.unets(method).values()),
         "adapters": list(UNFOLDED.adapters(method).values()),
-        "learned_images": UNFOLDED.learned_images(method),
     }
 
 

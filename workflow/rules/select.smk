@@ -14,7 +14,6 @@ for method, row in UNFOLDED.study.personalised.items():
                 embeddings=list(UNFOLDED.embeddings(method).values()),
                 unets=list(UNFOLDED.unets(method).values()),
                 adapters=list(UNFOLDED.adapters(method).values()),
-                learned_images=UNFOLDED.learned_images(method),
             output:
                 [
                     of_candidate(UNFOLDED.candidate_folder(method, name, folder))

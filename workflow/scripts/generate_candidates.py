@@ -8,8 +8,7 @@ with running(snakemake, unfolded=True) as job:
     method, inputs = snakemake.params.method, snakemake.input
     plan = job.plan_of(inputs.classes)
     targets = plan.candidate_shards(method, plan.folders_among(snakemake.output))
-    images = next(iter(inputs.learned_images), None)
-    learned = {name: LearnedFiles.of(plan, method, name, images) for name in targets}
+    learned = {name: LearnedFiles.of(plan, method, name) for name in targets}
     generate(
         job,
         method=method,

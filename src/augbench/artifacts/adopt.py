@@ -1,4 +1,8 @@
-"""Adoption of the stores of version 0.1, one per study in ``results/{study}/.store``."""
+"""Adoption of the stores of version 0.1, one per study in ``results/{study}/.store``.
+
+A store there with records of use or claims is no such store: a study's ``execution.store`` names it, and a
+run may be using it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from augbench.artifacts.shards import content_of, read_footer
+from augbench.artifacts.shards import key_of
 from augbench.artifacts.store import CLAIMS, PRESENCE, Store, link_file
 from augbench.artifacts.uses import FOLDER as USES
 from augbench.errors import UserError
@@ -33,20 +37,19 @@ def _adopt(store: Store, earlier: Path) -> int:
     """Move the artifacts of ``earlier``, the own store of the study of ``store``; return their number.
 
     Shards get the key that names their content only. An interrupted adoption resumes. A shard that is damaged
-    stays where it is: no key can be told for it.
+    stays where it is: no key can be told for it. What a killed process was writing is deleted.
     """
-    if not earlier.is_dir() or earlier.resolve() == store.root.resolve():
+    if not earlier.is_dir() or any((earlier / name).exists() for name in (USES, CLAIMS)):
         return 0
     found: dict[Path, str] = {}
     for folder in sorted(path for path in earlier.iterdir() if path.is_dir()):
         if folder.name == TRAINING:
             _move_training(folder, store.study / ".work" / TRAINING)
             continue
-        if folder.name == USES:
-            shutil.rmtree(folder)
-            continue
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and (name := _name(path, earlier)) is not None:
+            if path.is_file() and path.name.startswith("."):
+                path.unlink()
+            elif path.is_file() and (name := _name(path, earlier)) is not None:
                 found[path] = name
     if found:
         use = store.uses.of()
@@ -57,7 +60,6 @@ def _adopt(store: Store, earlier: Path) -> int:
     for folder in sorted(earlier.rglob("*"), reverse=True):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-    (earlier / CLAIMS).unlink(missing_ok=True)
     if not any(earlier.iterdir()):
         earlier.rmdir()
     return len(found)
@@ -68,10 +70,9 @@ def _name(path: Path, earlier: Path) -> str | None:
     if path.parent.name != "shards":
         return path.relative_to(earlier).as_posix()
     try:
-        recipe = read_footer(path)["recipe"]
+        return f"shards/{canonical_hash(key_of(path))}{path.suffix}"
     except UserError:
         return None
-    return f"shards/{canonical_hash(content_of(recipe))}{path.suffix}"
 
 
 def _move(path: Path, kept: Path) -> None:

@@ -1,7 +1,7 @@
 """Claims: locks between processes, on single bytes of one file.
 
 The operating system holds them, so a kill leaves none behind. They work across machines where the file system
-shares POSIX locks (NFS does). A file system without locks grants every claim.
+shares POSIX locks (NFS does). A file system without locks grants every claim (:attr:`Claims.work` is false).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from augbench.files import canonical_hash, explained_disk_errors
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 # A process keeps each file open until it ends: closing it would release all its locks, not only the last.
 _opened: dict[Path, int] = {}
+_without_locks: set[Path] = set()
 
 
 def place_of(name: Any) -> int:
@@ -35,6 +36,11 @@ class Claims:
 
     def __init__(self, file: str | Path) -> None:
         self.file = Path(file).absolute()
+
+    @property
+    def work(self) -> bool:
+        """Whether the file system has locks, as far as claims were taken."""
+        return self.file not in _without_locks
 
     def take(self, place: int, wait: bool = True, shared: bool = False) -> bool:
         """Claim a byte; False if another process has it and ``wait`` is false.
@@ -65,6 +71,7 @@ class Claims:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
+            _without_locks.add(self.file)
         return True
 
     def give_back(self, place: int) -> None:

@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         ("sha256", pa.string()),  # of the encoded image
     ]
 )
+ATTEMPTS = "attempts_per_image"
 # sha256 of the added image that sampling started from; a column of shards that have such images
 ORIGIN = pa.field("origin", pa.string())
 
@@ -80,9 +81,24 @@ def content_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Drop from a recipe what decides no image of a shard: rows and studies share shards by this key.
 
     The row's name is in recipes because rules' params have always held it, and in the footers of earlier
-    versions. The number of attempts decides only whether a shard is full (:func:`is_as_tried`).
+    versions. The number of attempts decides only whether a shard is full (:func:`key_of`).
     """
-    return {name: value for name, value in recipe.items() if name not in ("method", "attempts_per_image")}
+    return {name: value for name, value in recipe.items() if name not in ("method", ATTEMPTS)}
+
+
+def key_after(recipe: Mapping[str, Any], attempts_per_image: int) -> dict[str, Any]:
+    """Key in the store of a shard that lacks images after so many samples per image."""
+    return {**content_of(recipe), ATTEMPTS: attempts_per_image}
+
+
+def key_of(path: str | Path) -> dict[str, Any]:
+    """Key of a shard in the store: its content, and the number of attempts if it lacks images.
+
+    A full shard is the same after any number of attempts that allows all its samples. Raises as
+    :func:`read_footer`.
+    """
+    recipe, lacking = read_footer(path)["recipe"], read_lacking(path)
+    return content_of(recipe) if lacking is None else key_after(recipe, lacking.attempts_per_image)
 
 
 def encode_image(image: Image.Image, image_format: str, quality: int) -> bytes:
@@ -119,13 +135,11 @@ def write_shard(
     rows: Sequence[ShardRow],
     recipe: Mapping[str, Any],
     lacking: Lacking | None = None,
-    learned_from: Mapping[str, int] | None = None,
 ) -> None:
     """Write rows to ``path``, atomically.
 
-    The footer holds ``recipe``, the number of rows, a checksum over the images, the images that the shard
-    lacks, if there are any, and ``learned_from``: the number of images that its class learned from, by the
-    row that made them, if these were not the training images alone.
+    The footer holds ``recipe``, the number of rows, a checksum over the images, and the images that the shard
+    lacks, if there are any.
     """
     table_rows = []
     schema = SCHEMA.append(ORIGIN) if any(row.origin is not None for row in rows) else SCHEMA
@@ -140,8 +154,6 @@ def write_shard(
     footer = {"recipe": dict(recipe), "rows": len(rows), "checksum": _checksum(table_rows)}
     if lacking is not None:
         footer["lacking"] = asdict(lacking)
-    if learned_from is not None:
-        footer["learned_from"] = dict(learned_from)
     metadata = {
         b"huggingface": json.dumps(_HF_FEATURES).encode(),
         b"augbench": json.dumps(footer).encode(),
@@ -246,12 +258,25 @@ def is_whole(path: str | Path) -> bool:
     return True
 
 
-def is_kept(path: str | Path) -> bool:
+def is_kept(path: str | Path, attempts_per_image: int | None = None) -> bool:
     """Whether ``path``, a file of the store, is a whole shard made by the recipe whose hash is its name.
 
-    This rejects shards of another recipe that were put there.
+    This rejects shards of another recipe that were put there. Shards that lack images had the name of full
+    ones in earlier versions.
+
+    Parameters
+    ----------
+    attempts_per_image : int, optional
+        Accept only a generated shard that this number of attempts gives (:func:`is_as_tried`).
     """
-    return is_whole(path) and canonical_hash(content_of(read_footer(path)["recipe"])) == Path(path).stem
+    try:
+        read_shard(path)
+        keys = (content_of(read_footer(path)["recipe"]), key_of(path))
+        return Path(path).stem in map(canonical_hash, keys) and (
+            attempts_per_image is None or is_as_tried(path, attempts_per_image)
+        )
+    except UserError:
+        return False
 
 
 def is_as_tried(path: str | Path, attempts_per_image: int) -> bool:

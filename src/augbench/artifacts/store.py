@@ -113,16 +113,18 @@ class Store:
     def has(
         self, kind: str, recipe: Recipe, suffix: str, valid: Callable[[Path], bool] | None = None
     ) -> bool:
-        """Whether the artifact exists; one that ``valid`` rejects (truncated, bits flipped) is removed."""
+        """Whether the artifact exists, and is not one that ``valid`` rejects (truncated, bits flipped).
+
+        A rejected one stays until it is made again: another process may replace it at any moment, and deleting
+        it here could delete its successor.
+        """
         kept = self.path(kind, recipe, suffix)
         if not kept.exists() and "dataset" in recipe:
             self._take_over(kind, recipe, suffix)
-        if not kept.exists():
+        try:
+            return kept.exists() and (valid is None or valid(kept))
+        except FileNotFoundError:  # another study freed it meanwhile
             return False
-        if valid is not None and not valid(kept):
-            kept.unlink(missing_ok=True)
-            return False
-        return True
 
     def commit(self, kind: str, recipe: Recipe, suffix: str, write: Callable[[Path], None]) -> Path:
         """Make the artifact and return its path; ``write`` gets a temporary path, renamed into the store.
@@ -137,6 +139,19 @@ class Store:
             write(temporary)
         self.tally.made += 1
         return kept
+
+    def make(self, kind: str, recipe: Recipe, target: str | Path, write: Callable[[Path], None]) -> None:
+        """Make the artifact and publish it at ``target``. Raises as :meth:`commit`.
+
+        Its use is recorded before it is in the store, so that no other study frees it in between.
+        """
+        target = Path(target)
+
+        def write_and_note(path: Path) -> None:
+            write(path)
+            self.note_use(kind, recipe, target.suffix, target)
+
+        link_file(self.commit(kind, recipe, target.suffix, write_and_note), target)
 
     def publish(self, kind: str, recipe: Recipe, target: str | Path) -> None:
         """Link the artifact to ``target``, replacing an existing file."""
@@ -178,12 +193,10 @@ class Store:
         valid: Callable[[Path], bool] | None = None,
     ) -> bool:
         """Publish the artifact at ``target``, making it first if it is missing; True if it was made."""
-        suffix = Path(target).suffix
         with self.claim(kind, recipe):
             made = not self.take(kind, recipe, target, valid)
             if made:
-                self.commit(kind, recipe, suffix, write)
-                self.publish(kind, recipe, target)
+                self.make(kind, recipe, target, write)
             else:
                 self.tally.reused += 1
         return made
@@ -205,11 +218,12 @@ class Store:
             self.note_use(kind, recipe, suffix)
             return self.path(kind, recipe, suffix)
 
-    def artifacts(self) -> Iterator[Path]:
-        """Yield all files of the store that are artifacts."""
+    def artifacts(self, unfinished: bool = False) -> Iterator[Path]:
+        """Yield all files of the store that are artifacts, and those that are being written if ``unfinished``."""
         for folder in sorted(self.root.iterdir()) if self.root.is_dir() else ():
             if folder.is_dir() and folder.name != USES:
-                yield from sorted(path for path in folder.rglob("*") if path.is_file())
+                files = sorted(path for path in folder.rglob("*") if path.is_file())
+                yield from (path for path in files if unfinished or not path.name.startswith("."))
 
     @cached_property
     def _adopted(self) -> set[str]:
@@ -239,10 +253,17 @@ class Store:
         Raises
         ------
         UserError
-            Another process works with it.
+            Another process works with it, or the file system has no locks, so that nobody can tell.
         """
         if not self.claims.take(PRESENCE, wait=False):
             raise UserError(str(self.root), "a run is using this store", "wait for it to end, or stop it")
+        if not self.claims.work:
+            raise UserError(
+                str(self.root),
+                "its file system has no locks, so a run that uses this store can't be seen",
+                "nothing is deleted; mount it with locks (Lustre: the option flock), or, while nothing runs, "
+                "delete the whole folder: what is still needed is then made again",
+            )
         try:
             yield
         finally:

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container, Iterable
 from contextlib import nullcontext
-from functools import cache
 from pathlib import Path
 
 from augbench.artifacts.store import Store, open_store
 from augbench.config.study import Study
-
-FINISHED = "tables/table1.csv"  # a study without it may still ask for what it once used
 
 
 def clean(study: Study, delete: bool = False) -> str:
     """Describe the store by kind of artifact, and delete what no study uses if ``delete``.
 
     An artifact is in use if a file that it was published at still exists, or if its study's results exist and
-    need it without publishing it, or if its study is unfinished. A finished study needs no latents.
+    need it without publishing it, or if its study is unfinished. A finished study needs no latents. Files that
+    a killed process was writing are deleted with the unused ones.
 
     Raises
     ------
     UserError
-        ``delete`` is true, and a run is using the store.
+        ``delete`` is true, and a run is using the store, or nobody can tell.
     """
     store = open_store(study)
     with store.alone() if delete else nullcontext():
-        unused = unused_artifacts(store)
-        lines = _by_kind(store, set(unused))
+        files, used = list(store.artifacts(unfinished=delete)), store.uses.needed()
+        unused = [path for path in files if store.name(path) not in used]
+        lines = _by_kind(store, files, set(unused))
         if delete:
             for path in unused:
                 path.unlink(missing_ok=True)
@@ -38,24 +38,17 @@ def clean(study: Study, delete: bool = False) -> str:
     return "\n".join(lines)
 
 
-def unused_artifacts(store: Store) -> list[Path]:
-    """Artifacts that no study uses, nor may use once it goes on."""
-    is_unfinished = cache(_is_unfinished)
-    used = store.uses.live(lambda use: use.is_live or is_unfinished(use.study))
-    return [path for path in store.artifacts() if store.name(path) not in used]
-
-
-def _is_unfinished(study: str) -> bool:
-    return Path(study).is_dir() and not Path(study, FINISHED).exists()
-
-
-def _by_kind(store: Store, unused: set[Path]) -> list[str]:
+def _by_kind(store: Store, files: Iterable[Path], unused: Container[Path]) -> list[str]:
     """Table of numbers and sizes of used and unused files, by kind of artifact."""
     sizes: dict[str, Counter[str]] = {}
-    for path in store.artifacts():
+    for path in files:
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:  # a run freed it meanwhile
+            continue
         what = "unused" if path in unused else "used"
         kind = sizes.setdefault(path.relative_to(store.root).parts[0], Counter())
-        kind.update({f"{what} files": 1, f"{what} bytes": path.stat().st_size})
+        kind.update({f"{what} files": 1, f"{what} bytes": size})
     if not sizes:
         return [f"{store.root}: empty"]
     lines = [f"{'kind':<20}{'used':>8}{'MB':>10}{'unused':>8}{'MB':>10}"]

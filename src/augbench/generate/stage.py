@@ -16,19 +16,18 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from augbench.artifacts.adapters import adapter_id, adapter_of
-from augbench.artifacts.origins import counts_by_row
 from augbench.artifacts.shards import (
     Lacking,
     ShardRow,
     content_of,
     encode_image,
-    is_as_tried,
     is_kept,
+    key_after,
     write_shard,
 )
 from augbench.config.pipelines import learned_entries
@@ -67,8 +66,6 @@ class LearnedFiles:
         ``embeddings.safetensors``: one tensor per placeholder; None if no vectors were learned.
     unet : str, optional
         Folder of the trained U-Net; None if the U-Net was frozen.
-    images : str, optional
-        Manifest of the images that were learned from; None if these are the training images.
     adapters : str, optional
         Folder of adapters (:mod:`augbench.artifacts.adapters`); None if none were learned.
     entries : tuple of str
@@ -78,18 +75,17 @@ class LearnedFiles:
 
     embeddings: str | None = None
     unet: str | None = None
-    images: str | None = None
     adapters: str | None = None
     entries: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, plan: Plan, method: str, candidate: str, images: str | None) -> LearnedFiles:
+    def of(cls, plan: Plan, method: str, candidate: str) -> LearnedFiles:
         """Files of a row's candidate in a study."""
         kinds = (plan.embeddings(method), plan.unets(method), plan.adapters(method))
         embeddings, unet, adapters = (files.get(candidate) for files in kinds)
         kind = plan.study.generator_of(method).pipeline_class
         entries = learned_entries(kind, plan.study.personalised[method].learn)
-        return cls(embeddings, unet, images, adapters, entries)
+        return cls(embeddings, unet, adapters, entries)
 
     def read(self, class_ids: Sequence[str], clusters: int) -> dict[str, np.ndarray]:
         """Read classes' vectors, by placeholder or ``{placeholder}.{entry}``; none if none are learned."""
@@ -106,18 +102,6 @@ class LearnedFiles:
                 for ending in endings
             }
 
-    def learned_from(self) -> dict[str, dict[str, int]]:
-        """Numbers of images that classes learned from, by class and by the row that made the images."""
-        if self.images is None:
-            return {}
-        from augbench.data.splits import read_split
-
-        split = read_split(self.images)
-        sources: dict[str, list[str]] = {}
-        for class_id, source in zip(split.class_ids, split.sources, strict=True):
-            sources.setdefault(class_id, []).append(source)
-        return {class_id: counts_by_row(of_class) for class_id, of_class in sources.items()}
-
     def unet_id(self) -> str | None:
         """Content hash of the trained U-Net; None if it was frozen."""
         return None if self.unet is None else str(fingerprint(self.unet)["id"])
@@ -129,15 +113,11 @@ class LearnedFiles:
 
 @dataclass(frozen=True)
 class _Shard:
-    """A shard to make: its target, its recipe in the store, its rows of the prompts file.
-
-    ``learned_from`` counts the images that its class learned from, if these are not the training images.
-    """
+    """A shard to make: its target, its recipe in the store if it is full, its rows of the prompts file."""
 
     target: str
     key: Recipe
     rows: list[dict[str, Any]]
-    learned_from: Mapping[str, int] | None = None
 
 
 def generate(
@@ -153,7 +133,8 @@ def generate(
     """Make the shards of a method that samples the diffusion model.
 
     Shards that the store holds are linked. All others are made, committed to the store and linked, one by
-    one. The store's keys are recipes, so the selected method reuses the images of its candidate.
+    one. The store's keys are recipes, so the selected method reuses the images of its candidate. A shard
+    without some images, which were given up, is known by the number of attempts, too.
 
     Parameters
     ----------
@@ -182,11 +163,11 @@ def generate(
     }
     store, attempts = job.store, job.study.augmentation.attempts_per_image
 
-    def is_valid(path: Path) -> bool:
-        return is_kept(path) and is_as_tried(path, attempts)
+    is_valid = partial(is_kept, attempts_per_image=attempts)
 
     def is_there(shard: _Shard) -> bool:
-        return store.take("shards", shard.key, shard.target, is_valid)
+        keys = (shard.key, key_after(shard.key, attempts))
+        return any(store.take("shards", key, shard.target, is_valid) for key in keys)
 
     missing = {name: [one for one in shards if not is_there(one)] for name, shards in work.items()}
     if not any(missing.values()):
@@ -198,8 +179,6 @@ def generate(
         # candidates that learned the same bits share their images: the first has just made them
         for group in store.in_turn("shards", shards, lambda shard: shard.key, is_there):
             maker.make(group, learned[name] if learned else None)
-            for shard in group:
-                store.publish("shards", shard.key, shard.target)
 
 
 def compile_kernels(job: Job, methods: Sequence[str]) -> None:
@@ -239,7 +218,6 @@ def _shards(
 ) -> list[_Shard]:
     recipe, row = content_of(generate_recipe(job.study, method)), job.study.methods[method]
     unet, hashed = (learned.unet_id() if learned is not None else None), cache(adapter_id)
-    taught = learned.learned_from() if learned is not None else {}
     shards = []
     for target in targets:
         class_id, part = Path(target).parts[-2], int(Path(target).stem)
@@ -259,7 +237,7 @@ def _shards(
             key["learned"] = canonical_hash({name: _bytes_hash(vector) for name, vector in vectors.items()})
             if (adapter := learned.adapter(class_id)) is not None:
                 key["model"], key["learned"] = f"{model}+{hashed(adapter)}", hashed(adapter)
-        shards.append(_Shard(target, key, rows, taught.get(class_id)))
+        shards.append(_Shard(target, key, rows))
     return shards
 
 
@@ -299,7 +277,7 @@ class _Maker:
             compile_pipeline(self.pipeline)
 
     def make(self, shards: Sequence[_Shard], learned: LearnedFiles | None) -> None:
-        """Make and commit the shards; each is encoded and written while the next one is sampled."""
+        """Make and publish the shards; each is encoded and written while the next one is sampled."""
         alike: dict[Path | None, list[_Shard]] = {}
         for shard in shards:
             adapter = None if learned is None else learned.adapter(shard.key["class_id"])
@@ -316,7 +294,7 @@ class _Maker:
         return MergedAdapter(self.pipeline.unet if self.other is None else self.other.network)
 
     def _make(self, shards: Sequence[_Shard], learned: LearnedFiles | None) -> None:
-        """Make and commit shards with the network as it is."""
+        """Make and publish shards with the network as it is."""
         class_ids = sorted({shard.key["class_id"] for shard in shards})
         if self.other is not None:
             self._teach(self.other, learned, class_ids)
@@ -357,7 +335,7 @@ class _Maker:
         return sampler.begin(prompts, scopes, seed, self.progress, starts)
 
     def _commit(self, shard: _Shard, samples: Samples) -> None:
-        """Encode a shard's images with all of the job's threads, and write the shard to the store."""
+        """Encode a shard's images with all of the job's threads; write it to the store and link its target."""
         encoding, made = image_recipe(self.job.study), samples.made
         with ThreadPoolExecutor(self.job.threads, "encode") as encoders:
             encoded = encoders.map(lambda sample: encode_image(sample.image, **encoding), made.values())
@@ -377,10 +355,11 @@ class _Maker:
             for (place, sample), image in zip(made.items(), encoded, strict=True)
             for row in [shard.rows[place]]
         ]
-        lacking = None
+        lacking, key = None, shard.key
         if samples.flagged:
             flagged = {shard.rows[place]["index"]: times for place, times in samples.flagged.items()}
             lacking = Lacking(self.job.study.augmentation.attempts_per_image, flagged)
+            key = key_after(key, lacking.attempts_per_image)
             logger.warning(
                 "%s: %d of %d images of class %s given up after %d samples, which the safety checker flagged",
                 self.method,
@@ -389,12 +368,8 @@ class _Maker:
                 shard.key["class_id"],
                 sum(flagged.values()),
             )
-        self.job.store.commit(
-            "shards",
-            shard.key,
-            ".parquet",
-            lambda path: write_shard(path, rows, shard.key, lacking, shard.learned_from),
-        )
+        write = partial(write_shard, rows=rows, recipe=shard.key, lacking=lacking)
+        self.job.store.make("shards", key, shard.target, write)
 
     def ready(self, learned: LearnedFiles | None = None, class_ids: Sequence[str] = ()) -> Sampler:
         """Sampler with the learned vectors of these classes; compiled and warmed up if the study compiles."""

@@ -8,6 +8,7 @@ are always real.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from augbench.artifacts.origins import ADDED, added_source, parse_added
+from augbench.artifacts.origins import ADDED, added_source, counts_by_row, parse_added
 from augbench.artifacts.pool import load_images, read_index
 from augbench.config.methods import PersonaliseMethod
 from augbench.data.source import ClassImages, ImageSource
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from augbench.data.classes import ClassInfo
+
+logger = logging.getLogger(__name__)
 
 
 def write_learned_images(
@@ -80,6 +83,8 @@ def write_learned_images(
         for image_id, source in images.items()
     ]
     ids, class_ids, sources = zip(*rows, strict=True)
+    counts = counts_by_row(sources)
+    logger.info("%s learns from images of: %s", name, ", ".join(f"{row} {n}" for row, n in counts.items()))
     write_split(
         Split(
             list(ids),

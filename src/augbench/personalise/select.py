@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from augbench.artifacts.shards import content_of, read_footer
+from augbench.artifacts.shards import key_of
 from augbench.artifacts.store import Store
 from augbench.errors import UserError
 from augbench.files import read_json, write_json
@@ -81,17 +81,19 @@ def log_candidate(method: str, candidate: str, result: Mapping[str, Any]) -> Non
 def drop_from_store(store: Store, winner: Sequence[str | Path], losers: Sequence[str | Path]) -> int:
     """Delete the losers' shards from the store, except those in use elsewhere; return their number.
 
-    The winner, another row or another study may use them. The workflow itself deletes the shards' targets,
-    which are temporary files.
+    The winner, another row or another study may use them; an unfinished study may have lost its targets only
+    for the moment. The workflow itself deletes the shards' targets, which are temporary files.
     """
 
     def kept(path: str | Path) -> Path:
-        return store.path("shards", content_of(read_footer(path)["recipe"]), Path(path).suffix)
+        return store.path("shards", key_of(path), Path(path).suffix)
 
-    going = {store.uses.of(path) for path in losers} | {store.uses.of()}
-    used = store.uses.live()
+    lost = {store.uses.of(path) for path in losers}
+    going = lost | {store.uses.of()}
+    used = store.uses.needed(own=False)
     doomed = {kept(path) for path in losers} - {kept(path) for path in winner}
     free = [path for path in doomed if not used.get(store.name(path), set()) - going]
     for path in free:
         path.unlink(missing_ok=True)
+    store.uses.release(lost)  # the last study that selects frees what they share
     return len(free)

@@ -25,7 +25,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from augbench.artifacts import adapters
-from augbench.artifacts.origins import counts_by_row
 from augbench.artifacts.store import link_file
 from augbench.config.methods import PersonaliseMethod
 from augbench.data.sources import open_source
@@ -112,17 +111,13 @@ def group_recipes(
 # --- fine-tuning ---
 
 
-def write_vectors(
-    learned: Learned, recipe: Recipe, path: Path, learned_from: Mapping[str, int] | None = None
-) -> None:
+def write_vectors(learned: Learned, recipe: Recipe, path: Path) -> None:
     """Write what a class learned: one tensor ``(clusters, ...)`` per candidate, or its adapters' tensors.
 
     A candidate of Stable Diffusion XL has two tensors, ``{candidate}.{entry}``
     (:data:`augbench.config.pipelines.LEARNED`).
     With an adapter that all classes share, the tensors are empty. The file's metadata hold the losses, the
-    epochs of the candidates, the best epoch, the recipe, the floating-point type of the computation and, if
-    given, ``learned_from``: the number of images that the class learned from, by the row that made them
-    (``train``: training images).
+    epochs of the candidates, the best epoch, the recipe and the floating-point type of the computation.
     """
     metadata = {
         "history": learned.history,
@@ -130,7 +125,6 @@ def write_vectors(
         "best_epoch": learned.best_epoch,
         "recipe": recipe,
         "dtype": learned.dtype,
-        **({} if learned_from is None else {"learned_from": dict(learned_from)}),
     }
     tensors = {name: np.ascontiguousarray(values.numpy()) for name, values in learned.vectors.items()}
     save_file(tensors, path, {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()})
@@ -177,7 +171,7 @@ def finetune_classes(
 ) -> None:
     """Fine-tune the classes whose files are ``vectors``, at one factor on the learning rates.
 
-    Results that the store holds are linked.
+    Results that the store holds are linked, each as soon as it is found there.
 
     Parameters
     ----------
@@ -214,25 +208,28 @@ def finetune_classes(
             groups[task.info.class_id] = common
 
     def is_known(class_id: str) -> bool:
-        if not job.store.has(KIND, recipes[class_id], ".safetensors", _is_whole):
-            return False
-        epochs = read_metadata(job.store.path(KIND, recipes[class_id], ".safetensors"))["epochs"]
-        suffixes = [Path(name).suffix for name in _shared_files(row)]
-        kept = [_shared_recipe(row, groups[class_id], epochs[candidate]) for candidate in shared]
-        return all(
-            job.store.has(KIND, recipe, suffix, _is_whole if suffix == ".safetensors" else None)
-            for recipe in kept
-            for suffix in suffixes
-        )
+        return job.store.take(KIND, recipes[class_id], targets[class_id], _is_whole)
 
-    def all_known(_: str) -> bool:
-        return all(is_known(class_id) for class_id in targets)
+    def shared_weights() -> dict[Path, Recipe]:
+        epochs = read_metadata(vectors[0])["epochs"]
+        return {
+            Path(folder) / file: _shared_recipe(row, common, epochs[candidate])
+            for candidate, folder in shared.items()
+            for file in _shared_files(row)
+        }
+
+    def all_known(_: str = "") -> bool:
+        return all(map(is_known, targets)) and all(
+            job.store.take(KIND, recipe, target, _is_whole if target.suffix == ".safetensors" else None)
+            for target, recipe in shared_weights().items()
+        )
 
     # classes that share what trains are learned by one job, so one claim stands for all
     together = row.shares_weights
-    unknown = [class_id for class_id in targets if not is_known(class_id)]
-    if unknown and together:
-        unknown = list(targets)
+    if together:
+        unknown = [] if all_known() else list(targets)
+    else:
+        unknown = [class_id for class_id in targets if not is_known(class_id)]
     job.store.tally.reused += len(targets) - len(unknown)
     for missing in job.store.in_turn(
         KIND,
@@ -240,24 +237,22 @@ def finetune_classes(
         lambda class_id: recipes[class_id],
         all_known if together else is_known,
     ):
+        learned = list(targets) if together else missing
         _learn(
             job=job,
             name=method,
             factor=factor,
             tasks=tasks,
-            missing=set(targets if together else missing),
+            missing=set(learned),
             groups=groups,
             recipes=recipes,
             excluded=excluded,
             vae=_model_hash(diffusion_path, ("vae/",)),
         )
-    for class_id, target in targets.items():
-        job.store.publish(KIND, recipes[class_id], target)
-    epochs = read_metadata(vectors[0])["epochs"]
-    for candidate, folder in shared.items():
-        recipe = _shared_recipe(row, groups[next(iter(targets))], epochs[candidate])
-        for name in _shared_files(row):
-            job.store.publish(KIND, recipe, Path(folder) / name)
+        for class_id in learned:
+            job.store.publish(KIND, recipes[class_id], targets[class_id])
+        for target, recipe in shared_weights().items() if together else ():
+            job.store.publish(KIND, recipe, target)
 
 
 def _learn(
@@ -313,9 +308,8 @@ def _learn(
                 shutil.copyfile(made, path)
 
             job.store.commit(KIND, recipe, made.suffix, copy)
-    taught = {task.info.class_id: counts_by_row(task.train.sources) for task in tasks if row.edges}
     for class_id, result in learned.items():
-        write = partial(write_vectors, result, recipes[class_id], learned_from=taught.get(class_id))
+        write = partial(write_vectors, result, recipes[class_id])
         job.store.commit(KIND, recipes[class_id], ".safetensors", write)
     shutil.rmtree(folder)
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from augbench.artifacts.store import link_file
+from augbench.artifacts.store import link_file, open_store
 from augbench.files import atomic_path, read_json, write_json
 from augbench.plan.paths import Plan
 
@@ -52,6 +52,7 @@ def adopt(plan: Plan, method: str, chosen: str) -> None:
 
     Weights are linked, small files copied; a run's ``result.json`` names the row that it is of.
     """
+    links: dict[str | Path, str | Path] = {}
     _copy(plan.pool(chosen), plan.pool(method))
     for run in plan.runs:
         _copy(plan.resample(chosen, run), plan.resample(method, run))
@@ -61,8 +62,10 @@ def adopt(plan: Plan, method: str, chosen: str) -> None:
                 _copy(Path(theirs).with_name("timing.json"), Path(own).with_name("timing.json"))
             elif Path(own).suffix == ".safetensors":
                 link_file(theirs, own)
+                links[own] = theirs
             else:
                 _copy(theirs, own)
+    open_store(plan.study).uses.note_links(links)
 
 
 def _copy(source: str | Path, target: str | Path) -> None:

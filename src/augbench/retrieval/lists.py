@@ -240,13 +240,13 @@ def purge(store: Store, taken_down: frozenset[str]) -> int:
         return 0
     named = pa.array(sorted(taken_down), pa.string())
     doomed = []
-    for path in sorted((store.root / "ledgers").glob("*.parquet")):
+    for path in sorted((store.root / "ledgers").glob("[!.]*.parquet")):
         table = pq.read_table(path, columns=["url", "sha256", "fate"])
         listed = pc.or_kleene(pc.is_in(table["url"], named), pc.is_in(table["sha256"], named))
         if len(urls := table.filter(pc.and_(listed, pc.equal(table["fate"], KEPT))).column("url")):
             named = pc.unique(pa.concat_arrays([named, urls.combine_chunks()]))
             doomed.append(path)
-    for path in sorted((store.root / "shards").glob("*.parquet")):
+    for path in sorted((store.root / "shards").glob("[!.]*.parquet")):
         sources = pq.read_table(path, columns=["source"])["source"].drop_null()
         if pc.any(pc.is_in(sources, named)).as_py():
             doomed.append(path)

@@ -230,8 +230,7 @@ class _Retrieval:
             with atomic_path(target) as temporary:
                 write_ledger(temporary)
         else:
-            store.commit(LEDGERS, asked, ".parquet", write_ledger)
-            store.publish(LEDGERS, asked, target)
+            store.make(LEDGERS, asked, target, write_ledger)
 
     def _filters(self, neighbours: Sequence[Neighbour]) -> tuple[Filters, Embed | None]:
         """Return the filters, and a function that embeds images if filters need missing embeddings."""

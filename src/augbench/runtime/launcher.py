@@ -23,6 +23,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -181,6 +182,17 @@ def prepare(study: Study) -> None:
     store = open_store(study)
     store.enter()
     adopt(store)
+
+
+def restore_times(study: Study) -> None:
+    """Undo what other studies did to the time stamps of files that they share with this one.
+
+    The Snakefile calls this before Snakemake plans. Where other users' records can't be read, nothing happens.
+    """
+    from augbench.artifacts.store import open_store
+
+    with ending_in_one_line(), suppress(OSError):
+        open_store(study).uses.restore_times()
 
 
 def begin_run(study: Study, local: bool) -> None:
