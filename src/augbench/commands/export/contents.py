@@ -192,6 +192,7 @@ class Contents:
     def pictures(self, split: str) -> Iterator[Picture]:
         """Yield the images of a split: by class, real before added, in the order of split and manifest."""
         real, images = self.splits[split], self._images
+        images.check_unchanged(real.sources, real.stamps)
         files = real_files(images, real.sources)
         rows = [*zip(real.class_ids, real.image_ids, real.sources, strict=True)]
         first = 0
@@ -379,4 +380,4 @@ def _after_replacing(
     ids, classes, sources = (
         [column[place] for place in stays] for column in (real.image_ids, real.class_ids, real.sources)
     )
-    return Split(ids, classes, real.labels[stays], sources), added.take(used)
+    return Split(ids, classes, real.labels[stays], sources, real.stamps_at(stays)), added.take(used)
