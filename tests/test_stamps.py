@@ -132,7 +132,7 @@ def test_a_row_of_a_parquet_file_has_the_stamp_of_the_file(tmp_path: Path) -> No
     os.utime(files[1], ns=(TIME, TIME + 2))
     source = open_source(study.dataset, study.seed)
     with pytest.raises(
-        UserError, match=r"train-1\.parquet: .*002 UTC, but the study's splits recorded .*001 UTC; put"
+        UserError, match=r"train-1\.parquet: .*009 UTC, but the study's splits recorded .*008 UTC; put"
     ):
         source.load_unchanged(split.sources, split.stamps)
     others = [row for row, part in enumerate(parts) if part == 0]
