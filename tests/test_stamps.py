@@ -247,8 +247,10 @@ def test_shards_that_start_from_training_images_name_their_stamps(tmp_path: Path
 
 
 def test_retrieval_that_looks_for_copies_names_the_stamps_of_training_images() -> None:
+    unread: Any = None
+
     def key_of(root: str, stamps: list[Stamp | None] | None) -> Any:
-        real = RealImages("train", "", ["a/0.png"], ["a"], np.ones((1, 2), np.float16), iter, stamps)
+        real = RealImages("train", "", ["a/0.png"], ["a"], np.ones((1, 2), np.float16), unread, stamps)
         method = SimpleNamespace(copies="drop", target_share=0)
         asking: Any = SimpleNamespace(method=method, real=real, job=SimpleNamespace(study=study_of(root)))
         return _Retrieval._compared_with(asking, SimpleNamespace())  # type: ignore[arg-type]
@@ -268,11 +270,11 @@ def test_the_key_of_an_embedded_folder_is_as_before(tmp_path: Path) -> None:
 # --- classifiers ------------------------------------------------------------------------------------
 
 
-def train(study: Study, folder: Path, store: Path) -> bytes:
+def train_in(study: Study, folder: Path, store: Path) -> bytes:
     """Train the baseline of a study in ``folder`` with a shared store; return the weights' file."""
-    paths = [folder / f"{name}.parquet" for name in ("train", "val", "test")]
+    train, val, test, classes = (folder / f"{name}.parquet" for name in ("train", "val", "test", "classes"))
     out = folder / "classifiers/none/0"
-    train_block(study, Store(store, folder), "none", *paths, folder / "classes.parquet", [], [out])
+    train_block(study, Store(store, folder), "none", train, val, test, classes, [], [out])
     return (out / "model.safetensors").read_bytes()
 
 
@@ -283,7 +285,7 @@ def test_other_images_under_the_same_names_train_another_classifier(tmp_path: Pa
         folder = tmp_path / name
         folder.mkdir()
         write_splits(study_of(root), folder)
-        weights = train(study_of(root), folder, store)
+        weights = train_in(study_of(root), folder, store)
         kinds = (store / "classifiers").glob("*.safetensors"), (store / "predictions").glob("*")
         return (weights, *(len([*files]) for files in kinds))  # type: ignore[return-value]
 
@@ -309,7 +311,7 @@ def test_a_file_that_changes_after_the_splits_is_named_before_training(
         "study's folder splits"
     )
     with pytest.raises(UserError, match=expected):
-        train(study_of(data), tmp_path, tmp_path / "store")
+        train_in(study_of(data), tmp_path, tmp_path / "store")
     with pytest.raises(UserError, match=expected):
         images_of(study_of(data), "train", split)([0, 1])
     assert len([*images_of(study_of(data), "train", split)([0, 2])]) == 2, "other images can be read"
