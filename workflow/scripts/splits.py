@@ -5,7 +5,7 @@ from augbench.runtime.job import running
 with running(snakemake) as job:
     from augbench.data.classes import read_class_table
     from augbench.data.sources import open_source
-    from augbench.data.splits import make_splits, write_split
+    from augbench.data.splits import make_splits, stamped, write_split
     from augbench.data.walk import log_left_out
 
     study, wanted = job.study, dict(snakemake.output.items())
@@ -15,4 +15,4 @@ with running(snakemake) as job:
     classes = read_class_table(snakemake.input.classes)
     splits = make_splits(classes, images, study.dataset, study.seed, set(wanted))
     for name, path in wanted.items():
-        write_split(splits[name], path)
+        write_split(stamped(splits[name], source), path)

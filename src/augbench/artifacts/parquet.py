@@ -36,8 +36,8 @@ def whole(path: str | Path, what: str = "") -> Iterator[None]:
         ) from None
 
 
-def read_table(path: str | Path, schema: pa.Schema) -> pa.Table:
-    """Read a table that has exactly the columns and types of ``schema``.
+def read_table(path: str | Path, schema: pa.Schema, *others: pa.Schema) -> pa.Table:
+    """Read a table that has exactly the columns and types of ``schema``, or of one of ``others``.
 
     Raises
     ------
@@ -48,6 +48,7 @@ def read_table(path: str | Path, schema: pa.Schema) -> pa.Table:
         raise UserError(str(path), "missing", "run the rule that makes it first")
     with whole(path):
         table = pq.read_table(path)
-    if table.schema.names != schema.names or table.schema.types != schema.types:
+    found = table.schema.names, table.schema.types
+    if all(found != (allowed.names, allowed.types) for allowed in (schema, *others)):
         raise UserError(str(path), f"columns {table.schema.names}", f"expected {schema.names}; {REMAKE}")
     return table

@@ -129,7 +129,7 @@ class LabelledFeatures(LabelledImages):
     """
 
     def __init__(self, images: LabelledImages, compute_features: Callable[[Compute], np.ndarray]) -> None:
-        super().__init__(images.ids, images.labels, images.load, images.what)
+        super().__init__(images.ids, images.labels, images.load, images.what, images.stamps)
         self._compute = compute_features
         self._features: FeaturePool | None = None
 
@@ -149,7 +149,7 @@ def of_split(frozen: Frozen, images: LabelledImages, origin: Mapping[str, Any]) 
     """Return real images as features; ``origin`` names the data set that their ids belong to."""
 
     def computed(compute: Compute) -> np.ndarray:
-        named = {"images": canonical_hash(images.ids), **origin}
+        named = {"images": canonical_hash(images.key_names), **origin}
         return frozen.keep(lambda: images.load(slice(0, len(images))), len(images), named, compute)
 
     return LabelledFeatures(images, computed)

@@ -21,6 +21,7 @@ from augbench.classifier.crops import at_origin, send
 from augbench.classifier.packed import Packed
 from augbench.classifier.spool import Spool
 from augbench.data.decode import in_order, middle
+from augbench.data.stamps import KeyName, Stamps, names_in_keys
 from augbench.errors import UserError
 from augbench.files import canonical_hash
 from augbench.memory import free_memory
@@ -349,6 +350,8 @@ class LabelledImages:
         Yields the images of a slice, in the order of ``ids``.
     what : str
         Name in progress lines and errors.
+    stamps : sequence of Stamp or None, optional
+        Stamps of the images' files, which make :attr:`key`, too.
     """
 
     def __init__(
@@ -357,9 +360,10 @@ class LabelledImages:
         labels: Sequence[int] | np.ndarray,
         load: Callable[[slice], Iterable[Image.Image]],
         what: str,
+        stamps: Stamps | None = None,
     ) -> None:
         self.ids, self.labels = list(ids), np.asarray(labels, dtype=np.int64)
-        self.load, self.what = load, what
+        self.load, self.what, self.stamps = load, what, stamps
         if len(self.ids) != len(self.labels):
             raise ValueError(f"{len(self.ids)} ids, {len(self.labels)} labels")
         self._pool: ImagePool | None = None
@@ -368,13 +372,18 @@ class LabelledImages:
         return len(self.ids)
 
     @cached_property
+    def key_names(self) -> list[KeyName]:
+        """What names the images in the store's keys."""
+        return names_in_keys(self.ids, self.stamps)
+
+    @cached_property
     def key(self) -> str:
-        """Hash of the ordered ids and labels."""
+        """Hash of the ordered ids, stamps and labels."""
         return self.key_of(np.arange(len(self)))
 
     def key_of(self, rows: np.ndarray) -> str:
-        """Hash of the ids and labels of some images, in this order."""
-        return canonical_hash([[self.ids[row] for row in rows], self.labels[rows].tolist()])
+        """Hash of the ids, stamps and labels of some images, in this order."""
+        return canonical_hash([[self.key_names[row] for row in rows], self.labels[rows].tolist()])
 
     def pool(self, side: int | None, compute: Compute) -> ImagePool:
         """Return the images, decoded at the first call."""

@@ -267,10 +267,15 @@ def open_runs(
         check_labels(split, info, str(path))
         rows = np.flatnonzero(number[split.labels] >= 0)
         ids, where = ([column[row] for row in rows] for column in (split.image_ids, split.sources))
-        split_images = LabelledImages(
-            ids, number[split.labels[rows]], lambda wanted: images.load(where[wanted]), Path(path).stem
+        stamps = split.stamps_at(rows)
+
+        def load(wanted: slice) -> Iterable[Image]:
+            return images.load_unchanged(where[wanted], stamps and stamps[wanted])
+
+        split_images = LabelledImages(ids, number[split.labels[rows]], load, Path(path).stem, stamps)
+        return (
+            split_images if frozen is None else of_split(frozen, split_images, _origin(study, split_images))
         )
-        return split_images if frozen is None else of_split(frozen, split_images, data_set_recipe(study))
 
     test = None if test_path is None else labelled(test_path)
     block = SharedInputs(
@@ -323,8 +328,13 @@ def _added(rows: pa.Table, number: np.ndarray, study_folder: Path, what: str) ->
     )
 
 
+def _origin(study: Study, *parts: LabelledImages) -> Recipe:
+    """Which data set the images of splits belong to (:func:`augbench.plan.recipes.data_set_recipe`)."""
+    return data_set_recipe(study, stamped=all(part.stamps is not None for part in parts))
+
+
 def run_recipe(study: Study, run: TrainingRun) -> dict[str, Any]:
-    """Recipe of a run's weights: config, seed, and ordered ids and labels of all images in training."""
+    """Recipe of a run's weights: config, seed, and ordered ids, stamps and labels of all images in training."""
     block, added = run.block, run.added
     return {
         "classifier": classifier_recipe(study, block.method),
@@ -334,7 +344,7 @@ def run_recipe(study: Study, run: TrainingRun) -> dict[str, Any]:
         "validation": block.validation.key,
         "run": run.number,
         **names_of(block.start, study.classifier.arch),
-        **data_set_recipe(study),
+        **_origin(study, block.real, block.validation),
     }
 
 
@@ -450,7 +460,7 @@ def _scoring(
         "model": model,
         "test": test.key,
         **names_of(block.start, study.classifier.arch),
-        **data_set_recipe(study),
+        **_origin(study, test),
     }
 
     def write(path: Path) -> None:

@@ -311,11 +311,15 @@ class FolderSource(ImageSource):
         """Decode the files in order, a few at a time."""
         from augbench.data.decode import in_order, open_rgb
 
-        return in_order(open_rgb, (self.root / source for source in sources))
+        return in_order(open_rgb, self.files(sources))
+
+    def files(self, sources: Sequence[str]) -> list[Path]:
+        """Each image is a file."""
+        return [self.root / source for source in sources]
 
     def stored(self, sources: Sequence[str]) -> Iterator[StoredFile | None]:
         """Read the files in order."""
-        return (_read_file(self.root / source) for source in sources)
+        return (_read_file(file) for file in self.files(sources))
 
 
 def _read_file(path: Path) -> StoredFile | None:

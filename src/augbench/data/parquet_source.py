@@ -295,6 +295,12 @@ class ParquetSource(ImageSource):
 
         return in_order(opened, zip(sources, self.rows.read(sources), strict=True))
 
+    def files(self, sources: Sequence[str]) -> list[Path]:
+        """Files that hold the rows."""
+        from augbench.data.parquet_images import file_and_row
+
+        return [self.root / file_and_row(source)[0] for source in sources]
+
     def stored(self, sources: Sequence[str]) -> Iterator[StoredFile | None]:
         """Read the images' bytes in order."""
         contents = self.rows.read(sources)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from augbench.data.classes import ClassInfo
+from augbench.data.stamps import Stamps, check_unchanged
 from augbench.data.walk import LeftOut
 
 if TYPE_CHECKING:
@@ -89,6 +90,41 @@ class ImageSource(ABC):
         UserError
             An image is missing or corrupt; the error names its file.
         """
+
+    def files(self, sources: Sequence[str]) -> list[Path] | None:
+        """Return the file that holds each of the images at ``sources``.
+
+        None: nobody can replace an image, because hashes verify what the data set holds.
+        """
+        return None
+
+    def check_unchanged(self, sources: Sequence[str], stamps: Stamps | None) -> None:
+        """Check that the files of images are as the splits recorded them (:mod:`augbench.data.stamps`).
+
+        Parameters
+        ----------
+        stamps : sequence of Stamp or None
+            What the splits recorded; None if they recorded nothing.
+
+        Raises
+        ------
+        UserError
+            A file has changed.
+        """
+        recorded = [
+            (source, stamp)
+            for source, stamp in zip(sources, stamps or [None] * len(sources), strict=True)
+            if stamp is not None
+        ]
+        if recorded:
+            files = self.files([source for source, _ in recorded])
+            assert files is not None
+            check_unchanged(files, [stamp for _, stamp in recorded])
+
+    def load_unchanged(self, sources: Sequence[str], stamps: Stamps | None) -> Iterator[Image]:
+        """Yield images (:meth:`load`) after :meth:`check_unchanged`."""
+        self.check_unchanged(sources, stamps)
+        return self.load(sources)
 
     def stored(self, sources: Sequence[str]) -> Iterator[StoredFile | None] | None:
         """Yield the files of the images at ``sources``, undecoded; None for one that can't be read.

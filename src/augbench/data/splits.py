@@ -3,13 +3,13 @@
 Input: the images of every class as a data source lists them, the fractions of the config, the study's
 seed. Output: manifests ``splits/{train,train2x,full,val,test}.parquet``. A class's split depends only on
 the seed, its id and its list of images. train, val and test are always made, train2x and full only if a
-method needs them.
+method needs them. Manifests of a user's own images also record the stamps of their files.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from augbench.artifacts.parquet import REMAKE, read_table
 from augbench.config.draws import drawn_name
+from augbench.data.stamps import KeyName, Stamp, Stamps, names_in_keys, stamps_of
 from augbench.errors import UserError
 from augbench.files import atomic_path
 from augbench.seeds import derive_seed
@@ -28,12 +29,13 @@ from augbench.seeds import derive_seed
 if TYPE_CHECKING:
     from augbench.config.data import Dataset
     from augbench.data.classes import ClassInfo
-    from augbench.data.source import ClassImages
+    from augbench.data.source import ClassImages, ImageSource
 
 ALWAYS = frozenset({"train", "val", "test"})
 SCHEMA = pa.schema(
     [("image_id", pa.string()), ("class_id", pa.string()), ("label", pa.int32()), ("source", pa.string())]
 )
+STAMPED = pa.schema([*SCHEMA, ("size", pa.int64()), ("mtime_ns", pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -353,15 +355,29 @@ def class_generator(seed: int, class_id: str) -> np.random.Generator:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A manifest: four columns with one entry per image, sorted by (label, image_id)."""
+    """A manifest: columns with one entry per image, sorted by (label, image_id).
+
+    ``stamps`` are those of the images' files when they were split. None: the content of the data set is
+    fixed, or a version before these wrote the manifest.
+    """
 
     image_ids: list[str]
     class_ids: list[str]
     labels: np.ndarray  # int32
     sources: list[str]
+    stamps: Stamps | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    @property
+    def key_names(self) -> list[KeyName]:
+        """What names the images in the store's keys."""
+        return names_in_keys(self.image_ids, self.stamps)
+
+    def stamps_at(self, rows: Iterable[int]) -> Stamps | None:
+        """Stamps of the images in some rows."""
+        return None if self.stamps is None else [self.stamps[row] for row in rows]
 
     def without(self, class_ids: Collection[str]) -> Split:
         """The manifest without the images of some classes."""
@@ -369,7 +385,7 @@ class Split:
         ids, classes, sources = (
             [column[row] for row in rows] for column in (self.image_ids, self.class_ids, self.sources)
         )
-        return Split(ids, classes, self.labels[rows], sources)
+        return Split(ids, classes, self.labels[rows], sources, self.stamps_at(rows))
 
 
 def make_splits(
@@ -445,10 +461,17 @@ def _split(rows: list[tuple[int, str, str, str]]) -> Split:
     return Split(image_ids, class_ids, np.array(labels, dtype=np.int32), sources)
 
 
+def stamped(split: Split, source: ImageSource) -> Split:
+    """The manifest with the stamps of the images' files, unless hashes fix what the data set holds."""
+    files = source.files(split.sources)
+    return split if files is None else replace(split, stamps=stamps_of(files))
+
+
 def write_split(split: Split, path: str | Path) -> None:
     """Write a manifest atomically, with rows sorted by (label, image_id).
 
-    Columns are image_id, class_id, label (int32), source.
+    Columns are image_id, class_id, label (int32), source. With stamps, size (bytes) and mtime_ns
+    (nanoseconds since 1970) follow; they are null for images that are named by the hash of their bytes.
     """
     if len(set(split.image_ids)) != len(split):
         raise ValueError("an image_id appears twice in the split")
@@ -460,9 +483,16 @@ def write_split(split: Split, path: str | Path) -> None:
         split.labels[order],
         [split.sources[i] for i in order],
     ]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    schema, stamps = SCHEMA, split.stamps_at(order)
+    if stamps is not None:
+        schema = STAMPED
+        columns += [
+            [None if stamp is None else stamp.size for stamp in stamps],
+            [None if stamp is None else stamp.mtime_ns for stamp in stamps],
+        ]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), temporary)
+        pq.write_table(pa.Table.from_arrays(arrays, schema=schema), temporary)
 
 
 def read_split(path: str | Path) -> Split:
@@ -471,18 +501,22 @@ def read_split(path: str | Path) -> Split:
     Raises
     ------
     UserError
-        The file is not a complete Parquet file, has other columns than :data:`SCHEMA`, missing values, or
-        an image twice.
+        The file is not a complete Parquet file, has other columns than :data:`SCHEMA` or :data:`STAMPED`,
+        missing values, or an image twice.
     """
-    table = read_table(path, SCHEMA)
-    if any(column.null_count for column in table.columns):
+    table = read_table(path, SCHEMA, STAMPED)
+    if any(table.column(name).null_count for name in SCHEMA.names):
         raise UserError(str(path), "a split with missing values", REMAKE)
     image_ids, class_ids, sources = (
         table.column(name).to_pylist() for name in ("image_id", "class_id", "source")
     )
     if len(set(image_ids)) != len(image_ids):
         raise UserError(str(path), "an image_id appears twice", REMAKE)
-    return Split(image_ids, class_ids, table.column("label").to_numpy(), sources)
+    stamps: list[Stamp | None] | None = None
+    if STAMPED.names == table.schema.names:
+        numbers = zip(table.column("size").to_pylist(), table.column("mtime_ns").to_pylist(), strict=True)
+        stamps = [None if size is None or time is None else Stamp(size, time) for size, time in numbers]
+    return Split(image_ids, class_ids, table.column("label").to_numpy(), sources, stamps)
 
 
 def check_labels(split: Split, classes: Sequence[ClassInfo], where: str = "split") -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from augbench.data.classes import ClassInfo, class_id_of, folder_of, readable_na
 from augbench.data.decode import in_order
 from augbench.data.image_folder import class_folders, first_problems
 from augbench.data.splits import Split, write_split
+from augbench.data.stamps import stamps_of
 from augbench.data.walk import BESIDE, NESTED, LeftOut, Listing, log_left_out, reasons, try_list
 from augbench.errors import UserError, some
 
@@ -91,7 +92,7 @@ def scan_folder(test: FolderTest, key: str, classes: Sequence[ClassInfo]) -> Fol
 
 
 def write_manifest(study: Study, test: str, classes: Sequence[ClassInfo], path: str | Path) -> None:
-    """List the images of a further test set in a folder.
+    """List the images of a further test set in a folder, with the stamps of their files.
 
     Raises
     ------
@@ -102,7 +103,8 @@ def write_manifest(study: Study, test: str, classes: Sequence[ClassInfo], path: 
     assert isinstance(section, FolderTest)
     found = scan_folder(section, f"dataset.further_tests.{test}", classes)
     log_left_out(test, found.left_out)
-    write_split(found.split, path)
+    stamps = stamps_of(Path(section.root) / source for source in found.split.sources)
+    write_split(replace(found.split, stamps=stamps), path)
 
 
 def _below(name: str, listing: Listing) -> Iterator[LeftOut]:

@@ -11,6 +11,7 @@ from augbench.config.study import Study
 from augbench.data.decode import in_order, open_rgb
 from augbench.data.sources import open_source
 from augbench.data.splits import Split
+from augbench.data.stamps import check_unchanged
 from augbench.further.corruptions import corrupt
 from augbench.seeds import derive_seed
 
@@ -23,6 +24,8 @@ Load = Callable[[Sequence[int]], Iterator["Image"]]
 def images_of(study: Study, name: str, split: Split) -> Load:
     """Return a function from positions in a manifest to the images there, as 8-bit RGB, in that order.
 
+    It raises a :class:`UserError` if a file has changed since the manifest recorded it.
+
     Parameters
     ----------
     name : str
@@ -33,11 +36,20 @@ def images_of(study: Study, name: str, split: Split) -> Load:
     test = study.dataset.further_tests.get(name)
     if isinstance(test, FolderTest):
         root = Path(test.root)
-        return lambda places: in_order(open_rgb, (root / split.sources[place] for place in places))
+
+        def own(places: Sequence[int]) -> Iterator[Image]:
+            files = [root / split.sources[place] for place in places]
+            if split.stamps is not None:
+                check_unchanged(
+                    files, [stamp for stamp in split.stamps_at(places) or () if stamp is not None]
+                )
+            return in_order(open_rgb, files)
+
+        return own
     source = open_source(study.dataset, study.seed, study.corpus)
 
     def clean(places: Sequence[int]) -> Iterator[Image]:
-        return source.load([split.sources[place] for place in places])
+        return source.load_unchanged([split.sources[place] for place in places], split.stamps_at(places))
 
     if test is None:
         return clean

@@ -68,9 +68,10 @@ def score_further(
         image can't be decoded.
     """
     images, kept = _labelled(study, test, split_path, read_class_table(classes_path), excluded)
+    further = further_images_recipe(study, test, images.stamps is not None)
     start = read_start(first_weights)
     if (frozen := frozen_network(study, start, store)) is not None:
-        images = of_split(frozen, images, {"further": further_images_recipe(study, test)})
+        images = of_split(frozen, images, {"further": further})
     device = pick_device(study.execution.device)
     compute = compute_of(study.execution, device, store.study / ".work")
     for (method, run), model in track(models.items(), f"score on {test}", "classifier", len(models)):
@@ -79,7 +80,7 @@ def score_further(
             "classes": len(kept),
             "model": sha256_file(model),
             "test": images.key,
-            "further": further_images_recipe(study, test),
+            "further": further,
             **names_of(start, study.classifier.arch),
         }
 
@@ -110,4 +111,4 @@ def _labelled(
     load = images_of(study, test, split)
     numbers = np.searchsorted(kept, split.labels)
     ids = split.image_ids
-    return LabelledImages(ids, numbers, lambda rows: load(range(len(ids))[rows]), test), kept
+    return LabelledImages(ids, numbers, lambda rows: load(range(len(ids))[rows]), test, split.stamps), kept

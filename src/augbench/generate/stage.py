@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from augbench.data.splits import Split
+    from augbench.data.stamps import KeyName
     from augbench.generate.pipelines import PipelineSampler
     from augbench.plan.paths import Plan
     from augbench.runtime.job import Job
@@ -150,12 +152,16 @@ def generate(
     """
     model = read_json(model_path)
     prompts = read_prompts(prompts_path)
+    from_training_images = job.study.methods[method].from_training_images
+    origin, starts = _starts(job, train_path) if from_training_images else ({}, {})
     work = {
         name: _shards(
             job=job,
             method=method,
             model=model["id"],
             prompts=prompts,
+            origin=origin,
+            starts=starts,
             targets=paths,
             learned=learned[name] if learned else None,
         )
@@ -213,6 +219,8 @@ def _shards(
     method: str,
     model: str,
     prompts: Mapping[tuple[str, int], list[dict[str, Any]]],
+    origin: Recipe,
+    starts: Mapping[str, KeyName],
     targets: Sequence[str],
     learned: LearnedFiles | None,
 ) -> list[_Shard]:
@@ -223,14 +231,23 @@ def _shards(
         class_id, part = Path(target).parts[-2], int(Path(target).stem)
         # a class that is left out may have no image to start from, and then has none
         rows = prompts.get((class_id, part), []) if row.start_pool is not None else prompts[class_id, part]
-        named = ("label", "index", "prompt", "source", *(["origin"] if row.start_pool is not None else []))
-        said = canonical_hash([[r[name] for name in named] for r in rows])
+        further = ["origin"] if row.start_pool is not None else []
+        said = [
+            [
+                r["label"],
+                r["index"],
+                r["prompt"],
+                starts.get(r["source"], r["source"]),
+                *(r[name] for name in further),
+            ]
+            for r in rows
+        ]
         key = {
             **recipe,
-            **(data_set_recipe(job.study) if row.from_training_images else {}),
+            **origin,
             "model": model if unet is None else f"{model}+{unet}",
             "class_id": class_id,
-            "rows": said,
+            "rows": canonical_hash(said),
         }
         if learned is not None:
             vectors = learned.read([class_id], job.study.personalised[method].clusters)
@@ -239,6 +256,15 @@ def _shards(
                 key["model"], key["learned"] = f"{model}+{hashed(adapter)}", hashed(adapter)
         shards.append(_Shard(target, key, rows))
     return shards
+
+
+def _starts(job: Job, train_path: str) -> tuple[Recipe, dict[str, KeyName]]:
+    """What names training images in keys, if sampling starts from them: their data set, and a name by id."""
+    from augbench.data.splits import read_split
+
+    split = read_split(train_path)
+    names = dict(zip(split.image_ids, split.key_names, strict=True))
+    return data_set_recipe(job.study, split.stamps is not None), names
 
 
 def _bytes_hash(vector: np.ndarray) -> str:
@@ -430,19 +456,20 @@ class _Maker:
         )
 
     @cached_property
-    def _places(self) -> dict[str, str]:
-        """Locations of the training split's images, by image id."""
+    def _train(self) -> tuple[Split, dict[str, int]]:
+        """The training split, and the row of each image by its id."""
         from augbench.data.splits import read_split
 
         split = read_split(self.train_path)
-        return dict(zip(split.image_ids, split.sources, strict=True))
+        return split, {image_id: row for row, image_id in enumerate(split.image_ids)}
 
     def _training_images(self, image_ids: Sequence[str]) -> list[Image.Image]:
         from augbench.data.sources import open_source
 
         source = open_source(self.job.study.dataset, self.job.study.seed, self.job.study.corpus)
-        distinct = dict.fromkeys(image_ids)
-        images = source.load([self._places[image_id] for image_id in distinct])
+        distinct, (split, places) = dict.fromkeys(image_ids), self._train
+        rows = [places[image_id] for image_id in distinct]
+        images = source.load_unchanged([split.sources[row] for row in rows], split.stamps_at(rows))
         loaded = dict(zip(distinct, images, strict=True))
         return [loaded[image_id] for image_id in image_ids]
 

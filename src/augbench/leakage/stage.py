@@ -23,6 +23,7 @@ from augbench.artifacts.parquet import REMAKE
 from augbench.artifacts.pool import load_images, read_index
 from augbench.config.stages import Leakage
 from augbench.data.splits import Split, read_split
+from augbench.data.stamps import KeyName, Stamps, names_in_keys
 from augbench.errors import UserError
 from augbench.files import atomic_path, canonical_hash, is_array, read_json, sha256_file, write_json
 from augbench.further.images import images_of
@@ -89,8 +90,8 @@ def embed_splits(
             with out.open("wb") as stream:
                 np.save(stream, embedder.embed(images))
 
-        further = name in study.dataset.further_tests
-        origin = further_images_recipe(study, name) if further else images_origin(study)
+        further, stamped = name in study.dataset.further_tests, split.stamps is not None
+        origin = further_images_recipe(study, name, stamped) if further else images_origin(study, stamped)
         recipe = embedder.recipe(split=sha256_file(path), dataset=origin)
         job.store.provide("leakage", recipe, outs[name], write, is_array)
 
@@ -208,7 +209,7 @@ def guard(
 
 @dataclass(frozen=True)
 class RealImages:
-    """Real images of a split: ids, classes, embeddings ``(N, D)``, and a loader by position."""
+    """Real images of a split: ids, classes, embeddings ``(N, D)``, a loader by position, and stamps if known."""
 
     split: str
     where: str
@@ -216,6 +217,12 @@ class RealImages:
     class_ids: list[str]
     embeddings: np.ndarray
     load: Load
+    stamps: Stamps | None = None
+
+    @property
+    def key_names(self) -> list[KeyName]:
+        """What names the images in the store's keys."""
+        return names_in_keys(self.image_ids, self.stamps)
 
     @classmethod
     def open(
@@ -250,6 +257,7 @@ class RealImages:
             split.class_ids,
             embeddings[scored],
             images_of(study, name, split),
+            split.stamps,
         )
 
 

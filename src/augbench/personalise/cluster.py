@@ -122,7 +122,7 @@ def cluster_class(
 
 
 def _recipe(study: Study, clusters: int, network: str, splits: Sequence[Split]) -> Recipe:
-    images = canonical_hash([[split.image_ids, split.class_ids] for split in splits])
+    images = canonical_hash([[split.key_names, split.class_ids] for split in splits])
     return {
         "version": 1,
         "seed": study.seed,
@@ -130,7 +130,7 @@ def _recipe(study: Study, clusters: int, network: str, splits: Sequence[Split]) 
         "features": study.finetune.features,
         "network": network,
         "images": images,
-        **data_set_recipe(study),
+        **data_set_recipe(study, stamped=all(split.stamps is not None for split in splits)),
     }
 
 
@@ -191,9 +191,8 @@ def cluster_images(
             images = sum(map(len, splits.values()))
             progress = Progress(f"features ({study.finetune.features})", images, "image")
             for name, split in splits.items():
-                computed[name] = compute_features(
-                    features, source.load(split.sources), study.execution.batch_size, progress
-                )
+                loaded = source.load_unchanged(split.sources, split.stamps)
+                computed[name] = compute_features(features, loaded, study.execution.batch_size, progress)
         pq.write_table(_cluster_table(splits, computed, k, study.seed), path)
 
     for k, out in zip(ks, outs, strict=True):

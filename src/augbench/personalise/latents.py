@@ -60,11 +60,11 @@ class Encoding:
     def recipe(self, images: ImageSet, mirror: bool) -> Recipe:
         """Recipe of the latents of some images of one class."""
         return {
-            **latents_recipe(self.study),
+            **latents_recipe(self.study, images.stamps is not None),
             "resolution": side_of(self.study.diffusion),
             "vae": self.vae,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "images": canonical_hash(list(images.image_ids)),
+            "images": canonical_hash(images.key_names),
             "mirror": mirror,
         }
 
@@ -74,7 +74,7 @@ class Encoding:
         """Yield the latent moments of some images, batch by batch."""
         return encode_moments(
             vae,
-            images=self.source.load(images.sources),
+            images=self.source.load_unchanged(images.sources, images.stamps),
             resolution=side_of(self.study.diffusion),
             mirror=mirror,
             limit=limit,

@@ -21,6 +21,7 @@ from augbench.artifacts.pool import load_images, read_index
 from augbench.config.methods import PersonaliseMethod
 from augbench.data.source import ClassImages, ImageSource
 from augbench.data.splits import Split, read_split, write_split
+from augbench.data.stamps import Stamp
 from augbench.errors import UserError, some
 from augbench.resample import check_same_labels
 
@@ -59,11 +60,14 @@ def write_learned_images(
     """
     train = read_split(train_path)
     labels = dict(zip(train.class_ids, train.labels.tolist(), strict=True))
-    entries: dict[str, dict[str, str]] = {class_id: {} for class_id in labels}  # sources by image_id
+    # by class and image_id: source, and the stamp of a training image's file
+    entries: dict[str, dict[str, tuple[str, Stamp | None]]] = {class_id: {} for class_id in labels}
     taught = set(labels) if row.learns_from_training_images else set(excluded)
-    for image_id, class_id, source in zip(train.image_ids, train.class_ids, train.sources, strict=True):
+    stamps = train.stamps or [None] * len(train)
+    images = zip(train.image_ids, train.class_ids, train.sources, stamps, strict=True)
+    for image_id, class_id, source, stamp in images:
         if class_id in taught:
-            entries[class_id][image_id] = source
+            entries[class_id][image_id] = (source, stamp)
     for pool, path in sets.items():
         added = read_index(path)
         check_same_labels(added, labels, str(path))
@@ -76,13 +80,13 @@ def write_learned_images(
             )
         for image in added.to_pylist():
             image_id = f"{image['class_id']}/{image['sha256']}"
-            entries[image["class_id"]].setdefault(image_id, added_source(image))
+            entries[image["class_id"]].setdefault(image_id, (added_source(image), None))
     rows = [
-        (image_id, class_id, source)
-        for class_id, images in entries.items()
-        for image_id, source in images.items()
+        (image_id, class_id, source, stamp)
+        for class_id, those in entries.items()
+        for image_id, (source, stamp) in those.items()
     ]
-    ids, class_ids, sources = zip(*rows, strict=True)
+    ids, class_ids, sources, known = zip(*rows, strict=True)
     counts = counts_by_row(sources)
     logger.info("%s learns from images of: %s", name, ", ".join(f"{row} {n}" for row, n in counts.items()))
     write_split(
@@ -91,6 +95,7 @@ def write_learned_images(
             list(class_ids),
             np.array([labels[class_id] for class_id in class_ids], dtype=np.int32),
             list(sources),
+            None if train.stamps is None else known,
         ),
         out,
     )
@@ -109,6 +114,10 @@ class WithAddedImages(ImageSource):
     def scan(self) -> list[ClassImages]:
         """Images of the data set."""
         return self.source.scan()
+
+    def files(self, sources: Sequence[str]) -> list[Path] | None:
+        """Files of images of the data set."""
+        return self.source.files(sources)
 
     def load(self, sources: Sequence[str]) -> Iterator[Image.Image]:
         """Yield training images and added images, in the order of ``sources``.

@@ -75,7 +75,7 @@ def _task_recipe(task: ClassTask, method: PersonaliseMethod, seed: int) -> Recip
         start = {"start": start_word(task)} if method.learns_words else {}
         texts = {**start, "prompts": canonical_hash(filled)}
     images = {
-        name: canonical_hash([part.image_ids, part.clusters])
+        name: canonical_hash([part.key_names, part.clusters])
         for name, part in (("train", task.train), ("validation", task.validation))
     }
     return {"class_id": task.info.class_id, **texts, **images}
@@ -95,9 +95,10 @@ def group_recipes(
     If classes share what trains (the U-Net, one adapter), they are one group. Otherwise each is its own.
     """
     method, known = job.study.personalised[name], job.study.generator_of(name).other is None
+    stamped = all(part.stamps is not None for task in tasks for part in (task.train, task.validation))
     base = {
         **finetune_recipe(job.study, name, factor),
-        **data_set_recipe(job.study),
+        **data_set_recipe(job.study, stamped),
         "model": _model_hash(diffusion_path, MODEL_PARTS if known else ("",)),
     }
     each = {task.info.class_id: _task_recipe(task, method, job.study.seed_of(name)) for task in tasks}

@@ -19,6 +19,7 @@ from augbench.config.study import Study
 from augbench.data.classes import ClassInfo, read_class_table
 from augbench.data.source import ImageList
 from augbench.data.splits import Split, check_labels, read_split
+from augbench.data.stamps import KeyName, Stamps, names_in_keys
 from augbench.errors import UserError
 from augbench.prompts.stage import prompt_for
 from augbench.resample import needed_by_class
@@ -29,9 +30,15 @@ DEFAULT_RATES = {"conditioning": (1e-3, 1), "pseudoword": (5e-3, 4), "lora": (1e
 
 @dataclass(frozen=True)
 class ImageSet(ImageList):
-    """Images of one class in one split, with the cluster of each."""
+    """Images of one class in one split, with the cluster of each, and the stamps of their files if known."""
 
     clusters: Sequence[int]
+    stamps: Stamps | None = None
+
+    @property
+    def key_names(self) -> list[KeyName]:
+        """What names the images in the store's keys."""
+        return names_in_keys(self.image_ids, self.stamps)
 
 
 @dataclass(frozen=True)
@@ -53,13 +60,20 @@ def _image_sets(
     split: Split, clusters: Mapping[str, int] | None, class_ids: Collection[str]
 ) -> dict[str, ImageSet]:
     """Images of a split by class, for some classes; without ``clusters``, all are in cluster 0."""
-    rows: dict[str, list[tuple[str, str, int]]] = {}
-    for image_id, class_id, source in zip(split.image_ids, split.class_ids, split.sources, strict=True):
+    rows: dict[str, list[int]] = {}
+    for row, class_id in enumerate(split.class_ids):
         if class_id in class_ids:
-            rows.setdefault(class_id, []).append(
-                (image_id, source, 0 if clusters is None else clusters[image_id])
-            )
-    return {class_id: ImageSet(*zip(*entries, strict=True)) for class_id, entries in rows.items()}
+            rows.setdefault(class_id, []).append(row)
+    sets = {}
+    for class_id, members in rows.items():
+        image_ids = tuple(split.image_ids[row] for row in members)
+        sets[class_id] = ImageSet(
+            image_ids,
+            tuple(split.sources[row] for row in members),
+            tuple(0 if clusters is None else clusters[image_id] for image_id in image_ids),
+            split.stamps_at(members),
+        )
+    return sets
 
 
 def class_tasks(

@@ -21,19 +21,26 @@ from augbench.config.study import Study
 Recipe = dict[str, Any]
 
 
-def images_origin(study: Study) -> Recipe:
-    """Where the data set's images come from: its kind, its folder, and the column of Parquet files."""
-    return study.dataset.model_dump(mode="json", include={"kind", "root", "image_column"})
+def images_origin(study: Study, stamped: bool = False) -> Recipe:
+    """Where the data set's images come from: its kind, its folder, and the column of Parquet files.
 
-
-def data_set_recipe(study: Study) -> Recipe:
-    """Which data set images belong to, for keys that name images by their ids.
-
-    A published data set's ids are unique. Those of a folder are paths in it, so the folder belongs to the
-    key, and the column of Parquet files, which may have several with images.
+    Parameters
+    ----------
+    stamped : bool
+        Whether the key names images with the stamps of their files (:mod:`augbench.data.stamps`), which
+        stand for the folder.
     """
-    origin = images_origin(study)
-    return {"dataset": origin} if "root" in origin else {}
+    origin = study.dataset.model_dump(mode="json", include={"kind", "root", "image_column"})
+    return {key: value for key, value in origin.items() if key != "root" or not stamped}
+
+
+def data_set_recipe(study: Study, stamped: bool = False) -> Recipe:
+    """Which data set images belong to, for keys that name images by their ids; ``stamped`` as above.
+
+    A published data set's ids are unique. Those of a folder are paths in it, so the folder or the stamps
+    belong to the key, and the column of Parquet files, which may have several with images.
+    """
+    return {"dataset": images_origin(study, stamped)} if "root" in images_origin(study) else {}
 
 
 def dataset_recipe(study: Study) -> Recipe:
@@ -72,12 +79,13 @@ def further_split_recipe(study: Study, test: str) -> Recipe:
     return {"version": 1, "test": study.dataset.further_tests[test].model_dump(mode="json")}
 
 
-def further_images_recipe(study: Study, test: str) -> Recipe:
-    """Recipe of the images of a further test set, without their ids."""
-    section = study.dataset.further_tests[test].model_dump(mode="json", exclude={"folders", "classes"})
+def further_images_recipe(study: Study, test: str, stamped: bool = False) -> Recipe:
+    """Recipe of the images of a further test set, without their ids; ``stamped`` as in :func:`images_origin`."""
+    left_out = {"folders", "classes", *(["root"] if stamped else [])}
+    section = study.dataset.further_tests[test].model_dump(mode="json", exclude=left_out)
     if section["kind"] == "folder":
         return {"version": 1, "test": section}
-    return {"version": 1, "test": section, "seed": study.seed, **data_set_recipe(study)}
+    return {"version": 1, "test": section, "seed": study.seed, **data_set_recipe(study, stamped)}
 
 
 def further_leakage_recipe(study: Study, test: str) -> Recipe:
@@ -297,9 +305,12 @@ def finetune_recipe(study: Study, name: str, factor: float) -> Recipe:
     }
 
 
-def latents_recipe(study: Study) -> Recipe:
-    """Recipe of the latents of a class's images, without these images, the VAE and its precision."""
-    return {"version": 1, "resolution": study.diffusion.side, **data_set_recipe(study)}
+def latents_recipe(study: Study, stamped: bool = False) -> Recipe:
+    """Recipe of the latents of a class's images, without these images, the VAE and its precision.
+
+    ``stamped`` is as in :func:`images_origin`.
+    """
+    return {"version": 1, "resolution": study.diffusion.side, **data_set_recipe(study, stamped)}
 
 
 def choose_lr_recipe(study: Study, name: str) -> Recipe:

@@ -26,6 +26,7 @@ from augbench.batches import in_batches
 from augbench.config.corpus import ImageCorpus, MiniatureCorpus, OwnCorpus, ParquetCorpus
 from augbench.data.decode import Decoded, in_order, try_decode
 from augbench.data.parquet_images import Encoded, ImageRows, is_text, list_corpus_rows, row_name
+from augbench.data.stamps import names_in_keys, stamp_of, stamps_of
 from augbench.data.walk import LeftOut, list_corpus, log_left_out, printable
 from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, sha256_file, write_json
@@ -134,9 +135,8 @@ def _folder_part(root: Path, names: Sequence[str]) -> _Part:
         return _content(decoded, ({"id": name, "url": name} for name in names), FOLDER_METADATA)
 
     def identify() -> Recipe:
-        stats = [(root / name).stat() for name in names]
-        files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
-        return {"files": canonical_hash(files)}
+        stamps = stamps_of(root / name for name in names)
+        return {"files": canonical_hash(names_in_keys(names, stamps))}
 
     return _Part(identify, len(names), read)
 
@@ -162,8 +162,7 @@ def _parquet_part(images: ImageRows, corpus: ParquetCorpus, file: str, places: S
         )
 
     def identify() -> Recipe:
-        stat = (images.root / file).stat()
-        content = [file, stat.st_size, stat.st_mtime_ns, places[0], places[-1], corpus.image_column]
+        content = [file, *stamp_of(images.root / file), places[0], places[-1], corpus.image_column]
         texts = [corpus.caption_column, corpus.url_column]
         return {"rows": canonical_hash([*content, *texts])}
 

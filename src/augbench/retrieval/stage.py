@@ -120,8 +120,9 @@ class _Retrieval:
         """Training images that decide which images are kept, or are named in the ledger."""
         found: Recipe = {}
         if self.method.copies is not None and self.real is not None:
-            ids = canonical_hash([self.real.image_ids, _digest(self.real.embeddings)])
-            found |= {"training_images": ids, **data_set_recipe(self.job.study)}
+            images = canonical_hash([self.real.key_names, _digest(self.real.embeddings)])
+            stamped = self.real.stamps is not None
+            found |= {"training_images": images, **data_set_recipe(self.job.study, stamped)}
         if self.method.target_share:
             found["target"] = _digest(self.target(hunt.class_id))
         return found

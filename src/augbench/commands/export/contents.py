@@ -203,6 +203,7 @@ class Contents:
             for kind, of_class in ((REAL, counts), (ADDED, added_counts)):
                 skipped[info.class_id, kind] = min(left, of_class[info.class_id])
                 left -= skipped[info.class_id, kind]
+        self._images.check_unchanged(real.sources, real.stamps)
         begin = sum(number for (_, kind), number in skipped.items() if kind == REAL)
         sources = real.sources[begin:]
         rows = zip(real.image_ids[begin:], sources, real_files(self._images, sources), strict=True)
@@ -391,4 +392,4 @@ def _after_replacing(
     ids, classes, sources = (
         [column[place] for place in stays] for column in (real.image_ids, real.class_ids, real.sources)
     )
-    return Split(ids, classes, real.labels[stays], sources), added.take(used)
+    return Split(ids, classes, real.labels[stays], sources, real.stamps_at(stays)), added.take(used)

@@ -126,9 +126,8 @@ class Diagnosis:
         split = read_split(path)
         check_labels(split, self.classes, str(path))
         chosen = self._chosen(split.labels)
-        return len(split), self.eyes.look(
-            source.load([split.sources[i] for i in chosen]), split.labels[chosen], what
-        )
+        images = source.load_unchanged([split.sources[i] for i in chosen], split.stamps_at(chosen))
+        return len(split), self.eyes.look(images, split.labels[chosen], what)
 
     def added(self, index: pa.Table, where: str, what: str) -> Seen:
         """The results for the examined images of a pool."""
