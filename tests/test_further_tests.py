@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ from augbench.commands.plan.estimate import estimate_study
 from augbench.config.data import FolderTest
 from augbench.config.study import Study, merge, parse_study
 from augbench.data import fashion_mnist
-from augbench.data.classes import ClassInfo, load_class_table, write_class_table
+from augbench.data.classes import SHIPPED_TABLES, ClassInfo, load_class_table, write_class_table
 from augbench.data.splits import Split
 from augbench.errors import UserError
 from augbench.further.corruptions import SEVERITIES, corrupt
@@ -82,14 +82,46 @@ def test_a_set_may_have_a_subset_of_the_classes_in_folders_by_wnid(tmp_path: Pat
     }
 
 
-def test_folders_may_be_numbers_of_labels_as_in_imagenet_v2(tmp_path: Path) -> None:
+def test_folders_may_be_places_in_the_studys_class_table(tmp_path: Path) -> None:
     for name in ("3", "0", "02"):
         write_images(tmp_path / name, ("x.png",))
-    assert labels_in(folder_of(tmp_path, folders="label_numbers")) == {
+    assert labels_in(folder_of(tmp_path, folders="label_numbers", numbers_of="study")) == {
         "0/x.png": 0,
         "02/x.png": 2,
         "3/x.png": 3,
     }
+
+
+def test_imagenet_v2s_numbers_are_places_among_all_1000_classes_in_a_study_of_four(tmp_path: Path) -> None:
+    """Places in torchvision's order: tench 0, crane (bird) 134, crane (machine) 517, pizza 963."""
+    for name in ("0", "1", "2", "3", "134", "517", "963", "999"):
+        write_images(tmp_path / name, ("x.png",))
+    test = folder_of(tmp_path, folders="label_numbers", numbers_of="imagenet")
+    assert labels_in(test) == {"0/x.png": 0, "134/x.png": 1, "517/x.png": 2, "963/x.png": 3}
+    left_out = {one.name: one.reason for one in scan_folder(test, KEY, BIRDS).left_out}
+    assert left_out == dict.fromkeys(("1", "2", "3", "999"), "no class of the study")
+
+
+def test_a_set_of_more_classes_than_the_study_has_is_used_as_it_is(tmp_path: Path) -> None:
+    for name in ("n01440764", "n07873807", "n01443537", "n12998815"):
+        write_images(tmp_path / name, ("x.png",))
+    found = scan_folder(folder_of(tmp_path), KEY, BIRDS)
+    assert found.split.labels.tolist() == [0, 3]
+    assert sorted(one.name for one in found.left_out) == ["n01443537", "n12998815"]
+
+
+def test_with_classes_no_other_folder_is_looked_at(tmp_path: Path) -> None:
+    for name in ("Crane", "tench", "pizza", "no_class"):
+        write_images(tmp_path / name, ("x.png",))
+    (tmp_path / "empty").mkdir()
+    test = folder_of(tmp_path, folders="class_names", classes=("n01440764", "n07873807"))
+    assert labels_in(test) == {"tench/x.png": 0, "pizza/x.png": 3}
+    assert {one.name for one in scan_folder(test, KEY, BIRDS).left_out} == {"Crane", "empty", "no_class"}
+
+
+def test_tables_that_numbers_may_be_of_are_the_shipped_ones() -> None:
+    allowed = get_args(get_args(FolderTest.model_fields["numbers_of"].annotation)[0])
+    assert sorted(allowed) == sorted(["study", *SHIPPED_TABLES])
 
 
 def test_folders_may_have_a_classs_names(tmp_path: Path) -> None:
@@ -109,14 +141,19 @@ def test_listed_classes_alone_are_scored(tmp_path: Path) -> None:
 
 BAD: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
     "unknown": (
-        ("n01440764", "n07873807", "cat"),
+        ("n01440764", "pizza", "cat"),
         {},
-        r"art\.root: .* 1 folders that are no class .*: cat; .*n0",
+        r"art\.root: .* 1 folder\(s\) of classes of the study, and 2 others: cat, pizza; at least 2 .* class_ids, here n0",
     ),
     "number": (
-        ("0", "4"),
-        {"folders": "label_numbers"},
-        r"art\.root: .* no class of the study: 4; .* from 0 to 3",
+        ("0", "1", "4"),
+        {"folders": "label_numbers", "numbers_of": "study"},
+        r"art\.root: .* 1 folders that are no number: 4; allowed: numbers from 0 to 3 of numbers_of: study",
+    ),
+    "number of ImageNet": (
+        ("0", "134", "1000", "cat"),
+        {"folders": "label_numbers", "numbers_of": "imagenet"},
+        r"2 folders that are no number: 1000, cat; allowed: numbers from 0 to 999 of numbers_of: imagenet",
     ),
     "ambiguous": (
         ("crane", "tench", "pizza"),
@@ -125,7 +162,7 @@ BAD: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
     ),
     "twice": (
         ("0", "00", "1"),
-        {"folders": "label_numbers"},
+        {"folders": "label_numbers", "numbers_of": "study"},
         r"two folders of one class: '0' and '00'; allowed",
     ),
     "missing": (
@@ -138,7 +175,7 @@ BAD: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
         {"classes": ("n1", "n01440764", "n02012849")},
         r"art\.classes: n1; al",
     ),
-    "one class": (("n01440764",), {}, r"art\.root: .* has 1 folder\(s\) of classes; at least 2"),
+    "one class": (("n01440764",), {}, r"art\.root: .* has 1 folder\(s\) of classes of the study; at least 2"),
 }
 
 
@@ -356,6 +393,16 @@ def test_the_estimate_counts_scoring_jobs(monkeypatch: pytest.MonkeyPatch, tmp_p
             "art",
             {"kind": "corrupted", "corruption": "contrast", "severity": 6},
             "further_tests.art.severity: 6; allowed",
+        ),
+        (
+            "v2",
+            {"kind": "folder", "root": "v2", "folders": "label_numbers"},
+            "further_tests.v2: {'kind': 'folder', 'root': 'v2', 'folders': 'label_numbers'}; numbers_of: needed",
+        ),
+        (
+            "v2",
+            {"kind": "folder", "root": "v2", "numbers_of": "imagenet"},
+            "further_tests.v2.numbers_of: 'imagenet'; goes with folders: label_numbers",
         ),
     ],
 )

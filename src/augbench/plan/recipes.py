@@ -74,7 +74,9 @@ def further_split_recipe(study: Study, test: str) -> Recipe:
 
 def further_images_recipe(study: Study, test: str) -> Recipe:
     """Recipe of the images of a further test set, without their ids."""
-    section = study.dataset.further_tests[test].model_dump(mode="json", exclude={"folders", "classes"})
+    section = study.dataset.further_tests[test].model_dump(
+        mode="json", exclude={"folders", "numbers_of", "classes"}
+    )
     if section["kind"] == "folder":
         return {"version": 1, "test": section}
     return {"version": 1, "test": section, "seed": study.seed, **data_set_recipe(study)}
