@@ -34,7 +34,7 @@ from augbench.classifier.history import History, read_history
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.launch import in_processes
 from augbench.classifier.networks import build, build_head
-from augbench.classifier.replacing import replace_real
+from augbench.classifier.replacing import replace_in_run
 from augbench.classifier.score import has_rows, score_test, top1, write_predictions
 from augbench.classifier.start import Start, names_of, read_start
 from augbench.classifier.stored import commit_run, is_trained
@@ -288,14 +288,10 @@ def open_runs(
             if left := sorted(set(rows.column("class_id").to_pylist()) & set(sources.excluded)):
                 raise UserError(str(manifest), f"images of class {left[0]!r}, which is left out", REMAKE)
             if use.replace:
-                stays, used = replace_real(
-                    block.real.labels,
-                    number[rows.column("label").to_numpy()],
-                    use.replace,
-                    class_ids=[info[label].class_id for label in kept],
-                    run=int(folder.name),
-                    study_seed=study.seed_of(sources.method),
-                    ranked=study.augmented[sources.method].ranked,
+                class_ids = [info[label].class_id for label in kept]
+                given = number[rows.column("label").to_numpy()]
+                stays, used = replace_in_run(
+                    study, sources.method, int(folder.name), block.real.labels, given, class_ids
                 )
                 rows = rows.take(used)
             added = _added(rows, number, store.study, f"{sources.method}, set {folder.name}")

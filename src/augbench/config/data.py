@@ -218,8 +218,11 @@ class _Splits(Section):
 
     @property
     def may_be_unbalanced(self) -> bool:
-        """Whether classes may differ in their training images, as far as the config alone can tell."""
-        return self.imbalance is not None or self.shots is None
+        """Whether classes may differ in their training or test images, as far as the config alone can tell.
+
+        With ``shots``, test images may differ: what the data set gives, or half of each class.
+        """
+        return True
 
     @model_validator(mode="after")
     def _fractions_fit(self) -> _Splits:
@@ -261,7 +264,7 @@ class FashionMnist(_Splits):
 
     @property
     def may_be_unbalanced(self) -> bool:
-        """Whether classes may differ in their training images: only in a long tail, for all have 6000."""
+        """Only in a long tail, for all classes have 6000 training and 1000 test images."""
         return self.imbalance is not None
 
 

@@ -461,7 +461,14 @@ def statistics_recipe(study: Study) -> Recipe:
 def class_groups_recipe(study: Study) -> Recipe:
     """Recipe of the sizes of the classes, and of macro, head, middle and tail accuracy."""
     labels = {name: study.label(name) for name in study.methods}
-    return {"version": 1, "seed": study.seed, **_decisions(study), "labels": labels}
+    replaced = {name: row.use.replace for name, row in study.methods.items() if row.use.replace}
+    return {
+        "version": 1,
+        "seed": study.seed,
+        **_decisions(study),
+        "labels": labels,
+        **({"replaced": replaced} if replaced else {}),
+    }
 
 
 def per_class_recipe() -> Recipe:

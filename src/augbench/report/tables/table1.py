@@ -324,9 +324,10 @@ def _notes(
     notes += composition_notes(study)
     notes += choice_notes(study, choices)
     if study.dataset.imbalance is not None:
+        lost = " and the ratio without the classes that are left out" if excluded else ""
         notes.append(
             "The classes form a long tail: images per class are means over classes. class_sizes.md has every"
-            " class, class_groups.md macro accuracy and that of frequent and rare classes."
+            f" class{lost}, class_groups.md macro accuracy and that of frequent and rare classes."
         )
     if any(row.overlap is not None for row in rows):
         notes.append(
