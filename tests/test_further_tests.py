@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -42,6 +43,7 @@ from augbench.report.figures.further_tests import write_figures
 from augbench.report.render import render_csv
 from augbench.report.tables.further_tests import (
     ORDINARY,
+    near_duplicates,
     read_rows,
     write_further_tests,
 )
@@ -526,6 +528,34 @@ def test_the_table_has_the_accuracy_and_the_gain_on_each_set_beside_the_ordinary
     assert header == "| Method | n | test (%) | Difference | art (%) | Difference |"
     assert none.startswith("| none | 2 | 62.5 ") and none.endswith(" | - |")
     assert "| 87.5 " in retrieval and "| +25.0 " in retrieval and "| +50.0 " in retrieval
+
+
+def test_near_duplicates_of_a_mixture_are_those_of_all_its_pools_and_of_a_choice_those_of_the_chosen_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = copy.deepcopy(SMALL_STUDY)
+    study["dataset"]["further_tests"] = {"art": TESTS["art"]}
+    kept = {name: study["methods"][name] for name in ("none", "clip_prompts", "retrieval")}
+    mixed = {"mechanism": "draw", "pools": {"clip_prompts": 0.5, "retrieval": 0.5}}
+    best = {"mechanism": "choose", "among": ["clip_prompts", "retrieval"]}
+    study["methods"] = {**kept, "mixed": mixed, "best": best}
+    plan = Plan(parse_study(study), ())
+    leaks = plan.further_leaks("art")
+    found = {"clip_prompts": [(0, "x"), (1, "x")], "retrieval": [(0, "x"), (0, "y"), (1, "z")]}
+    for row, pairs in found.items():
+        table = [
+            {**dict.fromkeys(LEAKS.names), "method": row, "class_id": "a", "index": i, "split": "art",
+             "image_id": image}
+            for i, image in pairs
+        ]  # fmt: skip
+        Path(leaks[row]).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(table, schema=LEAKS), leaks[row])
+    Path(plan.selected("best")).parent.mkdir(parents=True)
+    Path(plan.selected("best")).write_text(json.dumps({"selected": "retrieval"}))
+    near = near_duplicates(plan, "art", leaks)
+    assert near == {"clip_prompts": (2, 1), "retrieval": (2, 3), "mixed": (4, 3), "best": (2, 3)}
+    assert near_duplicates(plan, "art", {}) == {}
 
 
 def test_runs_of_a_draw_are_averaged_on_further_sets_too(scored: Plan) -> None:
