@@ -318,6 +318,35 @@ def test_finished_classifiers_are_scored_once_and_nothing_else_is_made(
         score_further(study, open_store(study), *args)
 
 
+def test_accuracy_on_a_tree_with_absent_classes_is_right_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    """Logits of four images; the best of all is often class 1 or 2, which the tree lacks, of a study of four."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("n01440764", "n07873807", "n01443537"):  # labels 0 and 3, and no class of the study
+        write_images(tmp_path / "art" / name, numbered(2))
+    study = merge(SMALL_STUDY, {"dataset": {"further_tests": {"art": {"kind": "folder", "root": "art"}}}})
+    study = parse_study(study).unfolded
+    plan = Plan(study, ())
+    write_manifest(study, "art", BIRDS, plan.further_split("art"))
+    write_class_table(BIRDS, plan.classes)
+    logits = torch.tensor(
+        [[2.0, 9, 0, 1], [0, 9, 8, 1], [5, 9, 9, 4], [-7, 9, 9, -6]]  # 0 (right), 3, 0 (wrong), 3 (right)
+    )
+    monkeypatch.setattr(scoring, "logits_on", lambda *_: logits)
+    model = plan.run_files("none", "0")[3]
+    Path(model).parent.mkdir(parents=True)
+    save_file(build(study.classifier, len(BIRDS), 0).state_dict(), model)
+    run, out = ("none", "0"), "further.parquet"
+    score_further(
+        study, open_store(study), "art", plan.further_split("art"), plan.classes, {run: model}, {run: out}
+    )
+    found = pq.read_table(out)
+    assert found.column("label").to_pylist() == [0, 0, 3, 3]
+    assert found.column("predicted").to_pylist() == [0, 3, 0, 3]
+    assert scoring.top1(found) == 0.5, "without the mask it would be 0"
+
+
 # --- plan ---------------------------------------------------------------------------------------------------
 
 TESTS = {

@@ -47,7 +47,7 @@ from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, write_json
 from augbench.models.folders import pick_device
 from augbench.plan.recipes import classifier_recipe, data_set_recipe
-from augbench.resample import check_same_labels
+from augbench.resample import check_same_labels, needed_images
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,8 @@ class TrainingRun:
     added : LabelledImages or None
         Images added to the real ones; None for a baseline.
     lacking : int
-        Number of added images that the set lacks, because the pool has too few of their classes.
+        Number of added images that the set lacks, because the pool has too few of their classes; if added
+        images replace real ones, of those that would replace them.
     stays : ndarray, int, optional
         The real images that are trained on, if added ones replace some; None: all.
     """
@@ -293,11 +294,13 @@ def open_runs(
                 stays, used = replace_in_run(
                     study, sources.method, int(folder.name), block.real.labels, given, class_ids
                 )
-                rows = rows.take(used)
+                wanted = sum(needed_images(use.replace, int(own)) for own in np.bincount(block.real.labels))
+                rows, lacking = rows.take(used), wanted - len(used)
+            else:
+                lacking = sum(lack.images for lack in lacks_of(rows).values())
             added = _added(rows, number, store.study, f"{sources.method}, set {folder.name}")
             if frozen is not None:
                 added = of_rows(frozen, added, rows, store.study)
-            lacking = sum(lack.images for lack in lacks_of(rows).values())
         runs.append(TrainingRun(block, folder, added, lacking, stays))
     return runs
 
