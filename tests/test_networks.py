@@ -410,7 +410,9 @@ def test_a_clip_of_open_clip_is_no_classifier() -> None:
         UserError,
         match=r"classifier\.arch: 'clip' with clip\.model: 'open_clip:ViT-B-32-quickgelu/openai'; allowed: a CLIP in",
     ):
-        study_of({"arch": "clip"}, clip={"model": "open_clip:ViT-B-32-quickgelu/openai"})
+        study_of(
+            {"arch": "clip"}, clip={"model": "open_clip:ViT-B-32-quickgelu/openai", "revision": "0" * 40}
+        )
 
 
 def test_positions_of_clip_are_interpolated_once() -> None:
