@@ -408,7 +408,7 @@ def test_the_layers_of_clip_train_at_rates_that_fall_towards_the_image() -> None
 def test_a_clip_of_open_clip_is_no_classifier() -> None:
     with pytest.raises(
         UserError,
-        match=r"classifier\.arch: 'clip' with clip\.model: 'open_clip:ViT-B-32-quickgelu/openai'; allowed: a CLIP in",
+        match=r"classifier\.arch: 'clip'; goes with a CLIP in transformers' layout; clip\.model is 'open_clip:ViT",
     ):
         study_of(
             {"arch": "clip"}, clip={"model": "open_clip:ViT-B-32-quickgelu/openai", "revision": "0" * 40}
