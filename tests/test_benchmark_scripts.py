@@ -19,7 +19,8 @@ SHORT = ("--size", "mini", "--threads", "1", "--repeats", "1", "--seconds", "0")
 def run(folder: Path, script: str, *arguments: str) -> tuple[str, dict[str, Any]]:
     """Run a benchmark; return its table and its JSON."""
     out = folder / "report.json"
-    device = () if script == "study.py" else ("--device", "cpu")  # a study's config sets the device
+    # a study's config sets the device; the other has none to choose
+    device = () if script in ("study.py", "pretrained.py") else ("--device", "cpu")
     done = subprocess.run(
         [sys.executable, PROJECT / "benchmarks" / script, *arguments, *device, "--json", out],
         capture_output=True,
@@ -44,6 +45,21 @@ def test_start_up_tells_what_a_script_imports_in_this_checkout_and_another(tmp_p
     (ours,), (before,) = report["results"]["prompts"].values()
     assert ours["heavy"] == before["heavy"] == [] and ours["modules"] == before["modules"] > 100
     assert "| prompts | " in table and "before: seconds" in table
+
+
+@pytest.mark.full
+def test_first_weights_of_other_classes_are_measured_by_seed_with_an_interval(tmp_path: Path) -> None:
+    short = ("--seeds", "2", "--steps", "4", "--source-steps", "4", "--arch", "timm:test_vit")
+    table, report = run(tmp_path, "pretrained.py", *short)
+    assert table.startswith(
+        "| network | on 0 to 4, held out | random weights | weights of 0 to 4 | difference |"
+    )
+    found = report["measured"]["timm:test_vit"]
+    assert {name: len(values) for name, values in found.items()} == {
+        "0 to 4, held out": 2, "random": 2, "0 to 4": 2,
+    }  # fmt: skip
+    assert all(0 <= value <= 100 for values in found.values() for value in values)
+    assert "| timm:test_vit | " in table and " ± " in table
 
 
 @pytest.mark.full

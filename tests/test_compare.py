@@ -280,6 +280,10 @@ def test_runs_that_only_one_study_has_are_left_out_of_pairs() -> None:
     finish("b", {row: (*values, 90.0) for row, values in OTHER.items()}, {"augmentation": {"resamples": 4}})
     row = compared("a", "b")["none", None]
     assert (row.paired, row.n, row.points) == (True, 3, pytest.approx(16 / 3))
+    (note,) = _pairing(open_studies(["a", "b"]))
+    assert note.endswith(" Runs that only one of them has are left out of these tests: 1 of 4 in b.")
+    (note,) = _pairing(open_studies(["a", "a2"])) if finish("a2") else ()
+    assert note.endswith("test images in both.")
 
 
 @pytest.mark.full
@@ -554,6 +558,11 @@ def test_studies_that_answer_different_questions_are_named() -> None:
     finish("d", config={"classifier": {"arch": "resnet34"}})
     studies = open_studies(["a", "d"])
     assert warnings_of(studies, differing(studies)) == []
+    weights = {"arch": "timm:test_vit.r160_in1k", "pretrained": "w.bin"}
+    finish("e", config={"classifier": weights})
+    studies = open_studies(["a", "e"])
+    (seen,) = warnings_of(studies, differing(studies))
+    assert "Labels that these have seen: none in a; ImageNet's (in1k) in e." in seen
 
 
 # --- files, figure, command -------------------------------------------------------------------------

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,7 @@ from augbench.commands.plan.estimate import estimate_study
 from augbench.config.data import FolderTest
 from augbench.config.study import Study, merge, parse_study
 from augbench.data import fashion_mnist
-from augbench.data.classes import ClassInfo, load_class_table, write_class_table
+from augbench.data.classes import SHIPPED_TABLES, ClassInfo, load_class_table, write_class_table
 from augbench.data.splits import Split
 from augbench.errors import UserError
 from augbench.further.corruptions import SEVERITIES, corrupt
@@ -42,6 +43,7 @@ from augbench.report.figures.further_tests import write_figures
 from augbench.report.render import render_csv
 from augbench.report.tables.further_tests import (
     ORDINARY,
+    near_duplicates,
     read_rows,
     write_further_tests,
 )
@@ -82,14 +84,46 @@ def test_a_set_may_have_a_subset_of_the_classes_in_folders_by_wnid(tmp_path: Pat
     }
 
 
-def test_folders_may_be_numbers_of_labels_as_in_imagenet_v2(tmp_path: Path) -> None:
+def test_folders_may_be_places_in_the_studys_class_table(tmp_path: Path) -> None:
     for name in ("3", "0", "02"):
         write_images(tmp_path / name, ("x.png",))
-    assert labels_in(folder_of(tmp_path, folders="label_numbers")) == {
+    assert labels_in(folder_of(tmp_path, folders="label_numbers", numbers_of="study")) == {
         "0/x.png": 0,
         "02/x.png": 2,
         "3/x.png": 3,
     }
+
+
+def test_imagenet_v2s_numbers_are_places_among_all_1000_classes_in_a_study_of_four(tmp_path: Path) -> None:
+    """Places in torchvision's order: tench 0, crane (bird) 134, crane (machine) 517, pizza 963."""
+    for name in ("0", "1", "2", "3", "134", "517", "963", "999"):
+        write_images(tmp_path / name, ("x.png",))
+    test = folder_of(tmp_path, folders="label_numbers", numbers_of="imagenet")
+    assert labels_in(test) == {"0/x.png": 0, "134/x.png": 1, "517/x.png": 2, "963/x.png": 3}
+    left_out = {one.name: one.reason for one in scan_folder(test, KEY, BIRDS).left_out}
+    assert left_out == dict.fromkeys(("1", "2", "3", "999"), "no class of the study")
+
+
+def test_a_set_of_more_classes_than_the_study_has_is_used_as_it_is(tmp_path: Path) -> None:
+    for name in ("n01440764", "n07873807", "n01443537", "n12998815"):
+        write_images(tmp_path / name, ("x.png",))
+    found = scan_folder(folder_of(tmp_path), KEY, BIRDS)
+    assert found.split.labels.tolist() == [0, 3]
+    assert sorted(one.name for one in found.left_out) == ["n01443537", "n12998815"]
+
+
+def test_with_classes_no_other_folder_is_looked_at(tmp_path: Path) -> None:
+    for name in ("Crane", "tench", "pizza", "no_class"):
+        write_images(tmp_path / name, ("x.png",))
+    (tmp_path / "empty").mkdir()
+    test = folder_of(tmp_path, folders="class_names", classes=("n01440764", "n07873807"))
+    assert labels_in(test) == {"tench/x.png": 0, "pizza/x.png": 3}
+    assert {one.name for one in scan_folder(test, KEY, BIRDS).left_out} == {"Crane", "empty", "no_class"}
+
+
+def test_tables_that_numbers_may_be_of_are_the_shipped_ones() -> None:
+    allowed = get_args(get_args(FolderTest.model_fields["numbers_of"].annotation)[0])
+    assert sorted(allowed) == sorted(["study", *SHIPPED_TABLES])
 
 
 def test_folders_may_have_a_classs_names(tmp_path: Path) -> None:
@@ -109,14 +143,19 @@ def test_listed_classes_alone_are_scored(tmp_path: Path) -> None:
 
 BAD: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
     "unknown": (
-        ("n01440764", "n07873807", "cat"),
+        ("n01440764", "pizza", "cat"),
         {},
-        r"art\.root: .* 1 folders that are no class .*: cat; .*n0",
+        r"art\.root: .* 1 folder\(s\) of classes of the study, and 2 others: cat, pizza; at least 2 .* class_ids, here n0",
     ),
     "number": (
-        ("0", "4"),
-        {"folders": "label_numbers"},
-        r"art\.root: .* no class of the study: 4; .* from 0 to 3",
+        ("0", "1", "4"),
+        {"folders": "label_numbers", "numbers_of": "study"},
+        r"art\.root: .* 1 folders that are no number: 4; allowed: numbers from 0 to 3 of numbers_of: study",
+    ),
+    "number of ImageNet": (
+        ("0", "134", "1000", "cat"),
+        {"folders": "label_numbers", "numbers_of": "imagenet"},
+        r"2 folders that are no number: 1000, cat; allowed: numbers from 0 to 999 of numbers_of: imagenet",
     ),
     "ambiguous": (
         ("crane", "tench", "pizza"),
@@ -125,7 +164,7 @@ BAD: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
     ),
     "twice": (
         ("0", "00", "1"),
-        {"folders": "label_numbers"},
+        {"folders": "label_numbers", "numbers_of": "study"},
         r"two folders of one class: '0' and '00'; allowed",
     ),
     "missing": (
@@ -138,7 +177,7 @@ BAD: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
         {"classes": ("n1", "n01440764", "n02012849")},
         r"art\.classes: n1; al",
     ),
-    "one class": (("n01440764",), {}, r"art\.root: .* has 1 folder\(s\) of classes; at least 2"),
+    "one class": (("n01440764",), {}, r"art\.root: .* has 1 folder\(s\) of classes of the study; at least 2"),
 }
 
 
@@ -279,6 +318,35 @@ def test_finished_classifiers_are_scored_once_and_nothing_else_is_made(
         score_further(study, open_store(study), *args)
 
 
+def test_accuracy_on_a_tree_with_absent_classes_is_right_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    """Logits of four images; the best of all is often class 1 or 2, which the tree lacks, of a study of four."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("n01440764", "n07873807", "n01443537"):  # labels 0 and 3, and no class of the study
+        write_images(tmp_path / "art" / name, numbered(2))
+    study = merge(SMALL_STUDY, {"dataset": {"further_tests": {"art": {"kind": "folder", "root": "art"}}}})
+    study = parse_study(study).unfolded
+    plan = Plan(study, ())
+    write_manifest(study, "art", BIRDS, plan.further_split("art"))
+    write_class_table(BIRDS, plan.classes)
+    logits = torch.tensor(
+        [[2.0, 9, 0, 1], [0, 9, 8, 1], [5, 9, 9, 4], [-7, 9, 9, -6]]  # 0 (right), 3, 0 (wrong), 3 (right)
+    )
+    monkeypatch.setattr(scoring, "logits_on", lambda *_: logits)
+    model = plan.run_files("none", "0")[3]
+    Path(model).parent.mkdir(parents=True)
+    save_file(build(study.classifier, len(BIRDS), 0).state_dict(), model)
+    run, out = ("none", "0"), "further.parquet"
+    score_further(
+        study, open_store(study), "art", plan.further_split("art"), plan.classes, {run: model}, {run: out}
+    )
+    found = pq.read_table(out)
+    assert found.column("label").to_pylist() == [0, 0, 3, 3]
+    assert found.column("predicted").to_pylist() == [0, 3, 0, 3]
+    assert scoring.top1(found) == 0.5, "without the mask it would be 0"
+
+
 # --- plan ---------------------------------------------------------------------------------------------------
 
 TESTS = {
@@ -356,6 +424,16 @@ def test_the_estimate_counts_scoring_jobs(monkeypatch: pytest.MonkeyPatch, tmp_p
             "art",
             {"kind": "corrupted", "corruption": "contrast", "severity": 6},
             "further_tests.art.severity: 6; allowed",
+        ),
+        (
+            "v2",
+            {"kind": "folder", "root": "v2", "folders": "label_numbers"},
+            "further_tests.v2: {'kind': 'folder', 'root': 'v2', 'folders': 'label_numbers'}; numbers_of: needed",
+        ),
+        (
+            "v2",
+            {"kind": "folder", "root": "v2", "numbers_of": "imagenet"},
+            "further_tests.v2.numbers_of: 'imagenet'; goes with folders: label_numbers",
         ),
     ],
 )
@@ -479,6 +557,34 @@ def test_the_table_has_the_accuracy_and_the_gain_on_each_set_beside_the_ordinary
     assert header == "| Method | n | test (%) | Difference | art (%) | Difference |"
     assert none.startswith("| none | 2 | 62.5 ") and none.endswith(" | - |")
     assert "| 87.5 " in retrieval and "| +25.0 " in retrieval and "| +50.0 " in retrieval
+
+
+def test_near_duplicates_of_a_mixture_are_those_of_all_its_pools_and_of_a_choice_those_of_the_chosen_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = copy.deepcopy(SMALL_STUDY)
+    study["dataset"]["further_tests"] = {"art": TESTS["art"]}
+    kept = {name: study["methods"][name] for name in ("none", "clip_prompts", "retrieval")}
+    mixed = {"mechanism": "draw", "pools": {"clip_prompts": 0.5, "retrieval": 0.5}}
+    best = {"mechanism": "choose", "among": ["clip_prompts", "retrieval"]}
+    study["methods"] = {**kept, "mixed": mixed, "best": best}
+    plan = Plan(parse_study(study), ())
+    leaks = plan.further_leaks("art")
+    found = {"clip_prompts": [(0, "x"), (1, "x")], "retrieval": [(0, "x"), (0, "y"), (1, "z")]}
+    for row, pairs in found.items():
+        table = [
+            {**dict.fromkeys(LEAKS.names), "method": row, "class_id": "a", "index": i, "split": "art",
+             "image_id": image}
+            for i, image in pairs
+        ]  # fmt: skip
+        Path(leaks[row]).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(table, schema=LEAKS), leaks[row])
+    Path(plan.selected("best")).parent.mkdir(parents=True)
+    Path(plan.selected("best")).write_text(json.dumps({"selected": "retrieval"}))
+    near = near_duplicates(plan, "art", leaks)
+    assert near == {"clip_prompts": (2, 1), "retrieval": (2, 3), "mixed": (4, 3), "best": (2, 3)}
+    assert near_duplicates(plan, "art", {}) == {}
 
 
 def test_runs_of_a_draw_are_averaged_on_further_sets_too(scored: Plan) -> None:

@@ -5,7 +5,7 @@ rates.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,20 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from augbench.artifacts.pool import SCHEMA as SHARD_INDEX
 from augbench.artifacts.pool import build_index, read_index
 from augbench.artifacts.shards import ShardRow, encode_image, write_shard
 from augbench.artifacts.store import Store
 from augbench.classifier import train as training
 from augbench.classifier.compute import Compute, ProcessGroup, Storage
 from augbench.classifier.crops import MEAN, STD
-from augbench.classifier.features import Frozen, of_rows, of_split
+from augbench.classifier.features import Frozen, LabelledFeatures, of_rows, of_split
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.launch import in_processes
 from augbench.classifier.networks import Features, build, build_head, head_of, name_of_head, without_dropout
 from augbench.classifier.normalisation import normalise_over
 from augbench.classifier.optimiser import new_optimiser, set_rate
+from augbench.classifier.replacing import replace_real
 from augbench.classifier.schedule import StepSchedule
 from augbench.classifier.score import logits_of
 from augbench.classifier.stage import train_block
@@ -40,6 +42,7 @@ from augbench.classifier.train import train_run
 from augbench.commands.check.networks import first_weights_notes, network_problems
 from augbench.config.classifier import Classifier
 from augbench.config.study import Study, parse_study
+from augbench.config.use import Use
 from augbench.data.classes import ClassInfo, write_class_table
 from augbench.data.splits import Split, write_split
 from augbench.errors import UserError
@@ -50,6 +53,7 @@ from augbench.models.folders import fingerprint
 from augbench.models.transformers_clip import TransformersClip
 from augbench.plan.inputs import InputPaths
 from augbench.plan.recipes import classifier_recipe
+from augbench.seeds import classifier_seed, derive_seed
 
 CPU = torch.device("cpu")
 ALONE = Compute(CPU)
@@ -382,6 +386,35 @@ def test_clip_begins_as_its_zero_shot_classifier(side: int) -> None:
         assert torch.allclose(network(normalised(pixels(side=side), MEAN, STD)), expected, atol=1e-3)
 
 
+def test_the_layers_of_clip_train_at_rates_that_fall_towards_the_image() -> None:
+    config = Classifier(arch="clip", layer_decay=0.5, optimiser="adamw", **SIDES)
+    network = build(config, 2, 0, CLIP_START)
+    optimiser = new_optimiser(network, config)
+    set_rate(optimiser, 0.8)
+    rates = {id(value): group["lr"] for group in optimiser.param_groups for value in group["params"]}
+    weights = dict(network.named_parameters())
+    depth = len(network.vision_model.encoder.layers)
+    assert len(rates) == len(weights)
+    for name, value in weights.items():
+        layer = re.search(r"layers\.(\d+)\.", name)
+        below = 0 if name.startswith(("head", "visual_projection")) else 1  # layers between it and the last
+        if layer:
+            below = depth - int(layer[1])
+        elif "embedding" in name or "pre_layrnorm" in name:
+            below = depth + 1
+        assert rates[id(value)] == pytest.approx(0.8 * 0.5**below), name
+
+
+def test_a_clip_of_open_clip_is_no_classifier() -> None:
+    with pytest.raises(
+        UserError,
+        match=r"classifier\.arch: 'clip'; goes with a CLIP in transformers' layout; clip\.model is 'open_clip:ViT",
+    ):
+        study_of(
+            {"arch": "clip"}, clip={"model": "open_clip:ViT-B-32-quickgelu/openai", "revision": "0" * 40}
+        )
+
+
 def test_positions_of_clip_are_interpolated_once() -> None:
     config = Classifier(arch="clip", resolution=48)
     network = build(config, 2, 0, CLIP_START)
@@ -465,6 +498,90 @@ def test_features_of_added_images_are_kept_by_shard(tmp_path: Path) -> None:
     seen = torch.from_numpy(np.array(photo(1, 2))).permute(2, 0, 1)[None] / 255  # image 2 of class b is row 7
     with torch.no_grad():
         assert torch.allclose(found[0][0], network(normalised(seen, MEAN, STD))[0], atol=1e-3)
+
+
+def features_of(first: int, count: int) -> LabelledImages:
+    """Features of a frozen network, by hand: normal numbers around one mean per class."""
+    images = labelled(first, count)
+    rng = np.random.default_rng(first)
+    values = rng.normal(size=(count, 64)) + images.labels[:, None]
+    return LabelledFeatures(images, lambda _: values.astype(np.float16))
+
+
+def probe(steps: int, **changes: Any) -> Classifier:
+    """A probe on features of 64 numbers, trained by SGD on all images in each step."""
+    given = {
+        **SHORT,
+        "batch_size": 100,
+        "steps": steps,
+        "validate_every": 1,
+        "lr": 0.1,
+        "lower_at": (),
+        **changes,
+    }
+    return Classifier(arch="timm:test_vit", pretrained="weights", train="probe", **given)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        {}, {"weight": 0.25}, {"label_smoothing": 0.2}, {"real_at_end": 0.5}, {"replace": 0.5},
+        {"weight": 3.0, "label_smoothing": 0.1, "real_at_end": 0.25, "replace": 0.25},
+    ],
+    ids=lambda use: "_".join(use) or "plain",
+)  # fmt: skip
+def test_a_probe_uses_its_images_as_its_row_says(use: dict[str, float]) -> None:
+    """Steps on all images at once, and the same with torch's own loss and optimiser on some of them."""
+    used, config, kept = Use(**use), probe(8), np.ones(30, dtype=bool)
+    real, added = features_of(0, 60), features_of(1000, 30)
+    stays = None
+    if used.replace:
+        stays, taken = replace_real(
+            real.labels, added.labels, used.replace, class_ids="ab", run=0, study_seed=5
+        )
+        kept = np.isin(np.arange(30), taken)
+    found = train_run(
+        config, 2, real, _some(added, kept), features_of(2000, 40), 0, 5, ALONE, use=used, stays=stays
+    )
+
+    layer = build_head(config, 2, derive_seed(classifier_seed(5, 0), "weights"))
+    optimiser = torch.optim.SGD(layer.parameters(), 0.1, config.momentum, weight_decay=config.weight_decay)
+    rows = np.arange(60) if stays is None else stays
+    seen = [images.pool(None, ALONE).features[index] for images, index in ((real, rows), (added, kept))]
+    labels = [torch.from_numpy(images.labels[index]) for images, index in ((real, rows), (added, kept))]
+    for step in range(8):
+        parts = 1 if step >= 8 * (1 - used.real_at_end) else 2
+        weights = torch.cat([torch.ones(len(labels[0])), torch.full((len(labels[1]),), used.weight)][:parts])
+        losses = nn.functional.cross_entropy(
+            layer(torch.cat(seen[:parts])), torch.cat(labels[:parts]), reduction="none",
+            label_smoothing=used.label_smoothing,
+        )  # fmt: skip
+        optimiser.zero_grad()
+        ((weights * losses).sum() / weights.sum()).backward()
+        optimiser.step()
+    for name, value in layer.state_dict().items():
+        assert torch.allclose(found.state[name], value, atol=2e-6), name
+
+
+def _some(images: LabelledImages, kept: np.ndarray) -> LabelledImages:
+    features = images.pool(None, ALONE).features[kept].numpy()
+    ids = [name for name, there in zip(images.ids, kept, strict=True) if there]
+    return LabelledFeatures(
+        LabelledImages(ids, images.labels[kept], images.load, "some"), lambda _: features.astype(np.float16)
+    )
+
+
+def test_a_probe_trains_with_a_set_that_has_no_image(tmp_path: Path) -> None:
+    start = saved(timm.create_model("test_vit", img_size=32), tmp_path / "weights.safetensors")
+    frozen = Frozen(probe(4), start, Store(tmp_path / "store"))
+    rows = SHARD_INDEX.empty_table()
+    empty = of_rows(frozen, LabelledImages([], [], lambda _: [], "none"), rows, tmp_path)
+    assert empty.pool(None, ALONE).features.shape == (0, 64)
+    found, plain = (
+        train_run(probe(4), 2, features_of(0, 60), added, features_of(2000, 40), 0, 5, ALONE)
+        for added in (empty, None)
+    )
+    assert all(torch.equal(found.state[name], value) for name, value in plain.state.items())
 
 
 def test_only_the_last_layer_of_a_frozen_network_trains(tmp_path: Path) -> None:
@@ -623,7 +740,9 @@ class Stop(Exception):
     """Stops training."""
 
 
-def stop_and_resume(config: Classifier, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> RunResult:
+def stop_and_resume(
+    train: Callable[[Path | None], RunResult], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> RunResult:
     """Stop before the third validation, after the one before it was saved; resume."""
     accuracy, calls = training._accuracy, []
 
@@ -636,16 +755,32 @@ def stop_and_resume(config: Classifier, checkpoint: Path, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
         patch.setattr(training, "_accuracy", counted)
-        run_tiny(config, checkpoint=checkpoint)
-    return run_tiny(config, checkpoint=checkpoint)
+        train(checkpoint)
+    assert checkpoint.is_file()
+    return train(checkpoint)
 
 
-@pytest.mark.full
-def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = TRANSFORMER.model_copy(
-        update={"layer_decay": 0.75, "keep": "best", "steps": 16, "validate_every": 4}
-    )
-    expected, found = run_tiny(config), stop_and_resume(config, tmp_path / "run.pt", monkeypatch)
+@pytest.mark.parametrize(
+    "trained", ["probe", *(pytest.param(name, marks=pytest.mark.full) for name in ("all", "head"))]
+)
+def test_an_interrupted_run_ends_with_the_same_bits(
+    trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"keep": "best", "steps": 16, "validate_every": 4}
+
+    def train(checkpoint: Path | None) -> RunResult:
+        if trained == "all":
+            return run_tiny(
+                TRANSFORMER.model_copy(update={"layer_decay": 0.75, **changes}), checkpoint=checkpoint
+            )
+        if trained == "head":
+            return head_run(tmp_path, ALONE, checkpoint, **changes)
+        config = probe(**{**changes, "batch_size": 16})
+        sets, use = (features_of(0, 60), features_of(1000, 30), features_of(2000, 40)), Use(real_at_end=0.4)
+        return train_run(config, 2, *sets, 0, 5, ALONE, checkpoint, use=use)
+
+    saved(timm.create_model("test_vit", img_size=32), tmp_path / "weights.safetensors")
+    expected, found = train(None), stop_and_resume(train, tmp_path / "run.pt", monkeypatch)
     assert found.history == expected.history
     assert all(torch.equal(found.state[name], value) for name, value in expected.state.items())
 
@@ -660,12 +795,15 @@ def in_a_group(group: ProcessGroup, folder: Path) -> list[RunResult]:
     return [run_tiny(ROUNDING, compute), head_run(folder, compute)]
 
 
-def head_run(folder: Path, compute: Compute) -> RunResult:
+def head_run(folder: Path, compute: Compute, checkpoint: Path | None = None, **changes: Any) -> RunResult:
     """Train the last layer on a frozen network."""
     path = folder / "weights.safetensors"
     start = Start("id", str(path))
-    config = ROUNDING.model_copy(update={"pretrained": str(path), "train": "head", "layer_decay": 1.0})
-    return train_run(config, 2, labelled(0, 60), None, labelled(2000, 40), 0, 5, compute, start=start)
+    config = ROUNDING.model_copy(
+        update={"pretrained": str(path), "train": "head", "layer_decay": 1.0, **changes}
+    )
+    sets = labelled(0, 60), None, labelled(2000, 40)
+    return train_run(config, 2, *sets, 0, 5, compute, checkpoint, start=start)
 
 
 @pytest.mark.full

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
 from collections import Counter
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import LEAST_STUDY, SMALL_STUDY, Workspace
@@ -453,7 +455,7 @@ def test_the_sizes_of_the_classes_are_those_of_the_manifests(tmp_path: Path) -> 
         ),
         {name: tmp_path / f"{name}.parquet" for name in ("train", "val", "test")},
         {"none": tmp_path / "train2x.parquet", "clip": tmp_path / "train.parquet"},
-        {"clip": [tmp_path / "0.parquet", tmp_path / "1.parquet"]},
+        {"clip": {str(tmp_path / "0.parquet"): 0.0, str(tmp_path / "1.parquet"): 0.0}},
         excluded=["d"],
     )
     assert [(row.method, row.class_id, row.third, row.real, row.added) for row in rows] == [
@@ -474,12 +476,71 @@ def test_the_sizes_of_the_classes_are_those_of_the_manifests(tmp_path: Path) -> 
     )
 
 
+def test_sizes_are_those_after_added_images_have_replaced_real_ones(tmp_path: Path) -> None:
+    """Half of 5, 4 and 1 real images, rounded up: 3, 2 and 1, but run 0 has one added image of b, run 1 none."""
+    ids = [f"{name}{i}" for name, size in (("a", 5), ("b", 4), ("c", 1)) for i in range(size)]
+    labels = np.array(["abc".index(one[0]) for one in ids], dtype=np.int32)
+    for name in ("train", "val", "test"):
+        write_split(Split(ids, [one[0] for one in ids], labels, ids), tmp_path / f"{name}.parquet")
+    pool = pool_of(dict.fromkeys("abc", 9))
+    for run, counts in enumerate(({"a": 4, "b": 1, "c": 2}, {"a": 4, "c": 2})):
+        taken = [pool.slice(9 * "abc".index(name), count) for name, count in counts.items()]
+        pq.write_table(pa.concat_tables(taken), tmp_path / f"{run}.parquet")
+    methods = {"clip": {"mechanism": "sample", "use": {"replace": 0.5}}}
+    study = parse_study({**LEAST_STUDY, "methods": {"none": {"mechanism": "real"}, **methods}})
+    paths = {name: tmp_path / f"{name}.parquet" for name in ("train", "val", "test")}
+    real = dict.fromkeys(study.methods, tmp_path / "train.parquet")
+    sets = {"clip": {str(tmp_path / f"{run}.parquet"): 0.5 for run in range(2)}}
+    rows = class_sizes.build_rows(study, paths, real, sets)
+    assert [(row.class_id, row.train, row.real, row.added) for row in rows if row.method == "clip"] == [
+        ("a", 5, 2.0, 3.0), ("b", 4, 3.5, 0.5), ("c", 1, 0.0, 1.0),
+    ]  # fmt: skip
+    class_sizes.write_class_sizes("s", rows, {"md": tmp_path / "sizes.md"})
+    cells = [line[-1] for line in read_markdown(tmp_path / "sizes.md", "t").cells]
+    assert cells == ["2 + 3", "3.5 + 0.5", "0 + 1"]
+
+
+def test_the_sets_of_a_row_that_chooses_have_the_chosen_rows_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    clip = {"mechanism": "sample"}
+    methods = {
+        "none": {"mechanism": "real"}, "clip": clip, "half": {**clip, "use": {"replace": 0.5}},
+        "best": {"mechanism": "choose", "among": ["clip", "half"]},
+    }  # fmt: skip
+    dataset = {**LEAST_STUDY["dataset"], "draws": 2}
+    plan = Plan(parse_study({**LEAST_STUDY, "dataset": dataset, "methods": methods}), ())
+    for name, chosen in (("best", "clip"), ("best_draw1", "half_draw1")):
+        Path(plan.selected(name)).parent.mkdir(exist_ok=True, parents=True)
+        Path(plan.selected(name)).write_text(json.dumps({"selected": chosen}))
+    found = class_sizes.sets_of(plan)
+    assert {*found["clip"].values()} == {0.0} and {*found["half"].values()} == {0.5}
+    shares = {"best": 0.0, "best_draw1": 0.5}
+    assert found["best"] == {plan.resample(name, run): shares[name] for name in shares for run in plan.runs}
+
+
+def test_a_note_gives_the_ratio_of_a_long_tail_without_classes_that_are_left_out(tmp_path: Path) -> None:
+    made = splits(GIVEN.model_copy(update={"shots": 8, "imbalance": 8.0}), 40, 40, 40, 40)["train"]
+    write_split(made, tmp_path / "train.parquet")  # 8, 4, 2 and 1
+    dataset = {**LEAST_STUDY["dataset"], "shots": 8}
+    plain = parse_study({**LEAST_STUDY, "dataset": dataset})
+    study = parse_study({**LEAST_STUDY, "dataset": {**dataset, "imbalance": 8.0}})
+    (note,) = class_sizes.tail_notes(study, tmp_path / "train.parquet", ["d"])
+    assert "the largest has 4 times the training images of the smallest, not 8" in note
+    assert class_sizes.tail_notes(study, tmp_path / "train.parquet", ["b"]) == ()
+    assert class_sizes.tail_notes(plain, tmp_path / "train.parquet", ["d"]) == ()
+
+
 def test_only_studies_whose_classes_may_differ_have_the_tables() -> None:
     even = Plan(load_study([PROJECT / "config/demo.yaml"]), IDS)
     assert even.class_sizes == even.class_groups == {} and "class_groups" not in even.report_tables
     assert Plan(study_of(), IDS).class_groups == {}, "shots are as many in every class"
     assert {*Plan(filling(), IDS).class_groups} == {"csv", "md", "tex"}
-    assert Plan(load_study([PROJECT / "config/caltech256.yaml"]), IDS).class_sizes
+    caltech = load_study([PROJECT / "config/caltech256.yaml"])
+    few = Caltech256(kind="caltech256", root="x", shots=5, train_fraction=None)
+    assert Plan(caltech, IDS).class_sizes
+    assert Plan(caltech.model_copy(update={"dataset": few}), IDS).class_groups, "half of each class is tested"
 
 
 # --- recipes ---------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,8 @@ from test_fake_cuda import waits_inside
 from test_training_config import STEPS
 from test_training_config import STUDY as PLAIN
 
+from augbench.artifacts.pool import Lack, read_index, with_lacks
+from augbench.artifacts.store import Store
 from augbench.classifier import mixing
 from augbench.classifier import train as training
 from augbench.classifier.images import LabelledImages
@@ -24,6 +28,7 @@ from augbench.classifier.mixing import Mix, Share, Targets, draw_mix
 from augbench.classifier.model import build
 from augbench.classifier.replacing import replace_real
 from augbench.classifier.schedule import Passes
+from augbench.classifier.stage import Sources, open_runs
 from augbench.classifier.state import State
 from augbench.classifier.step import Gradients
 from augbench.classifier.train import train_run
@@ -32,9 +37,10 @@ from augbench.config.methods import SampleMethod
 from augbench.config.study import Study, merge, parse_study
 from augbench.config.use import CONCATENATED, Use
 from augbench.errors import UserError
-from augbench.files import read_json
+from augbench.files import read_json, write_json
 from augbench.plan import recipes
 from augbench.plan.paths import Plan
+from augbench.report.tables.table1 import early_weights_notes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -344,6 +350,30 @@ def test_a_row_that_replaces_images_records_those_it_was_trained_on(tmp_path: Pa
     assert project.train()[0].tally.made == 0
 
 
+def test_a_row_that_replaces_images_lacks_those_that_should_replace_real_ones(tmp_path: Path) -> None:
+    """Half of 12 real images of a class are replaced: a set with 8 of 12 has enough, one with 2 lacks 4."""
+    project = Project(tmp_path)
+    row = SampleMethod(mechanism="sample", use=Use(replace=0.5))
+    project.study = project.study.model_copy(update={"methods": {**project.study.methods, "m": row}})
+    for manifest, there in zip(project.manifests, (8, 2), strict=True):
+        drawn = read_index(manifest)
+        first = drawn.filter([name == "a" for name in drawn.column("class_id").to_pylist()]).slice(0, there)
+        rest = drawn.filter([name == "b" for name in drawn.column("class_id").to_pylist()])
+        short = with_lacks(pa.concat_tables([first, rest]), {"a": Lack(12 - there, 12)})
+        pq.write_table(short, manifest)
+    folders = [project.folder / f"classifiers/m/selected/{run}" for run in (0, 1)]
+    sources = Sources(
+        "m", project.split("train"), project.split("val"), project.folder / "classes.parquet",
+        dict(zip(folders, project.manifests, strict=True)), (),
+    )  # fmt: skip
+    store = Store(project.folder / ".store")
+    assert [run.lacking for run in open_runs(project.study, store, sources)] == [0, 4]
+    plain = project.study.model_copy(
+        update={"methods": {**project.study.methods, "m": SampleMethod(mechanism="sample")}}
+    )
+    assert [run.lacking for run in open_runs(plain, store, sources)] == [4, 10]
+
+
 # --- training -------------------------------------------------------------------------------------
 
 
@@ -366,6 +396,33 @@ def test_a_neutral_use_trains_to_the_plain_rows_weights(sets: Sets, name: str) -
     found, plain = (
         train_run(TINY.model_copy(update={**FEW, "steps": 3}), 2, *sets, 0, 5, ALONE, use=given, stays=stays)
         for given, stays in ((use, np.arange(60)), (CONCATENATED, None))
+    )
+    assert_same(found, plain)
+
+
+def test_a_weight_next_to_1_goes_another_way_to_the_plain_rows_weights(sets: Sets) -> None:
+    """In float32 the weight is 1. Only the sum that is the reported loss has another order."""
+    config = TINY.model_copy(update={**FEW, "steps": 3})
+    found, plain = (
+        train_run(config, 2, *sets, 0, 5, ALONE, use=use) for use in (Use(weight=1 + 1e-12), CONCATENATED)
+    )
+    assert all(torch.equal(found.state[name], value) for name, value in plain.state.items())
+    losses = [[point.train_loss for point in result.history] for result in (found, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("box", [None, (2, 2, 2, 2)])
+def test_partners_without_a_share_leave_the_plain_rows_weights(
+    sets: Sets, monkeypatch: pytest.MonkeyPatch, box: tuple[int, int, int, int] | None
+) -> None:
+    def unmixed(use: Use, added: np.ndarray, side: int, seed: int) -> Mix | None:
+        partners = np.random.default_rng(seed).permutation(len(added))
+        return Mix(partners, 1.0, box) if use.mixes else None
+
+    monkeypatch.setattr(training, "draw_mix", unmixed)
+    config = TINY.model_copy(update={**FEW, "steps": 3})
+    found, plain = (
+        train_run(config, 2, *sets, 0, 5, ALONE, use=use) for use in (Use(mixup=1.0), CONCATENATED)
     )
     assert_same(found, plain)
 
@@ -490,11 +547,42 @@ def test_a_row_that_replaces_images_has_as_many_in_a_pass_as_there_are_real_ones
 
 
 def test_validations_before_the_last_stage_do_not_tell_whether_accuracy_rises_in_it() -> None:
-    rows = {"classifier": {**STEPS, "lower_at": []}}  # validations every 8 steps; 18 after step 156
+    rows = {
+        "classifier": {**STEPS, "lower_at": [], "keep": "last"}
+    }  # validations every 8 steps; 18 after step 156
     assert [*training_warnings(study({}, **rows), TRAIN)] == []
     # 33 steps from step 267 on, with validations at 272, 280, 288, 296 and 300
     (warning,) = training_warnings(study({"real_at_end": 0.11}, **rows), TRAIN)
     assert "so 5 validations can tell" in warning and "the start of use.real_at_end" in warning
+
+
+def test_weights_from_before_the_last_stage_may_be_scored_and_the_check_says_so() -> None:
+    end, steps = {"real_at_end": 0.5}, {**STEPS, "lower_at": [], "validate_every": 2}
+    (warning,) = training_warnings(study(end, classifier={**steps, "keep": "best"}), TRAIN)
+    assert warning.startswith("warning: classifier.keep: best, and use.real_at_end in used: the weights")
+    assert [*training_warnings(study(end, classifier={**steps, "keep": "last"}), TRAIN)] == []
+    assert [*training_warnings(study({}, classifier={**steps, "keep": "best"}), TRAIN)] == []
+
+
+def test_the_footer_counts_runs_whose_scored_weights_are_from_before_the_last_stage(tmp_path: Path) -> None:
+    """Steps on real images alone are the last 30 of 60; runs keep the weights after step 30, 40 and 60."""
+    steps = {"schedule": "steps", "steps": 60, "keep": "best", "validate_every": 10}
+    use, results = study({"real_at_end": 0.5}, classifier=steps), []
+    for run, kept in enumerate((30, 40, 60)):
+        points = [
+            {"step": step, "epoch": 0, "lr": 0.1, "train_loss": 1.0, "val_top1": 0.5}
+            for step in range(10, 61, 10)
+        ]
+        history = {"validations": points, "best_epoch": 0, "stopped": "steps", "kept_step": kept}
+        write_json(tmp_path / f"{run}/history.json", history)
+        result = {"method": "used", "run": run, "n_real": 100, "n_added": 100}
+        write_json(tmp_path / f"{run}/result.json", result)
+        results.append(tmp_path / f"{run}/result.json")
+    (note,) = early_weights_notes(use, results)
+    assert note.startswith("used: in 1 of 3 runs, the best validation accuracy")
+    assert [*early_weights_notes(use, results[1:])] == []
+    last = study({"real_at_end": 0.5}, classifier={**steps, "keep": "last"})
+    assert [*early_weights_notes(last, results)] == []
 
 
 def test_real_images_that_are_too_few_at_the_end_are_named_before_the_run() -> None:

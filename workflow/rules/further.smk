@@ -98,6 +98,7 @@ if PLAN.further_table:
             ordinary=[path for method in PLAN.methods for path in PLAN.predictions(method)],
             predictions=[PLAN.further_predictions(name) for name in PLAN.further_tests],
             leaks=PLAN.all_further_leaks,
+            choices=PLAN.choices,
         output:
             **captioned(PLAN.further_table, "Tables", {"csv": "further_tests"}),
         log:

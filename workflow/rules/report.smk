@@ -119,6 +119,7 @@ if PLAN.class_groups:
             runs=PLAN.table1["runs"],
             splits=PLAN.splits.values(),
             sets=PLAN.sets(),
+            choices=UNFOLDED.choices,
             classes=PLAN.classes,
             excluded=PLAN.excluded,
         output:

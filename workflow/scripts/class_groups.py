@@ -18,10 +18,11 @@ with running(snakemake) as job:
         study,
         splits=plan.splits,
         real={method: plan.split_of(method) for method in plan.methods},
-        sets={method: plan.sets_of(method) for method in study.augmented},
+        sets=class_sizes.sets_of(plan),
         excluded=excluded,
     )
-    class_sizes.write_class_sizes(study.study, sizes, plan.class_sizes)
+    notes = class_sizes.tail_notes(study, plan.splits["train"], excluded)
+    class_sizes.write_class_sizes(study.study, sizes, plan.class_sizes, notes)
     table, runs = read_rows(inputs.table), read_csv(inputs.runs, RunRow)
     predictions = {method: plan.predictions(method) for method in plan.methods}
     hits, labels = read_hits(predictions), class_groups.read_labels(predictions[plan.methods[0]][0])

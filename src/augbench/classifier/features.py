@@ -80,10 +80,11 @@ class Frozen:
         self.config, self.start, self.store = config, start, store
 
     @cached_property
-    def network(self) -> nn.Module:
+    def network(self) -> Features:
         """The network, in evaluation mode, on the CPU."""
         start = Start(self.start.id, self.start.place)  # features do not depend on the class names
-        return Features(build(self.config, 2, 0, start)).eval()
+        network: Features = Features(build(self.config, 2, 0, start)).eval()
+        return network
 
     def keep(
         self,
@@ -162,6 +163,8 @@ def of_rows(frozen: Frozen, images: LabelledImages, rows: pa.Table, study: Path)
     """
 
     def computed(compute: Compute) -> np.ndarray:
+        if not rows.num_rows:
+            return np.empty((0, frozen.network.width), dtype=np.float16)
         paths, places = (rows.column(name).to_numpy(zero_copy_only=False) for name in ("path", "row"))
         parts = []
         members = [np.flatnonzero(paths == path) for path in dict.fromkeys(paths.tolist())]

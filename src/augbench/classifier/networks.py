@@ -380,6 +380,7 @@ class Features(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.width = head_of(network).in_features
         self._seen: list[torch.Tensor] = []
         head_of(network).register_forward_pre_hook(lambda _, inputs: self._seen.append(inputs[0]))
 

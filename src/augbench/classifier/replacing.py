@@ -11,8 +11,29 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from augbench.config.study import Study
 from augbench.resample import needed_images
 from augbench.seeds import derive_seed
+
+
+def replaced_images(share: float, real: int, added: int) -> int:
+    """Number of a class's real images that added ones replace: ``share`` of them, rounded up, if there are."""
+    return min(needed_images(share, real), added)
+
+
+def replace_in_run(
+    study: Study, row: str, run: int, real: np.ndarray, added: np.ndarray, class_ids: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Apply :func:`replace_real` as a run of an unfolded row does."""
+    return replace_real(
+        real,
+        added,
+        study.methods[row].use.replace,
+        class_ids=class_ids,
+        run=run,
+        study_seed=study.seed_of(row),
+        ranked=study.augmented[row].ranked,
+    )
 
 
 def replace_real(
@@ -42,7 +63,7 @@ def replace_real(
     stays, used = np.ones(len(real), dtype=bool), np.zeros(len(added), dtype=bool)
     for label, class_id in enumerate(class_ids):
         own, others = np.flatnonzero(real == label), np.flatnonzero(added == label)
-        replaced = min(needed_images(share, len(own)), len(others))
+        replaced = replaced_images(share, len(own), len(others))
         rng = np.random.default_rng(derive_seed(study_seed, "replace", run, class_id))
         stays[rng.permutation(own)[:replaced]] = False
         used[(others if ranked else rng.permutation(others))[:replaced]] = True

@@ -34,7 +34,7 @@ from augbench.classifier.history import History, read_history
 from augbench.classifier.images import LabelledImages
 from augbench.classifier.launch import in_processes
 from augbench.classifier.networks import build, build_head
-from augbench.classifier.replacing import replace_real
+from augbench.classifier.replacing import replace_in_run
 from augbench.classifier.score import has_rows, score_test, top1, write_predictions
 from augbench.classifier.start import Start, names_of, read_start
 from augbench.classifier.stored import commit_run, is_trained
@@ -47,7 +47,7 @@ from augbench.errors import UserError
 from augbench.files import canonical_hash, read_json, write_json
 from augbench.models.folders import pick_device
 from augbench.plan.recipes import classifier_recipe, data_set_recipe
-from augbench.resample import check_same_labels
+from augbench.resample import check_same_labels, needed_images
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,8 @@ class TrainingRun:
     added : LabelledImages or None
         Images added to the real ones; None for a baseline.
     lacking : int
-        Number of added images that the set lacks, because the pool has too few of their classes.
+        Number of added images that the set lacks, because the pool has too few of their classes; if added
+        images replace real ones, of those that would replace them.
     stays : ndarray, int, optional
         The real images that are trained on, if added ones replace some; None: all.
     """
@@ -293,20 +294,18 @@ def open_runs(
             if left := sorted(set(rows.column("class_id").to_pylist()) & set(sources.excluded)):
                 raise UserError(str(manifest), f"images of class {left[0]!r}, which is left out", REMAKE)
             if use.replace:
-                stays, used = replace_real(
-                    block.real.labels,
-                    number[rows.column("label").to_numpy()],
-                    use.replace,
-                    class_ids=[info[label].class_id for label in kept],
-                    run=int(folder.name),
-                    study_seed=study.seed_of(sources.method),
-                    ranked=study.augmented[sources.method].ranked,
+                class_ids = [info[label].class_id for label in kept]
+                given = number[rows.column("label").to_numpy()]
+                stays, used = replace_in_run(
+                    study, sources.method, int(folder.name), block.real.labels, given, class_ids
                 )
-                rows = rows.take(used)
+                wanted = sum(needed_images(use.replace, int(own)) for own in np.bincount(block.real.labels))
+                rows, lacking = rows.take(used), wanted - len(used)
+            else:
+                lacking = sum(lack.images for lack in lacks_of(rows).values())
             added = _added(rows, number, store.study, f"{sources.method}, set {folder.name}")
             if frozen is not None:
                 added = of_rows(frozen, added, rows, store.study)
-            lacking = sum(lack.images for lack in lacks_of(rows).values())
         runs.append(TrainingRun(block, folder, added, lacking, stays))
     return runs
 

@@ -38,7 +38,8 @@ class Classifier(Section):
         "resnet50",
         "Network: resnet18, resnet34, resnet50, resnet101 or resnet152 are torchvision's; timm:NAME is"
         " timm's network of that name, such as timm:vit_base_patch16_224; clip is the image tower of the"
-        " study's CLIP, whose last layer begins with the embeddings of the class names.",
+        " study's CLIP, whose last layer begins with the embeddings of the class names (a CLIP in"
+        " transformers' layout; not one of open_clip).",
         source="paper, section 3",
     )
     pretrained: Place | None = key(

@@ -24,15 +24,32 @@ class FolderTest(Section):
     root: Place = key(..., "Folder that holds the class folders.")
     folders: Literal["class_ids", "class_names", "label_numbers"] = key(
         "class_ids",
-        "What the class folders are called: class_ids of the study (ImageNet: wnids), class_names (one of a "
-        "class's lemmas, with _ or - for spaces, in upper or lower case), or label_numbers (places in the "
-        "class table from 0 on; ImageNet-V2).",
+        "What the class folders are called: class_ids (ImageNet: wnids), class_names (one of a class's "
+        "lemmas, with _ or - for spaces, in upper or lower case), or label_numbers (ImageNet-V2; see "
+        "numbers_of). Folders that are no class of the study are left out, and the check counts them.",
+    )
+    numbers_of: Literal["study", "imagenet", "imagenet100", "caltech256", "fashion_mnist"] | None = key(
+        None,
+        "With label_numbers, which it needs: the class table whose places, from 0 on, the folders' numbers "
+        "are. A shipped table (ImageNet-V2: imagenet, whatever classes the study has), or study, its own.",
+        new=True,
     )
     classes: tuple[str, ...] | None = key(
         None,
         "class_ids of the classes to score; each must have a folder, and others are not looked at. Default: "
         "those that have a folder.",
     )
+
+    @model_validator(mode="after")
+    def _numbers_are_of_a_table(self) -> FolderTest:
+        if self.folders == "label_numbers" and self.numbers_of is None:
+            raise ValueError(
+                "numbers_of: needed with folders: label_numbers: imagenet for ImageNet-V2, study for places "
+                "in the study's own class table"
+            )
+        if self.folders != "label_numbers" and self.numbers_of is not None:
+            raise ValueError("numbers_of: goes with folders: label_numbers")
+        return self
 
 
 class WebStyleTest(Section):
@@ -199,8 +216,11 @@ class _Splits(Section):
 
     @property
     def may_be_unbalanced(self) -> bool:
-        """Whether classes may differ in their training images, as far as the config alone can tell."""
-        return self.imbalance is not None or self.shots is None
+        """Whether classes may differ in their training or test images, as far as the config alone can tell.
+
+        With ``shots``, test images may differ: what the data set gives, or half of each class.
+        """
+        return True
 
     @model_validator(mode="after")
     def _fractions_fit(self) -> _Splits:
@@ -242,7 +262,7 @@ class FashionMnist(_Splits):
 
     @property
     def may_be_unbalanced(self) -> bool:
-        """Whether classes may differ in their training images: only in a long tail, for all have 6000."""
+        """Only in a long tail, for all classes have 6000 training and 1000 test images."""
         return self.imbalance is not None
 
 

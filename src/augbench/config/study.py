@@ -155,8 +155,8 @@ class Study(Section):
         self._check_contrasts()
         if self.classifier.arch == "clip" and self.clip.named.library == "open_clip":
             raise ValueError(
-                f"classifier.arch: 'clip' with clip.model: {self.clip.model!r}; allowed: a CLIP in"
-                " transformers' layout, or timm:NAME with `pretrained`"
+                f"classifier.arch: goes with a CLIP in transformers' layout; clip.model is {self.clip.model!r};"
+                " allowed with it: the other networks, such as timm:NAME with `pretrained`"
             )
         groups, processes = self.classifier.batch_norm_groups, self.execution.processes
         if processes is not None and groups > 1 and groups % processes:

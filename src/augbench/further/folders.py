@@ -11,7 +11,7 @@ import numpy as np
 from augbench.config.data import FolderTest
 from augbench.config.problems import ConfigError
 from augbench.config.study import Study
-from augbench.data.classes import ClassInfo, class_id_of, folder_of, readable_name
+from augbench.data.classes import ClassInfo, class_id_of, folder_of, load_class_table, readable_name
 from augbench.data.decode import in_order
 from augbench.data.image_folder import class_folders, first_problems
 from augbench.data.splits import Split, write_split
@@ -20,6 +20,7 @@ from augbench.data.walk import BESIDE, NESTED, LeftOut, Listing, log_left_out, r
 from augbench.errors import UserError, some
 
 NOT_ASKED = "a class that `classes` does not list"
+ELSEWHERE = "no class of the study"
 
 
 @dataclass(frozen=True)
@@ -44,27 +45,27 @@ def scan_folder(test: FolderTest, key: str, classes: Sequence[ClassInfo]) -> Fol
     Returns
     -------
     FolderScan
-        Image ids and sources are paths below ``root``.
+        Image ids and sources are paths below ``root``. Folders of no class of the study are left out.
 
     Raises
     ------
     UserError
-        The folder is missing; folders are of no class of the study, or two are of one class; a class that
+        The folder is missing; a folder is no number of the class table, or two are of one class; a class that
         ``classes`` lists has no folder; a class folder is empty; or there are fewer than two classes. One
         error reports all problems, a line each.
     """
     root = Path(test.root)
     here = class_folders(root, f"{key}.root")
-    labels, problems = _labels_of(here.folders, test.folders, key, str(root), classes)
-    left_out = [*here.left_out, *(LeftOut(name, BESIDE) for name in here.images)]
+    labels, others, problems = _labels_of(here.folders, test, key, classes)
+    left_out = [*here.left_out, *(LeftOut(name, BESIDE) for name in here.images), *others]
     if test.classes is not None:
         problems += _listed_problems(test.classes, labels, key, classes)
-        others = [name for name, label in labels.items() if classes[label].class_id not in test.classes]
-        left_out += [LeftOut(name, NOT_ASKED) for name in others]
-        labels = {name: label for name, label in labels.items() if name not in others}
     if len(labels) < 2 and not problems:
-        found = f"{str(root)!r} has {len(labels)} folder(s) of classes"
-        problems.append(UserError(f"{key}.root", found, "at least 2 classes are needed"))
+        found = f"{str(root)!r} has {len(labels)} folder(s) of classes of the study"
+        if unknown := [one.name for one in others if one.reason == ELSEWHERE]:
+            found += f", and {len(unknown)} others: {some(unknown)}"
+        needed = f"at least 2 are needed; with folders: {test.folders}, {_allowed(test, classes)}"
+        problems.append(UserError(f"{key}.root", found, needed))
     rows: list[tuple[int, str]] = []
     links: set[str] = set()
     listings = in_order(try_list, (root / name for name in labels), threads=8)
@@ -113,40 +114,52 @@ def _below(name: str, listing: Listing) -> Iterator[LeftOut]:
 
 
 def _labels_of(
-    names: Sequence[str], how: str, key: str, root: str, classes: Sequence[ClassInfo]
-) -> tuple[dict[str, int], list[UserError]]:
-    """Label of each folder's class, by the folder's name, and the problems of the others."""
-    known = _known_names(how, classes)
+    names: Sequence[str], test: FolderTest, key: str, classes: Sequence[ClassInfo]
+) -> tuple[dict[str, int], list[LeftOut], list[UserError]]:
+    """Label of each folder's class by the folder's name, folders that are left out, and problems."""
+    known = _known_names(test, classes)
+    asked = {info.class_id for info in classes} if test.classes is None else {*test.classes}
     labels: dict[str, int] = {}
-    unknown: list[str] = []
+    left_out: list[LeftOut] = []
+    numberless: list[str] = []
     ambiguous: list[str] = []
     twice: list[str] = []
     for name in names:
-        found = known.get(_as_written(how, name), ())
-        if len(found) != 1:
-            (ambiguous if found else unknown).append(name)
+        found = known.get(_as_written(test.folders, name))
+        if found is None and test.folders == "label_numbers" and test.classes is None:
+            numberless.append(name)
+        elif not found:
+            left_out.append(LeftOut(name, ELSEWHERE))
+        elif not any(classes[label].class_id in asked for label in found):
+            left_out.append(LeftOut(name, NOT_ASKED))
+        elif len(found) > 1:
+            ambiguous.append(name)
         elif (other := next((one for one, label in labels.items() if label == found[0]), None)) is not None:
             twice.append(f"{other!r} and {name!r}")
         else:
             labels[name] = found[0]
     problems = []
-    if unknown:
-        found_there = f"{root!r} has {len(unknown)} folders that are no class of the study: {some(unknown)}"
-        allowed = {
-            "class_ids": f"class_ids, here {some([folder_of(info.class_id) for info in classes])}",
-            "class_names": f"names of classes, here {some([info.lemmas[0] for info in classes])}",
-            "label_numbers": f"numbers from 0 to {len(classes) - 1}",
-        }[how]
-        problems.append(UserError(f"{key}.root", found_there, f"allowed with folders: {how}: {allowed}"))
+    if numberless:
+        found_there = f"{test.root!r} has {len(numberless)} folders that are no number: {some(numberless)}"
+        problems.append(UserError(f"{key}.root", found_there, f"allowed: {_allowed(test, classes)}"))
     if ambiguous:
-        found_there = f"{root!r} has folders whose name several classes have: {some(ambiguous)}"
+        found_there = f"{test.root!r} has folders whose name several classes have: {some(ambiguous)}"
         problems.append(
             UserError(f"{key}.root", found_there, "allowed: class_ids as names, folders: class_ids")
         )
     if twice:
-        found_there = f"{root!r} has two folders of one class: {some(twice)}"
+        found_there = f"{test.root!r} has two folders of one class: {some(twice)}"
         problems.append(UserError(f"{key}.root", found_there, "allowed: one folder per class"))
-    return labels, problems
+    return labels, left_out, problems
+
+
+def _allowed(test: FolderTest, classes: Sequence[ClassInfo]) -> str:
+    """What folders may be called, in words."""
+    if test.folders == "class_ids":
+        return f"names are class_ids, here {some([folder_of(info.class_id) for info in classes])}"
+    if test.folders == "class_names":
+        return f"names are those of classes, here {some([info.lemmas[0] for info in classes])}"
+    return f"numbers from 0 to {len(_numbered(test, classes)) - 1} of numbers_of: {test.numbers_of}"
 
 
 def _as_written(how: str, name: str) -> str:
@@ -161,15 +174,23 @@ def _as_written(how: str, name: str) -> str:
         return ""  # no class has it
 
 
-def _known_names(how: str, classes: Sequence[ClassInfo]) -> dict[str, tuple[int, ...]]:
-    """Labels by what folders may be called."""
+def _numbered(test: FolderTest, classes: Sequence[ClassInfo]) -> Sequence[ClassInfo]:
+    """The classes whose places the folders' numbers are."""
+    assert test.numbers_of is not None
+    return classes if test.numbers_of == "study" else load_class_table(test.numbers_of)
+
+
+def _known_names(test: FolderTest, classes: Sequence[ClassInfo]) -> dict[str, tuple[int, ...]]:
+    """Labels by what folders may be called; none for the number of a class that the study does not have."""
+    if test.folders == "label_numbers":
+        label_of = {info.class_id: (label,) for label, info in enumerate(classes)}
+        numbered = enumerate(_numbered(test, classes))
+        return {str(number): label_of.get(info.class_id, ()) for number, info in numbered}
     known: dict[str, tuple[int, ...]] = {}
     for label, info in enumerate(classes):
-        names = {
-            "class_ids": {info.class_id},
-            "class_names": {readable_name(lemma).casefold() for lemma in info.lemmas},
-            "label_numbers": {str(label)},
-        }[how]
+        names = {info.class_id}
+        if test.folders == "class_names":
+            names = {readable_name(lemma).casefold() for lemma in info.lemmas}
         for name in names:
             known[name] = (*known.get(name, ()), label)
     return known

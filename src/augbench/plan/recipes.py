@@ -81,7 +81,7 @@ def further_split_recipe(study: Study, test: str) -> Recipe:
 
 def further_images_recipe(study: Study, test: str, stamped: bool = False) -> Recipe:
     """Recipe of the images of a further test set, without their ids; ``stamped`` as in :func:`images_origin`."""
-    left_out = {"folders", "classes", *(["root"] if stamped else [])}
+    left_out = {"folders", "numbers_of", "classes", *(["root"] if stamped else [])}
     section = study.dataset.further_tests[test].model_dump(mode="json", exclude=left_out)
     if section["kind"] == "folder":
         return {"version": 1, "test": section}
@@ -470,7 +470,14 @@ def statistics_recipe(study: Study) -> Recipe:
 def class_groups_recipe(study: Study) -> Recipe:
     """Recipe of the sizes of the classes, and of macro, head, middle and tail accuracy."""
     labels = {name: study.label(name) for name in study.methods}
-    return {"version": 1, "seed": study.seed, **_decisions(study), "labels": labels}
+    replaced = {name: row.use.replace for name, row in study.methods.items() if row.use.replace}
+    return {
+        "version": 1,
+        "seed": study.seed,
+        **_decisions(study),
+        "labels": labels,
+        **({"replaced": replaced} if replaced else {}),
+    }
 
 
 def per_class_recipe() -> Recipe:

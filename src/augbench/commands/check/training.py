@@ -9,7 +9,7 @@ from augbench.classifier.schedule import StepSchedule, steps_per_epoch, undersiz
 from augbench.config.classifier import Classifier
 from augbench.config.study import Study
 from augbench.config.use import Use
-from augbench.errors import UserError
+from augbench.errors import UserError, some
 from augbench.resample import needed_by_class, needed_images
 
 # With 500 real images of Fashion-MNIST and batches of 128, classifiers of 0.3 million parameters ended by the
@@ -83,6 +83,13 @@ def training_warnings(study: Study, train: Mapping[str, int]) -> Iterator[str]:
                 f"warning: classifier.validate_every: {config.validation_interval}, so {seen}"
                 " validations can tell whether accuracy was still rising (the last half of all, after the"
                 f" last reduction of lr{end}); at least {LEAST_POINTS} are needed"
+            )
+        ending = [name for name, row in study.methods.items() if row.use.real_at_end]
+        if ending and config.keep == "best":
+            yield (
+                f"warning: classifier.keep: best, and use.real_at_end in {some(ending)}: the weights that are"
+                " scored may be from before the steps on real images only; classifier.keep: last scores the"
+                " last ones"
             )
     else:
         if smallest is None:

@@ -157,10 +157,21 @@ def _pairing(studies: Sequence[Finished]) -> list[str]:
             f"{other.name} and {first.name} are not paired, because {why}: runs are independent (Welch's t "
             "test)." + (f" {ONE_DRAW}." if of_one_draw(first, other) else "")
             if why
-            else f"{other.name} and {first.name} are paired by run: run r has the same training images,"
-            " seeds and test images in both."
+            else f"{other.name} and {first.name} are paired by run: run r has the same training images, seeds and"
+            f" test images in both.{_without_partner(first, other)}"
         )
     return notes
+
+
+def _without_partner(first: Finished, other: Finished) -> str:
+    """A sentence on runs that only one of two paired studies has; empty if there are none."""
+    runs = [{run for own in study.accuracies.values() for run in own} for study in (first, other)]
+    left = [
+        f"{len(own - others)} of {len(own)} in {study.name}"
+        for study, own, others in zip((first, other), runs, reversed(runs), strict=True)
+        if own - others
+    ]
+    return f" Runs that only one of them has are left out of these tests: {', '.join(left)}." if left else ""
 
 
 def _spreads(studies: Sequence[Finished], tests: Sequence[differences.Row]) -> list[str]:

@@ -119,7 +119,19 @@ def warnings_of(studies: Sequence[Finished], differing: Mapping[str, Any]) -> li
     for other in studies[1:]:
         found += _between(first, other)
     found += _settings(studies)
+    found += _seen(studies)
     return found
+
+
+def _seen(studies: Sequence[Finished]) -> Iterator[str]:
+    """Yield a sentence on classifiers whose first weights have seen labels."""
+    if any(study.study.classifier.begins_trained for study in studies):
+        labels = each(studies, lambda study: study.study.classifier.labels_seen or "none")
+        listed = "; ".join(f"{seen} in {name}" for name, seen in labels.items())
+        yield (
+            f"Classifiers begin with weights trained before. Labels that these have seen: {listed}. A study then"
+            " says what added images do for such a network."
+        )
 
 
 def _between(first: Finished, other: Finished) -> Iterator[str]:

@@ -27,7 +27,7 @@ from augbench.artifacts.parquet import REMAKE, whole
 from augbench.artifacts.pool import Lack, lacks_of, load_rows, pool_of, pools_of, read_index
 from augbench.artifacts.shards import encode_image, image_name, read_shard
 from augbench.batches import in_batches
-from augbench.classifier.replacing import replace_real
+from augbench.classifier.replacing import replace_in_run
 from augbench.data.classes import ClassInfo, read_class_table
 from augbench.data.decode import BROKEN, MOST_PIXELS
 from augbench.data.source import ImageSource
@@ -374,21 +374,14 @@ def _after_replacing(
     added: pa.Table,
 ) -> tuple[Split, pa.Table]:
     """Real images that stay and added ones that are used (``use.replace``)."""
-    share = plan.study.methods[row].use.replace
-    if not share:
+    if not plan.study.methods[row].use.replace:
         return real, added
     number = np.full(len(info), -1)
     kept = [label for label, one in enumerate(info) if one.class_id not in excluded]
     number[kept] = np.arange(len(kept))
-    stays, used = replace_real(
-        number[real.labels],
-        number[added.column("label").to_numpy()],
-        share,
-        class_ids=[info[label].class_id for label in kept],
-        run=run,
-        study_seed=plan.study.seed_of(row),
-        ranked=plan.study.augmented[row].ranked,
-    )
+    class_ids = [info[label].class_id for label in kept]
+    given = number[added.column("label").to_numpy()]
+    stays, used = replace_in_run(plan.study, row, run, number[real.labels], given, class_ids)
     ids, classes, sources = (
         [column[place] for place in stays] for column in (real.image_ids, real.class_ids, real.sources)
     )

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from augbench.config.data import CorruptedTest, FolderTest, FurtherTest
 from augbench.leakage.records import count_images, read_leaks
 from augbench.plan.paths import Plan
+from augbench.pools.choice import read_choice
 from augbench.report.contrasts import baseline_of
 from augbench.report.inference.images import Hits, average_hits, read_hits
 from augbench.report.inference.paired import interval
@@ -45,8 +46,8 @@ class Row(statistics.Row):
         Difference from the baseline here, minus that on the ordinary test images; mean over runs with its 95%
         t interval. None for the baseline and the ordinary test images; no interval for a single run.
     near_added, near_images : int or None
-        Number of the row's added images that near-duplicate an image of the set, and of such images of the
-        set; None without added images or guard.
+        Number of images of the row's pools that near-duplicate an image of the set, and of such images of the
+        set; None without added images or guard. A row that chooses has those of the row that it chose.
     """
 
     test: str = ORDINARY
@@ -111,7 +112,7 @@ def build_rows(
             own, hits = average_draws(own, per_draw), average_hits(hits, per_draw)
         accuracies = accuracies_of(own)
         ordinary = ordinary or accuracies
-        near = _near(plan, test, leaks.get(test, {}))
+        near = near_duplicates(plan, test, leaks.get(test, {}))
         for row in statistics.build_rows(table, own, hits, seed, study.report):
             further = baseline if test != ORDINARY else None
             more = _more(accuracies, ordinary, row.method, further)
@@ -148,14 +149,18 @@ def _more(
     return (fmean(points), *interval(points)) if points else (None, None, None)
 
 
-def _near(plan: Plan, test: str, leaks: Mapping[str, str | Path]) -> dict[str, tuple[int, int]]:
-    """Near-duplicates by row, in added images and in images of the set; a row that draws has its pool's."""
+def near_duplicates(plan: Plan, test: str, leaks: Mapping[str, str | Path]) -> dict[str, tuple[int, int]]:
+    """Near-duplicates by row, in added images and in images of the set.
+
+    A row that draws has those of all its pools; a row that chooses has those of the row that it chose.
+    """
+    study = plan.study
+    pairs = {pool: read_leaks(path) for pool, path in leaks.items()}
     found = {}
-    for name in plan.study.augmented:
-        if (pool := plan.study.pool_row(name)) in leaks:
-            pairs = read_leaks(leaks[pool])
-            images = pc.count_distinct(pairs.column("image_id")).as_py()
-            found[name] = count_images(pairs, test), images
+    for name in (*study.augmented, *study.choosing) if pairs else ():
+        pools = study.pools_of(read_choice(plan.selected(name)) if name in study.choosing else name)
+        images = {image for pool in pools for image in pairs[pool].column("image_id").to_pylist()}
+        found[name] = sum(count_images(pairs[pool], test) for pool in pools), len(images)
     return found
 
 

@@ -195,7 +195,7 @@ def build_table(
     real = max((row.real_per_class for row in rows if row.split == "train"), default=None)
     facts = Facts(classes, real, max(run.n_val for run in runs), max(run.n_test for run in runs), dtypes)
     lacks = {name: _lacks(own) for name, own in sets.items()}
-    first = [*first_weights_notes(study, results)]
+    first = [*first_weights_notes(study, results), *early_weights_notes(study, results)]
     order = _order_of_the_paper(rows, units)
     notes = _notes(study, rows, facts, excluded, draws, lacks, lrs, choices, first, order)
     return Table1(study.study, tuple(rows), tuple(runs), notes)
@@ -323,9 +323,10 @@ def _notes(
     notes += composition_notes(study)
     notes += choice_notes(study, choices)
     if study.dataset.imbalance is not None:
+        lost = " and the ratio without the classes that are left out" if excluded else ""
         notes.append(
             "The classes form a long tail: images per class are means over classes. class_sizes.md has every"
-            " class, class_groups.md macro accuracy and that of frequent and rare classes."
+            f" class{lost}, class_groups.md macro accuracy and that of frequent and rare classes."
         )
     if any(row.overlap is not None for row in rows):
         notes.append(
@@ -454,6 +455,30 @@ def first_weights_notes(study: Study, results: Iterable[str | Path]) -> Iterator
             "Zero-shot: before any training, CLIP with the class names as its last layer has a top-1"
             f" accuracy of {values} on the test split, the same in every row and run."
         )
+
+
+def early_weights_notes(study: Study, results: Iterable[str | Path]) -> Iterator[str]:
+    """Yield a note per row whose scored weights are from before the steps of ``use.real_at_end`` in some runs."""
+    config = study.classifier
+    if config.keep != "best":
+        return
+    switches = {
+        name: config.total_steps - row.use.end_steps(config.total_steps)
+        for name, row in study.methods.items()
+        if row.use.real_at_end
+    }
+    early: dict[str, list[bool]] = {}
+    for path in results if switches else ():
+        value = read_result(study, path)
+        if (name := value["method"]) in switches:
+            kept = history_of(study, path, value).kept_step
+            early.setdefault(name, []).append(kept <= switches[name])
+    for name, runs in early.items():
+        if any(runs):
+            yield (
+                f"{study.label(name)}: in {sum(runs)} of {len(runs)} runs, the best validation accuracy, whose"
+                " weights are scored (classifier.keep: best), is from before the steps on real images only."
+            )
 
 
 def _training_notes(study: Study, rows: Sequence[Row]) -> Iterator[str]:
