@@ -146,7 +146,9 @@ def test_the_guard_searches_rows_before_those_that_are_made_from_them_only_where
     }
     study = study_of(2, **rows)
     levels = [set(level) for level in Plan(study, ("a", "b")).unfolded.guard_levels]
-    assert levels == [{*study.pooled}] and Plan(study, ("a", "b")).inheriting == ["edited", "twice"]
+    own = {f"{name}_draw1" for name in ("boomerang", "pseudoword_clip", "imagic_k2")}
+    assert levels == [{*study.pooled}, own], "one more job for all rows with images of their own in a draw"
+    assert Plan(study, ("a", "b")).inheriting == ["edited", "twice"]
     dropping = study.model_copy(update={"leakage": study.leakage.model_copy(update={"action": "drop"})})
     plan = Plan(dropping, ("a", "b")).unfolded
     assert [set(level) for level in plan.guard_levels][1:] == [

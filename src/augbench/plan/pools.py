@@ -521,12 +521,35 @@ class PoolPaths(InputPaths):
         """Rows whose images are compared with validation and test images.
 
         Rows that draw from another row's pool are among them if near-duplicates are dropped, or if they mix,
-        filter or are chosen among. The images of a row that chooses are the chosen row's.
+        filter or are chosen among. The images of a row that chooses are the chosen row's. Where near-duplicates
+        are reported, rows of further draws of the training images are among them if they have images of their
+        own (:meth:`guarded_in`).
         """
-        rows = self.study.folded
+        if self.study.leakage.action == "drop":
+            return list(self.study.augmented)
+        draws = range(self.study.dataset.draws)
+        return [name for draw in draws for name in self.guarded_in(draw) if name in self.study.methods]
+
+    def guarded_in(self, draw: int) -> list[str]:
+        """Guarded rows of a draw of the training images; of a further draw, those with images of their own."""
+        rows, action = self.study.folded, self.study.leakage.action
         chosen = {name for row in rows.choosing.values() for name in row.among}
         reported = [name for name in rows.augmented if name in rows.examined or name in chosen]
-        return {"off": [], "report": reported, "drop": list(self.study.augmented)}[self.study.leakage.action]
+        names = {"off": [], "report": reported, "drop": list(rows.augmented)}[action]
+        return [
+            drawn_name(name, draw) for name in names if not draw or rows.depends_on_training_images(name)
+        ]
+
+    @cached_property
+    def further_guarded(self) -> dict[int, list[str]]:
+        """Guarded rows with images of their own in further draws of the training images, by draw."""
+        found = {draw: self.guarded_in(draw) for draw in range(1, self.study.dataset.draws)}
+        return {draw: names for draw, names in found.items() if names}
+
+    @cached_property
+    def guarded_once(self) -> list[str]:
+        """Guarded rows of all draws of the training images, those that share a draw's pool left out."""
+        return [*self.guarded_in(0), *(name for names in self.further_guarded.values() for name in names)]
 
     @cached_property
     def choices(self) -> list[str]:
@@ -538,12 +561,14 @@ class PoolPaths(InputPaths):
         """Guarded rows by the job that searches them, in the jobs' order.
 
         Where near-duplicates are dropped, rows that make images from other rows' images wait for the search
-        of these.
+        of these. Where they are reported, a second job searches the rows of all further draws, so that the
+        first one's search does not depend on the number of draws.
         """
         dropping = self.study.leakage.action == "drop"
         levels: dict[int, list[str]] = {}
         for method in self.guarded:
-            levels.setdefault(self.study.guard_level(method) if dropping else 0, []).append(method)
+            level = self.study.guard_level(method) if dropping else min(1, self.draw_of(method))
+            levels.setdefault(level, []).append(method)
         return [levels[level] for level in sorted(levels)]
 
     def embedded_pools(self, level: int, block: str) -> str:
