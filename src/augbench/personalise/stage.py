@@ -25,8 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from augbench.artifacts import adapters
-from augbench.artifacts.origins import counts_by_row
-from augbench.artifacts.store import link_file
+from augbench.artifacts.origins import ADDED, counts_by_row, parse_added
+from augbench.artifacts.store import Store, link_file
 from augbench.config.methods import PersonaliseMethod
 from augbench.data.sources import open_source
 from augbench.errors import UserError
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KIND = "finetune"
+OF_CLASS = ("class_id", "unlearned")  # keys of a class's recipe beside those of its group
 # parts of Stable Diffusion 1.x and 2.x that fine-tuning reads
 MODEL_PARTS = ("scheduler/", "text_encoder/", "tokenizer/", "unet/", "vae/")
 UNET_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
@@ -112,17 +113,16 @@ def group_recipes(
 # --- fine-tuning ---
 
 
-def write_vectors(
-    learned: Learned, recipe: Recipe, path: Path, learned_from: Mapping[str, int] | None = None
-) -> None:
+def write_vectors(learned: Learned, recipe: Recipe, path: Path, sources: Sequence[str] | None = None) -> None:
     """Write what a class learned: one tensor ``(clusters, ...)`` per candidate, or its adapters' tensors.
 
     A candidate of Stable Diffusion XL has two tensors, ``{candidate}.{entry}``
     (:data:`augbench.config.pipelines.LEARNED`).
     With an adapter that all classes share, the tensors are empty. The file's metadata hold the losses, the
-    epochs of the candidates, the best epoch, the recipe, the floating-point type of the computation and, if
-    given, ``learned_from``: the number of images that the class learned from, by the row that made them
-    (``train``: training images).
+    epochs of the candidates, the best epoch, the recipe and the floating-point type of the computation. If
+    ``sources`` are given, those of the images that the class learned from, they also hold ``learned_from``: the
+    number of these images by the row that made them (``train``: training images), and ``learned_images``: the
+    hashes of the added ones.
     """
     metadata = {
         "history": learned.history,
@@ -130,10 +130,42 @@ def write_vectors(
         "best_epoch": learned.best_epoch,
         "recipe": recipe,
         "dtype": learned.dtype,
-        **({} if learned_from is None else {"learned_from": dict(learned_from)}),
+        **({} if sources is None else _provenance(sources)),
     }
     tensors = {name: np.ascontiguousarray(values.numpy()) for name, values in learned.vectors.items()}
     save_file(tensors, path, {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()})
+
+
+def _provenance(sources: Sequence[str]) -> dict[str, Any]:
+    hashes = [parse_added(source)["sha256"] for source in sources if source.startswith(ADDED)]
+    return {"learned_from": counts_by_row(sources), "learned_images": hashes}
+
+
+def purge_learned(store: Store, hashes: Collection[str]) -> int:
+    """Delete from the store what learned from added images with these hashes; return the number of files.
+
+    Where classes share what trains, all of their files are deleted.
+    """
+    groups, learned = {}, dict[str, list[Path]]()
+    for path in sorted((store.root / KIND).glob("*.safetensors")) if hashes else ():
+        with safe_open(path, "np") as file:
+            if "recipe" not in (file.metadata() or {}):
+                continue  # a shared U-Net or adapter
+        metadata = read_metadata(path)
+        shared = {key: value for key, value in metadata["recipe"].items() if key not in OF_CLASS}
+        group = canonical_hash(shared)
+        learned.setdefault(group, []).append(path)
+        if not {*metadata.get("learned_images", ())}.isdisjoint(hashes):
+            groups[group] = (shared, {*metadata["epochs"].values()})
+    doomed = [path for group in groups for path in learned[group]]
+    for shared, epochs in groups.values():
+        recipes = [{**shared, key: epoch} for key in ("unet_epoch", "adapter_epoch") for epoch in epochs]
+        suffixes = {Path(name).suffix for name in (*UNET_FILES, *ADAPTER_FILES)}
+        paths = [store.path(KIND, recipe, suffix) for recipe in recipes for suffix in suffixes]
+        doomed += [path for path in paths if path.exists()]
+    for path in doomed:
+        path.unlink(missing_ok=True)
+    return len(doomed)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -313,9 +345,9 @@ def _learn(
                 shutil.copyfile(made, path)
 
             job.store.commit(KIND, recipe, made.suffix, copy)
-    taught = {task.info.class_id: counts_by_row(task.train.sources) for task in tasks if row.edges}
+    taught = {task.info.class_id: task.train.sources for task in tasks if row.edges}
     for class_id, result in learned.items():
-        write = partial(write_vectors, result, recipes[class_id], learned_from=taught.get(class_id))
+        write = partial(write_vectors, result, recipes[class_id], sources=taught.get(class_id))
         job.store.commit(KIND, recipes[class_id], ".safetensors", write)
     shutil.rmtree(folder)
 
