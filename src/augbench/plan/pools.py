@@ -293,14 +293,17 @@ class PoolPaths(InputPaths):
         return self.path("shards", method, candidate, "index.parquet")
 
     def started(self, method: str) -> list[str]:
-        """Index of the pool whose images a row starts from, if there is one."""
+        """List of the images that a row starts from, if it starts from another row's (:meth:`diagnosed`)."""
         row = self.study.methods[method].start_pool
-        return [] if row is None else [self.pool(row)]
+        return [] if row is None else [self.diagnosed(row)]
 
     def started_leaks(self, method: str) -> list[str]:
-        """Pairs whose added images a row does not start from, if near-duplicates are dropped."""
+        """Pairs whose added images a row does not start from, if near-duplicates are dropped.
+
+        A mixture's set was drawn without them.
+        """
         row = self.study.methods[method].start_pool
-        return [] if row is None else self.leaks_to_drop(row)
+        return [] if row is None or self.study.methods[row].shares else self.leaks_to_drop(row)
 
     def ledger(self, method: str = "{method}", class_id: str = "{class_id}") -> str:
         """Path of a class's ledger, which has the fate of every candidate image."""
@@ -536,9 +539,7 @@ class PoolPaths(InputPaths):
         chosen = {name for row in rows.choosing.values() for name in row.among}
         reported = [name for name in rows.augmented if name in rows.examined or name in chosen]
         names = {"off": [], "report": reported, "drop": list(rows.augmented)}[action]
-        return [
-            drawn_name(name, draw) for name in names if not draw or rows.depends_on_training_images(name)
-        ]
+        return [drawn_name(name, draw) for name in names if not draw or rows.depends_on_training_images(name)]
 
     @cached_property
     def further_guarded(self) -> dict[int, list[str]]:
@@ -622,7 +623,7 @@ class PoolPaths(InputPaths):
         return self.path("leakage", f"{method}.json")
 
     def diagnosed(self, method: str) -> str:
-        """Path of a row's images to measure: its pool, or a mixture's first set, which has its shares."""
+        """Path of a row's images to measure or start from: its pool, or a mixture's set 0, with its shares."""
         return self.resample(method, "0") if self.study.methods[method].shares else self.pool(method)
 
     def repeats(self, method: str) -> str:
