@@ -24,11 +24,11 @@ from augbench.config.study import Study, load_study, parse_study
 from augbench.data.splits import SplitSizes, class_generator, read_split, split_class
 from augbench.errors import UserError
 from augbench.files import PROJECT, write_json
+from augbench.leakage import records
+from augbench.leakage.records import summarise
 from augbench.plan import recipes
 from augbench.plan.paths import Plan
 from augbench.report.inference.images import average_hits
-from augbench.leakage import records
-from augbench.leakage.records import summarise
 from augbench.report.tables import components, leakage
 from augbench.report.tables.table1 import Row, RunRow, average_draws
 
@@ -161,7 +161,9 @@ def test_a_name_that_looks_like_a_draw_is_an_error_only_where_draws_are_used() -
 def test_the_guard_searches_rows_with_images_of_their_own_in_every_draw() -> None:
     plain, plan = Plan(parse_study(SMALL_STUDY), IDS), Plan(study_of(), IDS).unfolded
     own = ("boomerang", "pseudoword_clip", "imagic_k2")
-    assert plan.guard_levels[0] == plain.guard_levels[0], "the first draw's search is that of a study of one draw"
+    assert plan.guard_levels[0] == plain.guard_levels[0], (
+        "the first draw's search is that of a study of one draw"
+    )
     assert len(plan.guard_levels) == 2
     assert {*plan.guard_levels[1]} == {f"{name}_draw{draw}" for name in own for draw in (1, 2)}
     assert plan.further_guarded == {draw: [f"{name}_draw{draw}" for name in own] for draw in (1, 2)}
@@ -172,7 +174,9 @@ def test_the_guard_searches_rows_with_images_of_their_own_in_every_draw() -> Non
         "half": {"mechanism": "draw", "pool": "retrieval", "keep": {"by": "clip", "share": 0.5}},
     }
     filtered = Plan(study_of(2, methods=rows), IDS).unfolded
-    assert filtered.guarded_once == ["retrieval", "best", "half", "best_draw1"], "each draw has its classifier"
+    assert filtered.guarded_once == ["retrieval", "best", "half", "best_draw1"], (
+        "each draw has its classifier"
+    )
     dropping = study_of(2, leakage={"action": "drop"})
     assert "boomerang_draw1" in Plan(dropping, IDS).unfolded.guard_levels[0]
     assert Plan(study_of(leakage={"action": "off"}), IDS).unfolded.guarded_once == []
@@ -233,7 +237,9 @@ def test_a_leak_of_one_draw_is_counted_and_left_out_of_that_draws_test_images_al
     assert own.without_percent == pytest.approx(100 * (1 / 4 + 0 / 2 + 3 / 4) / 3)
     assert own.baseline_without_percent == own.without_percent, "the baseline of the same draws"
     shared = found["retrieval"]
-    assert (shared.checked, shared.test, shared.test_images, shared.train) == (10, 1, 1, 1), "one pool for all"
+    assert (shared.checked, shared.test, shared.test_images, shared.train) == (10, 1, 1, 1), (
+        "one pool for all"
+    )
     assert shared.without_percent == pytest.approx(100 * (1 / 3 + 2 / 3 + 3 / 3) / 3)
 
 
