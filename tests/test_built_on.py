@@ -505,7 +505,7 @@ def test_a_planted_leak_is_named_through_both_edges_and_through_several_rows(pet
 
 
 def test_the_table_counts_and_names_what_is_inherited(pets: Path) -> None:
-    study = pet_study()
+    study = pet_study({**ROWS, "best": {"mechanism": "choose", "among": ["web", "edited"]}})
     summary = {"checked": 4, "val": 0, "test": 0, "either": 0, "val_images": 0, "test_images": 0}
     limits = study.leakage.model_dump(mode="json", exclude={"action"})
     pair = {"class_id": "cat", "edge": START, "split": "test", "real_class_id": "cat", "origin": "0a"}
@@ -535,6 +535,10 @@ def test_the_table_counts_and_names_what_is_inherited(pets: Path) -> None:
         "edited: inherited by image 0 of cat (started from test image t1), image 0 of cat (started from"
         in (text.replace("\\", ""))
     )
+    inherited, chosen = {"edited": "inherited.parquet"}, {"best": "edited"}
+    write_leakage_table(study, pairs, pairs, counts, predictions, outs, inherited, chosen)
+    assert [row.inherited for row in read_rows("leakage.csv")] == [None, 2, 2]
+    assert "best: inherited by image 0 of cat" in Path("leakage.md").read_text().replace("\\", "")
     write_leakage_table(study, pairs, pairs, counts, predictions, outs)
     assert "Inherited" not in Path("leakage.md").read_text()
 

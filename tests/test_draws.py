@@ -325,6 +325,10 @@ def test_a_study_of_two_draws_runs_to_its_report(workspace: Workspace) -> None:
         "boomerang_draw1",
         "imagic_k2_draw1",
     }, "pools that don't depend on the training images are made once"
+    searched = {row.method: row for row in leakage.read_rows(results / "tables/leakage.csv")}
+    assert searched["boomerang"].checked == searched["clip_prompts"].checked, "one part of two, in two draws"
+    repeated = records.read_leaks(results / "leakage/train/boomerang_draw1.parquet")
+    assert searched["boomerang"].train >= records.count_images(repeated, "train")
     first, second = (read_split(results / f"splits/{name}.parquet") for name in ("train", "train_draw1"))
     assert set(first.image_ids) != set(second.image_ids)
     text = " ".join((results / "tables/table1.txt").read_text().split())

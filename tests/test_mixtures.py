@@ -437,6 +437,21 @@ def test_a_mixture_and_a_filter_draw_from_as_many_files_as_they_need() -> None:
     assert multiple.parts_drawn("some") == 2, "half of two images per training image is one"
 
 
+def test_blocks_of_another_size_change_nothing_of_mixtures_filters_and_scores() -> None:
+    study = study_of(halves=HALVES, by_clip=BY_CLIP, by_classifier=BY_CLASSIFIER, best=BEST)
+    sizes = {"classes_per_job": 10, "batch_size": 1, "runs_per_job": 1}
+    execution = study.execution.model_copy(update=sizes)
+    ids = tuple("abcdefghijkl")
+    plan = Plan(study, ids)
+    blocks = Plan(study.model_copy(update={"execution": execution}), ids)
+    assert len(blocks.generate_jobs) < len(plan.generate_jobs)
+    for row in ("halves", "by_clip", "by_classifier"):
+        assert plan.shards(row) == blocks.shards(row) and plan.scores_of(row) == blocks.scores_of(row)
+        assert recipes.resample_recipe(study, row) == recipes.resample_recipe(blocks.study, row)
+    for pool_and_scorer in plan.scorers:
+        assert plan.scored_shards(*pool_and_scorer) == blocks.scored_shards(*pool_and_scorer)
+
+
 def test_check_names_a_pool_that_is_too_small_after_the_filter() -> None:
     study = study_of(
         by_clip=BY_CLIP,

@@ -300,16 +300,16 @@ def _limits_note(summaries: Mapping[str, str | Path]) -> tuple[str, ...]:
 
 
 def _inherited_notes(
-    study: Study,
-    rows: Sequence[Row],
-    inherited: Mapping[str, str | Path],
-    chosen: Mapping[str, str] | None,
+    rows: Mapping[str, Sequence[str]], study: Study, inherited: Mapping[str, str | Path]
 ) -> Iterator[str]:
-    """Yield what is inherited, and for each pool that inherits anything, examples and the file with all."""
+    """Yield what is inherited, and for each pool that inherits anything, examples and the file with all.
+
+    ``rows`` are the rows whose pairs the table's rows have (:func:`searched_rows`).
+    """
     if inherited:
         yield from INHERITED
-    for row in rows:
-        for name in dict.fromkeys(searched_rows(study, row.method, inherited, chosen)):
+    for method, sources in rows.items():
+        for name in dict.fromkeys(source for source in sources if source in inherited):
             if not (pairs := read_inherited(inherited[name]).to_pylist()):
                 continue
             named = [
@@ -318,7 +318,7 @@ def _inherited_notes(
                 f" from {pair['split']} image {pair['image_id']})"
                 for pair in pairs
             ]
-            yield f"{row.label}: inherited by {some(named, 3)}; all are in {inherited[name]}."
+            yield f"{study.label(method)}: inherited by {some(named, 3)}; all are in {inherited[name]}."
 
 
 def _cells(row: Row, with_inherited: bool) -> tuple[str, ...]:
@@ -354,11 +354,12 @@ def write_leakage_table(
     """
     inherited = inherited or {}
     rows = build_rows(study, leaks, repeats, summaries, predictions, inherited, chosen)
+    sources = {row.method: searched_rows(study, row.method, leaks, chosen) for row in rows}
     notes = (
         *NOTES,
         *(DRAWS if study.dataset.draws > 1 else ()),
         *_limits_note(summaries),
-        *_inherited_notes(study, rows, inherited, chosen),
+        *_inherited_notes(sources, study, inherited),
     )
     layout = Layout(
         f"Near-duplicates of real images, study {study.study}",
