@@ -394,8 +394,9 @@ def test_what_learned_from_a_listed_image_is_deleted_with_what_its_classes_share
 
 
 class Shardless(Store):
-    def provide(self, *_: Any, **__: Any) -> None:
+    def provide(self, *_: Any, **__: Any) -> bool:
         """Make no shard."""
+        return False
 
 
 class Recipeless(_Retrieval):
@@ -415,14 +416,16 @@ def test_a_class_with_fewer_candidates_than_sought_is_tried_again(tmp_path: Path
     """Two of four sought candidates are enough images, and too few to choose from."""
     store, study = Shardless(tmp_path / "store"), study_of(tmp_path)
     method = study.retrieved["retrieval"]
-    retrieval = Recipeless(Job(study, store, 1), "retrieval", method, {}, {}, None, Lists(), {}, {}, {})
-    for class_id, fate in (("found", "not selected"), ("short", "unsafe: checker")):
+    fates = {"found": "not selected", "short": "unsafe: checker"}
+    shards = {class_id: str(tmp_path / f"{class_id}.parquet") for class_id in fates}
+    ledgers = {class_id: tmp_path / f"ledger_{class_id}.parquet" for class_id in fates}
+    job = Job(study, store, 1)
+    retrieval = Recipeless(job, "retrieval", method, {}, {}, None, Lists(), {}, shards, ledgers)
+    for class_id, fate in fates.items():
         hunt = Known(class_id, [], 2, [4], sought=4)
         hunt.fate = fate
-        retrieval.shards[class_id] = str(tmp_path / f"{class_id}.parquet")
-        retrieval.ledgers[class_id] = tmp_path / f"ledger_{class_id}.parquet"
         retrieval.publish(hunt, {"class_id": class_id}, Filters(method))
-        assert Path(retrieval.ledgers[class_id]).exists()
+        assert ledgers[class_id].exists()
     assert store.has("ledgers", {"class_id": "found"}, ".parquet")
     assert not store.has("ledgers", {"class_id": "short"}, ".parquet")
 

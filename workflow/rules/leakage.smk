@@ -104,8 +104,12 @@ if PLAN.guarded:
                 clip=PLAN.clip,
                 excluded=PLAN.excluded,
             output:
-                train=[UNFOLDED.embedded_split(drawn_name("train", draw)) for draw in UNFOLDED.further_guarded],
-                leaks=[UNFOLDED.repeats(name) for names in UNFOLDED.further_guarded.values() for name in names],
+                train=[
+                    UNFOLDED.embedded_split(drawn_name("train", draw)) for draw in UNFOLDED.further_guarded
+                ],
+                leaks=[
+                    UNFOLDED.repeats(name) for names in UNFOLDED.further_guarded.values() for name in names
+                ],
             log:
                 PLAN.log("repeats_in_draws"),
             benchmark:

@@ -146,7 +146,8 @@ def purge_learned(store: Store, hashes: Collection[str]) -> int:
 
     Where classes share what trains, all of their files are deleted.
     """
-    groups, learned = {}, dict[str, list[Path]]()
+    groups: dict[str, tuple[Recipe, set[int]]] = {}
+    learned: dict[str, list[Path]] = {}
     for path in sorted((store.root / KIND).glob("*.safetensors")) if hashes else ():
         with safe_open(path, "np") as file:
             if "recipe" not in (file.metadata() or {}):

@@ -263,7 +263,7 @@ def _made_from(paths: Sequence[Path], named: set[str]) -> tuple[list[Path], set[
 
     Returns the shards, and the hashes of all these images.
     """
-    tables = {}
+    tables: dict[Path, pa.Table] = {}
     for path in paths:
         there = set(pq.read_schema(path).names)
         rows = pq.read_table(path, columns=[name for name in ("source", "sha256", "origin") if name in there])

@@ -105,7 +105,7 @@ def searched_rows(
     chosen : mapping of str to str, optional
         As in :func:`build_rows`.
     """
-    found = []
+    found: list[str] = []
     for draw in range(study.dataset.draws):
         drawn = drawn_name(name, draw)
         source = (chosen or {}).get(drawn, drawn)
