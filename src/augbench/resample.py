@@ -164,8 +164,8 @@ def draw(
     Raises
     ------
     UserError
-        Some classes have too few images, by more than the pool's shards lack because all samples were flagged;
-        the message lists all of them with their counts.
+        Some classes have too few images, by more than the pool's shards lack because all samples were
+        flagged; the message lists all of them with their counts.
     """
     drawing = drawing or Drawing()
     by_pool = lacks_by_pool(pool) if drawing.pools else {("", c): lack for c, lack in lacks_of(pool).items()}

@@ -86,7 +86,7 @@ def lacks_by_pool(table: pa.Table) -> dict[tuple[str, str], Lack]:
 
 
 def _with_lacks_by_pool(table: pa.Table, lacks: Mapping[tuple[str, str], Lack]) -> pa.Table:
-    """Index with the images that classes lack in its metadata, by class, and also by pool if it has several."""
+    """Index with the images that classes lack in its metadata by class, and by pool if it has several."""
     merged: dict[str, Lack] = {}
     for (_, class_id), lack in lacks.items():
         merged[class_id] = merged.get(class_id, Lack(0, 0)) + lack

@@ -4,8 +4,9 @@
 ``{row}_draw{k}``. Validation and test images are the same in all draws. A row whose images depend on the
 training images (it starts from them, learns from them or asks the corpus with them, or a row that it is built
 on does) makes its own images in each draw, from those that the rows it is built on made in that draw. A row
-that learns from another row's images learns from that row's training set of the draw. Any other makes or retrieves its pool once, and its rows of further draws draw from that pool. Tables fold the
-rows together again.
+that learns from another row's images learns from that row's training set of the draw. Any other makes or
+retrieves its pool once, and its rows of further draws draw from that pool. Tables fold the rows together
+again.
 """
 
 from __future__ import annotations

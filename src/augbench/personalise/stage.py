@@ -120,9 +120,9 @@ def write_vectors(learned: Learned, recipe: Recipe, path: Path, sources: Sequenc
     (:data:`augbench.config.pipelines.LEARNED`).
     With an adapter that all classes share, the tensors are empty. The file's metadata hold the losses, the
     epochs of the candidates, the best epoch, the recipe and the floating-point type of the computation. If
-    ``sources`` are given, those of the images that the class learned from, they also hold ``learned_from``: the
-    number of these images by the row that made them (``train``: training images), and ``learned_images``: the
-    hashes of the added ones.
+    ``sources`` are given, those of the images that the class learned from, they also hold ``learned_from``:
+    the number of these images by the row that made them (``train``: training images), and
+    ``learned_images``: the hashes of the added ones.
     """
     metadata = {
         "history": learned.history,

@@ -524,9 +524,9 @@ class PoolPaths(InputPaths):
         """Rows whose images are compared with validation and test images.
 
         Rows that draw from another row's pool are among them if near-duplicates are dropped, or if they mix,
-        filter or are chosen among. The images of a row that chooses are the chosen row's. Where near-duplicates
-        are reported, rows of further draws of the training images are among them if they have images of their
-        own (:meth:`guarded_in`).
+        filter or are chosen among. The images of a row that chooses are the chosen row's. Where
+        near-duplicates are reported, rows of further draws of the training images are among them if they have
+        images of their own (:meth:`guarded_in`).
         """
         if self.study.leakage.action == "drop":
             return list(self.study.augmented)
@@ -534,7 +534,7 @@ class PoolPaths(InputPaths):
         return [name for draw in draws for name in self.guarded_in(draw) if name in self.study.methods]
 
     def guarded_in(self, draw: int) -> list[str]:
-        """Guarded rows of a draw of the training images; of a further draw, those with images of their own."""
+        """Guarded rows of a draw of the training images; of further draws, those with own images."""
         rows, action = self.study.folded, self.study.leakage.action
         chosen = {name for row in rows.choosing.values() for name in row.among}
         reported = [name for name in rows.augmented if name in rows.examined or name in chosen]
@@ -623,7 +623,7 @@ class PoolPaths(InputPaths):
         return self.path("leakage", f"{method}.json")
 
     def diagnosed(self, method: str) -> str:
-        """Path of a row's images to measure or start from: its pool, or a mixture's set 0, with its shares."""
+        """Path of a row's images to measure or start from: its pool, or a mixture's set 0 (its shares)."""
         return self.resample(method, "0") if self.study.methods[method].shares else self.pool(method)
 
     def repeats(self, method: str) -> str:

@@ -213,7 +213,7 @@ class _Retrieval:
         return find
 
     def publish(self, hunt: Hunt, asked: Recipe, filters: Filters) -> None:
-        """Write the class's shard and ledger; keep the ledger if the class had all the candidates it sought."""
+        """Write the class's shard and ledger; keep the ledger if the class had all candidates it sought."""
         ledger = hunt.ledger(filters)
         counts = Counter(row["fate"] for row in ledger)
         logger.info(

@@ -279,11 +279,11 @@ NOTES = (
 )
 
 DRAWS = (
-    "A row whose images depend on the training images has images of its own in each draw of these. Checked, Near"
-    " train, Near val, Near test and Inherited are sums over the draws, Test images are distinct ones of all"
-    " draws, and Without leaves out, for each classifier, the test images with a near-duplicate in its own"
-    " draw's images. Images that all draws share count once, and Near train compares them with the first"
-    " draw's training images.",
+    "A row whose images depend on the training images has images of its own in each draw of these. "
+    "Checked, Near train, Near val, Near test and Inherited are sums over the draws, Test images are "
+    "distinct ones of all draws, and Without leaves out, for each classifier, the test images with a "
+    "near-duplicate in its own draw's images. Images that all draws share count once, and Near train "
+    "compares them with the first draw's training images.",
 )
 
 
