@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -17,15 +18,16 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import PROJECT, SMALL_STUDY, Workspace, noise
 from PIL import Image
+from safetensors.numpy import load_file
 
 from augbench.artifacts.origins import Start, counts_by_row, starts_of
-from augbench.artifacts.pool import build_index, read_index
+from augbench.artifacts.pool import SCHEMA, build_index, pool_of, read_index
 from augbench.artifacts.shards import ShardRow, encode_image, read_shard, write_shard
 from augbench.artifacts.store import Store
 from augbench.config.methods import PoolOf
 from augbench.config.study import Study, parse_study
 from augbench.data import fashion_mnist
-from augbench.data.classes import ClassInfo
+from augbench.data.classes import ClassInfo, write_class_table
 from augbench.data.sources import open_source
 from augbench.data.splits import Split, read_split, write_split
 from augbench.errors import UserError
@@ -34,7 +36,9 @@ from augbench.generate.stage import generate
 from augbench.leakage import records
 from augbench.leakage.inherited import LEARNED, START, read_inherited, write_inherited
 from augbench.leakage.inherited import SCHEMA as INHERITED
+from augbench.models.folders import fingerprint
 from augbench.personalise.learned import WithAddedImages, write_learned_images
+from augbench.personalise.stage import finetune_classes
 from augbench.plan.paths import Plan
 from augbench.prompts.stage import read_prompts, write_prompts
 from augbench.report.tables import cost
@@ -134,7 +138,10 @@ def test_draws_repeat_a_row_if_anything_that_it_is_built_on_depends_on_the_train
     assert rows["again_draw1"].edges == {"start.pool": "boomerang_draw1"}
     assert rows["few_draw1"].built_on == ("again_draw1",) and rows["few"].built_on == ("again",)
     assert rows["thrice_draw1"].edges == {"start.pool": "few_draw1"}
-    assert rows["words_draw1"].built_on == ("retrieval", "again_draw1")
+    assert rows["words_draw1"].built_on == ("retrieval_draw1", "again_draw1"), "a set of its own draw"
+    assert rows["retrieval_draw1"].pool_rows == ("retrieval",), "from the pool that is made once"
+    plan = Plan(study, ("a", "b")).unfolded
+    assert "words_draw1" in plan.inheriting and "words_draw1" in plan.inherited_from
     assert not study.depends_on_training_images("edited") and study.depends_on_training_images("thrice")
 
 
@@ -146,7 +153,9 @@ def test_the_guard_searches_rows_before_those_that_are_made_from_them_only_where
     }
     study = study_of(2, **rows)
     levels = [set(level) for level in Plan(study, ("a", "b")).unfolded.guard_levels]
-    assert levels == [{*study.pooled}] and Plan(study, ("a", "b")).inheriting == ["edited", "twice"]
+    own = {f"{name}_draw1" for name in ("boomerang", "pseudoword_clip", "imagic_k2")}
+    assert levels == [{*study.pooled}, own], "one more job for all rows with images of their own in a draw"
+    assert Plan(study, ("a", "b")).inheriting == ["edited", "twice"]
     dropping = study.model_copy(update={"leakage": study.leakage.model_copy(update={"action": "drop"})})
     plan = Plan(dropping, ("a", "b")).unfolded
     assert [set(level) for level in plan.guard_levels][1:] == [
@@ -154,6 +163,34 @@ def test_the_guard_searches_rows_before_those_that_are_made_from_them_only_where
     ]  # fmt: skip
     assert plan.started("twice") == [plan.pool("few")] and plan.started_leaks("twice") == [plan.leaks("few")]
     assert plan.started("boomerang") == plan.started_leaks("boomerang") == []
+
+
+def test_a_row_starts_from_set_0_of_a_mixture_which_has_its_shares() -> None:
+    mix = {"mechanism": "draw", "pools": {"retrieval": 0.25, "simple_prompt": 0.75}}
+    study = study_of(2, mix=mix, edited={**EDITED, "start": {"pool": "mix"}})
+    dropping = study.model_copy(update={"leakage": study.leakage.model_copy(update={"action": "drop"})})
+    plan = Plan(dropping, ("a", "b")).unfolded
+    assert plan.started("edited") == [plan.resample("mix", "0")]
+    assert plan.started_leaks("edited") == [], "the set was drawn without them"
+    assert plan.study.methods["edited_draw1"].pool_rows == ("edited",), "made once for all draws"
+
+
+def test_costs_include_the_parts_that_the_rows_between_draw_from() -> None:
+    study = study_of(
+        many={"mechanism": "draw", "pool": "clip_prompts", "images_per_class": 40},
+        few={"mechanism": "draw", "pool": "clip_prompts", "images_per_class": 10},
+        from_many={**EDITED, "start": {"pool": "many"}},
+        from_few={**EDITED, "start": {"pool": "few"}},
+        both={"mechanism": "choose", "among": ["from_many", "from_few"]},
+    )
+    plan = Plan(study, ("a", "b"))
+    assert study.parts_drawn("clip_prompts") == 2 and study.parts_made("clip_prompts") == 4
+    assert cost._sources(plan, "from_many") == {"from_many": 2, "clip_prompts": 4}
+    assert cost._sources(plan, "from_few") == {"from_few": 2, "clip_prompts": 1}
+    assert cost._sources(plan, "both") == {"from_many": 2, "from_few": 2, "clip_prompts": 4}
+    rows = ("both", "from_few", "from_many")
+    own = {plan.path(stage, row) for stage in ("classifiers", "resamples") for row in rows}
+    assert own < {*cost._folders(plan, "both")}
 
 
 def test_costs_include_the_rows_that_a_row_is_built_on_once() -> None:
@@ -182,7 +219,7 @@ ROWS: dict[str, Any] = {
 }
 
 
-def pet_study(**execution: Any) -> Study:
+def pet_study(methods: dict[str, Any] | None = None, **execution: Any) -> Study:
     return parse_study(
         {
             "study": "pets",
@@ -194,7 +231,7 @@ def pet_study(**execution: Any) -> Study:
                 "steps": 4,
             },
             "clip": {"model": str(PROJECT / "resources/mini/clip")},
-            "methods": ROWS,
+            "methods": ROWS if methods is None else methods,
             "augmentation": {"images_per_class": 4, "images_per_part": 2},
             "execution": {"batch_size": 2, **execution},
         }
@@ -281,6 +318,19 @@ def test_a_start_is_named_as_its_shard_knows_it_and_near_duplicates_can_be_left_
     assert first["sha256"] not in {start.origin for starts in left.values() for start in starts}
 
 
+def test_images_of_several_rows_are_started_from_in_turn_by_their_shares(pets: Path) -> None:
+    """Of 8 images, 6 are of one row; the first four and the last four have three of them each."""
+    pools = [
+        read_index(write_pool(name, {"cat": [noise(10 * size + i) for i in range(size)]})).to_pylist()
+        for name, size in (("few", 2), ("many", 6))
+    ]
+    images = [image for rows in pools for image in rows]
+    pq.write_table(pa.Table.from_pylist(images, schema=SCHEMA), "mix.parquet")
+    row_of = {image["sha256"]: pool_of(image["path"]) for image in images}
+    found = [row_of[start.origin] for start in starts_of("mix.parquet", "results/pets")["cat"]]
+    assert Counter(found[:4]) == Counter(found[4:]) == {"few": 1, "many": 3}
+
+
 def test_a_class_without_images_to_start_from_is_named_unless_it_is_left_out(tmp_path: Path) -> None:
     study, starts = pet_study(), {"cat": [Start("http://pets/1", "0a")]}
     images = {class_id: ["x"] for class_id in IDS}
@@ -333,6 +383,61 @@ def test_a_row_that_learns_from_a_pool_alone_needs_images_of_every_class_that_st
     learned = read_split("learned.parquet")
     sources = dict(zip(learned.image_ids, learned.class_ids, strict=True))
     assert [class_id for name, class_id in sources.items() if name.endswith(".png")] == ["dog", "dog"]
+
+
+LEARNING: dict[str, dict[str, Any]] = {
+    "conditioning": {"learn": "conditioning"},
+    "clusters": {"learn": "conditioning", "clusters": 2},
+    "imagic": {"learn": "conditioning", "train_unet": True},
+    "lora": {"learn": "lora"},
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", LEARNING)
+def test_every_kind_learns_from_a_pool_as_from_training_images_in_blocks_of_any_size(
+    pets: Path, one_thread: None, kind: str
+) -> None:
+    """Pool and training images are the same pictures, and have the same ids in two manifests."""
+    split, plain = training(2), pet_study()
+    images = list(open_source(plain.dataset, plain.seed, plain.corpus).load(split.sources))
+    pool = read_index(write_pool("web", {"cat": images[:2], "dog": images[2:]})).to_pylist()
+    row = {"mechanism": "personalise", "candidates": [1], "learn_from": {"pool": "web"}, **LEARNING[kind]}
+    study = pet_study({"none": ROWS["none"], "web": ROWS["web"], "row": row})
+    personalised = study.personalised["row"]
+    write_learned_images("row", personalised, "train.parquet", {"web": learned_set("web")}, "pool.parquet")
+    learned = read_split("pool.parquet")
+    files = dict(
+        zip([f"{image['class_id']}/{image['sha256']}" for image in pool], split.sources, strict=True)
+    )
+    sources = [files[image_id] for image_id in learned.image_ids]
+    write_split(Split(learned.image_ids, learned.class_ids, learned.labels, sources), "real.parquet")
+    ids = [f"{class_id}/{number:03d}.png" for class_id in IDS for number in (8, 9)]
+    write_split(Split(ids, [name[:3] for name in ids], split.labels, ids), "val.parquet")
+    clusters = {image_id: number % 2 for number, image_id in enumerate([*learned.image_ids, *ids])}
+    pq.write_table(pa.table({"image_id": [*clusters], "cluster": [*clusters.values()]}), "clusters.parquet")
+    write_class_table(CLASSES, "classes.parquet")
+    write_json("diffusion.json", fingerprint(study.diffusion.folder))
+
+    def learn(manifest: str, blocks: Sequence[Sequence[str]] = (IDS,)) -> dict[str, np.ndarray]:
+        folder = Path(f"{manifest}_{len(blocks)}")
+        shared = {"epoch1": str(folder / "unet")} if personalised.train_unet else {}
+        for block in blocks:
+            finetune_classes(
+                Job(study, Store(folder / "store", Path("results/pets")), 1), "row", 1.0,
+                f"{manifest}.parquet", "val.parquet", "classes.parquet", "diffusion.json",
+                "clusters.parquet" if personalised.clusters > 1 else None,
+                [str(folder / f"{class_id}.safetensors") for class_id in block], shared,
+            )  # fmt: skip
+        made = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("unet/*.safetensors"))
+        assert len(made) == len(IDS) + len(shared)
+        return {f"{path.name} {name}": array for path in made for name, array in load_file(path).items()}
+
+    from_pool, from_training = learn("pool"), learn("real")
+    assert all(np.array_equal(array, from_training[name]) for name, array in from_pool.items())
+    if not personalised.shares_weights:
+        apart = learn("pool", [["dog"], ["cat"]])
+        assert all(np.allclose(array, apart[name], atol=1e-5) for name, array in from_pool.items())
 
 
 # --- near-duplicates through edges ------------------------------------------------------------------
@@ -400,7 +505,7 @@ def test_a_planted_leak_is_named_through_both_edges_and_through_several_rows(pet
 
 
 def test_the_table_counts_and_names_what_is_inherited(pets: Path) -> None:
-    study = pet_study()
+    study = pet_study({**ROWS, "best": {"mechanism": "choose", "among": ["web", "edited"]}})
     summary = {"checked": 4, "val": 0, "test": 0, "either": 0, "val_images": 0, "test_images": 0}
     limits = study.leakage.model_dump(mode="json", exclude={"action"})
     pair = {"class_id": "cat", "edge": START, "split": "test", "real_class_id": "cat", "origin": "0a"}
@@ -430,6 +535,10 @@ def test_the_table_counts_and_names_what_is_inherited(pets: Path) -> None:
         "edited: inherited by image 0 of cat (started from test image t1), image 0 of cat (started from"
         in (text.replace("\\", ""))
     )
+    inherited, chosen = {"edited": "inherited.parquet"}, {"best": "edited"}
+    write_leakage_table(study, pairs, pairs, counts, predictions, outs, inherited, chosen)
+    assert [row.inherited for row in read_rows("leakage.csv")] == [None, 2, 2]
+    assert "best: inherited by image 0 of cat" in Path("leakage.md").read_text().replace("\\", "")
     write_leakage_table(study, pairs, pairs, counts, predictions, outs)
     assert "Inherited" not in Path("leakage.md").read_text()
 
@@ -472,6 +581,9 @@ def test_a_planted_leak_goes_through_both_edges_of_a_study_and_is_left_out_where
         "web": web,
         "edited": {"mechanism": "sample", "start": {"pool": "web"}, "noise": 0.5, "steps": 4},
         "words": {**WORDS, "candidates": [1], "learn_from": {"pool": "web"}},
+        "half": {"mechanism": "draw", "pools": {"web": 0.5, "edited": 0.5}},
+        "best": {"mechanism": "draw", "pool": "edited", "keep": {"by": "clip", "share": 1.0}},
+        "chosen": {"mechanism": "choose", "among": ["half", "best"]},
     }
     study["finetune"] |= {"max_epochs": 1}
     study["augmentation"] = {"images_per_class": 4, "images_per_part": 2, "resamples": 1}
@@ -480,12 +592,15 @@ def test_a_planted_leak_goes_through_both_edges_of_a_study_and_is_left_out_where
     workspace.write_study(study)
     results = workspace.results
     workspace.run("--target", "results/small/leakage/inherited/edited.parquet")
-    for name, edge, images in (("edited", START, 4), ("words", LEARNED, 8)):
+    from_edited = {name: (START, 4) for name in ("edited", "half", "best")}  # 2 of 4 images of each class
+    for name, (edge, images) in {**from_edited, "words": (LEARNED, 8)}.items():
         found = read_inherited(results / f"leakage/inherited/{name}.parquet").to_pylist()
         assert {(row["edge"], row["split"], row["image_id"]) for row in found} == {
             (edge, "test", "test/bag/0.png"), (edge, "test", "test/trouser/0.png"),
         }  # fmt: skip
         assert len({(row["class_id"], row["index"]) for row in found}) == images
+    inheriting = Plan(parse_study(study), ("bag", "trouser")).inheriting
+    assert {*inheriting} == {*from_edited, "words"}, "a choice has the pairs of the row that it chose"
     shard = results / "shards/words/selected/bag/0.parquet"
     assert b"web" not in pq.read_schema(shard).metadata[b"augbench"], "shared files name no row"
     study["leakage"]["action"], study["methods"]["web"]["may_fall_short"] = "drop", True

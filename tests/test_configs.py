@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from augbench.commands.check.methods import added_image_problems
 from augbench.commands.check.training import LEAST_STEPS
 from augbench.commands.plan.estimate import Estimate
 from augbench.commands.plan.throughput import read_throughput
@@ -36,6 +37,36 @@ def test_shifts_differ_in_nothing_but_the_corpus(path: Path) -> None:
     assert study.model_copy(update=theirs) == mild
     assert study.miniature.model_copy(update={"shift": "mild"}) == mild.miniature
     assert study.methods == {name: mild.methods[name] for name in study.methods}
+
+
+@pytest.mark.parametrize(
+    ("base", "overlay", "images"),
+    [("miniature", "beyond", 52), ("imagenet10", "beyond_imagenet10", 130)],
+)
+def test_the_overlays_of_hybrid_rows_fit_their_study(base: str, overlay: str, images: int) -> None:
+    study = load_study([PROJECT / f"config/{base}.yaml", PROJECT / f"config/overlays/{overlay}.yaml"])
+    assert study.study == overlay
+    train = {"largest": images, "smallest": min(74, images)}
+    assert [str(problem) for problem in added_image_problems(study, train)] == []
+    plan = Plan(study, ("a", "b")).unfolded
+    dropping = plan.study.model_copy(update={"leakage": study.leakage.model_copy(update={"action": "drop"})})
+    assert len(Plan(dropping, ("a", "b")).guard_levels) == 2, "what is made from other rows is searched later"
+    assert {row.query.pool for row in study.retrieved.values()} == {"mean", "clusters", "each"}
+    selections = {row.select for row in study.retrieved.values()}
+    assert selections == {"nearest", "mmr", "k_center", "facility_location"}
+    assert len(study.filters) == 4 and len(study.choosing) == 2
+    assert "dm_on_retrieval" in plan.inheriting and len(plan.results()) >= 28
+
+
+def test_hybrid_rows_of_imagenet10_retrieve_as_its_retrieval_does() -> None:
+    base = load_study([PROJECT / "config/imagenet10.yaml"]).retrieved["retrieval"]
+    overlay = PROJECT / "config/overlays/beyond_imagenet10.yaml"
+    study = load_study([PROJECT / "config/imagenet10.yaml", overlay])
+    own = {"label", "query", "select", "select_from", "images_per_class", "least_images", "copies"}
+    for name, row in study.retrieved.items():
+        assert row.model_dump(exclude=own) == base.model_dump(exclude=own)
+        kept = 260 if name == "wide" else 130
+        assert row.images_per_class == row.least_images == kept
 
 
 def test_the_scaling_overlay_plans_figure5b() -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import copy
 import csv
 from collections import Counter
+from dataclasses import asdict
 from io import StringIO
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import SMALL_STUDY, Workspace
 
@@ -19,11 +23,13 @@ from augbench.config.draws import drawn_name, fold
 from augbench.config.study import Study, load_study, parse_study
 from augbench.data.splits import SplitSizes, class_generator, read_split, split_class
 from augbench.errors import UserError
-from augbench.files import PROJECT
+from augbench.files import PROJECT, write_json
+from augbench.leakage import records
+from augbench.leakage.records import summarise
 from augbench.plan import recipes
 from augbench.plan.paths import Plan
 from augbench.report.inference.images import average_hits
-from augbench.report.tables import components
+from augbench.report.tables import components, leakage
 from augbench.report.tables.table1 import Row, RunRow, average_draws
 
 IDS = ("a", "b")
@@ -152,6 +158,106 @@ def test_a_name_that_looks_like_a_draw_is_an_error_only_where_draws_are_used() -
     assert fold("a_draw12") == ("a", 12) and fold("draw_0") == ("draw_0", 0) and fold("a_draw0")[1] == 0
 
 
+def test_the_guard_searches_rows_with_images_of_their_own_in_every_draw() -> None:
+    plain, plan = Plan(parse_study(SMALL_STUDY), IDS), Plan(study_of(), IDS).unfolded
+    own = ("boomerang", "pseudoword_clip", "imagic_k2")
+    assert plan.guard_levels[0] == plain.guard_levels[0], (
+        "the first draw's search is that of a study of one draw"
+    )
+    assert len(plan.guard_levels) == 2
+    assert {*plan.guard_levels[1]} == {f"{name}_draw{draw}" for name in own for draw in (1, 2)}
+    assert plan.further_guarded == {draw: [f"{name}_draw{draw}" for name in own] for draw in (1, 2)}
+    rows = {
+        "none": {"mechanism": "real"},
+        "retrieval": SMALL_STUDY["methods"]["retrieval"],
+        "best": {"mechanism": "draw", "pool": "retrieval", "keep": {"by": "classifier", "share": 0.5}},
+        "half": {"mechanism": "draw", "pool": "retrieval", "keep": {"by": "clip", "share": 0.5}},
+    }
+    filtered = Plan(study_of(2, methods=rows), IDS).unfolded
+    assert filtered.guarded_once == ["retrieval", "best", "half", "best_draw1"], (
+        "each draw has its classifier"
+    )
+    dropping = study_of(2, leakage={"action": "drop"})
+    assert "boomerang_draw1" in Plan(dropping, IDS).unfolded.guard_levels[0]
+    assert Plan(study_of(leakage={"action": "off"}), IDS).unfolded.guarded_once == []
+
+
+def found_in(folder: Path, study: Study, row: str, split: str, pairs: list[tuple[int, str]]) -> Path:
+    """The guard's pairs of (index, real image) in a pool of 10 images, and for val and test their summary."""
+    other = {"clip_similarity": 1.0, "hash_distance": 0, "correlation": 1.0, "kind": "copy"}
+    table = pa.Table.from_pylist(
+        [
+            {"method": row, "class_id": "a", "index": index, "sha256": f"{index}", "split": split,
+             "image_id": image, "real_class_id": "a", **other}
+            for index, image in pairs
+        ],
+        schema=records.SCHEMA,
+    )  # fmt: skip
+    pq.write_table(table, folder / f"{split}_{row}.parquet")
+    if split == "test":
+        write_json(folder / f"{row}.json", asdict(summarise(row, 10, table, study.leakage)))
+    return folder / f"{split}_{row}.parquet"
+
+
+def leakage_rows(
+    folder: Path, study: Study, leaks: dict[str, list[tuple[int, str]]], chosen: dict[str, str] | None = None
+) -> dict[str, leakage.Row]:
+    """Rows of the table; in draw k all classifiers are right in the test images t0 to tk of t0 to t3 only."""
+    ids = ["t0", "t1", "t2", "t3"]
+    predictions = {}
+    for name in study.unfolded.methods:
+        right = study.row_and_draw(name)[1] + 1
+        path = folder / f"{name}_predictions.parquet"
+        predicted = [0] * right + [1] * (4 - right)
+        pq.write_table(pa.table({"image_id": ids, "label": [0] * 4, "predicted": predicted}), path)
+        predictions[name] = [path]
+    rows = leakage.build_rows(
+        study,
+        leaks={name: found_in(folder, study, name, "test", pairs) for name, pairs in leaks.items()},
+        repeats={name: found_in(folder, study, name, "train", [(0, "r")]) for name in leaks},
+        summaries={name: folder / f"{name}.json" for name in leaks},
+        predictions=predictions,
+        chosen=chosen,
+    )
+    return {row.method: row for row in rows}
+
+
+def test_a_leak_of_one_draw_is_counted_and_left_out_of_that_draws_test_images_alone(tmp_path: Path) -> None:
+    """Only draw 1's classifiers were given t0 and t1; they are right in both, and in no other image."""
+    rows = {"none": {"mechanism": "real"}} | {
+        name: SMALL_STUDY["methods"][name] for name in ("boomerang", "retrieval")
+    }
+    study = study_of(methods=rows)
+    leaks = {"boomerang": [], "boomerang_draw1": [(0, "t0"), (1, "t1"), (2, "t1")], "boomerang_draw2": []}
+    found = leakage_rows(tmp_path, study, {**leaks, "retrieval": [(5, "t3")]})
+    own = found["boomerang"]
+    assert (own.checked, own.test, own.test_images, own.train, own.test_left) == (30, 3, 2, 3, 2)
+    assert own.either_percent == pytest.approx(10)
+    assert own.top1_percent == pytest.approx(100 * (1 / 4 + 2 / 4 + 3 / 4) / 3)
+    assert own.without_percent == pytest.approx(100 * (1 / 4 + 0 / 2 + 3 / 4) / 3)
+    assert own.baseline_without_percent == own.without_percent, "the baseline of the same draws"
+    shared = found["retrieval"]
+    assert (shared.checked, shared.test, shared.test_images, shared.train) == (10, 1, 1, 1), (
+        "one pool for all"
+    )
+    assert shared.without_percent == pytest.approx(100 * (1 / 3 + 2 / 3 + 3 / 3) / 3)
+
+
+def test_a_choice_has_the_leaks_of_the_row_that_each_draw_chose(tmp_path: Path) -> None:
+    rows = {
+        "none": {"mechanism": "real"},
+        "boomerang": SMALL_STUDY["methods"]["boomerang"],
+        "retrieval": SMALL_STUDY["methods"]["retrieval"],
+        "best": {"mechanism": "choose", "among": ["boomerang", "retrieval"]},
+    }
+    study = study_of(methods=rows)
+    leaks = {"boomerang": [(0, "t0")], "boomerang_draw1": [(0, "t1")], "boomerang_draw2": [], "retrieval": []}
+    chosen = {"best": "retrieval", "best_draw1": "boomerang_draw1", "best_draw2": "retrieval_draw2"}
+    best = leakage_rows(tmp_path, study, leaks, chosen)["best"]
+    assert (best.checked, best.test, best.test_images) == (20, 1, 1), "the pools of retrieval and of draw 1"
+    assert best.without_percent == pytest.approx(100 * (1 / 4 + 1 / 3 + 3 / 4) / 3)
+
+
 def run(method: str, number: int, top1: float) -> RunRow:
     return RunRow(method, number, top1, top1 - 1, 1, 1, 50, 0, 50, 100)
 
@@ -219,6 +325,10 @@ def test_a_study_of_two_draws_runs_to_its_report(workspace: Workspace) -> None:
         "boomerang_draw1",
         "imagic_k2_draw1",
     }, "pools that don't depend on the training images are made once"
+    searched = {row.method: row for row in leakage.read_rows(results / "tables/leakage.csv")}
+    assert searched["boomerang"].checked == searched["clip_prompts"].checked, "one part of two, in two draws"
+    repeated = records.read_leaks(results / "leakage/train/boomerang_draw1.parquet")
+    assert searched["boomerang"].train >= records.count_images(repeated, "train")
     first, second = (read_split(results / f"splits/{name}.parquet") for name in ("train", "train_draw1"))
     assert set(first.image_ids) != set(second.image_ids)
     text = " ".join((results / "tables/table1.txt").read_text().split())

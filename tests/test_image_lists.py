@@ -7,6 +7,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -16,8 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import SMALL_STUDY
 from PIL import Image
+from safetensors.numpy import save_file
 from test_retrieval import ListOrigin, neighbours_of
 
 from augbench.artifacts.store import Store
@@ -27,6 +30,8 @@ from augbench.config.problems import ConfigError
 from augbench.config.stages import Retrieval
 from augbench.config.study import Study, parse_study
 from augbench.errors import UserError
+from augbench.personalise.groups import Learned
+from augbench.personalise.stage import read_metadata, write_vectors
 from augbench.plan.recipes import config_recipe, search_recipe
 from augbench.retrieval import lists as image_lists
 from augbench.retrieval.embedding_files import open_embeddings
@@ -339,6 +344,90 @@ def test_the_store_loses_every_shard_and_ledger_with_an_image_that_was_taken_dow
         *("ledgers/dropped.parquet", "ledgers/other.parquet"),
         *("shards/dropped.parquet", "shards/other.parquet", "shards/generated.parquet"),
     }
+
+
+def write_images(store: Store, name: str, images: list[tuple[str, str, str | None]]) -> None:
+    """A shard of (address or name, hash, hash of the image that it started from)."""
+    path = store.root / f"shards/{name}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sources, hashes, starts = zip(*images, strict=True)
+    pq.write_table(
+        pa.table({"source": sources, "sha256": hashes, "origin": pa.array(starts, pa.string())}), path
+    )
+
+
+def test_what_is_made_from_a_listed_image_is_deleted_through_any_number_of_steps(tmp_path: Path) -> None:
+    """An image was edited, and the edited one again; it is not named by its address there."""
+    store = Store(tmp_path / "store")
+    write_images(store, "web", [("u0", "h0", None), ("u1", "h1", None)])
+    write_images(store, "edited", [("u0", "e0", "h0"), ("u1", "e1", "h1")])
+    write_images(store, "a_twice", [("c_000000", "t0", "e0")])
+    write_images(store, "twice_of_another", [("c_000001", "t1", "e1")])
+    write_images(store, "thrice", [("c_000000", "r0", "t0")])
+    assert purge(store, frozenset({"u0"})) == 4
+    assert [path.stem for path in (store.root / "shards").glob("*")] == ["twice_of_another"]
+
+
+def test_what_learned_from_a_listed_image_is_deleted_with_what_its_classes_share(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    write_images(store, "web", [("u0", "h0", None), ("u1", "h1", None)])
+    vectors = Learned({"epoch1": torch.ones(1, 4)}, {"epoch1": 1}, 1, ())
+
+    def learn(group: str, class_id: str, sha256: str, shared: str | None = None) -> Path:
+        sources = ["train.png", f"added:shards/web/selected/c/0.parquet#0#{sha256}"]
+        recipe = {"group": group, "class_id": class_id}
+        write = partial(write_vectors, vectors, recipe, sources=sources)
+        store.commit("finetune", recipe, ".safetensors", write)
+        if shared is not None:
+            weights = {"w": np.ones(2, np.float32)}
+            of_group = {"group": group, shared: 1}
+            store.commit("finetune", of_group, ".safetensors", partial(save_file, weights))
+        return store.path("finetune", recipe, ".safetensors")
+
+    gone = [learn("alone", "a", "h0"), learn("all", "a", "h0", "unet_epoch"), learn("all", "b", "h1")]
+    gone.append(store.path("finetune", {"group": "all", "unet_epoch": 1}, ".safetensors"))
+    stays = [learn("other", "b", "h1"), learn("another", "a", "h1", "adapter_epoch")]
+    assert all(path.exists() for path in (*gone, *stays))
+    assert read_metadata(gone[0])["learned_images"] == ["h0"]
+    assert purge(store, frozenset({"u0"})) == 1 + len(gone)
+    assert not any(path.exists() for path in gone) and all(path.exists() for path in stays)
+
+
+class Shardless(Store):
+    def provide(self, *_: Any, **__: Any) -> bool:
+        """Make no shard."""
+        return False
+
+
+class Recipeless(_Retrieval):
+    def _shard_recipe(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+
+class Known(Hunt):
+    fate = ""
+
+    def ledger(self, filters: Filters) -> list[dict[str, Any]]:
+        """Two images that are kept, and two others."""
+        return [{"class_id": self.class_id, "fate": fate} for fate in ("kept", "kept", self.fate, self.fate)]
+
+
+def test_a_class_with_fewer_candidates_than_sought_is_tried_again(tmp_path: Path) -> None:
+    """Two of four sought candidates are enough images, and too few to choose from."""
+    store, study = Shardless(tmp_path / "store"), study_of(tmp_path)
+    method = study.retrieved["retrieval"]
+    fates = {"found": "not selected", "short": "unsafe: checker"}
+    shards = {class_id: str(tmp_path / f"{class_id}.parquet") for class_id in fates}
+    ledgers = {class_id: tmp_path / f"ledger_{class_id}.parquet" for class_id in fates}
+    job = Job(study, store, 1)
+    retrieval = Recipeless(job, "retrieval", method, {}, {}, None, Lists(), {}, shards, ledgers)
+    for class_id, fate in fates.items():
+        hunt = Known(class_id, [], 2, [4], sought=4)
+        hunt.fate = fate
+        retrieval.publish(hunt, {"class_id": class_id}, Filters(method))
+        assert ledgers[class_id].exists()
+    assert store.has("ledgers", {"class_id": "found"}, ".parquet")
+    assert not store.has("ledgers", {"class_id": "short"}, ".parquet")
 
 
 def test_a_class_that_is_kept_is_not_taken_from_the_store_if_the_corpus_hash_is_on_the_list(

@@ -705,8 +705,8 @@ def test_pairs_can_be_looked_at(small: Path, leaks: pa.Table, tmp_path: Path) ->
         out = tmp_path / f"{method}.png"
         draw_pairs(
             job,
-            small / f"leakage/{method}.parquet",
-            small / f"shards/{method}/selected/index.parquet",
+            [small / f"leakage/{method}.parquet"],
+            [small / f"shards/{method}/selected/index.parquet"],
             splits,
             out,
         )

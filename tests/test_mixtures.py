@@ -6,6 +6,7 @@ import copy
 import json
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ import pytest
 from conftest import SMALL_STUDY, Workspace
 from test_resample import pool_of
 
-from augbench.artifacts.pool import SCHEMA, read_index
+from augbench.artifacts.pool import SCHEMA, Lack, index_of, lacks_by_pool, lacks_of, read_index
+from augbench.artifacts.shards import Lacking, ShardRow, write_shard
 from augbench.commands.check.methods import added_image_problems
 from augbench.config.methods import Keep
 from augbench.config.study import Study, parse_study
@@ -137,6 +139,36 @@ def test_a_pool_that_is_too_small_is_named_or_gives_what_it_has() -> None:
         draw(mixed("x", "y"), SIZES, 0, 7, drawing=drawing)
     short = draw(mixed("x", "y"), SIZES, 0, 7, drawing=Drawing(6.0, False, True, False, pools=drawing.pools))
     assert Counter(short.column("class_id").to_pylist()) == {"a": 5 + 12, "b": 4 + 12}
+
+
+def lacking(images: dict[str, int], lack: dict[str, int]) -> pa.Table:
+    """Index of pools with these numbers of images of class a, some of which their shards lack as flagged."""
+    with TemporaryDirectory() as folder:
+        paths = []
+        for name, count in images.items():
+            rows = [ShardRow(f"{name}{i}".encode(), 0, "a", i, "a prompt", "model") for i in range(count)]
+            missing = lack.get(name, 0)
+            flagged = Lacking(count + missing, {count + i: 2 for i in range(missing)}) if missing else None
+            paths.append(Path(folder) / f"shards/{name}/selected/a/0.parquet")
+            write_shard(paths[-1], rows, {}, flagged)
+        return index_of(paths, folder, "index")
+
+
+def test_a_flagged_image_of_one_pool_hides_no_shortage_of_another() -> None:
+    drawing = Drawing(1.0, pools={"x": 0.5, "y": 0.5})
+    flagged = lacking({"x": 9, "y": 10}, {"x": 1})
+    assert lacks_of(flagged) == {"a": Lack(1, 20, 2)}
+    assert lacks_by_pool(flagged) == {("x", "a"): Lack(1, 10, 2)}
+    drawn = draw(flagged, {"a": 20}, 0, 7, drawing=drawing)
+    assert drawn.num_rows == 19 and lacks_of(drawn) == {"a": Lack(1, 20, 2)}
+    short = lacking({"x": 9, "y": 7}, {"x": 1})
+    with pytest.raises(UserError, match=r"too few images for 1 class\(es\): a 7 of 10 from y;"):
+        draw(short, {"a": 20}, 0, 7, drawing=drawing)
+    with pytest.raises(UserError, match=r"a 9 of 11 from x"):
+        draw(lacking({"x": 9, "y": 11}, {"x": 1}), {"a": 22}, 0, 7, drawing=drawing)
+    assert lacks_by_pool(lacking({"x": 9}, {"x": 1})) == {("x", "a"): Lack(1, 10, 2)}
+    with pytest.raises(UserError, match=r"a 9 of 12;"):
+        draw(lacking({"x": 9}, {"x": 1}), {"a": 12}, 0, 7)
 
 
 # --- filters ------------------------------------------------------------------------------------------------
@@ -403,6 +435,21 @@ def test_a_mixture_and_a_filter_draw_from_as_many_files_as_they_need() -> None:
     rows = {**{name: data["methods"][name] for name in ("none", "simple_prompt")}, "some": BY_CLASSIFIER}
     multiple = parse_study({**data, "methods": rows})
     assert multiple.parts_drawn("some") == 2, "half of two images per training image is one"
+
+
+def test_blocks_of_another_size_change_nothing_of_mixtures_filters_and_scores() -> None:
+    study = study_of(halves=HALVES, by_clip=BY_CLIP, by_classifier=BY_CLASSIFIER, best=BEST)
+    sizes = {"classes_per_job": 10, "batch_size": 1, "runs_per_job": 1}
+    execution = study.execution.model_copy(update=sizes)
+    ids = tuple("abcdefghijkl")
+    plan = Plan(study, ids)
+    blocks = Plan(study.model_copy(update={"execution": execution}), ids)
+    assert len(blocks.generate_jobs) < len(plan.generate_jobs)
+    for row in ("halves", "by_clip", "by_classifier"):
+        assert plan.shards(row) == blocks.shards(row) and plan.scores_of(row) == blocks.scores_of(row)
+        assert recipes.resample_recipe(study, row) == recipes.resample_recipe(blocks.study, row)
+    for pool_and_scorer in plan.scorers:
+        assert plan.scored_shards(*pool_and_scorer) == blocks.scored_shards(*pool_and_scorer)
 
 
 def test_check_names_a_pool_that_is_too_small_after_the_filter() -> None:

@@ -18,8 +18,8 @@ images of a generated pool are independent of each other given their class, so t
 other. Only part 0 is made for the candidates of a fine-tuned method, so they are compared on the same set
 that the selected candidate uses later.
 
-A class whose images the safety checker flagged too often has fewer images in its sets and stays in the study.
-The manifest's metadata name the classes that lack images.
+A class whose images the safety checker flagged too often has fewer images in its sets and stays in the study,
+as many fewer as its pool lacks for this reason. The manifest's metadata name the classes that lack images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from augbench.artifacts.pool import Lack, lacks_of, pools_of, read_index, with_lacks
+from augbench.artifacts.pool import Lack, lacks_by_pool, lacks_of, pools_of, read_index, with_lacks
 from augbench.config.methods import FillTo
 from augbench.config.study import Study
 from augbench.data.splits import read_split
@@ -164,10 +164,11 @@ def draw(
     Raises
     ------
     UserError
-        Some classes have too few images, although the pool's shards are full; the message lists all of them
-        with their counts.
+        Some classes have too few images, by more than the pool's shards lack because all samples were
+        flagged; the message lists all of them with their counts.
     """
-    drawing, refused = drawing or Drawing(), lacks_of(pool)
+    drawing = drawing or Drawing()
+    by_pool = lacks_by_pool(pool) if drawing.pools else {("", c): lack for c, lack in lacks_of(pool).items()}
     wanted = {class_id: drawing.counts(size) for class_id, size in drawing.needed(class_sizes).items()}
     members: dict[tuple[str, str], list[int]] = {}
     sources = pools_of(pool) if drawing.pools else [""] * pool.num_rows
@@ -177,22 +178,24 @@ def draw(
         if run == 0 and drawing.first_part and Path(path).stem != "0":
             continue
         members.setdefault((class_id, source), []).append(row)
-    short, lost = dict[str, Lack](), list[str]()
+    short, lost = dict[str, Lack](), dict[str, list[str]]()
     for class_id, counts in wanted.items():
         found = {source: len(members.get((class_id, source), ())) for source in counts}
-        if missing := sum(max(0, size - found[source]) for source, size in counts.items()):
-            flagged = refused[class_id].flagged if class_id in refused else 0
-            short[class_id] = Lack(missing, sum(counts.values()), flagged)
-        if missing and class_id not in refused:
-            lost += [
-                f"{class_id} {found[source]} of {size}" + (f" from {source}" if source else "")
-                for source, size in counts.items()
-                if found[source] < size
+        missing = {source: size - found[source] for source, size in counts.items() if found[source] < size}
+        refused = {source: by_pool.get((source, class_id), Lack(0, 0)) for source in missing}
+        if missing:
+            flagged = sum(lack.flagged for lack in refused.values())
+            short[class_id] = Lack(sum(missing.values()), sum(counts.values()), flagged)
+        beyond = [source for source, count in missing.items() if count > refused[source].images]
+        if beyond:
+            lost[class_id] = [
+                f"{class_id} {found[source]} of {counts[source]}" + (f" from {source}" if source else "")
+                for source in beyond
             ]
     if lost and not drawing.may_fall_short:
         raise UserError(
             where,
-            f"too few images for {len({*short} - {*refused})} class(es): {', '.join(lost)}",
+            f"too few images for {len(lost)} class(es): {', '.join(chain(*lost.values()))}",
             "make or retrieve more per class, or leave these classes out",
         )
     chosen = []
@@ -257,14 +260,13 @@ def resample(
         from augbench.leakage.effects import without_leaks
         from augbench.leakage.records import read_leaks
 
-        drawn = drawing or Drawing()
+        drawn, lacks = drawing or Drawing(), lacks_of(pool)
         needed = (
             None
             if drawn.may_fall_short or not drawn.first_part
             else {
-                class_id: size
+                class_id: max(0, size - lacks.get(class_id, Lack(0, 0)).images)
                 for class_id, size in drawn.needed(sizes).items()
-                if class_id not in lacks_of(pool)
             }
         )
         pool = without_leaks(pool, read_leaks(leaks_path), needed, str(pool_path))

@@ -93,6 +93,39 @@ if PLAN.guarded:
         script:
             "../scripts/leakage.py"
 
+    if UNFOLDED.further_guarded:
+
+        # of all further draws of the training images, each pool against the training images of its draw
+        rule repeats_in_draws:
+            input:
+                pools=[UNFOLDED.pool(name) for names in UNFOLDED.further_guarded.values() for name in names],
+                embedded=UNFOLDED.embedded_in_blocks(range(len(UNFOLDED.guard_levels))),
+                train=[UNFOLDED.splits[drawn_name("train", draw)] for draw in UNFOLDED.further_guarded],
+                clip=PLAN.clip,
+                excluded=PLAN.excluded,
+            output:
+                train=[
+                    UNFOLDED.embedded_split(drawn_name("train", draw)) for draw in UNFOLDED.further_guarded
+                ],
+                leaks=[
+                    UNFOLDED.repeats(name) for names in UNFOLDED.further_guarded.values() for name in names
+                ],
+            log:
+                PLAN.log("repeats_in_draws"),
+            benchmark:
+                PLAN.benchmark("repeats_in_draws")
+            conda:
+                ENVIRONMENT
+            threads: NEEDS.gpu_threads
+            resources:
+                **NEEDS.clip_job(4000, 32000, minutes=480),
+            params:
+                recipe=recipes.leakage_recipe(STUDY),
+            message:
+                "added images that repeat training images, further draws"
+            script:
+                "../scripts/repeats_in_draws.py"
+
     if UNFOLDED.inheriting:
 
         rule inherited_near_duplicates:
@@ -119,12 +152,12 @@ if PLAN.guarded:
 
     rule near_duplicates:
         input:
-            leaks=[PLAN.leaks(method) for method in PLAN.guarded],
-            repeats=[PLAN.repeats(method) for method in PLAN.guarded],
-            counts=[PLAN.leak_counts(method) for method in PLAN.guarded],
-            inherited=[PLAN.inherited(method) for method in PLAN.inheriting],
-            choices=PLAN.choices,
-            pools=[PLAN.pool(method) for method in PLAN.guarded],
+            leaks=[UNFOLDED.leaks(method) for method in UNFOLDED.guarded_once],
+            repeats=[UNFOLDED.repeats(method) for method in UNFOLDED.guarded_once],
+            counts=[UNFOLDED.leak_counts(method) for method in UNFOLDED.guarded_once],
+            inherited=[UNFOLDED.inherited(method) for method in UNFOLDED.inheriting],
+            choices=UNFOLDED.choices,
+            pools=[UNFOLDED.pool(method) for method in UNFOLDED.guarded_once],
             val=PLAN.splits["val"],
             test=PLAN.splits["test"],
             predictions=[path for method in PLAN.methods for path in PLAN.predictions(method)],

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from augbench.artifacts.pool import pool_of, read_index
+from augbench.artifacts.pool import pool_of, pools_of, read_index
 from augbench.artifacts.shards import image_name, read_shard
 
 ADDED, TRAIN = "added:", "train"  # beginning of an added image's source in a manifest; the training images
@@ -42,10 +43,12 @@ def starts_of(
 ) -> dict[str, list[Start]]:
     """Images of a pool by class, in the order of its index; classes without images are missing.
 
+    Images of several rows alternate, so that as many as a row starts from have about the shares of all.
+
     Parameters
     ----------
     index_path : path
-        Index of the pool (:func:`augbench.artifacts.pool.build_index`).
+        Index of the pool (:func:`augbench.artifacts.pool.build_index`), or the manifest of a set.
     folder : path
         Folder of the study's results.
     leaks_path : path, optional
@@ -65,12 +68,26 @@ def starts_of(
         index = without_leaks(index, read_leaks(leaks_path), where=str(index_path))
     names: dict[str, list[str]] = {}
     found: dict[str, list[Start]] = {}
-    for row in index.to_pylist():
+    for row in index.take(_alternating(index)).to_pylist():
         if row["path"] not in names:
             names[row["path"]] = _names(Path(folder) / row["path"])
         start = Start(names[row["path"]][row["row"]], row["sha256"])
         found.setdefault(row["class_id"], []).append(start)
     return found
+
+
+def _alternating(index: pa.Table) -> np.ndarray:
+    """Order of an index in which the images of a class come from its pools in turn, by their shares.
+
+    Image i of n of a pool comes at (i + 1/2) / n of the class; of equal places, the first pool comes first.
+    """
+    keys = list(zip(index.column("class_id").to_pylist(), pools_of(index), strict=True))
+    sizes, seen = Counter(keys), Counter[tuple[str, str]]()
+    places = np.zeros(len(keys))
+    for row, key in enumerate(keys):
+        places[row] = (seen[key] + 0.5) / sizes[key]
+        seen[key] += 1
+    return np.argsort(places, kind="stable")  # classes are taken apart afterwards
 
 
 def _names(path: Path) -> list[str]:

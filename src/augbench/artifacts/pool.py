@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
     ]
 )
 LACKING = b"lacking"  # key of the metadata
+LACKING_BY_POOL = b"lacking_by_pool"  # the same by pool, in an index of several
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ class Lack:
     wanted: int
     flagged: int = 0
 
+    def __add__(self, other: Lack) -> Lack:
+        return Lack(self.images + other.images, self.wanted + other.wanted, self.flagged + other.flagged)
+
 
 def with_lacks(table: pa.Table, lacks: Mapping[str, Lack]) -> pa.Table:
     """``table`` with the images that classes lack in its metadata; without metadata if none lacks any."""
@@ -71,6 +75,31 @@ def lacks_of(table: pa.Table) -> dict[str, Lack]:
     """Images that classes of an index or a manifest lack, by class_id."""
     said = json.loads((table.schema.metadata or {}).get(LACKING, b"{}"))
     return {class_id: Lack(**lack) for class_id, lack in said.items()}
+
+
+def lacks_by_pool(table: pa.Table) -> dict[tuple[str, str], Lack]:
+    """Images that classes of an index lack, by pool and class_id."""
+    said = json.loads((table.schema.metadata or {}).get(LACKING_BY_POOL, b"null"))
+    if said is None:
+        return {(pool, c): lack for pool in {*pools_of(table)} for c, lack in lacks_of(table).items()}
+    return {(pool, c): Lack(**lack) for pool, lacks in said.items() for c, lack in lacks.items()}
+
+
+def _with_lacks_by_pool(table: pa.Table, lacks: Mapping[tuple[str, str], Lack]) -> pa.Table:
+    """Index with the images that classes lack in its metadata by class, and by pool if it has several."""
+    merged: dict[str, Lack] = {}
+    for (_, class_id), lack in lacks.items():
+        merged[class_id] = merged.get(class_id, Lack(0, 0)) + lack
+    short = {class_id: lack for class_id, lack in merged.items() if lack.images}
+    table = with_lacks(table, short)
+    pools = dict.fromkeys(pool for pool, _ in lacks)
+    if not short or len(pools) < 2:
+        return table
+    said = {
+        pool: {c: asdict(lack) for (other, c), lack in lacks.items() if other == pool and lack.images}
+        for pool in pools
+    }
+    return table.replace_schema_metadata({**table.schema.metadata, LACKING_BY_POOL: json.dumps(said)})
 
 
 def pool_of(path: str | Path) -> str:
@@ -120,7 +149,7 @@ def index_of(shard_paths: Sequence[str | Path], study_folder: str | Path, where:
         name; a class has two labels or a label two classes; an image occurs twice; or there is no image,
         because the safety checker flagged all samples.
     """
-    tables, lacks = [], dict[str, Lack]()
+    tables, lacks = [], dict[tuple[str, str], Lack]()
     for path in track(shard_paths, "index", "shard"):
         table = read_shard(path, ["class_id", "label", "index", "sha256", "similarity"])
         found = set(table.column("class_id").to_pylist())
@@ -138,12 +167,8 @@ def index_of(shard_paths: Sequence[str | Path], study_folder: str | Path, where:
             ) from None
         rows = table.num_rows
         flagged = lacking.flagged if (lacking := read_lacking(path)) is not None else {}
-        before = lacks.get(Path(path).parent.name, Lack(0, 0))
-        lacks[Path(path).parent.name] = Lack(
-            before.images + len(flagged),
-            before.wanted + rows + len(flagged),
-            before.flagged + sum(flagged.values()),
-        )
+        key, lack = (pool_of(relative), Path(path).parent.name), Lack(len(flagged), rows + len(flagged))
+        lacks[key] = lacks.get(key, Lack(0, 0)) + replace(lack, flagged=sum(flagged.values()))
         table = table.append_column("path", pa.array([relative] * rows, pa.string())).append_column(
             "row", pa.array(range(rows), pa.int32())
         )
@@ -154,15 +179,14 @@ def index_of(shard_paths: Sequence[str | Path], study_folder: str | Path, where:
     place = {pool: number for number, pool in enumerate(dict.fromkeys(pools))}
     labels, numbers = (index.column(name).to_numpy() for name in ("label", "index"))
     index = index.take(np.lexsort((numbers, [place[pool] for pool in pools], labels)))
-    lacks = {class_id: lack for class_id, lack in lacks.items() if lack.images}
-    if lacks and not index.num_rows:
+    if not index.num_rows and any(lack.images for lack in lacks.values()):
         raise UserError(
             str(where),
             f"no image: the safety checker flagged all {sum(lack.flagged for lack in lacks.values())} "
             "samples",
             "change the row's prompts, or diffusion.safety_checker",
         )
-    return with_lacks(index, lacks)
+    return _with_lacks_by_pool(index, lacks)
 
 
 def _check(index: pa.Table, pools: Sequence[str], where: Path) -> None:

@@ -3,9 +3,10 @@
 ``dataset.draws: N`` unfolds every row into N. The row of draw 0 keeps its name, that of draw k is called
 ``{row}_draw{k}``. Validation and test images are the same in all draws. A row whose images depend on the
 training images (it starts from them, learns from them or asks the corpus with them, or a row that it is built
-on does) makes its own images in each draw, from those that the rows it is built on made in that draw. Any
-other makes or retrieves its pool once, and its rows of further draws draw from that pool. Tables fold the
-rows together again.
+on does) makes its own images in each draw, from those that the rows it is built on made in that draw. A row
+that learns from another row's images learns from that row's training set of the draw. Any other makes or
+retrieves its pool once, and its rows of further draws draw from that pool. Tables fold the rows together
+again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from augbench.config.methods import ChooseMethod, DrawMethod, Method, RealMethod
+from augbench.config.methods import ChooseMethod, DrawMethod, Method, PersonaliseMethod, RealMethod
 
 _MARK = re.compile(r"_draw([1-9]\d*)$")
 
@@ -48,7 +49,7 @@ def unfold_rows(rows: Mapping[str, Method], draws: int) -> dict[str, Method]:
 
 def _of_draw(name: str, rows: Mapping[str, Method], draw: int) -> Method:
     row = rows[name]
-    if isinstance(row, ChooseMethod):  # among classifiers, which every draw has
+    if isinstance(row, ChooseMethod | PersonaliseMethod):  # of classifiers or sets, which every draw has
         return row.renaming_edges(lambda upstream: drawn_name(upstream, draw))
     if isinstance(row, DrawMethod | RealMethod) or depends_on_training_images(rows, name):
         return row.renaming_edges(

@@ -25,7 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from augbench.artifacts import adapters
-from augbench.artifacts.store import link_file
+from augbench.artifacts.origins import ADDED, parse_added
+from augbench.artifacts.store import Store, link_file
 from augbench.config.methods import PersonaliseMethod
 from augbench.data.sources import open_source
 from augbench.errors import UserError
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KIND = "finetune"
+OF_CLASS = ("class_id", "unlearned")  # keys of a class's recipe beside those of its group
 # parts of Stable Diffusion 1.x and 2.x that fine-tuning reads
 MODEL_PARTS = ("scheduler/", "text_encoder/", "tokenizer/", "unet/", "vae/")
 UNET_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
@@ -112,23 +114,54 @@ def group_recipes(
 # --- fine-tuning ---
 
 
-def write_vectors(learned: Learned, recipe: Recipe, path: Path) -> None:
+def write_vectors(learned: Learned, recipe: Recipe, path: Path, sources: Sequence[str] = ()) -> None:
     """Write what a class learned: one tensor ``(clusters, ...)`` per candidate, or its adapters' tensors.
 
     A candidate of Stable Diffusion XL has two tensors, ``{candidate}.{entry}``
     (:data:`augbench.config.pipelines.LEARNED`).
     With an adapter that all classes share, the tensors are empty. The file's metadata hold the losses, the
-    epochs of the candidates, the best epoch, the recipe and the floating-point type of the computation.
+    epochs of the candidates, the best epoch, the recipe and the floating-point type of the computation. If
+    the class learned from added images, which ``sources`` name, ``learned_images`` has the hashes of these.
     """
+    hashes = [parse_added(source)["sha256"] for source in sources if source.startswith(ADDED)]
     metadata = {
         "history": learned.history,
         "epochs": learned.epochs,
         "best_epoch": learned.best_epoch,
         "recipe": recipe,
         "dtype": learned.dtype,
+        **({"learned_images": hashes} if hashes else {}),
     }
     tensors = {name: np.ascontiguousarray(values.numpy()) for name, values in learned.vectors.items()}
     save_file(tensors, path, {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()})
+
+
+def purge_learned(store: Store, hashes: Collection[str]) -> int:
+    """Delete from the store what learned from added images with these hashes; return the number of files.
+
+    Where classes share what trains, all of their files are deleted.
+    """
+    groups: dict[str, tuple[Recipe, set[int]]] = {}
+    learned: dict[str, list[Path]] = {}
+    for path in sorted((store.root / KIND).glob("*.safetensors")) if hashes else ():
+        with safe_open(path, "np") as file:
+            if "recipe" not in (file.metadata() or {}):
+                continue  # a shared U-Net or adapter
+        metadata = read_metadata(path)
+        shared = {key: value for key, value in metadata["recipe"].items() if key not in OF_CLASS}
+        group = canonical_hash(shared)
+        learned.setdefault(group, []).append(path)
+        if not {*metadata.get("learned_images", ())}.isdisjoint(hashes):
+            groups[group] = (shared, {*metadata["epochs"].values()})
+    doomed = [path for group in groups for path in learned[group]]
+    for shared, epochs in groups.values():
+        recipes = [{**shared, key: epoch} for key in ("unet_epoch", "adapter_epoch") for epoch in epochs]
+        suffixes = {Path(name).suffix for name in (*UNET_FILES, *ADAPTER_FILES)}
+        paths = [store.path(KIND, recipe, suffix) for recipe in recipes for suffix in suffixes]
+        doomed += [path for path in paths if path.exists()]
+    for path in doomed:
+        path.unlink(missing_ok=True)
+    return len(doomed)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -309,8 +342,9 @@ def _learn(
                 shutil.copyfile(made, path)
 
             job.store.commit(KIND, recipe, made.suffix, copy)
+    taught = {task.info.class_id: task.train.sources for task in tasks if row.edges}
     for class_id, result in learned.items():
-        write = partial(write_vectors, result, recipes[class_id])
+        write = partial(write_vectors, result, recipes[class_id], sources=taught.get(class_id, ()))
         job.store.commit(KIND, recipes[class_id], ".safetensors", write)
     shutil.rmtree(folder)
 

@@ -52,11 +52,11 @@ class Plan(FurtherPaths):
 
     def predictions(self, method: str) -> list[str]:
         """Prediction files of all classifiers of a method, in all draws."""
-        return [
-            self.path("classifiers", name, SELECTED, run, "predictions.parquet")
-            for name in self.in_all_draws(method)
-            for run in self.runs
-        ]
+        return [path for name in self.in_all_draws(method) for path in self.drawn_predictions(name)]
+
+    def drawn_predictions(self, method: str) -> list[str]:
+        """Prediction files of all classifiers of a row of one draw."""
+        return [self.path("classifiers", method, SELECTED, run, "predictions.parquet") for run in self.runs]
 
     def results(self) -> list[str]:
         """Result file of every classifier, in the order of Table 1."""

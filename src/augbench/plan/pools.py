@@ -293,14 +293,17 @@ class PoolPaths(InputPaths):
         return self.path("shards", method, candidate, "index.parquet")
 
     def started(self, method: str) -> list[str]:
-        """Index of the pool whose images a row starts from, if there is one."""
+        """List of the images that a row starts from, if it starts from another row's (:meth:`diagnosed`)."""
         row = self.study.methods[method].start_pool
-        return [] if row is None else [self.pool(row)]
+        return [] if row is None else [self.diagnosed(row)]
 
     def started_leaks(self, method: str) -> list[str]:
-        """Pairs whose added images a row does not start from, if near-duplicates are dropped."""
+        """Pairs whose added images a row does not start from, if near-duplicates are dropped.
+
+        A mixture's set was drawn without them.
+        """
         row = self.study.methods[method].start_pool
-        return [] if row is None else self.leaks_to_drop(row)
+        return [] if row is None or self.study.methods[row].shares else self.leaks_to_drop(row)
 
     def ledger(self, method: str = "{method}", class_id: str = "{class_id}") -> str:
         """Path of a class's ledger, which has the fate of every candidate image."""
@@ -521,12 +524,33 @@ class PoolPaths(InputPaths):
         """Rows whose images are compared with validation and test images.
 
         Rows that draw from another row's pool are among them if near-duplicates are dropped, or if they mix,
-        filter or are chosen among. The images of a row that chooses are the chosen row's.
+        filter or are chosen among. The images of a row that chooses are the chosen row's. Where
+        near-duplicates are reported, rows of further draws of the training images are among them if they have
+        images of their own (:meth:`guarded_in`).
         """
-        rows = self.study.folded
+        if self.study.leakage.action == "drop":
+            return list(self.study.augmented)
+        draws = range(self.study.dataset.draws)
+        return [name for draw in draws for name in self.guarded_in(draw) if name in self.study.methods]
+
+    def guarded_in(self, draw: int) -> list[str]:
+        """Guarded rows of a draw of the training images; of further draws, those with own images."""
+        rows, action = self.study.folded, self.study.leakage.action
         chosen = {name for row in rows.choosing.values() for name in row.among}
         reported = [name for name in rows.augmented if name in rows.examined or name in chosen]
-        return {"off": [], "report": reported, "drop": list(self.study.augmented)}[self.study.leakage.action]
+        names = {"off": [], "report": reported, "drop": list(rows.augmented)}[action]
+        return [drawn_name(name, draw) for name in names if not draw or rows.depends_on_training_images(name)]
+
+    @cached_property
+    def further_guarded(self) -> dict[int, list[str]]:
+        """Guarded rows with images of their own in further draws of the training images, by draw."""
+        found = {draw: self.guarded_in(draw) for draw in range(1, self.study.dataset.draws)}
+        return {draw: names for draw, names in found.items() if names}
+
+    @cached_property
+    def guarded_once(self) -> list[str]:
+        """Guarded rows of all draws of the training images, those that share a draw's pool left out."""
+        return [*self.guarded_in(0), *(name for names in self.further_guarded.values() for name in names)]
 
     @cached_property
     def choices(self) -> list[str]:
@@ -538,12 +562,14 @@ class PoolPaths(InputPaths):
         """Guarded rows by the job that searches them, in the jobs' order.
 
         Where near-duplicates are dropped, rows that make images from other rows' images wait for the search
-        of these.
+        of these. Where they are reported, a second job searches the rows of all further draws, so that the
+        first one's search does not depend on the number of draws.
         """
         dropping = self.study.leakage.action == "drop"
         levels: dict[int, list[str]] = {}
         for method in self.guarded:
-            levels.setdefault(self.study.guard_level(method) if dropping else 0, []).append(method)
+            level = self.study.guard_level(method) if dropping else min(1, self.draw_of(method))
+            levels.setdefault(level, []).append(method)
         return [levels[level] for level in sorted(levels)]
 
     def embedded_pools(self, level: int, block: str) -> str:
@@ -597,7 +623,7 @@ class PoolPaths(InputPaths):
         return self.path("leakage", f"{method}.json")
 
     def diagnosed(self, method: str) -> str:
-        """Path of a row's images to measure: its pool, or a mixture's first set, which has its shares."""
+        """Path of a row's images to measure or start from: its pool, or a mixture's set 0 (its shares)."""
         return self.resample(method, "0") if self.study.methods[method].shares else self.pool(method)
 
     def repeats(self, method: str) -> str:

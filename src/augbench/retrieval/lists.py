@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import islice
 from pathlib import Path
 
@@ -230,10 +231,13 @@ def addresses(neighbours: Iterable[str | Path], taken_down: frozenset[str]) -> f
 
 
 def purge(store: Store, taken_down: frozenset[str]) -> int:
-    """Delete the store's ledgers and shards that hold an image of the list; return their number.
+    """Delete what the store holds of the images of the list, or made from them; return the number of files.
 
-    Studies that used them make them again without these images when they run with the list.
+    These are ledgers and shards with such an image, shards with images that started from one, directly or
+    through images that did, and what was learned from any of them. Studies that used them make them again
+    without these images when they run with the list.
     """
+    from augbench.personalise.stage import purge_learned
     from augbench.retrieval.filters import KEPT
 
     if not taken_down:
@@ -246,10 +250,42 @@ def purge(store: Store, taken_down: frozenset[str]) -> int:
         if len(urls := table.filter(pc.and_(listed, pc.equal(table["fate"], KEPT))).column("url")):
             named = pc.unique(pa.concat_arrays([named, urls.combine_chunks()]))
             doomed.append(path)
-    for path in sorted((store.root / "shards").glob("[!.]*.parquet")):
-        sources = pq.read_table(path, columns=["source"])["source"].drop_null()
-        if pc.any(pc.is_in(sources, named)).as_py():
-            doomed.append(path)
-    for path in doomed:
+    shards, hashes = _made_from(
+        sorted((store.root / "shards").glob("[!.]*.parquet")), {*named.drop_null().to_pylist()}
+    )
+    for path in (*doomed, *shards):
         path.unlink(missing_ok=True)
-    return len(doomed)
+    return len(doomed) + len(shards) + purge_learned(store, hashes)
+
+
+def _made_from(paths: Sequence[Path], named: set[str]) -> tuple[list[Path], set[str]]:
+    """Shards with images from named addresses, or that started from such images, through any number of steps.
+
+    Returns the shards, and the hashes of all these images.
+    """
+    tables: dict[Path, pa.Table] = {}
+    for path in paths:
+        there = set(pq.read_schema(path).names)
+        rows = pq.read_table(path, columns=[name for name in ("source", "sha256", "origin") if name in there])
+        if rows["source"].null_count < rows.num_rows:
+            tables[path] = rows
+    hashes: set[str] = set()
+    while True:
+        known = pa.array(sorted(named | hashes), pa.string())
+        found = {path: hit for path, rows in tables.items() if (hit := _hits(rows, known)).num_rows}
+        images = {
+            sha256
+            for rows in found.values()
+            if "sha256" in rows.schema.names
+            for sha256 in rows["sha256"].to_pylist()
+        }
+        if images <= hashes:
+            return [*found], hashes
+        hashes |= images
+
+
+def _hits(rows: pa.Table, known: pa.Array) -> pa.Table:
+    """Images whose address, or the hash of the image that they started from, is known."""
+    columns = [rows[name] for name in ("source", "origin") if name in rows.schema.names]
+    found = [pc.is_in(column, known) for column in columns]
+    return rows.filter(reduce(pc.or_, found))

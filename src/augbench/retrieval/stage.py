@@ -31,6 +31,8 @@ from augbench.prompts.stage import read_prompts
 from augbench.retrieval.filters import KEPT, Filters, check_scores, owners
 from augbench.retrieval.hunt import (
     IMAGES_AT_ONCE,
+    NOT_NEEDED,
+    NOT_SELECTED,
     Copies,
     Embed,
     Hunt,
@@ -212,7 +214,7 @@ class _Retrieval:
         return find
 
     def publish(self, hunt: Hunt, asked: Recipe, filters: Filters) -> None:
-        """Write the class's shard and ledger; keep the ledger if the class got all the images it wanted."""
+        """Write the class's shard and ledger; keep the ledger if the class had all candidates it sought."""
         ledger = hunt.ledger(filters)
         counts = Counter(row["fate"] for row in ledger)
         logger.info(
@@ -227,7 +229,8 @@ class _Retrieval:
             pq.write_table(pa.Table.from_pylist(ledger, schema=ledger_schema(self.method)), path)
 
         target = self.ledgers[hunt.class_id]
-        if counts[KEPT] < hunt.wanted:  # another try may find more
+        candidates = counts[KEPT] + counts[NOT_SELECTED] + counts[NOT_NEEDED]
+        if candidates < max(hunt.wanted, hunt.sought):  # another try may find more
             with atomic_path(target) as temporary:
                 write_ledger(temporary)
         else:

@@ -18,6 +18,7 @@ from typing import Any
 from augbench.commands.plan.steps import STAGES, Step, total
 from augbench.commands.plan.throughput import Throughput, read_throughput
 from augbench.commands.plan.work import FORWARD_SHARE, Work
+from augbench.config.draws import drawn_name
 from augbench.config.hub import known_model, known_models
 from augbench.config.methods import PersonaliseMethod, RetrieveMethod
 from augbench.config.study import Study
@@ -432,7 +433,7 @@ class Estimate(Work):
     def _report(self) -> Iterator[Step]:
         plan, folded = self.plan, self.plan.folded
         if plan.guarded:
-            pools = sum(self.pool_size(method) for method in plan.guarded)
+            pools = sum(self.pool_size(method) for method in plan.guarded_once)
             images = pools + self.sizes.train + self.sizes.validation + self.sizes.test
             guards = [
                 [path for method in level for path in (plan.leaks(method), plan.leak_counts(method))]
@@ -440,12 +441,16 @@ class Estimate(Work):
             ]
             guards[0] += plan.embedded_splits.values()
             inherited = [plan.inherited(method) for method in plan.inheriting]
-            repeats = [plan.embedded_split("train"), *map(plan.repeats, folded.guarded)]
+            repeats = [[plan.embedded_split("train"), *map(plan.repeats, folded.guarded)]]
+            if plan.further_guarded:
+                embedded = [plan.embedded_split(drawn_name("train", draw)) for draw in plan.further_guarded]
+                names = [name for names in plan.further_guarded.values() for name in names]
+                repeats.append([*embedded, *map(plan.repeats, names)])
             blocks = [[path] for path in plan.embedded_in_blocks(range(len(guards)))]
             step = self._step(
                 stage="report",
                 method="near-duplicates",
-                jobs=[*blocks, *guards, repeats],
+                jobs=[*blocks, *guards, *repeats],
                 others=[list(folded.leakage_table.values()), *([inherited] if inherited else [])],
                 images=images,
                 gpu_hours=self.embed_hours(images),

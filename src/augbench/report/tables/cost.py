@@ -11,7 +11,6 @@ guard serve all methods alike and are left out.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -239,12 +238,14 @@ def _trained(plan: Plan, method: str) -> tuple[str, ...]:
 
 def _sources(plan: Plan, method: str) -> dict[str, int]:
     """Number of parts that a row needs of each pool, also of those that its images were made from."""
-    study, parts = plan.study, Counter[str]()
-    for row in _trained(plan, method):
+    study, parts = plan.study, dict[str, int]()
+    waiting = [*_trained(plan, method)]
+    while waiting:
+        row = waiting.pop()
         for pool in study.pools_of(row):
-            parts[pool] = max(parts[pool], study.parts_drawn(row, pool))
-    parts |= Counter({pool: study.parts_drawn(pool) for pool in _upstream(plan, method)})
-    return dict(parts)
+            parts[pool] = max(parts.get(pool, 0), study.parts_drawn(row, pool))
+            waiting += study.methods[pool].built_on
+    return parts
 
 
 def _scoring(plan: Plan, method: str, times: Mapping[JobFile, Hours], gpus: int) -> Hours:
@@ -293,8 +294,9 @@ def _needs(plan: Plan, pools: Iterable[str]) -> set[str]:
 
 
 def _folders(plan: Plan, method: str) -> list[str]:
-    """Folders with a row's files, including the images of the rows that it is built on."""
-    own = [(stage, method) for stage in ("resamples", "classifiers")]
+    """Folders with a row's files, including those of rows that it chooses among and the images of others."""
+    rows = dict.fromkeys([method, *_trained(plan, method)])
+    own = [(stage, row) for stage in ("resamples", "classifiers") for row in rows]
     stages = ("shards", "finetune", "retrieval")
     pooled = [(stage, pool) for stage in stages for pool in _sources(plan, method)]
     return [plan.path(stage, name) for stage, row in (*own, *pooled) for name in plan.in_all_draws(row)]

@@ -7,7 +7,7 @@ method.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from augbench.artifacts.parquet import REMAKE
 from augbench.artifacts.pool import load_images, read_index
+from augbench.config.draws import drawn_name
 from augbench.config.study import Study
 from augbench.data.sources import open_source
 from augbench.data.splits import read_split
@@ -40,8 +41,10 @@ PAIRS_PER_ROW = 4
 class Row:
     """One method; accuracies are means over its runs, None without predictions or if no test image is left.
 
-    ``checked``, ``train``, ``val`` and ``test`` count added images. ``test_images`` counts distinct test
-    images that have a near-duplicate. ``without`` is the accuracy on the other ``test_left`` test images.
+    ``checked``, ``train``, ``val`` and ``test`` count added images, of all draws of the training images in
+    which the method has images of its own. ``test_images`` counts distinct test images that have a
+    near-duplicate. ``without`` is the accuracy of each draw's classifiers on the test images without a
+    near-duplicate in that draw's images, ``test_left`` the number of these, in the draw with the fewest.
     ``baseline`` and ``baseline_without`` are the same accuracies for real training images alone.
     ``inherited`` counts added images that were made from an image that shows a validation or test image; None
     for rows that are not built on other rows' images.
@@ -64,25 +67,50 @@ class Row:
 
 
 def _accuracies(
-    paths: Sequence[str | Path], leaks: pa.Table
+    runs: Iterable[tuple[str | Path, pa.Table]],
 ) -> tuple[float | None, float | None, int | None]:
     """Mean accuracy over runs, in percent: on all test images, and on those without near-duplicates.
 
-    The third value is the number of test images without near-duplicates.
+    A run is its predictions and the pairs of its draw. The third value is the smallest number of test images
+    without near-duplicates.
     """
-    everything, without, left = [], [], None
-    for path in paths:
+    everything, without, left = [], [], []
+    for path, leaks in runs:
         predictions = pq.read_table(path)
         share, _ = accuracy_without(predictions, leaks.slice(0, 0))
-        share_without, left = accuracy_without(predictions, leaks)
+        share_without, remaining = accuracy_without(predictions, leaks)
         everything.append(share)
         without.append(share_without)
+        left.append(remaining)
 
     def mean(shares: list[float | None]) -> float | None:
         values = [share for share in shares if share is not None]
         return 100 * fmean(values) if values else None
 
-    return mean(everything), mean(without), left
+    return mean(everything), mean(without), min(left, default=None)
+
+
+def searched_rows(
+    study: Study, name: str, searched: Collection[str], chosen: Mapping[str, str] | None = None
+) -> list[str]:
+    """Row whose pairs are those of row ``name``, for each draw of the training images; empty if none is.
+
+    It is the row of that draw, or the row that was chosen there. Images that are common to all draws are
+    searched once, under the name of the first draw's row.
+
+    Parameters
+    ----------
+    searched : collection of str
+        Rows whose pairs the guard has, with the names of their draws.
+    chosen : mapping of str to str, optional
+        As in :func:`build_rows`.
+    """
+    found: list[str] = []
+    for draw in range(study.dataset.draws):
+        drawn = drawn_name(name, draw)
+        source = (chosen or {}).get(drawn, drawn)
+        found += [row for row in (source, study.row_and_draw(source)[0]) if row in searched][:1]
+    return found
 
 
 def build_rows(
@@ -100,7 +128,8 @@ def build_rows(
     ----------
     leaks, repeats, summaries : mapping of method to path
         As :func:`augbench.leakage.stage.guard` writes them: pairs with validation and test images, pairs
-        with training images, and the summaries of the former.
+        with training images, and the summaries of the former. Here and below, a method of a further draw of
+        the training images has its unfolded name (:mod:`augbench.config.draws`).
     predictions : mapping of method to sequence of path
         ``predictions.parquet`` of every run, including those of the baseline.
     inherited : mapping of method to path, optional
@@ -113,42 +142,107 @@ def build_rows(
     UserError
         A file is damaged, or the pairs or the summary belong to another method.
     """
-    baseline = next((name for name, method in study.real.items() if method.split == "train"), None)
+    baseline = next((name for name, method in study.real.items() if method.split == "train"), "")
     rows = []
     for name in study.methods:
-        source = (chosen or {}).get(name, name)
-        if source not in leaks:
+        sources = searched_rows(study, name, leaks, chosen)
+        found = {
+            row: _Searched.read(row, leaks[row], repeats[row], summaries[row], (inherited or {}).get(row))
+            for row in dict.fromkeys(sources)
+        }
+        if not found:
             continue
-        pairs, summary = read_leaks(leaks[source]), Summary(**read_json(summaries[source]))
-        repeated = read_leaks(repeats[source])
-        for path, table in ((leaks[source], pairs), (repeats[source], repeated)):
-            if set(table.column("method").to_pylist()) - {source} or summary.method != source:
-                raise UserError(str(path), f"pairs of another method than {source}", REMAKE)
-        passed_on = read_inherited(inherited[source]) if inherited and source in inherited else None
-        touched = pairs.select(REAL)
-        if passed_on is not None:
-            touched = pa.concat_tables([touched, passed_on.select(REAL)])
-        full, without, left = _accuracies(predictions.get(name, ()), touched)
-        baseline_full, baseline_without, _ = _accuracies(predictions.get(baseline or "", ()), touched)
+        touched = [found[row].touched for row in sources]
+        full, without, left = _accuracies(_by_draw(name, predictions, touched))
+        baseline_full, baseline_without, _ = _accuracies(_by_draw(baseline, predictions, touched))
+        pools = [*found.values()]
+        summed = [pool.summary for pool in pools]
+        checked = sum(summary.checked for summary in summed)
         rows.append(
             Row(
                 method=name,
                 label=study.label(name),
-                checked=summary.checked,
-                train=count_images(repeated, "train"),
-                val=summary.val,
-                test=summary.test,
-                either_percent=100 * summary.either / summary.checked if summary.checked else 0.0,
-                test_images=summary.test_images,
+                checked=checked,
+                train=sum(count_images(pool.repeated, "train") for pool in pools),
+                val=sum(summary.val for summary in summed),
+                test=sum(summary.test for summary in summed),
+                either_percent=100 * sum(summary.either for summary in summed) / checked if checked else 0.0,
+                test_images=len({image for pool in pools for image in pool.test_images}),
                 test_left=left,
                 top1_percent=full,
                 without_percent=without,
                 baseline_percent=baseline_full,
                 baseline_without_percent=baseline_without,
-                inherited=None if passed_on is None else count_inherited(passed_on),
+                inherited=_sum(pool.inherited for pool in pools),
             )
         )
     return rows
+
+
+def _by_draw(
+    name: str, predictions: Mapping[str, Sequence[str | Path]], touched: Sequence[pa.Table]
+) -> Iterator[tuple[str | Path, pa.Table]]:
+    """Yield the predictions of a row's classifiers, each with the pairs of its draw."""
+    for draw, pairs in enumerate(touched):
+        for path in predictions.get(drawn_name(name, draw), ()):
+            yield path, pairs
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """Sum of the counts that there are; None if there is none."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+@dataclass(frozen=True)
+class _Searched:
+    """What the guard found in one pool.
+
+    ``pairs`` are with validation and test images, ``repeated`` with training images. ``passed_on`` are
+    inherited near-duplicates, None for rows that are not built on other rows' images.
+    """
+
+    summary: Summary
+    pairs: pa.Table
+    repeated: pa.Table
+    passed_on: pa.Table | None
+
+    @classmethod
+    def read(
+        cls,
+        row: str,
+        leaks: str | Path,
+        repeats: str | Path,
+        summary: str | Path,
+        inherited: str | Path | None,
+    ) -> _Searched:
+        """Read the files of one row; a UserError if they belong to another row."""
+        found = cls(
+            Summary(**read_json(summary)),
+            read_leaks(leaks),
+            read_leaks(repeats),
+            None if inherited is None else read_inherited(inherited),
+        )
+        for path, table in ((leaks, found.pairs), (repeats, found.repeated)):
+            if set(table.column("method").to_pylist()) - {row} or found.summary.method != row:
+                raise UserError(str(path), f"pairs of another method than {row}", REMAKE)
+        return found
+
+    @property
+    def touched(self) -> pa.Table:
+        """Real images that the pool's images show, or were made from: columns split and image_id."""
+        tables = [self.pairs, *([] if self.passed_on is None else [self.passed_on])]
+        return pa.concat_tables([table.select(REAL) for table in tables])
+
+    @property
+    def test_images(self) -> set[str]:
+        """Test images that have a near-duplicate in the pool."""
+        return {pair["image_id"] for pair in self.pairs.select(REAL).to_pylist() if pair["split"] == "test"}
+
+    @property
+    def inherited(self) -> int | None:
+        """Number of images with an inherited near-duplicate."""
+        return None if self.passed_on is None else count_inherited(self.passed_on)
 
 
 REAL = ["split", "image_id"]  # columns that name the real image of a pair
@@ -183,6 +277,14 @@ NOTES = (
     "Real images are not compared with each other: near-duplicates between a data set's own splits remain.",
 )
 
+DRAWS = (
+    "A row whose images depend on the training images has images of its own in each draw of these. "
+    "Checked, Near train, Near val, Near test and Inherited are sums over the draws, Test images are "
+    "distinct ones of all draws, and Without leaves out, for each classifier, the test images with a "
+    "near-duplicate in its own draw's images. Images that all draws share count once, and Near train "
+    "compares them with the first draw's training images.",
+)
+
 
 def _limits_note(summaries: Mapping[str, str | Path]) -> tuple[str, ...]:
     """The note on the limits of the guard; empty without methods."""
@@ -196,20 +298,26 @@ def _limits_note(summaries: Mapping[str, str | Path]) -> tuple[str, ...]:
     )
 
 
-def _inherited_notes(rows: Sequence[Row], inherited: Mapping[str, str | Path]) -> Iterator[str]:
-    """Yield what is inherited, and for each row that inherits anything, examples and the file with all."""
+def _inherited_notes(
+    rows: Mapping[str, Sequence[str]], study: Study, inherited: Mapping[str, str | Path]
+) -> Iterator[str]:
+    """Yield what is inherited, and for each pool that inherits anything, examples and the file with all.
+
+    ``rows`` are the rows whose pairs the table's rows have (:func:`searched_rows`).
+    """
     if inherited:
         yield from INHERITED
-    for row in rows:
-        if row.inherited:
-            pairs = read_inherited(inherited[row.method]).to_pylist()
+    for method, sources in rows.items():
+        for name in dict.fromkeys(source for source in sources if source in inherited):
+            if not (pairs := read_inherited(inherited[name]).to_pylist()):
+                continue
             named = [
                 f"image {pair['index']} of {pair['class_id']}"
                 f" ({'started' if pair['edge'] == START else 'learned'} from {pair['split']} image"
                 f" {pair['image_id']})"
                 for pair in pairs
             ]
-            yield f"{row.label}: inherited by {some(named, 3)}; all are in {inherited[row.method]}."
+            yield f"{study.label(method)}: inherited by {some(named, 3)}; all are in {inherited[name]}."
 
 
 def _cells(row: Row, with_inherited: bool) -> tuple[str, ...]:
@@ -245,7 +353,13 @@ def write_leakage_table(
     """
     inherited = inherited or {}
     rows = build_rows(study, leaks, repeats, summaries, predictions, inherited, chosen)
-    notes = (*NOTES, *_limits_note(summaries), *_inherited_notes(rows, inherited))
+    sources = {row.method: searched_rows(study, row.method, leaks, chosen) for row in rows}
+    notes = (
+        *NOTES,
+        *(DRAWS if study.dataset.draws > 1 else ()),
+        *_limits_note(summaries),
+        *_inherited_notes(sources, study, inherited),
+    )
     layout = Layout(
         f"Near-duplicates of real images, study {study.study}",
         (*HEADER, "Inherited") if inherited else HEADER,
@@ -262,8 +376,8 @@ def write_leakage_table(
 
 def draw_pairs(
     job: Job,
-    leaks_path: str | Path,
-    index_path: str | Path,
+    leaks: Sequence[str | Path],
+    indexes: Sequence[str | Path],
     splits: Mapping[str, str | Path],
     out: str | Path,
 ) -> None:
@@ -273,6 +387,8 @@ def draw_pairs(
 
     Parameters
     ----------
+    leaks, indexes : sequence of path
+        Pairs of the method, and the index of its pool; of every draw in which it has images of its own.
     splits : mapping of str to path
         Manifests of ``val`` and ``test``.
 
@@ -283,9 +399,9 @@ def draw_pairs(
     """
     from matplotlib.figure import Figure
 
-    leaks, index = read_leaks(leaks_path), read_index(index_path)
+    index = pa.concat_tables([read_index(path).replace_schema_metadata() for path in indexes])
     pairs = sorted(
-        leaks.to_pylist(),
+        (pair for path in leaks for pair in read_leaks(path).to_pylist()),
         key=lambda pair: (pair["split"] != "test", pair["hash_distance"], -pair["correlation"]),
     )[:EXAMPLES]
     names = ("class_id", "index", "sha256")  # a mixture has several images of one index
