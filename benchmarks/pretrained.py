@@ -2,9 +2,9 @@
 
 Input: scikit-learn's handwritten digits (1,797 images of 8 x 8 pixels, shown at 64 x 64). For each seed a
 network learns 0 to 4, and is tested on a fifth of them that it has not seen. Another one begins with its
-weights (``classifier.pretrained``) or at random, learns 5 to 9 from a few images per class, and is tested on
-the other images of 5 to 9. Output: a Markdown table with the mean accuracies, and the mean difference with its
-95% interval (Student's t, paired by seed); JSON with ``--json``.
+weights (``classifier.pretrained``) or at random, learns 5 to 9 from a few images per class, and is tested
+on the other images of 5 to 9. Output: a Markdown table with the mean accuracies, and the mean difference
+with its 95% interval (Student's t, paired by seed); JSON with ``--json``.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ with a comment, and the table stands between it and the next comment:
     <!-- table accuracy ROW@STUDY ... against ROW[@STUDY] ... -->   accuracies, and differences paired by draw
     <!-- table contrasts STUDY ... -->                              the contrasts that the config named
     <!-- table images ROW@STUDY ... -->                             diagnostics of the added images
-    <!-- table further STUDY -->                                    accuracies on test sets of other distributions
+    <!-- table further STUDY -->                                    accuracies on other test sets
     <!-- end of table -->
 
 `*@STUDY` stands for all rows of a study. Differences between rows of one study have the spread of all its
@@ -136,7 +136,13 @@ def further(words: Sequence[str]) -> Table:
     (study,) = words
     rows = further_tests.read_rows(MEASURED / study / "further_tests.csv")
     baseline = next(row.label for row in rows if row.baseline_points is None)
-    header = ["Test images", "Row", "Top-1 (%)", f"against {baseline}", "more than on the ordinary test images"]
+    header = [
+        "Test images",
+        "Row",
+        "Top-1 (%)",
+        f"against {baseline}",
+        "more than on the ordinary test images",
+    ]
     cells = []
     for row in rows:
         ahead = difference(row.baseline_points, row.baseline_low, row.baseline_high)

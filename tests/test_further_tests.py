@@ -321,7 +321,7 @@ def test_finished_classifiers_are_scored_once_and_nothing_else_is_made(
 def test_accuracy_on_a_tree_with_absent_classes_is_right_by_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
-    """Logits of four images; the best of all is often class 1 or 2, which the tree lacks, of a study of four."""
+    """Logits of four images in a study of four classes; the best is often 1 or 2, which the tree lacks."""
     monkeypatch.chdir(tmp_path)
     for name in ("n01440764", "n07873807", "n01443537"):  # labels 0 and 3, and no class of the study
         write_images(tmp_path / "art" / name, numbered(2))

@@ -477,7 +477,7 @@ def test_the_sizes_of_the_classes_are_those_of_the_manifests(tmp_path: Path) -> 
 
 
 def test_sizes_are_those_after_added_images_have_replaced_real_ones(tmp_path: Path) -> None:
-    """Half of 5, 4 and 1 real images, rounded up: 3, 2 and 1, but run 0 has one added image of b, run 1 none."""
+    """Half of 5, 4 and 1 real images, rounded up, but run 0 has one added image of b, and run 1 none."""
     ids = [f"{name}{i}" for name, size in (("a", 5), ("b", 4), ("c", 1)) for i in range(size)]
     labels = np.array(["abc".index(one[0]) for one in ids], dtype=np.int32)
     for name in ("train", "val", "test"):

@@ -1,4 +1,4 @@
-"""Stamps of image files: what splits record, what the store's keys make of it, and files that change later."""
+"""Stamps of image files: what splits record, what keys make of it, and files that change later."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_a_second_study_makes_no_image_and_learns_nothing_again(workspace: Works
 def test_a_study_that_takes_shards_does_not_make_another_one_draw_its_sets_again(
     workspace: Workspace,
 ) -> None:
-    """Both have the same file, so both would see its time stamp, and large files are compared by that alone."""
+    """Both have the same file and see one time stamp, by which alone large files are compared."""
     targets = {}
     for name, row in (("small", "simple_prompt"), ("second", "prompts")):
         path = workspace.folder / f"{name}.yaml"

@@ -115,8 +115,8 @@ class Store:
     ) -> bool:
         """Whether the artifact exists, and is not one that ``valid`` rejects (truncated, bits flipped).
 
-        A rejected one stays until it is made again: another process may replace it at any moment, and deleting
-        it here could delete its successor.
+        A rejected one stays until it is made again: another process may replace it at any moment, and
+        deleting it here could delete its successor.
         """
         kept = self.path(kind, recipe, suffix)
         if not kept.exists() and "dataset" in recipe:
@@ -219,7 +219,7 @@ class Store:
             return self.path(kind, recipe, suffix)
 
     def artifacts(self, unfinished: bool = False) -> Iterator[Path]:
-        """Yield all files of the store that are artifacts, and those that are being written if ``unfinished``."""
+        """Yield the store's files that are artifacts, and those that are being written if ``unfinished``."""
         for folder in sorted(self.root.iterdir()) if self.root.is_dir() else ():
             if folder.is_dir() and folder.name != USES:
                 files = sorted(path for path in folder.rglob("*") if path.is_file())

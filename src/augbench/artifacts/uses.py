@@ -114,9 +114,9 @@ class Uses:
     def restore_times(self) -> None:
         """Give the study's targets that other studies use, too, the times at which this study got them.
 
-        A target is a hard link, and Snakemake touches a job's outputs. A study that takes a file from the store
-        therefore makes it newer than what other studies have made from it, and they would make that again.
-        Files of other owners stay as they are.
+        A target is a hard link, and Snakemake touches a job's outputs. A study that takes a file from the
+        store therefore makes it newer than what other studies have made from it, and they would make that
+        again. Files of other owners stay as they are.
         """
         records, mine = list(self._records()), self.of().study
         shared = {kept for kept, use, _ in records if use.study != mine and kept != NOTHING}

@@ -17,7 +17,7 @@ from augbench.seeds import derive_seed
 
 
 def replaced_images(share: float, real: int, added: int) -> int:
-    """Number of a class's real images that added ones replace: ``share`` of them, rounded up, if there are."""
+    """Number of a class's real images that are replaced: ``share``, rounded up, of at most the added."""
     return min(needed_images(share, real), added)
 
 

@@ -333,7 +333,7 @@ def _origin(study: Study, *parts: LabelledImages) -> Recipe:
 
 
 def run_recipe(study: Study, run: TrainingRun) -> dict[str, Any]:
-    """Recipe of a run's weights: config, seed, and ordered ids, stamps and labels of all images in training."""
+    """Recipe of a run's weights: config, seed, and ordered ids, stamps and labels of its training images."""
     block, added = run.block, run.added
     return {
         "classifier": classifier_recipe(study, block.method),

@@ -14,9 +14,9 @@ from augbench.config.study import Study
 def clean(study: Study, delete: bool = False) -> str:
     """Describe the store by kind of artifact, and delete what no study uses if ``delete``.
 
-    An artifact is in use if a file that it was published at still exists, or if its study's results exist and
-    need it without publishing it, or if its study is unfinished. A finished study needs no latents. Files that
-    a killed process was writing are deleted with the unused ones.
+    An artifact is in use if a file that it was published at still exists, or if its study's results exist
+    and need it without publishing it, or if its study is unfinished. A finished study needs no latents.
+    Files that a killed process was writing are deleted with the unused ones.
 
     Raises
     ------

@@ -361,7 +361,7 @@ class _Maker:
         return sampler.begin(prompts, scopes, seed, self.progress, starts)
 
     def _commit(self, shard: _Shard, samples: Samples) -> None:
-        """Encode a shard's images with all of the job's threads; write it to the store and link its target."""
+        """Encode a shard's images with all of the job's threads; store it and link its target."""
         encoding, made = image_recipe(self.job.study), samples.made
         with ThreadPoolExecutor(self.job.threads, "encode") as encoders:
             encoded = encoders.map(lambda sample: encode_image(sample.image, **encoding), made.values())

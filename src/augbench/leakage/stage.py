@@ -209,7 +209,7 @@ def guard(
 
 @dataclass(frozen=True)
 class RealImages:
-    """Real images of a split: ids, classes, embeddings ``(N, D)``, a loader by position, and stamps if known."""
+    """Real images of a split: ids, classes, embeddings ``(N, D)``, a loader by position, and stamps."""
 
     split: str
     where: str

@@ -80,7 +80,7 @@ def further_split_recipe(study: Study, test: str) -> Recipe:
 
 
 def further_images_recipe(study: Study, test: str, stamped: bool = False) -> Recipe:
-    """Recipe of the images of a further test set, without their ids; ``stamped`` as in :func:`images_origin`."""
+    """Recipe of a further test set's images, without their ids; ``stamped`` as in :func:`images_origin`."""
     left_out = {"folders", "numbers_of", "classes", *(["root"] if stamped else [])}
     section = study.dataset.further_tests[test].model_dump(mode="json", exclude=left_out)
     if section["kind"] == "folder":

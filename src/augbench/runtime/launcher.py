@@ -187,7 +187,8 @@ def prepare(study: Study) -> None:
 def restore_times(study: Study) -> None:
     """Undo what other studies did to the time stamps of files that they share with this one.
 
-    The Snakefile calls this before Snakemake plans. Where other users' records can't be read, nothing happens.
+    The Snakefile calls this before Snakemake plans. Where other users' records can't be read, nothing
+    happens.
     """
     from augbench.artifacts.store import open_store
 

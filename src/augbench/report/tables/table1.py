@@ -458,7 +458,7 @@ def first_weights_notes(study: Study, results: Iterable[str | Path]) -> Iterator
 
 
 def early_weights_notes(study: Study, results: Iterable[str | Path]) -> Iterator[str]:
-    """Yield a note per row whose scored weights are from before the steps of ``use.real_at_end`` in some runs."""
+    """Yield a note per row with scored weights from before the steps of ``use.real_at_end`` in some runs."""
     config = study.classifier
     if config.keep != "best":
         return
