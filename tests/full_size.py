@@ -149,7 +149,9 @@ def fine_tuned(study: Study, folder: Path, images: int = 4) -> Learned:
         ImageSet([f"{part}{i}" for i in range(count)], [""] * count, [i % row.clusters for i in range(count)])
         for part, count in (("train", images), ("validation", 1))
     ]
-    source: Any = SimpleNamespace(load=lambda places: (Image.new("RGB", (600, 500)) for _ in places))
+    source: Any = SimpleNamespace(
+        load_unchanged=lambda places, _: (Image.new("RGB", (600, 500)) for _ in places)
+    )
     with (
         mock.patch.object(Trainer, "_keep_weights", lambda _: None),
         mock.patch.object(Trainer, "_save", lambda *_: None),

@@ -123,7 +123,7 @@ def chosen(inputs: Inputs, study: Study, method: str, folder: Path) -> LearnedFi
     files = {name: str(made / name / "embeddings.safetensors") for name in row.candidate_names}
     folders = {name: str(made / name / "unet") for name in unets}
     choose_lr(row, {1.0: vectors}, {1.0: unets}, made / "lr.json", made / "history.parquet", files, folders)
-    entries = LearnedFiles.of(Plan(study, NAMES), method, "epoch1", None).entries
+    entries = LearnedFiles.of(Plan(study, NAMES), method, "epoch1").entries
     return LearnedFiles(files["epoch1"], folders.get("epoch1"), entries=entries)
 
 

@@ -153,7 +153,9 @@ def test_of_images_learned_from_only_training_images_have_stamps(tmp_path: Path,
     train, row = read_split(paths["train"]), study_of().personalised["words"]
     added = {"class_id": ["a", "b"], "label": [0, 1], "sha256": ["1" * 64, "2" * 64]}
     monkeypatch.setattr(learned, "read_index", lambda path: pa.table(added))
-    monkeypatch.setattr(learned, "added_source", lambda image: f"added:{image['sha256']}")
+    monkeypatch.setattr(
+        learned, "added_source", lambda image: f"added:shards/web/selected/a/0.parquet#0#{image['sha256']}"
+    )
     learned.write_learned_images("words", row, paths["train"], {"web": "set"}, tmp_path / "learned.parquet")
     assert pq.read_schema(tmp_path / "learned.parquet").equals(STAMPED)
     split = read_split(tmp_path / "learned.parquet")
